@@ -1,0 +1,244 @@
+"""Every error shardhub raises on purpose, and what each becomes at the edges.
+
+    ShardhubError
+    ├── UsageError                  what was asked cannot be meant
+    │   ├── PlanError               a cut that no plan can have
+    │   ├── PromptError             an empty prompt, a bad template
+    │   │   └── ContextExceeded     more positions than the session may hold
+    │   └── AddressError            a host or port that cannot be served
+    ├── UnsupportedModel            an architecture or checkpoint that cannot be split
+    │   └── ProofFailed             the chain of stages does not compute what the whole model computes
+    ├── IntegrityError              bytes are not what was promised
+    │   ├── FormatError             a document that breaks its specification
+    │   │   └── NewerFormat         written by a later shardhub
+    │   ├── WeightFileError         a safetensors file that is malformed or not the one promised
+    │   └── DigestMismatch          content and digest disagree
+    ├── AccessError                 not allowed
+    ├── ChainError                  a node or the network
+    │   ├── RouteError              stages missing, served twice, overlapping
+    │   ├── HandshakeError          a node that serves something else
+    │   ├── NodeUnreachable         no connection
+    │   ├── NodeLost                the connection broke while it was used
+    │   ├── StepTimeout             a step passed its deadline
+    │   └── NodeFailure             a node reports a fault of its own
+    ├── SessionError                the session's state forbids it; nothing was changed
+    │   ├── SessionUnknown          no such session here (ended, expired, or never opened)
+    │   ├── StaleEpoch              fenced by a newer epoch
+    │   ├── PositionMismatch        a gap or a replay
+    │   └── SessionNotRewindable    the KV cache cannot go back to that position
+    ├── WireError                   a message that breaks the protocol
+    └── ResourceError               not enough of something
+        ├── DoesNotFit              weights and KV cache exceed the memory budget
+        ├── DiskFull                no room for what is to be written
+        └── Overloaded              admission refused: sessions, KV or queue spent
+
+A message has three parts, printed on one screen: what happened and where, why (the two values that disagree), and
+what to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class ShardhubError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        what: What happened, and where: one sentence.
+        why: The cause, with the values that disagree.
+        hint: What the reader can do next, ideally a command.
+    """
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.what, self.why, self.hint) if part)
+
+
+class UsageError(ShardhubError):
+    """What was asked cannot be meant."""
+
+
+class PlanError(UsageError):
+    """A cut that no plan can have."""
+
+
+class PromptError(UsageError):
+    """A prompt that cannot be run."""
+
+
+class ContextExceeded(PromptError):
+    """The sequence would pass the session's context length."""
+
+
+class AddressError(UsageError):
+    """An address that cannot or must not be served."""
+
+
+class UnsupportedModel(ShardhubError):
+    """An architecture or checkpoint that cannot be split."""
+
+
+class ProofFailed(UnsupportedModel):
+    """The chained stages do not compute what the whole model computes."""
+
+
+class IntegrityError(ShardhubError):
+    """Bytes are not what was promised."""
+
+
+class FormatError(IntegrityError):
+    """A document breaks its specification."""
+
+
+class NewerFormat(FormatError):
+    """A document was written in a format this version cannot read."""
+
+
+class WeightFileError(IntegrityError):
+    """A weight file is malformed, or not the one promised."""
+
+
+class DigestMismatch(IntegrityError):
+    """Content and digest disagree."""
+
+
+class AccessError(ShardhubError):
+    """Permission is missing."""
+
+
+class ChainError(ShardhubError):
+    """A node or the network between nodes."""
+
+
+class RouteError(ChainError):
+    """The nodes at hand do not cover the plan exactly once."""
+
+
+class HandshakeError(ChainError):
+    """A node serves something other than the manifest names."""
+
+
+class NodeUnreachable(ChainError):
+    """No connection to a node."""
+
+
+class NodeLost(ChainError):
+    """The connection to a node broke while it was used."""
+
+
+class StepTimeout(ChainError):
+    """A step passed its deadline."""
+
+
+class NodeFailure(ChainError):
+    """A node reports a fault of its own."""
+
+
+class SessionError(ShardhubError):
+    """The session's state forbids the call; nothing was changed."""
+
+
+class SessionUnknown(SessionError):
+    """No such session on this node."""
+
+
+class StaleEpoch(SessionError):
+    """A newer epoch fences this call."""
+
+
+class PositionMismatch(SessionError):
+    """A step that leaves a gap or repeats positions."""
+
+
+class SessionNotRewindable(SessionError):
+    """The KV cache cannot go back to the position asked for."""
+
+
+class WireError(ShardhubError):
+    """A message breaks the protocol."""
+
+
+class ResourceError(ShardhubError):
+    """Not enough of something."""
+
+
+class DoesNotFit(ResourceError):
+    """Weights and KV cache exceed the memory budget."""
+
+
+class DiskFull(ResourceError):
+    """No room for what is to be written."""
+
+
+class Overloaded(ResourceError):
+    """Admission refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What an error becomes at the three edges.
+
+    Attributes:
+        grpc: Name of a `grpc.StatusCode`.
+        http: HTTP status.
+        exit: Exit code of the command line: 0 done, 1 failure, 2 usage, 3 integrity, 4 access, 5 network or node,
+            6 memory or disk, 70 watchdog, 130 and 143 signals.
+    """
+
+    grpc: str
+    http: int
+    exit: int
+
+
+OUTCOMES: dict[type[ShardhubError], Outcome] = {
+    PlanError: Outcome(grpc="INVALID_ARGUMENT", http=400, exit=2),
+    ContextExceeded: Outcome(grpc="OUT_OF_RANGE", http=400, exit=2),
+    PromptError: Outcome(grpc="INVALID_ARGUMENT", http=400, exit=2),
+    AddressError: Outcome(grpc="INVALID_ARGUMENT", http=400, exit=2),
+    UsageError: Outcome(grpc="INVALID_ARGUMENT", http=400, exit=2),
+    ProofFailed: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
+    UnsupportedModel: Outcome(grpc="UNIMPLEMENTED", http=501, exit=1),
+    NewerFormat: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
+    FormatError: Outcome(grpc="DATA_LOSS", http=500, exit=3),
+    WeightFileError: Outcome(grpc="DATA_LOSS", http=500, exit=3),
+    DigestMismatch: Outcome(grpc="DATA_LOSS", http=500, exit=3),
+    IntegrityError: Outcome(grpc="DATA_LOSS", http=500, exit=3),
+    AccessError: Outcome(grpc="PERMISSION_DENIED", http=403, exit=4),
+    RouteError: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
+    HandshakeError: Outcome(grpc="FAILED_PRECONDITION", http=503, exit=5),
+    NodeUnreachable: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
+    NodeLost: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
+    StepTimeout: Outcome(grpc="DEADLINE_EXCEEDED", http=504, exit=5),
+    NodeFailure: Outcome(grpc="INTERNAL", http=502, exit=5),
+    ChainError: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
+    SessionUnknown: Outcome(grpc="NOT_FOUND", http=500, exit=5),
+    StaleEpoch: Outcome(grpc="ABORTED", http=500, exit=5),
+    PositionMismatch: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=5),
+    SessionNotRewindable: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=5),
+    SessionError: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=5),
+    WireError: Outcome(grpc="INVALID_ARGUMENT", http=500, exit=5),
+    DoesNotFit: Outcome(grpc="RESOURCE_EXHAUSTED", http=503, exit=6),
+    DiskFull: Outcome(grpc="RESOURCE_EXHAUSTED", http=507, exit=6),
+    Overloaded: Outcome(grpc="RESOURCE_EXHAUSTED", http=429, exit=6),
+    ResourceError: Outcome(grpc="RESOURCE_EXHAUSTED", http=503, exit=6),
+    ShardhubError: Outcome(grpc="INTERNAL", http=500, exit=1),
+}
+
+
+def outcome(error: ShardhubError) -> Outcome:
+    """The row of `OUTCOMES` for this very class; a test holds that every class has one."""
+    return OUTCOMES[type(error)]
+
+
+def by_name(name: str, what: str, *, why: str = "", hint: str = "") -> ShardhubError:
+    """Rebuild an error a peer reported by class name; an unknown name becomes a `NodeFailure`."""
+    for kind in OUTCOMES:
+        if kind.__name__ == name:
+            return kind(what, why=why, hint=hint)
+    return NodeFailure(what, why=why, hint=hint)

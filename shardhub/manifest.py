@@ -1,0 +1,416 @@
+"""stage.json and shardhub.json: the documents that give a shard and a pipeline their identity.
+
+Both are canonical JSON named by the sha256 of their bytes. `docs/format.md` is their specification.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shardhub.errors import DigestMismatch, FormatError, NewerFormat
+from shardhub.naming import (
+    COMMIT_PATTERN,
+    DIGEST_PATTERN,
+    PLAIN_FILE_PATTERN,
+    REPO_PATTERN,
+    WEIGHT_FILE_PATTERN,
+    check_file_name,
+)
+from shardhub.tensors import DTYPE_SIZES, TensorSpec
+
+FORMAT_VERSION = 1
+
+# Limits beside which a document is an attack, not a model.
+MAX_DOCUMENT_BYTES = 4 << 20  # the largest stage.json measured (671B, 60 layers in one stage) is under 400 kB
+MAX_CATALOGUE_BYTES = 32 << 20
+MAX_LAYERS = 4096
+MAX_STAGES = 1024
+MAX_FILES = 65_536
+MAX_TENSORS_PER_FILE = 65_536
+MAX_CROSSINGS = 4096
+MAX_DIMS = 8
+MAX_SIZE = 1 << 50
+
+Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
+Commit = Annotated[str, Field(pattern=COMMIT_PATTERN)]
+Repo = Annotated[str, Field(pattern=REPO_PATTERN)]
+TensorName = Annotated[str, Field(min_length=1, max_length=512)]
+Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
+Dimension = Annotated[int, Field(ge=0, le=MAX_SIZE)]
+# B batch, L positions of this chunk, T positions so far including this chunk.
+Symbol = Literal["B", "L", "T"]
+
+
+def canonical(value: Any) -> bytes:
+    """The one byte string of a JSON value: sorted keys, no spaces, UTF-8, shortest float repr, no trailing newline."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "strict")
+
+
+def sha256_hex(data: bytes) -> str:
+    """Lower-case hexadecimal sha256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def config_digest(config: dict[str, Any]) -> str:
+    """Digest of a model's config.json, whatever its layout on disk, without the block we add to shards' copies."""
+    return sha256_hex(canonical({key: value for key, value in config.items() if key != "shardhub"}))
+
+
+class Document(BaseModel):
+    """Base of everything parsed from outside: strict, frozen, unknown fields refused."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Source(Document):
+    """Where the weights come from.
+
+    Attributes:
+        repo: Hub id of the source model; None for a folder on disk.
+        commit: Its commit; None for a folder.
+    """
+
+    repo: Repo | None
+    commit: Commit | None
+
+
+class WeightFile(Document):
+    """A weight file of a shard: name, size in bytes, sha256 and the names of its tensors in file order."""
+
+    name: Annotated[str, Field(pattern=WEIGHT_FILE_PATTERN)]
+    size_bytes: Size
+    sha256: Digest
+    tensors: Annotated[tuple[TensorName, ...], Field(min_length=1, max_length=MAX_TENSORS_PER_FILE)]
+
+    @model_validator(mode="after")
+    def _safe(self) -> WeightFile:
+        check_file_name(self.name, where="weight file", pattern=WEIGHT_FILE_PATTERN)
+        return self
+
+
+class Crossing(Document):
+    """A tensor that crosses a cut.
+
+    Attributes:
+        name: `layer.I` for the output of layer I, with a dotted path where the output has parts.
+        dtype: safetensors name.
+        shape: Dimensions: constants, or B batch, L positions of this chunk, T positions so far with this chunk.
+    """
+
+    name: TensorName
+    dtype: Literal[tuple(DTYPE_SIZES)]  # type: ignore[valid-type]
+    shape: Annotated[tuple[Dimension | Symbol, ...], Field(max_length=MAX_DIMS)]
+
+    def expected_shape(self, *, batch: int, length: int, total: int) -> tuple[int, ...]:
+        """Shape for B = `batch`, L = `length` and T = `total`."""
+        symbols = {"B": batch, "L": length, "T": total}
+        return tuple(symbols[d] if isinstance(d, str) else d for d in self.shape)
+
+
+class Quantization(Document):
+    """Default quantisation of a checkpoint; single tensors may differ (config.json has the rest)."""
+
+    bits: Annotated[int, Field(ge=1, le=16)]
+    group_size: Annotated[int, Field(ge=1, le=65_536)]
+    mode: Annotated[str, Field(max_length=32)]
+
+
+class Stage(Document):
+    """stage.json: what a shard is, whatever pipeline it is used in. Its sha256 is the stage digest.
+
+    Attributes:
+        num_layers: Layers of the whole model.
+        start, stop: Half-open range of this stage's layers.
+        config_digest: See `config_digest`.
+        catalogue_digest: sha256 of tensors.json, which lists all tensors of the whole model.
+        dtype: safetensors name of the hidden states' dtype.
+        weight_files: In the order embedding, layers, norm and head.
+        crossings_in, crossings_out: What the stage receives and sends beside token ids; empty at the two ends.
+    """
+
+    kind: Literal["shardhub-stage"] = "shardhub-stage"
+    format_version: Literal[1] = 1
+    source: Source
+    config_digest: Digest
+    catalogue_digest: Digest
+    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    start: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    stop: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    dtype: Literal[tuple(DTYPE_SIZES)]  # type: ignore[valid-type]
+    quantization: Quantization | None
+    weight_files: Annotated[tuple[WeightFile, ...], Field(min_length=1, max_length=MAX_FILES)]
+    crossings_in: Annotated[tuple[Crossing, ...], Field(max_length=MAX_CROSSINGS)]
+    crossings_out: Annotated[tuple[Crossing, ...], Field(max_length=MAX_CROSSINGS)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stage:
+        if not self.start < self.stop <= self.num_layers:
+            raise ValueError(f"layers [{self.start}, {self.stop}) are not a range in [0, {self.num_layers})")
+        if bool(self.crossings_in) != (self.start > 0):
+            raise ValueError("crossings_in must be empty on the first stage, and only there")
+        if bool(self.crossings_out) != (self.stop < self.num_layers):
+            raise ValueError("crossings_out must be empty on the last stage, and only there")
+        _unique("weight_files", [file.name.lower() for file in self.weight_files])
+        _unique("weight_files.tensors", [name for file in self.weight_files for name in file.tensors])
+        for field in ("crossings_in", "crossings_out"):
+            _unique(field, [crossing.name for crossing in getattr(self, field)])
+        return self
+
+    @property
+    def digest(self) -> str:
+        """The stage digest."""
+        return sha256_hex(encode(self))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(file.size_bytes for file in self.weight_files)
+
+
+class RepoLocation(Document):
+    """A shard on the Hub."""
+
+    kind: Literal["repo"] = "repo"
+    repo: Repo
+    commit: Commit
+
+
+class FolderLocation(Document):
+    """A shard in a folder beside the pipeline's folder."""
+
+    kind: Literal["folder"] = "folder"
+    name: Annotated[str, Field(pattern=PLAIN_FILE_PATTERN)]
+
+    @model_validator(mode="after")
+    def _safe(self) -> FolderLocation:
+        check_file_name(self.name, where="folder")
+        return self
+
+
+Location = Annotated[RepoLocation | FolderLocation, Field(discriminator="kind")]
+
+
+class StageEntry(Document):
+    """One stage of a pipeline: its digest, its layers, its size, and where it is to be had."""
+
+    digest: Digest
+    start: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    stop: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    size_bytes: Size
+    locations: Annotated[tuple[Location, ...], Field(max_length=64)]
+
+
+class Manifest(Document):
+    """shardhub.json: the pipeline's lock file.
+
+    Attributes:
+        name: Base name of the shards.
+        stages: In order; together they cover every layer exactly once.
+        files: sha256 of config, tokenizer and chat template files that lie beside the manifest, by name.
+    """
+
+    kind: Literal["shardhub-pipeline"] = "shardhub-pipeline"
+    format_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=PLAIN_FILE_PATTERN)]
+    source: Source
+    config_digest: Digest
+    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    stages: Annotated[tuple[StageEntry, ...], Field(min_length=1, max_length=MAX_STAGES)]
+    files: Annotated[dict[str, Digest], Field(max_length=256)]
+
+    @model_validator(mode="after")
+    def _covers_every_layer_once(self) -> Manifest:
+        at = 0
+        for index, stage in enumerate(self.stages):
+            if stage.start != at:
+                fault = "gap" if stage.start > at else "overlap"
+                raise ValueError(f"stages.{index}: {fault} at layer {min(at, stage.start)}: expected start {at}")
+            if stage.stop <= stage.start:
+                raise ValueError(f"stages.{index}: empty layer range [{stage.start}, {stage.stop})")
+            at = stage.stop
+        if at != self.num_layers:
+            raise ValueError(f"stages end at layer {at} of {self.num_layers}")
+        _unique("stages.digest", [stage.digest for stage in self.stages])
+        for name in self.files:
+            check_file_name(name, where="files")
+        return self
+
+    @property
+    def pipeline_id(self) -> str:
+        """Identity of the pipeline: sha256 of the ordered stage digests and the config digest."""
+        return pipeline_id([stage.digest for stage in self.stages], self.config_digest)
+
+
+def pipeline_id(stage_digests: list[str], config: str) -> str:
+    """sha256 of the canonical JSON `{"config": ..., "stages": [...]}`; nothing that changes later is in it."""
+    return sha256_hex(canonical({"config": config, "stages": stage_digests}))
+
+
+class Proof(Document):
+    """proof.json: how the stage's computation was proven when it was split; outside the stage digest.
+
+    Attributes:
+        graph_hash: Hash of the stage's computation over `chunks`, nothing evaluated.
+        chunks: Lengths L of the chunks that were traced one after the other.
+        device: MLX device the graph was traced for.
+    """
+
+    kind: Literal["shardhub-proof"] = "shardhub-proof"
+    format_version: Literal[1] = 1
+    stage_digest: Digest
+    method: Literal["graph"]
+    graph_hash: Digest
+    chunks: tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...]
+    shardhub: Annotated[str, Field(max_length=64)]
+    mlx: Annotated[str, Field(max_length=64)]
+    mlx_lm: Annotated[str, Field(max_length=64)]
+    device: Annotated[str, Field(max_length=64)]
+
+
+class ShardHint(Document):
+    """The `shardhub` block in a shard's config.json; a hint for people and `serve`, outside all digests."""
+
+    stage_digest: Digest
+    index: Annotated[int, Field(ge=0, lt=MAX_STAGES)]
+    start: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    stop: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    pipeline: Annotated[str, Field(max_length=200)]
+
+
+class _CatalogueEntry(Document):
+    dtype: Literal[tuple(DTYPE_SIZES)]  # type: ignore[valid-type]
+    shape: Annotated[tuple[Dimension, ...], Field(max_length=MAX_DIMS)]
+
+
+class _Catalogue(Document):
+    kind: Literal["shardhub-tensors"] = "shardhub-tensors"
+    format_version: Literal[1] = 1
+    tensors: Annotated[dict[TensorName, _CatalogueEntry], Field(max_length=1 << 20)]
+
+
+D = TypeVar("D", bound=Document)
+
+
+def encode(document: Document) -> bytes:
+    """Canonical bytes of a document."""
+    return canonical(document.model_dump(mode="json"))
+
+
+def decode(kind: type[D], data: bytes, *, where: str, limit_bytes: int = MAX_DOCUMENT_BYTES) -> D:
+    """Parse a document strictly.
+
+    Args:
+        kind: The document's class.
+        data: Its bytes, as read.
+        where: Path or repo, for messages.
+        limit_bytes: Refuse more.
+
+    Raises:
+        NewerFormat: It is of a later format version.
+        FormatError: It breaks the specification; the message has the field's path.
+    """
+    value = parse_json(data, where=where, limit_bytes=limit_bytes)
+    if not isinstance(value, dict):
+        raise _broken(where, "the document is not a JSON object")
+    version = value.get("format_version")
+    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT_VERSION:
+        raise NewerFormat(
+            f"{where} is written in format version {version}.",
+            why=f"This shardhub reads versions up to {FORMAT_VERSION}.",
+            hint="Upgrade: pip install --upgrade shardhub",
+        )
+    try:
+        return kind.model_validate_json(canonical(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        path = ".".join(str(part) for part in first["loc"]) or "document"
+        raise _broken(where, f"{path}: {first['msg']}") from error
+    except UnicodeEncodeError as error:
+        raise _broken(where, "text with unpaired surrogates") from error
+
+
+def decode_identified(kind: type[D], data: bytes, *, where: str) -> D:
+    """Parse a document whose bytes are its identity: anything but the canonical form is refused.
+
+    Raises:
+        FormatError: As `decode`, or the bytes are not canonical.
+    """
+    document = decode(kind, data, where=where)
+    if encode(document) != data:
+        raise _broken(where, "the bytes are not in canonical form")
+    return document
+
+
+def encode_catalogue(tensors: dict[str, TensorSpec]) -> bytes:
+    """Canonical bytes of tensors.json: dtype and shape of every tensor of the whole model."""
+    entries = {name: {"dtype": spec.dtype, "shape": list(spec.shape)} for name, spec in tensors.items()}
+    return canonical({"kind": "shardhub-tensors", "format_version": FORMAT_VERSION, "tensors": entries})
+
+
+def decode_catalogue(data: bytes, *, digest: str, where: str) -> dict[str, TensorSpec]:
+    """Parse tensors.json.
+
+    Raises:
+        DigestMismatch: Its bytes are not those `digest` names.
+        FormatError: As `decode`.
+    """
+    check_digest(data, digest, where=where)
+    entries = decode(_Catalogue, data, where=where, limit_bytes=MAX_CATALOGUE_BYTES).tensors
+    return {name: TensorSpec(dtype=entry.dtype, shape=entry.shape) for name, entry in entries.items()}
+
+
+def check_digest(data: bytes, digest: str, *, where: str) -> None:
+    """Raise `DigestMismatch` unless `data` has this sha256."""
+    if (found := sha256_hex(data)) != digest:
+        raise DigestMismatch(
+            f"{where} is not the file that was published.",
+            why=f"Its sha256 is {found[:16]}..., the document that names it says {digest[:16]}....",
+            hint="Get the file again from its publisher.",
+        )
+
+
+def parse_json(data: bytes, *, where: str, limit_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
+    """Parse JSON from outside: size bounded, duplicate keys, NaN, a byte order mark and bottomless nesting refused.
+
+    Raises:
+        FormatError: One of these, or it is not JSON in UTF-8.
+    """
+    if len(data) > limit_bytes:
+        raise _broken(where, f"{len(data)} bytes, the limit is {limit_bytes}")
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise _broken(where, "nested too deep") from error
+    except ValueError as error:
+        raise _broken(where, str(error)) from error
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} stands twice")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _unique(field: str, values: list[str]) -> None:
+    if len(set(values)) != len(values):
+        twice = next(value for value in values if values.count(value) > 1)
+        raise ValueError(f"{field}: {twice!r} stands twice")
+
+
+def _broken(where: str, why: str) -> FormatError:
+    return FormatError(
+        f"{where} breaks the format's specification.",
+        why=f"{why[:300]}.",
+        hint="See docs/format.md; get the file again from its publisher.",
+    )

@@ -1,0 +1,20 @@
+"""Where templates/ and protos/ are: inside the package in a wheel, beside it in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def resource(folder: str) -> Path:
+    """Path of `templates` or `protos`.
+
+    Raises:
+        FileNotFoundError: The installation lacks the folder.
+    """
+    for parent in (_PACKAGE, _PACKAGE.parent):
+        path = parent / folder
+        if path.is_dir():
+            return path
+    raise FileNotFoundError(f"shardhub is installed without {folder}/: reinstall it")
