@@ -1,0 +1,6 @@
+"""`python -m shardhub`."""
+
+from shardhub.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""The head: a pipeline, the nodes that serve it, and what a user wants of it: text for a prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shardhub.chain.chain import Chain, ChainSession
+from shardhub.chain.generate import check_prompt, generate
+from shardhub.chain.links import LocalLink, NodeLink, StageLink, describe
+from shardhub.chain.route import Hop, LocalHop, NodeHop, plan_route
+from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.errors import DigestMismatch
+from shardhub.parameters import SamplingParameters
+from shardhub.shard import Pipeline, read_shard
+from shardhub.text.stops import StopMatcher
+from shardhub.text.tokenizer import Tokenizer
+from shardhub.wire.options import DEFAULT_LIVENESS, Liveness
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A part of an answer.
+
+    Attributes:
+        text: Text that is certain now; may be empty.
+        token: Id of the token that brought it; None for the last piece.
+        finish: Set on the last piece.
+    """
+
+    text: str
+    token: int | None = None
+    finish: Finish | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Timing:
+    """How long an answer took, in seconds since the prompt was sent, and its size in tokens."""
+
+    num_prompt: int = 0
+    num_reused: int = 0
+    num_generated: int = 0
+    started_at: float = 0.0
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decode rate: tokens after the first over the time after the first."""
+        elapsed = self.total_s - self.first_token_s
+        return (self.num_generated - 1) / elapsed if self.num_generated > 1 and elapsed > 0 else 0.0
+
+
+class Head:
+    """Runs prompts over a chain. Make it with `Head.start`.
+
+    Attributes:
+        pipeline: What is run.
+        hops: Where each stage runs.
+        tokenizer: The pipeline's.
+    """
+
+    def __init__(self, pipeline: Pipeline, hops: tuple[Hop, ...], chain: Chain, tokenizer: Tokenizer) -> None:
+        self.pipeline = pipeline
+        self.hops = hops
+        self.chain = chain
+        self.tokenizer = tokenizer
+
+    @classmethod
+    async def start(
+        cls,
+        pipeline: Pipeline,
+        nodes: Sequence[str],
+        *,
+        context: int,
+        budget_bytes: int | None = None,
+        allow_local: bool = True,
+        progress: Callable[[str], None] = lambda _: None,
+        liveness: Liveness = DEFAULT_LIVENESS,
+    ) -> Head:
+        """Connect to the nodes, load the stages that nobody serves, and check all against the manifest.
+
+        Args:
+            nodes: Addresses, any order.
+            context: Positions that stages of this process serve.
+            budget_bytes: Memory for stages of this process; None asks the machine.
+            allow_local: Whether stages may run in this process.
+            progress: Told what is being done.
+
+        Raises:
+            ChainError: A node does not answer, serves something else, or a stage has nobody.
+            DoesNotFit: Stages nobody serves are here but do not fit.
+        """
+        tokenizer = asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.folder)
+        try:
+            described = await asyncio.gather(*(describe(address, liveness=liveness) for address in nodes))
+            folders: dict[int, Path] = {}
+            for index in range(len(pipeline.manifest.stages)):
+                folder = pipeline.shard_folder(index) if allow_local else None
+                if folder is not None:
+                    folders[index] = folder
+            hops = plan_route(pipeline.manifest, list(zip(nodes, described, strict=True)), folders)
+        except BaseException:
+            await asyncio.wait({tokenizer})
+            raise
+        links: list[StageLink] = []
+        try:
+            for hop in hops:
+                if isinstance(hop, NodeHop):
+                    links.append(NodeLink(hop.address, hop.description, liveness=liveness))
+                else:
+                    links.append(LocalLink(await _load_local(pipeline, hop, folders, context, budget_bytes, progress)))
+            chain = await Chain.start(links)
+        except BaseException:
+            for link in links:
+                await link.stop()
+            raise
+        return cls(pipeline, hops, chain, await tokenizer)
+
+    async def stop(self) -> None:
+        """Close the chain."""
+        await self.chain.stop()
+
+    def describe_hops(self) -> list[dict[str, object]]:
+        """Where each stage runs, for people and `--json`."""
+        rows: list[dict[str, object]] = []
+        for hop, link, way in zip(self.hops, self.chain.links, self.chain.hops, strict=True):
+            rows.append(
+                {
+                    "stages": list(range(hop.first, hop.last + 1)),
+                    "layers": [link.facts.start, link.facts.stop],
+                    "at": link.name,
+                    "next": way.kind.value,
+                }
+            )
+        return rows
+
+    async def answer(
+        self,
+        prompt: Sequence[int],
+        parameters: SamplingParameters,
+        *,
+        max_tokens: int,
+        stops: Sequence[str] = (),
+        timing: Timing | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> AsyncIterator[Piece]:
+        """Answer a prompt in a session of its own, freed on every node when the answer ends or is given up.
+
+        Args:
+            prompt: Token ids.
+            max_tokens: Most tokens of the answer.
+            stops: Strings that end it; they are not part of it.
+            timing: Filled in as the answer comes.
+            progress: Told of prompt ids done and in all.
+
+        Raises:
+            PromptError, ContextExceeded: The prompt cannot be run.
+            ChainError: A stage failed.
+        """
+        context = check_prompt(prompt, max_tokens, self.chain.max_context)
+        session = await self.chain.open(context=context, parameters=parameters)
+        try:
+            async with aclosing(
+                self.continue_session(
+                    session, prompt, max_tokens=max_tokens, stops=stops, timing=timing, progress=progress
+                )
+            ) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            await session.close()
+
+    async def continue_session(
+        self,
+        session: ChainSession,
+        ids: Sequence[int],
+        *,
+        max_tokens: int,
+        stops: Sequence[str] = (),
+        timing: Timing | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> AsyncIterator[Piece]:
+        """Answer ids that follow what a session holds already; as `answer`, but the session stays open."""
+        timing = timing or Timing()
+        timing.num_prompt = session.position + len(ids)
+        timing.num_reused = session.position
+        timing.started_at = time.monotonic()
+        detokenizer = self.tokenizer.detokenizer()
+        matcher = StopMatcher(stops)
+        finish: Finish = "length"
+        tokens = generate(
+            self.chain, session, ids, max_tokens=max_tokens, end_ids=self.tokenizer.eos_ids, progress=progress
+        )
+        async with aclosing(tokens):
+            async for token in tokens:
+                timing.total_s = time.monotonic() - timing.started_at
+                timing.num_generated += 1
+                if timing.num_generated == 1:
+                    timing.first_token_s = timing.total_s
+                if token.is_end:
+                    finish = "stop"
+                    break
+                text = matcher.feed(detokenizer.add(token.id))
+                if matcher.found is not None:
+                    finish = "stop"
+                yield Piece(text=text, token=token.id)
+                if matcher.found is not None:
+                    break
+        rest = matcher.feed(detokenizer.finish()) + matcher.finish() if matcher.found is None else ""
+        if matcher.found is not None:
+            finish = "stop"
+        yield Piece(text=rest, finish=finish)
+
+
+class Conversation:
+    """A chat's session: each turn sends only what the chain has not seen."""
+
+    def __init__(self, head: Head, parameters: SamplingParameters) -> None:
+        self._head = head
+        self._parameters = parameters
+        self._session: ChainSession | None = None
+
+    async def answer(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        stops: Sequence[str] = (),
+        timing: Timing | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> AsyncIterator[Piece]:
+        """Answer the whole conversation's ids; ids the nodes hold KV for already are not sent again.
+
+        Raises:
+            ShardhubError: As `Head.answer`; the next turn starts a new session then.
+        """
+        chain = self._head.chain
+        check_prompt(prompt, max_tokens, chain.max_context)
+        try:
+            if self._session is None:
+                self._session = await chain.open(context=chain.max_context, parameters=self._parameters)
+            session = self._session
+            known = _common_prefix(session.ids, prompt[:-1])
+            if session.position != known:
+                known = await session.resume(known)
+            async with aclosing(
+                self._head.continue_session(
+                    session, prompt[known:], max_tokens=max_tokens, stops=stops, timing=timing, progress=progress
+                )
+            ) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except Exception:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Free the session on every node."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+
+async def _load_local(
+    pipeline: Pipeline,
+    hop: LocalHop,
+    folders: dict[int, Path],
+    context: int,
+    budget_bytes: int | None,
+    progress: Callable[[str], None],
+) -> Engine:
+    shards = [read_shard(folders[index]) for index in range(hop.first, hop.last + 1)]
+    stages = pipeline.manifest.stages[hop.first : hop.last + 1]
+    progress(f"stage {hop.first}" + (f" to {hop.last}" if hop.last > hop.first else "") + " runs in this process")
+    for shard, entry in zip(shards, stages, strict=True):
+        _check_shard(shard.digest, entry.digest, shard.folder)
+    settings = EngineSettings(context=context, budget_bytes=budget_bytes)
+    return await asyncio.get_running_loop().run_in_executor(
+        None, lambda: Engine.start(shards, settings, progress=progress)
+    )
+
+
+def _check_shard(found: str, expected: str, folder: Path) -> None:
+    """Refuse a shard folder that is not the one the manifest names.
+
+    Raises:
+        DigestMismatch: It holds another stage.
+    """
+    if found != expected:
+        raise DigestMismatch(
+            f"{folder} is not the shard the manifest names.",
+            why=f"Its stage digest is {found[:16]}..., the manifest says {expected[:16]}....",
+            hint="Split the model again, or get the pipeline and its shards from one publisher.",
+        )
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    length = 0
+    for left, right in zip(a, b, strict=False):
+        if left != right:
+            break
+        length += 1
+    return length

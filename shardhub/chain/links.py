@@ -1,0 +1,287 @@
+"""Links from the head to the stages: over gRPC to a node, or to an engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from shardhub.engine.engine import Engine, Ran
+from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, ShardhubError, StepTimeout, WireError
+from shardhub.protocol import (
+    PROTOCOL_VERSIONS,
+    Description,
+    Lane,
+    Limits,
+    Opened,
+    OpenSession,
+    StageFacts,
+    Step,
+    StepFailure,
+    StepResult,
+)
+from shardhub.wire import codec
+from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, client_options
+from shardhub.wire.outbox import Outbox
+from shardhub.wire.shardhub_pb2_grpc import NodeStub
+from shardhub.wire.status import from_rpc
+
+Arrival = Step | StepResult | StepFailure
+CONNECT_TIMEOUT_S = 10.0
+# Control calls wait for the step that runs: as long as a large chunk on a slow machine takes.
+CONTROL_TIMEOUT_S = 120.0
+# Describe carries no tensors; a node's own limit is known only after it.
+_DESCRIBE_BYTES = 4 << 20
+
+
+class StageLink(Protocol):
+    """What the chain needs of a stage, wherever it runs."""
+
+    @property
+    def name(self) -> str:
+        """Address, or "this process"; for messages."""
+
+    @property
+    def facts(self) -> StageFacts: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    async def start(
+        self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
+    ) -> None:
+        """Open the link for a head.
+
+        Args:
+            arrived: Told of everything that comes back.
+            lost: Told once if the link breaks.
+        """
+
+    async def open(self, call: OpenSession) -> Opened: ...
+
+    async def close_session(self, head: bytes, session: bytes, epoch: int) -> None: ...
+
+    async def renew(self, head: bytes, sessions: Sequence[bytes]) -> list[bytes]:
+        """Extend leases; returns the sessions that are gone."""
+
+    def send(self, step: Step) -> None:
+        """Queue a step."""
+
+    async def stop(self) -> None: ...
+
+
+class LocalLink:
+    """A stage that runs in this process."""
+
+    name = "this process"
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._head = b""
+        self._arrived: Callable[[Arrival], None] = lambda _: None
+
+    @property
+    def facts(self) -> StageFacts:
+        return self._engine.facts
+
+    @property
+    def limits(self) -> Limits:
+        return self._engine.limits
+
+    async def start(
+        self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
+    ) -> None:
+        self._head = head
+        self._arrived = arrived
+        self._loop = asyncio.get_running_loop()
+
+    async def open(self, call: OpenSession) -> Opened:
+        return await asyncio.wrap_future(self._engine.open(call))
+
+    async def close_session(self, head: bytes, session: bytes, epoch: int) -> None:
+        await asyncio.wrap_future(self._engine.close_session(head, session, epoch))
+
+    async def renew(self, head: bytes, sessions: Sequence[bytes]) -> list[bytes]:
+        return await asyncio.wrap_future(self._engine.renew(head, sessions))
+
+    def send(self, step: Step) -> None:
+        def done(future: Any) -> None:
+            if future.cancelled() or self._loop.is_closed():
+                return
+            outcome = future.result()
+            arrival = outcome.output if isinstance(outcome, Ran) else outcome
+            self._loop.call_soon_threadsafe(self._arrived, arrival)
+
+        self._engine.step(self._head, step).add_done_callback(done)
+
+    async def stop(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self._engine.stop)
+
+
+async def describe(address: str, *, liveness: Liveness = DEFAULT_LIVENESS) -> Description:
+    """Ask a node what it serves.
+
+    Raises:
+        NodeUnreachable, ChainError: It does not answer, or is no node.
+    """
+    async with grpc.aio.insecure_channel(address, options=client_options(_DESCRIBE_BYTES, liveness)) as channel:
+        try:
+            reply = await NodeStub(channel).Describe(pb.DescribeRequest(), timeout=CONNECT_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, peer=address, doing="describe it") from error
+        except grpc.aio.UsageError as error:
+            raise NodeUnreachable(f"{address} is no address of a node.", why=f"{error}.") from error
+    return codec.description_value(reply)
+
+
+class NodeLink:
+    """A stage on a node: control calls, and one stream for each lane.
+
+    Args:
+        address: HOST:PORT.
+        description: What it said of itself.
+    """
+
+    def __init__(self, address: str, description: Description, *, liveness: Liveness = DEFAULT_LIVENESS) -> None:
+        self.name = address
+        self.description = description
+        options = client_options(description.limits.message_bytes, liveness)
+        self._channel = grpc.aio.insecure_channel(address, options=options)
+        self._stub = NodeStub(self._channel)
+        self._outboxes: dict[Lane, Outbox] = {}
+        self._calls: list[Any] = []
+        self._readers: list[asyncio.Task[None]] = []
+        self._is_lost = False
+
+    @property
+    def facts(self) -> StageFacts:
+        return self.description.stage
+
+    @property
+    def limits(self) -> Limits:
+        return self.description.limits
+
+    async def start(
+        self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
+    ) -> None:
+        self._arrived = arrived
+        self._lost = lost
+        version = max(set(PROTOCOL_VERSIONS) & set(self.description.protocol_versions))
+        for lane in Lane:
+            call = self._stub.Link()
+            self._calls.append(call)
+            try:
+                await call.write(codec.hello_message(head=head, lane=lane, version=version, is_head=True))
+                hello = await asyncio.wait_for(call.read(), CONNECT_TIMEOUT_S)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+                raise await self._call_error(call, error) from error
+            except TimeoutError as error:
+                raise StepTimeout(f"{self.name} did not answer a hello.", hint="Is the node overloaded?") from error
+            if hello is grpc.aio.EOF:
+                raise await self._call_error(call, None)
+            if hello.hello.boot_id != self.description.boot_id:
+                raise HandshakeError(
+                    f"{self.name} was restarted just now, or another node answers there.", hint="Try again."
+                )
+            self._outboxes[lane] = Outbox(call.write, limit=self.limits.queue_steps * 2, on_broken=self._break)
+            self._readers.append(asyncio.create_task(self._read(call, lane)))
+
+    async def open(self, call: OpenSession) -> Opened:
+        reply = await self._unary(self._stub.Open, codec.open_message(call), "open a session")
+        return codec.opened_value(reply)
+
+    async def close_session(self, head: bytes, session: bytes, epoch: int) -> None:
+        message = pb.CloseRequest(head=head, session=session, epoch=epoch)
+        await self._unary(self._stub.Close, message, "close a session")
+
+    async def renew(self, head: bytes, sessions: Sequence[bytes]) -> list[bytes]:
+        message = pb.RenewRequest(head=head, sessions=sessions)
+        return list((await self._unary(self._stub.Renew, message, "renew leases")).gone)
+
+    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> float:
+        """Have the node try its way to another one; round trip in seconds.
+
+        Raises:
+            ShardhubError: It cannot get there.
+        """
+        message = pb.ProbeRequest(address=address, timeout_ms=int(timeout_s * 1000), boot_id=boot_id)
+        reply = await self._unary(self._stub.Probe, message, f"probe the way to {address}")
+        return float(reply.round_trip_s)
+
+    def send(self, step: Step) -> None:
+        if self._is_lost or step.lane not in self._outboxes:
+            raise NodeLost(f"The link to {self.name} is broken.")
+        self._outboxes[step.lane].put(codec.step_message(step))
+
+    async def stop(self) -> None:
+        self._is_lost = True
+        for outbox in self._outboxes.values():
+            outbox.stop()
+        for reader in self._readers:
+            reader.cancel()
+        for call in self._calls:
+            call.cancel()
+        await self._channel.close()
+
+    async def _unary(self, method: Any, message: Any, doing: str) -> Any:
+        try:
+            return await method(message, timeout=CONTROL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, peer=self.name, doing=doing) from error
+
+    async def _read(self, call: Any, lane: Lane) -> None:
+        try:
+            while (message := await call.read()) is not grpc.aio.EOF:
+                kind = message.WhichOneof("kind")
+                if kind == "step":
+                    self._arrived(codec.step_value(message.step, lane))
+                elif kind == "result":
+                    self._arrived(codec.result_value(message.result, lane))
+                elif kind == "failure":
+                    self._arrived(codec.failure_value(message.failure))
+                else:
+                    raise WireError(f"{self.name} sent a {kind} where none may come.")
+            self._break(await self._call_error(call, None))
+        except (grpc.aio.AioRpcError, ShardhubError) as error:
+            self._break(error)
+
+    async def _call_error(self, call: Any, error: BaseException | None) -> ShardhubError:
+        """Why a stream ended: the status says more than the failed read or write."""
+        code = await call.code()
+        if code == grpc.StatusCode.OK:
+            return NodeLost(f"{self.name} ended the link.", hint="Is the node going away?")
+        details, trailing = await call.details(), await call.trailing_metadata()
+        status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing or grpc.aio.Metadata(), details)
+        found = from_rpc(status, peer=self.name, doing="keep the link open")
+        if isinstance(found, NodeUnreachable) and self._readers:
+            return NodeLost(
+                f"The node at {self.name} is gone.",
+                why=f"Its link broke: {details}.",
+                hint="Start it again with `shardhub serve`.",
+            )
+        return found
+
+    def _break(self, error: BaseException) -> None:
+        if self._is_lost:
+            return
+        self._is_lost = True
+        if isinstance(error, grpc.aio.AioRpcError):
+            task = asyncio.ensure_future(self._tell_lost(error))
+            self._readers.append(task)
+        else:
+            known = error if isinstance(error, ShardhubError) else NodeLost(f"The link to {self.name} broke.")
+            self._lost(known)
+
+    async def _tell_lost(self, error: grpc.aio.AioRpcError) -> None:
+        found = from_rpc(error, peer=self.name, doing="keep the link open")
+        if isinstance(found, NodeUnreachable):
+            found = NodeLost(
+                f"The node at {self.name} is gone.",
+                why=f"Its link broke: {error.details()}.",
+                hint="Start it again with `shardhub serve`.",
+            )
+        self._lost(found)

@@ -1,0 +1,113 @@
+"""Which stage runs where: a pure decision from the manifest and what the nodes say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from shardhub.errors import HandshakeError, RouteError
+from shardhub.manifest import Manifest
+from shardhub.protocol import PROTOCOL_VERSIONS, Description
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeHop:
+    """Stages `[first, last]` of the manifest run on a node."""
+
+    address: str
+    description: Description
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalHop:
+    """Stages `[first, last]` of the manifest run in this process."""
+
+    first: int
+    last: int
+
+
+Hop = NodeHop | LocalHop
+
+
+def plan_route(
+    manifest: Manifest, nodes: Sequence[tuple[str, Description]], local: Collection[int] = ()
+) -> tuple[Hop, ...]:
+    """Order the nodes by the layers they serve and fill gaps with stages of this process.
+
+    Args:
+        manifest: The pipeline.
+        nodes: Address and description of each node, any order.
+        local: Indices of stages that may run here.
+
+    Raises:
+        HandshakeError: A node serves something else, or speaks another protocol.
+        RouteError: A stage is served twice, or by nobody.
+    """
+    hops: list[Hop] = [_node_hop(manifest, address, description) for address, description in nodes]
+    served: dict[int, NodeHop] = {}
+    for hop in hops:
+        assert isinstance(hop, NodeHop)
+        for index in range(hop.first, hop.last + 1):
+            if index in served:
+                other = served[index]
+                raise RouteError(
+                    f"Stage {index} is served twice: by {other.address} and by {hop.address}.",
+                    why=f"They serve layers {_layers(other)} and {_layers(hop)}.",
+                    hint="Name only one of them with --node.",
+                )
+            served[index] = hop
+    missing = [index for index in range(len(manifest.stages)) if index not in served]
+    if nobody := [index for index in missing if index not in local]:
+        stages = ", ".join(
+            f"{index} (layers {manifest.stages[index].start} to {manifest.stages[index].stop - 1})" for index in nobody
+        )
+        raise RouteError(
+            f"Nobody serves stage {stages}.",
+            why=f"{len(nodes)} nodes were named; the pipeline has {len(manifest.stages)} stages.",
+            hint="Start it somewhere with `shardhub serve` and name its address with --node.",
+        )
+    for index in missing:
+        before = hops[-1] if hops else None
+        if isinstance(before, LocalHop) and before.last == index - 1:
+            hops[-1] = LocalHop(first=before.first, last=index)
+        else:
+            hops.append(LocalHop(first=index, last=index))
+    return tuple(sorted(hops, key=lambda hop: hop.first))
+
+
+def _node_hop(manifest: Manifest, address: str, description: Description) -> NodeHop:
+    facts = description.stage
+    if not set(PROTOCOL_VERSIONS) & set(description.protocol_versions):
+        raise HandshakeError(
+            f"{address} speaks another protocol.",
+            why=f"It speaks versions {list(description.protocol_versions)}, this shardhub {list(PROTOCOL_VERSIONS)}.",
+            hint="Upgrade shardhub on both machines.",
+        )
+    digests = [stage.digest for stage in manifest.stages]
+    if unknown := [digest for digest in facts.digests if digest not in digests]:
+        raise HandshakeError(
+            f"{address} serves a shard of another pipeline.",
+            why=f"Its stage digest is {unknown[0][:16]}..., the manifest {manifest.name!r} has "
+            f"{', '.join(digest[:16] + '...' for digest in digests)}.",
+            hint="Serve a shard that this manifest names, or give the manifest of that node's pipeline.",
+        )
+    first = digests.index(facts.digests[0])
+    last = first + len(facts.digests) - 1
+    expected = (manifest.stages[first].start, *(stage.stop for stage in manifest.stages[first : last + 1]))
+    if tuple(digests[first : last + 1]) != facts.digests or expected != facts.boundaries:
+        raise HandshakeError(
+            f"{address} does not serve adjacent stages of this manifest.",
+            why=f"It says layers {list(facts.boundaries)}, the manifest {list(expected)}.",
+        )
+    if facts.config_digest != manifest.config_digest or facts.num_layers != manifest.num_layers:
+        raise HandshakeError(
+            f"{address} serves another configuration of the model.",
+            why=f"Its config digest is {facts.config_digest[:16]}..., the manifest's {manifest.config_digest[:16]}....",
+        )
+    return NodeHop(address=address, description=description, first=first, last=last)
+
+
+def _layers(hop: NodeHop) -> str:
+    return f"[{hop.description.stage.start}, {hop.description.stage.stop})"

@@ -1,0 +1,215 @@
+"""A model folder as mlx-lm or Hugging Face writes it, by its configuration and safetensors headers only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardhub.config import parse_config
+from shardhub.errors import DigestMismatch, FormatError, UnsupportedModel, UsageError, WeightFileError
+from shardhub.header import Header, StoredTensor, read_header
+from shardhub.manifest import MAX_DOCUMENT_BYTES, WeightFile, parse_json
+from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE, WEIGHT_FILE_PATTERN, check_file_name
+from shardhub.tensors import TensorSpec
+
+INDEX_FILE = "model.safetensors.index.json"
+# The largest published index measured (91,000 tensors) is 9 MB.
+_MAX_INDEX_BYTES = 64 << 20
+# Weights in formats that are not read: a pickle can run code, and MLX's GGUF reader is not hardened.
+_OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".pkl", ".npz", ".ckpt", ".h5", ".msgpack")
+_READ_BYTES = 4 << 20
+_NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A model folder.
+
+    Attributes:
+        config: config.json.
+        files: Headers of the weight files, by file name.
+        tensors: Where each tensor is stored, by the checkpoint's names.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    files: Mapping[str, Header]
+    tensors: Mapping[str, StoredTensor]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.stop - tensor.start for tensor in self.tensors.values())
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read a model folder's configuration and headers; no weight is read and nothing in it is run.
+
+    Raises:
+        UsageError: It is no model folder, or it is a shard or a pipeline.
+        UnsupportedModel: Its weights are not in safetensors files.
+        FormatError: config.json or the index is broken.
+        WeightFileError: A weight file is missing or malformed, or index and files disagree.
+    """
+    _check_is_model(folder)
+    config_path = folder / CONFIG_FILE
+    config = parse_config(_read_bounded(config_path, MAX_DOCUMENT_BYTES), where=str(config_path))
+    weight_map = _read_index(folder)
+    files = {name: read_header(folder / name) for name in _weight_files(folder, weight_map)}
+    tensors: dict[str, StoredTensor] = {}
+    for header in files.values():
+        for name, tensor in header.tensors.items():
+            if name in tensors:
+                raise WeightFileError(
+                    f"{folder}: the tensor {name!r} is in two files.",
+                    why=f"{tensors[name].file} and {tensor.file} both hold it.",
+                    hint="Remove the file that does not belong to the model, or download the model again.",
+                )
+            tensors[name] = tensor
+    _check_index(folder, weight_map, tensors)
+    return Checkpoint(folder=folder, config=config, files=files, tensors=tensors)
+
+
+def verify_weight_file(path: Path, file: WeightFile, catalogue: Mapping[str, TensorSpec]) -> None:
+    """Check a weight file against the stage that names it. No byte may reach MLX before this returns.
+
+    Args:
+        path: Where the file is.
+        file: Its size, sha256 and tensors, as the stage says.
+        catalogue: Dtype and shape of every tensor of the model.
+
+    Raises:
+        WeightFileError: It is missing, malformed, or has other tensors, dtypes, shapes or another order.
+        DigestMismatch: Its bytes are not the published ones.
+    """
+    header = read_header(path)
+    if header.size_bytes != file.size_bytes:
+        raise _not_promised(path, f"It has {header.size_bytes} bytes, the stage says {file.size_bytes}.")
+    found, promised = list(header.tensors), list(file.tensors)
+    if found != promised:
+        missing, extra = set(promised) - set(found), set(found) - set(promised)
+        parts = [f"{kind}: {_listed(names)}" for kind, names in (("missing", missing), ("extra", extra)) if names]
+        raise _not_promised(path, f"Its tensors are not the stage's ({'; '.join(parts) or 'in another order'}).")
+    wrong = [
+        f"{name} is {_shown(tensor.spec)}, the catalogue says {_shown(catalogue.get(name))}"
+        for name, tensor in header.tensors.items()
+        if tensor.spec != catalogue.get(name)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - _NAMES_SHOWN} more" if len(wrong) > _NAMES_SHOWN else ""
+        raise _not_promised(path, f"{'; '.join(wrong[:_NAMES_SHOWN])}{more}.")
+    if (digest := _sha256(path)) != file.sha256:
+        raise DigestMismatch(
+            f"{path} is not the weight file that was published.",
+            why=f"Its sha256 is {digest[:16]}..., the stage says {file.sha256[:16]}....",
+            hint="Delete it and get it again from its publisher.",
+        )
+
+
+def _check_is_model(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder.", hint="Give a model folder, or a Hub id such as ORG/MODEL.")
+    for marker, noun, verb in ((STAGE_FILE, "shard", "serve"), (MANIFEST_FILE, "pipeline", "generate --manifest")):
+        if (folder / marker).exists():
+            raise UsageError(
+                f"{folder} is a {noun}, not a model.",
+                why=f"It has a {marker}.",
+                hint=f"Give the model it was made from, or use it: shardhub {verb} {folder}",
+            )
+    if not (folder / CONFIG_FILE).is_file():
+        raise UsageError(
+            f"{folder} is not a model folder.",
+            why=f"It has no {CONFIG_FILE}.",
+            hint="Give the folder that holds config.json, the tokenizer and *.safetensors.",
+        )
+
+
+def _read_index(folder: Path) -> dict[str, str] | None:
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        return None
+    index = parse_json(_read_bounded(path, _MAX_INDEX_BYTES), where=str(path), limit_bytes=_MAX_INDEX_BYTES)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{path} has no weight_map.", hint="Download the model again.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise FormatError(f"{path}: weight_map.{name} is {file!r}.", why="It must be a file name.")
+    for file in sorted(set(weight_map.values())):
+        check_file_name(file, where=str(path), pattern=WEIGHT_FILE_PATTERN)
+    return weight_map
+
+
+def _weight_files(folder: Path, weight_map: Mapping[str, str] | None) -> list[str]:
+    if weight_map is not None:
+        names = sorted(set(weight_map.values()))
+        if absent := [name for name in names if not (folder / name).is_file()]:
+            raise WeightFileError(
+                f"{folder} is not complete.",
+                why=f"{INDEX_FILE} names files that are not there: {_listed(absent)}.",
+                hint="Download the model again; a download that was broken off leaves such a folder.",
+            )
+        return names
+    for pattern in ("model*.safetensors", "*.safetensors"):
+        if names := sorted(path.name for path in folder.glob(pattern) if not path.name.startswith(".")):
+            return names
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
+    raise UnsupportedModel(
+        f"{folder} has no safetensors files.",
+        why=f"It has {_listed(others)}, which are not read." if others else "It has no weights at all.",
+        hint="Convert it first: python -m mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
+    )
+
+
+def _check_index(folder: Path, weight_map: Mapping[str, str] | None, tensors: Mapping[str, StoredTensor]) -> None:
+    wrong = [
+        f"{name} ({file})"
+        for name, file in (weight_map or {}).items()
+        if name not in tensors or tensors[name].file != file
+    ]
+    if wrong:
+        raise WeightFileError(
+            f"{folder / INDEX_FILE} and the weight files disagree.",
+            why=f"It names tensors that their files do not hold: {_listed(wrong)}.",
+            hint="Download the model again.",
+        )
+
+
+def _read_bounded(path: Path, limit_bytes: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit_bytes + 1)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read.", why=f"{error.strerror}.") from error
+    if len(data) > limit_bytes:
+        raise FormatError(f"{path} is larger than {limit_bytes} bytes.", hint="No model needs such a file.")
+    return data
+
+
+def _sha256(path: Path) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _NAMES_SHOWN} more" if len(ordered) > _NAMES_SHOWN else ""
+    return ", ".join(name[:100] for name in ordered[:_NAMES_SHOWN]) + more
+
+
+def _shown(spec: TensorSpec | None) -> str:
+    return "absent" if spec is None else f"{spec.dtype} {list(spec.shape)}"
+
+
+def _not_promised(path: Path, why: str) -> WeightFileError:
+    return WeightFileError(
+        f"{path} is not the weight file the stage names.",
+        why=why,
+        hint="Delete it and get it again from its publisher.",
+    )

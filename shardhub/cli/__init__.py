@@ -1,0 +1,5 @@
+"""The command line: verbs in the order the data flows, each one parse, call, print."""
+
+from shardhub.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,261 @@
+"""The commands and their options. Whatever is heavy is imported inside a command, so that help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from shardhub import __version__
+from shardhub.cli.run import run
+from shardhub.parameters import REPETITION_CONTEXT
+
+app = typer.Typer(
+    name="shardhub",
+    help="Run a model across several machines: cut it into shards, serve each on its own node, generate exactly.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Model = Annotated[Path, typer.Argument(help="Model folder (safetensors and config.json).")]
+Stages = Annotated[Optional[int], typer.Option(help="Number of stages, balanced by the bytes each reads per token.")]
+Cuts = Annotated[Optional[str], typer.Option(help="Layers before which to cut: 10,20.", metavar="L,L,...")]
+Machine = Annotated[
+    Optional[list[str]],
+    typer.Option(help="A machine and its memory: mac=64GB. Give one for each, in order.", metavar="NAME=RAM"),
+]
+PlanFile = Annotated[Optional[Path], typer.Option("--plan", help="A plan written by `shardhub plan --json`.")]
+Context = Annotated[Optional[int], typer.Option(help="Positions of a session, prompt and answer, to keep KV for.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
+Memory = Annotated[Optional[str], typer.Option(help="Memory to stay within, such as 12GB.", metavar="SIZE")]
+PipelineArgument = Annotated[Optional[Path], typer.Argument(metavar="[PIPELINE]", help="Pipeline folder.")]
+ManifestOption = Annotated[Optional[Path], typer.Option("--manifest", help="The same, by name.")]
+Node = Annotated[
+    Optional[list[str]],
+    typer.Option(help="Address of a node, any order; also SHARDHUB_NODES and nodes.toml.", metavar="HOST:PORT"),
+]
+NoLocal = Annotated[bool, typer.Option("--no-local", help="Never run a stage in this process.")]
+MaxTokens = Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)]
+Temp = Annotated[float, typer.Option(help="Temperature; 0 takes the most likely token.", min=0.0)]
+TopP = Annotated[float, typer.Option(help="Keep the most likely tokens with this mass.")]
+TopK = Annotated[int, typer.Option(help="Keep this many most likely tokens; 0 keeps all.", min=0)]
+MinP = Annotated[float, typer.Option(help="Keep tokens at least this likely, relative to the most likely one.")]
+Penalty = Annotated[
+    float, typer.Option("--repetition-penalty", help=f"Penalty on the last {REPETITION_CONTEXT} tokens; 1 is none.")
+]
+Seed = Annotated[Optional[int], typer.Option(help="Seed of the draws; random by default.", min=0)]
+Stop = Annotated[Optional[list[str]], typer.Option(help="Text that ends the answer; may be given several times.")]
+System = Annotated[Optional[str], typer.Option(help="System prompt.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from shardhub.cli.versions import versions
+
+        typer.echo(versions())
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
+) -> None:
+    """Run a model across several machines: cut it into shards, serve each on its own node, generate exactly."""
+
+
+@app.command()
+def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the nodes running and show what to do next.")] = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Split a real small model in two, serve both stages, generate, and compare with the unsplit model."""
+    from shardhub.cli.demo import demo as command
+
+    run(lambda: command(keep=keep, as_json=json_), debug=debug, as_json=json_)
+
+
+@app.command()
+def plan(
+    model: Model,
+    stages: Stages = None,
+    cuts: Cuts = None,
+    machine: Machine = None,
+    plan: PlanFile = None,
+    context: Context = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show how a model would be cut, from headers alone; writes nothing."""
+    from shardhub.cli.split import CutOptions
+    from shardhub.cli.split import plan as command
+
+    cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
+    run(lambda: command(model, cut, as_json=json_), debug=debug, as_json=json_)
+
+
+@app.command()
+def split(
+    model: Model,
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the shards' folders into.")],
+    stages: Stages = None,
+    cuts: Cuts = None,
+    machine: Machine = None,
+    plan: PlanFile = None,
+    only: Annotated[Optional[int], typer.Option(help="Write this stage's shard only.", min=0, metavar="K")] = None,
+    name: Annotated[Optional[str], typer.Option(help="Base name of the shards; the model's by default.")] = None,
+    context: Context = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Cut a model into shard folders, proven to compute what the whole model computes.
+
+    A run that was interrupted is finished by the same command.
+    """
+    from shardhub.cli.split import CutOptions
+    from shardhub.cli.split import split as command
+
+    cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
+    run(lambda: command(model, out, cut, only=only, name=name, as_json=json_), debug=debug, as_json=json_)
+
+
+@app.command()
+def serve(
+    shards: Annotated[
+        list[Path], typer.Argument(metavar="SHARD...", help="Shard folder, several adjacent ones, or a pipeline.")
+    ],
+    stages: Annotated[Optional[str], typer.Option(help="Of a pipeline: which stages.", metavar="K[-L]")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 50051,
+    insecure_lan: Annotated[
+        bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
+    ] = False,
+    advertise: Annotated[
+        Optional[list[str]], typer.Option(help="Address for other nodes.", metavar="HOST:PORT")
+    ] = None,
+    peers: Annotated[
+        Optional[list[str]], typer.Option(help="Network this node may dial; private ones by default.", metavar="CIDR")
+    ] = None,
+    context: Context = None,
+    max_sessions: Annotated[int, typer.Option(help="Most sessions at once.", min=1)] = 16,
+    memory: Memory = None,
+    shutdown_timeout: Annotated[float, typer.Option(help="Seconds a drain waits for sessions.", min=0)] = 30.0,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Serve a stage until SIGTERM; prints its address and layers when it is ready."""
+    from shardhub.cli.serve import ServeOptions
+    from shardhub.cli.serve import serve as command
+
+    options = ServeOptions(
+        stages=stages,
+        host=host,
+        port=port,
+        insecure_lan=insecure_lan,
+        advertise=tuple(advertise or ()),
+        peers=tuple(peers or ()),
+        context=context,
+        max_sessions=max_sessions,
+        memory=memory,
+        shutdown_timeout_s=shutdown_timeout,
+    )
+    run(lambda: command(shards, options, as_json=json_), debug=debug, as_json=json_)
+
+
+@app.command()
+def generate(
+    pipeline: PipelineArgument = None,
+    manifest: ManifestOption = None,
+    prompt: Annotated[Optional[str], typer.Option("--prompt", "-p", help="The prompt; - reads stdin.")] = None,
+    node: Node = None,
+    system: System = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
+    max_tokens: MaxTokens = 256,
+    temp: Temp = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    no_local: NoLocal = False,
+    context: Context = None,
+    memory: Memory = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Generate an answer over the nodes; stages nobody serves run here."""
+    from shardhub.cli.generate import HeadOptions, SamplingOptions
+    from shardhub.cli.generate import generate as command
+
+    head = HeadOptions(
+        pipeline=pipeline, manifest=manifest, nodes=node, no_local=no_local, context=context, memory=memory
+    )
+    sampling = SamplingOptions(
+        max_tokens=max_tokens,
+        temp=temp,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    run(
+        lambda: command(head, sampling, prompt=prompt, system=system, raw=raw, as_json=json_),
+        debug=debug,
+        as_json=json_,
+    )
+
+
+@app.command()
+def chat(
+    pipeline: PipelineArgument = None,
+    manifest: ManifestOption = None,
+    node: Node = None,
+    system: System = None,
+    max_tokens: MaxTokens = 1024,
+    temp: Temp = 0.7,
+    top_p: TopP = 0.95,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    no_local: NoLocal = False,
+    context: Context = None,
+    memory: Memory = None,
+    debug: Debug = False,
+) -> None:
+    """Talk with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
+    from shardhub.cli.chat import chat as command
+    from shardhub.cli.generate import HeadOptions, SamplingOptions
+
+    head = HeadOptions(
+        pipeline=pipeline, manifest=manifest, nodes=node, no_local=no_local, context=context, memory=memory
+    )
+    sampling = SamplingOptions(
+        max_tokens=max_tokens,
+        temp=temp,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    run(lambda: command(head, sampling, system=system), debug=debug)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="shardhub")
+
+
+__all__ = ["__version__", "app", "main"]

@@ -1,0 +1,76 @@
+"""`shardhub chat`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from shardhub.chain.head import Conversation, Timing
+from shardhub.cli.generate import HeadOptions, SamplingOptions, prefill_progress, start_head, summary
+from shardhub.cli.loop import LoopThread
+from shardhub.cli.run import note, print_error
+from shardhub.errors import PromptError
+
+
+def chat(head_options: HeadOptions, sampling: SamplingOptions, *, system: str | None) -> int:
+    """Talk until the end of input; Ctrl-C stops an answer and leaves the chat as it is."""
+    parameters = sampling.parameters()
+    opening = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    with contextlib.suppress(ImportError):  # line editing and history, where Python has it
+        import readline  # noqa: F401
+    with LoopThread() as loop:
+        head = start_head(loop, head_options)
+        conversation = Conversation(head, parameters)
+        note("Ctrl-C stops an answer, /new starts over, Ctrl-D ends the chat.")
+        try:
+            while (line := _read_line()) is not None:
+                if not line.strip():
+                    continue
+                if line.strip() == "/new":
+                    messages = list(opening)
+                    continue
+                messages.append({"role": "user", "content": line})
+                timing = Timing()
+                text = ""
+                try:
+                    ids = head.tokenizer.render_chat(messages)
+                    answer = conversation.answer(
+                        ids,
+                        max_tokens=sampling.max_tokens,
+                        stops=sampling.stop,
+                        timing=timing,
+                        progress=prefill_progress(),
+                    )
+                    for piece in loop.iterate(answer):
+                        text += piece.text
+                        sys.stdout.write(piece.text)
+                        sys.stdout.flush()
+                    print()
+                    note(summary(timing))
+                except KeyboardInterrupt:
+                    print()
+                    note("stopped")
+                except PromptError as error:
+                    print_error(error)
+                    messages.pop()
+                    continue
+                messages.append({"role": "assistant", "content": text})
+        finally:
+            loop.wait(conversation.close())
+            loop.wait(head.stop())
+    return 0
+
+
+def _read_line() -> str | None:
+    """The next line of input; None at its end. Ctrl-C at the prompt discards the line."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            if sys.stdin.isatty():
+                print()
+            return None
+        except KeyboardInterrupt:
+            print()
+            note("Ctrl-D ends the chat.")

@@ -1,0 +1,230 @@
+"""`shardhub generate`, and what it shares with `chat`."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardhub.chain.head import Head, Piece, Timing
+from shardhub.cli.loop import LoopThread
+from shardhub.cli.run import note
+from shardhub.cli.sizes import default_context, parse_memory
+from shardhub.errors import PromptError, UsageError
+from shardhub.naming import CONFIG_FILE
+from shardhub.parameters import MAX_SEED, SamplingParameters
+from shardhub.shard import Pipeline, read_config, read_pipeline
+
+NODES_VARIABLE = "SHARDHUB_NODES"
+NODES_FILE = "nodes.toml"
+# Prompts from a file or pipe: more text than any model's context holds.
+_MAX_PROMPT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadOptions:
+    """The options that say which pipeline runs where."""
+
+    pipeline: Path | None
+    manifest: Path | None
+    nodes: list[str] | None
+    no_local: bool
+    context: int | None
+    memory: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingOptions:
+    """The options that say how tokens are chosen, and when to end."""
+
+    max_tokens: int
+    temp: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: tuple[str, ...]
+
+    def parameters(self) -> SamplingParameters:
+        """Checked parameters; a seed is drawn where none was given.
+
+        Raises:
+            UsageError: One is out of its range.
+        """
+        return SamplingParameters(
+            temperature=self.temp,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=secrets.randbelow(MAX_SEED) if self.seed is None else self.seed,
+        )
+
+
+def generate(
+    head_options: HeadOptions,
+    sampling: SamplingOptions,
+    *,
+    prompt: str | None,
+    system: str | None,
+    raw: bool,
+    as_json: bool,
+) -> int:
+    """Print the answer to one prompt."""
+    parameters = sampling.parameters()
+    text = _read_prompt(prompt)
+    if raw and system is not None:
+        raise UsageError("--system is a part of the chat template.", hint="Leave out --raw, or put it in the prompt.")
+    with LoopThread() as loop:
+        head = start_head(loop, head_options)
+        try:
+            if raw:
+                ids = head.tokenizer.encode(text)
+            else:
+                messages = ([{"role": "system", "content": system}] if system else []) + [
+                    {"role": "user", "content": text}
+                ]
+                ids = head.tokenizer.render_chat(messages)
+            timing = Timing()
+            progress = prefill_progress()
+            pieces: list[Piece] = []
+            answer = head.answer(
+                ids, parameters, max_tokens=sampling.max_tokens, stops=sampling.stop, timing=timing, progress=progress
+            )
+            for piece in loop.iterate(answer):
+                pieces.append(piece)
+                if not as_json:
+                    sys.stdout.write(piece.text)
+                    sys.stdout.flush()
+            if as_json:
+                record = {
+                    "text": "".join(piece.text for piece in pieces),
+                    "tokens": [piece.token for piece in pieces if piece.token is not None],
+                    "finish_reason": pieces[-1].finish,
+                    "seed": parameters.seed,
+                    "usage": usage(timing),
+                    "pipeline_id": head.pipeline.manifest.pipeline_id,
+                    "stages": head.describe_hops(),
+                }
+                print(json.dumps(record, ensure_ascii=False))
+            else:
+                print()
+                note(summary(timing))
+        finally:
+            loop.wait(head.stop())
+    return 0
+
+
+def start_head(loop: LoopThread, options: HeadOptions) -> Head:
+    """Connect to the nodes an invocation names."""
+    pipeline = read_pipeline(pipeline_folder(options))
+    config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
+    return loop.wait(
+        Head.start(
+            pipeline,
+            node_addresses(options.nodes, pipeline),
+            context=default_context(config, options.context),
+            budget_bytes=parse_memory(options.memory),
+            allow_local=not options.no_local,
+            progress=note,
+        )
+    )
+
+
+def pipeline_folder(options: HeadOptions) -> Path:
+    """The pipeline given as an argument or by --manifest.
+
+    Raises:
+        UsageError: Neither, or two different ones.
+    """
+    given = {path for path in (options.pipeline, options.manifest) if path is not None}
+    if len(given) != 1:
+        raise UsageError(
+            "Which pipeline?" if not given else "Two pipelines were named.",
+            hint="Give its folder, such as: shardhub generate out/model-pipeline --prompt ...",
+        )
+    return given.pop()
+
+
+def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[str]:
+    """Addresses of nodes: --node, else SHARDHUB_NODES (separated by commas), else nodes.toml here or at the pipeline.
+
+    Raises:
+        UsageError: An address has no port, or nodes.toml is not `nodes = ["host:port", ...]`.
+    """
+    where = "--node"
+    addresses = list(options or ())
+    if not addresses and (text := os.environ.get(NODES_VARIABLE, "").strip()):
+        where = NODES_VARIABLE
+        addresses = [part.strip() for part in text.split(",") if part.strip()]
+    for folder in (Path(), pipeline.folder):
+        path = folder / NODES_FILE
+        if not addresses and path.is_file():
+            where = str(path)
+            try:
+                addresses = tomllib.loads(path.read_text(encoding="utf-8"))["nodes"]
+            except (tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as error:
+                raise UsageError(f"{path} names no nodes.", why=f"{error}.", hint='Write: nodes = ["host:port"]') from error
+    for address in addresses:
+        if not isinstance(address, str) or not address.rpartition(":")[2].isdigit() or not address.rpartition(":")[0]:
+            raise UsageError(f"{where}: {address!r} is no HOST:PORT.", hint="Write it like 192.168.1.7:50051.")
+    if len(set(addresses)) != len(addresses):
+        twice = next(address for address in addresses if addresses.count(address) > 1)
+        raise UsageError(f"{where}: {twice} is named twice.", hint="Name each node once.")
+    return addresses
+
+
+def prefill_progress() -> Callable[[int, int], None]:
+    """Progress of a long prompt on a terminal; nothing into a pipe."""
+    if not sys.stderr.isatty():
+        return lambda done, total: None
+
+    def show(done: int, total: int) -> None:
+        if total > 256:
+            end = "\r" + " " * 40 + "\r" if done == total else ""
+            sys.stderr.write(f"\rprompt {done}/{total} tokens{end}")
+            sys.stderr.flush()
+
+    return show
+
+
+def usage(timing: Timing) -> dict[str, float | int]:
+    """Sizes in tokens and times in seconds."""
+    return {
+        "prompt_tokens": timing.num_prompt,
+        "reused_tokens": timing.num_reused,
+        "completion_tokens": timing.num_generated,
+        "time_to_first_token_s": round(timing.first_token_s, 4),
+        "total_s": round(timing.total_s, 4),
+        "tokens_per_s": round(timing.tokens_per_s, 3),
+    }
+
+
+def summary(timing: Timing) -> str:
+    """One line about an answer."""
+    return (
+        f"{timing.num_prompt} prompt tokens, {timing.num_generated} generated, "
+        f"first after {timing.first_token_s:.2f} s, then {timing.tokens_per_s:.1f} tokens/s"
+    )
+
+
+def _read_prompt(prompt: str | None) -> str:
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError("There is no prompt.", hint='Give one with --prompt "...", or pipe it in.')
+    if prompt is None or prompt == "-":
+        data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+        if len(data) > _MAX_PROMPT_BYTES:
+            raise PromptError(f"The prompt has more than {_MAX_PROMPT_BYTES} bytes.", hint="Shorten it.")
+        try:
+            prompt = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise PromptError("The prompt is not UTF-8 text.", why=f"{error}.") from error
+    if not prompt:
+        raise PromptError("The prompt is empty.", hint="Give some text.")
+    return prompt

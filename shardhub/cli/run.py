@@ -1,0 +1,73 @@
+"""Running a command: errors become one screen and an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from shardhub.errors import ShardhubError, outcome
+
+EXIT_INTERRUPTED = 130
+
+
+def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool = False) -> None:
+    """Run a command and exit with its code.
+
+    Args:
+        command: Returns an exit code, or None for 0.
+        debug: Show tracebacks and logs.
+        as_json: Report errors as JSON on stdout too, for programs that read it.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s" if debug else "%(levelname)s: %(message)s",
+    )
+    for noisy in ("asyncio", "grpc._cython.cygrpc", "urllib3", "filelock", "httpx2", "httpcore2"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        code = command() or 0
+    except ShardhubError as error:
+        if debug:
+            logging.getLogger(__name__).exception("command failed")
+        if as_json:
+            print(json.dumps(error_record(error)))
+        print_error(error)
+        code = outcome(error).exit
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def print_error(error: ShardhubError) -> None:
+    """What happened, why, and what to do, on stderr."""
+    lines = [f"Error: {error.what}"]
+    if error.why:
+        lines.append(f"Why: {error.why}")
+    if error.hint:
+        lines.append(f"Try: {error.hint}")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def error_record(error: ShardhubError) -> dict[str, object]:
+    """An error as JSON-able data."""
+    return {
+        "error": type(error).__name__,
+        "what": error.what,
+        "why": error.why,
+        "hint": error.hint,
+        "exit_code": outcome(error).exit,
+    }
+
+
+def note(text: str) -> None:
+    """A line of progress on stderr."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,151 @@
+"""`shardhub serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardhub.cli.run import note
+from shardhub.cli.sizes import default_context, parse_memory
+from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.errors import DoesNotFit, UsageError
+from shardhub.model.memory import memory_budget
+from shardhub.naming import MANIFEST_FILE
+from shardhub.node.lifecycle import NodeSettings, check_host, run_node
+from shardhub.node.peers import DEFAULT_PEERS
+from shardhub.shard import Pipeline, Shard, join_adjacent, read_pipeline, read_shard
+from shardhub.toolchain import check_compiler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """The options of `serve` as they were given."""
+
+    stages: str | None
+    host: str
+    port: int
+    insecure_lan: bool
+    advertise: tuple[str, ...]
+    peers: tuple[str, ...]
+    context: int | None
+    max_sessions: int
+    memory: str | None
+    shutdown_timeout_s: float
+
+
+def serve(folders: Sequence[Path], options: ServeOptions, *, as_json: bool) -> int:
+    """Serve shards as one stage until a signal comes."""
+    check_host(options.host, insecure_lan=options.insecure_lan)
+    budget = parse_memory(options.memory)
+    shards = join_adjacent(choose_shards(folders, options.stages, budget))
+    check_compiler()
+    context = default_context(shards[0].config, options.context)
+    if options.insecure_lan:
+        note("warning: --insecure-lan: everyone who reaches this port can read prompts and alter answers")
+
+    def ready(engine: Engine, address: str) -> None:
+        facts = engine.facts
+        names = "+".join(shard.folder.resolve().name for shard in shards)
+        if as_json:
+            record = {
+                "address": address,
+                "shards": [str(shard.folder) for shard in shards],
+                "layers": [facts.start, facts.stop],
+                "num_layers": facts.num_layers,
+                "weight_bytes": engine.weight_bytes,
+                "kv_budget_bytes": engine.kv_budget_bytes,
+                "context": engine.limits.max_context,
+                "boot_id": engine.boot_id.hex(),
+            }
+            print(json.dumps(record), flush=True)
+        else:
+            print(
+                f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {address}", flush=True
+            )
+
+    return asyncio.run(
+        run_node(
+            shards,
+            EngineSettings(context=context, max_sessions=options.max_sessions, budget_bytes=budget),
+            NodeSettings(
+                host=options.host,
+                port=options.port,
+                advertise=options.advertise,
+                insecure_lan=options.insecure_lan,
+                shutdown_timeout_s=options.shutdown_timeout_s,
+                peers=_networks(options.peers),
+            ),
+            on_ready=ready,
+            progress=note,
+        )
+    )
+
+
+def choose_shards(folders: Sequence[Path], stages: str | None, budget_bytes: int | None) -> list[Shard]:
+    """The shards a command line names: shard folders, or stages of a pipeline.
+
+    Raises:
+        UsageError: It names none, or both kinds.
+        DoesNotFit: No stage of the pipeline fits here.
+    """
+    pipelines = [folder for folder in folders if (folder / MANIFEST_FILE).is_file()]
+    if not pipelines:
+        if stages is not None:
+            raise UsageError("--stages chooses from a pipeline.", hint="Give a pipeline's folder, or leave it out.")
+        return [read_shard(folder) for folder in folders]
+    if len(folders) > 1:
+        raise UsageError("Give either one pipeline, or shards of one.", why=f"{len(folders)} folders were named.")
+    pipeline = read_pipeline(pipelines[0])
+    if stages is not None:
+        return [_shard(pipeline, index) for index in _indices(stages, len(pipeline.manifest.stages))]
+    budget = budget_bytes if budget_bytes is not None else memory_budget()
+    chosen: Shard | None = None
+    for index, entry in enumerate(pipeline.manifest.stages):
+        fits = entry.size_bytes < budget and pipeline.shard_folder(index) is not None
+        mark = "<- serving this one" if fits and chosen is None else ""
+        note(f"stage {index}: layers {entry.start} to {entry.stop - 1}, {entry.size_bytes / 1e9:.2f} GB {mark}".rstrip())
+        if fits and chosen is None:
+            chosen = _shard(pipeline, index)
+    if chosen is None:
+        raise DoesNotFit(
+            f"No stage of {pipeline.manifest.name} is here and fits into {budget / 1e9:.1f} GB.",
+            hint="Split it into more stages, or set --memory if the budget is wrong.",
+        )
+    return [chosen]
+
+
+def _shard(pipeline: Pipeline, index: int) -> Shard:
+    folder = pipeline.shard_folder(index)
+    if folder is None:
+        raise UsageError(
+            f"The shard of stage {index} is not beside {pipeline.folder}.",
+            why=f"{pipeline.folder} names {', '.join(repr(loc) for loc in pipeline.manifest.stages[index].locations)}.",
+            hint="Copy the shard's folder there.",
+        )
+    return read_shard(folder)
+
+
+def _indices(text: str, num_stages: int) -> list[int]:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+    if not match or not first <= last < num_stages:
+        raise UsageError(
+            f"--stages {text} names no stages.",
+            why=f"The pipeline has stages 0 to {num_stages - 1}.",
+            hint="Write K or K-L, such as --stages 1-2.",
+        )
+    return list(range(first, last + 1))
+
+
+def _networks(texts: Sequence[str]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    if not texts:
+        return DEFAULT_PEERS
+    try:
+        return tuple(ipaddress.ip_network(text) for text in texts)
+    except ValueError as error:
+        raise UsageError(f"--peers: {error}.", hint="Write a network such as 192.168.1.0/24.") from error

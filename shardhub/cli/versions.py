@@ -1,0 +1,18 @@
+"""`shardhub --version`."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+
+def versions() -> str:
+    """Versions of shardhub and of what decides its numbers, one a line."""
+    names = ("shardhub", "mlx", "mlx-lm", "grpcio", "huggingface-hub", "safetensors", "transformers")
+    lines = []
+    for name in names:
+        try:
+            lines.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            lines.append(f"{name} not installed")
+    return "\n".join([*lines, f"python {platform.python_version()}"])

@@ -1,0 +1,1 @@
+"""The demonstration: a small real model, from the wheel it comes in to text out of a chain of nodes."""

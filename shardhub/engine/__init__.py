@@ -1,0 +1,1 @@
+"""What runs a stage, in a node or in the caller: one compute thread, its sessions, its KV budget."""

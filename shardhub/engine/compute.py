@@ -1,0 +1,149 @@
+"""The compute thread: MLX objects belong to the thread that made them, so one thread makes and runs them all."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from shardhub.errors import Overloaded, ShardhubError
+
+T = TypeVar("T")
+
+# Seconds the interpreter lets the compute thread build graphs before others get their turn. Measured beside such a
+# thread: p99 of a round trip 2.1 ms with the default of 5 ms, 1.4 ms with this.
+SWITCH_INTERVAL_S = 0.0005
+
+
+@dataclass(slots=True)
+class _Job:
+    run: Callable[[], Any]
+    future: Future[Any]
+    cost: float
+
+
+class ComputeThread:
+    """Runs jobs one at a time: control jobs first, then the owners' queues round robin by cost.
+
+    Args:
+        idle: Called in the thread about every `idle_s` seconds between jobs.
+    """
+
+    def __init__(self, *, idle: Callable[[], None] = lambda: None, idle_s: float = 1.0) -> None:
+        self._idle = idle
+        self._idle_s = idle_s
+        self._wake = threading.Condition()
+        self._control: deque[_Job] = deque()
+        self._queues: dict[Hashable, deque[_Job]] = {}
+        self._spent: dict[Hashable, float] = {}
+        self._closed = False
+        self._busy_since: float | None = None
+        self._num_done = 0
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._thread = threading.Thread(target=self._run, name="shardhub-compute", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_done(self) -> int:
+        """Jobs ended so far: it rises as long as the thread makes progress."""
+        return self._num_done
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds the present job has run; 0 between jobs."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def control(self, run: Callable[[], T]) -> Future[T]:
+        """Run before everything that is queued."""
+        return self._submit(self._control, run, 0.0)
+
+    def submit(self, owner: Hashable, run: Callable[[], T], *, cost: float, limit: int) -> Future[T]:
+        """Queue a job of `owner`.
+
+        Args:
+            cost: What it counts for in the round robin, in tokens.
+            limit: Refuse when the owner has as many queued.
+
+        Raises:
+            Overloaded: The owner's queue is full: it did not keep to its credit.
+        """
+        with self._wake:
+            queue = self._queues.setdefault(owner, deque())
+            if len(queue) >= limit:
+                raise Overloaded(f"{len(queue)} steps are queued for this head.", why=f"Its credit is {limit}.")
+            # An owner that was away starts level with the others; it has saved nothing up.
+            floor = min((self._spent[o] for o, q in self._queues.items() if q and o in self._spent), default=0.0)
+            self._spent[owner] = max(self._spent.get(owner, 0.0), floor)
+        return self._submit(queue, run, cost)
+
+    def close(self) -> None:
+        """End the thread after the present job; queued jobs are cancelled."""
+        with self._wake:
+            self._closed = True
+            pending = [*self._control, *(job for queue in self._queues.values() for job in queue)]
+            self._control.clear()
+            self._queues.clear()
+            self._wake.notify()
+        for job in pending:
+            job.future.cancel()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _submit(self, queue: deque[_Job], run: Callable[[], T], cost: float) -> Future[T]:
+        future: Future[T] = Future()
+        with self._wake:
+            if self._closed:
+                raise Overloaded("The node is going away.", hint="Try another node.")
+            queue.append(_Job(run, future, cost))
+            self._wake.notify()
+        return future
+
+    def _next(self) -> _Job | None:
+        if self._control:
+            return self._control.popleft()
+        waiting = [owner for owner, queue in self._queues.items() if queue]
+        if not waiting:
+            return None
+        owner = min(waiting, key=lambda o: self._spent.get(o, 0.0))
+        job = self._queues[owner].popleft()
+        self._spent[owner] = self._spent.get(owner, 0.0) + job.cost
+        if not self._queues[owner] and len(self._queues) > 64:
+            del self._queues[owner]
+            self._spent.pop(owner, None)
+        return job
+
+    def _run(self) -> None:
+        idle_at = time.monotonic() + self._idle_s
+        while True:
+            with self._wake:
+                job = self._next()
+                while job is None and not self._closed and time.monotonic() < idle_at:
+                    self._wake.wait(max(0.0, idle_at - time.monotonic()))
+                    job = self._next()
+                if self._closed:
+                    if job is not None:
+                        job.future.cancel()
+                    return
+            if time.monotonic() >= idle_at:
+                self._idle()
+                idle_at = time.monotonic() + self._idle_s
+            if job is not None and job.future.set_running_or_notify_cancel():
+                self._do(job)
+
+    def _do(self, job: _Job) -> None:
+        self._busy_since = time.monotonic()
+        try:
+            result = job.run()
+        except (ShardhubError, Exception) as error:  # noqa: BLE001 - whatever it is, it belongs to who waits for the job
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(result)
+        finally:
+            self._busy_since = None
+            self._num_done += 1

@@ -1,0 +1,180 @@
+"""The sessions of a stage: who owns them, their epochs, leases and KV reservations.
+
+Every call either does what it says or raises and changes nothing. All calls come from the compute thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from shardhub.errors import ContextExceeded, Overloaded, SessionUnknown, StaleEpoch, WireError
+from shardhub.model.session import Session
+from shardhub.protocol import SESSION_ID_BYTES, Limits, NextHop, Opened, OpenSession, Row
+
+
+@dataclass(slots=True)
+class Entry:
+    """A session and what the table knows of it."""
+
+    head: bytes
+    epoch: int
+    session: Session
+    next_hop: NextHop
+    reserved_bytes: int
+    lease_ends: float
+
+
+class SessionTable:
+    """Holds the sessions of one stage.
+
+    Args:
+        make: Makes an empty session from an open call.
+        kv_bytes: KV bytes a session of so many positions takes.
+        kv_budget_bytes: Sum of reservations to stay within.
+        limits: The node's limits.
+        boot_id: Id of this run.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[OpenSession], Session],
+        kv_bytes: Callable[[int], int],
+        kv_budget_bytes: int,
+        limits: Limits,
+        boot_id: bytes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._make = make
+        self._kv_bytes = kv_bytes
+        self._kv_budget_bytes = kv_budget_bytes
+        self._limits = limits
+        self._boot_id = boot_id
+        self._clock = clock
+        self._entries: dict[bytes, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """KV bytes promised to sessions."""
+        return sum(entry.reserved_bytes for entry in self._entries.values())
+
+    def open(self, call: OpenSession) -> Opened:
+        """Open a session, or fence an older epoch of it and bring it to the position asked for.
+
+        Raises:
+            WireError: Malformed ids.
+            StaleEpoch: The session has this epoch or a later one already, or belongs to another head.
+            ContextExceeded, Overloaded: No room.
+            SessionNotRewindable: It cannot stand at the position asked for.
+        """
+        if len(call.session) != SESSION_ID_BYTES or len(call.head) != SESSION_ID_BYTES:
+            raise WireError(f"Ids must have {SESSION_ID_BYTES} bytes.")
+        entry = self._entries.get(call.session)
+        if entry is None:
+            return self._open_new(call)
+        if entry.head != call.head:
+            raise StaleEpoch("The session belongs to another head.")
+        if call.epoch <= entry.epoch:
+            raise StaleEpoch(f"Epoch {call.epoch} came.", why=f"The session is at epoch {entry.epoch}.")
+        if call.context != entry.session.context:
+            raise WireError("A session keeps its context length.", why=f"{entry.session.context}, now {call.context}.")
+        if call.position is not None:
+            entry.session.rewind(call.position)
+        entry.epoch = call.epoch
+        entry.next_hop = call.next_hop
+        entry.session.parameters = call.parameters
+        entry.lease_ends = self._clock() + self._limits.lease_s
+        return self._opened(entry)
+
+    def close(self, head: bytes, session: bytes, epoch: int) -> None:
+        """End a session; one that is not there has ended already.
+
+        Raises:
+            StaleEpoch: The session has a later epoch, or belongs to another head.
+        """
+        entry = self._entries.get(session)
+        if entry is None:
+            return
+        if entry.head != head:
+            raise StaleEpoch("The session belongs to another head.")
+        if epoch < entry.epoch:
+            raise StaleEpoch(f"Epoch {epoch} came.", why=f"The session is at epoch {entry.epoch}.")
+        del self._entries[session]
+
+    def renew(self, head: bytes, sessions: Iterable[bytes]) -> list[bytes]:
+        """Extend the leases of a head's sessions and return those that are not here any more."""
+        gone = []
+        for session in sessions:
+            entry = self._entries.get(session)
+            if entry is None or entry.head != head:
+                gone.append(session)
+            else:
+                entry.lease_ends = self._clock() + self._limits.lease_s
+        return gone
+
+    def find(self, head: bytes, row: Row, length: int) -> Entry:
+        """The entry for a row of a step, checked against epoch, position and context.
+
+        Raises:
+            SessionUnknown, StaleEpoch, PositionMismatch, ContextExceeded: The step must not run.
+        """
+        entry = self._entries.get(row.session)
+        if entry is None or entry.head != head:
+            raise SessionUnknown(
+                "The session is not on this node.", why="It ended, its lease ran out, or the node was restarted."
+            )
+        if row.epoch != entry.epoch:
+            raise StaleEpoch(f"A step of epoch {row.epoch} came.", why=f"The session is at epoch {entry.epoch}.")
+        entry.session.check(row.position, length)
+        entry.lease_ends = self._clock() + self._limits.lease_s
+        return entry
+
+    def drop(self, session: bytes) -> None:
+        """Forget a session whose KV cache is of no use any more."""
+        self._entries.pop(session, None)
+
+    def expire(self) -> int:
+        """End sessions whose lease has run out; how many."""
+        now = self._clock()
+        expired = [key for key, entry in self._entries.items() if entry.lease_ends < now]
+        for key in expired:
+            del self._entries[key]
+        return len(expired)
+
+    def _open_new(self, call: OpenSession) -> Opened:
+        if call.position not in (None, 0):
+            raise SessionUnknown(f"The session holds no {call.position} positions here: it is new to this node.")
+        if not 0 < call.context <= self._limits.max_context:
+            raise ContextExceeded(
+                f"A session of {call.context} positions was asked for.",
+                why=f"This node serves up to {self._limits.max_context}.",
+                hint="Shorten the prompt or --max-tokens, or start the node with a larger --context.",
+            )
+        if len(self._entries) >= self._limits.max_sessions:
+            raise Overloaded(f"All {self._limits.max_sessions} sessions of this node are in use.")
+        needed = self._kv_bytes(call.context)
+        free = self._kv_budget_bytes - self.reserved_bytes
+        if needed > free:
+            raise Overloaded(
+                f"No KV memory for a session of {call.context} positions.",
+                why=f"It takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free.",
+                hint="Wait for other sessions to end, or ask for a shorter context.",
+            )
+        entry = Entry(
+            head=call.head,
+            epoch=call.epoch,
+            session=self._make(call),
+            next_hop=call.next_hop,
+            reserved_bytes=needed,
+            lease_ends=self._clock() + self._limits.lease_s,
+        )
+        self._entries[call.session] = entry
+        return self._opened(entry)
+
+    def _opened(self, entry: Entry) -> Opened:
+        return Opened(position=entry.session.position, rewind_floor=entry.session.rewind_floor, boot_id=self._boot_id)

@@ -1,0 +1,1 @@
+"""The only place that runs MLX: building upstream's models, tapping their layers, proving and running stages."""

@@ -1,0 +1,88 @@
+"""Between MLX arrays and tensors that travel: dtypes, placeholders, raw bytes."""
+
+from __future__ import annotations
+
+import sys
+
+import mlx.core as mx
+import numpy as np
+
+from shardhub.errors import WireError
+from shardhub.tensors import DTYPE_SIZES, RawTensor, TensorSpec
+
+if sys.byteorder != "little":  # pragma: no cover - MLX has no big-endian wheel
+    raise ImportError("shardhub needs a little-endian machine")
+
+# MLX reads 8-bit floats as bytes: their meaning is in the quantised matmul, not in the array's dtype.
+_TO_MLX: dict[str, mx.Dtype] = {
+    "BOOL": mx.bool_,
+    "U8": mx.uint8,
+    "I8": mx.int8,
+    "F8_E4M3": mx.uint8,
+    "F8_E5M2": mx.uint8,
+    "F8_E8M0": mx.uint8,
+    "U16": mx.uint16,
+    "I16": mx.int16,
+    "F16": mx.float16,
+    "BF16": mx.bfloat16,
+    "U32": mx.uint32,
+    "I32": mx.int32,
+    "F32": mx.float32,
+    "U64": mx.uint64,
+    "I64": mx.int64,
+    "F64": mx.float64,
+    "C64": mx.complex64,
+}
+_TO_NAME: dict[mx.Dtype, str] = {dtype: name for name, dtype in reversed(_TO_MLX.items())}
+_TO_NAME[mx.uint8] = "U8"
+_TO_NUMPY: dict[str, type] = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "U16": np.uint16,
+    "I16": np.int16,
+    "F16": np.float16,
+    "BF16": np.uint16,  # numpy has no bfloat16
+    "U32": np.uint32,
+    "I32": np.int32,
+    "F32": np.float32,
+    "U64": np.uint64,
+    "I64": np.int64,
+    "F64": np.float64,
+    "C64": np.complex64,
+}
+
+
+def mlx_dtype(name: str) -> mx.Dtype:
+    """MLX dtype of a safetensors dtype name."""
+    return _TO_MLX[name]
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    """safetensors dtype name of an MLX dtype."""
+    return _TO_NAME[dtype]
+
+
+def placeholder(spec: TensorSpec) -> mx.array:
+    """An array of this dtype and shape that occupies one element."""
+    return mx.broadcast_to(mx.array(0, _TO_MLX[spec.dtype]), spec.shape)
+
+
+def to_raw(array: mx.array) -> RawTensor:
+    """Copy an array's elements out; evaluates it. One copy of the data."""
+    name = dtype_name(array.dtype)
+    view = array.view(mx.uint16) if name == "BF16" else array
+    return RawTensor(dtype=name, shape=tuple(array.shape), data=np.array(view, copy=False).tobytes())
+
+
+def from_raw(raw: RawTensor) -> mx.array:
+    """An array with these elements. One copy of the data.
+
+    Raises:
+        WireError: The bytes are not as many as dtype and shape say.
+    """
+    expected = DTYPE_SIZES[raw.dtype] * int(np.prod(raw.shape, dtype=np.int64))
+    if len(raw.data) != expected:
+        raise WireError(f"A tensor {raw.dtype}{list(raw.shape)} came with {len(raw.data)} bytes, not {expected}.")
+    array = mx.array(np.frombuffer(raw.data, dtype=_TO_NUMPY[raw.dtype]).reshape(raw.shape))
+    return array.view(mx.bfloat16) if raw.dtype == "BF16" else array

@@ -1,0 +1,230 @@
+"""Upstream's own model object from a config and headers: no weight is read, none exists."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from shardhub.errors import UnsupportedModel
+from shardhub.model.arrays import dtype_name, mlx_dtype, placeholder
+from shardhub.tensors import TensorSpec
+
+# Quantisation that upstream reads from Hugging Face's own field, with no change to the tensors.
+# Source: mlx_lm/utils.py, load_model.
+_PLAIN_QUANT_METHODS: dict[str, dict[str, Any]] = {
+    "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+    "mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
+}
+
+
+class Blueprint:
+    """All that is needed to build a model's object: its config and the headers of all its tensors.
+
+    Args:
+        config: The model's config.json.
+        tensors: Dtype and shape of every parameter of the whole model, by final name.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> None:
+        self.config = dict(config)
+        self.tensors = dict(tensors)
+
+    def build(self) -> nn.Module:
+        """A fresh model object whose parameters are placeholders of one element each.
+
+        A fresh one for each trace: some models cache derived arrays or assign their own weights in the forward.
+
+        Raises:
+            UnsupportedModel: Unknown architecture, or config and headers disagree.
+        """
+        model = _instantiate(self.config)
+        weights = {name: placeholder(spec) for name, spec in self.tensors.items()}
+        if hasattr(model, "sanitize"):
+            # For its effect on the model (gemma3_text drops lm_head when the checkpoint is tied); the result is of
+            # no use, since names are final already.
+            _sanitize(model, weights)
+        _quantize(model, self.config, weights)
+        model.eval()
+        parameters = dict(tree_flatten(model.parameters()))
+        _check_names(parameters, weights)
+        model.update(tree_unflatten(list(weights.items())))
+        return model
+
+
+def final_names(config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> dict[str, str]:
+    """How upstream names a checkpoint's tensors once it has sanitised them.
+
+    Byte ranges can be copied only where sanitize renames or drops tensors but leaves each of those it keeps as it
+    is; that is asked of upstream's own code, on placeholders, with the full set of headers.
+
+    Args:
+        config: The model's config.json.
+        stored: Headers as they are in the checkpoint.
+
+    Returns:
+        Name in the checkpoint by final name, in final order.
+
+    Raises:
+        UnsupportedModel: The architecture is unknown, or the checkpoint's tensors must be computed with first.
+    """
+    model = _instantiate(config)
+    weights = {name: placeholder(spec) for name, spec in stored.items()}
+    by_id = {id(array): name for name, array in weights.items()}
+    clean = _sanitize(model, dict(weights)) if hasattr(model, "sanitize") else dict(weights)
+    if changed := sorted(name for name, array in clean.items() if id(array) not in by_id):
+        raise UnsupportedModel(
+            f"This {config.get('model_type')} checkpoint is not in MLX's layout.",
+            why=f"{len(changed)} tensors must be computed first, such as {changed[0]}.",
+            hint="Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
+        )
+    return {name: by_id[id(array)] for name, array in clean.items()}
+
+
+def module_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers of a model object, in order.
+
+    Raises:
+        UnsupportedModel: The model has no list of layers, or uses one layer object twice.
+    """
+    layers = list(getattr(model, "layers", None) or [])
+    if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
+        raise UnsupportedModel(f"{type(model).__module__} has no list of layers to cut.")
+    if len({id(layer) for layer in layers}) != len(layers):
+        raise UnsupportedModel(f"{type(model).__module__} uses one layer object at several positions.")
+    return layers
+
+
+def layer_of_tensors(model: nn.Module) -> dict[str, int | None]:
+    """Decoder layer of every parameter, None for those outside the layers."""
+    prefixes = {}
+    index_of = {id(layer): index for index, layer in enumerate(module_layers(model))}
+    for name, module in model.named_modules():
+        if id(module) in index_of:
+            prefixes[name + "."] = index_of[id(module)]
+    result: dict[str, int | None] = {}
+    for name, _ in tree_flatten(model.parameters()):
+        result[name] = next((index for prefix, index in prefixes.items() if name.startswith(prefix)), None)
+    return result
+
+
+def hidden_dtype(specs: Mapping[str, TensorSpec]) -> str:
+    """The floating dtype most bytes are in; that of the scales where weights are packed integers."""
+    sizes: dict[str, int] = {}
+    for spec in specs.values():
+        if spec.dtype in ("BF16", "F16", "F32", "F64"):
+            sizes[spec.dtype] = sizes.get(spec.dtype, 0) + spec.size_bytes
+    return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else "F32"
+
+
+def _instantiate(config: Mapping[str, Any]) -> nn.Module:
+    """Upstream's Model for this config, lazily initialised."""
+    from mlx_lm.utils import _get_classes  # upstream's own registry; it has no public name
+
+    for field in ("model_file", "auto_map"):
+        if field in config:
+            raise UnsupportedModel(
+                f"config.json names code of its own ({field}).",
+                why="shardhub runs no code out of a model's repo.",
+                hint="Use a conversion of the model that mlx-lm runs without it.",
+            )
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise UnsupportedModel("config.json has no model_type.")
+    try:
+        model_class, args_class = _get_classes(config=dict(config))
+    except ValueError as error:
+        raise UnsupportedModel(
+            f"mlx-lm has no architecture {model_type!r}.", hint="A later version may: pip install --upgrade mlx-lm"
+        ) from error
+    try:
+        model: nn.Module = model_class(args_class.from_dict(copy.deepcopy(dict(config))))
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, NotImplementedError) as error:
+        raise UnsupportedModel(
+            f"mlx-lm cannot build {model_type!r} from this config.json.", why=f"{type(error).__name__}: {error}."
+        ) from error
+    return model
+
+
+def _sanitize(model: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    try:
+        result: dict[str, mx.array] = model.sanitize(weights)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise UnsupportedModel(
+            "The checkpoint's tensors are not those its config.json describes.",
+            why=f"mlx-lm's sanitize stopped with {type(error).__name__}: {error}.",
+            hint="Convert it with mlx_lm.convert, and split the result.",
+        ) from error
+    return result
+
+
+def _quantize(model: nn.Module, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> None:
+    """Turn modules into their quantised classes as upstream does. Source: mlx_lm/utils.py, load_model."""
+    from mlx_lm.utils import _takes_global_scale, infer_quant_config
+
+    if config.get("quantize_activations"):
+        raise UnsupportedModel("Quantised activations (quantize_activations in config.json) cannot be split yet.")
+    quantization = config.get("quantization")
+    if quantization is None:
+        foreign = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
+        if not foreign:
+            return
+        quantization = _PLAIN_QUANT_METHODS.get(foreign.get("quant_method"))
+        if quantization is None:
+            raise UnsupportedModel(
+                f"Quantisation method {foreign.get('quant_method')!r} is not in MLX's layout.",
+                hint="Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
+            )
+
+    def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if path in quantization:
+            override: bool | dict[str, Any] = quantization[path]
+            return override
+        if not hasattr(module, "to_quantized") or f"{path}.scales" not in weights:
+            return False
+        params: dict[str, Any] = infer_quant_config(path, module, weights)
+        if f"{path}.global_scale" in weights and _takes_global_scale(module):
+            params["global_scale"] = True
+        return params
+
+    try:
+        nn.quantize(
+            model,
+            group_size=quantization["group_size"],
+            bits=quantization["bits"],
+            mode=quantization.get("mode", "affine"),
+            class_predicate=predicate,
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise UnsupportedModel(
+            "config.json's quantization and the tensors disagree.", why=f"{type(error).__name__}: {error}."
+        ) from error
+
+
+def _check_names(parameters: Mapping[str, mx.array], weights: Mapping[str, mx.array]) -> None:
+    missing = sorted(parameters.keys() - weights.keys())
+    extra = sorted(weights.keys() - parameters.keys())
+    if missing or extra:
+        raise UnsupportedModel(
+            "The checkpoint's tensors are not those its config.json describes.",
+            why=f"Missing: {', '.join(missing[:3]) or 'none'} ({len(missing)}); "
+            f"not in the model: {', '.join(extra[:3]) or 'none'} ({len(extra)}).",
+        )
+    for name, array in parameters.items():
+        if array.shape != weights[name].shape:
+            raise UnsupportedModel(
+                f"Tensor {name} has another shape than config.json describes.",
+                why=f"The checkpoint has {list(weights[name].shape)}, the config {list(array.shape)}.",
+            )
+
+
+def spec_of(array: mx.array) -> TensorSpec:
+    """Dtype and shape of an array."""
+    return TensorSpec(dtype=dtype_name(array.dtype), shape=tuple(array.shape))
+
+
+__all__ = ["Blueprint", "final_names", "hidden_dtype", "layer_of_tensors", "mlx_dtype", "module_layers", "spec_of"]

@@ -1,0 +1,219 @@
+"""From shard folders to a stage that runs: verified, proven under this very mlx, its own weights loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from shardhub.checkpoint import verify_weight_file
+from shardhub.errors import DoesNotFit, FormatError, ProofFailed
+from shardhub.manifest import Stage as StageDocument
+from shardhub.model.anatomy import Anatomy, examine
+from shardhub.model.build import Blueprint
+from shardhub.model.memory import kv_bytes, memory_budget
+from shardhub.model.proof import StageCut, prove_chain, trace_stage
+from shardhub.model.stage import Stage
+from shardhub.protocol import StageFacts
+from shardhub.shard import Shard, join_adjacent
+
+# What a forward needs beside weights and KV: buffers of one chunk. Share of the budget that is kept free for it.
+_HEADROOM = 0.10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedStage:
+    """A stage in memory.
+
+    Attributes:
+        stage: Runs its layers.
+        facts: What it says of itself.
+        weight_bytes: Bytes of its own tensors.
+        kv_budget_bytes: What is left for KV caches.
+    """
+
+    stage: Stage
+    facts: StageFacts
+    weight_bytes: int
+    kv_budget_bytes: int
+
+
+def load_stage(
+    shards: Sequence[Shard],
+    *,
+    context: int,
+    budget_bytes: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> LoadedStage:
+    """Load adjacent shards as one stage. Call it in the thread that will run the stage.
+
+    Args:
+        shards: Read by `read_shard`, any order.
+        context: Positions at least one session must have room for.
+        budget_bytes: Memory to stay within; the machine's own budget by default.
+        progress: Told what is being done.
+
+    Raises:
+        DoesNotFit: Weights and one session exceed the budget; nothing was loaded.
+        IntegrityError: A weight file is not the one that was published; MLX saw none of its bytes.
+        ProofFailed: Under this mlx and mlx-lm the stage would compute something else.
+        UnsupportedModel: mlx-lm cannot build the model.
+    """
+    ordered = join_adjacent(shards)
+    first, last = ordered[0].stage, ordered[-1].stage
+    names = f"{ordered[0].folder.name}" + (f" to {ordered[-1].folder.name}" if len(ordered) > 1 else "")
+    blueprint = Blueprint({k: v for k, v in ordered[0].config.items() if k != "shardhub"}, ordered[0].tensors)
+    progress(f"checking the computation of {names}")
+    anatomy = examine(blueprint)
+    _check_documents(ordered, anatomy)
+    graph_hash = prove_loaded(blueprint, anatomy, ordered)
+
+    crossings_in = tuple(crossing.name for crossing in first.crossings_in)
+    crossings_out = tuple(crossing.name for crossing in last.crossings_out)
+    stage = Stage(blueprint.build(), anatomy, first.start, last.stop, crossings_in, crossings_out)
+    weight_bytes = sum(ordered[0].tensors[name].size_bytes for name in _own_tensors(ordered))
+    budget = memory_budget() if budget_bytes is None else budget_bytes
+    session_bytes = kv_bytes(stage, context)
+    usable = int(budget * (1 - _HEADROOM))
+    if weight_bytes + session_bytes > usable:
+        raise DoesNotFit(
+            f"{names} does not fit on this machine.",
+            why=f"Weights {_gb(weight_bytes)} and KV cache {_gb(session_bytes)} for {context} positions exceed "
+            f"{_gb(usable)}, which is the memory budget of {_gb(budget)} less {_HEADROOM:.0%}.",
+            hint="Serve fewer layers here, lower --context, or set --memory if the budget is wrong.",
+        )
+
+    weights: dict[str, mx.array] = {}
+    for shard in ordered:
+        for file in shard.stage.weight_files:
+            progress(f"verifying {shard.folder.name}/{file.name}")
+            verify_weight_file(shard.folder / file.name, file, shard.tensors)
+            arrays = mx.load(str(shard.folder / file.name), format="safetensors")
+            assert isinstance(arrays, dict)
+            weights.update(arrays)
+    progress(f"loading {_gb(weight_bytes)}")
+    stage.model.load_weights(list(weights.items()), strict=False)
+    del weights
+    parameters = dict(tree_flatten(stage.model.parameters()))
+    mx.eval([parameters[name] for name in _own_tensors(ordered)])
+    facts = StageFacts(
+        digests=tuple(shard.digest for shard in ordered),
+        boundaries=(first.start, *(shard.stage.stop for shard in ordered)),
+        num_layers=first.num_layers,
+        config_digest=first.config_digest,
+        graph_hash=graph_hash,
+        dtype=first.dtype,
+        hidden_size=_config_int(blueprint.config, "hidden_size", "d_model", "n_embd", "model_dim"),
+        vocab_size=_config_int(blueprint.config, "vocab_size", "padded_vocab_size", "num_vocab"),
+        crossings_in=first.crossings_in,
+    )
+    return LoadedStage(
+        stage=stage, facts=facts, weight_bytes=weight_bytes, kv_budget_bytes=max(0, usable - weight_bytes)
+    )
+
+
+def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard]) -> str:
+    """Show that the proof made at split time holds here, and return the graph hash of the (joined) stage.
+
+    Each shard's graph is hashed again under this process's mlx, mlx-lm and device; where it differs, whole and split
+    are traced here. Shards joined to one stage are shown to compute what they compute one after the other.
+
+    Raises:
+        ProofFailed: The stage does not compute here what its layers compute in the whole model.
+    """
+    cuts = [stage_cut_of(shard.stage) for shard in ordered]
+    for shard, cut in zip(ordered, cuts, strict=True):
+        published = shard.proof
+        if (
+            published is not None
+            and published.chunks == anatomy.chunks
+            and trace_stage(blueprint, anatomy, [cut]).hash() == published.graph_hash
+        ):
+            continue
+        try:
+            prove_chain(blueprint, anatomy, _complement(cut, anatomy.num_layers))
+        except ProofFailed as error:
+            made_by = f"mlx {published.mlx}, mlx-lm {published.mlx_lm}" if published else "an unknown version"
+            raise ProofFailed(
+                f"{shard.folder.name} would compute something else here than in the whole model.",
+                why=f"It was split with {made_by}; here are mlx {version('mlx')} and mlx-lm {version('mlx-lm')}. "
+                f"{error.why}",
+                hint="Install the versions it was split with, or split it again with these.",
+            ) from error
+    joined = StageCut(
+        start=cuts[0].start,
+        stop=cuts[-1].stop,
+        crossings_in=cuts[0].crossings_in,
+        crossings_out=cuts[-1].crossings_out,
+    )
+    graph_hash = trace_stage(blueprint, anatomy, [joined]).hash()
+    if len(cuts) > 1 and trace_stage(blueprint, anatomy, cuts).hash() != graph_hash:
+        raise ProofFailed(
+            f"{ordered[0].folder.name} to {ordered[-1].folder.name} cannot run as one stage.",
+            why="As one they compute something else than one after the other.",
+            hint="Serve them as separate nodes.",
+        )
+    return graph_hash
+
+
+def stage_cut_of(stage: StageDocument) -> StageCut:
+    """The cut a stage.json describes."""
+    return StageCut(
+        start=stage.start,
+        stop=stage.stop,
+        crossings_in=tuple(crossing.name for crossing in stage.crossings_in),
+        crossings_out=tuple(crossing.name for crossing in stage.crossings_out),
+    )
+
+
+def _complement(cut: StageCut, num_layers: int) -> list[StageCut]:
+    """The chain that consists of a stage and all layers before and after it."""
+    chain = [cut]
+    if cut.start > 0:
+        chain.insert(0, StageCut(start=0, stop=cut.start, crossings_in=(), crossings_out=cut.crossings_in))
+    if cut.stop < num_layers:
+        chain.append(StageCut(start=cut.stop, stop=num_layers, crossings_in=cut.crossings_out, crossings_out=()))
+    return chain
+
+
+def _check_documents(ordered: Sequence[Shard], anatomy: Anatomy) -> None:
+    """Hold what stage.json says against what mlx-lm's model shows."""
+    for shard in ordered:
+        stage = shard.stage
+        if stage.num_layers != anatomy.num_layers:
+            raise FormatError(
+                f"{shard.folder.name}: stage.json and config.json disagree.",
+                why=f"{stage.num_layers} layers against {anatomy.num_layers}.",
+            )
+        for crossing in (*stage.crossings_in, *stage.crossings_out):
+            if anatomy.leaves.get(crossing.name) != crossing:
+                raise FormatError(
+                    f"{shard.folder.name}: crossing {crossing.name} is not what the model hands on here.",
+                    why=f"stage.json says {crossing.dtype} {list(crossing.shape)}, the model "
+                    f"{anatomy.leaves.get(crossing.name)}.",
+                    hint="It was split with another version of mlx-lm: install that one, or split again.",
+                )
+        names = [name for file in stage.weight_files for name in file.tensors]
+        if unknown := [name for name in names if name not in shard.tensors]:
+            raise FormatError(f"{shard.folder.name}: tensor {unknown[0]} is not in the model's catalogue.")
+
+
+def _own_tensors(ordered: Sequence[Shard]) -> list[str]:
+    return sorted({name for shard in ordered for file in shard.stage.weight_files for name in file.tensors})
+
+
+def _config_int(config: dict[str, Any], *fields: str) -> int:
+    """The first of the fields that the config, or its text part, has; 0 without one."""
+    for block in (config, config.get("text_config") or {}):
+        for field in fields:
+            if isinstance(block.get(field), int):
+                return int(block[field])
+    return 0
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB"

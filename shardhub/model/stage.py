@@ -1,0 +1,210 @@
+"""A stage: upstream's whole model object of which only some layers run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import cache as caches
+
+from shardhub.errors import UnsupportedModel, WireError
+from shardhub.model import taps
+from shardhub.model.anatomy import Anatomy, forward, make_cache
+from shardhub.model.arrays import placeholder
+from shardhub.tensors import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class StageCache:
+    """One sequence's caches on a stage.
+
+    Attributes:
+        view: What upstream's forward gets: one entry a slot, foreign slots sharing ghosts.
+        owned: Caches of this stage's layers.
+        ghosts: Stand-ins of one head and one dimension for the foreign slots, one per kind, which advance with each
+            step so that masks made from their offsets are right.
+    """
+
+    view: list[Any]
+    owned: list[Any]
+    ghosts: list[Any]
+
+
+class Stage:
+    """Runs layers `[start, stop)` of a model, lazily: nothing is evaluated here.
+
+    One call at a time for each instance: upstream's layer objects carry the tap.
+
+    Args:
+        model: A model object of its own, whose parameters outside the stage are placeholders.
+        anatomy: The facts `examine` found.
+        start, stop: Half-open range of layers.
+        crossings_in: Names of what comes over the wire.
+        crossings_out: Names of what goes on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        anatomy: Anatomy,
+        start: int,
+        stop: int,
+        crossings_in: Sequence[str],
+        crossings_out: Sequence[str],
+    ) -> None:
+        self.model = model
+        self.anatomy = anatomy
+        self.start = start
+        self.stop = stop
+        self.crossings_in = frozenset(crossings_in)
+        self.crossings_out = frozenset(crossings_out)
+        self._record_layers = {int(name.split(".")[1]) for name in crossings_out}
+        self._owned_slots = {slot for index in range(start, stop) for slot in anatomy.slots[index]}
+        self._layer_slots = {slot for used in anatomy.slots for slot in used}
+        self._incoming: Mapping[str, taps.Leaf] = {}
+        self._outgoing: dict[str, taps.Leaf] = {}
+        self._shape = (1, 1, 1)
+        taps.install(model, self)
+
+    @property
+    def is_first(self) -> bool:
+        return self.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stop == self.anatomy.num_layers
+
+    def new_cache(self) -> StageCache:
+        """Empty caches for a sequence."""
+        view: list[Any] = []
+        owned: list[Any] = []
+        ghosts: dict[Any, Any] = {}
+        for slot, entry in enumerate(make_cache(self.model)):
+            if slot in self._owned_slots or slot not in self._layer_slots:
+                owned.append(entry)
+                view.append(entry)
+            else:
+                view.append(ghosts.setdefault(_kind(entry), entry))
+        return StageCache(view, owned, list(ghosts.values()))
+
+    def run(
+        self,
+        ids: mx.array,
+        cache: StageCache,
+        incoming: Mapping[str, taps.Leaf],
+        *,
+        position: int,
+        need_logits: bool = True,
+        ghost: Callable[[tuple[int, ...]], mx.array] = mx.zeros,
+    ) -> dict[str, taps.Leaf] | mx.array:
+        """Run this stage's layers over one chunk, lazily.
+
+        Args:
+            ids: Token ids (B, L) int32, on every stage.
+            cache: The sequence's caches; they advance by L.
+            incoming: Crossings of the stage before, by name; hidden states are (B, L, D).
+            position: Positions the caches hold before this chunk.
+            need_logits: False ends the last stage's pass after its last layer, when only the KV cache matters.
+            ghost: Makes the zeros that ghosts take in.
+
+        Returns:
+            What goes on, by crossing name; on the last stage logits (B, L, V), or nothing with `need_logits` False.
+
+        Raises:
+            WireError: `incoming` lacks a crossing.
+        """
+        if missing := self.crossings_in - incoming.keys():
+            raise WireError(f"Stage [{self.start}, {self.stop}) misses the crossing {min(missing)}.")
+        batch, length = ids.shape
+        self._incoming = incoming
+        self._outgoing = {name: value for name, value in incoming.items() if name in self.crossings_out}
+        self._shape = (batch, length, position + length)
+        self._ends_at = self.stop - 1 if not (self.is_last and need_logits) else self.anatomy.num_layers
+        logits = None
+        try:
+            logits = forward(self.model, ids, list(cache.view))
+        except taps.PassDone:
+            pass
+        finally:
+            self._incoming = {}
+        for entry in cache.ghosts:
+            _advance(entry, batch, length, ghost)
+        outgoing, self._outgoing = self._outgoing, {}
+        return outgoing if logits is None else logits
+
+    def placeholders(self, length: int, position: int = 0) -> dict[str, taps.Leaf]:
+        """Stand-ins for what would come over the wire with a chunk of `length` ids, to trace or warm up with."""
+        self._shape = (1, length, position + length)
+        return {name: self._crossed(name) for name in sorted(self.crossings_in)}
+
+    def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer upstream's call of layer `index`: inject before `start`, run inside, end the pass at `stop - 1`."""
+        if index < self.start:
+            tree = self.anatomy.trees[index]
+            taps.replay_changes(tree, args, kwargs, self._crossed)
+            return taps.rebuild(tree, self._crossed)
+        out = call(*args, **kwargs)
+        if index in self._record_layers:
+            leaves = taps.record(index, out, args, kwargs).leaves
+            self._outgoing.update({name: leaf for name, leaf in leaves.items() if name in self.crossings_out})
+        if index == self._ends_at:
+            raise taps.PassDone
+        return out
+
+    def _crossed(self, name: str) -> taps.Leaf:
+        """A foreign layer's value: what came over the wire, or a placeholder nothing depends on."""
+        if name in self._incoming:
+            return self._incoming[name]
+        crossing = self.anatomy.leaves[name]
+        if crossing is None:  # nothing downstream depends on it, or the cut would have been refused
+            return mx.zeros(())
+        if not crossing.shape:
+            return 0
+        batch, length, total = self._shape
+        shape = crossing.expected_shape(batch=batch, length=length, total=total)
+        return placeholder(TensorSpec(dtype=crossing.dtype, shape=shape))
+
+
+def cache_arrays(entries: Sequence[Any]) -> list[mx.array]:
+    """All arrays a list of caches holds."""
+    found: list[mx.array] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, mx.array):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                visit(item)
+
+    for entry in entries:
+        visit(entry.state)
+    return found
+
+
+def _kind(entry: Any) -> Any:
+    """What two caches must have in common for one ghost to stand for both: class and settings."""
+    if isinstance(entry, caches.CacheList):
+        return ("CacheList", *(_kind(part) for part in entry.caches))
+    settings = sorted((key, value) for key, value in vars(entry).items() if isinstance(value, int | float | str))
+    return (type(entry), tuple(settings), len(getattr(entry, "cache", ())))
+
+
+def _advance(entry: Any, batch: int, length: int, zeros: Callable[[tuple[int, ...]], mx.array]) -> None:
+    """Let a ghost take in a chunk, so that its offset is that of a real cache."""
+    if isinstance(entry, caches.CacheList):
+        for part in entry.caches:
+            _advance(part, batch, length, zeros)
+    elif isinstance(entry, caches.ArraysCache):
+        for index, content in enumerate(entry.cache):
+            if content is None:
+                entry[index] = zeros((batch, 1))
+        entry.advance(length)
+    elif hasattr(entry, "update_and_fetch"):
+        entry.update_and_fetch(zeros((batch, 1, length, 1)), zeros((batch, 1, length, 1)))
+    elif hasattr(entry, "update_window"):  # deepseek_v41's own cache class
+        entry.update_window(zeros((batch, length, 1)))
+    else:
+        raise UnsupportedModel(f"No way is known to advance a foreign {type(entry).__name__}.")

@@ -1,0 +1,216 @@
+"""Taps on the layer objects of upstream's model, and the values that pass there.
+
+A tapped layer asks its tap what to do when upstream's forward calls it: run as it is, return what came over the
+wire, or end the pass. Nothing here knows an architecture; `docs/format.md` names the values that cross a cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from shardhub.errors import UnsupportedModel
+from shardhub.model.build import module_layers
+
+# Deeper nesting of a layer's output than any architecture has.
+_MAX_NESTING = 6
+
+
+class PassDone(BaseException):
+    """Ends upstream's forward once a stage has what it sends on.
+
+    A BaseException, so that no `except Exception` upstream swallows it; raised at once, because the tail of some
+    forwards changes captured arrays in place (gemma3n).
+    """
+
+
+class Tap(Protocol):
+    """Decides what a tapped layer does."""
+
+    def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer upstream's call of layer `index`; `call(*args, **kwargs)` runs the layer itself."""
+
+
+def install(model: nn.Module, tap: Tap) -> int:
+    """Put a tap on every layer of a model and return how many there are.
+
+    The class of each layer object is swapped for a subclass that only differs in `__call__`, so that everything
+    upstream asks of a layer (attributes, isinstance) is answered as before.
+    """
+    layers = module_layers(model)
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, _Tapped):
+            layer.__class__ = _tapped_class(type(layer))
+        object.__setattr__(layer, "_tap", tap)
+        object.__setattr__(layer, "_tap_index", index)
+    return len(layers)
+
+
+class _Tapped:
+    """Marks the classes made by `_tapped_class`."""
+
+
+_classes: dict[type, type] = {}
+
+
+def _tapped_class(original: type) -> type:
+    if original not in _classes:
+
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+            def run(*a: Any, **k: Any) -> Any:
+                return original.__call__(self, *a, **k)
+
+            return self.__dict__["_tap"].on_layer(self.__dict__["_tap_index"], run, args, kwargs)
+
+        _classes[original] = type(f"Tapped{original.__name__}", (original, _Tapped), {"__call__": __call__})
+    return _classes[original]
+
+
+Leaf = mx.array | int | float
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Place of a leaf in a layer's record, by its crossing name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A value that is the same in every step and need not cross."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """An object that carries arrays in its attributes; its class is known from our own model, never from the wire."""
+
+    cls: type
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a layer hands on: its output, and the dict arguments it may have changed.
+
+    Attributes:
+        tree: Nested tuples, lists, dicts and `Instance`s with `Slot`s and `Constant`s as leaves.
+        leaves: Values by crossing name.
+    """
+
+    tree: Any
+    leaves: dict[str, Leaf] = field(default_factory=dict)
+
+
+def record(index: int, out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Record:
+    """Take apart what layer `index` hands on.
+
+    Raises:
+        UnsupportedModel: It hands on something that cannot be taken apart.
+    """
+    leaves: dict[str, Leaf] = {}
+    base = f"layer.{index}"
+    changed = {
+        where: _flatten(value, f"{base}.{where}", leaves, 0)
+        for where, value in _arguments(args, kwargs)
+        if isinstance(value, dict) and not isinstance(value, nn.Module)
+    }
+    return Record((_flatten(out, base, leaves, 0), changed), leaves)
+
+
+def rebuild(tree: Any, lookup: Callable[[str], Leaf]) -> Any:
+    """The output of a record's tree, its slots filled by `lookup(name)`."""
+    return _unflatten(tree[0], lookup)
+
+
+def replay_changes(tree: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], lookup: Callable[[str], Leaf]) -> None:
+    """Make the changes of a record's tree in the dict arguments of a call."""
+    targets = dict(_arguments(args, kwargs))
+    for where, content in tree[1].items():
+        targets[where].update(_unflatten(content, lookup))
+
+
+def slots(tree: Any) -> Iterator[str]:
+    """Names of all slots of a record's tree."""
+    for part in (tree[0], *tree[1].values()):
+        yield from _slots(part)
+
+
+def constants(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Paths and values of everything in a tree that is no slot, to compare two steps by."""
+    if isinstance(tree, Constant):
+        yield path, tree.value
+    elif isinstance(tree, Instance):
+        yield from constants(tree.attributes, f"{path}.{tree.cls.__name__}")
+    elif isinstance(tree, tuple | list):
+        yield path, type(tree).__name__ + str(len(tree))
+        for index, item in enumerate(tree):
+            yield from constants(item, f"{path}.{index}")
+    elif isinstance(tree, dict):
+        yield path, sorted(tree)
+        for key, item in tree.items():
+            yield from constants(item, f"{path}.{key}")
+
+
+def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for position, value in enumerate(args):
+        yield f"args.{position}", value
+    for key, value in kwargs.items():
+        yield f"kwargs.{key}", value
+
+
+def _sequence(value: Any) -> Callable[[Iterator[Any]], Any]:
+    """What makes a sequence of this type out of an iterator; a named tuple's constructor does not."""
+    make: Callable[[Iterator[Any]], Any] = getattr(type(value), "_make", type(value))
+    return make
+
+
+def _flatten(value: Any, name: str, leaves: dict[str, Leaf], depth: int) -> Any:
+    if depth > _MAX_NESTING:
+        raise UnsupportedModel(f"{name}: a layer's output is nested deeper than {_MAX_NESTING}.")
+    if value is None or isinstance(value, bool | str):
+        return Constant(value)
+    if isinstance(value, mx.array | int | float):
+        leaves[name] = value
+        return Slot(name)
+    if isinstance(value, tuple | list):
+        return _sequence(value)(_flatten(item, f"{name}.{i}", leaves, depth + 1) for i, item in enumerate(value))
+    if isinstance(value, dict) and not isinstance(value, nn.Module):
+        return {key: _flatten(item, f"{name}.{key}", leaves, depth + 1) for key, item in value.items()}
+    if hasattr(value, "__dict__") and not isinstance(value, nn.Module) and not callable(value):
+        content = {key: _flatten(item, f"{name}.{key}", leaves, depth + 1) for key, item in vars(value).items()}
+        return Instance(type(value), content)
+    raise UnsupportedModel(f"{name}: a layer hands on a {type(value).__name__}, which cannot cross a cut.")
+
+
+def _unflatten(tree: Any, lookup: Callable[[str], Leaf]) -> Any:
+    if isinstance(tree, Slot):
+        return lookup(tree.name)
+    if isinstance(tree, Constant):
+        return tree.value
+    if isinstance(tree, Instance):
+        instance = object.__new__(tree.cls)
+        instance.__dict__.update({key: _unflatten(item, lookup) for key, item in tree.attributes.items()})
+        return instance
+    if isinstance(tree, tuple | list):
+        return _sequence(tree)(_unflatten(item, lookup) for item in tree)
+    return {key: _unflatten(item, lookup) for key, item in tree.items()}
+
+
+def _slots(tree: Any) -> Iterator[str]:
+    if isinstance(tree, Slot):
+        yield tree.name
+    elif isinstance(tree, Instance):
+        yield from _slots(tree.attributes)
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from _slots(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from _slots(item)

@@ -1,0 +1,232 @@
+"""A node from start to end: bind, load, prove itself ready, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+import psutil
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from shardhub.engine.engine import Engine, EngineSettings, message_bytes
+from shardhub.engine.host import host_facts
+from shardhub.errors import AddressError
+from shardhub.node.peers import DEFAULT_PEERS, Network
+from shardhub.node.servicer import StageServicer
+from shardhub.shard import Shard
+from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, server_options
+from shardhub.wire.shardhub_pb2_grpc import add_NodeServicer_to_server
+
+log = logging.getLogger(__name__)
+
+SERVICE = "shardhub.v1.Node"
+_DRAIN_POLL_S = 0.05
+# Seconds for calls in progress once sessions have ended or the drain time is over.
+_STOP_GRACE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """How a node is to serve.
+
+    Attributes:
+        host, port: Where to listen; port 0 takes a free one.
+        advertise: Addresses for other nodes; found from the interfaces if empty.
+        insecure_lan: Listen off loopback without TLS.
+        shutdown_timeout_s: How long a drain waits for sessions.
+        peers: Networks the node may dial.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    advertise: tuple[str, ...] = ()
+    insecure_lan: bool = False
+    shutdown_timeout_s: float = 30.0
+    peers: tuple[Network, ...] = DEFAULT_PEERS
+    liveness: Liveness = field(default=DEFAULT_LIVENESS)
+
+
+async def run_node(
+    shards: Sequence[Shard],
+    engine_settings: EngineSettings,
+    settings: NodeSettings,
+    *,
+    on_ready: Callable[[Engine, str], None],
+    progress: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Args:
+        on_ready: Told once, with the engine and the address, when requests are answered.
+
+    Returns:
+        The exit code: 0 after a drain, 143 or 130 if a second signal cut it short.
+
+    Raises:
+        AddressError: It cannot or must not listen there.
+        ShardhubError: As `load_stage`.
+    """
+    check_host(settings.host, insecure_lan=settings.insecure_lan)
+    stopping = _Stopping()
+    largest = message_bytes(shards, context=engine_settings.context, max_chunk=engine_settings.max_chunk)
+    server = grpc.aio.server(options=server_options(largest, settings.liveness))
+    port = _bind(server, settings.host, settings.port)
+    servicer = StageServicer(
+        advertise=settings.advertise or _addresses(settings.host, port),
+        host=host_facts(),
+        message_bytes=largest,
+        peers=settings.peers,
+    )
+    health = HealthServicer()
+    add_NodeServicer_to_server(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    await _report(health, health_pb2.HealthCheckResponse.NOT_SERVING)
+    await server.start()
+    engine: Engine | None = None
+    try:
+        loading = asyncio.get_running_loop().run_in_executor(
+            None, lambda: Engine.start(shards, engine_settings, progress=progress)
+        )
+        if await stopping.before(loading):
+            return stopping.exit_code  # nothing was served yet: end at once, whatever is being loaded
+        engine = loading.result()
+        servicer.serve(engine)
+        await _report(health, health_pb2.HealthCheckResponse.SERVING)
+        on_ready(engine, _printable(settings.host, port))
+        await stopping.wait()
+        await health.enter_graceful_shutdown()
+        servicer.drain()
+        progress(f"draining {engine.num_sessions} sessions")
+        await _drained(engine, stopping, settings.shutdown_timeout_s)
+        return stopping.exit_code if stopping.twice else 0
+    finally:
+        await servicer.close()
+        await server.stop(_STOP_GRACE_S)
+        if engine is not None:
+            engine.stop()
+
+
+def check_host(host: str, *, insecure_lan: bool) -> None:
+    """Refuse to listen off loopback without TLS unless told so.
+
+    Raises:
+        AddressError: The host is not loopback, or not an address of this machine.
+    """
+    try:
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        raise AddressError(
+            f"{host} is no address.", why=f"{error}.", hint="Give an address of this machine."
+        ) from error
+    if insecure_lan or all(ipaddress.ip_address(a.split("%", 1)[0]).is_loopback for a in addresses):
+        return
+    raise AddressError(
+        f"Refusing to listen on {host}.",
+        why="Off loopback, everyone who reaches the port can read prompts and alter answers: there is no TLS yet.",
+        hint="On a network you trust, add --insecure-lan.",
+    )
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    # gRPC's own error for a port in use is only a log line and a RuntimeError: ask the system first.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            raise AddressError(
+                f"Cannot listen on {_printable(host, port)}.",
+                why=f"{error.strerror}{_owner(port)}.",
+                hint="Choose another port with --port, or 0 for any free one.",
+            ) from error
+    try:
+        bound: int = server.add_insecure_port(_printable(host, port))
+        return bound
+    except RuntimeError as error:
+        raise AddressError(f"Cannot listen on {_printable(host, port)}.", why=f"{error}.") from error
+
+
+def _owner(port: int) -> str:
+    """Who listens on a port, as far as this user may know."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                return f": process {connection.pid} has it" if connection.pid else ""
+    except (psutil.Error, OSError):
+        return ""
+    return ""
+
+
+def _printable(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _addresses(host: str, port: int) -> tuple[str, ...]:
+    """Addresses at which others may find a node that listens on `host`."""
+    if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
+        return (_printable(host, port),)
+    found = [
+        address.address
+        for addresses in psutil.net_if_addrs().values()
+        for address in addresses
+        if address.family == socket.AF_INET
+    ]
+    # Loopback last: it is of use only to nodes on this machine.
+    return tuple(_printable(a, port) for a in sorted(found, key=lambda a: a.startswith("127.")))
+
+
+async def _report(health: HealthServicer, status: Any) -> None:
+    for service in ("", SERVICE):
+        await health.set(service, status)
+
+
+async def _drained(engine: Engine, stopping: _Stopping, timeout_s: float) -> None:
+    """Wait until all sessions have ended, the time is over, or a second signal came."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while engine.num_sessions and loop.time() < deadline and not stopping.twice:
+        await asyncio.sleep(_DRAIN_POLL_S)
+
+
+class _Stopping:
+    """The first signal asks for a drain, the second one for an end."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._count = 0
+        self.exit_code = 0
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signal, number)
+
+    @property
+    def twice(self) -> bool:
+        return self._count > 1
+
+    async def wait(self) -> None:
+        await self._asked.wait()
+
+    async def before(self, work: asyncio.Future[Any]) -> bool:
+        """Wait for work or a signal; whether the signal was first. Work that failed raises."""
+        asked = asyncio.create_task(self._asked.wait())
+        await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if work.done():
+            work.result()
+            return False
+        return True
+
+    def _signal(self, number: int) -> None:
+        self._count += 1
+        self.exit_code = 128 + number
+        self._asked.set()

@@ -1,0 +1,210 @@
+"""Links from this node to its neighbours: dialled when a head names them, one pair of streams for each head."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+import grpc
+import grpc.aio
+
+from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLost, ShardhubError
+from shardhub.protocol import PROTOCOL_VERSIONS, Lane, Row, Step, StepFailure
+from shardhub.wire import codec
+from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.options import client_options
+from shardhub.wire.outbox import Outbox
+from shardhub.wire.shardhub_pb2_grpc import NodeStub
+from shardhub.wire.status import from_rpc
+
+log = logging.getLogger(__name__)
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+# Networks a node dials into unless told otherwise: this host, private and link-local ranges, carrier-grade NAT (VPNs).
+DEFAULT_PEERS: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "127.0.0.0/8",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "169.254.0.0/16",
+        "100.64.0.0/10",
+        "::1/128",
+        "fc00::/7",
+        "fe80::/10",
+    )
+)
+_CONNECT_TIMEOUT_S = 5.0
+
+
+class Peers:
+    """The neighbours this node sends to.
+
+    Args:
+        allowed: Networks it may dial.
+        message_bytes: Largest message.
+        queue_steps: Steps that may wait for one stream.
+        on_failure: Told of steps that could not be sent on, with their head.
+    """
+
+    def __init__(
+        self,
+        *,
+        allowed: Sequence[Network] = DEFAULT_PEERS,
+        message_bytes: int,
+        queue_steps: int,
+        on_failure: Callable[[bytes, StepFailure], None],
+    ) -> None:
+        self._allowed = tuple(allowed)
+        self._message_bytes = message_bytes
+        self._queue_steps = queue_steps
+        self._on_failure = on_failure
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._links: dict[tuple[bytes, str, Lane], _PeerLink] = {}
+
+    async def check(self, address: str) -> None:
+        """Refuse an address this node must not dial.
+
+        Raises:
+            AccessError: It is outside the allowed networks.
+            ChainError: The name has no address.
+        """
+        host = address.rsplit(":", 1)[0].strip("[]")
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise ChainError(f"The peer {address} has no address.", why=f"{error}.") from error
+        for info in found:
+            ip = ipaddress.ip_address(str(info[4][0]).split("%", 1)[0])
+            if not any(ip in network for network in self._allowed):
+                raise AccessError(
+                    f"This node does not dial {address}.",
+                    why=f"{ip} is outside the networks it is allowed to dial.",
+                    hint="Start it with --peers NETWORK to allow it.",
+                )
+
+    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> float:
+        """Round trip to a neighbour in seconds.
+
+        Raises:
+            AccessError, ChainError: It must not or cannot be reached.
+            HandshakeError: Another node answers at that address.
+        """
+        await self.check(address)
+        stub = NodeStub(self._channel(address))
+        try:
+            found = await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
+            if found.boot_id != boot_id:
+                raise HandshakeError(f"Another node answers at {address}.")
+            start = time.monotonic()
+            await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            await self._drop_channel(address)
+            raise from_rpc(error, peer=address, doing="probe it") from error
+        return time.monotonic() - start
+
+    def send(self, head: bytes, address: str, step: Step) -> None:
+        """Queue a step for a neighbour, dialling it if need be. Whether it may be dialled was checked at Open.
+
+        Raises:
+            Overloaded: Too many steps wait for it.
+        """
+        key = (head, address, step.lane)
+        link = self._links.get(key)
+        if link is None:
+            link = self._links[key] = _PeerLink(
+                self._channel(address),
+                head,
+                address,
+                step.lane,
+                limit=self._queue_steps,
+                on_broken=lambda rows, error: self._broken(key, rows, error),
+            )
+        link.send(step)
+
+    async def close_head(self, head: bytes) -> None:
+        """End all links of a head."""
+        for key in [key for key in self._links if key[0] == head]:
+            self._links.pop(key).stop()
+
+    async def close(self) -> None:
+        """End all links and channels."""
+        for link in self._links.values():
+            link.stop()
+        self._links.clear()
+        for address in list(self._channels):
+            await self._drop_channel(address)
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        if address not in self._channels:
+            self._channels[address] = grpc.aio.insecure_channel(address, options=client_options(self._message_bytes))
+        return self._channels[address]
+
+    async def _drop_channel(self, address: str) -> None:
+        channel = self._channels.pop(address, None)
+        if channel is not None:
+            await channel.close()
+
+    def _broken(self, key: tuple[bytes, str, Lane], rows: Sequence[Row], error: ShardhubError) -> None:
+        self._links.pop(key, None)
+        log.warning("link to %s broke: %s", key[1], error)
+        if rows:
+            self._on_failure(key[0], StepFailure(rows=tuple(rows), error=error))
+
+
+class _PeerLink:
+    """One stream to a neighbour, for one head and lane."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        head: bytes,
+        address: str,
+        lane: Lane,
+        *,
+        limit: int,
+        on_broken: Callable[[Sequence[Row], ShardhubError], None],
+    ) -> None:
+        self._address = address
+        self._on_broken = on_broken
+        self._last_rows: dict[bytes, Row] = {}
+        self._call = NodeStub(channel).Link()
+        self._outbox = Outbox(self._call.write, limit=limit + 1, on_broken=self._break)
+        self._outbox.put(codec.hello_message(head=head, lane=lane, version=max(PROTOCOL_VERSIONS), is_head=False))
+        self._reader = asyncio.create_task(self._read())
+
+    def send(self, step: Step) -> None:
+        for row in step.rows:
+            self._last_rows[row.session] = row
+        self._outbox.put(codec.step_message(step))
+
+    def stop(self) -> None:
+        self._outbox.stop()
+        self._reader.cancel()
+        self._call.cancel()
+
+    async def _read(self) -> None:
+        """Nothing but a hello comes back on a peer's stream: reading it shows when the stream ends."""
+        try:
+            while await self._call.read() is not grpc.aio.EOF:
+                pass
+            self._break(NodeLost(f"{self._address} ended the link."))
+        except grpc.aio.AioRpcError as error:
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        rows, self._last_rows = list(self._last_rows.values()), {}
+        self._outbox.stop()
+        self._reader.cancel()
+        self._call.cancel()
+        if isinstance(error, grpc.aio.AioRpcError):
+            error = from_rpc(error, peer=self._address, doing="send a step on")
+        if not isinstance(error, ShardhubError):
+            error = NodeLost(f"The link to {self._address} broke.", why=f"{type(error).__name__}.")
+        self._on_broken(rows, error)

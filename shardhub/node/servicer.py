@@ -1,0 +1,237 @@
+"""The gRPC service of a node: thin; what is decided is decided by the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from shardhub.engine.engine import Engine, Ran
+from shardhub.errors import HandshakeError, NodeUnreachable, Overloaded, ShardhubError, WireError
+from shardhub.node.peers import DEFAULT_PEERS, Network, Peers
+from shardhub.protocol import (
+    PROTOCOL_VERSIONS,
+    SESSION_ID_BYTES,
+    Description,
+    HopKind,
+    Lane,
+    Step,
+    StepFailure,
+    StepResult,
+)
+from shardhub.wire import codec
+from shardhub.wire import shardhub_pb2 as pb
+from shardhub.wire.outbox import Outbox
+from shardhub.wire.shardhub_pb2_grpc import NodeServicer
+from shardhub.wire.status import to_status
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M")
+Context = grpc.aio.ServicerContext[Any, Any]
+Method = Callable[[Any, M, Context], Awaitable[Any]]
+
+
+def answers(method: Method[M]) -> Method[M]:
+    """Turn errors into statuses: ours keep their texts; of any other the peer learns nothing but that it happened.
+
+    By default gRPC sends a peer the text of whatever a handler raised, paths and tokens included.
+    """
+
+    @functools.wraps(method)
+    async def wrapped(self: Any, request: M, context: Context) -> Any:
+        try:
+            return await method(self, request, context)
+        except ShardhubError as error:
+            code, details, trailing = to_status(error)
+            await context.abort(code, details, trailing)
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception:
+            log.exception("%s failed", method.__name__)
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the node's log")
+
+    return wrapped
+
+
+class StageServicer(NodeServicer):
+    """Serves one engine.
+
+    Args:
+        advertise: Addresses at which other nodes may reach this one.
+        host: What it runs on, for people.
+        message_bytes: Largest message.
+        peers: Networks it may dial.
+    """
+
+    def __init__(
+        self,
+        *,
+        advertise: Sequence[str],
+        host: Mapping[str, str],
+        message_bytes: int,
+        peers: Sequence[Network] = DEFAULT_PEERS,
+    ) -> None:
+        self._engine: Engine | None = None
+        self._advertise = tuple(advertise)
+        self._host = dict(host)
+        self._draining = False
+        self._heads: dict[tuple[bytes, Lane], Outbox] = {}
+        self._loop = asyncio.get_running_loop()
+        self._peers = Peers(allowed=peers, message_bytes=message_bytes, queue_steps=64, on_failure=self._tell_failure)
+
+    def serve(self, engine: Engine) -> None:
+        """Begin to answer with this engine."""
+        self._engine = engine
+
+    def drain(self) -> None:
+        """Refuse new sessions from now on."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """End all links."""
+        for outbox in self._heads.values():
+            outbox.stop()
+        self._heads.clear()
+        await self._peers.close()
+
+    @answers
+    async def Describe(  # noqa: N802 - gRPC's name
+        self, request: pb.DescribeRequest, context: Context
+    ) -> pb.DescribeReply:
+        engine = self._ready()
+        return codec.description_message(
+            Description(
+                protocol_versions=PROTOCOL_VERSIONS,
+                stage=engine.facts,
+                limits=engine.limits,
+                boot_id=engine.boot_id,
+                advertise=self._advertise,
+                num_sessions=engine.num_sessions,
+                host=self._host,
+            )
+        )
+
+    @answers
+    async def Open(self, request: pb.OpenRequest, context: Context) -> pb.OpenReply:  # noqa: N802
+        engine = self._ready()
+        if self._draining:
+            raise Overloaded("The node is going away.", hint="Try another node.")
+        call = codec.open_value(request)
+        if (call.next_hop.kind is HopKind.END) != (engine.facts.stop == engine.facts.num_layers):
+            raise WireError("The next hop and the stage's place in the model do not go together.")
+        if call.next_hop.kind is HopKind.DIAL:
+            await self._peers.check(call.next_hop.address)
+        return codec.opened_message(await _result(engine.open(call)))
+
+    @answers
+    async def Close(self, request: pb.CloseRequest, context: Context) -> pb.CloseReply:  # noqa: N802
+        await _result(self._ready().close_session(request.head, request.session, request.epoch))
+        return pb.CloseReply()
+
+    @answers
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewReply:  # noqa: N802
+        engine = self._ready()
+        gone = await _result(engine.renew(request.head, list(request.sessions)))
+        return pb.RenewReply(gone=gone, boot_id=engine.boot_id)
+
+    @answers
+    async def Probe(self, request: pb.ProbeRequest, context: Context) -> pb.ProbeReply:  # noqa: N802
+        timeout_s = min(max(request.timeout_ms, 1), 60_000) / 1000
+        return pb.ProbeReply(round_trip_s=await self._peers.probe(request.address, request.boot_id, timeout_s))
+
+    @answers
+    async def Link(self, request: Any, context: Context) -> None:  # noqa: N802
+        """Serve one stream: a head's, or a neighbour's for a head."""
+        engine = self._ready()
+        first = await context.read()
+        if first is grpc.aio.EOF:
+            return
+        hello = first.hello
+        lane = codec.hello_lane(hello)
+        if hello.protocol_version not in PROTOCOL_VERSIONS:
+            raise HandshakeError(
+                f"A link in protocol version {hello.protocol_version} came.",
+                why=f"This node speaks {', '.join(map(str, PROTOCOL_VERSIONS))}.",
+                hint="Upgrade shardhub on both machines.",
+            )
+        if len(hello.head) != SESSION_ID_BYTES:
+            raise WireError("A link came without a head's id.")
+        head = bytes(hello.head)
+        is_head = hello.role == pb.Hello.HEAD
+        outbox = Outbox(context.write, limit=engine.limits.queue_steps * 4, on_broken=lambda _: None)
+        if is_head:
+            if (before := self._heads.get((head, lane))) is not None:
+                before.stop()
+            self._heads[head, lane] = outbox
+        try:
+            outbox.put(
+                codec.hello_message(
+                    head=head, lane=lane, version=hello.protocol_version, is_head=False, boot_id=engine.boot_id
+                )
+            )
+            while (message := await context.read()) is not grpc.aio.EOF:
+                if message.WhichOneof("kind") != "step":
+                    raise WireError(f"A {message.WhichOneof('kind')} came where only steps may.")
+                self._accept(engine, head, codec.step_value(message.step, lane))
+        finally:
+            outbox.stop()
+            if is_head and self._heads.get((head, lane)) is outbox:
+                del self._heads[head, lane]
+                if not any(key[0] == head for key in self._heads):
+                    await self._peers.close_head(head)
+
+    def _accept(self, engine: Engine, head: bytes, step: Step) -> None:
+        """Queue a step; what comes of it is sent on by the event loop, in order."""
+
+        def done(future: Future[Ran | StepFailure]) -> None:
+            if not future.cancelled():
+                self._loop.call_soon_threadsafe(self._send_on, head, future.result())
+
+        engine.step(head, step).add_done_callback(done)
+
+    def _send_on(self, head: bytes, outcome: Ran | StepFailure) -> None:
+        if isinstance(outcome, StepFailure):
+            self._tell_failure(head, outcome)
+            return
+        output, hop = outcome.output, outcome.next_hop
+        try:
+            if isinstance(output, StepResult):
+                self._tell(head, output.lane, codec.result_message(output, self._ready().boot_id))
+            elif hop.kind is HopKind.DIAL:
+                self._peers.send(head, hop.address, output)
+            else:
+                self._tell(head, output.lane, codec.step_message(output))
+        except ShardhubError as error:
+            if isinstance(output, Step):
+                self._tell_failure(head, StepFailure(rows=output.rows, error=error))
+            else:
+                log.warning("a result was dropped: %s", error)
+
+    def _tell_failure(self, head: bytes, failure: StepFailure) -> None:
+        log.info("step failed: %s", failure.error)
+        try:
+            self._tell(head, Lane.DECODE, codec.failure_message(failure))
+        except ShardhubError as error:
+            log.warning("a failure was not told: %s", error)
+
+    def _tell(self, head: bytes, lane: Lane, message: pb.LinkMessage) -> None:
+        outbox = self._heads.get((head, lane))
+        if outbox is None:
+            raise NodeUnreachable("The head's stream is gone.")
+        outbox.put(message)
+
+    def _ready(self) -> Engine:
+        if self._engine is None:
+            raise NodeUnreachable("The node is still loading its stage.", hint="Try again in a moment.")
+        return self._engine
+
+
+async def _result(future: Future[M]) -> M:
+    return await asyncio.wrap_future(future)

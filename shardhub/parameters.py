@@ -1,0 +1,54 @@
+"""Sampling parameters: what a request may ask of the last stage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from shardhub.errors import UsageError
+
+MAX_SEED = 2**63 - 1
+# Tokens a repetition penalty looks back. Source: mlx_lm/sample_utils.py, make_logits_processors.
+REPETITION_CONTEXT = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParameters:
+    """How a token is chosen from the logits; greedy by default.
+
+    Attributes:
+        temperature: 0 takes the most likely token.
+        top_p: Smallest set of most likely tokens with this mass; 1 keeps all.
+        top_k: Number of most likely tokens; 0 keeps all.
+        min_p: Least probability, relative to the most likely token's; 0 keeps all.
+        repetition_penalty: Divides positive and multiplies negative logits of recent tokens; 1 changes nothing.
+        repetition_context: Recent tokens it looks at.
+        seed: With choice and position it determines every draw.
+        choice: Index of the answer when one prompt has several.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_context: int = REPETITION_CONTEXT
+    seed: int = 0
+    choice: int = 0
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0.0, 100.0)
+        _within("top_p", self.top_p, 0.0, 1.0, above_low=True)
+        _within("top_k", self.top_k, 0, 1 << 24)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above_low=True)
+        _within("repetition_context", self.repetition_context, 1, 1 << 24)
+        _within("seed", self.seed, 0, MAX_SEED)
+        _within("choice", self.choice, 0, 1 << 16)
+
+
+def _within(name: str, value: float, low: float, high: float, *, above_low: bool = False) -> None:
+    inside = not math.isnan(value) and (low < value if above_low else low <= value) and value <= high
+    if not inside:
+        bracket = "(" if above_low else "["
+        raise UsageError(f"{name} is {value}.", why=f"It must be in {bracket}{low}, {high}].")

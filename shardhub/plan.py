@@ -1,0 +1,287 @@
+"""Plans: the stages that cover every layer exactly once, and what each of them costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from shardhub.errors import FormatError, PlanError
+from shardhub.manifest import MAX_LAYERS, MAX_STAGES, Document, decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCosts:
+    """One decoder layer.
+
+    Attributes:
+        size_bytes: Weights held.
+        read_bytes: Weights read per token; of a mixture of experts only the experts a token uses.
+        kv_window: Positions its KV cache holds at most; None is no limit.
+        kv_fixed_bytes: State whatever the context.
+    """
+
+    size_bytes: int
+    read_bytes: int
+    kv_bytes_per_token: int = 0
+    kv_window: int | None = None
+    kv_fixed_bytes: int = 0
+
+    def kv_bytes(self, context: int) -> int:
+        """Bytes of one session's cache of `context` positions."""
+        positions = context if self.kv_window is None else min(context, self.kv_window)
+        return self.kv_bytes_per_token * positions + self.kv_fixed_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCosts:
+    """A whole model.
+
+    Attributes:
+        embedding_bytes: Held by the first stage; a token reads one row of it.
+        head_bytes: Norm and head, held by the last stage and read for every token; a tied embedding counts here too.
+        tied_bytes: Counted in both; one stage that is first and last holds them once.
+        hidden_size: D.
+        prefill_bytes: Estimate of what a chunk of a prompt needs beside weights and KV, on any stage.
+        notes: What was estimated, for the reader.
+    """
+
+    layers: tuple[LayerCosts, ...]
+    embedding_bytes: int = 0
+    head_bytes: int = 0
+    tied_bytes: int = 0
+    hidden_size: int = 0
+    prefill_bytes: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def size_bytes(self, start: int, stop: int) -> int:
+        """Weights of the stage [start, stop)."""
+        size = sum(layer.size_bytes for layer in self.layers[start:stop])
+        first, last = start == 0, stop == self.num_layers
+        return size + first * self.embedding_bytes + last * self.head_bytes - (first and last) * self.tied_bytes
+
+    def read_bytes(self, start: int, stop: int) -> int:
+        """Weights the stage [start, stop) reads per token: what its speed depends on."""
+        head = self.head_bytes if stop == self.num_layers else 0
+        return sum(layer.read_bytes for layer in self.layers[start:stop]) + head
+
+    def kv_bytes(self, start: int, stop: int, context: int) -> int:
+        """KV cache of one session of `context` positions on the stage [start, stop)."""
+        return sum(layer.kv_bytes(context) for layer in self.layers[start:stop])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """One stage of a plan.
+
+    Attributes:
+        start, stop: Half-open range of its layers.
+        machine: Machine it was planned for, or None.
+        budget_bytes: What weights and KV may take there, or None.
+    """
+
+    start: int
+    stop: int
+    machine: str | None = None
+    budget_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Stages in order; together they cover `range(num_layers)` exactly once.
+
+    Attributes:
+        notes: What the reader should know before going on.
+
+    Raises:
+        PlanError: They do not.
+    """
+
+    num_layers: int
+    stages: tuple[StagePlan, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        at = 0
+        for index, stage in enumerate(self.stages):
+            if stage.start != at:
+                fault = "is in no stage" if stage.start > at else "is in two stages"
+                raise PlanError(
+                    f"Layer {min(at, stage.start)} {fault}.",
+                    why=f"Stage {index} starts at layer {stage.start}, expected {at}.",
+                    hint="Every layer must be in exactly one stage.",
+                )
+            if stage.stop <= stage.start:
+                raise PlanError(
+                    f"Stage {index} has no layers.",
+                    why=f"It starts at layer {stage.start} and stops before layer {stage.stop}.",
+                    hint="A stage needs at least one layer.",
+                )
+            at = stage.stop
+        if at != self.num_layers:
+            raise PlanError(
+                f"The stages cover layers 0 to {at - 1}, the model has {self.num_layers}.",
+                why=f"They end at layer {at}, expected {self.num_layers}.",
+                hint="Use a plan made for this very model.",
+            )
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """First layers of all stages but the first."""
+        return tuple(stage.start for stage in self.stages[1:])
+
+
+def cut_evenly(costs: ModelCosts, num_stages: int, *, allowed_cuts: Collection[int] | None = None) -> Plan:
+    """Cut into stages of as equal cost as can be: the bytes the slowest stage reads per token are least.
+
+    Among plans whose slowest stage is equally fast, the one with the most even stages is taken.
+
+    Args:
+        costs: The model's.
+        num_stages: Stages wanted.
+        allowed_cuts: Positions a cut may have; None allows all.
+
+    Raises:
+        PlanError: There are fewer layers, or fewer allowed cuts, than that takes.
+    """
+    most = costs.num_layers if allowed_cuts is None else 1 + len(_usable(allowed_cuts, costs.num_layers))
+    if num_stages < 1:
+        raise PlanError(f"{num_stages} stages cannot be made.", hint=f"Ask for 1 to {most}.")
+    if num_stages > most:
+        why = f"The model has {costs.num_layers} layers and a stage needs one at least."
+        if most < costs.num_layers:
+            why = f"This model can be cut at {most - 1} of its {costs.num_layers - 1} layer borders."
+        raise PlanError(f"{num_stages} stages are more than can be made.", why=why, hint=f"Ask for 1 to {most}.")
+    ranges = balance(costs, num_stages, lambda index, start, stop: True, allowed_cuts=allowed_cuts)
+    assert ranges is not None  # enough cuts are allowed, and anything fits
+    return Plan(
+        num_layers=costs.num_layers, stages=tuple(StagePlan(start=a, stop=b) for a, b in ranges), notes=costs.notes
+    )
+
+
+def cut_at(costs: ModelCosts, cuts: Sequence[int], *, allowed_cuts: Collection[int] | None = None) -> Plan:
+    """Cut before the layers named.
+
+    Raises:
+        PlanError: Cuts out of order, twice, outside the model, or where the model cannot be cut.
+    """
+    num = costs.num_layers
+    for before, cut in zip([None, *cuts], cuts, strict=False):
+        if not 0 < cut < num:
+            raise PlanError(
+                f"A cut at layer {cut} leaves a stage without layers.",
+                why=f"The model has layers 0 to {num - 1}; a cut is the first layer of the next stage.",
+                hint=f"Give cuts from 1 to {num - 1}." if num > 1 else "A model of one layer cannot be cut.",
+            )
+        if before is not None and cut <= before:
+            fault = "stands twice" if cut == before else f"comes after {before}"
+            raise PlanError(f"The cut {cut} {fault}.", hint="Give cuts in rising order, each once: --cuts 10,20")
+    boundaries = [0, *cuts, num]
+    plan = Plan(
+        num_layers=num,
+        stages=tuple(StagePlan(start=a, stop=b) for a, b in zip(boundaries, boundaries[1:], strict=False)),
+        notes=costs.notes,
+    )
+    return check_cuts(plan, allowed_cuts)
+
+
+def check_cuts(plan: Plan, allowed_cuts: Collection[int] | None) -> Plan:
+    """Return the plan if the model can be cut where it cuts.
+
+    Raises:
+        PlanError: It cannot.
+    """
+    if allowed_cuts is None or not (forbidden := sorted(set(plan.cuts) - set(allowed_cuts))):
+        return plan
+    usable = _usable(allowed_cuts, plan.num_layers)
+    nearest = sorted(usable, key=lambda cut: (abs(cut - forbidden[0]), cut))[:3]
+    raise PlanError(
+        f"This model cannot be cut at layer {forbidden[0]}.",
+        why="What its layers hand on there cannot cross a cut.",
+        hint=f"Nearest cuts that are possible: {', '.join(map(str, sorted(nearest)))}." if nearest else "Use one stage.",
+    )
+
+
+def parse_cuts(text: str) -> tuple[int, ...]:
+    """Read `10,20`.
+
+    Raises:
+        PlanError: It is no list of whole numbers.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    wrong = next((part for part in parts if not (part.isascii() and part.isdigit() and len(part) <= 6)), None)
+    if wrong is not None:
+        raise PlanError(
+            f"--cuts {text[:80]!r} is not a list of layers.",
+            why=f"{wrong[:40]!r} is not a whole number.",
+            hint="Write the first layer of every stage but the first: --cuts 10,20",
+        )
+    return tuple(int(part) for part in parts)
+
+
+class _StageEntry(Document):
+    start: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    stop: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    machine: Annotated[str, Field(max_length=200)] | None = None
+    budget_bytes: Annotated[int, Field(ge=0)] | None = None
+
+
+class _PlanDocument(Document):
+    kind: Literal["shardhub-plan"] = "shardhub-plan"
+    format_version: Literal[1] = 1
+    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    stages: Annotated[tuple[_StageEntry, ...], Field(min_length=1, max_length=MAX_STAGES)]
+    # What `plan --json` reports beside; a plan is read without it.
+    report: dict[str, Any] = {}
+
+
+def plan_to_json(plan: Plan, *, report: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON object that `parse_plan` reads.
+
+    Args:
+        plan: The plan.
+        report: Figures for the reader, such as the table's rows; ignored when the plan is read again.
+    """
+    document = _PlanDocument(
+        num_layers=plan.num_layers,
+        stages=tuple(
+            _StageEntry(start=stage.start, stop=stage.stop, machine=stage.machine, budget_bytes=stage.budget_bytes)
+            for stage in plan.stages
+        ),
+        report=dict(report or {}),
+    )
+    return document.model_dump(mode="json", exclude_none=True)
+
+
+def parse_plan(
+    data: bytes, costs: ModelCosts, *, where: str = "plan.json", allowed_cuts: Collection[int] | None = None
+) -> Plan:
+    """Read a plan that `shardhub plan --json` wrote.
+
+    Raises:
+        PlanError: It is broken, has a gap or an overlap, or is for another model.
+    """
+    try:
+        document = decode(_PlanDocument, data, where=where)
+    except FormatError as error:
+        raise PlanError(f"{where} is not a plan.", why=error.why, hint="Write one: shardhub plan --json") from error
+    if document.num_layers != costs.num_layers:
+        raise PlanError(
+            f"{where} is a plan for another model.",
+            why=f"It has {document.num_layers} layers, this model has {costs.num_layers}.",
+            hint="Make a plan for this model: shardhub plan MODEL --json",
+        )
+    stages = tuple(
+        StagePlan(start=entry.start, stop=entry.stop, machine=entry.machine, budget_bytes=entry.budget_bytes)
+        for entry in document.stages
+    )
+    return check_cuts(Plan(num_layers=document.num_layers, stages=stages, notes=costs.notes), allowed_cuts)
+
+
+Fits = Callable[[int, int, int], bool]

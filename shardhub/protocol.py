@@ -1,0 +1,231 @@
+"""What passes between a head and its nodes, as plain values: calls on sessions, steps, results, failures.
+
+The same values go to an engine in the caller and, as messages, over the wire (`protos/shardhub.proto`).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from shardhub.errors import ShardhubError
+from shardhub.manifest import Crossing
+from shardhub.parameters import SamplingParameters
+from shardhub.tensors import RawTensor
+
+# Versions of the wire protocol this build speaks; a head and a node agree on the highest they share.
+PROTOCOL_VERSIONS = (1,)
+SESSION_ID_BYTES = 16
+
+
+def new_id() -> bytes:
+    """A random 128-bit id."""
+    return secrets.token_bytes(SESSION_ID_BYTES)
+
+
+class Lane(Enum):
+    """The two streams of a link, so that a long prefill never stands before a decode step."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class HopKind(Enum):
+    """Where a stage's output goes."""
+
+    DIAL = "dial"  # to the address of the next node
+    OPENER = "opener"  # back on the head's own stream: the head hands it on
+    END = "end"  # nowhere: the last stage answers the head with results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextHop:
+    """The next hop of a session on a node."""
+
+    kind: HopKind
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenSession:
+    """Open a session on a stage, or fence an older epoch of it.
+
+    Attributes:
+        head: Id of the head that owns the session.
+        session: 128-bit id, made by the head.
+        epoch: Rises with each repair; calls of lower epochs are refused from then on.
+        context: Positions to reserve KV for.
+        position: Where the session must stand afterwards: trimmed or reset to it. None keeps what is there.
+    """
+
+    head: bytes
+    session: bytes
+    epoch: int
+    context: int
+    parameters: SamplingParameters
+    next_hop: NextHop
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """Answer to `OpenSession`.
+
+    Attributes:
+        position: Positions the KV cache holds.
+        rewind_floor: Lowest position it can be trimmed to without a reset.
+        boot_id: Id of the process's run: another one means that the KV is gone.
+    """
+
+    position: int
+    rewind_floor: int
+    boot_id: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One session's part of a step.
+
+    Attributes:
+        position: Positions the session holds before this step.
+        sample: Whether the last stage draws a token after the row's last id.
+    """
+
+    session: bytes
+    epoch: int
+    position: int
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One microbatch on its way through the chain.
+
+    Attributes:
+        rows: B sessions that travel together.
+        length: L, ids of each row.
+        ids: Token ids (B, L), int32 little-endian.
+        crossings: What the stage before hands on, by name; empty before the first stage.
+        deadline: On this process's monotonic clock, seconds.
+        lane: The stream it travels on, from the head all the way round. Steps keep their order within a lane only.
+    """
+
+    rows: tuple[Row, ...]
+    length: int
+    ids: bytes
+    crossings: Mapping[str, RawTensor]
+    deadline: float
+    lane: Lane
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its ids and tensors."""
+        return len(self.ids) + sum(tensor.size_bytes for tensor in self.crossings.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """What the last stage answers for one row.
+
+    Attributes:
+        position: Positions the session holds after the step.
+        token: The drawn token, if asked for.
+        logprob: Its log probability before temperature and filters.
+    """
+
+    session: bytes
+    epoch: int
+    position: int
+    token: int | None = None
+    logprob: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """The last stage's answer to a step; without tokens it tells that a prefill chunk went through."""
+
+    rows: tuple[RowResult, ...]
+    lane: Lane
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFailure:
+    """A step that a stage could not run, told to the head."""
+
+    rows: tuple[Row, ...]
+    error: ShardhubError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a node accepts.
+
+    Attributes:
+        max_chunk: Most ids of a row in one step.
+        max_rows: Most rows in one step.
+        queue_steps, queue_bytes: What it queues for one head; a head has no more than that on its way.
+        max_context: Most positions of a session.
+        max_sessions: Sessions at once.
+        lease_s: Sessions that are not renewed end after this many seconds.
+        message_bytes: Largest message.
+    """
+
+    max_chunk: int
+    max_rows: int
+    queue_steps: int
+    queue_bytes: int
+    max_context: int
+    max_sessions: int
+    lease_s: float
+    message_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFacts:
+    """What a stage says of itself before anything runs on it.
+
+    Attributes:
+        digests: Stage digests of the shards it runs as one, in order.
+        boundaries: Layer at which each of them starts, and the last one's stop.
+        graph_hash: Hash of its computation under this process's mlx, mlx-lm and device.
+        vocab_size: Token ids must be below it; 0 if the config does not say.
+        crossings_in: What it receives.
+    """
+
+    digests: tuple[str, ...]
+    boundaries: tuple[int, ...]
+    num_layers: int
+    config_digest: str
+    graph_hash: str
+    dtype: str
+    hidden_size: int
+    vocab_size: int
+    crossings_in: tuple[Crossing, ...]
+
+    @property
+    def start(self) -> int:
+        return self.boundaries[0]
+
+    @property
+    def stop(self) -> int:
+        return self.boundaries[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """Answer to Describe.
+
+    Attributes:
+        advertise: Addresses at which other nodes may reach it.
+        host: What it runs on: versions, os, chip, backend, blas, memory_bytes; for people and comparisons.
+    """
+
+    protocol_versions: tuple[int, ...]
+    stage: StageFacts
+    limits: Limits
+    boot_id: bytes
+    advertise: tuple[str, ...]
+    num_sessions: int
+    host: Mapping[str, str] = field(default_factory=dict)

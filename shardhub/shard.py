@@ -1,0 +1,194 @@
+"""Reading a shard's or a pipeline's folder: its documents, parsed and checked against each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from shardhub.errors import DigestMismatch, FormatError, UsageError
+from shardhub.manifest import (
+    MAX_CATALOGUE_BYTES,
+    MAX_DOCUMENT_BYTES,
+    FolderLocation,
+    Manifest,
+    Proof,
+    ShardHint,
+    Stage,
+    check_digest,
+    config_digest,
+    decode,
+    decode_catalogue,
+    decode_identified,
+)
+from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.tensors import TensorSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A shard's folder.
+
+    Attributes:
+        stage: Its stage.json.
+        digest: The stage digest.
+        tensors: Dtype and shape of every tensor of the whole model.
+        config: config.json, with our block.
+        hint: Our block in it: index and name of the pipeline it was made for.
+        proof: proof.json, if there.
+    """
+
+    folder: Path
+    stage: Stage
+    digest: str
+    tensors: Mapping[str, TensorSpec]
+    config: Mapping[str, Any]
+    hint: ShardHint | None
+    proof: Proof | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """A pipeline's folder."""
+
+    folder: Path
+    manifest: Manifest
+
+    def shard_folder(self, index: int) -> Path | None:
+        """Folder of a stage's shard on this machine, if the manifest names one and it is there."""
+        for location in self.manifest.stages[index].locations:
+            if isinstance(location, FolderLocation):
+                folder = self.folder.resolve().parent / location.name
+                if (folder / STAGE_FILE).is_file():
+                    return folder
+        return None
+
+
+def read_shard(folder: Path) -> Shard:
+    """Read a shard's documents; weight files are looked at only when they are loaded.
+
+    Raises:
+        UsageError: The folder is no shard.
+        FormatError, DigestMismatch: A document is broken, or is not the one another document names.
+    """
+    stage_path = folder / STAGE_FILE
+    if not stage_path.is_file():
+        raise UsageError(
+            f"{folder} is not a shard.",
+            why=f"It has no {STAGE_FILE}." if folder.is_dir() else "There is no such folder.",
+            hint="Give a folder made by: shardhub split MODEL DIR",
+        )
+    stage_bytes = read_bytes(stage_path)
+    stage = decode_identified(Stage, stage_bytes, where=str(stage_path))
+    catalogue_path = folder / CATALOGUE_FILE
+    tensors = decode_catalogue(
+        read_bytes(catalogue_path, MAX_CATALOGUE_BYTES), digest=stage.catalogue_digest, where=str(catalogue_path)
+    )
+    config = read_config(folder / CONFIG_FILE, stage.config_digest)
+    proof_path = folder / PROOF_FILE
+    proof = decode(Proof, read_bytes(proof_path), where=str(proof_path)) if proof_path.is_file() else None
+    if proof is not None and proof.stage_digest != stage.digest:
+        raise DigestMismatch(
+            f"{proof_path} is the proof of another stage.",
+            why=f"It names {proof.stage_digest[:16]}..., this stage is {stage.digest[:16]}....",
+            hint="Get the shard again from its publisher.",
+        )
+    block = config.get("shardhub")
+    hint = None
+    if block is not None:
+        hint = decode(ShardHint, json.dumps(block).encode(), where=f"{folder / CONFIG_FILE}: shardhub")
+    return Shard(
+        folder=folder, stage=stage, digest=stage.digest, tensors=tensors, config=config, hint=hint, proof=proof
+    )
+
+
+def read_pipeline(folder: Path) -> Pipeline:
+    """Read a pipeline's manifest and check the files it names.
+
+    Raises:
+        UsageError: The folder is no pipeline.
+        FormatError, DigestMismatch: The manifest or a file beside it is not what was published.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{folder} is not a pipeline.",
+            why=f"It has no {MANIFEST_FILE}." if folder.is_dir() else "There is no such folder.",
+            hint="Give the folder that ends in -pipeline, made by: shardhub split MODEL DIR",
+        )
+    manifest = decode_identified(Manifest, read_bytes(path), where=str(path))
+    for name, digest in manifest.files.items():
+        check_digest(read_bytes(folder / name, 1 << 30), digest, where=str(folder / name))
+    read_config(folder / CONFIG_FILE, manifest.config_digest)
+    return Pipeline(folder=folder, manifest=manifest)
+
+
+def read_bytes(path: Path, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
+    """Bytes of a file of bounded size.
+
+    Raises:
+        FormatError: It is missing or larger.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit_bytes + 1)
+    except OSError as error:
+        raise FormatError(
+            f"{path} cannot be read.", why=f"{error.strerror}.", hint="Get the folder again from its publisher."
+        ) from error
+    if len(data) > limit_bytes:
+        raise FormatError(f"{path} is larger than {limit_bytes} bytes.", hint="It was not written by shardhub.")
+    return data
+
+
+def read_config(path: Path, digest: str) -> Mapping[str, Any]:
+    """A config.json whose content, our block aside, has this digest.
+
+    Raises:
+        FormatError, DigestMismatch: It is broken, or another model's.
+    """
+    data = read_bytes(path)
+    try:
+        config = json.loads(data)  # as upstream reads it: some configs hold Infinity
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON.", why=f"{error}.") from error
+    if not isinstance(config, dict):
+        raise FormatError(f"{path} is not a JSON object.")
+    if (found := config_digest(config)) != digest:
+        raise DigestMismatch(
+            f"{path} is not the configuration that was published.",
+            why=f"Its digest is {found[:16]}..., the document beside it says {digest[:16]}....",
+            hint="Get the folder again from its publisher.",
+        )
+    return config
+
+
+def join_adjacent(shards: Sequence[Shard]) -> list[Shard]:
+    """Shards in layer order, fit to run as one stage.
+
+    Raises:
+        UsageError: They are of different models, overlap, or leave a gap.
+    """
+    ordered = sorted(shards, key=lambda shard: (shard.stage.start, shard.stage.stop))
+    for before, after in pairwise(ordered):
+        where = f"{before.folder.name} and {after.folder.name}"
+        if (before.stage.config_digest, before.stage.catalogue_digest, before.stage.source) != (
+            after.stage.config_digest,
+            after.stage.catalogue_digest,
+            after.stage.source,
+        ):
+            raise UsageError(f"{where} are shards of different models.", hint="One node serves one model's layers.")
+        if before.stage.stop != after.stage.start:
+            fault = "overlap" if after.stage.start < before.stage.stop else "leave a gap"
+            raise UsageError(
+                f"{where} {fault}.",
+                why=f"They hold layers [{before.stage.start}, {before.stage.stop}) and "
+                f"[{after.stage.start}, {after.stage.stop}).",
+                hint="One node serves adjacent shards of one cut.",
+            )
+        if before.stage.crossings_out != after.stage.crossings_in:
+            raise UsageError(f"{where} do not hand on the same tensors.", hint="Split them by one version of shardhub.")
+    return ordered

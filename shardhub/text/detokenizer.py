@@ -1,0 +1,152 @@
+"""From token ids back to text, token by token: nothing is shown that a later token could still change.
+
+The text equals what mlx_lm shows for the same ids. Source: mlx_lm/tokenizer_utils.py, whose three ways to decode
+(byte-level BPE, SentencePiece pieces, anything else) are told apart by the `decoder` of tokenizer.json in the same way.
+It is not called from there because that import loads MLX, which a head without local stages does not need.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+_SPACE_MARK = "\u2581"
+_INCOMPLETE = "\ufffd"
+# What mlx_lm shows for an id beyond the tokenizer's vocabulary (a model may have padded rows).
+_UNKNOWN = b"!"
+
+_SPM = [
+    {"type": "Replace", "pattern": {"String": _SPACE_MARK}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
+_SPM_STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+
+class Detokenizer(Protocol):
+    """The text of one answer, as its tokens arrive."""
+
+    def add(self, token: int) -> str:
+        """Take the next token id; return the text that is now certain. It never ends inside a character."""
+        ...
+
+    def finish(self) -> str:
+        """End the answer; return what was held back, with U+FFFD for bytes that are no character."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByteTable:
+    """The bytes of every token, for tokenizers whose tokens can be joined byte by byte.
+
+    Attributes:
+        pieces: Bytes of each token id.
+        space_mark: Whether U+2581 stands for a space.
+        trims: How many leading spaces of the answer are dropped: "none", "one", or one of "each" token until the
+            first other character, as mlx_lm does for byte-level and SentencePiece tokenizers.
+    """
+
+    pieces: tuple[bytes, ...]
+    space_mark: bool
+    trims: str
+
+
+class ByteDetokenizer:
+    """Join the bytes of tokens; a character is held back until its last byte has come."""
+
+    def __init__(self, table: ByteTable) -> None:
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._trimming = table.trims != "none"
+
+    def add(self, token: int) -> str:
+        """Take the next token id; return the text that is now certain."""
+        pieces = self._table.pieces
+        return self._show(self._decoder.decode(pieces[token] if token < len(pieces) else _UNKNOWN))
+
+    def finish(self) -> str:
+        """End the answer; return what was held back."""
+        return self._show(self._decoder.decode(b"", final=True))
+
+    def _show(self, text: str) -> str:
+        if self._table.space_mark:
+            text = text.replace(_SPACE_MARK, " ")
+        if self._trimming and text:
+            text = text.removeprefix(" ")
+            self._trimming = self._table.trims == "each" and not text
+        return text
+
+
+class LineDetokenizer:
+    """Decode the current line anew with each token, for tokenizers whose tokens change their neighbours' text.
+
+    Args:
+        decode: The tokenizer's own decoding of a list of ids.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._line: list[int] = []
+        self._shown = ""
+
+    def add(self, token: int) -> str:
+        """Take the next token id; return the text that is now certain."""
+        self._line.append(token)
+        text = self._decode(self._line)
+        # An incomplete character may decode to several replacements; a last space may yet be cleaned away.
+        whole = not text.endswith(_INCOMPLETE)
+        text = text.removesuffix(" ") if whole else text.rstrip(_INCOMPLETE)
+        new = text[len(self._shown) :]
+        self._shown = text if new else self._shown
+        if whole and text.endswith("\n"):
+            self._line, self._shown = [], ""
+        return new
+
+    def finish(self) -> str:
+        """End the answer; return what was held back."""
+        text = self._decode(self._line)[len(self._shown) :] if self._line else ""
+        self._line, self._shown = [], ""
+        return text
+
+
+def byte_table(decoder: object, tokens: Sequence[str | None]) -> ByteTable | None:
+    """The bytes of all tokens, or None where only whole lines can be decoded.
+
+    Args:
+        decoder: The `decoder` entry of tokenizer.json.
+        tokens: The vocabulary's strings by id; None where an id has no token.
+    """
+    if isinstance(decoder, dict) and decoder.get("type") == "ByteLevel":
+        return ByteTable(pieces=tuple(_byte_level(token) for token in tokens), space_mark=False, trims="one")
+    steps = decoder.get("decoders") if isinstance(decoder, dict) and decoder.get("type") == "Sequence" else None
+    if steps in (_SPM, [*_SPM, _SPM_STRIP]):
+        trims = "none" if steps == _SPM else "each"
+        return ByteTable(pieces=tuple(_sentence_piece(token) for token in tokens), space_mark=True, trims=trims)
+    return None
+
+
+def _byte_level(token: str | None) -> bytes:
+    if token is None:
+        return _UNKNOWN
+    return b"".join(_BYTES.get(char) or char.encode("utf-8", "replace") for char in token)
+
+
+def _sentence_piece(token: str | None) -> bytes:
+    if token is None:
+        return _UNKNOWN
+    if token.startswith("<0x") and len(token) == 6:
+        return bytes([int(token[3:5], 16)])
+    return token.encode("utf-8", "replace")
+
+
+def _byte_alphabet() -> dict[str, bytes]:
+    """GPT-2's printable stand-in for each byte. Source: github.com/openai/gpt-2, src/encoder.py."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
+    alphabet = {chr(byte): bytes([byte]) for byte in plain}
+    others = [byte for byte in range(256) if byte not in plain]
+    return alphabet | {chr(256 + index): bytes([byte]) for index, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()

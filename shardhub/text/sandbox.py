@@ -1,0 +1,159 @@
+"""The child process that renders templates, seen from outside: started, asked, timed, killed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import selectors
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+
+from shardhub.errors import PromptError, ShardhubError
+
+_MODULE = "shardhub.text.template_worker"
+# Python and jinja2 start in about 0.15 s; a machine under load may need far longer.
+START_TIMEOUT_S = 30.0
+# Honest templates render in milliseconds.
+RENDER_TIMEOUT_S = 1.0
+_CHUNK_BYTES = 65536
+
+
+class Sandbox:
+    """One worker process, started on first use or by `start`, and anew after it had to be killed.
+
+    Requests are JSON lines, answered in order; calls from several threads wait for each other. The process ends with
+    this object, with `close`, and with the process that made it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reaper: weakref.finalize | None = None  # type: ignore[type-arg]
+
+    def start(self) -> None:
+        """Start the worker and wait until it is up.
+
+        Raises:
+            ShardhubError: It does not start.
+        """
+        with self._lock:
+            self._started()
+
+    def ask(self, request: bytes, *, max_answer_bytes: int) -> bytes:
+        """Send one line and return the line that answers it, both without the line's end.
+
+        Raises:
+            PromptError: No whole answer came within `RENDER_TIMEOUT_S` and `max_answer_bytes`; the worker was killed.
+            ShardhubError: The worker does not start.
+        """
+        with self._lock:
+            process = self._started()
+            try:
+                return _exchange(process, request + b"\n", timeout_s=RENDER_TIMEOUT_S, max_bytes=max_answer_bytes)
+            except BaseException:
+                # A late answer would be taken for the next request's: after any doubt this worker is done for.
+                self._stop()
+                raise
+
+    def close(self) -> None:
+        """End the worker. A later call starts another."""
+        with self._lock:
+            self._stop()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self._stop()
+        process = subprocess.Popen(
+            # -S and -P: neither site's path files nor the current folder, only the folders named here.
+            [sys.executable, "-S", "-P", "-X", "utf8", "-m", _MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C in a chat ends the answer, not the worker
+        )
+        self._process = process
+        self._reaper = weakref.finalize(self, _end, process)
+        try:
+            _exchange(process, b"", timeout_s=START_TIMEOUT_S, max_bytes=_CHUNK_BYTES)
+        except PromptError as error:
+            self._stop()
+            raise ShardhubError(
+                "The process that renders chat templates does not start.",
+                why=error.why,
+                hint="Check that jinja2 is installed; --raw sends a prompt without a template.",
+            ) from error
+        except BaseException:
+            self._stop()
+            raise
+        return process
+
+    def _stop(self) -> None:
+        if self._reaper is not None:
+            self._reaper()
+        self._process = self._reaper = None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the caller's environment but its time zone: templates may print the date."""
+    folders: dict[str, None] = {}
+    for name in ("shardhub", "jinja2", "markupsafe"):
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin is not None:
+            folders[str(Path(spec.origin).parent.parent)] = None
+    environment = {"PYTHONPATH": os.pathsep.join(folders)}
+    if "TZ" in os.environ:
+        environment["TZ"] = os.environ["TZ"]
+    return environment
+
+
+def _exchange(process: subprocess.Popen[bytes], request: bytes, *, timeout_s: float, max_bytes: int) -> bytes:
+    """Write a request and read a line, both within the time: a worker that hangs reads nothing either."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    source, sink = process.stdout.fileno(), process.stdin.fileno()
+    os.set_blocking(sink, False)
+    deadline = time.monotonic() + timeout_s
+    unsent, received = memoryview(request), bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(source, selectors.EVENT_READ)
+        if unsent:
+            selector.register(sink, selectors.EVENT_WRITE)
+        while True:
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise PromptError("The chat template is too slow.", why=f"It did not end within {timeout_s:g} s.")
+            for key, _ in ready:
+                if key.fd == sink:
+                    with contextlib.suppress(BrokenPipeError):  # the read below finds the reason
+                        unsent = unsent[os.write(sink, unsent[:_CHUNK_BYTES]) :]
+                        if unsent:
+                            continue
+                    selector.unregister(sink)
+                    continue
+                chunk = os.read(source, _CHUNK_BYTES)
+                received += chunk
+                if chunk.endswith(b"\n"):
+                    return bytes(received[:-1])
+                if not chunk:
+                    raise PromptError(
+                        "The chat template ended its process.", why="It used too much memory, time or recursion."
+                    )
+                if len(received) > max_bytes:
+                    raise PromptError("The chat template's text is too long.", why=f"It passed {max_bytes} bytes.")

@@ -1,0 +1,92 @@
+"""Stop strings: text goes out as soon as it can no longer become part of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shardhub.errors import PromptError
+
+# A stop string is followed through every character of an answer, so their number and length cost time per token.
+MAX_STOPS = 64
+MAX_STOP_CHARS = 256
+
+
+class StopMatcher:
+    """Watch a text that arrives in pieces for the first of several stop strings.
+
+    The first is the one that is complete first; of those complete at the same character, the longest. So what is
+    shown does not depend on how the text was cut into pieces, and no part of the stop that was found is ever shown.
+
+    Args:
+        stops: At most `MAX_STOPS` strings of 1 to `MAX_STOP_CHARS` characters.
+
+    Attributes:
+        found: The stop string that was found, else None.
+
+    Raises:
+        PromptError: Too many stops, or one that is empty or too long.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        if len(stops) > MAX_STOPS:
+            raise PromptError(
+                "There are too many stop strings.", why=f"{len(stops)} were given, at most {MAX_STOPS} are followed."
+            )
+        for stop in stops:
+            if not 1 <= len(stop) <= MAX_STOP_CHARS:
+                raise PromptError(
+                    "A stop string is empty." if not stop else f"A stop string is too long: {stop[:20]!r}...",
+                    why=f"It has {len(stop)} characters, 1 to {MAX_STOP_CHARS} are possible.",
+                )
+        self.found: str | None = None
+        self._stops = tuple(dict.fromkeys(stops))
+        self._borders = [_borders(stop) for stop in self._stops]
+        # How many characters at the end of the text agree with the beginning of each stop.
+        self._matched = [0] * len(self._stops)
+        self._held = ""
+
+    def feed(self, piece: str) -> str:
+        """Take the next piece of text; return what may be shown now. After a stop was found that is nothing."""
+        if self.found is not None:
+            return ""
+        text = self._held + piece
+        for end, char in enumerate(piece, start=len(self._held) + 1):
+            complete = self._advance(char)
+            if complete is not None:
+                self.found, self._held = complete, ""
+                return text[: end - len(complete)]
+        certain = len(text) - max(self._matched, default=0)
+        self._held = text[certain:]
+        return text[:certain]
+
+    def finish(self) -> str:
+        """End the text; return what was held back, which is no stop string after all."""
+        held, self._held = self._held, ""
+        return held
+
+    def _advance(self, char: str) -> str | None:
+        """Follow one character in every stop; return the longest stop it completes."""
+        complete = None
+        for index, (stop, borders) in enumerate(zip(self._stops, self._borders, strict=True)):
+            length = self._matched[index]
+            while length and stop[length] != char:
+                length = borders[length - 1]
+            if stop[length] == char:
+                length += 1
+            self._matched[index] = length
+            if length == len(stop) and (complete is None or len(stop) > len(complete)):
+                complete = stop
+        return complete
+
+
+def _borders(stop: str) -> list[int]:
+    """For each prefix of `stop`, the length of its longest proper prefix that is also its suffix (Knuth-Morris-Pratt)."""
+    borders = [0] * len(stop)
+    length = 0
+    for index in range(1, len(stop)):
+        while length and stop[index] != stop[length]:
+            length = borders[length - 1]
+        if stop[index] == stop[length]:
+            length += 1
+        borders[index] = length
+    return borders

@@ -1,0 +1,226 @@
+"""The process in which strangers' chat templates run: `python -m shardhub.text.template_worker`.
+
+Reads one JSON request a line, `{"template", "variables", "max_chars"}`, and answers each with one JSON line, `{"text"}`
+or `{"error", "message"}`; the first line it writes, `{"ready": true}`, says that it is up. It ends with its input. It
+imports jinja2 and the standard library only, so that it starts quickly and holds nothing worth stealing.
+
+Jinja's sandbox stops code, not work (measured: a huge power took 30 s, one format string 2 GB), so the process limits
+its own memory, CPU time and open files; `shardhub.text.template` kills it when an answer takes too long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import os
+import pprint  # noqa: F401  (jinja2 imports it on demand, which the limit on open files would forbid)
+import resource
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import jinja2.constants
+import jinja2.debug
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+import jinja2.utils
+from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
+
+# What a template may use beyond the running interpreter, where the system can limit it: on Linux, not on macOS.
+MEMORY_BYTES = 512 * 1024**2
+# A second bound behind the caller's clock, for a worker whose caller is gone.
+CPU_S = 2
+# A template's own message is shown to a person; the rest of a longer one is noise.
+MAX_MESSAGE_CHARS = 2000
+
+
+class RaisedByTemplate(TemplateError):
+    """The template called `raise_exception`."""
+
+
+class OutputTooLong(Exception):
+    """The rendered text passed the limit of the request."""
+
+
+class Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks a model's own text for training; here its body is simply rendered."""
+
+    tags = {"generation"}  # noqa: RUF012  (the type is jinja's)
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        """Take the tag's body as a block of its own."""
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(lineno)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+class Namespace(jinja2.utils.Namespace):
+    """Jinja's namespace without names that begin with an underscore, which could reach Python's internals."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        # No named parameters, as in jinja's own, so that `namespace(self=...)` is a name like any other.
+        self, *rest = args
+        values = dict(*rest, **kwargs)
+        for name in values:
+            _check_name(name)
+        jinja2.utils.Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+class Dict:
+    """`dict` as a template may use it: a call and `fromkeys`, and not the type itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        """A new dict."""
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """A new dict with these keys."""
+        return dict.fromkeys(*args)
+
+
+def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
+    """The environment transformers renders chat templates in.
+
+    Source: transformers/utils/chat_template_utils.py, `_cached_compile_jinja_template`.
+    """
+    env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    env.filters["tojson"] = _tojson
+    env.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+        "dict": Dict(),
+        "namespace": Namespace,
+    }
+    return env
+
+
+def render(template: jinja2.Template, variables: dict[str, Any], max_chars: int) -> str:
+    """Render piece by piece, so that a text without end is noticed while it grows."""
+    pieces, num_chars = [], 0
+    for piece in template.generate(**variables):
+        pieces.append(piece)
+        num_chars += len(piece)
+        if num_chars > max_chars:
+            raise OutputTooLong(f"more than {max_chars} characters")
+    return "".join(pieces)
+
+
+def answer(line: bytes, compile_template: Callable[[str], jinja2.Template]) -> bytes:
+    """Answer one request; whatever a template does wrong becomes an answer too."""
+    try:
+        request = json.loads(line)
+        text = render(compile_template(request["template"]), request["variables"], request["max_chars"])
+        return json.dumps({"text": text}, ensure_ascii=False).encode()
+    except Exception as error:  # noqa: BLE001  (a template can raise anything Python can; it is told to the caller)
+        kind, message = _describe(error)
+        return json.dumps({"error": kind, "message": message[:MAX_MESSAGE_CHARS]}).encode()
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    compile_template = functools.lru_cache(maxsize=8)(environment().from_string)
+    _warm_up(compile_template)
+    _limit_resources()
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    answers.write(b'{"ready": true}\n')
+    answers.flush()
+    for line in requests:
+        _limit_cpu()
+        answers.write(answer(line, compile_template) + b"\n")
+        answers.flush()
+
+
+def _describe(error: Exception) -> tuple[str, str]:
+    match error:
+        case RaisedByTemplate():
+            return "raised", str(error)
+        case SecurityError():
+            return "security", str(error)
+        case TemplateSyntaxError():
+            return "syntax", f"line {error.lineno}: {error.message}"
+        case UndefinedError():
+            return "undefined", str(error)
+        case OutputTooLong():
+            return "too big", str(error)
+        case MemoryError():
+            return "too big", f"more than {MEMORY_BYTES >> 20} MB of memory"
+        case RecursionError():
+            return "too deep", str(error)
+        case UnicodeEncodeError():
+            return "encoding", "the rendered text holds a lone surrogate"
+    return "failed", f"{type(error).__name__}: {error}"
+
+
+def _warm_up(compile_template: Callable[[str], jinja2.Template]) -> None:
+    """Have Python and jinja2 load what they load on demand (codecs, the time zone): later no file can be opened."""
+    for template in ("{{ 'x'|upper }}{{ strftime_now('%c %Z') }}{{ messages|tojson }}", "{{ a.b }}", "{% if %}"):
+        request = {"template": template, "variables": {"messages": []}, "max_chars": 100}
+        answer(json.dumps(request).encode(), compile_template)
+
+
+def _limit_resources() -> None:
+    used_bytes = _address_space_bytes()
+    if used_bytes is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (used_bytes + MEMORY_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, ValueError):  # a second fence behind the sandbox: go on where it is refused
+        # Standard input, output and error are open; nothing else can be: no file, no socket.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+
+
+def _limit_cpu() -> None:
+    """Grant `CPU_S` more seconds of CPU time, whole seconds as the system counts them."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    with contextlib.suppress(OSError, ValueError):  # the caller's clock is the first bound: go on where it is refused
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + CPU_S, hard))
+
+
+def _address_space_bytes() -> int | None:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        return None  # not Linux
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace takes no name that begins with an underscore: {name!r}")
+
+
+def _raise_exception(message: str) -> None:
+    raise RaisedByTemplate(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without jinja's escapes for HTML, which a model was not trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+if __name__ == "__main__":
+    main()

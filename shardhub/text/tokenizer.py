@@ -1,0 +1,181 @@
+"""The tokenizer of a model's or a pipeline's folder: prompts to token ids, answers to text."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shardhub.errors import FormatError, PromptError, UnsupportedModel
+from shardhub.text.detokenizer import ByteDetokenizer, Detokenizer, LineDetokenizer, byte_table
+from shardhub.text.template import ChatTemplate, Message
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILES = ("config.json", "generation_config.json")
+# The largest well-known tokenizer.json (Gemma 3) has 33 MB. Source: faults.md C15.
+MAX_TOKENIZER_BYTES = 128 * 1024**2
+MAX_CONFIG_BYTES = 4 * 1024**2
+# A rendered chat of more characters per position of the context cannot fit: tokens are shorter. Source: faults.md D3.
+CHARS_PER_POSITION = 16
+DEFAULT_CONTEXT = 131072
+
+
+class Tokenizer:
+    """Encode prompts as mlx_lm does for the same folder, and show answers as it does.
+
+    Only the folder is read: no network, no code from it, and fast (Rust) tokenizers only.
+
+    Args:
+        folder: Holds tokenizer.json, tokenizer_config.json and config.json, and may hold generation_config.json and
+            chat_template.jinja.
+        context: Positions a session can have; bounds the text a chat template may render.
+
+    Attributes:
+        eos_ids: Token ids that end an answer: the tokenizer's own and those of the configs, as in `mlx_lm.load`.
+        vocab_size: Number of token ids the tokenizer knows; a model may have more rows.
+
+    Raises:
+        FormatError: A file is missing, too big or malformed.
+        UnsupportedModel: The tokenizer needs code of its own, or is not a fast one.
+    """
+
+    def __init__(self, folder: Path, *, context: int = DEFAULT_CONTEXT) -> None:
+        decoder = _read_json(folder / TOKENIZER_FILE, max_bytes=MAX_TOKENIZER_BYTES).get("decoder")
+        self._hf = _load(folder)
+        self.vocab_size: int = len(self._hf)
+        self.eos_ids = _eos_ids(folder, self._hf.eos_token_id)
+        self._table = byte_table(decoder, self._hf.convert_ids_to_tokens(list(range(self.vocab_size))))
+        self._max_chat_chars = context * CHARS_PER_POSITION
+        self._templates: dict[str, ChatTemplate] = {}
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: Any text; names of special tokens in it become those tokens.
+            add_special_tokens: Whether to add what the tokenizer puts around a text (a first token, mostly); a text
+                that begins with that first token gets no second one, as in mlx_lm.
+
+        Raises:
+            PromptError: The text holds a lone surrogate.
+        """
+        first = self._hf.bos_token
+        add = add_special_tokens and (first is None or not text.startswith(first))
+        _check_text(text)
+        return list(self._hf.encode(text, add_special_tokens=add))
+
+    def detokenizer(self) -> Detokenizer:
+        """A new detokenizer, for one answer."""
+        return ByteDetokenizer(self._table) if self._table is not None else LineDetokenizer(self._hf.decode)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of a conversation under the model's chat template.
+
+        Equal to `apply_chat_template(tokenize=True)` of transformers; see `ChatTemplate.render` for the arguments.
+
+        Raises:
+            PromptError: The model has no template, or the template refuses the messages or fails.
+        """
+        template = self._template(with_tools=tools is not None)
+        text = template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            **{**self._hf.special_tokens_map, "tools": tools, **variables},
+        )
+        _check_text(text)
+        # The template writes its special tokens itself.
+        return list(self._hf.encode(text, add_special_tokens=False))
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model brings a chat template."""
+        return bool(self._hf.chat_template)
+
+    def start(self) -> None:
+        """Start the chat template's process now, so that the first `render_chat` need not wait for it."""
+        if self.has_chat_template:
+            self._template(with_tools=False).start()
+
+    def close(self) -> None:
+        """End the chat templates' processes."""
+        for template in self._templates.values():
+            template.close()
+
+    def _template(self, *, with_tools: bool) -> ChatTemplate:
+        found = self._hf.chat_template
+        if isinstance(found, dict):
+            found = found.get("tool_use" if with_tools and "tool_use" in found else "default")
+        if not found:
+            raise PromptError(
+                "The model has no chat template.", hint="Use --raw to send the prompt as it is: it may be a base model."
+            )
+        if found not in self._templates:
+            self._templates[found] = ChatTemplate(found, max_output_chars=self._max_chat_chars)
+        return self._templates[found]
+
+
+def _load(folder: Path) -> Any:
+    """transformers' tokenizer of a folder. Its class decides details of encoding, so tokenizer.json is not enough."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+    except Exception as error:  # the folder is a stranger's: transformers raises whatever its parsing meets
+        raise UnsupportedModel(
+            f"The tokenizer in {folder} cannot be used.",
+            why=str(error).strip().split("\n")[0][:300],
+            hint="Code from model folders is never run; convert the tokenizer to a fast one (tokenizer.json) first.",
+        ) from error
+    if not tokenizer.is_fast:
+        raise UnsupportedModel(
+            f"The tokenizer in {folder} is not a fast one.", why=f"It loads as {type(tokenizer).__name__}."
+        )
+    return tokenizer
+
+
+def _eos_ids(folder: Path, own: int | None) -> frozenset[int]:
+    """Ids that end an answer; generation_config.json's replace config.json's. Source: mlx_lm/utils.py, load_config."""
+    found: Any = None
+    for name in CONFIG_FILES:
+        if (folder / name).is_file():
+            found = _read_json(folder / name, max_bytes=MAX_CONFIG_BYTES).get("eos_token_id") or found
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(each, int) and each >= 0 for each in ids):
+        raise FormatError(f"{folder}: eos_token_id is no token id.", why=f"It is {found!r}.")
+    return frozenset(ids) | (frozenset() if own is None else {own})
+
+
+def _read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise FormatError(f"{path} is too big.", why=f"It has {size} bytes, at most {max_bytes} are read.")
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise FormatError(
+            f"{path} is missing.", why="A head needs the model's tokenizer.", hint="Give the pipeline's folder."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON.", why=str(error)) from error
+    if not isinstance(content, dict):
+        raise FormatError(f"{path} is not a JSON object.")
+    return content
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError("The prompt holds characters that are not text.", why=str(error)) from error

@@ -1,0 +1,316 @@
+"""Messages to plain values and back. A message that breaks the protocol is refused here, before an array exists."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from shardhub.errors import UsageError, WireError, by_name
+from shardhub.manifest import Crossing
+from shardhub.parameters import SamplingParameters
+from shardhub.protocol import (
+    Description,
+    HopKind,
+    Lane,
+    Limits,
+    NextHop,
+    Opened,
+    OpenSession,
+    Row,
+    RowResult,
+    StageFacts,
+    Step,
+    StepFailure,
+    StepResult,
+)
+from shardhub.tensors import DTYPE_SIZES, RawTensor
+from shardhub.wire import shardhub_pb2 as pb
+
+# No layer hands on more tensors than this, and no tensor has more dimensions.
+MAX_CROSSINGS = 4096
+MAX_DIMS = 8
+# Rows of a step beyond which a message is an attack.
+MAX_ROWS = 4096
+# Longest deadline a step may carry, seconds: a day.
+MAX_TIMEOUT_S = 86_400
+
+_HOPS = {HopKind.DIAL: pb.NextHop.DIAL, HopKind.OPENER: pb.NextHop.OPENER, HopKind.END: pb.NextHop.END}
+_HOPS_BACK = {value: key for key, value in _HOPS.items()}
+_LANES = {Lane.PREFILL: pb.Hello.PREFILL, Lane.DECODE: pb.Hello.DECODE}
+_LANES_BACK = {value: key for key, value in _LANES.items()}
+
+
+def step_message(step: Step) -> pb.LinkMessage:
+    """A step as a link message; its deadline becomes the time that is left."""
+    left_ms = max(1, int((step.deadline - time.monotonic()) * 1000))
+    return pb.LinkMessage(
+        step=pb.Step(
+            rows=[_row_message(row) for row in step.rows],
+            length=step.length,
+            ids=step.ids,
+            crossings=[
+                pb.Tensor(name=name, dtype=t.dtype, shape=t.shape, data=t.data)
+                for name, t in step.crossings.items()
+            ],
+            timeout_ms=min(left_ms, MAX_TIMEOUT_S * 1000),
+        )
+    )
+
+
+def step_value(message: pb.Step, lane: Lane) -> Step:
+    """A step out of a message that came on a lane.
+
+    Raises:
+        WireError: Counts beyond the limits, an unknown dtype, a crossing named twice, bytes and shape that disagree.
+    """
+    if not 0 < len(message.rows) <= MAX_ROWS:
+        raise WireError(f"A step of {len(message.rows)} rows came.")
+    if len(message.crossings) > MAX_CROSSINGS:
+        raise WireError(f"A step with {len(message.crossings)} crossings came.")
+    crossings: dict[str, RawTensor] = {}
+    for tensor in message.crossings:
+        if tensor.name in crossings:
+            raise WireError(f"The crossing {tensor.name[:64]!r} came twice.")
+        crossings[tensor.name] = _tensor_value(tensor)
+    return Step(
+        rows=tuple(_row_value(row) for row in message.rows),
+        length=message.length,
+        ids=message.ids,
+        crossings=crossings,
+        deadline=time.monotonic() + min(message.timeout_ms / 1000, MAX_TIMEOUT_S),
+        lane=lane,
+    )
+
+
+def result_message(result: StepResult, boot_id: bytes) -> pb.LinkMessage:
+    """A result as a link message."""
+    rows = [
+        pb.RowResult(session=r.session, epoch=r.epoch, position=r.position, token=r.token, logprob=r.logprob)
+        for r in result.rows
+    ]
+    return pb.LinkMessage(result=pb.Result(rows=rows, boot_id=boot_id))
+
+
+def result_value(message: pb.Result, lane: Lane) -> StepResult:
+    """A result out of a message that came on a lane."""
+    return StepResult(
+        lane=lane,
+        rows=tuple(
+            RowResult(
+                session=row.session,
+                epoch=row.epoch,
+                position=row.position,
+                token=row.token if row.HasField("token") else None,
+                logprob=row.logprob,
+            )
+            for row in message.rows
+        ),
+    )
+
+
+def failure_message(failure: StepFailure) -> pb.LinkMessage:
+    """A failure as a link message: the error's class by name, its three texts."""
+    error = failure.error
+    return pb.LinkMessage(
+        failure=pb.Failure(
+            rows=[_row_message(row) for row in failure.rows],
+            error=type(error).__name__,
+            what=error.what,
+            why=error.why,
+            hint=error.hint,
+        )
+    )
+
+
+def failure_value(message: pb.Failure) -> StepFailure:
+    """A failure out of a message, its error rebuilt by class name."""
+    return StepFailure(
+        rows=tuple(_row_value(row) for row in message.rows),
+        error=by_name(message.error, message.what[:2000], why=message.why[:2000], hint=message.hint[:2000]),
+    )
+
+
+def open_message(call: OpenSession) -> pb.OpenRequest:
+    """An open call as a message."""
+    p = call.parameters
+    return pb.OpenRequest(
+        head=call.head,
+        session=call.session,
+        epoch=call.epoch,
+        context=call.context,
+        sampling=pb.Sampling(
+            temperature=p.temperature,
+            top_p=p.top_p,
+            top_k=p.top_k,
+            min_p=p.min_p,
+            repetition_penalty=p.repetition_penalty,
+            repetition_context=p.repetition_context,
+            seed=p.seed,
+            choice=p.choice,
+        ),
+        next_hop=pb.NextHop(kind=_HOPS[call.next_hop.kind], address=call.next_hop.address),
+        position=call.position,
+    )
+
+
+def open_value(message: pb.OpenRequest) -> OpenSession:
+    """An open call out of a message.
+
+    Raises:
+        WireError: Sampling parameters out of bounds, or an unknown kind of hop.
+    """
+    if message.next_hop.kind not in _HOPS_BACK:
+        raise WireError(f"A hop of unknown kind {message.next_hop.kind} came.")
+    s = message.sampling
+    try:
+        parameters = SamplingParameters(
+            temperature=s.temperature,
+            top_p=s.top_p,
+            top_k=s.top_k,
+            min_p=s.min_p,
+            repetition_penalty=s.repetition_penalty,
+            repetition_context=s.repetition_context,
+            seed=s.seed,
+            choice=s.choice,
+        )
+    except UsageError as error:
+        raise WireError(error.what, why=error.why) from error
+    return OpenSession(
+        head=message.head,
+        session=message.session,
+        epoch=message.epoch,
+        context=message.context,
+        parameters=parameters,
+        next_hop=NextHop(kind=_HOPS_BACK[message.next_hop.kind], address=message.next_hop.address),
+        position=message.position if message.HasField("position") else None,
+    )
+
+
+def opened_message(opened: Opened) -> pb.OpenReply:
+    """The answer to an open call as a message."""
+    return pb.OpenReply(position=opened.position, rewind_floor=opened.rewind_floor, boot_id=opened.boot_id)
+
+
+def opened_value(message: pb.OpenReply) -> Opened:
+    """The answer to an open call out of a message."""
+    return Opened(position=message.position, rewind_floor=message.rewind_floor, boot_id=message.boot_id)
+
+
+def description_message(description: Description) -> pb.DescribeReply:
+    """A node's description as a message."""
+    facts, limits = description.stage, description.limits
+    return pb.DescribeReply(
+        protocol_versions=description.protocol_versions,
+        stage=pb.StageFacts(
+            stage_digests=facts.digests,
+            boundaries=facts.boundaries,
+            num_layers=facts.num_layers,
+            config_digest=facts.config_digest,
+            graph_hash=facts.graph_hash,
+            dtype=facts.dtype,
+            hidden_size=facts.hidden_size,
+            vocab_size=facts.vocab_size,
+            crossings_in=[
+                pb.CrossingSpec(name=c.name, dtype=c.dtype, shape=[str(d) for d in c.shape])
+                for c in facts.crossings_in
+            ],
+        ),
+        limits=pb.Limits(**{name: getattr(limits, name) for name in Limits.__slots__}),
+        boot_id=description.boot_id,
+        advertise=description.advertise,
+        num_sessions=description.num_sessions,
+        host=dict(description.host),
+    )
+
+
+def description_value(message: pb.DescribeReply) -> Description:
+    """A node's description out of a message.
+
+    Raises:
+        WireError: It breaks the protocol.
+    """
+    stage = message.stage
+    if len(stage.boundaries) != len(stage.stage_digests) + 1 or list(stage.boundaries) != sorted(set(stage.boundaries)):
+        raise WireError("A node describes layer ranges that are none.")
+    try:
+        crossings = tuple(
+            Crossing(
+                name=c.name,
+                dtype=pb.DType.Name(c.dtype),
+                shape=tuple(int(d) if d.isdigit() else d for d in c.shape),  # type: ignore[misc]
+            )
+            for c in stage.crossings_in
+        )
+    except (ValidationError, ValueError) as error:
+        raise WireError("A node describes crossings that are none.") from error
+    return Description(
+        protocol_versions=tuple(message.protocol_versions),
+        stage=StageFacts(
+            digests=tuple(stage.stage_digests),
+            boundaries=tuple(stage.boundaries),
+            num_layers=stage.num_layers,
+            config_digest=stage.config_digest,
+            graph_hash=stage.graph_hash,
+            dtype=stage.dtype,
+            hidden_size=stage.hidden_size,
+            vocab_size=stage.vocab_size,
+            crossings_in=crossings,
+        ),
+        limits=Limits(**{name: getattr(message.limits, name) for name in Limits.__slots__}),
+        boot_id=message.boot_id,
+        advertise=tuple(message.advertise),
+        num_sessions=message.num_sessions,
+        host=_text_map(message.host),
+    )
+
+
+def hello_message(*, head: bytes, lane: Lane, version: int, is_head: bool, boot_id: bytes = b"") -> pb.LinkMessage:
+    """The first message on a link."""
+    role = pb.Hello.HEAD if is_head else pb.Hello.PEER
+    return pb.LinkMessage(
+        hello=pb.Hello(protocol_version=version, head=head, role=role, lane=_LANES[lane], boot_id=boot_id)
+    )
+
+
+def hello_lane(hello: pb.Hello) -> Lane:
+    """The lane a hello names.
+
+    Raises:
+        WireError: None, or an unknown one.
+    """
+    if hello.lane not in _LANES_BACK:
+        raise WireError(f"A link for the unknown lane {hello.lane} came.")
+    return _LANES_BACK[hello.lane]
+
+
+def _row_message(row: Row) -> pb.Row:
+    return pb.Row(session=row.session, epoch=row.epoch, position=row.position, sample=row.sample)
+
+
+def _row_value(row: pb.Row) -> Row:
+    return Row(session=row.session, epoch=row.epoch, position=row.position, sample=row.sample)
+
+
+def _tensor_value(tensor: pb.Tensor) -> RawTensor:
+    if tensor.dtype not in pb.DType.values() or tensor.dtype == pb.DTYPE_UNSPECIFIED:
+        raise WireError(f"The crossing {tensor.name[:64]!r} came with the unknown dtype {tensor.dtype}.")
+    if len(tensor.shape) > MAX_DIMS:
+        raise WireError(f"The crossing {tensor.name[:64]!r} came with {len(tensor.shape)} dimensions.")
+    dtype = pb.DType.Name(tensor.dtype)
+    expected = DTYPE_SIZES[dtype]
+    for dimension in tensor.shape:
+        expected *= dimension
+    if expected != len(tensor.data):
+        raise WireError(
+            f"The crossing {tensor.name[:64]!r} came with {len(tensor.data)} bytes.",
+            why=f"{dtype}{list(tensor.shape)} takes {expected}.",
+        )
+    return RawTensor(dtype=dtype, shape=tuple(tensor.shape), data=tensor.data)
+
+
+def _text_map(values: Mapping[str, str]) -> dict[str, str]:
+    """Facts a node gives for people: bounded, printable."""
+    kept = list(values.items())[:64]
+    return {key[:64]: "".join(c for c in value[:200] if c.isprintable()) for key, value in kept}

@@ -1,0 +1,53 @@
+"""The sending side of a stream: a bounded queue and a task of its own, so that reading never waits on writing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from shardhub.errors import Overloaded
+
+
+class Outbox:
+    """Messages on their way into one stream.
+
+    Args:
+        write: Sends one message; suspends while the peer does not read.
+        limit: Messages that may wait. Credits keep senders below it; beyond it something is broken.
+        on_broken: Told once if writing fails.
+    """
+
+    def __init__(
+        self, write: Callable[[Any], Awaitable[Any]], *, limit: int, on_broken: Callable[[BaseException], None]
+    ) -> None:
+        self._write = write
+        self._queue: asyncio.Queue[Any] = asyncio.Queue(limit)
+        self._on_broken = on_broken
+        self._task = asyncio.create_task(self._drain())
+
+    def put(self, message: Any) -> None:
+        """Queue a message.
+
+        Raises:
+            Overloaded: The queue is full.
+        """
+        try:
+            self._queue.put_nowait(message)
+        except asyncio.QueueFull as error:
+            raise Overloaded(
+                f"{self._queue.maxsize} messages wait for a peer.", why="It does not read, or a head passed its credit."
+            ) from error
+
+    def stop(self) -> None:
+        """Drop what waits and end the task."""
+        self._task.cancel()
+
+    async def _drain(self) -> None:
+        try:
+            while True:
+                await self._write(await self._queue.get())
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever broke the stream is told to its owner, who names it
+            self._on_broken(error)

@@ -1,0 +1,350 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[DType]
+    BOOL: _ClassVar[DType]
+    U8: _ClassVar[DType]
+    I8: _ClassVar[DType]
+    U16: _ClassVar[DType]
+    I16: _ClassVar[DType]
+    F16: _ClassVar[DType]
+    BF16: _ClassVar[DType]
+    U32: _ClassVar[DType]
+    I32: _ClassVar[DType]
+    F32: _ClassVar[DType]
+    U64: _ClassVar[DType]
+    I64: _ClassVar[DType]
+    F64: _ClassVar[DType]
+    C64: _ClassVar[DType]
+DTYPE_UNSPECIFIED: DType
+BOOL: DType
+U8: DType
+I8: DType
+U16: DType
+I16: DType
+F16: DType
+BF16: DType
+U32: DType
+I32: DType
+F32: DType
+U64: DType
+I64: DType
+F64: DType
+C64: DType
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DescribeReply(_message.Message):
+    __slots__ = ("protocol_versions", "stage", "limits", "boot_id", "advertise", "num_sessions", "host")
+    class HostEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PROTOCOL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    ADVERTISE_FIELD_NUMBER: _ClassVar[int]
+    NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    protocol_versions: _containers.RepeatedScalarFieldContainer[int]
+    stage: StageFacts
+    limits: Limits
+    boot_id: bytes
+    advertise: _containers.RepeatedScalarFieldContainer[str]
+    num_sessions: int
+    host: _containers.ScalarMap[str, str]
+    def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ..., stage: _Optional[_Union[StageFacts, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., boot_id: _Optional[bytes] = ..., advertise: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., host: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class StageFacts(_message.Message):
+    __slots__ = ("stage_digests", "boundaries", "num_layers", "config_digest", "graph_hash", "dtype", "hidden_size", "crossings_in", "vocab_size")
+    STAGE_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    BOUNDARIES_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_HASH_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CROSSINGS_IN_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    stage_digests: _containers.RepeatedScalarFieldContainer[str]
+    boundaries: _containers.RepeatedScalarFieldContainer[int]
+    num_layers: int
+    config_digest: str
+    graph_hash: str
+    dtype: str
+    hidden_size: int
+    crossings_in: _containers.RepeatedCompositeFieldContainer[CrossingSpec]
+    vocab_size: int
+    def __init__(self, stage_digests: _Optional[_Iterable[str]] = ..., boundaries: _Optional[_Iterable[int]] = ..., num_layers: _Optional[int] = ..., config_digest: _Optional[str] = ..., graph_hash: _Optional[str] = ..., dtype: _Optional[str] = ..., hidden_size: _Optional[int] = ..., crossings_in: _Optional[_Iterable[_Union[CrossingSpec, _Mapping]]] = ..., vocab_size: _Optional[int] = ...) -> None: ...
+
+class CrossingSpec(_message.Message):
+    __slots__ = ("name", "dtype", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: DType
+    shape: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_chunk", "max_rows", "queue_steps", "queue_bytes", "max_context", "max_sessions", "lease_s", "message_bytes")
+    MAX_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_STEPS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    max_chunk: int
+    max_rows: int
+    queue_steps: int
+    queue_bytes: int
+    max_context: int
+    max_sessions: int
+    lease_s: float
+    message_bytes: int
+    def __init__(self, max_chunk: _Optional[int] = ..., max_rows: _Optional[int] = ..., queue_steps: _Optional[int] = ..., queue_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_sessions: _Optional[int] = ..., lease_s: _Optional[float] = ..., message_bytes: _Optional[int] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context", "seed", "choice")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    repetition_context: int
+    seed: int
+    choice: int
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., repetition_context: _Optional[int] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ...) -> None: ...
+
+class NextHop(_message.Message):
+    __slots__ = ("kind", "address")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[NextHop.Kind]
+        DIAL: _ClassVar[NextHop.Kind]
+        OPENER: _ClassVar[NextHop.Kind]
+        END: _ClassVar[NextHop.Kind]
+    KIND_UNSPECIFIED: NextHop.Kind
+    DIAL: NextHop.Kind
+    OPENER: NextHop.Kind
+    END: NextHop.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    kind: NextHop.Kind
+    address: str
+    def __init__(self, kind: _Optional[_Union[NextHop.Kind, str]] = ..., address: _Optional[str] = ...) -> None: ...
+
+class OpenRequest(_message.Message):
+    __slots__ = ("head", "session", "epoch", "context", "sampling", "next_hop", "position")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    NEXT_HOP_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    head: bytes
+    session: bytes
+    epoch: int
+    context: int
+    sampling: Sampling
+    next_hop: NextHop
+    position: int
+    def __init__(self, head: _Optional[bytes] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., context: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
+
+class OpenReply(_message.Message):
+    __slots__ = ("position", "rewind_floor", "boot_id")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    REWIND_FLOOR_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    rewind_floor: int
+    boot_id: bytes
+    def __init__(self, position: _Optional[int] = ..., rewind_floor: _Optional[int] = ..., boot_id: _Optional[bytes] = ...) -> None: ...
+
+class CloseRequest(_message.Message):
+    __slots__ = ("head", "session", "epoch")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    head: bytes
+    session: bytes
+    epoch: int
+    def __init__(self, head: _Optional[bytes] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class CloseReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RenewRequest(_message.Message):
+    __slots__ = ("head", "sessions")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    head: bytes
+    sessions: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, head: _Optional[bytes] = ..., sessions: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class RenewReply(_message.Message):
+    __slots__ = ("gone", "boot_id")
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    gone: _containers.RepeatedScalarFieldContainer[bytes]
+    boot_id: bytes
+    def __init__(self, gone: _Optional[_Iterable[bytes]] = ..., boot_id: _Optional[bytes] = ...) -> None: ...
+
+class ProbeRequest(_message.Message):
+    __slots__ = ("address", "timeout_ms", "boot_id")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    timeout_ms: int
+    boot_id: bytes
+    def __init__(self, address: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., boot_id: _Optional[bytes] = ...) -> None: ...
+
+class ProbeReply(_message.Message):
+    __slots__ = ("round_trip_s",)
+    ROUND_TRIP_S_FIELD_NUMBER: _ClassVar[int]
+    round_trip_s: float
+    def __init__(self, round_trip_s: _Optional[float] = ...) -> None: ...
+
+class LinkMessage(_message.Message):
+    __slots__ = ("hello", "step", "result", "failure")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    step: Step
+    result: Result
+    failure: Failure
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("protocol_version", "head", "role", "lane", "boot_id")
+    class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        ROLE_UNSPECIFIED: _ClassVar[Hello.Role]
+        HEAD: _ClassVar[Hello.Role]
+        PEER: _ClassVar[Hello.Role]
+    ROLE_UNSPECIFIED: Hello.Role
+    HEAD: Hello.Role
+    PEER: Hello.Role
+    class Lane(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        LANE_UNSPECIFIED: _ClassVar[Hello.Lane]
+        PREFILL: _ClassVar[Hello.Lane]
+        DECODE: _ClassVar[Hello.Lane]
+    LANE_UNSPECIFIED: Hello.Lane
+    PREFILL: Hello.Lane
+    DECODE: Hello.Lane
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    LANE_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    head: bytes
+    role: Hello.Role
+    lane: Hello.Lane
+    boot_id: bytes
+    def __init__(self, protocol_version: _Optional[int] = ..., head: _Optional[bytes] = ..., role: _Optional[_Union[Hello.Role, str]] = ..., lane: _Optional[_Union[Hello.Lane, str]] = ..., boot_id: _Optional[bytes] = ...) -> None: ...
+
+class Row(_message.Message):
+    __slots__ = ("session", "epoch", "position", "sample")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    position: int
+    sample: bool
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., sample: bool = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("rows", "length", "ids", "crossings", "timeout_ms")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    CROSSINGS_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[Row]
+    length: int
+    ids: bytes
+    crossings: _containers.RepeatedCompositeFieldContainer[Tensor]
+    timeout_ms: int
+    def __init__(self, rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., length: _Optional[int] = ..., ids: _Optional[bytes] = ..., crossings: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+
+class Tensor(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: DType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class RowResult(_message.Message):
+    __slots__ = ("session", "epoch", "position", "token", "logprob")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    position: int
+    token: int
+    logprob: float
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
+
+class Result(_message.Message):
+    __slots__ = ("rows", "boot_id")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[RowResult]
+    boot_id: bytes
+    def __init__(self, rows: _Optional[_Iterable[_Union[RowResult, _Mapping]]] = ..., boot_id: _Optional[bytes] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("rows", "error", "what", "why", "hint")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedCompositeFieldContainer[Row]
+    error: str
+    what: str
+    why: str
+    hint: str
+    def __init__(self, rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., error: _Optional[str] = ..., what: _Optional[str] = ..., why: _Optional[str] = ..., hint: _Optional[str] = ...) -> None: ...
