@@ -162,7 +162,9 @@ def _state_bytes(kind: str, config: Mapping[str, Any], width: int) -> int:
     if kind == "linear_attention":
         heads = product("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
         keys, values = (product(f"linear_num_{x}_heads", f"linear_{x}_head_dim") for x in ("key", "value"))
-        return heads * _STATE_WIDTH + (2 * keys + values) * (_first_int(config, ("linear_conv_kernel_dim",)) or 4) * width
+        return (
+            heads * _STATE_WIDTH + (2 * keys + values) * (_first_int(config, ("linear_conv_kernel_dim",)) or 4) * width
+        )
     if kind == "mamba":
         return product("mamba_n_heads", "mamba_d_head", "mamba_d_state") * _STATE_WIDTH
     if kind == "conv":

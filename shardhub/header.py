@@ -53,6 +53,10 @@ class FileSource:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back."""
         os.close(self._descriptor)
 
     def read_into(self, start: int, buffer: memoryview) -> None:

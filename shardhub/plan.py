@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from shardhub.balance import balance
 from shardhub.errors import FormatError, PlanError
 from shardhub.manifest import MAX_LAYERS, MAX_STAGES, Document, decode
 
@@ -150,7 +152,7 @@ def cut_evenly(costs: ModelCosts, num_stages: int, *, allowed_cuts: Collection[i
     Raises:
         PlanError: There are fewer layers, or fewer allowed cuts, than that takes.
     """
-    most = costs.num_layers if allowed_cuts is None else 1 + len(_usable(allowed_cuts, costs.num_layers))
+    most = 1 + len(usable_cuts(costs.num_layers, allowed_cuts))
     if num_stages < 1:
         raise PlanError(f"{num_stages} stages cannot be made.", hint=f"Ask for 1 to {most}.")
     if num_stages > most:
@@ -158,10 +160,18 @@ def cut_evenly(costs: ModelCosts, num_stages: int, *, allowed_cuts: Collection[i
         if most < costs.num_layers:
             why = f"This model can be cut at {most - 1} of its {costs.num_layers - 1} layer borders."
         raise PlanError(f"{num_stages} stages are more than can be made.", why=why, hint=f"Ask for 1 to {most}.")
-    ranges = balance(costs, num_stages, lambda index, start, stop: True, allowed_cuts=allowed_cuts)
+    sums = list(accumulate((layer.read_bytes for layer in costs.layers), initial=0))
+    ranges = balance(
+        costs.num_layers,
+        num_stages,
+        lambda start, stop: sums[stop] - sums[start] + (costs.head_bytes if stop == costs.num_layers else 0),
+        cuts=usable_cuts(costs.num_layers, allowed_cuts),
+    )
     assert ranges is not None  # enough cuts are allowed, and anything fits
     return Plan(
-        num_layers=costs.num_layers, stages=tuple(StagePlan(start=a, stop=b) for a, b in ranges), notes=costs.notes
+        num_layers=costs.num_layers,
+        stages=tuple(StagePlan(start=part.start, stop=part.stop) for part in ranges),
+        notes=costs.notes,
     )
 
 
@@ -185,7 +195,7 @@ def cut_at(costs: ModelCosts, cuts: Sequence[int], *, allowed_cuts: Collection[i
     boundaries = [0, *cuts, num]
     plan = Plan(
         num_layers=num,
-        stages=tuple(StagePlan(start=a, stop=b) for a, b in zip(boundaries, boundaries[1:], strict=False)),
+        stages=tuple(StagePlan(start=a, stop=b) for a, b in pairwise(boundaries)),
         notes=costs.notes,
     )
     return check_cuts(plan, allowed_cuts)
@@ -199,13 +209,19 @@ def check_cuts(plan: Plan, allowed_cuts: Collection[int] | None) -> Plan:
     """
     if allowed_cuts is None or not (forbidden := sorted(set(plan.cuts) - set(allowed_cuts))):
         return plan
-    usable = _usable(allowed_cuts, plan.num_layers)
-    nearest = sorted(usable, key=lambda cut: (abs(cut - forbidden[0]), cut))[:3]
+    nearest = sorted(usable_cuts(plan.num_layers, allowed_cuts), key=lambda cut: (abs(cut - forbidden[0]), cut))[:3]
     raise PlanError(
         f"This model cannot be cut at layer {forbidden[0]}.",
         why="What its layers hand on there cannot cross a cut.",
-        hint=f"Nearest cuts that are possible: {', '.join(map(str, sorted(nearest)))}." if nearest else "Use one stage.",
+        hint=f"Nearest cuts that are possible: {', '.join(map(str, sorted(nearest)))}."
+        if nearest
+        else "Use one stage.",
     )
+
+
+def usable_cuts(num_layers: int, allowed_cuts: Collection[int] | None) -> list[int]:
+    """Positions where a model may be cut, in order."""
+    return [cut for cut in range(1, num_layers) if allowed_cuts is None or cut in allowed_cuts]
 
 
 def parse_cuts(text: str) -> tuple[int, ...]:
@@ -238,7 +254,7 @@ class _PlanDocument(Document):
     num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
     stages: Annotated[tuple[_StageEntry, ...], Field(min_length=1, max_length=MAX_STAGES)]
     # What `plan --json` reports beside; a plan is read without it.
-    report: dict[str, Any] = {}
+    report: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
 def plan_to_json(plan: Plan, *, report: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -282,6 +298,3 @@ def parse_plan(
         for entry in document.stages
     )
     return check_cuts(Plan(num_layers=document.num_layers, stages=stages, notes=costs.notes), allowed_cuts)
-
-
-Fits = Callable[[int, int, int], bool]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from shardhub.chain.chain import Chain, ChainSession
@@ -87,7 +87,7 @@ async def generate(
     max_tokens: int,
     end_ids: Collection[int],
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> AsyncIterator[Token]:
+) -> AsyncGenerator[Token, None]:
     """Generate tokens one by one; the end token, if it comes, is the last and marked.
 
     Args:

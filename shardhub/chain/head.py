@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +151,7 @@ class Head:
         stops: Sequence[str] = (),
         timing: Timing | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """Answer a prompt in a session of its own, freed on every node when the answer ends or is given up.
 
         Args:
@@ -187,7 +187,7 @@ class Head:
         stops: Sequence[str] = (),
         timing: Timing | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """Answer ids that follow what a session holds already; as `answer`, but the session stays open."""
         timing = timing or Timing()
         timing.num_prompt = session.position + len(ids)
@@ -236,7 +236,7 @@ class Conversation:
         stops: Sequence[str] = (),
         timing: Timing | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """Answer the whole conversation's ids; ids the nodes hold KV for already are not sent again.
 
         Raises:

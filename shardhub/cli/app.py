@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -21,21 +21,21 @@ app = typer.Typer(
 )
 
 Model = Annotated[Path, typer.Argument(help="Model folder (safetensors and config.json).")]
-Stages = Annotated[Optional[int], typer.Option(help="Number of stages, balanced by the bytes each reads per token.")]
-Cuts = Annotated[Optional[str], typer.Option(help="Layers before which to cut: 10,20.", metavar="L,L,...")]
+Stages = Annotated[int | None, typer.Option(help="Number of stages, balanced by the bytes each reads per token.")]
+Cuts = Annotated[str | None, typer.Option(help="Layers before which to cut: 10,20.", metavar="L,L,...")]
 Machine = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option(help="A machine and its memory: mac=64GB. Give one for each, in order.", metavar="NAME=RAM"),
 ]
-PlanFile = Annotated[Optional[Path], typer.Option("--plan", help="A plan written by `shardhub plan --json`.")]
-Context = Annotated[Optional[int], typer.Option(help="Positions of a session, prompt and answer, to keep KV for.")]
+PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan written by `shardhub plan --json`.")]
+Context = Annotated[int | None, typer.Option(help="Positions of a session, prompt and answer, to keep KV for.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
-Memory = Annotated[Optional[str], typer.Option(help="Memory to stay within, such as 12GB.", metavar="SIZE")]
-PipelineArgument = Annotated[Optional[Path], typer.Argument(metavar="[PIPELINE]", help="Pipeline folder.")]
-ManifestOption = Annotated[Optional[Path], typer.Option("--manifest", help="The same, by name.")]
+Memory = Annotated[str | None, typer.Option(help="Memory to stay within, such as 12GB.", metavar="SIZE")]
+PipelineArgument = Annotated[Path | None, typer.Argument(metavar="[PIPELINE]", help="Pipeline folder.")]
+ManifestOption = Annotated[Path | None, typer.Option("--manifest", help="The same, by name.")]
 Node = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option(help="Address of a node, any order; also SHARDHUB_NODES and nodes.toml.", metavar="HOST:PORT"),
 ]
 NoLocal = Annotated[bool, typer.Option("--no-local", help="Never run a stage in this process.")]
@@ -47,9 +47,9 @@ MinP = Annotated[float, typer.Option(help="Keep tokens at least this likely, rel
 Penalty = Annotated[
     float, typer.Option("--repetition-penalty", help=f"Penalty on the last {REPETITION_CONTEXT} tokens; 1 is none.")
 ]
-Seed = Annotated[Optional[int], typer.Option(help="Seed of the draws; random by default.", min=0)]
-Stop = Annotated[Optional[list[str]], typer.Option(help="Text that ends the answer; may be given several times.")]
-System = Annotated[Optional[str], typer.Option(help="System prompt.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draws; random by default.", min=0)]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")]
+System = Annotated[str | None, typer.Option(help="System prompt.")]
 
 
 def _version(value: bool) -> None:
@@ -108,8 +108,8 @@ def split(
     cuts: Cuts = None,
     machine: Machine = None,
     plan: PlanFile = None,
-    only: Annotated[Optional[int], typer.Option(help="Write this stage's shard only.", min=0, metavar="K")] = None,
-    name: Annotated[Optional[str], typer.Option(help="Base name of the shards; the model's by default.")] = None,
+    only: Annotated[int | None, typer.Option(help="Write this stage's shard only.", min=0, metavar="K")] = None,
+    name: Annotated[str | None, typer.Option(help="Base name of the shards; the model's by default.")] = None,
     context: Context = None,
     json_: Json = False,
     debug: Debug = False,
@@ -130,17 +130,17 @@ def serve(
     shards: Annotated[
         list[Path], typer.Argument(metavar="SHARD...", help="Shard folder, several adjacent ones, or a pipeline.")
     ],
-    stages: Annotated[Optional[str], typer.Option(help="Of a pipeline: which stages.", metavar="K[-L]")] = None,
+    stages: Annotated[str | None, typer.Option(help="Of a pipeline: which stages.", metavar="K[-L]")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 50051,
     insecure_lan: Annotated[
         bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
     ] = False,
     advertise: Annotated[
-        Optional[list[str]], typer.Option(help="Address for other nodes.", metavar="HOST:PORT")
+        list[str] | None, typer.Option(help="Address for other nodes.", metavar="HOST:PORT")
     ] = None,
     peers: Annotated[
-        Optional[list[str]], typer.Option(help="Network this node may dial; private ones by default.", metavar="CIDR")
+        list[str] | None, typer.Option(help="Network this node may dial; private ones by default.", metavar="CIDR")
     ] = None,
     context: Context = None,
     max_sessions: Annotated[int, typer.Option(help="Most sessions at once.", min=1)] = 16,
@@ -172,7 +172,7 @@ def serve(
 def generate(
     pipeline: PipelineArgument = None,
     manifest: ManifestOption = None,
-    prompt: Annotated[Optional[str], typer.Option("--prompt", "-p", help="The prompt; - reads stdin.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt; - reads stdin.")] = None,
     node: Node = None,
     system: System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,

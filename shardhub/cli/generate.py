@@ -170,7 +170,9 @@ def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[st
             try:
                 addresses = tomllib.loads(path.read_text(encoding="utf-8"))["nodes"]
             except (tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as error:
-                raise UsageError(f"{path} names no nodes.", why=f"{error}.", hint='Write: nodes = ["host:port"]') from error
+                raise UsageError(
+                    f"{path} names no nodes.", why=f"{error}.", hint='Write: nodes = ["host:port"]'
+                ) from error
     for address in addresses:
         if not isinstance(address, str) or not address.rpartition(":")[2].isdigit() or not address.rpartition(":")[0]:
             raise UsageError(f"{where}: {address!r} is no HOST:PORT.", hint="Write it like 192.168.1.7:50051.")

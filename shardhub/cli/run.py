@@ -43,6 +43,12 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
         # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except Exception as error:
+        if debug:
+            raise
+        hint = "This is a fault of shardhub's: please report it with the output of the same command and --debug."
+        print_error(ShardhubError("Something went wrong.", why=f"{type(error).__name__}: {error}", hint=hint))
+        code = 1
     sys.stdout.flush()
     sys.exit(code)
 

@@ -64,9 +64,7 @@ def serve(folders: Sequence[Path], options: ServeOptions, *, as_json: bool) -> i
             }
             print(json.dumps(record), flush=True)
         else:
-            print(
-                f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {address}", flush=True
-            )
+            print(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {address}", flush=True)
 
     return asyncio.run(
         run_node(
@@ -108,7 +106,9 @@ def choose_shards(folders: Sequence[Path], stages: str | None, budget_bytes: int
     for index, entry in enumerate(pipeline.manifest.stages):
         fits = entry.size_bytes < budget and pipeline.shard_folder(index) is not None
         mark = "<- serving this one" if fits and chosen is None else ""
-        note(f"stage {index}: layers {entry.start} to {entry.stop - 1}, {entry.size_bytes / 1e9:.2f} GB {mark}".rstrip())
+        note(
+            f"stage {index}: layers {entry.start} to {entry.stop - 1}, {entry.size_bytes / 1e9:.2f} GB {mark}".rstrip()
+        )
         if fits and chosen is None:
             chosen = _shard(pipeline, index)
     if chosen is None:

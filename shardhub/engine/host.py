@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import mlx.core as mx
 
+from shardhub import __version__
 from shardhub.model.memory import installed_memory, memory_budget
 
 
@@ -14,7 +15,7 @@ def host_facts() -> dict[str, str]:
     """Versions, operating system, chip, MLX backend and memory."""
     device = mx.default_device()
     return {
-        "shardhub": version("shardhub"),
+        "shardhub": __version__,
         "mlx": version("mlx"),
         "mlx_lm": version("mlx-lm"),
         "python": platform.python_version(),

@@ -8,11 +8,12 @@ from typing import Any
 
 import mlx.core as mx
 
+from shardhub import __version__
+from shardhub.contents import ModelContents, StageContents, Versions
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.build import Blueprint, final_names, hidden_dtype, layer_of_tensors
 from shardhub.model.proof import prove_chain, trace_stage
 from shardhub.model.reach import Needs, describe, find_needs, stage_cut, stage_tensors
-from shardhub.split import ModelContents, StageContents
 from shardhub.tensors import TensorSpec
 
 
@@ -41,10 +42,12 @@ class Dissection:
             dtype=hidden_dtype(self.blueprint.tensors),
             stored_names=self._stored_names,
             layer_of=layer_of_tensors(self.blueprint.build()),
-            shardhub=version("shardhub"),
-            mlx=version("mlx"),
-            mlx_lm=version("mlx-lm"),
-            device=str(mx.default_device()),
+            versions=Versions(
+                shardhub=__version__,
+                mlx=version("mlx"),
+                mlx_lm=version("mlx-lm"),
+                device=str(mx.default_device()),
+            ),
         )
 
     def stages(self, ranges: Sequence[tuple[int, int]]) -> list[StageContents]:

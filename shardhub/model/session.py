@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -136,7 +137,9 @@ class Session:
                     why="Weights or hidden states hold NaN or infinity.",
                     hint="Verify the shards' source; try another dtype.",
                 )
-            return Advanced(crossings={}, token=token.tolist(), logprob=chosen.tolist())
+            drawn: Any = token.tolist()
+            likely: Any = chosen.tolist()
+            return Advanced(crossings={}, token=drawn, logprob=likely)
         mx.eval([leaf for leaf in out.values() if isinstance(leaf, mx.array)], state)
         crossings = {name: _raw(leaf) for name, leaf in out.items()}
         if len(values) > 1:

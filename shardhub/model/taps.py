@@ -195,7 +195,7 @@ def _unflatten(tree: Any, lookup: Callable[[str], Leaf]) -> Any:
     if isinstance(tree, Constant):
         return tree.value
     if isinstance(tree, Instance):
-        instance = object.__new__(tree.cls)
+        instance: Any = object.__new__(tree.cls)
         instance.__dict__.update({key: _unflatten(item, lookup) for key, item in tree.attributes.items()})
         return instance
     if isinstance(tree, tuple | list):

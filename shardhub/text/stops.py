@@ -80,7 +80,7 @@ class StopMatcher:
 
 
 def _borders(stop: str) -> list[int]:
-    """For each prefix of `stop`, the length of its longest proper prefix that is also its suffix (Knuth-Morris-Pratt)."""
+    """Lengths, one per prefix, of the longest shorter prefix that is also its suffix (Knuth, Morris, Pratt)."""
     borders = [0] * len(stop)
     length = 0
     for index in range(1, len(stop)):

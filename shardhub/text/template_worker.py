@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import html  # noqa: F401  (jinja2 imports html, pprint and textwrap on demand, when no file can be opened any more)
 import json
 import math
 import os
-import pprint  # noqa: F401  (jinja2 imports it on demand, which the limit on open files would forbid)
+import pprint  # noqa: F401
 import resource
 import sys
+import textwrap  # noqa: F401
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -169,7 +171,7 @@ def _describe(error: Exception) -> tuple[str, str]:
 def _warm_up(compile_template: Callable[[str], jinja2.Template]) -> None:
     """Have Python and jinja2 load what they load on demand (codecs, the time zone): later no file can be opened."""
     for template in ("{{ 'x'|upper }}{{ strftime_now('%c %Z') }}{{ messages|tojson }}", "{{ a.b }}", "{% if %}"):
-        request = {"template": template, "variables": {"messages": []}, "max_chars": 100}
+        request: dict[str, Any] = {"template": template, "variables": {"messages": []}, "max_chars": 100}
         answer(json.dumps(request).encode(), compile_template)
 
 

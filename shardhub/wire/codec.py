@@ -51,8 +51,7 @@ def step_message(step: Step) -> pb.LinkMessage:
             length=step.length,
             ids=step.ids,
             crossings=[
-                pb.Tensor(name=name, dtype=t.dtype, shape=t.shape, data=t.data)
-                for name, t in step.crossings.items()
+                pb.Tensor(name=name, dtype=t.dtype, shape=t.shape, data=t.data) for name, t in step.crossings.items()
             ],
             timeout_ms=min(left_ms, MAX_TIMEOUT_S * 1000),
         )
@@ -213,8 +212,7 @@ def description_message(description: Description) -> pb.DescribeReply:
             hidden_size=facts.hidden_size,
             vocab_size=facts.vocab_size,
             crossings_in=[
-                pb.CrossingSpec(name=c.name, dtype=c.dtype, shape=[str(d) for d in c.shape])
-                for c in facts.crossings_in
+                pb.CrossingSpec(name=c.name, dtype=c.dtype, shape=[str(d) for d in c.shape]) for c in facts.crossings_in
             ],
         ),
         limits=pb.Limits(**{name: getattr(limits, name) for name in Limits.__slots__}),

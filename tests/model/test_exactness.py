@@ -34,10 +34,7 @@ class Taken:
         """A stage whose weights outside its own set are NaN, so that a leak cannot pass."""
         model = self.blueprint.build()
         own = stage_tensors(cut.start, cut.stop, self.anatomy, self.needs)
-        values = {
-            name: array if name in own else _poison(array)
-            for name, array in self.weights.items()
-        }
+        values = {name: array if name in own else _poison(array) for name, array in self.weights.items()}
         model.update(tree_unflatten(list(values.items())))
         return Stage(model, self.anatomy, cut.start, cut.stop, cut.crossings_in, cut.crossings_out)
 

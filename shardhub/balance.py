@@ -1,0 +1,100 @@
+"""Cutting a row of layers into consecutive ranges so that the dearest range is as cheap as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+Score = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Layers [start, stop) given to the slot `index`."""
+
+    index: int
+    start: int
+    stop: int
+
+
+def balance(
+    num_layers: int,
+    num_slots: int,
+    cost: Callable[[int, int], int],
+    *,
+    cuts: Iterable[int],
+    fits: Callable[[int, int, int], bool] = lambda index, start, stop: True,
+    may_skip: bool = False,
+) -> list[Range] | None:
+    """Give every layer to a slot, in order, so that the dearest range is cheapest; exact, by dynamic programming.
+
+    Among the best, the one with the least sum of squares is taken, then the one with the longest first ranges.
+
+    Args:
+        num_layers: Layers to give away.
+        num_slots: Slots, in order.
+        cost: Cost of the layers [start, stop); grows with the range.
+        cuts: Where ranges may meet.
+        fits: Whether a slot can hold [start, stop); what does not fit does not fit with more layers either.
+        may_skip: Whether slots may stay empty; as few as possible do.
+
+    Returns:
+        The ranges of the slots that have layers, or None when nothing fits.
+    """
+    borders = sorted({0, num_layers, *(cut for cut in cuts if 0 < cut < num_layers)})
+    largest = _solve(borders, num_slots, cost, fits, may_skip, max, None)
+    if largest is None:
+        return None
+    limit = max(cost(part.start, part.stop) for part in largest)
+    return _solve(borders, num_slots, cost, fits, may_skip, _add_square, limit)
+
+
+def _add_square(total: int, cost: int) -> int:
+    return total + cost * cost
+
+
+def _solve(
+    borders: list[int],
+    num_slots: int,
+    cost: Callable[[int, int], int],
+    fits: Callable[[int, int, int], bool],
+    may_skip: bool,
+    join: Callable[[int, int], int],
+    limit: int | None,
+) -> list[Range] | None:
+    """Best ranges by (slots left empty, `join` over the costs), no range dearer than `limit`."""
+    # scores[b]: best score of the slots so far, when they hold the layers up to borders[b].
+    scores: list[Score | None] = [(0, 0)] + [None] * (len(borders) - 1)
+    choices: list[list[int]] = []
+    for slot in range(num_slots):
+        after: list[Score | None] = [None] * len(borders)
+        choice = [-1] * len(borders)
+        for end, stop in enumerate(borders):
+            best: Score | None = None
+            if may_skip and (before := scores[end]) is not None:
+                best, choice[end] = (before[0] + 1, before[1]), end
+            for begin in range(end - 1, -1, -1):
+                start = borders[begin]
+                price = cost(start, stop)
+                too_dear = limit is not None and price > limit
+                # Prices only grow from here on, so without empty slots nothing better can follow.
+                beaten = not may_skip and join is max and best is not None and price >= best[1]
+                if too_dear or beaten or not fits(slot, start, stop):
+                    break
+                if (before := scores[begin]) is None:
+                    continue
+                score = (before[0], join(before[1], price))
+                if best is None or score < best:
+                    best, choice[end] = score, begin
+            after[end] = best
+        scores = after
+        choices.append(choice)
+    if scores[-1] is None:
+        return None
+    ranges, end = [], len(borders) - 1
+    for slot in range(num_slots - 1, -1, -1):
+        begin = choices[slot][end]
+        if begin != end:
+            ranges.append(Range(index=slot, start=borders[begin], stop=borders[end]))
+        end = begin
+    return ranges[::-1]

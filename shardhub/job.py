@@ -1,0 +1,293 @@
+"""What a split is to write, decided before a byte is: files, keys, documents, and what is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardhub.checkpoint import Checkpoint
+from shardhub.config import quantization
+from shardhub.contents import ModelContents, StageContents
+from shardhub.errors import PlanError, UsageError, WeightFileError
+from shardhub.journal import Entries
+from shardhub.manifest import (
+    FolderLocation,
+    Manifest,
+    Proof,
+    Source,
+    Stage,
+    StageEntry,
+    WeightFile,
+    canonical,
+    config_digest,
+    encode_catalogue,
+    sha256_hex,
+)
+from shardhub.naming import check_file_name, pipeline_name, shard_name
+from shardhub.shard_folder import (
+    UNKNOWN,
+    check_same,
+    existing_stage,
+    partial_folder,
+    pipeline_files,
+    pipeline_in_place,
+)
+from shardhub.weight_layout import MAX_FILE_BYTES, FileLayout, lay_out
+
+# Names of tensors an error lists.
+_NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardJob:
+    """One shard.
+
+    Attributes:
+        folder: Where it is to be.
+        contents: What its stage needs.
+        layouts: Its weight files.
+        keys: Digest of what each weight file is made of, whatever the cut.
+    """
+
+    index: int
+    folder: Path
+    contents: StageContents
+    layouts: tuple[FileLayout, ...]
+    keys: tuple[str, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its weight files."""
+        return sum(layout.size_bytes for layout in self.layouts)
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of its tensors."""
+        return self.size_bytes - sum(len(layout.header) for layout in self.layouts)
+
+    def journal_path(self, layout: FileLayout) -> str:
+        """Name the journal has for a file of the shard while it is made."""
+        return f"{partial_folder(self.folder).name}/{layout.name}"
+
+    def finished(self, entries: Entries) -> set[str]:
+        """Names of the weight files that an earlier run finished and that still lie in the hidden folder."""
+        hidden = partial_folder(self.folder)
+        return {
+            layout.name
+            for layout, key in zip(self.layouts, self.keys, strict=True)
+            if entries.keys.get(self.journal_path(layout)) == key
+            and key in entries.digests
+            and (hidden / layout.name).is_file()
+            and (hidden / layout.name).stat().st_size == layout.size_bytes
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitJob:
+    """All shards and the pipeline.
+
+    Attributes:
+        catalogue: tensors.json.
+        files: sha256 of the files that lie beside the manifest, by name.
+    """
+
+    checkpoint: Checkpoint
+    contents: ModelContents
+    name: str
+    source: Source
+    shards: tuple[ShardJob, ...]
+    pipeline_folder: Path
+    catalogue: bytes
+    files: Mapping[str, str]
+
+    @property
+    def source_name(self) -> str:
+        """The model for a reader: its repo, else its folder's name."""
+        return self.source.repo or self.checkpoint.folder.resolve().name
+
+    @property
+    def files_bytes(self) -> int:
+        """Bytes of the files that lie beside the manifest."""
+        return sum((self.checkpoint.folder / name).stat().st_size for name in self.files)
+
+    def stage(self, shard: ShardJob, digests: Mapping[str, str]) -> Stage:
+        """stage.json of a shard; the sha256 of files that are not in `digests` is `UNKNOWN`."""
+        config = dict(self.checkpoint.config)
+        return Stage(
+            source=self.source,
+            config_digest=config_digest(config),
+            catalogue_digest=sha256_hex(self.catalogue),
+            num_layers=self.contents.num_layers,
+            start=shard.contents.start,
+            stop=shard.contents.stop,
+            dtype=self.contents.dtype,
+            quantization=quantization(config),
+            weight_files=tuple(
+                WeightFile(
+                    name=layout.name,
+                    size_bytes=layout.size_bytes,
+                    sha256=digests.get(key, UNKNOWN),
+                    tensors=layout.tensors,
+                )
+                for layout, key in zip(shard.layouts, shard.keys, strict=True)
+            ),
+            crossings_in=shard.contents.crossings_in,
+            crossings_out=shard.contents.crossings_out,
+        )
+
+    def manifest(self, stage_digests: Sequence[str]) -> Manifest:
+        """shardhub.json, once the stage digests are known."""
+        return Manifest(
+            name=self.name,
+            source=self.source,
+            config_digest=config_digest(dict(self.checkpoint.config)),
+            num_layers=self.contents.num_layers,
+            stages=tuple(
+                StageEntry(
+                    digest=digest,
+                    start=shard.contents.start,
+                    stop=shard.contents.stop,
+                    size_bytes=shard.size_bytes,
+                    locations=(FolderLocation(kind="folder", name=shard.folder.name),),
+                )
+                for shard, digest in zip(self.shards, stage_digests, strict=True)
+            ),
+            files=dict(self.files),
+        )
+
+    def in_place(self, shard: ShardJob, entries: Entries) -> bool:
+        """Whether the shard's folder is there.
+
+        Raises:
+            UsageError: Something else has its name.
+        """
+        existing = existing_stage(shard.folder)
+        if existing is not None:
+            check_same(shard.folder, existing, self.stage(shard, entries.digests))
+        return existing is not None
+
+    def proof(self, shard: ShardJob, stage_digest: str) -> Proof | None:
+        """proof.json of a shard, if its computation was proven."""
+        if shard.contents.graph_hash is None:
+            return None
+        versions = self.contents.versions
+        return Proof(
+            stage_digest=stage_digest,
+            method="graph",
+            graph_hash=shard.contents.graph_hash,
+            chunks=shard.contents.proof_chunks,
+            shardhub=versions.shardhub,
+            mlx=versions.mlx,
+            mlx_lm=versions.mlx_lm,
+            device=versions.device,
+        )
+
+    def select(self, only: int | None) -> tuple[ShardJob, ...]:
+        """The shards one run writes.
+
+        Raises:
+            UsageError: There is no such shard.
+        """
+        if only is None:
+            return self.shards
+        if not 0 <= only < len(self.shards):
+            raise UsageError(
+                f"There is no shard {only}.",
+                why=f"This cut has {len(self.shards)}, counted from 0.",
+                hint=f"Give --only 0 to {len(self.shards) - 1}.",
+            )
+        return (self.shards[only],)
+
+    def check_pipeline(self) -> None:
+        """See early that the pipeline's folder, if there, can be this very pipeline's.
+
+        Raises:
+            UsageError: It cannot.
+        """
+        expected = self.manifest([f"{index:064x}" for index in range(len(self.shards))])
+        pipeline_in_place(self.pipeline_folder, expected, compare_digests=False)
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    contents: ModelContents,
+    stages: Sequence[StageContents],
+    out: Path,
+    *,
+    name: str,
+    source: Source,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> SplitJob:
+    """Decide what a split writes; reads nothing but small files and writes nothing.
+
+    Raises:
+        FormatError: `name` is no plain file name.
+        PlanError: The stages do not cover every layer once.
+        WeightFileError: The checkpoint lacks tensors of the model.
+        UnsupportedModel: Two weight files would have one name.
+    """
+    check_file_name(pipeline_name(name), where="--name")
+    _check_cover(contents.num_layers, stages)
+    missing = sorted({final for final, stored in contents.stored_names.items() if stored not in checkpoint.tensors})
+    if missing:
+        more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
+        raise WeightFileError(
+            f"{checkpoint.folder} lacks tensors of the model.",
+            why=f"Missing: {', '.join(missing[:_NAMES_SHOWN])}{more}.",
+            hint="Download the model again.",
+        )
+    stored = {final: checkpoint.tensors[name] for final, name in contents.stored_names.items()}
+    shards = []
+    for index, stage in enumerate(stages):
+        layouts = lay_out(
+            stage.start,
+            stage.stop,
+            stage.tensors,
+            layer_of=contents.layer_of,
+            stored=stored,
+            max_file_bytes=max_file_bytes,
+        )
+        shards.append(
+            ShardJob(
+                index=index,
+                folder=out / shard_name(name, index),
+                contents=stage,
+                layouts=layouts,
+                keys=tuple(_key(layout, checkpoint) for layout in layouts),
+            )
+        )
+    return SplitJob(
+        checkpoint=checkpoint,
+        contents=contents,
+        name=name,
+        source=source,
+        shards=tuple(shards),
+        pipeline_folder=out / pipeline_name(name),
+        catalogue=encode_catalogue({final: tensor.spec for final, tensor in sorted(stored.items())}),
+        files=pipeline_files(checkpoint.folder),
+    )
+
+
+def _key(layout: FileLayout, checkpoint: Checkpoint) -> str:
+    """Digest of what a weight file is made of: its header, the ranges it takes, and the files these lie in."""
+    files = {
+        name: [header.size_bytes, header.modified_ns, header.digest]
+        for name in {tensor.file for tensor in layout.stored}
+        for header in [checkpoint.files[name]]
+    }
+    ranges = [[tensor.file, tensor.start, tensor.stop] for tensor in layout.stored]
+    return sha256_hex(canonical([sha256_hex(layout.header), ranges, files]))
+
+
+def _check_cover(num_layers: int, stages: Sequence[StageContents]) -> None:
+    at = 0
+    for index, stage in enumerate(stages):
+        if stage.start != at or stage.stop <= stage.start:
+            raise PlanError(
+                f"Stage {index} has the layers [{stage.start}, {stage.stop}).",
+                why=f"It must start at layer {at} and have one layer at least.",
+            )
+        at = stage.stop
+    if at != num_layers:
+        raise PlanError(f"The stages end at layer {at}, the model has {num_layers}.")

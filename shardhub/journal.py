@@ -1,0 +1,82 @@
+"""The journal beside the shards being made: what every weight file was made of, and its sha256."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shardhub.errors import UsageError
+from shardhub.manifest import canonical
+
+JOURNAL_FILE = ".shardhub-split.journal"
+# 65,536 files take 16 MB.
+_MAX_BYTES = 256 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Entries:
+    """What the journal says.
+
+    Attributes:
+        digests: sha256 of weight files by key: a digest of what a file is made of.
+        keys: Key of what lies at a path below the folder, by path; the last line counts.
+    """
+
+    digests: dict[str, str] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+class Journal:
+    """Lines appended and synced one by one; a context manager that keeps other splits out of the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder / JOURNAL_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise UsageError(
+                f"Another split is writing to {folder}.",
+                why=f"It holds {JOURNAL_FILE}.",
+                hint="Wait until it is done, or give another folder.",
+            ) from error
+        self.entries = read_journal(folder)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+    def add(self, key: str, sha256: str, paths: list[str]) -> None:
+        """Note that a file is on disk and about to appear at `paths`, where nothing must lie now.
+
+        The order makes a kill harmless: a path that the journal names is either empty or holds this very file.
+        """
+        line = canonical({"key": key, "sha256": sha256, "paths": paths})
+        os.write(self._descriptor, b"\n" + line + b"\n")  # on a line of its own, even after half a line
+        os.fsync(self._descriptor)
+        self.entries.digests[key] = sha256
+        self.entries.keys.update(dict.fromkeys(paths, key))
+
+
+def read_journal(folder: Path) -> Entries:
+    """What a folder's journal says; nothing where there is none. Half a line, left by a kill, is passed over."""
+    entries = Entries()
+    try:
+        with (folder / JOURNAL_FILE).open("rb") as file:
+            lines = file.read(_MAX_BYTES).splitlines()
+    except FileNotFoundError:
+        return entries
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            key, sha256, paths = str(entry["key"]), str(entry["sha256"]), [str(path) for path in entry["paths"]]
+        except (ValueError, TypeError, KeyError):
+            continue
+        entries.digests[key] = sha256
+        entries.keys.update(dict.fromkeys(paths, key))
+    return entries

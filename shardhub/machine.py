@@ -1,0 +1,162 @@
+"""Machines to plan for: how much of a machine's memory a stage may take, and which layers go where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from shardhub.balance import balance
+from shardhub.errors import DoesNotFit, PlanError
+from shardhub.manifest import MAX_STAGES
+from shardhub.plan import ModelCosts, Plan, StagePlan, usable_cuts
+
+# Share of installed memory that Metal recommends as a working set on machines of 64 GB and more; less is not known
+# to be safe to exceed. Where a node runs it asks for the real figure.
+WORKING_SET_SHARE = (75, 100)
+# What is kept free of that: allocator slack, the interpreter, buffers on their way.
+HEADROOM_SHARE = (10, 100)
+_UNITS = {"": 10**9, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_RAM = re.compile(r"(\d{1,7}(?:\.\d{1,6})?)\s*([A-Za-z]*)")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A machine.
+
+    Attributes:
+        ram_bytes: Memory installed.
+    """
+
+    name: str
+    ram_bytes: int
+
+    @property
+    def working_set_bytes(self) -> int:
+        """What weights, KV and buffers may take together."""
+        usable = self.ram_bytes * WORKING_SET_SHARE[0] // WORKING_SET_SHARE[1]
+        return usable * (HEADROOM_SHARE[1] - HEADROOM_SHARE[0]) // HEADROOM_SHARE[1]
+
+
+def parse_machine(text: str) -> Machine:
+    """Read `NAME=RAM`, such as `studio=64GB`, `mini=16GiB`; a plain number is in GB.
+
+    Raises:
+        PlanError: It is not that.
+    """
+    name, equals, ram = text.partition("=")
+    found = _RAM.fullmatch(ram.strip())
+    unit = _UNITS.get(found.group(2).upper()) if found else None
+    size = int(float(found.group(1)) * unit) if found and unit else 0
+    if not equals or not _NAME.fullmatch(name.strip()) or size <= 0:
+        raise PlanError(
+            f"--machine {text[:80]!r} is not NAME=RAM.",
+            why="RAM is a positive number with GB, GiB, MB, MiB, TB, TiB or nothing (GB); "
+            "a name has letters, digits, '.', '_' and '-'.",
+            hint="Write for instance: --machine studio=64GB --machine mini=16GB",
+        )
+    return Machine(name=name.strip(), ram_bytes=size)
+
+
+def cut_for_machines(
+    costs: ModelCosts, machines: Sequence[Machine], *, context: int, allowed_cuts: Collection[int] | None = None
+) -> Plan:
+    """Cut so that every stage fits its machine and the slowest stage is as fast as can be.
+
+    The first machine gets the first layers. A machine that is too small for any layers, or for which none are left,
+    is left out, and a note says so. If one machine fits the whole model, the first note says that.
+
+    Args:
+        costs: The model's.
+        machines: In the order of the stages.
+        context: Positions each session is to hold.
+        allowed_cuts: Positions a cut may have; None allows all.
+
+    Raises:
+        PlanError: No machines, or two of one name.
+        DoesNotFit: The machines together are too small.
+    """
+    _check_names(machines)
+    if context < 1:
+        raise PlanError(f"A context of {context} positions holds nothing.", hint="Give --context 1 or more.")
+    num = costs.num_layers
+    reads = list(accumulate((layer.read_bytes for layer in costs.layers), initial=0))
+    held = list(accumulate((layer.size_bytes + layer.kv_bytes(context) for layer in costs.layers), initial=0))
+    budgets = [_budget(machine, costs) for machine in machines]
+
+    def read_bytes(start: int, stop: int) -> int:
+        return reads[stop] - reads[start] + (costs.head_bytes if stop == num else 0)
+
+    def fits(index: int, start: int, stop: int) -> bool:
+        first, last = start == 0, stop == num
+        ends = first * costs.embedding_bytes + last * costs.head_bytes - (first and last) * costs.tied_bytes
+        return held[stop] - held[start] + ends <= budgets[index]
+
+    cuts = usable_cuts(num, allowed_cuts)
+    ranges = balance(num, len(machines), read_bytes, cuts=cuts, fits=fits)
+    if ranges is None:
+        ranges = balance(num, len(machines), read_bytes, cuts=cuts, fits=fits, may_skip=True)
+    if ranges is None:
+        raise _does_not_fit(costs, machines, budgets, context, len(cuts))
+    used = {part.index for part in ranges}
+    notes = [
+        f"The whole model fits on {machine.name} alone: splitting it will be slower."
+        for index, machine in enumerate(machines)
+        if fits(index, 0, num)
+    ][:1]
+    notes += [
+        f"{machine.name} is left out: no layers could be given to it in this order of machines."
+        for index, machine in enumerate(machines)
+        if index not in used
+    ]
+    stages = tuple(
+        StagePlan(
+            start=part.start,
+            stop=part.stop,
+            machine=machines[part.index].name,
+            budget_bytes=budgets[part.index],
+        )
+        for part in ranges
+    )
+    return Plan(num_layers=num, stages=stages, notes=(*notes, *costs.notes))
+
+
+def _budget(machine: Machine, costs: ModelCosts) -> int:
+    """Bytes that weights and KV may take on a machine."""
+    return max(0, machine.working_set_bytes - costs.prefill_bytes)
+
+
+def _check_names(machines: Sequence[Machine]) -> None:
+    if not machines:
+        raise PlanError("There is no machine to plan for.", hint="Give at least one: --machine studio=64GB")
+    if len(machines) > MAX_STAGES:
+        raise PlanError(f"{len(machines)} machines are too many.", why=f"A plan has at most {MAX_STAGES} stages.")
+    names = [machine.name for machine in machines]
+    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if twice is not None:
+        raise PlanError(f"The machine {twice!r} is named twice.", hint="Give each machine a name of its own.")
+
+
+def _does_not_fit(
+    costs: ModelCosts, machines: Sequence[Machine], budgets: Sequence[int], context: int, num_cuts: int
+) -> DoesNotFit:
+    num = costs.num_layers
+    weights, kv = costs.size_bytes(0, num), costs.kv_bytes(0, num, context)
+    need = weights + kv + (costs.tied_bytes if len(machines) > 1 else 0)
+    have = sum(budgets)
+    each = ", ".join(
+        f"{machine.name} {budget / 1e9:.2f} of {machine.ram_bytes / 1e9:.2f} GB"
+        for machine, budget in zip(machines[:8], budgets[:8], strict=True)
+    )
+    each += f" and {len(machines) - 8} more" if len(machines) > 8 else ""
+    lacking = f"{(need - have) / 1e9:.2f} GB are missing"
+    if have >= need:
+        lacking = f"together that is enough, but no cut at one of the {num_cuts} possible layer borders fits"
+    return DoesNotFit(
+        f"The model does not fit on {len(machines)} machine{'s' if len(machines) > 1 else ''}.",
+        why=f"It needs {weights / 1e9:.2f} GB of weights and {kv / 1e9:.2f} GB of KV for {context} positions, "
+        f"{need / 1e9:.2f} GB in all; there is room on {each}: {lacking}.",
+        hint="Add a machine, shorten --context, or take the model with fewer bits.",
+    )

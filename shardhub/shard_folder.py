@@ -1,0 +1,202 @@
+"""Writing a shard's and a pipeline's folder: hidden while it is made, in place by one rename when it is whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from shardhub.errors import AccessError, DiskFull, FormatError, UsageError
+from shardhub.manifest import Manifest, Stage, decode_identified, sha256_hex
+from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE
+from shardhub.weight_copy import FULL
+
+# Files a pipeline carries beside its manifest, so that a client needs no weights: configuration, tokenizer, template.
+PIPELINE_FILES = (
+    CONFIG_FILE,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer.model",
+    "tokenizer.model.v3",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+_PIPELINE_SUFFIXES = (".tiktoken",)
+# The largest tokenizer measured has 35 MB; one beyond this is an attack. Source: faults.md C15.
+_MAX_PIPELINE_FILE_BYTES = 64 << 20
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where a folder is made before it gets its name."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def existing_stage(folder: Path) -> Stage | None:
+    """stage.json of a shard's folder that is in place; None where there is no folder.
+
+    Raises:
+        UsageError: Something else has its name, or it lacks weight files.
+    """
+    if not folder.exists():
+        return None
+    path = folder / STAGE_FILE
+    try:
+        stage = decode_identified(Stage, path.read_bytes(), where=str(path))
+    except (OSError, FormatError) as error:
+        raise in_the_way(folder, "it is not a shard") from error
+    for file in stage.weight_files:
+        weights = folder / file.name
+        size = weights.stat().st_size if weights.is_file() else None
+        if size != file.size_bytes:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise in_the_way(folder, f"it is damaged: {file.name} {found}, stage.json says {file.size_bytes} bytes")
+    return stage
+
+
+def check_same(folder: Path, existing: Stage, expected: Stage) -> None:
+    """Raise `UsageError` unless the shard in place is the one to be made; digests of weight files count if known."""
+    known = {file.name: file.sha256 for file in expected.weight_files if file.sha256 != UNKNOWN}
+    files = tuple(
+        file if file.name in known else file.model_copy(update={"sha256": UNKNOWN}) for file in existing.weight_files
+    )
+    if existing.model_copy(update={"weight_files": files}) == expected:
+        return
+    why = f"it holds layers [{existing.start}, {existing.stop}) of {existing.num_layers}, not the ones to be written"
+    if (existing.start, existing.stop, existing.num_layers) == (expected.start, expected.stop, expected.num_layers):
+        why = "it holds the same layers of another model or revision"
+    raise in_the_way(folder, why)
+
+
+def pipeline_in_place(folder: Path, expected: Manifest, *, compare_digests: bool = True) -> bool:
+    """Whether the pipeline's folder is there.
+
+    Raises:
+        UsageError: Another pipeline, or something else, has its name.
+    """
+    if not folder.exists():
+        return False
+    path = folder / MANIFEST_FILE
+    try:
+        existing = decode_identified(Manifest, path.read_bytes(), where=str(path))
+    except (OSError, FormatError) as error:
+        raise in_the_way(folder, "it is not a pipeline") from error
+    cuts, wanted = ([stage.start for stage in manifest.stages[1:]] for manifest in (existing, expected))
+    if cuts != wanted:
+        raise in_the_way(folder, f"it is a pipeline cut at {cuts[:20]}, this one is cut at {wanted[:20]}")
+    if existing.files != expected.files:
+        changed = sorted({name for name, _ in existing.files.items() ^ expected.files.items()})
+        raise in_the_way(folder, f"it was made with other files: {', '.join(changed)[:200]}")
+    if not compare_digests:
+        stages = zip(existing.stages, expected.stages, strict=True)
+        blind = tuple(found.model_copy(update={"digest": own.digest}) for found, own in stages)
+        existing = existing.model_copy(update={"stages": blind})
+    if existing != expected:
+        raise in_the_way(folder, "it is a pipeline of another model or revision")
+    return True
+
+
+# Stands for a sha256 that is not known before the file is read.
+UNKNOWN = "0" * 64
+
+
+def pipeline_files(source: Path) -> dict[str, str]:
+    """sha256 of the source's files that a pipeline carries, by name.
+
+    Raises:
+        FormatError: One is too large.
+    """
+    names = [name for name in PIPELINE_FILES if (source / name).is_file()]
+    names += sorted(
+        path.name for path in source.iterdir() if path.suffix in _PIPELINE_SUFFIXES and not path.name.startswith(".")
+    )
+    digests = {}
+    for name in names:
+        path = source / name
+        if (size := path.stat().st_size) > _MAX_PIPELINE_FILE_BYTES:
+            raise FormatError(
+                f"{path} is larger than any tokenizer.",
+                why=f"It has {size} bytes, the limit is {_MAX_PIPELINE_FILE_BYTES}.",
+                hint="Remove it from the model folder if the model does not need it.",
+            )
+        digests[name] = sha256_hex(path.read_bytes())
+    return digests
+
+
+def begin_partial(folder: Path, keep: Collection[str]) -> Path:
+    """Make ready the hidden folder that `folder` is made in; what is in it and not in `keep` is removed."""
+    partial = partial_folder(folder)
+    partial.mkdir(exist_ok=True)
+    for path in list(partial.iterdir()):
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return partial
+
+
+def write_files(partial: Path, files: Mapping[str, bytes]) -> None:
+    """Write small files and sync them."""
+    for name, data in files.items():
+        descriptor = os.open(partial / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+
+
+def put_in_place(folder: Path) -> None:
+    """Give a folder that is whole its name: it appears at once or not at all."""
+    partial = partial_folder(folder)
+    _sync(partial)
+    os.rename(partial, folder)
+    _sync(folder.parent)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Map what the file system refuses: no room to `DiskFull`, no permission to `AccessError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise DiskFull(
+                f"The disk is full: {error.filename or folder} could not be written.",
+                why=f"{error.strerror}.",
+                hint="Make room and run the same command again: it goes on where it stopped.",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise AccessError(
+                f"{error.filename or folder} cannot be written.",
+                why=f"{error.strerror}.",
+                hint="Give a folder you may write to.",
+            ) from error
+        if isinstance(error, NotADirectoryError | FileExistsError):
+            raise UsageError(f"{folder} is not a folder.", why=f"{error.strerror}: {error.filename}.") from error
+        raise
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def in_the_way(folder: Path, why: str) -> UsageError:
+    """The error for a folder that has the name of one to be made."""
+    return UsageError(
+        f"{folder} exists, and is not overwritten.",
+        why=f"{why[:1].upper()}{why[1:]}.",
+        hint="Give another name (--name) or another folder, or delete it first.",
+    )

@@ -1,0 +1,312 @@
+"""Splitting a checkpoint: copying byte ranges into one folder per stage, and a folder for the pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardhub.cards import StageSummary, pipeline_card, shard_card, shard_config, source_fields
+from shardhub.checkpoint import INDEX_FILE, Checkpoint
+from shardhub.contents import ModelContents, StageContents, Versions
+from shardhub.errors import DiskFull, UsageError, WeightFileError
+from shardhub.job import ShardJob, SplitJob, prepare
+from shardhub.journal import Journal
+from shardhub.manifest import Manifest, ShardHint, Source, check_digest, encode, sha256_hex
+from shardhub.naming import CARD_FILE, CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.preview import Preview, StagePreview, look_ahead, preview
+from shardhub.shard_folder import (
+    begin_partial,
+    check_same,
+    disk_errors,
+    existing_stage,
+    partial_folder,
+    pipeline_in_place,
+    put_in_place,
+    write_files,
+)
+from shardhub.weight_copy import Copier
+from shardhub.weight_layout import MAX_FILE_BYTES, FileLayout
+
+__all__ = [
+    "ModelContents",
+    "Preview",
+    "ShardResult",
+    "SplitProgress",
+    "SplitResult",
+    "StageContents",
+    "StagePreview",
+    "Versions",
+    "preview",
+    "split",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitProgress:
+    """How far a split is.
+
+    Attributes:
+        index: Shard the file belongs to, the first if several have it.
+        file: Weight file being copied.
+        done_bytes, total_bytes: Of what this run copies; a file that several shards have counts once.
+    """
+
+    index: int
+    file: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardResult:
+    """A shard that is in place.
+
+    Attributes:
+        digest: Its stage digest.
+        already_there: Whether an earlier run had put it there; it was left alone.
+    """
+
+    index: int
+    folder: Path
+    digest: str
+    size_bytes: int
+    already_there: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitResult:
+    """What a split left behind.
+
+    Attributes:
+        pipeline: Folder of the pipeline; None while shards of this cut are missing.
+        pipeline_id: Its identity.
+        missing: Indexes of the shards that are missing.
+    """
+
+    shards: tuple[ShardResult, ...]
+    pipeline: Path | None
+    pipeline_id: str | None
+    missing: tuple[int, ...]
+
+
+def split(
+    checkpoint: Checkpoint,
+    contents: ModelContents,
+    stages: Sequence[StageContents],
+    out: Path,
+    *,
+    name: str,
+    source: Source,
+    only: int | None = None,
+    progress: Callable[[SplitProgress], None] | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> SplitResult:
+    """Write the shards' folders and the pipeline's folder into `out`.
+
+    A folder appears under its name when it is whole. After a kill the same call goes on where it stopped: finished
+    weight files are taken again if nothing they were made of has changed. A shard that is in place is left alone.
+
+    Args:
+        checkpoint: Where the bytes are.
+        contents, stages: What they are, and which stage needs which.
+        out: Folder to write into; made if needed.
+        name: Base name of the folders.
+        source: Repo and commit of the checkpoint.
+        only: Index of the one shard to write; the pipeline's folder is written when all shards are there.
+        progress: Told after every few megabytes.
+        max_file_bytes: Size from which a group of tensors takes several weight files.
+
+    Raises:
+        UsageError: Another shard or pipeline has the name, or another split writes to `out`.
+        UnsupportedModel: Two weight files would have one name.
+        WeightFileError: The checkpoint lacks tensors, or changed meanwhile.
+        DiskFull: No room, before or meanwhile; what is finished is kept for the next run.
+        AccessError: `out` may not be written.
+    """
+    job = prepare(checkpoint, contents, stages, out, name=name, source=source, max_file_bytes=max_file_bytes)
+    selected = job.select(only)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        with Journal(out) as journal, Copier(checkpoint) as copier:
+            estimate = look_ahead(job, selected, journal.entries)
+            if estimate.write_bytes and estimate.need_bytes > estimate.free_bytes:
+                raise DiskFull(
+                    f"There is not enough room in {out}.",
+                    why=f"{estimate.need_bytes / 1e9:.3f} GB are needed, {estimate.free_bytes / 1e9:.3f} GB are free.",
+                    hint="Make room, give another folder, or write one shard at a time: --only K",
+                )
+            return _Splitter(job, journal, copier, estimate.read_bytes, progress).run(selected)
+
+
+class _Splitter:
+    """One run of `split`."""
+
+    def __init__(
+        self,
+        job: SplitJob,
+        journal: Journal,
+        copier: Copier,
+        total_bytes: int,
+        progress: Callable[[SplitProgress], None] | None,
+    ) -> None:
+        self._job = job
+        self._journal = journal
+        self._copier = copier
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._progress = progress
+        self._summaries = _summaries(job)
+        self._fields = source_fields(job.checkpoint.folder)
+
+    def run(self, selected: Sequence[ShardJob]) -> SplitResult:
+        entries = self._journal.entries
+        there = {shard.index for shard in selected if self._job.in_place(shard, entries)}
+        # Who still needs each file, so that what several shards have is read and hashed once.
+        wanting: dict[str, list[tuple[ShardJob, FileLayout]]] = {}
+        for shard in selected:
+            if shard.index not in there:
+                finished = shard.finished(entries)
+                begin_partial(shard.folder, keep=finished)
+                for key, layout in zip(shard.keys, shard.layouts, strict=True):
+                    if layout.name not in finished:
+                        wanting.setdefault(key, []).append((shard, layout))
+        results = []
+        for shard in selected:
+            for key, layout in zip(shard.keys, shard.layouts, strict=True):
+                if targets := wanting.pop(key, None):
+                    self._copy(key, layout, shard.index, targets)
+            if shard.index not in there:
+                self._finish(shard)
+            results.append(self._result(shard, already_there=shard.index in there))
+        return self._with_pipeline(results)
+
+    def _copy(self, key: str, layout: FileLayout, index: int, targets: Sequence[tuple[ShardJob, FileLayout]]) -> None:
+        """Copy one weight file into every hidden folder that wants it; with no targets, find its sha256."""
+
+        def told(count: int) -> None:
+            self._done_bytes += count
+            if self._progress is not None:
+                self._progress(
+                    SplitProgress(
+                        index=index, file=layout.name, done_bytes=self._done_bytes, total_bytes=self._total_bytes
+                    )
+                )
+
+        paths = [partial_folder(shard.folder) / own.name for shard, own in targets]
+        temporaries = [path.with_name(f".{path.name}.writing") for path in paths]
+        digest = self._copier.write(layout, temporaries, told)
+        known = self._journal.entries.digests.get(key)
+        if known is not None and known != digest:
+            raise WeightFileError(
+                f"{self._job.checkpoint.folder} changed since an earlier run read it.",
+                why=f"{layout.name} had the sha256 {known[:16]}..., now it has {digest[:16]}...; sizes and times of "
+                "the files are the same.",
+                hint=f"Check the model folder, delete the hidden files in {paths[0].parent.parent}, and start again."
+                if paths
+                else "Check the model folder.",
+            )
+        self._journal.add(key, digest, [shard.journal_path(own) for shard, own in targets])
+        for temporary, path in zip(temporaries, paths, strict=True):
+            os.replace(temporary, path)
+
+    def _result(self, shard: ShardJob, *, already_there: bool) -> ShardResult:
+        """Digest of a shard that is in place; its files' sha256 are computed from the source where they are not known.
+
+        Raises:
+            UsageError: The shard in place is made of other bytes.
+        """
+        if already_there:
+            for key, layout in zip(shard.keys, shard.layouts, strict=True):
+                if key not in self._journal.entries.digests:
+                    self._copy(key, layout, shard.index, [])
+        stage = self._job.stage(shard, self._journal.entries.digests)
+        if already_there and (existing := existing_stage(shard.folder)) is not None:
+            check_same(shard.folder, existing, stage)
+        return ShardResult(
+            index=shard.index,
+            folder=shard.folder,
+            digest=stage.digest,
+            size_bytes=stage.size_bytes,
+            already_there=already_there,
+        )
+
+    def _finish(self, shard: ShardJob) -> None:
+        """Write a shard's documents beside its weight files and put the folder in place."""
+        job = self._job
+        stage = job.stage(shard, self._journal.entries.digests)
+        document = encode(stage)
+        hint = ShardHint(
+            stage_digest=sha256_hex(document),
+            index=shard.index,
+            start=stage.start,
+            stop=stage.stop,
+            pipeline=job.pipeline_folder.name,
+        )
+        weight_map = {name: file.name for file in stage.weight_files for name in file.tensors}
+        index = {"metadata": {"total_size": shard.tensor_bytes}, "weight_map": weight_map}
+        card = shard_card(stage, hint, source=job.source_name, fields=self._fields, stages=self._summaries)
+        files = {
+            STAGE_FILE: document,
+            CATALOGUE_FILE: job.catalogue,
+            INDEX_FILE: (json.dumps(index, indent=1, sort_keys=True) + "\n").encode(),
+            CONFIG_FILE: shard_config(job.checkpoint.config, hint).encode(),
+            CARD_FILE: card.encode(),
+        }
+        if (proof := job.proof(shard, hint.stage_digest)) is not None:
+            files[PROOF_FILE] = encode(proof)
+        write_files(partial_folder(shard.folder), files)
+        put_in_place(shard.folder)
+
+    def _with_pipeline(self, results: list[ShardResult]) -> SplitResult:
+        """Write the pipeline's folder if every shard of this cut is in place."""
+        job = self._job
+        made = {result.index: result for result in results}
+        others = [shard for shard in job.shards if shard.index not in made]
+        missing = tuple(shard.index for shard in others if not self._is_there(shard))
+        if missing:
+            return SplitResult(shards=tuple(results), pipeline=None, pipeline_id=None, missing=missing)
+        digests = [(made.get(shard.index) or self._result(shard, already_there=True)).digest for shard in job.shards]
+        manifest = job.manifest(digests)
+        if not pipeline_in_place(job.pipeline_folder, manifest):
+            self._finish_pipeline(manifest)
+        return SplitResult(
+            shards=tuple(results), pipeline=job.pipeline_folder, pipeline_id=manifest.pipeline_id, missing=()
+        )
+
+    def _is_there(self, shard: ShardJob) -> bool:
+        try:
+            return self._job.in_place(shard, self._journal.entries)
+        except UsageError:  # a shard of another cut or model has the name: this one is missing
+            return False
+
+    def _finish_pipeline(self, manifest: Manifest) -> None:
+        job = self._job
+        card = pipeline_card(
+            manifest,
+            name=job.pipeline_folder.name,
+            source=job.source_name,
+            fields=self._fields,
+            stages=self._summaries,
+        )
+        files = {MANIFEST_FILE: encode(manifest), CARD_FILE: card.encode()}
+        for name, digest in manifest.files.items():
+            files[name] = (job.checkpoint.folder / name).read_bytes()
+            check_digest(files[name], digest, where=str(job.checkpoint.folder / name))
+        write_files(begin_partial(job.pipeline_folder, keep=()), files)
+        put_in_place(job.pipeline_folder)
+
+
+def _summaries(job: SplitJob) -> list[StageSummary]:
+    return [
+        StageSummary(
+            index=shard.index,
+            name=shard.folder.name,
+            start=shard.contents.start,
+            stop=shard.contents.stop,
+            size_bytes=shard.size_bytes,
+        )
+        for shard in job.shards
+    ]

@@ -1,0 +1,158 @@
+"""Copying tensors into weight files: byte ranges as they are, sha256 in the same pass, memory flat."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+from shardhub.checkpoint import Checkpoint
+from shardhub.errors import DiskFull, WeightFileError
+from shardhub.header import FileSource
+from shardhub.weight_layout import FileLayout
+
+# Two buffers, one being hashed while the other is read into and written from. Larger ones are not faster (measured:
+# 1, 4 and 16 MiB within 3 %).
+_BUFFER_BYTES = 4 << 20
+_NUM_BUFFERS = 3
+# Large models come in hundreds of files, and macOS gives a process 256; a layer is in one to three of them.
+_MAX_OPEN = 8
+# No space, quota spent, or a file larger than the file system or the process may write.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Copier:
+    """Writes weight files out of a checkpoint; a context manager that holds the checkpoint's files open."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._sources: OrderedDict[str, FileSource] = OrderedDict()
+        self._buffers = [memoryview(bytearray(_BUFFER_BYTES)) for _ in range(_NUM_BUFFERS)]
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+
+    def __enter__(self) -> Copier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hasher.shutdown()
+        for source in self._sources.values():
+            source.close()
+
+    def write(self, layout: FileLayout, targets: Sequence[Path], progress: Callable[[int], None]) -> str:
+        """Write one weight file to every target at once and sync it: its bytes are read and hashed once.
+
+        Args:
+            layout: What to write.
+            targets: New files; where there are none, the sha256 is computed all the same.
+            progress: Told the bytes done since the last call.
+
+        Returns:
+            sha256 of the file.
+
+        Raises:
+            WeightFileError: The checkpoint's files changed or cannot be read.
+            DiskFull: No room; the targets are removed again.
+        """
+        try:
+            with ExitStack() as files:
+                descriptors = [_create(path, files) for path in targets]
+                digest = self._pump(layout, descriptors, progress)
+                for descriptor in descriptors:
+                    os.fsync(descriptor)
+        except OSError as error:
+            for target in targets:
+                target.unlink(missing_ok=True)
+            if error.errno in FULL:
+                raise _disk_full(targets[0].parent, layout, error) from error
+            raise
+        return digest
+
+    def _pump(self, layout: FileLayout, descriptors: Sequence[int], progress: Callable[[int], None]) -> str:
+        digest = hashlib.sha256()
+        hashing: list[Future[None] | None] = [None] * _NUM_BUFFERS
+        for turn, filled in enumerate(self._fill(layout, hashing)):
+            # Hashing lets go of the interpreter, so it runs beside the write and the next read.
+            hashing[turn % _NUM_BUFFERS] = self._hasher.submit(digest.update, filled)
+            for descriptor in descriptors:
+                _write_all(descriptor, filled)
+            progress(len(filled))
+        for future in hashing:
+            if future is not None:
+                future.result()
+        return digest.hexdigest()
+
+    def _fill(self, layout: FileLayout, hashing: Sequence[Future[None] | None]) -> Iterator[memoryview]:
+        """The file's bytes, buffer after buffer; a buffer is filled again only when it has been hashed."""
+        turn, used = 0, len(layout.header)
+        buffer = self._buffers[0]
+        head = memoryview(layout.header)
+        while len(head) > len(buffer):
+            buffer[:] = head[: len(buffer)]
+            head, used = head[len(buffer) :], used - len(buffer)
+            yield buffer
+            turn, buffer = self._next_buffer(turn, hashing)
+        buffer[: len(head)] = head
+        for tensor in layout.stored:
+            source = self._source(tensor.file)
+            at = tensor.start
+            while at < tensor.stop:
+                if used == len(buffer):
+                    yield buffer
+                    turn, buffer = self._next_buffer(turn, hashing)
+                    used = 0
+                count = min(tensor.stop - at, len(buffer) - used)
+                source.read_into(at, buffer[used : used + count])
+                at, used = at + count, used + count
+        yield buffer[:used]
+
+    def _next_buffer(self, turn: int, hashing: Sequence[Future[None] | None]) -> tuple[int, memoryview]:
+        turn += 1
+        if (future := hashing[turn % _NUM_BUFFERS]) is not None:
+            future.result()
+        return turn, self._buffers[turn % _NUM_BUFFERS]
+
+    def _source(self, name: str) -> FileSource:
+        if name in self._sources:
+            self._sources.move_to_end(name)
+            return self._sources[name]
+        source = FileSource(self._checkpoint.folder / name)
+        header = self._checkpoint.files[name]
+        if (source.size_bytes, source.modified_ns) != (header.size_bytes, header.modified_ns):
+            source.close()
+            raise WeightFileError(
+                f"{source.name} changed since its header was read.",
+                why=f"It had {header.size_bytes} bytes, now it has {source.size_bytes}.",
+                hint="Wait until nothing writes to the model folder, then start again.",
+            )
+        self._sources[name] = source
+        if len(self._sources) > _MAX_OPEN:
+            self._sources.popitem(last=False)[1].close()
+        return source
+
+
+def _disk_full(folder: Path, layout: FileLayout, cause: OSError) -> DiskFull:
+    """The error for a disk that filled up while `layout` was written into `folder`."""
+    status = os.statvfs(folder)
+    return DiskFull(
+        f"The disk is full: {layout.name} could not be written.",
+        why=f"{cause.strerror}; the file needs {layout.size_bytes / 1e9:.2f} GB, "
+        f"{status.f_bavail * status.f_frsize / 1e9:.2f} GB are free at {folder.parent}.",
+        hint="Make room and run the same command again: it goes on where it stopped. What is finished is kept in "
+        f"{folder.name}, which nothing takes for a shard.",
+    )
+
+
+def _create(path: Path, files: ExitStack) -> int:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    files.callback(os.close, descriptor)
+    return descriptor
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while len(data):
+        data = data[os.write(descriptor, data) :]

@@ -1,0 +1,129 @@
+"""Which weight files a stage has and which tensors stand in them: the same files in every cut of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from shardhub.errors import UnsupportedModel
+from shardhub.header import StoredTensor, encode_header
+from shardhub.manifest import MAX_TENSORS_PER_FILE
+from shardhub.naming import weight_file_name
+from shardhub.tensor_names import place
+from shardhub.tensors import DTYPE_SIZES
+
+# A killed download costs one file, and the Hub resumes none across processes. Source: faults.md 0.7.
+MAX_FILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileLayout:
+    """A weight file before it is written.
+
+    Attributes:
+        header: Its first bytes, length included.
+        tensors: Final names in the order of the file.
+        stored: Where each of them is read, in the same order.
+    """
+
+    name: str
+    header: bytes
+    tensors: tuple[str, ...]
+    stored: tuple[StoredTensor, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.header) + sum(tensor.stop - tensor.start for tensor in self.stored)
+
+
+def lay_out(
+    start: int,
+    stop: int,
+    needed: Collection[str],
+    *,
+    layer_of: Mapping[str, int | None],
+    stored: Mapping[str, StoredTensor],
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> tuple[FileLayout, ...]:
+    """Weight files of the stage [start, stop), in the order embedding, layers, norm and head.
+
+    Own layers, and modules outside the layers, come whole, so that their files are the same whatever the cut. Of
+    another stage's layer only the tensors needed are taken, into a file of their own.
+
+    Args:
+        start, stop: The stage's layers.
+        needed: Final names of the tensors it needs.
+        layer_of: Layer of every tensor of the model by final name, None outside the layers.
+        stored: Where every tensor of the model is stored, by final name.
+        max_file_bytes: A group of tensors that is larger takes several files; a tensor is never cut.
+
+    Raises:
+        UnsupportedModel: Two files would have one name, on a file system that ignores case.
+    """
+    layers: dict[int, list[str]] = {}
+    modules: dict[str, list[str]] = {}
+    for name, layer in layer_of.items():
+        if layer is None:
+            modules.setdefault(_module(name), []).append(name)
+        else:
+            layers.setdefault(layer, []).append(name)
+    wanted = set(needed)
+    before: list[tuple[str, list[str]]] = []
+    after: list[tuple[str, list[str]]] = []
+    for module, names in sorted(modules.items()):
+        if wanted.intersection(names):
+            (before if place(names[0], 0) == "embedding" else after).append((module, names))
+    within: list[tuple[str, list[str]]] = []
+    for layer, names in sorted(layers.items()):
+        group = f"layer-{layer:05d}"
+        if start <= layer < stop or wanted.issuperset(names):
+            within.append((group, names))
+        elif some := wanted.intersection(names):
+            within.append((f"{group}-part", list(some)))
+    files = [
+        layout for group, names in (*before, *within, *after) for layout in _files(group, names, stored, max_file_bytes)
+    ]
+    _check_names(files)
+    return tuple(files)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _files(
+    group: str, names: Sequence[str], stored: Mapping[str, StoredTensor], max_file_bytes: int
+) -> list[FileLayout]:
+    # Widest dtypes first keeps every tensor aligned, as the safetensors library itself orders them.
+    ordered = sorted(names, key=lambda name: (-DTYPE_SIZES[stored[name].spec.dtype], name))
+    parts: list[list[str]] = [[]]
+    size = 0
+    for name in ordered:
+        length = stored[name].spec.size_bytes
+        if parts[-1] and (size + length > max_file_bytes or len(parts[-1]) == MAX_TENSORS_PER_FILE):
+            parts.append([])
+            size = 0
+        parts[-1].append(name)
+        size += length
+    return [
+        FileLayout(
+            name=weight_file_name(group, None if len(parts) == 1 else number),
+            header=encode_header((name, stored[name].spec) for name in part),
+            tensors=tuple(part),
+            stored=tuple(stored[name] for name in part),
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def _check_names(files: Sequence[FileLayout]) -> None:
+    seen: dict[str, FileLayout] = {}
+    for file in files:
+        if (other := seen.get(file.name.lower())) is not None:
+            raise UnsupportedModel(
+                f"Two weight files of this model would be named {file.name!r}.",
+                why=f"One would hold {other.tensors[0]!r}, the other {file.tensors[0]!r}; names must differ in more "
+                "than case and punctuation.",
+                hint="The checkpoint's tensor names are unusual: please report the model.",
+            )
+        seen[file.name.lower()] = file

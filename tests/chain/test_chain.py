@@ -1,0 +1,359 @@
+"""Chains over real gRPC against the unsplit model, and what the head does when something is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+from mlx_lm.models import cache as caches
+
+from shardhub.chain.chain import Chain
+from shardhub.chain.generate import generate
+from shardhub.chain.links import LocalLink, NodeLink, describe
+from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.errors import (
+    ContextExceeded,
+    HandshakeError,
+    NodeLost,
+    NodeUnreachable,
+    Overloaded,
+    RouteError,
+    SessionUnknown,
+    ShardhubError,
+)
+from shardhub.chain.route import plan_route
+from shardhub.parameters import SamplingParameters
+from shardhub.protocol import HopKind, Lane
+from tests import cut, nodes, tiny
+
+CONTEXT = 256
+PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 23 * 29, 29)]
+NUM_TOKENS = 24
+GREEDY = SamplingParameters()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A tiny model with sliding windows, cut in four."""
+    folder = tmp_path_factory.mktemp("chain")
+    model = cut.tiny_model(folder / "model", "llama_sliding")
+    return model, cut.cut(model, folder / "out", (1, 3, 4))
+
+
+@pytest.fixture(scope="module")
+def served(models):
+    """Its four shards on three nodes: the first, the middle two as one, the last."""
+    _, pipeline = models
+    folders = [cut.shard_folder(pipeline, index) for index in range(4)]
+    options = ("--context", str(CONTEXT), "--max-sessions", "3")
+    started = nodes.start((folders[0],), (folders[2], folders[1]), (folders[3],), options=options)
+    yield started
+    nodes.stop_all(started)
+
+
+def unsplit(model, prompt, num_tokens):
+    """Greedy tokens of mlx_lm on the whole model."""
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+    from mlx_lm.utils import load_model
+
+    whole = load_model(model)[0]
+    steps = generate_step(mx.array(prompt), whole, max_tokens=num_tokens, prompt_cache=caches.make_prompt_cache(whole))
+    return [int(token) for token, _ in steps]
+
+
+@asynccontextmanager
+async def chain_of(links):
+    chain = await Chain.start(links)
+    try:
+        yield chain
+    finally:
+        await chain.stop()
+
+
+async def node_links(addresses):
+    return [NodeLink(address, await describe(address)) for address in addresses]
+
+
+async def tokens_of(chain, prompt=PROMPT, num_tokens=NUM_TOKENS, parameters=GREEDY):
+    session = await chain.open(context=len(prompt) + num_tokens, parameters=parameters)
+    try:
+        async with aclosing(generate(chain, session, prompt, max_tokens=num_tokens, end_ids=())) as stream:
+            return [token.id async for token in stream]
+    finally:
+        await session.close()
+
+
+async def num_sessions(address):
+    return (await describe(address)).num_sessions
+
+
+async def until(condition, timeout_s=30):
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not await condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        await asyncio.sleep(0.02)
+
+
+def test_chain_over_grpc_equals_mlx_lm(models, served) -> None:
+    """Nodes named in any order, one of them a union of two shards, and the tokens are mlx_lm's own."""
+    model, pipeline = models
+
+    async def run():
+        addresses = [served[2].address, served[0].address, served[1].address]
+        described = [(address, await describe(address)) for address in addresses]
+        hops = plan_route(pipeline.manifest, described)
+        assert [hop.address for hop in hops] == [served[0].address, served[1].address, served[2].address]
+        async with chain_of(await node_links([hop.address for hop in hops])) as chain:
+            assert [hop.kind for hop in chain.hops] == [HopKind.DIAL, HopKind.DIAL, HopKind.END]
+            return await tokens_of(chain)
+
+    assert asyncio.run(run()) == unsplit(model, PROMPT, NUM_TOKENS)
+
+
+@pytest.mark.parametrize("local", [(0,), (1, 2), (3,)])
+def test_a_stage_in_the_caller_is_as_exact(models, served, local) -> None:
+    """First, middle or last stage in this process, the others on nodes: output goes through the head."""
+    model, pipeline = models
+
+    async def run():
+        engine = await asyncio.get_running_loop().run_in_executor(
+            None, lambda: Engine.start(cut.shards(pipeline, *local), EngineSettings(context=CONTEXT))
+        )
+        place = {(0,): 0, (1, 2): 1, (3,): 2}[local]
+        links = await node_links([node.address for index, node in enumerate(served) if index != place])
+        links.insert(place, LocalLink(engine))
+        async with chain_of(links) as chain:
+            expected = {0: ["opener", "dial", "end"], 1: ["opener", "opener", "end"], 2: ["dial", "opener", "end"]}
+            assert [hop.kind.value for hop in chain.hops] == expected[place]
+            return await tokens_of(chain)
+
+    assert asyncio.run(run()) == unsplit(model, PROMPT, NUM_TOKENS)
+
+
+def test_all_stages_in_the_caller(models) -> None:
+    """One machine alone works too."""
+    model, pipeline = models
+
+    async def run():
+        engine = await asyncio.get_running_loop().run_in_executor(
+            None, lambda: Engine.start(cut.shards(pipeline, 0, 1, 2, 3), EngineSettings(context=CONTEXT))
+        )
+        async with chain_of([LocalLink(engine)]) as chain:
+            return await tokens_of(chain)
+
+    assert asyncio.run(run()) == unsplit(model, PROMPT, NUM_TOKENS)
+
+
+def test_heads_and_sessions_side_by_side_do_not_touch_each_other(models, served) -> None:
+    """Two heads with sessions at once: each gets the tokens of a run alone."""
+    model, _ = models
+    prompts = [PROMPT, PROMPT[::-1], PROMPT[3:]]
+
+    async def run():
+        addresses = [node.address for node in served]
+        async with chain_of(await node_links(addresses)) as one, chain_of(await node_links(addresses)) as two:
+            return await asyncio.gather(
+                tokens_of(one, prompts[0]), tokens_of(two, prompts[1]), tokens_of(one, prompts[2])
+            )
+
+    assert asyncio.run(run()) == [unsplit(model, prompt, NUM_TOKENS) for prompt in prompts]
+
+
+def test_prompt_in_chunks_is_exact(models, served) -> None:
+    """Chunks that are on their way together arrive in order and give the tokens of the same chunks unsplit."""
+    model, _ = models
+    long = [int(v) % tiny.VOCAB for v in range(3, 3 + 150 * 31, 31)]
+
+    async def run(size):
+        async with chain_of(await node_links([node.address for node in served])) as chain:
+            chain.max_chunk = size
+            return await tokens_of(chain, long, 8)
+
+    assert asyncio.run(run(16)) == asyncio.run(run(512)) == unsplit(model, long, 8)
+
+
+def test_sampled_tokens_depend_on_the_seed_alone(served) -> None:
+    """The same seed draws the same tokens in another session; another seed draws others."""
+
+    async def run():
+        async with chain_of(await node_links([node.address for node in served])) as chain:
+            draws = [SamplingParameters(temperature=1.0, top_p=0.9, seed=seed) for seed in (1, 1, 2)]
+            return [await tokens_of(chain, parameters=parameters) for parameters in draws]
+
+    first, again, other = asyncio.run(run())
+    assert first == again
+    assert first != other
+
+
+def test_cancel_frees_the_session_on_every_node(served) -> None:
+    """A reader that goes away in mid-answer leaves nothing behind."""
+
+    async def run():
+        addresses = [node.address for node in served]
+        async with chain_of(await node_links(addresses)) as chain:
+            session = await chain.open(context=CONTEXT, parameters=GREEDY)
+            task = asyncio.create_task(_endless(chain, session))
+            await until(lambda: _position_beyond(session, len(PROMPT) + 3))
+            assert [await num_sessions(address) for address in addresses] == [1, 1, 1]
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert [await num_sessions(address) for address in addresses] == [0, 0, 0]
+
+    async def _endless(chain, session):
+        try:
+            async for _ in generate(chain, session, PROMPT, max_tokens=10**6, end_ids=()):
+                pass
+        finally:
+            await session.close()
+
+    async def _position_beyond(session, position):
+        return session.position > position
+
+    asyncio.run(run())
+
+
+def test_resume_trims_and_replays_exactly(models, served) -> None:
+    """A session taken back to an earlier position goes on as if it had never been further."""
+    model, _ = models
+
+    async def run():
+        async with chain_of(await node_links([node.address for node in served])) as chain:
+            session = await chain.open(context=CONTEXT, parameters=GREEDY)
+            try:
+                async for _ in generate(chain, session, PROMPT[::-1], max_tokens=5, end_ids=()):
+                    pass
+                assert await session.resume(0) == 0
+                return [token.id async for token in generate(chain, session, PROMPT, max_tokens=8, end_ids=())]
+            finally:
+                await session.close()
+
+    assert asyncio.run(run()) == unsplit(model, PROMPT, 8)
+
+
+def test_context_and_admission_are_refused_clearly(served) -> None:
+    """Too long a context, and one session too many; those that are open go on."""
+
+    async def run():
+        addresses = [node.address for node in served]
+        async with chain_of(await node_links(addresses)) as chain:
+            with pytest.raises(ContextExceeded, match=str(CONTEXT + 1)):
+                await chain.open(context=CONTEXT + 1, parameters=GREEDY)
+            sessions = [await chain.open(context=32, parameters=GREEDY) for _ in range(3)]
+            with pytest.raises(Overloaded, match="3 sessions"):
+                await chain.open(context=32, parameters=GREEDY)
+            assert [await num_sessions(address) for address in addresses] == [3, 3, 3]
+            future = await sessions[0].send(PROMPT, sample=True, lane=Lane.PREFILL)
+            assert (await future).token is not None
+            with pytest.raises(ContextExceeded):
+                await sessions[0].send(PROMPT, sample=True, lane=Lane.PREFILL)
+
+    asyncio.run(run())
+
+
+def test_bad_token_id_ends_the_step_not_the_node(served) -> None:
+    """An id beyond the vocabulary is refused before it reaches the model."""
+
+    async def run():
+        async with chain_of(await node_links([node.address for node in served])) as chain:
+            session = await chain.open(context=32, parameters=GREEDY)
+            with pytest.raises(ShardhubError, match="vocabulary"):
+                await (await session.send([tiny.VOCAB], sample=True, lane=Lane.DECODE))
+            return await tokens_of(chain, num_tokens=4)
+
+    assert len(asyncio.run(run())) == 4
+
+
+def test_a_head_that_is_gone_frees_its_sessions(models) -> None:
+    """Sessions end with their lease when nobody renews it."""
+    _, pipeline = models
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        settings = EngineSettings(context=CONTEXT, lease_s=1.5)
+        engine = await loop.run_in_executor(None, lambda: Engine.start(cut.shards(pipeline, 0, 1, 2, 3), settings))
+        async with chain_of([LocalLink(engine)]) as chain:
+            session = await chain.open(context=32, parameters=GREEDY)
+            await asyncio.sleep(2.5)  # longer than the lease: renewals hold it
+            assert engine.num_sessions == 1
+            chain._renewing.cancel()
+
+            async def none_left():
+                return engine.num_sessions == 0
+
+            await until(none_left)
+            with pytest.raises(SessionUnknown):
+                await (await session.send(PROMPT, sample=True, lane=Lane.PREFILL))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_killed_node_ends_the_answer_with_its_name(models, victim) -> None:
+    """`kill -9` of the first, middle or last node in mid-answer: an error that names it, soon."""
+    _, pipeline = models
+    folders = [cut.shard_folder(pipeline, index) for index in range(4)]
+    started = nodes.start((folders[0],), (folders[1], folders[2]), (folders[3],))
+
+    async def run():
+        async with chain_of(await node_links([node.address for node in started])) as chain:
+            session = await chain.open(context=1000, parameters=GREEDY)
+            received = 0
+            with pytest.raises((NodeLost, NodeUnreachable)) as caught:
+                async for _ in generate(chain, session, PROMPT, max_tokens=900, end_ids=()):
+                    received += 1
+                    if received == 5:
+                        started[victim].process.kill()
+                        killed_at = time.monotonic()
+            assert time.monotonic() - killed_at < 10
+            assert started[victim].address in str(caught.value)
+            assert 5 <= received < 900
+            survivors = [node.address for index, node in enumerate(started) if index != victim]
+            await session.close()
+            assert [await num_sessions(address) for address in survivors] == [0, 0]
+
+    try:
+        asyncio.run(run())
+    finally:
+        nodes.stop_all(started)
+
+
+def test_route_says_what_is_missing_and_what_is_there_twice(models, served) -> None:
+    """Gaps, doubles and strangers each have their message."""
+    _, pipeline = models
+
+    async def run():
+        described = [(node.address, await describe(node.address)) for node in served]
+        with pytest.raises(RouteError, match=r"Nobody serves stage 3 \(layers 4 to 5\)"):
+            plan_route(pipeline.manifest, described[:2])
+        with pytest.raises(RouteError, match="served twice"):
+            plan_route(pipeline.manifest, [*described, ("other:1", described[1][1])])
+        assert plan_route(pipeline.manifest, described[:2], local={3})[-1].first == 3
+
+    asyncio.run(run())
+
+
+def test_node_of_another_pipeline_is_refused(models, served, tmp_path) -> None:
+    """The same shapes, other weights: the digests differ, and the head says which."""
+    other = cut.cut(cut.tiny_model(tmp_path / "model", "qwen2"), tmp_path / "out", (3,))
+
+    async def run():
+        described = [(node.address, await describe(node.address)) for node in served]
+        with pytest.raises(HandshakeError, match="another pipeline"):
+            plan_route(other.manifest, described)
+
+    asyncio.run(run())
+
+
+def test_address_where_nobody_listens(tmp_path) -> None:
+    """A clear error, soon."""
+
+    async def run():
+        with pytest.raises(NodeUnreachable, match="127.0.0.1:9"):
+            await describe("127.0.0.1:9")
+
+    asyncio.run(run())

@@ -1,0 +1,48 @@
+"""Cutting model folders for tests, by the code that `shardhub split` runs."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+from shardhub.checkpoint import open_checkpoint
+from shardhub.manifest import Source
+from shardhub.model.contents import Dissection
+from shardhub.naming import pipeline_name, shard_name
+from shardhub.shard import Pipeline, Shard, read_pipeline, read_shard
+from shardhub.split import split
+from tests import tiny
+
+NAME = "m"
+
+
+def cut(model: Path, out: Path, positions: tuple[int, ...], *, name: str = NAME) -> Pipeline:
+    """Cut a model folder before the given layers."""
+    checkpoint = open_checkpoint(model)
+    dissection = Dissection(checkpoint.config, {key: found.spec for key, found in checkpoint.tensors.items()})
+    ends = [0, *positions, dissection.anatomy.num_layers]
+    split(
+        checkpoint,
+        dissection.model(),
+        dissection.stages(list(pairwise(ends))),
+        out,
+        name=name,
+        source=Source(repo=None, commit=None),
+    )
+    return read_pipeline(out / pipeline_name(name))
+
+
+def shard_folder(pipeline: Pipeline, index: int) -> Path:
+    """Folder of a shard of a pipeline that `cut` made."""
+    return pipeline.folder.parent / shard_name(pipeline.manifest.name, index)
+
+
+def shards(pipeline: Pipeline, *indices: int) -> list[Shard]:
+    """Shards of a pipeline that `cut` made."""
+    return [read_shard(shard_folder(pipeline, index)) for index in indices]
+
+
+def tiny_model(folder: Path, name: str = "llama", **changes) -> Path:
+    """A tiny model's folder."""
+    config = {**tiny.config(name), **changes}
+    return tiny.save(tiny.build(config), config, folder)

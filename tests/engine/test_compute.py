@@ -1,0 +1,123 @@
+"""The compute thread: order, fairness, credit, end."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from shardhub.engine.compute import ComputeThread
+from shardhub.errors import Overloaded
+
+WAIT_S = 10
+
+
+@pytest.fixture
+def compute():
+    thread = ComputeThread()
+    yield thread
+    thread.close()
+
+
+class Gate:
+    """A job that holds the thread until it is let go."""
+
+    def __init__(self, compute: ComputeThread) -> None:
+        self.running, self.go = threading.Event(), threading.Event()
+        self.future = compute.submit("gate", self._run, cost=0, limit=10)
+        assert self.running.wait(WAIT_S)
+
+    def _run(self) -> None:
+        self.running.set()
+        assert self.go.wait(WAIT_S)
+
+
+def test_jobs_of_one_owner_keep_their_order(compute) -> None:
+    """First in, first out."""
+    done: list[int] = []
+    futures = [compute.submit("a", lambda i=i: done.append(i), cost=1, limit=100) for i in range(50)]
+    for future in futures:
+        future.result(WAIT_S)
+    assert done == list(range(50))
+
+
+def test_control_goes_before_what_is_queued(compute) -> None:
+    """An open or close does not wait for queued steps."""
+    gate, done = Gate(compute), []
+    step = compute.submit("a", lambda: done.append("step"), cost=1, limit=10)
+    control = compute.control(lambda: done.append("control"))
+    gate.go.set()
+    step.result(WAIT_S), control.result(WAIT_S)
+    assert done == ["control", "step"]
+
+
+def test_owners_share_by_cost(compute) -> None:
+    """An owner of large chunks does not stand before one of single steps."""
+    gate, done = Gate(compute), []
+    futures = [compute.submit("large", lambda: done.append("large"), cost=100, limit=100) for _ in range(10)]
+    futures += [compute.submit("small", lambda: done.append("small"), cost=1, limit=100) for _ in range(10)]
+    gate.go.set()
+    for future in futures:
+        future.result(WAIT_S)
+    assert done.index("small") <= 1
+    assert done[:12].count("small") == 10
+
+
+def test_an_owner_beyond_its_credit_is_refused(compute) -> None:
+    """The queue is bounded, and the refusal leaves others alone."""
+    gate = Gate(compute)
+    for _ in range(3):
+        compute.submit("a", lambda: None, cost=1, limit=3)
+    with pytest.raises(Overloaded, match="3 steps"):
+        compute.submit("a", lambda: None, cost=1, limit=3)
+    other = compute.submit("b", lambda: "ran", cost=1, limit=3)
+    gate.go.set()
+    assert other.result(WAIT_S) == "ran"
+
+
+def test_an_error_belongs_to_its_job(compute) -> None:
+    """The thread goes on after a job that raised."""
+    with pytest.raises(ZeroDivisionError):
+        compute.control(lambda: 1 // 0).result(WAIT_S)
+    assert compute.control(lambda: 7).result(WAIT_S) == 7
+
+
+def test_close_cancels_what_waits_and_refuses_what_comes() -> None:
+    """Nobody waits for ever on a thread that ended."""
+    compute = ComputeThread()
+    gate = Gate(compute)
+    waiting = compute.submit("a", lambda: None, cost=1, limit=3)
+    closing = threading.Thread(target=compute.close)
+    closing.start()
+    deadline = time.monotonic() + WAIT_S
+    while not waiting.cancelled() and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert waiting.cancelled()
+    gate.go.set()
+    closing.join(WAIT_S)
+    with pytest.raises(Overloaded, match="going away"):
+        compute.control(lambda: None)
+
+
+def test_idle_work_is_done_between_jobs() -> None:
+    """Leases are looked at although jobs come without a pause."""
+    seen = threading.Event()
+    compute = ComputeThread(idle=seen.set, idle_s=0.05)
+    deadline = time.monotonic() + WAIT_S
+    while not seen.is_set() and time.monotonic() < deadline:
+        compute.control(lambda: None).result(WAIT_S)
+    compute.close()
+    assert seen.is_set()
+
+
+def test_busy_time_is_that_of_the_present_job(compute) -> None:
+    """A watchdog sees how long a job has run."""
+    gate = Gate(compute)
+    before = compute.busy_s
+    assert threading.Event().wait(0.05) is False
+    assert compute.busy_s > before
+    gate.go.set()
+    gate.future.result(WAIT_S)
+    compute.control(lambda: None).result(WAIT_S)
+    assert compute.num_done >= 1

@@ -1,0 +1,65 @@
+"""The error tree and its table of outcomes are complete."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from shardhub import errors
+from shardhub.errors import OUTCOMES, NodeFailure, ShardhubError, by_name, outcome
+
+EXIT_CODES = {1, 2, 3, 4, 5, 6}
+
+
+def below(kind: type[ShardhubError]) -> set[type[ShardhubError]]:
+    return {kind}.union(*(below(child) for child in kind.__subclasses__()))
+
+
+KINDS = sorted((kind for kind in below(ShardhubError) if kind.__module__ == errors.__name__), key=lambda k: k.__name__)
+
+
+def test_every_error_has_an_outcome() -> None:
+    """Each class of the tree has a row of its own, and no row is for anything else."""
+    assert set(OUTCOMES) == set(KINDS)
+    assert len(KINDS) > 25
+
+
+def test_every_error_of_the_package_is_in_the_tree() -> None:
+    """No class below ShardhubError is defined outside errors.py, where the table would miss it."""
+    assert below(ShardhubError) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_outcome_is_possible_and_documented(kind: type[ShardhubError]) -> None:
+    """The gRPC status exists, the HTTP status is an error, the exit code is documented, the class is drawn."""
+    row = outcome(kind("what"))
+    assert row.grpc in grpc.StatusCode.__members__
+    assert row.grpc != "OK"
+    assert 400 <= row.http <= 599
+    assert row.exit in EXIT_CODES
+    documented = errors.Outcome.__doc__ or ""
+    assert f"{row.exit} " in documented
+    assert f" {kind.__name__} " in (errors.__doc__ or "").replace("\n", " \n")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_error_is_rebuilt_by_name(kind: type[ShardhubError]) -> None:
+    """What a peer reports by class name becomes the same class with the same three parts."""
+    rebuilt = by_name(kind.__name__, "what", why="why", hint="hint")
+    assert type(rebuilt) is kind
+    assert (rebuilt.what, rebuilt.why, rebuilt.hint) == ("what", "why", "hint")
+    assert str(rebuilt) == "what why hint"
+
+
+def test_unknown_name_becomes_a_node_failure() -> None:
+    """A peer cannot choose any class but those of the tree."""
+    for name in ("KeyboardInterrupt", "object", "", "ShardhubError.__init__"):
+        assert type(by_name(name, "what")) is NodeFailure
+
+
+def test_children_keep_their_parents_exit_code() -> None:
+    """Who handles an exit code by its family is right for every member, except proof, which is about integrity."""
+    for kind in KINDS:
+        if kind not in (ShardhubError, errors.ProofFailed) and kind.__base__ is not ShardhubError:
+            assert issubclass(kind.__base__, ShardhubError)
+            assert OUTCOMES[kind].exit == OUTCOMES[kind.__base__].exit, kind

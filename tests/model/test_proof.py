@@ -1,0 +1,151 @@
+"""The proof refuses what is wrong, and the parts it stands on."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from shardhub.errors import ProofFailed, UnsupportedModel
+from shardhub.model import stage as stage_module
+from shardhub.model.anatomy import examine
+from shardhub.model.build import Blueprint, final_names, spec_of
+from shardhub.model.proof import StageCut, prove_chain, trace_stage
+from shardhub.model.reach import find_needs, stage_cut, stage_tensors
+from shardhub.tensors import TensorSpec
+from tests import tiny
+
+
+def blueprint(name: str, **changes) -> Blueprint:
+    config = {**tiny.config(name), **changes}
+    model = tiny.build(config)
+    return Blueprint(config, {name: spec_of(array) for name, array in tree_flatten(model.parameters())})
+
+
+def cuts_of(plan: Blueprint, *positions: int):
+    anatomy = examine(plan)
+    needs = find_needs(plan, anatomy)
+    ends = [0, *positions, anatomy.num_layers]
+    return anatomy, [stage_cut(a, b, anatomy, needs) for a, b in pairwise(ends)]
+
+
+@pytest.mark.parametrize("name", ["gpt_oss", "llama_sliding"])
+def test_frozen_ghosts_are_refused(name, monkeypatch) -> None:
+    """A stage whose foreign caches do not advance makes wrong masks, and the proof says so."""
+    plan = blueprint(name)
+    anatomy, cuts = cuts_of(plan, 3)
+    prove_chain(plan, anatomy, cuts)
+    monkeypatch.setattr(stage_module, "_advance", lambda *args: None)
+    with pytest.raises(ProofFailed):
+        prove_chain(plan, anatomy, cuts)
+
+
+def test_a_skipped_layer_is_refused() -> None:
+    """A chain that leaves a layer out is not the model."""
+    plan = blueprint("llama")
+    anatomy, (first, second) = cuts_of(plan, 3)
+    short = StageCut(start=0, stop=2, crossings_in=(), crossings_out=("layer.1",))
+    late = StageCut(start=3, stop=6, crossings_in=("layer.1",), crossings_out=())
+    prove_chain(plan, anatomy, [first, second])
+    with pytest.raises((ProofFailed, UnsupportedModel)):
+        prove_chain(plan, anatomy, [short, late])
+
+
+def test_another_configuration_has_another_stage_hash() -> None:
+    """Constants are part of the hash: a changed rope base or norm epsilon is another computation."""
+    hashes = set()
+    for changes in ({}, {"rope_theta": 20000.0}, {"rms_norm_eps": 1e-6}):
+        plan = blueprint("llama", **changes)
+        anatomy, (_, second) = cuts_of(plan, 3)
+        hashes.add(trace_stage(plan, anatomy, [second]).hash())
+    assert len(hashes) == 3
+
+
+def test_stage_hash_is_the_same_in_every_run() -> None:
+    """Two traces of one stage hash alike, whatever was traced before."""
+    plan = blueprint("gpt_oss")
+    anatomy, (_, second) = cuts_of(plan, 2)
+    assert trace_stage(plan, anatomy, [second]).hash() == trace_stage(plan, anatomy, [second]).hash()
+
+
+def test_joined_stages_compute_what_the_single_ones_do() -> None:
+    """A union of adjacent stages has the hash of the chain of them."""
+    plan = blueprint("gemma3")
+    anatomy, (first, middle, last) = cuts_of(plan, 2, 4)
+    joined = StageCut(start=2, stop=6, crossings_in=middle.crossings_in, crossings_out=())
+    assert trace_stage(plan, anatomy, [joined]).hash() == trace_stage(plan, anatomy, [middle, last]).hash()
+    del first
+
+
+def test_every_tensor_is_needed_by_some_stage() -> None:
+    """The stages' tensors together are the whole model's."""
+    plan = blueprint("qwen3_moe")
+    anatomy = examine(plan)
+    needs = find_needs(plan, anatomy)
+    found = stage_tensors(0, 2, anatomy, needs) | stage_tensors(2, 6, anatomy, needs)
+    assert found == set(plan.tensors)
+
+
+@pytest.mark.parametrize("field", ["model_file", "auto_map"])
+def test_code_in_a_config_is_refused(field) -> None:
+    """A config that names code of its own is never built."""
+    plan = blueprint("llama")
+    with pytest.raises(UnsupportedModel, match=field):
+        Blueprint({**plan.config, field: "evil.py"}, plan.tensors).build()
+
+
+def test_unknown_architecture_is_refused_by_name() -> None:
+    """An architecture mlx-lm does not have."""
+    with pytest.raises(UnsupportedModel, match="no_such_model"):
+        Blueprint({"model_type": "no_such_model"}, {}).build()
+
+
+def test_config_and_headers_that_disagree_are_refused() -> None:
+    """A missing tensor, an extra one and another shape, each named."""
+    plan = blueprint("llama")
+    name = "model.layers.1.mlp.up_proj.weight"
+    missing = {key: spec for key, spec in plan.tensors.items() if key != name}
+    with pytest.raises(UnsupportedModel, match=name):
+        Blueprint(plan.config, missing).build()
+    extra = {**plan.tensors, "model.extra.weight": TensorSpec(dtype="F32", shape=(2,))}
+    with pytest.raises(UnsupportedModel, match=r"model\.extra\.weight"):
+        Blueprint(plan.config, extra).build()
+    other = {**plan.tensors, name: TensorSpec(dtype="F32", shape=(3, 3))}
+    with pytest.raises(UnsupportedModel, match=name):
+        Blueprint(plan.config, other).build()
+
+
+def test_checkpoint_that_needs_conversion_is_refused_with_the_command() -> None:
+    """Experts that sanitize would have to stack cannot be copied as they are."""
+    plan = blueprint("mixtral")
+    stored = {name: spec for name, spec in plan.tensors.items() if "switch_mlp" not in name}
+    for layer in range(tiny.NUM_LAYERS):
+        for expert in range(4):
+            for source, shape in (("w1", (128, 64)), ("w2", (64, 128)), ("w3", (128, 64))):
+                name = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{source}.weight"
+                stored[name] = TensorSpec(dtype="F32", shape=shape)
+    with pytest.raises(UnsupportedModel, match=r"mlx_lm\.convert"):
+        final_names(plan.config, stored)
+
+
+def test_tensors_that_sanitize_drops_are_left_out() -> None:
+    """A checkpoint's buffers that mlx-lm does not load never reach a shard."""
+    plan = blueprint("llama")
+    stored = {**plan.tensors, "model.layers.0.self_attn.rotary_emb.inv_freq": TensorSpec(dtype="F32", shape=(8,))}
+    assert final_names(plan.config, stored) == {name: name for name in plan.tensors}
+
+
+def test_nothing_is_evaluated_by_a_proof() -> None:
+    """A configuration far larger than this machine is proven in little memory."""
+    config = {**tiny.config("llama"), "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64}
+    config |= {"num_hidden_layers": 80, "head_dim": 128, "num_key_value_heads": 8, "vocab_size": 128256}
+    from mlx_lm.models.llama import Model, ModelArgs
+
+    shapes = {name: spec_of(array) for name, array in tree_flatten(Model(ModelArgs.from_dict(config)).parameters())}
+    plan = Blueprint(config, shapes)
+    mx.reset_peak_memory()
+    anatomy, cuts = cuts_of(plan, 27, 54)
+    prove_chain(plan, anatomy, cuts)
+    assert mx.get_peak_memory() < 64 << 20

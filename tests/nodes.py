@@ -1,0 +1,105 @@
+"""Real nodes for tests: `shardhub serve` in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+START_TIMEOUT_S = 120
+END_TIMEOUT_S = 60
+
+
+class Node:
+    """A `shardhub serve` process.
+
+    Args:
+        folders: Shard folders.
+        options: More options.
+    """
+
+    def __init__(self, *folders: Path, options: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
+        self.log = tempfile.TemporaryFile(mode="w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "shardhub", "serve", *map(str, folders), "--port", "0", "--json", *options],
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        self.ready: dict[str, Any] = {}
+
+    def wait_ready(self) -> Node:
+        """Wait for the line that says where it listens."""
+        timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
+        timer.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            timer.cancel()
+        assert line, f"the node ended with {self.process.wait()}: {self.errors()}"
+        self.ready = json.loads(line)
+        return self
+
+    @property
+    def address(self) -> str:
+        return str(self.ready["address"])
+
+    def errors(self) -> str:
+        """What it wrote on stderr so far."""
+        self.log.flush()
+        self.log.seek(0)
+        return self.log.read()
+
+    def stop(self) -> int:
+        """SIGTERM; returns the exit code."""
+        self.process.terminate()
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.wait()
+
+    def wait(self) -> int:
+        """Exit code once it has ended."""
+        try:
+            return self.process.wait(END_TIMEOUT_S)
+        finally:
+            self.process.stdout.close()
+            self.log.close() if self.process.poll() is not None else None
+
+
+def start(*groups: tuple[Path, ...], options: tuple[str, ...] = ()) -> list[Node]:
+    """Start nodes side by side, one for each group of shard folders, and wait until all are ready."""
+    nodes = [Node(*group, options=options) for group in groups]
+    return [node.wait_ready() for node in nodes]
+
+
+def stop_all(nodes: list[Node]) -> None:
+    """End nodes that still run."""
+    for node in nodes:
+        if node.process.poll() is None:
+            node.process.kill()
+    for node in nodes:
+        node.process.wait()
+        node.process.stdout.close()
+        node.log.close()
+
+
+def shardhub(*arguments: object, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "shardhub", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
