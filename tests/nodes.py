@@ -42,7 +42,7 @@ class Node:
             line = self.process.stdout.readline()
         finally:
             timer.cancel()
-        assert line, f"the node ended with {self.process.wait()}: {self.errors()}"
+        assert line, f"the node ended with {self.process.wait(END_TIMEOUT_S)}: {self.errors()}"
         self.ready = json.loads(line)
         return self
 
@@ -78,7 +78,11 @@ class Node:
 def start(*groups: tuple[Path, ...], options: tuple[str, ...] = ()) -> list[Node]:
     """Start nodes side by side, one for each group of shard folders, and wait until all are ready."""
     nodes = [Node(*group, options=options) for group in groups]
-    return [node.wait_ready() for node in nodes]
+    try:
+        return [node.wait_ready() for node in nodes]
+    except BaseException:
+        stop_all(nodes)
+        raise
 
 
 def stop_all(nodes: list[Node]) -> None:

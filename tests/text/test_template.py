@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -235,3 +239,37 @@ def test_worker_killed_between_renders_is_replaced() -> None:
         assert chat.render([USER]) == "fine"
     finally:
         chat.close()
+
+
+def worker_process() -> subprocess.Popen[bytes]:
+    """A worker that is up, without anybody who would kill it."""
+    command = [sys.executable, "-m", "shardhub.text.template_worker"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline()) == {"ready": True}
+    return process
+
+
+def test_worker_ends_with_its_input() -> None:
+    """When the process that asks is gone, the pipe ends, and the worker with it."""
+    with worker_process() as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=30) == 0
+
+
+def test_abandoned_render_ends_by_itself() -> None:
+    """A worker whose caller died in mid-render is ended by its own limit on CPU time."""
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    request = {"template": endless, "variables": {}, "max_chars": 100}
+    with worker_process() as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.close()
+        assert process.wait(timeout=60) == -signal.SIGXCPU
+
+
+def test_worker_can_open_nothing(sandbox: Sandbox) -> None:
+    """A codec that Python would have to load from a file cannot be had: the worker opens no file any more."""
+    with pytest.raises(PromptError, match="Too many open files"):
+        template("{{ 'x'.encode('rot13') }}", sandbox).render([USER])
