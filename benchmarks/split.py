@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NUM_LAYERS = 24
-_BUFFER_BYTES = 4 << 20
+_BUFFER_BYTES = 1 << 20
 _ROW_BYTES = 4096 * 2
 
 

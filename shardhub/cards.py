@@ -102,8 +102,6 @@ def shard_card(
         "shard.md.j2",
         name=stages[hint.index].name,
         index=hint.index,
-        first=stage.start,
-        last=stage.stop - 1,
         num_layers=stage.num_layers,
         num_files=len(stage.weight_files),
         size_bytes=stage.size_bytes,

@@ -46,16 +46,16 @@ def parse_config(data: bytes, *, where: str) -> dict[str, Any]:
         FormatError: It is no JSON object, has a key twice, or a number that no model has.
     """
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise _broken(where, f"it has {len(data)} bytes, the limit is {MAX_DOCUMENT_BYTES}")
+        raise _broken(where, f"It has {len(data)} bytes, the limit is {MAX_DOCUMENT_BYTES}")
     try:
         config = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
         json.dumps(config, ensure_ascii=False).encode("utf-8")  # text that cannot be written again is no text
     except RecursionError as error:
-        raise _broken(where, "it is nested too deep") from error
+        raise _broken(where, "It is nested too deep") from error
     except ValueError as error:
         raise _broken(where, str(error)[:200]) from error
     if not isinstance(config, dict):
-        raise _broken(where, f"it is a JSON {type(config).__name__}, expected an object")
+        raise _broken(where, f"It is a JSON {type(config).__name__}, expected an object")
     _check(config, where)
     return config
 
@@ -130,7 +130,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key, item in pairs:
         if key in value:
-            raise ValueError(f"the key {key!r} stands twice")
+            raise ValueError(f"The key {key!r} stands twice")
         value[key] = item
     return value
 
@@ -138,6 +138,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _broken(where: str, why: str) -> FormatError:
     return FormatError(
         f"{where} is not a usable model configuration.",
-        why=f"{why[:1].upper()}{why[1:]}.",
+        why=f"{why}.",
         hint="Get config.json again from the model's publisher.",
     )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.cards import StageSummary, pipeline_card, shard_card, shard_config, source_fields
-from shardhub.checkpoint import INDEX_FILE, Checkpoint
+from shardhub.checkpoint import Checkpoint
 from shardhub.contents import ModelContents, StageContents, Versions
+from shardhub.documents import pipeline_documents, shard_documents
 from shardhub.errors import DiskFull, UsageError, WeightFileError
 from shardhub.job import ShardJob, SplitJob, prepare
-from shardhub.journal import Journal
-from shardhub.manifest import Manifest, ShardHint, Source, check_digest, encode, sha256_hex
-from shardhub.naming import CARD_FILE, CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.journal import JOURNAL_FILE, Journal
+from shardhub.manifest import Source
 from shardhub.preview import Preview, StagePreview, look_ahead, preview
 from shardhub.shard_folder import (
     begin_partial,
@@ -158,8 +156,6 @@ class _Splitter:
         self._total_bytes = total_bytes
         self._done_bytes = 0
         self._progress = progress
-        self._summaries = _summaries(job)
-        self._fields = source_fields(job.checkpoint.folder)
 
     def run(self, selected: Sequence[ShardJob]) -> SplitResult:
         entries = self._journal.entries
@@ -178,6 +174,7 @@ class _Splitter:
             for key, layout in zip(shard.keys, shard.layouts, strict=True):
                 if targets := wanting.pop(key, None):
                     self._copy(key, layout, shard.index, targets)
+            self._copier.wait()
             if shard.index not in there:
                 self._finish(shard)
             results.append(self._result(shard, already_there=shard.index in there))
@@ -197,20 +194,22 @@ class _Splitter:
 
         paths = [partial_folder(shard.folder) / own.name for shard, own in targets]
         temporaries = [path.with_name(f".{path.name}.writing") for path in paths]
-        digest = self._copier.write(layout, temporaries, told)
-        known = self._journal.entries.digests.get(key)
-        if known is not None and known != digest:
-            raise WeightFileError(
-                f"{self._job.checkpoint.folder} changed since an earlier run read it.",
-                why=f"{layout.name} had the sha256 {known[:16]}..., now it has {digest[:16]}...; sizes and times of "
-                "the files are the same.",
-                hint=f"Check the model folder, delete the hidden files in {paths[0].parent.parent}, and start again."
-                if paths
-                else "Check the model folder.",
-            )
-        self._journal.add(key, digest, [shard.journal_path(own) for shard, own in targets])
-        for temporary, path in zip(temporaries, paths, strict=True):
-            os.replace(temporary, path)
+        entries = [shard.journal_path(own) for shard, own in targets]
+
+        def synced(digest: str) -> None:
+            known = self._journal.entries.digests.get(key)
+            if known is not None and known != digest:
+                raise WeightFileError(
+                    f"{self._job.checkpoint.folder} changed since an earlier run read it.",
+                    why=f"{layout.name} had the sha256 {known[:16]}..., now it has {digest[:16]}...; sizes and times "
+                    "of the files are the same.",
+                    hint=f"Check the model folder; to start from nothing, delete {JOURNAL_FILE} beside the shards.",
+                )
+            self._journal.add(key, digest, entries)
+            for temporary, path in zip(temporaries, paths, strict=True):
+                os.replace(temporary, path)
+
+        self._copier.write(layout, temporaries, told, synced)
 
     def _result(self, shard: ShardJob, *, already_there: bool) -> ShardResult:
         """Digest of a shard that is in place; its files' sha256 are computed from the source where they are not known.
@@ -222,6 +221,7 @@ class _Splitter:
             for key, layout in zip(shard.keys, shard.layouts, strict=True):
                 if key not in self._journal.entries.digests:
                     self._copy(key, layout, shard.index, [])
+            self._copier.wait()
         stage = self._job.stage(shard, self._journal.entries.digests)
         if already_there and (existing := existing_stage(shard.folder)) is not None:
             check_same(shard.folder, existing, stage)
@@ -235,29 +235,8 @@ class _Splitter:
 
     def _finish(self, shard: ShardJob) -> None:
         """Write a shard's documents beside its weight files and put the folder in place."""
-        job = self._job
-        stage = job.stage(shard, self._journal.entries.digests)
-        document = encode(stage)
-        hint = ShardHint(
-            stage_digest=sha256_hex(document),
-            index=shard.index,
-            start=stage.start,
-            stop=stage.stop,
-            pipeline=job.pipeline_folder.name,
-        )
-        weight_map = {name: file.name for file in stage.weight_files for name in file.tensors}
-        index = {"metadata": {"total_size": shard.tensor_bytes}, "weight_map": weight_map}
-        card = shard_card(stage, hint, source=job.source_name, fields=self._fields, stages=self._summaries)
-        files = {
-            STAGE_FILE: document,
-            CATALOGUE_FILE: job.catalogue,
-            INDEX_FILE: (json.dumps(index, indent=1, sort_keys=True) + "\n").encode(),
-            CONFIG_FILE: shard_config(job.checkpoint.config, hint).encode(),
-            CARD_FILE: card.encode(),
-        }
-        if (proof := job.proof(shard, hint.stage_digest)) is not None:
-            files[PROOF_FILE] = encode(proof)
-        write_files(partial_folder(shard.folder), files)
+        stage = self._job.stage(shard, self._journal.entries.digests)
+        write_files(partial_folder(shard.folder), shard_documents(self._job, shard, stage))
         put_in_place(shard.folder)
 
     def _with_pipeline(self, results: list[ShardResult]) -> SplitResult:
@@ -271,7 +250,8 @@ class _Splitter:
         digests = [(made.get(shard.index) or self._result(shard, already_there=True)).digest for shard in job.shards]
         manifest = job.manifest(digests)
         if not pipeline_in_place(job.pipeline_folder, manifest):
-            self._finish_pipeline(manifest)
+            write_files(begin_partial(job.pipeline_folder, keep=()), pipeline_documents(job, manifest))
+            put_in_place(job.pipeline_folder)
         return SplitResult(
             shards=tuple(results), pipeline=job.pipeline_folder, pipeline_id=manifest.pipeline_id, missing=()
         )
@@ -281,32 +261,3 @@ class _Splitter:
             return self._job.in_place(shard, self._journal.entries)
         except UsageError:  # a shard of another cut or model has the name: this one is missing
             return False
-
-    def _finish_pipeline(self, manifest: Manifest) -> None:
-        job = self._job
-        card = pipeline_card(
-            manifest,
-            name=job.pipeline_folder.name,
-            source=job.source_name,
-            fields=self._fields,
-            stages=self._summaries,
-        )
-        files = {MANIFEST_FILE: encode(manifest), CARD_FILE: card.encode()}
-        for name, digest in manifest.files.items():
-            files[name] = (job.checkpoint.folder / name).read_bytes()
-            check_digest(files[name], digest, where=str(job.checkpoint.folder / name))
-        write_files(begin_partial(job.pipeline_folder, keep=()), files)
-        put_in_place(job.pipeline_folder)
-
-
-def _summaries(job: SplitJob) -> list[StageSummary]:
-    return [
-        StageSummary(
-            index=shard.index,
-            name=shard.folder.name,
-            start=shard.contents.start,
-            stop=shard.contents.stop,
-            size_bytes=shard.size_bytes,
-        )
-        for shard in job.shards
-    ]

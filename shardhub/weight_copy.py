@@ -8,7 +8,6 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 from shardhub.checkpoint import Checkpoint
@@ -16,14 +15,14 @@ from shardhub.errors import DiskFull, WeightFileError
 from shardhub.header import FileSource
 from shardhub.weight_layout import FileLayout
 
-# Two buffers, one being hashed while the other is read into and written from. Larger ones are not faster (measured:
-# 1, 4 and 16 MiB within 3 %).
-_BUFFER_BYTES = 4 << 20
+# One buffer is hashed while the others are written and filled. Together they stay within a processor's cache.
+_BUFFER_BYTES = 1 << 20
 _NUM_BUFFERS = 3
 # Large models come in hundreds of files, and macOS gives a process 256; a layer is in one to three of them.
 _MAX_OPEN = 8
 # No space, quota spent, or a file larger than the file system or the process may write.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class Copier:
@@ -34,43 +33,60 @@ class Copier:
         self._sources: OrderedDict[str, FileSource] = OrderedDict()
         self._buffers = [memoryview(bytearray(_BUFFER_BYTES)) for _ in range(_NUM_BUFFERS)]
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
+        self._syncing: Future[None] | None = None
 
     def __enter__(self) -> Copier:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._hasher.shutdown()
+        self._syncer.shutdown()
         for source in self._sources.values():
             source.close()
 
-    def write(self, layout: FileLayout, targets: Sequence[Path], progress: Callable[[int], None]) -> str:
-        """Write one weight file to every target at once and sync it: its bytes are read and hashed once.
+    def write(
+        self,
+        layout: FileLayout,
+        targets: Sequence[Path],
+        progress: Callable[[int], None],
+        synced: Callable[[str], None],
+    ) -> None:
+        """Write one weight file to every target at once: its bytes are read and hashed once.
+
+        The disk takes the file in another thread while the next one is read; `wait` says when all are there.
 
         Args:
             layout: What to write.
             targets: New files; where there are none, the sha256 is computed all the same.
             progress: Told the bytes done since the last call.
-
-        Returns:
-            sha256 of the file.
+            synced: Told the sha256 in that other thread, file after file, when the targets are on disk.
 
         Raises:
             WeightFileError: The checkpoint's files changed or cannot be read.
-            DiskFull: No room; the targets are removed again.
+            DiskFull: No room, for this file or the one before; its targets are removed again.
         """
+        descriptors: list[int] = []
         try:
-            with ExitStack() as files:
-                descriptors = [_create(path, files) for path in targets]
-                digest = self._pump(layout, descriptors, progress)
-                for descriptor in descriptors:
-                    os.fsync(descriptor)
-        except OSError as error:
-            for target in targets:
-                target.unlink(missing_ok=True)
-            if error.errno in FULL:
+            descriptors.extend(os.open(target, _NEW_FILE, 0o644) for target in targets)
+            digest = self._pump(layout, descriptors, progress)
+            self.wait()
+        except BaseException as error:
+            _abandon(descriptors, targets)
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise _disk_full(targets[0].parent, layout, error) from error
             raise
-        return digest
+        self._syncing = self._syncer.submit(_sync, layout, descriptors, targets, digest, synced)
+
+    def wait(self) -> None:
+        """Return when every file written so far is on disk.
+
+        Raises:
+            DiskFull: The disk had no room for the last one after all.
+        """
+        if (syncing := self._syncing) is not None:
+            self._syncing = None
+            syncing.result()
 
     def _pump(self, layout: FileLayout, descriptors: Sequence[int], progress: Callable[[int], None]) -> str:
         digest = hashlib.sha256()
@@ -147,10 +163,27 @@ def _disk_full(folder: Path, layout: FileLayout, cause: OSError) -> DiskFull:
     )
 
 
-def _create(path: Path, files: ExitStack) -> int:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    files.callback(os.close, descriptor)
-    return descriptor
+def _sync(
+    layout: FileLayout, descriptors: Sequence[int], targets: Sequence[Path], digest: str, synced: Callable[[str], None]
+) -> None:
+    try:
+        for descriptor in descriptors:
+            os.fsync(descriptor)
+        synced(digest)
+    except OSError as error:
+        if error.errno in FULL:
+            raise _disk_full(targets[0].parent, layout, error) from error
+        raise
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _abandon(descriptors: Sequence[int], targets: Sequence[Path]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+    for target in targets[: len(descriptors)]:
+        target.unlink(missing_ok=True)
 
 
 def _write_all(descriptor: int, data: memoryview) -> None:

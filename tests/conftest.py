@@ -25,3 +25,11 @@ def smollm2_bfloat16() -> Path:
 def smollm2_4bit() -> Path:
     """SmolLM2-135M-Instruct in 4-bit, its embedding in 8-bit, as an mlx-lm folder."""
     return fetch_and_convert(dtype=None)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """Writes a real byte-level tokenizer with a chat template, for the vocabulary of the tiny models."""
+    from tests import tiny
+
+    return tiny.save_tokenizer

@@ -24,7 +24,7 @@ class Node:
     """
 
     def __init__(self, *folders: Path, options: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
-        self.log = tempfile.TemporaryFile(mode="w+")
+        self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed when the node has ended
         self.process = subprocess.Popen(
             [sys.executable, "-m", "shardhub", "serve", *map(str, folders), "--port", "0", "--json", *options],
             stdout=subprocess.PIPE,
@@ -96,7 +96,9 @@ def stop_all(nodes: list[Node]) -> None:
         node.log.close()
 
 
-def shardhub(*arguments: object, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def shardhub(
+    *arguments: object, stdin: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "shardhub", *map(str, arguments)],

@@ -194,3 +194,26 @@ def chunks(seed: int = 3, lengths: tuple[int, ...] = (7, 5, 1, 1, 1, 1, 1, 1)) -
         out.append(ids[at : at + length])
         at += length
     return out
+
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write a byte-level tokenizer of `VOCAB` ids into a model folder: the bytes, specials, and made-up pairs."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    pairs = [a + b for a in letters[64:96] for b in letters[64:96]][: VOCAB - len(letters) - len(specials)]
+    vocab = {piece: index for index, piece in enumerate([*letters, *specials, *pairs])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[(pair[0], pair[1]) for pair in pairs]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "chat_template": _CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from shardhub.chain.chain import Chain, ChainSession
 from shardhub.errors import ContextExceeded, PromptError
-from shardhub.protocol import Lane
+from shardhub.protocol import Lane, RowResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,10 +62,11 @@ async def prefill(
     *head, last = ids
     chunks = [head[at : at + chain.max_chunk] for at in range(0, len(head), chain.max_chunk)]
     done = 0
-    waiting = []
+    waiting: list[asyncio.Future[RowResult]] = []
     try:
         for chunk in chunks:
-            waiting.append(await session.send(chunk, sample=False, lane=Lane.PREFILL))
+            sent = await session.send(chunk, sample=False, lane=Lane.PREFILL)
+            waiting.append(sent)
         final = await session.send([last], sample=True, lane=Lane.PREFILL)
         for chunk, future in zip(chunks, waiting, strict=True):
             await future

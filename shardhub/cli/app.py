@@ -136,9 +136,7 @@ def serve(
     insecure_lan: Annotated[
         bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
     ] = False,
-    advertise: Annotated[
-        list[str] | None, typer.Option(help="Address for other nodes.", metavar="HOST:PORT")
-    ] = None,
+    advertise: Annotated[list[str] | None, typer.Option(help="Address for other nodes.", metavar="HOST:PORT")] = None,
     peers: Annotated[
         list[str] | None, typer.Option(help="Network this node may dial; private ones by default.", metavar="CIDR")
     ] = None,

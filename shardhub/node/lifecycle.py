@@ -194,7 +194,8 @@ async def _drained(engine: Engine, stopping: _Stopping, timeout_s: float) -> Non
     """Wait until all sessions have ended, the time is over, or a second signal came."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    while engine.num_sessions and loop.time() < deadline and not stopping.twice:
+    # Sessions end in the compute thread: no event of this loop tells.
+    while engine.num_sessions and loop.time() < deadline and not stopping.twice:  # noqa: ASYNC110
         await asyncio.sleep(_DRAIN_POLL_S)
 
 

@@ -181,7 +181,7 @@ class StageServicer(NodeServicer):
                     raise WireError(f"A {message.WhichOneof('kind')} came where only steps may.")
                 self._accept(engine, head, codec.step_value(message.step, lane))
         finally:
-            outbox.stop()
+            await outbox.finish()
             if is_head and self._heads.get((head, lane)) is outbox:
                 del self._heads[head, lane]
                 if not any(key[0] == head for key in self._heads):

@@ -8,6 +8,9 @@ from typing import Any
 
 from shardhub.errors import Overloaded
 
+# Seconds a peer that does not read may hold up the end of its stream.
+_FINISH_S = 1.0
+
 
 class Outbox:
     """Messages on their way into one stream.
@@ -24,6 +27,8 @@ class Outbox:
         self._write = write
         self._queue: asyncio.Queue[Any] = asyncio.Queue(limit)
         self._on_broken = on_broken
+        self._is_writing = False
+        self._is_ending = False
         self._task = asyncio.create_task(self._drain())
 
     def put(self, message: Any) -> None:
@@ -40,13 +45,27 @@ class Outbox:
             ) from error
 
     def stop(self) -> None:
-        """Drop what waits and end the task."""
+        """Drop what waits and end the task, a write in progress with it: for streams that are cancelled anyway."""
+        self._task.cancel()
+
+    async def finish(self) -> None:
+        """Drop what waits, but let a write in progress end: the stream goes on to end with a status of its own.
+
+        A server's write that is cancelled half-way was seen to leave the call without an end.
+        """
+        self._is_ending = True
+        if not self._is_writing:
+            self._task.cancel()
+        await asyncio.wait({self._task}, timeout=_FINISH_S)
         self._task.cancel()
 
     async def _drain(self) -> None:
         try:
-            while True:
-                await self._write(await self._queue.get())
+            while not self._is_ending:
+                message = await self._queue.get()
+                self._is_writing = True
+                await self._write(message)
+                self._is_writing = False
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever broke the stream is told to its owner, who names it

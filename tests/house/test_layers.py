@@ -39,6 +39,7 @@ LAYERS = {
     "header": 2,
     "job": 2,
     "journal": 2,
+    "preview": 2,
     "shard": 2,
     "shard_folder": 2,
     "split": 2,

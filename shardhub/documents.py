@@ -1,0 +1,73 @@
+"""The small files of a shard's and of a pipeline's folder."""
+
+from __future__ import annotations
+
+import json
+
+from shardhub.cards import StageSummary, pipeline_card, shard_card, shard_config, source_fields
+from shardhub.checkpoint import INDEX_FILE
+from shardhub.job import ShardJob, SplitJob
+from shardhub.manifest import Manifest, ShardHint, Stage, check_digest, encode, sha256_hex
+from shardhub.naming import CARD_FILE, CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+
+
+def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, bytes]:
+    """Everything in a shard's folder but its weight files, by file name.
+
+    Args:
+        job: The split.
+        shard: The shard.
+        stage: Its stage.json, all sha256 known.
+    """
+    document = encode(stage)
+    hint = ShardHint(
+        stage_digest=sha256_hex(document),
+        index=shard.index,
+        start=stage.start,
+        stop=stage.stop,
+        pipeline=job.pipeline_folder.name,
+    )
+    weight_map = {name: file.name for file in stage.weight_files for name in file.tensors}
+    index = {"metadata": {"total_size": shard.tensor_bytes}, "weight_map": weight_map}
+    fields = source_fields(job.checkpoint.folder)
+    card = shard_card(stage, hint, source=job.source_name, fields=fields, stages=_summaries(job))
+    files = {
+        STAGE_FILE: document,
+        CATALOGUE_FILE: job.catalogue,
+        INDEX_FILE: (json.dumps(index, indent=1, sort_keys=True) + "\n").encode(),
+        CONFIG_FILE: shard_config(job.checkpoint.config, hint).encode(),
+        CARD_FILE: card.encode(),
+    }
+    if (proof := job.proof(shard, hint.stage_digest)) is not None:
+        files[PROOF_FILE] = encode(proof)
+    return files
+
+
+def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
+    """Everything in a pipeline's folder, by file name.
+
+    Raises:
+        DigestMismatch: A tokenizer or configuration file changed while the model was split.
+    """
+    name = job.pipeline_folder.name
+    fields = source_fields(job.checkpoint.folder)
+    card = pipeline_card(manifest, name=name, source=job.source_name, fields=fields, stages=_summaries(job))
+    files = {MANIFEST_FILE: encode(manifest), CARD_FILE: card.encode()}
+    for file, digest in manifest.files.items():
+        path = job.checkpoint.folder / file
+        files[file] = path.read_bytes()
+        check_digest(files[file], digest, where=str(path))
+    return files
+
+
+def _summaries(job: SplitJob) -> list[StageSummary]:
+    return [
+        StageSummary(
+            index=shard.index,
+            name=shard.folder.name,
+            start=shard.contents.start,
+            stop=shard.contents.stop,
+            size_bytes=shard.size_bytes,
+        )
+        for shard in job.shards
+    ]

@@ -1,0 +1,107 @@
+"""From a request to the Hub it is for, its caller, its repo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import unquote
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from shardhub.localhub.hub import LocalHub
+from shardhub.localhub.paths import check_name, check_namespace
+from shardhub.localhub.refusals import Refusal, no_credentials, repo_not_found, wrong_credentials
+from shardhub.localhub.repos import Repo, find_readable, find_writable
+from shardhub.localhub.tokens import ANONYMOUS, Caller, find_caller
+
+Result = TypeVar("Result")
+
+
+def hub_of(request: Request) -> LocalHub:
+    """The Hub this application serves."""
+    hub = request.app.state.hub
+    assert isinstance(hub, LocalHub)
+    return hub
+
+
+def base_url(request: Request) -> str:
+    """What URLs given to the client start with: as configured, else as the client itself called (its Host was checked)."""
+    public = request.app.state.public_url
+    return str(public) if public else f"{request.url.scheme}://{request.headers['host']}"
+
+
+def parameter(request: Request, name: str) -> str:
+    """A part of the path, decoded. Routing is on the raw path, so that `refs%2Fpr%2F1` is one segment."""
+    return unquote(request.path_params[name], errors="replace")
+
+
+def repo_type(request: Request) -> str:
+    """`model` or `dataset`, by the route."""
+    kind = request.path_params.get("types", "models")
+    return "dataset" if kind == "datasets" else "model"
+
+
+async def caller_of(request: Request) -> Caller:
+    """Who sent a request.
+
+    Raises:
+        Refusal: 401, a token this Hub does not know.
+    """
+    header = request.headers.get("authorization")
+    if header is None:
+        return ANONYMOUS
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise wrong_credentials()
+    caller = await run_in_threadpool(find_caller, hub_of(request).catalog, token.strip())
+    if caller is None:
+        raise wrong_credentials()
+    return caller
+
+
+async def known_caller(request: Request) -> Caller:
+    """Who sent a request that needs a token.
+
+    Raises:
+        Refusal: 401.
+    """
+    caller = await caller_of(request)
+    if caller.user is None:
+        raise no_credentials()
+    return caller
+
+
+async def readable_repo(request: Request) -> tuple[Caller, Repo]:
+    """The caller and the repo in the path, which it may read.
+
+    Raises:
+        Refusal: 404 absent or private to others; 401 a wrong token.
+    """
+    return await _repo(request, find_readable)
+
+
+async def writable_repo(request: Request) -> tuple[Caller, Repo]:
+    """The caller and the repo in the path, which it may change.
+
+    Raises:
+        Refusal: as `readable_repo`; 401 or 403 if it may only read.
+    """
+    return await _repo(request, find_writable)
+
+
+async def _repo(request: Request, find: Callable[..., Repo]) -> tuple[Caller, Repo]:
+    caller = await caller_of(request)
+    namespace, name = parameter(request, "namespace"), parameter(request, "name")
+    try:
+        check_namespace(namespace)
+        check_name(name)
+    except Refusal:
+        raise repo_not_found(f"{namespace}/{name}"[:200]) from None
+    catalog = hub_of(request).catalog
+
+    def look() -> Repo:
+        with catalog.reading() as connection:
+            return find(connection, caller, repo_type(request), namespace, name)
+
+    return caller, await run_in_threadpool(look)

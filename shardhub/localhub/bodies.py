@@ -1,0 +1,118 @@
+"""Request bodies, read with a limit on their size and on how long they may stall."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from shardhub.localhub.refusals import Refusal, bad_request, too_large
+
+# Of nothing at all coming. uvicorn has no limit of its own, and a stalled body would hold its connection for ever.
+STALL_TIMEOUT_S = 60.0
+# The largest is a list of 256 files with a sample of 512 bytes of each.
+MAX_JSON_BYTES = 4 << 20
+_ERRORS_SHOWN = 3
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes.
+
+    Raises:
+        Refusal: 408, it stalled.
+        ClientDisconnect: The client went away.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(STALL_TIMEOUT_S):
+                message = await request.receive()
+        except TimeoutError as error:
+            raise Refusal(
+                408, f"No byte of the body came for {STALL_TIMEOUT_S:.0f} s.", headers={"Connection": "close"}
+            ) from error
+        if message["type"] != "http.request":
+            raise ClientDisconnect
+        if body := message.get("body", b""):
+            yield body
+        if not message.get("more_body", False):
+            return
+
+
+async def lines(request: Request, *, max_line_bytes: int, max_bytes: int) -> AsyncIterator[bytes]:
+    """The body line by line, so that no more than a line of it is in memory.
+
+    Raises:
+        Refusal: 413; as `chunks`.
+    """
+    pending = bytearray()
+    total = 0
+    async for chunk in chunks(request):
+        total += len(chunk)
+        if total > max_bytes:
+            raise too_large("The body", max_bytes)
+        pending += chunk
+        if b"\n" in chunk:
+            *whole, rest = bytes(pending).split(b"\n")
+            for line in whole:
+                yield line
+            pending = bytearray(rest)
+        if len(pending) > max_line_bytes:
+            raise too_large("A line of the body", max_line_bytes)
+    if pending:
+        yield bytes(pending)
+
+
+async def read(request: Request, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The whole body.
+
+    Raises:
+        Refusal: 413; as `chunks`.
+    """
+    check_length(request, max_bytes)
+    body = bytearray()
+    async for chunk in chunks(request):
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large("The body", max_bytes)
+    return bytes(body)
+
+
+async def read_model(request: Request, model: type[Model], *, max_bytes: int = MAX_JSON_BYTES) -> Model:
+    """The body as a JSON document of a known form.
+
+    Raises:
+        Refusal: 400 it is another; as `read`.
+    """
+    return parse(model, await read(request, max_bytes=max_bytes))
+
+
+def parse(model: type[Model], data: bytes) -> Model:
+    """A JSON document of a known form.
+
+    Raises:
+        Refusal: 400, it is another.
+    """
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False, include_context=False)
+        ]
+        raise bad_request(f"The body is not what was expected. {'; '.join(problems[:_ERRORS_SHOWN])}.") from None
+
+
+def check_length(request: Request, limit_bytes: int) -> None:
+    """Refuse a body that says it is too long before any of it is read.
+
+    Raises:
+        Refusal: 413.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit_bytes:
+        raise too_large("The body", limit_bytes)

@@ -1,0 +1,97 @@
+"""A Hub's data folder, opened by one process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from shardhub.errors import UsageError
+from shardhub.localhub.catalog import FILE, Catalog
+from shardhub.localhub.signing import Signer
+from shardhub.localhub.store import BlobStore
+from shardhub.localhub.tokens import make_token
+from shardhub.localhub.uploads import Uploads
+
+_LOCK_FILE = "lock"
+
+
+class LocalHub:
+    """The Hub in a folder: its database, blobs and uploads. A context manager.
+
+    While it is open no other process can serve the folder or collect its garbage; tokens can still be made.
+
+    Args:
+        folder: Made if it is not there.
+
+    Raises:
+        UsageError: Another process has it, or the folder holds something else.
+        FormatError: The database cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        check_folder(folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _locked(folder / _LOCK_FILE)
+        try:
+            self.catalog = Catalog(folder)
+            self.store = BlobStore(folder)
+            self.uploads = Uploads(folder, self.store)
+            self.store.sweep()
+            self.uploads.sweep()
+            self.signer = Signer(self.catalog.secret())
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def token(self, user: str, *, role: str = "write", groups: Sequence[str] = ()) -> str:
+        """A new token; see `tokens.make_token`."""
+        return make_token(self.catalog, user, role=role, groups=groups)
+
+    def close(self) -> None:
+        """Close the database and let others have the folder."""
+        self.catalog.close()
+        os.close(self._lock)
+
+    def __enter__(self) -> LocalHub:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to make a Hub in a folder that is somebody's.
+
+    Raises:
+        UsageError: It is not empty and holds no Hub.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder.", hint="Name a folder for the Hub's data.")
+    if not (folder / FILE).exists() and any(child.name != _LOCK_FILE for child in folder.iterdir()):
+        raise UsageError(
+            f"{folder} holds no Hub.",
+            why=f"It is not empty, and there is no {FILE} in it.",
+            hint="Name the Hub's folder, or an empty one for a new Hub.",
+        )
+
+
+def _locked(path: Path) -> int:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UsageError(
+            f"The Hub in {path.parent} is in use.",
+            why="Another process serves it, or collects its garbage.",
+            hint="Stop that one first, or name another folder.",
+        ) from error
+    return handle

@@ -1,0 +1,119 @@
+"""Names that come from outside: which repos, revisions, files and digests are accepted.
+
+All are allow-lists. Nothing here is joined to a path on disk (blobs are named by their digest), but a client does join
+the names it is told to its own folders. Source: research on the client's rules, `validate_repo_id`; faults.md C11.
+"""
+
+from __future__ import annotations
+
+import re
+
+from shardhub.localhub.refusals import Refusal, bad_request
+
+# `huggingface_hub.utils.validate_repo_id` takes 96 characters for the whole name.
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+# First segments of URLs that are not namespaces.
+_RESERVED_NAMESPACES = frozenset({"api", "datasets", "spaces", "models", "kernels", "buckets", "_lfs", "_xet"})
+_REF_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MAX_REF_CHARS = 200
+# What common file systems take for one name, and what leaves room for a cache folder in front of the path.
+_MAX_SEGMENT_BYTES = 255
+_MAX_PATH_BYTES = 1024
+
+REPO_TYPES = ("model", "dataset")
+
+
+def check_repo_type(kind: str | None) -> str:
+    """Return the repo type, `model` if none is given.
+
+    Raises:
+        Refusal: 400 for spaces and anything else this Hub does not keep.
+    """
+    if kind is None:
+        return "model"
+    if kind not in REPO_TYPES:
+        raise bad_request(f"This Hub keeps models and datasets, not {kind[:50]!r}.")
+    return kind
+
+
+def check_namespace(namespace: str) -> str:
+    """Return the namespace if it is one.
+
+    Raises:
+        Refusal: 400.
+    """
+    if namespace.lower() in _RESERVED_NAMESPACES:
+        raise bad_request(f"{namespace!r} is reserved: it cannot be a namespace.")
+    return check_name(namespace)
+
+
+def check_name(name: str) -> str:
+    """Return the name of a repo or user if it is one.
+
+    Raises:
+        Refusal: 400.
+    """
+    if not _NAME.fullmatch(name) or "--" in name or ".." in name or name.endswith(("-", ".", ".git", ".ipynb")):
+        raise bad_request(
+            f"{name[:120]!r} is not a name: up to 96 letters, digits, '-', '_' and '.', "
+            "no '--' or '..', and no '-', '.' or '.git' at the end."
+        )
+    return name
+
+
+def check_ref_name(name: str) -> str:
+    """Return the name of a branch or tag if it is one.
+
+    Raises:
+        Refusal: 400.
+    """
+    segments = name.split("/")
+    if (
+        len(name) > _MAX_REF_CHARS
+        or not all(_REF_SEGMENT.fullmatch(segment) for segment in segments)
+        or any(segment.endswith((".lock", ".")) or ".." in segment for segment in segments)
+        or segments[0] == "refs"
+        or is_commit(name)
+    ):
+        raise bad_request(f"{name[:120]!r} cannot be the name of a branch or tag.")
+    return name
+
+
+def is_commit(text: str) -> bool:
+    """Whether the text has a commit id's form."""
+    return _COMMIT.fullmatch(text) is not None
+
+
+def check_digest(text: str) -> str:
+    """Return a sha256 in lower-case hex.
+
+    Raises:
+        Refusal: 400.
+    """
+    if not _DIGEST.fullmatch(text):
+        raise bad_request(f"{text[:100]!r} is not a sha256 in lower-case hex.")
+    return text
+
+
+def check_path(path: str) -> str:
+    """Return a file's or folder's path in a repo if it is plain: relative, no `.`, `..`, `.git`, empty or odd segment.
+
+    Raises:
+        Refusal: 400.
+    """
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        raise _bad_path(path) from None
+    if len(encoded) > _MAX_PATH_BYTES or not path.isprintable() or "\\" in path:
+        raise _bad_path(path)
+    for segment in path.split("/"):
+        if segment in {"", ".", ".."} or segment.lower() == ".git" or len(segment.encode()) > _MAX_SEGMENT_BYTES:
+            raise _bad_path(path)
+    return path
+
+
+def _bad_path(path: str) -> Refusal:
+    return bad_request(f"{path[:120]!r} is not a path in a repo: plain segments between single '/', none of them '..'.")

@@ -1,0 +1,1 @@
+"""What the local Hub answers, one kind of request a module."""

@@ -1,0 +1,76 @@
+"""Who am I, and is this card right: calls about no repo."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from shardhub.localhub.access import known_caller, parameter, readable_repo, writable_repo
+from shardhub.localhub.bodies import read_model
+from shardhub.localhub.card import CardError, front_matter
+from shardhub.localhub.messages import ValidateYaml
+from shardhub.localhub.refusals import Refusal
+
+# A README, in JSON.
+_MAX_CARD_BYTES = 16 << 20
+# hf_xet shows no body of a refusal, only its URL: so the URL says what to do.
+_XET_ADVICE = "/_xet/this-Hub-speaks-LFS-only/set-HF_HUB_DISABLE_XET=1-and-start-again"
+
+
+async def whoami(request: Request) -> Response:
+    """GET /api/whoami-v2."""
+    caller = await known_caller(request)
+    return JSONResponse(
+        {
+            "type": "user",
+            "id": caller.user,
+            "name": caller.user,
+            "fullname": caller.user,
+            "isPro": False,
+            "orgs": [{"type": "org", "name": name} for name in sorted(caller.namespaces - {caller.user})],
+            "auth": {"type": "access_token", "accessToken": {"displayName": caller.user, "role": caller.role}},
+        }
+    )
+
+
+async def validate_yaml(request: Request) -> Response:
+    """POST /api/validate-yaml. The client parses JSON before it looks at the status."""
+    message = await read_model(request, ValidateYaml, max_bytes=_MAX_CARD_BYTES)
+    try:
+        front_matter(message.content)
+    except CardError as error:
+        refusal = Refusal(400, "Invalid metadata in README.md.")
+        return refusal.response(errors=[{"message": str(error)}], warnings=[])
+    return JSONResponse({"errors": [], "warnings": []})
+
+
+async def auth_check(request: Request) -> Response:
+    """GET .../auth-check: may the caller read it?"""
+    await readable_repo(request)
+    return JSONResponse({})
+
+
+async def auth_check_write(request: Request) -> Response:
+    """GET .../auth-check/write: may the caller change it?"""
+    await writable_repo(request)
+    return JSONResponse({})
+
+
+async def xet_token(request: Request) -> Response:
+    """GET .../xet-write-token/REVISION: there is no Xet storage here."""
+    return Response(status_code=307, headers={"Location": _XET_ADVICE})
+
+
+async def xet_refused(request: Request) -> Response:
+    """Where a client that insists on Xet ends up; what the body says for those who read it."""
+    del request
+    raise Refusal(
+        400,
+        "This Hub takes uploads over LFS, not over Xet. Set HF_HUB_DISABLE_XET=1 in the environment of the client, "
+        "before Python starts, and run it again.",
+    )
+
+
+async def nothing_here(request: Request) -> Response:
+    """Every path this Hub does not have."""
+    raise Refusal(404, f"This Hub has no {request.method} {parameter(request, 'rest')[:200]!r}.")

@@ -1,0 +1,225 @@
+"""Repos as a whole: create, describe, list, change, move, delete."""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from shardhub.localhub import history, repos
+from shardhub.localhub.access import (
+    base_url,
+    caller_of,
+    hub_of,
+    known_caller,
+    parameter,
+    readable_repo,
+    repo_type,
+    writable_repo,
+)
+from shardhub.localhub.bodies import read_model
+from shardhub.localhub.card import CardError, front_matter, tags
+from shardhub.localhub.history import DEFAULT_BRANCH
+from shardhub.localhub.hub import LocalHub
+from shardhub.localhub.messages import CreateRepo, MoveRepo, RepoName, RepoSettings
+from shardhub.localhub.paths import check_name, check_namespace, check_repo_type
+from shardhub.localhub.refusals import Refusal, bad_request
+from shardhub.localhub.repos import Repo, check_may_write, find_writable
+from shardhub.localhub.tree import Add, Entry, git_blob_oid, lfs_pointer
+
+# Largest card that is read to describe its repo.
+_MAX_CARD_BYTES = 1 << 20
+_PAGE = 500
+# What a new repo holds, as on the real Hub. `routes.commit` keeps files with these endings in LFS.
+LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".npz", ".npy", ".pt", ".onnx", ".parquet", ".arrow", ".zip", ".gz")
+_GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
+
+
+async def create(request: Request) -> Response:
+    """POST /api/repos/create. Without a word about it, a repo is private."""
+    caller = await known_caller(request)
+    message = await read_model(request, CreateRepo)
+    kind = check_repo_type(message.type)
+    assert caller.user is not None
+    namespace, name = check_namespace(message.organization or caller.user), check_name(message.name)
+    check_may_write(caller, namespace)
+    private = message.visibility != "public" if message.private is None else message.private
+    hub = hub_of(request)
+
+    def make() -> tuple[bool, Repo]:
+        sha256 = hub.store.add(_GITATTRIBUTES)
+        first = Add(
+            path=".gitattributes",
+            sha256=sha256,
+            size_bytes=len(_GITATTRIBUTES),
+            oid=git_blob_oid(_GITATTRIBUTES),
+            lfs=False,
+        )
+        with hub.catalog.writing() as connection:
+            made = repos.create(connection, kind, namespace, name, private=private)
+            if made is None:
+                there = repos.find(connection, kind, namespace, name)
+                assert there is not None
+                return False, there
+            history.start(connection, made, caller.user or "", first)
+            return True, made
+
+    new, repo = await run_in_threadpool(make)
+    url = base_url(request) + repo.url_path
+    if not new:
+        # The client reads `url` of this answer too, for `exist_ok=True`.
+        return Refusal(409, f"You already created this {kind} repo: {repo.id}").response(url=url)
+    return JSONResponse({"url": url, "name": repo.id, "id": repo.id, "private": repo.private})
+
+
+async def delete(request: Request) -> Response:
+    """DELETE /api/repos/delete."""
+    caller = await known_caller(request)
+    message = await read_model(request, RepoName)
+    kind, namespace = check_repo_type(message.type), message.organization or caller.user or ""
+    catalog = hub_of(request).catalog
+
+    def remove() -> None:
+        with catalog.writing() as connection:
+            repos.delete(connection, find_writable(connection, caller, kind, namespace, message.name))
+
+    await run_in_threadpool(remove)
+    return JSONResponse({})
+
+
+async def move(request: Request) -> Response:
+    """POST /api/repos/move. The old name leads nowhere afterwards."""
+    caller = await known_caller(request)
+    message = await read_model(request, MoveRepo)
+    kind = check_repo_type(message.type)
+    source, target = _split(message.from_repo), _split(message.to_repo)
+    check_namespace(target[0])
+    check_name(target[1])
+    check_may_write(caller, target[0])
+    catalog = hub_of(request).catalog
+
+    def rename() -> None:
+        with catalog.writing() as connection:
+            repos.rename(connection, find_writable(connection, caller, kind, *source), *target)
+
+    await run_in_threadpool(rename)
+    return JSONResponse({})
+
+
+async def settings(request: Request) -> Response:
+    """PUT .../settings."""
+    _, repo = await writable_repo(request)
+    message = await read_model(request, RepoSettings)
+    private = message.private if message.visibility is None else message.visibility == "private"
+    gated = None if message.gated is None else message.gated or ""
+    catalog = hub_of(request).catalog
+
+    def change() -> None:
+        with catalog.writing() as connection:
+            repos.update(connection, repo, private=private, gated=gated)
+
+    await run_in_threadpool(change)
+    return JSONResponse({"private": private, "gated": gated or False})
+
+
+async def info(request: Request) -> Response:
+    """GET of a repo, at a revision."""
+    _, repo = await readable_repo(request)
+    revision = parameter(request, "revision") if "revision" in request.path_params else DEFAULT_BRANCH
+    blobs = request.query_params.get("blobs", "").lower() in {"true", "1"}
+    hub = hub_of(request)
+
+    def look() -> dict[str, Any]:
+        with hub.catalog.reading() as connection:
+            return describe(hub, connection, repo, history.resolve(connection, repo, revision), blobs=blobs)
+
+    return JSONResponse(await run_in_threadpool(look))
+
+
+async def list_all(request: Request) -> Response:
+    """GET /api/models and /api/datasets, filtered by author, search and tags."""
+    caller = await caller_of(request)
+    query = request.query_params
+    wanted = set(query.getlist("filter"))
+    start = _number(query.get("cursor"), 0)
+    count = min(_number(query.get("limit"), _PAGE), _PAGE)
+    hub = hub_of(request)
+
+    def look() -> list[dict[str, Any]]:
+        with hub.catalog.reading() as connection:
+            found = repos.list_repos(
+                connection, caller, repo_type(request), author=query.get("author"), search=query.get("search")
+            )
+            described = (
+                describe(hub, connection, repo, history.resolve(connection, repo, DEFAULT_BRANCH)) for repo in found
+            )
+            return [one for one in described if wanted <= set(one["tags"])]
+
+    found = await run_in_threadpool(look)
+    headers = {}
+    if len(found) > start + count:
+        following = request.url.include_query_params(cursor=start + count).query
+        headers["Link"] = f'<{base_url(request)}{request.url.path}?{following}>; rel="next"'
+    return JSONResponse(found[start : start + count], headers=headers)
+
+
+def describe(
+    hub: LocalHub, connection: sqlite3.Connection, repo: Repo, commit_id: str, *, blobs: bool = False
+) -> dict[str, Any]:
+    """A repo at a commit, as the client's `ModelInfo` takes it; `blobs` adds sizes and ids of the files."""
+    commit = history.read(connection, repo, commit_id)
+    metadata = _metadata(hub, commit.tree.get("README.md"))
+    siblings = [sibling(path, entry, blobs=blobs) for path, entry in sorted(commit.tree.items())]
+    return {
+        "_id": hashlib.sha256(str(repo.row).encode()).hexdigest()[:24],
+        "id": repo.id,
+        "modelId": repo.id,
+        "author": repo.namespace,
+        "sha": commit.id,
+        "private": repo.private,
+        "gated": repo.gated or False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "createdAt": repo.created,
+        "lastModified": commit.date,
+        "tags": tags(metadata),
+        "cardData": metadata,
+        "siblings": siblings,
+        **{name: metadata[name] for name in ("library_name", "pipeline_tag") if isinstance(metadata.get(name), str)},
+    }
+
+
+def sibling(path: str, entry: Entry, *, blobs: bool) -> dict[str, Any]:
+    """A file as `RepoSibling` takes it."""
+    found: dict[str, Any] = {"rfilename": path}
+    if blobs:
+        found |= {"size": entry.size_bytes, "blobId": entry.oid}
+        if entry.lfs:
+            pointer = lfs_pointer(entry.sha256, entry.size_bytes)
+            found["lfs"] = {"sha256": entry.sha256, "size": entry.size_bytes, "pointerSize": len(pointer)}
+    return found
+
+
+def _metadata(hub: LocalHub, card: Entry | None) -> dict[str, Any]:
+    if card is None or card.size_bytes > _MAX_CARD_BYTES:
+        return {}
+    try:
+        return front_matter(hub.store.path(card.sha256).read_text("utf-8", errors="replace"))
+    except CardError:
+        return {}
+
+
+def _split(repo_id: str) -> tuple[str, str]:
+    namespace, slash, name = repo_id.partition("/")
+    if not slash:
+        raise bad_request(f"{repo_id[:200]!r} is not NAMESPACE/NAME.")
+    return namespace, name
+
+
+def _number(text: str | None, default: int) -> int:
+    return int(text[:9]) if text is not None and text.isdecimal() and text.isascii() else default

@@ -1,0 +1,126 @@
+"""Bytes, named by their sha256: `blobs/ab/<sha256>`.
+
+A blob is written to a temporary file, brought to disk, and only then renamed into place, so that whatever has its name
+is whole, also after a kill or a power failure.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shardhub.localhub.refusals import Refusal, no_room
+
+# Kept free, so that the database can always write: a Hub without room for a row cannot even delete.
+RESERVE_BYTES = 64 << 20
+
+
+class BlobStore:
+    """A folder of blobs.
+
+    Args:
+        folder: The Hub's data folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.blobs = folder / "blobs"
+        self.temporary = folder / "tmp"
+        for made in (self.blobs, self.temporary):
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Where a blob is, or would be."""
+        return self.blobs / sha256[:2] / sha256
+
+    def size_bytes(self, sha256: str) -> int | None:
+        """Size of a blob, or None if it is not here."""
+        try:
+            return self.path(sha256).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def add(self, data: bytes) -> str:
+        """Store a small blob; returns its sha256.
+
+        Raises:
+            Refusal: 507, the disk is full.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        if self.size_bytes(sha256) == len(data):
+            os.utime(self.path(sha256))  # young again: garbage collection leaves it alone until it is committed
+            return sha256
+        self.check_room(len(data))
+        handle, name = tempfile.mkstemp(dir=self.temporary)
+        try:
+            with full_disk_refused(), os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            self.adopt(Path(name), sha256)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        return sha256
+
+    def adopt(self, file: Path, sha256: str) -> None:
+        """Move a finished file, already on disk, to where its digest says."""
+        target = self.path(sha256)
+        if not target.parent.exists():
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            _sync_folder(self.blobs)
+        os.utime(file)
+        file.replace(target)
+        _sync_folder(target.parent)
+
+    def check_room(self, num_bytes: int) -> None:
+        """Refuse what the disk cannot take.
+
+        Raises:
+            Refusal: 507.
+        """
+        free = shutil.disk_usage(self.blobs).free - RESERVE_BYTES
+        if num_bytes > free:
+            raise no_room(num_bytes, free)
+
+    def all(self) -> Iterator[tuple[str, float]]:
+        """The sha256 of every blob, and when it came, in seconds since the epoch."""
+        for folder in sorted(self.blobs.iterdir()):
+            for blob in sorted(folder.iterdir()):
+                yield blob.name, blob.stat().st_mtime
+
+    def remove(self, sha256: str) -> int:
+        """Delete a blob; returns the bytes freed. Who reads it now reads on."""
+        path = self.path(sha256)
+        size = path.stat().st_size
+        path.unlink()
+        return size
+
+    def sweep(self) -> None:
+        """Delete the temporary files an earlier process left behind."""
+        for file in self.temporary.iterdir():
+            file.unlink()
+
+
+@contextmanager
+def full_disk_refused() -> Iterator[None]:
+    """Turn "no space left" inside the block into a 507."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise Refusal(507, "The Hub's disk is full.") from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,330 @@
+"""The command line as a user has it: commands in processes of their own, their output and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import cut, nodes, tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_tokenizer) -> Path:
+    """A tiny model's folder with a real tokenizer of its vocabulary."""
+    folder = cut.tiny_model(tmp_path_factory.mktemp("cli") / "model", "llama_sliding")
+    tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(model, tmp_path_factory):
+    return cut.cut(model, tmp_path_factory.mktemp("cli-out"), (2, 4))
+
+
+@pytest.fixture(scope="module")
+def served(pipeline):
+    started = nodes.start(*((cut.shard_folder(pipeline, index),) for index in range(3)))
+    yield started
+    nodes.stop_all(started)
+
+
+def node_options(served) -> list[str]:
+    return [part for node in served for part in ("--node", node.address)]
+
+
+def fails(result: subprocess.CompletedProcess[str], code: int, *texts: str) -> None:
+    """The command ended with this code and one screen that says what, why and what to do."""
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    errors = [line for line in result.stderr.splitlines() if line.startswith(("Error:", "Why:", "Try:"))]
+    assert errors
+    assert errors[0].startswith("Error:")
+    assert len(errors) <= 3
+    for text in texts:
+        assert text in result.stderr, result.stderr
+
+
+def test_plan_shows_stages_without_writing(model) -> None:
+    """A table on stdout, and the same as JSON that split takes back."""
+    before = sorted(model.iterdir())
+    result = nodes.shardhub("plan", model, "--stages", 3)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0].split()[:2] == ["stage", "layers"]
+    assert "\x1b" not in result.stdout
+    assert sorted(model.iterdir()) == before
+    as_json = json.loads(nodes.shardhub("plan", model, "--stages", 3, "--json").stdout)
+    assert as_json["stages"][-1]["stop"] == tiny.NUM_LAYERS
+
+
+def test_plan_for_unequal_machines_says_when_one_is_enough(model) -> None:
+    """64, 32 and 16 GB together; the first line says that one of them holds it all."""
+    machines = [part for text in ("a=64GB", "b=32GB", "c=16GB") for part in ("--machine", text)]
+    result = nodes.shardhub("plan", model, *machines)
+    assert result.returncode == 0, result.stderr
+    assert "fits on a alone" in result.stdout.splitlines()[0]
+    assert all(name in result.stdout for name in (" a ", " b ", " c "))
+
+
+def test_split_takes_a_plan_and_generates_what_every_cut_generates(model, pipeline, tmp_path) -> None:
+    """plan --json | split --plan, then generate with all stages in this process: the same tokens as another cut."""
+    plan = tmp_path / "plan.json"
+    plan.write_text(nodes.shardhub("plan", model, "--stages", 2, "--json").stdout)
+    result = nodes.shardhub("split", model, tmp_path / "out", "--plan", plan, "--name", "p", "--json")
+    assert result.returncode == 0, result.stderr
+    made = json.loads(result.stdout)
+    assert len(made["shards"]) == 2
+    answers = [
+        nodes.shardhub("generate", folder, "--raw", "--prompt", "abc abc", "--max-tokens", 8, "--json")
+        for folder in (made["pipeline"], pipeline.folder)
+    ]
+    assert [answer.returncode for answer in answers] == [0, 0], answers[0].stderr
+    tokens = [json.loads(answer.stdout)["tokens"] for answer in answers]
+    assert tokens[0] == tokens[1]
+    assert len(tokens[0]) == 8
+
+
+def test_generate_over_nodes(pipeline, served) -> None:
+    """Text on stdout, timing on stderr; as JSON the tokens, usage and where each stage ran."""
+    command = ["generate", "--manifest", pipeline.folder, *node_options(served), "--prompt", "hello", "--max-tokens", 6]
+    plain = nodes.shardhub(*command)
+    assert plain.returncode == 0, plain.stderr
+    assert "tokens/s" in plain.stderr
+    assert "tokens/s" not in plain.stdout
+    answer = json.loads(nodes.shardhub(*command, "--json").stdout)
+    assert plain.stdout == answer["text"] + "\n"
+    assert answer["usage"]["completion_tokens"] == len(answer["tokens"]) <= 6
+    assert [stage["at"] for stage in answer["stages"]] == [node.address for node in served]
+    assert answer["pipeline_id"] == pipeline.manifest.pipeline_id
+
+
+def test_nodes_come_from_the_environment_and_from_a_file(pipeline, served, tmp_path) -> None:
+    """SHARDHUB_NODES and nodes.toml do what --node does."""
+    command = ["generate", pipeline.folder, "--no-local", "--prompt", "hello", "--max-tokens", 3, "--json"]
+    addresses = [node.address for node in served]
+    by_environment = nodes.shardhub(*command, env={"SHARDHUB_NODES": ", ".join(addresses)})
+    assert by_environment.returncode == 0, by_environment.stderr
+    (tmp_path / "nodes.toml").write_text(f"nodes = {json.dumps(addresses)}\n")
+    by_file = subprocess.run(
+        [sys.executable, "-m", "shardhub", *map(str, command)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert by_file.returncode == 0, by_file.stderr
+    assert json.loads(by_file.stdout)["tokens"] == json.loads(by_environment.stdout)["tokens"]
+
+
+def test_stages_nobody_serves_run_here_and_that_is_said(pipeline, served) -> None:
+    """A node for the first stage only."""
+    command = ["generate", pipeline.folder, "--node", served[0].address, "--prompt", "hello", "--max-tokens", 3]
+    result = nodes.shardhub(*command, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "stage 1 to 2 runs in this process" in result.stderr
+    assert [stage["at"] for stage in json.loads(result.stdout)["stages"]] == [served[0].address, "this process"]
+    fails(nodes.shardhub(*command, "--no-local"), 5, "Nobody serves stage 1", "shardhub serve")
+
+
+def test_stop_strings_end_the_answer_and_do_not_show(pipeline, served) -> None:
+    """The text ends before the stop string, wherever its tokens begin."""
+    command = ["generate", pipeline.folder, *node_options(served), "--prompt", "hello", "--max-tokens", 12, "--json"]
+    whole = json.loads(nodes.shardhub(*command).stdout)["text"]
+    stop = whole[4:6]
+    answer = json.loads(nodes.shardhub(*command, "--stop", stop).stdout)
+    assert answer["text"] == whole[: whole.index(stop)]
+    assert answer["finish_reason"] == "stop"
+
+
+def test_seeds_repeat_and_are_reported(pipeline, served) -> None:
+    """A run without a seed says which it drew; with it the run is repeated."""
+    command = ["generate", pipeline.folder, *node_options(served), "--prompt", "hello", "--max-tokens", 6, "--json"]
+    first = json.loads(nodes.shardhub(*command, "--temp", "1.2").stdout)
+    again = json.loads(nodes.shardhub(*command, "--temp", "1.2", "--seed", first["seed"]).stdout)
+    assert again["tokens"] == first["tokens"]
+
+
+def test_chat_keeps_the_conversation_on_the_nodes(pipeline, served) -> None:
+    """The second turn sends only what is new, and sessions are gone afterwards."""
+    command = ["chat", pipeline.folder, *node_options(served), "--max-tokens", "4", "--temp", "0"]
+    result = nodes.shardhub(*command, stdin="hello\nand again\n")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("tokens/s") == 2
+    for node in served:
+        assert describe(node.address).num_sessions == 0
+
+
+def test_interrupt_stops_the_answer_and_not_the_chat(pipeline, served) -> None:
+    """Ctrl-C during an answer, then another question."""
+    command = [sys.executable, "-m", "shardhub", "chat", str(pipeline.folder), *node_options(served)]
+    process = subprocess.Popen(
+        [*command, "--max-tokens", "100000", "--temp", "1", "--seed", "3"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=0,
+    )
+    try:
+        process.stdin.write("hello\n")
+        assert process.stdout.read(1)  # the answer has begun
+        process.send_signal(signal.SIGINT)
+        process.stdin.write("more\n")
+        process.stdin.close()
+        until(lambda: describe(served[0].address).num_sessions == 1 or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        errors = process.stderr.read()
+        assert process.wait(60) == 0, errors
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    assert errors.count("stopped") >= 1
+    for node in served:
+        assert describe(node.address).num_sessions == 0
+
+
+def test_interrupted_generate_frees_the_nodes(pipeline, served) -> None:
+    """Ctrl-C ends it with 130 and no session stays."""
+    command = [sys.executable, "-m", "shardhub", "generate", str(pipeline.folder), *node_options(served)]
+    process = subprocess.Popen(
+        [*command, "--prompt", "hello", "--max-tokens", "100000", "--temp", "1", "--seed", "3"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        errors = process.stderr.read()
+        assert process.wait(60) == 130, errors
+        assert "Traceback" not in errors
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    for node in served:
+        assert describe(node.address).num_sessions == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        (["--stages", "7"], ["7 stages", "6 layers"]),
+        (["--cuts", "4,2"], ["2"]),
+        (["--cuts", "0"], ["0"]),
+        (["--cuts", "a"], ["whole number"]),
+        ([], ["Where", "--stages"]),
+        (["--stages", "2", "--cuts", "3"], ["cannot go together"]),
+        (["--machine", "mac"], ["NAME=RAM"]),
+        (["--plan", "/nowhere/plan.json"], ["cannot be read"]),
+    ],
+)
+def test_cuts_that_cannot_be_are_refused(model, arguments, texts) -> None:
+    """Each wrong cut has its message and exit code 2."""
+    fails(nodes.shardhub("plan", model, *arguments), 2, *texts)
+
+
+def test_too_small_machines_are_refused(model) -> None:
+    """Exit 6, with what each machine has."""
+    fails(nodes.shardhub("plan", model, "--machine", "a=1MB", "--machine", "b=1MB"), 6, "does not fit")
+
+
+def test_folders_that_are_something_else_are_refused(model, pipeline, tmp_path) -> None:
+    """A model where a shard belongs, a shard where a model belongs, nothing at all."""
+    fails(nodes.shardhub("serve", model), 2, "is not a shard")
+    fails(nodes.shardhub("serve", tmp_path / "nothing"), 2, "no such folder")
+    fails(nodes.shardhub("plan", cut.shard_folder(pipeline, 0), "--stages", "2"), 2, "shard")
+    fails(nodes.shardhub("generate", model, "--prompt", "x"), 2, "is not a pipeline")
+    fails(nodes.shardhub("plan", "nobody/no-model", "--stages", "2"), 2, "Hub id")
+
+
+def test_shards_that_do_not_join_are_refused(model, pipeline, tmp_path) -> None:
+    """A gap, an overlap, and shards of two models."""
+    folders = [cut.shard_folder(pipeline, index) for index in range(3)]
+    fails(nodes.shardhub("serve", folders[0], folders[2]), 2, "gap")
+    other_cut = cut.cut(model, tmp_path / "other", (3,))
+    fails(nodes.shardhub("serve", folders[0], cut.shard_folder(other_cut, 1), folders[1]), 2, "overlap")
+    stranger = cut.cut(cut.tiny_model(tmp_path / "qwen", "qwen2"), tmp_path / "qwen-out", (2,))
+    fails(nodes.shardhub("serve", folders[0], cut.shard_folder(stranger, 1)), 2, "different models")
+
+
+def test_listening_off_loopback_needs_a_word(pipeline) -> None:
+    """Refused without --insecure-lan, with the reason."""
+    fails(nodes.shardhub("serve", cut.shard_folder(pipeline, 0), "--host", "0.0.0.0"), 2, "--insecure-lan")
+
+
+def test_port_in_use_is_refused(pipeline) -> None:
+    """The message names the address."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        fails(nodes.shardhub("serve", cut.shard_folder(pipeline, 0), "--port", port), 2, f"127.0.0.1:{port}")
+
+
+def test_a_stage_that_does_not_fit_is_refused(pipeline) -> None:
+    """Exit 6, with the figures, before a weight is loaded."""
+    result = nodes.shardhub("serve", cut.shard_folder(pipeline, 0), "--memory", "1MB", "--port", "0")
+    fails(result, 6, "does not fit", "KV cache")
+
+
+def test_empty_and_too_long_prompts_are_refused(pipeline, served) -> None:
+    """Exit 2, and the nodes are as before."""
+    command = ["generate", pipeline.folder, *node_options(served)]
+    fails(nodes.shardhub(*command, "--prompt", ""), 2, "empty")
+    fails(nodes.shardhub(*command, "--raw", "--prompt", "abc " * 5000), 2, "context")
+    fails(nodes.shardhub(*command, "--prompt", "x", "--top-p", "3"), 2, "top_p")
+    for node in served:
+        assert describe(node.address).num_sessions == 0
+
+
+def test_sigterm_drains_and_ends_with_zero(pipeline) -> None:
+    """An idle node ends at once."""
+    (node,) = nodes.start((cut.shard_folder(pipeline, 1),))
+    start = time.monotonic()
+    assert node.stop() == 0
+    assert time.monotonic() - start < 15
+
+
+def test_health_is_serving_once_ready(served) -> None:
+    """The standard health service answers for the server and for our service."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(served[0].address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "shardhub.v1.Node"):
+            reply = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="other"), timeout=10)
+        assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def describe(address):
+    import asyncio
+
+    from shardhub.chain.links import describe as ask
+
+    return asyncio.run(ask(address))
+
+
+def until(condition, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)

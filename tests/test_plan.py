@@ -1,0 +1,363 @@
+"""Plans: every layer once, the slowest stage as fast as can be, every machine within its memory."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations, pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardhub.errors import DoesNotFit, PlanError
+from shardhub.machine import Machine, cut_for_machines, parse_machine
+from shardhub.plan import (
+    LayerCosts,
+    ModelCosts,
+    Plan,
+    StagePlan,
+    cut_at,
+    cut_evenly,
+    parse_cuts,
+    parse_plan,
+    plan_to_json,
+)
+from shardhub.table import format_table, plan_table
+
+GB = 10**9
+
+layer_costs = st.builds(
+    LayerCosts,
+    size_bytes=st.integers(0, 50),
+    read_bytes=st.integers(0, 50),
+    kv_bytes_per_token=st.integers(0, 3),
+    kv_window=st.none() | st.integers(1, 5),
+    kv_fixed_bytes=st.integers(0, 5),
+)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> ModelCosts:
+    embedding = draw(st.integers(0, 60))
+    tied = draw(st.booleans())
+    return ModelCosts(
+        layers=tuple(draw(st.lists(layer_costs, min_size=1, max_size=8))),
+        embedding_bytes=embedding,
+        head_bytes=draw(st.integers(0, 60)) + (embedding if tied else 0),
+        tied_bytes=embedding if tied else 0,
+    )
+
+
+def _plans(num_layers: int, num_stages: int, allowed: set[int] | None = None) -> list[list[tuple[int, int]]]:
+    usable = [cut for cut in range(1, num_layers) if allowed is None or cut in allowed]
+    return [list(pairwise([0, *cuts, num_layers])) for cuts in combinations(usable, num_stages - 1)]
+
+
+def _uniform(num_layers: int, layer_bytes: int, **more: int) -> ModelCosts:
+    return ModelCosts(layers=(LayerCosts(size_bytes=layer_bytes, read_bytes=layer_bytes),) * num_layers, **more)
+
+
+def _ranges(plan: Plan) -> list[tuple[int, int]]:
+    return [(stage.start, stage.stop) for stage in plan.stages]
+
+
+@given(models(), st.data())
+def test_plan_covers_every_layer_once(costs: ModelCosts, data: st.DataObject) -> None:
+    """Whatever the model and the number of stages, each layer is in exactly one stage."""
+    num_stages = data.draw(st.integers(1, costs.num_layers))
+    plan = cut_evenly(costs, num_stages)
+    assert [layer for stage in plan.stages for layer in range(stage.start, stage.stop)] == list(range(costs.num_layers))
+    assert len(plan.stages) == num_stages
+
+
+@given(models(), st.data())
+def test_no_plan_has_a_faster_slowest_stage(costs: ModelCosts, data: st.DataObject) -> None:
+    """The slowest stage is as fast as that of the best of all plans, and of those the most even one is taken."""
+    num_stages = data.draw(st.integers(1, costs.num_layers))
+    allowed = data.draw(st.none() | st.sets(st.integers(1, 8)))
+    every = _plans(costs.num_layers, num_stages, allowed)
+    if not every:
+        with pytest.raises(PlanError):
+            cut_evenly(costs, num_stages, allowed_cuts=allowed)
+        return
+
+    def score(ranges: list[tuple[int, int]]) -> tuple[int, int]:
+        reads = [costs.read_bytes(start, stop) for start, stop in ranges]
+        return max(reads), sum(read * read for read in reads)
+
+    plan = cut_evenly(costs, num_stages, allowed_cuts=allowed)
+    assert score(_ranges(plan)) == min(map(score, every))
+    assert allowed is None or set(plan.cuts) <= allowed
+
+
+@given(models(), st.lists(st.integers(0, 400), min_size=1, max_size=4), st.integers(1, 10))
+def test_machines_are_never_overfull(costs: ModelCosts, sizes: list[int], context: int) -> None:
+    """Every stage fits its machine; `DoesNotFit` only when no plan over these machines, in order, fits."""
+    machines = [Machine(name=f"m{index}", ram_bytes=size) for index, size in enumerate(sizes)]
+
+    def fits(machine: Machine, start: int, stop: int) -> bool:
+        return costs.size_bytes(start, stop) + costs.kv_bytes(start, stop, context) <= machine.working_set_bytes
+
+    possible = []
+    for used in range(1, min(len(machines), costs.num_layers) + 1):
+        for chosen in combinations(machines, used):
+            possible += [
+                (len(machines) - used, max(costs.read_bytes(*own) for own in ranges))
+                for ranges in _plans(costs.num_layers, used)
+                if all(fits(machine, *own) for machine, own in zip(chosen, ranges, strict=True))
+            ]
+    if not possible:
+        with pytest.raises(DoesNotFit):
+            cut_for_machines(costs, machines, context=context)
+        return
+    plan = cut_for_machines(costs, machines, context=context)
+    by_name = {machine.name: machine for machine in machines}
+    assert all(stage.machine and fits(by_name[stage.machine], stage.start, stage.stop) for stage in plan.stages)
+    slowest = max(costs.read_bytes(*own) for own in _ranges(plan))
+    assert (len(machines) - len(plan.stages), slowest) == min(possible)
+    assert all(row.spare_bytes is not None and row.spare_bytes >= 0 for row in plan_table(plan, costs, context))
+
+
+def test_unequal_machines_get_unequal_stages() -> None:
+    """64, 32 and 16 GB share a model none of them holds by what each can take."""
+    plan = cut_for_machines(
+        _uniform(60, GB), [parse_machine(text) for text in ("a=64GB", "b=32GB", "c=16GB")], context=4096
+    )
+    counts = [stage.stop - stage.start for stage in plan.stages]
+    assert counts[0] > counts[1] > counts[2] > 0
+    assert sum(counts) == 60
+    assert [stage.machine for stage in plan.stages] == ["a", "b", "c"]
+
+
+def test_one_machine_that_fits_is_said_first() -> None:
+    """If a machine holds the whole model, the first note says that splitting will be slower."""
+    plan = cut_for_machines(
+        ModelCosts(layers=_uniform(4, GB).layers, notes=("an estimate",)),
+        [parse_machine("small=2GB"), parse_machine("big=64GB")],
+        context=10,
+    )
+    assert plan.notes[0].startswith("The whole model fits on big alone")
+    assert plan.notes[-1] == "an estimate"
+    assert len(plan.stages) == 2
+
+
+def test_machine_without_layers_is_left_out_and_named() -> None:
+    """A machine too small for one layer takes none, and the plan says so."""
+    plan = cut_for_machines(
+        _uniform(4, GB),
+        [Machine(name=name, ram_bytes=ram) for name, ram in (("a", 4 * GB), ("b", 1), ("c", 4 * GB))],
+        context=1,
+    )
+    assert [stage.machine for stage in plan.stages] == ["a", "c"]
+    assert any(note.startswith("b is left out") for note in plan.notes)
+
+
+def test_does_not_fit_names_what_is_missing() -> None:
+    """The refusal has weights, KV, every machine's room, and the difference."""
+    costs = ModelCosts(layers=(LayerCosts(size_bytes=GB, read_bytes=GB, kv_bytes_per_token=1000),) * 10)
+    with pytest.raises(DoesNotFit) as caught:
+        cut_for_machines(costs, [parse_machine("mini=8GB")], context=100_000)
+    text = str(caught.value)
+    # 10 GB of weights, 1 GB of KV, 8 * 0.75 * 0.9 = 5.4 GB of room.
+    assert "10.00 GB of weights" in text
+    assert "1.00 GB of KV" in text
+    assert "mini 5.40 of 8.00 GB" in text
+    assert "5.60 GB are missing" in text
+
+
+def test_context_counts_against_the_budget() -> None:
+    """The same machines hold fewer layers with a longer context, until they do not fit."""
+    costs = ModelCosts(layers=(LayerCosts(size_bytes=GB, read_bytes=GB, kv_bytes_per_token=10_000),) * 8)
+    machines = [parse_machine("a=12GB"), parse_machine("b=6GB")]
+    assert cut_for_machines(costs, machines, context=1000)
+    with pytest.raises(DoesNotFit):
+        cut_for_machines(costs, machines, context=1_000_000)
+
+
+def test_window_caps_the_cache() -> None:
+    """A sliding window's cache does not grow past the window."""
+    layer = LayerCosts(size_bytes=0, read_bytes=0, kv_bytes_per_token=2, kv_window=10, kv_fixed_bytes=1)
+    assert [layer.kv_bytes(context) for context in (5, 10, 1000)] == [11, 21, 21]
+
+
+def test_head_moves_the_cut() -> None:
+    """A head as dear as five layers leaves the last stage five layers fewer."""
+    plan = cut_evenly(_uniform(15, 10, embedding_bytes=50, head_bytes=50, tied_bytes=50), 2)
+    assert _ranges(plan) == [(0, 10), (10, 15)]
+
+
+def test_equal_plans_are_chosen_the_same_way() -> None:
+    """Ties fall to the plan whose first stages are longer, always."""
+    assert _ranges(cut_evenly(_uniform(5, 1), 2)) == [(0, 3), (3, 5)]
+    assert _ranges(cut_evenly(_uniform(30, 7), 4)) == [(0, 8), (8, 16), (16, 23), (23, 30)]
+
+
+@pytest.mark.timeout(20)
+def test_largest_plan_is_made_in_time() -> None:
+    """A model of a thousand layers on a hundred stages is planned within seconds."""
+    plan = cut_evenly(_uniform(1000, 3), 100)
+    assert max(stage.stop - stage.start for stage in plan.stages) == 10
+
+
+@pytest.mark.parametrize("num_stages", [-1, 0, 5, 10**9])
+def test_impossible_number_of_stages_is_refused(num_stages: int) -> None:
+    """None, or more stages than layers, with the numbers that are possible."""
+    with pytest.raises(PlanError, match="1 to 4"):
+        cut_evenly(_uniform(4, 1), num_stages)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "message"),
+    [
+        ((2, 1), "comes after"),
+        ((2, 2), "twice"),
+        ((0,), "without layers"),
+        ((4,), "without layers"),
+        ((-1,), "without layers"),
+        ((1, 99), "without layers"),
+    ],
+)
+def test_impossible_cuts_are_refused(cuts: tuple[int, ...], message: str) -> None:
+    """Cuts out of order, twice, or outside the model."""
+    with pytest.raises(PlanError, match=message):
+        cut_at(_uniform(4, 1), cuts)
+
+
+def test_cuts_are_taken_as_given() -> None:
+    """A cut is the first layer of the next stage; no cut is one stage."""
+    assert _ranges(cut_at(_uniform(30, 1), (10, 20))) == [(0, 10), (10, 20), (20, 30)]
+    assert _ranges(cut_at(_uniform(30, 1), ())) == [(0, 30)]
+
+
+def test_forbidden_cut_is_refused_everywhere() -> None:
+    """Every method keeps to the cuts a model allows, and a given one is answered with its neighbours."""
+    costs, allowed = _uniform(10, GB), {2, 6, 8}
+    with pytest.raises(PlanError, match=r"layer 5.*2, 6, 8"):
+        cut_at(costs, (5,), allowed_cuts=allowed)
+    assert cut_evenly(costs, 2, allowed_cuts=allowed).cuts == (6,)
+    machines = [parse_machine(f"m{index}=12GB") for index in range(2)]
+    assert cut_for_machines(costs, machines, context=1, allowed_cuts=allowed).cuts == (6,)
+    with pytest.raises(DoesNotFit, match="no cut"):
+        cut_for_machines(costs, machines, context=1, allowed_cuts={1})
+    written = json.dumps(plan_to_json(cut_at(costs, (5,)))).encode()
+    with pytest.raises(PlanError, match="layer 5"):
+        parse_plan(written, costs, allowed_cuts=allowed)
+    with pytest.raises(PlanError, match="3 of its 9"):
+        cut_evenly(costs, 5, allowed_cuts=allowed)
+
+
+@pytest.mark.parametrize("text", ["", ",", "1,", "a", "1;2", "1.5", "-1", "1 2", "9" * 50, "\u0661"])
+def test_broken_cuts_are_refused(text: str) -> None:
+    """--cuts takes whole numbers with commas between them."""
+    with pytest.raises(PlanError):
+        parse_cuts(text)
+    assert parse_cuts(" 10, 20 ") == (10, 20)
+
+
+@pytest.mark.parametrize(
+    ("text", "ram_bytes"),
+    [
+        ("a=64GB", 64 * 10**9),
+        ("a=16GiB", 16 * 2**30),
+        ("a=32", 32 * 10**9),
+        ("a=0.5tb", 5 * 10**11),
+        ("a=300 MB", 300 * 10**6),
+    ],
+)
+def test_ram_is_read(text: str, ram_bytes: int) -> None:
+    """Decimal and binary units, none is GB."""
+    assert parse_machine(text) == Machine(name="a", ram_bytes=ram_bytes)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "=64GB", "a=", "a=0", "a=-1GB", "a=64XB", "a=1e9", "a b=1", "a=nan", "a=1=2"]
+)
+def test_broken_machine_is_refused(text: str) -> None:
+    """What is not NAME=RAM is answered with an example."""
+    with pytest.raises(PlanError, match="NAME=RAM"):
+        parse_machine(text)
+
+
+def test_machines_need_names_of_their_own() -> None:
+    """No machines, and two of one name, are refused."""
+    with pytest.raises(PlanError, match="no machine"):
+        cut_for_machines(_uniform(2, 1), [], context=1)
+    with pytest.raises(PlanError, match="named twice"):
+        cut_for_machines(_uniform(2, 1), [Machine(name="a", ram_bytes=GB)] * 2, context=1)
+    with pytest.raises(PlanError, match="context"):
+        cut_for_machines(_uniform(2, 1), [Machine(name="a", ram_bytes=GB)], context=0)
+
+
+@given(models(), st.data())
+def test_written_plan_is_read_again(costs: ModelCosts, data: st.DataObject) -> None:
+    """`plan --json` and `--plan` are inverse, whatever figures the report carries."""
+    plan = cut_evenly(costs, data.draw(st.integers(1, costs.num_layers)))
+    document = plan_to_json(plan, report={"stages": [{"size_bytes": 5}], "context": 4096})
+    assert parse_plan(json.dumps(document).encode(), costs) == plan
+
+
+def test_machines_of_a_plan_are_read_again() -> None:
+    """A plan made for machines keeps their names and budgets."""
+    plan = cut_for_machines(_uniform(4, GB), [parse_machine("a=4GB"), parse_machine("b=4GB")], context=1)
+    again = parse_plan(json.dumps(plan_to_json(plan)).encode(), _uniform(4, GB))
+    assert again.stages == plan.stages
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([[0, 2], [3, 4]], "Layer 2 is in no stage"),
+        ([[0, 3], [2, 4]], "Layer 2 is in two stages"),
+        ([[1, 4]], "Layer 0 is in no stage"),
+        ([[0, 2]], "cover layers 0 to 1"),
+        ([[0, 5]], "cover layers 0 to 4"),
+        ([[0, 0], [0, 4]], "Stage 0 has no layers"),
+        ([[2, 4], [0, 2]], "Layer 0 is in no stage"),
+        ([], "stages"),
+        ([[0, -1]], "stop"),
+        ([[0, "4"]], "stop"),
+        ([[0, 4.5]], "stop"),
+    ],
+)
+def test_broken_plan_names_the_layer(stages: list[list[object]], message: str) -> None:
+    """Gaps, overlaps and wrong order in a plan file are refused by the layer they are at."""
+    entries = [{"start": own[0], "stop": own[1]} for own in stages]
+    document = {"kind": "shardhub-plan", "format_version": 1, "num_layers": 4, "stages": entries}
+    with pytest.raises(PlanError, match=message):
+        parse_plan(json.dumps(document).encode(), _uniform(4, 1))
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"null", b'{"num_layers": 4}', b"\xef\xbb\xbf{}", b"[" * 10**6])
+def test_file_that_is_no_plan_is_refused(data: bytes) -> None:
+    """Anything else given as a plan is a usage error, not a crash."""
+    with pytest.raises(PlanError, match="is not a plan"):
+        parse_plan(data, _uniform(4, 1))
+
+
+def test_plan_of_another_model_is_refused() -> None:
+    """A plan for another number of layers names both."""
+    written = json.dumps(plan_to_json(cut_evenly(_uniform(5, 1), 2))).encode()
+    with pytest.raises(PlanError, match="5 layers, this model has 4"):
+        parse_plan(written, _uniform(4, 1))
+
+
+def test_plan_object_cannot_be_wrong() -> None:
+    """A plan that does not cover its layers cannot be made at all."""
+    with pytest.raises(PlanError):
+        Plan(num_layers=4, stages=(StagePlan(start=0, stop=2),))
+
+
+def test_table_is_aligned_and_plain() -> None:
+    """The table is ASCII, every line as wide as its columns, figures right."""
+    plan = cut_for_machines(
+        _uniform(12, GB, embedding_bytes=GB, head_bytes=2 * GB),
+        [parse_machine("a=16GB"), parse_machine("studio=8GB")],
+        context=10,
+    )
+    lines = format_table(plan_table(plan, _uniform(12, GB, embedding_bytes=GB, head_bytes=2 * GB), 10)).splitlines()
+    assert lines == [
+        "stage  machine  layers   weights  per token       KV    budget    spare",
+        "0      a        0-8     10.00 GB    9.00 GB  0.00 MB  10.80 GB  0.80 GB",
+        "1      studio   9-11     5.00 GB    5.00 GB  0.00 MB   5.40 GB  0.40 GB",
+    ]
+    assert "machine" not in format_table(plan_table(cut_evenly(_uniform(1, 5), 1), _uniform(1, 5), 1))

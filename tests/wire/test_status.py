@@ -1,0 +1,51 @@
+"""Errors as gRPC statuses and back."""
+
+from __future__ import annotations
+
+import grpc
+import grpc.aio
+import pytest
+
+from shardhub.errors import OUTCOMES, ChainError, NodeLost, NodeUnreachable, StepTimeout
+from shardhub.wire.status import from_rpc, to_status
+
+
+def rpc_error(code, details="", trailing=()):
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), details)
+
+
+@pytest.mark.parametrize("kind", list(OUTCOMES))
+def test_every_error_survives_the_way_through_a_status(kind) -> None:
+    """Class and texts, umlauts and newlines included; the peer's address is put before."""
+    error = kind("what happened: ü\nline two", why="3 != 4", hint="do this")
+    code, details, trailing = to_status(error)
+    assert code.name == OUTCOMES[kind].grpc
+    assert all(value.isascii() for _, value in trailing)
+    found = from_rpc(rpc_error(code, details, trailing), peer="node:1", doing="x")
+    assert type(found) is kind
+    assert found.what == "node:1: what happened: ü\nline two"
+    assert (found.why, found.hint) == (error.why, error.hint)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, NodeUnreachable),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, StepTimeout),
+        (grpc.StatusCode.CANCELLED, NodeLost),
+        (grpc.StatusCode.UNIMPLEMENTED, ChainError),
+        (grpc.StatusCode.INTERNAL, NodeLost),
+    ],
+)
+def test_statuses_that_are_not_ours_become_ours(code, kind) -> None:
+    """gRPC's own failures, each named with the peer and what was tried."""
+    found = from_rpc(rpc_error(code, "details"), peer="node:1", doing="describe it")
+    assert type(found) is kind
+    assert "node:1" in found.what
+
+
+@pytest.mark.parametrize("value", ["", "{", "[]", '{"error": 3}'])
+def test_broken_metadata_is_no_reason_to_fail(value) -> None:
+    """A peer that lies in its metadata is still only an error."""
+    error = rpc_error(grpc.StatusCode.UNAVAILABLE, "x", (("shardhub-error", value),))
+    assert isinstance(from_rpc(error, peer="node:1", doing="x"), ChainError)
