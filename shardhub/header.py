@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from shardhub.errors import FormatError, WeightFileError
+from shardhub.errors import AccessError, FormatError, WeightFileError
 from shardhub.manifest import MAX_DIMS, MAX_SIZE, MAX_TENSORS_PER_FILE, parse_json
 from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
@@ -37,12 +37,19 @@ class ByteSource(Protocol):
 
 
 class FileSource:
-    """A file on disk as a `ByteSource`; a context manager that holds it open."""
+    """A file on disk as a `ByteSource`; a context manager that holds it open.
+
+    Raises:
+        AccessError: It may not be read.
+        WeightFileError: It cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         try:
             self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except PermissionError as error:
+            raise AccessError(f"{path} may not be read.", why=f"{error.strerror}.") from error
         except OSError as error:
             raise WeightFileError(f"{path} cannot be opened.", why=f"{error.strerror}.") from error
         status = os.fstat(self._descriptor)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ from shardhub.errors import (
     UsageError,
     WeightFileError,
 )
-from shardhub.header import read_header
+from shardhub.header import encode_header, read_header
 from shardhub.journal import JOURNAL_FILE, Journal
 from shardhub.manifest import Manifest, Proof, Stage, config_digest, decode_catalogue, decode_identified, sha256_hex
 from shardhub.shard import read_pipeline, read_shard
 from shardhub.split import SplitProgress, SplitResult, preview, split
+from shardhub.tensors import TensorSpec
 from shardhub.weight_layout import lay_out
 from tests.checkpoints import FOLDER, contents_of, stages_of, write_checkpoint
 
@@ -87,7 +89,7 @@ def test_tensors_are_copied_byte_for_byte(tmp_path: Path, cuts: tuple[int, ...],
     for shard in result.shards:
         for path in shard.folder.glob("*.safetensors"):
             with safe_open(path, framework="numpy") as file:
-                for name in file.keys():  # noqa: SIM118: not a dict
+                for name in file.keys():  # noqa: SIM118
                     array = file.get_tensor(name)
                     assert array.dtype == tensors[name].dtype
                     np.testing.assert_array_equal(array, tensors[name])
@@ -161,7 +163,7 @@ def test_names_that_differ_in_case_only_are_refused(tmp_path: Path) -> None:
     stored = dict(open_checkpoint(tmp_path).tensors)
     stored["model.NORM.weight"] = stored["model.norm.weight"]
     layer_of = dict.fromkeys(["model.NORM.weight", "model.norm.weight"], None)
-    with pytest.raises(UnsupportedModel, match="model.norm"):
+    with pytest.raises(UnsupportedModel, match=r"model\.norm"):
         lay_out(0, 1, list(layer_of), layer_of=layer_of, stored=stored)
 
 
@@ -430,9 +432,9 @@ def test_second_kill_is_survived(tmp_path: Path) -> None:
     _split(tmp_path / "model", tmp_path / "whole", (1, 3))
     out, codes = tmp_path / "out", []
     while not codes or codes[-1] != 0:
-        codes.append(_child(_KILLED, str(tmp_path / "model"), str(out), "20").returncode)
+        codes.append(_child(_KILLED, str(tmp_path / "model"), str(out), "28").returncode)
         assert len(codes) < 30
-    assert set(codes) == {0, -9}
+    assert codes.count(-9) >= 2
     assert _tree(out) == _tree(tmp_path / "whole")
 
 
@@ -527,12 +529,17 @@ def test_renamed_tensors_get_their_final_names(model: Path, tmp_path: Path) -> N
     assert path.read_bytes()[copied.start : copied.stop] == source
 
 
-def test_disk_full_before_the_start(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With less room than the weights need, and 5 %, nothing is begun; the message has both figures."""
-    usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr("shardhub.preview.shutil.disk_usage", lambda _: usage)
+def test_disk_full_before_the_start(tmp_path: Path) -> None:
+    """A model larger than the room there is, if only by holes in its file, is not begun; both figures are said."""
+    model = tmp_path / "model"
+    write_checkpoint(model, num_layers=2, num_files=1)
+    (model / "model.safetensors.index.json").unlink()
+    rows = shutil.disk_usage(tmp_path).free // 4096
+    with (model / "model-large.safetensors").open("wb") as file:
+        file.write(encode_header([("lm_head.weight", TensorSpec(dtype="U8", shape=(rows, 4096)))]))
+        file.truncate(file.tell() + rows * 4096)
     with pytest.raises(DiskFull, match=r"needed.*free"):
-        _split(model, tmp_path / "out")
+        _split(model, tmp_path / "out", (1,))
     assert _tree(tmp_path / "out") == {}
     assert _hidden(tmp_path / "out") == []
 
@@ -617,12 +624,29 @@ def test_real_disk_runs_full_and_gets_room_again(tmp_path: Path) -> None:
     assert lines[2] == expected
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_folder_without_permission_is_refused(model: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user may enter; for tests that lay down root's rights."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_folder_without_permission_is_refused(public: Path) -> None:
     """A folder that may not be written to is an access error with its path."""
-    (tmp_path / "out").mkdir(mode=0o500)
-    with pytest.raises(AccessError, match="out"):
-        _split(model, tmp_path / "out")
+    write_checkpoint(public / "model")
+    for path in (public / "model").iterdir():
+        path.chmod(0o644)
+    (public / "out").mkdir(mode=0o555)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        with pytest.raises(AccessError, match="out"):
+            _split(public / "model", public / "out")
+    finally:
+        os.seteuid(user)
 
 
 def test_output_that_is_a_file_is_refused(model: Path, tmp_path: Path) -> None:
@@ -640,26 +664,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_memory_is_flat(tmp_path: Path) -> None:
-    """A process that splits 256 MB stays under 120 MB."""
-    write_checkpoint(tmp_path / "model", num_layers=2, num_files=1)
-    rows = 1 << 20
-    names = [f"model.layers.{layer}.mlp.up_proj" for layer in range(4)]
-    from safetensors.numpy import save_file
-
-    tensors = {f"{name}.weight": np.zeros((rows, 16), np.uint32) for name in names}
-    tensors |= {"model.embed_tokens.weight": np.zeros((4, 8), np.float16)}
-    tensors |= {"model.norm.weight": np.zeros(8, np.float16)}
-    (tmp_path / "model" / "model.safetensors.index.json").unlink()
-    for path in (tmp_path / "model").glob("*.safetensors"):
-        path.unlink()
-    save_file(tensors, tmp_path / "model" / "model.safetensors")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    """A process that splits a model of some size takes less than 120 MB, most of it the interpreter's."""
+    write_checkpoint(tmp_path / "model", num_layers=20, num_files=1, rows=1 << 20)
+    size = (tmp_path / "model" / "model-00001-of-00001.safetensors").stat().st_size
+    assert size > 150 << 20
     done = _child(_MEMORY, str(tmp_path / "model"), str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     unit = 1 if sys.platform == "darwin" else 1024
     assert int(done.stdout) * unit < 120 << 20
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
 
 
 def test_manifest_names_the_files_it_was_made_with(model: Path, tmp_path: Path) -> None:

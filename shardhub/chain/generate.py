@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from shardhub.chain.chain import Chain, ChainSession
+from shardhub.chain.chain import Chain
+from shardhub.chain.session import ChainSession
 from shardhub.errors import ContextExceeded, PromptError
 from shardhub.protocol import Lane, RowResult
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 
-from shardhub.chain.head import Conversation, Timing
+from shardhub.chain.conversation import Conversation
+from shardhub.chain.head import Timing
 from shardhub.cli.generate import HeadOptions, SamplingOptions, prefill_progress, start_head, summary
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.run import note, print_error

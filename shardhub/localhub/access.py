@@ -26,7 +26,7 @@ def hub_of(request: Request) -> LocalHub:
 
 
 def base_url(request: Request) -> str:
-    """What URLs given to the client start with: as configured, else as the client itself called (its Host was checked)."""
+    """What URLs given to the client start with: as configured, else as it called itself (its Host was checked)."""
     public = request.app.state.public_url
     return str(public) if public else f"{request.url.scheme}://{request.headers['host']}"
 
@@ -38,8 +38,7 @@ def parameter(request: Request, name: str) -> str:
 
 def repo_type(request: Request) -> str:
     """`model` or `dataset`, by the route."""
-    kind = request.path_params.get("types", "models")
-    return "dataset" if kind == "datasets" else "model"
+    return "dataset" if request.url.path.startswith(("/api/datasets", "/datasets/")) else "model"
 
 
 async def caller_of(request: Request) -> Caller:

@@ -58,7 +58,7 @@ def front_matter(text: str) -> dict[str, Any]:
 
 def tags(metadata: dict[str, Any]) -> list[str]:
     """The tags the Hub derives from a card's metadata."""
-    found = [tag for tag in _texts(metadata.get("tags"))]
+    found = _texts(metadata.get("tags"))
     for name, prefix in _TAG_FIELDS.items():
         found.extend(prefix + value for value in _texts(metadata.get(name)))
     return list(dict.fromkeys(found))

@@ -1,7 +1,7 @@
 """The database: repos, their commits and refs, which objects each owns, and tokens.
 
-SQLite in WAL mode with `synchronous=FULL`: a commit that was answered survives a kill and a power failure. One connection
-and one lock, because a request needs it for well under a millisecond and only one writer can be in it anyway.
+SQLite in WAL mode with `synchronous=FULL`: a commit that was answered survives a kill and a power failure. One
+connection and one lock, because a request needs it for about a millisecond and only one writer can be in it anyway.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Every way the local Hub says no, with the headers huggingface_hub reads.
 
-Source: huggingface_hub 2.4.0, utils/_http.py `hf_raise_for_status`: `X-Error-Code` picks the exception's class. On plain
-http the client infers nothing from a 401, so the code must be there.
+Source: huggingface_hub 2.4.0, utils/_http.py `hf_raise_for_status`: `X-Error-Code` picks the exception's class. On
+plain http the client infers nothing from a 401, so the code must be there.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """LFS uploads on their way in: parts of a file written to their place in one temporary file.
 
 The whole is checked against its sha256 before it becomes a blob, whatever order its parts came in. Parts in order, which
-is how huggingface_hub sends them, are hashed while they arrive; what was not (after a restart, or when a part came twice)
-is read again at the end.
+is how huggingface_hub sends them, are hashed while they arrive; what was not (after a restart, or when a part came
+twice) is read again at the end.
 
-One writer at a time: a newer one fences the older (a client that retries has given up the first try, though its bytes may
-still be coming), and finishing fences all, so that nobody can write into a file that has become a blob.
+One writer at a time: a newer one fences the older (a client that retries has given up the first try, though its bytes
+may still be coming), and finishing fences all, so that nobody can write into a file that has become a blob.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class _State:
     Attributes:
         digest, num_hashed: sha256 so far, of the file's first `num_hashed` bytes.
         writer: The one writer that may write, if any.
-        done: It became a blob, or was given up.
+        done: It became a blob, or was discarded.
+        verified: It became a blob.
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -82,6 +83,7 @@ class _State:
     num_hashed: int = 0
     writer: PartWriter | None = None
     done: bool = False
+    verified: bool = False
 
 
 class Uploads:
@@ -122,15 +124,16 @@ class Uploads:
         state = self._state(upload)
         path = self._path(upload)
         with state.lock:
-            state.writer = None
-            if state.done or not path.exists():
-                self._forget(upload, state)
-                if self._store.size_bytes(upload.sha256) == upload.size_bytes:
-                    return
-                raise bad_request("Nothing was uploaded, or it was discarded: upload the file again.")
+            if state.verified:
+                return
             try:
+                # That a blob of this digest is here already proves nothing: the caller has to have its bytes.
+                if state.done or not path.exists():
+                    raise bad_request("Nothing was uploaded, or it was discarded: upload the file again.")
+                state.writer = None
                 _check_whole(path, upload, state)
                 self._store.adopt(path, upload.sha256)
+                state.verified = True
             finally:
                 state.done = True
                 path.unlink(missing_ok=True)
@@ -139,11 +142,12 @@ class Uploads:
     def sweep(self) -> None:
         """Delete what was abandoned: its URLs are no longer valid."""
         now = time.time()
-        for file in self._folder.iterdir():
-            if now - file.stat().st_mtime >= UPLOAD_LIFETIME_S:
-                file.unlink(missing_ok=True)
-                with self._lock:
-                    self._states.pop(file.name, None)
+        for folder in (self._folder, self._store.temporary):
+            for file in folder.iterdir():
+                if now - _modified(file) >= UPLOAD_LIFETIME_S:
+                    file.unlink(missing_ok=True)
+                    with self._lock:
+                        self._states.pop(file.name, None)
 
     def _path(self, upload: Upload) -> Path:
         # An upload of one part is sent again from its start, so it need not outlive this process.
@@ -216,6 +220,13 @@ class PartWriter:
     def _check_owner(self) -> None:
         if self._state.writer is not self:
             raise Refusal(409, "A newer try of this upload took over.")
+
+
+def _modified(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()  # finished meanwhile
 
 
 def _check_whole(path: Path, upload: Upload, state: _State) -> None:

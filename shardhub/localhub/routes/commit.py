@@ -36,7 +36,7 @@ _MAX_COMMIT_BYTES = 256 << 20
 
 
 async def preupload(request: Request) -> Response:
-    """POST .../preupload/REVISION: per file, LFS or in the commit, and the id of what is there (which spares a no-op)."""
+    """POST .../preupload/REVISION: per file, LFS or in the commit, and the id of what is there now."""
     _, repo = await writable_repo(request)
     message = await read_model(request, Preupload)
     revision, catalog = parameter(request, "revision"), hub_of(request).catalog

@@ -164,7 +164,7 @@ def _range(header: str, entry: Entry) -> tuple[int, int] | None:
 def _open(path: Path, start: int) -> BinaryIO:
     file = path.open("rb", buffering=0)
     file.seek(start)
-    return file  # type: ignore[return-value]
+    return file
 
 
 async def _read(file: BinaryIO, num_bytes: int) -> AsyncIterator[bytes]:

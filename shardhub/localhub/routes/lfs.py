@@ -1,4 +1,7 @@
-"""Uploads over git LFS: the batch call, the bytes, the check afterwards. Source: git-lfs, docs/api; huggingface_hub, lfs.py."""
+"""Uploads over git LFS: the batch call, the bytes, the check afterwards.
+
+Source: git-lfs, docs/api; huggingface_hub 2.4.0, lfs.py.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ async def put_part(request: Request) -> Response:
     hub, upload = hub_of(request), _signed_upload(request)
     part = int(parameter(request, "part"))
     check_length(request, upload.part_bytes(part))
-    await run_in_threadpool(_check_repo, hub, upload)
+    await run_in_threadpool(_owns, hub, upload)
     writer = await run_in_threadpool(hub.uploads.write_part, upload, part)
     try:
         await _write_body(request, writer)
@@ -78,8 +81,9 @@ async def complete(request: Request) -> Response:
     expected = [(part, upload.etag(part)) for part in range(1, upload.num_parts + 1)]
     if message.oid != upload.sha256 or [(part.part_number, part.etag) for part in message.parts] != expected:
         raise bad_request(f"The parts are not the {upload.num_parts} of this upload.")
-    await run_in_threadpool(_check_repo, hub, upload)
-    await run_in_threadpool(_finish, hub, upload)
+    # The answer to an earlier call may have been lost.
+    if not await run_in_threadpool(_owns, hub, upload):
+        await run_in_threadpool(_finish, hub, upload)
     return JSONResponse({})
 
 
@@ -147,10 +151,12 @@ def _is_here(hub: LocalHub, owned: dict[str, int], item: LfsObject) -> bool:
     return owned.get(item.oid) == item.size == hub.store.size_bytes(item.oid)
 
 
-def _check_repo(hub: LocalHub, upload: Upload) -> None:
+def _owns(hub: LocalHub, upload: Upload) -> bool:
     with hub.catalog.reading() as connection:
-        if repos.by_row(connection, upload.repo) is None:
+        repo = repos.by_row(connection, upload.repo)
+        if repo is None:
             raise repo_not_found("of this upload")
+        return repos.owned_objects(connection, repo).get(upload.sha256) == upload.size_bytes
 
 
 def _finish(hub: LocalHub, upload: Upload) -> None:

@@ -1,0 +1,143 @@
+"""The local Hub as an ASGI application: a gate in front, and the routes."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import time
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shardhub.localhub.hub import LocalHub
+from shardhub.localhub.refusals import Refusal, answer_refusal
+from shardhub.localhub.routes import accounts, commit, files, lfs, repos, revisions
+
+log = logging.getLogger(__name__)
+
+# nginx's code for a client that went away; nobody reads it.
+_CLIENT_GONE = 499
+
+
+def build_app(
+    hub: LocalHub, *, hosts: Collection[str] = (), any_address: bool = False, public_url: str | None = None
+) -> ASGIApp:
+    """The application that serves a Hub.
+
+    Args:
+        hub: What it serves.
+        hosts: Names by which clients may call it, besides those of loopback.
+        any_address: Clients may call it by any address, too; an address, unlike a name, cannot be pointed elsewhere.
+        public_url: What URLs given to clients start with; by default what the client itself called.
+    """
+    app = Starlette(routes=_routes(), exception_handlers={Refusal: answer_refusal, ClientDisconnect: _answer_nobody})
+    app.state.hub = hub
+    app.state.public_url = public_url.rstrip("/") if public_url else None
+    names = {host.lower() for host in hosts} | {"localhost"}
+    if public_url:
+        names.add(urlsplit(public_url).hostname or "")
+    return Gate(app, frozenset(names), any_address=any_address)
+
+
+class Gate:
+    """What holds for every request: routing on the raw path, a known Host, safe headers, a log line without secrets.
+
+    A page that a browser loaded from elsewhere may point its own host name at this machine (DNS rebinding); the Host
+    header gives it away. Source: faults.md G12.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str], *, any_address: bool) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._any_address = any_address
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # `refs%2Fpr%2F1` must stay one segment; handlers decode what the route gives them.
+        scope = dict(scope, path=scope["raw_path"].decode("ascii"))
+        started, status = time.perf_counter(), 0
+
+        async def send_safely(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        host = Headers(scope=scope).get("host", "")
+        if self._knows(host):
+            await self._app(scope, receive, send_safely)
+        else:
+            refusal = Refusal(403, f"This Hub is not called {host[:100]!r}. Start it with --public-url to name it so.")
+            await refusal.response()(scope, receive, send_safely)
+        # The path only: queries carry signatures, headers carry tokens.
+        elapsed_ms = (time.perf_counter() - started) * 1000
+        log.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, elapsed_ms)
+
+    def _knows(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+            return name in self._hosts or ipaddress.ip_address(name).is_loopback or self._any_address
+        except ValueError:
+            return False
+
+
+def _routes() -> list[Route]:
+    found = [
+        Route("/api/whoami-v2", accounts.whoami, methods=["GET"]),
+        Route("/api/validate-yaml", accounts.validate_yaml, methods=["POST"]),
+        Route("/api/repos/create", repos.create, methods=["POST"]),
+        Route("/api/repos/delete", repos.delete, methods=["DELETE"]),
+        Route("/api/repos/move", repos.move, methods=["POST"]),
+        Route("/_lfs/{repo}/{sha256}/{size}/{nonce}/complete", lfs.complete, methods=["POST"]),
+        Route("/_lfs/{repo}/{sha256}/{size}/{nonce}/{part}", lfs.put_part, methods=["PUT"]),
+        Route("/_xet/{advice:path}", accounts.xet_refused),
+    ]
+    for prefix in ("/api/models", "/api/datasets"):
+        found.append(Route(prefix, repos.list_all, methods=["GET"]))
+        found.extend(_api_routes(f"{prefix}/{{namespace}}/{{name}}"))
+    for prefix in ("/datasets/{namespace}/{name}", "/{namespace}/{name}"):
+        found += [
+            Route(f"{prefix}.git/info/lfs/objects/batch", lfs.batch, methods=["POST"]),
+            Route(f"{prefix}.git/info/lfs/objects/verify", lfs.verify, methods=["POST"]),
+            Route(f"{prefix}/resolve/{{revision}}/{{path:path}}", files.download, methods=["GET"]),  # and HEAD
+        ]
+    found.append(Route("/{rest:path}", accounts.nothing_here, methods=["GET", "POST", "PUT", "DELETE", "PATCH"]))
+    return found
+
+
+def _api_routes(repo: str) -> list[Route]:
+    return [
+        Route(repo, repos.info, methods=["GET"]),
+        Route(f"{repo}/revision/{{revision}}", repos.info, methods=["GET"]),
+        Route(f"{repo}/settings", repos.settings, methods=["PUT"]),
+        Route(f"{repo}/auth-check", accounts.auth_check, methods=["GET"]),
+        Route(f"{repo}/auth-check/write", accounts.auth_check_write, methods=["GET"]),
+        Route(f"{repo}/tree/{{revision}}", files.list_tree, methods=["GET"]),
+        Route(f"{repo}/tree/{{revision}}/{{path:path}}", files.list_tree, methods=["GET"]),
+        Route(f"{repo}/paths-info/{{revision}}", files.paths_info, methods=["POST"]),
+        Route(f"{repo}/refs", revisions.refs, methods=["GET"]),
+        Route(f"{repo}/commits/{{revision}}", revisions.commits, methods=["GET"]),
+        Route(f"{repo}/branch/{{ref}}", revisions.create_branch, methods=["POST"]),
+        Route(f"{repo}/branch/{{ref}}", revisions.delete_branch, methods=["DELETE"]),
+        Route(f"{repo}/tag/{{ref}}", revisions.create_tag, methods=["POST"]),
+        Route(f"{repo}/tag/{{ref}}", revisions.delete_tag, methods=["DELETE"]),
+        Route(f"{repo}/super-squash/{{ref}}", revisions.squash, methods=["POST"]),
+        Route(f"{repo}/preupload/{{revision}}", commit.preupload, methods=["POST"]),
+        Route(f"{repo}/commit/{{revision}}", commit.commit, methods=["POST"]),
+        Route(f"{repo}/xet-write-token/{{revision}}", accounts.xet_token, methods=["GET"]),
+        Route(f"{repo}/xet-read-token/{{revision}}", accounts.xet_token, methods=["GET"]),
+    ]
+
+
+async def _answer_nobody(_: Request, __: Exception) -> Response:
+    return Response(status_code=_CLIENT_GONE)

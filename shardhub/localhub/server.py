@@ -1,0 +1,195 @@
+"""Serving a Hub: uvicorn on one address, in this thread or in one of its own."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from shardhub.errors import AddressError
+from shardhub.localhub.app import build_app
+from shardhub.localhub.hub import LocalHub
+
+log = logging.getLogger(__name__)
+
+# Connections; a client uploads and downloads on a handful.
+_MAX_CONNECTIONS = 512
+# What is in progress at a stop has so long; an upload that does not end is sent again by the client.
+_STOP_TIMEOUT_S = 5
+# Longer than the client's waits between tries, so that a connection serves a whole push.
+_KEEP_ALIVE_S = 30
+_START_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """How a Hub is to be served.
+
+    Attributes:
+        host, port: Where to listen; port 0 takes a free one.
+        insecure_lan: Listen off loopback, where tokens and weights travel in the clear.
+        public_url: What URLs given to clients start with, where that is not what they call themselves.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    insecure_lan: bool = False
+    public_url: str | None = None
+
+
+class RunningHub:
+    """A Hub that is being served.
+
+    Attributes:
+        hub: The Hub.
+        endpoint: Its URL, for `HF_ENDPOINT` or `HfApi(endpoint=...)`.
+    """
+
+    def __init__(self, hub: LocalHub, endpoint: str) -> None:
+        self.hub = hub
+        self.endpoint = endpoint
+
+    def token(self, user: str, *, role: str = "write") -> str:
+        """A new token for a user."""
+        return self.hub.token(user, role=role)
+
+
+@contextmanager
+def running_hub(folder: Path, settings: ServerSettings | None = None) -> Iterator[RunningHub]:
+    """Serve the Hub in a folder from a thread, for as long as the block runs.
+
+    Raises:
+        AddressError: It cannot or must not listen there.
+        UsageError: As `LocalHub`.
+    """
+    settings = settings or ServerSettings()
+    with LocalHub(folder) as hub, _listening(settings) as listener:
+        server = _Server(hub, settings)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="local-hub", daemon=True)
+        thread.start()
+        try:
+            if not server.ready.wait(_START_TIMEOUT_S):
+                raise AddressError("The local Hub did not start.", why=f"Nothing in {_START_TIMEOUT_S:.0f} s.")
+            yield RunningHub(hub, settings.public_url or _endpoint(settings.host, listener))
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def serve(folder: Path, settings: ServerSettings, *, on_ready: Callable[[RunningHub], None]) -> int:
+    """Serve the Hub in a folder until SIGTERM or SIGINT; call it from the main thread.
+
+    Args:
+        on_ready: Told once, when requests are answered.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        AddressError: It cannot or must not listen there.
+        UsageError: As `LocalHub`.
+    """
+    with LocalHub(folder) as hub, _listening(settings) as listener:
+        running = RunningHub(hub, settings.public_url or _endpoint(settings.host, listener))
+        server = _Server(hub, settings, on_ready=lambda: on_ready(running))
+        server.run(sockets=[listener])
+    return 0
+
+
+def check_host(host: str, *, insecure_lan: bool) -> None:
+    """Refuse to listen off loopback unless told so.
+
+    Raises:
+        AddressError: The host is not loopback, or not an address of this machine.
+    """
+    try:
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        raise AddressError(
+            f"{host} is no address.", why=f"{error}.", hint="Give an address of this machine."
+        ) from error
+    if insecure_lan or all(ipaddress.ip_address(a.split("%", 1)[0]).is_loopback for a in addresses):
+        return
+    raise AddressError(
+        f"Refusing to listen on {host}.",
+        why="Off loopback, tokens and weights travel in the clear, and everyone on the way can read and use them.",
+        hint="On a network you trust, add --insecure-lan.",
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it is ready, and for which a signal is a stop and no more."""
+
+    def __init__(self, hub: LocalHub, settings: ServerSettings, *, on_ready: Callable[[], None] | None = None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                build_app(
+                    hub, hosts=(settings.host,), any_address=settings.insecure_lan, public_url=settings.public_url
+                ),
+                log_config=None,
+                access_log=False,  # it would show signed URLs; the application has a log line of its own
+                lifespan="off",
+                ws="none",
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+            )
+        )
+        self.ready = threading.Event()
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer, and say so."""
+        await super().startup(sockets)
+        self.ready.set()
+        if self._on_ready is not None:
+            self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGTERM and SIGINT. uvicorn's own raises the signal again at the end, and so never exits with 0."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.handle_exit(number, frame)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _listening(settings: ServerSettings) -> Iterator[socket.socket]:
+    check_host(settings.host, insecure_lan=settings.insecure_lan)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=128)
+    except OSError as error:
+        raise AddressError(
+            f"Cannot listen on {settings.host}, port {settings.port}.",
+            why=f"{error.strerror or error}.",
+            hint="Choose another port with --port, or 0 for any free one.",
+        ) from error
+    with listener:
+        yield listener
+
+
+def _endpoint(host: str, listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
