@@ -30,7 +30,7 @@ class Entries:
 
 
 class Journal:
-    """Lines appended and synced one by one; a context manager that keeps other splits out of the folder."""
+    """Lines appended one by one; a context manager that keeps other splits out of the folder."""
 
     def __init__(self, folder: Path) -> None:
         self._descriptor = os.open(folder / JOURNAL_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -54,11 +54,14 @@ class Journal:
     def add(self, key: str, sha256: str, paths: list[str]) -> None:
         """Note that a file is on disk and about to appear at `paths`, where nothing must lie now.
 
-        The order makes a kill harmless: a path that the journal names is either empty or holds this very file.
+        The order makes a kill harmless: a path that the journal names is either empty or holds this very file. A line
+        that a power cut takes costs one more copy; only where the path had another key must it not be lost.
         """
+        replaces = any(self.entries.keys.get(path, key) != key for path in paths)
         line = canonical({"key": key, "sha256": sha256, "paths": paths})
         os.write(self._descriptor, b"\n" + line + b"\n")  # on a line of its own, even after half a line
-        os.fsync(self._descriptor)
+        if replaces:
+            os.fsync(self._descriptor)
         self.entries.digests[key] = sha256
         self.entries.keys.update(dict.fromkeys(paths, key))
 

@@ -328,7 +328,8 @@ def decode(kind: type[D], data: bytes, *, where: str, limit_bytes: int = MAX_DOC
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         path = ".".join(str(part) for part in first["loc"]) or "document"
-        raise _broken(where, f"{path}: {first['msg']}") from error
+        text = first["msg"].removeprefix("Value error, ")
+        raise _broken(where, f"{path}: {text}") from error
     except UnicodeEncodeError as error:
         raise _broken(where, "text with unpaired surrogates") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +22,8 @@ _NUM_BUFFERS = 3
 _MAX_OPEN = 8
 # No space, quota spent, or a file larger than the file system or the process may write.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Files the disk is still taking while the next one is copied; with fewer it stands still between two files.
+_MAX_SYNCING = 3
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
@@ -34,7 +36,7 @@ class Copier:
         self._buffers = [memoryview(bytearray(_BUFFER_BYTES)) for _ in range(_NUM_BUFFERS)]
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
-        self._syncing: Future[None] | None = None
+        self._syncing: deque[Future[None]] = deque()
 
     def __enter__(self) -> Copier:
         return self
@@ -64,29 +66,28 @@ class Copier:
 
         Raises:
             WeightFileError: The checkpoint's files changed or cannot be read.
-            DiskFull: No room, for this file or the one before; its targets are removed again.
+            DiskFull: No room, for this file or one before; this one's targets are removed again.
         """
         descriptors: list[int] = []
         try:
             descriptors.extend(os.open(target, _NEW_FILE, 0o644) for target in targets)
             digest = self._pump(layout, descriptors, progress)
-            self.wait()
+            self.wait(_MAX_SYNCING)
         except BaseException as error:
             _abandon(descriptors, targets)
             if isinstance(error, OSError) and error.errno in FULL:
                 raise _disk_full(targets[0].parent, layout, error) from error
             raise
-        self._syncing = self._syncer.submit(_sync, layout, descriptors, targets, digest, synced)
+        self._syncing.append(self._syncer.submit(_sync, layout, descriptors, targets, digest, synced))
 
-    def wait(self) -> None:
-        """Return when every file written so far is on disk.
+    def wait(self, num_left: int = 0) -> None:
+        """Return when all files written so far, but for the last few, are on disk.
 
         Raises:
-            DiskFull: The disk had no room for the last one after all.
+            DiskFull: The disk had no room for one of them after all.
         """
-        if (syncing := self._syncing) is not None:
-            self._syncing = None
-            syncing.result()
+        while len(self._syncing) > num_left:
+            self._syncing.popleft().result()
 
     def _pump(self, layout: FileLayout, descriptors: Sequence[int], progress: Callable[[int], None]) -> str:
         digest = hashlib.sha256()

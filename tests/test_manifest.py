@@ -77,7 +77,7 @@ def stages(draw: st.DrawFn) -> Stage:
                 name=f"{name}.safetensors",
                 size_bytes=draw(st.integers(0, 1 << 50)),
                 sha256=draw(digests),
-                tensors=(f"{index}.a", f"{index}.{draw(texts)}"),
+                tensors=(f"{index}.a", f"{index}.b.{draw(texts)}"),
             )
             for index, name in enumerate(names)
         ),

@@ -15,6 +15,7 @@ from shardhub.chain.generate import check_prompt, generate
 from shardhub.chain.links import LocalLink, NodeLink, StageLink, describe
 from shardhub.chain.route import Hop, LocalHop, NodeHop, plan_route
 from shardhub.chain.session import ChainSession
+from shardhub.chain.together import all_of
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import DigestMismatch
 from shardhub.parameters import SamplingParameters
@@ -99,18 +100,21 @@ class Head:
             ChainError: A node does not answer, serves something else, or a stage has nobody.
             DoesNotFit: Stages nobody serves are here but do not fit.
         """
-        tokenizer = asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.folder)
+        asking = asyncio.ensure_future(all_of(describe(address, liveness=liveness) for address in nodes))
         try:
-            described = await asyncio.gather(*(describe(address, liveness=liveness) for address in nodes))
-            folders: dict[int, Path] = {}
-            for index in range(len(pipeline.manifest.stages)):
-                folder = pipeline.shard_folder(index) if allow_local else None
-                if folder is not None:
-                    folders[index] = folder
-            hops = plan_route(pipeline.manifest, list(zip(nodes, described, strict=True)), folders)
-        except BaseException:
-            await asyncio.wait({tokenizer})
-            raise
+            tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.folder)
+            described = await asking
+        finally:
+            asking.cancel()
+            await asyncio.wait({asking})
+            if not asking.cancelled():
+                asking.exception()  # seen: the first error is the one that is raised
+        folders: dict[int, Path] = {}
+        for index in range(len(pipeline.manifest.stages)):
+            folder = pipeline.shard_folder(index) if allow_local else None
+            if folder is not None:
+                folders[index] = folder
+        hops = plan_route(pipeline.manifest, list(zip(nodes, described, strict=True)), folders)
         links: list[StageLink] = []
         try:
             for hop in hops:
@@ -123,7 +127,7 @@ class Head:
             for link in links:
                 await link.stop()
             raise
-        return cls(pipeline, hops, chain, await tokenizer)
+        return cls(pipeline, hops, chain, tokenizer)
 
     async def stop(self) -> None:
         """Close the chain."""

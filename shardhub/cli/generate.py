@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shardhub.chain.head import Head, Piece, Timing
 from shardhub.cli.loop import LoopThread
-from shardhub.cli.run import note
+from shardhub.cli.run import Status, note
 from shardhub.cli.sizes import default_context, parse_memory
 from shardhub.errors import PromptError, UsageError
 from shardhub.naming import CONFIG_FILE
@@ -125,16 +125,20 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
     """Connect to the nodes an invocation names."""
     pipeline = read_pipeline(pipeline_folder(options))
     config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
-    return loop.wait(
-        Head.start(
-            pipeline,
-            node_addresses(options.nodes, pipeline),
-            context=default_context(config, options.context),
-            budget_bytes=parse_memory(options.memory),
-            allow_local=not options.no_local,
-            progress=note,
+    status = Status()
+    try:
+        return loop.wait(
+            Head.start(
+                pipeline,
+                node_addresses(options.nodes, pipeline),
+                context=default_context(config, options.context),
+                budget_bytes=parse_memory(options.memory),
+                allow_local=not options.no_local,
+                progress=status,
+            )
         )
-    )
+    finally:
+        status.clear()
 
 
 def pipeline_folder(options: HeadOptions) -> Path:

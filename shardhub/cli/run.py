@@ -75,5 +75,36 @@ def error_record(error: ShardhubError) -> dict[str, object]:
 
 
 def note(text: str) -> None:
-    """A line of progress on stderr."""
+    """A line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+class Status:
+    """What is being done, on stderr: one line that changes on a terminal; into a pipe a line for each new activity.
+
+    An activity is the text up to a colon; what follows counts on.
+    """
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stderr.isatty()
+        self._activity = ""
+        self._width = 0
+
+    def __call__(self, text: str) -> None:
+        """Show what is being done now."""
+        activity = text.partition(":")[0]
+        if self._is_terminal:
+            self.clear()
+            sys.stderr.write(text)
+            sys.stderr.flush()
+            self._width = len(text)
+        elif activity != self._activity:
+            note(text)
+        self._activity = activity
+
+    def clear(self) -> None:
+        """Make the line free for other output."""
+        if self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            sys.stderr.flush()
+            self._width = 0

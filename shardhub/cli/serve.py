@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.cli.run import note
+from shardhub.cli.run import Status, note
 from shardhub.cli.sizes import default_context, parse_memory
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import DoesNotFit, UsageError
@@ -48,7 +48,10 @@ def serve(folders: Sequence[Path], options: ServeOptions, *, as_json: bool) -> i
     if options.insecure_lan:
         note("warning: --insecure-lan: everyone who reaches this port can read prompts and alter answers")
 
+    status = Status()
+
     def ready(engine: Engine, address: str) -> None:
+        status.clear()
         facts = engine.facts
         names = "+".join(shard.folder.resolve().name for shard in shards)
         if as_json:
@@ -79,7 +82,7 @@ def serve(folders: Sequence[Path], options: ServeOptions, *, as_json: bool) -> i
                 peers=_networks(options.peers),
             ),
             on_ready=ready,
-            progress=note,
+            progress=status,
         )
     )
 

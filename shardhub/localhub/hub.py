@@ -65,6 +65,11 @@ class LocalHub:
         self.close()
 
 
+def holds_hub(folder: Path) -> bool:
+    """Whether there is a Hub in a folder."""
+    return (folder / FILE).is_file()
+
+
 def check_folder(folder: Path) -> None:
     """Refuse to make a Hub in a folder that is somebody's.
 
@@ -75,7 +80,7 @@ def check_folder(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder.", hint="Name a folder for the Hub's data.")
-    if not (folder / FILE).exists() and any(child.name != _LOCK_FILE for child in folder.iterdir()):
+    if not holds_hub(folder) and any(child.name != _LOCK_FILE for child in folder.iterdir()):
         raise UsageError(
             f"{folder} holds no Hub.",
             why=f"It is not empty, and there is no {FILE} in it.",

@@ -51,12 +51,15 @@ class RunningHub:
 
     Attributes:
         hub: The Hub.
+        port: Where it listens.
         endpoint: Its URL, for `HF_ENDPOINT` or `HfApi(endpoint=...)`.
     """
 
-    def __init__(self, hub: LocalHub, endpoint: str) -> None:
+    def __init__(self, hub: LocalHub, settings: ServerSettings, port: int) -> None:
         self.hub = hub
-        self.endpoint = endpoint
+        self.port = port
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        self.endpoint = settings.public_url or f"http://{host}:{port}"
 
     def token(self, user: str, *, role: str = "write") -> str:
         """A new token for a user."""
@@ -79,7 +82,7 @@ def running_hub(folder: Path, settings: ServerSettings | None = None) -> Iterato
         try:
             if not server.ready.wait(_START_TIMEOUT_S):
                 raise AddressError("The local Hub did not start.", why=f"Nothing in {_START_TIMEOUT_S:.0f} s.")
-            yield RunningHub(hub, settings.public_url or _endpoint(settings.host, listener))
+            yield RunningHub(hub, settings, listener.getsockname()[1])
         finally:
             server.should_exit = True
             thread.join()
@@ -99,7 +102,7 @@ def serve(folder: Path, settings: ServerSettings, *, on_ready: Callable[[Running
         UsageError: As `LocalHub`.
     """
     with LocalHub(folder) as hub, _listening(settings) as listener:
-        running = RunningHub(hub, settings.public_url or _endpoint(settings.host, listener))
+        running = RunningHub(hub, settings, listener.getsockname()[1])
         server = _Server(hub, settings, on_ready=lambda: on_ready(running))
         server.run(sockets=[listener])
     return 0
@@ -188,8 +191,3 @@ def _listening(settings: ServerSettings) -> Iterator[socket.socket]:
         ) from error
     with listener:
         yield listener
-
-
-def _endpoint(host: str, listener: socket.socket) -> str:
-    port = listener.getsockname()[1]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

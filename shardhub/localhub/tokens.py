@@ -113,7 +113,7 @@ def revoke_token(catalog: Catalog, token_id: str) -> None:
             if token_id and row["sha256"].startswith(token_id)
         ]
         if len(rows) != 1:
-            raise UsageError(f"{len(rows)} tokens have the id {token_id!r}.", hint="See `shardhub hub token --list`.")
+            raise UsageError(f"{len(rows)} tokens have the id {token_id!r}.", hint="See `shardhub hub token`.")
         connection.execute("DELETE FROM tokens WHERE sha256 = ?", (rows[0],))
 
 

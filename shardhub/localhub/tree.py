@@ -91,7 +91,7 @@ def apply(tree: Tree, operations: Sequence[Operation], *, owned: Mapping[str, in
         size = owned.get(operation.sha256)
         if size is None or operation.size_bytes not in {None, size}:
             raise bad_request(
-                f"{operation.path}: object {operation.sha256} ({operation.size_bytes} bytes) was not uploaded to this repo."
+                f"{operation.path}: {operation.sha256} ({operation.size_bytes} bytes) was not uploaded to this repo."
             )
         before = result.get(operation.path)
         if before is not None and before.sha256 == operation.sha256:

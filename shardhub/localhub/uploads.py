@@ -1,8 +1,8 @@
 """LFS uploads on their way in: parts of a file written to their place in one temporary file.
 
-The whole is checked against its sha256 before it becomes a blob, whatever order its parts came in. Parts in order, which
-is how huggingface_hub sends them, are hashed while they arrive; what was not (after a restart, or when a part came
-twice) is read again at the end.
+The whole is checked against its sha256 before it becomes a blob, whatever order its parts came in. Parts in order,
+which is how huggingface_hub sends them, are hashed while they arrive; what was not (after a restart, or when a part
+came twice) is read again at the end.
 
 One writer at a time: a newer one fences the older (a client that retries has given up the first try, though its bytes
 may still be coming), and finishing fences all, so that nobody can write into a file that has become a blob.

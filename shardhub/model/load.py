@@ -88,13 +88,13 @@ def load_stage(
         )
 
     weights: dict[str, mx.array] = {}
-    for shard in ordered:
-        for file in shard.stage.weight_files:
-            progress(f"verifying {shard.folder.name}/{file.name}")
-            verify_weight_file(shard.folder / file.name, file, shard.tensors)
-            arrays = mx.load(str(shard.folder / file.name), format="safetensors")
-            assert isinstance(arrays, dict)
-            weights.update(arrays)
+    files = [(shard, file) for shard in ordered for file in shard.stage.weight_files]
+    for done, (shard, file) in enumerate(files):
+        progress(f"verifying weight files: {done} of {len(files)}")
+        verify_weight_file(shard.folder / file.name, file, shard.tensors)
+        arrays = mx.load(str(shard.folder / file.name), format="safetensors")
+        assert isinstance(arrays, dict)
+        weights.update(arrays)
     progress(f"loading {_gb(weight_bytes)}")
     stage.model.load_weights(list(weights.items()), strict=False)
     del weights
