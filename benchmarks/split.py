@@ -30,7 +30,7 @@ _ROW_BYTES = 4096 * 2
 
 def make_checkpoint(folder: Path, size_bytes: int) -> None:
     """Write a checkpoint of random bytes: 24 layers of seven tensors, an embedding and a head, in one BF16 file."""
-    from shardhub.header import encode_header
+    from shardhub.checkpoint.header import encode_header
     from shardhub.tensors import TensorSpec
 
     rows = max(1, size_bytes // (_ROW_BYTES * (NUM_LAYERS * 7 + 6)))
@@ -51,10 +51,10 @@ def make_checkpoint(folder: Path, size_bytes: int) -> None:
 
 def run_split(source: Path, out: Path) -> None:
     """Split in two."""
-    from shardhub.checkpoint import open_checkpoint
+    from shardhub.checkpoint.checkpoint import open_checkpoint
+    from shardhub.checkpoint.tensor_names import layer_index
     from shardhub.manifest import Crossing, Source
-    from shardhub.split import ModelContents, StageContents, Versions, split
-    from shardhub.tensor_names import layer_index
+    from shardhub.splitting.split import ModelContents, StageContents, Versions, split
 
     checkpoint = open_checkpoint(source)
     layer_of = {name: layer_index(name, NUM_LAYERS) for name in checkpoint.tensors}
@@ -120,8 +120,8 @@ def _drop(path: Path) -> None:
 
 def one(kind: str, source: Path, out: Path) -> None:
     """Do one run and print what it took; imports are not in the time."""
-    import shardhub.checkpoint
-    import shardhub.split  # noqa: F401
+    import shardhub.checkpoint.checkpoint
+    import shardhub.splitting.split  # noqa: F401
 
     start = time.monotonic()
     _RUNS[kind](source, out)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from shardhub.checkpoint import Checkpoint
+from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.checkpoint.tensor_names import layer_index
 from shardhub.manifest import Crossing, Source
-from shardhub.split import ModelContents, StageContents, Versions
-from shardhub.tensor_names import layer_index
+from shardhub.splitting.split import ModelContents, StageContents, Versions
 
 FOLDER = Source(repo=None, commit=None)
 HIDDEN = 8

@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
-from shardhub.checkpoint import open_checkpoint
+from shardhub.checkpoint.checkpoint import open_checkpoint
 from shardhub.manifest import Source
-from shardhub.model.contents import Dissection
+from shardhub.model.dissection import Dissection
 from shardhub.naming import pipeline_name, shard_name
 from shardhub.shard import Pipeline, Shard, read_pipeline, read_shard
-from shardhub.split import split
+from shardhub.splitting.split import split
 from tests import tiny
 
 NAME = "m"

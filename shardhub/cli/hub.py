@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,9 +22,7 @@ hub_app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Folder = Annotated[
-    Optional[Path], typer.Option("--dir", help="Folder of the Hub's data; one of this user's by default.")
-]
+Folder = Annotated[Path | None, typer.Option("--dir", help="Folder of the Hub's data; one of this user's by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
 
@@ -32,7 +30,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs."
 @hub_app.command()
 def init(
     folder: Folder = None,
-    user: Annotated[Optional[str], typer.Option(help="Whose token to make; you by default.")] = None,
+    user: Annotated[str | None, typer.Option(help="Whose token to make; you by default.")] = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -46,7 +44,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8090,
     public_url: Annotated[
-        Optional[str], typer.Option(help="URL clients call it by, if not its address.", metavar="URL")
+        str | None, typer.Option(help="URL clients call it by, if not its address.", metavar="URL")
     ] = None,
     insecure_lan: Annotated[
         bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
@@ -63,13 +61,13 @@ def serve(
 
 @hub_app.command()
 def token(
-    user: Annotated[Optional[str], typer.Argument(help="Whose token to make.")] = None,
+    user: Annotated[str | None, typer.Argument(help="Whose token to make.")] = None,
     folder: Folder = None,
     role: Annotated[str, typer.Option(help="read or write.")] = "write",
     group: Annotated[
-        Optional[list[str]], typer.Option(help="Further namespace it opens; may be given several times.")
+        list[str] | None, typer.Option(help="Further namespace it opens; may be given several times.")
     ] = None,
-    revoke: Annotated[Optional[str], typer.Option(help="Make the token with this id worthless.", metavar="ID")] = None,
+    revoke: Annotated[str | None, typer.Option(help="Make the token with this id worthless.", metavar="ID")] = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -104,9 +102,7 @@ def _init(folder: Path | None, user: str | None, *, as_json: bool) -> int:
     option = "" if folder is None else f" --dir {folder}"
     note(f"Made a Hub in {place}. This token is not shown again:")
     print(made)
-    note(
-        f"Serve it with `shardhub hub serve{option}`, and set HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET=1 for clients."
-    )
+    note(f"Serve it with `shardhub hub serve{option}`; clients need HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET=1.")
     return 0
 
 

@@ -11,18 +11,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
-from shardhub.checkpoint import Checkpoint, open_checkpoint
+from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardhub.checkpoint.costs import model_costs
 from shardhub.cli.run import note
 from shardhub.cli.sizes import default_context
-from shardhub.costs import model_costs
 from shardhub.errors import PlanError, UsageError
-from shardhub.machine import cut_for_machines, parse_machine
 from shardhub.manifest import Source
 from shardhub.naming import REPO_PATTERN, model_name, shard_name
-from shardhub.plan import ModelCosts, Plan, cut_at, cut_evenly, parse_cuts, parse_plan, plan_to_json
-from shardhub.split import SplitProgress, preview
-from shardhub.split import split as split_checkpoint
-from shardhub.table import format_table, plan_table
+from shardhub.planning.machine import cut_for_machines, parse_machine
+from shardhub.planning.plan import ModelCosts, Plan, cut_at, cut_evenly, parse_cuts, parse_plan, plan_to_json
+from shardhub.planning.table import format_table, plan_table
+from shardhub.splitting.split import SplitProgress, preview
+from shardhub.splitting.split import split as split_checkpoint
 
 # Progress lines into a pipe: one each time this share of the bytes is done.
 _REPORT_SHARE = 0.1
@@ -64,7 +64,7 @@ def split(model: Path, out: Path, cut: CutOptions, *, only: int | None, name: st
     name = model_name(str(model.resolve()) if name is None else name)
 
     note("checking that the chain of stages computes what the whole model computes")
-    from shardhub.model.contents import Dissection  # brings MLX: only once the plan stands
+    from shardhub.model.dissection import Dissection  # brings MLX: only once the plan stands
 
     stored = {tensor: found.spec for tensor, found in checkpoint.tensors.items()}
     dissection = Dissection(checkpoint.config, stored)

@@ -34,7 +34,8 @@ class Refusal(Exception):
 
     def response(self, **fields: object) -> Response:
         """The answer to send; `fields` go into its JSON body."""
-        text = self.message.encode("ascii", "replace").decode().replace("\n", " ")[:_MAX_HEADER_CHARS]
+        # It may repeat what was asked for, so nothing but printable ASCII gets into a header.
+        text = "".join(char if " " <= char <= "~" else "?" for char in self.message[:_MAX_HEADER_CHARS])
         headers = {"X-Error-Message": text, **self.headers}
         if self.code is not None:
             headers["X-Error-Code"] = self.code

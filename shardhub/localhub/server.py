@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from shardhub.errors import AddressError
 from shardhub.localhub.app import build_app
@@ -129,6 +131,14 @@ def check_host(host: str, *, insecure_lan: bool) -> None:
     )
 
 
+class _Protocol(H11Protocol):
+    """HTTP/1.1 without uvicorn's access log, which would show signed URLs whenever the logger has a handler."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.access_log = False
+
+
 class _Server(uvicorn.Server):
     """uvicorn that says when it is ready, and for which a signal is a stop and no more."""
 
@@ -139,7 +149,8 @@ class _Server(uvicorn.Server):
                     hub, hosts=(settings.host,), any_address=settings.insecure_lan, public_url=settings.public_url
                 ),
                 log_config=None,
-                access_log=False,  # it would show signed URLs; the application has a log line of its own
+                http=_Protocol,
+                access_log=False,  # the application has a log line of its own
                 lifespan="off",
                 ws="none",
                 proxy_headers=False,

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from shardhub.checkpoint import verify_weight_file
+from shardhub.checkpoint.checkpoint import verify_weight_file
 from shardhub.errors import DoesNotFit, FormatError, ProofFailed
 from shardhub.manifest import Stage as StageDocument
 from shardhub.model.anatomy import Anatomy, examine

@@ -20,32 +20,17 @@ LAYERS = {
     "errors": 0,
     "resources": 0,
     # Decisions: pure, no files, no network, no MLX.
-    "balance": 1,
-    "machine": 1,
     "manifest": 1,
     "naming": 1,
     "parameters": 1,
-    "plan": 1,
+    "planning": 1,
     "protocol": 1,
-    "table": 1,
-    "tensor_names": 1,
     "tensors": 1,
     # Files: headers, bytes, templates; no MLX.
-    "cards": 2,
     "checkpoint": 2,
-    "config": 2,
-    "contents": 2,
-    "costs": 2,
-    "header": 2,
-    "job": 2,
-    "journal": 2,
-    "preview": 2,
     "shard": 2,
-    "shard_folder": 2,
-    "split": 2,
+    "splitting": 2,
     "toolchain": 2,
-    "weight_copy": 2,
-    "weight_layout": 2,
     # Subpackages.
     "hub": 3,
     "localhub": 3,
@@ -151,8 +136,8 @@ def test_layer_check_finds_what_it_looks_for() -> None:
     assert "shardhub.node.servicer" in set(imported(tree, PACKAGE / "chain" / "route.py"))
     assert not {"mlx", "transformers"} & set(imported(at_import(tree), PACKAGE / "chain" / "route.py"))
     assert layer_faults("chain", "node") == "chain imports its sibling node"
-    assert layer_faults("plan", "model") is not None
-    assert layer_faults("plan", "naming") is None
+    assert layer_faults("planning", "model") is not None
+    assert layer_faults("planning", "naming") is None
     assert layer_faults("cli", "errors") is None
 
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from shardhub.balance import balance
 from shardhub.errors import DoesNotFit, PlanError
 from shardhub.manifest import MAX_STAGES
-from shardhub.plan import ModelCosts, Plan, StagePlan, usable_cuts
+from shardhub.planning.balance import balance
+from shardhub.planning.plan import ModelCosts, Plan, StagePlan, usable_cuts
 
 # Share of installed memory that Metal recommends as a working set on machines of 64 GB and more; less is not known
 # to be safe to exceed. Where a node runs it asks for the real figure.

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.checkpoint import Checkpoint
-from shardhub.contents import ModelContents, StageContents, Versions
-from shardhub.documents import pipeline_documents, shard_documents
+from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.errors import DiskFull, UsageError, WeightFileError
-from shardhub.job import ShardJob, SplitJob, prepare
-from shardhub.journal import JOURNAL_FILE, Journal
 from shardhub.manifest import Source
-from shardhub.preview import Preview, StagePreview, look_ahead, preview
-from shardhub.shard_folder import (
+from shardhub.splitting.contents import ModelContents, StageContents, Versions
+from shardhub.splitting.documents import pipeline_documents, shard_documents
+from shardhub.splitting.job import ShardJob, SplitJob, prepare
+from shardhub.splitting.journal import JOURNAL_FILE, Journal
+from shardhub.splitting.preview import Preview, StagePreview, look_ahead, preview
+from shardhub.splitting.shard_folder import (
     begin_partial,
     check_same,
     disk_errors,
@@ -25,8 +25,8 @@ from shardhub.shard_folder import (
     put_in_place,
     write_files,
 )
-from shardhub.weight_copy import Copier
-from shardhub.weight_layout import MAX_FILE_BYTES, FileLayout
+from shardhub.splitting.weight_copy import Copier
+from shardhub.splitting.weight_layout import MAX_FILE_BYTES, FileLayout
 
 __all__ = [
     "ModelContents",

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from shardhub.checkpoint import Checkpoint
+from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.checkpoint.header import FileSource
 from shardhub.errors import DiskFull, WeightFileError
-from shardhub.header import FileSource
-from shardhub.weight_layout import FileLayout
+from shardhub.splitting.weight_layout import FileLayout
 
 # One buffer is hashed while the others are written and filled. Together they stay within a processor's cache.
 _BUFFER_BYTES = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shardhub.plan import ModelCosts, Plan
+from shardhub.planning.plan import ModelCosts, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from shardhub.checkpoint.header import StoredTensor, encode_header
+from shardhub.checkpoint.tensor_names import place
 from shardhub.errors import UnsupportedModel
-from shardhub.header import StoredTensor, encode_header
 from shardhub.manifest import MAX_TENSORS_PER_FILE
 from shardhub.naming import weight_file_name
-from shardhub.tensor_names import place
 from shardhub.tensors import DTYPE_SIZES
 
 # A killed download costs one file, and the Hub resumes none across processes. Source: faults.md 0.7.

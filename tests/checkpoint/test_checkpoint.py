@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from shardhub.checkpoint import open_checkpoint, verify_weight_file
-from shardhub.config import num_layers, parse_config, quantization, text_config
-from shardhub.costs import model_costs
+from shardhub.checkpoint.checkpoint import open_checkpoint, verify_weight_file
+from shardhub.checkpoint.config import num_layers, parse_config, quantization, text_config
+from shardhub.checkpoint.costs import model_costs
+from shardhub.checkpoint.header import encode_header, read_header
+from shardhub.checkpoint.tensor_names import is_expert, layer_index, place
 from shardhub.errors import (
     DigestMismatch,
     FormatError,
@@ -25,9 +27,7 @@ from shardhub.errors import (
     UsageError,
     WeightFileError,
 )
-from shardhub.header import encode_header, read_header
 from shardhub.manifest import WeightFile, sha256_hex
-from shardhub.tensor_names import is_expert, layer_index, place
 from shardhub.tensors import DTYPE_SIZES, TensorSpec
 from tests.checkpoints import write_checkpoint
 from tests.corpus import MALFORMED, WELL_FORMED, build, entry

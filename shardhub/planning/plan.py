@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from shardhub.balance import balance
 from shardhub.errors import FormatError, PlanError
 from shardhub.manifest import MAX_LAYERS, MAX_STAGES, Document, decode
+from shardhub.planning.balance import balance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

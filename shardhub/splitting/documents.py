@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from shardhub.cards import StageSummary, pipeline_card, shard_card, shard_config, source_fields
-from shardhub.checkpoint import INDEX_FILE
-from shardhub.job import ShardJob, SplitJob
+from shardhub.checkpoint.checkpoint import INDEX_FILE
 from shardhub.manifest import Manifest, ShardHint, Stage, check_digest, encode, sha256_hex
 from shardhub.naming import CARD_FILE, CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.splitting.cards import StageSummary, pipeline_card, shard_card, shard_config, source_fields
+from shardhub.splitting.job import ShardJob, SplitJob
 
 
 def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, bytes]:

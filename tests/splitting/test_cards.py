@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardhub.cards import (
+from shardhub.manifest import Crossing, Manifest, ShardHint, Source, Stage, StageEntry, WeightFile
+from shardhub.splitting.cards import (
     StageSummary,
     front_matter,
     one_line,
@@ -20,7 +21,6 @@ from shardhub.cards import (
     shard_config,
     source_fields,
 )
-from shardhub.manifest import Crossing, Manifest, ShardHint, Source, Stage, StageEntry, WeightFile
 
 HOSTILE = [
     "{{ 1234*1234 }}",

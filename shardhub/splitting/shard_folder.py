@@ -12,7 +12,7 @@ from pathlib import Path
 from shardhub.errors import AccessError, DiskFull, FormatError, UsageError
 from shardhub.manifest import Manifest, Stage, decode_identified, sha256_hex
 from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE
-from shardhub.weight_copy import FULL
+from shardhub.splitting.weight_copy import FULL
 
 # Files a pipeline carries beside its manifest, so that a client needs no weights: configuration, tokenizer, template.
 PIPELINE_FILES = (

@@ -9,11 +9,11 @@ from typing import Any
 import mlx.core as mx
 
 from shardhub import __version__
-from shardhub.contents import ModelContents, StageContents, Versions
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.build import Blueprint, final_names, hidden_dtype, layer_of_tensors
 from shardhub.model.proof import prove_chain, trace_stage
 from shardhub.model.reach import Needs, describe, find_needs, stage_cut, stage_tensors
+from shardhub.splitting.contents import ModelContents, StageContents, Versions
 from shardhub.tensors import TensorSpec
 
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardhub.checkpoint import Checkpoint
-from shardhub.config import num_layers, text_config
-from shardhub.plan import LayerCosts, ModelCosts
-from shardhub.tensor_names import is_expert, layer_index, place
+from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.checkpoint.config import num_layers, text_config
+from shardhub.checkpoint.tensor_names import is_expert, layer_index, place
+from shardhub.planning.plan import LayerCosts, ModelCosts
 from shardhub.tensors import DTYPE_SIZES
 
 # Positions of a prefill chunk the peak is estimated for.

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from shardhub.checkpoint import Checkpoint, open_checkpoint, verify_weight_file
+from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint, verify_weight_file
+from shardhub.checkpoint.header import encode_header, read_header
 from shardhub.errors import (
     AccessError,
     DiskFull,
@@ -27,21 +28,20 @@ from shardhub.errors import (
     UsageError,
     WeightFileError,
 )
-from shardhub.header import encode_header, read_header
-from shardhub.journal import JOURNAL_FILE, Journal
 from shardhub.manifest import Manifest, Proof, Stage, config_digest, decode_catalogue, decode_identified, sha256_hex
 from shardhub.shard import read_pipeline, read_shard
-from shardhub.split import SplitProgress, SplitResult, preview, split
+from shardhub.splitting.journal import JOURNAL_FILE, Journal
+from shardhub.splitting.split import SplitProgress, SplitResult, preview, split
+from shardhub.splitting.weight_layout import lay_out
 from shardhub.tensors import TensorSpec
-from shardhub.weight_layout import lay_out
 from tests.checkpoints import FOLDER, contents_of, stages_of, write_checkpoint
 
 HELPER = """
 import os, sys
 from pathlib import Path
-from shardhub.checkpoint import open_checkpoint
+from shardhub.checkpoint.checkpoint import open_checkpoint
 from shardhub.errors import ShardhubError
-from shardhub.split import split
+from shardhub.splitting.split import split
 from tests.checkpoints import FOLDER, contents_of, stages_of
 def run(model, out, cuts, progress=None):
     checkpoint = open_checkpoint(Path(model))

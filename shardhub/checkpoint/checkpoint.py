@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardhub.config import parse_config
+from shardhub.checkpoint.config import parse_config
+from shardhub.checkpoint.header import Header, StoredTensor, read_header
 from shardhub.errors import DigestMismatch, FormatError, UnsupportedModel, UsageError, WeightFileError
-from shardhub.header import Header, StoredTensor, read_header
 from shardhub.manifest import MAX_DOCUMENT_BYTES, WeightFile, parse_json
 from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE, WEIGHT_FILE_PATTERN, check_file_name
 from shardhub.tensors import TensorSpec

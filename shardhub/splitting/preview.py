@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.checkpoint import Checkpoint
-from shardhub.contents import ModelContents, StageContents
-from shardhub.job import ShardJob, SplitJob, prepare
-from shardhub.journal import Entries, read_journal
+from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.manifest import Source
-from shardhub.shard_folder import disk_errors
-from shardhub.weight_layout import MAX_FILE_BYTES, FileLayout
+from shardhub.splitting.contents import ModelContents, StageContents
+from shardhub.splitting.job import ShardJob, SplitJob, prepare
+from shardhub.splitting.journal import Entries, read_journal
+from shardhub.splitting.shard_folder import disk_errors
+from shardhub.splitting.weight_layout import MAX_FILE_BYTES, FileLayout
 
 # Kept free beyond what is computed: file system overhead. Source: faults.md B1.
 _SPARE_SHARE = (5, 100)

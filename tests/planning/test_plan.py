@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardhub.errors import DoesNotFit, PlanError
-from shardhub.machine import Machine, cut_for_machines, parse_machine
-from shardhub.plan import (
+from shardhub.planning.machine import Machine, cut_for_machines, parse_machine
+from shardhub.planning.plan import (
     LayerCosts,
     ModelCosts,
     Plan,
@@ -22,7 +22,7 @@ from shardhub.plan import (
     parse_plan,
     plan_to_json,
 )
-from shardhub.table import format_table, plan_table
+from shardhub.planning.table import format_table, plan_table
 
 GB = 10**9
 

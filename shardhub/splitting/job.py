@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.checkpoint import Checkpoint
-from shardhub.config import quantization
-from shardhub.contents import ModelContents, StageContents
+from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.checkpoint.config import quantization
 from shardhub.errors import PlanError, UsageError, WeightFileError
-from shardhub.journal import Entries
 from shardhub.manifest import (
     FolderLocation,
     Manifest,
@@ -25,7 +23,9 @@ from shardhub.manifest import (
     sha256_hex,
 )
 from shardhub.naming import check_file_name, pipeline_name, shard_name
-from shardhub.shard_folder import (
+from shardhub.splitting.contents import ModelContents, StageContents
+from shardhub.splitting.journal import Entries
+from shardhub.splitting.shard_folder import (
     UNKNOWN,
     check_same,
     existing_stage,
@@ -33,7 +33,7 @@ from shardhub.shard_folder import (
     pipeline_files,
     pipeline_in_place,
 )
-from shardhub.weight_layout import MAX_FILE_BYTES, FileLayout, lay_out
+from shardhub.splitting.weight_layout import MAX_FILE_BYTES, FileLayout, lay_out
 
 # Names of tensors an error lists.
 _NAMES_SHOWN = 8

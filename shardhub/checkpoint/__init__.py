@@ -1,0 +1,1 @@
+"""Checkpoints, read by their headers: tensors, configuration, costs. No framework is loaded."""

@@ -1,0 +1,1 @@
+"""Plans: which layers go to which stage, decided from numbers alone."""
