@@ -85,6 +85,19 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """What was measured between two neighbours before the first token.
+
+    Attributes:
+        round_trip_s: Of an empty call.
+        bytes_per_s: Of a larger one.
+    """
+
+    round_trip_s: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One session's part of a step.
 

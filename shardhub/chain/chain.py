@@ -24,6 +24,7 @@ from shardhub.protocol import (
     Step,
     StepFailure,
     StepResult,
+    Way,
     new_id,
 )
 from shardhub.tensors import DTYPE_SIZES
@@ -42,6 +43,7 @@ class Chain:
         head: This head's id.
         links: In stage order.
         hops: How each link's output goes on.
+        ways: What was measured between a node and the next, by the node's place.
         max_chunk: Most ids of a row in one step, over all stages.
         max_context: Most positions of a session, over all stages.
     """
@@ -50,7 +52,7 @@ class Chain:
         self.head = new_id()
         self.links = list(links)
         self.hops: list[NextHop] = []
-        self.round_trips_s: dict[str, float] = {}
+        self.ways: dict[int, Way] = {}
         self._sessions: dict[bytes, ChainSession] = {}
         self._lost: ShardhubError | None = None
         limits = [link.limits for link in links]
@@ -143,8 +145,7 @@ class Chain:
         addresses = dict.fromkeys((*there.description.advertise, there.name))
         for address in addresses:
             try:
-                pair = f"{here.name} -> {address}"
-                self.round_trips_s[pair] = await here.probe(address, there.description.boot_id, _PROBE_TIMEOUT_S)
+                self.ways[index] = await here.probe(address, there.description.boot_id, _PROBE_TIMEOUT_S)
             except ShardhubError as error:
                 log.info("%s cannot reach %s: %s", here.name, address, error)
             else:

@@ -136,16 +136,28 @@ class Head:
     def describe_hops(self) -> list[dict[str, object]]:
         """Where each stage runs, for people and `--json`."""
         rows: list[dict[str, object]] = []
-        for hop, link, way in zip(self.hops, self.chain.links, self.chain.hops, strict=True):
-            rows.append(
-                {
-                    "stages": list(range(hop.first, hop.last + 1)),
-                    "layers": [link.facts.start, link.facts.stop],
-                    "at": link.name,
-                    "next": way.kind.value,
-                }
-            )
+        for index, (hop, link, onward) in enumerate(zip(self.hops, self.chain.links, self.chain.hops, strict=True)):
+            row: dict[str, object] = {
+                "stages": list(range(hop.first, hop.last + 1)),
+                "layers": [link.facts.start, link.facts.stop],
+                "at": link.name,
+                "next": onward.kind.value,
+            }
+            if (way := self.chain.ways.get(index)) is not None:
+                row |= {"round_trip_s": round(way.round_trip_s, 6), "bytes_per_s": round(way.bytes_per_s)}
+            rows.append(row)
         return rows
+
+    def line(self) -> str:
+        """The chain in one line: layers, addresses, and what was measured between neighbours."""
+        text = ""
+        for index, link in enumerate(self.chain.links):
+            if index and (way := self.chain.ways.get(index - 1)) is not None:
+                text += f" --{way.round_trip_s * 1000:.1f} ms, {way.bytes_per_s / 1e6:.0f} MB/s--> "
+            elif index:
+                text += " --by this process--> "
+            text += f"layers {link.facts.start} to {link.facts.stop - 1} at {link.name}"
+        return text
 
     async def answer(
         self,

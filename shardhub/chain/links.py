@@ -22,6 +22,7 @@ from shardhub.protocol import (
     Step,
     StepFailure,
     StepResult,
+    Way,
 )
 from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
@@ -202,15 +203,15 @@ class NodeLink:
         message = pb.RenewRequest(head=head, sessions=sessions)
         return list((await self._unary(self._stub.Renew, message, "renew leases")).gone)
 
-    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> float:
-        """Have the node try its way to another one; round trip in seconds.
+    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> Way:
+        """Have the node try its way to another one.
 
         Raises:
             ShardhubError: It cannot get there.
         """
         message = pb.ProbeRequest(address=address, timeout_ms=int(timeout_s * 1000), boot_id=boot_id)
         reply = await self._unary(self._stub.Probe, message, f"probe the way to {address}")
-        return float(reply.round_trip_s)
+        return Way(round_trip_s=reply.round_trip_s, bytes_per_s=reply.bytes_per_s)
 
     def send(self, step: Step) -> None:
         if self._is_lost or step.lane not in self._outboxes:

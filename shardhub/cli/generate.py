@@ -127,7 +127,7 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
     config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
     status = Status()
     try:
-        return loop.wait(
+        head = loop.wait(
             Head.start(
                 pipeline,
                 node_addresses(options.nodes, pipeline),
@@ -139,6 +139,8 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
         )
     finally:
         status.clear()
+    note(head.line())
+    return head
 
 
 def pipeline_folder(options: HeadOptions) -> Path:

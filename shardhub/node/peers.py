@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLost, ShardhubError
-from shardhub.protocol import PROTOCOL_VERSIONS, Lane, Row, Step, StepFailure
+from shardhub.protocol import PROTOCOL_VERSIONS, Lane, Row, Step, StepFailure, Way
 from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.options import client_options
@@ -40,7 +40,8 @@ DEFAULT_PEERS: tuple[Network, ...] = tuple(
         "fe80::/10",
     )
 )
-_CONNECT_TIMEOUT_S = 5.0
+# Ballast of a probe: enough to see a slow link, small beside a prompt's chunks.
+_PROBE_BYTES = 1 << 20
 
 
 class Peers:
@@ -89,8 +90,8 @@ class Peers:
                     hint="Start it with --peers NETWORK to allow it.",
                 )
 
-    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> float:
-        """Round trip to a neighbour in seconds.
+    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> Way:
+        """Round trip and rate to a neighbour.
 
         Raises:
             AccessError, ChainError: It must not or cannot be reached.
@@ -102,12 +103,13 @@ class Peers:
             found = await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
             if found.boot_id != boot_id:
                 raise HandshakeError(f"Another node answers at {address}.")
-            start = time.monotonic()
-            await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
+            round_trip_s = await _timed(stub, b"", timeout_s)
+            payload = bytes(min(_PROBE_BYTES, self._message_bytes // 2))
+            loaded_s = await _timed(stub, payload, timeout_s)
         except grpc.aio.AioRpcError as error:
             await self._drop_channel(address)
             raise from_rpc(error, peer=address, doing="probe it") from error
-        return time.monotonic() - start
+        return Way(round_trip_s=round_trip_s, bytes_per_s=len(payload) / max(1e-6, loaded_s - round_trip_s))
 
     def send(self, head: bytes, address: str, step: Step) -> None:
         """Queue a step for a neighbour, dialling it if need be. Whether it may be dialled was checked at Open.
@@ -156,6 +158,12 @@ class Peers:
         log.warning("link to %s broke: %s", key[1], error)
         if rows:
             self._on_failure(key[0], StepFailure(rows=tuple(rows), error=error))
+
+
+async def _timed(stub: NodeStub, payload: bytes, timeout_s: float) -> float:
+    start = time.monotonic()
+    await stub.Probe(pb.ProbeRequest(payload=payload), timeout=timeout_s)
+    return time.monotonic() - start
 
 
 class _PeerLink:

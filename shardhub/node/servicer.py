@@ -143,8 +143,11 @@ class StageServicer(NodeServicer):
 
     @answers
     async def Probe(self, request: pb.ProbeRequest, context: Context) -> pb.ProbeReply:  # noqa: N802
+        if not request.address:
+            return pb.ProbeReply()
         timeout_s = min(max(request.timeout_ms, 1), 60_000) / 1000
-        return pb.ProbeReply(round_trip_s=await self._peers.probe(request.address, request.boot_id, timeout_s))
+        way = await self._peers.probe(request.address, request.boot_id, timeout_s)
+        return pb.ProbeReply(round_trip_s=way.round_trip_s, bytes_per_s=way.bytes_per_s)
 
     @answers
     async def Link(self, request: Any, context: Context) -> None:  # noqa: N802

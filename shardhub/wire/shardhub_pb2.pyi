@@ -218,20 +218,24 @@ class RenewReply(_message.Message):
     def __init__(self, gone: _Optional[_Iterable[bytes]] = ..., boot_id: _Optional[bytes] = ...) -> None: ...
 
 class ProbeRequest(_message.Message):
-    __slots__ = ("address", "timeout_ms", "boot_id")
+    __slots__ = ("address", "timeout_ms", "boot_id", "payload")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     address: str
     timeout_ms: int
     boot_id: bytes
-    def __init__(self, address: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., boot_id: _Optional[bytes] = ...) -> None: ...
+    payload: bytes
+    def __init__(self, address: _Optional[str] = ..., timeout_ms: _Optional[int] = ..., boot_id: _Optional[bytes] = ..., payload: _Optional[bytes] = ...) -> None: ...
 
 class ProbeReply(_message.Message):
-    __slots__ = ("round_trip_s",)
+    __slots__ = ("round_trip_s", "bytes_per_s")
     ROUND_TRIP_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
     round_trip_s: float
-    def __init__(self, round_trip_s: _Optional[float] = ...) -> None: ...
+    bytes_per_s: float
+    def __init__(self, round_trip_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class LinkMessage(_message.Message):
     __slots__ = ("hello", "step", "result", "failure")

@@ -64,6 +64,7 @@ def raw(hub: RunningHub, api: HfApi) -> Raw:
     return Raw(hub.endpoint, str(api.token))
 
 
+# What must not get into a tree: a client joins these to its own folders.
 PATHS = [
     "../x",
     "a/../../x",
@@ -74,7 +75,7 @@ PATHS = [
     "",
     ".",
     "..",
-    ".git/config",
+    ".git/x",
     "A/.GIT/x",
     "a\\b",
     "a\0b",
@@ -82,10 +83,10 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_path_that_is_not_plain_is_not_committed(raw: Raw, repo: str, path: str) -> None:
-    assert raw.commit(repo, file(path)).status_code == 400
-    assert raw.commit(repo, ("deletedFile", {"path": path})).status_code in {400, 404}
+def test_a_path_that_is_not_plain_is_not_committed(raw: Raw, api: HfApi, repo: str) -> None:
+    statuses = {path: raw.commit(repo, file(path)).status_code for path in (*PATHS, "x" * 256, "y/" * 600 + "y")}
+    assert {path for path, found in statuses.items() if found != 400} == set()
+    assert api.list_repo_files(repo) == [".gitattributes"]
 
 
 def test_a_file_cannot_lie_under_a_file(raw: Raw, repo: str) -> None:
@@ -94,20 +95,21 @@ def test_a_file_cannot_lie_under_a_file(raw: Raw, repo: str) -> None:
     assert raw.commit(repo, file("a/b/c")).status_code == 400
 
 
-@pytest.mark.parametrize("path", ["..%2f..%2fhub.sqlite3", "%2e%2e/x", "a/..%5cx", "%2Fetc%2Fpasswd", "x%00"])
-def test_resolve_leads_nowhere_but_into_the_commit(raw: Raw, repo: str, path: str) -> None:
-    answer = raw.call("GET", f"/{repo}/resolve/main/{path}")
-    assert (answer.status_code, answer.headers["X-Error-Code"]) == (404, "EntryNotFound")
+def test_resolve_leads_nowhere_but_into_the_commit(raw: Raw, repo: str) -> None:
+    for path in ("..%2f..%2fhub.sqlite3", "%2e%2e/x", "a/..%5cx", "%2Fetc%2Fpasswd", "x%00", "%ff"):
+        answer = raw.call("GET", f"/{repo}/resolve/main/{path}")
+        assert (answer.status_code, answer.headers["X-Error-Code"]) == (404, "EntryNotFound"), path
 
 
-@pytest.mark.parametrize("name", ["..", "a--b", "a.git", "-a", "a/b", "a b", "é", "x" * 97, "a\n", ""])
-def test_a_bad_repo_name_is_refused(raw: Raw, name: str) -> None:
-    assert raw.call("POST", "/api/repos/create", json={"name": name}).status_code == 400
+def test_a_bad_repo_name_is_refused(raw: Raw, repo: str) -> None:
+    for name in ("..", "a--b", "a.git", "-a", "a/b", "a b", "é", "x" * 97, "a\n", ""):
+        assert raw.call("POST", "/api/repos/create", json={"name": name}).status_code == 400, name
+        assert raw.call("POST", "/api/repos/move", json={"fromRepo": repo, "toRepo": f"ann/{name}"}).status_code == 400
 
 
-@pytest.mark.parametrize("name", ["a..b", "refs/heads/x", "a.lock", "-x", "a//b", "0" * 40, "a b"])
-def test_a_bad_tag_name_is_refused(raw: Raw, repo: str, name: str) -> None:
-    assert raw.call("POST", f"/api/models/{repo}/tag/main", json={"tag": name}).status_code == 400
+def test_a_bad_tag_name_is_refused(raw: Raw, repo: str) -> None:
+    for name in ("a..b", "refs/heads/x", "a.lock", "-x", "a//b", "0" * 40, "a b", "a\0", ""):
+        assert raw.call("POST", f"/api/models/{repo}/tag/main", json={"tag": name}).status_code == 400, name
 
 
 def test_a_foreign_namespace_is_refused(hub: RunningHub, raw: Raw, repo: str) -> None:
@@ -215,12 +217,9 @@ def test_a_commit_cannot_lie_about_an_objects_size(raw: Raw, repo: str) -> None:
     assert raw.commit(repo, lfs_file("w", size=1)).status_code == 400
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"", b"{}\n", b'{"key": "header"}\n', b"[" * 100_000, b'{"key": "nonsense", "value": {}}\n', b"\xff\xfe\n"],
-)
-def test_a_commit_that_is_not_one_is_refused(raw: Raw, repo: str, body: bytes) -> None:
-    assert raw.call("POST", f"/api/models/{repo}/commit/main", content=body).status_code == 400
+def test_a_commit_that_is_not_one_is_refused(raw: Raw, repo: str) -> None:
+    for body in (b"", b"{}\n", b'{"key": "header"}\n', b"[" * 100_000, b'{"key": "x", "value": {}}\n', b"\xff\xfe\n"):
+        assert raw.call("POST", f"/api/models/{repo}/commit/main", content=body).status_code == 400, body[:20]
 
 
 def test_bodies_have_limits(raw: Raw, repo: str) -> None:
