@@ -14,7 +14,11 @@
     │   ├── WeightFileError         a safetensors file that is malformed or not the one promised
     │   └── DigestMismatch          content and digest disagree
     ├── AccessError                 not allowed
+    ├── NotFound                    no such repo, revision or file, or none that may be seen
+    ├── Conflict                    changed by somebody else meanwhile, or the name is taken
+    ├── HubRefused                  the Hub does not take a request, for a reason of its own
     ├── ChainError                  a node or the network
+    │   ├── HubUnreachable          no network, or no Hub that answers
     │   ├── RouteError              stages missing, served twice, overlapping
     │   ├── HandshakeError          a node that serves something else
     │   ├── NodeUnreachable         no connection
@@ -112,8 +116,24 @@ class AccessError(ShardhubError):
     """Permission is missing."""
 
 
+class NotFound(ShardhubError):
+    """There is no such repo, revision or file, or none that may be seen."""
+
+
+class Conflict(ShardhubError):
+    """Somebody else changed it meanwhile, or its name is taken."""
+
+
+class HubRefused(ShardhubError):
+    """The Hub does not take a request, for a reason of its own."""
+
+
 class ChainError(ShardhubError):
     """A node or the network between nodes."""
+
+
+class HubUnreachable(ChainError):
+    """No network, or no Hub that answers."""
 
 
 class RouteError(ChainError):
@@ -210,6 +230,10 @@ OUTCOMES: dict[type[ShardhubError], Outcome] = {
     DigestMismatch: Outcome(grpc="DATA_LOSS", http=500, exit=3),
     IntegrityError: Outcome(grpc="DATA_LOSS", http=500, exit=3),
     AccessError: Outcome(grpc="PERMISSION_DENIED", http=403, exit=4),
+    NotFound: Outcome(grpc="NOT_FOUND", http=404, exit=1),
+    Conflict: Outcome(grpc="ABORTED", http=409, exit=1),
+    HubRefused: Outcome(grpc="FAILED_PRECONDITION", http=502, exit=1),
+    HubUnreachable: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     RouteError: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     HandshakeError: Outcome(grpc="FAILED_PRECONDITION", http=503, exit=5),
     NodeUnreachable: Outcome(grpc="UNAVAILABLE", http=503, exit=5),

@@ -46,8 +46,9 @@ def demo(*, keep: bool, as_json: bool) -> int:
         note(f"3/4  shardhub serve {work / shard_name(NAME, 0)}, and so on: {NUM_STAGES} processes")
         addresses = []
         for index in range(NUM_STAGES):
-            process, ready = _serve(work / shard_name(NAME, index))
-            nodes.append(process)
+            nodes.append(_serve(work / shard_name(NAME, index)))
+        for index, process in enumerate(nodes):
+            ready = _wait_ready(process, work / shard_name(NAME, index))
             addresses.append(str(ready["address"]))
             note(f"     layers {ready['layers'][0]} to {ready['layers'][1] - 1} at {ready['address']}")
         pipeline = work / pipeline_name(NAME)
@@ -88,17 +89,20 @@ def demo(*, keep: bool, as_json: bool) -> int:
     return 0
 
 
-def _serve(folder: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
-    """Start a node and wait for the line that says where it listens. What it logs goes to a file beside the shard."""
-    log = folder.with_suffix(".log")
-    with log.open("w") as errors:
-        process = subprocess.Popen(
+def _serve(folder: Path) -> subprocess.Popen[str]:
+    """Start a node; what it logs goes to a file beside the shard."""
+    with folder.with_suffix(".log").open("w") as errors:
+        return subprocess.Popen(
             [sys.executable, "-m", "shardhub", "serve", str(folder), "--port", "0", "--json"],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             start_new_session=True,  # Ctrl-C here ends it through us
         )
+
+
+def _wait_ready(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
+    """Wait for the line that says where a node listens."""
     timer = threading.Timer(_START_TIMEOUT_S, process.kill)
     timer.start()
     try:
@@ -108,9 +112,11 @@ def _serve(folder: Path) -> tuple[subprocess.Popen[str], dict[str, Any]]:
         timer.cancel()
     if not line:
         process.wait()
-        raise NodeLost(f"The node for {folder.name} did not start.", why=log.read_text()[-2000:].strip())
+        raise NodeLost(
+            f"The node for {folder.name} did not start.", why=folder.with_suffix(".log").read_text()[-2000:].strip()
+        )
     ready: dict[str, Any] = json.loads(line)
-    return process, ready
+    return ready
 
 
 def _generate(pipeline: Path, addresses: list[str], *, echo: bool) -> tuple[list[int], str, Timing]:

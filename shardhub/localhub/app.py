@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.refusals import Refusal, answer_refusal
-from shardhub.localhub.routes import accounts, commit, files, lfs, repos, revisions
+from shardhub.localhub.routes import accounts, commit, duplicate, files, lfs, repos, revisions
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +134,7 @@ def _api_routes(repo: str) -> list[Route]:
         Route(f"{repo}/super-squash/{{ref}}", revisions.squash, methods=["POST"]),
         Route(f"{repo}/preupload/{{revision}}", commit.preupload, methods=["POST"]),
         Route(f"{repo}/commit/{{revision}}", commit.commit, methods=["POST"]),
+        Route(f"{repo}/lfs-files/duplicate", duplicate.duplicate, methods=["POST"]),
         Route(f"{repo}/xet-write-token/{{revision}}", accounts.xet_token, methods=["GET"]),
         Route(f"{repo}/xet-read-token/{{revision}}", accounts.xet_token, methods=["GET"]),
     ]

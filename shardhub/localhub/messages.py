@@ -122,6 +122,26 @@ class LfsComplete(Message):
     parts: list[LfsPart]
 
 
+class DuplicateTarget(Message):
+    """The repo that objects are given to."""
+
+    type: Name = "model"
+    name: Name
+
+
+class DuplicateFile(Message):
+    """An object of `DuplicateFiles`."""
+
+    sha256: Name
+
+
+class DuplicateFiles(Message):
+    """POST .../lfs-files/duplicate."""
+
+    target: DuplicateTarget
+    files: Annotated[list[DuplicateFile], Field(max_length=_MAX_FILES)]
+
+
 class HeaderValue(Message):
     """What a commit says of itself."""
 

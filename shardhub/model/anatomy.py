@@ -10,14 +10,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import cache as caches
 
-from shardhub.errors import UnsupportedModel
+from shardhub.errors import ShardhubError, UnsupportedModel
 from shardhub.manifest import Crossing
 from shardhub.model import taps
 from shardhub.model.arrays import dtype_name
 from shardhub.model.build import Blueprint
 
-# The probe runs a batch of two, so that no axis of size one is taken for the batch.
-_PROBE_BATCH = 2
+# The probe runs two batch sizes: an axis that is as long as the batch in both is the batch, wherever it stands.
+_PROBE_BATCHES = (2, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,19 +52,21 @@ def examine(blueprint: Blueprint) -> Anatomy:
     model = blueprint.build()
     cache = make_cache(model)
     chunks = (_widest_window(cache) + 3, 5, 1, 1)
-    observer = _Observer(cache)
-    num_layers = taps.install(model, observer)
     steps: list[list[taps.Record]] = []
-    for length in chunks:
-        observer.begin()
-        forward(model, mx.zeros((_PROBE_BATCH, length), mx.int32), cache)
-        if observer.calls != list(range(num_layers)):
-            raise UnsupportedModel(
-                f"The layers of {blueprint.config.get('model_type')!r} are not each run exactly once in order.",
-                why=f"They are called as {observer.calls[:12]}... of {num_layers}.",
-                hint="Such a model cannot be cut at a layer boundary.",
-            )
-        steps.append(observer.records)
+    for batch in _PROBE_BATCHES:
+        model, cache = blueprint.build(), make_cache(model)
+        observer = _Observer(cache)
+        num_layers = taps.install(model, observer)
+        for length in chunks:
+            observer.begin()
+            _run_lazily(model, mx.zeros((batch, length), mx.int32), cache)
+            if observer.calls != list(range(num_layers)):
+                raise UnsupportedModel(
+                    f"The layers of {blueprint.config.get('model_type')!r} are not each run exactly once in order.",
+                    why=f"They are called as {observer.calls[:12]}... of {num_layers}.",
+                    hint="Such a model cannot be cut at a layer boundary.",
+                )
+            steps.append(observer.records)
     return Anatomy(
         num_layers=num_layers,
         slots=tuple(observer.slots[index] for index in range(num_layers)),
@@ -86,10 +88,22 @@ def make_cache(model: nn.Module) -> list[Any]:
 
 
 def forward(model: nn.Module, ids: mx.array, cache: list[Any]) -> mx.array:
-    """Upstream's forward: logits (B, L, V) for token ids (B, L); errors of tracing become `UnsupportedModel`."""
+    """Upstream's forward: logits (B, L, V) for token ids (B, L)."""
     out = model(ids, cache=cache)
     logits: mx.array = out[0] if isinstance(out, tuple) else out
     return logits
+
+
+def _run_lazily(model: nn.Module, ids: mx.array, cache: list[Any]) -> None:
+    try:
+        forward(model, ids, cache)
+    except ShardhubError:
+        raise
+    except Exception as error:  # upstream's forwards raise whatever they like
+        raise UnsupportedModel(
+            "The model's forward cannot be run on placeholders, so that it cannot be cut.",
+            why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
+        ) from error
 
 
 class _Observer:
@@ -133,22 +147,26 @@ def _same_tree(index: int, records: list[taps.Record]) -> Any:
 
 
 def _symbolic(name: str, values: list[taps.Leaf], chunks: tuple[int, ...]) -> Crossing | None:
-    """The crossing that describes a leaf seen once a chunk, or None if its shape has no symbol."""
+    """The crossing that describes a leaf seen once a chunk and batch size, or None if its shape has no symbol."""
     if not all(isinstance(value, mx.array) for value in values):
         dtype = "F64" if any(isinstance(value, float) for value in values) else "I64"
         return Crossing(name=name, dtype=dtype, shape=())
     arrays = [value for value in values if isinstance(value, mx.array)]
     if len({array.ndim for array in arrays}) != 1 or len({array.dtype for array in arrays}) != 1:
         return None
+    runs = len(_PROBE_BATCHES)
     totals = [sum(chunks[: step + 1]) for step in range(len(chunks))]
+    batches = [batch for batch in _PROBE_BATCHES for _ in chunks]
     shape: list[Any] = []
     for axis in range(arrays[0].ndim):
         sizes = [array.shape[axis] for array in arrays]
-        if len(set(sizes)) == 1:
-            shape.append("B" if sizes[0] == _PROBE_BATCH and axis == 0 else sizes[0])
-        elif sizes == list(chunks):
+        if sizes == batches:
+            shape.append("B")
+        elif len(set(sizes)) == 1:
+            shape.append(sizes[0])
+        elif sizes == list(chunks) * runs:
             shape.append("L")
-        elif sizes == totals:
+        elif sizes == totals * runs:
             shape.append("T")
         else:
             return None

@@ -53,11 +53,6 @@ _TO_NUMPY: dict[str, type] = {
 }
 
 
-def mlx_dtype(name: str) -> mx.Dtype:
-    """MLX dtype of a safetensors dtype name."""
-    return _TO_MLX[name]
-
-
 def dtype_name(dtype: mx.Dtype) -> str:
     """safetensors dtype name of an MLX dtype."""
     return _TO_NAME[dtype]

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from shardhub.errors import UnsupportedModel
-from shardhub.model.arrays import dtype_name, mlx_dtype, placeholder
+from shardhub.model.arrays import dtype_name, placeholder
 from shardhub.tensors import TensorSpec
 
 # Quantisation that upstream reads from Hugging Face's own field, with no change to the tensors.
@@ -225,6 +225,3 @@ def _check_names(parameters: Mapping[str, mx.array], weights: Mapping[str, mx.ar
 def spec_of(array: mx.array) -> TensorSpec:
     """Dtype and shape of an array."""
     return TensorSpec(dtype=dtype_name(array.dtype), shape=tuple(array.shape))
-
-
-__all__ = ["Blueprint", "final_names", "hidden_dtype", "layer_of_tensors", "mlx_dtype", "module_layers", "spec_of"]

@@ -17,12 +17,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from shardhub.errors import ProofFailed, UnsupportedModel
+from shardhub.errors import ProofFailed, ShardhubError, UnsupportedModel
 from shardhub.model import taps
 from shardhub.model.anatomy import Anatomy, forward, make_cache
 from shardhub.model.arrays import placeholder
 from shardhub.model.build import Blueprint
-from shardhub.model.stage import Stage, cache_arrays
+from shardhub.model.stage import Stage
 from shardhub.tensors import TensorSpec
 
 # Constants above this many elements are told apart by shape only; none was seen in the 126 model modules.
@@ -96,10 +96,12 @@ def trace(function: Callable[..., Sequence[mx.array]], inputs: Mapping[str, mx.a
     with _exportable():
         try:
             mx.export_function(lambda event: graph.add(event, names), positional, *inputs.values())
-        except (RuntimeError, ValueError) as error:
+        except ShardhubError:
+            raise
+        except Exception as error:  # upstream's forwards raise whatever they like
             raise UnsupportedModel(
                 "The model's computation cannot be traced, so that a split of it cannot be proven.",
-                why=f"MLX says: {str(error).splitlines()[0]}",
+                why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
             ) from error
     return graph
 
@@ -118,11 +120,11 @@ def trace_whole(blueprint: Blueprint, anatomy: Anatomy) -> Graph:
     """Trace upstream's own forward over the anatomy's chunks; outputs are the logits of each chunk."""
 
     def run(arrays: Mapping[str, mx.array]) -> list[mx.array]:
-        model = _model(blueprint, arrays)
+        model = traced_model(blueprint, arrays)
         cache = make_cache(model)
         return [forward(model, arrays[f"ids.{step}"], cache) for step in range(len(anatomy.chunks))]
 
-    return trace(run, _parameters(blueprint) | _ids(anatomy))
+    return trace(run, parameter_inputs(blueprint) | id_inputs(anatomy))
 
 
 def trace_chain(
@@ -143,7 +145,8 @@ def trace_chain(
 
     def run(arrays: Mapping[str, mx.array]) -> list[mx.array]:
         stages = [
-            Stage(_model(blueprint, arrays), anatomy, c.start, c.stop, c.crossings_in, c.crossings_out) for c in cuts
+            Stage(traced_model(blueprint, arrays), anatomy, c.start, c.stop, c.crossings_in, c.crossings_out)
+            for c in cuts
         ]
         states = [stage.new_cache() for stage in stages]
         outputs: list[mx.array] = []
@@ -162,7 +165,7 @@ def trace_chain(
                 outputs += [leaf for name in cuts[-1].crossings_out if isinstance(leaf := crossing[name], mx.array)]
         return outputs
 
-    return trace(run, _parameters(blueprint) | _ids(anatomy) | given)
+    return trace(run, parameter_inputs(blueprint) | id_inputs(anatomy) | given)
 
 
 def trace_stage(blueprint: Blueprint, anatomy: Anatomy, cuts: Sequence[StageCut]) -> Graph:
@@ -197,23 +200,21 @@ def prove_chain(blueprint: Blueprint, anatomy: Anatomy, cuts: Sequence[StageCut]
         )
 
 
-def _model(blueprint: Blueprint, arrays: Mapping[str, mx.array]) -> nn.Module:
+def traced_model(blueprint: Blueprint, arrays: Mapping[str, mx.array]) -> nn.Module:
+    """A fresh model object over the arrays of a trace."""
     model = blueprint.build()
     model.update(tree_unflatten([(name, arrays[name]) for name in blueprint.tensors]))
     return model
 
 
-def _parameters(blueprint: Blueprint) -> dict[str, mx.array]:
+def parameter_inputs(blueprint: Blueprint) -> dict[str, mx.array]:
+    """A placeholder for every parameter, as a trace's inputs."""
     return {name: placeholder(spec) for name, spec in blueprint.tensors.items()}
 
 
-def _ids(anatomy: Anatomy) -> dict[str, mx.array]:
+def id_inputs(anatomy: Anatomy) -> dict[str, mx.array]:
+    """Token ids (1, L) of each chunk, `ids.STEP`, as a trace's inputs."""
     return {f"ids.{step}": mx.zeros((1, length), mx.int32) for step, length in enumerate(anatomy.chunks)}
-
-
-def own_state(stage: Stage, cache_owned: Sequence[Any]) -> list[mx.array]:
-    """Arrays of a stage's own caches."""
-    return cache_arrays(cache_owned)
 
 
 @contextmanager

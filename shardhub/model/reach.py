@@ -14,7 +14,7 @@ from shardhub.model import taps
 from shardhub.model.anatomy import Anatomy, forward, make_cache
 from shardhub.model.arrays import placeholder
 from shardhub.model.build import Blueprint
-from shardhub.model.proof import StageCut, _ids, _model, _parameters, trace
+from shardhub.model.proof import StageCut, id_inputs, parameter_inputs, trace, traced_model
 from shardhub.model.stage import cache_arrays
 from shardhub.tensors import TensorSpec
 
@@ -40,7 +40,7 @@ def find_needs(blueprint: Blueprint, anatomy: Anatomy) -> Needs:
     """
     num_layers = anatomy.num_layers
     counts: list[int] = []
-    inputs = _parameters(blueprint) | _ids(anatomy)
+    inputs = parameter_inputs(blueprint) | id_inputs(anatomy)
     for step, length in enumerate(anatomy.chunks):
         for name, crossing in anatomy.leaves.items():
             if crossing is not None and crossing.shape:
@@ -48,7 +48,7 @@ def find_needs(blueprint: Blueprint, anatomy: Anatomy) -> Needs:
                 inputs[f"{step}:{name}"] = placeholder(TensorSpec(dtype=crossing.dtype, shape=shape))
 
     def run(arrays: Mapping[str, mx.array]) -> list[mx.array]:
-        model = _model(blueprint, arrays)
+        model = traced_model(blueprint, arrays)
         cache = make_cache(model)
         cutter = _Cutter(anatomy, arrays)
         taps.install(model, cutter)

@@ -70,10 +70,6 @@ class Stage:
         taps.install(model, self)
 
     @property
-    def is_first(self) -> bool:
-        return self.start == 0
-
-    @property
     def is_last(self) -> bool:
         return self.stop == self.anatomy.num_layers
 

@@ -24,6 +24,11 @@ CONTENT = b"weights" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
+# One client for all: making one reads the system's certificates, which takes longer than most tests here. Connections
+# are not kept, because servers come and go.
+WEB = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
+
+
 class Raw:
     """A caller that sends what it likes."""
 
@@ -33,7 +38,7 @@ class Raw:
 
     def call(self, method: str, path: str, **options: Any) -> httpx2.Response:
         url = path if path.startswith("http") else self.endpoint + path
-        return httpx2.request(method, url, headers={**self.headers, **options.pop("headers", {})}, **options)
+        return WEB.request(method, url, headers={**self.headers, **options.pop("headers", {})}, **options)
 
     def commit(self, repo: str, *operations: tuple[str, dict[str, Any]], parent: str | None = None) -> httpx2.Response:
         header = {"summary": "raw", "description": ""} | ({"parentCommit": parent} if parent else {})
@@ -145,17 +150,17 @@ def test_a_public_repo_is_read_without_a_token_and_written_with_one(hub: Running
 
 def test_wrong_bytes_are_refused_and_can_be_sent_again(raw: Raw, repo: str) -> None:
     url = raw.upload_url(repo)
-    assert httpx2.put(url, content=CONTENT[:-1] + b"!").status_code == 400
+    assert WEB.put(url, content=CONTENT[:-1] + b"!").status_code == 400
     assert raw.commit(repo, lfs_file("w", size=len(CONTENT))).status_code == 400
-    assert httpx2.put(url, content=CONTENT).status_code == 200
+    assert WEB.put(url, content=CONTENT).status_code == 200
     assert raw.commit(repo, lfs_file("w", size=len(CONTENT))).status_code == 200
 
 
 def test_extra_bytes_are_refused_with_and_without_a_length(raw: Raw, repo: str) -> None:
     url = raw.upload_url(repo)
-    assert httpx2.put(url, content=CONTENT + b"!").status_code == 413
-    assert httpx2.put(url, content=iter([CONTENT, b"!"])).status_code == 413
-    assert httpx2.put(url, content=CONTENT[:-1]).status_code == 400
+    assert WEB.put(url, content=CONTENT + b"!").status_code == 413
+    assert WEB.put(url, content=iter([CONTENT, b"!"])).status_code == 413
+    assert WEB.put(url, content=CONTENT[:-1]).status_code == 400
 
 
 def test_a_forged_or_expired_signature_is_refused(
@@ -174,16 +179,16 @@ def test_a_forged_or_expired_signature_is_refused(
         url.split("signature=")[0] + "signature=%C3%A9",
     ):
         assert forged != url
-        assert httpx2.put(forged, content=b"other").status_code == 403
+        assert WEB.put(forged, content=b"other").status_code == 403
     monkeypatch.setattr("shardhub.localhub.signing.UPLOAD_LIFETIME_S", -1.0)
-    assert httpx2.put(raw.upload_url(repo), content=CONTENT).status_code == 403
+    assert WEB.put(raw.upload_url(repo), content=CONTENT).status_code == 403
 
 
 def test_an_upload_url_dies_with_its_repo(raw: Raw, repo: str) -> None:
     url = raw.upload_url(repo)
     raw.call("DELETE", "/api/repos/delete", json={"name": "model", "organization": "ann"})
     raw.call("POST", "/api/repos/create", json={"name": "model"})
-    assert httpx2.put(url, content=CONTENT).status_code == 404
+    assert WEB.put(url, content=CONTENT).status_code == 404
 
 
 def test_knowing_a_digest_gives_no_right_to_its_bytes(
@@ -194,10 +199,10 @@ def test_knowing_a_digest_gives_no_right_to_its_bytes(
     action = raw.batch(repo).json()["objects"][0]["actions"]["upload"]
     parts = []
     for number in range(1, -(-len(CONTENT) // 1024) + 1):
-        part = httpx2.put(action["header"][str(number)], content=CONTENT[(number - 1) * 1024 : number * 1024])
+        part = WEB.put(action["header"][str(number)], content=CONTENT[(number - 1) * 1024 : number * 1024])
         parts.append({"partNumber": number, "etag": part.headers["ETag"]})
-    assert httpx2.post(action["href"], json={"oid": SHA256, "parts": parts}).status_code == 200
-    assert httpx2.post(action["href"], json={"oid": SHA256, "parts": parts}).status_code == 200
+    assert WEB.post(action["href"], json={"oid": SHA256, "parts": parts}).status_code == 200
+    assert WEB.post(action["href"], json={"oid": SHA256, "parts": parts}).status_code == 200
     assert "actions" not in raw.batch(repo).json()["objects"][0]
     assert raw.commit(repo, lfs_file("w")).status_code == 200
 
@@ -208,12 +213,12 @@ def test_knowing_a_digest_gives_no_right_to_its_bytes(
     # The etags can be guessed from the nonce in the URL; the bytes cannot.
     nonce = urlsplit(action["href"]).path.split("/")[-2]
     parts = [{"partNumber": part["partNumber"], "etag": f'"{nonce}-{part["partNumber"]}"'} for part in parts]
-    assert httpx2.post(action["href"], json={"oid": SHA256, "parts": parts}).status_code == 400
+    assert WEB.post(action["href"], json={"oid": SHA256, "parts": parts}).status_code == 400
     assert bob.commit("bob/m", lfs_file("stolen")).status_code == 400
 
 
 def test_a_commit_cannot_lie_about_an_objects_size(raw: Raw, repo: str) -> None:
-    httpx2.put(raw.upload_url(repo), content=CONTENT)
+    WEB.put(raw.upload_url(repo), content=CONTENT)
     assert raw.commit(repo, lfs_file("w", size=1)).status_code == 400
 
 
@@ -232,10 +237,10 @@ def test_a_full_disk_is_507(hub: RunningHub, raw: Raw, repo: str, monkeypatch: p
     url = raw.upload_url(repo)
     monkeypatch.setattr("shardhub.localhub.store.RESERVE_BYTES", 1 << 60)
     assert raw.batch(repo).status_code == 507
-    assert httpx2.put(url, content=CONTENT).status_code == 507
+    assert WEB.put(url, content=CONTENT).status_code == 507
     assert raw.commit(repo, file("x")).status_code == 507
     monkeypatch.undo()
-    assert httpx2.put(url, content=CONTENT).status_code == 200
+    assert WEB.put(url, content=CONTENT).status_code == 200
 
 
 def test_a_foreign_host_name_is_refused(hub: RunningHub, raw: Raw, repo: str) -> None:
@@ -259,7 +264,7 @@ def test_tokens_and_signatures_are_not_logged(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     url = raw.upload_url(repo)
-    httpx2.put(url, content=b"wrong")
+    WEB.put(url, content=b"wrong")
     raw.call("GET", f"/api/models/{repo}?token={raw.headers['Authorization'][7:]}")
     lines = [record.getMessage() for record in caplog.records if not record.name.startswith("http")]
     assert any(line.startswith("PUT /_lfs/") for line in lines)
@@ -300,7 +305,7 @@ def test_a_client_that_insists_on_xet_is_told_the_setting(api: HfApi, repo: str)
     )
     assert done.returncode == 1
     assert "HF_HUB_DISABLE_XET=1" in done.stderr
-    answer = httpx2.get(f"{api.endpoint}/api/models/{repo}/xet-write-token/main", follow_redirects=True)
+    answer = WEB.get(f"{api.endpoint}/api/models/{repo}/xet-write-token/main", follow_redirects=True)
     assert answer.status_code == 400
     assert "HF_HUB_DISABLE_XET=1" in answer.json()["error"]
 

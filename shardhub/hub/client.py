@@ -1,0 +1,85 @@
+"""The one place that makes the Hub's client: endpoint, token, name, timeouts."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from shardhub import __version__
+from shardhub.errors import UsageError
+
+if TYPE_CHECKING:
+    import httpx2
+    from huggingface_hub import HfApi
+
+# The client itself waits for ever. Source: default_client_factory, huggingface_hub 2.4.0.
+CONNECT_TIMEOUT_S = 10.0
+# Between two bytes of an answer. A commit of thousands of files takes the Hub longest.
+READ_TIMEOUT_S = 60.0
+_TRUE = {"1", "on", "yes", "true"}
+
+
+def hub_api(endpoint: str | None = None, token: str | None = None) -> HfApi:
+    """The Hub's client.
+
+    Args:
+        endpoint: URL of the Hub; HF_ENDPOINT by default, else the public one.
+        token: HF_TOKEN by default, else the one that `hf auth login` saved.
+
+    Raises:
+        UsageError: The endpoint is no URL.
+    """
+    from huggingface_hub import HfApi, constants, set_client_factory
+
+    # Read here as well, since the client reads the variable only once, when it is imported.
+    endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    if not endpoint.startswith(("https://", "http://")):
+        raise UsageError(
+            f"{endpoint!r} is no URL of a Hub.",
+            hint="Set HF_ENDPOINT to one that starts with https:// or http://, or leave it unset.",
+        )
+    set_client_factory(_client)
+    return HfApi(endpoint=endpoint, token=token, library_name="shardhub", library_version=__version__)
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to use the network."""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
+
+
+def token_source(api: HfApi) -> str:
+    """Where the token that is sent comes from, for messages; never the token."""
+    from huggingface_hub import get_token
+
+    if isinstance(api.token, str):
+        return "the token given to this command"
+    if api.token is False or get_token() is None:
+        return "no token"
+    if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
+        return "the token in HF_TOKEN"
+    return "the token saved by `hf auth login`"
+
+
+def _client() -> httpx2.Client:
+    import httpx2
+    from huggingface_hub.utils._http import hf_request_event_hook
+
+    return httpx2.Client(
+        event_hooks={"request": [hf_request_event_hook], "response": [_refuse_downgrade]},
+        follow_redirects=True,
+        timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+    )
+
+
+def _refuse_downgrade(response: httpx2.Response) -> None:
+    """Refuse a redirect from https to http. Tokens stay behind at another host in any case; the content must too."""
+    import httpx2
+
+    target = response.next_request
+    if target is not None and response.request.url.scheme == "https" and target.url.scheme != "https":
+        raise httpx2.UnsupportedProtocol(
+            f"{response.request.url.host} redirects to {target.url.scheme}://{target.url.host}, which is not encrypted.",
+            request=response.request,
+        )

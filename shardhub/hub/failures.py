@@ -1,0 +1,242 @@
+"""What the Hub's client raises, and which of our errors each becomes: one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardhub.errors import (
+    AccessError,
+    Conflict,
+    HubRefused,
+    HubUnreachable,
+    NotFound,
+    ShardhubError,
+    UsageError,
+)
+from shardhub.hub.client import token_source
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_MAX_TEXT = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What was being done when the client raised.
+
+    Attributes:
+        what: As in "reading ORG/MODEL".
+        repo: Repo it was done to.
+        revision: Revision asked for.
+        api: The client, to tell where its token came from.
+    """
+
+    what: str
+    api: HfApi
+    repo: str | None = None
+    revision: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The repo for a reader."""
+        return self.repo or "the Hub"
+
+
+@contextmanager
+def hub_failures(what: str, *, api: HfApi, repo: str | None = None, revision: str | None = None) -> Iterator[None]:
+    """Turn what the client raises inside the block into our errors.
+
+    Args:
+        what: What is being done: "reading ORG/MODEL".
+        api: The client.
+        repo, revision: What it is done to.
+
+    Raises:
+        NotFound: No such repo, revision or file, or none that the token may see.
+        AccessError: The Hub wants a token, or another one.
+        Conflict: The repo changed meanwhile, or something has its name.
+        HubUnreachable: No network, no answer, or an answer that is not a Hub's.
+        HubRefused: The Hub refused for another reason.
+    """
+    try:
+        yield
+    except ShardhubError:
+        raise
+    except Exception as error:
+        mapped = explain(error, Circumstances(what=what, api=api, repo=repo, revision=revision))
+        if mapped is None:
+            raise
+        raise mapped from error
+
+
+def explain(error: Exception, at: Circumstances) -> ShardhubError | None:
+    """Our error for one of the client's; None for one that is not the client's to raise."""
+    rows = table()
+    for kind in type(error).__mro__:
+        if kind in rows:
+            return rows[kind](error, at)
+    return None
+
+
+def table() -> dict[type[BaseException], Callable[[Exception, Circumstances], ShardhubError]]:
+    """The row of each class; the nearest class of an error decides. A test holds that no HTTP error lacks one."""
+    import httpx2
+    from huggingface_hub import errors as hub
+
+    return {
+        hub.GatedRepoError: _gated,
+        hub.RepositoryNotFoundError: _no_repo,
+        hub.RevisionNotFoundError: _no_revision,
+        hub.RevisionResolutionError: _no_revision,
+        hub.RemoteEntryNotFoundError: _no_entry,
+        hub.EntryNotFoundError: _no_entry,
+        hub.DisabledRepoError: _disabled,
+        hub.BadRequestError: _refused,
+        # Of services we do not use.
+        hub.BucketNotFoundError: _refused,
+        hub.BucketBatchError: _refused,
+        hub.JobNotFoundError: _refused,
+        hub.HfHubHTTPError: _by_status,
+        hub.HFValidationError: _bad_name,
+        hub.LocalTokenNotFoundError: _no_token,
+        hub.OfflineModeIsEnabled: _offline,
+        hub.FileMetadataError: _not_a_hub,
+        httpx2.HTTPStatusError: _by_status,
+        httpx2.InvalidURL: _unreachable,
+        httpx2.HTTPError: _unreachable,
+        ConnectionError: _unreachable,  # also what the Xet client raises
+        # The client reads JSON before it looks at anything else.
+        json.JSONDecodeError: _not_a_hub,
+    }
+
+
+def _gated(error: Exception, at: Circumstances) -> ShardhubError:
+    return AccessError(
+        f"{at.place} is gated: its owner decides who may read it.",
+        why=f"Tried with {token_source(at.api)}.",
+        hint=f"Ask for access at {at.api.endpoint}/{at.repo}, then use a token of the account that got it (HF_TOKEN).",
+    )
+
+
+def _no_repo(error: Exception, at: Circumstances) -> ShardhubError:
+    source = token_source(at.api)
+    if _status(error) == 401 and _header(error, "X-Error-Message").startswith("Invalid"):
+        return _no_access(error, at)
+    hint = "Check the name; if it is private, use a token that may read it (HF_TOKEN, or `hf auth login`)."
+    return NotFound(
+        f"There is no repo {at.place} at {at.api.endpoint}.",
+        why=f"Or it is private: a private repo looks the same. Tried with {source}.",
+        hint=hint,
+    )
+
+
+def _no_revision(error: Exception, at: Circumstances) -> ShardhubError:
+    return NotFound(
+        f"{at.place} has no revision {at.revision!r}." if at.revision else f"{at.place} has no such revision.",
+        hint="Leave out @REVISION for the newest, or give a branch, a tag or a commit's 40 digits.",
+    )
+
+
+def _no_entry(error: Exception, at: Circumstances) -> ShardhubError:
+    return NotFound(f"A file is not in {at.place}.", why=f"While {at.what}: {_said(error)}")
+
+
+def _disabled(error: Exception, at: Circumstances) -> ShardhubError:
+    return AccessError(f"The Hub has disabled {at.place}.", why=_said(error))
+
+
+def _by_status(error: Exception, at: Circumstances) -> ShardhubError:
+    status = _status(error)
+    if status in (401, 403):
+        return _no_access(error, at)
+    if status in (409, 412):
+        return Conflict(
+            f"{at.place} changed meanwhile, or something else has its name.",
+            why=f"While {at.what}, the Hub answered {status}: {_said(error)}",
+            hint="Run the same command again; it starts from what is there now.",
+        )
+    if status == 404:
+        return NotFound(f"{at.api.endpoint} knows nothing of {at.place}.", why=f"While {at.what}: {_said(error)}")
+    if status == 429 or status >= 500:
+        return HubUnreachable(
+            f"{at.api.endpoint} is too busy." if status in (429, 503) else f"{at.api.endpoint} has a fault.",
+            why=f"While {at.what}, it answered {status} each time: {_said(error)}",
+            hint="Run the same command again later: it goes on where it stopped.",
+        )
+    return _refused(error, at)
+
+
+def _no_access(error: Exception, at: Circumstances) -> ShardhubError:
+    source = token_source(at.api)
+    return AccessError(
+        f"{at.api.endpoint} does not allow {at.what}.",
+        why=f"It answered {_status(error)} to {source}: {_said(error)}",
+        hint="Set HF_TOKEN to a token that may."
+        if source == "no token"
+        else "Use another token (HF_TOKEN), or ask its owner for access.",
+    )
+
+
+def _refused(error: Exception, at: Circumstances) -> ShardhubError:
+    return HubRefused(f"{at.api.endpoint} refused {at.what}.", why=f"It answered {_status(error)}: {_said(error)}")
+
+
+def _bad_name(error: Exception, at: Circumstances) -> ShardhubError:
+    return UsageError(f"{at.place} is no name of a repo.", why=_said(error), hint="Write ORG/NAME.")
+
+
+def _no_token(error: Exception, at: Circumstances) -> ShardhubError:
+    return AccessError(f"There is no token for {at.what}.", hint="Set HF_TOKEN, or log in once with `hf auth login`.")
+
+
+def _offline(error: Exception, at: Circumstances) -> ShardhubError:
+    return HubUnreachable(
+        f"{at.place} cannot be asked.", why="HF_HUB_OFFLINE is set.", hint="Unset it, or run what is cached already."
+    )
+
+
+def _unreachable(error: Exception, at: Circumstances) -> ShardhubError:
+    text = _said(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        hint = "Check this machine's clock, or set SSL_CERT_FILE to the certificate of your own Hub or proxy."
+        return HubUnreachable(f"{at.api.endpoint} has no certificate this machine trusts.", why=text, hint=hint)
+    return HubUnreachable(
+        f"No answer from {at.api.endpoint}.",
+        why=f"While {at.what}: {text}",
+        hint="Check the network and HF_ENDPOINT, then run the same command again: it goes on where it stopped.",
+    )
+
+
+def _not_a_hub(error: Exception, at: Circumstances) -> ShardhubError:
+    return HubUnreachable(
+        f"What answers at {at.api.endpoint} is not a Hub.",
+        why=f"While {at.what}, the answer could not be read: {_said(error)}",
+        hint="Check HF_ENDPOINT, and whether this network first wants a login page seen (open the address in a browser).",
+    )
+
+
+def _status(error: Exception) -> int:
+    response = getattr(error, "response", None)
+    return 0 if response is None else int(response.status_code)
+
+
+def _header(error: Exception, name: str) -> str:
+    response = getattr(error, "response", None)
+    return "" if response is None else str(response.headers.get(name, ""))
+
+
+def _said(error: Exception) -> str:
+    """What the Hub or the network said, in one short line; no URL, since those may carry signatures."""
+    text = getattr(error, "server_message", None) or _header(error, "X-Error-Message")
+    if not text:
+        text = (
+            type(error).__name__ if getattr(error, "response", None) is not None else f"{type(error).__name__}: {error}"
+        )
+    words = [word for word in " ".join(str(text).split()).split(" ") if "://" not in word]
+    line = " ".join(words)
+    return line if len(line) <= _MAX_TEXT else f"{line[:_MAX_TEXT]}..."
