@@ -45,8 +45,7 @@ def demo(*, keep: bool, as_json: bool) -> int:
             split(model, work, cut, only=None, name=NAME, as_json=False)
         note(f"3/4  shardhub serve {work / shard_name(NAME, 0)}, and so on: {NUM_STAGES} processes")
         addresses = []
-        for index in range(NUM_STAGES):
-            nodes.append(_serve(work / shard_name(NAME, index)))
+        nodes.extend(_serve(work / shard_name(NAME, index)) for index in range(NUM_STAGES))
         for index, process in enumerate(nodes):
             ready = _wait_ready(process, work / shard_name(NAME, index))
             addresses.append(str(ready["address"]))

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import logging
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -318,3 +319,14 @@ def test_urls_given_to_clients_start_with_the_public_one(tmp_path: Path) -> None
         made = raw.call("POST", "/api/repos/create", json={"name": "m"}, headers={"Host": "hub.example:1234"})
         assert made.json()["url"] == "http://hub.example:1234/ann/m"
         assert raw.upload_url("ann/m").startswith("http://hub.example:1234/_lfs/")
+
+
+def test_a_stalled_body_is_given_up(hub: RunningHub, raw: Raw, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shardhub.localhub.bodies.STALL_TIMEOUT_S", 0.05)
+    target = raw.upload_url(repo).removeprefix(hub.endpoint)
+    with socket.create_connection(("127.0.0.1", hub.port), timeout=10) as connection:
+        head = f"PUT {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(CONTENT)}\r\n\r\n"
+        connection.sendall(head.encode() + CONTENT[:10])
+        with connection.makefile("rb") as answer:
+            assert answer.read().startswith(b"HTTP/1.1 408")
+    assert WEB.put(hub.endpoint + target, content=CONTENT).status_code == 200
