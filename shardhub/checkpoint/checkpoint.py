@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shardhub.checkpoint.config import parse_config
-from shardhub.checkpoint.header import Header, StoredTensor, read_header
+from shardhub.checkpoint.header import ByteSource, FileSource, Header, StoredTensor, read_header
 from shardhub.errors import DigestMismatch, FormatError, UnsupportedModel, UsageError, WeightFileError
 from shardhub.manifest import MAX_DOCUMENT_BYTES, WeightFile, parse_json
 from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE, WEIGHT_FILE_PATTERN, check_file_name
@@ -26,18 +26,23 @@ _NAMES_SHOWN = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A model folder.
+    """A model.
 
     Attributes:
+        folder: Where its small files are: configuration, tokenizer, card.
+        where: Folder or repo it is in, for messages.
         config: config.json.
         files: Headers of the weight files, by file name.
         tensors: Where each tensor is stored, by the checkpoint's names.
+        open_file: Opens a weight file by its name.
     """
 
     folder: Path
+    where: str
     config: Mapping[str, Any]
     files: Mapping[str, Header]
     tensors: Mapping[str, StoredTensor]
+    open_file: Callable[[str], ByteSource]
 
     @property
     def size_bytes(self) -> int:
@@ -54,23 +59,54 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         FormatError: config.json or the index is broken.
         WeightFileError: A weight file is missing or malformed, or index and files disagree.
     """
-    _check_is_model(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder.", hint="Give a model folder, or a Hub id such as ORG/MODEL.")
+    return read_checkpoint(
+        folder,
+        [path.name for path in folder.iterdir() if path.is_file()],
+        where=str(folder),
+        read_header=lambda name: read_header(folder / name),
+        open_file=lambda name: FileSource(folder / name),
+    )
+
+
+def read_checkpoint(
+    folder: Path,
+    names: Collection[str],
+    *,
+    where: str,
+    read_header: Callable[[str], Header],
+    open_file: Callable[[str], ByteSource],
+) -> Checkpoint:
+    """Read a model whose weight files may be elsewhere.
+
+    Args:
+        folder: Where its small files are.
+        names: All its files, large ones too.
+        where: Folder or repo, for messages.
+        read_header: Header of a weight file by its name.
+        open_file: Opens a weight file by its name.
+
+    Raises:
+        As `open_checkpoint`.
+    """
+    _check_is_model(where, names)
     config_path = folder / CONFIG_FILE
     config = parse_config(_read_bounded(config_path, MAX_DOCUMENT_BYTES), where=str(config_path))
     weight_map = _read_index(folder)
-    files = {name: read_header(folder / name) for name in _weight_files(folder, weight_map)}
+    files = {name: read_header(name) for name in _weight_files(where, names, weight_map)}
     tensors: dict[str, StoredTensor] = {}
     for header in files.values():
         for name, tensor in header.tensors.items():
             if name in tensors:
                 raise WeightFileError(
-                    f"{folder}: the tensor {name!r} is in two files.",
+                    f"{where}: the tensor {name!r} is in two files.",
                     why=f"{tensors[name].file} and {tensor.file} both hold it.",
                     hint="Remove the file that does not belong to the model, or download the model again.",
                 )
             tensors[name] = tensor
     _check_index(folder, weight_map, tensors)
-    return Checkpoint(folder=folder, config=config, files=files, tensors=tensors)
+    return Checkpoint(folder=folder, where=where, config=config, files=files, tensors=tensors, open_file=open_file)
 
 
 def verify_weight_file(path: Path, file: WeightFile, catalogue: Mapping[str, TensorSpec]) -> None:
@@ -84,6 +120,21 @@ def verify_weight_file(path: Path, file: WeightFile, catalogue: Mapping[str, Ten
     Raises:
         WeightFileError: It is missing, malformed, or has other tensors, dtypes, shapes or another order.
         DigestMismatch: Its bytes are not the published ones.
+    """
+    check_weight_header(path, file, catalogue)
+    if (digest := _sha256(path)) != file.sha256:
+        raise DigestMismatch(
+            f"{path} is not the weight file that was published.",
+            why=f"Its sha256 is {digest[:16]}..., the stage says {file.sha256[:16]}....",
+            hint="Delete it and get it again from its publisher.",
+        )
+
+
+def check_weight_header(path: Path, file: WeightFile, catalogue: Mapping[str, TensorSpec]) -> None:
+    """The part of `verify_weight_file` that needs no weight: size, tensors, dtypes, shapes.
+
+    Raises:
+        WeightFileError: As `verify_weight_file`.
     """
     header = read_header(path)
     if header.size_bytes != file.size_bytes:
@@ -101,29 +152,21 @@ def verify_weight_file(path: Path, file: WeightFile, catalogue: Mapping[str, Ten
     if wrong:
         more = f" and {len(wrong) - _NAMES_SHOWN} more" if len(wrong) > _NAMES_SHOWN else ""
         raise _not_promised(path, f"{'; '.join(wrong[:_NAMES_SHOWN])}{more}.")
-    if (digest := _sha256(path)) != file.sha256:
-        raise DigestMismatch(
-            f"{path} is not the weight file that was published.",
-            why=f"Its sha256 is {digest[:16]}..., the stage says {file.sha256[:16]}....",
-            hint="Delete it and get it again from its publisher.",
-        )
 
 
-def _check_is_model(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder.", hint="Give a model folder, or a Hub id such as ORG/MODEL.")
+def _check_is_model(where: str, names: Collection[str]) -> None:
     for marker, noun, verb in ((STAGE_FILE, "shard", "serve"), (MANIFEST_FILE, "pipeline", "generate --manifest")):
-        if (folder / marker).exists():
+        if marker in names:
             raise UsageError(
-                f"{folder} is a {noun}, not a model.",
+                f"{where} is a {noun}, not a model.",
                 why=f"It has a {marker}.",
-                hint=f"Give the model it was made from, or use it: shardhub {verb} {folder}",
+                hint=f"Give the model it was made from, or use it: shardhub {verb} {where}",
             )
-    if not (folder / CONFIG_FILE).is_file():
+    if CONFIG_FILE not in names:
         raise UsageError(
-            f"{folder} is not a model folder.",
+            f"{where} is not a model.",
             why=f"It has no {CONFIG_FILE}.",
-            hint="Give the folder that holds config.json, the tokenizer and *.safetensors.",
+            hint="Give a folder or repo that holds config.json, the tokenizer and *.safetensors.",
         )
 
 
@@ -143,25 +186,29 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     return weight_map
 
 
-def _weight_files(folder: Path, weight_map: Mapping[str, str] | None) -> list[str]:
+def _weight_files(where: str, present: Collection[str], weight_map: Mapping[str, str] | None) -> list[str]:
     if weight_map is not None:
         names = sorted(set(weight_map.values()))
-        if absent := [name for name in names if not (folder / name).is_file()]:
+        if absent := [name for name in names if name not in present]:
             raise WeightFileError(
-                f"{folder} is not complete.",
+                f"{where} is not complete.",
                 why=f"{INDEX_FILE} names files that are not there: {_listed(absent)}.",
                 hint="Download the model again; a download that was broken off leaves such a folder.",
             )
         return names
-    for pattern in ("model*.safetensors", "*.safetensors"):
-        if names := sorted(path.name for path in folder.glob(pattern) if not path.name.startswith(".")):
+    for prefix in ("model", ""):
+        if names := sorted(name for name in present if name.startswith(prefix) and _is_weight_file(name)):
             return names
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER_WEIGHTS)
+    others = sorted(name for name in present if name.endswith(_OTHER_WEIGHTS))
     raise UnsupportedModel(
-        f"{folder} has no safetensors files.",
+        f"{where} has no safetensors files.",
         why=f"It has {_listed(others)}, which are not read." if others else "It has no weights at all.",
         hint="Convert it first: python -m mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
     )
+
+
+def _is_weight_file(name: str) -> bool:
+    return name.endswith(".safetensors") and not name.startswith(".")
 
 
 def _check_index(folder: Path, weight_map: Mapping[str, str] | None, tensors: Mapping[str, StoredTensor]) -> None:

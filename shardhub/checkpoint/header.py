@@ -26,13 +26,27 @@ _ALIGNMENT = 8
 
 
 class ByteSource(Protocol):
-    """Bytes that can be had by range: a file on disk, or later a file on the Hub."""
+    """Bytes that can be had by range: a file on disk, or a file on the Hub.
+
+    Attributes:
+        name: For messages.
+        version: Another one whenever the bytes may be others: a time for a file on disk, a digest for one on the Hub.
+    """
 
     name: str
     size_bytes: int
+    version: str
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Be told that the bytes [start, stop) are read next, in order."""
+        ...
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes from `start` on; raise `WeightFileError` if there are fewer."""
+        ...
+
+    def close(self) -> None:
+        """Give file or connection back."""
         ...
 
 
@@ -54,7 +68,7 @@ class FileSource:
             raise WeightFileError(f"{path} cannot be opened.", why=f"{error.strerror}.") from error
         status = os.fstat(self._descriptor)
         self.size_bytes = status.st_size
-        self.modified_ns = status.st_mtime_ns
+        self.version = str(status.st_mtime_ns)
 
     def __enter__(self) -> FileSource:
         return self
@@ -65,6 +79,9 @@ class FileSource:
     def close(self) -> None:
         """Give the file back."""
         os.close(self._descriptor)
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Nothing: the system reads ahead by itself."""
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes from `start` on.
@@ -104,12 +121,13 @@ class Header:
 
     Attributes:
         size_bytes: Of the whole file.
+        version: Of the file, see `ByteSource`.
         digest: sha256 of the header's bytes.
         tensors: By name, in the order of their bytes.
     """
 
     size_bytes: int
-    modified_ns: int
+    version: str
     digest: str
     tensors: dict[str, StoredTensor]
 
@@ -121,16 +139,28 @@ def read_header(path: Path) -> Header:
         WeightFileError: The file is malformed; the message names file and tensor, and the two values that disagree.
     """
     with FileSource(path) as source:
-        raw = _header_bytes(source)
-        tensors = _parse(raw, source, file=path.name)
-        header = Header(
-            size_bytes=source.size_bytes,
-            modified_ns=source.modified_ns,
-            digest=hashlib.sha256(raw).hexdigest(),
-            tensors=tensors,
-        )
-    _check_by_reference(path, tensors)
+        header = parse_header(source, file=path.name)
+    _check_by_reference(path, header.tensors)
     return header
+
+
+def parse_header(source: ByteSource, *, file: str) -> Header:
+    """Read and check the header of a safetensors file wherever it is, by our own rules.
+
+    Args:
+        source: Its bytes.
+        file: Its name, without its folder.
+
+    Raises:
+        WeightFileError: As `read_header`.
+    """
+    raw = _header_bytes(source)
+    return Header(
+        size_bytes=source.size_bytes,
+        version=source.version,
+        digest=hashlib.sha256(raw).hexdigest(),
+        tensors=_parse(raw, source, file=file),
+    )
 
 
 def encode_header(tensors: Iterable[tuple[str, TensorSpec]]) -> bytes:

@@ -25,13 +25,15 @@ class _Job:
     run: Callable[[], Any]
     future: Future[Any]
     cost: float
+    is_control: bool = False
 
 
 class ComputeThread:
     """Runs jobs one at a time: control jobs first, then the owners' queues round robin by cost.
 
     Args:
-        idle: Called in the thread about every `idle_s` seconds between jobs.
+        idle: Called in the thread about every `idle_s` seconds between jobs, when no control job waits: a renewal
+            that came during a long step must be heard before leases are looked at.
     """
 
     def __init__(self, *, idle: Callable[[], None] = lambda: None, idle_s: float = 1.0) -> None:
@@ -61,7 +63,7 @@ class ComputeThread:
 
     def control(self, run: Callable[[], T]) -> Future[T]:
         """Run before everything that is queued."""
-        return self._submit(self._control, run, 0.0)
+        return self._submit(self._control, _Job(run, Future(), 0.0, is_control=True))
 
     def submit(self, owner: Hashable, run: Callable[[], T], *, cost: float, limit: int) -> Future[T]:
         """Queue a job of `owner`.
@@ -80,7 +82,7 @@ class ComputeThread:
             # An owner that was away starts level with the others; it has saved nothing up.
             floor = min((self._spent[o] for o, q in self._queues.items() if q and o in self._spent), default=0.0)
             self._spent[owner] = max(self._spent.get(owner, 0.0), floor)
-        return self._submit(queue, run, cost)
+        return self._submit(queue, _Job(run, Future(), cost))
 
     def close(self) -> None:
         """End the thread after the present job; queued jobs are cancelled."""
@@ -95,14 +97,13 @@ class ComputeThread:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
-    def _submit(self, queue: deque[_Job], run: Callable[[], T], cost: float) -> Future[T]:
-        future: Future[T] = Future()
+    def _submit(self, queue: deque[_Job], job: _Job) -> Future[Any]:
         with self._wake:
             if self._closed:
                 raise Overloaded("The node is going away.", hint="Try another node.")
-            queue.append(_Job(run, future, cost))
+            queue.append(job)
             self._wake.notify()
-        return future
+        return job.future
 
     def _next(self) -> _Job | None:
         if self._control:
@@ -130,7 +131,8 @@ class ComputeThread:
                     if job is not None:
                         job.future.cancel()
                     return
-            if time.monotonic() >= idle_at:
+                may_idle = not self._control and not (job is not None and job.is_control)
+            if may_idle and time.monotonic() >= idle_at:
                 self._idle()
                 idle_at = time.monotonic() + self._idle_s
             if job is not None and job.future.set_running_or_notify_cancel():

@@ -196,6 +196,7 @@ class Engine:
             # The caches may have advanced in part: a replay under a new epoch starts from nothing.
             self._sessions.drop(row.session)
             return StepFailure(rows=step.rows, error=_as_failure(error))
+        self._sessions.touch(entry)
         return Ran(output=self._output(step, entry.session, advanced), next_hop=entry.next_hop)
 
     def _output(self, step: Step, session: Session, advanced: Advanced) -> Step | StepResult:

@@ -88,7 +88,7 @@ class SessionTable:
         entry.epoch = call.epoch
         entry.next_hop = call.next_hop
         entry.session.parameters = call.parameters
-        entry.lease_ends = self._clock() + self._limits.lease_s
+        self.touch(entry)
         return self._opened(entry)
 
     def close(self, head: bytes, session: bytes, epoch: int) -> None:
@@ -114,7 +114,7 @@ class SessionTable:
             if entry is None or entry.head != head:
                 gone.append(session)
             else:
-                entry.lease_ends = self._clock() + self._limits.lease_s
+                self.touch(entry)
         return gone
 
     def find(self, head: bytes, row: Row, length: int) -> Entry:
@@ -131,8 +131,12 @@ class SessionTable:
         if row.epoch != entry.epoch:
             raise StaleEpoch(f"A step of epoch {row.epoch} came.", why=f"The session is at epoch {entry.epoch}.")
         entry.session.check(row.position, length)
-        entry.lease_ends = self._clock() + self._limits.lease_s
+        self.touch(entry)
         return entry
+
+    def touch(self, entry: Entry) -> None:
+        """Extend a session's lease: its head shows that it is there, or we have been busy with it ourselves."""
+        entry.lease_ends = self._clock() + self._limits.lease_s
 
     def drop(self, session: bytes) -> None:
         """Forget a session whose KV cache is of no use any more."""

@@ -80,6 +80,6 @@ def _refuse_downgrade(response: httpx2.Response) -> None:
     target = response.next_request
     if target is not None and response.request.url.scheme == "https" and target.url.scheme != "https":
         raise httpx2.UnsupportedProtocol(
-            f"{response.request.url.host} redirects to {target.url.scheme}://{target.url.host}, which is not encrypted.",
+            f"{response.request.url.host} redirects to {target.url.host} without encryption.",
             request=response.request,
         )

@@ -124,14 +124,11 @@ def _gated(error: Exception, at: Circumstances) -> ShardhubError:
 
 
 def _no_repo(error: Exception, at: Circumstances) -> ShardhubError:
-    source = token_source(at.api)
-    if _status(error) == 401 and _header(error, "X-Error-Message").startswith("Invalid"):
-        return _no_access(error, at)
-    hint = "Check the name; if it is private, use a token that may read it (HF_TOKEN, or `hf auth login`)."
-    return NotFound(
-        f"There is no repo {at.place} at {at.api.endpoint}.",
-        why=f"Or it is private: a private repo looks the same. Tried with {source}.",
-        hint=hint,
+    kind = AccessError if _status(error) == 401 else NotFound
+    return kind(
+        f"There is no repo {at.place} at {at.api.endpoint}, or it is private.",
+        why=f"Tried with {token_source(at.api)}.",
+        hint="Check the name; if it is private, use a token that may read it (HF_TOKEN, or `hf auth login`).",
     )
 
 
@@ -216,7 +213,7 @@ def _not_a_hub(error: Exception, at: Circumstances) -> ShardhubError:
     return HubUnreachable(
         f"What answers at {at.api.endpoint} is not a Hub.",
         why=f"While {at.what}, the answer could not be read: {_said(error)}",
-        hint="Check HF_ENDPOINT, and whether this network first wants a login page seen (open the address in a browser).",
+        hint="Check HF_ENDPOINT, and open the address in a browser: this network may want a login first.",
     )
 
 

@@ -6,26 +6,26 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from shardhub.manifest import Manifest, ShardHint, Stage
-from shardhub.naming import CARD_FILE
+from shardhub.manifest import Manifest, Proof, ShardHint, Stage
 from shardhub.resources import resource
+from shardhub.splitting.source_card import Value
 
-_MAX_FRONT_MATTER_BYTES = 64 << 10
 _MAX_TEXT = 200
-# Fields of a source's card that go on into ours, when they are text or lists of text.
-_FIELDS = ("license", "license_name", "license_link", "language", "base_model")
-_MAX_ITEMS = 100
+# What only the pipeline's card says: a shard alone is no model, in no model's tree, and does no task.
+_OF_THE_PIPELINE = ("base_model", "base_model_relation", "pipeline_tag")
+# The Hub knows adapter, finetune, merge and quantized. Of these only the last says that nothing was trained or mixed:
+# the same model in another form. Left out, the Hub takes it for a finetune.
+_RELATION = "quantized"
+# What everything that is split here does.
+_PIPELINE_TAG = "text-generation"
 # What YAML 1.1 takes for a line break or refuses in a text.
 _YAML_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#!|<>&~$])")
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-
-Value = str | list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,8 @@ class StageSummary:
     """A row of a card's table of stages.
 
     Attributes:
-        name: Name of the shard's repo or folder.
+        name: The shard's repo, or its folder's name.
+        graph_hash: Of its computation, if that was proven.
     """
 
     index: int
@@ -41,6 +42,7 @@ class StageSummary:
     start: int
     stop: int
     size_bytes: int
+    graph_hash: str | None = None
 
     @property
     def layers(self) -> str:
@@ -48,36 +50,14 @@ class StageSummary:
         return f"{self.start} to {self.stop - 1}" if self.stop - self.start > 1 else str(self.start)
 
 
-def source_fields(folder: Path) -> dict[str, Value]:
-    """Licence, language and base model from the front matter of a model's README.md; empty where there is none.
-
-    The card is advice, not identity: what cannot be read is left out.
-    """
-    import yaml  # type: ignore[import-untyped]
-
-    try:
-        with (folder / CARD_FILE).open("rb") as file:
-            text = file.read(_MAX_FRONT_MATTER_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return {}
-    found = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
-    if found is None:
-        return {}
-    try:
-        fields = yaml.safe_load(found.group(1))
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return {}
-    return {name: fields[name] for name in _FIELDS if _is_value(fields.get(name))} if isinstance(fields, dict) else {}
-
-
 def front_matter(fields: Mapping[str, Value]) -> str:
     """YAML lines for these fields; every YAML reader gets the very same texts back."""
     lines = []
     for name, value in fields.items():
-        if isinstance(value, str):
-            lines.append(f"{name}: {_yaml_text(value)}\n")
+        if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+            lines.append(f"{name}:\n" + "".join(f"- {_yaml(item)}\n" for item in value))
         else:
-            lines.append(f"{name}:\n" + "".join(f"- {_yaml_text(item)}\n" for item in value))
+            lines.append(f"{name}: {_yaml(value)}\n")
     return "".join(lines)
 
 
@@ -88,6 +68,7 @@ def shard_card(
     source: str,
     fields: Mapping[str, Value],
     stages: Sequence[StageSummary],
+    on_hub: bool = False,
 ) -> str:
     """README.md of a shard. It names no base model: a shard is not a model of its own on the Hub.
 
@@ -97,9 +78,11 @@ def shard_card(
         source: Id or folder name of the model.
         fields: From `source_fields`.
         stages: All stages of the cut.
+        on_hub: Whether names are repos, which a card may link to.
     """
     return _render(
         "shard.md.j2",
+        on_hub=on_hub,
         name=stages[hint.index].name,
         index=hint.index,
         num_layers=stage.num_layers,
@@ -109,23 +92,56 @@ def shard_card(
         pipeline=hint.pipeline,
         digest=hint.stage_digest,
         stages=stages,
-        front_matter=front_matter({name: value for name, value in fields.items() if name != "base_model"}),
+        model_tag=f"- {model_tag(stage.catalogue_digest)}\n" if on_hub else "",
+        front_matter=front_matter({name: value for name, value in fields.items() if name not in _OF_THE_PIPELINE}),
     )
 
 
 def pipeline_card(
-    manifest: Manifest, *, name: str, source: str, fields: Mapping[str, Value], stages: Sequence[StageSummary]
+    manifest: Manifest,
+    *,
+    name: str,
+    source: str,
+    fields: Mapping[str, Value],
+    stages: Sequence[StageSummary],
+    proof: Proof | None = None,
+    on_hub: bool = False,
 ) -> str:
-    """README.md of a pipeline; the base model is the source's repo, or what the source's own card names."""
-    based = {"base_model": manifest.source.repo} if manifest.source.repo is not None else {}
+    """README.md of a pipeline; the base model is the source's repo, or what the source's own card names.
+
+    Args:
+        manifest: Its shardhub.json.
+        name: Its repo, or its folder's name.
+        source: Id or folder name of the model.
+        fields: From `source_fields`.
+        stages: All stages of the cut.
+        proof: One stage's, for what it was made with; None if the stages were not proven.
+        on_hub: Whether names are repos, which a card may link to.
+    """
+    joined: dict[str, Value] = {"pipeline_tag": _PIPELINE_TAG, **fields}
+    if manifest.source.repo is not None:
+        joined["base_model"] = manifest.source.repo
+    if "base_model" in joined:
+        joined["base_model_relation"] = _RELATION
     return _render(
         "pipeline.md.j2",
         name=name,
         source=source,
-        stages=stages,
+        source_repo=manifest.source.repo,
+        commit=manifest.source.commit,
+        num_layers=manifest.num_layers,
+        size_bytes=sum(stage.size_bytes for stage in manifest.stages),
+        stages=[(row, entry.digest) for row, entry in zip(stages, manifest.stages, strict=True)],
         pipeline_id=manifest.pipeline_id,
-        front_matter=front_matter({**fields, **based}),
+        proof=proof,
+        on_hub=on_hub,
+        front_matter=front_matter(joined),
     )
+
+
+def model_tag(catalogue_digest: str) -> str:
+    """The tag that shards of one model share, whatever the cut: it finds those that hold its weight files already."""
+    return f"shardhub-model-{catalogue_digest[:16]}"
 
 
 def shard_config(config: Mapping[str, Any], hint: ShardHint) -> str:
@@ -149,18 +165,33 @@ def _render(template: str, **values: Any) -> str:
         autoescape=False,  # noqa: S701
     )
     environment.filters["text"] = one_line
+    environment.filters["link"] = _link
     environment.filters["gb"] = lambda size: f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"
     environment.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     return environment.get_template(template).render(values)
 
 
-def _yaml_text(value: str) -> str:
-    # A JSON string is a YAML text in double quotes, but for a few characters YAML 1.1 does not take as they are.
-    quoted = json.dumps(value.encode("utf-8", "replace").decode(), ensure_ascii=False)
+def _link(name: str, on_hub: bool) -> str:
+    """A repo's or folder's name as code, and as a link where it is a repo. Both are plain by their naming rules."""
+    return f"[`{name}`](/{name})" if on_hub else f"`{name}`"
+
+
+def _yaml(value: Value) -> str:
+    """A value in YAML's flow style, which is JSON but for a few characters that YAML 1.1 does not take as they are."""
+    quoted = json.dumps(_encodable(value), ensure_ascii=False)
     return _YAML_ESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", quoted)
 
 
-def _is_value(value: Any) -> bool:
+def _encodable(value: Value) -> Value:
+    """The same without unpaired surrogates, which no UTF-8 has."""
+    if isinstance(value, str):
+        return _clean(value)
     if isinstance(value, list):
-        return 0 < len(value) <= _MAX_ITEMS and all(isinstance(item, str) for item in value)
-    return isinstance(value, str)
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_clean(name): _encodable(item) for name, item in value.items()}
+    return value
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

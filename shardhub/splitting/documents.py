@@ -7,8 +7,9 @@ import json
 from shardhub.checkpoint.checkpoint import INDEX_FILE
 from shardhub.manifest import Manifest, ShardHint, Stage, check_digest, encode, sha256_hex
 from shardhub.naming import CARD_FILE, CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
-from shardhub.splitting.cards import StageSummary, pipeline_card, shard_card, shard_config, source_fields
+from shardhub.splitting.cards import StageSummary, pipeline_card, shard_card, shard_config
 from shardhub.splitting.job import ShardJob, SplitJob
+from shardhub.splitting.source_card import licence_files, source_fields
 
 
 def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, bytes]:
@@ -25,13 +26,16 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
         index=shard.index,
         start=stage.start,
         stop=stage.stop,
-        pipeline=job.pipeline_folder.name,
+        pipeline=job.pipeline_label,
     )
     weight_map = {name: file.name for file in stage.weight_files for name in file.tensors}
     index = {"metadata": {"total_size": shard.tensor_bytes}, "weight_map": weight_map}
     fields = source_fields(job.checkpoint.folder)
-    card = shard_card(stage, hint, source=job.source_name, fields=fields, stages=_summaries(job))
+    card = shard_card(
+        stage, hint, source=job.source_name, fields=fields, stages=_summaries(job), on_hub=job.namespace is not None
+    )
     files = {
+        **licence_files(job.checkpoint.folder),
         STAGE_FILE: document,
         CATALOGUE_FILE: job.catalogue,
         INDEX_FILE: (json.dumps(index, indent=1, sort_keys=True) + "\n").encode(),
@@ -49,10 +53,16 @@ def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
     Raises:
         DigestMismatch: A tokenizer or configuration file changed while the model was split.
     """
-    name = job.pipeline_folder.name
-    fields = source_fields(job.checkpoint.folder)
-    card = pipeline_card(manifest, name=name, source=job.source_name, fields=fields, stages=_summaries(job))
-    files = {MANIFEST_FILE: encode(manifest), CARD_FILE: card.encode()}
+    card = pipeline_card(
+        manifest,
+        name=job.pipeline_label,
+        source=job.source_name,
+        fields=source_fields(job.checkpoint.folder),
+        stages=_summaries(job),
+        proof=job.proof(job.shards[0], manifest.stages[0].digest),
+        on_hub=job.namespace is not None,
+    )
+    files = {**licence_files(job.checkpoint.folder), MANIFEST_FILE: encode(manifest), CARD_FILE: card.encode()}
     for file, digest in manifest.files.items():
         path = job.checkpoint.folder / file
         files[file] = path.read_bytes()
@@ -64,10 +74,11 @@ def _summaries(job: SplitJob) -> list[StageSummary]:
     return [
         StageSummary(
             index=shard.index,
-            name=shard.folder.name,
+            name=job.shard_label(shard),
             start=shard.contents.start,
             stop=shard.contents.stop,
             size_bytes=shard.size_bytes,
+            graph_hash=shard.contents.graph_hash,
         )
         for shard in job.shards
     ]

@@ -11,6 +11,7 @@ from shardhub.checkpoint.config import quantization
 from shardhub.errors import PlanError, UsageError, WeightFileError
 from shardhub.manifest import (
     FolderLocation,
+    Location,
     Manifest,
     Proof,
     Source,
@@ -88,6 +89,7 @@ class SplitJob:
     """All shards and the pipeline.
 
     Attributes:
+        namespace: User or organisation on the Hub they are for; None for folders.
         catalogue: tensors.json.
         files: sha256 of the files that lie beside the manifest, by name.
     """
@@ -95,6 +97,7 @@ class SplitJob:
     checkpoint: Checkpoint
     contents: ModelContents
     name: str
+    namespace: str | None
     source: Source
     shards: tuple[ShardJob, ...]
     pipeline_folder: Path
@@ -105,6 +108,15 @@ class SplitJob:
     def source_name(self) -> str:
         """The model for a reader: its repo, else its folder's name."""
         return self.source.repo or self.checkpoint.folder.resolve().name
+
+    @property
+    def pipeline_label(self) -> str:
+        """The pipeline for a reader and for commands: its repo, else its folder's name."""
+        return self._label(self.pipeline_folder)
+
+    def shard_label(self, shard: ShardJob) -> str:
+        """A shard for a reader and for commands: its repo, else its folder's name."""
+        return self._label(shard.folder)
 
     @property
     def files_bytes(self) -> int:
@@ -136,8 +148,14 @@ class SplitJob:
             crossings_out=shard.contents.crossings_out,
         )
 
-    def manifest(self, stage_digests: Sequence[str]) -> Manifest:
-        """shardhub.json, once the stage digests are known."""
+    def manifest(self, stage_digests: Sequence[str], locations: Sequence[Location] = ()) -> Manifest:
+        """shardhub.json, once the stage digests are known.
+
+        Args:
+            stage_digests: Of all shards.
+            locations: Where each of them is; by default in the folders beside the pipeline's.
+        """
+        places = locations or [FolderLocation(kind="folder", name=shard.folder.name) for shard in self.shards]
         return Manifest(
             name=self.name,
             source=self.source,
@@ -149,9 +167,9 @@ class SplitJob:
                     start=shard.contents.start,
                     stop=shard.contents.stop,
                     size_bytes=shard.size_bytes,
-                    locations=(FolderLocation(kind="folder", name=shard.folder.name),),
+                    locations=(place,),
                 )
-                for shard, digest in zip(self.shards, stage_digests, strict=True)
+                for shard, digest, place in zip(self.shards, stage_digests, places, strict=True)
             ),
             files=dict(self.files),
         )
@@ -208,6 +226,9 @@ class SplitJob:
         expected = self.manifest([f"{index:064x}" for index in range(len(self.shards))])
         pipeline_in_place(self.pipeline_folder, expected, compare_digests=False)
 
+    def _label(self, folder: Path) -> str:
+        return folder.name if self.namespace is None else f"{self.namespace}/{folder.name}"
+
 
 def prepare(
     checkpoint: Checkpoint,
@@ -217,9 +238,16 @@ def prepare(
     *,
     name: str,
     source: Source,
+    namespace: str | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> SplitJob:
     """Decide what a split writes; reads nothing but small files and writes nothing.
+
+    Args:
+        checkpoint, contents, stages: As `split`.
+        out: Folder of the folders, if they are to be written.
+        name, source, max_file_bytes: As `split`.
+        namespace: User or organisation on the Hub, if it is for the Hub.
 
     Raises:
         FormatError: `name` is no plain file name.
@@ -233,7 +261,7 @@ def prepare(
     if missing:
         more = f" and {len(missing) - _NAMES_SHOWN} more" if len(missing) > _NAMES_SHOWN else ""
         raise WeightFileError(
-            f"{checkpoint.folder} lacks tensors of the model.",
+            f"{checkpoint.where} lacks tensors of the model.",
             why=f"Missing: {', '.join(missing[:_NAMES_SHOWN])}{more}.",
             hint="Download the model again.",
         )
@@ -261,6 +289,7 @@ def prepare(
         checkpoint=checkpoint,
         contents=contents,
         name=name,
+        namespace=namespace,
         source=source,
         shards=tuple(shards),
         pipeline_folder=out / pipeline_name(name),
@@ -272,7 +301,7 @@ def prepare(
 def _key(layout: FileLayout, checkpoint: Checkpoint) -> str:
     """Digest of what a weight file is made of: its header, the ranges it takes, and the files these lie in."""
     files = {
-        name: [header.size_bytes, header.modified_ns, header.digest]
+        name: [header.size_bytes, header.version, header.digest]
         for name in {tensor.file for tensor in layout.stored}
         for header in [checkpoint.files[name]]
     }

@@ -35,7 +35,7 @@ PIPELINE_FILES = (
 )
 _PIPELINE_SUFFIXES = (".tiktoken",)
 # The largest tokenizer measured has 35 MB; one beyond this is an attack. Source: faults.md C15.
-_MAX_PIPELINE_FILE_BYTES = 64 << 20
+MAX_PIPELINE_FILE_BYTES = 64 << 20
 
 
 def partial_folder(folder: Path) -> Path:
@@ -111,6 +111,11 @@ def pipeline_in_place(folder: Path, expected: Manifest, *, compare_digests: bool
 UNKNOWN = "0" * 64
 
 
+def is_pipeline_file(name: str) -> bool:
+    """Whether a pipeline carries a file of this name, if its source has it."""
+    return name in PIPELINE_FILES or (name.endswith(_PIPELINE_SUFFIXES) and not name.startswith("."))
+
+
 def pipeline_files(source: Path) -> dict[str, str]:
     """sha256 of the source's files that a pipeline carries, by name.
 
@@ -119,15 +124,15 @@ def pipeline_files(source: Path) -> dict[str, str]:
     """
     names = [name for name in PIPELINE_FILES if (source / name).is_file()]
     names += sorted(
-        path.name for path in source.iterdir() if path.suffix in _PIPELINE_SUFFIXES and not path.name.startswith(".")
+        path.name for path in source.iterdir() if path.name not in PIPELINE_FILES and is_pipeline_file(path.name)
     )
     digests = {}
     for name in names:
         path = source / name
-        if (size := path.stat().st_size) > _MAX_PIPELINE_FILE_BYTES:
+        if (size := path.stat().st_size) > MAX_PIPELINE_FILE_BYTES:
             raise FormatError(
                 f"{path} is larger than any tokenizer.",
-                why=f"It has {size} bytes, the limit is {_MAX_PIPELINE_FILE_BYTES}.",
+                why=f"It has {size} bytes, the limit is {MAX_PIPELINE_FILE_BYTES}.",
                 hint="Remove it from the model folder if the model does not need it.",
             )
         digests[name] = sha256_hex(path.read_bytes())

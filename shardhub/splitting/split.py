@@ -200,7 +200,7 @@ class _Splitter:
             known = self._journal.entries.digests.get(key)
             if known is not None and known != digest:
                 raise WeightFileError(
-                    f"{self._job.checkpoint.folder} changed since an earlier run read it.",
+                    f"{self._job.checkpoint.where} changed since an earlier run read it.",
                     why=f"{layout.name} had the sha256 {known[:16]}..., now it has {digest[:16]}...; sizes and times "
                     "of the files are the same.",
                     hint=f"Check the model folder; to start from nothing, delete {JOURNAL_FILE} beside the shards.",

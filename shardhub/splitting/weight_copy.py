@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from shardhub.checkpoint.checkpoint import Checkpoint
-from shardhub.checkpoint.header import FileSource
+from shardhub.checkpoint.header import ByteSource, StoredTensor
 from shardhub.errors import DiskFull, WeightFileError
 from shardhub.splitting.weight_layout import FileLayout
 
@@ -32,7 +32,7 @@ class Copier:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._sources: OrderedDict[str, FileSource] = OrderedDict()
+        self._sources: OrderedDict[str, ByteSource] = OrderedDict()
         self._buffers = [memoryview(bytearray(_BUFFER_BYTES)) for _ in range(_NUM_BUFFERS)]
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
         self._syncer = ThreadPoolExecutor(1, thread_name_prefix="sync")
@@ -114,8 +114,10 @@ class Copier:
             yield buffer
             turn, buffer = self._next_buffer(turn, hashing)
         buffer[: len(head)] = head
-        for tensor in layout.stored:
+        for tensor, ahead in zip(layout.stored, _runs(layout.stored), strict=True):
             source = self._source(tensor.file)
+            if ahead is not None:
+                source.read_ahead(tensor.start, ahead)
             at = tensor.start
             while at < tensor.stop:
                 if used == len(buffer):
@@ -133,23 +135,35 @@ class Copier:
             future.result()
         return turn, self._buffers[turn % _NUM_BUFFERS]
 
-    def _source(self, name: str) -> FileSource:
+    def _source(self, name: str) -> ByteSource:
         if name in self._sources:
             self._sources.move_to_end(name)
             return self._sources[name]
-        source = FileSource(self._checkpoint.folder / name)
+        source = self._checkpoint.open_file(name)
         header = self._checkpoint.files[name]
-        if (source.size_bytes, source.modified_ns) != (header.size_bytes, header.modified_ns):
+        if (source.size_bytes, source.version) != (header.size_bytes, header.version):
             source.close()
             raise WeightFileError(
                 f"{source.name} changed since its header was read.",
                 why=f"It had {header.size_bytes} bytes, now it has {source.size_bytes}.",
-                hint="Wait until nothing writes to the model folder, then start again.",
+                hint="Wait until nothing writes to the model, then start again.",
             )
         self._sources[name] = source
         if len(self._sources) > _MAX_OPEN:
             self._sources.popitem(last=False)[1].close()
         return source
+
+
+def _runs(stored: Sequence[StoredTensor]) -> list[int | None]:
+    """For each tensor that does not follow the one before in its file: where the run of those that follow it ends."""
+    stops: list[int | None] = [None] * len(stored)
+    first = 0
+    for index, tensor in enumerate(stored):
+        before = stored[index - 1] if index else None
+        if before is None or (before.file, before.stop) != (tensor.file, tensor.start):
+            first = index
+        stops[first] = tensor.stop
+    return stops
 
 
 def _disk_full(folder: Path, layout: FileLayout, cause: OSError) -> DiskFull:

@@ -121,3 +121,21 @@ def test_busy_time_is_that_of_the_present_job(compute) -> None:
     gate.future.result(WAIT_S)
     compute.control(lambda: None).result(WAIT_S)
     assert compute.num_done >= 1
+
+
+def test_control_is_heard_before_idle_work() -> None:
+    """A renewal that waited behind a long step counts before leases are looked at."""
+    order: list[str] = []
+    compute = ComputeThread(idle=lambda: order.append("idle"), idle_s=0.05)
+    gate = Gate(compute)
+    controls = [compute.control(lambda: order.append("control")) for _ in range(3)]
+    order.clear()
+    threading.Event().wait(0.2)  # longer than the idle interval, all of it in one job
+    gate.go.set()
+    for control in controls:
+        control.result(WAIT_S)
+    deadline = time.monotonic() + WAIT_S
+    while "idle" not in order and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    compute.close()
+    assert order[:4] == ["control", "control", "control", "idle"]

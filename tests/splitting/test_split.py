@@ -505,7 +505,7 @@ def test_missing_tensor_is_refused(model: Path, tmp_path: Path) -> None:
     """A tensor that the model needs and the checkpoint lacks is named before anything is written."""
     checkpoint = open_checkpoint(model)
     tensors = {name: own for name, own in checkpoint.tensors.items() if name != "model.norm.weight"}
-    poorer = Checkpoint(folder=model, config=checkpoint.config, files=checkpoint.files, tensors=tensors)
+    poorer = replace(checkpoint, tensors=tensors)
     stages = stages_of(checkpoint, (2,))
     with pytest.raises(WeightFileError, match=r"model\.norm\.weight"):
         split(poorer, contents_of(checkpoint), stages, tmp_path / "out", name="m", source=FOLDER)
@@ -516,7 +516,7 @@ def test_renamed_tensors_get_their_final_names(model: Path, tmp_path: Path) -> N
     checkpoint = open_checkpoint(model)
     stored = checkpoint.tensors["model.norm.weight"]
     tensors = {("old.norm" if name == "model.norm.weight" else name): own for name, own in checkpoint.tensors.items()}
-    renamed = Checkpoint(folder=model, config=checkpoint.config, files=checkpoint.files, tensors=tensors)
+    renamed = replace(checkpoint, tensors=tensors)
     contents = contents_of(checkpoint)
     names = {**contents.stored_names, "model.norm.weight": "old.norm"}
     given = type(contents)(

@@ -50,7 +50,5 @@ async def duplicate(request: Request) -> Response:
 
 def _held(connection: sqlite3.Connection, repo: Repo) -> dict[str, int]:
     """Size by sha256 of the LFS files that the repo's branches and tags hold."""
-    trees = [
-        history.read(connection, repo, commit).tree for commit in set(history.refs(connection, repo).values())
-    ]
+    trees = [history.read(connection, repo, commit).tree for commit in set(history.refs(connection, repo).values())]
     return {entry.sha256: entry.size_bytes for tree in trees for entry in tree.values() if entry.lfs}

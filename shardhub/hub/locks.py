@@ -1,0 +1,109 @@
+"""Locks between processes that share a cache: given back by the system when their holder dies."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shardhub.errors import Conflict
+
+# A file of 1 GB over a slow line; whoever waits longer is told who holds it.
+LOCK_TIMEOUT_S = 1800.0
+_POLL_S = 0.2
+# File systems without flock, such as some network mounts: there unique names and renames keep the cache right.
+_UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+@contextmanager
+def locked(
+    path: Path,
+    *,
+    what: str,
+    notice: Callable[[str], None] = lambda _: None,
+    timeout_s: float = LOCK_TIMEOUT_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[bool]:
+    """Hold the lock file at `path` for as long as the block runs; whether it is held is what comes.
+
+    Args:
+        path: The lock file; made if needed and left there.
+        what: What is locked, for messages.
+        notice: Told once if another process has to be waited for.
+        timeout_s: How long it is waited for.
+        sleep: Waits so many seconds.
+
+    Raises:
+        Conflict: Another process holds it for longer.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        until = time.monotonic() + timeout_s
+        is_told = False
+        while not (held := _try(descriptor, fcntl.LOCK_EX)):
+            if held is None:
+                break
+            if not is_told:
+                notice(f"waiting for another process to fetch {what}")
+                is_told = True
+            if time.monotonic() >= until:
+                raise Conflict(
+                    f"Another process is fetching {what}, and does not come to an end.",
+                    why=f"It has held {path} for {timeout_s:.0f} s.",
+                    hint="End that process, then run the same command again.",
+                )
+            sleep(_POLL_S)
+        yield held is True
+    finally:
+        os.close(descriptor)
+
+
+def hold_shared(path: Path) -> int | None:
+    """Mark a folder as used for as long as the descriptor that comes is open; None where that cannot be."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if _try(descriptor, fcntl.LOCK_SH):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def is_used(path: Path) -> bool:
+    """Whether another process uses a folder, see `hold_shared`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return _try(descriptor, fcntl.LOCK_EX) is False
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked_at_once(path: Path, *, shared: bool) -> Iterator[bool]:
+    """Take a lock without waiting; whether it was to be had is what comes."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        yield _try(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX) is not False
+    finally:
+        os.close(descriptor)
+
+
+def _try(descriptor: int, kind: int) -> bool | None:
+    """True: held. False: somebody else holds it. None: the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        raise
+    return True

@@ -1,0 +1,135 @@
+"""What a push remembers between runs: the sha256 of every weight file it made, by what the file is made of."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shardhub.errors import DiskFull
+from shardhub.manifest import DIGEST_PATTERN, canonical
+from shardhub.splitting.shard_folder import disk_errors
+
+_JOURNAL = "push.journal"
+# 65,536 files of a model take 10 MB.
+_MAX_BYTES = 64 << 20
+_SCRATCH = "making-"
+# Kept free beside the file being made. Source: faults.md B1.
+_SPARE_SHARE = (5, 100)
+
+
+class PushJournal:
+    """Lines of key and sha256, appended one by one; several pushes may write at a time.
+
+    It saves work and decides nothing: the Hub is asked whether it has the bytes, and a line that was lost costs one
+    more copy of a file.
+
+    Args:
+        folder: Of the cache; made if needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _JOURNAL
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.digests = _read(self._path)
+
+    def add(self, key: str, sha256: str) -> None:
+        """Note the sha256 of a file."""
+        if self.digests.get(key) == sha256:
+            return
+        self.digests[key] = sha256
+        line = b"\n" + canonical({"key": key, "sha256": sha256}) + b"\n"  # on a line of its own, even after half a line
+        with disk_errors(self._path.parent):
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
+
+    def forget(self, key: str) -> None:
+        """Leave out a file for this run, because its sha256 was found to be wrong."""
+        self.digests.pop(key, None)
+
+
+@contextmanager
+def scratch_folder(folder: Path, need_bytes: int) -> Iterator[Path]:
+    """A folder for one weight file at a time, removed afterwards; those that killed runs left are removed first.
+
+    Args:
+        folder: Of the cache.
+        need_bytes: Size of the largest weight file.
+
+    Raises:
+        DiskFull: There is no room for it.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        need = need_bytes * (_SPARE_SHARE[0] + _SPARE_SHARE[1]) // _SPARE_SHARE[1]
+        if need > free:
+            raise DiskFull(
+                f"There is not enough room in {folder}.",
+                why=f"The largest weight file needs {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free.",
+                hint="Make room, or give another folder with --cache-dir.",
+            )
+        with _locked(folder):  # so that no other run sweeps the new folder before it has its lock
+            _sweep(folder)
+            made = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
+            descriptor = os.open(made, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield made
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the folders of runs that are no more: nobody holds their lock."""
+    for left in folder.glob(f"{_SCRATCH}*"):
+        try:
+            descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def _read(path: Path) -> dict[str, str]:
+    digests: dict[str, str] = {}
+    try:
+        with path.open("rb") as file:
+            lines = file.read(_MAX_BYTES).splitlines()
+    except FileNotFoundError:
+        return digests
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            key, sha256 = entry["key"], entry["sha256"]
+        except (ValueError, TypeError, KeyError):
+            continue  # half a line, left by a kill
+        if isinstance(key, str) and isinstance(sha256, str) and re.fullmatch(DIGEST_PATTERN, sha256):
+            digests[key] = sha256
+    return digests

@@ -1,0 +1,234 @@
+"""A file on a Hub, read by ranges: streamed with flat memory, resumed where the connection breaks."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardhub.errors import WeightFileError
+from shardhub.hub.client import CONNECT_TIMEOUT_S
+from shardhub.hub.failures import hub_failures
+from shardhub.hub.retry import NUM_TRIES, headers_of, is_passing, reason, wait_before
+
+if TYPE_CHECKING:
+    import httpx2
+    from huggingface_hub import HfApi
+
+# Source: faults.md A6.
+STALL_TIMEOUT_S = 10.0
+_CHUNK_BYTES = 1 << 20
+# A jump forward this short is read over: a new request takes longer.
+_SKIP_BYTES = 1 << 20
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a Hub is waited for.
+
+    Attributes:
+        stall_timeout_s: Between two bytes of a body.
+        num_tries: Tries without a byte of progress.
+        sleep: Waits so many seconds.
+        notice: Told once for every wait.
+    """
+
+    stall_timeout_s: float = STALL_TIMEOUT_S
+    num_tries: int = NUM_TRIES
+    sleep: Callable[[float], None] = time.sleep
+    notice: Callable[[str], None] = lambda _: None
+
+
+class RemoteFile:
+    """A file of a repo at a commit, as a `ByteSource`; a context manager that holds a connection while it is read.
+
+    Args:
+        api: The Hub's client.
+        repo, commit, path: Which file.
+        size_bytes: Its size, as the repo's listing says.
+        version: Its digest, as the listing says.
+        patience: How long the Hub is waited for.
+    """
+
+    def __init__(
+        self,
+        api: HfApi,
+        repo: str,
+        commit: str,
+        path: str,
+        *,
+        size_bytes: int,
+        version: str,
+        patience: Patience | None = None,
+    ) -> None:
+        self.name = f"{repo}/{path}"
+        self.size_bytes = size_bytes
+        self.version = version
+        from huggingface_hub import hf_hub_url
+
+        self._api = api
+        self._repo = repo
+        self._url = hf_hub_url(repo, path, revision=commit, endpoint=api.endpoint)
+        self._direct: str | None = None
+        self._patience = patience or Patience()
+        self._stream: _Stream | None = None
+        self._ahead = (0, 0)
+
+    def __enter__(self) -> RemoteFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Ask for [start, stop) in one request when the first of these bytes is read."""
+        self._ahead = (start, min(stop, self.size_bytes))
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes from `start` on.
+
+        Raises:
+            WeightFileError: The file ends before.
+            ShardhubError: As `hub_failures`, when trying again did not help.
+        """
+        if start + len(buffer) > self.size_bytes:
+            raise WeightFileError(
+                f"{self.name} cannot be read.",
+                why=f"It ends at byte {self.size_bytes}, expected {start + len(buffer)}.",
+                hint="Get the file again from its publisher.",
+            )
+        done = failures = 0
+        while done < len(buffer):
+            with hub_failures(f"reading {self.name}", api=self._api, repo=self._repo):
+                try:
+                    count = self._at(start + done, start + len(buffer)).read_into(buffer[done:])
+                except Exception as error:
+                    self.close()
+                    failures += 1
+                    if self._expired(error):
+                        continue
+                    if failures >= self._patience.num_tries or not is_passing(error):
+                        raise
+                    wait_s = wait_before(failures, headers_of(error))
+                    self._patience.notice(f"{self.name}: {reason(error)}, trying again in {wait_s:.0f} s")
+                    self._patience.sleep(wait_s)
+                    continue
+            done, failures = done + count, 0
+
+    def _at(self, start: int, stop: int) -> _Stream:
+        """A stream that stands at `start` and reaches `stop` at least, unless it is cut there by what was announced."""
+        stream = self._stream
+        if stream is not None and stream.at <= start < stream.stop and start - stream.at <= _SKIP_BYTES:
+            stream.skip(start)
+            return stream
+        self.close()
+        if self._ahead[0] <= start < self._ahead[1]:
+            stop = max(stop, self._ahead[1])
+        self._stream = self._open(start, stop)
+        self._stream.skip(start)
+        return self._stream
+
+    def _open(self, start: int, stop: int) -> _Stream:
+        import httpx2
+        from huggingface_hub.utils._http import get_session, hf_raise_for_status
+
+        session = get_session()
+        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        if self._direct is None:
+            headers |= self._api._build_hf_headers()
+        timeout = httpx2.Timeout(self._patience.stall_timeout_s, connect=CONNECT_TIMEOUT_S)
+        request = session.build_request("GET", self._direct or self._url, headers=headers, timeout=timeout)
+        response = session.send(request, stream=True)
+        try:
+            if response.is_error:
+                response.read()
+            hf_raise_for_status(response)
+            if response.history and response.url.host != request.url.host:
+                # The store behind the Hub: asked directly from now on, without the token. Its address expires.
+                self._direct = str(response.url)
+            return self._checked(response, start, stop)
+        except BaseException:
+            response.close()
+            raise
+
+    def _checked(self, response: httpx2.Response, start: int, stop: int) -> _Stream:
+        """The body, once status, range, length and encoding are what was asked for."""
+        import httpx2
+        from huggingface_hub.errors import FileMetadataError
+
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise FileMetadataError("A web page came instead of the file.")
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise httpx2.DecodingError("The body is compressed, which was not asked for.", request=response.request)
+        first = start
+        if response.status_code == 206:
+            found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            told = tuple(map(int, found.groups())) if found else None
+            if told != (start, stop - 1, self.size_bytes):
+                raise httpx2.RemoteProtocolError(f"Asked for {start} to {stop - 1}, got {told}.")
+        else:  # it ignores ranges, and sends the file from its start
+            first, stop = 0, self.size_bytes
+        length = response.headers.get("Content-Length")
+        if length is not None and length != str(stop - first):
+            raise httpx2.RemoteProtocolError(f"Expected {stop - first} bytes, {length[:20]} were announced.")
+        return _Stream(response, first, stop)
+
+    def _expired(self, error: Exception) -> bool:
+        """Whether the store behind the Hub no longer knows the address; then the Hub is asked for a new one."""
+        response = getattr(error, "response", None)
+        if self._direct is None or response is None or response.status_code not in (400, 401, 403, 404, 410):
+            return False
+        self._direct = None
+        return True
+
+
+class _Stream:
+    """The body of one answer: bytes [at, stop) of the file, in order."""
+
+    def __init__(self, response: httpx2.Response, at: int, stop: int) -> None:
+        self.at = at
+        self.stop = stop
+        self._response = response
+        self._chunks: Iterator[bytes] = response.iter_raw(_CHUNK_BYTES)
+        self._rest = memoryview(b"")
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Put the next bytes into `buffer`, one at least."""
+        chunk = self._next()
+        count = min(len(chunk), len(buffer))
+        buffer[:count] = chunk[:count]
+        self._rest = chunk[count:]
+        self.at += count
+        return count
+
+    def skip(self, to: int) -> None:
+        """Read over the bytes before `to`."""
+        while self.at < to:
+            chunk = self._next()
+            count = min(len(chunk), to - self.at)
+            self._rest = chunk[count:]
+            self.at += count
+
+    def close(self) -> None:
+        """End the connection, unless the body was read to its end."""
+        self._response.close()
+
+    def _next(self) -> memoryview:
+        import httpx2
+
+        if len(self._rest):
+            return self._rest
+        chunk = memoryview(next(self._chunks, b""))
+        if not len(chunk) or self.at + len(chunk) > self.stop:
+            fault = "ended early" if not len(chunk) else "is longer than announced"
+            raise httpx2.RemoteProtocolError(f"The body {fault}, at byte {self.at} of {self.stop}.")
+        return chunk

@@ -1,0 +1,57 @@
+"""What a command line names: a folder on this machine, or a repo on the Hub."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardhub.errors import UsageError
+from shardhub.naming import COMMIT_PATTERN, REPO_PATTERN
+
+# Branches and tags as git has them, short of what a URL or a file name could mean otherwise.
+_REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A repo on the Hub.
+
+    Attributes:
+        repo: `org/name`.
+        revision: Branch, tag or commit; None takes what the publisher pinned, else the newest.
+    """
+
+    repo: str
+    revision: str | None = None
+
+    @property
+    def commit(self) -> str | None:
+        """The commit, if the revision is one."""
+        is_commit = self.revision is not None and re.fullmatch(COMMIT_PATTERN, self.revision)
+        return self.revision if is_commit else None
+
+    def __str__(self) -> str:
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+
+def parse_reference(text: str) -> Reference | Path:
+    """Read `org/name[@revision]` or a folder. A folder that is there comes first; `./org/name` is always a folder.
+
+    Raises:
+        UsageError: The revision is no name of one.
+    """
+    path = Path(text).expanduser()
+    if not text or path.exists() or text.startswith((".", "/", "~")):
+        return path
+    repo, at, revision = text.partition("@")
+    if not re.fullmatch(REPO_PATTERN, repo):
+        return path
+    if not at:
+        return Reference(repo=repo)
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise UsageError(
+            f"{revision[:80]!r} is no name of a revision.",
+            hint="Write ORG/NAME@REVISION with a branch, a tag or a commit.",
+        )
+    return Reference(repo=repo, revision=revision)

@@ -1,0 +1,171 @@
+"""What is to be done with each repo of a push, decided from what the repo holds now: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shardhub.errors import Conflict, UsageError
+from shardhub.hub.remote_repo import RemoteRepo
+from shardhub.manifest import Manifest, Stage
+from shardhub.splitting.shard_folder import UNKNOWN
+
+# Cuts an error lists.
+_SHOWN = 20
+
+
+class Action(StrEnum):
+    """What a push does to a repo."""
+
+    CREATE = "new"
+    UPDATE = "update"
+    REPLACE = "replace"
+    KEEP = "already there"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """A repo of a push.
+
+    Attributes:
+        repo: Its id.
+        remote: What it is now; None if it is to be made.
+        why: Of a replacement: what is there now.
+    """
+
+    repo: str
+    action: Action
+    remote: RemoteRepo | None
+    why: str = ""
+
+
+def shard_standing(repo: str, remote: RemoteRepo | None, expected: Stage, *, replace: bool) -> Standing:
+    """What to do with a shard's repo.
+
+    Args:
+        repo: Its id.
+        remote: What is there.
+        expected: The stage to be there; sha256 that are not known yet are `UNKNOWN`.
+        replace: Whether something else there may be replaced.
+
+    Raises:
+        Conflict: Something else is there.
+    """
+    if remote is None or remote.is_empty:
+        return Standing(repo=repo, action=Action.CREATE, remote=remote)
+    if (stage := remote.stage) is None:
+        return _replacement(repo, remote, "it is not a shard", replace=replace)
+    if (stage.start, stage.stop, stage.num_layers) != (expected.start, expected.stop, expected.num_layers):
+        why = (
+            f"it holds layers [{stage.start}, {stage.stop}) of {stage.num_layers}, "
+            f"this cut has [{expected.start}, {expected.stop}) of {expected.num_layers} there"
+        )
+        return _replacement(repo, remote, why, replace=replace)
+    if not _same_model(stage, expected):
+        return _replacement(repo, remote, "it holds the same layers of another model", replace=replace)
+    action = Action.KEEP if stage == expected else Action.UPDATE
+    return Standing(repo=repo, action=action, remote=remote)
+
+
+def pipeline_standing(repo: str, remote: RemoteRepo | None, expected: Manifest, *, replace: bool) -> Standing:
+    """What to do with the manifest repo; digests and locations do not count, since they are known only later.
+
+    Raises:
+        Conflict: Something else is there.
+    """
+    if remote is None or remote.is_empty:
+        return Standing(repo=repo, action=Action.CREATE, remote=remote)
+    if (manifest := remote.manifest) is None:
+        return _replacement(repo, remote, "it is not a pipeline", replace=replace)
+    there, wanted = _cuts(manifest), _cuts(expected)
+    if (there, manifest.num_layers) != (wanted, expected.num_layers):
+        why = (
+            f"it is a pipeline of {manifest.num_layers} layers cut at {_shown(there)}, "
+            f"this one has {expected.num_layers} layers cut at {_shown(wanted)}"
+        )
+        return _replacement(repo, remote, why, replace=replace)
+    return Standing(repo=repo, action=Action.UPDATE, remote=remote)
+
+
+def adopted_digests(remote: RemoteRepo | None, expected: Stage) -> dict[str, str]:
+    """sha256 by file name that need not be computed, since the repo's stage.json has them.
+
+    Only for a source at a commit: the bytes of such a file follow from the source, so the same file of the same commit
+    has the same ones.
+    """
+    if remote is None or remote.stage is None or expected.source.commit is None:
+        return {}
+    stage = remote.stage
+    if (stage.source, stage.catalogue_digest) != (expected.source, expected.catalogue_digest):
+        return {}
+    wanted = {(file.name, file.size_bytes, file.tensors) for file in expected.weight_files}
+    return {
+        file.name: file.sha256
+        for file in stage.weight_files
+        if (file.name, file.size_bytes, file.tensors) in wanted and remote.holds(file.sha256)
+    }
+
+
+def check_visibility(standings: Sequence[Standing], *, private: bool) -> None:
+    """Refuse to put what is to be private into repos everyone can read.
+
+    Raises:
+        UsageError: A repo is there, and public.
+    """
+    public = [at.repo for at in standings if at.remote is not None and not at.remote.private]
+    if private and public:
+        raise UsageError(
+            f"{public[0]} is public, and --private was given.",
+            why=f"Public already: {', '.join(public[:_SHOWN])}.",
+            hint="Make them private in their settings, give another --name, or leave out --private.",
+        )
+
+
+def is_complete(stage: Stage) -> bool:
+    """Whether all its sha256 are known."""
+    return all(file.sha256 != UNKNOWN for file in stage.weight_files)
+
+
+def obsolete_files(standing: Standing, kept: Collection[str]) -> list[str]:
+    """Paths that a commit has to delete, so that the repo holds this shard or pipeline and nothing of the one before.
+
+    Args:
+        standing: The repo.
+        kept: What the commit leaves there.
+    """
+    remote = standing.remote
+    if remote is None:
+        return []
+    if remote.stage is not None:
+        old = {file.name for file in remote.stage.weight_files}
+    elif remote.manifest is not None:
+        old = set(remote.manifest.files)
+    else:
+        old = {path for path in remote.files if path != ".gitattributes"}
+    return sorted(path for path in old & set(remote.files) if path not in kept)
+
+
+def _same_model(there: Stage, expected: Stage) -> bool:
+    if there.source.repo is not None and there.source.repo == expected.source.repo:
+        return True
+    return there.catalogue_digest == expected.catalogue_digest
+
+
+def _replacement(repo: str, remote: RemoteRepo, why: str, *, replace: bool) -> Standing:
+    if replace:
+        return Standing(repo=repo, action=Action.REPLACE, remote=remote, why=why)
+    raise Conflict(
+        f"{repo} is there already, and is something else.",
+        why=f"{why[:1].upper()}{why[1:]}.",
+        hint="Give another name with --name, or --replace: it keeps the old commits under a tag, and manifests that "
+        "name them keep working.",
+    )
+
+
+def _cuts(manifest: Manifest) -> list[int]:
+    return [stage.start for stage in manifest.stages[1:]]
+
+
+def _shown(cuts: Sequence[int]) -> str:
+    return f"{list(cuts[:_SHOWN])}" + ("..." if len(cuts) > _SHOWN else "")

@@ -1,0 +1,160 @@
+"""Weight files the Hub has already: in this repo, or in another of ours, from where it can give them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from shardhub.errors import HubRefused, NotFound
+from shardhub.hub.calls import HubCalls
+from shardhub.hub.remote_repo import RepoEntry, list_files
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+# As many as the client asks for at a time. Source: UPLOAD_BATCH_MAX_NUM_FILES, huggingface_hub 2.4.0.
+_BATCH = 256
+# Repos of the same model that are looked through; a model cut twenty ways has fewer.
+_MAX_HOLDERS = 200
+
+
+class Holders:
+    """Which of our repos hold which weight files of a model; asked for only when it is first needed.
+
+    Args:
+        calls: The Hub.
+        namespace: Whose repos.
+        tag: Tag of the model's shards.
+        own: Repos known to hold some, such as the targets of this push.
+    """
+
+    def __init__(self, calls: HubCalls, namespace: str, tag: str, own: Mapping[str, Mapping[str, RepoEntry]]) -> None:
+        self._calls = calls
+        self._namespace = namespace
+        self._tag = tag
+        self._own = own
+        self._found: dict[str, tuple[str, RepoEntry]] | None = None
+
+    def find(self, sha256: str) -> tuple[str, RepoEntry] | None:
+        """A repo and the file in it that has these bytes, or None."""
+        if self._found is None:
+            self._found = self._look()
+        return self._found.get(sha256)
+
+    def add(self, repo: str, files: Iterable[RepoEntry]) -> None:
+        """Note what a repo of this push has got meanwhile."""
+        if self._found is not None:
+            self._found.update((file.sha256, (repo, file)) for file in files if file.sha256 is not None)
+
+    def _look(self) -> dict[str, tuple[str, RepoEntry]]:
+        api = self._calls.api
+
+        def listed() -> list[tuple[str, str]]:
+            found = api.list_models(author=self._namespace, filter=self._tag, limit=_MAX_HOLDERS, expand=["sha"])
+            return [(info.id, str(info.sha)) for info in found if info.sha]
+
+        repos = {repo: dict(files) for repo, files in self._own.items()}
+        what = f"looking for shards of this model of {self._namespace}"
+        for repo, commit in self._calls.run(listed, what=what):
+            if repo not in repos:
+                try:
+                    repos[repo] = list_files(self._calls, repo, commit)
+                except NotFound:  # deleted since it was listed
+                    continue
+        return {
+            file.sha256: (repo, file)
+            for repo, files in repos.items()
+            for file in files.values()
+            if file.sha256 is not None
+        }
+
+
+def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
+    """Which objects, by sha256, were uploaded to a repo, committed or not.
+
+    The answer is the LFS batch call's: it gives no upload URL for what is there.
+
+    Args:
+        calls: The Hub.
+        repo: Which repo.
+        sizes: Size in bytes by sha256.
+    """
+    from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
+
+    api, found = calls.api, set()
+    wanted = sorted(sizes.items())
+    for start in range(0, len(wanted), _BATCH):
+        infos = [
+            UploadInfo(size=size, sample=b"", sha256=bytes.fromhex(sha256))
+            for sha256, size in wanted[start : start + _BATCH]
+        ]
+
+        def ask(infos: list[UploadInfo] = infos) -> list[dict[str, object]]:
+            actions, _, _ = post_lfs_batch_info(
+                upload_infos=infos, token=_token(calls), repo_type="model", repo_id=repo, endpoint=api.endpoint
+            )
+            return actions
+
+        answered = calls.run(ask, what=f"asking what {repo} has", repo=repo)
+        found |= {str(item["oid"]) for item in answered if item.get("actions") is None}
+    return found & set(sizes)
+
+
+def give(calls: HubCalls, source: str, target: str, files: Collection[RepoEntry]) -> set[str]:
+    """Have the Hub give a repo what another one holds; returns the sha256 of what it gave.
+
+    What it does not give has to be uploaded, so a Hub that cannot do this costs time only.
+
+    Source: `_duplicate_lfs_files`, huggingface_hub 2.4.0, which we do not call because it refuses files without a Xet
+    hash before it asks.
+    """
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+    api, given = calls.api, set()
+    url = f"{api.endpoint}/api/models/{source}/lfs-files/duplicate"
+    wanted = sorted(files, key=lambda file: file.path)
+    for start in range(0, len(wanted), _BATCH):
+        part = wanted[start : start + _BATCH]
+        items = [
+            {"sha256": file.sha256, "filename": file.path, **({"xetHash": file.xet_hash} if file.xet_hash else {})}
+            for file in part
+        ]
+        body = {"target": {"type": "model", "name": target}, "files": items}
+
+        def ask(body: dict[str, object] = body) -> dict[str, object]:
+            response = get_session().post(url, headers=build_hf_headers(token=_token(calls)), json=body)
+            hf_raise_for_status(response)
+            answer = response.json()
+            return answer if isinstance(answer, dict) else {}
+
+        try:
+            answer = calls.run(ask, what=f"copying from {source} to {target} on the Hub", repo=source)
+        except (NotFound, HubRefused):
+            return given
+        failed = answer.get("failed")
+        refused = {str(item.get("sha256")) for item in failed} if isinstance(failed, list) else set()
+        given |= {file.sha256 for file in part if file.sha256 is not None and file.sha256 not in refused}
+    return given
+
+
+def placed(path: str, sha256: str, size_bytes: int) -> CommitOperationAdd:
+    """The operation that commits a weight file the repo has the bytes of.
+
+    It is what `HfApi.preupload_lfs_files` leaves of an operation after an upload, its bytes given away; a test holds
+    that the client commits it without sending any.
+    """
+    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.lfs import UploadInfo
+
+    operation = CommitOperationAdd(path_in_repo=path, path_or_fileobj=b"")
+    operation.upload_info = UploadInfo(size=size_bytes, sample=b"", sha256=bytes.fromhex(sha256))
+    operation._upload_mode = "lfs"
+    operation._should_ignore = False
+    operation._is_uploaded = True
+    return operation
+
+
+def _token(calls: HubCalls) -> str | bool | None:
+    token = calls.api.token
+    return token if isinstance(token, str | bool) else None

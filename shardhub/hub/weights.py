@@ -1,0 +1,171 @@
+"""Bringing a shard's weight files to its repo: each is there, given by another repo, or made, uploaded and deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardhub.hub.calls import HubCalls
+from shardhub.hub.push_journal import PushJournal
+from shardhub.hub.remote_repo import RemoteRepo, RepoEntry
+from shardhub.hub.stored import Holders, give, placed, present
+from shardhub.splitting.job import ShardJob
+from shardhub.splitting.weight_copy import Copier
+from shardhub.splitting.weight_layout import FileLayout
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushProgress:
+    """How far a push is.
+
+    Attributes:
+        activity: `reading` or `uploading`; what was there already is skipped.
+        repo, file: What it is done to.
+        done_bytes, total_bytes: Of all weight files of the push; what is skipped counts as done.
+    """
+
+    activity: str
+    repo: str
+    file: str
+    done_bytes: int
+    total_bytes: int
+
+
+class WeightFiles:
+    """The weight files of one push.
+
+    Args:
+        calls: The Hub.
+        copier: Makes weight files from the checkpoint.
+        journal: Their sha256, as far as they are known; grows.
+        holders: Who has which.
+        scratch: Folder for the one file that is being made.
+        total_bytes: Of all weight files.
+        progress: Told what is done.
+    """
+
+    def __init__(
+        self,
+        calls: HubCalls,
+        copier: Copier,
+        journal: PushJournal,
+        holders: Holders,
+        scratch: Path,
+        total_bytes: int,
+        progress: Callable[[PushProgress], None],
+    ) -> None:
+        self._calls = calls
+        self._copier = copier
+        self._journal = journal
+        self._holders = holders
+        self._scratch = scratch
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._progress = progress
+        self.uploaded_bytes = 0
+        self.given_bytes = 0
+
+    def bring(self, shard: ShardJob, remote: RemoteRepo) -> list[CommitOperationAdd]:
+        """See that a repo has the bytes of a shard's weight files; returns the operations that commit them.
+
+        Afterwards the journal knows the sha256 of every one of them.
+
+        Args:
+            shard: The shard.
+            remote: Its repo.
+        """
+        known = self._known_here(shard, remote)
+        operations = []
+        for key, layout in zip(shard.keys, shard.layouts, strict=True):
+            sha256 = self._journal.digests.get(key)
+            if sha256 is not None and sha256 in known:
+                self._tell("reading", remote.repo, layout.name)
+            else:
+                sha256 = self._make(key, layout, remote)
+            self._done_bytes += layout.size_bytes
+            there = remote.files.get(layout.name)
+            if there is None or there.sha256 != sha256:
+                operations.append(placed(layout.name, sha256, layout.size_bytes))
+        self._tell("uploading", remote.repo, shard.layouts[-1].name)
+        return operations
+
+    def skip(self, shard: ShardJob) -> None:
+        """Count a shard's weight files as done."""
+        self._done_bytes += shard.size_bytes
+
+    def _known_here(self, shard: ShardJob, remote: RemoteRepo) -> set[str]:
+        """sha256 of what is known to be in the repo: in its tree, uploaded before, or given by another repo now."""
+        sizes = {
+            sha256: layout.size_bytes
+            for key, layout in zip(shard.keys, shard.layouts, strict=True)
+            if (sha256 := self._journal.digests.get(key)) is not None
+        }
+        here = {sha256 for sha256 in sizes if remote.holds(sha256)}
+        if missing := {sha256: size for sha256, size in sizes.items() if sha256 not in here}:
+            here |= present(self._calls, remote.repo, missing)
+        return here | self._get_given(remote.repo, {sha256: sizes[sha256] for sha256 in sizes if sha256 not in here})
+
+    def _get_given(self, repo: str, sizes: dict[str, int]) -> set[str]:
+        by_source: dict[str, list[RepoEntry]] = {}
+        for sha256, size in sizes.items():
+            holder = self._holders.find(sha256)
+            if holder is not None and holder[0] != repo and holder[1].size_bytes == size:
+                by_source.setdefault(holder[0], []).append(holder[1])
+        given: set[str] = set()
+        for source, files in by_source.items():
+            given |= give(self._calls, source, repo, files)
+        # What a Hub says it gave and has not would break the commit: ask.
+        given = present(self._calls, repo, {sha256: sizes[sha256] for sha256 in given}) if given else given
+        self.given_bytes += sum(sizes[sha256] for sha256 in given)
+        return given
+
+    def _make(self, key: str, layout: FileLayout, remote: RemoteRepo) -> str:
+        """Make a weight file, upload it if the repo has it from nowhere else, delete it; returns its sha256."""
+        path = self._scratch / layout.name
+        digests: list[str] = []
+        read_bytes = 0
+
+        def told(count: int) -> None:
+            nonlocal read_bytes
+            read_bytes += count
+            self._tell("reading", remote.repo, layout.name)
+
+        try:
+            self._copier.write(layout, [path], told, digests.append)
+            self._copier.wait()
+            sha256 = digests[0]
+            self._journal.add(key, sha256)
+            sizes = {sha256: layout.size_bytes}
+            if not remote.holds(sha256) and not self._get_given(remote.repo, sizes):
+                self._tell("uploading", remote.repo, layout.name)
+                self._upload(path, layout, sha256, remote.repo)
+        finally:
+            path.unlink(missing_ok=True)
+        return sha256
+
+    def _upload(self, path: Path, layout: FileLayout, sha256: str, repo: str) -> None:
+        from huggingface_hub import CommitOperationAdd
+
+        if present(self._calls, repo, {sha256: layout.size_bytes}):
+            return
+
+        def send() -> None:
+            operation = CommitOperationAdd(path_in_repo=layout.name, path_or_fileobj=str(path))
+            # Known from the same pass that wrote the file, so the client need not read it once more.
+            operation.upload_info.sha256 = bytes.fromhex(sha256)
+            self._calls.api.preupload_lfs_files(repo, [operation])
+
+        self._calls.run(send, what=f"uploading {layout.name} to {repo}", repo=repo)
+        self.uploaded_bytes += layout.size_bytes
+
+    def _tell(self, activity: str, repo: str, file: str) -> None:
+        self._progress(
+            PushProgress(
+                activity=activity, repo=repo, file=file, done_bytes=self._done_bytes, total_bytes=self._total_bytes
+            )
+        )

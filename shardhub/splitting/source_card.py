@@ -1,0 +1,135 @@
+"""What a model's own card says that ours must say too: licence, gate, language, base model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shardhub.errors import FormatError
+from shardhub.naming import CARD_FILE, REPO_PATTERN
+
+# A value of a card's front matter.
+Value = str | bool | list["Value"] | dict[str, "Value"]
+
+_MAX_FRONT_MATTER_BYTES = 64 << 10
+_MAX_ITEMS = 100
+_MAX_DEPTH = 4
+_LICENCE_FIELDS = ("license", "license_name", "license_link")
+_GATE_PREFIX = "extra_gated_"
+# Identifiers as the Hub takes them; its card validation refuses a commit that has others.
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{1,8}){0,3}|code|multilingual")
+_PIPELINE_TAG = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}")
+_BASE_MODEL = re.compile(rf"{REPO_PATTERN.strip('^$')}|[A-Za-z0-9][A-Za-z0-9._-]{{0,95}}")
+# Licence texts by the names they have in practice; they go along with the weights.
+_LICENCE_FILE = re.compile(
+    r"(licen[cs]e|notice|copying|use[-_. ]?policy|acceptable[-_. ]?use[-_. ]?policy|terms)([-_. ][a-z0-9._ -]*)?",
+    re.IGNORECASE,
+)
+_MAX_LICENCE_BYTES = 1 << 20
+# Licences that say nothing by themselves.
+_UNKNOWN_LICENCES = {"unknown", "other"}
+
+
+def source_fields(folder: Path) -> dict[str, Value]:
+    """Licence, gate, language, base model and task from the front matter of a model's README.md.
+
+    The card is advice, not identity: what cannot be read, or is no value the Hub takes for that field, is left out;
+    a licence under no known kind of name becomes `other` with that name.
+    """
+    fields = _front_matter(folder / CARD_FILE)
+    found: dict[str, Value] = {}
+    for name in _LICENCE_FIELDS:
+        if isinstance(value := fields.get(name), str) and value:
+            found[name] = value
+    if isinstance(licence := found.get("license"), str) and not _LICENCE.fullmatch(licence):
+        found = {**found, "license": "other", "license_name": found.get("license_name", licence)}
+    for name, value in fields.items():
+        if name.startswith(_GATE_PREFIX) and len(name) < 64 and (kept := _kept(value)) is not None:
+            found[name] = kept
+    # YAML 1.1 reads the code of Norwegian as false.
+    languages = ["no" if item is False else item for item in _listed(fields.get("language"))]
+    for name, values, pattern in (
+        ("language", languages, _LANGUAGE),
+        ("base_model", _listed(fields.get("base_model")), _BASE_MODEL),
+        ("pipeline_tag", _listed(fields.get("pipeline_tag"))[:1], _PIPELINE_TAG),
+    ):
+        good = [item for item in values if isinstance(item, str) and pattern.fullmatch(item)][:_MAX_ITEMS]
+        if good:
+            found[name] = good[0] if isinstance(fields.get(name), str) or name == "pipeline_tag" else list(good)
+    return found
+
+
+def licence_files(folder: Path) -> dict[str, bytes]:
+    """Licence texts that lie beside a model, by file name.
+
+    Raises:
+        FormatError: One is larger than any licence.
+    """
+    files = {}
+    for path in sorted(folder.iterdir()):
+        stem = path.name.removesuffix(path.suffix) if path.suffix.lower() in {".txt", ".md", ".pdf"} else path.name
+        if not _LICENCE_FILE.fullmatch(stem) or not path.is_file():
+            continue
+        if (size := path.stat().st_size) > _MAX_LICENCE_BYTES:
+            raise FormatError(f"{path} is larger than any licence.", why=f"It has {size} bytes.")
+        files[path.name] = path.read_bytes()
+    return files
+
+
+def reservations(fields: Mapping[str, Value], *, gated: bool) -> list[str]:
+    """Why the model should not be published to everyone without asking; empty where nothing speaks against it.
+
+    Args:
+        fields: From `source_fields`.
+        gated: Whether the source's repo gives access only to those who ask.
+    """
+    reasons = []
+    if gated or any(name.startswith(_GATE_PREFIX) for name in fields):
+        reasons.append("the source is gated: who wants its weights has to accept terms first")
+    licence = fields.get("license")
+    if not isinstance(licence, str):
+        reasons.append("the source states no licence")
+    elif licence.lower() in _UNKNOWN_LICENCES:
+        name = fields.get("license_name")
+        reasons.append(f"the source's licence is {str(name)[:80] if name else licence!r}, which shardhub does not know")
+    return reasons
+
+
+def _front_matter(path: Path) -> Mapping[str, Any]:
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_FRONT_MATTER_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return {}
+    found = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+    if found is None:
+        return {}
+    try:
+        fields = yaml.safe_load(found.group(1))
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return {name: value for name, value in fields.items() if isinstance(name, str)} if isinstance(fields, dict) else {}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _kept(value: Any, depth: int = 0) -> Value | None:
+    """A value of texts, truths, lists and mappings of texts; None for any other."""
+    if isinstance(value, str | bool):
+        return value
+    if depth >= _MAX_DEPTH or not isinstance(value, list | dict) or not 0 < len(value) <= _MAX_ITEMS:
+        return None
+    if isinstance(value, list):
+        items = [_kept(item, depth + 1) for item in value]
+        return None if None in items else [item for item in items if item is not None]
+    if not all(isinstance(name, str) for name in value):
+        return None
+    pairs = {name: _kept(item, depth + 1) for name, item in value.items()}
+    return None if None in pairs.values() else {name: item for name, item in pairs.items() if item is not None}
