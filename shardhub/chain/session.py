@@ -7,10 +7,11 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
+from shardhub.chain.credit import Credit, Deadlines
 from shardhub.chain.links import StageLink
 from shardhub.chain.together import all_of
 from shardhub.errors import (
@@ -23,10 +24,7 @@ from shardhub.errors import (
     StepTimeout,
 )
 from shardhub.parameters import SamplingParameters
-from shardhub.protocol import Lane, Opened, OpenSession, Row, RowResult, Step, new_id
-
-if TYPE_CHECKING:
-    from shardhub.chain.chain import Chain
+from shardhub.protocol import Lane, NextHop, Opened, OpenSession, Row, RowResult, Step, new_id
 
 
 @dataclass(slots=True)
@@ -39,6 +37,25 @@ class _Pending:
     credit: int
 
 
+class Carrier(Protocol):
+    """What a session needs of the chain that carries it."""
+
+    head: bytes
+    links: list[StageLink]
+    hops: list[NextHop]
+    credit: Credit
+    deadlines: Deadlines
+
+    def check(self) -> None:
+        """Raise what broke the chain, if anything did."""
+
+    def step_bytes(self, num_ids: int) -> int:
+        """Bytes of the largest message a step of so many ids becomes."""
+
+    def forget(self, session: ChainSession) -> None:
+        """Take a session off the chain's books."""
+
+
 class ChainSession:
     """One sequence on all stages of a chain.
 
@@ -48,7 +65,7 @@ class ChainSession:
         ids: Token ids sent so far.
     """
 
-    def __init__(self, chain: Chain, *, context: int, parameters: SamplingParameters) -> None:
+    def __init__(self, chain: Carrier, *, context: int, parameters: SamplingParameters) -> None:
         self.id = new_id()
         self.epoch = 0
         self.ids: list[int] = []

@@ -3,7 +3,7 @@
 The server is a process of its own; its peak resident memory is the kernel's own figure where there is one (Linux), else
 the largest of samples. Upload and download each end on the disk of this machine, so three copies of the file must fit.
 
-    python benchmarks/hub_memory.py [--size-mb 1200] [--files 1] [--dir FOLDER] [--json]
+    python benchmarks/hub.py [--size-mb 1200] [--files 1] [--dir FOLDER] [--json]
 """
 
 from __future__ import annotations
