@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,7 +25,7 @@ from shardhub.manifest import (
     decode_catalogue,
     decode_identified,
 )
-from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.naming import CATALOGUE_FILE, COMMIT_PATTERN, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
 from shardhub.tensors import TensorSpec
 
 
@@ -48,6 +49,13 @@ class Shard:
     config: Mapping[str, Any]
     hint: ShardHint | None
     proof: Proof | None
+
+    @property
+    def name(self) -> str:
+        """The shard for a reader: its folder's name, or, in the cache, where folders are commits, its repo's."""
+        folder = self.folder.resolve()
+        is_commit = re.fullmatch(COMMIT_PATTERN, folder.name)
+        return f"{folder.parent.parent.name}/{folder.parent.name}" if is_commit else folder.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +182,7 @@ def join_adjacent(shards: Sequence[Shard]) -> list[Shard]:
     """
     ordered = sorted(shards, key=lambda shard: (shard.stage.start, shard.stage.stop))
     for before, after in pairwise(ordered):
-        where = f"{before.folder.name} and {after.folder.name}"
+        where = f"{before.name} and {after.name}"
         if (before.stage.config_digest, before.stage.catalogue_digest, before.stage.source) != (
             after.stage.config_digest,
             after.stage.catalogue_digest,

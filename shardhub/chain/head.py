@@ -84,6 +84,7 @@ class Head:
         context: int,
         budget_bytes: int | None = None,
         allow_local: bool = True,
+        find: Callable[[int], Path | None] | None = None,
         progress: Callable[[str], None] = lambda _: None,
         liveness: Liveness = DEFAULT_LIVENESS,
     ) -> Head:
@@ -94,6 +95,8 @@ class Head:
             context: Positions that stages of this process serve.
             budget_bytes: Memory for stages of this process; None asks the machine.
             allow_local: Whether stages may run in this process.
+            find: Folder of a stage's shard on this machine, if it is there; by default beside the pipeline's.
+                Asked for the stages that no node serves.
             progress: Told what is being done.
 
         Raises:
@@ -109,10 +112,11 @@ class Head:
             await asyncio.wait({asking})
             if not asking.cancelled():
                 asking.exception()  # seen: the first error is the one that is raised
+        find = find or pipeline.shard_folder
+        served = {digest for description in described for digest in description.stage.digests}
         folders: dict[int, Path] = {}
-        for index in range(len(pipeline.manifest.stages)):
-            folder = pipeline.shard_folder(index) if allow_local else None
-            if folder is not None:
+        for index, stage in enumerate(pipeline.manifest.stages):
+            if allow_local and stage.digest not in served and (folder := find(index)) is not None:
                 folders[index] = folder
         hops = plan_route(pipeline.manifest, list(zip(nodes, described, strict=True)), folders)
         links: list[StageLink] = []

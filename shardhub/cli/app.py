@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from shardhub import __version__
+from shardhub.cli.cache import CacheDir, CacheLimit, cache_app
+from shardhub.cli.hub import hub_app
 from shardhub.cli.run import run
 from shardhub.parameters import REPETITION_CONTEXT
 
@@ -20,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-Model = Annotated[Path, typer.Argument(help="Model folder (safetensors and config.json).")]
+Model = Annotated[str, typer.Argument(help="Model: a Hub id ORG/NAME[@REVISION], or a folder.")]
 Stages = Annotated[int | None, typer.Option(help="Number of stages, balanced by the bytes each reads per token.")]
 Cuts = Annotated[str | None, typer.Option(help="Layers before which to cut: 10,20.", metavar="L,L,...")]
 Machine = Annotated[
@@ -30,10 +32,13 @@ Machine = Annotated[
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan written by `shardhub plan --json`.")]
 Context = Annotated[int | None, typer.Option(help="Positions of a session, prompt and answer, to keep KV for.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer questions with yes.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
 Memory = Annotated[str | None, typer.Option(help="Memory to stay within, such as 12GB.", metavar="SIZE")]
-PipelineArgument = Annotated[Path | None, typer.Argument(metavar="[PIPELINE]", help="Pipeline folder.")]
-ManifestOption = Annotated[Path | None, typer.Option("--manifest", help="The same, by name.")]
+PipelineArgument = Annotated[
+    str | None, typer.Argument(metavar="[PIPELINE]", help="Pipeline: a Hub id ORG/NAME[@REVISION], or a folder.")
+]
+ManifestOption = Annotated[str | None, typer.Option("--manifest", help="The same, by name.")]
 Node = Annotated[
     list[str] | None,
     typer.Option(help="Address of a node, any order; also SHARDHUB_NODES and nodes.toml.", metavar="HOST:PORT"),
@@ -75,7 +80,7 @@ def demo(
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Split a real small model in two, serve both stages, generate, and compare with the unsplit model."""
+    """The whole way on this machine: a local Hub, a real small model, two nodes, text equal to the unsplit model's."""
     from shardhub.cli.demo import demo as command
 
     run(lambda: command(keep=keep, as_json=json_), debug=debug, as_json=json_)
@@ -125,10 +130,69 @@ def split(
     run(lambda: command(model, out, cut, only=only, name=name, as_json=json_), debug=debug, as_json=json_)
 
 
+@app.command("split-and-push")
+def split_and_push(
+    model: Model,
+    stages: Stages = None,
+    cuts: Cuts = None,
+    machine: Machine = None,
+    plan: PlanFile = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="User or organisation to publish as; the token's by default.", metavar="USER")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Base name of the repos; the model's by default.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make repos that only you can read.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made; write nothing.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace other cuts of this name; the old commits stay, tagged.")
+    ] = False,
+    yes: Yes = False,
+    context: Context = None,
+    cache_dir: CacheDir = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Cut a model and publish its stages on the Hub, each in a repo of its own; needs disk for one weight file.
+
+    A run that was interrupted is finished by the same command, and uploads nothing twice.
+    """
+    from shardhub.cli.publish import PushOptions
+    from shardhub.cli.publish import split_and_push as command
+    from shardhub.cli.split import CutOptions
+
+    cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
+    options = PushOptions(
+        namespace=namespace,
+        name=name,
+        private=private,
+        dry_run=dry_run,
+        replace=replace,
+        yes=yes,
+        cache_dir=cache_dir,
+        as_json=json_,
+    )
+    run(lambda: command(model, cut, options), debug=debug, as_json=json_)
+
+
+@app.command()
+def unpublish(
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="Its repo: USER/NAME-pipeline.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted; delete nothing.")] = False,
+    yes: Yes = False,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Delete a pipeline on the Hub: its manifest first, then the shards that no other pipeline names."""
+    from shardhub.cli.publish import unpublish as command
+
+    run(lambda: command(pipeline, dry_run=dry_run, yes=yes, as_json=json_), debug=debug, as_json=json_)
+
+
 @app.command()
 def serve(
     shards: Annotated[
-        list[Path], typer.Argument(metavar="SHARD...", help="Shard folder, several adjacent ones, or a pipeline.")
+        list[str],
+        typer.Argument(metavar="SHARD...", help="Shard, several adjacent ones, or a pipeline: Hub ids or folders."),
     ],
     stages: Annotated[str | None, typer.Option(help="Of a pipeline: which stages.", metavar="K[-L]")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -144,6 +208,8 @@ def serve(
     max_sessions: Annotated[int, typer.Option(help="Most sessions at once.", min=1)] = 16,
     memory: Memory = None,
     shutdown_timeout: Annotated[float, typer.Option(help="Seconds a drain waits for sessions.", min=0)] = 30.0,
+    cache_dir: CacheDir = None,
+    cache_limit: CacheLimit = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -162,6 +228,8 @@ def serve(
         max_sessions=max_sessions,
         memory=memory,
         shutdown_timeout_s=shutdown_timeout,
+        cache_dir=cache_dir,
+        cache_limit=cache_limit,
     )
     run(lambda: command(shards, options, as_json=json_), debug=debug, as_json=json_)
 
@@ -185,6 +253,7 @@ def generate(
     no_local: NoLocal = False,
     context: Context = None,
     memory: Memory = None,
+    cache_dir: CacheDir = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -193,7 +262,13 @@ def generate(
     from shardhub.cli.generate import generate as command
 
     head = HeadOptions(
-        pipeline=pipeline, manifest=manifest, nodes=node, no_local=no_local, context=context, memory=memory
+        pipeline=pipeline,
+        manifest=manifest,
+        nodes=node,
+        no_local=no_local,
+        context=context,
+        memory=memory,
+        cache_dir=cache_dir,
     )
     sampling = SamplingOptions(
         max_tokens=max_tokens,
@@ -229,6 +304,7 @@ def chat(
     no_local: NoLocal = False,
     context: Context = None,
     memory: Memory = None,
+    cache_dir: CacheDir = None,
     debug: Debug = False,
 ) -> None:
     """Talk with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
@@ -236,7 +312,13 @@ def chat(
     from shardhub.cli.generate import HeadOptions, SamplingOptions
 
     head = HeadOptions(
-        pipeline=pipeline, manifest=manifest, nodes=node, no_local=no_local, context=context, memory=memory
+        pipeline=pipeline,
+        manifest=manifest,
+        nodes=node,
+        no_local=no_local,
+        context=context,
+        memory=memory,
+        cache_dir=cache_dir,
     )
     sampling = SamplingOptions(
         max_tokens=max_tokens,
@@ -249,6 +331,23 @@ def chat(
         stop=tuple(stop or ()),
     )
     run(lambda: command(head, sampling, system=system), debug=debug)
+
+
+@app.command()
+def doctor(
+    report: Annotated[bool, typer.Option("--report", help="Print a text to paste into an issue.")] = False,
+    cache_dir: CacheDir = None,
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """See whether this machine is ready to split, serve and publish; exit code 1 if it is not."""
+    from shardhub.cli.doctor import doctor as command
+
+    run(lambda: command(report=report, as_json=json_, cache_dir=cache_dir), debug=debug, as_json=json_)
+
+
+app.add_typer(cache_app)
+app.add_typer(hub_app)
 
 
 def main() -> None:

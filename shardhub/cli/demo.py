@@ -1,9 +1,9 @@
-"""`shardhub demo`: the whole way on one machine, with a real small model."""
+"""`shardhub demo`: the whole way on one machine, with a real small model and a Hub of its own."""
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,92 +16,126 @@ from shardhub.chain.head import Timing
 from shardhub.cli.generate import HeadOptions, start_head, summary
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.run import note
-from shardhub.cli.split import CutOptions, split
 from shardhub.demo.smollm2 import fetch_and_convert
-from shardhub.errors import DigestMismatch, NodeLost
+from shardhub.errors import ChainError, DigestMismatch
 from shardhub.naming import pipeline_name, shard_name
 from shardhub.parameters import SamplingParameters
 from shardhub.toolchain import check_compiler
 
-NAME = "smollm2"
+USER = "demo"
+MODEL = "SmolLM2-135M-Instruct"
 PROMPT = "What is the capital of France, and what is it known for?"
 MAX_TOKENS = 48
 NUM_STAGES = 2
 # Loading and warming up a stage of this model takes a second or two; a cold machine compiles kernels first.
 _START_TIMEOUT_S = 300
+_SHARDHUB = [sys.executable, "-m", "shardhub"]
 
 
 def demo(*, keep: bool, as_json: bool) -> int:
-    """Split, serve, generate, compare; returns 0 if chain and unsplit model say the same."""
+    """Publish to a local Hub, serve by repo id, generate, compare; returns 0 if chain and unsplit model agree."""
     check_compiler()
-    note("1/4  SmolLM2-135M-Instruct (float32): fetched once, then kept in the cache")
+    note(f"1/5  {MODEL} (float32): fetched once, then kept in the cache")
     model = fetch_and_convert(None, dtype="float32", progress=note)
     work = Path(tempfile.mkdtemp(prefix="shardhub-demo-"))
-    nodes: list[subprocess.Popen[str]] = []
+    processes: list[subprocess.Popen[str]] = []
     try:
-        note(f"2/4  shardhub split {model} {work} --stages {NUM_STAGES}")
-        cut = CutOptions(stages=NUM_STAGES, cuts=None, machines=[], plan=None, context=None)
-        with contextlib.redirect_stdout(sys.stderr):
-            split(model, work, cut, only=None, name=NAME, as_json=False)
-        note(f"3/4  shardhub serve {work / shard_name(NAME, 0)}, and so on: {NUM_STAGES} processes")
-        addresses = []
-        nodes.extend(_serve(work / shard_name(NAME, index)) for index in range(NUM_STAGES))
-        for index, process in enumerate(nodes):
-            ready = _wait_ready(process, work / shard_name(NAME, index))
-            addresses.append(str(ready["address"]))
-            note(f"     layers {ready['layers'][0]} to {ready['layers'][1] - 1} at {ready['address']}")
-        pipeline = work / pipeline_name(NAME)
-        command = f"shardhub generate --manifest {pipeline} " + " ".join(f"--node {address}" for address in addresses)
-        note(f'4/4  {command} --prompt "{PROMPT}"')
+        note("2/5  shardhub hub serve: a Hub in a temporary folder, with the model as a source repo")
+        environment = _start_hub(work, processes)
+        # For the Hub's client in this process; it reads them when it is first imported.
+        os.environ.update(environment)
+        _upload(model, f"{USER}/{MODEL}")
+        note(f"3/5  shardhub split-and-push {USER}/{MODEL} --stages {NUM_STAGES}")
+        command = [*_SHARDHUB, "split-and-push", f"{USER}/{MODEL}", "--stages", str(NUM_STAGES), "--yes", "--json"]
+        pushed = subprocess.run(command, capture_output=True, text=True, check=False)
+        if pushed.returncode != 0:
+            raise ChainError("The model was not published.", why=pushed.stderr[-2000:].strip())
+        note(f"4/5  shardhub serve {USER}/{shard_name(MODEL, 0)}, and so on: {NUM_STAGES} processes")
+        nodes = [
+            _start(
+                [*_SHARDHUB, "serve", f"{USER}/{shard_name(MODEL, index)}", "--port", "0", "--json"], work, processes
+            )
+            for index in range(NUM_STAGES)
+        ]
+        addresses = [str(_wait_ready(node, work)["address"]) for node in nodes]
+        pipeline = f"{USER}/{pipeline_name(MODEL)}"
+        generate = f"shardhub generate --manifest {pipeline} " + " ".join(f"--node {address}" for address in addresses)
+        note(f'5/5  {generate} --prompt "{PROMPT}"')
         tokens, text, timing = _generate(pipeline, addresses, echo=not as_json)
         expected, reference = _unsplit(model)
-        equal = tokens == expected
         note(f"     chain:   {summary(timing)}")
         note(f"     unsplit: {reference:.1f} tokens/s in one process")
-        note(
-            f"     {len(tokens)} of {len(expected)} tokens equal the unsplit model's"
-            if equal
-            else f"     DIFFERENT from the unsplit model: {expected}"
-        )
+        if tokens != expected:
+            raise DigestMismatch(
+                "The chain and the unsplit model say different things.", why=f"{tokens} against {expected}."
+            )
+        note(f"     all {len(tokens)} tokens equal the unsplit model's")
         if as_json:
             record = {
                 "text": text,
                 "tokens": tokens,
                 "unsplit_tokens": expected,
-                "equal": equal,
+                "equal": True,
                 "tokens_per_s": round(timing.tokens_per_s, 3),
                 "unsplit_tokens_per_s": round(reference, 3),
             }
             print(json.dumps(record, ensure_ascii=False))
-        if not equal:
-            raise DigestMismatch("The chain and the unsplit model say different things.", why=f"{tokens} != {expected}")
         if keep:
-            _explain(work, command, nodes)
-            nodes = []
+            _explain(work, generate, environment, processes)
+            processes = []
     finally:
-        for process in nodes:
+        for process in reversed(processes):
             process.terminate()
-        for process in nodes:
+        for process in processes:
             process.wait()
         if not keep:
             shutil.rmtree(work, ignore_errors=True)
     return 0
 
 
-def _serve(folder: Path) -> subprocess.Popen[str]:
-    """Start a node; what it logs goes to a file beside the shard."""
-    with folder.with_suffix(".log").open("w") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-m", "shardhub", "serve", str(folder), "--port", "0", "--json"],
+def _start_hub(work: Path, processes: list[subprocess.Popen[str]]) -> dict[str, str]:
+    """Start a Hub; returns the environment that sends clients to it."""
+    folder = str(work / "hub")
+    init = [*_SHARDHUB, "hub", "init", "--dir", folder, "--user", USER, "--json"]
+    made = json.loads(subprocess.run(init, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    hub = _start([*_SHARDHUB, "hub", "serve", "--dir", folder, "--port", "0", "--json"], work, processes)
+    return {
+        "HF_ENDPOINT": str(_wait_ready(hub, work)["endpoint"]),
+        "HF_TOKEN": str(made["token"]),
+        "HF_HUB_DISABLE_XET": "1",
+        "SHARDHUB_CACHE": str(work / "cache"),
+    }
+
+
+def _upload(model: Path, repo: str) -> None:
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    from shardhub.hub.client import hub_api
+
+    constants.HF_HUB_DISABLE_XET = True  # the client may have been imported before the environment was set
+    disable_progress_bars()
+    api = hub_api()
+    api.create_repo(repo, private=False)
+    api.upload_folder(repo_id=repo, folder_path=model)
+
+
+def _start(command: list[str], work: Path, processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    """Start a process that says on stdout when it is ready; what it logs goes to a file."""
+    with _log(work, len(processes)).open("w") as errors:
+        process = subprocess.Popen(
+            command,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
             start_new_session=True,  # Ctrl-C here ends it through us
         )
+    processes.append(process)
+    return process
 
 
-def _wait_ready(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
-    """Wait for the line that says where a node listens."""
+def _wait_ready(process: subprocess.Popen[str], work: Path) -> dict[str, Any]:
+    """The JSON line a process prints when it is ready."""
     timer = threading.Timer(_START_TIMEOUT_S, process.kill)
     timer.start()
     try:
@@ -111,15 +145,26 @@ def _wait_ready(process: subprocess.Popen[str], folder: Path) -> dict[str, Any]:
         timer.cancel()
     if not line:
         process.wait()
-        raise NodeLost(
-            f"The node for {folder.name} did not start.", why=folder.with_suffix(".log").read_text()[-2000:].strip()
-        )
+        logs = "\n".join(path.read_text()[-1000:] for path in sorted(work.glob("*.log")))
+        raise ChainError("A process of the demo did not start.", why=logs.strip())
     ready: dict[str, Any] = json.loads(line)
     return ready
 
 
-def _generate(pipeline: Path, addresses: list[str], *, echo: bool) -> tuple[list[int], str, Timing]:
-    options = HeadOptions(pipeline=pipeline, manifest=None, nodes=addresses, no_local=True, context=None, memory=None)
+def _log(work: Path, number: int) -> Path:
+    return work / f"process-{number}.log"
+
+
+def _generate(pipeline: str, addresses: list[str], *, echo: bool) -> tuple[list[int], str, Timing]:
+    options = HeadOptions(
+        pipeline=pipeline,
+        manifest=None,
+        nodes=addresses,
+        no_local=True,
+        context=None,
+        memory=None,
+        cache_dir=None,
+    )
     timing = Timing()
     with LoopThread() as loop:
         head = start_head(loop, options)
@@ -153,10 +198,13 @@ def _unsplit(model: Path) -> tuple[list[int], float]:
     return tokens, float(responses[-1].generation_tps)
 
 
-def _explain(work: Path, command: str, nodes: list[subprocess.Popen[str]]) -> None:
+def _explain(work: Path, generate: str, environment: dict[str, str], processes: list[subprocess.Popen[str]]) -> None:
     note("")
-    note("The nodes are left running. Go on with:")
-    note(f'  {command} --prompt "Tell me a joke"')
-    note(f"  {command.replace(' generate ', ' chat ')}")
-    note(f"  kill {' '.join(str(process.pid) for process in nodes)}    # ends them")
+    note("The Hub and the nodes are left running. Go on with:")
+    for name, value in environment.items():
+        note(f"  export {name}={value}")
+    note(f'  {generate} --prompt "Tell me a joke"')
+    note(f"  {generate.replace(' generate ', ' chat ')}")
+    note("  shardhub ls")
+    note(f"  kill {' '.join(str(process.pid) for process in processes)}    # ends them")
     note(f"  rm -r {work}")

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from shardhub.chain.head import Head, Piece, Timing
 from shardhub.cli.loop import LoopThread
+from shardhub.cli.places import Places
 from shardhub.cli.run import Status, note
 from shardhub.cli.sizes import default_context, parse_memory
-from shardhub.errors import PromptError, UsageError
+from shardhub.errors import PromptError, RouteError, UsageError
 from shardhub.naming import CONFIG_FILE
 from shardhub.parameters import MAX_SEED, SamplingParameters
 from shardhub.shard import Pipeline, read_config, read_pipeline
@@ -30,12 +31,13 @@ _MAX_PROMPT_BYTES = 16 << 20
 class HeadOptions:
     """The options that say which pipeline runs where."""
 
-    pipeline: Path | None
-    manifest: Path | None
+    pipeline: str | None
+    manifest: str | None
     nodes: list[str] | None
     no_local: bool
     context: int | None
     memory: str | None
+    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,38 +124,79 @@ def generate(
 
 
 def start_head(loop: LoopThread, options: HeadOptions) -> Head:
-    """Connect to the nodes an invocation names."""
-    pipeline = read_pipeline(pipeline_folder(options))
+    """Connect to the nodes an invocation names; a pipeline that is a repo is fetched first.
+
+    Stages that no node serves run here if their shards are here. On a terminal it is asked whether those that are
+    not are to be fetched.
+    """
+    places = Places(options.cache_dir)
+    pipeline = read_pipeline(places.folder(pipeline_named(options)))
     config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
-    status = Status()
-    try:
-        head = loop.wait(
-            Head.start(
-                pipeline,
-                node_addresses(options.nodes, pipeline),
-                context=default_context(config, options.context),
-                budget_bytes=parse_memory(options.memory),
-                allow_local=not options.no_local,
-                progress=status,
+    addresses = node_addresses(options.nodes, pipeline)
+    lacking: list[int] = []
+
+    def find(index: int) -> Path | None:
+        found = places.here(pipeline, index)
+        if found is None:
+            lacking.append(index)
+        return found
+
+    def start() -> Head:
+        status = Status()
+        try:
+            head = loop.wait(
+                Head.start(
+                    pipeline,
+                    addresses,
+                    context=default_context(config, options.context),
+                    budget_bytes=parse_memory(options.memory),
+                    allow_local=not options.no_local,
+                    find=find,
+                    progress=status,
+                )
             )
-        )
-    finally:
-        status.clear()
-    note(head.line())
-    return head
+        finally:
+            status.clear()
+        note(head.line())
+        return head
+
+    try:
+        return start()
+    except RouteError as error:
+        wanted = [index for index in lacking if places.published(pipeline, index)]
+        if options.no_local or not wanted or wanted != lacking:
+            raise
+        size = sum(pipeline.manifest.stages[index].size_bytes for index in wanted)
+        text = f"stage {', '.join(map(str, wanted))} ({size / 1e9:.2f} GB)"
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            repos = " ".join(places.published(pipeline, index) for index in wanted)
+            hint = f"Serve it somewhere and name it with --node; or, to run {text} here: shardhub pull {repos}"
+            raise RouteError(error.what, why=error.why, hint=hint) from error
+        if not confirm(f"Nobody serves {text}. Fetch it and run it here?"):
+            raise
+        for index in wanted:
+            places.shard(pipeline, index)
+        return start()
 
 
-def pipeline_folder(options: HeadOptions) -> Path:
+def confirm(question: str) -> bool:
+    """Ask on the terminal; anything but yes is no."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def pipeline_named(options: HeadOptions) -> str:
     """The pipeline given as an argument or by --manifest.
 
     Raises:
         UsageError: Neither, or two different ones.
     """
-    given = {path for path in (options.pipeline, options.manifest) if path is not None}
+    given = {text for text in (options.pipeline, options.manifest) if text is not None}
     if len(given) != 1:
         raise UsageError(
             "Which pipeline?" if not given else "Two pipelines were named.",
-            hint="Give its folder, such as: shardhub generate out/model-pipeline --prompt ...",
+            hint="Give its folder or repo, such as: shardhub generate ORG/MODEL-pipeline --prompt ...",
         )
     return given.pop()
 

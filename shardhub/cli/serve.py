@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardhub.cli.places import Places
 from shardhub.cli.run import Status, note
 from shardhub.cli.sizes import default_context, parse_memory
 from shardhub.engine.engine import Engine, EngineSettings
@@ -36,14 +37,17 @@ class ServeOptions:
     max_sessions: int
     memory: str | None
     shutdown_timeout_s: float
+    cache_dir: Path | None = None
+    cache_limit: str | None = None
 
 
-def serve(folders: Sequence[Path], options: ServeOptions, *, as_json: bool) -> int:
+def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
     """Serve shards as one stage until a signal comes."""
     check_host(options.host, insecure_lan=options.insecure_lan)
     budget = parse_memory(options.memory)
-    shards = join_adjacent(choose_shards(folders, options.stages, budget))
     check_compiler()
+    places = Places(options.cache_dir, options.cache_limit)
+    shards = join_adjacent(choose_shards(places, named, options.stages, budget))
     context = default_context(shards[0].config, options.context)
     if options.insecure_lan:
         note("warning: --insecure-lan: everyone who reaches this port can read prompts and alter answers")
@@ -53,7 +57,7 @@ def serve(folders: Sequence[Path], options: ServeOptions, *, as_json: bool) -> i
     def ready(engine: Engine, address: str) -> None:
         status.clear()
         facts = engine.facts
-        names = "+".join(shard.folder.resolve().name for shard in shards)
+        names = "+".join(shard.name for shard in shards)
         if as_json:
             record = {
                 "address": address,
@@ -87,50 +91,56 @@ def serve(folders: Sequence[Path], options: ServeOptions, *, as_json: bool) -> i
     )
 
 
-def choose_shards(folders: Sequence[Path], stages: str | None, budget_bytes: int | None) -> list[Shard]:
-    """The shards a command line names: shard folders, or stages of a pipeline.
+def choose_shards(places: Places, named: Sequence[str], stages: str | None, budget_bytes: int | None) -> list[Shard]:
+    """The shards a command line names: shards, or stages of a pipeline; fetched where they are repos.
 
     Raises:
         UsageError: It names none, or both kinds.
         DoesNotFit: No stage of the pipeline fits here.
+        As `Fetcher.fetch`.
     """
+    folders = [places.folder(text) for text in named]
     pipelines = [folder for folder in folders if (folder / MANIFEST_FILE).is_file()]
     if not pipelines:
         if stages is not None:
-            raise UsageError("--stages chooses from a pipeline.", hint="Give a pipeline's folder, or leave it out.")
+            raise UsageError("--stages chooses from a pipeline.", hint="Give a pipeline, or leave it out.")
         return [read_shard(folder) for folder in folders]
     if len(folders) > 1:
-        raise UsageError("Give either one pipeline, or shards of one.", why=f"{len(folders)} folders were named.")
+        raise UsageError("Give either one pipeline, or shards of one.", why=f"{len(folders)} were named.")
     pipeline = read_pipeline(pipelines[0])
     if stages is not None:
-        return [_shard(pipeline, index) for index in _indices(stages, len(pipeline.manifest.stages))]
+        return [_shard(places, pipeline, index) for index in _indices(stages, len(pipeline.manifest.stages))]
     budget = budget_bytes if budget_bytes is not None else memory_budget()
-    chosen: Shard | None = None
+    chosen: int | None = None
     for index, entry in enumerate(pipeline.manifest.stages):
-        fits = entry.size_bytes < budget and pipeline.shard_folder(index) is not None
+        fits = entry.size_bytes < budget and _is_to_be_had(places, pipeline, index)
         mark = "<- serving this one" if fits and chosen is None else ""
         note(
             f"stage {index}: layers {entry.start} to {entry.stop - 1}, {entry.size_bytes / 1e9:.2f} GB {mark}".rstrip()
         )
         if fits and chosen is None:
-            chosen = _shard(pipeline, index)
+            chosen = index
     if chosen is None:
         raise DoesNotFit(
-            f"No stage of {pipeline.manifest.name} is here and fits into {budget / 1e9:.1f} GB.",
+            f"No stage of {pipeline.manifest.name} is to be had and fits into {budget / 1e9:.1f} GB.",
             hint="Split it into more stages, or set --memory if the budget is wrong.",
         )
-    return [chosen]
+    return [_shard(places, pipeline, chosen)]
 
 
-def _shard(pipeline: Pipeline, index: int) -> Shard:
-    folder = pipeline.shard_folder(index)
-    if folder is None:
+def _is_to_be_had(places: Places, pipeline: Pipeline, index: int) -> bool:
+    return places.here(pipeline, index) is not None or places.published(pipeline, index) != ""
+
+
+def _shard(places: Places, pipeline: Pipeline, index: int) -> Shard:
+    shard = places.shard(pipeline, index)
+    if shard is None:
         raise UsageError(
             f"The shard of stage {index} is not beside {pipeline.folder}.",
             why=f"{pipeline.folder} names {', '.join(repr(loc) for loc in pipeline.manifest.stages[index].locations)}.",
             hint="Copy the shard's folder there.",
         )
-    return read_shard(folder)
+    return shard
 
 
 def _indices(text: str, num_stages: int) -> list[int]:

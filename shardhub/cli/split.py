@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
-from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.costs import model_costs
+from shardhub.cli.places import open_model
+from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import note
 from shardhub.cli.sizes import default_context
-from shardhub.errors import PlanError, UsageError
-from shardhub.manifest import Source
-from shardhub.naming import REPO_PATTERN, model_name, shard_name
+from shardhub.errors import PlanError
+from shardhub.naming import model_name, shard_name
 from shardhub.planning.machine import cut_for_machines, parse_machine
 from shardhub.planning.plan import ModelCosts, Plan, cut_at, cut_evenly, parse_cuts, parse_plan, plan_to_json
 from shardhub.planning.table import format_table, plan_table
-from shardhub.splitting.split import SplitProgress, preview
+from shardhub.splitting.contents import ModelContents, StageContents
+from shardhub.splitting.split import preview
 from shardhub.splitting.split import split as split_checkpoint
-
-# Progress lines into a pipe: one each time this share of the bytes is done.
-_REPORT_SHARE = 0.1
-_REPORT_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +36,9 @@ class CutOptions:
     context: int | None
 
 
-def plan(model: Path, cut: CutOptions, *, as_json: bool) -> int:
+def plan(model: str, cut: CutOptions, *, as_json: bool) -> int:
     """Print the table of stages."""
-    checkpoint = _open(model)
+    checkpoint = open_model(model).checkpoint
     context = default_context(checkpoint.config, cut.context)
     costs = model_costs(checkpoint, context)
     made = make_plan(costs, cut, context)
@@ -50,28 +46,21 @@ def plan(model: Path, cut: CutOptions, *, as_json: bool) -> int:
         rows = [asdict(row) for row in plan_table(made, costs, context)]
         print(json.dumps(plan_to_json(made, report={"context": context, "stages": rows, "notes": list(made.notes)})))
     else:
-        _print_plan(made, costs, context, out=sys.stdout)
+        print_plan(made, costs, context, out=sys.stdout)
     return 0
 
 
-def split(model: Path, out: Path, cut: CutOptions, *, only: int | None, name: str | None, as_json: bool) -> int:
+def split(model: str, out: Path, cut: CutOptions, *, only: int | None, name: str | None, as_json: bool) -> int:
     """Write shard folders and, once all are there, the pipeline's folder."""
-    checkpoint = _open(model)
+    opened = open_model(model)
+    checkpoint, source = opened.checkpoint, opened.source
     context = default_context(checkpoint.config, cut.context)
     costs = model_costs(checkpoint, context)
     made = make_plan(costs, cut, context)
-    _print_plan(made, costs, context, out=sys.stderr)
-    name = model_name(str(model.resolve()) if name is None else name)
+    print_plan(made, costs, context, out=sys.stderr)
+    name = opened.name if name is None else model_name(name)
 
-    note("checking that the chain of stages computes what the whole model computes")
-    from shardhub.model.dissection import Dissection  # brings MLX: only once the plan stands
-
-    stored = {tensor: found.spec for tensor, found in checkpoint.tensors.items()}
-    dissection = Dissection(checkpoint.config, stored)
-    contents = dissection.model()
-    stages = dissection.stages([(stage.start, stage.stop) for stage in made.stages])
-    note(f"proven by graph: {len(made.stages)} stages, cut before layer {', '.join(map(str, made.cuts)) or 'none'}")
-    source = Source(repo=None, commit=None)
+    contents, stages = prove(checkpoint, made)
     shown = preview(checkpoint, contents, stages, out, name=name, source=source, only=only)
     note(
         f"reading {shown.read_bytes / 1e9:.2f} GB from {model}, writing {shown.write_bytes / 1e9:.2f} GB to {out} "
@@ -79,7 +68,7 @@ def split(model: Path, out: Path, cut: CutOptions, *, only: int | None, name: st
     )
     start = time.monotonic()
     result = split_checkpoint(
-        checkpoint, contents, stages, out, name=name, source=source, only=only, progress=_progress()
+        checkpoint, contents, stages, out, name=name, source=source, only=only, progress=bytes_progress()
     )
     seconds = time.monotonic() - start
     if as_json:
@@ -105,6 +94,24 @@ def split(model: Path, out: Path, cut: CutOptions, *, only: int | None, name: st
         missing = ", ".join(shard_name(name, index) for index in result.missing)
         note(f"done in {seconds:.1f} s. The pipeline's folder is written when these are there too: {missing}")
     return 0
+
+
+def prove(checkpoint: Checkpoint, made: Plan) -> tuple[ModelContents, list[StageContents]]:
+    """What the model's stages need, after it was proven that their chain computes what the whole model computes.
+
+    Raises:
+        ProofFailed: It does not.
+        UnsupportedModel: This architecture cannot be split.
+    """
+    note("checking that the chain of stages computes what the whole model computes")
+    from shardhub.model.dissection import Dissection  # brings MLX: only once the plan stands
+
+    stored = {tensor: found.spec for tensor, found in checkpoint.tensors.items()}
+    dissection = Dissection(checkpoint.config, stored)
+    contents = dissection.model()
+    stages = dissection.stages([(stage.start, stage.stop) for stage in made.stages])
+    note(f"proven by graph: {len(made.stages)} stages, cut before layer {', '.join(map(str, made.cuts)) or 'none'}")
+    return contents, stages
 
 
 def make_plan(costs: ModelCosts, cut: CutOptions, context: int) -> Plan:
@@ -142,44 +149,8 @@ def make_plan(costs: ModelCosts, cut: CutOptions, context: int) -> Plan:
     return cut_for_machines(costs, [parse_machine(text) for text in cut.machines], context=context)
 
 
-def _open(model: Path) -> Checkpoint:
-    if not model.exists() and re.fullmatch(REPO_PATTERN.strip("^$"), str(model)):
-        raise UsageError(
-            f"There is no folder {model}.",
-            why="It looks like a Hub id; this version reads model folders on disk only.",
-            hint=f"Fetch it first: hf download {model} --local-dir {model.name}",
-        )
-    return open_checkpoint(model)
-
-
-def _print_plan(made: Plan, costs: ModelCosts, context: int, *, out: TextIO) -> None:
+def print_plan(made: Plan, costs: ModelCosts, context: int, *, out: TextIO) -> None:
     for text in made.notes:
         print(f"note: {text}", file=out)
     print(format_table(plan_table(made, costs, context)), file=out)
     print(f"KV for one session of {context} positions", file=out)
-
-
-def _progress() -> Callable[[SplitProgress], None]:
-    """One line that moves on a terminal, one line for each tenth into a pipe."""
-    is_terminal = sys.stderr.isatty()
-    start = time.monotonic()
-    shown_at = 0.0
-    shown_share = 0.0
-
-    def show(state: SplitProgress) -> None:
-        nonlocal shown_at, shown_share
-        now = time.monotonic()
-        share = state.done_bytes / max(1, state.total_bytes)
-        is_end = state.done_bytes >= state.total_bytes
-        if is_terminal and (now - shown_at >= _REPORT_S or is_end):
-            rate = state.done_bytes / max(1e-9, now - start)
-            left_s = (state.total_bytes - state.done_bytes) / max(1.0, rate)
-            sys.stderr.write(f"\r{share:6.1%}  {rate / 1e6:7.0f} MB/s  {left_s:5.0f} s left  {state.file:<40.40}")
-            sys.stderr.write("\n" if is_end else "")
-            sys.stderr.flush()
-            shown_at = now
-        elif not is_terminal and share - shown_share >= _REPORT_SHARE:
-            note(f"{share:.0%} of {state.total_bytes / 1e9:.2f} GB")
-            shown_share = share
-
-    return show

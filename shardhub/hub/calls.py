@@ -43,9 +43,7 @@ class HubCalls:
     notice: Callable[[str], None] = field(default=lambda _: None)
     sleep: Callable[[float], None] = time.sleep
 
-    def run(
-        self, call: Callable[[], T], *, what: str, repo: str | None = None, revision: str | None = None
-    ) -> T:
+    def run(self, call: Callable[[], T], *, what: str, repo: str | None = None, revision: str | None = None) -> T:
         """Make a call that may be made again; see `failures.hub_failures` for what it raises."""
         with hub_failures(what, api=self.api, repo=repo, revision=revision):
             return with_retries(lambda: _plain(call), what=what, notice=self.notice, sleep=self.sleep)

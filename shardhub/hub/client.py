@@ -38,7 +38,7 @@ def hub_api(endpoint: str | None = None, token: str | None = None) -> HfApi:
             f"{endpoint!r} is no URL of a Hub.",
             hint="Set HF_ENDPOINT to one that starts with https:// or http://, or leave it unset.",
         )
-    set_client_factory(_client)
+    set_client_factory(make_http_client)
     return HfApi(endpoint=endpoint, token=token, library_name="shardhub", library_version=__version__)
 
 
@@ -62,11 +62,13 @@ def token_source(api: HfApi) -> str:
     return "the token saved by `hf auth login`"
 
 
-def _client() -> httpx2.Client:
+def make_http_client(transport: httpx2.BaseTransport | None = None) -> httpx2.Client:
+    """The HTTP client below: as huggingface_hub makes it, with timeouts, and without redirects to plain http."""
     import httpx2
     from huggingface_hub.utils._http import hf_request_event_hook
 
     return httpx2.Client(
+        transport=transport,
         event_hooks={"request": [hf_request_event_hook], "response": [_refuse_downgrade]},
         follow_redirects=True,
         timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
@@ -77,9 +79,10 @@ def _refuse_downgrade(response: httpx2.Response) -> None:
     """Refuse a redirect from https to http. Tokens stay behind at another host in any case; the content must too."""
     import httpx2
 
-    target = response.next_request
-    if target is not None and response.request.url.scheme == "https" and target.url.scheme != "https":
-        raise httpx2.UnsupportedProtocol(
-            f"{response.request.url.host} redirects to {target.url.host} without encryption.",
-            request=response.request,
-        )
+    if response.has_redirect_location and response.request.url.scheme == "https":
+        target = response.request.url.join(response.headers["Location"])
+        if target.scheme != "https":
+            raise httpx2.UnsupportedProtocol(
+                f"{response.request.url.host} redirects to {target.host or 'itself'} without encryption.",
+                request=response.request,
+            )

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shardhub.errors import DiskFull
-from shardhub.manifest import DIGEST_PATTERN, canonical
+from shardhub.manifest import canonical
+from shardhub.naming import DIGEST_PATTERN
 from shardhub.splitting.shard_folder import disk_errors
 
 _JOURNAL = "push.journal"
@@ -31,14 +32,17 @@ class PushJournal:
     more copy of a file.
 
     Args:
-        folder: Of the cache; made if needed.
+        folder: Of the cache.
+
+    Attributes:
+        path: The journal's file.
+        digests: sha256 by key.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / _JOURNAL
+        self.path = folder / _JOURNAL
         with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self.digests = _read(self._path)
+            self.digests = _read(self.path)
 
     def add(self, key: str, sha256: str) -> None:
         """Note the sha256 of a file."""
@@ -46,16 +50,13 @@ class PushJournal:
             return
         self.digests[key] = sha256
         line = b"\n" + canonical({"key": key, "sha256": sha256}) + b"\n"  # on a line of its own, even after half a line
-        with disk_errors(self._path.parent):
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with disk_errors(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
                 os.write(descriptor, line)
             finally:
                 os.close(descriptor)
-
-    def forget(self, key: str) -> None:
-        """Leave out a file for this run, because its sha256 was found to be wrong."""
-        self.digests.pop(key, None)
 
 
 @contextmanager

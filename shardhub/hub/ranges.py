@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # Source: faults.md A6.
 STALL_TIMEOUT_S = 10.0
-_CHUNK_BYTES = 1 << 20
 # A jump forward this short is read over: a new request takes longer.
 _SKIP_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
@@ -198,7 +197,7 @@ class _Stream:
         self.at = at
         self.stop = stop
         self._response = response
-        self._chunks: Iterator[bytes] = response.iter_raw(_CHUNK_BYTES)
+        self._chunks: Iterator[bytes] = response.iter_raw()
         self._rest = memoryview(b"")
 
     def read_into(self, buffer: memoryview) -> int:

@@ -128,14 +128,14 @@ def read_small(calls: HubCalls, repo: str, path: str, commit: str) -> bytes:
         NotFound, AccessError, HubUnreachable: It cannot be read.
     """
     from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+    from huggingface_hub.utils._http import hf_raise_for_status
 
     api = calls.api
     url = hf_hub_url(repo, path, revision=commit, endpoint=api.endpoint)
 
     def get() -> bytes:
         data = bytearray()
-        with get_session().stream("GET", url, headers=build_hf_headers(token=api.token)) as response:
+        with get_session().stream("GET", url, headers=api._build_hf_headers()) as response:
             hf_raise_for_status(response)
             for chunk in response.iter_bytes():
                 data += chunk

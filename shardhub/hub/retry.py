@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -66,7 +68,7 @@ def is_passing(error: Exception, *, repeatable: bool = True) -> bool:
     if isinstance(error, HfHubHTTPError | httpx2.HTTPStatusError):
         return error.response is not None and error.response.status_code in (BUSY if repeatable else _NOT_DONE)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
-        return "CERTIFICATE_VERIFY_FAILED" not in str(error)
+        return not _is_lasting(error)
     lost = httpx2.TimeoutException | httpx2.NetworkError | httpx2.RemoteProtocolError
     return repeatable and isinstance(error, lost)
 
@@ -95,6 +97,16 @@ def reason(error: Exception) -> str:
     if response is not None:
         return f"the Hub answered {response.status_code}"
     return "no answer" if "Timeout" in type(error).__name__ else "the connection broke"
+
+
+def _is_lasting(error: Exception) -> bool:
+    """Whether a connection will not stand a few seconds later either: no network to ask for names, no trust."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return "CERTIFICATE_VERIFY_FAILED" in str(error)
 
 
 def _asked(headers: Mapping[str, str]) -> float | None:

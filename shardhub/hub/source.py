@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import INDEX_FILE, Checkpoint, read_checkpoint
 from shardhub.checkpoint.header import Header, parse_header
+from shardhub.hub.cache import Cache
+from shardhub.hub.pinned import PinnedRepo, find_commit
 from shardhub.hub.ranges import Patience, RemoteFile
 from shardhub.hub.reference import Reference
-from shardhub.hub.pinned import PinnedRepo, find_commit
-from shardhub.hub.store import Store
 from shardhub.manifest import Source
 from shardhub.naming import CARD_FILE
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
+from shardhub.splitting.source_card import is_licence_file
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-# Terms a model is under, which go on with its shards.
-_TERMS = re.compile(r"(?:licen[sc]e|notice|copying|use[-_]policy|acceptable[-_]use)[a-z0-9._-]*", re.IGNORECASE)
-_NOT_TERMS = (".py", ".bin", ".pt", ".pkl", ".safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +37,7 @@ class RemoteModel:
 def open_remote_checkpoint(
     api: HfApi,
     reference: Reference,
-    store: Store,
+    cache: Cache,
     *,
     patience: Patience | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -51,7 +47,7 @@ def open_remote_checkpoint(
     Args:
         api: The Hub's client.
         reference: Repo and revision.
-        store: Where its small files are put.
+        cache: Where its small files are put.
         patience: How long the Hub is waited for.
         progress: Told what is being done.
 
@@ -62,11 +58,11 @@ def open_remote_checkpoint(
     commit = reference.commit or find_commit(api, reference.repo, reference.revision, patience)
     repo = PinnedRepo(api, reference.repo, commit, patience)
     names = [name for name in repo.files if _is_small_file(name)]
-    folder = store.source_folder(repo.repo, commit)
+    folder = cache.source_folder(repo.repo, commit)
     for done, name in enumerate(names):
         if not (folder / name).is_file():
             progress(f"reading {reference.repo}: {done} of {len(names)} files")
-            store.write(folder / name, repo.read(name, MAX_PIPELINE_FILE_BYTES))
+            cache.write(folder / name, repo.read(name, MAX_PIPELINE_FILE_BYTES))
     num_weights = sum(name.endswith(".safetensors") for name in repo.files)
     num_read = 0
 
@@ -87,6 +83,4 @@ def open_remote_checkpoint(
 
 
 def _is_small_file(name: str) -> bool:
-    if name.endswith(_NOT_TERMS):
-        return False
-    return name in (CARD_FILE, INDEX_FILE) or is_pipeline_file(name) or _TERMS.fullmatch(name) is not None
+    return name in (CARD_FILE, INDEX_FILE) or is_pipeline_file(name) or is_licence_file(name)

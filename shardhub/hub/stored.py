@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardhub.errors import HubRefused, NotFound
+from shardhub.errors import AccessError, Conflict, HubRefused, HubUnreachable, NotFound
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.remote_repo import RepoEntry, list_files
 
@@ -40,11 +41,6 @@ class Holders:
         if self._found is None:
             self._found = self._look()
         return self._found.get(sha256)
-
-    def add(self, repo: str, files: Iterable[RepoEntry]) -> None:
-        """Note what a repo of this push has got meanwhile."""
-        if self._found is not None:
-            self._found.update((file.sha256, (repo, file)) for file in files if file.sha256 is not None)
 
     def _look(self) -> dict[str, tuple[str, RepoEntry]]:
         api = self._calls.api
@@ -81,7 +77,8 @@ def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
     """
     from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
-    api, found = calls.api, set()
+    api, found = calls.api, set[str]()
+    headers = api._build_hf_headers()
     wanted = sorted(sizes.items())
     for start in range(0, len(wanted), _BATCH):
         infos = [
@@ -91,7 +88,12 @@ def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
 
         def ask(infos: list[UploadInfo] = infos) -> list[dict[str, object]]:
             actions, _, _ = post_lfs_batch_info(
-                upload_infos=infos, token=_token(calls), repo_type="model", repo_id=repo, endpoint=api.endpoint
+                upload_infos=infos,
+                token=None,  # in the headers
+                headers=headers,
+                repo_type="model",
+                repo_id=repo,
+                endpoint=api.endpoint,
             )
             return actions
 
@@ -109,9 +111,9 @@ def give(calls: HubCalls, source: str, target: str, files: Collection[RepoEntry]
     hash before it asks.
     """
     from huggingface_hub import get_session
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+    from huggingface_hub.utils._http import hf_raise_for_status
 
-    api, given = calls.api, set()
+    api, given = calls.api, set[str]()
     url = f"{api.endpoint}/api/models/{source}/lfs-files/duplicate"
     wanted = sorted(files, key=lambda file: file.path)
     for start in range(0, len(wanted), _BATCH):
@@ -120,22 +122,65 @@ def give(calls: HubCalls, source: str, target: str, files: Collection[RepoEntry]
             {"sha256": file.sha256, "filename": file.path, **({"xetHash": file.xet_hash} if file.xet_hash else {})}
             for file in part
         ]
-        body = {"target": {"type": "model", "name": target}, "files": items}
+        body: dict[str, object] = {"target": {"type": "model", "name": target}, "files": items}
 
         def ask(body: dict[str, object] = body) -> dict[str, object]:
-            response = get_session().post(url, headers=build_hf_headers(token=_token(calls)), json=body)
+            response = get_session().post(url, headers=api._build_hf_headers(), json=body)
             hf_raise_for_status(response)
             answer = response.json()
             return answer if isinstance(answer, dict) else {}
 
         try:
             answer = calls.run(ask, what=f"copying from {source} to {target} on the Hub", repo=source)
-        except (NotFound, HubRefused):
+        except (NotFound, HubRefused, HubUnreachable, Conflict, AccessError):
             return given
         failed = answer.get("failed")
         refused = {str(item.get("sha256")) for item in failed} if isinstance(failed, list) else set()
         given |= {file.sha256 for file in part if file.sha256 is not None and file.sha256 not in refused}
     return given
+
+
+def agree_on_transfer(calls: HubCalls, repo: str) -> None:
+    """Have the client upload as this Hub takes it: over Xet, its default, or over LFS where the Hub has no Xet.
+
+    The client decides alone, and fails on a Hub of one's own. Source: `is_xet_available`, huggingface_hub 2.4.0, which
+    looks at this constant at every upload.
+
+    Args:
+        calls: The Hub.
+        repo: A repo that may be written.
+    """
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils._http import hf_raise_for_status
+    from huggingface_hub.utils._runtime import is_xet_available
+
+    if not is_xet_available():
+        return
+    url = f"{calls.api.endpoint}/api/models/{repo}/xet-write-token/main"
+
+    def ask() -> bool:
+        response = get_session().get(url, headers=calls.api._build_hf_headers())
+        if response.status_code in (400, 404):
+            return False
+        hf_raise_for_status(response)
+        return True
+
+    if not calls.run(ask, what=f"asking how to upload to {repo}", repo=repo):
+        constants.HF_HUB_DISABLE_XET = True
+
+
+def to_upload(path: str, file: Path, sha256: str) -> CommitOperationAdd:
+    """The operation that uploads a weight file outside git, whatever the repo's `.gitattributes` say.
+
+    Its sha256 is known from the pass that wrote the file, so the client need not read it once more.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    operation = CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(file))
+    operation.upload_info.sha256 = bytes.fromhex(sha256)
+    operation._upload_mode = "lfs"
+    operation._should_ignore = False
+    return operation
 
 
 def placed(path: str, sha256: str, size_bytes: int) -> CommitOperationAdd:
@@ -153,8 +198,3 @@ def placed(path: str, sha256: str, size_bytes: int) -> CommitOperationAdd:
     operation._should_ignore = False
     operation._is_uploaded = True
     return operation
-
-
-def _token(calls: HubCalls) -> str | bool | None:
-    token = calls.api.token
-    return token if isinstance(token, str | bool) else None

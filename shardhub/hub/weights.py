@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardhub.errors import WeightFileError
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.push_journal import PushJournal
 from shardhub.hub.remote_repo import RemoteRepo, RepoEntry
-from shardhub.hub.stored import Holders, give, placed, present
+from shardhub.hub.stored import Holders, give, placed, present, to_upload
 from shardhub.splitting.job import ShardJob
 from shardhub.splitting.weight_copy import Copier
 from shardhub.splitting.weight_layout import FileLayout
@@ -24,9 +25,10 @@ class PushProgress:
     """How far a push is.
 
     Attributes:
-        activity: `reading` or `uploading`; what was there already is skipped.
+        activity: `reading`, `uploading` or `done`.
         repo, file: What it is done to.
-        done_bytes, total_bytes: Of all weight files of the push; what is skipped counts as done.
+        done_bytes, total_bytes: Of all weight files of the push; what is skipped counts as done, and what is read and
+            not yet uploaded as half done.
     """
 
     activity: str
@@ -83,15 +85,13 @@ class WeightFiles:
         operations = []
         for key, layout in zip(shard.keys, shard.layouts, strict=True):
             sha256 = self._journal.digests.get(key)
-            if sha256 is not None and sha256 in known:
-                self._tell("reading", remote.repo, layout.name)
-            else:
+            if sha256 is None or sha256 not in known:
                 sha256 = self._make(key, layout, remote)
             self._done_bytes += layout.size_bytes
+            self._tell("done", remote.repo, layout.name)
             there = remote.files.get(layout.name)
             if there is None or there.sha256 != sha256:
                 operations.append(placed(layout.name, sha256, layout.size_bytes))
-        self._tell("uploading", remote.repo, shard.layouts[-1].name)
         return operations
 
     def skip(self, shard: ShardJob) -> None:
@@ -133,39 +133,46 @@ class WeightFiles:
         def told(count: int) -> None:
             nonlocal read_bytes
             read_bytes += count
-            self._tell("reading", remote.repo, layout.name)
+            self._tell("reading", remote.repo, layout.name, half=read_bytes // 2)
 
         try:
             self._copier.write(layout, [path], told, digests.append)
             self._copier.wait()
             sha256 = digests[0]
+            self._check_same(key, layout, sha256)
             self._journal.add(key, sha256)
             sizes = {sha256: layout.size_bytes}
             if not remote.holds(sha256) and not self._get_given(remote.repo, sizes):
-                self._tell("uploading", remote.repo, layout.name)
+                self._tell("uploading", remote.repo, layout.name, half=layout.size_bytes // 2)
                 self._upload(path, layout, sha256, remote.repo)
         finally:
             path.unlink(missing_ok=True)
         return sha256
 
+    def _check_same(self, key: str, layout: FileLayout, sha256: str) -> None:
+        known = self._journal.digests.get(key, sha256)
+        if known != sha256:
+            raise WeightFileError(
+                f"The source changed since an earlier run read {layout.name}.",
+                why=f"It had the sha256 {known[:16]}..., now it has {sha256[:16]}...; sizes and times of the source's "
+                "files are the same.",
+                hint=f"Check the source; to start from nothing, delete {self._journal.path}",
+            )
+
     def _upload(self, path: Path, layout: FileLayout, sha256: str, repo: str) -> None:
-        from huggingface_hub import CommitOperationAdd
-
-        if present(self._calls, repo, {sha256: layout.size_bytes}):
-            return
-
         def send() -> None:
-            operation = CommitOperationAdd(path_in_repo=layout.name, path_or_fileobj=str(path))
-            # Known from the same pass that wrote the file, so the client need not read it once more.
-            operation.upload_info.sha256 = bytes.fromhex(sha256)
-            self._calls.api.preupload_lfs_files(repo, [operation])
+            self._calls.api.preupload_lfs_files(repo, [to_upload(layout.name, path, sha256)])
 
         self._calls.run(send, what=f"uploading {layout.name} to {repo}", repo=repo)
         self.uploaded_bytes += layout.size_bytes
 
-    def _tell(self, activity: str, repo: str, file: str) -> None:
+    def _tell(self, activity: str, repo: str, file: str, half: int = 0) -> None:
         self._progress(
             PushProgress(
-                activity=activity, repo=repo, file=file, done_bytes=self._done_bytes, total_bytes=self._total_bytes
+                activity=activity,
+                repo=repo,
+                file=file,
+                done_bytes=self._done_bytes + half,
+                total_bytes=self._total_bytes,
             )
         )

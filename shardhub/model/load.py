@@ -65,7 +65,7 @@ def load_stage(
     """
     ordered = join_adjacent(shards)
     first, last = ordered[0].stage, ordered[-1].stage
-    names = f"{ordered[0].folder.name}" + (f" to {ordered[-1].folder.name}" if len(ordered) > 1 else "")
+    names = f"{ordered[0].name}" + (f" to {ordered[-1].name}" if len(ordered) > 1 else "")
     blueprint = Blueprint({k: v for k, v in ordered[0].config.items() if k != "shardhub"}, ordered[0].tensors)
     progress(f"checking the computation of {names}")
     anatomy = examine(blueprint)
@@ -153,7 +153,7 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
     graph_hash = trace_stage(blueprint, anatomy, [joined]).hash()
     if len(cuts) > 1 and trace_stage(blueprint, anatomy, cuts).hash() != graph_hash:
         raise ProofFailed(
-            f"{ordered[0].folder.name} to {ordered[-1].folder.name} cannot run as one stage.",
+            f"{ordered[0].name} to {ordered[-1].name} cannot run as one stage.",
             why="As one they compute something else than one after the other.",
             hint="Serve them as separate nodes.",
         )

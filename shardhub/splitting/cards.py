@@ -51,7 +51,10 @@ class StageSummary:
 
 
 def front_matter(fields: Mapping[str, Value]) -> str:
-    """YAML lines for these fields; every YAML reader gets the very same texts back."""
+    """YAML lines for these fields; every YAML reader gets the very same values back.
+
+    Names inside mappings have at most 100 characters, as `source_fields` sees to.
+    """
     lines = []
     for name, value in fields.items():
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value):

@@ -16,6 +16,8 @@ Value = str | bool | list["Value"] | dict[str, "Value"]
 _MAX_FRONT_MATTER_BYTES = 64 << 10
 _MAX_ITEMS = 100
 _MAX_DEPTH = 4
+# YAML takes no longer ones in a line than 1,024 characters, escapes counted.
+_MAX_KEY_CHARS = 100
 _LICENCE_FIELDS = ("license", "license_name", "license_link")
 _GATE_PREFIX = "extra_gated_"
 # Identifiers as the Hub takes them; its card validation refuses a commit that has others.
@@ -25,7 +27,8 @@ _PIPELINE_TAG = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}")
 _BASE_MODEL = re.compile(rf"{REPO_PATTERN.strip('^$')}|[A-Za-z0-9][A-Za-z0-9._-]{{0,95}}")
 # Licence texts by the names they have in practice; they go along with the weights.
 _LICENCE_FILE = re.compile(
-    r"(licen[cs]e|notice|copying|use[-_. ]?policy|acceptable[-_. ]?use[-_. ]?policy|terms)([-_. ][a-z0-9._ -]*)?",
+    r"(licen[cs]e|notice|copying|use[-_. ]?policy|acceptable[-_. ]?use[-_. ]?policy|terms)([-_ ][a-z0-9_ -]{0,64})?"
+    r"(\.(txt|md|rst|pdf))?",
     re.IGNORECASE,
 )
 _MAX_LICENCE_BYTES = 1 << 20
@@ -62,6 +65,11 @@ def source_fields(folder: Path) -> dict[str, Value]:
     return found
 
 
+def is_licence_file(name: str) -> bool:
+    """Whether a file's name is one that licences have."""
+    return _LICENCE_FILE.fullmatch(name) is not None
+
+
 def licence_files(folder: Path) -> dict[str, bytes]:
     """Licence texts that lie beside a model, by file name.
 
@@ -70,8 +78,7 @@ def licence_files(folder: Path) -> dict[str, bytes]:
     """
     files = {}
     for path in sorted(folder.iterdir()):
-        stem = path.name.removesuffix(path.suffix) if path.suffix.lower() in {".txt", ".md", ".pdf"} else path.name
-        if not _LICENCE_FILE.fullmatch(stem) or not path.is_file():
+        if not is_licence_file(path.name) or not path.is_file():
             continue
         if (size := path.stat().st_size) > _MAX_LICENCE_BYTES:
             raise FormatError(f"{path} is larger than any licence.", why=f"It has {size} bytes.")
@@ -129,7 +136,7 @@ def _kept(value: Any, depth: int = 0) -> Value | None:
     if isinstance(value, list):
         items = [_kept(item, depth + 1) for item in value]
         return None if None in items else [item for item in items if item is not None]
-    if not all(isinstance(name, str) for name in value):
+    if not all(isinstance(name, str) and len(name) <= _MAX_KEY_CHARS for name in value):
         return None
     pairs = {name: _kept(item, depth + 1) for name, item in value.items()}
     return None if None in pairs.values() else {name: item for name, item in pairs.items() if item is not None}

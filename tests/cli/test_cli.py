@@ -249,7 +249,8 @@ def test_folders_that_are_something_else_are_refused(model, pipeline, tmp_path) 
     fails(nodes.shardhub("serve", tmp_path / "nothing"), 2, "no such folder")
     fails(nodes.shardhub("plan", cut.shard_folder(pipeline, 0), "--stages", "2"), 2, "shard")
     fails(nodes.shardhub("generate", model, "--prompt", "x"), 2, "is not a pipeline")
-    fails(nodes.shardhub("plan", "nobody/no-model", "--stages", "2"), 2, "Hub id")
+    offline = {"HF_HUB_OFFLINE": "1"}
+    fails(nodes.shardhub("plan", "nobody/no-model", "--stages", "2", env=offline), 5, "no folder nobody/no-model")
 
 
 def test_shards_that_do_not_join_are_refused(model, pipeline, tmp_path) -> None:

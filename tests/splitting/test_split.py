@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint, verify_weight_file
+from shardhub.checkpoint.checkpoint import open_checkpoint, verify_weight_file
 from shardhub.checkpoint.header import encode_header, read_header
 from shardhub.errors import (
     AccessError,

@@ -44,7 +44,7 @@ def default_cache() -> Path:
     return Path(platformdirs.user_cache_dir("shardhub"))
 
 
-class Store:
+class Cache:
     """A cache folder; made when something is first written.
 
     Args:
@@ -76,6 +76,15 @@ class Store:
             path.unlink()
             return False
         return True
+
+    def drop_if_damaged(self, sha256: str) -> bool:
+        """Read a file again, and remove it if its bytes are no longer what its name says."""
+        path = self.blob(sha256)
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != sha256:
+            path.unlink()
+        return found != sha256
 
     def partial(self, sha256: str, *, is_locked: bool) -> Path:
         """Where a file is fetched to. Only who holds the lock may go on with what an earlier fetch left."""
@@ -119,7 +128,7 @@ class Store:
         """Write a small file: it appears whole or not at all."""
         with self.writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}")
+            temporary = self._temporary()
             try:
                 with os.fdopen(os.open(temporary, _NEW_FILE, 0o644), "wb") as file:
                     file.write(data)
@@ -173,7 +182,7 @@ class Store:
         """Give a file of the cache a name in a folder."""
         with self.writing():
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder.parent / f".link.{secrets.token_hex(8)}"
+            temporary = self._temporary()
             os.symlink(os.path.relpath(self.blob(sha256), folder), temporary)
             os.replace(temporary, folder / name)
 
@@ -229,7 +238,7 @@ class Store:
     def explain(self, error: OSError) -> AccessError | DiskFull | UsageError | None:
         """Our error for one of the file system's."""
         where = error.filename or self.root
-        hint = f"Give a folder you may write to: --cache-dir DIR, or {CACHE_VARIABLE}=DIR."
+        hint = f"Give a folder you may write to: --cache-dir DIR or {CACHE_VARIABLE}=DIR."
         if error.errno in _DENIED:
             return AccessError(
                 f"The cache {self.root} cannot be written.", why=f"{error.strerror}: {where}.", hint=hint
@@ -248,6 +257,12 @@ class Store:
         """Room on the cache's disk."""
         existing = next(path for path in (self.root, *self.root.parents) if path.is_dir())
         return shutil.disk_usage(existing).free
+
+    def _temporary(self) -> Path:
+        """A name nobody has, in the folder that is swept."""
+        folder = self.root / "partials"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"new.{secrets.token_hex(8)}"
 
     def _ref(self, repo: str, revision: str) -> Path:
         return self.repo_folder(repo) / "refs" / quote(revision, safe="")

@@ -1,0 +1,145 @@
+"""MODEL, SHARD and PIPELINE on the command line: folders of this machine or repos on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardhub.cli.progress import bytes_progress
+from shardhub.cli.run import Status, note
+from shardhub.cli.sizes import parse_memory
+from shardhub.errors import HubUnreachable, NotFound
+from shardhub.hub.cache import Cache
+from shardhub.hub.client import hub_api
+from shardhub.hub.fetch import Fetcher
+from shardhub.hub.ranges import Patience
+from shardhub.hub.reference import Reference, parse_reference
+from shardhub.hub.source import open_remote_checkpoint
+from shardhub.manifest import RepoLocation, Source
+from shardhub.naming import model_name
+from shardhub.shard import Pipeline, Shard, read_shard
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model to be planned or split.
+
+    Attributes:
+        name: Base name of its shards unless another is given.
+    """
+
+    checkpoint: Checkpoint
+    source: Source
+    name: str
+
+
+def open_model(text: str) -> Model:
+    """A model folder or a Hub model, by its headers.
+
+    Raises:
+        UsageError: It is neither.
+        As `open_checkpoint` and `open_remote_checkpoint`.
+    """
+    place = parse_reference(text)
+    if isinstance(place, Path):
+        source = Source(repo=None, commit=None)
+        return Model(checkpoint=open_checkpoint(place), source=source, name=model_name(str(place.resolve())))
+    status = Status()
+    try:
+        with _no_folder(place):
+            remote = open_remote_checkpoint(hub(), place, Cache(), patience=Patience(notice=note), progress=status)
+    finally:
+        status.clear()
+    return Model(checkpoint=remote.checkpoint, source=remote.source, name=model_name(place.repo))
+
+
+def hub() -> HfApi:
+    """The Hub's client, as the environment sets it."""
+    return hub_api()
+
+
+class Places:
+    """Finds shards and pipelines, and fetches those that are repos.
+
+    Args:
+        cache_dir: The cache's folder; see `default_cache` without one.
+        limit: Size to keep the cache within, as text.
+    """
+
+    def __init__(self, cache_dir: Path | None = None, limit: str | None = None) -> None:
+        self.cache = Cache(cache_dir)
+        self.fetcher = Fetcher(
+            hub,
+            self.cache,
+            patience=Patience(notice=note),
+            progress=bytes_progress(),
+            limit_bytes=parse_memory(limit),
+        )
+
+    def folder(self, text: str) -> Path:
+        """Folder of a shard or pipeline, fetched if it is a repo."""
+        place = parse_reference(text)
+        if isinstance(place, Path):
+            return place
+        with _no_folder(place):
+            return self.fetcher.fetch(place)
+
+    def shard(self, pipeline: Pipeline, index: int) -> Shard | None:
+        """The shard of a pipeline's stage, fetched if it is a repo; None if it is named nowhere.
+
+        Raises:
+            NotFound: Its repo or commit is gone; the message names the stage.
+            As `Fetcher.fetch`.
+        """
+        if (folder := self.here(pipeline, index)) is not None:
+            return read_shard(folder)
+        entry = pipeline.manifest.stages[index]
+        for location in entry.locations:
+            if isinstance(location, RepoLocation):
+                try:
+                    return self.fetcher.shard(
+                        Reference(repo=location.repo, revision=location.commit), digest=entry.digest
+                    )
+                except NotFound as error:
+                    raise NotFound(
+                        f"Stage {index} of {pipeline.manifest.name} is gone: {error.what}",
+                        why=f"The manifest names {location.repo} at {location.commit[:12]}. {error.why}",
+                        hint="Ask the pipeline's publisher, or split the model again.",
+                    ) from error
+        return None
+
+    def published(self, pipeline: Pipeline, index: int) -> str:
+        """Repo and commit of a stage's shard; empty where the manifest names none."""
+        for location in pipeline.manifest.stages[index].locations:
+            if isinstance(location, RepoLocation):
+                return f"{location.repo}@{location.commit}"
+        return ""
+
+    def here(self, pipeline: Pipeline, index: int) -> Path | None:
+        """Folder of a stage's shard, if it is on this machine and whole."""
+        if (folder := pipeline.shard_folder(index)) is not None:
+            return folder
+        for location in pipeline.manifest.stages[index].locations:
+            if isinstance(location, RepoLocation):
+                found = self.cache.snapshot(location.repo, location.commit)
+                if found is not None:
+                    self.cache.use(found)
+                    return found
+        return None
+
+
+@contextmanager
+def _no_folder(reference: Reference) -> Iterator[None]:
+    """Add to what the Hub cannot give that there is no such folder either."""
+    try:
+        yield
+    except (NotFound, HubUnreachable) as error:
+        why = f"There is no folder {reference} either. {error.why}".strip()
+        raise type(error)(error.what, why=why, hint=error.hint) from error

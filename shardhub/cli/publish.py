@@ -1,0 +1,262 @@
+"""`shardhub split-and-push` and `shardhub unpublish`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardhub.checkpoint.costs import model_costs
+from shardhub.cli.places import Model, hub, open_model
+from shardhub.cli.run import note
+from shardhub.cli.sizes import default_context
+from shardhub.cli.split import CutOptions, make_plan, print_plan, prove
+from shardhub.errors import UsageError
+from shardhub.hub.cache import Cache
+from shardhub.hub.calls import HubCalls
+from shardhub.hub.publish import Published, publish
+from shardhub.hub.push_journal import PushJournal
+from shardhub.hub.reference import parse_reference
+from shardhub.hub.standing import Action
+from shardhub.hub.survey import Survey, survey
+from shardhub.hub.unpublish import Removal, find_removal, remove
+from shardhub.naming import model_name
+from shardhub.splitting.job import SplitJob, prepare
+from shardhub.splitting.source_card import Value, reservations, source_fields
+
+if TYPE_CHECKING:
+    from shardhub.hub.weights import PushProgress
+
+# A home connection, for the estimate.
+_BYTES_PER_S = 100e6 / 8
+# Progress lines into a pipe: one each time this share is done.
+_REPORT_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushOptions:
+    """Where and how to publish; see the command's help."""
+
+    namespace: str | None
+    name: str | None
+    private: bool
+    dry_run: bool
+    replace: bool
+    yes: bool
+    cache_dir: Path | None
+    as_json: bool
+
+
+def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
+    """Publish a model's stages, each to a repo of its own, and the manifest last."""
+    calls = HubCalls(api=hub(), notice=note)
+    account = calls.writer()
+    opened = open_model(model)
+    checkpoint = opened.checkpoint
+    context = default_context(checkpoint.config, cut.context)
+    costs = model_costs(checkpoint, context)
+    made = make_plan(costs, cut, context)
+    print_plan(made, costs, context, out=sys.stderr)
+    contents, stages = prove(checkpoint, made)
+    work = Cache(options.cache_dir).root / "push"
+    job = prepare(
+        checkpoint,
+        contents,
+        stages,
+        work / "folders",  # of which only the names are used
+        name=opened.name if options.name is None else model_name(options.name),
+        source=opened.source,
+        namespace=options.namespace or account.name,
+    )
+    journal = PushJournal(work)
+    gate = _gate(opened, calls)
+    fields = source_fields(checkpoint.folder)
+    plan = survey(job, calls, journal, private=options.private, gate=gate, replace=options.replace)
+    _show(plan)
+    reasons = reservations(fields, gated=gate is not None) if plan.is_public else []
+    if options.dry_run:
+        for reason in reasons:
+            note(f"note: everyone could read it, but {reason}: add --private, or --yes to mean it")
+        if options.as_json:
+            print(json.dumps(_survey_record(plan, reasons)))
+        else:
+            note("dry run: nothing was written")
+        return 0
+    if reasons and not options.yes:
+        _ask_publicly(reasons, fields)
+    start = time.monotonic()
+    done = publish(plan, calls, journal, work, progress=_progress())
+    _report(done, job, time.monotonic() - start, as_json=options.as_json)
+    return 0
+
+
+def unpublish(pipeline: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
+    """Delete a pipeline's repos at the Hub."""
+    place = parse_reference(pipeline)
+    if isinstance(place, Path):
+        raise UsageError(f"{pipeline} is a folder.", why="Only what is on a Hub is unpublished.", hint="Give ORG/NAME.")
+    calls = HubCalls(api=hub(), notice=note)
+    calls.writer()
+    removal = find_removal(calls, place.repo)
+    doomed = [*([removal.pipeline] if removal.pipeline else []), *removal.shards]
+    for repo in doomed:
+        note(f"delete  {repo}")
+    for kept in removal.kept:
+        note(f"keep    {kept.repo}: {kept.why}")
+    if not dry_run:
+        if not yes:
+            _ask(f"Delete these repos ({len(doomed)}) at {calls.api.endpoint}, for good?", "Nothing was deleted.")
+        remove(calls, removal, progress=lambda repo: note(f"deleting {repo}"))
+    if as_json:
+        print(json.dumps(_removal_record(removal, deleted=not dry_run)))
+    else:
+        note("dry run: nothing was deleted" if dry_run else f"{len(doomed)} repos deleted")
+    return 0
+
+
+def _gate(model: Model, calls: HubCalls) -> str | None:
+    """What readers of the source's repo have to do: `auto`, `manual` or None."""
+    repo = model.source.repo
+    if repo is None:
+        return None
+    info = calls.run(
+        lambda: calls.api.model_info(repo, revision=model.source.commit),
+        what=f"asking whether {repo} is gated",
+        repo=repo,
+        revision=model.source.commit,
+    )
+    return info.gated if isinstance(info.gated, str) else None
+
+
+def _show(plan: Survey) -> None:
+    """The repos a push writes, their sizes, and how long it may take."""
+    job = plan.job
+    width = max(len(at.repo) for at in plan.standings)
+    sizes = [*(shard.size_bytes for shard in job.shards), job.files_bytes]
+    for at, size in zip(plan.standings, sizes, strict=True):
+        private = plan.private if at.remote is None else at.remote.private
+        state = at.action.value + (f" ({at.why})" if at.why else "")
+        note(f"{at.repo:<{width}}  {_size(size):>10}  {'private' if private else 'public':<7}  {state}")
+    if any(at.action is Action.REPLACE for at in plan.standings):
+        note("what is replaced stays under a tag: manifests that name those commits keep working")
+    minutes = plan.upload_bytes / _BYTES_PER_S / 60
+    note(
+        f"{_size(sum(sizes))} in all, at most {_size(plan.upload_bytes)} of it to upload"
+        + (f": about {minutes:.0f} min at 100 Mbit/s" if minutes >= 1 else "")
+    )
+    largest = max(layout.size_bytes for shard in job.shards for layout in shard.layouts)
+    note(f"disk needed meanwhile: {_size(largest)}")
+
+
+def _ask_publicly(reasons: list[str], fields: dict[str, Value]) -> None:
+    for reason in reasons:
+        note(f"Everyone will be able to read it, but {reason}.")
+    if link := fields.get("license_link"):
+        note(f"Its licence: {str(link)[:200]}")
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "The model is not published to everyone without being asked.",
+            why=f"{reasons[0][:1].upper()}{reasons[0][1:]}.",
+            hint="Add --private, or --yes if you may publish it.",
+        )
+    _ask("May you publish it, and do you want to?", "Nothing was published; --private publishes it to you alone.")
+
+
+def _ask(question: str, refusal: str) -> None:
+    """Ask on a terminal; anything but yes, and no terminal, is no.
+
+    Raises:
+        UsageError: The answer was no, or nobody could be asked.
+    """
+    if not sys.stdin.isatty():
+        raise UsageError(refusal, why="There is no terminal to ask on.", hint="Add --yes to mean it.")
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise UsageError(refusal, why="The answer was not yes.")
+
+
+def _report(done: Published, job: SplitJob, seconds: float, *, as_json: bool) -> None:
+    if as_json:
+        record = {
+            "shards": [
+                {"repo": at.repo, "commit": at.commit, "stage_digest": digest, "action": at.action.value}
+                for at, digest in zip(done.shards, done.stage_digests, strict=True)
+            ],
+            "pipeline": {"repo": done.pipeline.repo, "commit": done.pipeline.commit, "action": done.pipeline.action},
+            "pipeline_id": done.pipeline_id,
+            "uploaded_bytes": done.uploaded_bytes,
+            "copied_bytes": done.given_bytes,
+            "seconds": round(seconds, 3),
+        }
+        print(json.dumps(record))
+        return
+    for at in (*done.shards, done.pipeline):
+        print(at.repo + (f"  ({at.action.value})" if at.action is Action.KEEP else ""))
+    note(
+        f"done in {seconds:.1f} s: {_size(done.uploaded_bytes)} uploaded, {_size(done.given_bytes)} copied at the Hub, "
+        f"{_size(sum(shard.size_bytes for shard in job.shards))} in all"
+    )
+    note(f"Serve each stage:  shardhub serve {done.shards[0].repo}")
+    note(f"Then generate:  shardhub generate --manifest {done.pipeline.repo} --node HOST:PORT ... --prompt ...")
+
+
+def _survey_record(plan: Survey, reasons: list[str]) -> dict[str, object]:
+    return {
+        "dry_run": True,
+        "repos": [
+            {
+                "repo": at.repo,
+                "action": at.action.value,
+                "private": plan.private if at.remote is None else at.remote.private,
+            }
+            for at in plan.standings
+        ],
+        "size_bytes": [shard.size_bytes for shard in plan.job.shards],
+        "upload_bytes": plan.upload_bytes,
+        "reasons_not_to_publish": reasons,
+    }
+
+
+def _removal_record(removal: Removal, *, deleted: bool) -> dict[str, object]:
+    return {
+        "deleted": deleted,
+        "pipeline": removal.pipeline,
+        "shards": list(removal.shards),
+        "kept": [{"repo": kept.repo, "why": kept.why} for kept in removal.kept],
+    }
+
+
+def _progress() -> Callable[[PushProgress], None]:
+    """A line for what is being done; while a file goes up, the client's own bar shows how far it is."""
+    is_terminal = sys.stderr.isatty()
+    if not is_terminal:
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+    shown_share, shown_line, start = 0.0, "", time.monotonic()
+
+    def show(state: PushProgress) -> None:
+        nonlocal shown_share, shown_line
+        share = state.done_bytes / max(1, state.total_bytes)
+        if not is_terminal:
+            if share - shown_share >= _REPORT_SHARE:
+                note(f"{share:.0%} of {_size(state.total_bytes)}")
+                shown_share = share
+            return
+        left_s = (time.monotonic() - start) / share * (1 - share) if share > 0 else 0.0
+        line = f"{share:6.1%}  {left_s / 60:4.0f} min left  {state.activity} {state.file} for {state.repo}"
+        if state.activity != "done" and line != shown_line:
+            sys.stderr.write(f"\r\x1b[K{line[:110]}" + ("\n" if state.activity == "uploading" else ""))
+            sys.stderr.flush()
+            shown_line = line
+
+    return show
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 10**8 else f"{size_bytes / 1e6:.2f} MB"

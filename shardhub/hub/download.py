@@ -1,0 +1,100 @@
+"""One weight file from the Hub into the cache: resumed after a kill, checked before it has a name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from shardhub.errors import DigestMismatch, WeightFileError
+from shardhub.hub.cache import Cache, sync_folder
+from shardhub.hub.locks import locked
+from shardhub.hub.pinned import NUM_CONTENT_TRIES, PinnedRepo
+
+_BUFFER_BYTES = 1 << 20
+
+
+def fetch_blob(
+    repo: PinnedRepo,
+    name: str,
+    *,
+    sha256: str,
+    cache: Cache,
+    check: Callable[[Path], None],
+    notice: Callable[[str], None],
+    progress: Callable[[int], None],
+) -> Path:
+    """Fetch a file into the cache, unless it is there or another process brings it meanwhile.
+
+    Args:
+        repo, name: Where it is.
+        sha256: What its bytes must have.
+        cache: Where it goes.
+        check: Looks at the file before it is in place; raises if it must not be used.
+        notice: Told what keeps it from going on, and when a file has to be fetched again.
+        progress: Told of bytes that are here now, fewer again when they had to be thrown away.
+
+    Raises:
+        DigestMismatch: Twice, other bytes came.
+        As `check`, `Cache.writing`, `locked` and `hub_failures`.
+    """
+    size_bytes = repo.file(name).size_bytes
+    what = f"{repo.repo}/{name}"
+    with cache.writing(), locked(cache.lock_file(sha256), what=what, notice=notice) as is_locked:
+        if cache.has(sha256, size_bytes):
+            progress(size_bytes)
+            return cache.blob(sha256)
+        partial = cache.partial(sha256, is_locked=is_locked)
+        for number in range(NUM_CONTENT_TRIES):
+            if (digest := _complete(repo, name, partial, size_bytes, progress)) == sha256:
+                break
+            partial.unlink()
+            progress(-size_bytes)
+            if number + 1 < NUM_CONTENT_TRIES:
+                notice(f"{what}: the sha256 is not the published one, fetching it again")
+        else:
+            raise DigestMismatch(
+                f"{what} is corrupt.",
+                why=f"It came {NUM_CONTENT_TRIES} times with the right size and the sha256 {digest[:16]}..., "
+                f"its shard says {sha256[:16]}....",
+                hint="Nothing of it was kept. Tell its publisher, or run the same command again later.",
+            )
+        try:
+            check(partial)
+        except WeightFileError:
+            partial.unlink()
+            raise
+        os.replace(partial, cache.blob(sha256))
+        sync_folder(cache.blobs)
+        return cache.blob(sha256)
+
+
+def _complete(repo: PinnedRepo, name: str, partial: Path, size_bytes: int, progress: Callable[[int], None]) -> str:
+    """Fetch what a partial file lacks; sha256 of the whole. A full disk takes the partial file away again."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER_BYTES))
+    try:
+        with partial.open("a+b", buffering=0) as file:
+            file.seek(0)
+            at = 0
+            while at < size_bytes and (count := file.readinto(buffer[: size_bytes - at])):
+                digest.update(buffer[:count])
+                at += count
+            file.truncate(at)
+            progress(at)
+            with repo.open(name) as remote:
+                remote.read_ahead(at, size_bytes)
+                while at < size_bytes:
+                    filled = buffer[: size_bytes - at]
+                    remote.read_into(at, filled)
+                    digest.update(filled)
+                    rest = filled
+                    while len(rest):
+                        rest = rest[file.write(rest) or 0 :]
+                    at += len(filled)
+                    progress(len(filled))
+            os.fsync(file.fileno())
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    return digest.hexdigest()

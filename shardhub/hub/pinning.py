@@ -1,0 +1,71 @@
+"""Which commit of a shard's repo is the published one: its pipeline says."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from shardhub.checkpoint.config import parse_config
+from shardhub.errors import HubUnreachable, ShardhubError
+from shardhub.hub.pinned import PinnedRepo, find_commit
+from shardhub.hub.ranges import Patience
+from shardhub.manifest import (
+    MAX_DOCUMENT_BYTES,
+    Manifest,
+    RepoLocation,
+    ShardHint,
+    canonical,
+    decode,
+    decode_identified,
+)
+from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, REPO_PATTERN, STAGE_FILE
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+def pinned_by_pipeline(api: HfApi, repo: str, newest: str, patience: Patience) -> str | None:
+    """The commit that a shard's pipeline names for it; None for a repo that is no shard, or names no pipeline.
+
+    The pipeline is the one that the shard's config.json hints at. Where it cannot be read, or does not name the
+    repo, the newest commit is taken, and `patience.notice` is told so.
+
+    Args:
+        api: The Hub's client.
+        repo, newest: The shard's repo and its newest commit.
+        patience: How long the Hub is waited for.
+
+    Raises:
+        HubUnreachable: The Hub does not answer.
+    """
+    shard = PinnedRepo(api, repo, newest, patience)
+    if STAGE_FILE not in shard.files or CONFIG_FILE not in shard.files:
+        return None
+    config = parse_config(shard.read(CONFIG_FILE, MAX_DOCUMENT_BYTES), where=f"{repo}/{CONFIG_FILE}")
+    block = config.get("shardhub")
+    if block is None:
+        return None
+    try:
+        pipeline = _pipeline_repo(repo, decode(ShardHint, canonical(block), where=f"{repo}/{CONFIG_FILE}: shardhub"))
+        commit = find_commit(api, pipeline, None, patience)
+        data = PinnedRepo(api, pipeline, commit, patience).read(MANIFEST_FILE, MAX_DOCUMENT_BYTES)
+        manifest = decode_identified(Manifest, data, where=f"{pipeline}/{MANIFEST_FILE}")
+    except HubUnreachable:
+        raise
+    except ShardhubError as error:
+        patience.notice(f"{repo}: no pipeline says which commit to take ({error.what}) Taking main.")
+        return None
+    for stage in manifest.stages:
+        for location in stage.locations:
+            if isinstance(location, RepoLocation) and location.repo == repo:
+                return location.commit
+    patience.notice(f"{repo}: {pipeline} does not name it. Taking main.")
+    return None
+
+
+def _pipeline_repo(repo: str, hint: ShardHint) -> str:
+    """The pipeline's repo; a bare name is one in the shard's own namespace."""
+    name = hint.pipeline if "/" in hint.pipeline else f"{repo.split('/')[0]}/{hint.pipeline}"
+    if not re.fullmatch(REPO_PATTERN, name):
+        raise ShardhubError(f"{hint.pipeline[:80]!r} is no repo.")
+    return name

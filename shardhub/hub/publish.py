@@ -1,0 +1,265 @@
+"""Publishing a split: a repo for each shard, one commit each, and the manifest's repo last.
+
+A half-done push is never visible as a pipeline. The next run finds what is there and finishes it; it uploads nothing
+twice, because a weight file that the Hub has is neither made nor sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardhub.errors import Conflict, ShardhubError
+from shardhub.hub.calls import HubCalls
+from shardhub.hub.push_journal import PushJournal, scratch_folder
+from shardhub.hub.remote_repo import RemoteRepo, look
+from shardhub.hub.standing import Action, Standing, obsolete_files
+from shardhub.hub.stored import agree_on_transfer
+from shardhub.hub.survey import Survey, holders_of
+from shardhub.hub.weights import PushProgress, WeightFiles
+from shardhub.manifest import Manifest, RepoLocation, Stage
+from shardhub.splitting.documents import pipeline_documents, shard_documents
+from shardhub.splitting.job import ShardJob
+from shardhub.splitting.weight_copy import Copier
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+# Under this the commits that a replacement leaves behind stay reachable.
+_OLD_TAG = "shardhub-before-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedRepo:
+    """A repo after a push.
+
+    Attributes:
+        action: What the push did to it.
+    """
+
+    repo: str
+    commit: str
+    action: Action
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What a push did.
+
+    Attributes:
+        stage_digests: Of the shards, in order.
+        uploaded_bytes: Bytes of weight files that were sent.
+        given_bytes: Bytes of weight files that one repo gave another on the Hub.
+    """
+
+    shards: tuple[PublishedRepo, ...]
+    pipeline: PublishedRepo
+    stage_digests: tuple[str, ...]
+    pipeline_id: str
+    uploaded_bytes: int
+    given_bytes: int
+
+
+def publish(
+    plan: Survey,
+    calls: HubCalls,
+    journal: PushJournal,
+    work: Path,
+    *,
+    progress: Callable[[PushProgress], None] = lambda _: None,
+) -> Published:
+    """Do what a survey says.
+
+    Args:
+        plan: The survey.
+        calls: The Hub.
+        journal: As in the survey.
+        work: Folder of the cache, with room for the largest weight file.
+        progress: Told after every few megabytes.
+
+    Raises:
+        Conflict: Somebody else changed a repo meanwhile.
+        WeightFileError: The source changed, or its bytes are not what they were.
+        DiskFull: No room for a weight file.
+        AccessError, HubUnreachable, HubRefused: The Hub does not do its part.
+    """
+    job = plan.job
+    largest = max(layout.size_bytes for shard in job.shards for layout in shard.layouts)
+    with scratch_folder(work, largest) as scratch, Copier(job.checkpoint) as copier:
+        total_bytes = sum(shard.size_bytes for shard in job.shards)
+        holders = holders_of(job, calls, plan.shards)
+        files = WeightFiles(calls, copier, journal, holders, scratch, total_bytes, progress)
+        return _Push(plan, calls, journal, files).run()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Contents:
+    """What one commit brings into a repo."""
+
+    documents: Mapping[str, bytes]
+    weights: list[CommitOperationAdd] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+
+
+class _Push:
+    """One run of `publish`."""
+
+    def __init__(self, plan: Survey, calls: HubCalls, journal: PushJournal, files: WeightFiles) -> None:
+        self._plan = plan
+        self._job = plan.job
+        self._calls = calls
+        self._journal = journal
+        self._files = files
+        self._has_agreed = False
+
+    def run(self) -> Published:
+        digests, shards = [], []
+        for shard, standing in zip(self._job.shards, self._plan.shards, strict=True):
+            digest, published = self._shard(shard, standing)
+            digests.append(digest)
+            shards.append(published)
+        locations = [RepoLocation(repo=at.repo, commit=at.commit) for at in shards]
+        manifest = self._job.manifest(digests, locations)
+        return Published(
+            shards=tuple(shards),
+            pipeline=self._pipeline(manifest),
+            stage_digests=tuple(digests),
+            pipeline_id=manifest.pipeline_id,
+            uploaded_bytes=self._files.uploaded_bytes,
+            given_bytes=self._files.given_bytes,
+        )
+
+    def _shard(self, shard: ShardJob, standing: Standing) -> tuple[str, PublishedRepo]:
+        remote = standing.remote
+        if standing.action is Action.KEEP and remote is not None:
+            self._files.skip(shard)
+            stage = self._job.stage(shard, self._journal.digests)
+            return stage.digest, PublishedRepo(repo=standing.repo, commit=remote.commit, action=Action.KEEP)
+        there = remote or self._create(standing.repo)
+        self._agree(there.repo)
+        weights = self._files.bring(shard, there)
+        stage = self._job.stage(shard, self._journal.digests)
+        if there.stage == stage:  # only now that every sha256 is known
+            return stage.digest, PublishedRepo(repo=standing.repo, commit=there.commit, action=Action.KEEP)
+        contents = _Contents(
+            documents=shard_documents(self._job, shard, stage),
+            weights=weights,
+            names={file.name for file in stage.weight_files},
+        )
+        message = f"Layers {stage.start} to {stage.stop - 1} of {stage.num_layers}"
+        commit = self._commit(standing, there, contents, message, lambda found: _same_stage(found, stage))
+        return stage.digest, PublishedRepo(repo=standing.repo, commit=commit, action=standing.action)
+
+    def _pipeline(self, manifest: Manifest) -> PublishedRepo:
+        standing = self._plan.pipeline
+        there = standing.remote or self._create(standing.repo)
+        if there.manifest == manifest:
+            return PublishedRepo(repo=standing.repo, commit=there.commit, action=Action.KEEP)
+        self._agree(there.repo)
+        contents = _Contents(documents=pipeline_documents(self._job, manifest))
+        message = f"Pipeline of {len(manifest.stages)} stages"
+        commit = self._commit(standing, there, contents, message, lambda found: found.manifest == manifest)
+        return PublishedRepo(repo=standing.repo, commit=commit, action=standing.action)
+
+    def _agree(self, repo: str) -> None:
+        if not self._has_agreed:
+            agree_on_transfer(self._calls, repo)
+            self._has_agreed = True
+
+    def _create(self, repo: str) -> RemoteRepo:
+        """Make a repo, or take the one that appeared meanwhile if nobody put anything into it.
+
+        Raises:
+            Conflict: Somebody did.
+        """
+        api, private = self._calls.api, self._plan.private
+        what = f"making {repo}"
+        self._calls.run(lambda: api.create_repo(repo, private=private, exist_ok=True), what=what, repo=repo)
+        if self._plan.gate and not private:
+            gate = self._plan.gate
+            self._calls.run(
+                lambda: api.update_repo_settings(repo, gated="manual" if gate == "manual" else "auto"),
+                what=f"gating {repo} as its source is",
+                repo=repo,
+            )
+        there = look(self._calls, repo)
+        if there is None or not there.is_empty:
+            raise _changed(repo, "somebody else made it")
+        return there
+
+    def _commit(
+        self,
+        standing: Standing,
+        there: RemoteRepo,
+        contents: _Contents,
+        message: str,
+        is_done: Callable[[RemoteRepo], bool],
+    ) -> str:
+        """Make one commit on what was seen; returns its id.
+
+        Args:
+            standing: The repo.
+            there: The repo as it was seen, which is the commit's parent.
+            contents: What it is to hold.
+            message: Title of the commit.
+            is_done: Whether a repo holds this already: an answer that was lost hides a commit that was made.
+
+        Raises:
+            Conflict: The repo is at another commit, with something else.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        api = self._calls.api
+        if standing.action is Action.REPLACE:
+            self._keep_old(there)
+        deletes: list[CommitOperationDelete] = [
+            CommitOperationDelete(path_in_repo=path)
+            for path in obsolete_files(standing, {*contents.names, *contents.documents})
+        ]
+
+        def send() -> str:
+            documents = [
+                CommitOperationAdd(path_in_repo=path, path_or_fileobj=data) for path, data in contents.documents.items()
+            ]
+            return api.create_commit(
+                there.repo,
+                [*contents.weights, *documents, *deletes],
+                commit_message=message,
+                parent_commit=there.commit,
+            ).oid
+
+        try:
+            return self._calls.run(send, what=f"committing to {there.repo}", repo=there.repo)
+        except Conflict as error:
+            found = look(self._calls, there.repo)
+            if found is not None and is_done(found):
+                return found.commit
+            raise _changed(there.repo, f"it was at {there.commit[:8]} when this push looked, and moved on") from error
+
+    def _keep_old(self, there: RemoteRepo) -> None:
+        """Tag what is replaced, so that manifests which name the commit keep working for ever."""
+        api, tag = self._calls.api, f"{_OLD_TAG}{there.commit[:12]}"
+        self._calls.run(
+            lambda: api.create_tag(there.repo, tag=tag, revision=there.commit, exist_ok=True),
+            what=f"tagging {there.repo}",
+            repo=there.repo,
+        )
+
+
+def is_old_tag(tag: str) -> bool:
+    """Whether a tag is one that a replacement left."""
+    return tag.startswith(_OLD_TAG)
+
+
+def _same_stage(found: RemoteRepo, stage: Stage) -> bool:
+    return found.stage == stage
+
+
+def _changed(repo: str, why: str) -> ShardhubError:
+    return Conflict(
+        f"{repo} changed meanwhile.",
+        why=f"{why[:1].upper()}{why[1:]}.",
+        hint="Run the same command again: it starts from what is there now, and uploads nothing twice.",
+    )

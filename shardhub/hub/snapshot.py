@@ -1,0 +1,207 @@
+"""One commit of a shard or pipeline, brought into the cache file by file, each checked before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from shardhub.checkpoint.checkpoint import check_weight_header
+from shardhub.errors import DigestMismatch, DiskFull, FormatError, UsageError
+from shardhub.hub.cache import Cache
+from shardhub.hub.download import fetch_blob
+from shardhub.hub.pinned import PinnedRepo
+from shardhub.manifest import (
+    MAX_CATALOGUE_BYTES,
+    MAX_DOCUMENT_BYTES,
+    Manifest,
+    Stage,
+    WeightFile,
+    check_digest,
+    decode_catalogue,
+    decode_identified,
+)
+from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.shard import read_shard
+from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
+
+# Kept free beyond what is computed. Source: faults.md B1.
+_SPARE_SHARE = (5, 100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchProgress:
+    """How far a fetch is.
+
+    Attributes:
+        file: What is being fetched.
+        done_bytes, total_bytes: Of the weight files that were not here.
+    """
+
+    repo: str
+    file: str
+    done_bytes: int
+    total_bytes: int
+
+
+class Snapshot:
+    """A commit on its way into the cache: files in its hidden folder are whole and checked, others are missing.
+
+    Args:
+        repo: Repo and commit.
+        cache: Where it goes.
+        notice: Told of everything of note.
+        progress: Told after every megabyte.
+    """
+
+    def __init__(
+        self,
+        repo: PinnedRepo,
+        cache: Cache,
+        *,
+        notice: Callable[[str], None],
+        progress: Callable[[FetchProgress], None],
+    ) -> None:
+        self._repo = repo
+        self._cache = cache
+        self._folder = cache.partial_snapshot(repo.repo, repo.commit)
+        self._notice = notice
+        self._progress = progress
+
+    def bring(self, digest: str | None) -> None:
+        """Bring what is not here yet.
+
+        Args:
+            digest: Stage digest a shard must have, where a manifest says so.
+
+        Raises:
+            UsageError: The repo is neither a shard nor a pipeline.
+            IntegrityError: It is not what was published.
+            DiskFull: No room.
+            As `hub_failures`.
+        """
+        repo = self._repo
+        if STAGE_FILE in repo.files:
+            self._bring_shard(digest)
+        elif MANIFEST_FILE in repo.files:
+            self._bring_pipeline()
+        else:
+            raise UsageError(
+                f"{repo.repo} is neither a shard nor a pipeline.",
+                why=f"At the commit {repo.commit[:12]} it has no {STAGE_FILE} and no {MANIFEST_FILE}.",
+                hint=f"If it is a model, split it first: shardhub split {repo.repo} DIR --stages N",
+            )
+
+    def _bring_pipeline(self) -> None:
+        repo = self._repo
+        data = repo.read(MANIFEST_FILE, MAX_DOCUMENT_BYTES)
+        manifest = decode_identified(Manifest, data, where=f"{repo.repo}/{MANIFEST_FILE}")
+        for name in (CONFIG_FILE, *manifest.files):
+            if not is_pipeline_file(name):
+                raise FormatError(
+                    f"{repo.repo} names a file that no pipeline has: {name[:100]!r}.",
+                    why="Only configuration, tokenizer and chat template go with a manifest; no code, no weights.",
+                    hint="It was not written by shardhub: do not use it.",
+                )
+        self._link(MANIFEST_FILE, data)
+        for name in dict.fromkeys((CONFIG_FILE, *manifest.files)):
+            self._document(name, MAX_PIPELINE_FILE_BYTES, manifest.files.get(name))
+
+    def _bring_shard(self, digest: str | None) -> None:
+        repo = self._repo
+        data = repo.read(STAGE_FILE, MAX_DOCUMENT_BYTES)
+        stage = decode_identified(Stage, data, where=f"{repo.repo}/{STAGE_FILE}")
+        if digest is not None and stage.digest != digest:
+            raise other_stage(repo.repo, stage.digest, digest)
+        self._link(STAGE_FILE, data)
+        catalogue = self._document(CATALOGUE_FILE, MAX_CATALOGUE_BYTES, stage.catalogue_digest)
+        tensors = decode_catalogue(catalogue, digest=stage.catalogue_digest, where=f"{repo.repo}/{CATALOGUE_FILE}")
+        self._document(CONFIG_FILE, MAX_DOCUMENT_BYTES, None)
+        if PROOF_FILE in repo.files:
+            self._document(PROOF_FILE, MAX_DOCUMENT_BYTES, None)
+        read_shard(self._folder)
+        for file in stage.weight_files:
+            _check_listed(repo, file)
+        absent = [file for file in stage.weight_files if not self._cache.has(file.sha256, file.size_bytes)]
+        names = {file.name for file in absent}
+        total = sum(file.size_bytes for file in absent)
+        self._check_room(absent, total)
+        done = 0
+        for file in stage.weight_files:
+            if file.name in names:
+
+                def told(count: int, file: WeightFile = file) -> None:
+                    nonlocal done
+                    done += count
+                    self._progress(FetchProgress(repo=repo.repo, file=file.name, done_bytes=done, total_bytes=total))
+
+                fetch_blob(
+                    repo,
+                    file.name,
+                    sha256=file.sha256,
+                    cache=self._cache,
+                    check=lambda path, file=file: check_weight_header(path, file, tensors),  # type: ignore[misc]
+                    notice=self._notice,
+                    progress=told,
+                )
+            else:
+                # From another shard: the same bytes, but perhaps not what this catalogue says of them.
+                check_weight_header(self._cache.blob(file.sha256), file, tensors)
+            self._cache.link(self._folder, file.name, file.sha256)
+
+    def _document(self, name: str, limit_bytes: int, sha256: str | None) -> bytes:
+        """Bring a small file, or take it from the cache if its sha256 is known and it is here."""
+        repo = self._repo
+        known = sha256 or repo.file(name).sha256
+        if known is not None and self._cache.has(known, repo.file(name).size_bytes):
+            data = self._cache.blob(known).read_bytes()
+        else:
+            data = repo.read(name, limit_bytes)
+        if sha256 is not None:
+            check_digest(data, sha256, where=f"{repo.repo}/{name}")
+        self._link(name, data)
+        return data
+
+    def _link(self, name: str, data: bytes) -> None:
+        self._cache.link(self._folder, name, self._cache.put(data))
+
+    def _check_room(self, absent: Sequence[WeightFile], total: int) -> None:
+        have = sum(
+            path.stat().st_size
+            for file in absent
+            if (path := self._cache.partial(file.sha256, is_locked=True)).is_file()
+        )
+        need = max(0, total - have) * (_SPARE_SHARE[0] + _SPARE_SHARE[1]) // _SPARE_SHARE[1]
+        free = self._cache.free_bytes()
+        if need > free:
+            raise DiskFull(
+                f"There is not enough room for {self._repo.repo} in {self._cache.root}.",
+                why=f"{need / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free.",
+                hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: --cache-dir DIR.",
+            )
+
+
+def _check_listed(repo: PinnedRepo, file: WeightFile) -> None:
+    """See before a byte is fetched that the repo has the file the stage names.
+
+    Raises:
+        NotFound: It does not have it.
+        DigestMismatch: It has another.
+    """
+    listed = repo.file(file.name)
+    found = listed.sha256 or file.sha256
+    if (listed.size_bytes, found) != (file.size_bytes, file.sha256):
+        raise DigestMismatch(
+            f"{repo.repo}/{file.name} is not the file its {STAGE_FILE} names.",
+            why=f"It has {listed.size_bytes} bytes and the sha256 {found[:16]}..., {STAGE_FILE} says "
+            f"{file.size_bytes} and {file.sha256[:16]}....",
+            hint="The shard was changed after it was published: tell its publisher.",
+        )
+
+
+def other_stage(where: str, found: str, expected: str) -> DigestMismatch:
+    """The error for a shard with another stage digest than the manifest names."""
+    return DigestMismatch(
+        f"{where} is not the shard the manifest names.",
+        why=f"Its stage digest is {found[:16]}..., the manifest says {expected[:16]}....",
+        hint="Tell the pipeline's publisher: shard and manifest do not belong together.",
+    )

@@ -1,0 +1,103 @@
+"""Looking before a push: what is at the Hub, and what the push will do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shardhub.hub.calls import HubCalls
+from shardhub.hub.push_journal import PushJournal
+from shardhub.hub.remote_repo import RemoteRepo, look
+from shardhub.hub.standing import Standing, adopted_digests, check_visibility, pipeline_standing, shard_standing
+from shardhub.hub.stored import Holders
+from shardhub.splitting.cards import model_tag
+from shardhub.splitting.job import ShardJob, SplitJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What a push will do, as far as it can be told before a weight is read.
+
+    Attributes:
+        job: What is published.
+        private: Whether new repos are to be private.
+        gate: What new public repos ask of readers, as the source does: `auto`, `manual` or None.
+        shards: Their repos, in order.
+        pipeline: The manifest's repo.
+        upload_bytes: Bytes of weight files to upload at most: those the Hub is not known to have.
+    """
+
+    job: SplitJob
+    private: bool
+    gate: str | None
+    shards: tuple[Standing, ...]
+    pipeline: Standing
+    upload_bytes: int
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        """All repos, in the order they are written."""
+        return (*self.shards, self.pipeline)
+
+    @property
+    def is_public(self) -> bool:
+        """Whether any repo will be open to everyone."""
+        return any(not (self.private if at.remote is None else at.remote.private) for at in self.standings)
+
+
+def survey(
+    job: SplitJob,
+    calls: HubCalls,
+    journal: PushJournal,
+    *,
+    private: bool = False,
+    gate: str | None = None,
+    replace: bool = False,
+) -> Survey:
+    """See what is at the Hub, and decide what a push will do; changes nothing anywhere.
+
+    Args:
+        job: What is to be published; its namespace is set.
+        calls: The Hub.
+        journal: What earlier runs know; digests that the Hub's own documents vouch for are added.
+        private: Whether new repos are to be private.
+        gate: What readers of the source have to do: `auto`, `manual` or None.
+        replace: Whether other cuts, or other things, in these repos may be replaced.
+
+    Raises:
+        Conflict: A repo holds something else.
+        UsageError: `private`, and a repo is public.
+        AccessError, HubUnreachable, HubRefused: The Hub cannot be asked.
+    """
+    shards, upload_bytes = [], 0
+    for shard in job.shards:
+        repo = job.shard_label(shard)
+        remote = look(calls, repo)
+        _adopt(job, shard, remote, journal)
+        shards.append(shard_standing(repo, remote, job.stage(shard, journal.digests), replace=replace))
+    wanted = job.manifest([f"{index:064x}" for index in range(len(job.shards))])
+    pipeline = pipeline_standing(job.pipeline_label, look(calls, job.pipeline_label), wanted, replace=replace)
+    check_visibility([*shards, pipeline], private=private)
+    holders = holders_of(job, calls, shards)
+    for shard in job.shards:
+        for key, layout in zip(shard.keys, shard.layouts, strict=True):
+            sha256 = journal.digests.get(key)
+            if sha256 is None or holders.find(sha256) is None:
+                upload_bytes += layout.size_bytes
+    return Survey(
+        job=job, private=private, gate=gate, shards=tuple(shards), pipeline=pipeline, upload_bytes=upload_bytes
+    )
+
+
+def _adopt(job: SplitJob, shard: ShardJob, remote: RemoteRepo | None, journal: PushJournal) -> None:
+    digests = adopted_digests(remote, job.stage(shard, {}))
+    for key, layout in zip(shard.keys, shard.layouts, strict=True):
+        if layout.name in digests:
+            journal.digests.setdefault(key, digests[layout.name])
+
+
+def holders_of(job: SplitJob, calls: HubCalls, shards: Sequence[Standing]) -> Holders:
+    """Which of our repos hold which weight files of the model that is published."""
+    own = {at.repo: at.remote.files for at in shards if at.remote is not None}
+    tag = model_tag(job.stage(job.shards[0], {}).catalogue_digest)
+    return Holders(calls, job.namespace or "", tag, own)

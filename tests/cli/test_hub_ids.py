@@ -1,0 +1,218 @@
+"""Hub ids wherever folders may stand: the commands in processes of their own, against a Hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from typer.testing import CliRunner
+
+from shardhub.cli.app import app
+from shardhub.hub.client import hub_api
+from shardhub.localhub.server import RunningHub, running_hub
+from tests import cut, nodes
+from tests.hub.published import OVER_LFS, Published, publish
+
+pytestmark = OVER_LFS
+MODEL = "ann/tiny"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Callable[[Path], None]) -> Path:
+    """A tiny model's folder."""
+    folder = cut.tiny_model(tmp_path_factory.mktemp("ids") / "model")
+    tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
+    """A Hub on loopback."""
+    cache = tmp_path_factory.mktemp("hf")
+    with pytest.MonkeyPatch.context() as patch, running_hub(cache / "hub") as running:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        yield running
+        huggingface_hub.close_session()
+
+
+@pytest.fixture(scope="module")
+def published(hub: RunningHub, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """The model, its two shards and their pipeline on the Hub."""
+    api = hub_api(hub.endpoint, hub.token("ann"))
+    work = tmp_path_factory.mktemp("work")
+    api.create_repo(MODEL)
+    api.upload_folder(repo_id=MODEL, folder_path=model)
+    return publish(api, "ann", cut.cut(model, work / "out", (3,)), work)
+
+
+@pytest.fixture
+def env(hub: RunningHub, tmp_path: Path) -> dict[str, str]:
+    """The environment of somebody who uses the Hub, with an empty cache."""
+    return {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": hub.token("ann"), "SHARDHUB_CACHE": str(tmp_path / "cache")}
+
+
+def shardhub(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    return nodes.shardhub(*arguments, env=env)
+
+
+def here(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, which is quicker."""
+    words = [str(argument) for argument in arguments]
+    result = CliRunner(env=env).invoke(app, words)
+    return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
+
+
+def record(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    assert result.returncode == 0, result.stderr
+    found: dict[str, object] = json.loads(result.stdout)
+    return found
+
+
+def test_plan_from_the_hub(published: Published, env: dict[str, str], model: Path, tmp_path: Path) -> None:
+    """The plan of a Hub model is the plan of its folder; no weight file is on this disk."""
+    there = record(shardhub(env, "plan", MODEL, "--stages", 2, "--json"))
+    assert there == record(shardhub(env, "plan", model, "--stages", 2, "--json"))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_split_from_the_hub(published: Published, env: dict[str, str], tmp_path: Path) -> None:
+    """The shards of a Hub model are those of its folder, byte for byte, and name repo and commit."""
+    record(shardhub(env, "split", MODEL, tmp_path / "out", "--cuts", "3", "--name", "m", "--json"))
+    for index in range(2):
+        for path in cut.shard_folder(published.local, index).glob("*.safetensors"):
+            assert (tmp_path / "out" / f"m-shard-{index}" / path.name).read_bytes() == path.read_bytes()
+    stage = json.loads((tmp_path / "out" / "m-shard-0" / "stage.json").read_text())
+    assert stage["source"]["repo"] == MODEL
+    assert len(stage["source"]["commit"]) == 40
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_serve_and_generate_by_id(published: Published, env: dict[str, str], tmp_path: Path) -> None:
+    """Nodes serve by repo id, one from its shard, one from the pipeline; the answer is that of the folders."""
+    options = ("--prompt", "abc", "--raw", "--max-tokens", "8", "--json")
+    expected = record(shardhub(env, "generate", published.local.folder, *options))
+    first = nodes.Node(published.shards[0], env=env)
+    second = nodes.Node(published.pipeline, options=("--stages", "1"), env=env)
+    try:
+        addresses = [part for node in (first, second) for part in ("--node", node.wait_ready().address)]
+        got = record(shardhub(env, "generate", "--manifest", published.pipeline, *addresses, *options))
+    finally:
+        nodes.stop_all([first, second])
+    assert got["tokens"] == expected["tokens"]
+    assert got["pipeline_id"] == published.manifest.pipeline_id
+    listed = json.loads(shardhub(env, "ls", "--json").stdout)
+    assert {row["repo"] for row in listed} == {*published.shards, published.pipeline}
+
+
+def test_generate_by_id_runs_cached_stages_here(published: Published, env: dict[str, str]) -> None:
+    """Stages nobody serves are not fetched unasked; once they are here, they run here, also without the Hub."""
+    options = ("--prompt", "abc", "--raw", "--max-tokens", "4", "--json")
+    refused = here(env, "generate", published.pipeline, *options)
+    assert refused.returncode == 5
+    assert f"shardhub pull {published.shards[0]}@{published.commits[0]}" in refused.stderr
+    assert "GB" in refused.stderr
+    assert record_list(here(env, "pull", "--shards", published.pipeline, "--json"))
+    expected = record(here(env, "generate", published.local.folder, *options))
+    assert record(here(env, "generate", published.pipeline, *options))["tokens"] == expected["tokens"]
+    offline = shardhub({**env, "HF_HUB_OFFLINE": "1"}, "generate", published.pipeline, *options)
+    assert record(offline)["tokens"] == expected["tokens"]
+    assert offline.stderr.count("warning:") == 1
+
+
+def record_list(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
+    assert result.returncode == 0, result.stderr
+    found: list[dict[str, object]] = json.loads(result.stdout)
+    return found
+
+
+def test_pull_ls_rm_prune(published: Published, env: dict[str, str], tmp_path: Path) -> None:
+    """A shard is fetched, listed with its layers, size and revision, deleted, and its files go with it."""
+    repo, commit = published.shards[0], published.commits[0]
+    folder = here(env, "pull", repo).stdout.strip()
+    assert Path(folder).is_dir()
+    rows = record_list(here(env, "ls", "--json"))
+    assert [(row["repo"], row["revision"], row["layers"], row["moved"]) for row in rows] == [
+        (repo, commit, [0, 3], False)
+    ]
+    text = here(env, "ls", "--offline").stdout
+    assert repo in text
+    assert "layers 0 to 2 of 6" in text
+    assert record(here(env, "rm", repo, "--json"))["freed_bytes"] > 0
+    assert record_list(here(env, "ls", "--json")) == []
+    assert record(here(env, "prune", "--json")) == {"freed_bytes": 0}
+    again = here(env, "rm", repo)
+    assert again.returncode == 1
+    assert "not in the cache" in again.stderr
+
+
+def test_wrong_names(published: Published, env: dict[str, str]) -> None:
+    """Neither folder nor repo: both are said. A model where a shard is wanted: the command for it is said."""
+    unknown = here(env, "serve", "ann/nothing")
+    assert unknown.returncode == 1
+    assert "There is no folder ann/nothing either" in unknown.stderr
+    assert here(env, "plan", "ann/nothing", "--stages", 2).returncode == 1
+    assert "shardhub split" in here(env, "serve", MODEL).stderr
+    assert "shardhub serve" in here(env, "plan", published.shards[0], "--stages", 2).stderr
+    assert here(env, "plan", f"{MODEL}@nowhere", "--stages", 2).returncode == 1
+    assert here(env, "pull", "./out").returncode == 2
+    no_hub = here({**env, "HF_ENDPOINT": "http://127.0.0.1:9"}, "ls", "--json")
+    assert no_hub.returncode == 0
+
+
+def test_no_secret_in_messages(published: Published, env: dict[str, str]) -> None:
+    """Whatever goes wrong, with logs on, the token is not told."""
+    for arguments in (("serve", "ann/nothing"), ("pull", f"{MODEL}@x"), ("plan", "ann/nothing", "--stages", "2")):
+        done = here(env, *arguments, "--debug")
+        assert done.returncode
+        assert env["HF_TOKEN"] not in done.stdout + done.stderr
+
+
+def test_shard_that_is_gone(published: Published, env: dict[str, str], hub: RunningHub) -> None:
+    """A shard repo deleted after its manifest was pushed is named with its stage; the other one is served. Row A12."""
+    api = hub_api(hub.endpoint, hub.token("bob"))
+    work = Path(env["SHARDHUB_CACHE"]).parent
+    theirs = publish(api, "bob", published.local, work)
+    api.delete_repo(theirs.shards[1])
+    env = {**env, "HF_TOKEN": hub.token("bob")}
+    gone = here(env, "serve", theirs.pipeline, "--stages", "1", "--port", "0")
+    assert gone.returncode == 1
+    assert "Stage 1 of m is gone" in gone.stderr
+    assert theirs.shards[1] in gone.stderr
+    pulled = here(env, "pull", "--shards", theirs.pipeline)
+    assert pulled.returncode == 1
+    assert {row["repo"] for row in record_list(here(env, "ls", "--json"))} == {theirs.pipeline, theirs.shards[0]}
+
+
+@pytest.mark.parametrize(("reply", "code"), [(b"y\n", 0), (b"\n", 5)])
+def test_terminal_is_asked_before_weights_are_fetched(
+    published: Published, env: dict[str, str], reply: bytes, code: int
+) -> None:
+    """On a terminal, stages that nobody serves and that are not here are fetched after a yes, and not without."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "shardhub", "generate", published.pipeline, "--prompt", "a", "--raw"]
+    try:
+        os.write(ours, reply)
+        done = subprocess.run(
+            [*command, "--max-tokens", "2"],
+            stdin=theirs,
+            stderr=theirs,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **env},
+            timeout=120,
+            check=False,
+        )
+        shown = os.read(ours, 1 << 16).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "Nobody serves stage 0, 1 (0.00 GB). Fetch it and run it here? [y/N]" in shown
+    assert done.returncode == code
+    assert bool(list(Path(env["SHARDHUB_CACHE"]).glob("repos/ann/m-shard-*/*/*.safetensors"))) == (code == 0)

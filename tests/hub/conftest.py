@@ -1,0 +1,131 @@
+"""A Hub on loopback, the real client for it, and the network between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+from shardhub.hub.cache import Cache
+from shardhub.hub.client import hub_api
+from shardhub.hub.fetch import Fetcher
+from shardhub.hub.ranges import Patience
+from shardhub.localhub.server import RunningHub, running_hub
+from shardhub.shard import Pipeline
+from tests import cut
+from tests.hub import faulty
+from tests.hub.published import Published, publish
+
+_numbers = count()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def client_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The client uploads over LFS, into caches of the module's own, and leaves no connection open."""
+    cache = tmp_path_factory.mktemp("hf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no-token"))
+        for name in ("HF_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE", "SHARDHUB_CACHE"):
+            patch.delenv(name, raising=False)
+        disable_progress_bars()
+        yield
+        enable_progress_bars()
+        huggingface_hub.close_session()
+
+
+@pytest.fixture(scope="module")
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]:
+    """A Hub, served from a thread."""
+    with running_hub(tmp_path_factory.mktemp("hub") / "hub") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def published(shared_hub: RunningHub, cut_in_two: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """Both shards and the pipeline on the Hub; nobody changes them."""
+    api = hub_api(shared_hub.endpoint, shared_hub.token("ann"))
+    return publish(api, "ann", cut_in_two, tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def user() -> str:
+    """Somebody who has nothing on the Hub yet."""
+    return f"user{next(_numbers)}"
+
+
+@pytest.fixture
+def api(shared_hub: RunningHub, user: str) -> HfApi:
+    """Their client."""
+    return hub_api(shared_hub.endpoint, shared_hub.token(user))
+
+
+@pytest.fixture
+def fresh(api: HfApi, user: str, cut_in_two: Pipeline, tmp_path: Path) -> Published:
+    """Both shards and the pipeline in their namespace, for tests that change them."""
+    return publish(api, user, cut_in_two, tmp_path)
+
+
+@pytest.fixture
+def token(shared_hub: RunningHub, user: str) -> str:
+    """Opens all namespaces that tests use."""
+    return shared_hub.hub.token(user, groups=["ann"])
+
+
+@pytest.fixture
+def net(shared_hub: RunningHub) -> Iterator[faulty.Network]:
+    """The way to the Hub, where faults happen."""
+    with faulty.network(shared_hub.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def reader(net: faulty.Network, token: str) -> HfApi:
+    """A client on the other side of that way."""
+    return hub_api(net.endpoint, token)
+
+
+@pytest.fixture(scope="session")
+def whole_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Callable[[Path], None]) -> Path:
+    """A tiny model's folder with a tokenizer."""
+    folder = cut.tiny_model(tmp_path_factory.mktemp("hub") / "model")
+    tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cut_in_two(whole_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """It, cut in two."""
+    return cut.cut(whole_model, tmp_path_factory.mktemp("two"), (3,))
+
+
+@pytest.fixture
+def said() -> list[str]:
+    """What the fetcher told its user."""
+    return []
+
+
+@pytest.fixture
+def waited() -> list[float]:
+    """Seconds the fetcher waited for the Hub, one entry a wait."""
+    return []
+
+
+@pytest.fixture
+def patience(said: list[str], waited: list[float]) -> Patience:
+    """Waits nothing and gives a silent Hub half a second."""
+    return Patience(stall_timeout_s=0.5, sleep=waited.append, notice=said.append)
+
+
+@pytest.fixture
+def fetcher(reader: HfApi, tmp_path: Path, patience: Patience) -> Iterator[Fetcher]:
+    """Fetches into an empty cache."""
+    cache = Cache(tmp_path / "cache")
+    yield Fetcher(lambda: reader, cache, patience=patience)
+    cache.release()

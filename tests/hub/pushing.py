@@ -1,0 +1,154 @@
+"""A Hub that counts and misbehaves, and pushes of made checkpoints to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shardhub.checkpoint.checkpoint import open_checkpoint
+from shardhub.hub.calls import HubCalls
+from shardhub.hub.client import hub_api
+from shardhub.hub.publish import Published, publish
+from shardhub.hub.push_journal import PushJournal
+from shardhub.hub.survey import Survey, survey
+from shardhub.localhub import server
+from shardhub.localhub.server import RunningHub, running_hub
+from shardhub.manifest import Source
+from shardhub.splitting.job import SplitJob, prepare
+from tests.checkpoints import FOLDER, contents_of, stages_of
+
+# huggingface_hub 2.4.0 sends LFS bytes in a way httpx2 warns about.
+OVER_LFS = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+# What a fault does with a request, told by its number of those that matched, from 1: an answer, or None to let it by.
+Answer = Callable[[int], Response | None]
+
+
+@dataclass
+class Wire:
+    """What stands before a Hub: it counts, and answers in the Hub's place where told to.
+
+    Attributes:
+        calls: Method and path of every request.
+        put_bytes: Bytes of all uploads.
+    """
+
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    put_bytes: int = 0
+    app: ASGIApp | None = None
+    _faults: list[tuple[str, str, Answer, list[int]]] = field(default_factory=list)
+    after: Callable[[str, str], None] = lambda method, path: None
+
+    def fault(self, method: str, part: str, answer: Answer) -> None:
+        """Answer requests with this method and this part in their path."""
+        self._faults.append((method, part, answer, [0]))
+
+    def count(self, method: str, part: str) -> int:
+        """How many requests there were."""
+        return sum(found == method and part in path for found, path in self.calls)
+
+    def reset(self) -> None:
+        """Count from nothing again, without faults."""
+        self.calls.clear()
+        self.put_bytes = 0
+        self._faults.clear()
+        self.after = lambda method, path: None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.app is not None
+        method, path = scope["method"], scope["path"]
+        self.calls.append((method, path))
+
+        async def counted() -> Message:
+            message = await receive()
+            if method == "PUT":
+                self.put_bytes += len(message.get("body", b""))
+            return message
+
+        for wanted, part, answer, seen in self._faults:
+            if wanted == method and part in path:
+                seen[0] += 1
+                if (response := answer(seen[0])) is not None:
+                    while (await receive()).get("more_body"):
+                        pass
+                    await response(scope, receive, send)
+                    return
+        await self.app(scope, counted, send)
+        self.after(method, path)
+
+
+@contextmanager
+def pushing_hub(folder: Path) -> Iterator[tuple[RunningHub, Wire]]:
+    """Serve a Hub with a wire before it, to the client over LFS."""
+    wire, patch = Wire(), pytest.MonkeyPatch()
+    build = server.build_app
+
+    def wired(*args, **options) -> ASGIApp:
+        wire.app = build(*args, **options)
+        return wire
+
+    patch.setattr(server, "build_app", wired)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+    patch.delenv("HF_TOKEN", raising=False)
+    # Power cuts are the Hub's own tests' matter; here every byte would wait for the disk.
+    patch.setattr(os, "fsync", lambda _: None)
+    disable_progress_bars()
+    try:
+        with running_hub(folder) as running:
+            yield running, wire
+    finally:
+        patch.undo()
+        enable_progress_bars()
+        huggingface_hub.close_session()
+
+
+class Pusher:
+    """A user who pushes: a token, and a cache folder of their own.
+
+    Attributes:
+        waits: Seconds of all waits, which are not made.
+    """
+
+    def __init__(self, hub: RunningHub, cache: Path, user: str = "ann", role: str = "write") -> None:
+        self.waits: list[float] = []
+        self.user = user
+        self.cache = cache
+        self.token = hub.token(user, role=role)
+        self.calls = HubCalls(api=hub_api(hub.endpoint, self.token), sleep=self.waits.append)
+        self.api = self.calls.api
+
+    def job(self, model: Path, cuts: Sequence[int], *, name: str = "m", source: Source = FOLDER, **more) -> SplitJob:
+        """What a push of a model folder cut there would publish."""
+        checkpoint = open_checkpoint(model)
+        return prepare(
+            checkpoint,
+            contents_of(checkpoint),
+            stages_of(checkpoint, cuts),
+            self.cache / "nowhere",
+            name=name,
+            source=source,
+            namespace=self.user,
+            **more,
+        )
+
+    def survey(self, job: SplitJob, **options) -> Survey:
+        return survey(job, self.calls, PushJournal(self.cache), **options)
+
+    def push(
+        self, model: Path, cuts: Sequence[int], *, name: str = "m", source: Source = FOLDER, **options
+    ) -> Published:
+        """Survey and publish."""
+        journal = PushJournal(self.cache)
+        seen = survey(self.job(model, cuts, name=name, source=source), self.calls, journal, **options)
+        return publish(seen, self.calls, journal, self.cache)

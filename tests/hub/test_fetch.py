@@ -1,0 +1,592 @@
+"""Fetching: only what is needed, only what was published, whatever the network does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from shardhub.errors import (
+    AccessError,
+    Conflict,
+    DigestMismatch,
+    DiskFull,
+    FormatError,
+    HubUnreachable,
+    IntegrityError,
+    NotFound,
+    UsageError,
+)
+from shardhub.hub.cache import Cache
+from shardhub.hub.client import hub_api
+from shardhub.hub.fetch import Fetcher
+from shardhub.hub.locks import locked
+from shardhub.hub.ranges import Patience
+from shardhub.hub.reference import Reference
+from shardhub.hub.snapshot import FetchProgress
+from shardhub.localhub.server import RunningHub
+from shardhub.manifest import encode
+from shardhub.naming import MANIFEST_FILE
+from shardhub.shard import Pipeline, read_pipeline, read_shard
+from tests import cut
+from tests.hub import faulty
+from tests.hub.published import OVER_LFS, Published, change_json, publish
+
+pytestmark = OVER_LFS
+
+LAYER = "layer-00001.safetensors"
+
+
+def shard_of(published: Published, index: int = 0) -> Reference:
+    return Reference(repo=published.shards[index], revision=published.commits[index])
+
+
+def same_weights(folder: Path, original: Path) -> bool:
+    names = {file.name for file in read_shard(original).stage.weight_files}
+    assert {path.name for path in folder.glob("*.safetensors")} == names
+    return all((folder / name).read_bytes() == (original / name).read_bytes() for name in names)
+
+
+def test_shard_is_fetched_and_nothing_else(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
+    """The folder reads as the published one; the cache holds documents and weights, no card, no index."""
+    folder = fetcher.fetch(shard_of(published))
+    original = cut.shard_folder(published.local, 0)
+    assert same_weights(folder, original)
+    assert read_shard(folder).digest == read_shard(original).digest
+    assert read_shard(folder).name == published.shards[0]
+    others = {path.name for path in folder.iterdir()} - {path.name for path in folder.glob("*.safetensors")}
+    assert others == {"stage.json", "tensors.json", "config.json", "proof.json"}
+    assert len(list(fetcher.cache.blobs.iterdir())) == len({path.resolve() for path in folder.iterdir()})
+
+
+def test_second_fetch_asks_nothing(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
+    """A commit that is here is not asked for again."""
+    first = fetcher.fetch(shard_of(published))
+    net.forget()
+    assert fetcher.fetch(shard_of(published)) == first
+    assert net.requests == []
+
+
+def test_pipeline_is_fetched(fetcher: Fetcher, published: Published) -> None:
+    """Manifest, configuration and tokenizer, checked against the manifest's digests."""
+    pipeline = fetcher.pipeline(Reference(repo=published.pipeline))
+    assert pipeline.manifest == published.manifest
+    assert {path.name for path in pipeline.folder.iterdir()} == {MANIFEST_FILE, *published.manifest.files}
+
+
+def test_other_cut_fetches_only_what_is_new(
+    fetcher: Fetcher,
+    published: Published,
+    api: HfApi,
+    user: str,
+    whole_model: Path,
+    tmp_path: Path,
+    net: faulty.Network,
+) -> None:
+    """The layers of another cut are here already, from another shard: no weight file of theirs is sent again."""
+    for index in range(2):
+        fetcher.fetch(shard_of(published, index))
+    other = publish(api, user, cut.cut(whole_model, tmp_path / "other", (2, 4), name="o"), tmp_path)
+    net.forget()
+    for index in range(3):
+        folder = fetcher.fetch(shard_of(other, index))
+        assert same_weights(folder, cut.shard_folder(other.local, index))
+    assert net.fetched(".safetensors") == 0
+
+
+def test_progress_counts_bytes(reader: HfApi, published: Published, tmp_path: Path) -> None:
+    """Progress grows to the bytes of the weight files."""
+    seen: list[FetchProgress] = []
+    Fetcher(lambda: reader, Cache(tmp_path / "c"), progress=seen.append).fetch(shard_of(published))
+    done = [state.done_bytes for state in seen]
+    assert done == sorted(done)
+    assert done[-1] == seen[-1].total_bytes == read_shard(cut.shard_folder(published.local, 0)).stage.size_bytes
+
+
+# What the pipeline says
+
+
+def test_commit_is_the_one_the_pipeline_pins(fetcher: Fetcher, fresh: Published, api: HfApi, said: list[str]) -> None:
+    """Without a revision, a shard is taken at the commit of its pipeline's manifest, however far main has moved."""
+    moved = api.upload_file(path_or_fileobj=b"new", path_in_repo="README.md", repo_id=fresh.shards[0]).oid
+    folder = fetcher.fetch(Reference(repo=fresh.shards[0]))
+    assert folder.name == fresh.commits[0] != moved
+    assert said == []
+
+
+def test_main_is_taken_and_told_where_no_pipeline_says(
+    fetcher: Fetcher, fresh: Published, api: HfApi, said: list[str]
+) -> None:
+    """A shard whose pipeline is gone is taken from main, and that is said."""
+    api.delete_repo(fresh.pipeline)
+    assert fetcher.fetch(Reference(repo=fresh.shards[0])).name == fresh.commits[0]
+    assert len(said) == 1
+    assert "Taking main" in said[0]
+
+
+def test_main_that_moves_during_a_fetch_mixes_nothing(
+    fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network
+) -> None:
+    """What is pushed while files are fetched is not in the snapshot. Row A11."""
+    reference = Reference(repo=fresh.shards[0], revision="main")
+    moves = []
+
+    def move(path: str) -> None:
+        if path.endswith(LAYER) and not moves:
+            moves.append(path)
+            api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=fresh.shards[0])
+
+    net.on_request = move
+    folder = fetcher.fetch(reference)
+    assert moves
+    assert folder.name == fresh.commits[0]
+    assert same_weights(folder, cut.shard_folder(fresh.local, 0))
+
+
+def test_shard_that_is_not_the_manifests_is_refused(fetcher: Fetcher, published: Published) -> None:
+    """A repo that holds another stage than the manifest names is refused before a weight is fetched."""
+    with pytest.raises(DigestMismatch, match="not the shard the manifest names"):
+        fetcher.fetch(shard_of(published), digest=published.manifest.stages[1].digest)
+    assert not list(fetcher.cache.root.glob("blobs/*"))
+
+
+# Unknown, private, gated
+
+
+def test_unknown_repo_and_revision(fetcher: Fetcher, published: Published, said: list[str]) -> None:
+    """Both are named; the token's source is, the token is not. Row A3."""
+    with pytest.raises(NotFound, match="There is no repo ann/nothing") as caught:
+        fetcher.fetch(Reference(repo="ann/nothing"))
+    assert "the token given" in caught.value.why
+    assert "hf_" not in str(caught.value)
+    with pytest.raises(NotFound, match="has no revision 'v9'"):
+        fetcher.fetch(Reference(repo=published.shards[0], revision="v9"))
+
+
+def test_private_repo_without_token(net: faulty.Network, api: HfApi, fresh: Published, tmp_path: Path) -> None:
+    """It looks as if it were not there, and the message says that a token is missing."""
+    api.update_repo_settings(fresh.shards[0], visibility="private")
+    stranger = Fetcher(lambda: hub_api(net.endpoint), Cache(tmp_path / "c"))
+    with pytest.raises((NotFound, AccessError), match="or it is private") as caught:
+        stranger.fetch(Reference(repo=fresh.shards[0]))
+    assert "no token" in caught.value.why
+
+
+@pytest.mark.parametrize(("code", "headers"), [(401, {}), (403, {}), (403, {"X_Error_Code": "GatedRepo"})])
+def test_refused_access(
+    fetcher: Fetcher, published: Published, net: faulty.Network, code: int, headers: dict[str, str]
+) -> None:
+    """401, 403 and gated are permission's fault. Row A3."""
+    net.when("/api/models", faulty.status(code, **headers))
+    with pytest.raises(AccessError) as caught:
+        fetcher.fetch(Reference(repo=published.shards[0]))
+    assert "the token given to this command" in caught.value.why
+
+
+def test_repo_that_is_no_shard(fetcher: Fetcher, api: HfApi, user: str, whole_model: Path) -> None:
+    """A model's repo is refused with the command for it."""
+    repo = api.create_repo(f"{user}/model").repo_id
+    api.upload_file(path_or_fileobj=whole_model / "config.json", path_in_repo="config.json", repo_id=repo)
+    with pytest.raises(UsageError, match="neither a shard nor a pipeline"):
+        fetcher.fetch(Reference(repo=repo))
+
+
+# The network
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503])
+@pytest.mark.parametrize("part", ["/api/models/ann/m-shard-0", LAYER])
+def test_busy_hub_is_asked_again(
+    fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float], part: str, code: int
+) -> None:
+    """A burst of refusals is waited out. Row A4."""
+    net.when(part, faulty.status(code), times=3)
+    folder = fetcher.fetch(Reference(repo=published.shards[0], revision="main"))
+    assert same_weights(folder, cut.shard_folder(published.local, 0))
+    assert len(waited) == 3
+    assert all(0 < wait <= 8 for wait in waited)
+
+
+def test_retry_after_is_honoured_within_a_minute(
+    fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float]
+) -> None:
+    """The Hub's own word on when to come back counts, up to 60 s. Row A4."""
+    net.when(LAYER, faulty.status(429, Retry_After="17"))
+    net.when(LAYER, faulty.status(503, Retry_After="4000"))
+    fetcher.fetch(shard_of(published))
+    assert [17 <= wait < 18.1 for wait in waited[:1]] == [True]
+    assert waited[1] == 60
+
+
+def test_hub_that_stays_busy(fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float]) -> None:
+    """After five tries the error says so. What came stays for the next run, and nothing looks whole."""
+    net.when(LAYER, faulty.status(503), times=5)
+    with pytest.raises(HubUnreachable, match="not all here") as caught:
+        fetcher.fetch(shard_of(published))
+    assert LAYER in caught.value.why
+    assert "shardhub pull" in caught.value.hint
+    assert len(waited) == 4
+    assert fetcher.cache.snapshot(published.shards[0], published.commits[0]) is None
+    assert same_weights(fetcher.fetch(shard_of(published)), cut.shard_folder(published.local, 0))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_cut_connection_is_resumed(fetcher: Fetcher, published: Published, net: faulty.Network, share: float) -> None:
+    """A connection that breaks goes on at the byte where it broke: none is sent twice. Row A5."""
+    net.when(LAYER, faulty.cut(share))
+    folder = fetcher.fetch(shard_of(published))
+    assert same_weights(folder, cut.shard_folder(published.local, 0))
+    assert net.fetched(LAYER) == (folder / LAYER).stat().st_size
+
+
+def test_stalled_body_is_cut_and_resumed(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
+    """A body of which nothing comes any more is given up after the timeout, and asked for again. Row A6."""
+    net.when(LAYER, faulty.stall(0.5))
+    start = time.monotonic()
+    folder = fetcher.fetch(shard_of(published))
+    assert time.monotonic() - start < 5
+    assert same_weights(folder, cut.shard_folder(published.local, 0))
+
+
+def test_ignored_range_restarts_right(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
+    """A server that sends the whole file for a range is read from the file's start. Row A8."""
+    net.when(LAYER, faulty.cut(0.5))
+    net.when(LAYER, ignore_range=True)
+    folder = fetcher.fetch(shard_of(published))
+    assert same_weights(folder, cut.shard_folder(published.local, 0))
+    assert any("bytes=" in str(asked) and not str(asked).startswith("bytes=0") for _, _, asked in net.requests)
+
+
+@pytest.mark.parametrize("change", [-5, 5])
+def test_wrong_length_is_no_file(fetcher: Fetcher, published: Published, net: faulty.Network, change: int) -> None:
+    """A body shorter or longer than announced is refused each time, and nothing of it is kept as whole. Row A9."""
+
+    def wrong(answer: faulty.Answer) -> None:
+        answer.body = answer.body[:change] if change < 0 else answer.body + b"\0" * change
+
+    net.when(LAYER, wrong, times=100)
+    with pytest.raises(HubUnreachable):
+        fetcher.fetch(shard_of(published))
+    assert fetcher.cache.snapshot(published.shards[0], published.commits[0]) is None
+
+
+def test_flipped_bit_is_fetched_again(
+    fetcher: Fetcher, published: Published, net: faulty.Network, said: list[str]
+) -> None:
+    """Other bytes of the right size are thrown away and fetched once more."""
+    net.when(LAYER, faulty.flip)
+    assert same_weights(fetcher.fetch(shard_of(published)), cut.shard_folder(published.local, 0))
+    assert [text for text in said if "sha256" in text]
+
+
+def test_flipped_bit_twice_is_corrupt(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
+    """The second time it is an error, and no byte of it stays. Row A10."""
+    net.when(LAYER, faulty.flip, times=2)
+    with pytest.raises(DigestMismatch, match="is corrupt"):
+        fetcher.fetch(shard_of(published))
+    digests = {file.name: file.sha256 for file in read_shard(cut.shard_folder(published.local, 0)).stage.weight_files}
+    assert not fetcher.cache.blob(digests[LAYER]).exists()
+    assert not [path for path in fetcher.cache.root.glob("partials/*") if path.name.startswith(digests[LAYER])]
+
+
+def test_flipped_bit_in_a_document(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
+    """Small files are checked against the listing's digests in the same way."""
+    net.when("stage.json", faulty.flip, times=2)
+    with pytest.raises(DigestMismatch, match="came damaged twice"):
+        fetcher.fetch(shard_of(published))
+
+
+@pytest.mark.parametrize("part", ["/api/models", "stage.json", LAYER])
+def test_login_page_instead_of_an_answer(
+    fetcher: Fetcher, published: Published, net: faulty.Network, part: str
+) -> None:
+    """A captive portal's page is told from a Hub. Row A16."""
+    net.when(part, faulty.login_page, times=100)
+    with pytest.raises(HubUnreachable) as caught:
+        fetcher.fetch(Reference(repo=published.shards[0], revision="main"))
+    assert "is not a Hub" in str(caught.value)
+
+
+def test_token_stays_with_the_hub(
+    fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network, shared_hub: RunningHub
+) -> None:
+    """A redirect to another host gets no token. Row A13."""
+    api.update_repo_settings(fresh.shards[0], visibility="public")
+    seen: list[str | None] = []
+    with faulty.network(shared_hub.endpoint) as elsewhere:
+        elsewhere.on_token = seen.append
+
+        def redirect(answer: faulty.Answer) -> None:
+            answer.status, answer.body = 302, b""
+            path = f"/{fresh.shards[0]}/resolve/{fresh.commits[0]}/{LAYER}"
+            answer.headers = {"Location": elsewhere.endpoint.replace("127.0.0.1", "localhost") + path}
+
+        net.when(LAYER, redirect)
+        fetcher.fetch(shard_of(fresh))
+    assert seen == [None]
+
+
+# Without a network
+
+
+def test_offline_start_from_the_cache(
+    published: Published, fetcher: Fetcher, tmp_path: Path, patience: Patience, said: list[str]
+) -> None:
+    """What is here starts without the Hub, with one line. Row A1."""
+    first = fetcher.fetch(Reference(repo=published.shards[0]))
+    offline = Fetcher(lambda: hub_api("http://127.0.0.1:9"), fetcher.cache, patience=patience)
+    said.clear()
+    assert offline.fetch(Reference(repo=published.shards[0])) == first
+    assert [text for text in said if text.startswith("warning:")] == said[-1:]
+    assert "Starting from the cache" in said[-1]
+
+
+def test_offline_without_the_files(published: Published, fetcher: Fetcher, patience: Patience) -> None:
+    """What is not here is named, with the command for when there is a network. Row A2."""
+    offline = Fetcher(lambda: hub_api("http://127.0.0.1:9"), fetcher.cache, patience=patience)
+    with pytest.raises(HubUnreachable, match="not all here") as caught:
+        offline.fetch(Reference(repo=published.shards[0]))
+    assert "None of its files" in caught.value.why
+    assert caught.value.hint.endswith(f"shardhub pull {published.shards[0]}")
+
+
+def test_offline_variable(fetcher: Fetcher, published: Published, monkeypatch: pytest.MonkeyPatch, net) -> None:
+    """HF_HUB_OFFLINE is obeyed: no request is made."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubUnreachable, match="HF_HUB_OFFLINE"):
+        fetcher.fetch(Reference(repo=published.shards[0]))
+    assert net.requests == []
+
+
+# What a repo may not do
+
+
+def test_code_is_never_fetched(fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network) -> None:
+    """Python, pickles and cards in a shard's repo are not asked for. Row C14."""
+    commit = ""
+    for name in ("modeling.py", "pytorch_model.bin", "weights.pkl", "extra.safetensors", "sub/stage.json"):
+        commit = api.upload_file(path_or_fileobj=b"x", path_in_repo=name, repo_id=fresh.shards[0]).oid
+    folder = fetcher.fetch(Reference(repo=fresh.shards[0], revision=commit))
+    assert not {path.name for path in folder.iterdir()} & {"modeling.py", "pytorch_model.bin", "extra.safetensors"}
+    asked = " ".join(path for _, path, _ in net.requests)
+    for name in ("modeling", "pytorch_model", "weights.pkl", "extra", "README"):
+        assert name not in asked
+
+
+@pytest.mark.parametrize("name", ["run.py", "pytorch_model.bin", "model.safetensors", "anything.so"])
+def test_manifest_that_names_code_is_refused(
+    fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network, name: str
+) -> None:
+    """A manifest cannot have a client fetch what no pipeline carries. Row C14."""
+    manifest = fresh.manifest.model_copy(update={"files": {**fresh.manifest.files, name: "0" * 64}})
+    api.upload_file(path_or_fileobj=encode(manifest), path_in_repo=MANIFEST_FILE, repo_id=fresh.pipeline)
+    with pytest.raises(FormatError, match="no pipeline has"):
+        fetcher.pipeline(Reference(repo=fresh.pipeline))
+
+
+def test_weight_file_that_was_replaced(fetcher: Fetcher, fresh: Published, api: HfApi, net) -> None:
+    """A weight file that is not stage.json's is seen in the listing, before a byte of it is fetched."""
+    commit = api.upload_file(path_or_fileobj=b"x" * 100, path_in_repo=LAYER, repo_id=fresh.shards[0]).oid
+    net.forget()
+    with pytest.raises(DigestMismatch, match="not the file its stage"):
+        fetcher.fetch(Reference(repo=fresh.shards[0], revision=commit))
+    assert net.fetched(".safetensors") == 0
+
+
+def test_changed_config_is_refused(fetcher: Fetcher, fresh: Published, api: HfApi) -> None:
+    """config.json with another number than the stage's is another model's."""
+    commit = change_json(api, fresh.shards[0], "config.json", {"rope_theta": 1.0})
+    with pytest.raises(DigestMismatch, match="configuration"):
+        fetcher.fetch(Reference(repo=fresh.shards[0], revision=commit))
+
+
+# The disk
+
+
+def test_no_room_is_told_before(fetcher: Fetcher, published: Published, net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too small a disk is refused before a weight is fetched. Row B1."""
+    monkeypatch.setattr(Cache, "free_bytes", lambda self: 10_000)
+    net.forget()
+    with pytest.raises(DiskFull, match="not enough room") as caught:
+        fetcher.fetch(shard_of(published))
+    assert "GB are needed" in caught.value.why
+    assert net.fetched(".safetensors") == 0
+
+
+def test_disk_that_fills_up(published: Published, net: faulty.Network, token: str, tmp_path: Path) -> None:
+    """A write the system refuses is told with what is free, and takes its partial file away. Row B1."""
+    program = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))\n" + FETCH
+    )
+    done = run_fetch(program, net.endpoint, token, shard_of(published), tmp_path / "c")
+    assert "DiskFull" in done.stdout, done.stderr
+    assert not list((tmp_path / "c" / "partials").iterdir())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that not even root may write")
+def test_read_only_cache(reader: HfApi, published: Published) -> None:
+    """A cache that cannot be written is named, with the option for another. Row B3."""
+    with pytest.raises(AccessError, match="cache /sys/shardhub cannot be written") as caught:
+        Fetcher(lambda: reader, Cache(Path("/sys/shardhub"))).fetch(shard_of(published))
+    assert "--cache-dir" in caught.value.hint
+
+
+def test_cache_that_is_a_file(reader: HfApi, published: Published, tmp_path: Path) -> None:
+    """A path that is no folder is refused."""
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError, match="not a folder"):
+        Fetcher(lambda: reader, Cache(tmp_path / "file")).fetch(shard_of(published))
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from shardhub.errors import ShardhubError
+from shardhub.hub.cache import Cache
+from shardhub.hub.client import hub_api
+from shardhub.hub.fetch import Fetcher
+from shardhub.hub.ranges import Patience
+from shardhub.hub.reference import Reference
+from shardhub.hub.snapshot import FetchProgress
+from shardhub.localhub.server import RunningHub
+endpoint, token, repo, commit, cache = sys.argv[1:]
+say = lambda text: print(text, flush=True)
+patience = Patience(stall_timeout_s=1, notice=say)
+fetcher = Fetcher(lambda: hub_api(endpoint, token), Cache(Path(cache)), patience=patience)
+try:
+    print(fetcher.fetch(Reference(repo=repo, revision=commit)))
+except ShardhubError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def command(program: str, endpoint: str, token: str, reference: Reference, cache: Path) -> list[str]:
+    assert reference.revision
+    return [sys.executable, "-c", program, endpoint, token, reference.repo, reference.revision, str(cache)]
+
+
+def partial_bytes(cache: Path) -> int:
+    """Bytes of the weight file that is being fetched."""
+    return sum(os.stat(path).st_size for path in cache.glob("partials/*") if len(path.name) == 64)
+
+
+def run_fetch(
+    program: str, endpoint: str, token: str, reference: Reference, cache: Path
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(program, endpoint, token, reference, cache), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_kill_in_the_middle_is_finished_by_the_next_run(
+    published: Published, net: faulty.Network, token: str, tmp_path: Path, fetcher: Fetcher
+) -> None:
+    """After SIGKILL nothing looks whole; the next run takes the half file on and brings the right bytes. Row B4."""
+    cache = fetcher.cache
+    net.when(LAYER, faulty.stall(0.5))
+    child = subprocess.Popen(command(FETCH, net.endpoint, token, shard_of(published), cache.root))
+    size = (cut.shard_folder(published.local, 0) / LAYER).stat().st_size
+    until = time.monotonic() + 30
+    while partial_bytes(cache.root) < size // 2:
+        assert time.monotonic() < until
+        assert child.poll() is None
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert cache.snapshot(published.shards[0], published.commits[0]) is None
+    folder = fetcher.fetch(shard_of(published))
+    assert same_weights(folder, cut.shard_folder(published.local, 0))
+    assert net.fetched(LAYER) == size
+    assert not list(cache.root.glob("partials/*"))
+
+
+def test_partial_file_with_other_bytes(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
+    """A half file that is not the beginning of the right one is found out by the sha256, and fetched anew."""
+    stage = read_shard(cut.shard_folder(published.local, 0)).stage
+    digest = next(file.sha256 for file in stage.weight_files if file.name == LAYER)
+    fetcher.cache.prepare()
+    fetcher.cache.partial(digest, is_locked=True).write_bytes(b"\xff" * 1000)
+    assert same_weights(fetcher.fetch(shard_of(published)), cut.shard_folder(published.local, 0))
+
+
+def test_stale_partial_files_are_swept(fetcher: Fetcher, published: Published) -> None:
+    """What a fetch left a day ago goes; what it left an hour ago stays. Row B4."""
+    fetcher.cache.prepare()
+    old, young = (fetcher.cache.root / "partials" / name for name in ("a" * 64, "b" * 64))
+    for path, age_s in ((old, 25 * 3600), (young, 3600)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age_s,) * 2)
+    fetcher.fetch(shard_of(published))
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_two_processes_fetch_once(published: Published, net: faulty.Network, token: str, tmp_path: Path) -> None:
+    """One fetches, the other waits and says so; both have it. Row B5."""
+    net.when(LAYER, faulty.stall(0.5))
+    arguments = command(FETCH, net.endpoint, token, shard_of(published), tmp_path / "c")
+    children = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [child.communicate(timeout=60)[0] for child in children]
+    assert sum("waiting for another process" in text for text in outputs) == 1
+    assert all(same_weights(Path(text.splitlines()[-1]), cut.shard_folder(published.local, 0)) for text in outputs)
+    for file in read_shard(cut.shard_folder(published.local, 0)).stage.weight_files:
+        assert net.fetched(f"/{file.name}") == file.size_bytes
+
+
+def test_waiting_has_an_end(tmp_path: Path) -> None:
+    """A holder that never finishes is named in the end. Row B5."""
+    said: list[str] = []
+    with (
+        locked(tmp_path / "lock", what="a/b"),
+        pytest.raises(Conflict, match="does not come to an end"),
+        locked(tmp_path / "lock", what="a/b", notice=said.append, timeout_s=0.05),
+    ):
+        pass
+    assert said == ["waiting for another process to fetch a/b"]
+    with locked(tmp_path / "lock", what="a/b", timeout_s=0) as is_held:
+        assert is_held
+
+
+def test_link_out_of_the_cache_is_refused(fetcher: Fetcher, published: Published, tmp_path: Path) -> None:
+    """A link somebody changed to lead elsewhere is not followed. Row B9."""
+    folder = fetcher.fetch(shard_of(published))
+    (tmp_path / "elsewhere").write_bytes((folder / LAYER).read_bytes())
+    (folder / LAYER).unlink()
+    (folder / LAYER).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IntegrityError, match="not what shardhub put there"):
+        fetcher.fetch(shard_of(published))
+
+
+def test_lost_blob_is_fetched_again(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
+    """A snapshot that lost a file is not whole any more: that file is fetched, and no other."""
+    folder = fetcher.fetch(shard_of(published))
+    (folder / LAYER).resolve().unlink()
+    net.forget()
+    assert same_weights(fetcher.fetch(shard_of(published)), cut.shard_folder(published.local, 0))
+    assert {path.rsplit("/", 1)[1] for path in net.sent_bytes if path.endswith(".safetensors")} == {LAYER}
+
+
+def test_pull_finds_damage_on_the_disk(
+    fetcher: Fetcher, published: Published, net: faulty.Network, said: list[str]
+) -> None:
+    """Bytes the disk has changed are found by reading all of them again, and replaced. Row B8."""
+    folder = fetcher.fetch(shard_of(published))
+    blob = (folder / LAYER).resolve()
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    blob.write_bytes(data)
+    assert same_weights(fetcher.pull(shard_of(published)), cut.shard_folder(published.local, 0))
+    assert [text for text in said if "damaged" in text]
+
+
+def test_pipeline_reads_from_the_cache(fetcher: Fetcher, published: Published, cut_in_two: Pipeline) -> None:
+    """The cached folder is a pipeline as any other."""
+    folder = fetcher.fetch(Reference(repo=published.pipeline))
+    assert read_pipeline(folder).manifest.pipeline_id == cut_in_two.manifest.pipeline_id

@@ -1,0 +1,220 @@
+"""Names on the command line, errors of the client, and when to come back."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import httpx2
+import pytest
+from huggingface_hub import errors as hub_errors
+
+from shardhub.errors import AccessError, Conflict, HubRefused, HubUnreachable, NotFound, ShardhubError, UsageError
+from shardhub.hub.client import hub_api, make_http_client, token_source
+from shardhub.hub.failures import Circumstances, explain, hub_failures, table
+from shardhub.hub.reference import Reference, parse_reference
+from shardhub.hub.retry import is_passing, wait_before, with_retries
+
+API = hub_api("http://127.0.0.1:9", "hf_secret")
+
+
+def answered(code: int, **headers: str) -> hub_errors.HfHubHTTPError:
+    request = httpx2.Request("GET", "http://127.0.0.1:9/api/models/a/b?sign=secret")
+    response = httpx2.Response(code, headers=headers, request=request)
+    return hub_errors.HfHubHTTPError(f"{code} for {request.url}", response=response)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/name", Reference(repo="org/name")),
+        ("org/name@v1.0", Reference(repo="org/name", revision="v1.0")),
+        ("org/name@refs/pr/1", Reference(repo="org/name", revision="refs/pr/1")),
+        ("./org/name", Path("org/name")),
+        ("/org/name", Path("/org/name")),
+        ("folder", Path("folder")),
+        ("a/b/c", Path("a/b/c")),
+        ("..", Path("..")),
+        ("", Path()),
+    ],
+)
+def test_reference_or_folder(text: str, expected: Reference | Path) -> None:
+    """Two plain words with a slash are a repo, unless they are a folder here; everything else is a folder."""
+    assert parse_reference(text) == expected
+
+
+def test_folder_that_is_there_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a repo's name is the folder; a commit is known as one."""
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert parse_reference("org/name") == Path("org/name")
+    assert Reference(repo="a/b", revision="0" * 40).commit == "0" * 40
+    assert Reference(repo="a/b", revision="main").commit is None
+
+
+@pytest.mark.parametrize("revision", ["", "..", "a..b", "-x", "a b", "a\0", "x" * 300, "a@b", "%2e"])
+def test_strange_revisions_are_refused(revision: str) -> None:
+    """What would mean something else in a URL or a path is no revision."""
+    with pytest.raises(UsageError, match="no name of a revision"):
+        parse_reference(f"org/name@{revision}")
+
+
+def test_every_http_error_of_the_client_has_a_row() -> None:
+    """The table names each class below HfHubHTTPError, so that a new one is seen when the client is upgraded."""
+    kinds = {
+        kind
+        for _, kind in inspect.getmembers(hub_errors, inspect.isclass)
+        if issubclass(kind, hub_errors.HfHubHTTPError)
+    }
+    assert len(kinds) > 8
+    assert kinds <= table().keys()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (answered(401), AccessError),
+        (answered(403), AccessError),
+        (answered(404), NotFound),
+        (answered(400), HubRefused),
+        (answered(413), HubRefused),
+        (answered(409), Conflict),
+        (answered(412), Conflict),
+        (answered(429), HubUnreachable),
+        (answered(503), HubUnreachable),
+        (hub_errors.GatedRepoError("x", response=answered(403).response), AccessError),
+        (hub_errors.RepositoryNotFoundError("x", response=answered(404).response), NotFound),
+        (hub_errors.RevisionNotFoundError("x", response=answered(404).response), NotFound),
+        (hub_errors.HFValidationError("x"), UsageError),
+        (hub_errors.OfflineModeIsEnabled("x"), HubUnreachable),
+        (httpx2.ConnectError("x"), HubUnreachable),
+        (httpx2.ReadTimeout("x"), HubUnreachable),
+        (httpx2.ConnectError("CERTIFICATE_VERIFY_FAILED"), HubUnreachable),
+        (ConnectionResetError("x"), HubUnreachable),
+        (json.JSONDecodeError("x", "<html>", 0), HubUnreachable),
+    ],
+)
+def test_errors_become_ours(error: Exception, expected: type[ShardhubError]) -> None:
+    """Each by its row; what happened is said, no URL and no token is."""
+    found = explain(error, Circumstances(what="reading a/b", repo="a/b", api=API))
+    assert type(found) is expected
+    assert found.what.endswith((".", "?"))
+    assert "secret" not in str(found)
+
+
+def test_other_errors_pass() -> None:
+    """A fault of ours is not taken for the Hub's."""
+    with pytest.raises(KeyError), hub_failures("x", api=API):
+        raise KeyError
+    with pytest.raises(Conflict), hub_failures("x", api=API):
+        raise Conflict("ours")
+
+
+def test_token_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where a token comes from is told, in the order the client looks."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    assert token_source(API) == "the token given to this command"
+    assert token_source(hub_api("http://h")) == "no token"
+    (tmp_path / "token").write_text("hf_x")
+    assert "hf auth login" in token_source(hub_api("http://h"))
+    monkeypatch.setenv("HF_TOKEN", "hf_y")
+    assert token_source(hub_api("http://h")) == "the token in HF_TOKEN"
+
+
+def test_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF_ENDPOINT is obeyed whenever it is set; nonsense is refused."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.lan:8090/")
+    assert hub_api().endpoint == "http://hub.lan:8090"
+    monkeypatch.setenv("HF_ENDPOINT", "hub.lan")
+    with pytest.raises(UsageError, match="no URL of a Hub"):
+        hub_api()
+
+
+class Calls:
+    """Fails so often, then answers."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.num = 0
+        self.waited: list[float] = []
+
+    def __call__(self) -> str:
+        self.num += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+def test_retries_until_it_works() -> None:
+    """Busy answers and broken connections are tried again; each wait is told."""
+    calls, said = Calls(answered(503), httpx2.ReadTimeout("x"), answered(429)), []
+    assert with_retries(calls, what="reading a/b", sleep=calls.waited.append, notice=said.append) == "done"
+    assert len(calls.waited) == len(said) == 3
+    assert said[0].startswith("reading a/b: the Hub answered 503, trying again in")
+
+
+def test_retries_end() -> None:
+    """Five tries at most, four waits; what is not passing is not tried again at all."""
+    calls = Calls(*[answered(500)] * 9)
+    with pytest.raises(hub_errors.HfHubHTTPError):
+        with_retries(calls, what="x", sleep=calls.waited.append)
+    assert (calls.num, len(calls.waited)) == (5, 4)
+    for error in (answered(404), answered(412), KeyError(), httpx2.ConnectError("CERTIFICATE_VERIFY_FAILED")):
+        calls = Calls(error)
+        with pytest.raises(type(error)):
+            with_retries(calls, what="x", sleep=calls.waited.append)
+        assert calls.num == 1
+
+
+def test_what_may_have_been_done_is_not_done_twice() -> None:
+    """A commit whose answer was lost is not sent again; one that the Hub says it refused is."""
+    assert is_passing(answered(503), repeatable=False)
+    assert is_passing(httpx2.ConnectError("refused"), repeatable=False)
+    for error in (answered(502), httpx2.ReadTimeout("x"), httpx2.RemoteProtocolError("x")):
+        assert is_passing(error)
+        assert not is_passing(error, repeatable=False)
+
+
+def test_waits() -> None:
+    """As long as the Hub asks, at most a minute; else longer each time, with a part drawn."""
+    assert 7 <= wait_before(1, {"retry-after": "7"}) <= 8
+    assert wait_before(1, {"retry-after": "3600"}) == 60
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
+    assert 15 <= wait_before(1, {"retry-after": soon}) <= 21
+    assert 30 <= wait_before(1, {"ratelimit": '"api";r=0;t=30'}) <= 31
+    assert wait_before(1, {"ratelimit": '"api";r=5;t=30'}) <= 1
+    for text in ("never", "-1", "1e9", ""):
+        assert wait_before(1, {"retry-after": text}) <= 1
+    assert 4 <= wait_before(5, {}) <= 8
+    assert len({wait_before(3, {}) for _ in range(8)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("location", "is_followed"),
+    [
+        ("/other", True),
+        ("https://store.example/x", True),
+        ("http://hub.example/x", False),
+        ("http://store.example/x", False),
+    ],
+)
+def test_redirects(location: str, is_followed: bool) -> None:
+    """A redirect keeps the token only on its own host, and is not followed out of encryption. Row A13."""
+    seen: list[httpx2.Request] = []
+
+    def hub(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request)
+        return httpx2.Response(302, headers={"Location": location}) if len(seen) == 1 else httpx2.Response(200)
+
+    with make_http_client(httpx2.MockTransport(hub)) as client:
+        headers = {"Authorization": "Bearer hf_secret"}
+        if not is_followed:
+            with pytest.raises(httpx2.UnsupportedProtocol, match="without encryption"):
+                client.get("https://hub.example/file", headers=headers)
+            assert len(seen) == 1
+            return
+        client.get("https://hub.example/file", headers=headers)
+    assert ("Authorization" in seen[1].headers) == (seen[1].url.host == "hub.example")

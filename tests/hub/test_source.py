@@ -1,0 +1,177 @@
+"""A model on the Hub as a checkpoint: read by ranges, pinned, right whatever the network does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from shardhub.checkpoint.checkpoint import open_checkpoint
+from shardhub.errors import HubUnreachable, NotFound, UnsupportedModel, UsageError, WeightFileError
+from shardhub.hub.cache import Cache
+from shardhub.hub.ranges import Patience
+from shardhub.hub.reference import Reference
+from shardhub.hub.source import RemoteModel, open_remote_checkpoint
+from shardhub.model.dissection import Dissection
+from shardhub.splitting.split import ModelContents, SplitResult, StageContents, split
+from tests.hub import faulty
+from tests.hub.published import OVER_LFS
+
+pytestmark = OVER_LFS
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def repo(api: HfApi, user: str, whole_model: Path) -> str:
+    """The model's repo, with things in it that are nobody's business."""
+    name = api.create_repo(f"{user}/model").repo_id
+    api.upload_folder(repo_id=name, folder_path=whole_model)
+    for extra in ("modeling_x.py", "pytorch_model.bin", "LICENSE"):
+        api.upload_file(path_or_fileobj=b"text", path_in_repo=extra, repo_id=name)
+    return name
+
+
+@pytest.fixture
+def opened(repo: str, reader: HfApi, patience: Patience, tmp_path: Path, net: faulty.Network) -> RemoteModel:
+    """It, opened."""
+    return open_remote_checkpoint(reader, Reference(repo=repo), Cache(tmp_path / "cache"), patience=patience)
+
+
+@pytest.fixture(scope="module")
+def dissection(whole_model: Path) -> tuple[ModelContents, tuple[StageContents, ...]]:
+    """What the model and its two stages are made of; the same wherever the model lies."""
+    checkpoint = open_checkpoint(whole_model)
+    found = Dissection(checkpoint.config, {key: stored.spec for key, stored in checkpoint.tensors.items()})
+    return found.model(), tuple(found.stages([(0, 3), (3, 6)]))
+
+
+@pytest.fixture
+def cut_remote(dissection, tmp_path: Path) -> Callable[[RemoteModel], SplitResult]:
+    """Cuts a model from the Hub in two."""
+    contents, stages = dissection
+    return lambda model: split(model.checkpoint, contents, stages, tmp_path / "out", name="m", source=model.source)
+
+
+def same_as_local(result: SplitResult, original: Path) -> bool:
+    return all(
+        (shard.folder / path.name).read_bytes() == path.read_bytes()
+        for shard in result.shards
+        for path in (original.parent / f"m-shard-{shard.index}").glob("*.safetensors")
+    )
+
+
+def test_headers_are_those_of_the_folder(
+    opened: RemoteModel, whole_model: Path, net: faulty.Network, api: HfApi, repo: str
+) -> None:
+    """Tensors, configuration, repo and commit; of the weight file only its header was sent."""
+    local = open_checkpoint(whole_model)
+    assert dict(opened.checkpoint.tensors) == dict(local.tensors)
+    assert opened.checkpoint.config == local.config
+    assert (opened.source.repo, opened.source.commit) == (repo, api.repo_info(repo).sha)
+    first = min(tensor.start for tensor in local.tensors.values())
+    assert net.fetched(WEIGHTS) == first
+
+
+def test_only_small_known_files_are_fetched(opened: RemoteModel, net: faulty.Network) -> None:
+    """Configuration, tokenizer, terms; no code, no pickle. Row C14."""
+    names = {path.name for path in opened.checkpoint.folder.iterdir()}
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json", "LICENSE"} <= names
+    assert not names & {"modeling_x.py", "pytorch_model.bin", WEIGHTS}
+    assert not any(part in path for _, path, _ in net.requests for part in ("modeling_x", "pytorch_model"))
+
+
+def test_split_is_that_of_the_folder(opened: RemoteModel, cut_in_two, net: faulty.Network, cut_remote) -> None:
+    """The shards are byte for byte those of the folder; every byte is sent once."""
+    net.forget()
+    result = cut_remote(opened)
+    assert same_as_local(result, cut_in_two.folder)
+    assert net.fetched(WEIGHTS) == opened.checkpoint.size_bytes
+    assert opened.source.commit in (result.shards[0].folder / "stage.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [faulty.cut(0.1), faulty.cut(0.5), faulty.cut(0.99), faulty.stall(0.5), faulty.status(429), faulty.status(503)],
+    ids=["cut10", "cut50", "cut99", "stall", "429", "503"],
+)
+def test_split_over_a_bad_line(
+    opened: RemoteModel, cut_in_two, net: faulty.Network, fault: faulty.Fault, cut_remote
+) -> None:
+    """Connections that break or stall and refusals change no byte. Rows A4 to A6."""
+    net.when(WEIGHTS, fault, times=2)
+    assert same_as_local(cut_remote(opened), cut_in_two.folder)
+
+
+def test_split_from_a_server_without_ranges(opened: RemoteModel, cut_in_two, net: faulty.Network, cut_remote) -> None:
+    """A server that sends the whole file each time is read from the start each time. Row A8."""
+    net.when(WEIGHTS, ignore_range=True, times=1000)
+    assert same_as_local(cut_remote(opened), cut_in_two.folder)
+
+
+def test_wrong_range_is_not_taken(opened: RemoteModel, cut_in_two, net: faulty.Network, cut_remote) -> None:
+    """Bytes from elsewhere in the file are seen by their Content-Range."""
+
+    def elsewhere(answer: faulty.Answer) -> None:
+        answer.headers = {key: value for key, value in answer.headers.items() if key.lower() != "content-range"}
+        answer.headers["Content-Range"] = f"bytes 0-{len(answer.body) - 1}/99999999"
+
+    net.when(WEIGHTS, elsewhere, times=3)
+    assert same_as_local(cut_remote(opened), cut_in_two.folder)
+
+
+def test_split_goes_on_where_the_network_ended(
+    opened: RemoteModel, cut_in_two, net: faulty.Network, tmp_path: Path, cut_remote
+) -> None:
+    """What an earlier run copied is not sent again, though the Hub's files have no times."""
+    seen = 0
+
+    def half(answer: faulty.Answer) -> None:
+        nonlocal seen
+        seen += 1
+        if seen > 40:
+            faulty.status(503)(answer)
+
+    net.when(WEIGHTS, half, times=1000)
+    net.forget()
+    with pytest.raises(HubUnreachable):
+        cut_remote(opened)
+    assert not (tmp_path / "out" / "m-pipeline").exists()
+    net.rules.clear()
+    assert same_as_local(cut_remote(opened), cut_in_two.folder)
+    largest = max(path.stat().st_size for path in cut_in_two.folder.parent.rglob("*.safetensors"))
+    assert net.fetched(WEIGHTS) <= opened.checkpoint.size_bytes + 2 * largest
+
+
+def test_commit_is_pinned(opened: RemoteModel, api: HfApi, repo: str, cut_in_two, cut_remote) -> None:
+    """Weights that are replaced after the headers were read are not seen. Row A11."""
+    api.upload_file(path_or_fileobj=b"\0" * 100_000, path_in_repo=WEIGHTS, repo_id=repo)
+    assert same_as_local(cut_remote(opened), cut_in_two.folder)
+
+
+@pytest.mark.parametrize("length", [2**63, 40 << 20, 50_000])
+def test_hostile_header_length(
+    api: HfApi, user: str, reader: HfApi, whole_model: Path, tmp_path: Path, net: faulty.Network, length: int
+) -> None:
+    """A header that claims more than any has, or more than the file, is refused after 8 bytes."""
+    repo = api.create_repo(f"{user}/bad").repo_id
+    api.upload_file(path_or_fileobj=whole_model / "config.json", path_in_repo="config.json", repo_id=repo)
+    api.upload_file(path_or_fileobj=length.to_bytes(8, "little") + b"{" * 20_000, path_in_repo=WEIGHTS, repo_id=repo)
+    with pytest.raises(WeightFileError, match="not a proper safetensors file"):
+        open_remote_checkpoint(reader, Reference(repo=repo), Cache(tmp_path / "c"))
+    assert net.fetched(WEIGHTS) == 8
+
+
+def test_repos_that_are_no_models(api: HfApi, user: str, published, reader: HfApi, tmp_path: Path) -> None:
+    """A shard, a repo without weights, and none at all are told apart."""
+    cache = Cache(tmp_path / "c")
+    with pytest.raises(UsageError, match="is a shard, not a model"):
+        open_remote_checkpoint(reader, Reference(repo=published.shards[0]), cache)
+    repo = api.create_repo(f"{user}/old").repo_id
+    api.upload_file(path_or_fileobj=b'{"num_hidden_layers": 1}', path_in_repo="config.json", repo_id=repo)
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="pytorch_model.bin", repo_id=repo)
+    with pytest.raises(UnsupportedModel, match="no safetensors"):
+        open_remote_checkpoint(reader, Reference(repo=repo), cache)
+    with pytest.raises(NotFound):
+        open_remote_checkpoint(reader, Reference(repo=f"{user}/none"), cache)
