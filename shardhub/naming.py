@@ -6,7 +6,7 @@ import re
 
 from shardhub.errors import FormatError, UsageError
 
-# A weight file's name is joined to a folder's path, so it must not be able to leave it. Source: faults.md C11.
+# A weight file's name is joined to a folder's path, so it must not be able to leave it.
 WEIGHT_FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.safetensors$"
 # Names of the small files beside the weights.
 PLAIN_FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"

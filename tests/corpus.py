@@ -1,4 +1,4 @@
-"""Malformed safetensors files, each wrong in one way, and well-formed ones beside them. Source: faults.md C1 to C3."""
+"""Malformed safetensors files, each wrong in one way, and well-formed ones beside them."""
 
 from __future__ import annotations
 

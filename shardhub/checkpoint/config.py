@@ -17,7 +17,7 @@ _LAYER_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_
 # Where a multimodal model keeps its text model's configuration.
 _NESTED_FIELDS = ("text_config", "language_config", "llm_config")
 
-# Largest values; the largest published models stay under a sixteenth of each. Source: faults.md C13.
+# Largest values; the largest published models stay under a sixteenth of each.
 _LIMITS: dict[str, int] = {
     **dict.fromkeys(_LAYER_FIELDS, MAX_LAYERS),
     "hidden_size": 1 << 20,

@@ -19,7 +19,7 @@ LENGTH_BYTES = 8
 # The largest header of a published model measured is under 2 MB; the reference reader allows 100 MB.
 MAX_HEADER_BYTES = 32 << 20
 # Brackets and commas one tensor's entry may have. A header with more than this for each of the tensors it may hold
-# is refused before it is parsed: small JSON values take twenty times their text in memory. Source: faults.md C2.
+# is refused before it is parsed: small JSON values take twenty times their text in memory.
 _PUNCTUATION_PER_TENSOR = 20
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _ALIGNMENT = 8
@@ -254,7 +254,7 @@ def _counts(values: Any) -> bool:
 
 
 def _check_by_reference(path: Path, tensors: dict[str, StoredTensor]) -> None:
-    # MLX's own reader validates nothing (faults.md 0.1), so the reference implementation has to agree as well.
+    # MLX's own reader validates nothing (crashes and hangs were seen): the reference implementation has to agree too.
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -28,7 +28,7 @@ from shardhub.hub.locks import hold_shared
 from shardhub.naming import COMMIT_PATTERN, DIGEST_PATTERN
 
 CACHE_VARIABLE = "SHARDHUB_CACHE"
-# Source: faults.md B4.
+# A partial file this old belongs to no download that still runs.
 STALE_PARTIAL_S = 24 * 3600.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -163,7 +163,7 @@ class Cache:
         """Whether every link of a folder leads to a file that is here.
 
         Raises:
-            IntegrityError: One leads elsewhere, or something is no link. Source: faults.md B9.
+            IntegrityError: One leads elsewhere, or something is no link.
         """
         blobs = self.blobs.resolve()
         for path in folder.iterdir():

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # What the cache keeps for a repo that was named without a revision.
 DEFAULT_REF = "@default"
-# Kept free beyond what is computed. Source: faults.md B1.
+# Kept free beyond what is computed.
 _SPARE_SHARE = (5, 100)
 _NAMES_SHOWN = 5
 

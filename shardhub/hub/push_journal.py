@@ -21,7 +21,7 @@ _JOURNAL = "push.journal"
 # 65,536 files of a model take 10 MB.
 _MAX_BYTES = 64 << 20
 _SCRATCH = "making-"
-# Kept free beside the file being made. Source: faults.md B1.
+# Kept free beside the file being made.
 _SPARE_SHARE = (5, 100)
 
 

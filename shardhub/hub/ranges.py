@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfApi
 
-# Source: faults.md A6.
+# Without a byte for this long a body is taken for stalled, and asked for again.
 STALL_TIMEOUT_S = 10.0
 # A jump forward this short is read over: a new request takes longer.
 _SKIP_BYTES = 1 << 20

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Source: faults.md A4.
+# Enough to sit out a short overload; longer waits are the reader's to decide on.
 NUM_TRIES = 5
 MAX_WAIT_S = 60.0
 _FIRST_WAIT_S = 1.0

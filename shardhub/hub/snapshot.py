@@ -24,7 +24,7 @@ from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FI
 from shardhub.shard import read_shard
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 
-# Kept free beyond what is computed. Source: faults.md B1.
+# Kept free beyond what is computed.
 _SPARE_SHARE = (5, 100)
 
 

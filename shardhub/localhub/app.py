@@ -49,7 +49,7 @@ class Gate:
     """What holds for every request: routing on the raw path, a known Host, safe headers, a log line without secrets.
 
     A page that a browser loaded from elsewhere may point its own host name at this machine (DNS rebinding); the Host
-    header gives it away. Source: faults.md G12.
+    header gives it away.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str], *, any_address: bool) -> None:

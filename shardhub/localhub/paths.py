@@ -1,7 +1,7 @@
 """Names that come from outside: which repos, revisions, files and digests are accepted.
 
 All are allow-lists. Nothing here is joined to a path on disk (blobs are named by their digest), but a client does join
-the names it is told to its own folders. Source: research on the client's rules, `validate_repo_id`; faults.md C11.
+the names it is told to its own folders. Source: huggingface_hub's own rule, `validate_repo_id`.
 """
 
 from __future__ import annotations

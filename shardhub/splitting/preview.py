@@ -15,7 +15,7 @@ from shardhub.splitting.journal import Entries, read_journal
 from shardhub.splitting.shard_folder import disk_errors
 from shardhub.splitting.weight_layout import MAX_FILE_BYTES, FileLayout
 
-# Kept free beyond what is computed: file system overhead. Source: faults.md B1.
+# Kept free beyond what is computed: file system overhead.
 _SPARE_SHARE = (5, 100)
 
 

@@ -34,7 +34,7 @@ PIPELINE_FILES = (
     "merges.txt",
 )
 _PIPELINE_SUFFIXES = (".tiktoken",)
-# The largest tokenizer measured has 35 MB; one beyond this is an attack. Source: faults.md C15.
+# The largest tokenizer measured has 35 MB; one beyond this is an attack.
 MAX_PIPELINE_FILE_BYTES = 64 << 20
 
 

@@ -12,7 +12,7 @@ from shardhub.manifest import MAX_TENSORS_PER_FILE
 from shardhub.naming import weight_file_name
 from shardhub.tensors import DTYPE_SIZES
 
-# A killed download costs one file, and the Hub resumes none across processes. Source: faults.md 0.7.
+# A killed download costs one file, and the Hub resumes none across processes.
 MAX_FILE_BYTES = 1 << 30
 
 

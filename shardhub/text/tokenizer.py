@@ -14,10 +14,10 @@ from shardhub.text.template import ChatTemplate, Message
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILES = ("config.json", "generation_config.json")
-# The largest well-known tokenizer.json (Gemma 3) has 33 MB. Source: faults.md C15.
+# The largest well-known tokenizer.json (Gemma 3) has 33 MB.
 MAX_TOKENIZER_BYTES = 128 * 1024**2
 MAX_CONFIG_BYTES = 4 * 1024**2
-# A rendered chat of more characters per position of the context cannot fit: tokens are shorter. Source: faults.md D3.
+# A rendered chat of more characters per position of the context cannot fit: tokens are shorter.
 CHARS_PER_POSITION = 16
 DEFAULT_CONTEXT = 131072
 

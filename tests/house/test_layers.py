@@ -1,4 +1,4 @@
-"""Imports point down the layers of the design, and heavy packages are imported only where they are used."""
+"""Imports point down the layers below, and heavy packages are imported only where they are used."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_imports_point_down(path: Path) -> None:
     if name == "__init__":
         assert not [target for target in imported(parsed(path), path) if target.startswith("shardhub")]
         return
-    assert name in LAYERS, f"shardhub/{name} has no layer: give it one in this test and in the design"
+    assert name in LAYERS, f"shardhub/{name} has no layer: give it one in this test"
     targets = {target.split(".")[1] for target in imported(parsed(path), path) if target.startswith("shardhub.")}
     faults = [layer_faults(name, target) for target in targets if target in LAYERS]
     assert not [fault for fault in faults if fault]

@@ -1,4 +1,4 @@
-"""Pushes that are killed, raced, throttled and lied to. Source: faults.md A4, A14, A15, A16."""
+"""Pushes that are killed, raced, throttled and lied to."""
 
 from __future__ import annotations
 
