@@ -77,6 +77,9 @@ def unchanged(answer: Answer) -> None:
     """No fault."""
 
 
+_COUNT_TIMEOUT_S = 30
+
+
 @dataclass(kw_only=True)
 class Rule:
     """A fault for requests whose path has `part`, for the next `times` of them."""
@@ -105,6 +108,8 @@ class Network:
     on_request: Callable[[str], None] = lambda path: None
     on_token: Callable[[str | None], None] = lambda token: None
     ended: threading.Event = field(default_factory=threading.Event)
+    _counted: threading.Condition = field(default_factory=threading.Condition)
+    _num_writing: int = 0
 
     def when(
         self, part: str, fault: Fault = unchanged, *, times: int = 1, method: str = "GET", ignore_range: bool = False
@@ -113,8 +118,22 @@ class Network:
         self.rules.append(Rule(part=part, fault=fault, times=times, method=method, ignore_range=ignore_range))
 
     def fetched(self, suffix: str) -> int:
-        """Bytes sent for paths that end so."""
+        """Bytes sent for paths that end so, once what is being written has been counted."""
+        with self._counted:
+            assert self._counted.wait_for(lambda: self._num_writing == 0, _COUNT_TIMEOUT_S)
         return sum(count for path, count in self.sent_bytes.items() if path.endswith(suffix))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While a body is written and counted: a client that has read it all may ask for the count before that."""
+        with self._counted:
+            self._num_writing += 1
+        try:
+            yield
+        finally:
+            with self._counted:
+                self._num_writing -= 1
+                self._counted.notify_all()
 
     def forget(self) -> None:
         """Count from here."""
@@ -172,8 +191,9 @@ def network(upstream: str) -> Iterator[Network]:
             if self.command == "HEAD":
                 return
             stop = min(x for x in (answer.cut_at, answer.stall_at, len(answer.body)) if x is not None)
-            self.wfile.write(answer.body[:stop])
-            net.sent_bytes[path] = net.sent_bytes.get(path, 0) + stop
+            with net.writing():
+                self.wfile.write(answer.body[:stop])
+                net.sent_bytes[path] = net.sent_bytes.get(path, 0) + stop
             if answer.stall_at is not None:
                 net.ended.wait(30)
             if stop < len(answer.body):
