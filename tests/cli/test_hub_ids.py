@@ -176,7 +176,7 @@ def test_no_secret_in_messages(published: Published, env: dict[str, str]) -> Non
 
 
 def test_shard_that_is_gone(published: Published, env: dict[str, str], hub: RunningHub) -> None:
-    """A shard repo deleted after its manifest was pushed is named with its stage; the other one is served. Row A12."""
+    """A shard repo deleted after its manifest was pushed is named with its stage; the other one is served."""
     api = hub_api(hub.endpoint, hub.token("bob"))
     work = Path(env["SHARDHUB_CACHE"]).parent
     theirs = publish(api, "bob", published.local, work)

@@ -133,7 +133,7 @@ def test_main_is_taken_and_told_where_no_pipeline_says(
 def test_main_that_moves_during_a_fetch_mixes_nothing(
     fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network
 ) -> None:
-    """What is pushed while files are fetched is not in the snapshot. Row A11."""
+    """What is pushed while files are fetched is not in the snapshot."""
     reference = Reference(repo=fresh.shards[0], revision="main")
     moves = []
 
@@ -160,7 +160,7 @@ def test_shard_that_is_not_the_manifests_is_refused(fetcher: Fetcher, published:
 
 
 def test_unknown_repo_and_revision(fetcher: Fetcher, published: Published, said: list[str]) -> None:
-    """Both are named; the token's source is, the token is not. Row A3."""
+    """Both are named; the token's source is, the token is not."""
     with pytest.raises(NotFound, match="There is no repo ann/nothing") as caught:
         fetcher.fetch(Reference(repo="ann/nothing"))
     assert "the token given" in caught.value.why
@@ -182,7 +182,7 @@ def test_private_repo_without_token(net: faulty.Network, api: HfApi, fresh: Publ
 def test_refused_access(
     fetcher: Fetcher, published: Published, net: faulty.Network, code: int, headers: dict[str, str]
 ) -> None:
-    """401, 403 and gated are permission's fault. Row A3."""
+    """401, 403 and gated are permission's fault."""
     net.when("/api/models", faulty.status(code, **headers))
     with pytest.raises(AccessError) as caught:
         fetcher.fetch(Reference(repo=published.shards[0]))
@@ -205,7 +205,7 @@ def test_repo_that_is_no_shard(fetcher: Fetcher, api: HfApi, user: str, whole_mo
 def test_busy_hub_is_asked_again(
     fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float], part: str, code: int
 ) -> None:
-    """A burst of refusals is waited out. Row A4."""
+    """A burst of refusals is waited out."""
     net.when(part, faulty.status(code), times=3)
     folder = fetcher.fetch(Reference(repo=published.shards[0], revision="main"))
     assert same_weights(folder, cut.shard_folder(published.local, 0))
@@ -216,7 +216,7 @@ def test_busy_hub_is_asked_again(
 def test_retry_after_is_honoured_within_a_minute(
     fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float]
 ) -> None:
-    """The Hub's own word on when to come back counts, up to 60 s. Row A4."""
+    """The Hub's own word on when to come back counts, up to 60 s."""
     net.when(LAYER, faulty.status(429, Retry_After="17"))
     net.when(LAYER, faulty.status(503, Retry_After="4000"))
     fetcher.fetch(shard_of(published))
@@ -238,7 +238,7 @@ def test_hub_that_stays_busy(fetcher: Fetcher, published: Published, net: faulty
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_cut_connection_is_resumed(fetcher: Fetcher, published: Published, net: faulty.Network, share: float) -> None:
-    """A connection that breaks goes on at the byte where it broke: none is sent twice. Row A5."""
+    """A connection that breaks goes on at the byte where it broke: none is sent twice."""
     net.when(LAYER, faulty.cut(share))
     folder = fetcher.fetch(shard_of(published))
     assert same_weights(folder, cut.shard_folder(published.local, 0))
@@ -246,7 +246,7 @@ def test_cut_connection_is_resumed(fetcher: Fetcher, published: Published, net: 
 
 
 def test_stalled_body_is_cut_and_resumed(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """A body of which nothing comes any more is given up after the timeout, and asked for again. Row A6."""
+    """A body of which nothing comes any more is given up after the timeout, and asked for again."""
     net.when(LAYER, faulty.stall(0.5))
     start = time.monotonic()
     folder = fetcher.fetch(shard_of(published))
@@ -255,7 +255,7 @@ def test_stalled_body_is_cut_and_resumed(fetcher: Fetcher, published: Published,
 
 
 def test_ignored_range_restarts_right(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """A server that sends the whole file for a range is read from the file's start. Row A8."""
+    """A server that sends the whole file for a range is read from the file's start."""
     net.when(LAYER, faulty.cut(0.5))
     net.when(LAYER, ignore_range=True)
     folder = fetcher.fetch(shard_of(published))
@@ -265,7 +265,7 @@ def test_ignored_range_restarts_right(fetcher: Fetcher, published: Published, ne
 
 @pytest.mark.parametrize("change", [-5, 5])
 def test_wrong_length_is_no_file(fetcher: Fetcher, published: Published, net: faulty.Network, change: int) -> None:
-    """A body shorter or longer than announced is refused each time, and nothing of it is kept as whole. Row A9."""
+    """A body shorter or longer than announced is refused each time, and nothing of it is kept as whole."""
 
     def wrong(answer: faulty.Answer) -> None:
         answer.body = answer.body[:change] if change < 0 else answer.body + b"\0" * change
@@ -286,7 +286,7 @@ def test_flipped_bit_is_fetched_again(
 
 
 def test_flipped_bit_twice_is_corrupt(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """The second time it is an error, and no byte of it stays. Row A10."""
+    """The second time it is an error, and no byte of it stays."""
     net.when(LAYER, faulty.flip, times=2)
     with pytest.raises(DigestMismatch, match="is corrupt"):
         fetcher.fetch(shard_of(published))
@@ -306,7 +306,7 @@ def test_flipped_bit_in_a_document(fetcher: Fetcher, published: Published, net: 
 def test_login_page_instead_of_an_answer(
     fetcher: Fetcher, published: Published, net: faulty.Network, part: str
 ) -> None:
-    """A captive portal's page is told from a Hub. Row A16."""
+    """A captive portal's page is told from a Hub."""
     net.when(part, faulty.login_page, times=100)
     with pytest.raises(HubUnreachable) as caught:
         fetcher.fetch(Reference(repo=published.shards[0], revision="main"))
@@ -316,7 +316,7 @@ def test_login_page_instead_of_an_answer(
 def test_token_stays_with_the_hub(
     fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network, shared_hub: RunningHub
 ) -> None:
-    """A redirect to another host gets no token. Row A13."""
+    """A redirect to another host gets no token."""
     api.update_repo_settings(fresh.shards[0], visibility="public")
     seen: list[str | None] = []
     with faulty.network(shared_hub.endpoint) as elsewhere:
@@ -338,7 +338,7 @@ def test_token_stays_with_the_hub(
 def test_offline_start_from_the_cache(
     published: Published, fetcher: Fetcher, tmp_path: Path, patience: Patience, said: list[str]
 ) -> None:
-    """What is here starts without the Hub, with one line. Row A1."""
+    """What is here starts without the Hub, with one line."""
     first = fetcher.fetch(Reference(repo=published.shards[0]))
     offline = Fetcher(lambda: hub_api("http://127.0.0.1:9"), fetcher.cache, patience=patience)
     said.clear()
@@ -348,7 +348,7 @@ def test_offline_start_from_the_cache(
 
 
 def test_offline_without_the_files(published: Published, fetcher: Fetcher, patience: Patience) -> None:
-    """What is not here is named, with the command for when there is a network. Row A2."""
+    """What is not here is named, with the command for when there is a network."""
     offline = Fetcher(lambda: hub_api("http://127.0.0.1:9"), fetcher.cache, patience=patience)
     with pytest.raises(HubUnreachable, match="not all here") as caught:
         offline.fetch(Reference(repo=published.shards[0]))
@@ -368,7 +368,7 @@ def test_offline_variable(fetcher: Fetcher, published: Published, monkeypatch: p
 
 
 def test_code_is_never_fetched(fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network) -> None:
-    """Python, pickles and cards in a shard's repo are not asked for. Row C14."""
+    """Python, pickles and cards in a shard's repo are not asked for."""
     commit = ""
     for name in ("modeling.py", "pytorch_model.bin", "weights.pkl", "extra.safetensors", "sub/stage.json"):
         commit = api.upload_file(path_or_fileobj=b"x", path_in_repo=name, repo_id=fresh.shards[0]).oid
@@ -383,7 +383,7 @@ def test_code_is_never_fetched(fetcher: Fetcher, fresh: Published, api: HfApi, n
 def test_manifest_that_names_code_is_refused(
     fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network, name: str
 ) -> None:
-    """A manifest cannot have a client fetch what no pipeline carries. Row C14."""
+    """A manifest cannot have a client fetch what no pipeline carries."""
     manifest = fresh.manifest.model_copy(update={"files": {**fresh.manifest.files, name: "0" * 64}})
     api.upload_file(path_or_fileobj=encode(manifest), path_in_repo=MANIFEST_FILE, repo_id=fresh.pipeline)
     with pytest.raises(FormatError, match="no pipeline has"):
@@ -410,7 +410,7 @@ def test_changed_config_is_refused(fetcher: Fetcher, fresh: Published, api: HfAp
 
 
 def test_no_room_is_told_before(fetcher: Fetcher, published: Published, net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too small a disk is refused before a weight is fetched. Row B1."""
+    """Too small a disk is refused before a weight is fetched."""
     monkeypatch.setattr(Cache, "free_bytes", lambda self: 10_000)
     net.forget()
     with pytest.raises(DiskFull, match="not enough room") as caught:
@@ -420,7 +420,7 @@ def test_no_room_is_told_before(fetcher: Fetcher, published: Published, net, mon
 
 
 def test_disk_that_fills_up(published: Published, net: faulty.Network, token: str, tmp_path: Path) -> None:
-    """A write the system refuses is told with what is free, and takes its partial file away. Row B1."""
+    """A write the system refuses is told with what is free, and takes its partial file away."""
     program = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -433,7 +433,7 @@ def test_disk_that_fills_up(published: Published, net: faulty.Network, token: st
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that not even root may write")
 def test_read_only_cache(reader: HfApi, published: Published) -> None:
-    """A cache that cannot be written is named, with the option for another. Row B3."""
+    """A cache that cannot be written is named, with the option for another."""
     with pytest.raises(AccessError, match="cache /sys/shardhub cannot be written") as caught:
         Fetcher(lambda: reader, Cache(Path("/sys/shardhub"))).fetch(shard_of(published))
     assert "--cache-dir" in caught.value.hint
@@ -489,7 +489,7 @@ def run_fetch(
 def test_kill_in_the_middle_is_finished_by_the_next_run(
     published: Published, net: faulty.Network, token: str, tmp_path: Path, fetcher: Fetcher
 ) -> None:
-    """After SIGKILL nothing looks whole; the next run takes the half file on and brings the right bytes. Row B4."""
+    """After SIGKILL nothing looks whole; the next run takes the half file on and brings the right bytes."""
     cache = fetcher.cache
     net.when(LAYER, faulty.stall(0.5))
     child = subprocess.Popen(command(FETCH, net.endpoint, token, shard_of(published), cache.root))
@@ -517,7 +517,7 @@ def test_partial_file_with_other_bytes(fetcher: Fetcher, published: Published, n
 
 
 def test_stale_partial_files_are_swept(fetcher: Fetcher, published: Published) -> None:
-    """What a fetch left a day ago goes; what it left an hour ago stays. Row B4."""
+    """What a fetch left a day ago goes; what it left an hour ago stays."""
     fetcher.cache.prepare()
     old, young = (fetcher.cache.root / "partials" / name for name in ("a" * 64, "b" * 64))
     for path, age_s in ((old, 25 * 3600), (young, 3600)):
@@ -529,7 +529,7 @@ def test_stale_partial_files_are_swept(fetcher: Fetcher, published: Published) -
 
 
 def test_two_processes_fetch_once(published: Published, net: faulty.Network, token: str, tmp_path: Path) -> None:
-    """One fetches, the other waits and says so; both have it. Row B5."""
+    """One fetches, the other waits and says so; both have it."""
     net.when(LAYER, faulty.stall(0.5))
     arguments = command(FETCH, net.endpoint, token, shard_of(published), tmp_path / "c")
     children = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -541,7 +541,7 @@ def test_two_processes_fetch_once(published: Published, net: faulty.Network, tok
 
 
 def test_waiting_has_an_end(tmp_path: Path) -> None:
-    """A holder that never finishes is named in the end. Row B5."""
+    """A holder that never finishes is named in the end."""
     said: list[str] = []
     with (
         locked(tmp_path / "lock", what="a/b"),
@@ -555,7 +555,7 @@ def test_waiting_has_an_end(tmp_path: Path) -> None:
 
 
 def test_link_out_of_the_cache_is_refused(fetcher: Fetcher, published: Published, tmp_path: Path) -> None:
-    """A link somebody changed to lead elsewhere is not followed. Row B9."""
+    """A link somebody changed to lead elsewhere is not followed."""
     folder = fetcher.fetch(shard_of(published))
     (tmp_path / "elsewhere").write_bytes((folder / LAYER).read_bytes())
     (folder / LAYER).unlink()
@@ -576,7 +576,7 @@ def test_lost_blob_is_fetched_again(fetcher: Fetcher, published: Published, net:
 def test_pull_finds_damage_on_the_disk(
     fetcher: Fetcher, published: Published, net: faulty.Network, said: list[str]
 ) -> None:
-    """Bytes the disk has changed are found by reading all of them again, and replaced. Row B8."""
+    """Bytes the disk has changed are found by reading all of them again, and replaced."""
     folder = fetcher.fetch(shard_of(published))
     blob = (folder / LAYER).resolve()
     data = bytearray(blob.read_bytes())

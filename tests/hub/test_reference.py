@@ -202,7 +202,7 @@ def test_waits() -> None:
     ],
 )
 def test_redirects(location: str, is_followed: bool) -> None:
-    """A redirect keeps the token only on its own host, and is not followed out of encryption. Row A13."""
+    """A redirect keeps the token only on its own host, and is not followed out of encryption."""
     seen: list[httpx2.Request] = []
 
     def hub(request: httpx2.Request) -> httpx2.Response:

@@ -75,7 +75,7 @@ def test_headers_are_those_of_the_folder(
 
 
 def test_only_small_known_files_are_fetched(opened: RemoteModel, net: faulty.Network) -> None:
-    """Configuration, tokenizer, terms; no code, no pickle. Row C14."""
+    """Configuration, tokenizer, terms; no code, no pickle."""
     names = {path.name for path in opened.checkpoint.folder.iterdir()}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "LICENSE"} <= names
     assert not names & {"modeling_x.py", "pytorch_model.bin", WEIGHTS}
@@ -99,13 +99,13 @@ def test_split_is_that_of_the_folder(opened: RemoteModel, cut_in_two, net: fault
 def test_split_over_a_bad_line(
     opened: RemoteModel, cut_in_two, net: faulty.Network, fault: faulty.Fault, cut_remote
 ) -> None:
-    """Connections that break or stall and refusals change no byte. Rows A4 to A6."""
+    """Connections that break or stall and refusals change no byte."""
     net.when(WEIGHTS, fault, times=2)
     assert same_as_local(cut_remote(opened), cut_in_two.folder)
 
 
 def test_split_from_a_server_without_ranges(opened: RemoteModel, cut_in_two, net: faulty.Network, cut_remote) -> None:
-    """A server that sends the whole file each time is read from the start each time. Row A8."""
+    """A server that sends the whole file each time is read from the start each time."""
     net.when(WEIGHTS, ignore_range=True, times=1000)
     assert same_as_local(cut_remote(opened), cut_in_two.folder)
 
@@ -145,7 +145,7 @@ def test_split_goes_on_where_the_network_ended(
 
 
 def test_commit_is_pinned(opened: RemoteModel, api: HfApi, repo: str, cut_in_two, cut_remote) -> None:
-    """Weights that are replaced after the headers were read are not seen. Row A11."""
+    """Weights that are replaced after the headers were read are not seen."""
     api.upload_file(path_or_fileobj=b"\0" * 100_000, path_in_repo=WEIGHTS, repo_id=repo)
     assert same_as_local(cut_remote(opened), cut_in_two.folder)
 
