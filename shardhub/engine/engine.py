@@ -14,7 +14,6 @@ from shardhub.engine.compute import ComputeThread
 from shardhub.engine.sessions import SessionTable
 from shardhub.errors import NodeFailure, ShardhubError, StepTimeout, WireError
 from shardhub.model.load import LoadedStage, load_stage
-from shardhub.model.memory import kv_bytes
 from shardhub.model.session import Advanced, Session
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
@@ -103,7 +102,7 @@ class Engine:
         )
         self._sessions = SessionTable(
             make=lambda call: Session(loaded.stage, context=call.context, parameters=call.parameters),
-            kv_bytes=lambda context: kv_bytes(loaded.stage, context),
+            kv_bytes=loaded.kv_bytes,
             kv_budget_bytes=loaded.kv_budget_bytes,
             limits=self.limits,
             boot_id=self.boot_id,

@@ -15,7 +15,7 @@ from shardhub.errors import DoesNotFit, FormatError, ProofFailed
 from shardhub.manifest import Stage as StageDocument
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.build import Blueprint
-from shardhub.model.memory import kv_bytes, memory_budget
+from shardhub.model.memory import kv_cost, memory_budget
 from shardhub.model.proof import StageCut, prove_chain, trace_stage
 from shardhub.model.stage import Stage
 from shardhub.protocol import StageFacts
@@ -34,12 +34,14 @@ class LoadedStage:
         facts: What it says of itself.
         weight_bytes: Bytes of its own tensors.
         kv_budget_bytes: What is left for KV caches.
+        kv_bytes: What a session of so many positions takes of it.
     """
 
     stage: Stage
     facts: StageFacts
     weight_bytes: int
     kv_budget_bytes: int
+    kv_bytes: Callable[[int], int]
 
 
 def load_stage(
@@ -77,7 +79,8 @@ def load_stage(
     stage = Stage(blueprint.build(), anatomy, first.start, last.stop, crossings_in, crossings_out)
     weight_bytes = sum(ordered[0].tensors[name].size_bytes for name in _own_tensors(ordered))
     budget = memory_budget() if budget_bytes is None else budget_bytes
-    session_bytes = kv_bytes(stage, context)
+    kv_bytes = kv_cost(stage)
+    session_bytes = kv_bytes(context)
     usable = int(budget * (1 - _HEADROOM))
     if weight_bytes + session_bytes > usable:
         raise DoesNotFit(
@@ -112,7 +115,11 @@ def load_stage(
         crossings_in=first.crossings_in,
     )
     return LoadedStage(
-        stage=stage, facts=facts, weight_bytes=weight_bytes, kv_budget_bytes=max(0, usable - weight_bytes)
+        stage=stage,
+        facts=facts,
+        weight_bytes=weight_bytes,
+        kv_budget_bytes=max(0, usable - weight_bytes),
+        kv_bytes=kv_bytes,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import mlx.core as mx
 import psutil
 from mlx_lm.models import cache as caches
 
-from shardhub.model.stage import Stage, StageCache, cache_arrays
+from shardhub.model.stage import Stage, cache_arrays
 
 # Share of installed memory a process may take where the system names no working set: Apple's own figure for its GPU.
 _ASSUMED_SHARE = 0.75
@@ -34,34 +36,49 @@ def installed_memory() -> int:
     return min(int(total), int(limit)) if limit.isdigit() else int(total)
 
 
-def kv_bytes(stage: Stage, context: int) -> int:
-    """Bytes of KV cache that one session of `context` positions takes on a stage.
+def kv_cost(stage: Stage) -> Callable[[int], int]:
+    """Ask a stage's caches once what they take; the answer gives the bytes of a session of so many positions.
 
-    Found by asking the architecture's own caches, lazily: each is grown by a chunk on placeholders. Padding to the
-    caches' allocation step is counted, and so is the copy of one cache while it grows.
+    The architecture's own caches are grown by a chunk on placeholders, lazily. Padding to the caches' allocation step
+    is counted, and so is the copy of one cache while it grows.
     """
-    if context <= 0:
-        return 0
     state = stage.new_cache()
-    _grow(stage, state, _PROBE_POSITIONS)
-    sizes = [_bytes_at(part, context) for entry in state.owned for part in getattr(entry, "caches", (entry,))]
-    return sum(sizes) + max(sizes, default=0)
+    ids = mx.zeros((1, _PROBE_POSITIONS), mx.int32)
+    stage.run(ids, state, stage.placeholders(_PROBE_POSITIONS), position=0, need_logits=False)
+    growths = [_growth(part) for entry in state.owned for part in getattr(entry, "caches", (entry,))]
+
+    def kv_bytes(context: int) -> int:
+        sizes = [growth.bytes_at(context) for growth in growths]
+        return sum(sizes) + max(sizes, default=0)
+
+    return kv_bytes
 
 
-def _grow(stage: Stage, state: StageCache, length: int) -> None:
-    stage.run(mx.zeros((1, length), mx.int32), state, stage.placeholders(length), position=0, need_logits=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Growth:
+    """How one cache grows: `held_bytes` for `positions`, in steps, up to a limit; no positions is a fixed size."""
+
+    held_bytes: int
+    positions: int = 0
+    step: int = 1
+    limit: int | None = None
+
+    def bytes_at(self, context: int) -> int:
+        if not self.positions:
+            return self.held_bytes
+        wanted = context if self.limit is None else min(context, self.limit)
+        padded = (wanted + self.step - 1) // self.step * self.step
+        return self.held_bytes * padded // self.positions
 
 
-def _bytes_at(entry: Any, context: int) -> int:
-    held: int = sum(array.nbytes for array in cache_arrays([entry]))
+def _growth(entry: Any) -> _Growth:
+    held = sum(array.nbytes for array in cache_arrays([entry]))
     keys = getattr(entry, "keys", None)
     if not isinstance(keys, mx.array):
-        return held  # state of a fixed size
-    positions = context
+        return _Growth(held_bytes=held)
+    limit = None
     if isinstance(entry, caches.RotatingKVCache):
-        positions = min(context, entry.max_size + _PROBE_POSITIONS)
+        limit = entry.max_size + _PROBE_POSITIONS
     elif isinstance(entry, caches.ChunkedKVCache):
-        positions = min(context, entry.chunk_size + _PROBE_POSITIONS)
-    step = getattr(entry, "step", 1)
-    padded = (positions + step - 1) // step * step
-    return held * padded // max(1, keys.shape[2])
+        limit = entry.chunk_size + _PROBE_POSITIONS
+    return _Growth(held_bytes=held, positions=max(1, keys.shape[2]), step=getattr(entry, "step", 1), limit=limit)
