@@ -12,14 +12,18 @@
     │   ├── FormatError             a document that breaks its specification
     │   │   └── NewerFormat         written by a later shardhub
     │   ├── WeightFileError         a safetensors file that is malformed or not the one promised
-    │   └── DigestMismatch          content and digest disagree
+    │   ├── NonFiniteWeights        NaN or infinity in a weight
+    │   ├── DigestMismatch          content and digest disagree
+    │   └── SignatureError          a signature that is missing, wrong, or of another key
     ├── AccessError                 not allowed
+    │   ├── IdentityError           this machine's own certificate or key cannot be used
+    │   └── CertificateRefused      the other side's certificate, or ours in its eyes
     ├── NotFound                    no such repo, revision or file, or none that may be seen
     ├── Conflict                    changed by somebody else meanwhile, or the name is taken
     ├── HubRefused                  the Hub does not take a request, for a reason of its own
     ├── ChainError                  a node or the network
     │   ├── HubUnreachable          no network, or no Hub that answers
-    │   ├── RouteError              stages missing, served twice, overlapping
+    │   ├── RouteError              stages missing, served by one node twice, overlapping
     │   ├── HandshakeError          a node that serves something else
     │   ├── NodeUnreachable         no connection
     │   ├── NodeLost                the connection broke while it was used
@@ -108,12 +112,28 @@ class WeightFileError(IntegrityError):
     """A weight file is malformed, or not the one promised."""
 
 
+class NonFiniteWeights(IntegrityError):
+    """A weight is NaN or infinite."""
+
+
 class DigestMismatch(IntegrityError):
     """Content and digest disagree."""
 
 
+class SignatureError(IntegrityError):
+    """A signature is missing, wrong, or made with another key."""
+
+
 class AccessError(ShardhubError):
     """Permission is missing."""
+
+
+class IdentityError(AccessError):
+    """This machine's own certificate or key is missing, damaged, expired, or open to others."""
+
+
+class CertificateRefused(AccessError):
+    """A certificate is missing, foreign, expired or revoked: the other side's, or ours as the other side sees it."""
 
 
 class NotFound(ShardhubError):
@@ -227,8 +247,12 @@ OUTCOMES: dict[type[ShardhubError], Outcome] = {
     NewerFormat: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
     FormatError: Outcome(grpc="DATA_LOSS", http=500, exit=3),
     WeightFileError: Outcome(grpc="DATA_LOSS", http=500, exit=3),
+    NonFiniteWeights: Outcome(grpc="DATA_LOSS", http=500, exit=3),
     DigestMismatch: Outcome(grpc="DATA_LOSS", http=500, exit=3),
     IntegrityError: Outcome(grpc="DATA_LOSS", http=500, exit=3),
+    SignatureError: Outcome(grpc="DATA_LOSS", http=500, exit=3),
+    IdentityError: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=4),
+    CertificateRefused: Outcome(grpc="UNAUTHENTICATED", http=503, exit=4),
     AccessError: Outcome(grpc="PERMISSION_DENIED", http=403, exit=4),
     NotFound: Outcome(grpc="NOT_FOUND", http=404, exit=1),
     Conflict: Outcome(grpc="ABORTED", http=409, exit=1),

@@ -41,8 +41,10 @@ Repo = Annotated[str, Field(pattern=REPO_PATTERN)]
 TensorName = Annotated[str, Field(min_length=1, max_length=512)]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Dimension = Annotated[int, Field(ge=0, le=MAX_SIZE)]
-# B batch, L positions of this chunk, T positions so far including this chunk.
-Symbol = Literal["B", "L", "T"]
+ShortText = Annotated[str, Field(max_length=200)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+# B batch, L positions of this chunk, T positions so far including this chunk, N any size up to T.
+Symbol = Literal["B", "L", "T", "N"]
 
 
 def canonical(value: Any) -> bytes:
@@ -98,7 +100,8 @@ class Crossing(Document):
     Attributes:
         name: `layer.I` for the output of layer I, with a dotted path where the output has parts.
         dtype: safetensors name.
-        shape: Dimensions: constants, or B batch, L positions of this chunk, T positions so far with this chunk.
+        shape: Dimensions: constants, or B batch, L positions of this chunk, T positions so far with this chunk, N any
+            size up to T. A crossing with an N may be left out of a step: there is none yet.
     """
 
     name: TensorName
@@ -106,9 +109,34 @@ class Crossing(Document):
     shape: Annotated[tuple[Dimension | Symbol, ...], Field(max_length=MAX_DIMS)]
 
     def expected_shape(self, *, batch: int, length: int, total: int) -> tuple[int, ...]:
-        """Shape for B = `batch`, L = `length` and T = `total`."""
-        symbols = {"B": batch, "L": length, "T": total}
+        """Shape for B = `batch`, L = `length` and T = `total`; the largest where it varies."""
+        symbols = {"B": batch, "L": length, "T": total, "N": total}
         return tuple(symbols[d] if isinstance(d, str) else d for d in self.shape)
+
+    def admits(self, shape: tuple[int, ...], *, batch: int, length: int, total: int) -> bool:
+        """Whether a tensor of this shape can cross here; one value for all rows may be one for each."""
+        if not self.shape and not self.is_number:
+            return shape in ((), (batch,))
+        largest = self.expected_shape(batch=batch, length=length, total=total)
+        return len(shape) == len(largest) and all(
+            size == most or (symbol == "N" and 0 <= size <= most)
+            for size, most, symbol in zip(shape, largest, self.shape, strict=True)
+        )
+
+    @property
+    def varies(self) -> bool:
+        """Whether its size depends on more than batch and positions, so that it may be left out."""
+        return "N" in self.shape
+
+    @property
+    def grows(self) -> bool:
+        """Whether its size grows with the context, and not only with the chunk."""
+        return "N" in self.shape or "T" in self.shape
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a number that steers the forward on the host."""
+        return not self.shape and self.dtype in ("I64", "F64")
 
 
 class Quantization(Document):
@@ -257,6 +285,7 @@ class Proof(Document):
         graph_hash: Hash of the stage's computation over `chunks`, nothing evaluated.
         chunks: Lengths L of the chunks that were traced one after the other.
         device: MLX device the graph was traced for.
+        batched_graph_hash: Hash of its computation for two sequences side by side; None if their caches cannot be.
     """
 
     kind: Literal["shardhub-proof"] = "shardhub-proof"
@@ -264,11 +293,91 @@ class Proof(Document):
     stage_digest: Digest
     method: Literal["graph"]
     graph_hash: Digest
+    batched_graph_hash: Digest | None = None
     chunks: tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...]
     shardhub: Annotated[str, Field(max_length=64)]
     mlx: Annotated[str, Field(max_length=64)]
     mlx_lm: Annotated[str, Field(max_length=64)]
     device: Annotated[str, Field(max_length=64)]
+
+
+class NumericClass(Document):
+    """What decides the numbers a machine computes, beside the graph: results are exact within one class only.
+
+    Attributes:
+        backend: `cpu`, `metal` or `cuda`.
+        chip: Instruction set, or what the system calls the processor.
+        cpu: The processor's own name.
+        os: Name, and the release where it brings the numeric libraries.
+        blas: Library that multiplies matrices, where MLX leaves that to one.
+    """
+
+    mlx: ShortText
+    backend: ShortText
+    chip: ShortText
+    cpu: ShortText
+    os: ShortText
+    blas: ShortText
+
+
+class ParityPrompt(Document):
+    """A prompt of fixed ids, by its length, and the ids the reference decoded greedily after it."""
+
+    length: Annotated[int, Field(ge=2, le=1 << 16)]
+    tokens: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=1 << 12)]
+
+
+class Parity(Document):
+    """parity/*.json: stages and whole model run side by side and compared by numbers; outside all digests.
+
+    Attributes:
+        made_at: UTC, to the second.
+        made_by: `split` when the model was split, `reference` later, from the whole model and the published stages.
+        shardhub, mlx_lm: Versions; mlx's is part of the class.
+        device: MLX device.
+        dtype: safetensors name of the hidden states' dtype.
+        rule: How ids of the prompts are made, see `shardhub.parity.fixed_prompt`.
+        vocab_size: Ids are below it.
+        chunk: Prompt ids but the last went in chunks of at most so many; the last one was a decode step.
+        num_tokens, tokens_equal: Decoded tokens, and how many of them the stages chose too.
+        max_abs_logit_difference: Over all logits of these steps, NaN aside.
+        num_nan_steps: Steps at which either side had a NaN.
+    """
+
+    kind: Literal["shardhub-parity"] = "shardhub-parity"
+    format_version: Literal[1] = 1
+    pipeline_id: Digest
+    made_at: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")]
+    made_by: Literal["split", "reference"]
+    shardhub: ShortText
+    mlx_lm: ShortText
+    device: ShortText
+    numeric_class: NumericClass
+    dtype: Literal[tuple(DTYPE_SIZES)]  # type: ignore[valid-type]
+    rule: Literal["sha256"] = "sha256"
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 31)]
+    chunk: Annotated[int, Field(ge=1, le=1 << 16)]
+    prompts: Annotated[tuple[ParityPrompt, ...], Field(min_length=1, max_length=64)]
+    num_tokens: Annotated[int, Field(ge=1, le=1 << 18)]
+    tokens_equal: Annotated[int, Field(ge=0, le=1 << 18)]
+    max_abs_logit_difference: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    num_nan_steps: Annotated[int, Field(ge=0, le=1 << 18)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Parity:
+        if (counted := sum(len(prompt.tokens) for prompt in self.prompts)) != self.num_tokens:
+            raise ValueError(f"num_tokens is {self.num_tokens}, the prompts have {counted}")
+        for field in ("tokens_equal", "num_nan_steps"):
+            if (value := getattr(self, field)) > self.num_tokens:
+                raise ValueError(f"{field} is {value} of {self.num_tokens}")
+        if any(token >= self.vocab_size for prompt in self.prompts for token in prompt.tokens):
+            raise ValueError(f"a token id is not below vocab_size {self.vocab_size}")
+        return self
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether stages and whole model gave the very same numbers."""
+        return (self.tokens_equal, self.max_abs_logit_difference, self.num_nan_steps) == (self.num_tokens, 0.0, 0)
 
 
 class ShardHint(Document):

@@ -18,6 +18,7 @@ _RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
 
 STAGE_FILE = "stage.json"
 MANIFEST_FILE = "shardhub.json"
+SIGNATURE_FILE = "shardhub.json.sig"
 CATALOGUE_FILE = "tensors.json"
 PROOF_FILE = "proof.json"
 CONFIG_FILE = "config.json"

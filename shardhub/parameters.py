@@ -10,6 +10,14 @@ from shardhub.errors import UsageError
 MAX_SEED = 2**63 - 1
 # Tokens a repetition penalty looks back. Source: mlx_lm/sample_utils.py, make_logits_processors.
 REPETITION_CONTEXT = 20
+# Token ids a request may bias: they travel with every session, and are added up for every token.
+MAX_LOGIT_BIAS = 1024
+# Most likely tokens that may be asked for beside each token.
+MAX_TOP_LOGPROBS = 20
+_MAX_PENALTY = 2.0
+# What divides logits must leave them finite in 16 bits.
+MIN_REPETITION_PENALTY = 0.01
+_MAX_BIAS = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +31,11 @@ class SamplingParameters:
         min_p: Least probability, relative to the most likely token's; 0 keeps all.
         repetition_penalty: Divides positive and multiplies negative logits of recent tokens; 1 changes nothing.
         repetition_context: Recent tokens it looks at.
+        presence_penalty: Taken from the logit of each token the answer holds already.
+        frequency_penalty: The same, as often as the answer holds it.
+        logit_bias: Token ids, each once, and what is added to their logits.
+        answer_start: Position at which the answer begins: what comes before is the prompt's.
+        top_logprobs: Most likely tokens to tell beside each one.
         seed: With choice and position it determines every draw.
         choice: Index of the answer when one prompt has several.
     """
@@ -33,6 +46,11 @@ class SamplingParameters:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     repetition_context: int = REPETITION_CONTEXT
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    answer_start: int = 0
+    top_logprobs: int = 0
     seed: int = 0
     choice: int = 0
 
@@ -41,8 +59,18 @@ class SamplingParameters:
         _within("top_p", self.top_p, 0.0, 1.0, above_low=True)
         _within("top_k", self.top_k, 0, 1 << 24)
         _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, above_low=True)
+        _within("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, 100.0)
         _within("repetition_context", self.repetition_context, 1, 1 << 24)
+        _within("presence_penalty", self.presence_penalty, -_MAX_PENALTY, _MAX_PENALTY)
+        _within("frequency_penalty", self.frequency_penalty, -_MAX_PENALTY, _MAX_PENALTY)
+        _within("number of logit_bias entries", len(self.logit_bias), 0, MAX_LOGIT_BIAS)
+        for token, bias in self.logit_bias:
+            _within("a token of logit_bias", token, 0, (1 << 31) - 1)
+            _within(f"logit_bias of token {token}", bias, -_MAX_BIAS, _MAX_BIAS)
+        if len({token for token, _ in self.logit_bias}) != len(self.logit_bias):
+            raise UsageError("logit_bias names a token twice.")
+        _within("answer_start", self.answer_start, 0, (1 << 31) - 1)
+        _within("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
         _within("seed", self.seed, 0, MAX_SEED)
         _within("choice", self.choice, 0, 1 << 16)
 

@@ -58,6 +58,7 @@ class OpenSession:
         epoch: Rises with each repair; calls of lower epochs are refused from then on.
         context: Positions to reserve KV for.
         position: Where the session must stand afterwards: trimmed or reset to it. None keeps what is there.
+        fork_of: A new session begins with the first `position` positions of this one, which stays as it is.
     """
 
     head: bytes
@@ -67,6 +68,7 @@ class OpenSession:
     parameters: SamplingParameters
     next_hop: NextHop
     position: int | None = None
+    fork_of: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +104,51 @@ class Row:
     """One session's part of a step.
 
     Attributes:
-        position: Positions the session holds before this step.
+        position: Positions the session holds before this step, once `discard` are dropped.
         sample: Whether the last stage draws a token after the row's last id.
+        discard: Positions to drop first: drafts that were wrong.
+        masked: The draw waits for a mask, which comes to the last stage straight from the head.
+        targets: Ids that follow each of the row's ids: the last stage tells how likely they were. None asks nothing.
     """
 
     session: bytes
     epoch: int
     position: int
     sample: bool
+    discard: int = 0
+    masked: bool = False
+    targets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask:
+    """Which tokens a draw may choose from.
+
+    Attributes:
+        position: Positions the session holds after the step that draws.
+        allowed: A bit for each token id, the lowest first; ids beyond it are forbidden.
+    """
+
+    session: bytes
+    epoch: int
+    position: int
+    allowed: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopTokens:
+    """The most likely tokens of a position, the likeliest first, and their log probabilities."""
+
+    ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTime:
+    """What a step took on a stage, in seconds: in the queue, and to compute."""
+
+    wait_s: float
+    compute_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +162,8 @@ class Step:
         crossings: What the stage before hands on, by name; empty before the first stage.
         deadline: On this process's monotonic clock, seconds.
         lane: The stream it travels on, from the head all the way round. Steps keep their order within a lane only.
+        verify: The ids after the first of each row are drafts.
+        times: Of the stages it has been through, in order.
     """
 
     rows: tuple[Row, ...]
@@ -131,6 +172,8 @@ class Step:
     crossings: Mapping[str, RawTensor]
     deadline: float
     lane: Lane
+    verify: bool = False
+    times: tuple[StageTime, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -143,24 +186,45 @@ class RowResult:
     """What the last stage answers for one row.
 
     Attributes:
-        position: Positions the session holds after the step.
-        token: The drawn token, if asked for.
-        logprob: Its log probability before temperature and filters.
+        position: Positions the session holds after the step, drafts that were wrong included.
+        tokens: Drawn tokens, if asked for: one, or with drafts all up to the first that was not the draft's.
+        logprobs: Their log probabilities before temperature and filters.
+        top: The likeliest tokens at each of them, if the session asks for any.
+        target_logprobs: How likely the row's targets were.
+        target_top: The likeliest tokens in their places, if the session asks for any.
     """
 
     session: bytes
     epoch: int
     position: int
-    token: int | None = None
-    logprob: float = 0.0
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top: tuple[TopTokens, ...] = ()
+    target_logprobs: tuple[float, ...] = ()
+    target_top: tuple[TopTokens, ...] = ()
+
+    @property
+    def token(self) -> int | None:
+        """The first of them."""
+        return self.tokens[0] if self.tokens else None
+
+    @property
+    def logprob(self) -> float:
+        """Its log probability."""
+        return self.logprobs[0] if self.logprobs else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The last stage's answer to a step; without tokens it tells that a prefill chunk went through."""
+    """The last stage's answer to a step; without tokens it tells that a prefill chunk went through.
+
+    Attributes:
+        times: What the step took on each stage, in order.
+    """
 
     rows: tuple[RowResult, ...]
     lane: Lane
+    times: tuple[StageTime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +297,7 @@ class Description:
     Attributes:
         advertise: Addresses at which other nodes may reach it.
         host: What it runs on: versions, os, chip, backend, blas, memory_bytes; for people and comparisons.
+        load: What it is busy with: counters and gauges, for people.
     """
 
     protocol_versions: tuple[int, ...]
@@ -242,3 +307,4 @@ class Description:
     advertise: tuple[str, ...]
     num_sessions: int
     host: Mapping[str, str] = field(default_factory=dict)
+    load: Mapping[str, float] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardhub.checkpoint.config import parse_config
+from shardhub.checkpoint.config import parse_config, text_config
 from shardhub.checkpoint.header import ByteSource, FileSource, Header, StoredTensor, read_header
 from shardhub.errors import DigestMismatch, FormatError, UnsupportedModel, UsageError, WeightFileError
 from shardhub.manifest import MAX_DOCUMENT_BYTES, WeightFile, parse_json
@@ -20,6 +20,8 @@ INDEX_FILE = "model.safetensors.index.json"
 _MAX_INDEX_BYTES = 64 << 20
 # Weights in formats that are not read: a pickle can run code, and MLX's GGUF reader is not hardened.
 _OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".pkl", ".npz", ".ckpt", ".h5", ".msgpack")
+# Where NVIDIA ModelOpt says how a checkpoint is quantised; shards carry config.json only.
+_MODELOPT_FILE = "hf_quant_config.json"
 _READ_BYTES = 4 << 20
 _NAMES_SHOWN = 8
 
@@ -35,6 +37,7 @@ class Checkpoint:
         files: Headers of the weight files, by file name.
         tensors: Where each tensor is stored, by the checkpoint's names.
         open_file: Opens a weight file by its name.
+        local_file: Path of a weight file on this disk, which has the header given; one that is elsewhere is fetched.
     """
 
     folder: Path
@@ -43,6 +46,7 @@ class Checkpoint:
     files: Mapping[str, Header]
     tensors: Mapping[str, StoredTensor]
     open_file: Callable[[str], ByteSource]
+    local_file: Callable[[str, Header], Path]
 
     @property
     def size_bytes(self) -> int:
@@ -67,6 +71,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         where=str(folder),
         read_header=lambda name: read_header(folder / name),
         open_file=lambda name: FileSource(folder / name),
+        local_file=lambda name, header: _unchanged(folder / name, header),
     )
 
 
@@ -77,6 +82,7 @@ def read_checkpoint(
     where: str,
     read_header: Callable[[str], Header],
     open_file: Callable[[str], ByteSource],
+    local_file: Callable[[str, Header], Path],
 ) -> Checkpoint:
     """Read a model whose weight files may be elsewhere.
 
@@ -85,7 +91,7 @@ def read_checkpoint(
         names: All its files, large ones too.
         where: Folder or repo, for messages.
         read_header: Header of a weight file by its name.
-        open_file: Opens a weight file by its name.
+        open_file, local_file: As `Checkpoint`.
 
     Raises:
         As `open_checkpoint`.
@@ -93,6 +99,12 @@ def read_checkpoint(
     _check_is_model(where, names)
     config_path = folder / CONFIG_FILE
     config = parse_config(_read_bounded(config_path, MAX_DOCUMENT_BYTES), where=str(config_path))
+    if _MODELOPT_FILE in names and not any("quantization" in field for field in (*config, *text_config(config))):
+        raise UnsupportedModel(
+            f"How {where} is quantised stands beside its configuration.",
+            why=f"It has a {_MODELOPT_FILE}, and config.json says nothing of it.",
+            hint="Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
+        )
     weight_map = _read_index(folder)
     files = {name: read_header(name) for name in _weight_files(where, names, weight_map)}
     tensors: dict[str, StoredTensor] = {}
@@ -106,7 +118,15 @@ def read_checkpoint(
                 )
             tensors[name] = tensor
     _check_index(folder, weight_map, tensors)
-    return Checkpoint(folder=folder, where=where, config=config, files=files, tensors=tensors, open_file=open_file)
+    return Checkpoint(
+        folder=folder,
+        where=where,
+        config=config,
+        files=files,
+        tensors=tensors,
+        open_file=open_file,
+        local_file=local_file,
+    )
 
 
 def verify_weight_file(path: Path, file: WeightFile, catalogue: Mapping[str, TensorSpec]) -> None:
@@ -152,6 +172,26 @@ def check_weight_header(path: Path, file: WeightFile, catalogue: Mapping[str, Te
     if wrong:
         more = f" and {len(wrong) - _NAMES_SHOWN} more" if len(wrong) > _NAMES_SHOWN else ""
         raise _not_promised(path, f"{'; '.join(wrong[:_NAMES_SHOWN])}{more}.")
+
+
+def check_unchanged(source: ByteSource, header: Header) -> None:
+    """See that a file is the one whose header was read.
+
+    Raises:
+        WeightFileError: It is not.
+    """
+    if (source.size_bytes, source.version) != (header.size_bytes, header.version):
+        raise WeightFileError(
+            f"{source.name} changed since its header was read.",
+            why=f"It had {header.size_bytes} bytes, now it has {source.size_bytes}.",
+            hint="Wait until nothing writes to the model, then start again.",
+        )
+
+
+def _unchanged(path: Path, header: Header) -> Path:
+    with FileSource(path) as source:
+        check_unchanged(source, header)
+    return path
 
 
 def _check_is_model(where: str, names: Collection[str]) -> None:

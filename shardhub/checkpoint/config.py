@@ -36,6 +36,20 @@ _LIMITS: dict[str, int] = {
 }
 # May be 0: some models write 0 for "none".
 _MAY_BE_ZERO = {"intermediate_size", "num_experts", "num_local_experts", "n_routed_experts", "num_key_value_heads"}
+# Quantisation by Hugging Face's own field whose tensors are those of MLX.
+# Source: mlx_lm/utils.py, load_model and _compressed_tensors_quantization.
+_MX_FORMATS: dict[str, dict[str, Any]] = {
+    "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+    "mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
+}
+_COMPRESSED_FORMATS: dict[str, dict[str, Any]] = {
+    "nvfp4-pack-quantized": {"group_size": 16, "bits": 4, "mode": "nvfp4"},
+    "mxfp4-pack-quantized": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+    "pack-quantized": {"group_size": 32, "bits": 4, "mode": "affine"},
+}
+# Packed in a way that mlx-lm unpacks when it loads a model, which mlx_lm.convert does.
+_CONVERTIBLE = ("awq", "gptq", "bitnet")
+_CONVERT = "Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER"
 _FINITE = ("rope_theta", "rope_scaling", "rms_norm_eps", "layer_norm_eps", "partial_rotary_factor")
 
 
@@ -89,22 +103,70 @@ def num_layers(config: Mapping[str, Any]) -> int:
     )
 
 
+def mlx_quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How MLX holds the model's quantised tensors: `bits`, `group_size`, `mode`, and what differs by module path.
+
+    Returns:
+        None where it holds none, as with fp8 that mlx-lm turns into floats.
+
+    Raises:
+        UnsupportedModel: They are packed in a way that takes more than mlx-lm's sanitize.
+        FormatError: The field is no record of a quantisation.
+    """
+    if (own := config.get("quantization")) is not None:
+        return _record(own, "quantization")
+    nested = config.get("text_config")
+    foreign = config.get("quantization_config") or (nested.get("quantization_config") if nested else None)
+    if not foreign:
+        return None
+    foreign = _record(foreign, "quantization_config")
+    method = foreign.get("quant_method")
+    if method in _MX_FORMATS:
+        return _MX_FORMATS[method]
+    if method == "fp8":
+        is_mxfp8 = foreign.get("scale_fmt") == "ue8m0" and foreign.get("weight_block_size") == [32, 32]
+        return _MX_FORMATS["mxfp8"] if is_mxfp8 else None
+    if method == "compressed-tensors" and foreign.get("format") in _COMPRESSED_FORMATS:
+        return _COMPRESSED_FORMATS[foreign["format"]]
+    if method == "modelopt":
+        settings = foreign.get("quantization", foreign)
+        if settings.get("quant_algo") == "NVFP4":
+            return {"group_size": settings.get("group_size", 16), "bits": 4, "mode": "nvfp4"}
+    named = " ".join(str(foreign[key])[:40] for key in ("quant_method", "format", "quant_algo") if key in foreign)
+    raise UnsupportedModel(
+        f"This checkpoint's quantisation ({named or 'without a name'}) is not in MLX's layout.",
+        why="Its tensors must be packed anew before layers can be taken out of it."
+        if method in _CONVERTIBLE
+        else "mlx-lm has no code that reads it.",
+        hint=_CONVERT
+        if method in _CONVERTIBLE
+        else "Take the model without quantisation and quantise it: "
+        "mlx_lm.convert --hf-path ORIGINAL --mlx-path FOLDER -q",
+    )
+
+
 def quantization(config: Mapping[str, Any]) -> Quantization | None:
-    """The default quantisation mlx-lm wrote into the configuration, if any.
+    """The default quantisation of the model's tensors, if any.
 
     Raises:
         FormatError: Its numbers are not those of a quantisation.
+        UnsupportedModel: As `mlx_quantization`.
     """
-    for field in ("quantization", "quantization_config"):
-        value = config.get(field)
-        if isinstance(value, dict) and isinstance(value.get("bits"), int) and isinstance(value.get("group_size"), int):
-            try:
-                return Quantization(
-                    bits=value["bits"], group_size=value["group_size"], mode=value.get("mode", "affine")
-                )
-            except ValidationError as error:
-                raise _broken(f"config.json: {field}", str(error.errors(include_url=False)[0]["msg"])) from error
-    return None
+    record = mlx_quantization(config)
+    if record is None:
+        return None
+    try:
+        return Quantization(bits=record["bits"], group_size=record["group_size"], mode=record.get("mode", "affine"))
+    except KeyError as error:
+        raise _broken("config.json: quantization", f"It has no {error}") from error
+    except ValidationError as error:
+        raise _broken("config.json: quantization", str(error.errors(include_url=False)[0]["msg"])) from error
+
+
+def _record(value: Any, field: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _broken(f"config.json: {field}", f"It is {str(value)[:40]!r}, expected an object")
+    return value
 
 
 def _check(config: Mapping[str, Any], where: str) -> None:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from shardhub.errors import Conflict, ShardhubError
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.push_journal import PushJournal, scratch_folder
-from shardhub.hub.remote_repo import RemoteRepo, look
+from shardhub.hub.remote_repo import RemoteRepo, look, read_small
 from shardhub.hub.standing import Action, Standing, obsolete_files
 from shardhub.hub.stored import agree_on_transfer
 from shardhub.hub.survey import Survey, holders_of
 from shardhub.hub.weights import PushProgress, WeightFiles
-from shardhub.manifest import Manifest, RepoLocation, Stage
+from shardhub.manifest import Manifest, RepoLocation, Stage, encode
+from shardhub.naming import SIGNATURE_FILE
+from shardhub.parity import PARITY_FOLDER
 from shardhub.splitting.documents import pipeline_documents, shard_documents
 from shardhub.splitting.job import ShardJob
 from shardhub.splitting.weight_copy import Copier
@@ -87,7 +89,7 @@ def publish(
     """
     job = plan.job
     largest = max(layout.size_bytes for shard in job.shards for layout in shard.layouts)
-    with scratch_folder(work, largest) as scratch, Copier(job.checkpoint) as copier:
+    with scratch_folder(work, largest) as scratch, Copier(job.checkpoint, job.contents.computed) as copier:
         total_bytes = sum(shard.size_bytes for shard in job.shards)
         holders = holders_of(job, calls, plan.shards)
         files = WeightFiles(calls, copier, journal, holders, scratch, total_bytes, progress)
@@ -96,11 +98,12 @@ def publish(
 
 @dataclass(slots=True, kw_only=True)
 class _Contents:
-    """What one commit brings into a repo."""
+    """What one commit brings into a repo, and paths it takes out of it."""
 
     documents: Mapping[str, bytes]
     weights: list[CommitOperationAdd] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
+    stale: set[str] = field(default_factory=set)
 
 
 class _Push:
@@ -155,13 +158,26 @@ class _Push:
     def _pipeline(self, manifest: Manifest) -> PublishedRepo:
         standing = self._plan.pipeline
         there = standing.remote or self._create(standing.repo)
-        if there.manifest == manifest:
+        if self._is_there(there, manifest):
             return PublishedRepo(repo=standing.repo, commit=there.commit, action=Action.KEEP)
         self._agree(there.repo)
         contents = _Contents(documents=pipeline_documents(self._job, manifest))
+        if there.manifest is not None and there.manifest.pipeline_id != manifest.pipeline_id:
+            contents.stale = {path for path in there.files if path.startswith(f"{PARITY_FOLDER}/")}
+        if self._job.signer is None and SIGNATURE_FILE in there.files:  # of the manifest before
+            contents.stale.add(SIGNATURE_FILE)
         message = f"Pipeline of {len(manifest.stages)} stages"
-        commit = self._commit(standing, there, contents, message, lambda found: found.manifest == manifest)
+        commit = self._commit(standing, there, contents, message, lambda found: self._is_there(found, manifest))
         return PublishedRepo(repo=standing.repo, commit=commit, action=standing.action)
+
+    def _is_there(self, there: RemoteRepo, manifest: Manifest) -> bool:
+        """Whether a repo holds the manifest, and its signature if there is to be one."""
+        if there.manifest != manifest or self._job.signer is None:
+            return there.manifest == manifest
+        if SIGNATURE_FILE not in there.files:
+            return False
+        signature = read_small(self._calls, there.repo, SIGNATURE_FILE, there.commit)
+        return signature == self._job.signer.sign(encode(manifest))
 
     def _agree(self, repo: str) -> None:
         if not self._has_agreed:
@@ -216,7 +232,7 @@ class _Push:
             self._keep_old(there)
         deletes: list[CommitOperationDelete] = [
             CommitOperationDelete(path_in_repo=path)
-            for path in obsolete_files(standing, {*contents.names, *contents.documents})
+            for path in sorted({*obsolete_files(standing, {*contents.names, *contents.documents}), *contents.stale})
         ]
 
         def send() -> str:

@@ -33,23 +33,26 @@ class PushJournal:
 
     Args:
         folder: Of the cache.
+        checked: Whether only files without NaN or infinity count, and those noted now are such.
 
     Attributes:
         path: The journal's file.
         digests: sha256 by key.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, checked: bool = False) -> None:
+        self._checked = checked
         self.path = folder / _JOURNAL
         with disk_errors(folder):
-            self.digests = _read(self.path)
+            self.digests = _read(self.path, checked)
 
     def add(self, key: str, sha256: str) -> None:
         """Note the sha256 of a file."""
         if self.digests.get(key) == sha256:
             return
         self.digests[key] = sha256
-        line = b"\n" + canonical({"key": key, "sha256": sha256}) + b"\n"  # on a line of its own, even after half a line
+        entry = {"key": key, "sha256": sha256, **({"checked": True} if self._checked else {})}
+        line = b"\n" + canonical(entry) + b"\n"  # on a line of its own, even after half a line
         with disk_errors(self.path.parent):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -118,7 +121,7 @@ def _sweep(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read(path: Path, checked: bool) -> dict[str, str]:
     digests: dict[str, str] = {}
     try:
         with path.open("rb") as file:
@@ -129,8 +132,9 @@ def _read(path: Path) -> dict[str, str]:
         try:
             entry = json.loads(line)
             key, sha256 = entry["key"], entry["sha256"]
+            counts = entry.get("checked") is True or not checked
         except (ValueError, TypeError, KeyError):
             continue  # half a line, left by a kill
-        if isinstance(key, str) and isinstance(sha256, str) and re.fullmatch(DIGEST_PATTERN, sha256):
+        if counts and isinstance(key, str) and isinstance(sha256, str) and re.fullmatch(DIGEST_PATTERN, sha256):
             digests[key] = sha256
     return digests

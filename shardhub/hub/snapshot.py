@@ -20,7 +20,7 @@ from shardhub.manifest import (
     decode_catalogue,
     decode_identified,
 )
-from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, SIGNATURE_FILE, STAGE_FILE
 from shardhub.shard import read_shard
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 
@@ -103,6 +103,8 @@ class Snapshot:
                     hint="It was not written by shardhub: do not use it.",
                 )
         self._link(MANIFEST_FILE, data)
+        if SIGNATURE_FILE in repo.files:
+            self._document(SIGNATURE_FILE, MAX_DOCUMENT_BYTES, None)
         for name in dict.fromkeys((CONFIG_FILE, *manifest.files)):
             self._document(name, MAX_PIPELINE_FILE_BYTES, manifest.files.get(name))
 

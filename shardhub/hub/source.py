@@ -12,6 +12,7 @@ from shardhub.hub.cache import Cache
 from shardhub.hub.pinned import PinnedRepo, find_commit
 from shardhub.hub.ranges import Patience, RemoteFile
 from shardhub.hub.reference import Reference
+from shardhub.hub.source_weights import SourceWeights
 from shardhub.manifest import Source
 from shardhub.naming import CARD_FILE
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
@@ -77,7 +78,12 @@ def open_remote_checkpoint(
         return repo.open(name)
 
     checkpoint = read_checkpoint(
-        folder, list(repo.files), where=reference.repo, read_header=read_header, open_file=open_file
+        folder,
+        list(repo.files),
+        where=reference.repo,
+        read_header=read_header,
+        open_file=open_file,
+        local_file=SourceWeights(repo, cache, notice=patience.notice, progress=progress).path,
     )
     return RemoteModel(checkpoint=checkpoint, source=Source(repo=reference.repo, commit=commit))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from shardhub.hub.calls import HubCalls
 from shardhub.hub.push_journal import PushJournal
 from shardhub.hub.remote_repo import RemoteRepo, RepoEntry
 from shardhub.hub.stored import Holders, give, placed, present, to_upload
-from shardhub.splitting.job import ShardJob
+from shardhub.splitting.job import ShardJob, SplitJob
 from shardhub.splitting.weight_copy import Copier
 from shardhub.splitting.weight_layout import FileLayout
 
@@ -25,7 +26,7 @@ class PushProgress:
     """How far a push is.
 
     Attributes:
-        activity: `reading`, `uploading` or `done`.
+        activity: `checking`, `reading`, `uploading` or `done`.
         repo, file: What it is done to.
         done_bytes, total_bytes: Of all weight files of the push; what is skipped counts as done, and what is read and
             not yet uploaded as half done.
@@ -36,6 +37,41 @@ class PushProgress:
     file: str
     done_bytes: int
     total_bytes: int
+
+
+def check_weights(job: SplitJob, journal: PushJournal, progress: Callable[[PushProgress], None]) -> None:
+    """Look for NaN and infinity in every weight file of a job, before anything of it is on the Hub.
+
+    Args:
+        job: What is to be published.
+        journal: One that counts checked files only; what it knows is not read again.
+        progress: Told what is done.
+
+    Raises:
+        NonFiniteWeights: There is one.
+        WeightFileError: The source changed or cannot be read.
+    """
+    wanted = {
+        key: (shard, layout)
+        for shard in job.shards
+        for key, layout in zip(shard.keys, shard.layouts, strict=True)
+        if key not in journal.digests
+    }
+    done_bytes, total_bytes = 0, sum(layout.size_bytes for _, layout in wanted.values())
+    with Copier(job.checkpoint, job.contents.computed, check_weights=True) as copier:
+        for key, (shard, layout) in wanted.items():
+
+            def told(count: int, repo: str = job.shard_label(shard), file: str = layout.name) -> None:
+                nonlocal done_bytes
+                done_bytes += count
+                progress(
+                    PushProgress(
+                        activity="checking", repo=repo, file=file, done_bytes=done_bytes, total_bytes=total_bytes
+                    )
+                )
+
+            copier.write(layout, [], told, partial(journal.add, key))
+            copier.wait()
 
 
 class WeightFiles:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,18 @@ from mlx_lm.models import cache as caches
 
 from shardhub.errors import ShardhubError, UnsupportedModel
 from shardhub.manifest import Crossing
-from shardhub.model import taps
-from shardhub.model.arrays import dtype_name
+from shardhub.model import kv_replay, taps
+from shardhub.model.arrays import dtype_name, placeholder
 from shardhub.model.build import Blueprint
+from shardhub.model.tracing import unevaluated
+from shardhub.tensors import TensorSpec
 
 # The probe runs two batch sizes: an axis that is as long as the batch in both is the batch, wherever it stands.
 _PROBE_BATCHES = (2, 3)
+
+
+# A number, or a shape with None for the batch.
+Seen = int | float | tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,20 +33,40 @@ class Anatomy:
     Attributes:
         num_layers: Decoder layers.
         slots: Cache slots each layer receives, by layer.
-        num_slots: Length of the cache list.
         trees: Structure of what each layer hands on, by layer.
-        leaves: Dtype and symbolic shape of each array or number handed on, by crossing name; None where the shape
-            is neither constant nor B, L, T.
+        leaves: Dtype and symbolic shape of each array or number handed on, by crossing name; None where it cannot be
+            described. K and V that a layer hands its cache are among them.
+        seen: What each leaf was in each chunk: a number, or a shape with None for the batch.
         chunks: Lengths L of the chunks that show every branch: one past the widest attention window, one after
             it, and two single steps.
     """
 
     num_layers: int
     slots: tuple[tuple[int, ...], ...]
-    num_slots: int
     trees: tuple[Any, ...]
     leaves: Mapping[str, Crossing | None]
+    seen: Mapping[str, tuple[Seen, ...]]
     chunks: tuple[int, ...]
+
+    def leaf_inputs(self, names: Iterable[str], *, batch: int = 1) -> dict[str, mx.array]:
+        """Placeholders `STEP:NAME` for leaves as they were in each chunk, as a trace's inputs; numbers have none."""
+        inputs: dict[str, mx.array] = {}
+        for name in names:
+            if (crossing := self.leaves[name]) is None or crossing.is_number:
+                continue
+            for step, shape in enumerate(self.seen[name]):
+                assert isinstance(shape, tuple)
+                sized = tuple(batch if size is None else size for size in shape)
+                inputs[f"{step}:{name}"] = placeholder(TensorSpec(dtype=crossing.dtype, shape=sized))
+        return inputs
+
+    def incoming(self, names: Iterable[str], step: int, arrays: Mapping[str, mx.array]) -> dict[str, taps.Leaf]:
+        """What comes over the wire in a chunk of a trace: the trace's arrays, and numbers as they were seen."""
+        found: dict[str, taps.Leaf] = {}
+        for name in names:
+            number = self.seen[name][step]
+            found[name] = arrays[f"{step}:{name}"] if isinstance(number, tuple) else number
+        return found
 
 
 def examine(blueprint: Blueprint) -> Anatomy:
@@ -61,22 +87,20 @@ def examine(blueprint: Blueprint) -> Anatomy:
             observer.begin()
             _run_lazily(model, mx.zeros((batch, length), mx.int32), cache)
             if observer.calls != list(range(num_layers)):
-                raise UnsupportedModel(
-                    f"The layers of {blueprint.config.get('model_type')!r} are not each run exactly once in order.",
-                    why=f"They are called as {observer.calls[:12]}... of {num_layers}.",
-                    hint="Such a model cannot be cut at a layer boundary.",
-                )
+                raise _not_in_order(blueprint, observer.calls, num_layers)
             steps.append(observer.records)
+    leaves: dict[str, Crossing | None] = {}
+    seen: dict[str, tuple[Seen, ...]] = {}
+    for index in range(num_layers):
+        for name in steps[0][index].leaves:
+            values = [step[index].leaves.get(name) for step in steps]
+            leaves[name], seen[name] = _describe(name, values, chunks)
     return Anatomy(
         num_layers=num_layers,
         slots=tuple(observer.slots[index] for index in range(num_layers)),
-        num_slots=len(cache),
         trees=tuple(_same_tree(index, [step[index] for step in steps]) for index in range(num_layers)),
-        leaves={
-            name: _symbolic(name, [step[index].leaves[name] for step in steps], chunks)
-            for index in range(num_layers)
-            for name in steps[0][index].leaves
-        },
+        leaves=leaves,
+        seen=seen,
         chunks=chunks,
     )
 
@@ -96,7 +120,8 @@ def forward(model: nn.Module, ids: mx.array, cache: list[Any]) -> mx.array:
 
 def _run_lazily(model: nn.Module, ids: mx.array, cache: list[Any]) -> None:
     try:
-        forward(model, ids, cache)
+        with unevaluated():
+            forward(model, ids, cache)
     except ShardhubError:
         raise
     except Exception as error:  # upstream's forwards raise whatever they like
@@ -110,23 +135,28 @@ class _Observer:
     """A tap that runs every layer and notes order, cache slots and records."""
 
     def __init__(self, cache: list[Any]) -> None:
-        self._slot_of = {}
-        for index, entry in enumerate(cache):
-            for part in (entry, *getattr(entry, "caches", ())):
-                self._slot_of[id(part)] = index
+        self._parts = kv_replay.places(cache)
+        self._places_of: dict[int, list[str]] = {}
+        for place, part in self._parts.items():
+            self._places_of.setdefault(id(part), []).append(place)
+        for slot, entry in enumerate(cache):
+            if hasattr(entry, "caches"):
+                self._places_of[id(entry)] = [place for place in self._parts if place.split(".")[0] == str(slot)]
         self.slots: dict[int, tuple[int, ...]] = {}
         self.begin()
 
     def begin(self) -> None:
         self.calls: list[int] = []
         self.records: list[taps.Record] = []
+        self._recorder = taps.Recorder()
 
     def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls.append(index)
-        found = {self._slot_of[id(value)] for value in (*args, *kwargs.values()) if id(value) in self._slot_of}
-        self.slots[index] = tuple(sorted(found))
-        out = call(*args, **kwargs)
-        self.records.append(taps.record(index, out, args, kwargs))
+        found = [place for value in (*args, *kwargs.values()) for place in self._places_of.get(id(value), ())]
+        self.slots[index] = tuple(sorted({int(place.split(".")[0]) for place in found}))
+        with kv_replay.watch({place: self._parts[place] for place in found}) as updates:
+            out = call(*args, **kwargs)
+        self.records.append(self._recorder.record(index, out, args, kwargs, updates))
         return out
 
 
@@ -137,37 +167,78 @@ def _widest_window(cache: list[Any]) -> int:
     return max((size for size in sizes if isinstance(size, int)), default=0)
 
 
+def _not_in_order(blueprint: Blueprint, calls: list[int], num_layers: int) -> UnsupportedModel:
+    if not calls:
+        why = f"Its forward calls parts of its {num_layers} layers and never a layer itself."
+    elif calls == list(range(num_layers)) * (len(calls) // num_layers):
+        why = f"Its forward runs the {num_layers} layers {len(calls) // num_layers} times over."
+    else:
+        why = f"Its forward calls the {num_layers} layers in the order {', '.join(map(str, calls[:12]))}, ...."
+    return UnsupportedModel(
+        f"The layers of {blueprint.config.get('model_type')!r} are not each run exactly once in order.",
+        why=why,
+        hint="Such a model cannot be cut at a layer boundary; run it whole, with mlx-lm alone.",
+    )
+
+
 def _same_tree(index: int, records: list[taps.Record]) -> Any:
     first = records[0]
     fixed = list(taps.constants(first.tree))
     for other in records[1:]:
-        if list(other.leaves) != list(first.leaves) or list(taps.constants(other.tree)) != fixed:
+        if other.leaves.keys() != first.leaves.keys() or list(taps.constants(other.tree)) != fixed:
             raise UnsupportedModel(f"Layer {index} hands on values of another structure from step to step.")
     return first.tree
 
 
-def _symbolic(name: str, values: list[taps.Leaf], chunks: tuple[int, ...]) -> Crossing | None:
-    """The crossing that describes a leaf seen once a chunk and batch size, or None if its shape has no symbol."""
-    if not all(isinstance(value, mx.array) for value in values):
-        dtype = "F64" if any(isinstance(value, float) for value in values) else "I64"
-        return Crossing(name=name, dtype=dtype, shape=())
+def _describe(
+    name: str, values: Sequence[taps.Leaf | None], chunks: tuple[int, ...]
+) -> tuple[Crossing | None, tuple[Seen, ...]]:
+    """The crossing that describes a leaf, and what it was in each chunk.
+
+    Args:
+        name: The leaf.
+        values: What it was in each chunk, for one batch size after the other.
+        chunks: Their lengths L.
+
+    Returns:
+        None, and nothing, where no symbols describe it.
+    """
+    count = len(chunks)
+    numbers = [value for value in values if isinstance(value, int | float)]
+    if len(numbers) == len(values):
+        if numbers[:count] != numbers[count:]:
+            return None, ()
+        dtype = "F64" if any(isinstance(value, float) for value in numbers) else "I64"
+        return Crossing(name=name, dtype=dtype, shape=()), tuple(numbers[:count])
     arrays = [value for value in values if isinstance(value, mx.array)]
-    if len({array.ndim for array in arrays}) != 1 or len({array.dtype for array in arrays}) != 1:
-        return None
-    runs = len(_PROBE_BATCHES)
-    totals = [sum(chunks[: step + 1]) for step in range(len(chunks))]
-    batches = [batch for batch in _PROBE_BATCHES for _ in chunks]
-    shape: list[Any] = []
+    if len(arrays) < len(values) or len({(array.ndim, array.dtype) for array in arrays}) != 1:
+        return None, ()
+    totals = [sum(chunks[: step + 1]) for step in range(count)]
+    symbols: list[Any] = []
     for axis in range(arrays[0].ndim):
         sizes = [array.shape[axis] for array in arrays]
-        if sizes == batches:
-            shape.append("B")
-        elif len(set(sizes)) == 1:
-            shape.append(sizes[0])
-        elif sizes == list(chunks) * runs:
-            shape.append("L")
-        elif sizes == totals * runs:
-            shape.append("T")
-        else:
-            return None
-    return Crossing(name=name, dtype=dtype_name(arrays[0].dtype), shape=tuple(shape))
+        symbol = _symbol(sizes, chunks, totals)
+        if symbol is None:
+            return None, ()
+        symbols.append(symbol)
+    seen = tuple(
+        tuple(None if symbol == "B" else size for symbol, size in zip(symbols, array.shape, strict=True))
+        for array in arrays[:count]
+    )
+    return Crossing(name=name, dtype=dtype_name(arrays[0].dtype), shape=tuple(symbols)), seen
+
+
+def _symbol(sizes: Sequence[int], chunks: Sequence[int], totals: Sequence[int]) -> str | int | None:
+    """What an axis is as long as, in each chunk and batch: B, a constant, L, T, or N for anything else up to T."""
+    runs = len(_PROBE_BATCHES)
+    if list(sizes) == [batch for batch in _PROBE_BATCHES for _ in chunks]:
+        return "B"
+    if len(set(sizes)) == 1:
+        return sizes[0]
+    if list(sizes) == list(chunks) * runs:
+        return "L"
+    if list(sizes) == list(totals) * runs:
+        return "T"
+    one = sizes[: len(chunks)]
+    same = list(sizes) == list(one) * runs
+    return "N" if same and all(size <= total for size, total in zip(one, totals, strict=True)) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +9,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from shardhub.checkpoint.config import mlx_quantization
 from shardhub.errors import UnsupportedModel
 from shardhub.model.arrays import dtype_name, placeholder
 from shardhub.tensors import TensorSpec
-
-# Quantisation that upstream reads from Hugging Face's own field, with no change to the tensors.
-# Source: mlx_lm/utils.py, load_model.
-_PLAIN_QUANT_METHODS: dict[str, dict[str, Any]] = {
-    "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
-    "mxfp8": {"group_size": 32, "bits": 8, "mode": "mxfp8"},
-}
 
 
 class Blueprint:
@@ -42,47 +35,17 @@ class Blueprint:
         Raises:
             UnsupportedModel: Unknown architecture, or config and headers disagree.
         """
-        model = _instantiate(self.config)
+        model = instantiate(self.config)
         weights = {name: placeholder(spec) for name, spec in self.tensors.items()}
-        if hasattr(model, "sanitize"):
-            # For its effect on the model (gemma3_text drops lm_head when the checkpoint is tied); the result is of
-            # no use, since names are final already.
-            _sanitize(model, weights)
+        # For its effect on the model (gemma3_text drops lm_head when the checkpoint is tied); the result is of no
+        # use, since names are final already.
+        sanitize(model, {name: placeholder(spec) for name, spec in self.tensors.items()})
         _quantize(model, self.config, weights)
         model.eval()
         parameters = dict(tree_flatten(model.parameters()))
         _check_names(parameters, weights)
         model.update(tree_unflatten(list(weights.items())))
         return model
-
-
-def final_names(config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> dict[str, str]:
-    """How upstream names a checkpoint's tensors once it has sanitised them.
-
-    Byte ranges can be copied only where sanitize renames or drops tensors but leaves each of those it keeps as it
-    is; that is asked of upstream's own code, on placeholders, with the full set of headers.
-
-    Args:
-        config: The model's config.json.
-        stored: Headers as they are in the checkpoint.
-
-    Returns:
-        Name in the checkpoint by final name, in final order.
-
-    Raises:
-        UnsupportedModel: The architecture is unknown, or the checkpoint's tensors must be computed with first.
-    """
-    model = _instantiate(config)
-    weights = {name: placeholder(spec) for name, spec in stored.items()}
-    by_id = {id(array): name for name, array in weights.items()}
-    clean = _sanitize(model, dict(weights)) if hasattr(model, "sanitize") else dict(weights)
-    if changed := sorted(name for name, array in clean.items() if id(array) not in by_id):
-        raise UnsupportedModel(
-            f"This {config.get('model_type')} checkpoint is not in MLX's layout.",
-            why=f"{len(changed)} tensors must be computed first, such as {changed[0]}.",
-            hint="Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
-        )
-    return {name: by_id[id(array)] for name, array in clean.items()}
 
 
 def module_layers(model: nn.Module) -> list[nn.Module]:
@@ -121,9 +84,15 @@ def hidden_dtype(specs: Mapping[str, TensorSpec]) -> str:
     return max(sizes, key=lambda dtype: sizes[dtype]) if sizes else "F32"
 
 
-def _instantiate(config: Mapping[str, Any]) -> nn.Module:
-    """Upstream's Model for this config, lazily initialised."""
-    from mlx_lm.utils import _get_classes  # upstream's own registry; it has no public name
+def instantiate(config: Mapping[str, Any]) -> nn.Module:
+    """Upstream's Model for this config, lazily initialised.
+
+    Raises:
+        UnsupportedModel: Unknown architecture, a config it cannot be built from, or one that names code of its own.
+    """
+    # Upstream's own registry, and its reading of infinities that transformers writes as {"__float__": "Infinity"};
+    # neither has a public name.
+    from mlx_lm.utils import _decode_tagged_floats, _get_classes
 
     for field in ("model_file", "auto_map"):
         if field in config:
@@ -142,7 +111,7 @@ def _instantiate(config: Mapping[str, Any]) -> nn.Module:
             f"mlx-lm has no architecture {model_type!r}.", hint="A later version may: pip install --upgrade mlx-lm"
         ) from error
     try:
-        model: nn.Module = model_class(args_class.from_dict(copy.deepcopy(dict(config))))
+        model: nn.Module = model_class(args_class.from_dict(_decode_tagged_floats(dict(config))))
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, NotImplementedError) as error:
         raise UnsupportedModel(
             f"mlx-lm cannot build {model_type!r} from this config.json.", why=f"{type(error).__name__}: {error}."
@@ -150,7 +119,14 @@ def _instantiate(config: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def _sanitize(model: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+def sanitize(model: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """A model's tensors as upstream makes them of the full set of a checkpoint's; it may change the model.
+
+    Raises:
+        UnsupportedModel: They are not the tensors of this model.
+    """
+    if not hasattr(model, "sanitize"):
+        return dict(weights)
     try:
         result: dict[str, mx.array] = model.sanitize(weights)
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -167,18 +143,14 @@ def _quantize(model: nn.Module, config: Mapping[str, Any], weights: Mapping[str,
     from mlx_lm.utils import _takes_global_scale, infer_quant_config
 
     if config.get("quantize_activations"):
-        raise UnsupportedModel("Quantised activations (quantize_activations in config.json) cannot be split yet.")
-    quantization = config.get("quantization")
+        raise UnsupportedModel(
+            "Quantised activations (quantize_activations in config.json) cannot be split yet.",
+            hint="Convert the original without them, then split the result: "
+            "mlx_lm.convert --hf-path MODEL --mlx-path FOLDER -q",
+        )
+    quantization = mlx_quantization(config)
     if quantization is None:
-        foreign = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
-        if not foreign:
-            return
-        quantization = _PLAIN_QUANT_METHODS.get(foreign.get("quant_method"))
-        if quantization is None:
-            raise UnsupportedModel(
-                f"Quantisation method {foreign.get('quant_method')!r} is not in MLX's layout.",
-                hint="Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
-            )
+        return
 
     def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if path in quantization:
@@ -213,6 +185,7 @@ def _check_names(parameters: Mapping[str, mx.array], weights: Mapping[str, mx.ar
             "The checkpoint's tensors are not those its config.json describes.",
             why=f"Missing: {', '.join(missing[:3]) or 'none'} ({len(missing)}); "
             f"not in the model: {', '.join(extra[:3]) or 'none'} ({len(extra)}).",
+            hint="mlx-lm refuses such a checkpoint too: get it again, or a conversion of it that mlx-lm loads.",
         )
     for name, array in parameters.items():
         if array.shape != weights[name].shape:

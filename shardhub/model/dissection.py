@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
 
 from shardhub import __version__
+from shardhub.errors import UnsupportedModel
 from shardhub.model.anatomy import Anatomy, examine
-from shardhub.model.build import Blueprint, final_names, hidden_dtype, layer_of_tensors
-from shardhub.model.proof import prove_chain, trace_stage
+from shardhub.model.build import Blueprint, hidden_dtype, layer_of_tensors
+from shardhub.model.conversion import Conversion
+from shardhub.model.cuts import cut_facts
+from shardhub.model.proof import Scenario, StageCut, prove_chain, trace_chain
 from shardhub.model.reach import Needs, describe, find_needs, stage_cut, stage_tensors
+from shardhub.planning.borders import CutFacts
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
 from shardhub.tensors import TensorSpec
 
@@ -29,18 +34,21 @@ class Dissection:
     """
 
     def __init__(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> None:
-        self._stored_names = final_names(config, stored)
-        tensors = {name: stored[source] for name, source in self._stored_names.items()}
-        self.blueprint = Blueprint(config, tensors)
-        self.anatomy: Anatomy = examine(self.blueprint)
-        self._needs: Needs = find_needs(self.blueprint, self.anatomy)
+        self.conversion = Conversion(config, stored)
+        self.blueprint = Blueprint(config, self.conversion.tensors)
+        self.blueprint.build()
+        known = ["its tensors are those config.json describes"]
+        with _knowing(known):
+            self.anatomy: Anatomy = examine(self.blueprint)
+            known.append(f"each of its {self.anatomy.num_layers} layers is run exactly once, in order")
+            self._needs: Needs = find_needs(self.blueprint, self.anatomy)
 
     def model(self) -> ModelContents:
         """Facts about the whole model that shards record."""
         return ModelContents(
             num_layers=self.anatomy.num_layers,
             dtype=hidden_dtype(self.blueprint.tensors),
-            stored_names=self._stored_names,
+            stored_names=self.conversion.copied,
             layer_of=layer_of_tensors(self.blueprint.build()),
             versions=Versions(
                 shardhub=__version__,
@@ -48,17 +56,43 @@ class Dissection:
                 mlx_lm=version("mlx-lm"),
                 device=str(mx.default_device()),
             ),
+            computed=self.conversion if self.conversion.specs else None,
         )
 
-    def stages(self, ranges: Sequence[tuple[int, int]]) -> list[StageContents]:
-        """Contents of the stages with these half-open layer ranges, which cover all layers in order.
+    def cuts(self) -> tuple[CutFacts, ...]:
+        """What a cut before each layer but the first would mean, in order."""
+        return cut_facts(self.anatomy, self._needs)
+
+    def prove(self, ranges: Sequence[tuple[int, int]]) -> list[StageCut]:
+        """Show that the chain of stages computes what the whole model computes.
+
+        Args:
+            ranges: Half-open layer ranges of the stages; in order they cover all layers.
 
         Raises:
-            ProofFailed: The chained stages would not compute what the whole model computes.
+            ProofFailed: They do not.
             UnsupportedModel: A cut is impossible.
         """
         cuts = [stage_cut(start, stop, self.anatomy, self._needs) for start, stop in ranges]
         prove_chain(self.blueprint, self.anatomy, cuts)
+        return cuts
+
+    def batch_refusal(self, cuts: Sequence[StageCut]) -> str | None:
+        """Why the chain is not shown to compute the same for sequences side by side in one batch; None if it is."""
+        try:
+            prove_chain(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
+        except UnsupportedModel as error:
+            return f"{error.what} {error.why}".strip()
+        return None
+
+    def stages(self, ranges: Sequence[tuple[int, int]]) -> list[StageContents]:
+        """Contents of the stages with these half-open layer ranges, proven as `prove` does.
+
+        Raises:
+            As `prove`.
+        """
+        cuts = self.prove(ranges)
+        batches = self.batch_refusal(cuts) is None
         return [
             StageContents(
                 start=cut.start,
@@ -66,8 +100,25 @@ class Dissection:
                 tensors=tuple(sorted(stage_tensors(cut.start, cut.stop, self.anatomy, self._needs))),
                 crossings_in=describe(cut.crossings_in, self.anatomy),
                 crossings_out=describe(cut.crossings_out, self.anatomy),
-                graph_hash=trace_stage(self.blueprint, self.anatomy, [cut]).hash(),
+                graph_hash=self._trace(cut),
+                batched_graph_hash=self._trace(cut, Scenario.MERGED) if batches else None,
                 proof_chunks=self.anatomy.chunks,
             )
             for cut in cuts
         ]
+
+    def _trace(self, cut: StageCut, scenario: Scenario = Scenario.ALONE) -> str:
+        return trace_chain(self.blueprint, self.anatomy, [cut], scenario).hash()
+
+
+@contextmanager
+def _knowing(facts: Sequence[str]) -> Iterator[None]:
+    """Add to why a model cannot be split what was found to be right with it, and a way to run it all the same."""
+    try:
+        yield
+    except UnsupportedModel as error:
+        raise type(error)(
+            error.what,
+            why=f"{error.why} What is right with it: {'; '.join(facts)}.".strip(),
+            hint=error.hint or "Run it whole, on one machine that holds it: mlx_lm.generate --model MODEL",
+        ) from error

@@ -11,12 +11,13 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from shardhub.checkpoint.checkpoint import verify_weight_file
-from shardhub.errors import DoesNotFit, FormatError, ProofFailed
+from shardhub.errors import DoesNotFit, FormatError, ProofFailed, UnsupportedModel
 from shardhub.manifest import Stage as StageDocument
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.build import Blueprint
 from shardhub.model.memory import kv_cost, memory_budget
-from shardhub.model.proof import StageCut, prove_chain, trace_stage
+from shardhub.model.proof import Scenario, StageCut, prove_chain, trace_chain
+from shardhub.model.selfcheck import batches_alike
 from shardhub.model.stage import Stage
 from shardhub.protocol import StageFacts
 from shardhub.shard import Shard, join_adjacent
@@ -35,6 +36,7 @@ class LoadedStage:
         weight_bytes: Bytes of its own tensors.
         kv_budget_bytes: What is left for KV caches.
         kv_bytes: What a session of so many positions takes of it.
+        can_batch: Whether sessions can run side by side: proven by graph, and tried with these weights.
     """
 
     stage: Stage
@@ -42,6 +44,7 @@ class LoadedStage:
     weight_bytes: int
     kv_budget_bytes: int
     kv_bytes: Callable[[int], int]
+    can_batch: bool
 
 
 def load_stage(
@@ -73,6 +76,7 @@ def load_stage(
     anatomy = examine(blueprint)
     _check_documents(ordered, anatomy)
     graph_hash = prove_loaded(blueprint, anatomy, ordered)
+    can_batch = prove_batched(blueprint, anatomy, ordered)
 
     crossings_in = tuple(crossing.name for crossing in first.crossings_in)
     crossings_out = tuple(crossing.name for crossing in last.crossings_out)
@@ -103,6 +107,7 @@ def load_stage(
     del weights
     parameters = dict(tree_flatten(stage.model.parameters()))
     mx.eval([parameters[name] for name in _own_tensors(ordered)])
+    can_batch = can_batch and batches_alike(stage, first.crossings_in, first.dtype)
     facts = StageFacts(
         digests=tuple(shard.digest for shard in ordered),
         boundaries=(first.start, *(shard.stage.stop for shard in ordered)),
@@ -120,6 +125,7 @@ def load_stage(
         weight_bytes=weight_bytes,
         kv_budget_bytes=max(0, usable - weight_bytes),
         kv_bytes=kv_bytes,
+        can_batch=can_batch,
     )
 
 
@@ -138,11 +144,11 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
         if (
             published is not None
             and published.chunks == anatomy.chunks
-            and trace_stage(blueprint, anatomy, [cut]).hash() == published.graph_hash
+            and trace_chain(blueprint, anatomy, [cut]).hash() == published.graph_hash
         ):
             continue
         try:
-            prove_chain(blueprint, anatomy, _complement(cut, anatomy.num_layers))
+            prove_chain(blueprint, anatomy, chain_around(cut, anatomy.num_layers))
         except ProofFailed as error:
             made_by = f"mlx {published.mlx}, mlx-lm {published.mlx_lm}" if published else "an unknown version"
             raise ProofFailed(
@@ -151,20 +157,39 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
                 f"{error.why}",
                 hint="Install the versions it was split with, or split it again with these.",
             ) from error
-    joined = StageCut(
-        start=cuts[0].start,
-        stop=cuts[-1].stop,
-        crossings_in=cuts[0].crossings_in,
-        crossings_out=cuts[-1].crossings_out,
-    )
-    graph_hash = trace_stage(blueprint, anatomy, [joined]).hash()
-    if len(cuts) > 1 and trace_stage(blueprint, anatomy, cuts).hash() != graph_hash:
+    joined = _joined(cuts)
+    graph_hash = trace_chain(blueprint, anatomy, [joined]).hash()
+    if len(cuts) > 1 and trace_chain(blueprint, anatomy, cuts).hash() != graph_hash:
         raise ProofFailed(
             f"{ordered[0].name} to {ordered[-1].name} cannot run as one stage.",
             why="As one they compute something else than one after the other.",
             hint="Serve them as separate nodes.",
         )
     return graph_hash
+
+
+def prove_batched(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard]) -> bool:
+    """Whether sequences side by side compute here in this stage what they compute in the whole model."""
+    cuts = [stage_cut_of(shard.stage) for shard in ordered]
+    joined = _joined(cuts)
+    published = ordered[0].proof
+    try:
+        found = trace_chain(blueprint, anatomy, [joined], Scenario.MERGED).hash()
+        if len(cuts) == 1 and published is not None and published.batched_graph_hash == found:
+            return True
+        prove_chain(blueprint, anatomy, chain_around(joined, anatomy.num_layers), Scenario.MERGED)
+    except (ProofFailed, UnsupportedModel):
+        return False
+    return True
+
+
+def _joined(cuts: Sequence[StageCut]) -> StageCut:
+    return StageCut(
+        start=cuts[0].start,
+        stop=cuts[-1].stop,
+        crossings_in=cuts[0].crossings_in,
+        crossings_out=cuts[-1].crossings_out,
+    )
 
 
 def stage_cut_of(stage: StageDocument) -> StageCut:
@@ -177,7 +202,7 @@ def stage_cut_of(stage: StageDocument) -> StageCut:
     )
 
 
-def _complement(cut: StageCut, num_layers: int) -> list[StageCut]:
+def chain_around(cut: StageCut, num_layers: int) -> list[StageCut]:
     """The chain that consists of a stage and all layers before and after it."""
     chain = [cut]
     if cut.start > 0:

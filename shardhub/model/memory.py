@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import ctypes
+import gc
+import math
+import platform
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +17,12 @@ import psutil
 from mlx_lm.models import cache as caches
 
 from shardhub.model.stage import Stage, cache_arrays
+from shardhub.model.tracing import unevaluated
 
 # Share of installed memory a process may take where the system names no working set: Apple's own figure for its GPU.
 _ASSUMED_SHARE = 0.75
-# Positions the probe of a cache's growth takes in; two of them show what a position costs.
-_PROBE_POSITIONS = 512
+# A window's cache holds the window and the chunk that comes in; no chunk is larger.
+_LARGEST_CHUNK = 512
 
 
 def memory_budget() -> int:
@@ -36,16 +42,34 @@ def installed_memory() -> int:
     return min(int(total), int(limit)) if limit.isdigit() else int(total)
 
 
+def release_unused() -> None:
+    """Give back what proofs and a warm-up have left: garbage, MLX's buffers, and free memory that malloc keeps."""
+    gc.collect()
+    mx.clear_cache()
+    if platform.system() == "Linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def kv_cost(stage: Stage) -> Callable[[int], int]:
     """Ask a stage's caches once what they take; the answer gives the bytes of a session of so many positions.
 
-    The architecture's own caches are grown by a chunk on placeholders, lazily. Padding to the caches' allocation step
-    is counted, and so is the copy of one cache while it grows.
+    The architecture's own caches are grown by two chunks on placeholders, lazily. Padding to the caches' allocation
+    step is counted, and so is the copy of one cache while it grows.
     """
     state = stage.new_cache()
-    ids = mx.zeros((1, _PROBE_POSITIONS), mx.int32)
-    stage.run(ids, state, stage.placeholders(_PROBE_POSITIONS), position=0, need_logits=False)
-    growths = [_growth(part) for entry in state.owned for part in getattr(entry, "caches", (entry,))]
+    held: list[list[int]] = []
+    position = 0
+    for length in stage.anatomy.chunks[:2]:
+        ids = mx.zeros((1, length), mx.int32)
+        with unevaluated():
+            stage.run(ids, state, stage.placeholders(length, position), position=position, need_logits=False)
+        position += length
+        held.append([_held_bytes(part) for part in _parts(state.owned)])
+    growths = [
+        _growth(part, before, after, stage.anatomy.chunks)
+        for part, before, after in zip(_parts(state.owned), *held, strict=True)
+    ]
 
     def kv_bytes(context: int) -> int:
         sizes = [growth.bytes_at(context) for growth in growths]
@@ -56,29 +80,40 @@ def kv_cost(stage: Stage) -> Callable[[int], int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Growth:
-    """How one cache grows: `held_bytes` for `positions`, in steps, up to a limit; no positions is a fixed size."""
+    """How one cache grows: `fixed_bytes`, and `position_bytes` for each position, in steps, up to a limit."""
 
-    held_bytes: int
-    positions: int = 0
+    fixed_bytes: int = 0
+    position_bytes: float = 0
     step: int = 1
     limit: int | None = None
 
     def bytes_at(self, context: int) -> int:
-        if not self.positions:
-            return self.held_bytes
         wanted = context if self.limit is None else min(context, self.limit)
         padded = (wanted + self.step - 1) // self.step * self.step
-        return self.held_bytes * padded // self.positions
+        return self.fixed_bytes + math.ceil(self.position_bytes * padded)
 
 
-def _growth(entry: Any) -> _Growth:
-    held = sum(array.nbytes for array in cache_arrays([entry]))
+def _parts(entries: Sequence[Any]) -> list[Any]:
+    return [part for entry in entries for part in getattr(entry, "caches", (entry,))]
+
+
+def _held_bytes(entry: Any) -> int:
+    """Bytes of a cache as it lies in memory, with the room it keeps for what comes."""
+    buffers = [getattr(entry, name, None) for name in ("keys", "values")]
+    arrays = [buffer for buffer in buffers if isinstance(buffer, mx.array)] or cache_arrays([entry])
+    return sum(array.nbytes for array in arrays)
+
+
+def _growth(entry: Any, before: int, after: int, chunks: Sequence[int]) -> _Growth:
+    """How a cache grows that held `before` bytes after the first chunk and `after` bytes after the second."""
     keys = getattr(entry, "keys", None)
     if not isinstance(keys, mx.array):
-        return _Growth(held_bytes=held)
+        # State of a fixed size, or a class of its own that grows as it likes.
+        return _Growth(fixed_bytes=before, position_bytes=max(0, after - before) / chunks[1])
     limit = None
     if isinstance(entry, caches.RotatingKVCache):
-        limit = entry.max_size + _PROBE_POSITIONS
+        limit = entry.max_size + _LARGEST_CHUNK
     elif isinstance(entry, caches.ChunkedKVCache):
-        limit = entry.chunk_size + _PROBE_POSITIONS
-    return _Growth(held_bytes=held, positions=max(1, keys.shape[2]), step=getattr(entry, "step", 1), limit=limit)
+        limit = entry.chunk_size + _LARGEST_CHUNK
+    per_position = after / max(1, keys.shape[2])
+    return _Growth(position_bytes=per_position, step=getattr(entry, "step", 1), limit=limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +11,12 @@ import mlx.core as mx
 
 from shardhub.errors import UnsupportedModel
 from shardhub.manifest import Crossing
-from shardhub.model import taps
+from shardhub.model import kv_replay, taps
 from shardhub.model.anatomy import Anatomy, forward, make_cache
-from shardhub.model.arrays import placeholder
-from shardhub.model.build import Blueprint
-from shardhub.model.proof import StageCut, id_inputs, parameter_inputs, trace, traced_model
+from shardhub.model.build import Blueprint, layer_of_tensors
+from shardhub.model.proof import StageCut, id_inputs, parameter_inputs, traced_model
 from shardhub.model.stage import cache_arrays
-from shardhub.tensors import TensorSpec
+from shardhub.model.tracing import Questions, trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +40,16 @@ def find_needs(blueprint: Blueprint, anatomy: Anatomy) -> Needs:
     """
     num_layers = anatomy.num_layers
     counts: list[int] = []
-    inputs = parameter_inputs(blueprint) | id_inputs(anatomy)
-    for step, length in enumerate(anatomy.chunks):
-        for name, crossing in anatomy.leaves.items():
-            if crossing is not None and crossing.shape:
-                shape = crossing.expected_shape(batch=1, length=length, total=sum(anatomy.chunks[: step + 1]))
-                inputs[f"{step}:{name}"] = placeholder(TensorSpec(dtype=crossing.dtype, shape=shape))
+    asking: set[int] = set()
 
-    def run(arrays: Mapping[str, mx.array]) -> list[mx.array]:
+    def run(arrays: Mapping[str, mx.array], questions: Questions) -> list[mx.array]:
         model = traced_model(blueprint, arrays)
         cache = make_cache(model)
-        cutter = _Cutter(anatomy, arrays)
+        cutter = _Cutter(anatomy, arrays, cache, make_cache(model), questions)
         taps.install(model, cutter)
         head: list[mx.array] = []
         for step in range(len(anatomy.chunks)):
-            cutter.step = step
+            cutter.begin(step)
             head.append(forward(model, arrays[f"ids.{step}"], cache))
         groups = [
             cutter.outputs[index] + cache_arrays([cache[slot] for slot in anatomy.slots[index]])
@@ -62,16 +57,21 @@ def find_needs(blueprint: Blueprint, anatomy: Anatomy) -> Needs:
         ]
         groups.append(head)
         counts.extend(len(group) for group in groups)
+        asking.update(cutter.asking)
         return [array for group in groups for array in group]
 
+    inputs = parameter_inputs(blueprint) | id_inputs(anatomy) | anatomy.leaf_inputs(anatomy.leaves)
     graph = trace(run, inputs)
+    layer_of = layer_of_tensors(blueprint.build()) if asking else {}
     tensors: list[frozenset[str]] = []
     crossings: list[frozenset[str]] = []
     at = 0
-    for count in counts:
+    for layer, count in enumerate(counts):
         names = graph.reach(range(at, at + count))
         at += count
-        tensors.append(frozenset(name for name in names if name in blueprint.tensors))
+        # A layer that chooses on the host may come to any of its parameters.
+        all_own = {name for name, owner in layer_of.items() if owner == layer} if layer in asking else set()
+        tensors.append(frozenset(name for name in names if name in blueprint.tensors) | all_own)
         crossings.append(frozenset(name.split(":", 1)[1] for name in names if name.split(":", 1)[0].isdigit()))
     return Needs(tensors=tuple(tensors), crossings=tuple(crossings))
 
@@ -89,7 +89,7 @@ def crossings_at(cut: int, anatomy: Anatomy, needs: Needs) -> tuple[str, ...]:
     used |= {
         name
         for name, crossing in anatomy.leaves.items()
-        if crossing is not None and not crossing.shape and _layer(name) in {_layer(other) for other in used}
+        if crossing is not None and crossing.is_number and _layer(name) in {_layer(other) for other in used}
     }
     names = sorted(used, key=lambda name: (_layer(name), name))
     for name in names:
@@ -129,21 +129,59 @@ def _layer(name: str) -> int:
 
 
 class _Cutter:
-    """A tap that runs each layer, notes its output, and hands on a fresh input in its place."""
+    """A tap that runs each layer, notes its output, and hands on fresh inputs in its place.
 
-    def __init__(self, anatomy: Anatomy, arrays: Mapping[str, mx.array]) -> None:
+    What a layer put into its cache is cut off too: afterwards the cache holds what a replay of fresh K and V gives.
+    """
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        arrays: Mapping[str, mx.array],
+        cache: list[Any],
+        replay: list[Any],
+        questions: Questions,
+    ) -> None:
         self._anatomy = anatomy
         self._arrays = arrays
-        self.step = 0
+        self._parts = kv_replay.places(cache)
+        self._replay = kv_replay.places(replay)
+        self._questions = questions
         self.outputs: list[list[mx.array]] = [[] for _ in range(anatomy.num_layers)]
+        self.asking: set[int] = set()
+
+    def begin(self, step: int) -> None:
+        """Start on a chunk."""
+        self._step = step
+        self._recorder = taps.Recorder()
+        self._fetched: dict[str, mx.array] = {}
 
     def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        out = call(*args, **kwargs)
-        leaves = taps.record(index, out, args, kwargs).leaves
+        asked = len(self._questions)
+        slots = {str(slot) for slot in self._anatomy.slots[index]}
+        with kv_replay.watch({p: part for p, part in self._parts.items() if p.split(".")[0] in slots}) as updates:
+            out = call(*args, **kwargs)
+        if len(self._questions) > asked:
+            self.asking.add(index)
+        leaves = self._recorder.record(index, out, args, kwargs, updates).leaves
         self.outputs[index] += [leaf for leaf in leaves.values() if isinstance(leaf, mx.array)]
+        for place in updates:
+            self._take_in(index, place)
 
         def lookup(name: str) -> taps.Leaf:
-            return self._arrays.get(f"{self.step}:{name}", leaves[name])
+            if name in self._fetched:
+                return self._fetched[name]
+            return self._arrays.get(f"{self._step}:{name}", leaves.get(name, 0))
 
         taps.replay_changes(self._anatomy.trees[index], args, kwargs, lookup)
         return taps.rebuild(self._anatomy.trees[index], lookup)
+
+    def _take_in(self, index: int, place: str) -> None:
+        inputs = [self._arrays.get(f"{self._step}:{name}") for name in kv_replay.new_names(index, place)]
+        if any(array is None for array in inputs):
+            return
+        replay = self._replay[place]
+        fetched = replay.update_and_fetch(*inputs)
+        self._fetched.update(zip(kv_replay.all_names(index, place), fetched, strict=True))
+        # Copied, because caches write into their arrays in place.
+        vars(self._parts[place]).update(vars(copy.deepcopy(replay)))

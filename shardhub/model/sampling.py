@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 
 from shardhub.parameters import SamplingParameters
+from shardhub.protocol import TopTokens
+
+# Positions whose likely tokens are looked for at once: an order over the vocabulary takes as much memory as logits.
+_TOP_ROWS = 16
 
 
 def draw_key(seed: int, choice: int, position: int) -> mx.array:
@@ -50,6 +56,7 @@ def sample(
         chosen = logits[recent]
         penalty = parameters.repetition_penalty
         logits[recent] = mx.where(chosen < 0, chosen * penalty, chosen / penalty)
+    logits = _with_additions(logits, history, parameters)
     if mask is not None:
         logits = mx.where(mask, logits, -mx.inf)
     logprobs = logits - mx.logsumexp(logits, keepdims=True)
@@ -64,6 +71,62 @@ def sample(
         dropped = mx.argpartition(-kept, kth=parameters.top_k - 1, axis=-1)[parameters.top_k :]
         kept = mx.put_along_axis(kept, dropped, mx.array(-mx.inf, kept.dtype), axis=-1)
     return mx.random.categorical(kept * (1.0 / parameters.temperature), key=key), logprobs
+
+
+def score(logits: mx.array, targets: Sequence[int], num_top: int) -> tuple[list[float], list[TopTokens]]:
+    """How likely given tokens were, and which were likelier, evaluated.
+
+    Args:
+        logits: (L, V), of any dtype; log probabilities are taken in float32.
+        targets: L token ids.
+        num_top: Most likely tokens to name for each position.
+
+    Returns:
+        The log probability of each target, and the likeliest tokens of each position. A target among them has the
+        same number there.
+    """
+    found: list[float] = []
+    top: list[TopTokens] = []
+    for at in range(0, len(targets), _TOP_ROWS):
+        rows = logits[at : at + _TOP_ROWS].astype(mx.float32)
+        logprobs = rows - mx.logsumexp(rows, axis=-1, keepdims=True)
+        wanted = mx.array(list(targets[at : at + _TOP_ROWS]))[:, None]
+        chosen = mx.take_along_axis(logprobs, wanted, axis=-1)[:, 0]
+        ids, values = likeliest(logprobs, num_top)
+        mx.eval(chosen, ids, values)
+        found += chosen.tolist()  # type: ignore[arg-type]
+        top += [top_tokens(i, v) for i, v in zip(ids, values, strict=True)]
+    return found, top
+
+
+def likeliest(logprobs: mx.array, num: int) -> tuple[mx.array, mx.array]:
+    """Ids and log probabilities (..., num) of the most likely tokens of (..., V), in any order, lazily."""
+    num = min(num, logprobs.shape[-1])
+    ids = mx.argpartition(-logprobs, kth=max(0, num - 1), axis=-1)[..., :num]
+    return ids, mx.take_along_axis(logprobs, ids, axis=-1)
+
+
+def top_tokens(ids: mx.array, logprobs: mx.array) -> TopTokens:
+    """What `likeliest` found for one position, the most likely first; forbidden tokens are left out."""
+    pairs: Any = zip(ids.tolist(), logprobs.tolist(), strict=True)  # type: ignore[arg-type]
+    ordered = sorted(((token, value) for token, value in pairs if value > -math.inf), key=lambda p: (-p[1], p[0]))
+    return TopTokens(ids=tuple(token for token, _ in ordered), logprobs=tuple(value for _, value in ordered))
+
+
+def _with_additions(logits: mx.array, history: Sequence[int], parameters: SamplingParameters) -> mx.array:
+    """Logits (V,) with penalties on the answer's tokens and the request's biases.
+
+    Source: mlx_lm/sample_utils.py, and the formula of OpenAI's API reference; the prompt's tokens do not count.
+    """
+    additions = dict(parameters.logit_bias)
+    if parameters.presence_penalty or parameters.frequency_penalty:
+        for token, count in Counter(history[parameters.answer_start :]).items():
+            penalty = parameters.presence_penalty + parameters.frequency_penalty * count
+            additions[token] = additions.get(token, 0.0) - penalty
+    additions = {token: value for token, value in additions.items() if token < logits.shape[-1]}
+    if not additions:
+        return logits
+    return logits.at[mx.array(list(additions))].add(mx.array(list(additions.values()), logits.dtype))
 
 
 def _top_p(logprobs: mx.array, top_p: float) -> mx.array:

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm.models import cache as caches
 
 from shardhub.errors import UnsupportedModel, WireError
-from shardhub.model import taps
+from shardhub.model import kv_replay, taps
 from shardhub.model.anatomy import Anatomy, forward, make_cache
 from shardhub.model.arrays import placeholder
 from shardhub.tensors import TensorSpec
@@ -23,7 +23,7 @@ class StageCache:
 
     Attributes:
         view: What upstream's forward gets: one entry a slot, foreign slots sharing ghosts.
-        owned: Caches of this stage's layers.
+        owned: Caches of this stage's layers, and those that take in what a layer before it shares.
         ghosts: Stand-ins of one head and one dimension for the foreign slots, one per kind, which advance with each
             step so that masks made from their offsets are right.
     """
@@ -64,6 +64,13 @@ class Stage:
         self._record_layers = {int(name.split(".")[1]) for name in crossings_out}
         self._owned_slots = {slot for index in range(start, stop) for slot in anatomy.slots[index]}
         self._layer_slots = {slot for used in anatomy.slots for slot in used}
+        self._replays = kv_replay.replayed(self.crossings_in)
+        self._owned_slots |= {int(place.split(".")[0]) for there in self._replays.values() for place in there}
+        self._shares = {
+            layer: there for layer, there in kv_replay.replayed(self.crossings_out).items() if layer >= start
+        }
+        self._parts: dict[str, Any] = {}
+        self._fetched: dict[str, mx.array] = {}
         self._incoming: Mapping[str, taps.Leaf] = {}
         self._outgoing: dict[str, taps.Leaf] = {}
         self._shape = (1, 1, 1)
@@ -112,20 +119,22 @@ class Stage:
         Raises:
             WireError: `incoming` lacks a crossing.
         """
-        if missing := self.crossings_in - incoming.keys():
+        if missing := {name for name in self.crossings_in - incoming.keys() if not self._may_be_left_out(name)}:
             raise WireError(f"Stage [{self.start}, {self.stop}) misses the crossing {min(missing)}.")
         batch, length = ids.shape
         self._incoming = incoming
         self._outgoing = {name: value for name, value in incoming.items() if name in self.crossings_out}
         self._shape = (batch, length, position + length)
         self._ends_at = self.stop - 1 if not (self.is_last and need_logits) else self.anatomy.num_layers
+        if self._replays or self._shares:
+            self._parts = kv_replay.places(cache.view)
         logits = None
         try:
             logits = forward(self.model, ids, list(cache.view))
         except taps.PassDone:
             pass
         finally:
-            self._incoming = {}
+            self._incoming, self._parts, self._fetched = {}, {}, {}
         for entry in cache.ghosts:
             _advance(entry, batch, length, ghost)
         outgoing, self._outgoing = self._outgoing, {}
@@ -134,30 +143,48 @@ class Stage:
     def placeholders(self, length: int, position: int = 0) -> dict[str, taps.Leaf]:
         """Stand-ins for what would come over the wire with a chunk of `length` ids, to trace or warm up with."""
         self._shape = (1, length, position + length)
-        return {name: self._crossed(name) for name in sorted(self.crossings_in)}
+        found = {name: self._crossed(name) for name in sorted(self.crossings_in) if not self._may_be_left_out(name)}
+        return {name: leaf for name, leaf in found.items() if leaf is not None}
 
     def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer upstream's call of layer `index`: inject before `start`, run inside, end the pass at `stop - 1`."""
         if index < self.start:
+            for place in self._replays.get(index, ()):
+                self._take_in(index, place)
             tree = self.anatomy.trees[index]
             taps.replay_changes(tree, args, kwargs, self._crossed)
             return taps.rebuild(tree, self._crossed)
-        out = call(*args, **kwargs)
+        with kv_replay.watch({place: self._parts[place] for place in self._shares.get(index, ())}) as updates:
+            out = call(*args, **kwargs)
         if index in self._record_layers:
-            leaves = taps.record(index, out, args, kwargs).leaves
+            leaves = taps.Recorder().record(index, out, args, kwargs, updates).leaves
             self._outgoing.update({name: leaf for name, leaf in leaves.items() if name in self.crossings_out})
         if index == self._ends_at:
             raise taps.PassDone
         return out
 
-    def _crossed(self, name: str) -> taps.Leaf:
+    def _take_in(self, index: int, place: str) -> None:
+        """Let a cache here take in the new K and V that a layer before this stage handed its own."""
+        keys, values = (self._incoming.get(name) for name in kv_replay.new_names(index, place))
+        fetched = self._parts[place].update_and_fetch(keys, values)
+        self._fetched.update(zip(kv_replay.all_names(index, place), fetched, strict=True))
+
+    def _may_be_left_out(self, name: str) -> bool:
+        crossing = self.anatomy.leaves[name]
+        return crossing is not None and crossing.varies
+
+    def _crossed(self, name: str) -> taps.Leaf | None:
         """A foreign layer's value: what came over the wire, or a placeholder nothing depends on."""
         if name in self._incoming:
             return self._incoming[name]
-        crossing = self.anatomy.leaves[name]
+        if name in self._fetched:
+            return self._fetched[name]
+        crossing = self.anatomy.leaves.get(name)
         if crossing is None:  # nothing downstream depends on it, or the cut would have been refused
             return mx.zeros(())
-        if not crossing.shape:
+        if crossing.varies and name in self.crossings_in:
+            return None
+        if crossing.is_number:
             return 0
         batch, length, total = self._shape
         shape = crossing.expected_shape(batch=batch, length=length, total=total)

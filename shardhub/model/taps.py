@@ -7,7 +7,7 @@ wire, or end the pass. Nothing here knows an architecture; `docs/format.md` name
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -15,6 +15,7 @@ import mlx.nn as nn
 
 from shardhub.errors import UnsupportedModel
 from shardhub.model.build import module_layers
+from shardhub.model.kv_replay import Update, all_names, new_names
 
 # Deeper nesting of a layer's output than any architecture has.
 _MAX_NESTING = 6
@@ -71,6 +72,8 @@ def _tapped_class(original: type) -> type:
 
 
 Leaf = mx.array | int | float
+# What stands in a slot; nothing, where a crossing that may be left out was.
+Lookup = Callable[[str], Leaf | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,41 +108,83 @@ class Record:
     """
 
     tree: Any
-    leaves: dict[str, Leaf] = field(default_factory=dict)
+    leaves: dict[str, Leaf]
 
 
-def record(index: int, out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Record:
-    """Take apart what layer `index` hands on.
+class Recorder:
+    """Takes apart what layers hand on in one step of a forward.
 
-    Raises:
-        UnsupportedModel: It hands on something that cannot be taken apart.
+    Arrays that a cache gave back are known again wherever they turn up later, under the name they have in that cache.
     """
-    leaves: dict[str, Leaf] = {}
-    base = f"layer.{index}"
-    changed = {
-        where: _flatten(value, f"{base}.{where}", leaves, 0)
-        for where, value in _arguments(args, kwargs)
-        if isinstance(value, dict) and not isinstance(value, nn.Module)
-    }
-    return Record((_flatten(out, base, leaves, 0), changed), leaves)
+
+    def __init__(self) -> None:
+        self._fetched: dict[int, tuple[str, mx.array]] = {}
+
+    def record(
+        self,
+        index: int,
+        out: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        updates: Mapping[str, Update] | None = None,
+    ) -> Record:
+        """Take apart what layer `index` hands on.
+
+        Args:
+            index: The layer.
+            out: What it returned.
+            args, kwargs: What it was called with.
+            updates: What it handed its caches, by place.
+
+        Raises:
+            UnsupportedModel: It hands on something that cannot be taken apart.
+        """
+        leaves: dict[str, Leaf] = {}
+        for place, update in (updates or {}).items():
+            leaves.update(zip(new_names(index, place), update.new, strict=True))
+            for name, array in zip(all_names(index, place), update.fetched, strict=True):
+                self._fetched[id(array)] = (name, array)
+        base = f"layer.{index}"
+        changed = {
+            where: self._flatten(value, f"{base}.{where}", leaves, 0)
+            for where, value in _arguments(args, kwargs)
+            if isinstance(value, dict) and not isinstance(value, nn.Module)
+        }
+        return Record((self._flatten(out, base, leaves, 0), changed), leaves)
+
+    def _flatten(self, value: Any, name: str, leaves: dict[str, Leaf], depth: int) -> Any:
+        if depth > _MAX_NESTING:
+            raise UnsupportedModel(f"{name}: a layer's output is nested deeper than {_MAX_NESTING}.")
+        if value is None or isinstance(value, bool | str):
+            return Constant(value)
+        if id(value) in self._fetched:
+            return Slot(self._fetched[id(value)][0])
+        if isinstance(value, mx.array | int | float):
+            leaves[name] = value
+            return Slot(name)
+        if isinstance(value, tuple | list):
+            items = (self._flatten(item, f"{name}.{i}", leaves, depth + 1) for i, item in enumerate(value))
+            return _sequence(value)(items)
+        if isinstance(value, dict) and not isinstance(value, nn.Module):
+            return {key: self._flatten(item, f"{name}.{key}", leaves, depth + 1) for key, item in value.items()}
+        if hasattr(value, "__dict__") and not isinstance(value, nn.Module) and not callable(value):
+            content = vars(value).items()
+            return Instance(
+                type(value), {key: self._flatten(item, f"{name}.{key}", leaves, depth + 1) for key, item in content}
+            )
+        raise UnsupportedModel(f"{name}: a layer hands on a {type(value).__name__}, which cannot cross a cut.")
 
 
-def rebuild(tree: Any, lookup: Callable[[str], Leaf]) -> Any:
+def rebuild(tree: Any, lookup: Lookup) -> Any:
     """The output of a record's tree, its slots filled by `lookup(name)`."""
     return _unflatten(tree[0], lookup)
 
 
-def replay_changes(tree: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], lookup: Callable[[str], Leaf]) -> None:
+def replay_changes(tree: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], lookup: Lookup) -> None:
     """Make the changes of a record's tree in the dict arguments of a call."""
     targets = dict(_arguments(args, kwargs))
     for where, content in tree[1].items():
         targets[where].update(_unflatten(content, lookup))
-
-
-def slots(tree: Any) -> Iterator[str]:
-    """Names of all slots of a record's tree."""
-    for part in (tree[0], *tree[1].values()):
-        yield from _slots(part)
 
 
 def constants(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -171,25 +216,7 @@ def _sequence(value: Any) -> Callable[[Iterator[Any]], Any]:
     return make
 
 
-def _flatten(value: Any, name: str, leaves: dict[str, Leaf], depth: int) -> Any:
-    if depth > _MAX_NESTING:
-        raise UnsupportedModel(f"{name}: a layer's output is nested deeper than {_MAX_NESTING}.")
-    if value is None or isinstance(value, bool | str):
-        return Constant(value)
-    if isinstance(value, mx.array | int | float):
-        leaves[name] = value
-        return Slot(name)
-    if isinstance(value, tuple | list):
-        return _sequence(value)(_flatten(item, f"{name}.{i}", leaves, depth + 1) for i, item in enumerate(value))
-    if isinstance(value, dict) and not isinstance(value, nn.Module):
-        return {key: _flatten(item, f"{name}.{key}", leaves, depth + 1) for key, item in value.items()}
-    if hasattr(value, "__dict__") and not isinstance(value, nn.Module) and not callable(value):
-        content = {key: _flatten(item, f"{name}.{key}", leaves, depth + 1) for key, item in vars(value).items()}
-        return Instance(type(value), content)
-    raise UnsupportedModel(f"{name}: a layer hands on a {type(value).__name__}, which cannot cross a cut.")
-
-
-def _unflatten(tree: Any, lookup: Callable[[str], Leaf]) -> Any:
+def _unflatten(tree: Any, lookup: Lookup) -> Any:
     if isinstance(tree, Slot):
         return lookup(tree.name)
     if isinstance(tree, Constant):
@@ -201,16 +228,3 @@ def _unflatten(tree: Any, lookup: Callable[[str], Leaf]) -> Any:
     if isinstance(tree, tuple | list):
         return _sequence(tree)(_unflatten(item, lookup) for item in tree)
     return {key: _unflatten(item, lookup) for key, item in tree.items()}
-
-
-def _slots(tree: Any) -> Iterator[str]:
-    if isinstance(tree, Slot):
-        yield tree.name
-    elif isinstance(tree, Instance):
-        yield from _slots(tree.attributes)
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            yield from _slots(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from _slots(item)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-Score = tuple[int, int]
+# Slots left empty, tolls of the cuts, what the costs come to.
+Score = tuple[int, int, int]
+
+# Where tolls differ, how much dearer the dearest range may be for the sake of cheaper cuts.
+_SLACK_PERCENT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +29,13 @@ def balance(
     cuts: Iterable[int],
     fits: Callable[[int, int, int], bool] = lambda index, start, stop: True,
     may_skip: bool = False,
+    toll: Callable[[int], int] = lambda cut: 0,
+    toll_first: bool = False,
 ) -> list[Range] | None:
     """Give every layer to a slot, in order, so that the dearest range is cheapest; exact, by dynamic programming.
 
-    Among the best, the one with the least sum of squares is taken, then the one with the longest first ranges.
+    Where cuts differ in toll, the plan with the least toll is taken among those that are nearly as good. Then the
+    one with the least sum of squares is taken, then the one with the longest first ranges.
 
     Args:
         num_layers: Layers to give away.
@@ -37,16 +44,26 @@ def balance(
         cuts: Where ranges may meet.
         fits: Whether a slot can hold [start, stop); what does not fit does not fit with more layers either.
         may_skip: Whether slots may stay empty; as few as possible do.
+        toll: What a cut costs by itself.
+        toll_first: Whether the least toll comes before the cheapest dearest range.
 
     Returns:
         The ranges of the slots that have layers, or None when nothing fits.
     """
     borders = sorted({0, num_layers, *(cut for cut in cuts if 0 < cut < num_layers)})
-    largest = _solve(borders, num_slots, cost, fits, may_skip, max, None)
+    free = [0] * len(borders)
+    tolls = [0, *(toll(cut) for cut in borders[1:-1]), 0]
+    if tolls_differ := len(set(tolls[1:-1])) > 1:
+        first = tolls if toll_first else free
+    else:
+        first = tolls = free
+    largest = _solve(borders, first, num_slots, cost, fits, may_skip, max, None)
     if largest is None:
         return None
     limit = max(cost(part.start, part.stop) for part in largest)
-    return _solve(borders, num_slots, cost, fits, may_skip, _add_square, limit)
+    if tolls_differ and not toll_first:
+        limit += limit * _SLACK_PERCENT // 100
+    return _solve(borders, tolls, num_slots, cost, fits, may_skip, _add_square, limit)
 
 
 def _add_square(total: int, cost: int) -> int:
@@ -55,6 +72,7 @@ def _add_square(total: int, cost: int) -> int:
 
 def _solve(
     borders: list[int],
+    tolls: list[int],
     num_slots: int,
     cost: Callable[[int, int], int],
     fits: Callable[[int, int, int], bool],
@@ -62,9 +80,10 @@ def _solve(
     join: Callable[[int, int], int],
     limit: int | None,
 ) -> list[Range] | None:
-    """Best ranges by (slots left empty, `join` over the costs), no range dearer than `limit`."""
+    """Best ranges by (slots left empty, tolls, `join` over the costs), no range dearer than `limit`."""
+    free = not any(tolls)
     # scores[b]: best score of the slots so far, when they hold the layers up to borders[b].
-    scores: list[Score | None] = [(0, 0)] + [None] * (len(borders) - 1)
+    scores: list[Score | None] = [(0, 0, 0)] + [None] * (len(borders) - 1)
     choices: list[list[int]] = []
     for slot in range(num_slots):
         after: list[Score | None] = [None] * len(borders)
@@ -72,18 +91,18 @@ def _solve(
         for end, stop in enumerate(borders):
             best: Score | None = None
             if may_skip and (before := scores[end]) is not None:
-                best, choice[end] = (before[0] + 1, before[1]), end
+                best, choice[end] = (before[0] + 1, before[1], before[2]), end
             for begin in range(end - 1, -1, -1):
                 start = borders[begin]
                 price = cost(start, stop)
                 too_dear = limit is not None and price > limit
-                # Prices only grow from here on, so without empty slots nothing better can follow.
-                beaten = not may_skip and join is max and best is not None and price >= best[1]
+                # Prices only grow from here on, so without empty slots and tolls nothing better can follow.
+                beaten = free and not may_skip and join is max and best is not None and price >= best[2]
                 if too_dear or beaten or not fits(slot, start, stop):
                     break
                 if (before := scores[begin]) is None:
                     continue
-                score = (before[0], join(before[1], price))
+                score = (before[0], before[1] + tolls[begin], join(before[2], price))
                 if best is None or score < best:
                     best, choice[end] = score, begin
             after[end] = best

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from shardhub.errors import DoesNotFit, PlanError
 from shardhub.manifest import MAX_STAGES
 from shardhub.planning.balance import balance
-from shardhub.planning.plan import ModelCosts, Plan, StagePlan, usable_cuts
+from shardhub.planning.borders import Borders, unchecked
+from shardhub.planning.cutting import GROWING_NOTE
+from shardhub.planning.plan import ModelCosts, Plan, StagePlan
 
 # Share of installed memory that Metal recommends as a working set on machines of 64 GB and more; less is not known
 # to be safe to exceed. Where a node runs it asks for the real figure.
@@ -61,18 +63,19 @@ def parse_machine(text: str) -> Machine:
 
 
 def cut_for_machines(
-    costs: ModelCosts, machines: Sequence[Machine], *, context: int, allowed_cuts: Collection[int] | None = None
+    costs: ModelCosts, machines: Sequence[Machine], *, context: int, borders: Borders | None = None
 ) -> Plan:
     """Cut so that every stage fits its machine and the slowest stage is as fast as can be.
 
     The first machine gets the first layers. A machine that is too small for any layers, or for which none are left,
-    is left out, and a note says so. If one machine fits the whole model, the first note says that.
+    is left out, and a note says so. If one machine fits the whole model, the first note says that. Cuts where what
+    crosses grows with the context are taken only if there is no other way, and a note says so.
 
     Args:
         costs: The model's.
         machines: In the order of the stages.
         context: Positions each session is to hold.
-        allowed_cuts: Positions a cut may have; None allows all.
+        borders: Where the model can be cut; None allows every cut.
 
     Raises:
         PlanError: No machines, or two of one name.
@@ -94,12 +97,23 @@ def cut_for_machines(
         ends = first * costs.embedding_bytes + last * costs.head_bytes - (first and last) * costs.tied_bytes
         return held[stop] - held[start] + ends <= budgets[index]
 
-    cuts = usable_cuts(num, allowed_cuts)
-    ranges = balance(num, len(machines), read_bytes, cuts=cuts, fits=fits)
+    borders = borders or unchecked(num)
+    ranges = None
+    for grows in (False, True):
+        cuts = borders.possible if grows else borders.steady
+        for may_skip in (False, True):
+            ranges = ranges or balance(
+                num,
+                len(machines),
+                read_bytes,
+                cuts=cuts,
+                fits=fits,
+                may_skip=may_skip,
+                toll=borders.toll,
+                toll_first=grows,
+            )
     if ranges is None:
-        ranges = balance(num, len(machines), read_bytes, cuts=cuts, fits=fits, may_skip=True)
-    if ranges is None:
-        raise _does_not_fit(costs, machines, budgets, context, len(cuts))
+        raise _does_not_fit(costs, machines, budgets, context, len(borders.possible))
     used = {part.index for part in ranges}
     notes = [
         f"The whole model fits on {machine.name} alone: splitting it will be slower."
@@ -111,6 +125,8 @@ def cut_for_machines(
         for index, machine in enumerate(machines)
         if index not in used
     ]
+    if any(part.start not in (0, *borders.steady) for part in ranges):
+        notes.append(f"These machines {GROWING_NOTE}")
     stages = tuple(
         StagePlan(
             start=part.start,
@@ -120,7 +136,7 @@ def cut_for_machines(
         )
         for part in ranges
     )
-    return Plan(num_layers=num, stages=stages, notes=(*notes, *costs.notes))
+    return borders.check(Plan(num_layers=num, stages=stages, notes=(*notes, *costs.notes)))
 
 
 def _budget(machine: Machine, costs: ModelCosts) -> int:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from shardhub.errors import FormatError, PlanError
 from shardhub.manifest import MAX_LAYERS, MAX_STAGES, Document, decode
-from shardhub.planning.balance import balance
+from shardhub.planning.borders import Borders, unchecked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,108 +138,6 @@ class Plan:
         return tuple(stage.start for stage in self.stages[1:])
 
 
-def cut_evenly(costs: ModelCosts, num_stages: int, *, allowed_cuts: Collection[int] | None = None) -> Plan:
-    """Cut into stages of as equal cost as can be: the bytes the slowest stage reads per token are least.
-
-    Among plans whose slowest stage is equally fast, the one with the most even stages is taken.
-
-    Args:
-        costs: The model's.
-        num_stages: Stages wanted.
-        allowed_cuts: Positions a cut may have; None allows all.
-
-    Raises:
-        PlanError: There are fewer layers, or fewer allowed cuts, than that takes.
-    """
-    most = 1 + len(usable_cuts(costs.num_layers, allowed_cuts))
-    if num_stages < 1:
-        raise PlanError(f"{num_stages} stages cannot be made.", hint=f"Ask for 1 to {most}.")
-    if num_stages > most:
-        why = f"The model has {costs.num_layers} layers and a stage needs one at least."
-        if most < costs.num_layers:
-            why = f"This model can be cut at {most - 1} of its {costs.num_layers - 1} layer borders."
-        raise PlanError(f"{num_stages} stages are more than can be made.", why=why, hint=f"Ask for 1 to {most}.")
-    sums = list(accumulate((layer.read_bytes for layer in costs.layers), initial=0))
-    ranges = balance(
-        costs.num_layers,
-        num_stages,
-        lambda start, stop: sums[stop] - sums[start] + (costs.head_bytes if stop == costs.num_layers else 0),
-        cuts=usable_cuts(costs.num_layers, allowed_cuts),
-    )
-    assert ranges is not None  # enough cuts are allowed, and anything fits
-    return Plan(
-        num_layers=costs.num_layers,
-        stages=tuple(StagePlan(start=part.start, stop=part.stop) for part in ranges),
-        notes=costs.notes,
-    )
-
-
-def cut_at(costs: ModelCosts, cuts: Sequence[int], *, allowed_cuts: Collection[int] | None = None) -> Plan:
-    """Cut before the layers named.
-
-    Raises:
-        PlanError: Cuts out of order, twice, outside the model, or where the model cannot be cut.
-    """
-    num = costs.num_layers
-    for before, cut in zip([None, *cuts], cuts, strict=False):
-        if not 0 < cut < num:
-            raise PlanError(
-                f"A cut at layer {cut} leaves a stage without layers.",
-                why=f"The model has layers 0 to {num - 1}; a cut is the first layer of the next stage.",
-                hint=f"Give cuts from 1 to {num - 1}." if num > 1 else "A model of one layer cannot be cut.",
-            )
-        if before is not None and cut <= before:
-            fault = "stands twice" if cut == before else f"comes after {before}"
-            raise PlanError(f"The cut {cut} {fault}.", hint="Give cuts in rising order, each once: --cuts 10,20")
-    boundaries = [0, *cuts, num]
-    plan = Plan(
-        num_layers=num,
-        stages=tuple(StagePlan(start=a, stop=b) for a, b in pairwise(boundaries)),
-        notes=costs.notes,
-    )
-    return check_cuts(plan, allowed_cuts)
-
-
-def check_cuts(plan: Plan, allowed_cuts: Collection[int] | None) -> Plan:
-    """Return the plan if the model can be cut where it cuts.
-
-    Raises:
-        PlanError: It cannot.
-    """
-    if allowed_cuts is None or not (forbidden := sorted(set(plan.cuts) - set(allowed_cuts))):
-        return plan
-    nearest = sorted(usable_cuts(plan.num_layers, allowed_cuts), key=lambda cut: (abs(cut - forbidden[0]), cut))[:3]
-    raise PlanError(
-        f"This model cannot be cut at layer {forbidden[0]}.",
-        why="What its layers hand on there cannot cross a cut.",
-        hint=f"Nearest cuts that are possible: {', '.join(map(str, sorted(nearest)))}."
-        if nearest
-        else "Use one stage.",
-    )
-
-
-def usable_cuts(num_layers: int, allowed_cuts: Collection[int] | None) -> list[int]:
-    """Positions where a model may be cut, in order."""
-    return [cut for cut in range(1, num_layers) if allowed_cuts is None or cut in allowed_cuts]
-
-
-def parse_cuts(text: str) -> tuple[int, ...]:
-    """Read `10,20`.
-
-    Raises:
-        PlanError: It is no list of whole numbers.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    wrong = next((part for part in parts if not (part.isascii() and part.isdigit() and len(part) <= 6)), None)
-    if wrong is not None:
-        raise PlanError(
-            f"--cuts {text[:80]!r} is not a list of layers.",
-            why=f"{wrong[:40]!r} is not a whole number.",
-            hint="Write the first layer of every stage but the first: --cuts 10,20",
-        )
-    return tuple(int(part) for part in parts)
-
-
 class _StageEntry(Document):
     start: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
     stop: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
@@ -275,9 +172,7 @@ def plan_to_json(plan: Plan, *, report: Mapping[str, Any] | None = None) -> dict
     return document.model_dump(mode="json", exclude_none=True)
 
 
-def parse_plan(
-    data: bytes, costs: ModelCosts, *, where: str = "plan.json", allowed_cuts: Collection[int] | None = None
-) -> Plan:
+def parse_plan(data: bytes, costs: ModelCosts, *, where: str = "plan.json", borders: Borders | None = None) -> Plan:
     """Read a plan that `shardhub plan --json` wrote.
 
     Raises:
@@ -297,4 +192,5 @@ def parse_plan(
         StagePlan(start=entry.start, stop=entry.stop, machine=entry.machine, budget_bytes=entry.budget_bytes)
         for entry in document.stages
     )
-    return check_cuts(Plan(num_layers=document.num_layers, stages=stages, notes=costs.notes), allowed_cuts)
+    plan = Plan(num_layers=document.num_layers, stages=stages, notes=costs.notes)
+    return (borders or unchecked(plan.num_layers)).check(plan)

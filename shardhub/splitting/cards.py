@@ -11,10 +11,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardhub.manifest import Manifest, Proof, ShardHint, Stage
+from shardhub.parity import UNMEASURED, Numbers
 from shardhub.resources import resource
 from shardhub.splitting.source_card import Value
 
 _MAX_TEXT = 200
+# The parity record's line has several texts of a machine's in it.
+_MAX_PARITY_TEXT = 500
+_PARITY_MARKS = ("<!-- parity -->", "<!-- /parity -->")
 # What only the pipeline's card says: a shard alone is no model, in no model's tree, and does no task.
 _OF_THE_PIPELINE = ("base_model", "base_model_relation", "pipeline_tag")
 # The Hub knows adapter, finetune, merge and quantized. Of these only the last says that nothing was trained or mixed:
@@ -71,6 +75,7 @@ def shard_card(
     source: str,
     fields: Mapping[str, Value],
     stages: Sequence[StageSummary],
+    numbers: Numbers = UNMEASURED,
     on_hub: bool = False,
 ) -> str:
     """README.md of a shard. It names no base model: a shard is not a model of its own on the Hub.
@@ -81,10 +86,12 @@ def shard_card(
         source: Id or folder name of the model.
         fields: From `source_fields`.
         stages: All stages of the cut.
+        numbers: What is known of the stages' numbers.
         on_hub: Whether names are repos, which a card may link to.
     """
     return _render(
         "shard.md.j2",
+        numbers=parity_line(numbers),
         on_hub=on_hub,
         name=stages[hint.index].name,
         index=hint.index,
@@ -108,6 +115,7 @@ def pipeline_card(
     fields: Mapping[str, Value],
     stages: Sequence[StageSummary],
     proof: Proof | None = None,
+    numbers: Numbers = UNMEASURED,
     on_hub: bool = False,
 ) -> str:
     """README.md of a pipeline; the base model is the source's repo, or what the source's own card names.
@@ -119,6 +127,7 @@ def pipeline_card(
         fields: From `source_fields`.
         stages: All stages of the cut.
         proof: One stage's, for what it was made with; None if the stages were not proven.
+        numbers: What is known of the stages' numbers.
         on_hub: Whether names are repos, which a card may link to.
     """
     joined: dict[str, Value] = {"pipeline_tag": _PIPELINE_TAG, **fields}
@@ -137,9 +146,23 @@ def pipeline_card(
         stages=[(row, entry.digest) for row, entry in zip(stages, manifest.stages, strict=True)],
         pipeline_id=manifest.pipeline_id,
         proof=proof,
+        numbers=parity_line(numbers),
         on_hub=on_hub,
         front_matter=front_matter(joined),
     )
+
+
+def parity_line(numbers: Numbers) -> str:
+    """A card's line about the stages' numbers, between two marks by which it can be found again."""
+    return f"{_PARITY_MARKS[0]}{one_line(numbers.line, max_length=_MAX_PARITY_TEXT)}{_PARITY_MARKS[1]}"
+
+
+def with_parity_line(card: str, numbers: Numbers) -> str:
+    """A card with another line about the numbers; one that has no such line, or several, is left alone."""
+    start, end = (card.find(mark) for mark in _PARITY_MARKS)
+    if start < 0 or end < start or any(card.count(mark) != 1 for mark in _PARITY_MARKS):
+        return card
+    return card[:start] + parity_line(numbers) + card[end + len(_PARITY_MARKS[1]) :]
 
 
 def model_tag(catalogue_digest: str) -> str:
@@ -152,10 +175,10 @@ def shard_config(config: Mapping[str, Any], hint: ShardHint) -> str:
     return _render("config.json.j2", config={**config, "shardhub": hint.model_dump(mode="json")})
 
 
-def one_line(value: str) -> str:
-    """Text fit for a line of Markdown: no breaks, no markup, no HTML, at most 200 characters."""
+def one_line(value: str, max_length: int = _MAX_TEXT) -> str:
+    """Text fit for a line of Markdown: no breaks, no markup, no HTML, at most so many characters."""
     flat = _BREAKS.sub(" ", value.encode("utf-8", "replace").decode()).strip()
-    short = flat if len(flat) <= _MAX_TEXT else f"{flat[: _MAX_TEXT - 3]}..."
+    short = flat if len(flat) <= max_length else f"{flat[: max_length - 3]}..."
     return _MARKDOWN.sub(r"\\\1", short).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
 
 

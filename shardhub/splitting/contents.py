@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.manifest import Crossing
+from shardhub.tensors import TensorSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +20,7 @@ class StageContents:
         tensors: Final names of the tensors it needs.
         crossings_in, crossings_out: What it receives and sends beside token ids; empty at the two ends.
         graph_hash: Hash of its computation, or None where it was not proven.
+        batched_graph_hash: The same for two sequences side by side; None if their caches cannot be.
         proof_chunks: Lengths L of the chunks it was traced with.
     """
 
@@ -26,6 +30,7 @@ class StageContents:
     crossings_in: tuple[Crossing, ...]
     crossings_out: tuple[Crossing, ...]
     graph_hash: str | None
+    batched_graph_hash: str | None = None
     proof_chunks: tuple[int, ...]
 
 
@@ -39,14 +44,33 @@ class Versions:
     device: str
 
 
+class ComputedTensors(Protocol):
+    """Tensors whose bytes stand nowhere in the checkpoint: they are computed of its tensors when they are written."""
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Dtype and shape by final name."""
+        ...
+
+    @property
+    def recipe(self) -> str:
+        """Digest of everything they depend on beside the checkpoint's bytes."""
+        ...
+
+    def read(self, checkpoint: Checkpoint, names: Sequence[str]) -> Iterator[memoryview]:
+        """Bytes of these tensors, computed one by one as they are asked for; each is valid until the next is."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelContents:
     """The whole model.
 
     Attributes:
         dtype: safetensors name of the hidden states' dtype.
-        stored_names: Name in the checkpoint by final name, for every tensor of the model.
+        stored_names: Name in the checkpoint by final name, of the tensors that are copied as they are.
         layer_of: Decoder layer by final name; None outside the layers.
+        computed: The tensors that are not copied; None where all are.
     """
 
     num_layers: int
@@ -54,3 +78,4 @@ class ModelContents:
     stored_names: Mapping[str, str]
     layer_of: Mapping[str, int | None]
     versions: Versions
+    computed: ComputedTensors | None = None

@@ -6,7 +6,16 @@ import json
 
 from shardhub.checkpoint.checkpoint import INDEX_FILE
 from shardhub.manifest import Manifest, ShardHint, Stage, check_digest, encode, sha256_hex
-from shardhub.naming import CARD_FILE, CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.naming import (
+    CARD_FILE,
+    CATALOGUE_FILE,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    PROOF_FILE,
+    SIGNATURE_FILE,
+    STAGE_FILE,
+)
+from shardhub.parity import file_name
 from shardhub.splitting.cards import StageSummary, pipeline_card, shard_card, shard_config
 from shardhub.splitting.job import ShardJob, SplitJob
 from shardhub.splitting.source_card import licence_files, source_fields
@@ -32,7 +41,13 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
     index = {"metadata": {"total_size": shard.tensor_bytes}, "weight_map": weight_map}
     fields = source_fields(job.checkpoint.folder)
     card = shard_card(
-        stage, hint, source=job.source_name, fields=fields, stages=_summaries(job), on_hub=job.namespace is not None
+        stage,
+        hint,
+        source=job.source_name,
+        fields=fields,
+        stages=_summaries(job),
+        numbers=job.numbers,
+        on_hub=job.namespace is not None,
     )
     files = {
         **licence_files(job.checkpoint.folder),
@@ -48,7 +63,7 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
 
 
 def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
-    """Everything in a pipeline's folder, by file name.
+    """Everything in a pipeline's folder, by path.
 
     Raises:
         DigestMismatch: A tokenizer or configuration file changed while the model was split.
@@ -60,9 +75,15 @@ def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
         fields=source_fields(job.checkpoint.folder),
         stages=_summaries(job),
         proof=job.proof(job.shards[0], manifest.stages[0].digest),
+        numbers=job.numbers,
         on_hub=job.namespace is not None,
     )
     files = {**licence_files(job.checkpoint.folder), MANIFEST_FILE: encode(manifest), CARD_FILE: card.encode()}
+    if job.signer is not None:
+        files[SIGNATURE_FILE] = job.signer.sign(files[MANIFEST_FILE])
+    if job.numbers.parity is not None:
+        parity = job.numbers.parity.model_copy(update={"pipeline_id": manifest.pipeline_id})
+        files[file_name(parity)] = encode(parity)
     for file, digest in manifest.files.items():
         path = job.checkpoint.folder / file
         files[file] = path.read_bytes()

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.config import quantization
+from shardhub.checkpoint.header import StoredTensor
 from shardhub.errors import PlanError, UsageError, WeightFileError
 from shardhub.manifest import (
     FolderLocation,
@@ -24,6 +26,7 @@ from shardhub.manifest import (
     sha256_hex,
 )
 from shardhub.naming import check_file_name, pipeline_name, shard_name
+from shardhub.parity import UNMEASURED, Numbers
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.splitting.journal import Entries
 from shardhub.splitting.shard_folder import (
@@ -34,7 +37,10 @@ from shardhub.splitting.shard_folder import (
     pipeline_files,
     pipeline_in_place,
 )
-from shardhub.splitting.weight_layout import MAX_FILE_BYTES, FileLayout, lay_out
+from shardhub.splitting.weight_layout import MAX_FILE_BYTES, ComputedTensor, FileLayout, lay_out
+
+if TYPE_CHECKING:
+    from shardhub.security.signatures import Signer
 
 # Names of tensors an error lists.
 _NAMES_SHOWN = 8
@@ -92,6 +98,8 @@ class SplitJob:
         namespace: User or organisation on the Hub they are for; None for folders.
         catalogue: tensors.json.
         files: sha256 of the files that lie beside the manifest, by name.
+        numbers: What is known of the stages' numbers, for the cards and the pipeline.
+        signer: Signs the manifest; None leaves it unsigned.
     """
 
     checkpoint: Checkpoint
@@ -103,6 +111,8 @@ class SplitJob:
     pipeline_folder: Path
     catalogue: bytes
     files: Mapping[str, str]
+    numbers: Numbers = UNMEASURED
+    signer: Signer | None = None
 
     @property
     def source_name(self) -> str:
@@ -194,6 +204,7 @@ class SplitJob:
             stage_digest=stage_digest,
             method="graph",
             graph_hash=shard.contents.graph_hash,
+            batched_graph_hash=shard.contents.batched_graph_hash,
             chunks=shard.contents.proof_chunks,
             shardhub=versions.shardhub,
             mlx=versions.mlx,
@@ -265,7 +276,12 @@ def prepare(
             why=f"Missing: {', '.join(missing[:_NAMES_SHOWN])}{more}.",
             hint="Download the model again.",
         )
-    stored = {final: checkpoint.tensors[name] for final, name in contents.stored_names.items()}
+    computed = contents.computed.specs if contents.computed is not None else {}
+    stored: dict[str, StoredTensor | ComputedTensor] = {
+        **{final: checkpoint.tensors[name] for final, name in contents.stored_names.items()},
+        **{final: ComputedTensor(spec=spec, name=final) for final, spec in computed.items()},
+    }
+    recipe = contents.computed.recipe if contents.computed is not None else ""
     shards = []
     for index, stage in enumerate(stages):
         layouts = lay_out(
@@ -282,7 +298,7 @@ def prepare(
                 folder=out / shard_name(name, index),
                 contents=stage,
                 layouts=layouts,
-                keys=tuple(_key(layout, checkpoint) for layout in layouts),
+                keys=tuple(_key(layout, checkpoint, recipe) for layout in layouts),
             )
         )
     return SplitJob(
@@ -298,15 +314,20 @@ def prepare(
     )
 
 
-def _key(layout: FileLayout, checkpoint: Checkpoint) -> str:
-    """Digest of what a weight file is made of: its header, the ranges it takes, and the files these lie in."""
+def _key(layout: FileLayout, checkpoint: Checkpoint, recipe: str) -> str:
+    """Digest of what a weight file is made of: its header, the ranges it takes, and the files these lie in.
+
+    A computed tensor may be made of any tensor, so that all files count, and how it is computed.
+    """
+    copied = [tensor for tensor in layout.stored if isinstance(tensor, StoredTensor)]
+    has_computed = len(copied) < len(layout.stored)
     files = {
         name: [header.size_bytes, header.version, header.digest]
-        for name in {tensor.file for tensor in layout.stored}
+        for name in (checkpoint.files if has_computed else {tensor.file for tensor in copied})
         for header in [checkpoint.files[name]]
     }
-    ranges = [[tensor.file, tensor.start, tensor.stop] for tensor in layout.stored]
-    return sha256_hex(canonical([sha256_hex(layout.header), ranges, files]))
+    ranges = [[tensor.file, tensor.start, tensor.stop] for tensor in copied]
+    return sha256_hex(canonical([sha256_hex(layout.header), ranges, files, *([recipe] if has_computed else [])]))
 
 
 def _check_cover(num_layers: int, stages: Sequence[StageContents]) -> None:

@@ -30,9 +30,15 @@ class Entries:
 
 
 class Journal:
-    """Lines appended one by one; a context manager that keeps other splits out of the folder."""
+    """Lines appended one by one; a context manager that keeps other splits out of the folder.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where the shards are made.
+        checked: Whether only the sha256 of files without NaN or infinity count, and those noted now are such.
+    """
+
+    def __init__(self, folder: Path, *, checked: bool = False) -> None:
+        self._checked = checked
         self._descriptor = os.open(folder / JOURNAL_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,7 +49,7 @@ class Journal:
                 why=f"It holds {JOURNAL_FILE}.",
                 hint="Wait until it is done, or give another folder.",
             ) from error
-        self.entries = read_journal(folder)
+        self.entries = read_journal(folder, checked=checked)
 
     def __enter__(self) -> Journal:
         return self
@@ -58,7 +64,7 @@ class Journal:
         that a power cut takes costs one more copy; only where the path had another key must it not be lost.
         """
         replaces = any(self.entries.keys.get(path, key) != key for path in paths)
-        line = canonical({"key": key, "sha256": sha256, "paths": paths})
+        line = canonical({"key": key, "sha256": sha256, "paths": paths, **({"checked": True} if self._checked else {})})
         os.write(self._descriptor, b"\n" + line + b"\n")  # on a line of its own, even after half a line
         if replaces:
             os.fsync(self._descriptor)
@@ -66,8 +72,13 @@ class Journal:
         self.entries.keys.update(dict.fromkeys(paths, key))
 
 
-def read_journal(folder: Path) -> Entries:
-    """What a folder's journal says; nothing where there is none. Half a line, left by a kill, is passed over."""
+def read_journal(folder: Path, *, checked: bool = False) -> Entries:
+    """What a folder's journal says; nothing where there is none. Half a line, left by a kill, is passed over.
+
+    Args:
+        folder: Where the shards are made.
+        checked: As `Journal`.
+    """
     entries = Entries()
     try:
         with (folder / JOURNAL_FILE).open("rb") as file:
@@ -80,6 +91,7 @@ def read_journal(folder: Path) -> Entries:
             key, sha256, paths = str(entry["key"]), str(entry["sha256"]), [str(path) for path in entry["paths"]]
         except (ValueError, TypeError, KeyError):
             continue
-        entries.digests[key] = sha256
+        if entry.get("checked") is True or not checked:
+            entries.digests[key] = sha256
         entries.keys.update(dict.fromkeys(paths, key))
     return entries

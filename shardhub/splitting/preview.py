@@ -68,6 +68,7 @@ def preview(
     name: str,
     source: Source,
     only: int | None = None,
+    check_weights: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Preview:
     """Say what `split` would read and write; writes nothing.
@@ -78,7 +79,7 @@ def preview(
     """
     job = prepare(checkpoint, contents, stages, out, name=name, source=source, max_file_bytes=max_file_bytes)
     with disk_errors(out):
-        return look_ahead(job, job.select(only), read_journal(out))
+        return look_ahead(job, job.select(only), read_journal(out, checked=check_weights))
 
 
 def look_ahead(job: SplitJob, selected: Sequence[ShardJob], entries: Entries) -> Preview:

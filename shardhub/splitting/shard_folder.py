@@ -150,13 +150,18 @@ def begin_partial(folder: Path, keep: Collection[str]) -> Path:
 
 
 def write_files(partial: Path, files: Mapping[str, bytes]) -> None:
-    """Write small files and sync them."""
+    """Write small files and sync them; a name may have one folder before it."""
+    inner = {(partial / name).parent for name in files} - {partial}
+    for folder in inner:
+        folder.mkdir(exist_ok=True)
     for name, data in files.items():
         descriptor = os.open(partial / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(descriptor)
+    for folder in inner:
+        _sync(folder)
 
 
 def put_in_place(folder: Path) -> None:

@@ -1,15 +1,18 @@
-"""Splitting a checkpoint: copying byte ranges into one folder per stage, and a folder for the pipeline."""
+"""Splitting a checkpoint: its tensors into one folder per stage, and a folder for the pipeline."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.errors import DiskFull, UsageError, WeightFileError
-from shardhub.manifest import Source
+from shardhub.manifest import Source, encode
+from shardhub.naming import SIGNATURE_FILE
+from shardhub.parity import UNMEASURED, Numbers
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
 from shardhub.splitting.documents import pipeline_documents, shard_documents
 from shardhub.splitting.job import ShardJob, SplitJob, prepare
@@ -27,6 +30,9 @@ from shardhub.splitting.shard_folder import (
 )
 from shardhub.splitting.weight_copy import Copier
 from shardhub.splitting.weight_layout import MAX_FILE_BYTES, FileLayout
+
+if TYPE_CHECKING:
+    from shardhub.security.signatures import Signer
 
 __all__ = [
     "ModelContents",
@@ -99,6 +105,9 @@ def split(
     name: str,
     source: Source,
     only: int | None = None,
+    check_weights: bool = False,
+    numbers: Numbers = UNMEASURED,
+    signer: Signer | None = None,
     progress: Callable[[SplitProgress], None] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> SplitResult:
@@ -114,6 +123,9 @@ def split(
         name: Base name of the folders.
         source: Repo and commit of the checkpoint.
         only: Index of the one shard to write; the pipeline's folder is written when all shards are there.
+        check_weights: Whether NaN and infinity in the weights are looked for.
+        numbers: What is known of the stages' numbers, for the cards and the pipeline.
+        signer: Signs the manifest, also one that is in place.
         progress: Told after every few megabytes.
         max_file_bytes: Size from which a group of tensors takes several weight files.
 
@@ -121,14 +133,19 @@ def split(
         UsageError: Another shard or pipeline has the name, or another split writes to `out`.
         UnsupportedModel: Two weight files would have one name.
         WeightFileError: The checkpoint lacks tensors, or changed meanwhile.
+        NonFiniteWeights: A weight is NaN or infinite, and that is looked for.
         DiskFull: No room, before or meanwhile; what is finished is kept for the next run.
         AccessError: `out` may not be written.
     """
     job = prepare(checkpoint, contents, stages, out, name=name, source=source, max_file_bytes=max_file_bytes)
+    job = replace(job, numbers=numbers, signer=signer)
     selected = job.select(only)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
-        with Journal(out) as journal, Copier(checkpoint) as copier:
+        with (
+            Journal(out, checked=check_weights) as journal,
+            Copier(checkpoint, contents.computed, check_weights=check_weights) as copier,
+        ):
             estimate = look_ahead(job, selected, journal.entries)
             if estimate.write_bytes and estimate.need_bytes > estimate.free_bytes:
                 raise DiskFull(
@@ -252,6 +269,8 @@ class _Splitter:
         if not pipeline_in_place(job.pipeline_folder, manifest):
             write_files(begin_partial(job.pipeline_folder, keep=()), pipeline_documents(job, manifest))
             put_in_place(job.pipeline_folder)
+        elif job.signer is not None:
+            write_files(job.pipeline_folder, {SIGNATURE_FILE: job.signer.sign(encode(manifest))})
         return SplitResult(
             shards=tuple(results), pipeline=job.pipeline_folder, pipeline_id=manifest.pipeline_id, missing=()
         )

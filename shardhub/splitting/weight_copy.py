@@ -1,4 +1,4 @@
-"""Copying tensors into weight files: byte ranges as they are, sha256 in the same pass, memory flat."""
+"""Writing tensors into weight files: byte ranges as they are, sha256 in the same pass, memory flat."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.checkpoint.checkpoint import Checkpoint, check_unchanged
 from shardhub.checkpoint.header import ByteSource, StoredTensor
-from shardhub.errors import DiskFull, WeightFileError
-from shardhub.splitting.weight_layout import FileLayout
+from shardhub.checkpoint.nonfinite import first_nonfinite
+from shardhub.errors import DiskFull, NonFiniteWeights, WeightFileError
+from shardhub.splitting.contents import ComputedTensors
+from shardhub.splitting.weight_layout import ComputedTensor, FileLayout
+from shardhub.tensors import DTYPE_SIZES
 
 # One buffer is hashed while the others are written and filled. Together they stay within a processor's cache.
 _BUFFER_BYTES = 1 << 20
@@ -28,10 +31,20 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class Copier:
-    """Writes weight files out of a checkpoint; a context manager that holds the checkpoint's files open."""
+    """Writes weight files out of a checkpoint; a context manager that holds the checkpoint's files open.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    Args:
+        checkpoint: Where the bytes are.
+        computed: The tensors whose bytes are not there.
+        check_weights: Whether NaN and infinity are looked for in all that is written.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, computed: ComputedTensors | None = None, *, check_weights: bool = False
+    ) -> None:
         self._checkpoint = checkpoint
+        self._computed = computed
+        self._check_weights = check_weights
         self._sources: OrderedDict[str, ByteSource] = OrderedDict()
         self._buffers = [memoryview(bytearray(_BUFFER_BYTES)) for _ in range(_NUM_BUFFERS)]
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
@@ -66,6 +79,7 @@ class Copier:
 
         Raises:
             WeightFileError: The checkpoint's files changed or cannot be read.
+            NonFiniteWeights: A weight is NaN or infinite, and that is looked for.
             DiskFull: No room, for this file or one before; this one's targets are removed again.
         """
         descriptors: list[int] = []
@@ -114,20 +128,33 @@ class Copier:
             yield buffer
             turn, buffer = self._next_buffer(turn, hashing)
         buffer[: len(head)] = head
-        for tensor, ahead in zip(layout.stored, _runs(layout.stored), strict=True):
-            source = self._source(tensor.file)
-            if ahead is not None:
-                source.read_ahead(tensor.start, ahead)
-            at = tensor.start
-            while at < tensor.stop:
+        computed = self._compute(layout)
+        for name, tensor, ahead in zip(layout.tensors, layout.stored, _runs(layout.stored), strict=True):
+            read = self._reader(tensor, ahead) if isinstance(tensor, StoredTensor) else _from(next(computed))
+            at, size = 0, tensor.spec.size_bytes
+            while at < size:
                 if used == len(buffer):
                     yield buffer
                     turn, buffer = self._next_buffer(turn, hashing)
                     used = 0
-                count = min(tensor.stop - at, len(buffer) - used)
-                source.read_into(at, buffer[used : used + count])
+                count = min(size - at, len(buffer) - used)
+                piece = buffer[used : used + count]
+                read(at, piece)
+                if self._check_weights:
+                    # Tensors are ordered by dtype size and buffers are multiples of it: no element is in two pieces.
+                    _check_finite(name, tensor, at, piece)
                 at, used = at + count, used + count
         yield buffer[:used]
+
+    def _compute(self, layout: FileLayout) -> Iterator[memoryview]:
+        names = [tensor.name for tensor in layout.stored if isinstance(tensor, ComputedTensor)]
+        return iter(()) if self._computed is None else self._computed.read(self._checkpoint, names)
+
+    def _reader(self, tensor: StoredTensor, ahead: int | None) -> Callable[[int, memoryview], None]:
+        source = self._source(tensor.file)
+        if ahead is not None:
+            source.read_ahead(tensor.start, ahead)
+        return lambda at, piece: source.read_into(tensor.start + at, piece)
 
     def _next_buffer(self, turn: int, hashing: Sequence[Future[None] | None]) -> tuple[int, memoryview]:
         turn += 1
@@ -141,28 +168,53 @@ class Copier:
             return self._sources[name]
         source = self._checkpoint.open_file(name)
         header = self._checkpoint.files[name]
-        if (source.size_bytes, source.version) != (header.size_bytes, header.version):
+        try:
+            check_unchanged(source, header)
+        except WeightFileError:
             source.close()
-            raise WeightFileError(
-                f"{source.name} changed since its header was read.",
-                why=f"It had {header.size_bytes} bytes, now it has {source.size_bytes}.",
-                hint="Wait until nothing writes to the model, then start again.",
-            )
+            raise
         self._sources[name] = source
         if len(self._sources) > _MAX_OPEN:
             self._sources.popitem(last=False)[1].close()
         return source
 
 
-def _runs(stored: Sequence[StoredTensor]) -> list[int | None]:
+def _from(data: memoryview) -> Callable[[int, memoryview], None]:
+    def read(at: int, piece: memoryview) -> None:
+        piece[:] = data[at : at + len(piece)]
+
+    return read
+
+
+def _check_finite(name: str, tensor: StoredTensor | ComputedTensor, at: int, piece: memoryview) -> None:
+    spec = tensor.spec
+    found = first_nonfinite(spec.dtype, piece)
+    if found is None:
+        return
+    flat = found + at // DTYPE_SIZES[spec.dtype]
+    index = []
+    for length in reversed(spec.shape):
+        flat, rest = divmod(flat, length)
+        index.append(rest)
+    origin = f"in {tensor.file}" if isinstance(tensor, StoredTensor) else "computed from the checkpoint"
+    raise NonFiniteWeights(
+        f"The tensor {name} holds a value that is not finite.",
+        why=f"The first one is at {index[::-1]} of {spec.dtype} {list(spec.shape)}, {origin}.",
+        hint="Download the model again; if it stays so, its publisher's file is broken.",
+    )
+
+
+def _runs(stored: Sequence[StoredTensor | ComputedTensor]) -> list[int | None]:
     """For each tensor that does not follow the one before in its file: where the run of those that follow it ends."""
     stops: list[int | None] = [None] * len(stored)
     first = 0
+    before: StoredTensor | ComputedTensor | None = None
     for index, tensor in enumerate(stored):
-        before = stored[index - 1] if index else None
-        if before is None or (before.file, before.stop) != (tensor.file, tensor.start):
-            first = index
-        stops[first] = tensor.stop
+        if isinstance(tensor, StoredTensor):
+            if not isinstance(before, StoredTensor) or (before.file, before.stop) != (tensor.file, tensor.start):
+                first = index
+            stops[first] = tensor.stop
+        before = tensor
     return stops
 
 

@@ -10,10 +10,22 @@ from shardhub.checkpoint.tensor_names import place
 from shardhub.errors import UnsupportedModel
 from shardhub.manifest import MAX_TENSORS_PER_FILE
 from shardhub.naming import weight_file_name
-from shardhub.tensors import DTYPE_SIZES
+from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
 # A killed download costs one file, and the Hub resumes none across processes.
 MAX_FILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputedTensor:
+    """A tensor that is computed when it is written.
+
+    Attributes:
+        name: Its final name.
+    """
+
+    spec: TensorSpec
+    name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,17 +35,17 @@ class FileLayout:
     Attributes:
         header: Its first bytes, length included.
         tensors: Final names in the order of the file.
-        stored: Where each of them is read, in the same order.
+        stored: Where each of them comes from, in the same order.
     """
 
     name: str
     header: bytes
     tensors: tuple[str, ...]
-    stored: tuple[StoredTensor, ...]
+    stored: tuple[StoredTensor | ComputedTensor, ...]
 
     @property
     def size_bytes(self) -> int:
-        return len(self.header) + sum(tensor.stop - tensor.start for tensor in self.stored)
+        return len(self.header) + sum(tensor.spec.size_bytes for tensor in self.stored)
 
 
 def lay_out(
@@ -42,7 +54,7 @@ def lay_out(
     needed: Collection[str],
     *,
     layer_of: Mapping[str, int | None],
-    stored: Mapping[str, StoredTensor],
+    stored: Mapping[str, StoredTensor | ComputedTensor],
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> tuple[FileLayout, ...]:
     """Weight files of the stage [start, stop), in the order embedding, layers, norm and head.
@@ -54,7 +66,7 @@ def lay_out(
         start, stop: The stage's layers.
         needed: Final names of the tensors it needs.
         layer_of: Layer of every tensor of the model by final name, None outside the layers.
-        stored: Where every tensor of the model is stored, by final name.
+        stored: Where every tensor of the model comes from, by final name.
         max_file_bytes: A group of tensors that is larger takes several files; a tensor is never cut.
 
     Raises:
@@ -92,7 +104,7 @@ def _module(name: str) -> str:
 
 
 def _files(
-    group: str, names: Sequence[str], stored: Mapping[str, StoredTensor], max_file_bytes: int
+    group: str, names: Sequence[str], stored: Mapping[str, StoredTensor | ComputedTensor], max_file_bytes: int
 ) -> list[FileLayout]:
     # Widest dtypes first keeps every tensor aligned, as the safetensors library itself orders them.
     ordered = sorted(names, key=lambda name: (-DTYPE_SIZES[stored[name].spec.dtype], name))

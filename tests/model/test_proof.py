@@ -11,8 +11,8 @@ from mlx.utils import tree_flatten
 from shardhub.errors import ProofFailed, UnsupportedModel
 from shardhub.model import stage as stage_module
 from shardhub.model.anatomy import examine
-from shardhub.model.build import Blueprint, final_names, spec_of
-from shardhub.model.proof import StageCut, prove_chain, trace_stage
+from shardhub.model.build import Blueprint, spec_of
+from shardhub.model.proof import StageCut, prove_chain, trace_chain
 from shardhub.model.reach import find_needs, stage_cut, stage_tensors
 from shardhub.tensors import TensorSpec
 from tests import tiny
@@ -59,7 +59,7 @@ def test_another_configuration_has_another_stage_hash() -> None:
     for changes in ({}, {"rope_theta": 20000.0}, {"rms_norm_eps": 1e-6}):
         plan = blueprint("llama", **changes)
         anatomy, (_, second) = cuts_of(plan, 3)
-        hashes.add(trace_stage(plan, anatomy, [second]).hash())
+        hashes.add(trace_chain(plan, anatomy, [second]).hash())
     assert len(hashes) == 3
 
 
@@ -67,7 +67,7 @@ def test_stage_hash_is_the_same_in_every_run() -> None:
     """Two traces of one stage hash alike, whatever was traced before."""
     plan = blueprint("gpt_oss")
     anatomy, (_, second) = cuts_of(plan, 2)
-    assert trace_stage(plan, anatomy, [second]).hash() == trace_stage(plan, anatomy, [second]).hash()
+    assert trace_chain(plan, anatomy, [second]).hash() == trace_chain(plan, anatomy, [second]).hash()
 
 
 def test_joined_stages_compute_what_the_single_ones_do() -> None:
@@ -75,7 +75,7 @@ def test_joined_stages_compute_what_the_single_ones_do() -> None:
     plan = blueprint("gemma3")
     anatomy, (first, middle, last) = cuts_of(plan, 2, 4)
     joined = StageCut(start=2, stop=6, crossings_in=middle.crossings_in, crossings_out=())
-    assert trace_stage(plan, anatomy, [joined]).hash() == trace_stage(plan, anatomy, [middle, last]).hash()
+    assert trace_chain(plan, anatomy, [joined]).hash() == trace_chain(plan, anatomy, [middle, last]).hash()
     del first
 
 
@@ -115,26 +115,6 @@ def test_config_and_headers_that_disagree_are_refused() -> None:
     other = {**plan.tensors, name: TensorSpec(dtype="F32", shape=(3, 3))}
     with pytest.raises(UnsupportedModel, match=name):
         Blueprint(plan.config, other).build()
-
-
-def test_checkpoint_that_needs_conversion_is_refused_with_the_command() -> None:
-    """Experts that sanitize would have to stack cannot be copied as they are."""
-    plan = blueprint("mixtral")
-    stored = {name: spec for name, spec in plan.tensors.items() if "switch_mlp" not in name}
-    for layer in range(tiny.NUM_LAYERS):
-        for expert in range(4):
-            for source, shape in (("w1", (128, 64)), ("w2", (64, 128)), ("w3", (128, 64))):
-                name = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{source}.weight"
-                stored[name] = TensorSpec(dtype="F32", shape=shape)
-    with pytest.raises(UnsupportedModel, match=r"mlx_lm\.convert"):
-        final_names(plan.config, stored)
-
-
-def test_tensors_that_sanitize_drops_are_left_out() -> None:
-    """A checkpoint's buffers that mlx-lm does not load never reach a shard."""
-    plan = blueprint("llama")
-    stored = {**plan.tensors, "model.layers.0.self_attn.rotary_emb.inv_freq": TensorSpec(dtype="F32", shape=(8,))}
-    assert final_names(plan.config, stored) == {name: name for name in plan.tensors}
 
 
 def test_nothing_is_evaluated_by_a_proof() -> None:

@@ -10,18 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardhub.errors import DoesNotFit, PlanError
+from shardhub.planning.borders import Borders, CutFacts
+from shardhub.planning.cutting import cut_at, cut_evenly, parse_cuts
 from shardhub.planning.machine import Machine, cut_for_machines, parse_machine
-from shardhub.planning.plan import (
-    LayerCosts,
-    ModelCosts,
-    Plan,
-    StagePlan,
-    cut_at,
-    cut_evenly,
-    parse_cuts,
-    parse_plan,
-    plan_to_json,
-)
+from shardhub.planning.plan import LayerCosts, ModelCosts, Plan, StagePlan, parse_plan, plan_to_json
 from shardhub.planning.table import format_table, plan_table
 
 GB = 10**9
@@ -53,6 +45,19 @@ def _plans(num_layers: int, num_stages: int, allowed: set[int] | None = None) ->
     return [list(pairwise([0, *cuts, num_layers])) for cuts in combinations(usable, num_stages - 1)]
 
 
+def _allowing(num_layers: int, allowed: set[int] | None) -> Borders | None:
+    """Borders that can be cut at `allowed` only, with nothing that crosses."""
+    if allowed is None:
+        return None
+    return Borders(
+        cuts=tuple(
+            CutFacts(position=position, refusal=None if position in allowed else "no")
+            for position in range(1, num_layers)
+        ),
+        context=1,
+    )
+
+
 def _uniform(num_layers: int, layer_bytes: int, **more: int) -> ModelCosts:
     return ModelCosts(layers=(LayerCosts(size_bytes=layer_bytes, read_bytes=layer_bytes),) * num_layers, **more)
 
@@ -78,14 +83,14 @@ def test_no_plan_has_a_faster_slowest_stage(costs: ModelCosts, data: st.DataObje
     every = _plans(costs.num_layers, num_stages, allowed)
     if not every:
         with pytest.raises(PlanError):
-            cut_evenly(costs, num_stages, allowed_cuts=allowed)
+            cut_evenly(costs, num_stages, borders=_allowing(costs.num_layers, allowed))
         return
 
     def score(ranges: list[tuple[int, int]]) -> tuple[int, int]:
         reads = [costs.read_bytes(start, stop) for start, stop in ranges]
         return max(reads), sum(read * read for read in reads)
 
-    plan = cut_evenly(costs, num_stages, allowed_cuts=allowed)
+    plan = cut_evenly(costs, num_stages, borders=_allowing(costs.num_layers, allowed))
     assert score(_ranges(plan)) == min(map(score, every))
     assert allowed is None or set(plan.cuts) <= allowed
 
@@ -231,19 +236,20 @@ def test_cuts_are_taken_as_given() -> None:
 
 def test_forbidden_cut_is_refused_everywhere() -> None:
     """Every method keeps to the cuts a model allows, and a given one is answered with its neighbours."""
-    costs, allowed = _uniform(10, GB), {2, 6, 8}
+    costs = _uniform(10, GB)
+    borders = _allowing(10, {2, 6, 8})
     with pytest.raises(PlanError, match=r"layer 5.*2, 6, 8"):
-        cut_at(costs, (5,), allowed_cuts=allowed)
-    assert cut_evenly(costs, 2, allowed_cuts=allowed).cuts == (6,)
+        cut_at(costs, (5,), borders=borders)
+    assert cut_evenly(costs, 2, borders=borders).cuts == (6,)
     machines = [parse_machine(f"m{index}=12GB") for index in range(2)]
-    assert cut_for_machines(costs, machines, context=1, allowed_cuts=allowed).cuts == (6,)
+    assert cut_for_machines(costs, machines, context=1, borders=borders).cuts == (6,)
     with pytest.raises(DoesNotFit, match="no cut"):
-        cut_for_machines(costs, machines, context=1, allowed_cuts={1})
+        cut_for_machines(costs, machines, context=1, borders=_allowing(10, {1}))
     written = json.dumps(plan_to_json(cut_at(costs, (5,)))).encode()
     with pytest.raises(PlanError, match="layer 5"):
-        parse_plan(written, costs, allowed_cuts=allowed)
+        parse_plan(written, costs, borders=borders)
     with pytest.raises(PlanError, match="3 of its 9"):
-        cut_evenly(costs, 5, allowed_cuts=allowed)
+        cut_evenly(costs, 5, borders=borders)
 
 
 @pytest.mark.parametrize("text", ["", ",", "1,", "a", "1;2", "1.5", "-1", "1 2", "9" * 50, "\u0661"])

@@ -1,0 +1,78 @@
+"""Parity records beside a manifest on the Hub: read, and added later by a commit of their own."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from shardhub.errors import Conflict, FormatError
+from shardhub.hub.calls import HubCalls
+from shardhub.hub.remote_repo import list_files, look, read_small
+from shardhub.manifest import Parity, encode
+from shardhub.naming import CARD_FILE
+from shardhub.parity import MAX_RECORD_BYTES, MAX_RECORDS, PARITY_FOLDER, Numbers, file_name
+from shardhub.splitting.cards import with_parity_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+
+def read_remote_records(calls: HubCalls, repo: str, commit: str) -> dict[str, bytes]:
+    """Bytes of the records of a pipeline's repo at a commit, by file name.
+
+    Raises:
+        FormatError: There are more or larger ones than can be.
+        AccessError, HubUnreachable, HubRefused: They cannot be read.
+    """
+    files = list_files(calls, repo, commit)
+    found = [entry for path, entry in sorted(files.items()) if str(PurePosixPath(path).parent) == PARITY_FOLDER]
+    if len(found) > MAX_RECORDS or any(entry.size_bytes > MAX_RECORD_BYTES for entry in found):
+        raise FormatError(
+            f"{repo}/{PARITY_FOLDER} holds no parity records.",
+            why=f"There are at most {MAX_RECORDS} of at most {MAX_RECORD_BYTES} bytes each.",
+        )
+    return {PurePosixPath(entry.path).name: read_small(calls, repo, entry.path, commit) for entry in found}
+
+
+def push_record(calls: HubCalls, repo: str, parity: Parity) -> str:
+    """Add a record to its pipeline's repo, and tell it on the card; nothing else of the repo changes.
+
+    Returns:
+        The commit.
+
+    Raises:
+        Conflict: The repo holds another pipeline by now, or changed meanwhile.
+        AccessError, HubUnreachable, HubRefused: The Hub does not do its part.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    there = look(calls, repo)
+    found = None if there is None or there.manifest is None else there.manifest.pipeline_id
+    if there is None or found != parity.pipeline_id:
+        raise Conflict(
+            f"{repo} is not the pipeline of this record.",
+            why=f"It is {(found or 'none')[:16]}, the record names {parity.pipeline_id[:16]}.",
+            hint="Run the same command again: it looks at what is there now.",
+        )
+    path = file_name(parity)
+    documents = {path: encode(parity)}
+    if CARD_FILE in there.files:
+        card = read_small(calls, repo, CARD_FILE, there.commit).decode("utf-8", "replace")
+        if (told := with_parity_line(card, Numbers(parity=parity))) != card:
+            documents[CARD_FILE] = told.encode()
+
+    def send() -> str:
+        added: list[CommitOperationAdd] = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in documents.items()
+        ]
+        message = f"Parity record: {parity.tokens_equal} of {parity.num_tokens} tokens"
+        return calls.api.create_commit(repo, added, commit_message=message, parent_commit=there.commit).oid
+
+    try:
+        return calls.run(send, what=f"committing to {repo}", repo=repo)
+    except Conflict:
+        # An answer that was lost hides a commit that was made.
+        now = look(calls, repo)
+        if now is not None and path in now.files:
+            return now.commit
+        raise

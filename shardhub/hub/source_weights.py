@@ -1,0 +1,103 @@
+"""Weight files of a source model, brought to this disk: where its tensors must be computed, ranges are not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from shardhub.checkpoint.header import Header, read_header
+from shardhub.errors import Conflict, DiskFull, WeightFileError
+from shardhub.hub.cache import Cache
+from shardhub.hub.download import fetch_blob
+from shardhub.hub.locks import locked_at_once
+from shardhub.hub.pinned import PinnedRepo
+
+# Weight files the Hub keeps in git have no sha256 in the listing; it takes none of more than 10 MB.
+_MAX_GIT_BYTES = 16 << 20
+
+
+class SourceWeights:
+    """Weight files of a repo at a commit, in the cache once they are asked for; `shardhub prune` deletes them.
+
+    Args:
+        repo: The repo.
+        cache: Where they go.
+        notice: Told the size of what is fetched, and what keeps it from going on.
+        progress: Told what is being done.
+    """
+
+    def __init__(
+        self, repo: PinnedRepo, cache: Cache, *, notice: Callable[[str], None], progress: Callable[[str], None]
+    ) -> None:
+        self._repo = repo
+        self._cache = cache
+        self._notice = notice
+        self._progress = progress
+        self._is_told = False
+
+    def path(self, name: str, header: Header) -> Path:
+        """Path of a weight file, fetched if it is not here.
+
+        Raises:
+            WeightFileError: It has another header than was read from the Hub.
+            DiskFull: There is no room for all weight files.
+            As `fetch_blob` and `PinnedRepo.read`.
+        """
+        cache, listed = self._cache, self._repo.file(name)
+        sha256 = listed.sha256
+        if sha256 is not None and cache.has(sha256, listed.size_bytes):
+            return cache.blob(sha256)
+        self._tell()
+        cache.prepare()
+        with locked_at_once(cache.use_lock, shared=True) as is_free:
+            if not is_free:
+                raise Conflict(f"Another process is deleting from the cache {cache.root}.", hint="Try again.")
+            if sha256 is None:
+                path = cache.blob(cache.put(self._repo.read(name, _MAX_GIT_BYTES)))
+                _check(path, header)
+                return path
+            done_bytes = 0
+
+            def told(count: int) -> None:
+                nonlocal done_bytes
+                done_bytes += count
+                self._progress(f"fetching {name}: {done_bytes / 1e9:.2f} of {listed.size_bytes / 1e9:.2f} GB")
+
+            return fetch_blob(
+                self._repo,
+                name,
+                sha256=sha256,
+                cache=cache,
+                check=lambda path: _check(path, header),
+                notice=self._notice,
+                progress=told,
+            )
+
+    def _tell(self) -> None:
+        """Say once how much is to be fetched, and see that there is room for it."""
+        if self._is_told:
+            return
+        self._is_told = True
+        missing = sum(
+            file.size_bytes
+            for file in self._repo.files.values()
+            if file.name.endswith(".safetensors")
+            and not (file.sha256 is not None and self._cache.has(file.sha256, file.size_bytes))
+        )
+        self._notice(
+            f"tensors of {self._repo.repo} must be computed, so its weight files are fetched first: "
+            f"{missing / 1e9:.2f} GB into {self._cache.root} (shardhub prune deletes them)"
+        )
+        if missing > (free := self._cache.free_bytes()):
+            raise DiskFull(
+                f"There is not enough room in {self._cache.root} for the weight files of {self._repo.repo}.",
+                why=f"They need {missing / 1e9:.2f} GB, {free / 1e9:.2f} GB are free.",
+                hint="Set SHARDHUB_CACHE to a folder on a larger disk, or split a conversion of the model that has "
+                "MLX's layout: it is read by ranges.",
+            )
+
+
+def _check(path: Path, header: Header) -> None:
+    """See that a file is sound, and has the header that was read from the Hub before."""
+    if read_header(path).digest != header.digest:
+        raise WeightFileError(f"{path} has another header than the Hub sent before.", hint="Run the command again.")

@@ -1,0 +1,199 @@
+"""Sequences side by side in one cache: merge, extend, keep, extract, trim and snapshot of a stage's caches.
+
+Each function returns caches of its own and leaves those it was given as they were: arrays are shared until one of the
+two is written to, so that a copy costs nothing before the next step, and nothing at all if the other is dropped.
+Each operation is applied once to each cache object, because foreign slots share ghosts. A ghost is a cache like any
+other: merged, it keeps an offset for each row, and the masks and rotations made from it are right for each row.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models import cache as caches
+
+from shardhub.errors import SessionNotRewindable, UnsupportedModel
+from shardhub.model.stage import StageCache
+
+# Exactly these classes, not their subclasses: what a subclass adds would be lost without a word.
+_SINGLE = (caches.KVCache, caches.RotatingKVCache, caches.ArraysCache)
+_MERGED = (caches.BatchKVCache, caches.BatchRotatingKVCache, caches.ArraysCache)
+_TRIMMABLE = (
+    caches.KVCache,
+    caches.RotatingKVCache,
+    caches.ChunkedKVCache,
+    caches.BatchKVCache,
+    caches.BatchRotatingKVCache,
+)
+
+
+def merge(sequences: Sequence[StageCache]) -> StageCache:
+    """Put single sequences side by side, each at a position of its own.
+
+    Args:
+        sequences: Caches of one sequence each, of one stage; at least one position has been run in each.
+
+    Returns:
+        Caches of B = len(sequences) rows, in this order, padded on the left to the longest.
+
+    Raises:
+        UnsupportedModel: A cache has no batched form.
+    """
+    rows = [_entries(sequence) for sequence in sequences]
+    for entry in rows[0]:
+        _require(entry, _SINGLE, "merged")
+        if any(getattr(part, "keep", 0) for part in _parts(entry)):
+            raise UnsupportedModel(
+                "A sliding window that keeps its first positions cannot be merged.",
+                why="mlx-lm's batched form of it would drop them.",
+                hint="Run its sequences one at a time.",
+            )
+    merged = [same[0].merge(list(same)) for same in zip(*rows, strict=True)]
+    return _with_entries(sequences[0], merged)
+
+
+def extend(cache: StageCache, other: StageCache) -> StageCache:
+    """Append the rows of `other` to those of `cache`; both are merged.
+
+    Raises:
+        UnsupportedModel: A cache has no batched form.
+    """
+    result, added = snapshot(cache), snapshot(other)
+    for entry, more in zip(_entries(result), _entries(added), strict=True):
+        _require(entry, _MERGED, "extended")
+        _require(more, _MERGED, "extended")
+        entry.extend(more)
+    return result
+
+
+def keep(cache: StageCache, rows: Sequence[int]) -> StageCache:
+    """Only these rows of merged caches, in this order.
+
+    Raises:
+        UnsupportedModel: A cache has no batched form.
+    """
+    result = snapshot(cache)
+    chosen = mx.array(list(rows), mx.int32)
+    for entry in _entries(result):
+        _require(entry, _MERGED, "filtered")
+        entry.filter(chosen)
+    return result
+
+
+def extract(cache: StageCache, row: int) -> StageCache:
+    """One row of merged caches as caches of a single sequence, without padding.
+
+    Raises:
+        UnsupportedModel: A cache has no batched form.
+    """
+    found = _entries(cache)
+    for entry in found:
+        _require(entry, _MERGED, "taken apart")
+    return _with_entries(cache, [entry.extract(row) for entry in found])
+
+
+def is_trimmable(cache: StageCache) -> bool:
+    """Whether `trim` can go back, to any position down to 0."""
+    return all(type(part) in _TRIMMABLE and _holds_all(part) for part in _all_parts(cache))
+
+
+def trim(cache: StageCache, num: int) -> StageCache:
+    """Go back by `num` positions, in every row.
+
+    Raises:
+        UnsupportedModel: A cache holds a state that cannot go back.
+        SessionNotRewindable: It could, but holds too few positions or has dropped what the new position needs.
+    """
+    result = snapshot(cache)
+    for part in _all_parts(result):
+        _check_trim(part, num)
+        part.trim(num)
+    return result
+
+
+def trim_rows(cache: StageCache, nums: Sequence[int]) -> StageCache:
+    """Go back by a number of positions of its own in each row of merged caches; padding makes up for it.
+
+    Raises:
+        UnsupportedModel: A cache holds a state that cannot go back.
+        SessionNotRewindable: It could, but holds too few positions or has dropped what the new position needs.
+    """
+    result = snapshot(cache)
+    for part in _all_parts(result):
+        _require(part, (caches.BatchKVCache, caches.BatchRotatingKVCache), "trimmed by row")
+        _check_trim(part, nums)
+        # Positions to forget are padding on the right, which upstream rolls away: prepare, finalize.
+        part.prepare(lengths=[-num for num in nums], right_padding=list(nums))
+        part.finalize()
+    return result
+
+
+def snapshot(cache: StageCache) -> StageCache:
+    """A copy to come back to. It shares its arrays with the original until the next step writes to one of them."""
+    return copy.deepcopy(cache)
+
+
+def _holds_all(part: Any) -> bool:
+    """Whether a cache has dropped nothing. A chunked one says it can be trimmed even after it dropped its front."""
+    return bool(part.is_trimmable()) and not getattr(part, "start_position", None)
+
+
+def _check_trim(part: Any, num: int | Sequence[int]) -> None:
+    nums = [num] if isinstance(num, int) else list(num)
+    _require(part, _TRIMMABLE, "trimmed")
+    if not _holds_all(part):
+        raise SessionNotRewindable(
+            f"The KV cache cannot go back by {max(nums)} positions.",
+            why="A sliding window has moved on and dropped what it would show there.",
+            hint="Go back to a snapshot, or reset and replay.",
+        )
+    offset: Any = part.offset
+    held: Any = offset.tolist() if isinstance(offset, mx.array) else [offset]
+    if len(nums) not in (1, len(held)):
+        raise ValueError(f"{len(nums)} numbers of positions for {len(held)} rows")
+    if min(nums) < 0 or any(have < num for have, num in zip(held, nums * len(held), strict=False)):
+        raise SessionNotRewindable(
+            f"The KV cache cannot go back by {max(nums)} positions.", why=f"It holds {min(held)}."
+        )
+
+
+def _parts(entry: Any) -> Iterator[Any]:
+    """The caches a cache list is made of, or the cache itself."""
+    if isinstance(entry, caches.CacheList):
+        for part in entry.caches:
+            yield from _parts(part)
+    else:
+        yield entry
+
+
+def _all_parts(cache: StageCache) -> Iterator[Any]:
+    for entry in _entries(cache):
+        yield from _parts(entry)
+
+
+def _require(entry: Any, classes: Collection[type], what: str) -> None:
+    for part in _parts(entry):
+        if type(part) not in classes:
+            raise UnsupportedModel(
+                f"A cache of class {type(part).__name__} cannot be {what}.",
+                why="mlx-lm gives it no such operation.",
+                hint="Run its sequences one at a time.",
+            )
+
+
+def _entries(cache: StageCache) -> list[Any]:
+    """The cache objects behind a view, each once, in the order of their first slot."""
+    return list({id(entry): entry for entry in cache.view}.values())
+
+
+def _with_entries(cache: StageCache, entries: Sequence[Any]) -> StageCache:
+    """The same arrangement over other cache objects."""
+    other = {id(old): new for old, new in zip(_entries(cache), entries, strict=True)}
+
+    def swap(found: list[Any]) -> list[Any]:
+        return [other[id(entry)] for entry in found]
+
+    return StageCache(view=swap(cache.view), owned=swap(cache.owned), ghosts=swap(cache.ghosts))

@@ -1,0 +1,189 @@
+"""From a checkpoint's tensors to a model's: which are copied as they are, and which are computed, and computing those.
+
+Both are asked of upstream's own sanitize, which sees the full set of tensors and sees it once: run on a part of them,
+or on its own result, it is wrong for some architectures without saying so.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.errors import UnsupportedModel, WeightFileError
+from shardhub.manifest import canonical, config_digest, sha256_hex
+from shardhub.model.arrays import placeholder
+from shardhub.model.build import instantiate, sanitize, spec_of
+from shardhub.tensors import TensorSpec
+
+# dtypes of the safetensors format that MLX's reader refuses.
+_NOT_READ = ("F64", "F8_E5M2")
+# Files a process has open beside weight files: libraries, logs, connections.
+_OTHER_FILES = 64
+
+
+class Conversion:
+    """What upstream's sanitize makes of a checkpoint's tensors, decided from their headers.
+
+    Args:
+        config: The model's config.json.
+        stored: Headers as they are in the checkpoint.
+
+    Attributes:
+        copied: Name in the checkpoint by final name, of the tensors that sanitize leaves alone.
+        specs: Dtype and shape by final name, of the tensors that it computes.
+        tensors: Dtype and shape of all tensors by final name, in final order.
+        recipe: Digest of everything the computed ones depend on beside the checkpoint's bytes.
+
+    Raises:
+        UnsupportedModel: The architecture is unknown, the tensors are not those the config describes, or what sanitize
+            does depends on their values.
+    """
+
+    def __init__(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> None:
+        self._config = dict(config)
+        self.copied: dict[str, str] = {}
+        self.specs: dict[str, TensorSpec] = {}
+        self.tensors: dict[str, TensorSpec] = {}
+        for name, (source, spec) in _foresee(self._config, stored).items():
+            if source is None:
+                self.specs[name] = spec
+            else:
+                self.copied[name] = source
+            self.tensors[name] = spec
+        _check_dtypes(self.tensors, stored if self.specs else {})
+        self.recipe = sha256_hex(
+            canonical([config_digest(self._config), version("mlx-lm"), version("mlx"), str(mx.default_device())])
+        )
+        self._pending: dict[str, mx.array] = {}
+
+    @property
+    def computed(self) -> frozenset[str]:
+        """Final names of the tensors that are computed: their bytes stand nowhere in the checkpoint."""
+        return frozenset(self.specs)
+
+    def read(self, checkpoint: Checkpoint, names: Sequence[str]) -> Iterator[memoryview]:
+        """Compute tensors, one when it is asked for; its bytes are valid until the next is.
+
+        Memory holds one of them with what it is made of. To be used by one thread.
+
+        Args:
+            checkpoint: The one whose headers this was decided from.
+            names: Final names of computed tensors.
+
+        Raises:
+            WeightFileError: The checkpoint's files changed or cannot be read.
+            UnsupportedModel: sanitize gives another tensor than it gave for the headers.
+        """
+        for name in names:
+            if name not in self._pending:
+                self._pending = self._load(checkpoint)
+            array = mx.contiguous(self._pending.pop(name))
+            if spec_of(array) != self.specs[name]:
+                raise UnsupportedModel(
+                    f"mlx-lm's sanitize makes another tensor of {name} than its header shows.",
+                    why=f"{array.dtype} {list(array.shape)} instead of {self.specs[name]}.",
+                )
+            try:
+                mx.eval(array)
+            except RuntimeError as error:
+                raise _unreadable(checkpoint, str(error)) from error
+            bits = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+            yield np.array(bits, copy=False).reshape(-1).view(np.uint8).data
+            del array, bits
+            mx.clear_cache()
+
+    def _load(self, checkpoint: Checkpoint) -> dict[str, mx.array]:
+        """The computed tensors, not evaluated: nothing but headers is read."""
+        _allow_open_files(len(checkpoint.files) + _OTHER_FILES)
+        weights: dict[str, mx.array] = {}
+        for name, header in checkpoint.files.items():
+            path = checkpoint.local_file(name, header)
+            try:
+                arrays = mx.load(str(path), format="safetensors")
+            except RuntimeError as error:
+                raise _unreadable(checkpoint, str(error)) from error
+            assert isinstance(arrays, dict)
+            weights.update(arrays)
+        clean = sanitize(instantiate(self._config), weights)
+        if missing := self.computed - clean.keys():
+            raise UnsupportedModel(f"mlx-lm's sanitize gives no {min(missing)}, which it gave for the headers.")
+        return {name: clean[name] for name in self.specs}
+
+
+class _Seen(Exception):
+    """Ends a trace once its outputs are known: what lies between is of no interest, and fp8 cannot be exported."""
+
+
+def _foresee(config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> dict[str, tuple[str | None, TensorSpec]]:
+    """By final name: the tensor of the checkpoint it is, None for one that is computed; and its spec.
+
+    Nodes of the trace tell them apart. Python objects do not: `w *= 2` makes another array of the same object.
+    """
+    model = instantiate(config)
+    names = list(stored)
+    finals: list[str] = []
+    nodes: dict[str, list[str]] = {}
+    specs: list[TensorSpec] = []
+
+    def clean(*arrays: mx.array) -> list[mx.array]:
+        result = sanitize(model, dict(zip(names, arrays, strict=True)))
+        finals.extend(result)
+        specs.extend(spec_of(array) for array in result.values())
+        return list(result.values())
+
+    def listen(event: dict[str, Any]) -> None:
+        kind = event["type"]
+        if kind in ("inputs", "outputs"):
+            nodes[kind] = [node for node, *_ in event[kind]]
+        if kind == "outputs":
+            raise _Seen
+
+    try:
+        # While MLX traces it refuses to evaluate, so that a look at values cannot go unnoticed.
+        mx.export_function(listen, clean, *(placeholder(spec) for spec in stored.values()))
+    except _Seen:
+        pass
+    except UnsupportedModel as error:
+        if isinstance(error.__cause__, ValueError) and "function transformations" in str(error.__cause__):
+            raise UnsupportedModel(
+                f"What mlx-lm makes of a {config.get('model_type')} checkpoint depends on its tensors' values.",
+                why="A split is decided from headers.",
+                hint="Split a checkpoint of an architecture that mlx-lm reads by names and shapes.",
+            ) from error
+        raise
+    sources = dict(zip(nodes["inputs"], names, strict=True))
+    return {
+        final: (source, spec if source is None else stored[source])
+        for final, spec, source in zip(finals, specs, map(sources.get, nodes["outputs"]), strict=True)
+    }
+
+
+def _check_dtypes(needed: Mapping[str, TensorSpec], loaded: Mapping[str, TensorSpec]) -> None:
+    for name, spec in (*needed.items(), *loaded.items()):
+        if spec.dtype in _NOT_READ:
+            raise UnsupportedModel(
+                f"MLX does not read tensors of {spec.dtype}, such as {name}.",
+                hint="Save the checkpoint in bfloat16 or float32, then split it.",
+            )
+
+
+def _allow_open_files(num_files: int) -> None:
+    """MLX holds every file open whose tensors it may still read, and macOS gives a process 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < num_files:
+        limit = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+
+
+def _unreadable(checkpoint: Checkpoint, why: str) -> WeightFileError:
+    return WeightFileError(
+        f"The tensors of {checkpoint.where} could not be computed.",
+        why=f"{why[:1].upper()}{why[1:400]}.",
+        hint="Wait until nothing writes to the model, then start again.",
+    )

@@ -1,0 +1,191 @@
+"""One step of one or several sessions through a stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from shardhub.errors import NodeFailure
+from shardhub.model import taps
+from shardhub.model.arrays import from_raw, to_raw
+from shardhub.model.sampling import draw_key, likeliest, sample, score, top_tokens
+from shardhub.model.session import Session, gather
+from shardhub.model.stage import Stage, cache_arrays
+from shardhub.protocol import TopTokens
+from shardhub.tensors import RawTensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What one session's logits gave.
+
+    Attributes:
+        tokens: Drawn: one, or more where drafts were right.
+        logprobs: Their log probabilities.
+        top: The likeliest tokens at each of them, if the session asks for any.
+        target_logprobs, target_top: The same of ids that were given.
+    """
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    top: tuple[TopTokens, ...] = ()
+    target_logprobs: tuple[float, ...] = ()
+    target_top: tuple[TopTokens, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advanced:
+    """What one step gave.
+
+    Attributes:
+        crossings: What goes on to the next stage; empty on the last.
+        drawn: For each session; nothing where no token was asked for.
+    """
+
+    crossings: Mapping[str, RawTensor]
+    drawn: tuple[Drawn, ...]
+
+
+def advance(
+    stage: Stage,
+    sessions: Sequence[Session],
+    ids: np.ndarray[Any, np.dtype[np.int32]],
+    incoming: Mapping[str, RawTensor],
+    *,
+    draw: Sequence[bool],
+    verify: bool = False,
+    masks: Sequence[bytes | None] = (),
+    targets: Sequence[Sequence[int]] = (),
+) -> Advanced:
+    """Run one chunk of each session and evaluate it.
+
+    Args:
+        stage: Runs its layers.
+        sessions: B sessions, checked by `Session.check`; with more than one their caches are grouped.
+        ids: Token ids (B, L).
+        incoming: Crossings of the stage before: hidden states are (B, L, D) in the model's dtype.
+        draw: On the last stage, for which sessions to draw the token that follows.
+        verify: The ids after the first are drafts: draw at every position, and keep the tokens up to the first that
+            is not the draft's.
+        masks: For each session the tokens its draw may choose from: a bit for each id. Empty allows all to all.
+        targets: For each session the ids that follow each of its own, to be told how likely they were, or none.
+
+    Raises:
+        UnsupportedModel: The architecture's caches have no batched form; nothing has changed.
+        NodeFailure: The result is not finite; the sessions are of no use any more.
+    """
+    length = ids.shape[1]
+    cache = sessions[0].cache() if len(sessions) == 1 else gather(sessions).cache
+    position = max(session.position for session in sessions)
+    need_logits = stage.is_last and (any(draw) or any(targets))
+    arrays = {name: _leaf(raw) for name, raw in incoming.items()}
+    out = stage.run(mx.array(ids), cache, arrays, position=position, need_logits=need_logits)
+    for session, row in zip(sessions, ids.tolist(), strict=True):
+        session.ids.extend(row)
+    state = cache_arrays((*cache.owned, *cache.ghosts))
+    if isinstance(out, mx.array):
+        drawn = _draw(out, sessions, ids, state, draw, verify=verify, masks=masks or [None] * len(sessions))
+        for row, wanted in enumerate(targets):
+            if wanted:
+                found, top = score(out[row], wanted, sessions[row].parameters.top_logprobs)
+                _check_finite(found, sessions[row])
+                drawn[row] = replace(drawn[row], target_logprobs=tuple(found), target_top=tuple(top))
+        if length > 1:
+            mx.clear_cache()
+        return Advanced(crossings={}, drawn=tuple(drawn))
+    mx.eval([leaf for leaf in out.values() if isinstance(leaf, mx.array)], state)
+    crossings = {name: _raw(leaf) for name, leaf in out.items()}
+    if length > 1:
+        mx.clear_cache()  # a chunk's buffers are of no use to decode steps
+    return Advanced(crossings=crossings, drawn=tuple(Drawn() for _ in sessions))
+
+
+def _draw(
+    logits: mx.array,
+    sessions: Sequence[Session],
+    ids: np.ndarray[Any, np.dtype[np.int32]],
+    state: list[mx.array],
+    draw: Sequence[bool],
+    *,
+    verify: bool,
+    masks: Sequence[bytes | None],
+) -> list[Drawn]:
+    """Draw for each session from logits (B, L, V), whose ids it holds already."""
+    length = ids.shape[1]
+    columns = range(length) if verify else range(length - 1, length)
+    chosen: list[list[_Pick]] = []
+    broken: list[mx.array] = []
+    for row, (session, wanted) in enumerate(zip(sessions, draw, strict=True)):
+        picks: list[_Pick] = []
+        allowed = masks[row]
+        mask = None if allowed is None else _unpacked(allowed, logits.shape[-1])
+        for column in columns if wanted else ():
+            seen = session.position - length + column + 1
+            key = draw_key(session.parameters.seed, session.parameters.choice, seen)
+            token, logprobs = sample(logits[row, column, :], session.ids[:seen], session.parameters, mask, key)
+            num_top = session.parameters.top_logprobs
+            picks.append((token, logprobs[token], likeliest(logprobs, num_top) if num_top else ()))
+            broken.append(mx.isnan(logprobs).any())
+        chosen.append(picks)
+    mx.eval(chosen, broken, state)
+    if any(flag.item() for flag in broken):
+        positions = ", ".join(str(session.position - 1) for session in sessions)
+        raise NodeFailure(
+            f"The logits after position {positions} are not numbers.",
+            why="Weights or hidden states hold NaN or infinity.",
+            hint="Verify the shards' source; try another dtype.",
+        )
+    return [_accepted(picks, row) for picks, row in zip(chosen, ids.tolist(), strict=True)]
+
+
+def _check_finite(logprobs: Sequence[float], session: Session) -> None:
+    if any(math.isnan(value) for value in logprobs):
+        raise NodeFailure(f"Logits before position {session.position} are not numbers.")
+
+
+# A token, its log probability, and ids and log probabilities of the likeliest tokens there, if asked for.
+_Pick = tuple[mx.array, mx.array, tuple[mx.array, ...]]
+
+
+def _unpacked(allowed: bytes, vocab_size: int) -> mx.array:
+    """A mask (V,) bool from a bit for each id; ids beyond it are forbidden."""
+    bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little", count=vocab_size)
+    return mx.array(bits.astype(np.bool_))
+
+
+def _accepted(picks: Sequence[_Pick], row: Sequence[int]) -> Drawn:
+    """The tokens up to the first that is not the draft's: each was drawn after ids that are right."""
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    tops: list[TopTokens] = []
+    drafts = row[1:] if len(picks) > 1 else []
+    for index, (token, logprob, top) in enumerate(picks):
+        value: Any = token.item()
+        likely: Any = logprob.item()
+        tokens.append(value)
+        logprobs.append(likely)
+        if top:
+            tops.append(top_tokens(*top))
+        if index >= len(drafts) or drafts[index] != value:
+            break
+    return Drawn(tokens=tuple(tokens), logprobs=tuple(logprobs), top=tuple(tops))
+
+
+def _leaf(raw: RawTensor) -> taps.Leaf:
+    """An array, or the number that steers the forward on the host: 64 bits, no dimensions."""
+    if raw.shape or raw.dtype not in ("F64", "I64"):
+        return from_raw(raw)
+    value = np.frombuffer(raw.data, dtype=np.float64 if raw.dtype == "F64" else np.int64)[0]
+    return float(value) if raw.dtype == "F64" else int(value)
+
+
+def _raw(leaf: taps.Leaf) -> RawTensor:
+    if isinstance(leaf, mx.array):
+        return to_raw(leaf)
+    dtype, kind = ("F64", np.float64) if isinstance(leaf, float) else ("I64", np.int64)
+    return RawTensor(dtype=dtype, shape=(), data=np.array(leaf, kind).tobytes())

@@ -1,0 +1,85 @@
+"""The graph proof of shards, made again by this machine's mlx and mlx-lm, and held against what they carry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import mlx.core as mx
+
+from shardhub import __version__
+from shardhub.manifest import Proof
+from shardhub.model.anatomy import Anatomy, examine
+from shardhub.model.build import Blueprint
+from shardhub.model.load import chain_around, stage_cut_of
+from shardhub.model.proof import Scenario, prove_chain, trace_chain
+from shardhub.shard import Shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardGraph:
+    """A shard's computation as it is here.
+
+    Attributes:
+        hashes: Traced now: of one sequence, and of two side by side if proof.json has that.
+        published: The same in its proof.json; empty without one.
+        is_comparable: Whether that was made by the same versions, device and chunks, so that the two must be equal.
+        made_by: Versions that made it.
+    """
+
+    hashes: tuple[str, ...]
+    published: tuple[str, ...]
+    is_comparable: bool
+    made_by: str
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing says that proof.json is another computation's."""
+        return self.published == self.hashes or not self.is_comparable
+
+
+def open_blueprint(shard: Shard) -> Blueprint:
+    """The whole model of a shard, without its weights."""
+    return Blueprint({key: value for key, value in shard.config.items() if key != "shardhub"}, shard.tensors)
+
+
+def prove_again(shards: Sequence[Shard], *, is_whole: bool) -> list[ShardGraph]:
+    """Show that the stages compute here what the whole model computes, and trace each alone.
+
+    Args:
+        shards: Of one pipeline, in order.
+        is_whole: Whether these are all its stages; otherwise each is shown to fit between all other layers.
+
+    Raises:
+        ProofFailed: They compute something else.
+        UnsupportedModel: mlx-lm cannot build or trace the model.
+    """
+    blueprint = open_blueprint(shards[0])
+    anatomy = examine(blueprint)
+    cuts = [stage_cut_of(shard.stage) for shard in shards]
+    claims = [shard.proof is not None and shard.proof.batched_graph_hash is not None for shard in shards]
+    for chain in [cuts] if is_whole else [chain_around(cut, anatomy.num_layers) for cut in cuts]:
+        prove_chain(blueprint, anatomy, chain)
+        if any(claims):
+            prove_chain(blueprint, anatomy, chain, Scenario.MERGED)
+    found = []
+    for shard, cut, is_batched in zip(shards, cuts, claims, strict=True):
+        hashes = [trace_chain(blueprint, anatomy, [cut]).hash()]
+        if is_batched:
+            hashes.append(trace_chain(blueprint, anatomy, [cut], Scenario.MERGED).hash())
+        found.append(_against(shard.proof, tuple(hashes), anatomy))
+    return found
+
+
+def _against(proof: Proof | None, hashes: tuple[str, ...], anatomy: Anatomy) -> ShardGraph:
+    if proof is None:
+        return ShardGraph(hashes=hashes, published=(), is_comparable=False, made_by="")
+    here = (__version__, version("mlx"), version("mlx-lm"), str(mx.default_device()), anatomy.chunks)
+    there = (proof.shardhub, proof.mlx, proof.mlx_lm, proof.device, proof.chunks)
+    return ShardGraph(
+        hashes=hashes,
+        published=tuple(found for found in (proof.graph_hash, proof.batched_graph_hash) if found is not None),
+        is_comparable=here == there,
+        made_by=f"shardhub {proof.shardhub}, mlx {proof.mlx}, mlx-lm {proof.mlx_lm}",
+    )

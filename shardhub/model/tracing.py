@@ -1,0 +1,217 @@
+"""A computation traced without evaluating it: what its outputs hash to, and which inputs they depend on.
+
+`mx.export_function` with a callback yields each primitive with its arguments and each constant with its value, while
+nothing is evaluated and no weight is needed. The Merkle hash of an output is equal only if its computation is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from shardhub.errors import ShardhubError, UnsupportedModel
+
+# Constants above this many elements are told apart by shape only; none was seen in the 126 model modules.
+_MAX_CONSTANT_ELEMENTS = 1 << 20
+# Mark where a traced computation converts to and from float8, which mlx 0.32.4 cannot export.
+_TO_FP8_MARK = 0xF8
+_FROM_FP8_MARK = 0x8F
+# Modes of quantisation whose scales or weights are fp8, and how many weights an integer packs.
+_FP8_MODES = {"nvfp4": 8, "mxfp8": 4}
+# A trace puts stand-ins into mlx's module, so there is one at a time.
+_one_trace = threading.Lock()
+
+
+class Graph:
+    """A traced computation.
+
+    Attributes:
+        outputs: Nodes of the function's outputs, in order.
+    """
+
+    def __init__(self) -> None:
+        self.outputs: list[str] = []
+        self._sources: dict[str, tuple[str, ...]] = {}
+        self._hashes: dict[str, bytes] = {}
+        self._inputs: dict[str, str] = {}
+
+    def hash(self) -> str:
+        """Hash of all outputs."""
+        digest = hashlib.sha256()
+        for output in self.outputs:
+            digest.update(self._hashes[output])
+        return digest.hexdigest()
+
+    def reach(self, outputs: Iterable[int]) -> set[str]:
+        """Names of the inputs that the outputs with these indices depend on."""
+        pending = [self.outputs[index] for index in outputs]
+        seen = set(pending)
+        names = set()
+        while pending:
+            node = pending.pop()
+            if node in self._inputs:
+                names.add(self._inputs[node])
+            for source in self._sources.get(node, ()):
+                if source not in seen:
+                    seen.add(source)
+                    pending.append(source)
+        return names
+
+    def add(self, event: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Take in one event of the export callback."""
+        kind = event["type"]
+        if kind == "inputs":
+            for (node, _, _), name in zip(event["inputs"], names, strict=True):
+                self._inputs[node] = name
+                self._hashes[node] = _digest("input", name)
+        elif kind == "constants":
+            for node, array in event["constants"]:
+                self._hashes[node] = _constant(array)
+        elif kind == "primitive":
+            sources = tuple(source for source, *_ in event["inputs"])
+            base = _digest(event["name"], event["arguments"], [self._hashes[source] for source in sources])
+            for index, (node, shape, dtype) in enumerate(event["outputs"]):
+                self._hashes[node] = _digest(base, index, tuple(shape), str(dtype))
+                self._sources[node] = sources
+        elif kind == "outputs":
+            self.outputs = [node for node, *_ in event["outputs"]]
+
+
+class Questions:
+    """What a traced forward asked the host: arrays it wanted the elements of, in order.
+
+    Some forwards choose experts on the host. A trace has no elements, so each question is answered with zeros, which
+    every index may be, and is an output of the graph itself: two traces with one hash ask the same and go on alike.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[mx.array] = []
+
+    def __len__(self) -> int:
+        return len(self.asked)
+
+    def answer(self, array: mx.array) -> Any:
+        """Elements as nested lists: an integer array's are zeros."""
+        self.asked.append(array)
+        return np.zeros(array.shape, np.int64).tolist()
+
+
+def trace(function: Callable[..., Sequence[mx.array]], inputs: Mapping[str, mx.array]) -> Graph:
+    """Trace `function(inputs, questions)` without evaluating anything; questions come after its own outputs.
+
+    Raises:
+        UnsupportedModel: The forward evaluates on the host, or uses a primitive that cannot be exported.
+    """
+    graph = Graph()
+    names = list(inputs)
+
+    def positional(*arrays: mx.array) -> Sequence[mx.array]:
+        questions.asked.clear()
+        outputs = function(dict(zip(names, arrays, strict=True)), questions)
+        return [*outputs, *questions.asked]
+
+    with _exportable() as questions:
+        try:
+            mx.export_function(lambda event: graph.add(event, names), positional, *inputs.values())
+        except ShardhubError:
+            raise
+        except Exception as error:  # upstream's forwards raise whatever they like
+            raise UnsupportedModel(
+                "The model's computation cannot be traced, so that a split of it cannot be proven.",
+                why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
+            ) from error
+    return graph
+
+
+@contextmanager
+def unevaluated() -> Iterator[None]:
+    """Answer a forward's questions to the host as in a trace, so that a lazy run of it evaluates nothing."""
+    questions, original, here = Questions(), mx.array.tolist, threading.get_ident()
+
+    def tolist(array: mx.array) -> Any:
+        if threading.get_ident() != here or not mx.issubdtype(array.dtype, mx.integer):
+            return original(array)
+        return questions.answer(array)
+
+    with _one_trace:
+        mx.array.tolist = tolist  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            mx.array.tolist = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def _exportable() -> Iterator[Questions]:
+    """Put stand-ins that the trace can take in the place of what it cannot.
+
+    - `contiguous` changes no value: left out.
+    - `to_fp8` and `from_fp8` become marks on their argument: functions of it alone, they are equal where the marks are.
+    - `dequantize` does so too where it reads fp8 within: elements of packed weights times marks of their scales.
+    - `tolist` of an integer array without elements is a question to the host.
+    """
+    questions = Questions()
+    tracing = threading.get_ident()
+    originals = mx.contiguous, mx.to_fp8, mx.from_fp8, mx.array.tolist, mx.dequantize
+
+    def here(stand_in: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+        """The stand-in for this thread, the original for every other, which may run a real forward meanwhile."""
+
+        def choose(*args: Any, **kwargs: Any) -> Any:
+            return (stand_in if threading.get_ident() == tracing else original)(*args, **kwargs)
+
+        return choose
+
+    def to_fp8(array: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        return mx.bitwise_xor(array.astype(mx.uint8), mx.array(_TO_FP8_MARK, mx.uint8))
+
+    def from_fp8(array: mx.array, dtype: mx.Dtype = mx.bfloat16, *args: Any, **kwargs: Any) -> mx.array:
+        return mx.bitwise_xor(array, mx.array(_FROM_FP8_MARK, mx.uint8)).astype(dtype)
+
+    def dequantize(weight: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        if (mode := kwargs.get("mode")) not in _FP8_MODES:
+            return originals[4](weight, *args, **kwargs)
+        scales = args[0] if args else kwargs["scales"]
+        elements = mx.repeat(weight, _FP8_MODES[mode], axis=-1)
+        groups = mx.repeat(from_fp8(scales, mx.float32), elements.shape[-1] // scales.shape[-1], axis=-1)
+        result = elements * groups
+        if (global_scale := kwargs.get("global_scale")) is not None:
+            result = result * global_scale
+        return result.astype(kwargs.get("dtype") or mx.bfloat16)
+
+    def tolist(array: mx.array) -> Any:
+        try:
+            return originals[3](array)
+        except ValueError:
+            if not mx.issubdtype(array.dtype, mx.integer):
+                raise
+            return questions.answer(array)
+
+    with _one_trace:
+        mx.contiguous = here(lambda array, *args, **kwargs: array, originals[0])
+        mx.to_fp8, mx.from_fp8 = here(to_fp8, originals[1]), here(from_fp8, originals[2])
+        mx.dequantize = here(dequantize, originals[4])
+        mx.array.tolist = here(tolist, originals[3])  # type: ignore[method-assign]
+        try:
+            yield questions
+        finally:
+            mx.contiguous, mx.to_fp8, mx.from_fp8 = originals[:3]
+            mx.dequantize = originals[4]
+            mx.array.tolist = originals[3]  # type: ignore[method-assign]
+
+
+def _digest(*parts: Any) -> bytes:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=20).digest()
+
+
+def _constant(array: mx.array) -> bytes:
+    if array.size > _MAX_CONSTANT_ELEMENTS:
+        return _digest("large constant", tuple(array.shape), str(array.dtype))
+    view = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+    return _digest("constant", tuple(array.shape), str(array.dtype), np.array(view).tobytes())

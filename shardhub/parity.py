@@ -1,0 +1,156 @@
+"""Parity records: what was proven by numbers, for which machines it holds, and how a reader is told."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardhub.errors import DigestMismatch, FormatError
+from shardhub.manifest import NumericClass, Parity, decode, encode, sha256_hex
+
+PARITY_FOLDER = "parity"
+# Prompts of a record, and the chunk they go in: both are longer, one takes three chunks.
+PROMPT_LENGTHS = (20, 37)
+CHUNK = 16
+# Decoded over all prompts.
+NUM_TOKENS = 64
+# Records beside a manifest, beyond which a folder is an attack.
+MAX_RECORDS = 256
+MAX_RECORD_BYTES = 1 << 20
+# Stands for a pipeline id before the stage digests are known.
+UNKNOWN = "0" * 64
+_FILE = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{1,16}-([0-9a-f]{16})\.json")
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_BACKENDS = {"cpu": "CPU", "metal": "Metal", "cuda": "CUDA"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What a card says of the stages' numbers.
+
+    Attributes:
+        parity: The record, if the stages were run against the whole model.
+        not_run: Why they were not.
+    """
+
+    parity: Parity | None = None
+    not_run: str = ""
+
+    @property
+    def line(self) -> str:
+        """What was proven, on one line."""
+        if self.parity is not None:
+            return describe(self.parity)
+        return f"proven by graph; not run: {self.not_run}" if self.not_run else "proven by graph; not run"
+
+
+UNMEASURED = Numbers()
+
+
+def fixed_prompt(index: int, length: int, vocab_size: int) -> list[int]:
+    """Ids of a record's prompt, the same everywhere: no tokenizer is needed for them.
+
+    Id `i` of prompt `index` is the first 8 bytes, little-endian, of the sha256 of `shardhub-parity:{index}:{i}`, modulo
+    the size of the vocabulary.
+    """
+    digests = (hashlib.sha256(f"shardhub-parity:{index}:{at}".encode()).digest() for at in range(length))
+    return [int.from_bytes(digest[:8], "little") % vocab_size for digest in digests]
+
+
+def numeric_class(host: Mapping[str, str]) -> NumericClass:
+    """The class of a machine by its host facts; what it does not say is empty, and equals nothing."""
+    system = host.get("os", "")
+    # A kernel computes nothing; macOS brings Metal and Accelerate with its release.
+    system = system.partition(" ")[0] if system.startswith("Linux") else system
+    facts = {name: host.get(name, "")[:200] for name in ("mlx", "backend", "chip", "cpu", "blas")}
+    return NumericClass(**facts, os=system[:200])
+
+
+def one_class(classes: Iterable[NumericClass]) -> bool:
+    """Whether all these machines promise the same numbers."""
+    found = list(classes)
+    return len(set(found)) == 1 and bool(found[0].mlx and found[0].backend and found[0].cpu)
+
+
+def describe(parity: Parity) -> str:
+    """A record as a person reads it."""
+    numbers = parity.numeric_class
+    nan = f", NaN at {parity.num_nan_steps} steps" if parity.num_nan_steps else ""
+    return (
+        f"{parity.tokens_equal} of {parity.num_tokens} tokens, max |logit difference| "
+        f"{parity.max_abs_logit_difference:.6g}{'.0' if parity.max_abs_logit_difference == 0 else ''}{nan}, "
+        f"{_DTYPES.get(parity.dtype, parity.dtype)} reference on {describe_class(numbers)}, mlx-lm {parity.mlx_lm}"
+    )
+
+
+def describe_class(numbers: NumericClass) -> str:
+    """A numeric class as a person reads it."""
+    backend = _BACKENDS.get(numbers.backend, numbers.backend)
+    return " ".join(part for part in (numbers.os, numbers.chip, backend) if part) + f", mlx {numbers.mlx}"
+
+
+def file_name(parity: Parity) -> str:
+    """Path of a record beside its manifest; it ends with a digest of its bytes, so that damage shows."""
+    stamp = re.sub("[-:]", "", parity.made_at)
+    backend = re.sub(r"[^a-z0-9]", "", parity.numeric_class.backend.lower())[:16] or "device"
+    return f"{PARITY_FOLDER}/{stamp}-{backend}-{sha256_hex(encode(parity))[:16]}.json"
+
+
+def parse_record(name: str, data: bytes, *, pipeline_id: str, where: str) -> Parity:
+    """Parse a record and hold it against its name and its pipeline.
+
+    Args:
+        name: File name, without its folder.
+        data: Its bytes.
+        pipeline_id: The pipeline beside which it lies.
+        where: Path, for messages.
+
+    Raises:
+        FormatError: It breaks the specification.
+        DigestMismatch: Its bytes are not those its name tells, or it is another pipeline's.
+    """
+    found = _FILE.fullmatch(name)
+    if found is None:
+        raise FormatError(
+            f"{where} is not the name of a parity record.",
+            why="Names are TIME-BACKEND-DIGEST.json.",
+            hint="Remove it; make a record with: shardhub verify PIPELINE --reference",
+        )
+    if (digest := sha256_hex(data)[:16]) != found[1]:
+        raise DigestMismatch(
+            f"{where} is not the record that was made.",
+            why=f"Its sha256 starts with {digest}, its name says {found[1]}.",
+            hint="Get the pipeline again from its publisher.",
+        )
+    parity = decode(Parity, data, where=where, limit_bytes=MAX_RECORD_BYTES)
+    if parity.pipeline_id != pipeline_id:
+        raise DigestMismatch(
+            f"{where} is the record of another pipeline.",
+            why=f"It names {parity.pipeline_id[:16]}..., this pipeline is {pipeline_id[:16]}....",
+            hint="Get the pipeline again from its publisher.",
+        )
+    return parity
+
+
+def read_record_files(folder: Path) -> dict[str, bytes]:
+    """Bytes of the records beside a manifest on this disk, by file name.
+
+    Raises:
+        FormatError: There are more or larger ones than can be.
+    """
+    place = folder / PARITY_FOLDER
+    paths = sorted(path for path in place.iterdir() if path.suffix == ".json") if place.is_dir() else []
+    if len(paths) > MAX_RECORDS or any(path.stat().st_size > MAX_RECORD_BYTES for path in paths):
+        raise FormatError(
+            f"{place} is no folder of parity records.",
+            why=f"There are at most {MAX_RECORDS} of at most {MAX_RECORD_BYTES} bytes each.",
+        )
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def newest(records: Iterable[Parity]) -> Parity | None:
+    """The record made last."""
+    return max(records, key=lambda record: record.made_at, default=None)

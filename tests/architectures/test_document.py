@@ -1,0 +1,77 @@
+"""docs/architectures.md says what its data say, and the data say it of every module."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.architectures.matrix import LOOPED, upstream_modules
+from tests.architectures.standins import REASONS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    """benchmarks/architectures.py as a module."""
+    spec = importlib.util.spec_from_file_location("architectures", ROOT / "benchmarks" / "architectures.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def found(benchmark):
+    return json.loads(benchmark.DATA.read_text())
+
+
+def test_document_is_what_the_data_give(benchmark, found) -> None:
+    """Nobody edits the table by hand, or forgets to write it."""
+    assert benchmark.DOCUMENT.read_text() == benchmark.render(found)
+
+
+def test_every_module_is_in_the_table(found) -> None:
+    """All modules of the mlx-lm they were recorded with, which is the installed one."""
+    assert {facts["mlx_lm"] for facts in found.values()} == {version("mlx-lm")}
+    assert sorted(found) == upstream_modules()
+
+
+def test_only_looped_models_are_not_exact(found) -> None:
+    """Every other module is proven and exact at every cut, and its caches do in a chain what they do in one model."""
+    assert {module for module, facts in found.items() if facts["status"] != "exact"} == set(LOOPED)
+    for module in set(found) - set(LOOPED):
+        facts = found[module]
+        assert len(facts["cuts"]) == facts["num_layers"], module  # every boundary, and one cut in three
+        for ability in ("batch", "trim", "trim_rows", "snapshot"):
+            assert facts[ability]["exact"] is not False, (module, ability)
+    assert {module for module, facts in found.items() if facts["stand_in"]} == set(REASONS)
+
+
+def test_headline_names_what_is_refused_and_why(benchmark, found) -> None:
+    """A reader sees the exceptions first."""
+    headline = benchmark.headline(found)
+    assert headline.startswith(f"{len(found) - len(LOOPED)} of {len(found)} ")
+    for module in LOOPED:
+        assert f"{module} is refused (" in headline
+
+
+def test_a_cut_that_is_not_exact_shows(benchmark, found) -> None:
+    """One wrong boundary is counted, and named in the headline."""
+    facts = json.loads(json.dumps(found["llama"]))
+    facts["cuts"]["3"] = {"proven": True, "exact": False, "reason": "off by 0.5"}
+    facts["status"] = "not exact"
+    text = benchmark.render({**found, "llama": facts})
+    assert "| llama | 6 of 7 |" in text
+    assert "llama is not exact (3: off by 0.5)" in text
+
+
+def test_readme_says_what_the_table_says(benchmark, found) -> None:
+    """The number at the top of the README is the table's."""
+    number = " ".join(benchmark.headline(found).split()[:9])
+    assert number in " ".join((ROOT / "README.md").read_text().split())

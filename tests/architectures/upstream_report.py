@@ -1,0 +1,41 @@
+"""What the mlx-lm that is first on the path makes of every configuration: one JSON line a module on stdout.
+
+PYTHONPATH=FOLDER:. python -m tests.architectures.upstream_report
+"""
+
+from __future__ import annotations
+
+import json
+
+import mlx_lm
+
+from shardhub.errors import ProofFailed, UnsupportedModel
+from tests.architectures.matrix import CONFIGS, Specimen, upstream_modules
+from tests.architectures.standins import standing_in
+
+
+def verdict(module: str) -> tuple[str, str]:
+    """`proven`, `refused`, `unproven` or `failed` for a cut in three, and the reason."""
+    try:
+        with standing_in(module):
+            specimen = Specimen(CONFIGS[module])
+            specimen.prove(specimen.thirds)
+    except ProofFailed as error:
+        return "unproven", error.why
+    except UnsupportedModel as error:
+        return "refused", f"{error.what} {error.why}"
+    except Exception as error:  # noqa: BLE001 - another upstream may fail anywhere
+        return "failed", f"{type(error).__name__}: {error}"
+    return "proven", ""
+
+
+def main() -> None:
+    there = set(upstream_modules())
+    print(json.dumps({"mlx_lm": mlx_lm.__file__, "modules": sorted(there)}), flush=True)
+    for module in sorted(there & CONFIGS.keys()):
+        found, reason = verdict(module)
+        print(json.dumps({"module": module, "verdict": found, "reason": reason}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

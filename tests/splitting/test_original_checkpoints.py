@@ -1,0 +1,212 @@
+"""Splitting checkpoints as publishers write them: computed files are made, kept and found again as copied ones are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardhub.checkpoint.checkpoint import open_checkpoint
+from shardhub.checkpoint.header import read_header
+from shardhub.errors import UsageError, WeightFileError
+from shardhub.manifest import Source
+from shardhub.model.dissection import Dissection
+from shardhub.shard import read_shard
+from shardhub.splitting.journal import JOURNAL_FILE
+from shardhub.splitting.split import SplitResult, preview, split
+from tests import originals
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Source(repo=None, commit=None)
+
+
+def _dissected(model: Path, cuts: tuple[int, ...]) -> tuple[Any, ...]:
+    checkpoint = open_checkpoint(model)
+    found = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
+    stages = found.stages(list(pairwise([0, *cuts, found.anatomy.num_layers])))
+    return checkpoint, found.model(), stages
+
+
+def _split(model: Path, out: Path, cuts: tuple[int, ...] = (2, 4), **more: Any) -> SplitResult:
+    return split(*_dissected(model, cuts), out, name="m", source=FOLDER, **more)
+
+
+def _tree(out: Path) -> dict[str, bytes]:
+    """Every file in sight below a folder."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and not path.relative_to(out).parts[0].startswith(".")
+    }
+
+
+def _inodes(out: Path) -> dict[str, int]:
+    """Weight files that are finished, in sight or not."""
+    return {
+        f"{path.parent.name}/{path.name}": path.stat().st_ino
+        for path in out.rglob("*.safetensors")
+        if not path.name.startswith(".")
+    }
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Experts as single tensors, spread over three files."""
+    return originals.write("mixtral", tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "qwen3_5", "deepseek_v3", "gemma3", "qwen2_vl", "qwen3_vl", "mistral3", "pixtral", "llama4", "kimi_vl"],
+)
+def test_only_needed_tensors_are_in_shards(name: str, tmp_path: Path) -> None:
+    """No vision tower, no prediction layer, no buffer: the shards' bytes are those of the model's own tensors."""
+    model = originals.write(name, tmp_path / "model")
+    found: dict[str, int] = {}
+    for shard in _split(model, tmp_path / "out").shards:
+        for path in shard.folder.glob("*.safetensors"):
+            found |= {key: tensor.stop - tensor.start for key, tensor in read_header(path).tensors.items()}
+    _, contents, _ = _dissected(model, ())
+    computed = contents.computed.specs if contents.computed is not None else {}
+    assert found.keys() == contents.stored_names.keys() | computed.keys()
+    assert not any(word in key for key in found for word in ("vis", "projector", "mtp", "rotary", "layers.61"))
+    assert all(found[key] == spec.size_bytes for key, spec in computed.items())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_5", "deepseek_v3_fp8"])
+def test_weight_files_are_the_same_in_every_cut(name: str, tmp_path: Path) -> None:
+    """Computed or copied, a weight file of a name has one content, whatever the cut."""
+    model = originals.write(name, tmp_path / "model")
+    seen: dict[str, bytes] = {}
+    for cuts in ((), (1,), (2, 4)):
+        for shard in _split(model, tmp_path / f"out-{len(cuts)}", cuts).shards:
+            for path in shard.folder.glob("*.safetensors"):
+                assert seen.setdefault(path.name, path.read_bytes()) == path.read_bytes()
+
+
+def test_shards_one_by_one_make_the_same_pipeline(model: Path, tmp_path: Path) -> None:
+    """--only K, in any order, computes what the whole run computes."""
+    _split(model, tmp_path / "whole")
+    for index in (2, 0, 1):
+        result = _split(model, tmp_path / "single", only=index)
+        assert (result.pipeline is None) == (index != 1)
+    assert _tree(tmp_path / "single") == _tree(tmp_path / "whole")
+
+
+def test_second_run_computes_nothing(model: Path, tmp_path: Path) -> None:
+    """What is in place is left alone, and known by its key; without the journal it is computed to be compared."""
+    out = tmp_path / "out"
+    _split(model, out)
+    before = _inodes(out)
+    assert preview(*_dissected(model, (2, 4)), out, name="m", source=FOLDER).read_bytes == 0
+    assert all(shard.already_there for shard in _split(model, out).shards)
+    (out / JOURNAL_FILE).unlink()
+    assert all(shard.already_there for shard in _split(model, out).shards)
+    assert _inodes(out) == before
+
+
+def test_other_experts_are_seen(model: Path, tmp_path: Path) -> None:
+    """A shard in place that was computed of other weights is refused, even where nothing else changed."""
+    out = tmp_path / "out"
+    _split(model, out)
+    path = model / "model-00001-of-00003.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UsageError):
+        _split(model, out)
+
+
+def test_source_that_changes_meanwhile_is_refused(model: Path, tmp_path: Path) -> None:
+    """A source file replaced after its header was read gives no shard."""
+    checkpoint, contents, stages = _dissected(model, (2,))
+    path = model / "model-00003-of-00003.safetensors"
+    path.write_bytes(path.read_bytes())
+    with pytest.raises(WeightFileError, match="changed since its header was read"):
+        split(checkpoint, contents, stages, tmp_path / "out", name="m", source=FOLDER)
+    assert _tree(tmp_path / "out") == {}
+
+
+# Kills the process, as `kill -9` does, just before the N-th change below the output folder.
+_KILLED = """
+import os, sys
+from pathlib import Path
+from tests.splitting.test_original_checkpoints import _split
+count = 0
+def hook(event, arguments):
+    global count
+    if event in ("open", "os.rename", "os.mkdir", "os.remove") and sys.argv[2] in str(arguments[0]):
+        count += 1
+        if count == int(sys.argv[3]):
+            os.kill(os.getpid(), 9)
+Path(sys.argv[2]).mkdir(exist_ok=True)
+sys.addaudithook(hook)
+_split(Path(sys.argv[1]), Path(sys.argv[2]))
+print(count)
+"""
+_MEMORY = """
+import re, resource, sys
+from pathlib import Path
+from tests.splitting.test_original_checkpoints import _split
+_split(Path(sys.argv[1]), Path(sys.argv[2]), (1,))
+status = Path("/proc/self/status")
+if status.exists():
+    print(1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]))
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def _child(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=120,
+    )
+
+
+def test_kill_loses_nothing(model: Path, tmp_path: Path) -> None:
+    """Killed among computed files, a split leaves no half shard; the next run takes finished ones, and ends right."""
+    whole = tmp_path / "whole"
+    done = _child(_KILLED, str(model), str(whole), "0")
+    assert done.returncode == 0, done.stderr
+    expected, num_steps = _tree(whole), int(done.stdout)
+    num_kept = 0
+    for step in range(10, num_steps, num_steps // 4):
+        out = tmp_path / f"out-{step}"
+        killed = _child(_KILLED, str(model), str(out), str(step))
+        assert killed.returncode == -9, killed.stderr
+        for folder in out.glob("m-shard-*"):
+            read_shard(folder)
+        finished = set(_inodes(out).values())
+        _split(model, out)
+        num_kept += len(finished & set(_inodes(out).values()))
+        assert _tree(out) == expected
+    assert num_kept > 10
+
+
+def test_memory_is_flat(tmp_path: Path) -> None:
+    """A model four times as large takes no more memory: one tensor and what it is made of."""
+    peaks = []
+    for num_layers in (2, 8):
+        config = {
+            **originals.ORIGINALS["mixtral"].config,
+            "num_hidden_layers": num_layers,
+            "hidden_size": 512,
+            "intermediate_size": 1024,
+            "num_local_experts": 8,
+        }
+        model = originals.write_config(config, originals.ORIGINALS["mixtral"].undo, tmp_path / f"model-{num_layers}")
+        done = _child(_MEMORY, str(model), str(tmp_path / f"out-{num_layers}"))
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout))
+    layer_bytes = 3 * 8 * 512 * 1024 * 4
+    assert peaks[1] - peaks[0] < layer_bytes
