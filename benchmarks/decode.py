@@ -39,7 +39,7 @@ _CHAIN = """
 import asyncio, json, sys, time
 from pathlib import Path
 from shardhub.chain.head import Head
-from shardhub.chain.generate import generate
+from shardhub.chain.stream import Request
 from shardhub.parameters import SamplingParameters
 from shardhub.shard import read_pipeline
 async def main():
@@ -48,11 +48,17 @@ async def main():
     print("ready", flush=True)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
-        session = await head.chain.open(context=len(ids) + int(line), parameters=SamplingParameters())
-        times, tokens = [], []
-        async for token in generate(head.chain, session, ids, max_tokens=int(line), end_ids=head.tokenizer.eos_ids):
+        request = Request(
+            prompt=ids,
+            parameters=SamplingParameters(),
+            max_tokens=int(line),
+            end_ids=head.tokenizer.eos_ids,
+            reuse=False,
+        )
+        stream, times, tokens = head.scheduler.submit(request), [], []
+        async for token in stream:
             times.append(time.perf_counter()); tokens.append(token.id)
-        await session.close()
+        await stream.ended.wait()
         print(json.dumps({"tokens": tokens, "tokens_per_s": (len(times) - 1) / (times[-1] - times[0])}), flush=True)
     await head.stop()
 asyncio.run(main())
@@ -72,7 +78,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **_ONE_THREAD},
+            env={**os.environ, **_ONE_THREAD, "SHARDHUB_BLAS": "reference"},
             preexec_fn=pin,
         )
 
@@ -165,7 +171,7 @@ def _start(workers: list[Worker], command: list[str], core: int | None) -> Worke
 def _start_chain(workers: list[Worker], model: Path, out: Path, count: int, cores: list[Any]) -> Worker:
     shardhub = [sys.executable, "-m", "shardhub"]
     subprocess.run(
-        [*shardhub, "split", str(model), str(out), "--stages", str(count), "--name", "m"],
+        [*shardhub, "split", str(model), str(out), "--stages", str(count), "--name", "m", "--no-parity"],
         check=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

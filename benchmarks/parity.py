@@ -71,7 +71,7 @@ def _chain(model: Path, cuts: tuple[int, ...], groups: Any, num_tokens: int) -> 
     shardhub = [sys.executable, "-m", "shardhub"]
     with tempfile.TemporaryDirectory() as folder:
         how = ["--cuts", ",".join(map(str, cuts))] if cuts else ["--stages", "1"]
-        command = [*shardhub, "split", str(model), folder, "--name", "m", *how]
+        command = [*shardhub, "split", str(model), folder, "--name", "m", "--no-parity", *how]
         subprocess.run(command, check=True, capture_output=True)
         nodes = [
             subprocess.Popen(

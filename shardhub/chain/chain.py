@@ -1,39 +1,42 @@
-"""The chain: live stages in order, and the steps that go round."""
+"""The chain: live stages in order, some of them twice, and the steps that go round."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from shardhub.chain.credit import Credit, Deadlines
-from shardhub.chain.links import Arrival, NodeLink, StageLink
-from shardhub.chain.session import ChainSession
+from shardhub.chain.links import Arrival, StageLink
+from shardhub.chain.paths import Paths
+from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
-from shardhub.errors import (
-    SessionUnknown,
-    ShardhubError,
-)
+from shardhub.errors import SessionUnknown, ShardhubError, StepTimeout
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
-    HopKind,
-    NextHop,
+    Lane,
+    Mask,
+    Row,
+    RowResult,
+    StageTime,
     Step,
     StepFailure,
     StepResult,
-    Way,
     new_id,
 )
 from shardhub.tensors import DTYPE_SIZES
 
 log = logging.getLogger(__name__)
 
-_PROBE_TIMEOUT_S = 5.0
 # Leases are renewed this many times within their length.
 _RENEWALS_A_LEASE = 3
+_ANY_MASK = b"\xff"
 
 
 class Chain:
@@ -41,22 +44,33 @@ class Chain:
 
     Attributes:
         head: This head's id.
-        links: In stage order.
-        hops: How each link's output goes on.
-        ways: What was measured between a node and the next, by the node's place.
+        links: In stage order; links of one stage stand side by side.
+        places: Indices of the links that serve each stage: several where it has replicas.
+        paths: Which links are there, and how each reaches the next.
         max_chunk: Most ids of a row in one step, over all stages.
+        max_rows: Most rows of one step, over all stages.
         max_context: Most positions of a session, over all stages.
+        on_times: Told of what each step took on each stage.
+        on_round: Told of each step that came round: its lane, rows, and seconds.
+        sent_bytes, received_bytes: Ids and tensors this process sent to nodes and got from them.
     """
 
     def __init__(self, links: Sequence[StageLink]) -> None:
         self.head = new_id()
-        self.links = list(links)
-        self.hops: list[NextHop] = []
-        self.ways: dict[int, Way] = {}
+        self.paths = Paths(links)
+        self.links = self.paths.links
+        self.places = self.paths.places
+        self.on_lost: Callable[[int, ShardhubError], None] = lambda index, error: None
+        self.on_times: Callable[[Lane, int, tuple[StageTime, ...]], None] = lambda lane, num_ids, times: None
+        self.on_round: Callable[[Lane, int, float], None] = lambda lane, num_rows, seconds: None
+        self.sent_bytes = self.received_bytes = 0
         self._sessions: dict[bytes, ChainSession] = {}
-        self._lost: ShardhubError | None = None
+        self._num_ids_out = 0
+        self._sizes: dict[tuple[bytes, int], int] = {}
+        self._step_sizes: dict[tuple[int, int], int] = {}
         limits = [link.limits for link in links]
         self.max_chunk = min(limit.max_chunk for limit in limits)
+        self.max_rows = min(limit.max_rows for limit in limits)
         self.max_context = min(limit.max_context for limit in limits)
         self._lease_s = min(limit.lease_s for limit in limits)
         self.credit = Credit(
@@ -64,6 +78,7 @@ class Chain:
         )
         self.deadlines = Deadlines()
         self._renewing: asyncio.Task[None] | None = None
+        self._masking: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def start(cls, links: Sequence[StageLink]) -> Chain:
@@ -75,10 +90,10 @@ class Chain:
         chain = cls(links)
         try:
             await all_of(
-                link.start(chain.head, partial(chain._arrived, index), chain._broken)
+                link.start(chain.head, partial(chain._arrived, index), partial(chain.lose, index))
                 for index, link in enumerate(links)
             )
-            chain.hops = await all_of(chain._find_hop(index) for index in range(len(links)))
+            await chain.paths.find_hops(range(len(links)))
         except BaseException:
             await chain.stop()
             raise
@@ -89,78 +104,230 @@ class Chain:
         """Close all sessions and links."""
         if self._renewing is not None:
             self._renewing.cancel()
+        for masking in self._masking:
+            masking.cancel()
         for session in list(self._sessions.values()):
             await session.close()
         for link in self.links:
             await link.stop()
 
-    async def open(self, *, context: int, parameters: SamplingParameters) -> ChainSession:
-        """Open a session on all stages; if any refuses, on none.
+    async def open(
+        self,
+        *,
+        context: int,
+        parameters: SamplingParameters,
+        fork_of: ChainSession | None = None,
+        position: int | None = None,
+    ) -> ChainSession:
+        """Open a session on every stage, on the replica with the fewest; if any refuses, on none.
 
         Args:
             context: Positions it may grow to.
             parameters: For the last stage's draws.
+            fork_of: Begin with the first `position` positions of this one, on its path.
 
         Raises:
             ContextExceeded, Overloaded: A stage has no room.
+            SessionUnknown, SessionNotRewindable: A stage does not hold what is to be forked.
             ChainError: A node is gone.
         """
-        self.check()
-        session = ChainSession(self, context=context, parameters=parameters)
+        path = fork_of.path if fork_of else self.choose_path()
+        session = ChainSession(self, path, context=context, parameters=parameters)
         self._sessions[session.id] = session
         try:
-            await session.open_everywhere(position=None)
+            await session.open_everywhere(position=position, fork_of=fork_of)
         except BaseException:
             await session.close()
             raise
         return session
 
-    def check(self) -> None:
-        """Raise what broke the chain, if anything did."""
-        if self._lost is not None:
-            raise self._lost
-
     def forget(self, session: ChainSession) -> None:
         """Take a session off the chain's books."""
         self._sessions.pop(session.id, None)
 
-    def step_bytes(self, num_ids: int) -> int:
-        """Bytes of the largest message a step of so many ids becomes."""
-        return max(
-            4 * num_ids
-            + sum(
-                DTYPE_SIZES[c.dtype] * int(np.prod(c.expected_shape(batch=1, length=num_ids, total=num_ids)))
-                for c in link.facts.crossings_in
-            )
-            for link in self.links
-        )
+    async def send(
+        self, rows: Sequence[RowToSend], *, lane: Lane, verify: bool = False
+    ) -> list[asyncio.Future[RowResult]]:
+        """Send one step of several sessions as soon as credit allows; the results come with the futures.
 
-    async def _find_hop(self, index: int) -> NextHop:
-        """How stage `index` sends on: straight to the next node where the two can reach each other, else by us."""
-        if index == len(self.links) - 1:
-            return NextHop(kind=HopKind.END)
-        here, there = self.links[index], self.links[index + 1]
-        if not isinstance(here, NodeLink) or not isinstance(there, NodeLink):
-            return NextHop(kind=HopKind.OPENER)
-        addresses = dict.fromkeys((*there.description.advertise, there.name))
-        for address in addresses:
+        Args:
+            rows: Sessions of one path, each with as many ids.
+            lane: The stream it travels on; a session's steps keep their order within one only.
+            verify: The ids after the first of each row are drafts.
+
+        Raises:
+            ContextExceeded: A session was opened for fewer positions; nothing was sent.
+            ChainError, SessionError: A session or the chain has failed; nothing was sent.
+        """
+        length, num_ids = len(rows[0].ids), sum(len(row.ids) for row in rows)
+        for row in rows:
+            row.session.check(row)
+        credit = await self.credit.take(self._step_bytes(len(rows), length))
+        try:
+            for row in rows:
+                row.session.check(row)
+            now = time.monotonic()
+            timeout_s = self.deadlines.timeout_s(self._num_ids_out + num_ids)
+            step = Step(
+                rows=tuple(
+                    Row(
+                        session=row.session.id,
+                        epoch=row.session.epoch,
+                        position=row.session.position - row.discard,
+                        sample=row.sample,
+                        discard=row.discard,
+                        masked=row.mask is not None,
+                        targets=tuple(row.targets),
+                    )
+                    for row in rows
+                ),
+                length=length,
+                ids=np.asarray([row.ids for row in rows], np.int32).tobytes(),
+                crossings={},
+                deadline=now + timeout_s,
+                lane=lane,
+                verify=verify,
+            )
+            rows[0].session.path.links[0].send(step)
+            self.sent_bytes += step.size_bytes
+        except BaseException:
+            self.credit.give(credit)
+            raise
+        self._num_ids_out += num_ids
+        on_the_way = self._num_ids_out
+        futures = [row.session.sent(row) for row in rows]
+        sent_as = (rows[0].session.id, rows[0].session.position)
+        self._sizes[sent_as] = num_ids
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._timed_out, rows, step, timeout_s)
+        if any(row.mask is not None for row in rows):
+            masking = asyncio.create_task(self._send_masks(rows, step))
+            self._masking.add(masking)
+            masking.add_done_callback(self._masking.discard)
+        left = len(futures)
+
+        def ended(future: asyncio.Future[RowResult]) -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                return
+            timer.cancel()
+            self._sizes.pop(sent_as, None)
+            self._num_ids_out -= num_ids
+            self.credit.give(credit)
+            if not future.cancelled() and future.exception() is None:
+                seconds = time.monotonic() - now
+                self.deadlines.took(on_the_way, seconds)
+                self.on_round(lane, len(rows), seconds)
+
+        for future in futures:
+            future.add_done_callback(ended)
+        return futures
+
+    async def _send_masks(self, rows: Sequence[RowToSend], step: Step) -> None:
+        """Make the masks of a step that is on its way, and send them to the last stage."""
+        loop = asyncio.get_running_loop()
+        link = rows[0].session.path.links[-1]
+
+        async def made(row: RowToSend, sent: Row) -> Mask:
+            assert row.mask is not None
             try:
-                self.ways[index] = await here.probe(address, there.description.boot_id, _PROBE_TIMEOUT_S)
+                allowed = await loop.run_in_executor(None, row.mask)
             except ShardhubError as error:
-                log.info("%s cannot reach %s: %s", here.name, address, error)
-            else:
-                return NextHop(kind=HopKind.DIAL, address=address)
-        log.warning("%s cannot reach %s: what they exchange goes through this process", here.name, there.name)
-        return NextHop(kind=HopKind.OPENER)
+                row.session.on_failure(sent.epoch, error)
+                allowed = _ANY_MASK  # nobody waits for what is drawn, but other rows of the step do for the step
+            at = sent.position + step.length
+            return Mask(session=sent.session, epoch=sent.epoch, position=at, allowed=allowed)
+
+        waiting = [made(row, sent) for row, sent in zip(rows, step.rows, strict=True) if row.mask is not None]
+        masks = await asyncio.gather(*waiting)
+        try:
+            link.send_masks(masks, step.lane)
+        except ShardhubError as error:
+            for row, sent in zip(rows, step.rows, strict=True):
+                row.session.on_failure(sent.epoch, error)
+
+    def _timed_out(self, rows: Sequence[RowToSend], step: Step, timeout_s: float) -> None:
+        names = ", ".join(link.name for link in rows[0].session.path.links)
+        error = StepTimeout(
+            f"A step did not come round within {timeout_s:.0f} s.",
+            why=f"One of these hangs or is overloaded: {names}.",
+            hint="See which with `shardhub status`, and start it again.",
+        )
+        for row, sent in zip(rows, step.rows, strict=True):
+            row.session.on_failure(sent.epoch, error)
+
+    def choose_path(self, before: Path | None = None) -> Path:
+        """The replica of each stage that carries the fewest sessions, of those that are there.
+
+        Args:
+            before: Keep the links of this path that are there.
+
+        Raises:
+            ChainError: What broke the last link of a stage.
+        """
+        carried = Counter(
+            id(link) for session in self._sessions.values() if not session.is_parked for link in session.path.links
+        )
+        return self.paths.choose(lambda link: carried[id(link)], before)
+
+    def check(self, path: Path) -> None:
+        """Raise what broke a link of the path, if anything did."""
+        self.paths.check(path)
+
+    def lose(self, index: int, error: ShardhubError) -> None:
+        """A link is of no use any more: nothing comes of the steps that are on their way through it."""
+        if not self.paths.mark_dead(index, error):
+            return
+        link = self.links[index]
+        for session in list(self._sessions.values()):
+            if link in session.path.links:
+                session.on_failure(session.epoch, error)
+        self.on_lost(index, error)
+
+    async def replace(self, index: int, link: StageLink) -> None:
+        """Put another link to the same stage in the place of a broken one.
+
+        Raises:
+            ShardhubError: It cannot be opened.
+        """
+        try:
+            await link.start(self.head, partial(self._arrived, index), partial(self.lose, index))
+        except BaseException:
+            await link.stop()
+            raise
+        await self.paths.put(index, link)
+
+    def _step_bytes(self, batch: int, length: int) -> int:
+        """Bytes of the largest message a step of so many rows and ids becomes."""
+        shape = batch, length
+        if shape not in self._step_sizes:
+            crossing = max(
+                sum(
+                    DTYPE_SIZES[c.dtype] * math.prod(c.expected_shape(batch=batch, length=length, total=length))
+                    for c in link.facts.crossings_in
+                )
+                for link in self.links
+            )
+            self._step_sizes[shape] = 4 * batch * length + crossing
+        return self._step_sizes[shape]
 
     def _arrived(self, index: int, arrival: Arrival) -> None:
-        """Hand on what came back from stage `index`."""
+        """Hand on what came back from a link."""
         if isinstance(arrival, Step):
+            self.received_bytes += arrival.size_bytes
+            session = self._sessions.get(arrival.rows[0].session)
+            if session is None:
+                return
+            links = session.path.links
             try:
-                self.links[index + 1].send(arrival)
+                links[links.index(self.links[index]) + 1].send(arrival)
+                self.sent_bytes += arrival.size_bytes
             except ShardhubError as error:
                 self._arrived(index, StepFailure(rows=arrival.rows, error=error))
         elif isinstance(arrival, StepResult):
+            first = arrival.rows[0]
+            if (num_ids := self._sizes.get((first.session, first.position))) is not None:
+                self.on_times(arrival.lane, num_ids, arrival.times)
             for row in arrival.rows:
                 if (session := self._sessions.get(row.session)) is not None:
                     session.on_result(row)
@@ -169,26 +336,23 @@ class Chain:
                 if (session := self._sessions.get(failed.session)) is not None:
                     session.on_failure(failed.epoch, arrival.error)
 
-    def _broken(self, error: ShardhubError) -> None:
-        """A link broke: nothing more comes of any step that is on its way."""
-        if self._lost is None:
-            self._lost = error
-        for session in list(self._sessions.values()):
-            session.on_failure(session.epoch, error)
-
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
             if not self._sessions:
                 continue
-            ids = list(self._sessions)
-            for link in self.links:
-                try:
-                    gone = await link.renew(self.head, ids)
-                except ShardhubError as error:
-                    log.warning("leases at %s were not renewed: %s", link.name, error)
-                    continue
-                for session_id in gone:
-                    if (session := self._sessions.get(session_id)) is not None and session.is_open:
-                        lost = SessionUnknown(f"{link.name} does not hold the session any more.")
-                        session.on_failure(session.epoch, lost)
+            there = [link for index, link in enumerate(self.links) if index not in self.paths.dead]
+            await asyncio.gather(*(self._renew_at(link) for link in there))
+
+    async def _renew_at(self, link: StageLink) -> None:
+        ids = [key for key, session in self._sessions.items() if link in session.path.links]
+        try:
+            gone = await link.renew(self.head, ids)
+        except ShardhubError as error:
+            log.warning("leases at %s were not renewed: %s", link.name, error)
+            return
+        for session_id in gone:
+            session = self._sessions.get(session_id)
+            if session is not None and (session.is_open or session.is_parked):
+                lost = SessionUnknown(f"{link.name} does not hold the session any more.")
+                session.on_failure(session.epoch, lost)

@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from shardhub.chain.chain import Chain
-from shardhub.chain.generate import check_prompt, generate
+from shardhub.chain.drafts import Drafter
 from shardhub.chain.links import LocalLink, NodeLink, StageLink, describe
 from shardhub.chain.route import Hop, LocalHop, NodeHop, plan_route
-from shardhub.chain.session import ChainSession
+from shardhub.chain.scheduler import Scheduler, SchedulerSettings
+from shardhub.chain.stream import Finish, Request, Stream
 from shardhub.chain.together import all_of
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import DigestMismatch
 from shardhub.parameters import SamplingParameters
+from shardhub.protocol import Way
+from shardhub.security.keeper import keep
+from shardhub.security.trust import PLAIN, Security
 from shardhub.shard import Pipeline, read_shard
 from shardhub.text.stops import StopMatcher
 from shardhub.text.tokenizer import Tokenizer
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness
-
-Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,8 @@ class Timing:
     num_prompt: int = 0
     num_reused: int = 0
     num_generated: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
     started_at: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0
@@ -65,15 +67,21 @@ class Head:
 
     Attributes:
         pipeline: What is run.
-        hops: Where each stage runs.
+        hops: Where each stage runs; replicas side by side.
+        chain: The live stages.
+        scheduler: Runs requests over them.
         tokenizer: The pipeline's.
     """
 
-    def __init__(self, pipeline: Pipeline, hops: tuple[Hop, ...], chain: Chain, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, pipeline: Pipeline, hops: tuple[Hop, ...], chain: Chain, tokenizer: Tokenizer, scheduler: Scheduler
+    ) -> None:
         self.pipeline = pipeline
         self.hops = hops
         self.chain = chain
         self.tokenizer = tokenizer
+        self.scheduler = scheduler
+        self._keeper: asyncio.Task[None] | None = None
 
     @classmethod
     async def start(
@@ -87,6 +95,8 @@ class Head:
         find: Callable[[int], Path | None] | None = None,
         progress: Callable[[str], None] = lambda _: None,
         liveness: Liveness = DEFAULT_LIVENESS,
+        security: Security = PLAIN,
+        scheduling: SchedulerSettings | None = None,
     ) -> Head:
         """Connect to the nodes, load the stages that nobody serves, and check all against the manifest.
 
@@ -98,12 +108,17 @@ class Head:
             find: Folder of a stage's shard on this machine, if it is there; by default beside the pipeline's.
                 Asked for the stages that no node serves.
             progress: Told what is being done.
+            security: How nodes are reached.
+            scheduling: How requests are scheduled.
 
         Raises:
             ChainError: A node does not answer, serves something else, or a stage has nobody.
             DoesNotFit: Stages nobody serves are here but do not fit.
+            AddressError, CertificateRefused: A node cannot be reached safely.
         """
-        asking = asyncio.ensure_future(all_of(describe(address, liveness=liveness) for address in nodes))
+        asking = asyncio.ensure_future(
+            all_of(describe(address, liveness=liveness, security=security) for address in nodes)
+        )
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.folder)
             described = await asking
@@ -123,7 +138,7 @@ class Head:
         try:
             for hop in hops:
                 if isinstance(hop, NodeHop):
-                    links.append(NodeLink(hop.address, hop.description, liveness=liveness))
+                    links.append(NodeLink(hop.address, hop.description, liveness=liveness, security=security))
                 else:
                     links.append(LocalLink(await _load_local(pipeline, hop, folders, context, budget_bytes, progress)))
             chain = await Chain.start(links)
@@ -131,23 +146,42 @@ class Head:
             for link in links:
                 await link.stop()
             raise
-        return cls(pipeline, hops, chain, tokenizer)
+
+        async def stand_in(index: int) -> StageLink | None:
+            """Stages of this process in the place of a node's, if their shards are here and fit."""
+            hop = hops[index]
+            there = {number: find(number) for number in range(hop.first, hop.last + 1)} if allow_local else {}
+            folders = {number: folder for number, folder in there.items() if folder is not None}
+            if not allow_local or len(folders) < len(there):
+                return None
+            local = LocalHop(first=hop.first, last=hop.last)
+            return LocalLink(await _load_local(pipeline, local, folders, context, budget_bytes, progress))
+
+        head = cls(pipeline, hops, chain, tokenizer, Scheduler(chain, scheduling, stand_in=stand_in))
+        if security.trust is not None:
+            head._keeper = asyncio.create_task(keep(security.trust))
+        return head
 
     async def stop(self) -> None:
-        """Close the chain."""
+        """End all requests and close the chain."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+        await self.scheduler.stop()
         await self.chain.stop()
 
     def describe_hops(self) -> list[dict[str, object]]:
         """Where each stage runs, for people and `--json`."""
         rows: list[dict[str, object]] = []
-        for index, (hop, link, onward) in enumerate(zip(self.hops, self.chain.links, self.chain.hops, strict=True)):
+        for index, (hop, link, onward) in enumerate(
+            zip(self.hops, self.chain.links, self.chain.paths.hops, strict=True)
+        ):
             row: dict[str, object] = {
                 "stages": list(range(hop.first, hop.last + 1)),
                 "layers": [link.facts.start, link.facts.stop],
                 "at": link.name,
                 "next": onward.kind.value,
             }
-            if (way := self.chain.ways.get(index)) is not None:
+            if (way := self._way_from(index)) is not None:
                 row |= {"round_trip_s": round(way.round_trip_s, 6), "bytes_per_s": round(way.bytes_per_s)}
             rows.append(row)
         return rows
@@ -155,13 +189,22 @@ class Head:
     def line(self) -> str:
         """The chain in one line: layers, addresses, and what was measured between neighbours."""
         text = ""
-        for index, link in enumerate(self.chain.links):
-            if index and (way := self.chain.ways.get(index - 1)) is not None:
-                text += f" --{way.round_trip_s * 1000:.1f} ms, {way.bytes_per_s / 1e6:.0f} MB/s--> "
-            elif index:
-                text += " --by this process--> "
-            text += f"layers {link.facts.start} to {link.facts.stop - 1} at {link.name}"
+        for number, place in enumerate(self.chain.places):
+            if number:
+                way = self._way_from(self.chain.places[number - 1][0])
+                text += (
+                    " --by this process--> "
+                    if way is None
+                    else f" --{way.round_trip_s * 1000:.1f} ms, {way.bytes_per_s / 1e6:.0f} MB/s--> "
+                )
+            links = [self.chain.links[index] for index in place]
+            facts = links[0].facts
+            text += f"layers {facts.start} to {facts.stop - 1} at {' and '.join(link.name for link in links)}"
         return text
+
+    def _way_from(self, index: int) -> Way | None:
+        """What was measured from a link to the first of the next stage."""
+        return next((way for (here, _), way in self.chain.paths.ways.items() if here == index), None)
 
     async def answer(
         self,
@@ -170,15 +213,21 @@ class Head:
         *,
         max_tokens: int,
         stops: Sequence[str] = (),
+        tenant: str = "",
+        reuse: bool = True,
+        drafter: Drafter | None = None,
         timing: Timing | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> AsyncGenerator[Piece, None]:
-        """Answer a prompt in a session of its own, freed on every node when the answer ends or is given up.
+        """Answer a prompt; its session is freed on every node, or parked, when the answer ends or is given up.
 
         Args:
             prompt: Token ids.
             max_tokens: Most tokens of the answer.
             stops: Strings that end it; they are not part of it.
+            tenant: Whose request it is.
+            reuse: Whether KV of earlier prompts that begin alike may be used, and this one's kept.
+            drafter: Guesses tokens that are verified together; None goes one by one.
             timing: Filled in as the answer comes.
             progress: Told of prompt ids done and in all.
 
@@ -186,59 +235,52 @@ class Head:
             PromptError, ContextExceeded: The prompt cannot be run.
             ChainError: A stage failed.
         """
-        context = check_prompt(prompt, max_tokens, self.chain.max_context)
-        session = await self.chain.open(context=context, parameters=parameters)
-        try:
-            async with aclosing(
-                self.continue_session(
-                    session, prompt, max_tokens=max_tokens, stops=stops, timing=timing, progress=progress
-                )
-            ) as pieces:
-                async for piece in pieces:
-                    yield piece
-        finally:
-            await session.close()
-
-    async def continue_session(
-        self,
-        session: ChainSession,
-        ids: Sequence[int],
-        *,
-        max_tokens: int,
-        stops: Sequence[str] = (),
-        timing: Timing | None = None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> AsyncGenerator[Piece, None]:
-        """Answer ids that follow what a session holds already; as `answer`, but the session stays open."""
         timing = timing or Timing()
-        timing.num_prompt = session.position + len(ids)
-        timing.num_reused = session.position
+        timing.num_prompt = len(prompt)
         timing.started_at = time.monotonic()
         detokenizer = self.tokenizer.detokenizer()
         matcher = StopMatcher(stops)
         finish: Finish = "length"
-        tokens = generate(
-            self.chain, session, ids, max_tokens=max_tokens, end_ids=self.tokenizer.eos_ids, progress=progress
+        stream = self.scheduler.submit(
+            Request(
+                prompt=prompt,
+                parameters=parameters,
+                max_tokens=max_tokens,
+                end_ids=self.tokenizer.eos_ids,
+                tenant=tenant,
+                reuse=reuse,
+                drafter=drafter,
+                progress=progress,
+            )
         )
-        async with aclosing(tokens):
-            async for token in tokens:
-                timing.total_s = time.monotonic() - timing.started_at
-                timing.num_generated += 1
-                if timing.num_generated == 1:
-                    timing.first_token_s = timing.total_s
+        try:
+            async for token in stream:
+                _note_time(timing, stream)
                 if token.is_end:
                     finish = "stop"
                     break
                 text = matcher.feed(detokenizer.add(token.id))
                 if matcher.found is not None:
                     finish = "stop"
+                    stream.stop()
                 yield Piece(text=text, token=token.id)
                 if matcher.found is not None:
                     break
+        finally:
+            stream.cancel()
         rest = matcher.feed(detokenizer.finish()) + matcher.finish() if matcher.found is None else ""
         if matcher.found is not None:
             finish = "stop"
         yield Piece(text=rest, finish=finish)
+
+
+def _note_time(timing: Timing, stream: Stream) -> None:
+    timing.total_s = time.monotonic() - timing.started_at
+    timing.num_generated += 1
+    timing.num_reused = stream.num_reused
+    timing.num_drafted, timing.num_accepted = stream.num_drafted, stream.num_accepted
+    if timing.num_generated == 1:
+        timing.first_token_s = timing.total_s
 
 
 async def _load_local(

@@ -16,6 +16,7 @@ from shardhub.protocol import (
     Description,
     Lane,
     Limits,
+    Mask,
     Opened,
     OpenSession,
     StageFacts,
@@ -24,10 +25,12 @@ from shardhub.protocol import (
     StepResult,
     Way,
 )
+from shardhub.security.trust import PLAIN, Security
 from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, client_options
 from shardhub.wire.outbox import Outbox
+from shardhub.wire.secure import open_channel, while_trusted, with_tls_hint
 from shardhub.wire.shardhub_pb2_grpc import NodeStub
 from shardhub.wire.status import from_rpc
 
@@ -64,13 +67,16 @@ class StageLink(Protocol):
 
     async def open(self, call: OpenSession) -> Opened: ...
 
-    async def close_session(self, head: bytes, session: bytes, epoch: int) -> None: ...
+    async def close_session(self, head: bytes, session: bytes, epoch: int, *, park: bool = False) -> None: ...
 
     async def renew(self, head: bytes, sessions: Sequence[bytes]) -> list[bytes]:
         """Extend leases; returns the sessions that are gone."""
 
     def send(self, step: Step) -> None:
         """Queue a step."""
+
+    def send_masks(self, masks: Sequence[Mask], lane: Lane) -> None:
+        """Queue what draws on the last stage may choose from."""
 
     async def stop(self) -> None: ...
 
@@ -81,7 +87,7 @@ class LocalLink:
     name = "this process"
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self.engine = self._engine = engine
         self._head = b""
         self._arrived: Callable[[Arrival], None] = lambda _: None
 
@@ -103,8 +109,8 @@ class LocalLink:
     async def open(self, call: OpenSession) -> Opened:
         return await asyncio.wrap_future(self._engine.open(call))
 
-    async def close_session(self, head: bytes, session: bytes, epoch: int) -> None:
-        await asyncio.wrap_future(self._engine.close_session(head, session, epoch))
+    async def close_session(self, head: bytes, session: bytes, epoch: int, *, park: bool = False) -> None:
+        await asyncio.wrap_future(self._engine.close_session(head, session, epoch, park=park))
 
     async def renew(self, head: bytes, sessions: Sequence[bytes]) -> list[bytes]:
         return await asyncio.wrap_future(self._engine.renew(head, sessions))
@@ -119,21 +125,30 @@ class LocalLink:
 
         self._engine.step(self._head, step).add_done_callback(done)
 
+    def send_masks(self, masks: Sequence[Mask], lane: Lane) -> None:
+        self._engine.mask(self._head, masks)
+
     async def stop(self) -> None:
         await asyncio.get_running_loop().run_in_executor(None, self._engine.stop)
 
 
-async def describe(address: str, *, liveness: Liveness = DEFAULT_LIVENESS) -> Description:
+async def describe(address: str, *, liveness: Liveness = DEFAULT_LIVENESS, security: Security = PLAIN) -> Description:
     """Ask a node what it serves.
 
     Raises:
         NodeUnreachable, ChainError: It does not answer, or is no node.
+        AddressError, CertificateRefused: As `open_channel`.
     """
-    async with grpc.aio.insecure_channel(address, options=client_options(_DESCRIBE_BYTES, liveness)) as channel:
+    try:
+        opened = await open_channel(address, security, client_options(_DESCRIBE_BYTES, liveness))
+    except grpc.aio.UsageError as error:
+        raise NodeUnreachable(f"{address} is no address of a node.", why=f"{error}.") from error
+    async with opened.channel as channel:
         try:
             reply = await NodeStub(channel).Describe(pb.DescribeRequest(), timeout=CONNECT_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            raise from_rpc(error, peer=address, doing="describe it") from error
+            found = from_rpc(error, peer=address, doing="describe it")
+            raise (found if opened.trust else await with_tls_hint(found, address)) from error
         except grpc.aio.UsageError as error:
             raise NodeUnreachable(f"{address} is no address of a node.", why=f"{error}.") from error
     return codec.description_value(reply)
@@ -145,14 +160,22 @@ class NodeLink:
     Args:
         address: HOST:PORT.
         description: What it said of itself.
+        security: How it is reached.
     """
 
-    def __init__(self, address: str, description: Description, *, liveness: Liveness = DEFAULT_LIVENESS) -> None:
+    def __init__(
+        self,
+        address: str,
+        description: Description,
+        *,
+        liveness: Liveness = DEFAULT_LIVENESS,
+        security: Security = PLAIN,
+    ) -> None:
         self.name = address
         self.description = description
-        options = client_options(description.limits.message_bytes, liveness)
-        self._channel = grpc.aio.insecure_channel(address, options=options)
-        self._stub = NodeStub(self._channel)
+        self._liveness = liveness
+        self._security = security
+        self._channel: grpc.aio.Channel | None = None
         self._outboxes: dict[Lane, Outbox] = {}
         self._calls: list[Any] = []
         self._readers: list[asyncio.Task[None]] = []
@@ -171,6 +194,11 @@ class NodeLink:
     ) -> None:
         self._arrived = arrived
         self._lost = lost
+        opened = await open_channel(
+            self.name, self._security, client_options(self.limits.message_bytes, self._liveness)
+        )
+        self._channel = opened.channel
+        self._stub = NodeStub(self._channel)
         version = max(set(PROTOCOL_VERSIONS) & set(self.description.protocol_versions))
         for lane in Lane:
             call = self._stub.Link()
@@ -190,13 +218,39 @@ class NodeLink:
                 )
             self._outboxes[lane] = Outbox(call.write, limit=self.limits.queue_steps * 2, on_broken=self._break)
             self._readers.append(asyncio.create_task(self._read(call, lane)))
+        self._readers.append(asyncio.create_task(while_trusted(opened, self.name, self._cut)))
+
+    async def describe(self) -> Description:
+        """Ask the node what it serves and what it is busy with.
+
+        Raises:
+            ChainError: It does not answer.
+        """
+        return await describe(self.name, liveness=self._liveness, security=self._security)
+
+    async def again(self) -> NodeLink:
+        """A new link to the node, not started, once it answers and serves what it served.
+
+        Raises:
+            ChainError: It does not answer.
+            HandshakeError: It serves something else now.
+        """
+        found = await self.describe()
+        now, before = found.stage, self.facts
+        if (now.digests, now.boundaries, now.config_digest) != (
+            before.digests,
+            before.boundaries,
+            before.config_digest,
+        ):
+            raise HandshakeError(f"{self.name} serves something else now.")
+        return NodeLink(self.name, found, liveness=self._liveness, security=self._security)
 
     async def open(self, call: OpenSession) -> Opened:
         reply = await self._unary(self._stub.Open, codec.open_message(call), "open a session")
         return codec.opened_value(reply)
 
-    async def close_session(self, head: bytes, session: bytes, epoch: int) -> None:
-        message = pb.CloseRequest(head=head, session=session, epoch=epoch)
+    async def close_session(self, head: bytes, session: bytes, epoch: int, *, park: bool = False) -> None:
+        message = pb.CloseRequest(head=head, session=session, epoch=epoch, park=park)
         await self._unary(self._stub.Close, message, "close a session")
 
     async def renew(self, head: bytes, sessions: Sequence[bytes]) -> list[bytes]:
@@ -218,6 +272,14 @@ class NodeLink:
             raise NodeLost(f"The link to {self.name} is broken.")
         self._outboxes[step.lane].put(codec.step_message(step))
 
+    def send_masks(self, masks: Sequence[Mask], lane: Lane) -> None:
+        if self._is_lost or lane not in self._outboxes:
+            raise NodeLost(f"The link to {self.name} is broken.")
+        # Several in a message, as far as they stay well below its limit.
+        each = max(1, self.limits.message_bytes // (2 * max((len(mask.allowed) for mask in masks), default=1)))
+        for at in range(0, len(masks), each):
+            self._outboxes[lane].put(codec.masks_message(masks[at : at + each]))
+
     async def stop(self) -> None:
         self._is_lost = True
         for outbox in self._outboxes.values():
@@ -226,9 +288,12 @@ class NodeLink:
             reader.cancel()
         for call in self._calls:
             call.cancel()
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     async def _unary(self, method: Any, message: Any, doing: str) -> Any:
+        if self._is_lost:
+            raise NodeLost(f"The link to {self.name} is broken.")
         try:
             return await method(message, timeout=CONTROL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
@@ -265,6 +330,12 @@ class NodeLink:
                 hint="Start it again with `shardhub serve`.",
             )
         return found
+
+    def _cut(self, error: ShardhubError) -> None:
+        """End the link to a node that is not to be trusted any more: nothing more is sent to it or read of it."""
+        self._break(error)
+        for call in self._calls:
+            call.cancel()
 
     def _break(self, error: BaseException) -> None:
         if self._is_lost:

@@ -36,6 +36,8 @@ def plan_route(
 ) -> tuple[Hop, ...]:
     """Order the nodes by the layers they serve and fill gaps with stages of this process.
 
+    Nodes that serve the same layers stand side by side: they are replicas, which share the sessions.
+
     Args:
         manifest: The pipeline.
         nodes: Address and description of each node, any order.
@@ -43,19 +45,23 @@ def plan_route(
 
     Raises:
         HandshakeError: A node serves something else, or speaks another protocol.
-        RouteError: A stage is served twice, or by nobody.
+        RouteError: Nobody serves a stage, or nodes serve layers that overlap in part.
     """
     hops: list[Hop] = [_node_hop(manifest, address, description) for address, description in nodes]
     served: dict[int, NodeHop] = {}
     for hop in hops:
         assert isinstance(hop, NodeHop)
         for index in range(hop.first, hop.last + 1):
-            if index in served:
-                other = served[index]
+            other = served.get(index)
+            if other is not None and (other.first, other.last) != (hop.first, hop.last):
                 raise RouteError(
-                    f"Stage {index} is served twice: by {other.address} and by {hop.address}.",
-                    why=f"They serve layers {_layers(other)} and {_layers(hop)}.",
+                    f"Stage {index} is served in two ways: by {other.address} and by {hop.address}.",
+                    why=f"They serve layers {_layers(other)} and {_layers(hop)}; replicas serve the same.",
                     hint="Name only one of them with --node.",
+                )
+            if other is not None and other.description.boot_id == hop.description.boot_id:
+                raise RouteError(
+                    f"{other.address} and {hop.address} are the same node.", hint="Name it once with --node."
                 )
             served[index] = hop
     missing = [index for index in range(len(manifest.stages)) if index not in served]

@@ -1,17 +1,13 @@
-"""A head's session: one sequence on all stages of a chain, its epochs, and the steps it has on their way."""
+"""A head's session: one sequence on one path through the chain, its epochs, and the steps it has on their way."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from shardhub.chain.credit import Credit, Deadlines
 from shardhub.chain.links import StageLink
 from shardhub.chain.together import all_of
 from shardhub.errors import (
@@ -21,59 +17,82 @@ from shardhub.errors import (
     SessionNotRewindable,
     ShardhubError,
     StaleEpoch,
-    StepTimeout,
 )
 from shardhub.parameters import SamplingParameters
-from shardhub.protocol import Lane, NextHop, Opened, OpenSession, Row, RowResult, Step, new_id
+from shardhub.protocol import Lane, NextHop, Opened, OpenSession, RowResult, new_id
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A step on its way."""
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The links a session's steps go through, in stage order, and how each one's output goes on."""
 
-    future: asyncio.Future[RowResult]
-    num_ids: int
-    sent_at: float
-    credit: int
+    links: tuple[StageLink, ...]
+    hops: tuple[NextHop, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowToSend:
+    """One session's part of a step.
+
+    Attributes:
+        ids: Token ids; all rows of a step have as many.
+        sample: Draw the token that follows.
+        discard: Positions to drop first: drafts that were wrong.
+        mask: Makes the mask of the draw, in another thread, while the step is on its way; None allows all tokens.
+        targets: Ids that follow each of `ids`, to be told how likely they were.
+    """
+
+    session: ChainSession
+    ids: Sequence[int]
+    sample: bool = True
+    discard: int = 0
+    mask: Callable[[], bytes] | None = None
+    targets: Sequence[int] = ()
 
 
 class Carrier(Protocol):
     """What a session needs of the chain that carries it."""
 
     head: bytes
-    links: list[StageLink]
-    hops: list[NextHop]
-    credit: Credit
-    deadlines: Deadlines
 
-    def check(self) -> None:
-        """Raise what broke the chain, if anything did."""
+    def check(self, path: Path) -> None:
+        """Raise what broke a link of the path, if anything did."""
 
-    def step_bytes(self, num_ids: int) -> int:
-        """Bytes of the largest message a step of so many ids becomes."""
+    async def send(
+        self, rows: Sequence[RowToSend], *, lane: Lane, verify: bool = False
+    ) -> list[asyncio.Future[RowResult]]:
+        """Send one step of several sessions as soon as credit allows."""
 
     def forget(self, session: ChainSession) -> None:
         """Take a session off the chain's books."""
 
 
 class ChainSession:
-    """One sequence on all stages of a chain.
+    """One sequence on all stages of a path.
 
     Attributes:
         id: 128-bit id.
         epoch: Rises with each repair.
-        ids: Token ids sent so far.
+        path: Where its steps go.
+        ids: Token ids the stages hold once the steps on their way have arrived.
+        shapes: Lengths of the steps they came in, for a replay in the same ones.
+        is_parked: It takes no more steps, and can be forked from as long as no node needs its memory.
+        on_lost: Called when a parked session is gone from a node.
     """
 
-    def __init__(self, chain: Carrier, *, context: int, parameters: SamplingParameters) -> None:
+    def __init__(self, chain: Carrier, path: Path, *, context: int, parameters: SamplingParameters) -> None:
         self.id = new_id()
         self.epoch = 0
+        self.path = path
         self.ids: list[int] = []
+        self.shapes: list[int] = []
         self.context = context
         self.parameters = parameters
         self.is_open = False
+        self.is_parked = False
+        self.on_lost: Callable[[], None] = lambda: None
         self._chain = chain
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, asyncio.Future[RowResult]] = {}
         self._failure: ShardhubError | None = None
 
     @property
@@ -81,11 +100,12 @@ class ChainSession:
         """Positions sent so far."""
         return len(self.ids)
 
-    async def open_everywhere(self, *, position: int | None) -> list[Opened]:
+    async def open_everywhere(self, *, position: int | None, fork_of: ChainSession | None = None) -> list[Opened]:
         """Open the next epoch on all stages.
 
         Args:
             position: Where each must stand afterwards; None keeps what is there.
+            fork_of: Begin with the first `position` positions of this one, which stays as it is.
 
         Raises:
             ShardhubError: A stage refuses.
@@ -103,11 +123,16 @@ class ChainSession:
                     parameters=self.parameters,
                     next_hop=hop,
                     position=position,
+                    fork_of=fork_of.id if fork_of else b"",
                 )
             )
-            for link, hop in zip(self._chain.links, self._chain.hops, strict=True)
+            for link, hop in zip(self.path.links, self.path.hops, strict=True)
         )
         self.is_open = True
+        if fork_of is not None:
+            self.ids = fork_of.ids[:position]
+            self.shapes = list(fork_of.shapes)
+            self._cut_shapes()
         return opened
 
     async def resume(self, position: int | None = None, parameters: SamplingParameters | None = None) -> int:
@@ -136,63 +161,67 @@ class ChainSession:
                 target = 0
                 await self.open_everywhere(position=0)
         del self.ids[target:]
+        self._cut_shapes()
         return target
 
-    async def send(self, ids: Sequence[int], *, sample: bool, lane: Lane) -> asyncio.Future[RowResult]:
-        """Send one chunk into the chain as soon as credit allows; its result comes with the future.
+    async def send(
+        self,
+        ids: Sequence[int],
+        *,
+        sample: bool,
+        lane: Lane,
+        mask: Callable[[], bytes] | None = None,
+        targets: Sequence[int] = (),
+    ) -> asyncio.Future[RowResult]:
+        """Send one chunk of this session alone; its result comes with the future.
 
         Args:
             ids: At most the chain's `max_chunk` token ids.
             sample: Draw the token that follows.
             lane: The stream it travels on; chunks keep their order within one only.
+            mask, targets: See `RowToSend`.
 
         Raises:
             ContextExceeded: The session was opened for fewer positions; nothing was sent.
             ChainError, SessionError: The session or the chain has failed.
         """
-        self._check()
-        if self.position + len(ids) > self.context:
+        row = RowToSend(session=self, ids=ids, sample=sample, mask=mask, targets=targets)
+        (future,) = await self._chain.send([row], lane=lane)
+        return future
+
+    def check(self, row: RowToSend) -> None:
+        """Raise if a row cannot be sent.
+
+        Raises:
+            ContextExceeded: The session was opened for fewer positions.
+            ChainError, SessionError: The session or the chain has failed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        self._chain.check(self.path)
+        if self.position - row.discard + len(row.ids) > self.context:
             raise ContextExceeded(
-                f"The sequence would have {self.position + len(ids)} positions.",
+                f"The sequence would have {self.position - row.discard + len(row.ids)} positions.",
                 why=f"The session was opened for {self.context}.",
             )
-        credit = await self._chain.credit.take(self._chain.step_bytes(len(ids)))
-        try:
-            self._check()
-            before = sum(pending.num_ids for pending in self._pending.values())
-            now = time.monotonic()
-            timeout_s = self._chain.deadlines.timeout_s(before + len(ids))
-            step = Step(
-                rows=(Row(session=self.id, epoch=self.epoch, position=self.position, sample=sample),),
-                length=len(ids),
-                ids=np.asarray(ids, np.int32).tobytes(),
-                crossings={},
-                deadline=now + timeout_s,
-                lane=lane,
-            )
-            self._chain.links[0].send(step)
-        except BaseException:
-            self._chain.credit.give(credit)
-            raise
-        self.ids.extend(ids)
+
+    def sent(self, row: RowToSend) -> asyncio.Future[RowResult]:
+        """Take note of a row that was sent; its result comes with the future."""
+        if row.discard:
+            del self.ids[-row.discard :]
+            self._cut_shapes()
+        self.ids.extend(row.ids)
+        self.shapes.append(len(row.ids))
         future: asyncio.Future[RowResult] = asyncio.get_running_loop().create_future()
-        pending = self._pending[self.position] = _Pending(future, before + len(ids), now, credit)
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._timed_out, self.epoch, timeout_s)
-
-        def ended(_: asyncio.Future[RowResult]) -> None:
-            timer.cancel()
-            self._chain.credit.give(pending.credit)
-
-        future.add_done_callback(ended)
+        self._pending[self.position] = future
         return future
 
     def on_result(self, row: RowResult) -> None:
         """Take in the last stage's answer; answers of older epochs change nothing."""
-        if row.epoch != self.epoch or (pending := self._pending.pop(row.position, None)) is None:
+        if row.epoch != self.epoch or (future := self._pending.pop(row.position, None)) is None:
             return
-        self._chain.deadlines.took(pending.num_ids, time.monotonic() - pending.sent_at)
-        if not pending.future.done():
-            pending.future.set_result(row)
+        if not future.done():
+            future.set_result(row)
 
     def on_failure(self, epoch: int, error: ShardhubError) -> None:
         """Take in a failure: what is on its way is lost."""
@@ -202,37 +231,42 @@ class ChainSession:
             self._failure = error
         pending, self._pending = self._pending, {}
         for waiting in pending.values():
-            if not waiting.future.done():
-                waiting.future.set_exception(error)
-                waiting.future.exception()  # seen, even if nobody waits for this chunk
+            if not waiting.done():
+                waiting.set_exception(error)
+                waiting.exception()  # seen, even if nobody waits for this chunk
+        if self.is_parked:
+            self._chain.forget(self)
+            self.on_lost()
+
+    def _cut_shapes(self) -> None:
+        """Make the shapes those of the ids that are left."""
+        over = sum(self.shapes) - len(self.ids)
+        while over > 0:
+            last = self.shapes.pop()
+            if last > over:
+                self.shapes.append(last - over)
+            over -= last
+
+    async def park(self) -> bool:
+        """Take no more steps, but keep the KV to fork from; whether all stages did."""
+        self.is_open = False
+        done = await asyncio.gather(*(self._close_at(link, park=True) for link in self.path.links))
+        self.is_parked = all(done)
+        if not self.is_parked:
+            await self.close()
+        return self.is_parked
 
     async def close(self) -> None:
         """Free the session on every stage, whatever state it is in."""
         self._chain.forget(self)
-        self.is_open = False
+        self.is_open = self.is_parked = False
         self.on_failure(self.epoch, NodeLost("The session was closed."))
-        if self.epoch == 0:
-            return
-        closing = [asyncio.create_task(self._close_at(link)) for link in self._chain.links]
-        await asyncio.wait(closing)
+        if self.epoch:
+            await asyncio.gather(*(self._close_at(link) for link in self.path.links))
 
-    async def _close_at(self, link: StageLink) -> None:
+    async def _close_at(self, link: StageLink, *, park: bool = False) -> bool:
         # A node that is gone frees the session when its lease ends.
         with contextlib.suppress(ShardhubError):
-            await link.close_session(self._chain.head, self.id, self.epoch)
-
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        self._chain.check()
-
-    def _timed_out(self, epoch: int, timeout_s: float) -> None:
-        names = ", ".join(link.name for link in self._chain.links)
-        self.on_failure(
-            epoch,
-            StepTimeout(
-                f"A step did not come round within {timeout_s:.0f} s.",
-                why=f"One of these hangs or is overloaded: {names}.",
-                hint="See which with `shardhub status`, and start it again.",
-            ),
-        )
+            await link.close_session(self._chain.head, self.id, self.epoch, park=park)
+            return True
+        return False

@@ -28,8 +28,27 @@ class _Job:
     is_control: bool = False
 
 
+class _Owner:
+    """One owner's jobs, in queues that take turns."""
+
+    def __init__(self) -> None:
+        self.queues: dict[Hashable, deque[_Job]] = {}
+        self._turn: Hashable = None
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self.queues.values())
+
+    def pop(self) -> _Job:
+        waiting = [key for key, queue in self.queues.items() if queue]
+        self._turn = next((key for key in waiting if key != self._turn), waiting[0])
+        return self.queues[self._turn].popleft()
+
+
 class ComputeThread:
     """Runs jobs one at a time: control jobs first, then the owners' queues round robin by cost.
+
+    An owner's queues, such as those for prompts and for decode steps, take turns, so that a long prompt stands before
+    a decode step for one chunk only, and decode steps never keep a prompt waiting for ever.
 
     Args:
         idle: Called in the thread about every `idle_s` seconds between jobs, when no control job waits: a renewal
@@ -41,7 +60,7 @@ class ComputeThread:
         self._idle_s = idle_s
         self._wake = threading.Condition()
         self._control: deque[_Job] = deque()
-        self._queues: dict[Hashable, deque[_Job]] = {}
+        self._queues: dict[Hashable, _Owner] = {}
         self._spent: dict[Hashable, float] = {}
         self._closed = False
         self._busy_since: float | None = None
@@ -56,6 +75,12 @@ class ComputeThread:
         return self._num_done
 
     @property
+    def num_queued(self) -> int:
+        """Jobs that wait."""
+        with self._wake:
+            return sum(len(own) for own in self._queues.values())
+
+    @property
     def busy_s(self) -> float:
         """Seconds the present job has run; 0 between jobs."""
         since = self._busy_since
@@ -65,30 +90,35 @@ class ComputeThread:
         """Run before everything that is queued."""
         return self._submit(self._control, _Job(run, Future(), 0.0, is_control=True))
 
-    def submit(self, owner: Hashable, run: Callable[[], T], *, cost: float, limit: int) -> Future[T]:
+    def submit(
+        self, owner: Hashable, run: Callable[[], T], *, cost: float, limit: int, queue: Hashable = None
+    ) -> Future[T]:
         """Queue a job of `owner`.
 
         Args:
-            cost: What it counts for in the round robin, in tokens.
+            cost: What it counts for in the round robin, in seconds.
             limit: Refuse when the owner has as many queued.
+            queue: Which of the owner's queues; jobs keep their order within one.
 
         Raises:
             Overloaded: The owner's queue is full: it did not keep to its credit.
         """
         with self._wake:
-            queue = self._queues.setdefault(owner, deque())
-            if len(queue) >= limit:
-                raise Overloaded(f"{len(queue)} steps are queued for this head.", why=f"Its credit is {limit}.")
+            own = self._queues.setdefault(owner, _Owner())
+            if len(own) >= limit:
+                raise Overloaded(f"{len(own)} steps are queued for this head.", why=f"Its credit is {limit}.")
             # An owner that was away starts level with the others; it has saved nothing up.
-            floor = min((self._spent[o] for o, q in self._queues.items() if q and o in self._spent), default=0.0)
+            floor = min((self._spent[o] for o, q in self._queues.items() if len(q) and o in self._spent), default=0.0)
             self._spent[owner] = max(self._spent.get(owner, 0.0), floor)
-        return self._submit(queue, _Job(run, Future(), cost))
+            jobs = own.queues.setdefault(queue, deque())
+        return self._submit(jobs, _Job(run, Future(), cost))
 
     def close(self) -> None:
         """End the thread after the present job; queued jobs are cancelled."""
         with self._wake:
             self._closed = True
-            pending = [*self._control, *(job for queue in self._queues.values() for job in queue)]
+            queues = [queue for owner in self._queues.values() for queue in owner.queues.values()]
+            pending = [*self._control, *(job for queue in queues for job in queue)]
             self._control.clear()
             self._queues.clear()
             self._wake.notify()
@@ -108,13 +138,13 @@ class ComputeThread:
     def _next(self) -> _Job | None:
         if self._control:
             return self._control.popleft()
-        waiting = [owner for owner, queue in self._queues.items() if queue]
+        waiting = [owner for owner, own in self._queues.items() if len(own)]
         if not waiting:
             return None
         owner = min(waiting, key=lambda o: self._spent.get(o, 0.0))
-        job = self._queues[owner].popleft()
+        job = self._queues[owner].pop()
         self._spent[owner] = self._spent.get(owner, 0.0) + job.cost
-        if not self._queues[owner] and len(self._queues) > 64:
+        if not len(self._queues[owner]) and len(self._queues) > 64:
             del self._queues[owner]
             self._spent.pop(owner, None)
         return job

@@ -7,22 +7,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-import mlx.core as mx
 import numpy as np
 
 from shardhub.engine.compute import ComputeThread
-from shardhub.engine.sessions import SessionTable
+from shardhub.engine.masks import MaskTable
+from shardhub.engine.meter import Meter
+from shardhub.engine.sessions import Entry, SessionTable
 from shardhub.errors import NodeFailure, ShardhubError, StepTimeout, WireError
 from shardhub.model.load import LoadedStage, load_stage
-from shardhub.model.session import Advanced, Session
+from shardhub.model.memory import release_unused
+from shardhub.model.microbatch import Advanced, advance
+from shardhub.model.session import Session
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
+    Lane,
     Limits,
+    Mask,
     NextHop,
     Opened,
     OpenSession,
     RowResult,
     StageFacts,
+    StageTime,
     Step,
     StepFailure,
     StepResult,
@@ -38,12 +44,24 @@ MAX_CHUNK = 512
 QUEUE_STEPS = 32
 QUEUE_BYTES = 256 << 20
 LEASE_S = 30.0
+# What an id of a chunk, or a decode step, is taken to cost before any was measured; weight of the newest measurement.
+_UNKNOWN_ID_S = 0.01
+_NEWEST = 0.3
 # Room in a message for everything that is not a tensor.
 MESSAGE_OVERHEAD_BYTES = 64 << 10
-# Prefill chunk the warm-up runs, so that MLX has compiled its kernels before the first request.
+# Prefill chunk and rows the warm-up runs, so that MLX has compiled its kernels before the first request.
 _WARM_CHUNK = 8
-# Parallel sessions a node admits unless told otherwise.
+_MAX_VOCAB = 1 << 22
+_MASK_ROOM_BYTES = 256
+_WARM_ROWS = 2
+# Parallel sessions a node admits unless told otherwise, and most of them in one step.
 MAX_SESSIONS = 16
+MAX_ROWS = 16
+# Padding that sessions of different lengths may cost in one step, as a share of what they were promised.
+MAX_PADDING = 0.25
+# Positions of a prompt whose logits are computed at once where it is asked how likely its ids were: of a long chunk
+# and a large vocabulary they would take gigabytes.
+MAX_SCORED = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +108,11 @@ class Engine:
         self.weight_bytes = loaded.weight_bytes
         self.kv_budget_bytes = loaded.kv_budget_bytes
         self.boot_id = new_id()
+        self._id_s: dict[Lane, float] = {}
+        self.meter = Meter()
         self.limits = Limits(
             max_chunk=settings.max_chunk,
-            max_rows=1,
+            max_rows=min(MAX_ROWS, settings.max_sessions) if loaded.can_batch else 1,
             queue_steps=QUEUE_STEPS,
             queue_bytes=QUEUE_BYTES,
             max_context=settings.context,
@@ -100,6 +120,8 @@ class Engine:
             lease_s=settings.lease_s,
             message_bytes=largest_message,
         )
+        # One for the step that runs and one for the next, of each session.
+        self._masks = MaskTable(most=2 * settings.max_sessions)
         self._sessions = SessionTable(
             make=lambda call: Session(loaded.stage, context=call.context, parameters=call.parameters),
             kv_bytes=loaded.kv_bytes,
@@ -122,6 +144,7 @@ class Engine:
         def expire() -> None:
             if engine is not None:
                 engine._sessions.expire()
+                engine._masks.expire()
 
         compute = ComputeThread(idle=expire)
 
@@ -140,12 +163,31 @@ class Engine:
 
     @property
     def num_sessions(self) -> int:
+        """Sessions that take steps."""
         return len(self._sessions)
+
+    def load(self) -> dict[str, float]:
+        """What the stage is busy with: counters since it started, and gauges."""
+        return self.meter.figures() | {
+            "sessions": len(self._sessions),
+            "parked_sessions": self._sessions.num_parked,
+            "queued_steps": self._compute.num_queued,
+            "busy_s": self._compute.busy_s,
+            "kv_reserved_bytes": self._sessions.reserved_bytes,
+            "kv_parked_bytes": self._sessions.parked_bytes,
+            "kv_budget_bytes": self.kv_budget_bytes,
+            "weight_bytes": self.weight_bytes,
+        }
 
     @property
     def reserved_bytes(self) -> int:
         """KV bytes promised to sessions."""
         return self._sessions.reserved_bytes
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds the present step has run; 0 between steps."""
+        return self._compute.busy_s
 
     @property
     def num_done(self) -> int:
@@ -156,9 +198,9 @@ class Engine:
         """Open a session or fence an older epoch of it; waits for the step that runs, goes before those queued."""
         return self._compute.control(lambda: self._sessions.open(call))
 
-    def close_session(self, head: bytes, session: bytes, epoch: int) -> Future[None]:
-        """End a session and free its KV."""
-        return self._compute.control(lambda: self._sessions.close(head, session, epoch))
+    def close_session(self, head: bytes, session: bytes, epoch: int, *, park: bool = False) -> Future[None]:
+        """End a session and free its KV, or keep that to fork from until its memory is needed."""
+        return self._compute.control(lambda: self._sessions.close(head, session, epoch, park=park))
 
     def renew(self, head: bytes, sessions: Sequence[bytes]) -> Future[list[bytes]]:
         """Extend leases; the result names the sessions that are not here any more."""
@@ -170,46 +212,143 @@ class Engine:
         The future never fails: what goes wrong is a `StepFailure` for the head. A step that was refused has changed
         nothing; one that broke while it ran has ended its sessions.
         """
+        if self._stage.is_last and any(row.masked for row in step.rows):
+            done: Future[Ran | StepFailure] = Future()
+
+            def ready(error: ShardhubError | None) -> None:
+                if error is not None:
+                    done.set_result(self._failure(step, error))
+                else:
+                    self._submit(head, step).add_done_callback(lambda ran: _hand_on(ran, done))
+
+            self._masks.hold(head, step, ready)
+            return done
+        return self._submit(head, step)
+
+    def mask(self, head: bytes, masks: Sequence[Mask]) -> None:
+        """Take in what draws may choose from; steps that waited for it are queued.
+
+        Raises:
+            WireError: A mask is longer than the vocabulary.
+        """
+        for mask in masks:
+            if not 0 < len(mask.allowed) <= self._mask_bytes:
+                raise WireError(f"A mask of {len(mask.allowed)} bytes came.", why=f"At most {self._mask_bytes} fit.")
+        self._masks.put(head, masks)
+
+    @property
+    def _mask_bytes(self) -> int:
+        # Vocabularies are padded on both sides of the wire; the largest known have 262,144 entries.
+        return (self.facts.vocab_size or _MAX_VOCAB) // 8 + _MASK_ROOM_BYTES
+
+    def _submit(self, head: bytes, step: Step) -> Future[Ran | StepFailure]:
+        queued_at = time.monotonic()
         try:
-            cost = float(step.length * len(step.rows))
-            return self._compute.submit(head, lambda: self._run(head, step), cost=cost, limit=self.limits.queue_steps)
+            return self._compute.submit(
+                head,
+                lambda: self._run(head, step, time.monotonic() - queued_at),
+                cost=self._expected_s(step),
+                limit=self.limits.queue_steps,
+                queue=step.lane,
+            )
         except ShardhubError as error:
             failed: Future[Ran | StepFailure] = Future()
-            failed.set_result(StepFailure(rows=step.rows, error=error))
+            failed.set_result(self._failure(step, error))
             return failed
+
+    def _expected_s(self, step: Step) -> float:
+        """Seconds a step will take, from those before it; heads share the stage by them."""
+        known = self._id_s.get(step.lane)
+        return (known or _UNKNOWN_ID_S) * (step.length if step.lane is Lane.PREFILL else 1)
+
+    def _note_pace(self, step: Step, seconds: float) -> None:
+        length = step.length if step.lane is Lane.PREFILL else 1
+        known = self._id_s.get(step.lane, seconds / length)
+        self._id_s[step.lane] = (1 - _NEWEST) * known + _NEWEST * seconds / length
 
     def stop(self) -> None:
         """End the compute thread; sessions and weights are freed with the engine."""
         self._compute.close()
 
-    def _run(self, head: bytes, step: Step) -> Ran | StepFailure:
+    def _run(self, head: bytes, step: Step, wait_s: float) -> Ran | StepFailure:
+        started = time.monotonic()
         try:
             self._check(step)
-            row = step.rows[0]
-            entry = self._sessions.find(head, row, step.length)
+            entries = [self._sessions.find(head, row, step.length) for row in step.rows]
+            hop = self._check_together(step, entries)
         except ShardhubError as error:
-            return StepFailure(rows=step.rows, error=error)
+            return self._failure(step, error)
+        sessions = [entry.session for entry in entries]
+        ids = np.frombuffer(step.ids, dtype=np.int32).reshape(len(step.rows), step.length)
         try:
-            advanced = entry.session.advance(step.ids, step.crossings, sample_token=row.sample)
+            for row, session in zip(step.rows, sessions, strict=True):
+                if row.discard:
+                    session.rewind(row.position)
+            advanced = advance(
+                self._stage,
+                sessions,
+                ids,
+                step.crossings,
+                draw=[row.sample for row in step.rows],
+                verify=step.verify,
+                masks=self._masks.take(head, step) if self._stage.is_last else (),
+                targets=[row.targets for row in step.rows] if self._stage.is_last else (),
+            )
         except (ShardhubError, RuntimeError, ValueError, MemoryError) as error:
             # The caches may have advanced in part: a replay under a new epoch starts from nothing.
-            self._sessions.drop(row.session)
-            return StepFailure(rows=step.rows, error=_as_failure(error))
-        self._sessions.touch(entry)
-        return Ran(output=self._output(step, entry.session, advanced), next_hop=entry.next_hop)
+            for row in step.rows:
+                self._sessions.drop(row.session)
+            return self._failure(step, _as_failure(error))
+        for entry in entries:
+            self._sessions.touch(entry)
+        spent = StageTime(wait_s=wait_s, compute_s=time.monotonic() - started)
+        self._note_pace(step, spent.compute_s)
+        self.meter.ran(step, spent)
+        return Ran(output=self._output(step, sessions, advanced, (*step.times, spent)), next_hop=hop)
 
-    def _output(self, step: Step, session: Session, advanced: Advanced) -> Step | StepResult:
+    def _failure(self, step: Step, error: ShardhubError) -> StepFailure:
+        self.meter.failed(error)
+        return StepFailure(rows=step.rows, error=error)
+
+    def _output(
+        self, step: Step, sessions: Sequence[Session], advanced: Advanced, times: tuple[StageTime, ...]
+    ) -> Step | StepResult:
         if not self._stage.is_last:
-            return replace(step, crossings=advanced.crossings)
-        row = step.rows[0]
-        result = RowResult(
-            session=row.session,
-            epoch=row.epoch,
-            position=session.position,
-            token=advanced.token,
-            logprob=advanced.logprob,
+            return replace(step, crossings=advanced.crossings, times=times)
+        rows = tuple(
+            RowResult(
+                session=row.session,
+                epoch=row.epoch,
+                position=session.position,
+                tokens=drawn.tokens,
+                logprobs=drawn.logprobs,
+                top=drawn.top,
+                target_logprobs=drawn.target_logprobs,
+                target_top=drawn.target_top,
+            )
+            for row, session, drawn in zip(step.rows, sessions, advanced.drawn, strict=True)
         )
-        return StepResult(rows=(result,), lane=step.lane)
+        return StepResult(rows=rows, lane=step.lane, times=times)
+
+    def _check_together(self, step: Step, entries: Sequence[Entry]) -> NextHop:
+        """Refuse rows that cannot run side by side; returns where they all go.
+
+        Raises:
+            WireError: They go different ways, one stands twice, or their lengths are too different.
+        """
+        hop = entries[0].next_hop
+        if len(entries) == 1:
+            return hop
+        if len({row.session for row in step.rows}) != len(entries) or any(entry.next_hop != hop for entry in entries):
+            raise WireError("The rows of a step are one session twice, or go different ways.")
+        padded = len(entries) * (max(row.position for row in step.rows) + step.length)
+        promised = sum(entry.session.context for entry in entries)
+        if padded > promised * (1 + MAX_PADDING):
+            raise WireError(
+                f"{len(entries)} sessions of very different lengths came in one step.",
+                why=f"Side by side they take {padded} positions, they were promised {promised}.",
+            )
+        return hop
 
     def _check(self, step: Step) -> None:
         """Refuse a step whose form is wrong before an array exists.
@@ -222,7 +361,7 @@ class Engine:
             raise StepTimeout(
                 f"A step waited {late:.1f} s beyond its deadline.", why=f"Stage {self._range} had others before it."
             )
-        if len(step.rows) != 1:
+        if not 0 < len(step.rows) <= self.limits.max_rows:
             raise WireError(f"A step of {len(step.rows)} rows came.", why=f"This node takes {self.limits.max_rows}.")
         if not 0 < step.length <= self.limits.max_chunk:
             raise WireError(f"A chunk of {step.length} ids came.", why=f"This node takes {self.limits.max_chunk}.")
@@ -233,41 +372,72 @@ class Engine:
             raise WireError(
                 f"Token ids from {ids.min()} to {ids.max()} came.", why=f"The vocabulary has {self.facts.vocab_size}."
             )
+        self._check_targets(step)
         expected = {crossing.name: crossing for crossing in self.facts.crossings_in}
-        if step.crossings.keys() != expected.keys():
+        needed = {name for name, crossing in expected.items() if not crossing.varies}
+        if not needed <= step.crossings.keys() <= expected.keys():
             raise WireError(
                 f"Stage {self._range} got the crossings {sorted(step.crossings)}.", why=f"It takes {sorted(expected)}."
             )
-        total = step.rows[0].position + step.length
+        total = max(row.position for row in step.rows) + step.length
         for name, tensor in step.crossings.items():
-            shape = expected[name].expected_shape(batch=len(step.rows), length=step.length, total=total)
-            if tensor.dtype != expected[name].dtype or tensor.shape != shape:
+            crossing, batch = expected[name], len(step.rows)
+            if tensor.dtype != crossing.dtype or not crossing.admits(
+                tensor.shape, batch=batch, length=step.length, total=total
+            ):
+                largest = crossing.expected_shape(batch=batch, length=step.length, total=total)
                 raise WireError(
                     f"Crossing {name} came as {tensor.dtype}{list(tensor.shape)}.",
-                    why=f"Stage {self._range} takes {expected[name].dtype}{list(shape)}.",
+                    why=f"Stage {self._range} takes {crossing.dtype}{list(largest)}.",
                 )
-            if len(tensor.data) != DTYPE_SIZES[tensor.dtype] * int(np.prod(shape, dtype=np.int64)):
-                raise WireError(f"Crossing {name} came with {len(tensor.data)} bytes for {list(shape)}.")
+            if len(tensor.data) != DTYPE_SIZES[tensor.dtype] * int(np.prod(tensor.shape, dtype=np.int64)):
+                raise WireError(f"Crossing {name} came with {len(tensor.data)} bytes for {list(tensor.shape)}.")
+
+    def _check_targets(self, step: Step) -> None:
+        for row in step.rows:
+            if not row.targets:
+                continue
+            if len(row.targets) != step.length or step.length > MAX_SCORED:
+                raise WireError(
+                    f"{len(row.targets)} targets came for {step.length} ids.", why=f"At most {MAX_SCORED} are scored."
+                )
+            if self.facts.vocab_size and max(row.targets) >= self.facts.vocab_size:
+                raise WireError(f"The target {max(row.targets)} is beyond the vocabulary.")
 
     @property
     def _range(self) -> str:
         return f"[{self.facts.start}, {self.facts.stop})"
 
     def _warm_up(self) -> None:
-        """Run a chunk and two steps of a session, so that kernels are compiled and readiness is real."""
-        context = _WARM_CHUNK + 2
-        session = Session(self._stage, context=context, parameters=SamplingParameters())
-        for length in (_WARM_CHUNK, 1, 1):
-            incoming = {
-                crossing.name: _zeros(
-                    crossing.dtype,
-                    crossing.expected_shape(batch=1, length=length, total=session.position + length),
-                )
-                for crossing in self.facts.crossings_in
-            }
-            ids = np.zeros(length, np.int32).tobytes()
-            session.advance(ids, incoming, sample_token=length == 1)
-        mx.clear_cache()
+        """Run chunks and steps, alone and side by side, so that kernels are compiled and readiness is real."""
+        num_rows = min(_WARM_ROWS, self.limits.max_rows)
+        sessions = [
+            Session(self._stage, context=_WARM_CHUNK + 3, parameters=SamplingParameters()) for _ in range(num_rows)
+        ]
+        for session in sessions:
+            for length in (_WARM_CHUNK, 1):
+                self._warm_step([session], length)
+        if num_rows > 1:
+            self._warm_step(sessions, 1)
+        del sessions
+        release_unused()
+
+    def _warm_step(self, sessions: Sequence[Session], length: int) -> None:
+        batch, total = len(sessions), sessions[0].position + length
+        incoming = {
+            crossing.name: _zeros(crossing.dtype, crossing.expected_shape(batch=batch, length=length, total=total))
+            for crossing in self.facts.crossings_in
+            if not crossing.varies
+        }
+        ids = np.zeros((batch, length), np.int32)
+        advance(self._stage, sessions, ids, incoming, draw=[length == 1] * batch)
+
+
+def _hand_on(ran: Future[Ran | StepFailure], done: Future[Ran | StepFailure]) -> None:
+    if ran.cancelled():
+        done.cancel()
+    else:
+        done.set_result(ran.result())
 
 
 def message_bytes(shards: Sequence[Shard], *, context: int, max_chunk: int = MAX_CHUNK) -> int:

@@ -16,7 +16,12 @@ from shardhub.protocol import SESSION_ID_BYTES, Limits, NextHop, Opened, OpenSes
 
 @dataclass(slots=True)
 class Entry:
-    """A session and what the table knows of it."""
+    """A session and what the table knows of it.
+
+    Attributes:
+        reserved_bytes: KV memory promised to it.
+        parked_at: When it was parked, if it was: it takes no steps, and its memory goes to whoever needs it.
+    """
 
     head: bytes
     epoch: int
@@ -24,6 +29,7 @@ class Entry:
     next_hop: NextHop
     reserved_bytes: int
     lease_ends: float
+    parked_at: float | None = None
 
 
 class SessionTable:
@@ -56,12 +62,23 @@ class SessionTable:
         self._entries: dict[bytes, Entry] = {}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        """Sessions that take steps."""
+        return sum(entry.parked_at is None for entry in self._all())
+
+    @property
+    def num_parked(self) -> int:
+        """Sessions kept to fork from."""
+        return sum(entry.parked_at is not None for entry in self._all())
 
     @property
     def reserved_bytes(self) -> int:
         """KV bytes promised to sessions."""
-        return sum(entry.reserved_bytes for entry in self._entries.values())
+        return sum(entry.reserved_bytes for entry in self._all())
+
+    @property
+    def parked_bytes(self) -> int:
+        """Those of parked sessions: given up when others need them."""
+        return sum(entry.reserved_bytes for entry in self._all() if entry.parked_at is not None)
 
     def open(self, call: OpenSession) -> Opened:
         """Open a session, or fence an older epoch of it and bring it to the position asked for.
@@ -81,6 +98,8 @@ class SessionTable:
             raise StaleEpoch("The session belongs to another head.")
         if call.epoch <= entry.epoch:
             raise StaleEpoch(f"Epoch {call.epoch} came.", why=f"The session is at epoch {entry.epoch}.")
+        if entry.parked_at is not None:
+            raise SessionUnknown("The session is parked: it can only be forked from.")
         if call.context != entry.session.context:
             raise WireError("A session keeps its context length.", why=f"{entry.session.context}, now {call.context}.")
         if call.position is not None:
@@ -91,8 +110,8 @@ class SessionTable:
         self.touch(entry)
         return self._opened(entry)
 
-    def close(self, head: bytes, session: bytes, epoch: int) -> None:
-        """End a session; one that is not there has ended already.
+    def close(self, head: bytes, session: bytes, epoch: int, *, park: bool = False) -> None:
+        """End a session, or park it to fork from; one that is not there has ended already.
 
         Raises:
             StaleEpoch: The session has a later epoch, or belongs to another head.
@@ -104,7 +123,12 @@ class SessionTable:
             raise StaleEpoch("The session belongs to another head.")
         if epoch < entry.epoch:
             raise StaleEpoch(f"Epoch {epoch} came.", why=f"The session is at epoch {entry.epoch}.")
-        del self._entries[session]
+        if not park or not entry.session.position:
+            del self._entries[session]
+        elif entry.parked_at is None:
+            entry.session.cache()  # out of its group, whose other rows go on
+            entry.reserved_bytes = self._kv_bytes(entry.session.position)
+            entry.parked_at = self._clock()
 
     def renew(self, head: bytes, sessions: Iterable[bytes]) -> list[bytes]:
         """Extend the leases of a head's sessions and return those that are not here any more."""
@@ -124,13 +148,13 @@ class SessionTable:
             SessionUnknown, StaleEpoch, PositionMismatch, ContextExceeded: The step must not run.
         """
         entry = self._entries.get(row.session)
-        if entry is None or entry.head != head:
+        if entry is None or entry.head != head or entry.parked_at is not None:
             raise SessionUnknown(
                 "The session is not on this node.", why="It ended, its lease ran out, or the node was restarted."
             )
         if row.epoch != entry.epoch:
             raise StaleEpoch(f"A step of epoch {row.epoch} came.", why=f"The session is at epoch {entry.epoch}.")
-        entry.session.check(row.position, length)
+        entry.session.check(row.position, length, discard=row.discard)
         self.touch(entry)
         return entry
 
@@ -150,8 +174,13 @@ class SessionTable:
             del self._entries[key]
         return len(expired)
 
+    def _all(self) -> tuple[Entry, ...]:
+        # One operation of the interpreter: figures are asked for by other threads while sessions come and go.
+        return tuple(self._entries.values())
+
     def _open_new(self, call: OpenSession) -> Opened:
-        if call.position not in (None, 0):
+        parent = self._parent(call)
+        if parent is None and call.position not in (None, 0):
             raise SessionUnknown(f"The session holds no {call.position} positions here: it is new to this node.")
         if not 0 < call.context <= self._limits.max_context:
             raise ContextExceeded(
@@ -159,10 +188,15 @@ class SessionTable:
                 why=f"This node serves up to {self._limits.max_context}.",
                 hint="Shorten the prompt or --max-tokens, or start the node with a larger --context.",
             )
-        if len(self._entries) >= self._limits.max_sessions:
+        if len(self) >= self._limits.max_sessions:
             raise Overloaded(f"All {self._limits.max_sessions} sessions of this node are in use.")
+        session = self._make(call)
+        if parent is not None:
+            position = call.position or 0
+            session = parent.session.fork(position, context=call.context, parameters=call.parameters)
+            parent.parked_at = parent.parked_at and self._clock()
         needed = self._kv_bytes(call.context)
-        free = self._kv_budget_bytes - self.reserved_bytes
+        free = self._make_room(needed)
         if needed > free:
             raise Overloaded(
                 f"No KV memory for a session of {call.context} positions.",
@@ -172,13 +206,36 @@ class SessionTable:
         entry = Entry(
             head=call.head,
             epoch=call.epoch,
-            session=self._make(call),
+            session=session,
             next_hop=call.next_hop,
             reserved_bytes=needed,
             lease_ends=self._clock() + self._limits.lease_s,
         )
         self._entries[call.session] = entry
         return self._opened(entry)
+
+    def _parent(self, call: OpenSession) -> Entry | None:
+        """The session a new one is forked from.
+
+        Raises:
+            SessionUnknown: It is not here, or another head's.
+        """
+        if not call.fork_of:
+            return None
+        parent = self._entries.get(call.fork_of)
+        if parent is None or parent.head != call.head:
+            raise SessionUnknown("The session to fork from is not on this node.", why="Its memory was needed.")
+        return parent
+
+    def _make_room(self, needed: int) -> int:
+        """Free bytes, once parked sessions have gone that stand in the way, the longest unused first."""
+        parked = sorted((entry.parked_at, key) for key, entry in self._entries.items() if entry.parked_at is not None)
+        free = self._kv_budget_bytes - self.reserved_bytes
+        for _, key in parked:
+            if needed <= free:
+                break
+            free += self._entries.pop(key).reserved_bytes
+        return free
 
     def _opened(self, entry: Entry) -> Opened:
         return Opened(position=entry.session.position, rewind_floor=entry.session.rewind_floor, boot_id=self._boot_id)

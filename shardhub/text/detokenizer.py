@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-_SPACE_MARK = "\u2581"
+SPACE_MARK = "\u2581"
 _INCOMPLETE = "\ufffd"
 # What mlx_lm shows for an id beyond the tokenizer's vocabulary (a model may have padded rows).
-_UNKNOWN = b"!"
+UNKNOWN = b"!"
 
 _SPM = [
-    {"type": "Replace", "pattern": {"String": _SPACE_MARK}, "content": " "},
+    {"type": "Replace", "pattern": {"String": SPACE_MARK}, "content": " "},
     {"type": "ByteFallback"},
     {"type": "Fuse"},
 ]
@@ -64,7 +64,7 @@ class ByteDetokenizer:
     def add(self, token: int) -> str:
         """Take the next token id; return the text that is now certain."""
         pieces = self._table.pieces
-        return self._show(self._decoder.decode(pieces[token] if token < len(pieces) else _UNKNOWN))
+        return self._show(self._decoder.decode(pieces[token] if token < len(pieces) else UNKNOWN))
 
     def finish(self) -> str:
         """End the answer; return what was held back."""
@@ -72,7 +72,7 @@ class ByteDetokenizer:
 
     def _show(self, text: str) -> str:
         if self._table.space_mark:
-            text = text.replace(_SPACE_MARK, " ")
+            text = text.replace(SPACE_MARK, " ")
         if self._trimming and text:
             text = text.removeprefix(" ")
             self._trimming = self._table.trims == "each" and not text
@@ -129,13 +129,13 @@ def byte_table(decoder: object, tokens: Sequence[str | None]) -> ByteTable | Non
 
 def _byte_level(token: str | None) -> bytes:
     if token is None:
-        return _UNKNOWN
+        return UNKNOWN
     return b"".join(_BYTES.get(char) or char.encode("utf-8", "replace") for char in token)
 
 
 def _sentence_piece(token: str | None) -> bytes:
     if token is None:
-        return _UNKNOWN
+        return UNKNOWN
     if token.startswith("<0x") and len(token) == 6:
         return bytes([int(token[3:5], 16)])
     return token.encode("utf-8", "replace")

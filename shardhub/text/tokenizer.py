@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shardhub.errors import FormatError, PromptError, UnsupportedModel
-from shardhub.text.detokenizer import ByteDetokenizer, Detokenizer, LineDetokenizer, byte_table
+from shardhub.text.detokenizer import SPACE_MARK, UNKNOWN, ByteDetokenizer, Detokenizer, LineDetokenizer, byte_table
 from shardhub.text.template import ChatTemplate, Message
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -66,9 +67,43 @@ class Tokenizer:
         _check_text(text)
         return list(self._hf.encode(text, add_special_tokens=add))
 
-    def detokenizer(self) -> Detokenizer:
-        """A new detokenizer, for one answer."""
-        return ByteDetokenizer(self._table) if self._table is not None else LineDetokenizer(self._hf.decode)
+    def detokenizer(self, *, continues: bool = False) -> Detokenizer:
+        """A new detokenizer, for one answer.
+
+        Args:
+            continues: The text goes on where other text ends: its first space is kept.
+        """
+        if self._table is None:
+            return LineDetokenizer(self._hf.decode)
+        return ByteDetokenizer(replace(self._table, trims="none") if continues else self._table)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, which need not be whole characters."""
+        if self._table is None:
+            return str(self._hf.decode([token])).encode("utf-8", "replace")
+        if token >= len(self._table.pieces):
+            return UNKNOWN
+        piece = self._table.pieces[token]
+        return piece.replace(SPACE_MARK.encode(), b" ") if self._table.space_mark else piece
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Texts of the special tokens, by name: `bos_token`, `eos_token`, ..."""
+        return {name: text for name, text in self._hf.special_tokens_map.items() if isinstance(text, str)}
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template, the default one if it has several."""
+        found = self._hf.chat_template
+        return found.get("default") if isinstance(found, dict) else found
+
+    def knows(self, token: str) -> bool:
+        """Whether a text is one token of the vocabulary."""
+        return token in self._hf.get_vocab()
+
+    def serialized(self) -> str:
+        """The whole tokenizer as the JSON of tokenizer.json, added tokens included."""
+        return str(self._hf.backend_tokenizer.to_str())
 
     def render_chat(
         self,

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 
 from pydantic import ValidationError
 
 from shardhub.errors import UsageError, WireError, by_name
-from shardhub.manifest import Crossing
-from shardhub.parameters import SamplingParameters
+from shardhub.manifest import MAX_STAGES, Crossing
+from shardhub.parameters import MAX_LOGIT_BIAS, SamplingParameters
 from shardhub.protocol import (
     Description,
     HopKind,
     Lane,
     Limits,
+    Mask,
     NextHop,
     Opened,
     OpenSession,
     Row,
     RowResult,
     StageFacts,
+    StageTime,
     Step,
     StepFailure,
     StepResult,
+    TopTokens,
 )
 from shardhub.tensors import DTYPE_SIZES, RawTensor
 from shardhub.wire import shardhub_pb2 as pb
@@ -33,6 +37,8 @@ MAX_CROSSINGS = 4096
 MAX_DIMS = 8
 # Rows of a step beyond which a message is an attack.
 MAX_ROWS = 4096
+# Figures of a node's load that are read.
+MAX_LOADS = 64
 # Longest deadline a step may carry, seconds: a day.
 MAX_TIMEOUT_S = 86_400
 
@@ -54,6 +60,8 @@ def step_message(step: Step) -> pb.LinkMessage:
                 pb.Tensor(name=name, dtype=t.dtype, shape=t.shape, data=t.data) for name, t in step.crossings.items()
             ],
             timeout_ms=min(left_ms, MAX_TIMEOUT_S * 1000),
+            verify=step.verify,
+            times=_time_messages(step.times),
         )
     )
 
@@ -80,29 +88,44 @@ def step_value(message: pb.Step, lane: Lane) -> Step:
         crossings=crossings,
         deadline=time.monotonic() + min(message.timeout_ms / 1000, MAX_TIMEOUT_S),
         lane=lane,
+        verify=message.verify,
+        times=_time_values(message.times),
     )
 
 
 def result_message(result: StepResult, boot_id: bytes) -> pb.LinkMessage:
     """A result as a link message."""
     rows = [
-        pb.RowResult(session=r.session, epoch=r.epoch, position=r.position, token=r.token, logprob=r.logprob)
+        pb.RowResult(
+            session=r.session,
+            epoch=r.epoch,
+            position=r.position,
+            tokens=r.tokens,
+            logprobs=r.logprobs,
+            top=_top_messages(r.top),
+            target_logprobs=r.target_logprobs,
+            target_top=_top_messages(r.target_top),
+        )
         for r in result.rows
     ]
-    return pb.LinkMessage(result=pb.Result(rows=rows, boot_id=boot_id))
+    return pb.LinkMessage(result=pb.Result(rows=rows, boot_id=boot_id, times=_time_messages(result.times)))
 
 
 def result_value(message: pb.Result, lane: Lane) -> StepResult:
     """A result out of a message that came on a lane."""
     return StepResult(
         lane=lane,
+        times=_time_values(message.times),
         rows=tuple(
             RowResult(
                 session=row.session,
                 epoch=row.epoch,
                 position=row.position,
-                token=row.token if row.HasField("token") else None,
-                logprob=row.logprob,
+                tokens=tuple(row.tokens),
+                logprobs=tuple(row.logprobs),
+                top=_top_values(row.top),
+                target_logprobs=tuple(row.target_logprobs),
+                target_top=_top_values(row.target_top),
             )
             for row in message.rows
         ),
@@ -148,9 +171,15 @@ def open_message(call: OpenSession) -> pb.OpenRequest:
             repetition_context=p.repetition_context,
             seed=p.seed,
             choice=p.choice,
+            presence_penalty=p.presence_penalty,
+            frequency_penalty=p.frequency_penalty,
+            logit_bias=dict(p.logit_bias),
+            answer_start=p.answer_start,
+            top_logprobs=p.top_logprobs,
         ),
         next_hop=pb.NextHop(kind=_HOPS[call.next_hop.kind], address=call.next_hop.address),
         position=call.position,
+        fork_of=call.fork_of,
     )
 
 
@@ -163,6 +192,8 @@ def open_value(message: pb.OpenRequest) -> OpenSession:
     if message.next_hop.kind not in _HOPS_BACK:
         raise WireError(f"A hop of unknown kind {message.next_hop.kind} came.")
     s = message.sampling
+    if len(s.logit_bias) > MAX_LOGIT_BIAS:
+        raise WireError(f"A session with {len(s.logit_bias)} biases came.")
     try:
         parameters = SamplingParameters(
             temperature=s.temperature,
@@ -173,6 +204,11 @@ def open_value(message: pb.OpenRequest) -> OpenSession:
             repetition_context=s.repetition_context,
             seed=s.seed,
             choice=s.choice,
+            presence_penalty=s.presence_penalty,
+            frequency_penalty=s.frequency_penalty,
+            logit_bias=tuple(sorted(s.logit_bias.items())),
+            answer_start=s.answer_start,
+            top_logprobs=s.top_logprobs,
         )
     except UsageError as error:
         raise WireError(error.what, why=error.why) from error
@@ -184,6 +220,7 @@ def open_value(message: pb.OpenRequest) -> OpenSession:
         parameters=parameters,
         next_hop=NextHop(kind=_HOPS_BACK[message.next_hop.kind], address=message.next_hop.address),
         position=message.position if message.HasField("position") else None,
+        fork_of=message.fork_of,
     )
 
 
@@ -220,6 +257,7 @@ def description_message(description: Description) -> pb.DescribeReply:
         advertise=description.advertise,
         num_sessions=description.num_sessions,
         host=dict(description.host),
+        load=dict(description.load),
     )
 
 
@@ -261,6 +299,7 @@ def description_value(message: pb.DescribeReply) -> Description:
         advertise=tuple(message.advertise),
         num_sessions=message.num_sessions,
         host=_text_map(message.host),
+        load={key[:64]: value for key, value in list(message.load.items())[:MAX_LOADS]},
     )
 
 
@@ -283,12 +322,65 @@ def hello_lane(hello: pb.Hello) -> Lane:
     return _LANES_BACK[hello.lane]
 
 
+def masks_message(masks: Iterable[Mask]) -> pb.LinkMessage:
+    """Masks as a link message."""
+    return pb.LinkMessage(
+        masks=pb.Masks(
+            masks=[pb.Mask(session=m.session, epoch=m.epoch, position=m.position, allowed=m.allowed) for m in masks]
+        )
+    )
+
+
+def masks_value(message: pb.Masks) -> list[Mask]:
+    """Masks out of a message.
+
+    Raises:
+        WireError: There are too many.
+    """
+    if len(message.masks) > MAX_ROWS:
+        raise WireError(f"{len(message.masks)} masks came at once.")
+    return [Mask(session=m.session, epoch=m.epoch, position=m.position, allowed=m.allowed) for m in message.masks]
+
+
 def _row_message(row: Row) -> pb.Row:
-    return pb.Row(session=row.session, epoch=row.epoch, position=row.position, sample=row.sample)
+    return pb.Row(
+        session=row.session,
+        epoch=row.epoch,
+        position=row.position,
+        sample=row.sample,
+        discard=row.discard,
+        masked=row.masked,
+        targets=row.targets,
+    )
 
 
 def _row_value(row: pb.Row) -> Row:
-    return Row(session=row.session, epoch=row.epoch, position=row.position, sample=row.sample)
+    return Row(
+        session=row.session,
+        epoch=row.epoch,
+        position=row.position,
+        sample=row.sample,
+        discard=row.discard,
+        masked=row.masked,
+        targets=tuple(row.targets),
+    )
+
+
+def _top_messages(tops: Iterable[TopTokens]) -> list[pb.TopTokens]:
+    return [pb.TopTokens(ids=top.ids, logprobs=top.logprobs) for top in tops]
+
+
+def _top_values(tops: Iterable[pb.TopTokens]) -> tuple[TopTokens, ...]:
+    return tuple(TopTokens(ids=tuple(top.ids), logprobs=tuple(top.logprobs)) for top in tops)
+
+
+def _time_messages(times: Sequence[StageTime]) -> list[pb.StageTime]:
+    return [pb.StageTime(wait_us=round(t.wait_s * 1e6), compute_us=round(t.compute_s * 1e6)) for t in times]
+
+
+def _time_values(times: Iterable[pb.StageTime]) -> tuple[StageTime, ...]:
+    found = islice(times, MAX_STAGES)
+    return tuple(StageTime(wait_s=t.wait_us / 1e6, compute_s=t.compute_us / 1e6) for t in found)
 
 
 def _tensor_value(tensor: pb.Tensor) -> RawTensor:

@@ -22,7 +22,9 @@ class Liveness:
 DEFAULT_LIVENESS = Liveness()
 # Shortest time between pings a server accepts; below every client's `ping_s`, else it answers "too many pings".
 _MIN_PING_MS = 500
-_MIN_BACKOFF_MS, _MAX_BACKOFF_MS = 200, 2000
+_FIRST_BACKOFF_MS, _MAX_BACKOFF_MS = 200, 2000
+# What gRPC calls the least backoff is how long an attempt to connect may take, TLS included.
+_CONNECT_TIMEOUT_MS = 5000
 
 
 def client_options(message_bytes: int, liveness: Liveness = DEFAULT_LIVENESS) -> Options:
@@ -35,9 +37,11 @@ def client_options(message_bytes: int, liveness: Liveness = DEFAULT_LIVENESS) ->
         ("grpc.http2.ping_timeout_ms", int(liveness.timeout_s * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.initial_reconnect_backoff_ms", _MIN_BACKOFF_MS),
-        ("grpc.min_reconnect_backoff_ms", _MIN_BACKOFF_MS),
+        ("grpc.initial_reconnect_backoff_ms", _FIRST_BACKOFF_MS),
+        ("grpc.min_reconnect_backoff_ms", _CONNECT_TIMEOUT_MS),
         ("grpc.max_reconnect_backoff_ms", _MAX_BACKOFF_MS),
+        # Channels to one address share no connection: a new one does not wait for the backoff of one that failed.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),  # a step is never retried by itself
         ("grpc.enable_http_proxy", 0),  # nodes are named by address; a proxy would see tokens
     ]

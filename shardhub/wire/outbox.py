@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -31,14 +32,17 @@ class Outbox:
         self._is_ending = False
         self._task = asyncio.create_task(self._drain())
 
-    def put(self, message: Any) -> None:
+    def put(self, message: Any, *, written: Callable[[float], None] = lambda send_s: None) -> None:
         """Queue a message.
+
+        Args:
+            written: Told of the seconds from now until the stream has taken it.
 
         Raises:
             Overloaded: The queue is full.
         """
         try:
-            self._queue.put_nowait(message)
+            self._queue.put_nowait((message, time.monotonic(), written))
         except asyncio.QueueFull as error:
             raise Overloaded(
                 f"{self._queue.maxsize} messages wait for a peer.", why="It does not read, or a head passed its credit."
@@ -62,10 +66,11 @@ class Outbox:
     async def _drain(self) -> None:
         try:
             while not self._is_ending:
-                message = await self._queue.get()
+                message, queued_at, written = await self._queue.get()
                 self._is_writing = True
                 await self._write(message)
                 self._is_writing = False
+                written(time.monotonic() - queued_at)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever broke the stream is told to its owner, who names it

@@ -45,7 +45,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("protocol_versions", "stage", "limits", "boot_id", "advertise", "num_sessions", "host")
+    __slots__ = ("protocol_versions", "stage", "limits", "boot_id", "advertise", "num_sessions", "host", "load")
     class HostEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,13 @@ class DescribeReply(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class LoadEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     PROTOCOL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +67,7 @@ class DescribeReply(_message.Message):
     ADVERTISE_FIELD_NUMBER: _ClassVar[int]
     NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     protocol_versions: _containers.RepeatedScalarFieldContainer[int]
     stage: StageFacts
     limits: Limits
@@ -67,7 +75,8 @@ class DescribeReply(_message.Message):
     advertise: _containers.RepeatedScalarFieldContainer[str]
     num_sessions: int
     host: _containers.ScalarMap[str, str]
-    def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ..., stage: _Optional[_Union[StageFacts, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., boot_id: _Optional[bytes] = ..., advertise: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., host: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    load: _containers.ScalarMap[str, float]
+    def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ..., stage: _Optional[_Union[StageFacts, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., boot_id: _Optional[bytes] = ..., advertise: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., host: _Optional[_Mapping[str, str]] = ..., load: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class StageFacts(_message.Message):
     __slots__ = ("stage_digests", "boundaries", "num_layers", "config_digest", "graph_hash", "dtype", "hidden_size", "crossings_in", "vocab_size")
@@ -122,7 +131,14 @@ class Limits(_message.Message):
     def __init__(self, max_chunk: _Optional[int] = ..., max_rows: _Optional[int] = ..., queue_steps: _Optional[int] = ..., queue_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_sessions: _Optional[int] = ..., lease_s: _Optional[float] = ..., message_bytes: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context", "seed", "choice")
+    __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context", "seed", "choice", "presence_penalty", "frequency_penalty", "logit_bias", "answer_start", "top_logprobs")
+    class LogitBiasEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: int
+        value: float
+        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +147,11 @@ class Sampling(_message.Message):
     REPETITION_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_START_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_p: float
     top_k: int
@@ -139,7 +160,12 @@ class Sampling(_message.Message):
     repetition_context: int
     seed: int
     choice: int
-    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., repetition_context: _Optional[int] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ...) -> None: ...
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: _containers.ScalarMap[int, float]
+    answer_start: int
+    top_logprobs: int
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., repetition_context: _Optional[int] = ..., seed: _Optional[int] = ..., choice: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., answer_start: _Optional[int] = ..., top_logprobs: _Optional[int] = ...) -> None: ...
 
 class NextHop(_message.Message):
     __slots__ = ("kind", "address")
@@ -160,7 +186,7 @@ class NextHop(_message.Message):
     def __init__(self, kind: _Optional[_Union[NextHop.Kind, str]] = ..., address: _Optional[str] = ...) -> None: ...
 
 class OpenRequest(_message.Message):
-    __slots__ = ("head", "session", "epoch", "context", "sampling", "next_hop", "position")
+    __slots__ = ("head", "session", "epoch", "context", "sampling", "next_hop", "position", "fork_of")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +194,7 @@ class OpenRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     NEXT_HOP_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    FORK_OF_FIELD_NUMBER: _ClassVar[int]
     head: bytes
     session: bytes
     epoch: int
@@ -175,7 +202,8 @@ class OpenRequest(_message.Message):
     sampling: Sampling
     next_hop: NextHop
     position: int
-    def __init__(self, head: _Optional[bytes] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., context: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
+    fork_of: bytes
+    def __init__(self, head: _Optional[bytes] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., context: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., next_hop: _Optional[_Union[NextHop, _Mapping]] = ..., position: _Optional[int] = ..., fork_of: _Optional[bytes] = ...) -> None: ...
 
 class OpenReply(_message.Message):
     __slots__ = ("position", "rewind_floor", "boot_id")
@@ -188,14 +216,16 @@ class OpenReply(_message.Message):
     def __init__(self, position: _Optional[int] = ..., rewind_floor: _Optional[int] = ..., boot_id: _Optional[bytes] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
-    __slots__ = ("head", "session", "epoch")
+    __slots__ = ("head", "session", "epoch", "park")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PARK_FIELD_NUMBER: _ClassVar[int]
     head: bytes
     session: bytes
     epoch: int
-    def __init__(self, head: _Optional[bytes] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ...) -> None: ...
+    park: bool
+    def __init__(self, head: _Optional[bytes] = ..., session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., park: bool = ...) -> None: ...
 
 class CloseReply(_message.Message):
     __slots__ = ()
@@ -238,16 +268,36 @@ class ProbeReply(_message.Message):
     def __init__(self, round_trip_s: _Optional[float] = ..., bytes_per_s: _Optional[float] = ...) -> None: ...
 
 class LinkMessage(_message.Message):
-    __slots__ = ("hello", "step", "result", "failure")
+    __slots__ = ("hello", "step", "result", "failure", "masks")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    MASKS_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     step: Step
     result: Result
     failure: Failure
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    masks: Masks
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., result: _Optional[_Union[Result, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., masks: _Optional[_Union[Masks, _Mapping]] = ...) -> None: ...
+
+class Masks(_message.Message):
+    __slots__ = ("masks",)
+    MASKS_FIELD_NUMBER: _ClassVar[int]
+    masks: _containers.RepeatedCompositeFieldContainer[Mask]
+    def __init__(self, masks: _Optional[_Iterable[_Union[Mask, _Mapping]]] = ...) -> None: ...
+
+class Mask(_message.Message):
+    __slots__ = ("session", "epoch", "position", "allowed")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    epoch: int
+    position: int
+    allowed: bytes
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., allowed: _Optional[bytes] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "head", "role", "lane", "boot_id")
@@ -280,30 +330,48 @@ class Hello(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., head: _Optional[bytes] = ..., role: _Optional[_Union[Hello.Role, str]] = ..., lane: _Optional[_Union[Hello.Lane, str]] = ..., boot_id: _Optional[bytes] = ...) -> None: ...
 
 class Row(_message.Message):
-    __slots__ = ("session", "epoch", "position", "sample")
+    __slots__ = ("session", "epoch", "position", "sample", "discard", "masked", "targets")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    DISCARD_FIELD_NUMBER: _ClassVar[int]
+    MASKED_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     position: int
     sample: bool
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., sample: bool = ...) -> None: ...
+    discard: int
+    masked: bool
+    targets: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., sample: bool = ..., discard: _Optional[int] = ..., masked: bool = ..., targets: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class StageTime(_message.Message):
+    __slots__ = ("wait_us", "compute_us")
+    WAIT_US_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
+    wait_us: int
+    compute_us: int
+    def __init__(self, wait_us: _Optional[int] = ..., compute_us: _Optional[int] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("rows", "length", "ids", "crossings", "timeout_ms")
+    __slots__ = ("rows", "length", "ids", "crossings", "timeout_ms", "verify", "times")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     CROSSINGS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     rows: _containers.RepeatedCompositeFieldContainer[Row]
     length: int
     ids: bytes
     crossings: _containers.RepeatedCompositeFieldContainer[Tensor]
     timeout_ms: int
-    def __init__(self, rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., length: _Optional[int] = ..., ids: _Optional[bytes] = ..., crossings: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    verify: bool
+    times: _containers.RepeatedCompositeFieldContainer[StageTime]
+    def __init__(self, rows: _Optional[_Iterable[_Union[Row, _Mapping]]] = ..., length: _Optional[int] = ..., ids: _Optional[bytes] = ..., crossings: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., timeout_ms: _Optional[int] = ..., verify: bool = ..., times: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "data")
@@ -318,26 +386,42 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class RowResult(_message.Message):
-    __slots__ = ("session", "epoch", "position", "token", "logprob")
+    __slots__ = ("session", "epoch", "position", "tokens", "logprobs", "top", "target_logprobs", "target_top")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
-    TOKEN_FIELD_NUMBER: _ClassVar[int]
-    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    TARGET_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TOP_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     epoch: int
     position: int
-    token: int
-    logprob: float
-    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., token: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    top: _containers.RepeatedCompositeFieldContainer[TopTokens]
+    target_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    target_top: _containers.RepeatedCompositeFieldContainer[TopTokens]
+    def __init__(self, session: _Optional[bytes] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[_Union[TopTokens, _Mapping]]] = ..., target_logprobs: _Optional[_Iterable[float]] = ..., target_top: _Optional[_Iterable[_Union[TopTokens, _Mapping]]] = ...) -> None: ...
+
+class TopTokens(_message.Message):
+    __slots__ = ("ids", "logprobs")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("rows", "boot_id")
+    __slots__ = ("rows", "boot_id", "times")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
     rows: _containers.RepeatedCompositeFieldContainer[RowResult]
     boot_id: bytes
-    def __init__(self, rows: _Optional[_Iterable[_Union[RowResult, _Mapping]]] = ..., boot_id: _Optional[bytes] = ...) -> None: ...
+    times: _containers.RepeatedCompositeFieldContainer[StageTime]
+    def __init__(self, rows: _Optional[_Iterable[_Union[RowResult, _Mapping]]] = ..., boot_id: _Optional[bytes] = ..., times: _Optional[_Iterable[_Union[StageTime, _Mapping]]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("rows", "error", "what", "why", "hint")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import pytest
 from mlx_lm.models import cache as caches
 
 from shardhub.chain.chain import Chain
-from shardhub.chain.generate import generate
 from shardhub.chain.links import LocalLink, NodeLink, describe
+from shardhub.chain.recovery import Recovery
 from shardhub.chain.route import plan_route
+from shardhub.chain.scheduler import Scheduler, SchedulerSettings
+from shardhub.chain.stream import Request
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import (
     ContextExceeded,
@@ -27,6 +29,7 @@ from shardhub.errors import (
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import HopKind, Lane
 from tests import cut, nodes, tiny
+from tests.waiting import until
 
 CONTEXT = 256
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 23 * 29, 29)]
@@ -77,13 +80,16 @@ async def node_links(addresses):
     return [NodeLink(address, await describe(address)) for address in addresses]
 
 
-async def tokens_of(chain, prompt=PROMPT, num_tokens=NUM_TOKENS, parameters=GREEDY):
-    session = await chain.open(context=len(prompt) + num_tokens, parameters=parameters)
-    try:
-        async with aclosing(generate(chain, session, prompt, max_tokens=num_tokens, end_ids=())) as stream:
-            return [token.id async for token in stream]
-    finally:
-        await session.close()
+def request(prompt=PROMPT, num_tokens=NUM_TOKENS, parameters=GREEDY):
+    return Request(prompt=prompt, parameters=parameters, max_tokens=num_tokens, reuse=False)
+
+
+async def tokens_of(chain, prompt=PROMPT, num_tokens=NUM_TOKENS, parameters=GREEDY, chunk=None):
+    scheduler = Scheduler(chain, SchedulerSettings(prefill_chunk=chunk))
+    stream = scheduler.submit(request(prompt, num_tokens, parameters))
+    found = await collect(stream)
+    await stream.ended.wait()
+    return found
 
 
 async def collect(stream):
@@ -92,14 +98,6 @@ async def collect(stream):
 
 async def num_sessions(address):
     return (await describe(address)).num_sessions
-
-
-async def until(condition, timeout_s=30):
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + timeout_s
-    while not await condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        await asyncio.sleep(0.02)
 
 
 def test_chain_over_grpc_equals_mlx_lm(models, served) -> None:
@@ -112,7 +110,7 @@ def test_chain_over_grpc_equals_mlx_lm(models, served) -> None:
         hops = plan_route(pipeline.manifest, described)
         assert [hop.address for hop in hops] == [served[0].address, served[1].address, served[2].address]
         async with chain_of(await node_links([hop.address for hop in hops])) as chain:
-            assert [hop.kind for hop in chain.hops] == [HopKind.DIAL, HopKind.DIAL, HopKind.END]
+            assert [hop.kind for hop in chain.paths.hops] == [HopKind.DIAL, HopKind.DIAL, HopKind.END]
             return await tokens_of(chain)
 
     assert asyncio.run(run()) == unsplit(model, PROMPT, NUM_TOKENS)
@@ -132,7 +130,7 @@ def test_a_stage_in_the_caller_is_as_exact(models, served, local) -> None:
         links.insert(place, LocalLink(engine))
         async with chain_of(links) as chain:
             expected = {0: ["opener", "dial", "end"], 1: ["opener", "opener", "end"], 2: ["dial", "opener", "end"]}
-            assert [hop.kind.value for hop in chain.hops] == expected[place]
+            assert [hop.kind.value for hop in chain.paths.hops] == expected[place]
             return await tokens_of(chain)
 
     assert asyncio.run(run()) == unsplit(model, PROMPT, NUM_TOKENS)
@@ -174,8 +172,7 @@ def test_prompt_in_chunks_is_exact(models, served) -> None:
 
     async def run(size):
         async with chain_of(await node_links([node.address for node in served])) as chain:
-            chain.max_chunk = size
-            return await tokens_of(chain, long, 8)
+            return await tokens_of(chain, long, 8, chunk=size)
 
     assert asyncio.run(run(16)) == asyncio.run(run(512)) == unsplit(model, long, 8)
 
@@ -199,24 +196,15 @@ def test_cancel_frees_the_session_on_every_node(served) -> None:
     async def run():
         addresses = [node.address for node in served]
         async with chain_of(await node_links(addresses)) as chain:
-            session = await chain.open(context=CONTEXT, parameters=GREEDY)
-            task = asyncio.create_task(_endless(chain, session))
-            await until(lambda: _position_beyond(session, len(PROMPT) + 3))
+            stream = Scheduler(chain).submit(request(num_tokens=CONTEXT - len(PROMPT)))
+            reader = aiter(stream)
+            for _ in range(3):
+                await anext(reader)
             assert [await num_sessions(address) for address in addresses] == [1, 1, 1]
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+            stream.cancel()
+            await stream.ended.wait()
+            assert stream.num_generated < CONTEXT - len(PROMPT)
             assert [await num_sessions(address) for address in addresses] == [0, 0, 0]
-
-    async def _endless(chain, session):
-        try:
-            async for _ in generate(chain, session, PROMPT, max_tokens=10**6, end_ids=()):
-                pass
-        finally:
-            await session.close()
-
-    async def _position_beyond(session, position):
-        return session.position > position
 
     asyncio.run(run())
 
@@ -229,10 +217,16 @@ def test_resume_trims_and_replays_exactly(models, served) -> None:
         async with chain_of(await node_links([node.address for node in served])) as chain:
             session = await chain.open(context=CONTEXT, parameters=GREEDY)
             try:
-                async for _ in generate(chain, session, PROMPT[::-1], max_tokens=5, end_ids=()):
-                    pass
-                assert await session.resume(0) == 0
-                return [token.id async for token in generate(chain, session, PROMPT, max_tokens=8, end_ids=())]
+                await (await session.send(PROMPT[:7], sample=False, lane=Lane.PREFILL))
+                await (await session.send(PROMPT[::-1], sample=False, lane=Lane.PREFILL))
+                kept = await session.resume(7)
+                assert kept in (0, 7)
+                await (await session.send(PROMPT[kept:-1], sample=False, lane=Lane.PREFILL))
+                tokens = [PROMPT[-1]]
+                for _ in range(8):
+                    row = await (await session.send(tokens[-1:], sample=True, lane=Lane.PREFILL))
+                    tokens.append(row.token)
+                return tokens[1:]
             finally:
                 await session.close()
 
@@ -305,18 +299,19 @@ def test_killed_node_ends_the_answer_with_its_name(models, victim) -> None:
 
     async def run():
         async with chain_of(await node_links([node.address for node in started])) as chain:
-            session = await chain.open(context=1000, parameters=GREEDY)
-            stream = generate(chain, session, PROMPT, max_tokens=900, end_ids=())
+            settings = SchedulerSettings(recovery=Recovery.OFF)
+            stream = Scheduler(chain, settings).submit(request(num_tokens=900))
+            reader = aiter(stream)
             for _ in range(5):
-                await anext(stream)
+                await anext(reader)
             started[victim].process.kill()
             killed_at = time.monotonic()
             with pytest.raises((NodeLost, NodeUnreachable)) as caught:
-                await collect(stream)
+                await collect(reader)
             assert time.monotonic() - killed_at < 10
             assert started[victim].address in str(caught.value)
             survivors = [node.address for index, node in enumerate(started) if index != victim]
-            await session.close()
+            await stream.ended.wait()
             assert [await num_sessions(address) for address in survivors] == [0, 0]
 
     try:
@@ -333,7 +328,7 @@ def test_route_says_what_is_missing_and_what_is_there_twice(models, served) -> N
         described = [(node.address, await describe(node.address)) for node in served]
         with pytest.raises(RouteError, match=r"Nobody serves stage 3 \(layers 4 to 5\)"):
             plan_route(pipeline.manifest, described[:2])
-        with pytest.raises(RouteError, match="served twice"):
+        with pytest.raises(RouteError, match="the same node"):
             plan_route(pipeline.manifest, [*described, ("other:1", described[1][1])])
         assert plan_route(pipeline.manifest, described[:2], local={3})[-1].first == 3
 

@@ -18,6 +18,7 @@ from shardhub.protocol import (
     OpenSession,
     Row,
     RowResult,
+    StageTime,
     Step,
     StepFailure,
     StepResult,
@@ -29,7 +30,16 @@ from shardhub.wire import shardhub_pb2 as pb
 DTYPES = [name for name in DTYPE_SIZES if not name.startswith("F8")]  # 8-bit floats never cross
 ids = st.binary(min_size=16, max_size=16)
 texts = st.text(max_size=40)
-rows = st.builds(Row, session=ids, epoch=st.integers(0, 2**63), position=st.integers(0, 2**31), sample=st.booleans())
+rows = st.builds(
+    Row,
+    session=ids,
+    epoch=st.integers(0, 2**63),
+    position=st.integers(0, 2**31),
+    sample=st.booleans(),
+    discard=st.integers(0, 64),
+)
+seconds = st.integers(0, 2**31).map(lambda us: us / 1e6)
+stage_times = st.lists(st.builds(StageTime, wait_s=seconds, compute_s=seconds), max_size=4).map(tuple)
 
 
 @st.composite
@@ -63,6 +73,7 @@ def test_steps_come_out_as_they_went_in(step) -> None:
     sent = pb.LinkMessage.FromString(codec.step_message(step).SerializeToString())
     found = codec.step_value(sent.step, step.lane)
     assert abs(found.deadline - step.deadline) < 1
+    assert (found.verify, found.times) == (step.verify, step.times)
     assert (found.rows, found.length, found.ids, dict(found.crossings), found.lane) == (
         step.rows,
         step.length,
@@ -77,15 +88,15 @@ row_results = st.builds(
     session=ids,
     epoch=st.integers(0, 2**63),
     position=st.integers(0, 2**31),
-    token=st.none() | st.integers(0, 2**31),
-    logprob=st.floats(width=32, allow_nan=False),
+    tokens=st.lists(st.integers(0, 2**31), max_size=4).map(tuple),
+    logprobs=st.lists(st.floats(width=32, allow_nan=False), max_size=4).map(tuple),
 )
 
 
-@given(st.lists(row_results, max_size=4), st.sampled_from(Lane))
-def test_results_come_out_as_they_went_in(found, lane) -> None:
-    """A row without a token stays one."""
-    result = StepResult(rows=tuple(found), lane=lane)
+@given(st.lists(row_results, max_size=4), st.sampled_from(Lane), stage_times)
+def test_results_come_out_as_they_went_in(found, lane, times) -> None:
+    """A row without a token stays one, and every stage's time comes along."""
+    result = StepResult(rows=tuple(found), lane=lane, times=times)
     sent = pb.LinkMessage.FromString(codec.result_message(result, b"boot").SerializeToString())
     assert codec.result_value(sent.result, lane) == result
 
@@ -115,7 +126,7 @@ parameters = st.builds(
     top_p=st.floats(0.001, 1),
     top_k=st.integers(0, 1000),
     min_p=st.floats(0, 1),
-    repetition_penalty=st.floats(0.001, 100),
+    repetition_penalty=st.floats(0.01, 100),
     repetition_context=st.integers(1, 1000),
     seed=st.integers(0, MAX_SEED),
     choice=st.integers(0, 100),

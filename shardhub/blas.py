@@ -1,0 +1,232 @@
+"""The BLAS under MLX's CPU backend on Linux: the reference one in its wheel, or OpenBLAS in front of that.
+
+MLX's wheel calls `cblas_sgemm` and its kin, and carries the reference BLAS for them. The dynamic linker looks for a
+symbol in the process's global scope before it looks in the wheel, so a library loaded there before MLX answers instead;
+LAPACK stays the wheel's own. The `scipy-openblas32` wheel prefixes its symbols with `scipy_`: three functions that
+forward to it are compiled when they are needed, by the compiler that MLX needs anyway.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+
+from shardhub.errors import ShardhubError
+
+# Sonames of OpenBLAS with 32-bit integers and plain names, threaded first where a system has both.
+SYSTEM_LIBRARIES = ("libopenblasp.so.0", "libopenblas.so.0")
+_WHEEL = "scipy_openblas32"
+_WHEEL_LIBRARY = "libscipy_openblas.so"
+_WHEEL_PREFIX = "scipy_"
+# What OpenBLAS reads its number of threads from.
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+# Every BLAS function that MLX calls itself.
+_FORWARDS = """
+#define PARAMETERS(T, S) \\
+    int order, int trans_a, int trans_b, int m, int n, int k, S alpha, const T* a, int lda, const T* b, int ldb, \\
+    S beta, T* c, int ldc
+#define FORWARD(name, T, S) \\
+    extern "C" void scipy_##name(PARAMETERS(T, S)); \\
+    extern "C" void name(PARAMETERS(T, S)) { \\
+        scipy_##name(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc); }
+FORWARD(cblas_sgemm, float, float)
+FORWARD(cblas_dgemm, double, double)
+FORWARD(cblas_cgemm, void, const void*)
+"""
+# It compiles in a tenth of a second; a machine under load takes longer.
+_COMPILE_TIMEOUT_S = 60
+
+
+class Blas(StrEnum):
+    """Which BLAS to compute with: `auto` is OpenBLAS where MLX would use the reference BLAS and one can be loaded."""
+
+    AUTO = "auto"
+    OPENBLAS = "openblas"
+    REFERENCE = "reference"
+
+
+class _Address(ctypes.Structure):
+    """Dl_info of dladdr(3): what is loaded at an address."""
+
+    _fields_ = (
+        ("file", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("symbol", ctypes.c_char_p),
+        ("symbol_address", ctypes.c_void_p),
+    )
+
+
+def use_blas(choice: Blas) -> None:
+    """Put OpenBLAS in front of MLX's own BLAS, if that was chosen; to be called before MLX is imported.
+
+    Raises:
+        ShardhubError: `openblas` was chosen and cannot be had.
+    """
+    if choice is Blas.OPENBLAS or (choice is Blas.AUTO and carries_reference_blas() and "mlx.core" not in sys.modules):
+        try:
+            load_openblas()
+        except ShardhubError:
+            if choice is Blas.OPENBLAS:
+                raise
+
+
+def load_openblas() -> None:
+    """Load OpenBLAS where MLX finds it before its own BLAS; nothing is done where a BLAS is there already.
+
+    Without OPENBLAS_NUM_THREADS it gets a thread for each of `num_cores`.
+
+    Raises:
+        ShardhubError: None can be loaded, or MLX is loaded already, and bound to its own.
+    """
+    if sys.platform != "linux":
+        raise ShardhubError("OpenBLAS is not used on this system.", why=f"MLX on {sys.platform} brings its own BLAS.")
+    if _file_of("cblas_sgemm", ctypes.CDLL(None)):
+        return
+    if "mlx.core" in sys.modules:
+        raise ShardhubError("OpenBLAS cannot be loaded any more.", why="MLX is loaded, and bound to its own BLAS.")
+    reasons = []
+    with _thread_variable():
+        for name in (_WHEEL, *SYSTEM_LIBRARIES):
+            try:
+                if name == _WHEEL:
+                    _load_wheel()
+                else:
+                    ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            except (OSError, subprocess.SubprocessError) as error:
+                output = getattr(error, "stderr", None) or b""
+                reason = output.decode(errors="replace")[-300:].strip() or str(error)
+                reasons.append(f"{name}: {reason.removeprefix(f'{name}: ')}")
+            else:
+                return
+    raise ShardhubError(
+        "No OpenBLAS can be loaded.",
+        why="; ".join(reasons),
+        hint="Install one: pip install scipy-openblas32, or apt-get install libopenblas0 (Debian, Ubuntu)",
+    )
+
+
+def carries_reference_blas() -> bool:
+    """Whether MLX is installed from a wheel with the reference BLAS in it: not on macOS, nor for CUDA."""
+    spec = importlib.util.find_spec("mlx") if sys.platform == "linux" else None
+    folders = [Path(folder).parent / "mlx_cpu.libs" for folder in (spec and spec.submodule_search_locations) or ()]
+    return any(any(folder.glob("libblas-*.so*")) for folder in folders)
+
+
+def blas_path(mlx_file: str | None = None) -> str:
+    """Path of the library that computes MLX's `cblas_sgemm` in this process; empty where there is none.
+
+    Args:
+        mlx_file: `mlx.core.__file__`; without it only a BLAS in front of MLX's own is seen.
+    """
+    if sys.platform != "linux":
+        return ""
+    scope = ctypes.CDLL(None)
+    if _is_forwarded(scope):
+        return _file_of(f"{_WHEEL_PREFIX}cblas_sgemm", scope)
+    found = _file_of("cblas_sgemm", scope)
+    return found or (_file_of("cblas_sgemm", ctypes.CDLL(mlx_file)) if mlx_file else "")
+
+
+def describe_blas(mlx_file: str | None = None) -> str:
+    """File name of that library; of OpenBLAS also what its numbers depend on: version, kernels and threads."""
+    path = blas_path(mlx_file)
+    scope = ctypes.CDLL(None)
+    prefix = _WHEEL_PREFIX if path and _is_forwarded(scope) else ""
+    if not path or not hasattr(scope, f"{prefix}openblas_get_config"):
+        return Path(path).name
+    texts = []
+    for name in ("config", "corename"):
+        get_text = scope[f"{prefix}openblas_get_{name}"]
+        get_text.restype = ctypes.c_char_p
+        texts.append(get_text().decode(errors="replace"))
+    version = " ".join(texts[0].split()[:2])
+    num_threads = scope[f"{prefix}openblas_get_num_threads"]()
+    return f"{Path(path).name} ({version}, {texts[1]}, {num_threads} thread{'s' if num_threads != 1 else ''})"
+
+
+def default_threads() -> int:
+    """Threads OpenBLAS gets: all cores but one.
+
+    Its threads wait for each other, so that one core taken by anything else holds all of them up: with as many threads
+    as cores, decoding beside other work was three times slower than with one.
+    """
+    return max(1, num_cores() - 1)
+
+
+def num_cores() -> int:
+    """Physical cores this process may use: those of its affinity, within its control group's quota."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    cores = {_core(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, int(min(len(cores), _quota_cores())))
+
+
+def _load_wheel() -> None:
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("not installed")
+    library = Path(spec.origin).parent / "lib" / _WHEEL_LIBRARY
+    # The forwarding functions find it by its soname, because it is loaded already.
+    ctypes.CDLL(str(library))
+    with tempfile.TemporaryDirectory(prefix="shardhub-blas-") as folder:
+        source, forwards = Path(folder, "forwards.cc"), Path(folder, "libforwards.so")
+        source.write_text(_FORWARDS)
+        command = ["g++", "-O1", "-shared", "-fPIC", "-o", str(forwards), str(source), str(library)]
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S)
+        ctypes.CDLL(str(forwards), mode=ctypes.RTLD_GLOBAL)
+
+
+@contextmanager
+def _thread_variable() -> Iterator[None]:
+    """OPENBLAS_NUM_THREADS while OpenBLAS is loaded, unless the user set one; others in this process do not see it."""
+    if any(name in os.environ for name in _THREAD_VARIABLES):
+        yield
+        return
+    os.environ[_THREAD_VARIABLES[0]] = str(default_threads())
+    try:
+        yield
+    finally:
+        del os.environ[_THREAD_VARIABLES[0]]
+
+
+def _is_forwarded(scope: ctypes.CDLL) -> bool:
+    """Whether `cblas_sgemm` is ours, and computed by the wheel's library."""
+    return Path(_file_of("cblas_sgemm", scope)).name == "libforwards.so"
+
+
+def _file_of(symbol: str, scope: ctypes.CDLL) -> str:
+    """Path of the library that has a symbol, in the dynamic linker's order; empty where none has."""
+    try:
+        address = ctypes.cast(scope[symbol], ctypes.c_void_p)
+    except AttributeError:
+        return ""
+    found = _Address()
+    if not ctypes.CDLL(None).dladdr(address, ctypes.byref(found)) or not found.file:
+        return ""
+    return os.fsdecode(found.file)
+
+
+def _core(cpu: int) -> str:
+    """What the hardware threads of one core have in common."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota_cores() -> float:
+    """CPU time a second that this process's control group may use; infinite without a limit."""
+    try:
+        own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        quota, period = Path("/sys/fs/cgroup", own[3:].lstrip("/"), "cpu.max").read_text().split()
+        return int(quota) / int(period) if quota != "max" else float("inf")
+    except (OSError, StopIteration, ValueError):
+        return float("inf")

@@ -1,0 +1,30 @@
+"""Guesses at the tokens that follow, which a chain verifies together in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+# Guesses tokens that may follow these ids; any number of them, none where it has no idea.
+Drafter = Callable[[Sequence[int]], Sequence[int]]
+
+
+def prompt_lookup(*, num_drafts: int, longest: int = 4, shortest: int = 2) -> Drafter:
+    """A drafter that copies what followed the same ids earlier in the text.
+
+    Args:
+        num_drafts: Most tokens guessed at once.
+        longest, shortest: Lengths of the run of last ids that is looked for, the longest first.
+
+    Source: prompt lookup decoding, https://github.com/apoorvumang/prompt-lookup-decoding.
+    """
+
+    def draft(ids: Sequence[int]) -> Sequence[int]:
+        known = list(ids)
+        for length in range(min(longest, len(known) - 1), shortest - 1, -1):
+            tail = known[-length:]
+            for at in range(len(known) - length - 1, -1, -1):
+                if known[at : at + length] == tail:
+                    return known[at + length : at + length + num_drafts]
+        return []
+
+    return draft

@@ -1,0 +1,133 @@
+"""Bringing lost links back: the same node, once it answers again, or a stage in this process in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from shardhub.chain.chain import Chain
+from shardhub.chain.links import NodeLink, StageLink
+from shardhub.chain.recovery import Event, describe_error
+from shardhub.chain.session import Path
+from shardhub.errors import ShardhubError, StepTimeout
+
+log = logging.getLogger(__name__)
+
+# Between two attempts to reach a node that is gone, seconds: soon at first, then seldom.
+_FIRST_DELAY_S = 0.2
+_LAST_DELAY_S = 2.0
+# A node that was restarted has so long to come back before a stage in this process takes its place.
+_STAND_IN_AFTER_S = 5.0
+# A node that does not answer this long when a step failed is taken for lost.
+_ANSWER_S = 3.0
+_MAX_EVENTS = 200
+
+# Makes a link to a stage in this process, given the index of the link it is to replace; None if it may not or cannot.
+StandIn = Callable[[int], Awaitable[StageLink | None]]
+
+
+class Healer:
+    """Watches a chain's links.
+
+    Attributes:
+        events: What happened, the latest last.
+        on_event: Told of each.
+    """
+
+    def __init__(self, chain: Chain, *, stand_in: StandIn | None = None) -> None:
+        self.events: deque[Event] = deque(maxlen=_MAX_EVENTS)
+        self.on_event: Callable[[Event], None] = lambda event: None
+        self._chain = chain
+        self._stand_in = stand_in
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        chain.on_lost = self._lost
+
+    def tell(self, kind: str, text: str) -> None:
+        """Take note of something that happened."""
+        event = Event(kind=kind, text=text)
+        log.warning("%s", text)
+        self.events.append(event)
+        self.on_event(event)
+
+    async def look_at(self, path: Path) -> None:
+        """Find out which nodes of a path are gone or stuck, and which of them cannot reach each other any more."""
+        indices = [index for index, link in enumerate(self._chain.links) if link in path.links]
+        await asyncio.gather(*(self._look_at(index) for index in indices))
+        await self._chain.paths.find_hops([index for index in indices if index not in self._chain.paths.dead])
+
+    async def stop(self) -> None:
+        """End all attempts."""
+        for task in self._tasks.values():
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+    async def _look_at(self, index: int) -> None:
+        link = self._chain.links[index]
+        if not isinstance(link, NodeLink) or index in self._chain.paths.dead:
+            return
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                description = await link.describe()
+        except TimeoutError:
+            self._chain.lose(
+                index, StepTimeout(f"{link.name} does not answer.", why=f"Nothing came within {_ANSWER_S:.0f} s.")
+            )
+        except ShardhubError as error:
+            self._chain.lose(index, error)
+        else:
+            busy_s = description.load.get("busy_s", 0.0)
+            if busy_s > self._chain.deadlines.timeout_s(self._chain.max_chunk):
+                self._chain.lose(
+                    index, StepTimeout(f"{link.name} is stuck.", why=f"It has been at one step for {busy_s:.0f} s.")
+                )
+
+    def _lost(self, index: int, error: ShardhubError) -> None:
+        link = self._chain.links[index]
+        facts = link.facts
+        self.tell("lost", f"Layers {facts.start} to {facts.stop - 1} at {link.name} are lost: {describe_error(error)}")
+        if index not in self._tasks:
+            task = asyncio.create_task(self._bring_back(index))
+            self._tasks[index] = task
+            task.add_done_callback(lambda _: self._tasks.pop(index, None))
+
+    async def _bring_back(self, index: int) -> None:
+        """Try until something serves the stage again."""
+        link, began_at, delay_s = self._chain.links[index], time.monotonic(), _FIRST_DELAY_S
+        may_stand_in = self._stand_in is not None
+        while True:
+            if isinstance(link, NodeLink):
+                with contextlib.suppress(ShardhubError, TimeoutError):
+                    async with asyncio.timeout(_ANSWER_S):
+                        again = await link.again()
+                    await self._chain.replace(index, again)
+                    self._tell_back(index)
+                    return
+            if may_stand_in and self._is_missed(index) and time.monotonic() - began_at > _STAND_IN_AFTER_S:
+                assert self._stand_in is not None
+                may_stand_in = False
+                try:
+                    local = await self._stand_in(index)
+                except ShardhubError as error:
+                    self.tell("gave-up", f"{link.name} cannot be stood in for: {describe_error(error)}")
+                else:
+                    if local is not None:
+                        await self._chain.replace(index, local)
+                        self._tell_back(index)
+                        return
+            await asyncio.sleep(delay_s)
+            delay_s = min(_LAST_DELAY_S, 1.5 * delay_s)
+
+    def _is_missed(self, index: int) -> bool:
+        """Whether nobody else serves the stage."""
+        place = next(place for place in self._chain.places if index in place)
+        return all(other in self._chain.paths.dead for other in place)
+
+    def _tell_back(self, index: int) -> None:
+        link = self._chain.links[index]
+        facts = link.facts
+        self.tell("back", f"Layers {facts.start} to {facts.stop - 1} are served by {link.name} again.")

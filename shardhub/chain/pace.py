@@ -1,0 +1,93 @@
+"""How large a prompt's next chunk is: as large as its time may be, from what chunks and steps took before."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import fmean
+
+from shardhub.protocol import Lane, StageTime
+
+# Chunk before anything was measured.
+_FIRST_CHUNK = 64
+_LEAST_CHUNK = 8
+# A chunk's time on the slowest stage where nobody waits for a decode step.
+_ALONE_S = 1.0
+# The same where somebody does, in decode steps: what a stream is held up by a prompt.
+_STEPS_HELD_UP = 1.5
+_LEAST_S = 0.02
+# A prompt is cut into at least so many chunks for each stage after the first, which waits for the first chunk.
+_CHUNKS_A_STAGE = 8
+# Weight of the newest decode step.
+_NEWEST = 0.3
+# Chunks that are remembered.
+_REMEMBERED = 16
+
+
+class Pace:
+    """Measures steps and sizes chunks.
+
+    A chunk of n ids takes a + b n seconds: reading a stage's weights, and computing with each id.
+
+    Args:
+        num_stages: Stages of the chain.
+        max_chunk: Most ids of a chunk.
+        fixed: Size of every chunk, if it is to be the same whatever is measured.
+    """
+
+    def __init__(self, *, num_stages: int, max_chunk: int, fixed: int | None = None) -> None:
+        self._num_stages = num_stages
+        self._max_chunk = max_chunk
+        self._fixed = fixed
+        self._chunks: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
+        self._step_s: float | None = None
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a decode step on the slowest stage."""
+        return self._step_s
+
+    def took(self, lane: Lane, num_ids: int, times: tuple[StageTime, ...]) -> None:
+        """Take in what a step took: `num_ids` in all on each stage."""
+        if not times or not num_ids:
+            return
+        slowest = max(time.compute_s for time in times)
+        if lane is Lane.DECODE:
+            self._step_s = slowest if self._step_s is None else (1 - _NEWEST) * self._step_s + _NEWEST * slowest
+        else:
+            self._chunks.append((num_ids, slowest))
+
+    def chunk(self, num_left: int, num_prompt: int, *, others: bool) -> int:
+        """Ids of the next chunk.
+
+        Args:
+            num_left: Ids of the prompt that are still to go.
+            num_prompt: Ids of the prompt.
+            others: Whether anyone waits for decode steps.
+        """
+        if self._fixed is not None:
+            return min(self._fixed, self._max_chunk, num_left)
+        size = float(_FIRST_CHUNK)
+        if any(length > 1 for length, _ in self._chunks):
+            start_s, id_s = self._line()
+            allowed_s = _ALONE_S
+            if others and self._step_s is not None:
+                allowed_s = min(_ALONE_S, max(_LEAST_S, _STEPS_HELD_UP * self._step_s))
+            # At least as much for its ids as for reading the weights, or the prompt would hardly move.
+            size = max(allowed_s - start_s, start_s) / id_s
+        if self._num_stages > 1:
+            size = min(size, max(_FIRST_CHUNK, math.ceil(num_prompt / (_CHUNKS_A_STAGE * (self._num_stages - 1)))))
+        return min(max(_LEAST_CHUNK, int(size)), self._max_chunk, num_left)
+
+    def _line(self) -> tuple[float, float]:
+        """a and b of the line nearest to the remembered chunks; a is 0 where they do not show one."""
+        lengths, seconds = zip(*self._chunks, strict=True)
+        mean_length, mean_s = fmean(lengths), fmean(seconds)
+        spread = sum((length - mean_length) ** 2 for length in lengths)
+        if spread:
+            pairs = zip(lengths, seconds, strict=True)
+            slope = sum((length - mean_length) * (taken - mean_s) for length, taken in pairs) / spread
+            start = mean_s - slope * mean_length
+            if slope > 0 and start > 0:
+                return start, slope
+        return 0.0, mean_s / mean_length

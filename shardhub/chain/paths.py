@@ -1,0 +1,150 @@
+"""The ways through a chain: which links serve each stage, which of them are there, and how each reaches the next."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+from itertools import pairwise
+
+from shardhub.chain.links import NodeLink, StageLink
+from shardhub.chain.session import Path
+from shardhub.chain.together import all_of
+from shardhub.errors import ShardhubError
+from shardhub.protocol import HopKind, NextHop, Way
+
+log = logging.getLogger(__name__)
+
+_PROBE_TIMEOUT_S = 5.0
+
+
+class Paths:
+    """The links of a chain, by stage.
+
+    Attributes:
+        links: In stage order; links of one stage stand side by side.
+        places: Indices of the links that serve each stage: several where it has replicas.
+        ways: What was measured between a node and the next, by their indices.
+    """
+
+    def __init__(self, links: Sequence[StageLink]) -> None:
+        self.links = list(links)
+        self.places: list[list[int]] = []
+        for index, link in enumerate(self.links):
+            if not self.places or self.links[self.places[-1][0]].facts.start != link.facts.start:
+                self.places.append([])
+            self.places[-1].append(index)
+        self.ways: dict[tuple[int, int], Way] = {}
+        self._hops: dict[tuple[int, int], NextHop] = {}
+        self._dead: dict[int, ShardhubError] = {}
+        self._usable = asyncio.Event()
+        self._usable.set()
+
+    @property
+    def hops(self) -> list[NextHop]:
+        """How each link's output goes on, to the first link of the next stage."""
+        end = NextHop(kind=HopKind.END)
+        following = [*self.places[1:], []]
+        return [
+            self._hops[here, there[0]] if there else end
+            for place, there in zip(self.places, following, strict=True)
+            for here in place
+        ]
+
+    @property
+    def dead(self) -> dict[int, ShardhubError]:
+        """Links that are broken, by index, and why."""
+        return dict(self._dead)
+
+    def choose(self, num_carried: Callable[[StageLink], int], before: Path | None = None) -> Path:
+        """The replica of each stage that carries the fewest sessions, of those that are there.
+
+        Args:
+            num_carried: Sessions on a link.
+            before: Keep the links of this path that are there.
+
+        Raises:
+            ChainError: What broke the last link of a stage.
+        """
+        chosen: list[int] = []
+        for place in self.places:
+            alive = [index for index in place if index not in self._dead]
+            if not alive:
+                raise self._dead[place[0]]
+            kept = [index for index in alive if before is not None and self.links[index] in before.links]
+            chosen.append(kept[0] if kept else min(alive, key=lambda index: num_carried(self.links[index])))
+        hops = [self._hops[here, there] for here, there in pairwise(chosen)]
+        return Path(tuple(self.links[index] for index in chosen), (*hops, NextHop(kind=HopKind.END)))
+
+    def everything(self) -> Path:
+        """Every link, for a look at all of them."""
+        return Path(tuple(self.links), tuple(self.hops))
+
+    def check(self, path: Path) -> None:
+        """Raise what broke a link of the path, if anything did."""
+        for index, error in self._dead.items():
+            if self.links[index] in path.links:
+                raise error
+
+    async def until_usable(self, timeout_s: float) -> None:
+        """Wait until every stage has a link.
+
+        Raises:
+            ChainError: One has none in time: what broke it.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._usable.wait()
+        except TimeoutError as error:
+            for place in self.places:
+                if all(index in self._dead for index in place):
+                    raise self._dead[place[0]] from error
+
+    def mark_dead(self, index: int, error: ShardhubError) -> bool:
+        """Leave a link out from now on; whether it was in use."""
+        if index in self._dead:
+            return False
+        self._dead[index] = error
+        self._update_usable()
+        return True
+
+    async def put(self, index: int, link: StageLink) -> None:
+        """Put another link, which is open, in the place of a broken one."""
+        before, self.links[index] = self.links[index], link
+        await before.stop()
+        await self.find_hops([index])
+        self._dead.pop(index, None)
+        self._update_usable()
+
+    async def find_hops(self, indices: Collection[int]) -> None:
+        """Find how each of these links reaches the next stage's, and is reached by those before."""
+        await all_of(
+            self._find_hop(here, there)
+            for place, following in pairwise(self.places)
+            for here in place
+            for there in following
+            if here in indices or there in indices
+        )
+
+    async def _find_hop(self, here_at: int, there_at: int) -> None:
+        """How one link's output goes to another: straight where the two nodes can reach each other, else by us."""
+        here, there = self.links[here_at], self.links[there_at]
+        self._hops[here_at, there_at] = NextHop(kind=HopKind.OPENER)
+        if not isinstance(here, NodeLink) or not isinstance(there, NodeLink):
+            return
+        for address in dict.fromkeys((*there.description.advertise, there.name)):
+            try:
+                way = await here.probe(address, there.description.boot_id, _PROBE_TIMEOUT_S)
+            except ShardhubError as error:
+                log.info("%s cannot reach %s: %s", here.name, address, error)
+            else:
+                self.ways[here_at, there_at] = way
+                self._hops[here_at, there_at] = NextHop(kind=HopKind.DIAL, address=address)
+                return
+        log.warning("%s cannot reach %s: what they exchange goes through this process", here.name, there.name)
+
+    def _update_usable(self) -> None:
+        if all(any(index not in self._dead for index in place) for place in self.places):
+            self._usable.set()
+        else:
+            self._usable.clear()

@@ -1,0 +1,86 @@
+"""A prompt's way through the chain: in chunks, several of them on their way at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from shardhub.chain.chain import Chain
+from shardhub.chain.pace import Pace
+from shardhub.chain.stream import Stream
+from shardhub.engine.engine import MAX_SCORED
+from shardhub.protocol import Lane, RowResult
+
+# Chunks of one prompt on their way beyond one for each stage.
+_CHUNKS_AHEAD = 1
+
+
+class Prefill:
+    """Sends prompts.
+
+    Args:
+        chain: Live stages.
+        pace: Sizes the chunks.
+        is_awaited: Whether anyone waits for decode steps.
+        before_last: Called when all ids but the last have been sent.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        pace: Pace,
+        *,
+        is_awaited: Callable[[], bool],
+        before_last: Callable[[Stream], Awaitable[None]],
+    ) -> None:
+        self._chain = chain
+        self._pace = pace
+        self._is_awaited = is_awaited
+        self._before_last = before_last
+
+    async def run(self, stream: Stream) -> None:
+        """Send the prompt's ids, several chunks at once on their way, and draw the first token.
+
+        All but the last id go in chunks whose logits nobody computes; the last one is a decode step of its own, in
+        the shapes mlx_lm's generate_step uses, so that the numbers are the same.
+        """
+        session, request = stream.session, stream.request
+        num_prompt = len(request.prompt)
+        waiting: deque[asyncio.Future[RowResult]] = deque()
+        most = len(self._chain.places) + _CHUNKS_AHEAD
+        at = done = session.position
+        sizes: deque[int] = deque()
+
+        def went_through(result: RowResult) -> None:
+            nonlocal done
+            waiting.popleft()
+            done += sizes.popleft()
+            stream.prompt_logprobs += result.target_logprobs
+            stream.prompt_top += result.target_top
+            request.progress(done, num_prompt)
+
+        try:
+            while (left := num_prompt - 1 - at) > 0 and not stream.is_done:
+                others = self._is_awaited()
+                size = self._pace.chunk(left, num_prompt, others=others)
+                size = min(size, MAX_SCORED) if request.score else size
+                chunk = request.prompt[at : at + size]
+                targets = request.prompt[at + 1 : at + size + 1] if request.score else ()
+                waiting.append(await session.send(chunk, sample=False, lane=Lane.PREFILL, targets=targets))
+                sizes.append(size)
+                at += size
+                while len(waiting) >= most or (waiting and waiting[0].done()):
+                    went_through(await waiting[0])
+            if stream.is_done:
+                return
+            await self._before_last(stream)
+            mask = request.grammar.mask if request.grammar is not None else None
+            final = await session.send([request.prompt[-1]], sample=True, lane=Lane.PREFILL, mask=mask)
+            while waiting:
+                went_through(await waiting[0])
+            stream.take(await final, 1)
+            request.progress(num_prompt, num_prompt)
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,351 @@
+"""The scheduler: requests are admitted, prompts prefilled in chunks, and decode steps run in microbatches.
+
+With S stages at least S microbatches are on their way, so that every stage is busy. Streams join and leave between
+steps. Prompts travel on a lane of their own, in chunks small enough that decode steps wait for one of them only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from shardhub.chain.chain import Chain
+from shardhub.chain.healing import Healer, StandIn
+from shardhub.chain.microbatch import Microbatch
+from shardhub.chain.pace import Pace
+from shardhub.chain.prefill import Prefill
+from shardhub.chain.prefixes import Prefix, Prefixes
+from shardhub.chain.recovery import Recovery, chunks_to_replay, describe_error, is_recoverable
+from shardhub.chain.session import ChainSession, Path
+from shardhub.chain.stream import Request, Stream
+from shardhub.chain.turns import Turns
+from shardhub.errors import Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
+from shardhub.protocol import Lane, RowResult
+
+# Long prompts that are prefilled at once: the second fills the stages while the first one's last chunks go round.
+_PREFILLS = 2
+# Losses one request goes on after, and seconds between attempts to go on.
+_MAX_RECOVERIES = 16
+_BETWEEN_ATTEMPTS_S = 0.2
+# A prompt with no more ids left than this does not wait for longer ones.
+_SHORT_PROMPT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSettings:
+    """How a scheduler is to run.
+
+    Attributes:
+        max_rows: Most streams in a microbatch; None takes what the nodes allow.
+        num_microbatches: Microbatches on their way; None takes one for each stage.
+        prefill_chunk: Ids of every chunk; None sizes them by time.
+        max_waiting: Requests that may wait for room.
+        wait_s: How long one may wait.
+        recovery: How a sequence goes on after a node was lost.
+        recover_wait_s: How long one waits for another node.
+    """
+
+    max_rows: int | None = None
+    num_microbatches: int | None = None
+    prefill_chunk: int | None = None
+    max_waiting: int = 256
+    wait_s: float = 120.0
+    recovery: Recovery = Recovery.EXACT
+    recover_wait_s: float = 60.0
+
+
+class Scheduler:
+    """Runs requests over a chain.
+
+    Attributes:
+        chain: Live stages.
+        prefixes: Finished sequences that new prompts may begin with.
+        streams: Requests that are running or waiting.
+        healer: Brings lost links back.
+        on_drawn: Told of each stream's new tokens: how many, and the seconds since the ones before or the request.
+        on_ended: Told of each stream whose session is parked or gone.
+        on_refused: Told why a request was not taken.
+    """
+
+    def __init__(
+        self, chain: Chain, settings: SchedulerSettings | None = None, *, stand_in: StandIn | None = None
+    ) -> None:
+        self.chain = chain
+        self.settings = settings or SchedulerSettings()
+        self.prefixes = Prefixes()
+        self.streams: set[Stream] = set()
+        self.on_drawn: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
+        self.on_ended: Callable[[Stream], None] = lambda stream: None
+        self.on_refused: Callable[[ShardhubError], None] = lambda error: None
+        num_stages = len(chain.places)
+        self.pace = Pace(num_stages=num_stages, max_chunk=chain.max_chunk, fixed=self.settings.prefill_chunk)
+        self._max_rows = min(chain.max_rows, self.settings.max_rows or chain.max_rows)
+        self._num_microbatches = self.settings.num_microbatches or num_stages
+        self._microbatches: list[Microbatch] = []
+        self._prefill = Prefill(chain, self.pace, is_awaited=lambda: self.num_decoding > 0, before_last=self._snapshot)
+        self._prefilling = asyncio.Semaphore(_PREFILLS)
+        self._turns = Turns()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._forks_only_whole = False
+        self.healer = Healer(chain, stand_in=stand_in)
+        chain.on_times = self.pace.took
+
+    @property
+    def num_decoding(self) -> int:
+        """Streams in microbatches."""
+        return sum(len(microbatch) for microbatch in self._microbatches)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for room."""
+        return len(self._turns)
+
+    def submit(self, request: Request) -> Stream:
+        """Run a request; its tokens come out of the stream, which must be read to its end or cancelled.
+
+        Raises:
+            PromptError, ContextExceeded: The prompt cannot be run.
+            Overloaded: Too many requests wait already.
+        """
+        try:
+            positions = request.positions(self.chain.max_context)
+            if self.num_waiting >= self.settings.max_waiting:
+                raise Overloaded(f"{self.num_waiting} requests wait for the chain.", hint="Try again later.")
+        except ShardhubError as error:
+            self.on_refused(error)
+            raise
+        stream = Stream(request)
+        stream.on_drawn = self.on_drawn
+        self.streams.add(stream)
+        task = asyncio.create_task(self._serve(stream, positions))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return stream
+
+    async def stop(self) -> None:
+        """End all streams; the chain is the caller's to stop."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.healer.stop()
+        for microbatch in self._microbatches:
+            microbatch.stop()
+
+    async def _serve(self, stream: Stream, positions: int) -> None:
+        """One request from admission to the end of its session."""
+        session: ChainSession | None = None
+        prefix: Prefix | None = None
+        try:
+            session, prefix = await self._admit(stream, positions)
+            stream.begin(session)
+            stream.num_reused = session.position
+            while not stream.is_done:
+                await self._run(stream)
+                if stream.interruption is not None:
+                    await self._recover(stream, stream.interruption)
+        except ShardhubError as error:
+            stream.fail(error)
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+        except Exception as error:
+            stream.fail(error)  # whatever it is, nobody may wait for ever for tokens that do not come
+            raise
+        finally:
+            await asyncio.shield(self._end(stream, session, prefix))
+            self.streams.discard(stream)
+            self.on_ended(stream)
+            stream.ended.set()
+
+    async def _run(self, stream: Stream) -> None:
+        """Prefill and decode until the stream ends or is interrupted."""
+        try:
+            if not stream.num_generated:
+                is_short = len(stream.request.prompt) - stream.session.position <= _SHORT_PROMPT
+                async with contextlib.nullcontext() if is_short else self._prefilling:
+                    await self._prefill.run(stream)
+        except ShardhubError as error:
+            stream.interrupt(error)
+        if not stream.is_done and stream.interruption is None:
+            self._place(stream).join(stream)
+            await stream.left
+
+    async def _recover(self, stream: Stream, error: ShardhubError) -> None:
+        """Bring a stream's session to where it was, on nodes that are there.
+
+        Raises:
+            ShardhubError: The error, or the last one, if that was not possible in time or too often.
+        """
+        settings, session = self.settings, stream.session
+        if not self._may_recover(stream, error):
+            raise error
+        # A node that came back may not be reached by its neighbours at once: each further loss waits a little longer.
+        await asyncio.sleep(_BETWEEN_ATTEMPTS_S * stream.num_recoveries)
+        began_at = time.monotonic()
+        deadline = began_at + settings.recover_wait_s
+        shapes = list(session.shapes)
+        ids = [*stream.request.prompt, *stream.answer][: stream.num_held]
+        while True:
+            await self.healer.look_at(session.path)
+            try:
+                await self.chain.paths.until_usable(deadline - time.monotonic())
+                session.path = self.chain.choose_path(session.path)
+                at = min(session.position, len(ids)) if stream.num_generated else None
+                if at is None and stream.request.score:
+                    at = len(stream.prompt_logprobs)  # what lies beyond was run, but its numbers are lost
+                kept = await session.resume(at)
+                if stream.num_generated:
+                    await self._replay(session, ids, kept, shapes)
+            except ShardhubError as again:
+                # A node that takes over for another may have to end other sessions first.
+                may_come = is_recoverable(again) or isinstance(again, Overloaded)
+                if not may_come or stream.is_done or time.monotonic() >= deadline:
+                    self.healer.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(again)}")
+                    raise
+            else:
+                break
+            await asyncio.sleep(_BETWEEN_ATTEMPTS_S)
+        del stream.prompt_logprobs[session.position :]
+        del stream.prompt_top[session.position :]
+        stream.go_on()
+        if stream.num_generated:
+            self.healer.tell(
+                "recovered",
+                f"A sequence goes on at position {len(ids)}: {len(ids) - kept} ids were computed again "
+                f"({settings.recovery.value}) within {time.monotonic() - began_at:.1f} s.",
+            )
+
+    def _may_recover(self, stream: Stream, error: ShardhubError) -> bool:
+        allowed = self.settings.recovery is not Recovery.OFF and not stream.is_done
+        return allowed and is_recoverable(error) and stream.num_recoveries <= _MAX_RECOVERIES
+
+    async def _replay(self, session: ChainSession, ids: Sequence[int], kept: int, shapes: Sequence[int]) -> None:
+        """Send ids again that a session held, from position `kept` on, without waiting for each step."""
+        mode = self.settings.recovery
+        waiting: list[asyncio.Future[RowResult]] = []
+        at = kept
+        for length in chunks_to_replay(shapes, kept, len(ids), mode=mode, largest=self.chain.max_chunk):
+            waiting.append(await session.send(ids[at : at + length], sample=False, lane=Lane.PREFILL))
+            at += length
+        for future in waiting:
+            await future
+
+    async def _end(self, stream: Stream, session: ChainSession | None, prefix: Prefix | None) -> None:
+        """Park the session of a request that ended well, free any other; then let the next one in."""
+        try:
+            if session is None:
+                return
+            if not stream.request.reuse or stream.finish is None:
+                await session.close()
+                return
+            if stream.kept_ids() != session.position:  # drafts that were wrong
+                await session.resume(stream.kept_ids())
+            await self.prefixes.add(session, stream.request.tenant, replaces=prefix.session if prefix else None)
+        except ShardhubError:
+            if session is not None:
+                await session.close()
+        finally:
+            self._turns.next()
+
+    async def _admit(self, stream: Stream, positions: int) -> tuple[ChainSession, Prefix | None]:
+        """Open a session, waiting for room if the nodes are full.
+
+        Raises:
+            Overloaded: There was none in time.
+        """
+        deadline = time.monotonic() + self.settings.wait_s
+        if self.num_waiting:
+            await self._turns.wait(stream, deadline)
+        while True:
+            try:
+                return await self._open(stream.request, positions)
+            except Overloaded:
+                if not self._is_anyone_served() or stream.is_done or time.monotonic() >= deadline:
+                    raise
+            except ShardhubError as error:
+                stream.num_recoveries += 1
+                if not self._may_recover(stream, error):
+                    raise
+                await self.healer.look_at(self.chain.paths.everything())
+                await self.chain.paths.until_usable(self.settings.recover_wait_s)
+                continue
+            await self._turns.wait(stream, deadline)
+
+    def _is_anyone_served(self) -> bool:
+        """Whether a session of ours will end and make room."""
+        return any(stream.is_served for stream in self.streams)
+
+    async def _open(self, request: Request, positions: int) -> tuple[ChainSession, Prefix | None]:
+        """A session that holds as much of the prompt as an earlier one has left on the nodes."""
+        prefix: Prefix | None = None
+        parameters = replace(request.parameters, answer_start=len(request.prompt))
+        if request.reuse and not request.score:
+            # What ended just now may be what this prompt begins with, a chat's turn before.
+            for other in [other for other in self.streams if other.is_done and other.request.tenant == request.tenant]:
+                await other.ended.wait()
+            prefix = self.prefixes.find(request.prompt, request.tenant)
+        if prefix is not None:
+            try:
+                session = await self.chain.open(
+                    context=positions,
+                    parameters=parameters,
+                    fork_of=prefix.session,
+                    position=prefix.length,
+                )
+            except SessionUnknown:
+                self.prefixes.drop(prefix.session)
+                await prefix.session.close()
+            except SessionNotRewindable:
+                self._forks_only_whole = True
+            else:
+                return session, prefix
+        return await self.chain.open(context=positions, parameters=parameters), None
+
+    async def _snapshot(self, stream: Stream) -> None:
+        """Park a copy of a prompt's state where the architecture's caches cannot go back to it later."""
+        session = stream.session
+        if not self._forks_only_whole or not stream.request.reuse or session.position <= stream.num_reused:
+            return
+        try:
+            copy = await self.chain.open(
+                context=session.context,
+                parameters=session.parameters,
+                fork_of=session,
+                position=session.position,
+            )
+        except ShardhubError:
+            return  # no room for it: the request itself goes on
+        await self.prefixes.add(copy, stream.request.tenant)
+
+    def _place(self, stream: Stream) -> Microbatch:
+        """The microbatch a stream joins: the smallest it fits into, or one more while stages could stay idle."""
+        path = stream.session.path
+        same = [microbatch for microbatch in self._microbatches if microbatch.path == path]
+        alone = stream.request.drafter is not None
+        fitting = [m for m in same if len(m) < self._max_rows and m.fits(stream) and not alone]
+        if not fitting or len(same) < self._num_microbatches:
+            return self._new_microbatch(path)
+        return min(fitting, key=len)
+
+    def _new_microbatch(self, path: Path) -> Microbatch:
+        microbatch = Microbatch(self.chain, path, give_away=self._give_away, ended=self._microbatches.remove)
+        self._microbatches.append(microbatch)
+        return microbatch
+
+    def _give_away(self, microbatch: Microbatch) -> Stream | None:
+        """A stream that moves from a microbatch to a smaller one, so that all stages have as much to do."""
+        same = [other for other in self._microbatches if other.path == microbatch.path and other is not microbatch]
+        stream = microbatch.rows[-1]
+        if len(same) + 1 < self._num_microbatches:
+            target = self._new_microbatch(microbatch.path)
+        else:
+            smaller = [other for other in same if len(other) + 1 < len(microbatch) and other.fits(stream)]
+            if not smaller:
+                return None
+            target = min(smaller, key=len)
+        target.join(stream)
+        return stream

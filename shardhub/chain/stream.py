@@ -1,0 +1,277 @@
+"""One request on its way: a prompt, the session that runs it, and the tokens that wait for whoever asked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from shardhub.chain.drafts import Drafter
+from shardhub.chain.recovery import is_recoverable
+from shardhub.chain.session import ChainSession, RowToSend
+from shardhub.errors import ContextExceeded, PromptError, ShardhubError
+from shardhub.parameters import SamplingParameters
+from shardhub.protocol import RowResult, TopTokens
+
+Finish = Literal["stop", "length"]
+# Tokens that wait for a reader who is slow; then the stream takes no further steps until they are read.
+MAX_UNREAD = 256
+_NONE = TopTokens()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A generated token.
+
+    Attributes:
+        id: Its id.
+        logprob: Log probability before temperature and filters.
+        is_end: It is one of the end-of-sequence ids.
+        top: The likeliest tokens in its place, if the parameters ask for any.
+    """
+
+    id: int
+    logprob: float
+    is_end: bool
+    top: TopTokens = _NONE
+
+
+class Grammar(Protocol):
+    """What the tokens of one answer may be."""
+
+    def mask(self) -> bytes:
+        """A bit for each token id that may come next, the lowest first. Called in another thread.
+
+        Raises:
+            ShardhubError: The grammar cannot go on.
+        """
+
+    def accept(self, token: int) -> None:
+        """Go on with a token that was drawn; what is wrong with it, `mask` says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked of a chain.
+
+    Attributes:
+        prompt: Token ids.
+        max_tokens: Most tokens of the answer.
+        end_ids: Ids that end the sequence.
+        tenant: Whose it is: tenants take turns when the chain is full, and share no prefix.
+        reuse: Whether KV of earlier requests may be used, and this one's kept.
+        drafter: Guesses tokens that a step then verifies together; None goes one by one.
+        progress: Told of prompt ids done and in all.
+        grammar: What the answer may be; with one there are no drafts.
+        score: Tell how likely the prompt's ids were, all but the first: nothing of it is reused then.
+    """
+
+    prompt: Sequence[int]
+    parameters: SamplingParameters
+    max_tokens: int
+    end_ids: Collection[int] = ()
+    tenant: str = ""
+    reuse: bool = True
+    drafter: Drafter | None = None
+    progress: Callable[[int, int], None] = lambda done, total: None
+    grammar: Grammar | None = None
+    score: bool = False
+
+    def positions(self, max_context: int) -> int:
+        """Positions a session needs for the prompt and its answer.
+
+        Raises:
+            PromptError: The prompt is empty.
+            ContextExceeded: It does not leave room for a single token.
+        """
+        if not self.prompt:
+            raise PromptError("The prompt is empty.", hint="Give some text.")
+        if len(self.prompt) + 1 > max_context:
+            raise ContextExceeded(
+                f"The prompt has {len(self.prompt)} tokens.",
+                why=f"The chain's context is {max_context} positions, answer included.",
+                hint="Shorten it, or start the nodes with a larger --context.",
+            )
+        return min(len(self.prompt) + self.max_tokens, max_context)
+
+
+class Stream:
+    """A request's tokens, in order; iterate over it.
+
+    Attributes:
+        request: What was asked.
+        num_reused: Prompt ids whose KV was there already.
+        finish: Why it ended, once it has.
+        num_drafted, num_accepted: Tokens guessed, and how many of them were right.
+        prompt_logprobs, prompt_top: If asked for: of the prompt's ids from the second on, once there is a token.
+        left: Done once no step of it is on its way.
+        interruption: What a node's failure did to its last step; it can go on from there.
+        num_recoveries: How often it went on after one.
+        ended: Set once its session is parked or gone.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.num_reused = 0
+        self.num_generated = 0
+        self.num_drafted = 0
+        self.num_accepted = 0
+        self.prompt_logprobs: list[float] = []
+        self.prompt_top: list[TopTokens] = []
+        self.finish: Finish | None = None
+        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.Event()
+        self.interruption: ShardhubError | None = None
+        self.num_recoveries = 0
+        self.on_drained: Callable[[], None] = lambda: None
+        self.on_cancelled: Callable[[], None] = lambda: None
+        self.on_drawn: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
+        self._drawn_at = time.monotonic()
+        self._session: ChainSession | None = None
+        self._answer: list[int] = []
+        self._discard = 0
+        self._unread: deque[Token] = deque()
+        self._error: BaseException | None = None
+        self._is_cancelled = False
+        self._news = asyncio.Event()
+
+    @property
+    def session(self) -> ChainSession:
+        """The session that runs it."""
+        assert self._session is not None
+        return self._session
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a session runs it, which will end and make room."""
+        return self._session is not None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended it, if that was an error."""
+        return self._error
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it takes no further step."""
+        return self._is_cancelled or self.finish is not None or self._error is not None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its reader is so far behind that it waits."""
+        return len(self._unread) >= MAX_UNREAD
+
+    @property
+    def answer(self) -> list[int]:
+        """Tokens so far."""
+        return self._answer
+
+    def begin(self, session: ChainSession) -> None:
+        """Take the session that runs it."""
+        self._session = session
+
+    def next_row(self) -> RowToSend:
+        """What its next step sends: the last token, and drafts of those that follow."""
+        session, request = self.session, self.request
+        drafts: list[int] = []
+        room = min(request.max_tokens - self.num_generated, session.context - session.position + self._discard) - 1
+        if request.drafter is not None and request.grammar is None and room > 0:
+            drafts = list(request.drafter([*request.prompt, *self._answer]))[:room]
+            self.num_drafted += len(drafts)
+        mask = request.grammar.mask if request.grammar is not None else None
+        return RowToSend(
+            session=session, ids=[self._answer[-1], *drafts], sample=True, discard=self._discard, mask=mask
+        )
+
+    def take(self, row: RowResult, num_sent: int) -> None:
+        """Take in what a step drew.
+
+        Args:
+            row: The result.
+            num_sent: Ids the step carried.
+        """
+        self._discard = num_sent - len(row.tokens)
+        self.num_accepted += len(row.tokens) - 1
+        num_before = self.num_generated
+        tops = row.top or (_NONE,) * len(row.tokens)
+        for token, logprob, top in zip(row.tokens, row.logprobs, tops, strict=True):
+            if self.is_done:
+                break
+            self.num_generated += 1
+            self._answer.append(token)
+            is_end = token in self.request.end_ids
+            position = self.session.position - self._discard
+            if is_end:
+                self.finish = "stop"
+            elif self.num_generated >= self.request.max_tokens or position >= self.session.context:
+                self.finish = "length"
+            if self.request.grammar is not None and not is_end:
+                self.request.grammar.accept(token)
+            self._unread.append(Token(id=token, logprob=logprob, is_end=is_end, top=top))
+        if self.num_generated > num_before:
+            before, self._drawn_at = self._drawn_at, time.monotonic()
+            self.on_drawn(self, self.num_generated - num_before, self._drawn_at - before)
+        self._news.set()
+
+    def kept_ids(self) -> int:
+        """Positions of the session that hold what was really said: wrong drafts come after them."""
+        return self.session.position - self._discard
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error, once what was drawn before has been read."""
+        if not self.is_done:
+            self._error = error
+        self._news.set()
+
+    def stop(self) -> None:
+        """Its reader has what it wants: it takes no further step, and its KV may be kept."""
+        self.finish = self.finish or "stop"
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Nobody reads it any more: it takes no further step."""
+        self._is_cancelled = True
+        self._news.set()
+        self.on_drained()
+        self.on_cancelled()
+
+    def interrupt(self, error: BaseException) -> None:
+        """A step failed: leave the microbatch to go on elsewhere if that can help, or end with the error."""
+        if isinstance(error, ShardhubError) and is_recoverable(error) and not self.is_done:
+            self.interruption = error
+        else:
+            self.fail(error)
+
+    @property
+    def num_held(self) -> int:
+        """Positions the session must hold before the next step: the prompt, and the answer but for its last token."""
+        return len(self.request.prompt) + self.num_generated - 1
+
+    def go_on(self) -> None:
+        """Its session holds what it must again."""
+        self._discard = 0
+        self.interruption = None
+        self.num_recoveries += 1
+        self.left = asyncio.get_running_loop().create_future()
+
+    def leave(self) -> None:
+        """No step of it is on its way any more."""
+        if not self.left.done():
+            self.left.set_result(None)
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        while True:
+            while self._unread:
+                token = self._unread.popleft()
+                if len(self._unread) == MAX_UNREAD // 2:
+                    self.on_drained()
+                yield token
+            if self._error is not None:
+                raise self._error
+            if self.is_done:
+                return
+            self._news.clear()
+            await self._news.wait()

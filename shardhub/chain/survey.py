@@ -1,0 +1,234 @@
+"""What the nodes of a pipeline say of themselves, stage by stage, and what of it limits the chain."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from shardhub.chain.links import describe
+from shardhub.chain.route import NodeHop, plan_route
+from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
+from shardhub.manifest import Manifest
+from shardhub.protocol import Description
+from shardhub.security.trust import PLAIN, Security
+from shardhub.wire.options import DEFAULT_LIVENESS, Liveness
+
+# A node that has not said anything for so long is shown as unreachable.
+_ANSWER_S = 5.0
+# A stage that computes this share of the time is what the others wait for.
+_BUSY = 0.8
+# Of sessions and KV memory: beyond it new requests wait.
+_FULL = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one node said, or why it said nothing.
+
+    Attributes:
+        at: When, on this process's monotonic clock.
+        first, last: Stages it serves; None where it serves none of the manifest's.
+    """
+
+    address: str
+    at: float
+    description: Description | None = None
+    error: ShardhubError | None = None
+    first: int | None = None
+    last: int | None = None
+
+    @property
+    def load(self) -> Mapping[str, float]:
+        return self.description.load if self.description else {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What a node's decode steps take.
+
+    Attributes:
+        is_current: The means are of steps since the reading before; else of all since the node started.
+        compute_s, wait_s, send_s: Mean of a decode step.
+        rows: Mean of a decode step.
+        tokens_per_s: Decoded since the reading before; None without one.
+        busy: Share of that time it computed, prompts included.
+    """
+
+    is_current: bool
+    compute_s: float
+    wait_s: float
+    send_s: float
+    rows: float
+    tokens_per_s: float | None
+    busy: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """A node as it is now.
+
+    Attributes:
+        rates: None where it has decoded nothing yet, or says nothing.
+    """
+
+    reading: Reading
+    rates: Rates | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """A chain as it is now.
+
+    Attributes:
+        nodes: In stage order; last those that serve none.
+        nobody: Stages that no node serves.
+        problem: Why no request could be run, if that is so.
+        slowest: Index in `nodes` of the one that takes longest for a decode step; None where nothing was decoded.
+        limit: What limits the chain, in a sentence.
+        alone_s: Compute of a decode step on all stages, one after the other; what one machine like these would take.
+        chain_s: The same on the slowest stage, shared by its replicas: what a chain that is kept busy takes.
+    """
+
+    manifest: Manifest
+    nodes: tuple[NodeStatus, ...]
+    nobody: tuple[int, ...]
+    problem: ShardhubError | None
+    slowest: int | None
+    limit: str
+    alone_s: float | None
+    chain_s: float | None
+
+
+async def read_nodes(
+    manifest: Manifest,
+    addresses: Sequence[str],
+    *,
+    liveness: Liveness = DEFAULT_LIVENESS,
+    security: Security = PLAIN,
+) -> tuple[Reading, ...]:
+    """Ask all nodes at once; one that does not answer is a reading too."""
+    return tuple(await asyncio.gather(*(_read(manifest, address, liveness, security) for address in addresses)))
+
+
+def survey(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading] = ()) -> Survey:
+    """Put readings together.
+
+    Args:
+        before: Earlier ones of the same nodes, to see what was done since.
+    """
+    earlier = {reading.address: reading for reading in before}
+    ordered = sorted(now, key=lambda r: (r.first is None, r.first or 0, r.address))
+    nodes = tuple(NodeStatus(reading=r, rates=_rates(r, earlier.get(r.address))) for r in ordered)
+    served = {i for r in now if r.first is not None and r.last is not None for i in range(r.first, r.last + 1)}
+    nobody = tuple(index for index in range(len(manifest.stages)) if index not in served)
+    problem: ShardhubError | None = None
+    try:
+        plan_route(manifest, [(r.address, r.description) for r in now if r.first is not None and r.description])
+    except ShardhubError as error:
+        problem = error
+    places = _places(nodes)
+    timed = [place for place in places if all(nodes[index].rates for index in place)]
+    slowest, alone_s, chain_s = None, None, None
+    if problem is None and timed and len(timed) == len(places):
+        costs = [[rates.compute_s for index in place if (rates := nodes[index].rates)] for place in places]
+        alone_s = sum(sum(cost) / len(cost) for cost in costs)
+        at = max(range(len(places)), key=lambda index: max(costs[index]) / len(costs[index]))
+        chain_s = max(costs[at]) / len(costs[at])
+        slowest = places[at][costs[at].index(max(costs[at]))]
+    return Survey(
+        manifest=manifest,
+        nodes=nodes,
+        nobody=nobody,
+        problem=problem,
+        slowest=slowest,
+        limit=_limit(nodes, slowest, problem),
+        alone_s=alone_s,
+        chain_s=chain_s,
+    )
+
+
+async def _read(manifest: Manifest, address: str, liveness: Liveness, security: Security) -> Reading:
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            description = await describe(address, liveness=liveness, security=security)
+    except TimeoutError:
+        error = NodeUnreachable(f"{address} did not answer within {_ANSWER_S:.0f} s.")
+        return Reading(address=address, at=time.monotonic(), error=error)
+    except ShardhubError as error:
+        return Reading(address=address, at=time.monotonic(), error=error)
+    at = time.monotonic()
+    try:
+        hops = plan_route(manifest, [(address, description)], range(len(manifest.stages)))
+    except ShardhubError as error:
+        return Reading(address=address, at=at, description=description, error=error)
+    hop = next(hop for hop in hops if isinstance(hop, NodeHop))
+    return Reading(address=address, at=at, description=description, first=hop.first, last=hop.last)
+
+
+def _places(nodes: Sequence[NodeStatus]) -> list[list[int]]:
+    """Indices of the nodes of each place of the chain: several where it has replicas."""
+    places: dict[int, list[int]] = {}
+    for index, node in enumerate(nodes):
+        if node.reading.first is not None:
+            places.setdefault(node.reading.first, []).append(index)
+    return [places[first] for first in sorted(places)]
+
+
+def _rates(now: Reading, before: Reading | None) -> Rates | None:
+    if now.description is None or not now.load.get("decode_steps"):
+        return None
+    over_s, tokens_per_s, busy = None, None, None
+    means = now.load
+    if before and before.description and before.description.boot_id == now.description.boot_id:
+        over_s = max(1e-9, now.at - before.at)
+        done = {key: value - before.load.get(key, 0.0) for key, value in now.load.items()}
+        tokens_per_s = done.get("decode_ids", 0.0) / over_s
+        busy = min(1.0, (done.get("decode_compute_s", 0.0) + done.get("prefill_compute_s", 0.0)) / over_s)
+        if done["decode_steps"]:
+            means = done
+    steps = means["decode_steps"]
+    return Rates(
+        is_current=means is not now.load,
+        compute_s=means.get("decode_compute_s", 0.0) / steps,
+        wait_s=means.get("decode_wait_s", 0.0) / steps,
+        send_s=means.get("decode_send_s", 0.0) / steps,
+        rows=means.get("decode_rows", 0.0) / steps,
+        tokens_per_s=tokens_per_s,
+        busy=busy,
+    )
+
+
+def _limit(nodes: Sequence[NodeStatus], slowest: int | None, problem: ShardhubError | None) -> str:
+    if problem is not None:
+        what = "The chain cannot run: " + problem.what
+        return f"{what} {problem.why}" if isinstance(problem, RouteError) and problem.why else what
+    for node in nodes:
+        load, description = node.reading.load, node.reading.description
+        if description is None or node.reading.first is None:
+            continue
+        name = f"{_name(node)} at {node.reading.address}"
+        if load.get("sessions", 0.0) >= description.limits.max_sessions:
+            return f"{name} has all its {description.limits.max_sessions} sessions in use: new requests wait."
+        kept = load.get("kv_reserved_bytes", 0.0) - load.get("kv_parked_bytes", 0.0)
+        if kept > _FULL * load.get("kv_budget_bytes", 0.0) > 0:
+            return f"{name} has promised nearly all its KV memory to sessions: new requests wait."
+    if slowest is None:
+        return "Nothing has been decoded yet on every stage."
+    node = nodes[slowest]
+    assert node.rates is not None
+    each = f"{node.rates.compute_s * 1000:.1f} ms a decode step"
+    if node.rates.busy is None or not node.rates.is_current:
+        return f"Nothing was decoded just now; {_name(node).lower()} is the slowest, with {each}."
+    if node.rates.busy >= _BUSY:
+        return f"{_name(node)} limits the chain: it computes {node.rates.busy:.0%} of the time, {each}."
+    return (
+        f"No stage is busy: {_name(node).lower()}, the slowest, computes {node.rates.busy:.0%} of the time, {each}. "
+        "More requests side by side would be served."
+    )
+
+
+def _name(node: NodeStatus) -> str:
+    first, last = node.reading.first, node.reading.last
+    return f"Stage {first}" if first == last else f"The node of stages {first} to {last}"

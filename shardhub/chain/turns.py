@@ -1,0 +1,65 @@
+"""Requests that wait for room on the nodes: tenants take turns, and no request waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+
+from shardhub.chain.stream import Stream
+from shardhub.errors import Overloaded
+
+
+class Turns:
+    """A queue for each tenant."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self._waiting.values())
+
+    async def wait(self, stream: Stream, deadline: float) -> None:
+        """Wait for a turn.
+
+        Args:
+            stream: Whose request it is.
+            deadline: On the monotonic clock, seconds.
+
+        Raises:
+            Overloaded: None came in time, or the request was given up.
+        """
+        began_at = time.monotonic()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue = self._waiting.setdefault(stream.request.tenant, deque())
+        queue.append(turn)
+
+        def given_up() -> None:
+            if not turn.done():
+                turn.set_result(None)
+
+        stream.on_cancelled = given_up
+        try:
+            async with asyncio.timeout(max(0.0, deadline - began_at)):
+                await turn
+        except TimeoutError as error:
+            raise Overloaded(
+                f"The chain had no room for this request within {deadline - began_at:.0f} s.", hint="Try again later."
+            ) from error
+        finally:
+            stream.on_cancelled = lambda: None
+            if turn in queue:
+                queue.remove(turn)
+        if stream.is_done:
+            raise Overloaded("The request was given up while it waited.")
+
+    def next(self) -> None:
+        """Give the next waiting request its turn."""
+        for tenant in list(self._waiting):
+            queue = self._waiting.pop(tenant)
+            turn = next((queue.popleft() for _ in range(len(queue)) if not queue[0].done()), None)
+            if queue:
+                self._waiting[tenant] = queue  # at the end: the others come first next time
+            if turn is not None:
+                turn.set_result(None)
+                return

@@ -1,0 +1,88 @@
+"""Masks for draws, and the steps that wait for theirs: a mask comes from the head while its step is in the stages."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from shardhub.errors import ShardhubError, StepTimeout
+from shardhub.protocol import Mask, Row, Step
+
+_Key = tuple[bytes, bytes, int, int]
+
+
+@dataclass(slots=True)
+class _Held:
+    step: Step
+    missing: set[_Key]
+    ready: Callable[[ShardhubError | None], None]
+
+
+class MaskTable:
+    """Brings masks and steps together, whichever comes first. May be called from any thread.
+
+    Args:
+        most: Masks kept; beyond them the oldest goes, as its step will not come any more.
+    """
+
+    def __init__(self, *, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._masks: dict[_Key, bytes] = {}
+        self._held: list[_Held] = []
+
+    def put(self, head: bytes, masks: Iterable[Mask]) -> None:
+        """Take in masks; steps that have all of theirs now are ready."""
+        ready: list[_Held] = []
+        with self._lock:
+            for mask in masks:
+                key = (head, mask.session, mask.epoch, mask.position)
+                while len(self._masks) >= self._most:
+                    del self._masks[next(iter(self._masks))]
+                self._masks[key] = mask.allowed
+                for held in self._held:
+                    held.missing.discard(key)
+            ready = [held for held in self._held if not held.missing]
+            self._held = [held for held in self._held if held.missing]
+        for held in ready:
+            held.ready(None)
+
+    def hold(self, head: bytes, step: Step, ready: Callable[[ShardhubError | None], None]) -> None:
+        """Have `ready` called once all masks of a step are here, or with an error after its deadline."""
+        keys = {_key(head, row, step.length) for row in step.rows if row.masked}
+        with self._lock:
+            missing = keys - self._masks.keys()
+            if missing:
+                self._held.append(_Held(step, missing, ready))
+        if not missing:
+            ready(None)
+
+    def take(self, head: bytes, step: Step) -> list[bytes | None]:
+        """The masks of a step's rows; None for rows without one.
+
+        Raises:
+            StepTimeout: A mask is gone: others came in such numbers that it had to go.
+        """
+        found: list[bytes | None] = []
+        with self._lock:
+            for row in step.rows:
+                mask = self._masks.pop(_key(head, row, step.length), None) if row.masked else None
+                if row.masked and mask is None:
+                    raise StepTimeout("The mask of a step is gone.", why="Its head sent too many others after it.")
+                found.append(mask)
+        return found
+
+    def expire(self) -> None:
+        """Give up steps whose deadline has passed."""
+        now = time.monotonic()
+        with self._lock:
+            late = [held for held in self._held if held.step.deadline < now]
+            self._held = [held for held in self._held if held.step.deadline >= now]
+        for held in late:
+            held.ready(StepTimeout("A step's mask did not come in time.", why="The head did not send it."))
+
+
+def _key(head: bytes, row: Row, length: int) -> _Key:
+    return (head, row.session, row.epoch, row.position + length)

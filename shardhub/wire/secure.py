@@ -1,0 +1,160 @@
+"""Channels and servers with mutual TLS, and how the newest revocation list gets around."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from shardhub.errors import CertificateRefused, NodeLost, NodeUnreachable, ShardhubError
+from shardhub.security.certificates import Peer, node_host
+from shardhub.security.handshake import meet, speaks_tls
+from shardhub.security.identity import Identity
+from shardhub.security.trust import Security, Trust
+from shardhub.wire.options import Options
+from shardhub.wire.status import from_rpc, to_status
+
+log = logging.getLogger(__name__)
+
+# Both sides send the newest list they know (PEM, or nothing) and keep the newer one, which the authority signed.
+TRUST_SERVICE = "shardhub.v1.Trust"
+_REVOCATIONS = "Revocations"
+_EXCHANGE_TIMEOUT_S = 10.0
+EXCHANGE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenChannel:
+    """A channel, whom this process trusts and who is at the other side; both None on a plain channel."""
+
+    channel: grpc.aio.Channel
+    trust: Trust | None = None
+    peer: Peer | None = None
+
+
+async def open_channel(address: str, security: Security, options: Options) -> OpenChannel:
+    """A channel to HOST:PORT as secure as the address needs, to the one who answers there now.
+
+    Raises:
+        AddressError: It needs a certificate, and there is none.
+        CertificateRefused: One of the two sides does not take the other's certificate.
+        ChainError: Nobody answers.
+    """
+    trust = await security.for_address(address)
+    if trust is None:
+        return OpenChannel(channel=grpc.aio.insecure_channel(address, options=options))
+    peer = await meet(address, trust)
+    channel = channel_to(address, trust, peer, options)
+    try:
+        await exchange_revocations(channel, trust, address)
+        trust.check(peer)
+    except BaseException:
+        await channel.close()
+        raise
+    return OpenChannel(channel=channel, trust=trust, peer=peer)
+
+
+def channel_to(address: str, trust: Trust, peer: Peer, options: Options) -> grpc.aio.Channel:
+    """A channel that only this node can answer, at whatever address."""
+    identity = trust.identity
+    credentials = grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.chain_pem)
+    name = ("grpc.ssl_target_name_override", node_host(peer.name))
+    arguments: Sequence[tuple[str, Any]] = [*options, name]
+    return grpc.aio.secure_channel(address, credentials, options=arguments)
+
+
+async def exchange_revocations(channel: grpc.aio.Channel, trust: Trust, address: str) -> None:
+    """Tell a node what was revoked, and hear what it knows.
+
+    Raises:
+        CertificateRefused: It knows that this machine's certificate was revoked, or brings a forged list.
+        ChainError: It does not answer.
+    """
+    call: Any = channel.unary_unary(f"/{TRUST_SERVICE}/{_REVOCATIONS}")
+    try:
+        answer: bytes = await call(trust.revocations.pem, timeout=_EXCHANGE_TIMEOUT_S)
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc(error, peer=address, doing="exchange revocation lists") from error
+    if answer:
+        trust.learn(answer)
+
+
+async def while_trusted(opened: OpenChannel, address: str, revoked: Callable[[ShardhubError], None]) -> None:
+    """Keep both sides of a channel told of what was revoked, until cancelled or one of the two was.
+
+    Args:
+        revoked: Told once if that is so: with `CertificateRefused` if it is this side, `NodeLost` if it is the other.
+    """
+    trust, peer = opened.trust, opened.peer
+    if trust is None or peer is None:
+        return
+    changed = asyncio.Event()
+    unwatch = trust.watch(changed.set)
+    try:
+        while not trust.is_revoked(peer):
+            try:
+                await asyncio.wait_for(changed.wait(), EXCHANGE_EVERY_S)
+                changed.clear()
+            except TimeoutError:
+                pass
+            try:  # a change that was heard elsewhere is told on at once
+                await exchange_revocations(opened.channel, trust, address)
+            except CertificateRefused as error:
+                revoked(error)
+                return
+            except ShardhubError as error:
+                log.info("%s", error)  # whether the node is lost is for its link to say
+        # For what ran over it the node is lost: another one may go on.
+        revoked(NodeLost(f"The certificate of {peer} at {address} was revoked.", why="Its link is cut."))
+    finally:
+        unwatch()
+
+
+def trust_handler(trust: Trust) -> grpc.GenericRpcHandler:
+    """The node's side of `exchange_revocations`."""
+
+    async def revocations(data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        try:
+            if data:
+                trust.learn(data)
+        except ShardhubError as error:
+            await context.abort(*to_status(error))
+        return trust.revocations.pem
+
+    method: Any = grpc.unary_unary_rpc_method_handler(revocations)
+    return grpc.method_handlers_generic_handler(TRUST_SERVICE, {_REVOCATIONS: method})
+
+
+def server_credentials(trust: Trust) -> grpc.ServerCredentials:
+    """TLS for a server that talks only to whom the authority knows; a renewed certificate is used from then on."""
+
+    def configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+        pair = (identity.key_pem, identity.chain_pem)
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=identity.authority_pem)
+
+    used = trust.identity
+
+    def fetch() -> Any:
+        nonlocal used
+        if trust.identity is used:
+            return None
+        used = trust.identity
+        return configuration(used)
+
+    return grpc.dynamic_ssl_server_credentials(configuration(used), fetch, require_client_authentication=True)
+
+
+async def with_tls_hint(error: ShardhubError, address: str) -> ShardhubError:
+    """An error of a plain channel; if the other side speaks TLS, that is what it says."""
+    if isinstance(error, NodeUnreachable) and await speaks_tls(address):
+        return NodeUnreachable(
+            f"{address} speaks TLS, and was called without.",
+            why="It wants a certificate, also on loopback.",
+            hint="Add --tls DIR, with a folder that `shardhub certs join` filled.",
+        )
+    return error

@@ -1,0 +1,288 @@
+"""The scheduler over a real chain: whatever runs beside it, a request gets the tokens of a run alone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+
+from shardhub.chain.chain import Chain
+from shardhub.chain.drafts import prompt_lookup
+from shardhub.chain.links import LocalLink, NodeLink, describe
+from shardhub.chain.route import plan_route
+from shardhub.chain.scheduler import Scheduler, SchedulerSettings
+from shardhub.chain.stream import MAX_UNREAD, Request
+from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.errors import ContextExceeded, Overloaded, PromptError, ShardhubError
+from shardhub.parameters import SamplingParameters
+from tests import cut, nodes, tiny
+from tests.waiting import until
+
+CONTEXT = 512
+NUM_TOKENS = 24
+_random = random.Random(5)
+PROMPTS = [[_random.randrange(tiny.VOCAB) for _ in range(_random.randrange(4, 60))] for _ in range(8)]
+PARAMETERS = [SamplingParameters(temperature=0.9 * (i % 2), top_p=0.95, seed=i) for i in range(8)]
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3", "qwen3_moe"])
+def pipeline(request, tmp_path_factory):
+    """A tiny model cut in three."""
+    folder = tmp_path_factory.mktemp("scheduler")
+    return cut.cut(cut.tiny_model(folder / "model", request.param), folder / "out", (2, 4))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scheduler_llama")
+    return cut.cut(cut.tiny_model(folder / "model", "llama"), folder / "out", (3,))
+
+
+@asynccontextmanager
+async def scheduler_of(pipeline, *, max_sessions=16, context=CONTEXT, settings=None):
+    """A scheduler over engines in this process, one for each stage."""
+    loop = asyncio.get_running_loop()
+    indices = range(len(pipeline.manifest.stages))
+    options = EngineSettings(context=context, max_sessions=max_sessions)
+    engines = [
+        await loop.run_in_executor(None, lambda index=index: Engine.start(cut.shards(pipeline, index), options))
+        for index in indices
+    ]
+    chain = await Chain.start([LocalLink(engine) for engine in engines])
+    scheduler = Scheduler(chain, settings)
+    try:
+        yield scheduler, engines
+    finally:
+        await scheduler.stop()
+        await chain.stop()
+
+
+def request(index, **changes) -> Request:
+    wanted = {"prompt": PROMPTS[index], "parameters": PARAMETERS[index], "max_tokens": NUM_TOKENS, "reuse": False}
+    return Request(**(wanted | changes))
+
+
+async def tokens_of(scheduler, wanted: Request) -> list[int]:
+    stream = scheduler.submit(wanted)
+    found = [token.id async for token in stream]
+    await stream.ended.wait()
+    return found
+
+
+def test_streams_together_draw_what_each_draws_alone(pipeline) -> None:
+    """Greedy and sampled, of different lengths, joining and leaving at different steps."""
+
+    async def run():
+        async with scheduler_of(pipeline) as (scheduler, engines):
+            alone = [await tokens_of(scheduler, request(i, max_tokens=6 + 3 * i)) for i in range(8)]
+            rows_alone = engines[0].load()["decode_rows"] / engines[0].load()["decode_steps"]
+            together = await asyncio.gather(*(tokens_of(scheduler, request(i, max_tokens=6 + 3 * i)) for i in range(8)))
+            load = engines[0].load()
+            assert together == alone
+            assert rows_alone == 1
+            assert load["decode_rows"] > load["decode_steps"], "nothing ran side by side"
+            assert [engine.num_sessions for engine in engines] == [0, 0, 0]
+
+    asyncio.run(run())
+
+
+def test_every_stage_has_a_microbatch(pipeline) -> None:
+    """With as many streams as stages, each stage works on one of them."""
+
+    async def run():
+        async with scheduler_of(pipeline) as (scheduler, _):
+            streams = [scheduler.submit(request(i, max_tokens=200)) for i in range(6)]
+            readers = [aiter(stream) for stream in streams]
+            for reader in readers:
+                for _ in range(4):
+                    await anext(reader)
+            sizes = sorted(len(microbatch) for microbatch in scheduler._microbatches)
+            assert len(sizes) >= 3
+            assert sum(sizes) == 6
+            for stream in streams:
+                stream.cancel()
+            for stream in streams:
+                await stream.ended.wait()
+            assert scheduler.num_decoding == 0
+
+    asyncio.run(run())
+
+
+def test_chunks_of_any_size_give_the_same_tokens(llama) -> None:
+    """A prompt in chunks of 1, 7 and all at once."""
+
+    async def run(chunk):
+        async with scheduler_of(llama, settings=SchedulerSettings(prefill_chunk=chunk)) as (scheduler, _):
+            return await tokens_of(scheduler, request(3, prompt=PROMPTS[3] * 3))
+
+    assert asyncio.run(run(1)) == asyncio.run(run(7)) == asyncio.run(run(512))
+
+
+def test_a_prompt_that_begins_like_another_is_forked(llama) -> None:
+    """The shared beginning is not sent again, and the tokens are those of a fresh run."""
+    shared = [int(v) % tiny.VOCAB for v in range(11, 11 + 40 * 13, 13)]
+
+    async def run():
+        async with scheduler_of(llama) as (scheduler, engines):
+            await tokens_of(scheduler, request(0, prompt=[*shared, 1, 2, 3], reuse=True))
+            before = engines[0].load()["prefill_ids"]
+            stream = scheduler.submit(request(1, prompt=[*shared, 4, 5, 6, 7], reuse=True))
+            found = [token.id async for token in stream]
+            assert stream.num_reused == len(shared)
+            assert engines[0].load()["prefill_ids"] - before == 4
+            assert found == await tokens_of(scheduler, request(1, prompt=[*shared, 4, 5, 6, 7]))
+            other = scheduler.submit(request(1, prompt=[*shared, 4, 5], reuse=True, tenant="another"))
+            assert len([token async for token in other]) == NUM_TOKENS
+            assert other.num_reused == 0, "tenants share no prefix"
+
+    asyncio.run(run())
+
+
+def test_parked_sessions_make_room(llama) -> None:
+    """KV that is only kept for later goes when a request needs the memory."""
+
+    async def run():
+        async with scheduler_of(llama) as (scheduler, engines):
+            for i in range(4):
+                await tokens_of(scheduler, request(i, reuse=True))
+            assert engines[0].load()["parked_sessions"] == 4
+            for engine in engines:
+                table = engine._sessions
+                table._kv_budget_bytes = engine.reserved_bytes + 1
+            found = await tokens_of(scheduler, request(5, reuse=True))
+            assert len(found) == NUM_TOKENS
+            assert engines[0].load()["parked_sessions"] < 5
+
+    asyncio.run(run())
+
+
+def test_drafts_change_no_token(llama) -> None:
+    """Whatever a drafter guesses, right or wrong, the tokens are those of one by one."""
+
+    async def run():
+        async with scheduler_of(llama) as (scheduler, _):
+            for parameters in (SamplingParameters(), SamplingParameters(temperature=0.8, seed=3)):
+                plain = await tokens_of(scheduler, request(2, parameters=parameters, max_tokens=40))
+                full = [*PROMPTS[2], *plain]
+
+                def oracle(ids, full=full):
+                    """Right at first, then wrong by one."""
+                    return [*full[len(ids) : len(ids) + 3], 1, 2]
+
+                for drafter in (oracle, prompt_lookup(num_drafts=4), lambda ids: [7, 7, 7]):
+                    stream = scheduler.submit(
+                        request(2, parameters=parameters, max_tokens=40, drafter=drafter, reuse=True)
+                    )
+                    assert [token.id async for token in stream] == plain
+                    await stream.ended.wait()
+                    if drafter is oracle:
+                        assert stream.num_accepted >= 20
+
+    asyncio.run(run())
+
+
+def test_requests_wait_for_room_and_tenants_take_turns(llama) -> None:
+    """More requests than sessions: all are answered, and a tenant with one does not wait behind one with many."""
+
+    async def run():
+        async with scheduler_of(llama, max_sessions=2) as (scheduler, _):
+            order: list[str] = []
+
+            async def one(i, tenant):
+                found = await tokens_of(scheduler, request(i, tenant=tenant, max_tokens=8))
+                order.append(tenant)
+                return found
+
+            tasks = [asyncio.create_task(one(i, "many")) for i in range(7)]
+            tasks.append(asyncio.create_task(one(7, "few")))
+            found = await asyncio.gather(*tasks)
+            assert all(len(tokens) == 8 for tokens in found)
+            assert order.index("few") < 6
+
+    asyncio.run(run())
+
+
+def test_room_that_does_not_come_is_said(llama) -> None:
+    """A request waits for a time, then is refused; the one that runs goes on."""
+
+    async def run():
+        settings = SchedulerSettings(wait_s=0.3, max_waiting=1)
+        async with scheduler_of(llama, max_sessions=1, settings=settings) as (scheduler, _):
+            running = scheduler.submit(request(0, max_tokens=450))
+            reader = aiter(running)
+            await anext(reader)
+            waiting = scheduler.submit(request(1))
+            with pytest.raises(Overloaded, match="no room"):
+                _ = [token async for token in waiting]
+            await anext(reader)
+            running.cancel()
+            await running.ended.wait()
+            assert len(await tokens_of(scheduler, request(1))) == NUM_TOKENS
+
+    asyncio.run(run())
+
+
+def test_a_reader_who_does_not_read_holds_nobody_up(llama) -> None:
+    """A stream nobody reads stops taking steps; others go on, and it goes on when it is read."""
+
+    async def run():
+        async with scheduler_of(llama) as (scheduler, _):
+            lazy = scheduler.submit(request(0, max_tokens=MAX_UNREAD + 20))
+
+            async def is_full():
+                return lazy.is_full
+
+            await until(is_full)
+            assert len(await tokens_of(scheduler, request(1))) == NUM_TOKENS
+            assert lazy.num_generated < MAX_UNREAD + 20
+            assert len([token async for token in lazy]) == MAX_UNREAD + 20
+
+    asyncio.run(run())
+
+
+def test_impossible_requests_are_refused_at_once(llama) -> None:
+    """An empty prompt, and one beyond the context; nothing was opened."""
+
+    async def run():
+        async with scheduler_of(llama, context=64) as (scheduler, engines):
+            with pytest.raises(PromptError):
+                scheduler.submit(request(0, prompt=[]))
+            with pytest.raises(ContextExceeded, match="64 positions"):
+                scheduler.submit(request(0, prompt=[1] * 64))
+            bad = scheduler.submit(request(0, prompt=[1, tiny.VOCAB, 2]))
+            with pytest.raises(ShardhubError, match="vocabulary"):
+                _ = [token async for token in bad]
+            await bad.ended.wait()
+            assert engines[0].num_sessions == 0
+            assert len(await tokens_of(scheduler, request(1, prompt=[5], max_tokens=70))) == 64
+
+    asyncio.run(run())
+
+
+def test_replicas_share_the_sessions(llama) -> None:
+    """Two nodes for the second stage: both carry streams, and the tokens are those of one."""
+    folders = [cut.shard_folder(llama, index) for index in (0, 1, 1)]
+    started = nodes.start(*((folder,) for folder in folders))
+
+    async def run():
+        described = [(node.address, await describe(node.address)) for node in started]
+        hops = plan_route(llama.manifest, described)
+        chain = await Chain.start([NodeLink(hop.address, hop.description) for hop in hops])
+        scheduler = Scheduler(chain)
+        try:
+            assert [len(place) for place in chain.places] == [1, 2]
+            alone = [await tokens_of(scheduler, request(i)) for i in range(4)]
+            assert await asyncio.gather(*(tokens_of(scheduler, request(i)) for i in range(4))) == alone
+            loads = [(await describe(node.address)).load["decode_ids"] for node in started]
+            assert min(loads[1:]) >= NUM_TOKENS
+            assert loads[0] == loads[1] + loads[2]
+        finally:
+            await scheduler.stop()
+            await chain.stop()
+
+    try:
+        asyncio.run(run())
+    finally:
+        nodes.stop_all(started)
