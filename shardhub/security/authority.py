@@ -1,0 +1,241 @@
+"""A cluster's authority: a folder with its key, what it issued, and what it took back."""
+
+from __future__ import annotations
+
+import datetime as dt
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509 import Certificate
+from pydantic import Field
+
+from shardhub.errors import CertificateRefused, IdentityError, UsageError
+from shardhub.manifest import Document, decode, encode
+from shardhub.security.certificates import (
+    LIFE,
+    NAME_PATTERN,
+    Role,
+    check_name,
+    fingerprint,
+    key_pem,
+    load_certificate,
+    make_authority,
+    make_certificate,
+    new_key,
+    pem,
+)
+from shardhub.security.files import make_folder, read_file, write_file
+from shardhub.security.revocations import Revocations, make_revocations, read_revocations
+
+CERTIFICATE_FILE = "authority.pem"
+KEY_FILE = "authority.key"
+LEDGER_FILE = "ledger.json"
+REVOKED_FILE = "revoked.pem"
+_LOCK_FILE = "lock"
+OWN_NAME = "authority"
+
+
+class Issued(Document):
+    """A certificate in the ledger. Serial in hexadecimal, times as ISO 8601."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
+    role: Literal["head", "node"]
+    serial: Annotated[str, Field(pattern="^[0-9a-f]{1,40}$")]
+    issued_at: str
+    not_after: str
+    revoked_at: str | None = None
+
+
+class Ledger(Document):
+    """What an authority issued.
+
+    Attributes:
+        desk: HOST:PORT where `certs serve` renews certificates; None where that was not said.
+    """
+
+    kind: Literal["shardhub-ledger"] = "shardhub-ledger"
+    format_version: Literal[1] = 1
+    desk: str | None = None
+    issued: tuple[Issued, ...] = ()
+
+
+class Authority:
+    """An authority in its folder. Make it with `create` or `open`."""
+
+    def __init__(self, folder: Path, certificate: Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self.folder = folder
+        self.certificate = certificate
+        self._key = key
+
+    @classmethod
+    def create(cls, folder: Path, *, now: dt.datetime, desk: str | None = None) -> Authority:
+        """Make an authority.
+
+        Args:
+            desk: Where certificates will be renewed.
+
+        Raises:
+            UsageError: There is one already.
+            IdentityError: The folder cannot be written.
+        """
+        if (folder / KEY_FILE).exists():
+            raise UsageError(f"{folder} holds an authority already.", hint="Look at it with `shardhub certs show`.")
+        make_folder(folder)
+        key = new_key()
+        made = cls(folder, make_authority(key, now), key)
+        write_file(folder / CERTIFICATE_FILE, pem(made.certificate), private=False)
+        write_file(folder / LEDGER_FILE, encode(Ledger(desk=desk)), private=True)
+        write_file(
+            folder / REVOKED_FILE, make_revocations(made.certificate, key, (), number=1, now=now).pem, private=False
+        )
+        write_file(folder / KEY_FILE, key_pem(key), private=True)
+        return made
+
+    @classmethod
+    def open(cls, folder: Path) -> Authority:
+        """The authority in a folder.
+
+        Raises:
+            UsageError: There is none.
+            IdentityError: Its files are damaged, or its key is open to others.
+        """
+        if not (folder / KEY_FILE).exists():
+            raise UsageError(
+                f"There is no authority in {folder}.",
+                hint="Make one with `shardhub certs init`, or do this on the machine that has it.",
+            )
+        data = read_file(folder / KEY_FILE, private=True)
+        try:
+            key = serialization.load_pem_private_key(data, password=None)
+            certificate = load_certificate(read_file(folder / CERTIFICATE_FILE, private=False))
+        except (ValueError, TypeError, CertificateRefused) as error:
+            raise IdentityError(f"The authority in {folder} is damaged.", hint="Restore it from a copy.") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise IdentityError(f"Key and certificate in {folder} do not go together.")
+        return cls(folder, certificate, key)
+
+    @property
+    def fingerprint(self) -> str:
+        """What others know this authority by: its certificate's sha256."""
+        return fingerprint(self.certificate)
+
+    @property
+    def pem(self) -> bytes:
+        """Its certificate."""
+        return pem(self.certificate)
+
+    def ledger(self) -> Ledger:
+        """What was issued so far.
+
+        Raises:
+            IdentityError, FormatError: It cannot be read.
+        """
+        path = self.folder / LEDGER_FILE
+        return decode(Ledger, read_file(path, private=True), where=str(path))
+
+    def revocations(self) -> Revocations:
+        """The newest list of what was taken back."""
+        return read_revocations(read_file(self.folder / REVOKED_FILE, private=False), self.certificate)
+
+    def issue(
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        *,
+        name: str,
+        role: Role,
+        now: dt.datetime,
+        life: dt.timedelta = LIFE,
+    ) -> Certificate:
+        """Issue a certificate to a head or node.
+
+        Raises:
+            UsageError: The name cannot be.
+            CertificateRefused: The name was revoked.
+        """
+        check_name(name)
+        if name == OWN_NAME:
+            raise UsageError(f"{name} is the authority's own name.", hint="Take another.")
+        with self._locked():
+            ledger = self.ledger()
+            self.check_not_revoked(name, ledger)
+            made = make_certificate(self.certificate, self._key, public_key, name=name, role=role, now=now, life=life)
+            entry = Issued(
+                name=name,
+                role="head" if role is Role.HEAD else "node",
+                serial=f"{made.serial_number:x}",
+                issued_at=now.isoformat(timespec="seconds"),
+                not_after=made.not_valid_after_utc.isoformat(timespec="seconds"),
+            )
+            # What ended long ago can neither be used nor be renewed: the ledger stays small.
+            kept = tuple(one for one in ledger.issued if one.revoked_at or _is_recent(one, now))
+            self._write(ledger.model_copy(update={"issued": (*kept, entry)}))
+        return made
+
+    def check_not_revoked(self, name: str, ledger: Ledger | None = None) -> None:
+        """Refuse a name that was revoked: it never comes back, so that a name stands for one owner for ever.
+
+        Raises:
+            CertificateRefused: It was.
+        """
+        if any(one.name == name and one.revoked_at for one in (ledger or self.ledger()).issued):
+            raise CertificateRefused(
+                f"{name} was revoked.", why="A revoked name is not used again.", hint=f"Take another: {name}-2."
+            )
+
+    def revoke(self, name: str, *, now: dt.datetime) -> Revocations:
+        """Take back every certificate of a name, and sign the new list.
+
+        Raises:
+            UsageError: Nothing was ever issued to it.
+        """
+        with self._locked():
+            ledger = self.ledger()
+            if not any(one.name == name for one in ledger.issued):
+                names = ", ".join(sorted({one.name for one in ledger.issued})) or "nobody"
+                raise UsageError(f"No certificate was issued to {name[:80]}.", why=f"There are: {names}.")
+            when = now.isoformat(timespec="seconds")
+            issued = tuple(
+                one.model_copy(update={"revoked_at": when}) if one.name == name and not one.revoked_at else one
+                for one in ledger.issued
+            )
+            number = self.revocations().number + 1
+            serials = [int(one.serial, 16) for one in issued if one.revoked_at]
+            made = make_revocations(self.certificate, self._key, serials, number=number, now=now)
+            # The list first: after a crash in between, the name is refused on the wire and can be revoked again.
+            write_file(self.folder / REVOKED_FILE, made.pem, private=False)
+            self._write(ledger.model_copy(update={"issued": issued}))
+        return made
+
+    def _write(self, ledger: Ledger) -> None:
+        # Not canonical like what is published: people look into it.
+        text = json.dumps(ledger.model_dump(mode="json"), indent=1)
+        write_file(self.folder / LEDGER_FILE, text.encode(), private=True)
+
+    def own_certificate(
+        self, key: ec.EllipticCurvePrivateKey, *, role: Role, now: dt.datetime, life: dt.timedelta
+    ) -> Certificate:
+        """A short-lived certificate for a process of the authority's own, which never comes into the ledger."""
+        return make_certificate(
+            self.certificate, self._key, key.public_key(), name=OWN_NAME, role=role, now=now, life=life
+        )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Issue and revoke one at a time, over all processes."""
+        handle = os.open(self.folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _is_recent(one: Issued, now: dt.datetime) -> bool:
+    return dt.datetime.fromisoformat(one.not_after) > now - LIFE

@@ -1,0 +1,176 @@
+"""The authority's desk: where machines join, renew their certificates and ask what was revoked.
+
+TLS 1.3, one JSON object in a line each way. A joining machine has no certificate yet: it knows the authority by the
+fingerprint in its invitation, and is known by the secret. Whoever renews shows the certificate it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+import logging
+import ssl
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from shardhub.errors import CertificateRefused, ShardhubError, WireError
+from shardhub.security.authority import Authority
+from shardhub.security.certificates import Role, key_pem, new_key, peer_of, pem, requested_key
+from shardhub.security.files import write_file
+from shardhub.security.invite import Invite
+
+log = logging.getLogger(__name__)
+
+MAX_LINE_BYTES = 1 << 21
+_ASK_TIMEOUT_S = 10.0
+_MAX_AT_ONCE = 32
+# The desk's own certificate lives in this process only, and is made anew each day.
+_OWN_LIFE, _OWN_RENEWAL_S = dt.timedelta(days=3), 86_400.0
+
+
+class Desk:
+    """Answers for an authority. Start it with `start`.
+
+    Args:
+        authority: Who issues.
+        clock: The time.
+        invite: Who may join, if anybody may.
+    """
+
+    def __init__(self, authority: Authority, *, clock: Callable[[], dt.datetime], invite: Invite | None = None) -> None:
+        self._authority = authority
+        self._clock = clock
+        self._invite = invite
+        self._at_once = asyncio.Semaphore(_MAX_AT_ONCE)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._server: asyncio.Server | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._answering: set[asyncio.Task[Any]] = set()
+        # Set once the invitation is used, or was tried too often.
+        self.is_closed = asyncio.Event()
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port.
+
+        Raises:
+            OSError: It cannot listen there.
+        """
+        context = self._context
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(cadata=self._authority.pem.decode())
+        context.verify_mode = ssl.CERT_OPTIONAL
+        self._renew_own()
+        self._server = await asyncio.start_server(
+            self._serve, host, port, ssl=context, limit=MAX_LINE_BYTES, ssl_handshake_timeout=_ASK_TIMEOUT_S
+        )
+        self._renewing = asyncio.create_task(self._keep_own())
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    async def stop(self) -> None:
+        """Finish the answers on their way, and answer nobody any more."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+        if self._server is not None:
+            self._server.close()
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=_ASK_TIMEOUT_S)
+
+    async def _keep_own(self) -> None:
+        while True:
+            await asyncio.sleep(_OWN_RENEWAL_S)
+            self._renew_own()
+
+    def _renew_own(self) -> None:
+        key = new_key()
+        made = self._authority.own_certificate(key, role=Role.AUTHORITY, now=self._clock(), life=_OWN_LIFE)
+        with tempfile.TemporaryDirectory() as folder:  # the ssl module takes keys from files alone
+            path = Path(folder) / "own.pem"
+            write_file(path, key_pem(key) + pem(made), private=True)
+            self._context.load_cert_chain(path)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+        try:
+            async with asyncio.timeout(_ASK_TIMEOUT_S), self._at_once:
+                writer.write(json.dumps(self._answer(await reader.readline(), writer)).encode() + b"\n")
+                await writer.drain()
+        except (TimeoutError, OSError, ValueError) as error:
+            log.info("a caller was given up: %s", type(error).__name__)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> dict[str, Any]:
+        try:
+            asked = _parse(line)
+            match asked.get("ask"):
+                case "authority":
+                    return {"authority": self._authority.pem.decode()}
+                case "join":
+                    return self._join(_text(asked, "secret"), _text(asked, "request").encode())
+                case "renew":
+                    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+                    return self._renew(shown, _text(asked, "request").encode())
+                case "revoked":
+                    return {"revoked": self._authority.revocations().pem.decode()}
+                case _:
+                    raise WireError("The authority's desk does not know what was asked.", hint="Upgrade shardhub.")
+        except ShardhubError as error:
+            return {"error": type(error).__name__, "what": error.what, "why": error.why, "hint": error.hint}
+
+    def _join(self, secret: str, request: bytes) -> dict[str, Any]:
+        if self._invite is None:
+            raise CertificateRefused("Nobody is invited here.", hint="Run `shardhub certs invite NAME` first.")
+        try:
+            self._invite.check(secret)
+        finally:
+            if not self._invite.is_open:
+                self.is_closed.set()
+        key = requested_key(request)
+        name, role = self._invite.name, self._invite.role
+        certificate = self._authority.issue(key, name=name, role=role, now=self._clock())
+        self._invite.is_used = True
+        self.is_closed.set()
+        return {"name": name, "role": role.value, "desk": self._authority.ledger().desk, **self._issued(certificate)}
+
+    def _renew(self, shown: bytes | None, request: bytes) -> dict[str, Any]:
+        """Answer somebody whose certificate the handshake has found to be ours and valid."""
+        if shown is None:
+            raise CertificateRefused("Whoever renews a certificate shows the one it has.")
+        peer = peer_of(x509.load_der_x509_certificate(shown))
+        if peer.role is Role.AUTHORITY or peer.serial in self._authority.revocations().serials:
+            raise CertificateRefused(f"The certificate of {peer} was revoked, and is not renewed.")
+        key = requested_key(request)
+        log.info("renewing the certificate of %s", peer)
+        return self._issued(self._authority.issue(key, name=peer.name, role=peer.role, now=self._clock()))
+
+    def _issued(self, certificate: x509.Certificate) -> dict[str, str]:
+        return {"certificate": pem(certificate).decode(), "revoked": self._authority.revocations().pem.decode()}
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise WireError("The authority's desk takes one JSON object in a line.")
+    return found
+
+
+def _text(asked: dict[str, Any], key: str) -> str:
+    value = asked.get(key)
+    if not isinstance(value, str):
+        raise WireError(f"{key} is missing.")
+    return value

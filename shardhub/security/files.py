@@ -1,0 +1,74 @@
+"""Files that hold keys and certificates: whole or not there, and private where they hold a key."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from shardhub.errors import IdentityError
+
+PRIVATE_MODE, PUBLIC_MODE = 0o600, 0o644
+# More than any key, certificate or revocation list of a cluster of machines has.
+MAX_FILE_BYTES = 1 << 20
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that only its owner can look into.
+
+    Raises:
+        IdentityError: It cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(folder, error) from error
+
+
+def write_file(path: Path, data: bytes, *, private: bool) -> None:
+    """Write a file at once: a reader sees the old one or the new one, and nobody else ever sees a private one.
+
+    Raises:
+        IdentityError: It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_MODE if private else PUBLIC_MODE)
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise _unusable(path, error) from error
+
+
+def read_file(path: Path, *, private: bool) -> bytes:
+    """Bytes of a file; a private one must be readable by its owner alone.
+
+    Raises:
+        IdentityError: It is not there, too large, or a private file is open to others.
+    """
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if private and found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise IdentityError(
+                    f"{path} holds a private key and is open to others.",
+                    why=f"Its mode is {stat.S_IMODE(found.st_mode):04o}; only its owner may read it.",
+                    hint=f"If nobody can have read it: chmod 600 {path}. Otherwise make a new key.",
+                )
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise IdentityError(f"{path} is larger than {MAX_FILE_BYTES} bytes.", hint="It was not written by shardhub.")
+    return data
+
+
+def _unusable(path: Path, error: OSError) -> IdentityError:
+    return IdentityError(f"{path} cannot be used.", why=f"{error.strerror}.")

@@ -1,0 +1,121 @@
+"""Meeting a node before anything is said to it: a TLS handshake that tells who it is.
+
+gRPC checks that a peer is *a* node of this cluster, but tells a client neither which one, nor why a handshake failed,
+and knows nothing of revocations. So a short connection of its own comes first; the channel then asks for the host
+name that only that node's certificates carry, so that nobody else can take its place in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from cryptography import x509
+
+from shardhub.errors import CertificateRefused, NodeUnreachable
+from shardhub.security.certificates import NODE_HOST, Peer, peer_of
+from shardhub.security.identity import Identity
+from shardhub.security.trust import Trust
+
+MEET_TIMEOUT_S = 10.0
+# OpenSSL's verify codes.
+_NOT_YET_VALID, _EXPIRED = 9, 10
+_NOT_A_NODE = {26, 62}  # purpose, host name
+
+
+async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S) -> Peer:
+    """Who answers at HOST:PORT, by its certificate.
+
+    Raises:
+        CertificateRefused: It is no node of this cluster, was revoked, speaks no TLS, or refuses our certificate.
+        NodeUnreachable: Nobody answers.
+    """
+    host, _, port = address.rpartition(":")
+    context = client_context(trust.identity)
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_connection(
+                host.strip("[]"), int(port), ssl=context, server_hostname=NODE_HOST
+            )
+            try:
+                peer = peer_of(x509.load_der_x509_certificate(_certificate(writer)))
+                trust.check(peer)
+                # In TLS 1.3 a server looks at our certificate last: it speaks first only if it takes it.
+                if not await reader.read(1):
+                    raise _we_are_refused(address, trust, peer)
+            except (ConnectionError, ssl.SSLError) as error:
+                raise _we_are_refused(address, trust, peer) from error
+            finally:
+                # Not a polite end: gRPC answers none, and waiting for one took all the time there was.
+                writer.transport.abort()
+    except ssl.SSLCertVerificationError as error:
+        raise CertificateRefused(
+            f"{address} shows a certificate that is not to be trusted.",
+            why=_why_not(error),
+            hint="Nothing was sent to it. Is the address right, and does it belong to this cluster?",
+        ) from error
+    except ssl.SSLError as error:
+        raise CertificateRefused(
+            f"{address} does not speak TLS.",
+            why="A handshake got another kind of answer.",
+            hint="Nothing was sent to it. Start the node with --tls, or leave out --tls here.",
+        ) from error
+    except TimeoutError as error:
+        raise NodeUnreachable(f"{address} did not answer within {timeout_s:.0f} s.", why="A TLS handshake.") from error
+    except (OSError, ValueError) as error:
+        raise NodeUnreachable(
+            f"No node answers at {address}.",
+            why=f"{error}.",
+            hint="Is `shardhub serve` running there, and is the address right?",
+        ) from error
+    return peer
+
+
+async def speaks_tls(address: str, *, timeout_s: float = 2.0) -> bool:
+    """Whether somebody answers a TLS handshake there; for the hint of an error."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # who it is does not matter here
+    context.set_alpn_protocols(["h2"])
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
+            writer.transport.abort()
+    except (OSError, ValueError, TimeoutError, EOFError):
+        return False
+    return True
+
+
+def client_context(identity: Identity) -> ssl.SSLContext:
+    """TLS as this machine, trusting its authority alone."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=identity.authority_pem.decode())
+    context.load_cert_chain(identity.path)
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _certificate(writer: asyncio.StreamWriter) -> bytes:
+    data: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    if data is None:  # a handshake that requires a certificate has ended with one
+        raise CertificateRefused("The other side shows no certificate.")
+    return data
+
+
+def _we_are_refused(address: str, trust: Trust, peer: Peer) -> CertificateRefused:
+    return CertificateRefused(
+        f"{address} does not take this machine's certificate.",
+        why=f"It is {peer}; this machine is {trust.identity.peer}. Its clock may be wrong, or its authority another.",
+        hint="Compare `shardhub certs show` on both machines.",
+    )
+
+
+def _why_not(error: ssl.SSLCertVerificationError) -> str:
+    if error.verify_code == _EXPIRED:
+        return "It has expired (or this machine's clock is wrong)."
+    if error.verify_code == _NOT_YET_VALID:
+        return "It is not valid yet: one of the clocks is wrong."
+    if error.verify_code in _NOT_A_NODE:
+        return "It is not a node's."
+    return f"It was not issued by this cluster's authority ({error.verify_message})."

@@ -1,0 +1,175 @@
+"""This machine's certificates: a folder with the authority's certificate, and key and certificate of each role."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509 import Certificate
+from pydantic import Field
+
+from shardhub.errors import CertificateRefused, IdentityError
+from shardhub.manifest import Document, decode, encode
+from shardhub.security.certificates import Peer, Role, check_issued, key_pem, load_certificate, peer_of, pem
+from shardhub.security.files import make_folder, read_file, write_file
+from shardhub.security.revocations import Revocations, read_revocations
+
+AUTHORITY_FILE = "authority.pem"
+REVOKED_FILE = "revoked.pem"
+DESK_FILE = "desk.json"
+# Renewed when this share of a certificate's life is left: 30 of 90 days for the authority's machine to be on.
+_RENEW_SHARE = 3
+
+
+class Desk(Document):
+    """Where the authority renews certificates."""
+
+    kind: Literal["shardhub-desk"] = "shardhub-desk"
+    format_version: Literal[1] = 1
+    address: Annotated[str, Field(pattern=r"^[^\s/]{1,255}:\d{1,5}$")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """A role's key and certificate, and the authority's.
+
+    Attributes:
+        path: File with key and certificate: one file, so that a renewal replaces both at once.
+        chain_pem: The certificate.
+        authority: Who issued it.
+    """
+
+    path: Path
+    peer: Peer
+    chain_pem: bytes
+    key_pem: bytes = field(repr=False)
+    authority: Certificate
+    authority_pem: bytes
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    def is_due(self, now: dt.datetime) -> bool:
+        """Whether it is time to renew it."""
+        return now >= self.peer.not_after - (self.peer.not_after - self.peer.not_before) / _RENEW_SHARE
+
+
+def identity_file(folder: Path, role: Role) -> Path:
+    """Where key and certificate of a role are kept."""
+    return folder / f"{role.value}.pem"
+
+
+def check_folder(folder: Path, authority_pem: bytes) -> None:
+    """Refuse a folder that belongs to another authority.
+
+    Raises:
+        IdentityError: It does.
+    """
+    path = folder / AUTHORITY_FILE
+    if path.exists() and read_file(path, private=False) != authority_pem:
+        raise IdentityError(
+            f"{folder} holds certificates of another cluster.",
+            why="A folder belongs to one authority.",
+            hint="Name another folder with --dir, or move that one away.",
+        )
+
+
+def store_identity(
+    folder: Path,
+    role: Role,
+    *,
+    key: ec.EllipticCurvePrivateKey,
+    certificate: Certificate,
+    authority_pem: bytes,
+    revoked: bytes = b"",
+    desk: str | None = None,
+) -> Path:
+    """Put a role's key and certificate into a folder; returns their file.
+
+    Raises:
+        IdentityError: The folder holds another authority's certificates, or cannot be written.
+    """
+    make_folder(folder)
+    check_folder(folder, authority_pem)
+    write_file(folder / AUTHORITY_FILE, authority_pem, private=False)
+    if revoked:
+        write_file(folder / REVOKED_FILE, revoked, private=False)
+    if desk is not None:
+        write_file(folder / DESK_FILE, encode(Desk(address=desk)), private=False)
+    target = identity_file(folder, role)
+    write_file(target, key_pem(key) + pem(certificate), private=True)
+    return target
+
+
+def load_identity(folder: Path, role: Role, *, now: dt.datetime) -> Identity:
+    """A role's key and certificate.
+
+    Raises:
+        IdentityError: They are missing, damaged, open to others, not yet valid or expired.
+    """
+    path = identity_file(folder, role)
+    if not path.exists():
+        others = [other.value for other in (Role.HEAD, Role.NODE) if identity_file(folder, other).exists()]
+        why = f"It holds one for a {others[0]}." if others else "It holds no certificate."
+        raise IdentityError(
+            f"{folder} holds no certificate for a {role.value}.",
+            why=why,
+            hint=f"On the authority's machine: shardhub certs invite NAME --role {role.value}",
+        )
+    data = read_file(path, private=True)
+    authority_pem = read_file(folder / AUTHORITY_FILE, private=False)
+    try:
+        authority = load_certificate(authority_pem)
+        certificate = load_certificate(data)
+        key = serialization.load_pem_private_key(data, password=None)
+        peer = peer_of(certificate)
+        check_issued(certificate, authority)
+        if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+            raise ValueError("key and certificate do not go together")
+        if peer.role is not role:
+            raise ValueError(f"it is for a {peer.role.value}")
+    except (ValueError, TypeError, CertificateRefused) as error:
+        # Never the error's own text of what it read: the file holds a key.
+        why = error.what if isinstance(error, CertificateRefused) else "Its key and certificate do not go together."
+        raise IdentityError(f"{path} is damaged.", why=why, hint="Join the cluster again.") from None
+    if now >= peer.not_after or now < peer.not_before:
+        is_over = now >= peer.not_after
+        raise IdentityError(
+            f"The certificate in {path} {'has expired' if is_over else 'is not valid yet'}.",
+            why=f"It holds from {peer.not_before:%Y-%m-%d %H:%M} to {peer.not_after:%Y-%m-%d %H:%M} UTC; "
+            f"this machine's clock says {now:%Y-%m-%d %H:%M}.",
+            hint=f"If the clock is right, join again: shardhub certs invite {peer.name} --role {role.value}"
+            if is_over
+            else "Set this machine's clock.",
+        )
+    return Identity(
+        path=path,
+        peer=peer,
+        chain_pem=pem(certificate),
+        key_pem=key_pem(key),
+        authority=authority,
+        authority_pem=pem(authority),
+    )
+
+
+def load_revocations(folder: Path, authority: Certificate) -> Revocations:
+    """The newest list that a folder holds; the empty one where it holds none.
+
+    Raises:
+        CertificateRefused: It holds one that its authority did not sign.
+    """
+    path = folder / REVOKED_FILE
+    if not path.exists():
+        return Revocations()
+    return read_revocations(read_file(path, private=False), authority)
+
+
+def load_desk(folder: Path) -> str | None:
+    """HOST:PORT where the authority renews certificates, if that is known."""
+    path = folder / DESK_FILE
+    return decode(Desk, read_file(path, private=False), where=str(path)).address if path.exists() else None

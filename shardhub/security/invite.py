@@ -1,0 +1,107 @@
+"""An invitation: a line that lets one machine, once and soon, ask the authority for a certificate."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shardhub.errors import CertificateRefused, UsageError
+from shardhub.security.certificates import Role, check_name
+
+INVITE_LIFE_S = 600.0
+_SECRET_BYTES = 20
+# A guess has one chance in 2^160; more than a few wrong ones are an attack or a wrong line.
+_MAX_WRONG = 5
+_LINE = re.compile(r"([^\s/]{1,255}:\d{1,5})/([0-9a-f]{64})/([A-Za-z0-9_-]{27})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteLine:
+    """What the joining machine is told.
+
+    Attributes:
+        address: HOST:PORT of the authority.
+        fingerprint: The authority's, by which it is known before anything is said to it.
+        secret: Shown once; never in a log, an error or a representation.
+    """
+
+    address: str
+    fingerprint: str
+    secret: str = field(repr=False)
+
+    def text(self) -> str:
+        """The line itself."""
+        return f"{self.address}/{self.fingerprint}/{self.secret}"
+
+
+def parse_invite(text: str) -> InviteLine:
+    """The parts of a line.
+
+    Raises:
+        UsageError: It is none; the message does not repeat it.
+    """
+    match = _LINE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(
+            "This is no invitation.",
+            why="One is ADDRESS/FINGERPRINT/SECRET, in one line.",
+            hint="Copy the whole line that `shardhub certs invite` printed.",
+        )
+    return InviteLine(address=match[1], fingerprint=match[2], secret=match[3])
+
+
+class Invite:
+    """The authority's side of an invitation. It keeps a digest of the secret, not the secret.
+
+    Args:
+        name, role: What the certificate will say.
+        clock: Seconds; the time from which it counts is now.
+    """
+
+    def __init__(self, name: str, role: Role, *, clock: Callable[[], float], life_s: float = INVITE_LIFE_S) -> None:
+        self.name = check_name(name)
+        self.role = role
+        self.is_used = False
+        self._clock = clock
+        self._until = clock() + life_s
+        self._num_wrong = 0
+        self._digest = b""
+
+    def line(self, address: str, fingerprint: str) -> InviteLine:
+        """Make the secret and the line that carries it; an earlier line is worth nothing any more."""
+        secret = secrets.token_urlsafe(_SECRET_BYTES)
+        self._digest = _digest(secret)
+        return InviteLine(address=address, fingerprint=fingerprint, secret=secret)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until it ends."""
+        return max(0.0, self._until - self._clock())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be used."""
+        return not self.is_used and self._num_wrong < _MAX_WRONG and self.left_s > 0
+
+    def check(self, secret: str) -> None:
+        """Refuse what does not know the secret, or comes too late.
+
+        Raises:
+            CertificateRefused: It is not to be used.
+        """
+        if not self.is_open or not self._digest:
+            why = "It was used." if self.is_used else "Its time is over, or it was tried with wrong secrets."
+            raise CertificateRefused(
+                "This invitation is not open any more.", why=why, hint="Ask for another: shardhub certs invite NAME"
+            )
+        if not hmac.compare_digest(_digest(secret), self._digest):
+            self._num_wrong += 1
+            raise CertificateRefused("This is not the secret of the open invitation.", hint="Copy the whole line.")
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,193 @@
+"""The machine's side of the authority's desk: join, renew, hear what was revoked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardhub.errors import (
+    CertificateRefused,
+    NodeUnreachable,
+    ShardhubError,
+    StepTimeout,
+    WireError,
+    by_name,
+)
+from shardhub.security.certificates import (
+    AUTHORITY_HOST,
+    Peer,
+    Role,
+    check_issued,
+    fingerprint,
+    load_certificate,
+    make_request,
+    new_key,
+    peer_of,
+)
+from shardhub.security.desk import MAX_LINE_BYTES
+from shardhub.security.identity import check_folder, store_identity
+from shardhub.security.invite import InviteLine
+from shardhub.security.revocations import read_revocations
+from shardhub.security.trust import Trust
+
+ASK_TIMEOUT_S = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """What came of an invitation."""
+
+    path: Path
+    peer: Peer
+
+
+async def join(line: InviteLine, folder: Path) -> Joined:
+    """Make a key here, have it certified, and put both into a folder. The key never leaves this machine.
+
+    Args:
+        folder: Where certificates are kept; one of the same role is replaced.
+
+    Raises:
+        CertificateRefused: The authority is not the one the line names, or does not accept it.
+        NodeUnreachable: Nobody answers.
+        IdentityError: The folder is another cluster's, or cannot be written.
+    """
+    # Nothing secret is said before the authority is known: first its certificate, by anyone, then TLS that trusts it.
+    unknown = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unknown.check_hostname, unknown.verify_mode = False, ssl.CERT_NONE
+    authority_pem = _text(await ask(line.address, {"ask": "authority"}, unknown, host=None), "authority").encode()
+    authority = load_certificate(authority_pem)
+    if not hmac.compare_digest(fingerprint(authority), line.fingerprint):
+        raise CertificateRefused(
+            f"Who answers at {line.address} is not the authority that invited this machine.",
+            why=f"Its fingerprint is {fingerprint(authority)[:16]}..., the line says {line.fingerprint[:16]}....",
+            hint="The secret was not sent. Is the address right, or is somebody in between?",
+        )
+    check_folder(folder, authority_pem)  # before the invitation is used up
+    key = new_key()
+    asked = {"ask": "join", "secret": line.secret, "request": make_request(key).decode()}
+    answer = await ask(line.address, asked, _trusting(authority_pem))
+    certificate = load_certificate(_text(answer, "certificate").encode())
+    check_issued(certificate, authority)
+    peer = peer_of(certificate)
+    revoked = _text(answer, "revoked").encode()
+    read_revocations(revoked, authority)
+    if certificate.public_key() != key.public_key() or peer.role not in (Role.HEAD, Role.NODE):
+        raise WireError("The authority answered with a certificate for something else.")
+    desk = answer.get("desk")
+    path = store_identity(
+        folder,
+        peer.role,
+        key=key,
+        certificate=certificate,
+        authority_pem=authority_pem,
+        revoked=revoked,
+        desk=desk if isinstance(desk, str) else None,
+    )
+    return Joined(path=path, peer=peer)
+
+
+async def renew(trust: Trust, address: str) -> None:
+    """Have a new key certified under the same name and role, and take it over.
+
+    Raises:
+        CertificateRefused: The authority does not renew it.
+        NodeUnreachable: It does not answer.
+    """
+    identity = trust.identity
+    context = _trusting(identity.authority_pem)
+    context.load_cert_chain(identity.path)
+    key = new_key()
+    answer = await ask(address, {"ask": "renew", "request": make_request(key).decode()}, context)
+    certificate = load_certificate(_text(answer, "certificate").encode())
+    check_issued(certificate, identity.authority)
+    peer = peer_of(certificate)
+    same = (peer.name, peer.role) == (identity.peer.name, identity.peer.role)
+    if not same or certificate.public_key() != key.public_key():
+        raise WireError("The authority answered with a certificate for something else.")
+    store_identity(identity.folder, peer.role, key=key, certificate=certificate, authority_pem=identity.authority_pem)
+    trust.reread()
+    trust.learn(_text(answer, "revoked").encode())
+
+
+async def hear_revocations(trust: Trust, address: str) -> None:
+    """Ask the authority for its newest list.
+
+    Raises:
+        CertificateRefused: It is not its own.
+        NodeUnreachable: It does not answer.
+    """
+    answer = await ask(address, {"ask": "revoked"}, _trusting(trust.identity.authority_pem))
+    trust.learn(_text(answer, "revoked").encode())
+
+
+async def ask(
+    address: str, asked: dict[str, str], context: ssl.SSLContext, *, host: str | None = AUTHORITY_HOST
+) -> dict[str, Any]:
+    """Ask a desk one thing.
+
+    Args:
+        host: Host name its certificate must carry; None does not look.
+
+    Raises:
+        CertificateRefused: Another answers there.
+        NodeUnreachable, StepTimeout, WireError: No answer, or none that can be read.
+        ShardhubError: What the desk itself said.
+    """
+    name, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(ASK_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(
+                name.strip("[]"), int(port), ssl=context, server_hostname=host or name.strip("[]"), limit=MAX_LINE_BYTES
+            )
+            try:
+                writer.write(json.dumps(asked).encode() + b"\n")
+                await writer.drain()
+                line = await reader.readline()
+            finally:
+                writer.close()
+                with contextlib.suppress(OSError):
+                    await writer.wait_closed()
+    except ssl.SSLCertVerificationError as error:
+        raise CertificateRefused(
+            f"Who answers at {address} is not this cluster's authority.", why=f"{error.verify_message}."
+        ) from error
+    except TimeoutError as error:
+        raise StepTimeout(f"The authority at {address} did not answer in time.") from error
+    except (OSError, ValueError) as error:
+        raise NodeUnreachable(
+            f"The authority does not answer at {address}.",
+            why=f"{error}.",
+            hint="Is `shardhub certs invite` or `certs serve` running there?",
+        ) from error
+    try:
+        answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise ValueError("no object")
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"{address} gave no answer of an authority.") from error
+    if "error" in answer:
+        texts = {key: str(answer.get(key, ""))[:1000] for key in ("error", "what", "why", "hint")}
+        found: ShardhubError = by_name(texts["error"], texts["what"], why=texts["why"], hint=texts["hint"])
+        raise found
+    return answer
+
+
+def _trusting(authority_pem: bytes) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=authority_pem.decode())
+    return context
+
+
+def _text(answer: dict[str, Any], key: str) -> str:
+    value = answer.get(key)
+    if not isinstance(value, str):
+        raise WireError("The authority's answer cannot be read.", why=f"It has no {key}.")
+    return value

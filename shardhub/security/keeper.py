@@ -1,0 +1,58 @@
+"""What a running process does for its certificates: re-reads them, renews them, hears what was revoked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from shardhub.errors import ShardhubError
+from shardhub.security.identity import load_desk
+from shardhub.security.joining import hear_revocations, renew
+from shardhub.security.trust import Trust
+
+log = logging.getLogger(__name__)
+
+# How soon a changed file is seen.
+REREAD_S = 2.0
+# How soon a revocation is heard from a desk that runs; a question costs it a handshake.
+ASK_S = 10.0
+_WARN_EVERY_S = 86_400.0
+
+
+async def keep(trust: Trust, *, reread_s: float = REREAD_S, ask_s: float = ASK_S) -> None:
+    """Look after an identity until cancelled; failures are logged, and what is there is kept."""
+    loop = asyncio.get_running_loop()
+    asked_at, warned_at = float("-inf"), float("-inf")
+    while True:
+        trust.reread()
+        if loop.time() - asked_at >= ask_s:
+            try:
+                await ask_desk(trust)
+            except ShardhubError as error:
+                log.info("%s", error)
+                if trust.identity.is_due(trust.clock()) and loop.time() - warned_at >= _WARN_EVERY_S:
+                    warned_at = loop.time()
+                    log.warning(
+                        "the certificate of %s ends on %s and was not renewed: %s",
+                        trust.identity.peer,
+                        f"{trust.identity.peer.not_after:%F}",
+                        error,
+                    )
+            asked_at = loop.time()
+        await asyncio.sleep(reread_s)
+
+
+async def ask_desk(trust: Trust) -> None:
+    """Renew the certificate if that is due, else hear what was revoked.
+
+    Raises:
+        ShardhubError: The authority does not answer, or refuses.
+    """
+    address = load_desk(trust.folder)
+    if address is None:
+        return
+    if trust.identity.is_due(trust.clock()):
+        await renew(trust, address)
+        log.info("the certificate of %s was renewed", trust.identity.peer)
+    else:
+        await hear_revocations(trust, address)

@@ -1,0 +1,183 @@
+"""Signed manifests: an Ed25519 signature over the bytes of shardhub.json, in a file beside it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from pydantic import Field
+
+from shardhub.errors import IdentityError, ShardhubError, SignatureError, UsageError
+from shardhub.manifest import Document, decode, encode
+from shardhub.naming import MANIFEST_FILE, SIGNATURE_FILE
+from shardhub.security.files import read_file, write_file
+from shardhub.shard import read_bytes
+
+# What is signed begins with this, so that a signature can never be one over anything else.
+_CONTEXT = b"shardhub manifest signature 1\n"
+_KEY_PATTERN = r"^ed25519:[A-Za-z0-9+/]{43}=$"
+MAX_SIGNATURE_BYTES = 4096
+
+
+class Signature(Document):
+    """shardhub.json.sig.
+
+    Attributes:
+        key: The signer's public key; it says who claims to have signed, not whom to trust.
+        signature: Base64.
+    """
+
+    kind: Literal["shardhub-signature"] = "shardhub-signature"
+    format_version: Literal[1] = 1
+    key: Annotated[str, Field(pattern=_KEY_PATTERN)]
+    signature: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{86}==$")]
+
+
+class Signer:
+    """A private key that signs manifests."""
+
+    def __init__(self, key: ed25519.Ed25519PrivateKey) -> None:
+        self._key = key
+
+    @property
+    def public(self) -> str:
+        """The public key as text."""
+        return _text(self._key.public_key())
+
+    def sign(self, manifest: bytes) -> bytes:
+        """A signature file over a manifest's bytes."""
+        signature = base64.b64encode(self._key.sign(_CONTEXT + manifest)).decode()
+        return encode(Signature(key=self.public, signature=signature))
+
+
+def make_signing_key(path: Path) -> Signer:
+    """Make a key: the private one in `path`, the public one beside it in `path`.pub.
+
+    Raises:
+        UsageError: There is a file of that name.
+        IdentityError: It cannot be written.
+    """
+    public = path.with_name(f"{path.name}.pub")
+    for one in (path, public):
+        if one.exists():
+            raise UsageError(f"{one} is there already.", hint="Name another file; a key that was used is not replaced.")
+    key = ed25519.Ed25519PrivateKey.generate()
+    data = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    write_file(path, data, private=True)
+    signer = Signer(key)
+    write_file(public, f"{signer.public}\n".encode(), private=False)
+    return signer
+
+
+def load_signer(path: Path) -> Signer:
+    """The private key in a file.
+
+    Raises:
+        IdentityError: It is missing, no such key, or open to others.
+    """
+    try:
+        key = serialization.load_pem_private_key(read_file(path, private=True), password=None)
+    except (ValueError, TypeError):
+        key = None  # the error may quote the file
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise IdentityError(
+            f"{path} holds no key that signs manifests.", hint="Make one with: shardhub certs keygen FILE"
+        )
+    return Signer(key)
+
+
+def parse_public_key(text: str) -> str:
+    """A public key given as text (`ed25519:...`) or as a file that holds it.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    found = text
+    if not re.fullmatch(_KEY_PATTERN, text):
+        try:
+            found = read_file(Path(text), private=False).decode("ascii").strip()
+        except (IdentityError, UnicodeDecodeError, ValueError):
+            found = ""
+    try:
+        _key(found)
+    except ValueError:
+        raise UsageError(
+            f"{text[:200]!r} is no public key.",
+            hint="Give the file that ends in .pub, or its text: ed25519:...",
+        ) from None
+    return found
+
+
+def check_signature(folder: Path, key: str) -> None:
+    """Refuse a pipeline's folder whose manifest is not signed with a key.
+
+    Args:
+        key: The public key that is trusted, as text.
+
+    Raises:
+        SignatureError: There is no signature, it is another key's, or not over these bytes.
+    """
+    path = folder / SIGNATURE_FILE
+    if not path.is_file():
+        raise SignatureError(
+            f"The pipeline in {folder} is not signed.",
+            why=f"It has no {SIGNATURE_FILE}, and {_short(key)} is required to have signed it.",
+            hint="Ask its publisher, or leave out --require-signature.",
+        )
+    found = _read(path)
+    if found.key != key:
+        raise SignatureError(
+            f"The pipeline in {folder} is signed with another key.",
+            why=f"Its signature is {_short(found.key)}'s, {_short(key)} is required.",
+            hint="Somebody else published it, or the publisher has a new key: ask the publisher on another way.",
+        )
+    _check_bytes(found, folder)
+
+
+def check_unchanged(folder: Path) -> None:
+    """Refuse a manifest that is not what the signature beside it was made over, whoever made that.
+
+    Raises:
+        SignatureError: It was changed since, or the signature is broken.
+    """
+    _check_bytes(_read(folder / SIGNATURE_FILE), folder)
+
+
+def _read(path: Path) -> Signature:
+    try:
+        return decode(Signature, read_bytes(path, MAX_SIGNATURE_BYTES), where=str(path))
+    except ShardhubError as error:
+        raise SignatureError(f"{path} is no signature.", why=f"{error}") from error
+
+
+def _check_bytes(found: Signature, folder: Path) -> None:
+    try:
+        _key(found.key).verify(base64.b64decode(found.signature), _CONTEXT + read_bytes(folder / MANIFEST_FILE))
+    except (InvalidSignature, ValueError) as error:
+        raise SignatureError(
+            f"The signature of the pipeline in {folder} is wrong.",
+            why=f"{MANIFEST_FILE} is not what {_short(found.key)} signed.",
+            hint="It was changed after it was signed: do not use it. Get it again from its publisher.",
+        ) from error
+
+
+def _key(text: str) -> ed25519.Ed25519PublicKey:
+    if not re.fullmatch(_KEY_PATTERN, text):
+        raise ValueError("no key")
+    return ed25519.Ed25519PublicKey.from_public_bytes(base64.b64decode(text.removeprefix("ed25519:"), validate=True))
+
+
+def _text(key: ed25519.Ed25519PublicKey) -> str:
+    raw = key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+    return f"ed25519:{base64.b64encode(raw).decode()}"
+
+
+def _short(key: str) -> str:
+    return f"{key[:20]}..."

@@ -1,0 +1,170 @@
+"""Whom a running process trusts, which changes while it runs; and which of its channels need that."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import ipaddress
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardhub.errors import AddressError, CertificateRefused, ChainError, ShardhubError
+from shardhub.security.certificates import Peer, Role
+from shardhub.security.files import write_file
+from shardhub.security.identity import REVOKED_FILE, Identity, load_identity, load_revocations
+from shardhub.security.revocations import Revocations, read_revocations
+
+log = logging.getLogger(__name__)
+
+
+def utc_now() -> dt.datetime:
+    """What this machine's clock says."""
+    return dt.datetime.now(dt.UTC)
+
+
+class Trust:
+    """An identity and the revocation list it goes by.
+
+    Both may be replaced while the process runs; `identity` may be read from any thread.
+
+    Args:
+        folder: Where they are kept.
+        role: What this process is.
+        clock: The time.
+
+    Raises:
+        IdentityError, CertificateRefused: What the folder holds cannot be used.
+    """
+
+    def __init__(self, folder: Path, role: Role, *, clock: Callable[[], dt.datetime] = utc_now) -> None:
+        self.folder = folder
+        self.role = role
+        self.clock = clock
+        self.identity: Identity = load_identity(folder, role, now=clock())
+        self.revocations: Revocations = load_revocations(folder, self.identity.authority)
+        self._watchers: list[Callable[[], None]] = []
+        self._seen = self._stamps()
+
+    def check(self, peer: Peer) -> None:
+        """Refuse a peer whose certificate is worth nothing any more.
+
+        Raises:
+            CertificateRefused: It was revoked, or it has expired.
+        """
+        if self.is_revoked(peer):
+            raise CertificateRefused(f"The certificate of {peer} was revoked.")
+        if self.clock() >= peer.not_after:
+            raise CertificateRefused(f"The certificate of {peer} has expired.", why=f"It ended on {peer.not_after:%F}.")
+
+    def is_revoked(self, peer: Peer) -> bool:
+        """Whether a peer's certificate is on the list."""
+        return peer.serial in self.revocations.serials
+
+    def learn(self, data: bytes) -> bool:
+        """Take over a newer list, whoever brought it; whether it was newer.
+
+        Raises:
+            CertificateRefused: The authority did not sign it.
+        """
+        found = read_revocations(data, self.identity.authority)
+        if found.number <= self.revocations.number:
+            return False
+        self.revocations = found
+        try:
+            write_file(self.folder / REVOKED_FILE, found.pem, private=False)
+        except ShardhubError as error:  # a read-only folder: this process goes by it all the same
+            log.warning("the revocation list is not kept: %s", error)
+        self._seen = self._stamps()
+        log.info("revocation list %d taken over", found.number)
+        self._tell()
+        return True
+
+    def reread(self) -> None:
+        """Take over what changed in the folder; what cannot be used there is left alone."""
+        stamps = self._stamps()
+        if stamps == self._seen:
+            return
+        self._seen = stamps
+        try:
+            self.identity = load_identity(self.folder, self.role, now=self.clock())
+            found = load_revocations(self.folder, self.identity.authority)
+        except ShardhubError as error:
+            log.warning("%s", error)
+            return
+        if found.number > self.revocations.number:
+            self.revocations = found
+            self._tell()
+
+    def watch(self, told: Callable[[], None]) -> Callable[[], None]:
+        """Have a function told of each newer list, on the loop that brought it; returns what ends that."""
+        self._watchers.append(told)
+        return lambda: self._watchers.remove(told) if told in self._watchers else None
+
+    def _tell(self) -> None:
+        for told in list(self._watchers):
+            told()
+
+    def _stamps(self) -> tuple[tuple[int, int], ...]:
+        found = []
+        for path in (self.identity.path, self.folder / REVOKED_FILE):
+            try:
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_ino))
+            except OSError:
+                found.append((0, 0))
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """How channels to others are secured.
+
+    Attributes:
+        trust: Whom this process trusts; None has no certificates.
+        everywhere: Use TLS on loopback too.
+        insecure_lan: Dial other machines without TLS.
+    """
+
+    trust: Trust | None = None
+    everywhere: bool = False
+    insecure_lan: bool = False
+
+    async def for_address(self, address: str) -> Trust | None:
+        """What a channel to HOST:PORT needs; None is a plain one.
+
+        Raises:
+            AddressError: It is on another machine, and there are no certificates.
+            ChainError: The name has no address.
+        """
+        if self.insecure_lan or (self.trust is not None and self.everywhere):
+            return self.trust
+        host = address.rpartition(":")[0].strip("[]")
+        if await _is_loopback(host, address):
+            return None
+        if self.trust is None:
+            raise AddressError(
+                f"Refusing to send anything to {address} without TLS.",
+                why="It is another machine, and this one has no certificate: everyone on the way could read prompts.",
+                hint="Join the cluster with `shardhub certs join`, or, on a network you trust, add --insecure-lan.",
+            )
+        return self.trust
+
+
+async def _is_loopback(host: str, address: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.split("%", 1)[0]).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ChainError(f"{address} has no address.", why=f"{error}.", hint="Is the name right?") from error
+    return all(ipaddress.ip_address(str(info[4][0]).split("%", 1)[0]).is_loopback for info in found)
+
+
+PLAIN = Security()

@@ -1,0 +1,44 @@
+"""Clusters for tests: a real authority, and folders with certificates of any name, role and age."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+from shardhub.security.authority import Authority
+from shardhub.security.certificates import LIFE, Role, new_key
+from shardhub.security.identity import store_identity
+from shardhub.security.trust import Trust
+
+NOW = dt.datetime.now(dt.UTC).replace(microsecond=0)
+
+
+class Cluster:
+    """An authority in a folder of its own, and the machines' folders beside it."""
+
+    def __init__(self, folder: Path, *, now: dt.datetime = NOW, desk: str | None = None) -> None:
+        self.folder = folder
+        self.authority = Authority.create(folder / "authority", now=now, desk=desk)
+
+    def issue(
+        self, name: str, role: Role, *, now: dt.datetime = NOW, life: dt.timedelta = LIFE, place: str | None = None
+    ) -> Path:
+        """A folder with a certificate."""
+        key = new_key()
+        folder = self.folder / (place or f"{name}-{role.value}")
+        store_identity(
+            folder,
+            role,
+            key=key,
+            certificate=self.authority.issue(key.public_key(), name=name, role=role, now=now, life=life),
+            authority_pem=self.authority.pem,
+            revoked=self.authority.revocations().pem,
+            desk=self.authority.ledger().desk,
+        )
+        return folder
+
+    def trust(
+        self, name: str, role: Role, *, now: dt.datetime = NOW, life: dt.timedelta = LIFE, clock: dt.datetime = NOW
+    ) -> Trust:
+        """What a process of that machine goes by; its clock stands at `clock`."""
+        return Trust(self.issue(name, role, now=now, life=life), role, clock=lambda: clock)

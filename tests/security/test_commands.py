@@ -1,0 +1,245 @@
+"""The commands, in processes of their own: invite and join, revoke, serve and generate with TLS, signatures."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shardhub.cli.places import Places
+from shardhub.cli.serve import choose_shards
+from shardhub.cli.signing import check_pipeline
+from shardhub.cli.trust import default_folder, head_security, node_trust
+from shardhub.cli.verify_files import verify_files
+from shardhub.errors import DigestMismatch, IdentityError, SignatureError, UsageError
+from shardhub.security.certificates import Role
+from shardhub.security.signatures import make_signing_key
+from tests import cut, nodes, tiny
+from tests.nodes import Node, shardhub
+from tests.security.cluster import Cluster
+
+CERTS = (sys.executable, "-m", "shardhub", "certs")
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A user's configuration of its own, and the environment that leads there."""
+    return {"XDG_CONFIG_HOME": str(tmp_path / "config"), "SHARDHUB_TLS": "", "SHARDHUB_NODES": ""}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A tiny pipeline in two shards, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("commands")
+    model = cut.tiny_model(folder / "model")
+    tiny.save_tokenizer(model)
+    return cut.cut(model, folder / "out", (3,))
+
+
+@contextlib.contextmanager
+def started(*arguments: str, env):
+    """A `certs` command that runs on; yields the process and the first line it printed."""
+    process = subprocess.Popen(
+        [*CERTS, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **env},
+    )
+    try:
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill() if process.poll() is None else None
+        process.communicate()
+
+
+def certs(*arguments: object, env, stdin: str = ""):
+    return shardhub("certs", *arguments, env=env, stdin=stdin)
+
+
+def test_machines_join_run_and_are_revoked(home, pipeline, tmp_path):
+    """The whole way: an authority, a node that joins over the network, an answer over TLS, and the end of a head."""
+    made = certs("init", "--name", "laptop", "--address", "127.0.0.1:1", "--json", env=home)
+    assert made.returncode == 0, made.stderr
+    tls = tmp_path / "config" / "shardhub" / "tls"
+    other = {**home, "XDG_CONFIG_HOME": str(tmp_path / "other")}
+    with started("invite", "mini", env=home) as (process, line):
+        joined = certs("join", "-", "--json", env=other, stdin=line + "\n")
+        assert joined.returncode == 0, joined.stderr
+        out, errors = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert "mini has joined as a node" in errors
+    secret = line.rpartition("/")[2]
+    assert len(secret) > 20
+    keys = [
+        path.read_text().splitlines()[1] for path in (tls / "head.pem", Path(json.loads(joined.stdout)["certificate"]))
+    ]
+    node_tls = Path(json.loads(joined.stdout)["certificate"]).parent
+    served = [
+        Node(cut.shard_folder(pipeline, index), options=("--tls", str(node_tls), "--context", "64"), env=other)
+        for index in (0, 1)
+    ]
+    try:
+        addresses = [option for node in served for option in ("--node", node.wait_ready().address)]
+        assert served[0].ready["tls"] == "mini"
+        ask = (
+            "generate",
+            pipeline.folder,
+            *addresses,
+            "--no-local",
+            "--raw",
+            "-p",
+            "abc",
+            "--max-tokens",
+            "4",
+            "--json",
+        )
+        answer = shardhub(*ask, "--tls", tls, env=home)
+        assert answer.returncode == 0, answer.stderr
+        assert len(json.loads(answer.stdout)["tokens"]) == 4
+        # The two nodes are neighbours: hidden states went from one to the other, by their own certificate.
+        assert [stage["next"] for stage in json.loads(answer.stdout)["stages"]] == ["dial", "end"]
+        state = shardhub("status", pipeline.folder, *addresses, "--tls", tls, "--json", env=home)
+        assert json.loads(state.stdout)["can_run"]
+        revoked = certs("revoke", "laptop", *addresses, "--json", env=home)
+        assert revoked.returncode == 0, revoked.stderr
+        assert [told["error"] for told in json.loads(revoked.stdout)["told"]] == [None, None]
+        refused = shardhub(*ask, "--tls", tls, env=home)
+        assert refused.returncode == 4
+        assert "revoked" in refused.stderr
+        texts = [one.stdout + one.stderr for one in (made, joined, answer, state, revoked, refused)]
+        texts += [out, errors, *(node.errors() for node in served)]
+    finally:
+        nodes.stop_all(served)
+    for text in texts:
+        assert secret not in text
+        assert not any(key in text for key in keys)
+
+
+def test_the_secret_leaves_the_argument_list(home):
+    """A line given as an argument is out of every other user's sight before anything is asked."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        secret = "S" * 27
+        line = f"127.0.0.1:{server.getsockname()[1]}/{'ab' * 32}/{secret}"
+        process = subprocess.Popen(
+            [*CERTS, "join", line], stderr=subprocess.PIPE, text=True, env={**os.environ, **home}
+        )
+        server.settimeout(60)
+        connection, _ = server.accept()  # it asks now, and gets no answer
+        with connection:
+            arguments = Path(f"/proc/{process.pid}/cmdline")
+            if arguments.exists():
+                assert secret not in arguments.read_text()
+                assert b"join" in arguments.read_bytes()
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 5
+    assert secret not in errors
+
+
+def test_an_invitation_that_nobody_uses_ends(home):
+    """Without a guest the command ends by itself, with exit code 1."""
+    assert certs("init", "--name", "laptop", "--address", "127.0.0.1:1", env=home).returncode == 0
+    start = time.monotonic()
+    done = certs("invite", "mini", "--minutes", "0.02", env=home)
+    assert done.returncode == 1
+    assert "not used" in done.stderr
+    assert time.monotonic() - start < 30
+    shown = json.loads(certs("show", "--json", env=home).stdout)
+    assert [one["name"] for one in shown["authority"]["issued"]] == ["laptop"]
+
+
+def test_certificates_are_renewed_where_the_authority_serves(home):
+    """`certs serve` renews what `certs renew` asks for, and ends well on SIGTERM."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    certs("init", "--name", "laptop", "--address", f"127.0.0.1:{port}", env=home)
+    with started("serve", env=home) as (process, address):
+        assert address == f"127.0.0.1:{port}"
+        renewed = certs("renew", "--json", env=home)
+        assert renewed.returncode == 0, renewed.stderr
+        assert [(one["name"], one["role"]) for one in json.loads(renewed.stdout)] == [("laptop", "head")]
+        process.terminate()
+        assert process.wait(30) == 0
+    issued = json.loads(certs("show", "--json", env=home).stdout)["authority"]["issued"]
+    assert [one["name"] for one in issued] == ["laptop", "laptop"]
+
+
+def test_a_node_without_certificate_listens_on_loopback_alone(home, pipeline, monkeypatch):
+    """Off loopback a node wants a certificate or a clear word, and says both ways."""
+    done = shardhub("serve", cut.shard_folder(pipeline, 0), "--host", "0.0.0.0", "--port", "0", env=home)
+    assert done.returncode == 2
+    assert "certs join" in done.stderr
+    assert "--insecure-lan" in done.stderr
+    for name, value in home.items():
+        monkeypatch.setenv(name, value)
+    assert node_trust(None, insecure_lan=False, is_loopback=False) is None
+    assert node_trust(None, insecure_lan=True, is_loopback=False) is None
+    with pytest.raises(UsageError):
+        node_trust(Path("x"), insecure_lan=True, is_loopback=False)
+    for is_loopback in (True, False):  # what was named is used or refused, never passed over
+        with pytest.raises(IdentityError):
+            node_trust(Path("nowhere"), insecure_lan=False, is_loopback=is_loopback)
+    monkeypatch.setenv("SHARDHUB_TLS", "nowhere")
+    with pytest.raises(IdentityError):
+        head_security(None, insecure_lan=False)
+
+
+def test_a_certificate_that_is_kept_is_for_other_machines(home, tmp_path, monkeypatch, capsys):
+    """Without an option, the certificate `certs join` put down is used off loopback, and not on loopback."""
+    for name, value in home.items():
+        monkeypatch.setenv(name, value)
+    cluster = Cluster(tmp_path / "one")
+    default_folder().parent.mkdir(parents=True)
+    cluster.issue("mini", Role.NODE).rename(default_folder())
+    assert node_trust(None, insecure_lan=False, is_loopback=True) is None
+    kept = node_trust(None, insecure_lan=False, is_loopback=False)
+    assert kept is not None
+    assert kept.identity.peer.name == "mini"
+    assert head_security(None, insecure_lan=False).trust is None
+    assert head_security(None, insecure_lan=True).insecure_lan
+    assert "everyone on the way" in capsys.readouterr().err
+
+
+def test_a_signature_is_made_and_required(home, pipeline, tmp_path, capsys):
+    """`split --sign-key` signs; `generate`, `serve` and `verify` tell right from wrong, by exit code 3."""
+    model, out = pipeline.folder.parent.parent / "model", tmp_path / "out"
+    public = make_signing_key(tmp_path / "key").public
+    other = make_signing_key(tmp_path / "other").public
+    cut_options = ("--cuts", "3", "--name", "s", "--no-parity")
+    split = shardhub("split", model, out, *cut_options, "--sign-key", tmp_path / "key", env=home)
+    assert split.returncode == 0, split.stderr
+    folder = out / "s-pipeline"
+    ask = ("generate", folder, "--raw", "-p", "abc", "--max-tokens", "2")
+    assert shardhub(*ask, "--require-signature", tmp_path / "key.pub", env=home).returncode == 0
+    refused = shardhub("serve", folder, "--stages", "0", "--require-signature", other, env=home)
+    assert refused.returncode == 3
+    assert "another key" in refused.stderr
+    assert verify_files(str(folder), fetch=False, cache_dir=tmp_path, as_json=True, key=public) == 0
+    assert verify_files(str(folder), fetch=False, cache_dir=tmp_path, as_json=True, key=other) == 3
+    places = Places(tmp_path)
+    assert choose_shards(places, [str(folder)], "0", None, public)[0].folder == out / "s-shard-0"
+    with pytest.raises(SignatureError):
+        choose_shards(places, [str(folder)], "0", None, other)
+    with pytest.raises(UsageError, match="needs the pipeline"):
+        choose_shards(places, [str(out / "s-shard-0")], None, None, public)
+    # Another shard under the right name: the manifest, which is signed, does not name it.
+    (out / "s-shard-0").rename(out / "kept")
+    (out / "s-shard-1").rename(out / "s-shard-0")
+    with pytest.raises(DigestMismatch):
+        choose_shards(places, [str(folder)], "0", None, public)
+    # Without a key that is required, a manifest that was changed is warned of.
+    manifest = folder / "shardhub.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"name":"s"', b'"name":"t"'))
+    capsys.readouterr()
+    check_pipeline(folder, None)
+    assert "WARNING" in capsys.readouterr().err
+    secret = (tmp_path / "key").read_text().splitlines()[1]
+    for one in (split, refused):
+        assert secret not in one.stdout + one.stderr
