@@ -20,10 +20,15 @@ from grpc_health.v1._async import HealthServicer
 from shardhub.engine.engine import Engine, EngineSettings, message_bytes
 from shardhub.engine.host import host_facts
 from shardhub.errors import AddressError
+from shardhub.node.gate import Gate
 from shardhub.node.peers import DEFAULT_PEERS, Network
 from shardhub.node.servicer import StageServicer
+from shardhub.node.watchdog import STUCK_S, watch
+from shardhub.security.keeper import keep
+from shardhub.security.trust import Security, Trust
 from shardhub.shard import Shard
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, server_options
+from shardhub.wire.secure import server_credentials, trust_handler
 from shardhub.wire.shardhub_pb2_grpc import add_NodeServicer_to_server
 
 log = logging.getLogger(__name__)
@@ -42,6 +47,7 @@ class NodeSettings:
         host, port: Where to listen; port 0 takes a free one.
         advertise: Addresses for other nodes; found from the interfaces if empty.
         insecure_lan: Listen off loopback without TLS.
+        trust: Serve with TLS, to whom this trusts; None serves without.
         shutdown_timeout_s: How long a drain waits for sessions.
         peers: Networks the node may dial.
     """
@@ -50,9 +56,11 @@ class NodeSettings:
     port: int = 0
     advertise: tuple[str, ...] = ()
     insecure_lan: bool = False
+    trust: Trust | None = None
     shutdown_timeout_s: float = 30.0
     peers: tuple[Network, ...] = DEFAULT_PEERS
     liveness: Liveness = field(default=DEFAULT_LIVENESS)
+    stuck_s: float = STUCK_S
 
 
 async def run_node(
@@ -75,20 +83,30 @@ async def run_node(
         AddressError: It cannot or must not listen there.
         ShardhubError: As `load_stage`.
     """
-    check_host(settings.host, insecure_lan=settings.insecure_lan)
+    check_host(settings.host, insecure_lan=settings.insecure_lan, has_tls=settings.trust is not None)
     stopping = _Stopping()
     largest = message_bytes(shards, context=engine_settings.context, max_chunk=engine_settings.max_chunk)
-    server = grpc.aio.server(options=server_options(largest, settings.liveness))
-    port = _bind(server, settings.host, settings.port)
+    trust = settings.trust
+    gate = Gate(trust) if trust is not None else None
+    server = grpc.aio.server(
+        interceptors=[gate] if gate is not None else [], options=server_options(largest, settings.liveness)
+    )
+    port = _bind(server, settings.host, settings.port, trust)
     servicer = StageServicer(
         advertise=settings.advertise or _addresses(settings.host, port),
         host=host_facts(),
         message_bytes=largest,
         peers=settings.peers,
+        # A node with certificates has neighbours with certificates, on this machine too.
+        security=Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan),
     )
     health = HealthServicer()
     add_NodeServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    keeper: asyncio.Task[None] | None = None
+    if trust is not None:
+        server.add_generic_rpc_handlers((trust_handler(trust),))
+        keeper = asyncio.create_task(keep(trust))
     await _report(health, health_pb2.HealthCheckResponse.NOT_SERVING)
     await server.start()
     engine: Engine | None = None
@@ -101,25 +119,51 @@ async def run_node(
         engine = loading.result()
         servicer.serve(engine)
         await _report(health, health_pb2.HealthCheckResponse.SERVING)
+
+        async def report(is_ready: bool) -> None:
+            status = health_pb2.HealthCheckResponse
+            await _report(health, status.SERVING if is_ready else status.NOT_SERVING)
+
+        watching = asyncio.create_task(watch(engine, report, stuck_s=settings.stuck_s))
         on_ready(engine, _printable(settings.host, port))
         await stopping.wait()
+        watching.cancel()
         await health.enter_graceful_shutdown()
         servicer.drain()
         progress(f"draining {engine.num_sessions} sessions")
         await _drained(engine, stopping, settings.shutdown_timeout_s)
         return stopping.exit_code if stopping.twice else 0
     finally:
+        if keeper is not None:
+            keeper.cancel()
+        if gate is not None:
+            gate.close()
         await servicer.close()
         await server.stop(_STOP_GRACE_S)
         if engine is not None:
             engine.stop()
 
 
-def check_host(host: str, *, insecure_lan: bool) -> None:
+def check_host(host: str, *, insecure_lan: bool, has_tls: bool = False) -> None:
     """Refuse to listen off loopback without TLS unless told so.
 
     Raises:
         AddressError: The host is not loopback, or not an address of this machine.
+    """
+    if is_loopback(host) or insecure_lan or has_tls:
+        return
+    raise AddressError(
+        f"Refusing to listen on {host}.",
+        why="Off loopback, without TLS, everyone who reaches the port can read prompts and alter answers.",
+        hint="Give this machine a certificate (shardhub certs join), or, on a network you trust, add --insecure-lan.",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone.
+
+    Raises:
+        AddressError: It is none.
     """
     try:
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
@@ -127,16 +171,10 @@ def check_host(host: str, *, insecure_lan: bool) -> None:
         raise AddressError(
             f"{host} is no address.", why=f"{error}.", hint="Give an address of this machine."
         ) from error
-    if insecure_lan or all(ipaddress.ip_address(a.split("%", 1)[0]).is_loopback for a in addresses):
-        return
-    raise AddressError(
-        f"Refusing to listen on {host}.",
-        why="Off loopback, everyone who reaches the port can read prompts and alter answers: there is no TLS yet.",
-        hint="On a network you trust, add --insecure-lan.",
-    )
+    return all(ipaddress.ip_address(a.split("%", 1)[0]).is_loopback for a in addresses)
 
 
-def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
+def _bind(server: grpc.aio.Server, host: str, port: int, trust: Trust | None) -> int:
     # gRPC's own error for a port in use is only a log line and a RuntimeError: ask the system first.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as trial:
@@ -150,8 +188,10 @@ def _bind(server: grpc.aio.Server, host: str, port: int) -> int:
                 hint="Choose another port with --port, or 0 for any free one.",
             ) from error
     try:
-        bound: int = server.add_insecure_port(_printable(host, port))
-        return bound
+        address = _printable(host, port)
+        if trust is not None:
+            return int(server.add_secure_port(address, server_credentials(trust)))
+        return int(server.add_insecure_port(address))
     except RuntimeError as error:
         raise AddressError(f"Cannot listen on {_printable(host, port)}.", why=f"{error}.") from error
 

@@ -8,16 +8,20 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import grpc
 import grpc.aio
 
 from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLost, ShardhubError
 from shardhub.protocol import PROTOCOL_VERSIONS, Lane, Row, Step, StepFailure, Way
+from shardhub.security.certificates import Peer
+from shardhub.security.trust import PLAIN, Security, Trust
 from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.options import client_options
 from shardhub.wire.outbox import Outbox
+from shardhub.wire.secure import OpenChannel, channel_to, open_channel
 from shardhub.wire.shardhub_pb2_grpc import NodeStub
 from shardhub.wire.status import from_rpc
 
@@ -42,6 +46,7 @@ DEFAULT_PEERS: tuple[Network, ...] = tuple(
 )
 # Ballast of a probe: enough to see a slow link, small beside a prompt's chunks.
 _PROBE_BYTES = 1 << 20
+_BROKEN = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
 
 
 class Peers:
@@ -49,9 +54,11 @@ class Peers:
 
     Args:
         allowed: Networks it may dial.
+        security: How it dials them.
         message_bytes: Largest message.
         queue_steps: Steps that may wait for one stream.
         on_failure: Told of steps that could not be sent on, with their head.
+        on_sent: Told of what was written: lane, bytes of ids and tensors, seconds until the stream had taken it.
     """
 
     def __init__(
@@ -61,21 +68,36 @@ class Peers:
         message_bytes: int,
         queue_steps: int,
         on_failure: Callable[[bytes, StepFailure], None],
+        on_sent: Callable[[Lane, int, float], None] = lambda lane, size_bytes, send_s: None,
+        security: Security = PLAIN,
     ) -> None:
         self._allowed = tuple(allowed)
         self._message_bytes = message_bytes
         self._queue_steps = queue_steps
         self._on_failure = on_failure
+        self._on_sent = on_sent
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._links: dict[tuple[bytes, str, Lane], _PeerLink] = {}
+        self._security = security
+        # Who answered at an address, None on a plain channel; and where a link broke since: met again before the next.
+        self._met: dict[str, tuple[Trust, Peer] | None] = {}
+        self._doubtful: set[str] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._unwatch = security.trust.watch(self._cut) if security.trust is not None else lambda: None
 
     async def check(self, address: str) -> None:
-        """Refuse an address this node must not dial.
+        """Refuse an address this node must not dial; see who answers there, unless that is known.
 
         Raises:
-            AccessError: It is outside the allowed networks.
-            ChainError: The name has no address.
+            AccessError: It is outside the allowed networks, or not to be trusted.
+            ChainError: The name has no address, or nobody answers.
         """
+        await self._check_network(address)
+        if address not in self._met or address in self._doubtful:
+            opened = await open_channel(address, self._security, client_options(self._message_bytes))
+            await self._adopt(address, opened)
+
+    async def _check_network(self, address: str) -> None:
         host = address.rsplit(":", 1)[0].strip("[]")
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -97,18 +119,23 @@ class Peers:
             AccessError, ChainError: It must not or cannot be reached.
             HandshakeError: Another node answers at that address.
         """
-        await self.check(address)
-        stub = NodeStub(self._channel(address))
+        await self._check_network(address)
+        # On a channel of its own: a failed probe ends nothing that runs, and waits for no backoff of an older failure.
+        opened = await open_channel(address, self._security, client_options(self._message_bytes))
+        stub = NodeStub(opened.channel)
         try:
             found = await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
             if found.boot_id != boot_id:
                 raise HandshakeError(f"Another node answers at {address}.")
             round_trip_s = await _timed(stub, b"", timeout_s)
-            payload = bytes(min(_PROBE_BYTES, self._message_bytes // 2))
+            payload = bytes(min(_PROBE_BYTES, self._message_bytes // 2, found.limits.message_bytes // 2))
             loaded_s = await _timed(stub, payload, timeout_s)
-        except grpc.aio.AioRpcError as error:
-            await self._drop_channel(address)
-            raise from_rpc(error, peer=address, doing="probe it") from error
+        except BaseException as error:
+            await opened.channel.close()
+            if isinstance(error, grpc.aio.AioRpcError):
+                raise from_rpc(error, peer=address, doing="probe it") from error
+            raise
+        await self._adopt(address, opened)
         return Way(round_trip_s=round_trip_s, bytes_per_s=len(payload) / max(1e-6, loaded_s - round_trip_s))
 
     def send(self, head: bytes, address: str, step: Step) -> None:
@@ -128,7 +155,7 @@ class Peers:
                 limit=self._queue_steps,
                 on_broken=lambda rows, error: self._broken(key, rows, error),
             )
-        link.send(step)
+        link.send(step, partial(self._on_sent, step.lane, step.size_bytes))
 
     async def close_head(self, head: bytes) -> None:
         """End all links of a head."""
@@ -137,24 +164,61 @@ class Peers:
 
     async def close(self) -> None:
         """End all links and channels."""
+        self._unwatch()
         for link in self._links.values():
             link.stop()
         self._links.clear()
         for address in list(self._channels):
-            await self._drop_channel(address)
+            await self._channels.pop(address).close()
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=client_options(self._message_bytes))
-        return self._channels[address]
-
-    async def _drop_channel(self, address: str) -> None:
-        channel = self._channels.pop(address, None)
+    async def _adopt(self, address: str, opened: OpenChannel) -> None:
+        """Take note of who answers at an address; the channel there is replaced if it is broken or leads elsewhere."""
+        met = None if opened.trust is None or opened.peer is None else (opened.trust, opened.peer)
+        known = self._met.get(address)
+        is_same = met is None if known is None else met is not None and known[1].name == met[1].name
+        self._met[address] = met
+        channel = self._channels.get(address)
+        if channel is not None and is_same and channel.get_state() not in _BROKEN:
+            self._doubtful.discard(address)
+            await opened.channel.close()
+            return
+        self._end_links(address, NodeLost(f"The channel to {address} was replaced."))
+        self._channels[address] = opened.channel
+        self._doubtful.discard(address)
         if channel is not None:
             await channel.close()
 
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        if address not in self._channels:
+            met = self._met[address]  # `check` has been there
+            options = client_options(self._message_bytes)
+            self._channels[address] = (
+                grpc.aio.insecure_channel(address, options=options)
+                if met is None
+                else channel_to(address, *met, options)
+            )
+        return self._channels[address]
+
+    def _cut(self) -> None:
+        """End the links to neighbours that were revoked."""
+        for address, met in list(self._met.items()):
+            if met is None or not met[0].is_revoked(met[1]):
+                continue
+            del self._met[address]
+            self._end_links(address, NodeLost(f"The certificate of {met[1]} was revoked.", why="Its link is cut."))
+            if (channel := self._channels.pop(address, None)) is not None:
+                task = asyncio.ensure_future(channel.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+
+    def _end_links(self, address: str, error: ShardhubError) -> None:
+        """Tell the steps on the way to an address as lost: calls on a channel that is closed end without a word."""
+        for key in [key for key in self._links if key[1] == address]:
+            self._links[key].end(error)
+
     def _broken(self, key: tuple[bytes, str, Lane], rows: Sequence[Row], error: ShardhubError) -> None:
         self._links.pop(key, None)
+        self._doubtful.add(key[1])
         log.warning("link to %s broke: %s", key[1], error)
         if rows:
             self._on_failure(key[0], StepFailure(rows=tuple(rows), error=error))
@@ -181,21 +245,26 @@ class _PeerLink:
     ) -> None:
         self._address = address
         self._on_broken = on_broken
+        self._is_broken = False
         self._last_rows: dict[bytes, Row] = {}
         self._call = NodeStub(channel).Link()
         self._outbox = Outbox(self._call.write, limit=limit + 1, on_broken=self._break)
         self._outbox.put(codec.hello_message(head=head, lane=lane, version=max(PROTOCOL_VERSIONS), is_head=False))
         self._reader = asyncio.create_task(self._read())
 
-    def send(self, step: Step) -> None:
+    def send(self, step: Step, written: Callable[[float], None]) -> None:
         for row in step.rows:
             self._last_rows[row.session] = row
-        self._outbox.put(codec.step_message(step))
+        self._outbox.put(codec.step_message(step), written=written)
 
     def stop(self) -> None:
         self._outbox.stop()
         self._reader.cancel()
         self._call.cancel()
+
+    def end(self, error: ShardhubError) -> None:
+        """Give the link up for a reason; its steps are told as lost."""
+        self._break(error)
 
     async def _read(self) -> None:
         """Nothing but a hello comes back on a peer's stream: reading it shows when the stream ends."""
@@ -207,6 +276,9 @@ class _PeerLink:
             self._break(error)
 
     def _break(self, error: BaseException) -> None:
+        if self._is_broken:
+            return
+        self._is_broken = True
         rows, self._last_rows = list(self._last_rows.values()), {}
         self._outbox.stop()
         self._reader.cancel()

@@ -14,6 +14,7 @@ import grpc.aio
 
 from shardhub.engine.engine import Engine, Ran
 from shardhub.errors import HandshakeError, NodeUnreachable, Overloaded, ShardhubError, WireError
+from shardhub.node.gate import require
 from shardhub.node.peers import DEFAULT_PEERS, Network, Peers
 from shardhub.protocol import (
     PROTOCOL_VERSIONS,
@@ -25,6 +26,8 @@ from shardhub.protocol import (
     StepFailure,
     StepResult,
 )
+from shardhub.security.certificates import Role
+from shardhub.security.trust import PLAIN, Security
 from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.outbox import Outbox
@@ -49,6 +52,7 @@ def answers(method: Method[M]) -> Method[M]:
         try:
             return await method(self, request, context)
         except ShardhubError as error:
+            self.note_failure(error)
             code, details, trailing = to_status(error)
             await context.abort(code, details, trailing)
         except (grpc.aio.AbortError, asyncio.CancelledError):
@@ -68,6 +72,7 @@ class StageServicer(NodeServicer):
         host: What it runs on, for people.
         message_bytes: Largest message.
         peers: Networks it may dial.
+        security: How it dials them.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class StageServicer(NodeServicer):
         host: Mapping[str, str],
         message_bytes: int,
         peers: Sequence[Network] = DEFAULT_PEERS,
+        security: Security = PLAIN,
     ) -> None:
         self._engine: Engine | None = None
         self._advertise = tuple(advertise)
@@ -84,11 +90,23 @@ class StageServicer(NodeServicer):
         self._draining = False
         self._heads: dict[tuple[bytes, Lane], Outbox] = {}
         self._loop = asyncio.get_running_loop()
-        self._peers = Peers(allowed=peers, message_bytes=message_bytes, queue_steps=64, on_failure=self._tell_failure)
+        self._peers = Peers(
+            allowed=peers,
+            message_bytes=message_bytes,
+            queue_steps=64,
+            on_failure=self._lost,
+            on_sent=self._note_sent,
+            security=security,
+        )
 
     def serve(self, engine: Engine) -> None:
         """Begin to answer with this engine."""
         self._engine = engine
+
+    def note_failure(self, error: ShardhubError) -> None:
+        """Count a call that was refused, or a step that was lost on its way."""
+        if self._engine is not None:
+            self._engine.meter.failed(error)
 
     def drain(self) -> None:
         """Refuse new sessions from now on."""
@@ -115,6 +133,7 @@ class StageServicer(NodeServicer):
                 advertise=self._advertise,
                 num_sessions=engine.num_sessions,
                 host=self._host,
+                load=engine.load(),
             )
         )
 
@@ -132,7 +151,7 @@ class StageServicer(NodeServicer):
 
     @answers
     async def Close(self, request: pb.CloseRequest, context: Context) -> pb.CloseReply:  # noqa: N802
-        await _result(self._ready().close_session(request.head, request.session, request.epoch))
+        await _result(self._ready().close_session(request.head, request.session, request.epoch, park=request.park))
         return pb.CloseReply()
 
     @answers
@@ -145,6 +164,7 @@ class StageServicer(NodeServicer):
     async def Probe(self, request: pb.ProbeRequest, context: Context) -> pb.ProbeReply:  # noqa: N802
         if not request.address:
             return pb.ProbeReply()
+        require(Role.HEAD, "send a node to another one")
         timeout_s = min(max(request.timeout_ms, 1), 60_000) / 1000
         way = await self._peers.probe(request.address, request.boot_id, timeout_s)
         return pb.ProbeReply(round_trip_s=way.round_trip_s, bytes_per_s=way.bytes_per_s)
@@ -168,6 +188,7 @@ class StageServicer(NodeServicer):
             raise WireError("A link came without a head's id.")
         head = bytes(hello.head)
         is_head = hello.role == pb.Hello.HEAD
+        require(Role.HEAD if is_head else Role.NODE, f"open a {'head' if is_head else 'neighbour'}'s link")
         outbox = Outbox(context.write, limit=engine.limits.queue_steps * 4, on_broken=lambda _: None)
         if is_head:
             if (before := self._heads.get((head, lane))) is not None:
@@ -180,6 +201,9 @@ class StageServicer(NodeServicer):
                 )
             )
             while (message := await context.read()) is not grpc.aio.EOF:
+                if message.WhichOneof("kind") == "masks" and is_head:
+                    engine.mask(head, codec.masks_value(message.masks))
+                    continue
                 if message.WhichOneof("kind") != "step":
                     raise WireError(f"A {message.WhichOneof('kind')} came where only steps may.")
                 self._accept(engine, head, codec.step_value(message.step, lane))
@@ -206,16 +230,27 @@ class StageServicer(NodeServicer):
         output, hop = outcome.output, outcome.next_hop
         try:
             if isinstance(output, StepResult):
-                self._tell(head, output.lane, codec.result_message(output, self._ready().boot_id))
+                message = codec.result_message(output, self._ready().boot_id)
+                self._tell(head, output.lane, message, written=functools.partial(self._note_sent, output.lane, 0))
             elif hop.kind is HopKind.DIAL:
                 self._peers.send(head, hop.address, output)
             else:
-                self._tell(head, output.lane, codec.step_message(output))
+                written = functools.partial(self._note_sent, output.lane, output.size_bytes)
+                self._tell(head, output.lane, codec.step_message(output), written=written)
         except ShardhubError as error:
             if isinstance(output, Step):
-                self._tell_failure(head, StepFailure(rows=output.rows, error=error))
+                self._lost(head, StepFailure(rows=output.rows, error=error))
             else:
+                self.note_failure(error)
                 log.warning("a result was dropped: %s", error)
+
+    def _note_sent(self, lane: Lane, size_bytes: int, send_s: float) -> None:
+        self._ready().meter.sent(lane, size_bytes, send_s)
+
+    def _lost(self, head: bytes, failure: StepFailure) -> None:
+        """Tell of a step that ran here and could not be sent on."""
+        self.note_failure(failure.error)
+        self._tell_failure(head, failure)
 
     def _tell_failure(self, head: bytes, failure: StepFailure) -> None:
         log.info("step failed: %s", failure.error)
@@ -224,11 +259,18 @@ class StageServicer(NodeServicer):
         except ShardhubError as error:
             log.warning("a failure was not told: %s", error)
 
-    def _tell(self, head: bytes, lane: Lane, message: pb.LinkMessage) -> None:
+    def _tell(
+        self,
+        head: bytes,
+        lane: Lane,
+        message: pb.LinkMessage,
+        *,
+        written: Callable[[float], None] = lambda send_s: None,
+    ) -> None:
         outbox = self._heads.get((head, lane))
         if outbox is None:
             raise NodeUnreachable("The head's stream is gone.")
-        outbox.put(message)
+        outbox.put(message, written=written)
 
     def _ready(self) -> Engine:
         if self._engine is None:

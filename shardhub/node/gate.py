@@ -1,0 +1,134 @@
+"""Who may call what: a node looks at the caller's certificate before it reads what the call brings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from shardhub.errors import AccessError, CertificateRefused, ShardhubError
+from shardhub.security.certificates import Peer, Role, load_certificate, peer_of
+from shardhub.security.trust import Trust
+from shardhub.wire.secure import TRUST_SERVICE
+from shardhub.wire.status import to_status
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# Who calls, within a call; None where the channel is plain.
+caller: ContextVar[Peer | None] = ContextVar("caller", default=None)
+
+# What neighbours need to reach a node and to send it steps; what the method's message asks for is looked at there.
+_FOR_NODES = {"/shardhub.v1.Node/Describe", "/shardhub.v1.Node/Probe", "/shardhub.v1.Node/Link"}
+_FOR_ALL = (f"/{TRUST_SERVICE}/", "/grpc.health.v1.Health/")
+
+
+def require(role: Role, doing: str) -> None:
+    """Refuse a caller that shows a certificate for another role.
+
+    Raises:
+        AccessError: It may not.
+    """
+    peer = caller.get()
+    if peer is not None and peer.role is not role:
+        raise AccessError(f"Only a {role.value} may {doing}.", why=f"The certificate is that of {peer}.")
+
+
+class Gate(grpc.aio.ServerInterceptor):
+    """Refuses calls by role and revocation, and ends streams whose caller is revoked meanwhile."""
+
+    def __init__(self, trust: Trust) -> None:
+        self._trust = trust
+        self._live: dict[asyncio.Future[None], Peer] = {}
+        self._unwatch = trust.watch(self._cut)
+
+    def close(self) -> None:
+        """Hear of revocations no more."""
+        self._unwatch()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Put the check before a method."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if handler.unary_unary is not None:
+            # gRPC parses a message before it calls: take the bytes, and parse them once the caller may.
+            async def unary(data: bytes, context: Context) -> Any:
+                await self._admit(context, method)
+                request = handler.request_deserializer(data) if handler.request_deserializer else data
+                return await handler.unary_unary(request, context)
+
+            return grpc.unary_unary_rpc_method_handler(unary, None, handler.response_serializer)
+        if handler.unary_stream is not None:
+
+            async def watch(data: bytes, context: Context) -> Any:
+                await self._admit(context, method)
+                await self._while_trusted(context, handler.unary_stream(handler.request_deserializer(data), context))
+
+            return grpc.unary_stream_rpc_method_handler(watch, None, handler.response_serializer)
+
+        async def stream(requests: Any, context: Context) -> Any:
+            await self._admit(context, method)
+            await self._while_trusted(context, handler.stream_stream(requests, context))
+
+        return grpc.stream_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+
+    async def _admit(self, context: Context, method: str) -> None:
+        try:
+            peer = self._peer(context)
+            self._trust.check(peer)
+            is_node_call = method in _FOR_NODES or method.startswith(_FOR_ALL)
+            if peer.role is not Role.HEAD and not (peer.role is Role.NODE and is_node_call):
+                raise AccessError("Only a head may do this.", why=f"The certificate is that of {peer}.")
+        except ShardhubError as error:
+            await _abort(context, error)
+        caller.set(peer)
+
+    def _peer(self, context: Context) -> Peer:
+        found = list((context.auth_context() or {}).get("x509_pem_cert", ()))
+        if not found:  # TLS without a certificate ends in the handshake
+            raise CertificateRefused("No certificate came with this call.")
+        return _read(bytes(found[0]))
+
+    async def _while_trusted(self, context: Context, work: Awaitable[Any]) -> None:
+        """Run a stream to its end, or until its caller is revoked."""
+        peer = caller.get()
+        assert peer is not None
+        running = asyncio.ensure_future(work)
+        cut: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._live[cut] = peer
+        try:
+            await asyncio.wait({running, cut}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            del self._live[cut]
+            if not running.done():
+                running.cancel()
+                await asyncio.wait({running})
+        if cut.done():
+            await _abort(context, CertificateRefused(f"The certificate of {peer} was revoked."))
+        running.result()
+
+    def _cut(self) -> None:
+        for cut, peer in self._live.items():
+            if self._trust.is_revoked(peer) and not cut.done():
+                cut.set_result(None)
+
+
+async def _abort(context: Context, error: ShardhubError) -> None:
+    code, details, trailing = to_status(error)
+    await context.abort(code, details, trailing)
+
+
+@lru_cache(maxsize=256)
+def _read(certificate: bytes) -> Peer:
+    """Whom a certificate stands for; the handshake has found it to be the authority's and valid then."""
+    return peer_of(load_certificate(certificate))

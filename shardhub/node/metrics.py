@@ -1,0 +1,64 @@
+"""The HTTP endpoint that Prometheus asks."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+
+from shardhub.errors import AddressError, UsageError
+
+_DEFAULT_HOST = "127.0.0.1"
+_MAX_PORT = 65535
+
+
+class MetricsEndpoint:
+    """Answers `GET /metrics` from a thread of its own, for as long as it is entered.
+
+    Args:
+        listen: `HOST:PORT`; without a host loopback, with port 0 a free port.
+
+    Attributes:
+        registry: Holds what is answered: this process's own figures, and what is registered.
+        address: Where it listens.
+
+    Raises:
+        UsageError: That is no address.
+        AddressError: It cannot listen there.
+    """
+
+    def __init__(self, listen: str) -> None:
+        host, port = parse_listen(listen)
+        self.registry = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self.registry)
+        try:
+            self._server, self._thread = start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise AddressError(
+                f"Cannot listen for metrics on {listen}.",
+                why=f"{error.strerror or error}.",
+                hint="Choose another port, or 0 for any free one.",
+            ) from error
+        self.address = f"[{host}]:{self._server.server_port}" if ":" in host else f"{host}:{self._server.server_port}"
+
+    def __enter__(self) -> MetricsEndpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`, `[IPV6]:PORT`, `:PORT` or `PORT`.
+
+    Raises:
+        UsageError: It is none of them.
+    """
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT or (":" in host and not host.startswith("[")):
+        raise UsageError(f"--metrics {text}: that is no HOST:PORT.", hint="Write it like 127.0.0.1:9400.")
+    return host.strip("[]") or _DEFAULT_HOST, int(port)

@@ -1,0 +1,51 @@
+"""Liveness is progress: a node whose compute thread is stuck says so, and ends; one that slept notices."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+
+from shardhub.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+# One step that takes longer than this is none: the slowest chunk seen on a CPU took 30 s.
+STUCK_S = 600.0
+EXIT_CODE = 70
+# A gap between the two clocks that is no adjustment of one of them: the machine slept.
+_SLEPT_S = 30.0
+
+
+async def watch(
+    engine: Engine,
+    report: Callable[[bool], Awaitable[None]],
+    *,
+    stuck_s: float = STUCK_S,
+    interval_s: float = 1.0,
+    end: Callable[[int], None] = os._exit,
+) -> None:
+    """Watch an engine for as long as the task runs.
+
+    Args:
+        report: Told whether the node is ready; not ready from half the time on.
+        stuck_s: Seconds of one step after which the process ends with 70: nothing else frees a thread inside MLX.
+        interval_s: Seconds between looks.
+        end: Ends the process.
+    """
+    is_ready, ahead = True, time.time() - time.monotonic()
+    while True:
+        await asyncio.sleep(interval_s)
+        if (slept := time.time() - time.monotonic() - ahead) > _SLEPT_S:
+            log.warning("this machine slept for %.0f s: heads will have gone on without it", slept)
+        ahead = time.time() - time.monotonic()
+        busy_s = engine.busy_s
+        if (busy_s < stuck_s / 2) != is_ready:
+            is_ready = not is_ready
+            await report(is_ready)
+        if busy_s >= stuck_s:
+            log.error("one step has run for %.0f s: the compute thread is stuck, this node ends", busy_s)
+            end(EXIT_CODE)
+            return

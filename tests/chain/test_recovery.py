@@ -1,0 +1,179 @@
+"""A node is lost in the middle of an answer: the stream goes on with the tokens of a run without faults."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import asynccontextmanager
+
+import pytest
+
+from shardhub.chain.chain import Chain
+from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.recovery import Recovery, chunks_to_replay
+from shardhub.chain.route import plan_route
+from shardhub.chain.scheduler import Scheduler, SchedulerSettings
+from shardhub.chain.stream import Request
+from shardhub.errors import NodeLost, NodeUnreachable
+from shardhub.parameters import SamplingParameters
+from shardhub.wire.options import Liveness
+from tests import cut, nodes, tiny
+
+PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
+NUM_TOKENS = 30
+SAMPLED = SamplingParameters(temperature=0.9, top_p=0.95, seed=11)
+QUICK = Liveness(ping_s=1.0, timeout_s=1.0)
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def pipeline(request, tmp_path_factory):
+    """A tiny model cut in three."""
+    folder = tmp_path_factory.mktemp("recovery")
+    return cut.cut(cut.tiny_model(folder / "model", request.param), folder / "out", (2, 4))
+
+
+def folder_of(pipeline, index):
+    return (cut.shard_folder(pipeline, index),)
+
+
+@asynccontextmanager
+async def scheduler_of(pipeline, addresses, **settings):
+    described = [(address, await describe(address)) for address in addresses]
+    hops = plan_route(pipeline.manifest, described)
+    chain = await Chain.start([NodeLink(hop.address, hop.description, liveness=QUICK) for hop in hops])
+    scheduler = Scheduler(chain, SchedulerSettings(**{"recover_wait_s": 30.0, "prefill_chunk": 16} | settings))
+    try:
+        yield scheduler
+    finally:
+        await scheduler.stop()
+        await chain.stop()
+
+
+def request(parameters=SAMPLED, num_tokens=NUM_TOKENS) -> Request:
+    return Request(prompt=PROMPT, parameters=parameters, max_tokens=num_tokens, reuse=False)
+
+
+async def tokens_of(scheduler, wanted) -> list[int]:
+    stream = scheduler.submit(wanted)
+    found = [token.id async for token in stream]
+    await stream.ended.wait()
+    return found
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_killed_node_with_a_replica_changes_no_token(pipeline, victim) -> None:
+    """`kill -9` of first, middle or last node in mid-answer, greedy and sampled streams side by side."""
+    started = nodes.start(*(folder_of(pipeline, index) for index in (0, 1, 2, victim)))
+
+    async def run():
+        async with scheduler_of(pipeline, [node.address for node in started]) as scheduler:
+            wanted = [request(), request(SamplingParameters())]
+            expected = [await tokens_of(scheduler, one) for one in wanted]
+            streams = [scheduler.submit(one) for one in wanted]
+            readers = [aiter(stream) for stream in streams]
+            found = [[(await anext(reader)).id for _ in range(5)] for reader in readers]
+            carrying = {link.name for stream in streams for link in stream.session.path.links}
+            killed = next(node for node in (started[victim], started[3]) if node.address in carrying)
+            killed.process.kill()
+            for tokens, reader in zip(found, readers, strict=True):
+                tokens += [token.id async for token in reader]
+            assert found == expected
+            assert sum(stream.num_recoveries for stream in streams) >= 1
+            assert {event.kind for event in scheduler.healer.events} >= {"lost", "recovered"}
+            assert await tokens_of(scheduler, wanted[0]) == expected[0], "new work goes to those that are left"
+
+    try:
+        asyncio.run(run())
+    finally:
+        nodes.stop_all(started)
+
+
+def test_node_that_comes_back_empty_goes_on(pipeline) -> None:
+    """The only node of a stage is killed and started again at its address: the stream waits, then goes on."""
+    started = nodes.start(*(folder_of(pipeline, index) for index in range(3)))
+
+    async def run():
+        async with scheduler_of(pipeline, [node.address for node in started]) as scheduler:
+            expected = await tokens_of(scheduler, request())
+            stream = scheduler.submit(request())
+            reader = aiter(stream)
+            found = [(await anext(reader)).id for _ in range(5)]
+            started[1].process.kill()
+            started[1].process.wait()
+            port = started[1].address.rsplit(":", 1)[1]
+            loop = asyncio.get_running_loop()
+            again = await loop.run_in_executor(
+                None, lambda: nodes.start(folder_of(pipeline, 1), options=("--port", port))
+            )
+            started.extend(again)
+            found += [token.id async for token in reader]
+            assert found == expected
+            assert [event.kind for event in scheduler.healer.events][-1] == "recovered"
+
+    try:
+        asyncio.run(run())
+    finally:
+        nodes.stop_all(started)
+
+
+def test_frozen_node_is_noticed_and_replaced(pipeline) -> None:
+    """SIGSTOP: the link's keepalive says that nobody is there, and the replica goes on."""
+    started = nodes.start(*(folder_of(pipeline, index) for index in (0, 1, 2, 1)))
+
+    async def run():
+        async with scheduler_of(pipeline, [node.address for node in started]) as scheduler:
+            expected = await tokens_of(scheduler, request())
+            stream = scheduler.submit(request())
+            reader = aiter(stream)
+            found = [(await anext(reader)).id for _ in range(5)]
+            carrying = {link.name for link in stream.session.path.links}
+            frozen = next(node for node in (started[1], started[3]) if node.address in carrying)
+            frozen.process.send_signal(signal.SIGSTOP)
+            try:
+                async with asyncio.timeout(30):
+                    found += [token.id async for token in reader]
+            finally:
+                frozen.process.send_signal(signal.SIGCONT)
+            assert found == expected
+
+    try:
+        asyncio.run(run())
+    finally:
+        nodes.stop_all(started)
+
+
+def test_without_another_node_the_error_comes_in_time(pipeline) -> None:
+    """Nothing comes within the wait: what was drawn is there, then an error that names the node."""
+    started = nodes.start(*(folder_of(pipeline, index) for index in range(3)))
+
+    async def run():
+        async with scheduler_of(pipeline, [node.address for node in started], recover_wait_s=1.0) as scheduler:
+            stream = scheduler.submit(request(num_tokens=200))
+            reader = aiter(stream)
+            for _ in range(5):
+                await anext(reader)
+            started[2].process.kill()
+            async with asyncio.timeout(30):
+                with pytest.raises((NodeLost, NodeUnreachable), match=started[2].address):
+                    _ = [token async for token in reader]
+            await stream.ended.wait()
+            left = [(await describe(node.address)).num_sessions for node in started[:2]]
+            assert left == [0, 0]
+
+    try:
+        asyncio.run(run())
+    finally:
+        nodes.stop_all(started)
+
+
+@pytest.mark.parametrize("mode", [Recovery.EXACT, Recovery.FAST])
+def test_replay_covers_every_position_once(mode) -> None:
+    """Whatever was kept, the steps of a replay fill the gap; exact ones end where the first ones did."""
+    shapes = [16, 16, 7, 1, 1, 1, 1]
+    for start in range(sum(shapes) + 1):
+        for stop in range(start, sum(shapes) + 1):
+            found = chunks_to_replay(shapes, start, stop, mode=mode, largest=10)
+            assert sum(found) == stop - start
+            assert all(found)
+    assert chunks_to_replay(shapes, 0, 41, mode=Recovery.EXACT, largest=10) == [16, 16, 7, 1, 1]
+    assert chunks_to_replay(shapes, 20, 41, mode=Recovery.EXACT, largest=10) == [12, 7, 1, 1]

@@ -1,0 +1,52 @@
+"""A stuck compute thread turns a node unready and ends it; a slow step does not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.node.watchdog import EXIT_CODE, watch
+from tests import cut
+from tests.waiting import until
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("watchdog")
+    pipeline = cut.cut(cut.tiny_model(folder / "model"), folder / "out", ())
+    started = Engine.start(cut.shards(pipeline, 0), EngineSettings(context=32))
+    yield started
+    started.stop()
+
+
+@pytest.mark.parametrize(("stuck_s", "ends"), [(0.4, True), (60.0, False)])
+def test_stuck_thread_ends_the_node_with_its_own_code(engine, stuck_s, ends) -> None:
+    """Unready from half the time on, then the end; ready again where the step was only slow."""
+    told: list[bool] = []
+    codes: list[int] = []
+    release = threading.Event()
+
+    async def run():
+        async def report(is_ready):
+            told.append(is_ready)
+
+        blocked = engine._compute.control(lambda: release.wait(60))
+        watching = asyncio.create_task(watch(engine, report, stuck_s=stuck_s, interval_s=0.05, end=codes.append))
+        if ends:
+            await asyncio.wait_for(watching, 30)
+        else:
+
+            async def is_busy():
+                return engine.busy_s > 0.3
+
+            await until(is_busy)
+            watching.cancel()
+        release.set()
+        await asyncio.wrap_future(blocked)
+
+    asyncio.run(run())
+    assert codes == ([EXIT_CODE] if ends else [])
+    assert told == ([False] if ends else [])

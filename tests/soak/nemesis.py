@@ -1,0 +1,207 @@
+"""Random traffic and random faults on a real chain, and a checker of what must hold whatever happens.
+
+A run is made from its seed: which requests come, which are given up, which node is killed, frozen or restarted when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from shardhub.chain.chain import Chain
+from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.route import plan_route
+from shardhub.chain.scheduler import Scheduler, SchedulerSettings
+from shardhub.chain.stream import Request, Stream
+from shardhub.errors import ShardhubError
+from shardhub.parameters import SamplingParameters
+from shardhub.shard import Pipeline
+from shardhub.wire.options import Liveness
+from tests import cut, nodes, tiny
+from tests.waiting import until
+
+_QUICK = Liveness(ping_s=1.0, timeout_s=1.0)
+# A request that takes longer hangs: far beyond detection, restart and replay of a tiny model together.
+_HANG_S = 120.0
+_NUM_REQUESTS = 12
+_AT_ONCE = 4
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run saw.
+
+    Attributes:
+        outcomes: Requests by how they ended.
+        faults: Faults by kind.
+        broken: Invariants that did not hold, in sentences; a good run has none.
+    """
+
+    seed: int
+    outcomes: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    num_recoveries: int = 0
+    broken: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        return (
+            f"seed {self.seed}: {dict(self.outcomes)}, faults {dict(self.faults)}, "
+            f"{self.num_recoveries} recoveries; broken: {self.broken or 'nothing'}"
+        )
+
+
+class Cluster:
+    """Two nodes for each stage, at addresses that stay the same."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.folders = [cut.shard_folder(pipeline, index) for index in range(len(pipeline.manifest.stages))] * 2
+        self.nodes = nodes.start(*((folder,) for folder in self.folders))
+        self.addresses = [node.address for node in self.nodes]
+
+    def kill(self, index: int) -> None:
+        """`kill -9`."""
+        self.nodes[index].process.kill()
+        self.nodes[index].process.wait()
+
+    def restart(self, index: int) -> None:
+        """A new process at the same address, without any KV."""
+        port = self.addresses[index].rsplit(":", 1)[1]
+        nodes.stop_all([self.nodes[index]])
+        (self.nodes[index],) = nodes.start((self.folders[index],), options=("--port", port))
+
+    def send(self, index: int, number: signal.Signals) -> None:
+        self.nodes[index].process.send_signal(number)
+
+    def stop(self) -> None:
+        nodes.stop_all(self.nodes)
+
+
+async def soak(cluster: Cluster, *, seed: int, seconds: float) -> Report:
+    """Run traffic and faults for so long, then let everything end and look for what is left.
+
+    Invariants: no wrong token (a stream's tokens are those of a run without faults, or a beginning of them and an
+    error); no hang; no session left on any node and none of the head's descriptors; nodes that live answer; a request
+    that is refused or given up changes no other.
+    """
+    report = Report(seed=seed)
+    dice = random.Random(seed)
+    requests = [_request(dice) for _ in range(_NUM_REQUESTS)]
+    described = [(address, await describe(address)) for address in cluster.addresses]
+    hops = plan_route(cluster.pipeline.manifest, described)
+    chain = await Chain.start([NodeLink(hop.address, hop.description, liveness=_QUICK) for hop in hops])
+    scheduler = Scheduler(chain, SchedulerSettings(recover_wait_s=60.0, prefill_chunk=16))
+    try:
+        expected = [await _collect(scheduler.submit(request)) for request in requests]
+        num_descriptors = psutil.Process().num_fds()
+        ends_at = time.monotonic() + seconds
+        faults = asyncio.create_task(_faults(cluster, random.Random(seed + 1), ends_at, report))
+        users = [
+            _user(scheduler, requests, expected, random.Random(seed + 2 + user), ends_at, report)
+            for user in range(_AT_ONCE)
+        ]
+        await asyncio.gather(*users)
+        await faults
+        await _settled(cluster, report)
+        if (now := psutil.Process().num_fds()) > num_descriptors + 16:
+            report.broken.append(f"{now - num_descriptors} descriptors more than before the faults")
+        for request, tokens in zip(requests, expected, strict=True):
+            if await _collect(scheduler.submit(request)) != tokens:
+                report.broken.append("after the faults a request draws other tokens")
+    finally:
+        await scheduler.stop()
+        await chain.stop()
+    return report
+
+
+def _request(dice: random.Random) -> Request:
+    parameters = SamplingParameters(temperature=dice.choice([0.0, 0.8]), top_p=0.95, seed=dice.randrange(1000))
+    prompt = [dice.randrange(tiny.VOCAB) for _ in range(dice.randrange(2, 80))]
+    return Request(prompt=prompt, parameters=parameters, max_tokens=dice.randrange(1, 60), reuse=dice.random() < 0.5)
+
+
+async def _collect(stream: Stream) -> list[int]:
+    found = [token.id async for token in stream]
+    await stream.ended.wait()
+    return found
+
+
+async def _user(
+    scheduler: Scheduler,
+    requests: Sequence[Request],
+    expected: Sequence[list[int]],
+    dice: random.Random,
+    ends_at: float,
+    report: Report,
+) -> None:
+    """Ask, read, now and then give up, and compare what came."""
+    while time.monotonic() < ends_at:
+        index = dice.randrange(len(requests))
+        gives_up_at = dice.randrange(1, 40) if dice.random() < 0.2 else None
+        stream = scheduler.submit(requests[index])
+        found: list[int] = []
+        try:
+            async with asyncio.timeout(_HANG_S):
+                async for token in stream:
+                    found.append(token.id)
+                    if len(found) == gives_up_at:
+                        stream.cancel()
+                        break
+                await stream.ended.wait()
+        except TimeoutError:
+            report.outcomes["hang"] += 1
+            report.broken.append(f"a request hung after {len(found)} tokens")
+            stream.cancel()
+        except ShardhubError as error:
+            report.outcomes[type(error).__name__] += 1
+        else:
+            given_up = len(found) == gives_up_at and len(found) < len(expected[index])
+            report.outcomes["given up" if given_up else "done"] += 1
+            if not given_up and found != expected[index]:
+                report.broken.append(f"{len(found)} tokens came, {len(expected[index])} were expected")
+        if found != expected[index][: len(found)]:
+            report.broken.append(f"a wrong token among the first {len(found)}")
+        report.num_recoveries += stream.num_recoveries
+
+
+async def _faults(cluster: Cluster, dice: random.Random, ends_at: float, report: Report) -> None:
+    """One fault after the other, never to both nodes of a stage at once."""
+    loop = asyncio.get_running_loop()
+    while time.monotonic() < ends_at:
+        index = dice.randrange(len(cluster.nodes))
+        kind = dice.choice(["kill", "freeze", "stutter"])
+        report.faults[kind] += 1
+        if kind == "kill":
+            await loop.run_in_executor(None, cluster.kill, index)
+            await asyncio.sleep(dice.uniform(0.0, 2.0))
+            await loop.run_in_executor(None, cluster.restart, index)
+        else:
+            cluster.send(index, signal.SIGSTOP)
+            await asyncio.sleep(dice.uniform(3.0, 5.0) if kind == "freeze" else dice.uniform(0.05, 0.5))
+            cluster.send(index, signal.SIGCONT)
+        await asyncio.sleep(dice.uniform(0.2, 2.0))
+
+
+async def _settled(cluster: Cluster, report: Report) -> None:
+    """Every node answers and holds no session that takes steps."""
+
+    async def none_left() -> bool:
+        return all([(await describe(address)).num_sessions == 0 for address in cluster.addresses])
+
+    try:
+        await until(none_left, timeout_s=60)
+    except (AssertionError, ShardhubError) as error:
+        report.broken.append(f"sessions are left, or a node does not answer: {error}")
+
+
+def small_pipeline(folder: Path) -> Pipeline:
+    """A tiny model cut in two."""
+    return cut.cut(cut.tiny_model(folder / "model", "llama"), folder / "out", (3,))
