@@ -1,0 +1,274 @@
+"""One answer on its way from the chain to a client: its text in parts, as far as each is certain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.stream import Grammar, Request, Stream, Token
+from shardhub.gateway.likelihoods import Entry
+from shardhub.gateway.splitter import Part, Splitter
+from shardhub.gateway.toolcalls import CallPiece, ToolParser, call_id, call_pieces
+from shardhub.parameters import SamplingParameters
+from shardhub.protocol import TopTokens
+from shardhub.text.stops import StopMatcher
+from shardhub.text.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What an answer may call.
+
+    Attributes:
+        parser: How the model writes calls; None if it does not know how.
+        known: The tools.
+        forced: The answer is nothing but a call: the arguments for the only name, or an object that names one of
+            several.
+    """
+
+    parser: ToolParser | None
+    known: Sequence[dict[str, Any]]
+    forced: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What one answer is to be.
+
+    Attributes:
+        prompt: Token ids.
+        stops: Strings that end it; they are not part of it.
+        end_ids: Ids that end it.
+        tenant: Whose request it is.
+        continues: Its text goes on where the prompt's ends.
+        reasoning: Tells the reasoning from the answer.
+        score: Ask how likely the prompt was.
+        likelihoods: Tell each token, and how likely it was.
+    """
+
+    prompt: Sequence[int]
+    parameters: SamplingParameters
+    max_tokens: int
+    stops: Sequence[str] = ()
+    end_ids: frozenset[int] = frozenset()
+    tenant: str = ""
+    continues: bool = False
+    reasoning: Splitter | None = None
+    tools: Tools | None = None
+    grammar: Grammar | None = None
+    score: bool = False
+    likelihoods: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Delta:
+    """What came next of an answer.
+
+    Attributes:
+        entries: Tokens that are in it or in parts before it, each once.
+    """
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[CallPiece] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.reasoning or self.calls or self.entries)
+
+
+class Answer:
+    """Runs an ask; iterate over it for its deltas. Give it up with `cancel`.
+
+    Args:
+        progress: Told of prompt ids done and in all.
+
+    Attributes:
+        stream: Its tokens.
+        finish: Why it ended, once it has.
+        num_tokens: Tokens drawn and read.
+        num_reasoning: Those of the reasoning.
+
+    Raises:
+        PromptError, ContextExceeded: The prompt cannot be run.
+        Overloaded: Too many requests wait already.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        tokenizer: Tokenizer,
+        ask: Ask,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.ask = ask
+        self.finish: FinishReason = "length"
+        self.num_tokens = 0
+        self.num_reasoning = 0
+        self._detokenizer = tokenizer.detokenizer(continues=ask.continues)
+        self._matcher = StopMatcher(ask.stops)
+        self._entries: list[Entry] = []
+        self._num_chars = self._num_shown = 0
+        self._is_reasoning = ask.reasoning is not None
+        self._is_blank = True
+        tools = ask.tools
+        self._calls = tools.parser.splitter() if tools and tools.parser and not tools.forced else None
+        self._call_text = ""
+        self._num_calls = 0
+        self.stream: Stream = scheduler.submit(
+            Request(
+                prompt=ask.prompt,
+                parameters=ask.parameters,
+                max_tokens=max(1, ask.max_tokens),
+                end_ids=ask.end_ids,
+                tenant=ask.tenant,
+                progress=progress,
+                grammar=ask.grammar,
+                score=ask.score,
+                reuse=not ask.score,
+            )
+        )
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: it takes no further step."""
+        self.stream.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        try:
+            async for token in self.stream:
+                if self.ask.max_tokens == 0:
+                    break
+                self.num_tokens += 1
+                if token.is_end:
+                    self.finish = "stop"
+                    break
+                if delta := self._take(token):
+                    yield delta
+                if self._matcher.found is not None:
+                    self.finish = "stop"
+                    self.stream.stop()
+                    break
+        finally:
+            self.stream.cancel()
+        last = self._end()
+        if self._num_calls and self.finish == "stop":
+            self.finish = "tool_calls"
+        if last:
+            yield last
+
+    def _take(self, token: Token) -> Delta:
+        text = self._detokenizer.add(token.id)
+        if self.ask.likelihoods:
+            self._entries.append(Entry(token=token.id, start=self._num_chars, logprob=token.logprob, top=token.top))
+        self._num_chars += len(text)
+        shown = self._matcher.feed(text)
+        self._num_shown += len(shown)
+        self.num_reasoning += self._is_reasoning
+        return self._delta(shown)
+
+    def _end(self) -> Delta:
+        rest = ""
+        if self._matcher.found is None:
+            rest = self._matcher.feed(self._detokenizer.finish()) + self._matcher.finish()
+            self._num_shown += len(rest)
+        if self._matcher.found is not None:
+            self.finish = "stop"
+        else:
+            self._num_shown = self._num_chars + 1  # no token is held back any more
+        delta = self._delta(rest)
+        self._add(delta, self.ask.reasoning.finish() if self.ask.reasoning is not None else [])
+        if self._calls is not None:
+            for part in self._calls.finish():
+                self._take_calls(delta, part)
+        self._end_calls(delta)
+        return delta
+
+    def _delta(self, text: str) -> Delta:
+        """What a piece of text becomes, with the tokens that are shown by now."""
+        delta = Delta()
+        parts = [Part(False, text)] if text else []
+        if self.ask.reasoning is not None:
+            parts = self.ask.reasoning.feed(text)
+        self._add(delta, parts)
+        if text or self._num_shown > self._num_chars:
+            shown = [entry for entry in self._entries if entry.start < self._num_shown]
+            delta.entries, self._entries = shown, self._entries[len(shown) :]
+        return delta
+
+    def _add(self, delta: Delta, parts: Sequence[Part]) -> None:
+        for part in parts:
+            text = part.text
+            if self.ask.reasoning is not None and self._is_blank:
+                text = text.lstrip("\n")  # templates put an empty line between reasoning and answer
+            self._is_blank = (self._is_blank and not text) or part.ends
+            self._is_reasoning = self.ask.reasoning is not None and part.inside != part.ends
+            if part.inside:
+                delta.reasoning += text
+            elif self.ask.tools is not None and self.ask.tools.forced:
+                self._take_forced(delta, text)
+            elif self._calls is not None:
+                for inner in self._calls.feed(text):
+                    self._take_calls(delta, inner)
+            else:
+                delta.text += text
+
+    def _take_calls(self, delta: Delta, part: Part) -> None:
+        """Text around calls goes on; that of a call is kept until it is whole."""
+        if not part.inside:
+            delta.text += part.text
+            return
+        self._call_text += part.text
+        if part.ends:
+            self._end_calls(delta, closed=True)
+
+    def _take_forced(self, delta: Delta, text: str) -> None:
+        """An answer that is a call: its arguments as they come, if it is known of what."""
+        assert self.ask.tools is not None
+        self._call_text += text
+        if len(self.ask.tools.forced) != 1 or not text:
+            return
+        if not self._num_calls:
+            delta.calls.append(CallPiece(index=0, id=call_id(), name=self.ask.tools.forced[0]))
+            self._num_calls = 1
+        delta.calls.append(CallPiece(index=0, arguments=text))
+
+    def _end_calls(self, delta: Delta, *, closed: bool = False) -> None:
+        tools, text = self.ask.tools, self._call_text
+        if tools is None or not text:
+            return
+        if len(tools.forced) == 1:
+            return
+        self._call_text = ""
+        if tools.forced:
+            try:
+                found = json.loads(text)
+                delta.calls += call_pieces(0, found["name"], found["arguments"])
+                self._num_calls = 1
+            except (ValueError, KeyError, TypeError):
+                delta.text += text  # cut short by max_tokens
+            return
+        assert tools.parser is not None
+        pieces = tools.parser.parse(text, tools.known, self._num_calls)
+        if pieces is None:
+            delta.text += tools.parser.whole(text, closed=closed)
+        else:
+            delta.calls += pieces
+            self._num_calls = pieces[-1].index + 1
+
+
+def prompt_entries(tokenizer: Tokenizer, stream: Stream, *, first_char: int = 0) -> list[Entry]:
+    """The tokens of a scored prompt with their places in its text; the first one has no log probability."""
+    detokenizer = tokenizer.detokenizer(continues=True)
+    entries: list[Entry] = []
+    start = first_char
+    logprobs: list[float | None] = [None, *stream.prompt_logprobs]
+    tops = [TopTokens(), *stream.prompt_top] if stream.prompt_top else [TopTokens()] * len(logprobs)
+    for token, logprob, top in zip(stream.request.prompt, logprobs, tops, strict=True):
+        entries.append(Entry(token=token, start=max(0, start), logprob=logprob, top=top))
+        start += len(detokenizer.add(token))
+    return entries

@@ -1,0 +1,108 @@
+"""The gateway as an ASGI application."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from shardhub import __version__
+from shardhub.errors import ShardhubError
+from shardhub.gateway import chat, completions, docs, feed, health, models, tokens
+from shardhub.gateway.gate import Gate
+from shardhub.gateway.page import routes as page
+from shardhub.gateway.refusals import Refusal, refusal_of
+from shardhub.gateway.schema import ErrorBody
+from shardhub.gateway.service import Service
+
+log = logging.getLogger(__name__)
+
+_STATUSES: tuple[int | str, ...] = (400, 401, 403, 404, 405, 408, 413, 429, 500, 502, 503, 504)
+
+
+def build_app(service: Service) -> FastAPI:
+    """The application that serves a head, without the gate before it."""
+    app = FastAPI(
+        title="shardhub gateway",
+        version=__version__,
+        description="OpenAI's API over a chain of nodes.",
+        docs_url=None,  # FastAPI's own loads its scripts from elsewhere
+        redoc_url=None,
+        # With a default, FastAPI does not tell of its own 422, which is never sent.
+        responses={status: {"model": ErrorBody} for status in (*_STATUSES, "default")},
+        exception_handlers={
+            Refusal: _answer_refusal,
+            ShardhubError: _answer_error,
+            RequestValidationError: _answer_invalid,
+            HTTPException: _answer_http,
+            Exception: _answer_fault,
+        },
+    )
+    app.state.service = service
+    app.state.feed = feed.Feed(service)
+    for module in (chat, completions, models, tokens, health, feed, docs, page):
+        app.include_router(module.router)
+    return app
+
+
+def guarded(app: FastAPI) -> ASGIApp:
+    """The application behind its gate."""
+    service: Service = app.state.service
+    settings = service.settings
+    return Gate(
+        app,
+        keys=settings.keys,
+        hosts=(settings.host, *settings.names),
+        any_address=settings.host in ("0.0.0.0", "::"),  # noqa: S104 - compared, not bound
+        origins=settings.origins,
+        stall_s=settings.stall_s,
+    )
+
+
+async def _answer_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return error.response()
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ShardhubError)
+    return refusal_of(error).response()
+
+
+async def _answer_invalid(request: Request, error: Exception) -> Response:
+    """A body that is no JSON, or not as it must be: 400, with the field that is wrong."""
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = dict(error.errors()[0])
+    place: Sequence[Any] = [part for part in first.get("loc", ()) if part != "body"]
+    if first.get("type") == "json_invalid":
+        return Refusal(400, "The body is not JSON.", code="invalid_json").response()
+    # Of a value of one of several types, pydantic names the types, too.
+    names = [str(part) for part in place if not (isinstance(part, str) and ("[" in part or part in _TYPE_NAMES))]
+    param = ".".join(names) or None
+    kind = "missing_required_parameter" if first.get("type") == "missing" else "invalid_value"
+    return Refusal(400, f"{param or 'The body'}: {first.get('msg', 'is wrong')}.", param=param, code=kind).response()
+
+
+_TYPE_NAMES = {"str", "int", "float", "bool", "NamedTool"}
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, Refusal):  # of a body, which FastAPI reads and finds fault with
+        return error.__cause__.response()
+    message = error.detail if isinstance(error.detail, str) else "The request cannot be served."
+    if error.status_code == 404:
+        message = f"There is nothing at {request.method} {request.url.path[:200]}."
+    return Refusal(error.status_code, message, headers=error.headers).response()
+
+
+async def _answer_fault(request: Request, error: Exception) -> Response:
+    """A fault of ours: the log has it, the client learns nothing but that it happened."""
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return Refusal(500, "Something went wrong.", code="internal_error").response()

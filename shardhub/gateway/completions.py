@@ -1,0 +1,253 @@
+"""POST /v1/completions: prompts as text or token ids, one or many, scored if asked for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from shardhub.errors import PromptError
+from shardhub.gateway.answers import Answer, Ask, Delta, prompt_entries
+from shardhub.gateway.defaults import parameters_of
+from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
+from shardhub.gateway.likelihoods import Entry, completion_logprobs
+from shardhub.gateway.merge import merge
+from shardhub.gateway.refusals import Refusal, refusal_of
+from shardhub.gateway.schema import MAX_PROMPTS, CompletionRequest
+from shardhub.gateway.service import Envelope, Service, in_thread, service_of, tenant_of, unless_gone, warnings_of
+from shardhub.gateway.strict import StrictRoute
+from shardhub.gateway.structured import LlGrammar, shape_of
+from shardhub.gateway.usage import usage
+
+router = APIRouter(tags=["completions"], route_class=StrictRoute)
+
+# Choices of one request that run side by side; others of it wait for them, not for the whole chain.
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prompt:
+    """A prompt and the text it is echoed as."""
+
+    ids: tuple[int, ...]
+    text: str
+    num_added: int  # characters of special tokens that the tokenizer put before the text
+
+
+@dataclass(slots=True, kw_only=True)
+class _Completion:
+    """A request, understood, and the answers that have begun, by index of their choice."""
+
+    body: CompletionRequest
+    envelope: Envelope
+    prompts: list[_Prompt]
+    asks: list[Ask]
+    grammar: LlGrammar | None
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+    @property
+    def num(self) -> int:
+        """Choices for each prompt."""
+        return self.body.n or 1
+
+    def usage(self) -> dict[str, Any]:
+        return usage(self.answers.values(), sum(len(prompt.ids) for prompt in self.prompts))
+
+
+@router.post("/v1/completions", summary="Continue a text", responses=RESPONSES)
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """Continue one or several texts, whole or as server-sent events."""
+    service = service_of(request)
+    service.admission.check()
+    completion = await _understand(service, body, tenant_of(request))
+    headers = warnings_of(body)
+    if body.stream:
+        return EventStream(
+            _stream(service, completion),
+            keepalive_s=service.settings.keepalive_s,
+            stall_s=service.settings.stall_s,
+            headers=headers,
+        )
+    return JSONResponse(await unless_gone(request, _whole(service, completion)), headers=headers)
+
+
+async def _understand(service: Service, body: CompletionRequest, tenant: str) -> _Completion:
+    envelope = service.envelope(body, "text_completion", "cmpl")
+    if body.suffix:
+        raise Refusal(400, "Text cannot be inserted before a suffix here.", param="suffix")
+    if body.best_of not in (None, body.n or 1):
+        raise Refusal(400, "best_of must equal n.", param="best_of")
+    prompts = await in_thread(lambda: _prompts(service, body.prompt))
+    parameters = parameters_of(body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.logprobs or 0)
+    shape = shape_of(body)
+    grammar = await service.structured.grammar(shape) if shape is not None else None
+    ids = [prompt.ids for prompt in prompts]
+    asked = 0 if body.max_tokens == 0 and body.echo else body.max_tokens
+    if asked == 0 and not body.echo:
+        raise Refusal(400, "max_tokens of 0 needs echo.", param="max_tokens")
+    max_tokens = service.max_tokens(asked, ids, param="max_tokens")
+    asks = [
+        Ask(
+            prompt=prompt,
+            parameters=replace(parameters, choice=choice),
+            max_tokens=max_tokens,
+            stops=body.stops,
+            end_ids=frozenset() if body.ignore_eos else service.head.tokenizer.eos_ids,
+            tenant=tenant,
+            continues=True,
+            score=bool(body.echo and body.logprobs is not None),
+            likelihoods=body.logprobs is not None,
+        )
+        for prompt in ids
+        for choice in range(body.n or 1)
+    ]
+    return _Completion(body=body, envelope=envelope, prompts=prompts, asks=asks, grammar=grammar)
+
+
+def _prompts(service: Service, given: str | list[str] | list[int] | list[list[int]]) -> list[_Prompt]:
+    """Prompts as token ids; ids are taken as they are, without a first token.
+
+    Raises:
+        Refusal: There is none, or there are too many, or one is empty or holds what is no token id.
+    """
+    if isinstance(given, str):
+        listed: list[str | list[int]] = [given]
+    elif given and all(isinstance(each, int) for each in given):
+        listed = [[each for each in given if isinstance(each, int)]]
+    else:
+        listed = [each for each in given if not isinstance(each, int)]
+    if not listed or len(listed) > MAX_PROMPTS:
+        raise Refusal(400, f"There must be 1 to {MAX_PROMPTS} prompts, not {len(listed)}.", param="prompt")
+    return [_prompt(service, each) for each in listed]
+
+
+def _prompt(service: Service, given: str | list[int]) -> _Prompt:
+    tokenizer = service.head.tokenizer
+    if not given:
+        raise Refusal(400, "A prompt is empty.", param="prompt")
+    if not isinstance(given, str):
+        if not all(0 <= token < service.vocab_size for token in given):
+            raise Refusal(400, f"A token id of a prompt is not in 0 to {service.vocab_size - 1}.", param="prompt")
+        detokenizer = tokenizer.detokenizer(continues=True)
+        text = "".join(detokenizer.add(token) for token in given) + detokenizer.finish()
+        return _Prompt(ids=tuple(given), text=text, num_added=0)
+    try:
+        ids = tuple(tokenizer.encode(given))
+    except PromptError as error:
+        raise refusal_of(error, param="prompt") from error
+    if not ids:
+        raise Refusal(400, "A prompt has no tokens.", param="prompt")
+    first = tokenizer.special_tokens.get("bos_token")
+    added = first is not None and not given.startswith(first) and tokenizer.token_bytes(ids[0]) == first.encode()
+    return _Prompt(ids=ids, text=given, num_added=len(first or "") if added else 0)
+
+
+def _begin(service: Service, completion: _Completion, index: int) -> AsyncIterator[Delta]:
+    grammar = completion.grammar.copy() if completion.grammar is not None else None
+    ask = replace(completion.asks[index], grammar=grammar)
+    answer = Answer(service.head.scheduler, service.head.tokenizer, ask)
+    completion.answers[index] = answer
+    return aiter(answer)
+
+
+async def _run(service: Service, completion: _Completion) -> AsyncGenerator[tuple[int, Delta | None], None]:
+    """Deltas of all choices, each with its index, and None after its last."""
+    num = len(completion.asks)
+    if num == 1:
+        async for delta in _begin(service, completion, 0):
+            yield 0, delta
+        yield 0, None
+        return
+    sources = [partial(_begin, service, completion, index) for index in range(num)]
+    async with aclosing(merge(sources, at_once=_AT_ONCE)) as items:
+        async for item in items:
+            yield item
+
+
+async def _whole(service: Service, completion: _Completion) -> dict[str, Any]:
+    found: list[list[Delta]] = [[] for _ in completion.asks]
+    with service.admission.enter(min(_AT_ONCE, len(completion.asks))):
+        try:
+            async with aclosing(_run(service, completion)) as items:
+                async for index, delta in items:
+                    if delta is not None:
+                        found[index].append(delta)
+        finally:
+            for answer in completion.answers.values():
+                answer.cancel()
+    choices = []
+    for index, deltas in enumerate(found):
+        echo, entries = _echo(service, completion, index)
+        entries += [_moved(entry, len(echo)) for delta in deltas for entry in delta.entries]
+        choices.append(
+            {
+                "index": index,
+                "text": echo + "".join(delta.text for delta in deltas),
+                "logprobs": _logprobs(service, completion, entries),
+                "finish_reason": _finish(completion, index),
+            }
+        )
+    return completion.envelope.around(choices=choices, usage=completion.usage())
+
+
+async def _stream(service: Service, completion: _Completion) -> AsyncGenerator[bytes, None]:
+    body = completion.body
+    with_usage = bool(body.stream_options and body.stream_options.include_usage)
+    tail: dict[str, Any] = {"usage": None} if with_usage else {}
+
+    def chunk(index: int, text: str, entries: list[Entry], finish: str | None = None) -> bytes:
+        told = _logprobs(service, completion, entries) if finish is None else None
+        choice = {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
+        return event(completion.envelope.around(choices=[choice], **tail))
+
+    echoed: dict[int, int] = {}  # characters that stand before each choice's own text
+    with service.admission.enter(min(_AT_ONCE, len(completion.asks))):
+        try:
+            async with aclosing(_run(service, completion)) as items:
+                async for index, delta in items:
+                    if index not in echoed:
+                        echo, entries = _echo(service, completion, index)
+                        echoed[index] = len(echo)
+                        if echo:
+                            yield chunk(index, echo, entries)
+                    if delta is None:
+                        yield chunk(index, "", [], _finish(completion, index))
+                    elif delta.text or delta.entries:
+                        yield chunk(index, delta.text, [_moved(entry, echoed[index]) for entry in delta.entries])
+        finally:
+            for answer in completion.answers.values():
+                answer.cancel()
+        if with_usage:
+            yield event(completion.envelope.around(choices=[], usage=completion.usage()))
+        yield DONE
+
+
+def _finish(completion: _Completion, index: int) -> str:
+    return completion.answers[index].finish
+
+
+def _echo(service: Service, completion: _Completion, index: int) -> tuple[str, list[Entry]]:
+    """The prompt of a choice, if it is to be told: its text and tokens."""
+    if not completion.body.echo:
+        return "", []
+    prompt = completion.prompts[index // completion.num]
+    stream = completion.answers[index].stream
+    entries = (
+        prompt_entries(service.head.tokenizer, stream, first_char=-prompt.num_added) if stream.request.score else []
+    )
+    return prompt.text, entries
+
+
+def _moved(entry: Entry, num_chars: int) -> Entry:
+    return replace(entry, start=entry.start + num_chars) if num_chars else entry
+
+
+def _logprobs(service: Service, completion: _Completion, entries: Sequence[Entry]) -> dict[str, Any] | None:
+    if completion.body.logprobs is None:
+        return None
+    return completion_logprobs(service.head.tokenizer, entries, completion.body.logprobs)

@@ -1,0 +1,95 @@
+"""From what a request says, and what the model's publisher recommends, to sampling parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardhub.errors import FormatError, UsageError
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.schema import Generation
+from shardhub.parameters import MAX_LOGIT_BIAS, MAX_SEED, SamplingParameters
+from shardhub.text.tokenizer import MAX_CONFIG_BYTES
+
+_FILE = "generation_config.json"
+_MIN_TEMPERATURE = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """Sampling where a request does not say: greedy, unless the model's generation_config.json says otherwise."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+def read_defaults(folder: Path) -> Defaults:
+    """The defaults in a pipeline's folder; entries that are out of range are left out.
+
+    Raises:
+        FormatError: The file is not a JSON object.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        return Defaults()
+    try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise FormatError(f"{path} is too big.")
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON.", why=str(error)) from error
+    if not isinstance(found, dict):
+        raise FormatError(f"{path} is not a JSON object.")
+    values: dict[str, Any] = {"temperature": 1.0} if found.get("do_sample") is True else {}
+    for name in Defaults.__slots__:
+        value = found.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            values[name] = int(value) if name == "top_k" else float(value)
+            try:
+                SamplingParameters(**{name: values[name]})
+            except UsageError:
+                del values[name]
+    if found.get("do_sample") is False:
+        values["temperature"] = 0.0
+    return Defaults(**values)
+
+
+def parameters_of(body: Generation, defaults: Defaults, *, vocab_size: int, top_logprobs: int) -> SamplingParameters:
+    """The parameters of a request; a seed is drawn where it gives none.
+
+    Raises:
+        Refusal: A bias is for no token, or there are too many.
+    """
+    given = {name: getattr(body, name) for name in Defaults.__slots__}
+    values = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
+    # Only the most likely token is left; what is divided by a temperature near 0 is no number in 16 bits.
+    if values["top_p"] == 0 or values["temperature"] < _MIN_TEMPERATURE:
+        values |= {"top_p": 1.0, "temperature": 0.0}
+    return SamplingParameters(
+        **values,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=_biases(body.logit_bias or {}, vocab_size),
+        seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed % (MAX_SEED + 1),
+        top_logprobs=top_logprobs,
+    )
+
+
+def _biases(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    if len(given) > MAX_LOGIT_BIAS:
+        raise Refusal(400, f"logit_bias has {len(given)} entries of {MAX_LOGIT_BIAS}.", param="logit_bias")
+    found: dict[int, float] = {}
+    for text, bias in given.items():
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < vocab_size):
+            raise Refusal(400, f"logit_bias: {text[:20]!r} is no token id.", param="logit_bias")
+        if not -100 <= bias <= 100:
+            raise Refusal(400, f"logit_bias of {text} must be from -100 to 100.", param="logit_bias")
+        found[int(text)] = bias
+    return tuple(sorted(found.items()))

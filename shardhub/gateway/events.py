@@ -1,0 +1,134 @@
+"""Server-sent events: a stream of bytes with comments in its silence, ended by whichever side goes first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from shardhub.errors import ShardhubError
+from shardhub.gateway.refusals import Refusal, refusal_of
+
+log = logging.getLogger(__name__)
+
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+DONE = b"data: [DONE]\n\n"
+# What a route that may stream tells of its answers.
+RESPONSES: dict[int | str, dict[str, object]] = {200: {"content": {"text/event-stream": {}, "application/json": {}}}}
+
+
+def event(data: object) -> bytes:
+    """A value as one event."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends what a generator yields, as it yields it.
+
+    Until the first bytes, or the first comment, nothing is sent: what fails before is answered with its own status.
+    What fails later becomes an error event, and the stream ends without [DONE].
+
+    Args:
+        source: Whole events.
+        comment: What to say in silence.
+        keepalive_s: Length of silence.
+        stall_s: How long a client may take to accept what is sent.
+        headers: More headers.
+    """
+
+    def __init__(
+        self,
+        source: AsyncGenerator[bytes, None],
+        *,
+        comment: Callable[[], str] = lambda: "keepalive",
+        keepalive_s: float,
+        stall_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.status_code = 200
+        self.media_type = "text/event-stream"
+        self.background = None
+        self.init_headers({**HEADERS, **(headers or {})})  # without a length, which the base class would set to 0
+        self._source = source
+        self._comment = comment
+        self._keepalive_s = keepalive_s
+        self._stall_s = stall_s
+        self._is_started = False
+        self._sent_at = time.monotonic()
+        self._sending_since: float | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        self._send = send
+        self._receive = receive
+        pumping = asyncio.create_task(self._pump(scope))
+        others = {asyncio.create_task(self._until_gone()), asyncio.create_task(self._keep_alive())}
+        try:
+            await asyncio.wait({pumping, *others}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (pumping, *others):
+                task.cancel()
+            await asyncio.gather(pumping, *others, return_exceptions=True)
+            await self._source.aclose()
+
+    async def _pump(self, scope: Scope) -> None:
+        try:
+            async for chunk in self._source:
+                await self._put(chunk)
+        except (ShardhubError, Refusal) as error:
+            refusal = error if isinstance(error, Refusal) else refusal_of(error)
+            if not self._is_started:
+                self._is_started = True
+                await refusal.response()(scope, self._receive, self._send)
+                return
+            await self._put(event(refusal.body()))
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("a stream failed")
+            refusal = Refusal(500, "Something went wrong.", code="internal_error")
+            if not self._is_started:
+                self._is_started = True
+                await refusal.response()(scope, self._receive, self._send)
+                return
+            await self._put(event(refusal.body()))
+        await self._start()
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _put(self, chunk: bytes) -> None:
+        if not self._is_started:
+            await self._start()
+        self._sending_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._sending_since = None
+        self._sent_at = time.monotonic()
+
+    async def _start(self) -> None:
+        if self._is_started:
+            return
+        self._is_started = True
+        await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _keep_alive(self) -> None:
+        """Break silence; returns when the client does not read any more."""
+        while True:
+            since = self._sending_since
+            now = time.monotonic()
+            if since is not None and now - since > self._stall_s:
+                return
+            left = self._keepalive_s - (now - self._sent_at)
+            if since is None and left <= 0:
+                with contextlib.suppress(OSError):
+                    await self._put(f": {self._comment()}\n\n".encode())
+                continue
+            await asyncio.sleep(min(1.0, max(left, 0.05)))

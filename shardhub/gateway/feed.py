@@ -1,0 +1,189 @@
+"""GET /shardhub/events: the chain as it is, once a second, and what happens to it, for whoever watches."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from shardhub.chain.links import LocalLink
+from shardhub.chain.recovery import Event
+from shardhub.chain.route import NodeHop
+from shardhub.chain.survey import Reading, read_nodes
+from shardhub.errors import ShardhubError
+from shardhub.gateway.events import RESPONSES, EventStream, event
+from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
+from shardhub.gateway.service import Service, service_of
+
+router = APIRouter(tags=["chain"])
+
+PERIOD_S = 1.0
+MAX_WATCHERS = 32
+# What happened lately is told to those who come later.
+_MAX_EVENTS = 64
+
+
+class Feed:
+    """Reads the chain while somebody watches.
+
+    Args:
+        service: Whose chain it is.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._news = asyncio.Condition()
+        self._num_watchers = 0
+        self._reading: asyncio.Task[None] | None = None
+        self._state: dict[str, Any] = {}
+        self._number = 0
+        self._events: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
+        self._num_events = 0
+        self._before = (time.monotonic(), 0)
+        self._closing = asyncio.Event()
+        healer = service.head.scheduler.healer
+        for past in healer.events:
+            self._happened(past)
+        told = healer.on_event
+
+        def happened(new: Event) -> None:
+            told(new)
+            self._happened(new)
+
+        healer.on_event = happened
+
+    async def watch(self) -> AsyncGenerator[bytes, None]:
+        """States as they are read, with the events since the last one, as server-sent events.
+
+        Raises:
+            Refusal: Too many watch.
+        """
+        if self._num_watchers >= MAX_WATCHERS:
+            retry = {"Retry-After": str(RETRY_AFTER_S)}
+            raise Refusal(429, "Too many watch the chain.", code="rate_limit_exceeded", headers=retry)
+        self._num_watchers += 1
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
+        number = seen = 0
+        try:
+            while not self._closing.is_set():
+                async with self._news:
+                    while self._number == number and not self._closing.is_set():
+                        await self._news.wait()
+                if self._closing.is_set():
+                    return
+                number = self._number
+                new = [one for one in self._events if one["number"] > seen]
+                seen = self._num_events
+                yield event(self._state | {"events": new})
+        finally:
+            self._num_watchers -= 1
+
+    async def close(self) -> None:
+        """End all that watch."""
+        self._closing.set()
+        if self._reading is not None:
+            self._reading.cancel()
+        async with self._news:
+            self._news.notify_all()
+
+    async def snapshot(self) -> dict[str, Any]:
+        """The chain as it is at this moment."""
+        service, head = self._service, self._service.head
+        addresses = list(dict.fromkeys(hop.address for hop in head.hops if isinstance(hop, NodeHop)))
+        readings = await read_nodes(head.pipeline.manifest, addresses)
+        local = [
+            {"at": link.name, "alive": True, "load": link.engine.load()}
+            for link in head.chain.links
+            if isinstance(link, LocalLink)
+        ]
+        problem: str | None = None
+        try:
+            head.chain.choose_path()
+        except ShardhubError as error:
+            problem = str(error)
+        return {
+            "time": time.time(),
+            "model": service.model_names[0],
+            "pipeline_id": head.pipeline.manifest.pipeline_id,
+            "context": service.max_context,
+            "ready": problem is None and not service.admission.is_draining,
+            "problem": problem,
+            "stages": self._stages(),
+            "nodes": [*map(_node, readings), *local],
+            "requests": self._requests(),
+        }
+
+    def _stages(self) -> list[dict[str, Any]]:
+        manifest = self._service.head.pipeline.manifest
+        hops: list[dict[str, Any]] = self._service.head.describe_hops()
+        for hop in hops:
+            hop["weight_bytes"] = sum(manifest.stages[index].size_bytes for index in hop["stages"])
+        return hops
+
+    def _requests(self) -> dict[str, Any]:
+        scheduler = self._service.head.scheduler
+        now, drawn = time.monotonic(), self._service.num_drawn
+        (then, before), self._before = self._before, (now, drawn)
+        return {
+            "answers": self._service.admission.num,
+            "decoding": scheduler.num_decoding,
+            "waiting": scheduler.num_waiting,
+            "kept_prefixes": len(scheduler.prefixes),
+            "tokens": drawn,
+            "tokens_per_s": round((drawn - before) / max(1e-6, now - then), 2),
+            "sent_bytes": scheduler.chain.sent_bytes,
+            "received_bytes": scheduler.chain.received_bytes,
+        }
+
+    def _happened(self, new: Event) -> None:
+        self._num_events += 1
+        self._events.append({"number": self._num_events, "time": new.at, "kind": new.kind, "text": new.text})
+
+    async def _read(self) -> None:
+        while self._num_watchers and not self._closing.is_set():
+            started = time.monotonic()
+            state = await self.snapshot()
+            async with self._news:
+                self._state = state
+                self._number += 1
+                self._news.notify_all()
+            await asyncio.sleep(max(0.05, PERIOD_S - (time.monotonic() - started)))
+        self._reading = None
+
+
+@router.get("/shardhub/events", summary="The chain, once a second", response_class=Response, responses=RESPONSES)
+async def events(request: Request) -> Response:
+    """States of the chain and what happens to it, as server-sent events."""
+    service = service_of(request)
+    feed: Feed = request.app.state.feed
+    settings = service.settings
+    return EventStream(feed.watch(), keepalive_s=settings.keepalive_s, stall_s=settings.stall_s)
+
+
+@router.get("/shardhub/state", summary="The chain at this moment")
+async def state(request: Request) -> dict[str, Any]:
+    """One state, for who cannot read a stream."""
+    feed: Feed = request.app.state.feed
+    return await feed.snapshot()
+
+
+def _node(reading: Reading) -> dict[str, Any]:
+    found: dict[str, Any] = {"at": reading.address, "alive": reading.error is None, "first": reading.first}
+    found["last"] = reading.last
+    if reading.error is not None:
+        found["error"] = str(reading.error)
+    if (description := reading.description) is not None:
+        found |= {
+            "host": dict(description.host),
+            "load": dict(description.load),
+            "sessions": description.num_sessions,
+            "max_sessions": description.limits.max_sessions,
+            "boot_id": description.boot_id.hex(),
+        }
+    return found

@@ -1,0 +1,48 @@
+"""Whether the gateway is there, whether it can answer, and what it has done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from shardhub.errors import ShardhubError
+from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
+from shardhub.gateway.service import service_of
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health/live", summary="Whether the process answers")
+async def live() -> dict[str, str]:
+    """Always, while it answers at all."""
+    return {"status": "ok"}
+
+
+@router.get("/health/ready", summary="Whether requests are answered")
+async def ready(request: Request) -> JSONResponse:
+    """503 while nodes are gone, or the gateway is going away."""
+    service = service_of(request)
+    retry = {"Retry-After": str(RETRY_AFTER_S)}
+    if service.admission.is_draining:
+        raise Refusal(503, "The gateway is going away.", code="draining", headers=retry)
+    try:
+        service.head.chain.choose_path()
+    except ShardhubError as error:
+        raise Refusal(503, f"{error.what} {error.why}".strip(), code="unavailable", headers=retry) from error
+    return JSONResponse({"status": "ok", "model": service.model_names[0], "answers": service.admission.num})
+
+
+@router.get("/health", summary="The same")
+async def health(request: Request) -> JSONResponse:
+    """As /health/ready."""
+    return await ready(request)
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Counters and gauges of the head and of stages that run in its process."""
+    content: Any = service_of(request).metrics.text()
+    return Response(content, media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,105 @@
+"""API keys: kept as sha256 digests, never as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardhub.errors import FormatError, UsageError
+
+KEYS_VARIABLE = "SHARDHUB_API_KEY"
+# A key is compared as its digest without salt or stretching, which is safe for long random ones only.
+MIN_KEY_CHARS = 16
+_MAX_FILE_BYTES = 1 << 20
+_LINE = re.compile(r"sha256:([0-9a-f]{64})(?:\s.*)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """The keys a gateway takes.
+
+    Attributes:
+        digests: Hex sha256 of each.
+    """
+
+    digests: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.digests)
+
+    def find(self, key: str) -> str | None:
+        """The digest of a key that is one of these; the time it takes does not depend on which."""
+        digest = digest_of(key)
+        found = None
+        for known in self.digests:
+            if hmac.compare_digest(known, digest):
+                found = known
+        return found
+
+
+def digest_of(key: str) -> str:
+    """Hex sha256 of a key."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_keys(file: Path | None) -> Keys:
+    """Keys of a file of digests, and of the environment, as they are there, separated by commas.
+
+    Raises:
+        UsageError: The file cannot be read, or a key of the environment is too short.
+        FormatError: A line is neither a digest nor a comment.
+    """
+    digests: list[str] = []
+    if file is not None:
+        digests += _read_file(file)
+        if not digests:
+            raise FormatError(f"{file} holds no key.", hint=f"Make one: shardhub gateway --new-key {file}")
+    for key in (part.strip() for part in os.environ.get(KEYS_VARIABLE, "").split(",")):
+        if key and len(key) < MIN_KEY_CHARS:
+            raise UsageError(
+                f"A key of {KEYS_VARIABLE} is too short.", why=f"It has {len(key)} characters of {MIN_KEY_CHARS}."
+            )
+        if key:
+            digests.append(digest_of(key))
+    return Keys(digests=tuple(dict.fromkeys(digests)))
+
+
+def new_key(file: Path) -> str:
+    """Make a key and add its digest to a file, which only its owner may read; the key itself is kept nowhere.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    key = f"sk-{secrets.token_urlsafe(32)}"
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "a") as target:
+            target.write(f"sha256:{digest_of(key)}\n")
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written.", why=f"{error.strerror}.") from error
+    return key
+
+
+def _read_file(file: Path) -> list[str]:
+    try:
+        with file.open("rb") as source:
+            text = source.read(_MAX_FILE_BYTES).decode("utf-8", "replace")
+    except OSError as error:
+        raise UsageError(f"The key file {file} cannot be read.", why=f"{error.strerror}.") from error
+    digests = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        if (match := _LINE.fullmatch(line.strip())) is None:
+            raise FormatError(
+                f"{file}, line {number}, is no digest of a key.",
+                why="Keys are not kept as they are.",
+                hint="Write sha256: and the hex digest: printf %s KEY | sha256sum",
+            )
+        digests.append(match[1])
+    return digests

@@ -1,0 +1,91 @@
+"""Log probabilities of tokens, in the two shapes of OpenAI's API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardhub.protocol import TopTokens
+from shardhub.text.tokenizer import Tokenizer
+
+# JSON has no infinity; what a mask or a bias forbade is this unlikely.
+_FORBIDDEN = -9999.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One token of a text.
+
+    Attributes:
+        start: Characters of the text before it.
+        logprob: None for the first token of a prompt, before which there is nothing.
+    """
+
+    token: int
+    start: int
+    logprob: float | None
+    top: TopTokens
+
+
+def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[Entry], num_top: int) -> dict[str, Any]:
+    """The `logprobs` of a chat's choice or chunk."""
+    content = []
+    for entry in entries:
+        tops = zip(entry.top.ids[:num_top], entry.top.logprobs, strict=False)
+        content.append(
+            {
+                **_token(tokenizer, entry.token, entry.logprob),
+                "top_logprobs": [_token(tokenizer, token, logprob) for token, logprob in tops],
+            }
+        )
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry], num_top: int) -> dict[str, Any]:
+    """The `logprobs` of a completion's choice or chunk.
+
+    Tokens are named by their text. Where two name the same text the likelier one counts: the last entry of
+    `top_logprobs` is a dictionary.
+    """
+    tops: list[dict[str, float] | None] = []
+    for entry in entries:
+        if entry.logprob is None:
+            tops.append(None)
+            continue
+        named: dict[str, float] = {}
+        for token, logprob in zip(entry.top.ids[:num_top], entry.top.logprobs, strict=False):
+            named.setdefault(token_name(tokenizer, token), finite(logprob))
+        # The token itself is always there, even if it is not among the likeliest.
+        named.setdefault(token_name(tokenizer, entry.token), finite(entry.logprob))
+        tops.append(named)
+    return {
+        "tokens": [token_name(tokenizer, entry.token) for entry in entries],
+        "token_logprobs": [None if entry.logprob is None else finite(entry.logprob) for entry in entries],
+        "top_logprobs": tops,
+        "text_offset": [entry.start for entry in entries],
+    }
+
+
+def token_name(tokenizer: Tokenizer, token: int) -> str:
+    """A token's text; bytes that are no whole characters as `bytes:\\\\xe2\\\\x82`, as OpenAI writes them."""
+    piece = tokenizer.token_bytes(token)
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def finite(logprob: float) -> float:
+    """A log probability that JSON can hold."""
+    return logprob if math.isfinite(logprob) else _FORBIDDEN
+
+
+def _token(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str, Any]:
+    piece = tokenizer.token_bytes(token)
+    return {
+        "token": piece.decode("utf-8", "replace"),
+        "logprob": finite(logprob if logprob is not None else -math.inf),
+        "bytes": list(piece),
+    }

@@ -1,0 +1,177 @@
+// The chat: one conversation on the screen, and the answer that is on its way.
+import { answerTo } from "./api.js";
+import { $, say } from "./dom.js";
+import { keep } from "./conversations.js";
+import { AnswerView, userMessage } from "./messages.js";
+import { sampling } from "./settings.js";
+
+export class Chat {
+  conversation;
+  #stopping = null;
+  #context = null;
+  #follows = true;
+
+  /**
+   * @param changed Told when the conversation was changed and kept.
+   * @param failed Told of errors that are not about one answer.
+   */
+  constructor({ changed, failed }) {
+    this.changed = changed;
+    this.failed = failed;
+    const scroll = $("scroll");
+    scroll.addEventListener("scroll", () => {
+      this.#follows = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 60;
+      $("to-end").hidden = this.#follows;
+    });
+    $("to-end").addEventListener("click", () => this.#toEnd(true));
+  }
+
+  get isAnswering() {
+    return this.#stopping !== null;
+  }
+
+  /** Positions the chain has room for. */
+  set context(value) {
+    this.#context = value;
+    this.#meter();
+  }
+
+  /** Put a conversation on the screen. */
+  show(conversation) {
+    this.stop();
+    this.conversation = conversation;
+    const views = conversation.messages.map((message, index) => {
+      if (message.role === "user") return userMessage(message, { onEdit: (text) => this.#edit(index, text) });
+      const view = new AnswerView(message, { onAgain: () => this.again(index) });
+      view.end();
+      return view.root;
+    });
+    $("messages").replaceChildren(...views);
+    $("welcome").hidden = conversation.messages.length > 0;
+    this.#meter();
+    this.#toEnd(true);
+  }
+
+  /** Ask. */
+  send(text) {
+    this.stop();
+    this.conversation.messages.push({ role: "user", content: text });
+    this.#ask();
+  }
+
+  /** Answer again: what came after is dropped. */
+  again(index = this.conversation.messages.findLastIndex((m) => m.role === "assistant")) {
+    if (index < 1) return;
+    this.stop();
+    this.conversation.messages.length = index;
+    this.#ask();
+  }
+
+  /** Stop the answer that is on its way; what came of it stays. */
+  stop() {
+    this.#stopping?.abort();
+  }
+
+  #edit(index, text) {
+    this.stop();
+    this.conversation.messages.length = index;
+    this.send(text);
+  }
+
+  async #ask() {
+    const { conversation } = this;
+    const message = { role: "assistant", content: "", reasoning: "" };
+    const asked = conversation.messages.filter((m) => m.role === "user" || m.content).map(({ role, content }) => ({ role, content }));
+    if (conversation.system.trim()) asked.unshift({ role: "system", content: conversation.system });
+    conversation.messages.push(message);
+    this.#keep(conversation);
+    this.show(conversation);
+    const index = conversation.messages.length - 1;
+    const view = new AnswerView(message, { onAgain: () => this.again(index) });
+    $("messages").lastElementChild.replaceWith(view.root);
+    const stopping = new AbortController();
+    this.#stopping = stopping;
+    this.#busy(true);
+    this.#toEnd(true);
+    const started = performance.now();
+    const times = { first: null, last: null };
+    let numParts = 0;
+    let usage = null;
+    try {
+      for await (const part of answerTo({ messages: asked, ...sampling() }, stopping.signal)) {
+        if (part.progress) view.progress(...part.progress);
+        if (part.finish) message.finish = part.finish;
+        if (part.usage) usage = part.usage;
+        if (part.text === undefined && part.reasoning === undefined) continue;
+        message.content += part.text ?? "";
+        message.reasoning += part.reasoning ?? "";
+        times.last = performance.now();
+        times.first ??= times.last;
+        numParts += 1;
+        view.grow(() => this.#toEnd());
+      }
+    } catch (error) {
+      if (stopping.signal.aborted) message.finish = "stopped";
+      else {
+        message.error = error.retryAfter ? `${error.message} Try again in ${error.retryAfter} s.` : error.message;
+        this.failed(error);
+      }
+    }
+    message.stats = statsOf(times, started, usage, numParts);
+    view.end();
+    this.#keep(conversation);
+    if (this.#stopping === stopping) {
+      this.#stopping = null;
+      this.#busy(false);
+      this.#meter();
+      this.#toEnd();
+      say($("status"), message.error ? "The answer failed." : message.finish === "stopped" ? "Stopped." : `The answer is complete, ${message.stats.numTokens} tokens.`);
+    }
+  }
+
+  #keep(conversation) {
+    conversation.changed = Date.now();
+    if (!keep(conversation)) this.failed(new Error("This browser has no room to keep the conversation. Export it, or delete others."));
+    this.changed();
+  }
+
+  #busy(isBusy) {
+    $("messages").setAttribute("aria-busy", String(isBusy));
+    const hadFocus = document.activeElement === (isBusy ? $("send") : $("stop"));
+    $("send").hidden = isBusy;
+    $("stop").hidden = !isBusy;
+    if (hadFocus) $("input").focus();
+    if (isBusy) say($("status"), "Answering.");
+  }
+
+  #toEnd(force = false) {
+    if (!force && !this.#follows) return;
+    this.#follows = true;
+    $("scroll").scrollTop = $("scroll").scrollHeight;
+    $("to-end").hidden = true;
+  }
+
+  #meter() {
+    const used = this.conversation?.messages.findLast((m) => m.stats?.numContext)?.stats.numContext ?? 0;
+    $("context").hidden = !this.#context || !used;
+    if (!this.#context) return;
+    const share = Math.min(100, (100 * used) / this.#context);
+    say($("context-text"), `${used.toLocaleString("en")} of ${this.#context.toLocaleString("en")} tokens of context`);
+    $("context").dataset.full = String(share > 90);
+    $("context-fill").style.width = `${share}%`;
+    $("context-meter").setAttribute("aria-valuenow", String(Math.round(share)));
+    $("context-meter").setAttribute("aria-valuetext", $("context-text").textContent);
+  }
+}
+
+function statsOf(times, started, usage, numParts) {
+  const numTokens = usage?.completion_tokens ?? numParts;
+  const took = times.first === null ? 0 : times.last - times.first;
+  return {
+    numTokens,
+    isCounted: usage !== null,
+    firstMs: times.first === null ? null : times.first - started,
+    tokensPerS: took > 0 && numTokens > 1 ? ((numTokens - 1) * 1000) / took : null,
+    numContext: usage?.total_tokens ?? null,
+  };
+}

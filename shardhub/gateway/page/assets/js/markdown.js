@@ -1,0 +1,85 @@
+// Markdown of the model as elements. What it writes is nobody's to trust: marked makes HTML, DOMPurify always has the last word.
+import { copy, make } from "./dom.js";
+
+const { marked } = globalThis;
+const purify = globalThis.DOMPurify;
+
+const TAGS = [
+  "p", "br", "hr", "strong", "em", "del", "code", "pre", "ul", "ol", "li", "blockquote", "a", "h3", "h4", "h5", "h6",
+  "table", "thead", "tbody", "tr", "th", "td", "sup", "sub",
+];
+const ATTRIBUTES = ["href", "title", "start", "class"];
+const LINK = /^(?:https?:|mailto:)/i;
+
+const escape = (text) =>
+  text.replace(/[&<>"']/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" })[c]);
+
+let lastLevel = 2;
+
+marked.use({
+  gfm: true,
+  breaks: false,
+  renderer: {
+    // The page has headings of its own above these, and levels are not to be left out, whatever the model does.
+    heading({ tokens, depth }) {
+      const level = Math.min(6, depth + 2, lastLevel + 1);
+      lastLevel = level;
+      return `<h${level}>${this.parser.parseInline(tokens)}</h${level}>`;
+    },
+    // An image would tell whoever serves it that it was looked at.
+    image({ href, text }) {
+      return `<a href="${escape(href)}">${escape(text || href)}</a>`;
+    },
+    // HTML in an answer is shown as the text it is.
+    html({ text }) {
+      return escape(text);
+    },
+    checkbox({ checked }) {
+      return checked ? "☑ " : "☐ ";
+    },
+  },
+});
+
+purify.addHook("afterSanitizeAttributes", (element) => {
+  if (element.tagName === "A") {
+    element.setAttribute("target", "_blank");
+    element.setAttribute("rel", "noopener noreferrer nofollow");
+  }
+  if (element.hasAttribute("class") && !/^language-[\w+#.-]{1,30}$/.test(element.className)) element.removeAttribute("class");
+});
+
+/** Markdown as a fragment that is safe to show. */
+export function render(text) {
+  lastLevel = 2;
+  const fragment = purify.sanitize(marked.parse(text), {
+    ALLOWED_TAGS: TAGS,
+    ALLOWED_ATTR: ATTRIBUTES,
+    ALLOWED_URI_REGEXP: LINK,
+    ALLOW_DATA_ATTR: false,
+    ALLOW_ARIA_ATTR: false,
+    RETURN_DOM_FRAGMENT: true,
+  });
+  for (const pre of fragment.querySelectorAll("pre")) frameCode(pre);
+  for (const table of fragment.querySelectorAll("table")) {
+    const frame = make("div", { class: "wide", tabindex: "0", role: "region", "aria-label": "Table" });
+    table.replaceWith(frame);
+    frame.append(table);
+  }
+  return fragment;
+}
+
+function frameCode(pre) {
+  const language = /language-(\S+)/.exec(pre.firstElementChild?.className ?? "")?.[1] ?? "";
+  const button = make("button", { class: "text-button", type: "button", "aria-label": "Copy the code" }, "Copy");
+  button.addEventListener("click", async () => {
+    await copy(pre.textContent);
+    button.textContent = "Copied";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+  const frame = make("div", { class: "code" }, make("div", { class: "code-top" }, make("span", {}, language || "code"), button));
+  pre.replaceWith(frame);
+  pre.setAttribute("tabindex", "0");
+  pre.setAttribute("role", "region");
+  pre.setAttribute("aria-label", language ? `Code, ${language}` : "Code");
+  frame.append(pre);
+}

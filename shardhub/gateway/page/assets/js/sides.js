@@ -1,0 +1,46 @@
+// The sides of the page, which on narrow windows slide in over it.
+import { $ } from "./dom.js";
+
+let open = null;
+
+/** Close whatever side is open; true if one was. */
+export function closeSide() {
+  if (!open) return false;
+  const { side, button } = open;
+  open = null;
+  side.classList.remove("open");
+  $("backdrop").hidden = true;
+  button.setAttribute("aria-expanded", "false");
+  for (const other of others(side)) other.inert = false;
+  button.focus();
+  return true;
+}
+
+/** Open a side over the page; where it stands beside it, focus moves there. */
+export function openSide(side, button) {
+  if (open) closeSide();
+  if (getComputedStyle(side).position !== "fixed") {
+    side.tabIndex = -1;
+    side.focus();
+    return;
+  }
+  open = { side, button };
+  side.classList.add("open");
+  $("backdrop").hidden = false;
+  button.setAttribute("aria-expanded", "true");
+  for (const other of others(side)) other.inert = true;
+  side.querySelector(".close-side").focus();
+}
+
+const others = (side) => [...$("app").children].filter((child) => child !== side);
+
+export function setUpSides() {
+  for (const [side, button] of [[$("list"), $("open-list")], [$("chain"), $("open-chain")]]) {
+    button.addEventListener("click", () => openSide(side, button));
+    side.querySelector(".close-side").addEventListener("click", closeSide);
+  }
+  $("backdrop").addEventListener("click", closeSide);
+  addEventListener("resize", () => {
+    if (open && getComputedStyle(open.side).position !== "fixed") closeSide();
+  });
+}

@@ -1,0 +1,190 @@
+"""Serving a gateway: uvicorn on one address, until it is told to stop; then answers on their way are finished."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from shardhub.chain.head import Head
+from shardhub.errors import AddressError
+from shardhub.gateway.app import build_app, guarded
+from shardhub.gateway.service import Service, in_thread
+from shardhub.gateway.settings import GatewaySettings
+
+# Connections: more than answers, as some wait to be refused.
+_MAX_CONNECTIONS = 2048
+_KEEP_ALIVE_S = 65
+# What is in progress when a drain is over has so long.
+_STOP_TIMEOUT_S = 1
+_MAX_HEADER_BYTES = 64 << 10
+
+
+class Gateway:
+    """Serves a head, once.
+
+    Args:
+        head: Connected; the caller stops it.
+        settings: How to serve.
+    """
+
+    def __init__(self, head: Head, settings: GatewaySettings) -> None:
+        self._head = head
+        self._settings = settings
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+
+    def stop(self) -> None:
+        """Finish what is on its way and end; a second call ends at once."""
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    @property
+    def was_cut_short(self) -> bool:
+        """Whether a second call ended it."""
+        return self._stop_now.is_set()
+
+    async def run(self, listener: socket.socket, *, on_ready: Callable[[str], None]) -> None:
+        """Serve until `stop`.
+
+        Args:
+            listener: See `listening`.
+            on_ready: Told the URL once requests are answered.
+        """
+        # Finding out how the model calls tools imports mlx_lm, which takes its time.
+        service = await in_thread(lambda: Service(self._head, self._settings))
+        await in_thread(self._head.tokenizer.start)
+        app = build_app(service)
+        server = _Server(
+            uvicorn.Config(
+                guarded(app),
+                log_config=None,
+                http=_protocol(self._settings.stall_s),
+                access_log=False,  # the gate has a log line of its own
+                lifespan="off",
+                ws="none",
+                proxy_headers=False,
+                server_header=False,
+                limit_concurrency=_MAX_CONNECTIONS,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+                h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+            )
+        )
+        server.on_started = lambda: on_ready(url_of(self._settings.host, listener.getsockname()[1]))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            service.admission.is_draining = True
+            await app.state.feed.close()
+            await self._drained(service)
+        finally:
+            server.should_exit = True
+            stopping.cancel()
+            await serving
+
+    async def _drained(self, service: Service) -> None:
+        """Wait until no answer is on its way, the time is over, or a second signal came."""
+        idle = asyncio.create_task(service.admission.idle())
+        now = asyncio.create_task(self._stop_now.wait())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.shutdown_timeout_s):
+                await asyncio.wait({idle, now}, return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        now.cancel()
+
+
+def url_of(host: str, port: int) -> str:
+    """The URL of a gateway on an address."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def listening(settings: GatewaySettings) -> Iterator[socket.socket]:
+    """A socket that listens where a gateway is to.
+
+    Raises:
+        AddressError: It cannot or must not listen there.
+    """
+    check_host(settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+    except OSError as error:
+        raise AddressError(
+            f"Cannot listen on {settings.host}, port {settings.port}.",
+            why=f"{error.strerror or error}.",
+            hint="Choose another port with --port, or 0 for any free one.",
+        ) from error
+    with listener:
+        # Connections inherit it: without it, a chunk of two segments waits 40 ms for a delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield listener
+
+
+def check_host(settings: GatewaySettings) -> None:
+    """Refuse to listen off loopback without a key unless told so.
+
+    Raises:
+        AddressError: The host is not loopback, or not an address of this machine.
+    """
+    try:
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(settings.host, None, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        raise AddressError(
+            f"{settings.host} is no address.", why=f"{error}.", hint="Give an address of this machine."
+        ) from error
+    is_loopback = all(ipaddress.ip_address(a.split("%", 1)[0]).is_loopback for a in addresses)
+    if is_loopback or settings.keys or settings.insecure_lan:
+        return
+    raise AddressError(
+        f"Refusing to listen on {settings.host}.",
+        why="Off loopback everyone who reaches the port could use the model: no API key is set.",
+        hint="Make a key (--new-key FILE) and give --api-key-file FILE; or, on a network you trust, --insecure-lan.",
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it is ready, and leaves signals to whoever runs it."""
+
+    on_started: Callable[[], None]
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer, and say so."""
+        await super().startup(sockets)
+        self.on_started()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None: `Gateway.stop` stops it."""
+        yield
+
+
+def _protocol(stall_s: float) -> type[H11Protocol]:
+    class Protocol(H11Protocol):
+        """HTTP/1.1 that gives up a connection whose first request does not come."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.access_log = False
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(stall_s, self._give_up)
+
+        def _give_up(self) -> None:
+            transport: Any = self.transport
+            cycle: Any = self.cycle
+            if cycle is None and not transport.is_closing():
+                transport.close()
+
+    return Protocol

@@ -1,0 +1,195 @@
+"""What the routes of a gateway share: the head, the model's ways, and who is let in."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from shardhub.chain.head import Head
+from shardhub.chain.metrics import HeadMetrics
+from shardhub.chain.stream import Stream
+from shardhub.errors import ContextExceeded
+from shardhub.gateway.admission import Admission
+from shardhub.gateway.defaults import read_defaults
+from shardhub.gateway.reasoning import find_reasoning
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.schema import Body, Generation
+from shardhub.gateway.settings import GatewaySettings
+from shardhub.gateway.structured import Structured
+from shardhub.gateway.toolcalls import ToolParser, find_tool_parser
+
+T = TypeVar("T")
+
+# nginx's code for a client that went away; nobody reads it.
+CLIENT_GONE = 499
+_MAX_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """What stands around all parts of one answer."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+    def around(self, **parts: Any) -> dict[str, Any]:
+        """An answer, or a part of one, as JSON-able data."""
+        fields = {name: getattr(self, name) for name in Envelope.__slots__}
+        return fields | parts
+
+
+class Service:
+    """A head behind an API.
+
+    Args:
+        head: Connected.
+        settings: How it is to serve.
+
+    Attributes:
+        num_drawn: Tokens drawn so far.
+        vocab_size: Ids of prompts and biases are below it.
+        tool_parser: How the model writes calls of tools; None if it does not know how.
+    """
+
+    def __init__(self, head: Head, settings: GatewaySettings) -> None:
+        self.head = head
+        self.settings = settings
+        self.created = int(time.time())
+        self.defaults = read_defaults(head.pipeline.folder)
+        self.metrics = HeadMetrics(head.scheduler)
+        self.num_drawn = 0
+        counted = head.scheduler.on_drawn
+
+        def drew(stream: Stream, num_tokens: int, seconds: float) -> None:
+            self.num_drawn += num_tokens
+            counted(stream, num_tokens, seconds)
+
+        head.scheduler.on_drawn = drew
+        self.structured = Structured(head.tokenizer)
+        self.reasoning = find_reasoning(head.tokenizer)
+        self.tool_parser: ToolParser | None = find_tool_parser(head.tokenizer)
+        links = head.chain.links
+        sessions = min(sum(links[index].limits.max_sessions for index in place) for place in head.chain.places)
+        self.admission = Admission(sessions + settings.max_queue)
+        sizes = [link.facts.vocab_size for link in links if link.facts.vocab_size]
+        self.vocab_size = min(sizes, default=head.tokenizer.vocab_size)
+        manifest = head.pipeline.manifest
+        self.model_names = settings.model_names or (manifest.name,)
+        self.fingerprint = f"fp_{manifest.pipeline_id[:12]}"
+
+    @property
+    def max_context(self) -> int:
+        """Positions of a prompt and its answer."""
+        return self.head.chain.max_context
+
+    def check_model(self, name: str | None) -> str:
+        """The model's name as it is told to clients.
+
+        Raises:
+            Refusal: Another model was asked for; nothing is ever fetched for a client.
+        """
+        if name is not None and name not in self.model_names:
+            raise Refusal(
+                404,
+                f"The model {name[:200]!r} does not exist here; this gateway serves {self.model_names[0]!r}.",
+                param="model",
+                code="model_not_found",
+            )
+        return self.model_names[0] if name is None else name
+
+    def envelope(self, body: Generation, kind: str, prefix: str) -> Envelope:
+        """What stands around the parts of an answer.
+
+        Raises:
+            Refusal: As `check_model`.
+        """
+        return Envelope(
+            id=f"{prefix}-{secrets.token_hex(12)}",
+            object=kind,
+            created=int(time.time()),
+            model=self.check_model(body.model),
+            system_fingerprint=self.fingerprint,
+        )
+
+    def max_tokens(self, asked: int | None, prompts: Sequence[Sequence[int]], *, param: str) -> int:
+        """Most tokens of each answer; what was not asked for is cut to what the context leaves.
+
+        Raises:
+            Refusal: Prompt and answer do not fit together.
+            ContextExceeded: A prompt leaves no room.
+        """
+        longest = max(len(prompt) for prompt in prompts)
+        if longest + 1 > self.max_context:
+            raise ContextExceeded(
+                f"The prompt has {longest} tokens.", why=f"The context is {self.max_context}, answer included."
+            )
+        if asked is None:
+            return min(self.settings.max_tokens, self.max_context - longest)
+        if longest + asked > self.max_context:
+            raise Refusal(
+                400,
+                f"The prompt has {longest} tokens and {asked} were asked for; the context is {self.max_context}.",
+                param=param,
+                code="context_length_exceeded",
+            )
+        return asked
+
+
+def service_of(request: Request) -> Service:
+    """The service a request came to."""
+    found: Service = request.app.state.service
+    return found
+
+
+def tenant_of(request: Request) -> str:
+    """Whose request it is: the digest of its key."""
+    return str(request.scope.get("state", {}).get("key", ""))
+
+
+def warnings_of(body: Body) -> dict[str, str]:
+    """A header that names the fields nobody knew."""
+    names = sorted(body.model_extra or {})[:_MAX_NAMED]
+    if not names:
+        return {}
+    # Quoted: a header's value neither begins nor ends with a blank, and a name may be one.
+    shown = ", ".join(repr("".join(c if c.isascii() and c.isprintable() else "?" for c in name[:40])) for name in names)
+    return {"X-Shardhub-Warning": f"ignored unknown fields: {shown}"}
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """Run what takes its time beside the event loop."""
+    return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for work as long as its client does.
+
+    Raises:
+        Refusal: The client went away; the work was cancelled.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.create_task(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refusal(CLIENT_GONE, "The client went away.")
+        return working.result()
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)

@@ -1,0 +1,39 @@
+"""How a gateway is to serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shardhub.gateway.keys import Keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """How a gateway is to serve.
+
+    Attributes:
+        host, port: Where to listen; port 0 takes a free one.
+        insecure_lan: Listen off loopback without a key.
+        keys: Keys that clients must have; without any, no client needs one.
+        names: Hosts by which clients may call it, besides loopback's and `host`.
+        origins: Web pages, as `https://host[:port]`, that may call it from a browser, besides its own.
+        model_names: By which clients may ask for the model; the first is told to them.
+        max_queue: Requests that may wait, beyond those the chain runs at once.
+        max_tokens: Of an answer, where a request does not say.
+        keepalive_s: Silence in a stream after which a comment is sent.
+        stall_s: How long a client that does not read, or does not go on sending, holds a connection.
+        shutdown_timeout_s: How long a drain waits for answers.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    insecure_lan: bool = False
+    keys: Keys = field(default_factory=Keys)
+    names: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    model_names: tuple[str, ...] = ()
+    max_queue: int = 64
+    max_tokens: int = 1024
+    keepalive_s: float = 5.0
+    stall_s: float = 30.0
+    shutdown_timeout_s: float = 30.0

@@ -1,0 +1,201 @@
+"""Answers that must follow a JSON schema, an expression or a list of choices, by llguidance."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shardhub.errors import NodeFailure, PromptError
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.schema import ChatRequest, Generation, Tool
+from shardhub.text.tokenizer import Tokenizer
+
+# Characters of a schema or an expression, and the choices of a list.
+MAX_SOURCE_CHARS = 1 << 16
+MAX_CHOICES = 4096
+# llguidance bounds its own work; this bounds what a client waits for it.
+_COMPILE_S = 5.0
+_COMPILE_FUEL = 500_000
+# Between JSON's tokens: a space, or a new line and what it is indented by. Models that may fill a context with blanks
+# sometimes do.
+_SPACE = r" |\n[ \t]{0,32}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What an answer must be like.
+
+    Attributes:
+        kind: What `source` is.
+        param: The field of the request it came from.
+    """
+
+    kind: Literal["json", "regex", "choice"]
+    source: Any
+    param: str
+
+
+def shape_of(body: Generation) -> Shape | None:
+    """What a request says its answer must be like, if anything.
+
+    Raises:
+        Refusal: It says two things.
+    """
+    found: list[Shape] = []
+    given: list[tuple[Literal["json", "regex", "choice"], Any, str]] = [
+        ("json", body.guided_json, "guided_json"),
+        ("regex", body.guided_regex, "guided_regex"),
+        ("choice", body.guided_choice, "guided_choice"),
+    ]
+    if (nested := body.structured_outputs) is not None:
+        given += [
+            ("json", nested.json_, "structured_outputs.json"),
+            ("regex", nested.regex, "structured_outputs.regex"),
+            ("choice", nested.choice, "structured_outputs.choice"),
+        ]
+    found += [Shape(kind=kind, source=source, param=param) for kind, source, param in given if source is not None]
+    wanted = body.response_format if isinstance(body, ChatRequest) else None
+    if wanted is not None and wanted.type == "json_object":
+        found.append(Shape(kind="json", source={"type": "object"}, param="response_format"))
+    elif wanted is not None and wanted.type == "json_schema":
+        schema = wanted.json_schema.schema_ if wanted.json_schema else None
+        if schema is None:
+            raise Refusal(400, "json_schema needs a schema.", param="response_format.json_schema")
+        found.append(Shape(kind="json", source=schema, param="response_format"))
+    if len(found) > 1:
+        raise Refusal(400, "The answer can only be made to be like one thing.", param=found[1].param)
+    return found[0] if found else None
+
+
+def shape_of_calls(tools: Sequence[Tool]) -> Shape:
+    """An answer that is a call of one of several tools: of one, just its arguments."""
+    if len(tools) == 1:
+        return Shape(kind="json", source=tools[0].function.parameters or {"type": "object"}, param="tools")
+    options = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.function.name},
+                "arguments": tool.function.parameters or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for tool in tools
+    ]
+    return Shape(kind="json", source={"anyOf": options}, param="tools")
+
+
+class Structured:
+    """Compiles shapes for one model.
+
+    Args:
+        tokenizer: The model's.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        self._compiled_for: Any = None
+
+    async def grammar(self, shape: Shape) -> LlGrammar:
+        """A grammar for one answer.
+
+        Raises:
+            Refusal: The shape is malformed, too large, or llguidance is not installed.
+        """
+        text = shape.source if isinstance(shape.source, str) else _dumped(shape)
+        if len(text) > MAX_SOURCE_CHARS or (shape.kind == "choice" and len(shape.source) > MAX_CHOICES):
+            raise Refusal(400, f"{shape.param} is too large.", param=shape.param, code="schema_too_large")
+        if shape.kind == "choice" and not all(shape.source or [""]):
+            raise Refusal(400, f"{shape.param} needs choices, and none that is empty.", param=shape.param)
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_COMPILE_S):
+                return await loop.run_in_executor(None, self._compile, shape)
+        except TimeoutError as error:
+            raise Refusal(400, f"{shape.param} takes too long to compile.", param=shape.param) from error
+
+    def _compile(self, shape: Shape) -> LlGrammar:
+        try:
+            from llguidance import LLMatcher, LLParserLimits
+        except ImportError as error:
+            raise Refusal(
+                400, "This gateway cannot shape answers: llguidance is not installed.", param=shape.param
+            ) from error
+        try:
+            if shape.kind == "json":
+                source = LLMatcher.grammar_from_json_schema(shape.source, overrides={"whitespace_pattern": _SPACE})
+            elif shape.kind == "regex":
+                source = LLMatcher.grammar_from_regex(shape.source)
+            else:
+                source = LLMatcher.grammar_from_regex("|".join(re.escape(choice) for choice in shape.source))
+        except ValueError as error:
+            raise Refusal(400, f"{shape.param}: {_short(error)}", param=shape.param, code="invalid_schema") from error
+        limits = LLParserLimits(initial_lexer_fuel=_COMPILE_FUEL, verbose_errors=False)
+        matcher = LLMatcher(self._llguidance_tokenizer(), source, log_level=0, limits=limits)
+        probe = matcher.deep_copy()
+        probe.compute_bitmask()  # some faults show only then
+        if probe.is_error():
+            message = _short(probe.get_error())
+            raise Refusal(400, f"{shape.param}: {message}", param=shape.param, code="invalid_schema")
+        return LlGrammar(matcher)
+
+    def _llguidance_tokenizer(self) -> Any:
+        """llguidance's view of the tokenizer: made once, which takes about a second for a large vocabulary."""
+        from llguidance import LLTokenizer
+
+        with self._lock:
+            if self._compiled_for is None:
+                ends = sorted(self._tokenizer.eos_ids)
+                if not ends:
+                    raise PromptError("The model has no end-of-sequence token.", why="A shaped answer could not end.")
+                self._compiled_for = LLTokenizer(self._tokenizer.serialized(), eos_token=ends)
+            return self._compiled_for
+
+
+class LlGrammar:
+    """A grammar on its way through one answer.
+
+    Args:
+        matcher: llguidance's.
+    """
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def copy(self) -> LlGrammar:
+        """The same for another answer, from the beginning."""
+        return LlGrammar(self._matcher.deep_copy())
+
+    def mask(self) -> bytes:
+        """A bit for each token id that may come next.
+
+        Raises:
+            NodeFailure: The grammar cannot go on.
+        """
+        allowed: bytes = self._matcher.compute_bitmask()
+        if self._matcher.is_error():
+            raise NodeFailure("The answer's grammar cannot go on.", why=_short(self._matcher.get_error()))
+        return allowed
+
+    def accept(self, token: int) -> None:
+        """Go on with a token that was drawn."""
+        self._matcher.consume_token(token)
+
+
+def _dumped(shape: Shape) -> str:
+    try:
+        return json.dumps(shape.source)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, f"{shape.param} is no JSON.", param=shape.param) from error
+
+
+def _short(error: object) -> str:
+    text = " ".join(str(error).split())
+    return text[:300]

@@ -1,0 +1,72 @@
+"""Routes around the tokenizer, in vLLM's shapes: with them lm-eval needs no tokenizer of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from shardhub.errors import PromptError
+from shardhub.gateway.conversations import messages_of, switches_of, tools_of
+from shardhub.gateway.refusals import Refusal, refusal_of
+from shardhub.gateway.schema import DetokenizeRequest, TokenizeRequest
+from shardhub.gateway.service import in_thread, service_of
+from shardhub.gateway.strict import StrictRoute
+
+router = APIRouter(tags=["tokens"], route_class=StrictRoute)
+
+
+@router.post("/tokenize", summary="Text to token ids")
+async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
+    """Token ids of a prompt, or of messages under the chat template."""
+    service = service_of(request)
+    service.check_model(body.model)
+    tokenizer = service.head.tokenizer
+    if (body.prompt is None) == (body.messages is None):
+        raise Refusal(400, "Give a prompt or messages.", param="prompt")
+    try:
+        if body.messages is not None:
+            messages, switches, tools = messages_of(body.messages), switches_of(body.chat_template_kwargs), body.tools
+            generation = body.add_generation_prompt is not False
+            ids = await in_thread(
+                lambda: tokenizer.render_chat(
+                    messages, tools=tools_of(tools), add_generation_prompt=generation, **switches
+                )
+            )
+        else:
+            text, special = body.prompt or "", body.add_special_tokens is not False
+            ids = await in_thread(lambda: tokenizer.encode(text, add_special_tokens=special))
+    except PromptError as error:
+        raise refusal_of(error, param="prompt" if body.messages is None else "messages") from error
+    texts = None
+    if body.return_token_strs:
+        texts = [tokenizer.token_bytes(token).decode("utf-8", "replace") for token in ids]
+    return {"count": len(ids), "max_model_len": service.max_context, "tokens": ids, "token_strs": texts}
+
+
+@router.post("/detokenize", summary="Token ids to text")
+async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any]:
+    """The text of token ids."""
+    service = service_of(request)
+    service.check_model(body.model)
+    if not all(0 <= token < service.vocab_size for token in body.tokens):
+        raise Refusal(400, f"A token id is not in 0 to {service.vocab_size - 1}.", param="tokens")
+    detokenizer = service.head.tokenizer.detokenizer(continues=True)
+    text = await in_thread(lambda: "".join(map(detokenizer.add, body.tokens)) + detokenizer.finish())
+    return {"prompt": text}
+
+
+@router.get("/tokenizer_info", summary="The tokenizer's special tokens and chat template")
+async def tokenizer_info(request: Request) -> dict[str, Any]:
+    """Special tokens by name, and the chat template."""
+    service = service_of(request)
+    tokenizer = service.head.tokenizer
+    names: dict[str, str | None] = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"))
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **names,
+        **tokenizer.special_tokens,
+        "chat_template": tokenizer.chat_template,
+        "vocab_size": tokenizer.vocab_size,
+        "model_max_length": service.max_context,
+    }

@@ -1,0 +1,27 @@
+"""What an answer cost, in tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from shardhub.gateway.answers import Answer
+
+
+def usage(answers: Iterable[Answer], num_prompt: int) -> dict[str, Any]:
+    """OpenAI's usage object.
+
+    Args:
+        num_prompt: Ids of the prompts, each counted once.
+    """
+    ended = list(answers)
+    num_drawn = sum(answer.num_tokens for answer in ended)
+    # Choices share their prompt: what was reused of it counts once.
+    prompts = {id(answer.ask.prompt): answer.stream.num_reused for answer in ended}
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_drawn,
+        "total_tokens": num_prompt + num_drawn,
+        "prompt_tokens_details": {"cached_tokens": sum(prompts.values())},
+        "completion_tokens_details": {"reasoning_tokens": sum(answer.num_reasoning for answer in ended)},
+    }

@@ -1,0 +1,38 @@
+"""Clients in JavaScript, unmodified, from the registry."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PACKAGES = ("openai@7", "ai@7", "@ai-sdk/openai-compatible@3", "zod@4")
+
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed"),
+]
+
+
+@pytest.fixture(scope="session")
+def modules(tmp_path_factory):
+    """A folder with the packages."""
+    folder = tmp_path_factory.mktemp("npm")
+    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", *PACKAGES]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("the npm packages are not to be had here")
+    return folder
+
+
+@pytest.mark.parametrize("script", ["openai.mjs", "ai.mjs"])
+def test_javascript_clients_are_served(gateway, http, modules, script) -> None:
+    """Each script ends well, and leaves no session behind."""
+    shutil.copy(HERE / script, modules)
+    command = ["node", script, gateway.url]
+    done = subprocess.run(command, cwd=modules, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert http.get("/health").json()["answers"] == 0

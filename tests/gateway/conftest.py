@@ -1,0 +1,75 @@
+"""One gateway over two nodes for all tests that leave it as it was."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import cut, nodes, tiny
+from tests.gateway.serving import GatewayProcess
+
+CONTEXT = 1024
+# Of the tests' chat template: one that knows reasoning and tools beside plain messages.
+TEMPLATE = (
+    "{% if tools %}<|system|>{{ tools | tojson }}<tool_call>{# tool_call.name #}<|end|>{% endif %}"
+    "{% for message in messages %}{% if message.role == 'bad' %}{{ raise_exception('no') }}{% endif %}"
+    "<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A chain that is served."""
+
+    model: Path
+    pipeline: Path
+    addresses: list[str]
+
+
+def save_model(folder: Path) -> Path:
+    """A tiny model's folder with a tokenizer, and without an end it could come upon by chance."""
+    cut.tiny_model(folder, "llama")
+    tiny.save_tokenizer(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = TEMPLATE
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """Two nodes with a tiny model."""
+    folder = tmp_path_factory.mktemp("gateway")
+    model = save_model(folder / "model")
+    pipeline = cut.cut(model, folder / "out", (3,))
+    started = nodes.start(
+        (cut.shard_folder(pipeline, 0),),
+        (cut.shard_folder(pipeline, 1),),
+        options=("--context", str(CONTEXT), "--max-sessions", "8"),
+    )
+    try:
+        yield Served(model=model, pipeline=pipeline.folder, addresses=[node.address for node in started])
+    finally:
+        nodes.stop_all(started)
+
+
+@pytest.fixture(scope="session")
+def gateway(served):
+    """A gateway without a key."""
+    process = GatewayProcess(served.pipeline, served.addresses, ("--model-name", "tiny"))
+    try:
+        yield process
+    finally:
+        assert process.stop() == 0, "the gateway did not end well"
+
+
+@pytest.fixture(scope="session")
+def http(gateway):
+    """A client of it, which knows nothing of the API."""
+    with httpx.Client(base_url=gateway.url, timeout=60) as client:
+        yield client

@@ -1,0 +1,76 @@
+"""The picture of the chain."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests import cut, nodes
+from tests.gateway.conftest import save_model
+from tests.gateway.page.visit import Visit
+from tests.gateway.serving import GatewayProcess
+
+pytestmark = pytest.mark.browser
+
+SEEN_S = 3.0
+
+
+def test_stages_are_shown_in_order_with_what_they_do(visit, served) -> None:
+    """Node, layers, memory, time a token, bytes of the hop, and health in words."""
+    stages = visit.page.locator(".stage")
+    assert stages.locator(".node").all_inner_texts() == served.addresses
+    assert stages.locator(".layers").all_inner_texts()[0].startswith("layers 0")
+    assert stages.locator(".health").all_inner_texts() == ["Ready", "Ready"]
+    visit.limit(200)
+    visit.ask("Hello")
+    visit.until("[...document.querySelectorAll('.figures b')].every(e => parseFloat(e.textContent) > 0)")
+    visit.until("document.querySelector('.hop').textContent.includes('a token')")
+    assert stages.locator(".memory").first.get_attribute("aria-label").startswith("Memory: ")
+    assert visit.page.locator(".uplot canvas").count() == 2
+    visit.until("/at most [1-9]/.test(document.querySelector('#speed-plot').ariaLabel)")
+
+
+def test_the_chain_comes_back_by_itself(visit) -> None:
+    """Without a connection the page says so; with one again it goes on."""
+    visit.page.wait_for_selector("#live[data-state=live]")
+    visit.page.context.set_offline(True)
+    visit.page.evaluate("window.dispatchEvent(new Event('online'))")  # ends the stream that is open
+    visit.page.wait_for_selector("#live[data-state=silent]")
+    visit.page.context.set_offline(False)
+    visit.page.wait_for_selector("#live[data-state=live]")
+    visit.said.clear()  # the browser notes requests that failed
+
+
+def test_without_streams_the_page_asks(browser, gateway) -> None:
+    """Where something between holds streams back, states come by asking."""
+    visit = Visit(browser, gateway.url)
+    visit.page.route("**/shardhub/events", lambda route: route.abort())
+    with visit:
+        visit.page.wait_for_selector("#live[data-state=polling]")
+        visit.said.clear()
+
+
+def test_a_lost_node_is_seen_and_so_is_its_return(browser, tmp_path) -> None:
+    """Within 3 s of its end the stage says lost, in words too; started again, it is ready, and both are events."""
+    pipeline = cut.cut(save_model(tmp_path / "model"), tmp_path / "out", (3,))
+    shards = [cut.shard_folder(pipeline, index) for index in range(2)]
+    started = nodes.start((shards[0],), (shards[1],))
+    process = GatewayProcess(pipeline.folder, [node.address for node in started])
+    try:
+        with Visit(browser, process.url) as visit:
+            visit.limit(4)
+            visit.ask("Hello")
+            started[1].process.kill()
+            begun = time.monotonic()
+            visit.page.wait_for_selector(".stage >> nth=1 >> text=Lost")
+            assert time.monotonic() - begun < SEEN_S
+            assert visit.page.is_visible("#problem")
+            port = started[1].address.rpartition(":")[2]
+            started[1].process.wait()
+            started.append(nodes.Node(shards[1], options=("--port", port)).wait_ready())
+            visit.page.wait_for_selector(".stage >> nth=1 >> text=Ready")
+            visit.page.wait_for_selector("#events b[data-kind=lost]")
+    finally:
+        process.stop()
+        nodes.stop_all(started)

@@ -1,0 +1,235 @@
+"""Clients that go away, too many of them, nodes that go away, and a gateway that is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import openai
+import pytest
+
+from tests import cut, nodes
+from tests.gateway.conftest import save_model
+from tests.gateway.serving import GatewayProcess
+
+HI = [{"role": "user", "content": "hi"}]
+LONG = {"messages": HI, "max_tokens": 400, "ignore_eos": True}
+LOST_S = 20
+
+
+def sessions(http) -> list[int]:
+    return [node["sessions"] for node in http.get("/shardhub/state").json()["nodes"]]
+
+
+def until(condition, timeout_s=20):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+
+
+def first_chunks(stream, num=3):
+    lines = (line for line in stream.iter_lines() if line.startswith("data: "))
+    return [next(lines) for _ in range(num)], lines
+
+
+@contextmanager
+def two_nodes(folder):
+    """A chain of two sessions."""
+    pipeline = cut.cut(save_model(folder / "model"), folder / "out", (3,))
+    started = nodes.start(
+        (cut.shard_folder(pipeline, 0),),
+        (cut.shard_folder(pipeline, 1),),
+        options=("--context", "1024", "--max-sessions", "2"),
+    )
+    try:
+        yield pipeline.folder, started
+    finally:
+        nodes.stop_all(started)
+
+
+@contextmanager
+def gateway_of(chain):
+    """A gateway with a queue of one, which does not wait long for a lost node."""
+    pipeline, started = chain
+    options = ("--model-name", "tiny", "--max-queue", "1", "--recover-wait", "1", "--no-local")
+    process = GatewayProcess(pipeline, [node.address for node in started], options)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    with two_nodes(tmp_path_factory.mktemp("pair")) as chain:
+        yield chain
+
+
+@pytest.fixture(scope="module")
+def small(pair):
+    with gateway_of(pair) as process:
+        yield process
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_everything(http, gateway, stream) -> None:
+    """While tokens are drawn: no session is left on any node, and nothing is counted any more."""
+    until(lambda: sessions(http) == [0, 0])
+    body = json.dumps({**LONG, "stream": stream}).encode()
+    connection = socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2])))
+    connection.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
+    )
+    until(lambda: sessions(http) == [1, 1])
+    drawn = http.get("/shardhub/state").json()["requests"]["tokens"]
+    connection.close()
+    until(lambda: sessions(http) == [0, 0], timeout_s=3)
+    after = http.get("/shardhub/state").json()["requests"]
+    assert after["answers"] == 0
+    assert after["tokens"] - drawn < 300, "the answer went on to its end"
+
+
+def test_too_many_are_told_at_once(small) -> None:
+    """Two run, one waits, the next is refused in no time with a time to come back; the client retries by itself."""
+    process = small
+    with ThreadPoolExecutor(4) as pool, httpx.Client(base_url=process.url, timeout=60) as http:
+        running = [pool.submit(http.post, "/v1/chat/completions", json=LONG) for _ in range(3)]
+        until(lambda: http.get("/health").json()["answers"] == 3)
+        started = time.monotonic()
+        refused = http.post("/v1/chat/completions", json=LONG)
+        assert time.monotonic() - started < 0.5
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) > 0
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        client = openai.OpenAI(base_url=f"{process.url}/v1", api_key="x", max_retries=8)
+        again = client.chat.completions.create(model="tiny", messages=HI, max_tokens=2)
+        assert again.choices[0].finish_reason == "length"
+        assert [future.result().status_code for future in running] == [200, 200, 200]
+        until(lambda: http.get("/health").json()["answers"] == 0)
+        until(lambda: sessions(http) == [0, 0])
+        client.close()
+
+
+def test_a_waiting_client_that_goes_away_makes_room(small) -> None:
+    """Its place in the queue is free at once."""
+    process = small
+    with ThreadPoolExecutor(4) as pool, httpx.Client(base_url=process.url, timeout=60) as http:
+        running = [pool.submit(http.post, "/v1/chat/completions", json=LONG) for _ in range(2)]
+        until(lambda: sessions(http) == [2, 2])
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{process.url}/v1/chat/completions", json=LONG, timeout=0.3)
+        until(lambda: http.get("/health").json()["answers"] < 3, timeout_s=1)
+        assert [future.result().status_code for future in running] == [200, 200]
+
+
+def test_a_drain_finishes_what_is_on_its_way(pair) -> None:
+    """New requests are refused, a stream goes on to its [DONE], and the process ends with 0."""
+    with gateway_of(pair) as process, httpx.Client(base_url=process.url, timeout=60) as http:
+        with http.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as stream:
+            _, lines = first_chunks(stream)
+            process.process.send_signal(signal.SIGTERM)
+            until(lambda: http.get("/health/ready").status_code == 503, timeout_s=5)
+            refused = http.post("/v1/chat/completions", json={"messages": HI, "max_tokens": 2})
+            assert refused.status_code == 503
+            assert list(lines)[-1] == "data: [DONE]"
+        assert process.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_it_at_once(pair) -> None:
+    """Without waiting for answers, which do not look whole."""
+    with gateway_of(pair) as process:
+        body = {**LONG, "max_tokens": 900, "stream": True}
+        with httpx.stream("POST", f"{process.url}/v1/chat/completions", json=body, timeout=60) as stream:
+            _, lines = first_chunks(stream)
+            process.process.send_signal(signal.SIGTERM)
+            until(lambda: httpx.get(f"{process.url}/health").status_code == 503)
+            process.process.send_signal(signal.SIGTERM)
+            rest = []
+            with contextlib.suppress(httpx.HTTPError):
+                rest += lines
+            assert "data: [DONE]" not in rest
+        assert process.process.wait(10) == 143
+
+
+def test_a_node_lost_in_mid_stream_is_an_error_event(tmp_path) -> None:
+    """After what was said, and without [DONE]: OpenAI's client raises; later requests get a status.
+
+    Who watches the chain sees it within three seconds.
+    """
+    with two_nodes(tmp_path) as chain, gateway_of(chain) as process, ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(first_loss, process.url)
+        client = openai.OpenAI(base_url=f"{process.url}/v1", api_key="x", max_retries=0)
+        with httpx.Client(base_url=process.url, timeout=LOST_S) as http:
+            body = {**LONG, "max_tokens": 900, "stream": True}
+            with http.stream("POST", "/v1/chat/completions", json=body) as stream:
+                _, lines = first_chunks(stream)
+                parts = client.chat.completions.create(model="tiny", messages=HI, max_tokens=900, stream=True)
+                next(parts)
+                chain[1][1].kill()
+                killed_at = time.monotonic()
+                rest = [line[6:] for line in lines]
+            assert "[DONE]" not in rest
+            error = json.loads(rest[-1])["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert error["type"] == "server_error"
+            with pytest.raises(openai.APIError):
+                list(parts)
+            refused = http.post("/v1/chat/completions", json={"messages": HI, "max_tokens": 2})
+            assert refused.status_code == 503
+            assert int(refused.headers["Retry-After"]) > 0
+            assert http.get("/health/live").status_code == 200
+            assert http.get("/health/ready").status_code == 503
+            assert watching.result() - killed_at < 3
+        client.close()
+
+
+def first_loss(url) -> float:
+    """When the feed of a chain first shows a node that is not there; its stages are told before."""
+    with httpx.stream("GET", f"{url}/shardhub/events", timeout=LOST_S) as stream:
+        for line in stream.iter_lines():
+            if not line.startswith("data: "):
+                continue
+            state = json.loads(line[6:])
+            assert [stage["stages"] for stage in state["stages"]] == [[0], [1]]
+            if not all(node["alive"] for node in state["nodes"]):
+                return time.monotonic()
+    raise AssertionError("the feed ended")
+
+
+def test_silence_is_broken_by_comments(served) -> None:
+    """Streams whose prompt takes its time say how far it is; clients read over it."""
+    import asyncio
+
+    from shardhub.gateway.events import EventStream
+
+    sent: list[bytes] = []
+
+    async def slow():
+        await asyncio.sleep(0.5)
+        yield b"data: 1\n\n"
+
+    async def run():
+        stream = EventStream(slow(), comment=lambda: "keepalive 3/4", keepalive_s=0.1, stall_s=5)
+
+        async def send(message):
+            sent.append(message.get("body", b""))
+
+        async def receive():
+            await asyncio.Event().wait()
+
+        await stream({"type": "http"}, receive, send)
+
+    asyncio.run(run())
+    text = b"".join(sent)
+    assert text.startswith(b": keepalive 3/4\n\n")
+    assert text.endswith(b"data: 1\n\n")
+    assert threading.active_count() < 50

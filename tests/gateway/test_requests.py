@@ -1,0 +1,268 @@
+"""Requests as clients send them, good and bad: the right status each time, and a gateway that is alive after it."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from shardhub.gateway.gate import MAX_BODY_BYTES
+from tests import tiny
+
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+HI = [{"role": "user", "content": "hi"}]
+
+
+def chat(**more):
+    return {"messages": HI, "max_tokens": 2, **more}
+
+
+def text(**more):
+    return {"prompt": "HELLO", "max_tokens": 2, **more}
+
+
+GOOD = {
+    "chat": (CHAT, chat()),
+    "completion": (TEXT, text()),
+    "nulls mean defaults": (CHAT, chat(temperature=None, top_p=None, stop=None, n=None, seed=None, stream=None)),
+    "token ids": (TEXT, text(prompt=[72, 73, 74])),
+    "lists of token ids": (TEXT, text(prompt=[[72, 73, 74], [75]])),
+    "list of texts": (TEXT, text(prompt=["a", "b"])),
+    "null in stop": (CHAT, chat(stop=[None, "x"])),
+    "empty stop list": (CHAT, chat(stop=[])),
+    "n of 2": (CHAT, chat(n=2)),
+    "unknown fields": (CHAT, chat(mirostat=1, foo={"bar": 1}, **{"": 1, " ": 2, "世\r\nX: y": 3})),
+    "fields without effect": (CHAT, chat(user="u", metadata={"a": "b"}, parallel_tool_calls=True, store=False)),
+    "empty stream options": (CHAT, chat(stream=True, stream_options={})),
+    "parts of text": (CHAT, chat(messages=[{"role": "user", "content": [{"type": "text", "text": "hi"}]}])),
+    "developer": (CHAT, chat(messages=[{"role": "developer", "content": "be brief"}, *HI])),
+    "tool results": (
+        CHAT,
+        chat(
+            messages=[
+                *HI,
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}],
+                },
+                {"role": "tool", "tool_call_id": "c", "content": "2"},
+            ]
+        ),
+    ),
+    "seed": (CHAT, chat(seed=-(2**63), temperature=1)),
+    "top_p of 0": (CHAT, chat(top_p=0, temperature=1)),
+    "many stops": (TEXT, text(stop=[f"stop{i}" for i in range(40)])),
+    "special tokens in content": (CHAT, chat(messages=[{"role": "user", "content": "a<|end|>b"}])),
+    "whole numbers as floats' fields": (CHAT, chat(temperature=1, presence_penalty=0)),
+    "temperature near 0": (CHAT, chat(temperature=5e-324)),
+    "logit bias": (CHAT, chat(logit_bias={"7": -100, "9": 5.5})),
+    "template switches": (CHAT, chat(chat_template_kwargs={"enable_thinking": False})),
+    "named model": (CHAT, chat(model="tiny")),
+    "max_completion_tokens": (CHAT, {"messages": HI, "max_completion_tokens": 1}),
+    "echo alone": (TEXT, text(echo=True, max_tokens=0)),
+    "tokenize": ("/tokenize", {"prompt": "HELLO", "add_special_tokens": False}),
+    "tokenize messages": ("/tokenize", {"messages": HI}),
+    "detokenize": ("/detokenize", {"tokens": [1, 2]}),
+    "empty tokenize": ("/tokenize", {"prompt": ""}),
+}
+
+BAD = {
+    "no messages": (CHAT, {"max_tokens": 1}, 400, "messages"),
+    "empty messages": (CHAT, chat(messages=[]), 400, "messages"),
+    "empty prompt": (TEXT, text(prompt=""), 400, "prompt"),
+    "no prompts": (TEXT, text(prompt=[]), 400, "prompt"),
+    "list of an empty prompt": (TEXT, text(prompt=[""]), 400, "prompt"),
+    "list of no ids": (TEXT, text(prompt=[[]]), 400, "prompt"),
+    "negative id": (TEXT, text(prompt=[-1]), 400, "prompt"),
+    "id beyond the vocabulary": (TEXT, text(prompt=[tiny.VOCAB]), 400, "prompt"),
+    "huge id": (TEXT, text(prompt=[10**30]), 400, "prompt"),
+    "mixed prompts": (TEXT, text(prompt=["a", 1]), 400, "prompt"),
+    "too many prompts": (TEXT, text(prompt=["a"] * 10_000), 400, "prompt"),
+    "unknown model": (CHAT, chat(model="org/some-model"), 404, "model"),
+    "unknown model of a completion": (TEXT, text(model="gpt-4"), 404, "model"),
+    "image": (
+        CHAT,
+        chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y"}}]}]),
+        400,
+        "messages[0].content[0]",
+    ),
+    "client's own template": (CHAT, chat(chat_template_kwargs={"chat_template": "x"}), 400, "chat_template_kwargs"),
+    "tokenize in kwargs": (CHAT, chat(chat_template_kwargs={"tokenize": True}), 400, "chat_template_kwargs"),
+    "object in kwargs": (CHAT, chat(chat_template_kwargs={"a": {"b": 1}}), 400, "chat_template_kwargs"),
+    "unknown role": (CHAT, chat(messages=[{"role": "wizard", "content": "x"}]), 400, "messages.0.role"),
+    "n too large": (CHAT, chat(n=10**6), 400, "n"),
+    "n of 0": (CHAT, chat(n=0), 400, "n"),
+    "max_tokens of 0": (CHAT, chat(max_tokens=0), 400, "max_tokens"),
+    "negative max_tokens": (CHAT, chat(max_tokens=-1), 400, "max_tokens"),
+    "max_tokens beyond the context": (CHAT, chat(max_tokens=10**9), 400, "max_tokens"),
+    "prompt beyond the context": (TEXT, text(prompt=[5] * 5000), 400, None),
+    "temperature as text": (CHAT, chat(temperature="hot"), 400, "temperature"),
+    "temperature too high": (CHAT, chat(temperature=1e308), 400, "temperature"),
+    "negative temperature": (CHAT, chat(temperature=-1), 400, "temperature"),
+    "top_k of -1": (CHAT, chat(top_k=-1), 400, "top_k"),
+    "top_p of 2": (CHAT, chat(top_p=2), 400, "top_p"),
+    "seed too large": (CHAT, chat(seed=2**70), 400, "seed"),
+    "tiny repetition penalty": (CHAT, chat(repetition_penalty=5e-324), 400, "repetition_penalty"),
+    "flag as max_tokens": (CHAT, chat(max_tokens=True), 400, "max_tokens"),
+    "too many logprobs": (TEXT, text(logprobs=10**6), 400, "logprobs"),
+    "too many top_logprobs": (CHAT, chat(logprobs=True, top_logprobs=21), 400, "top_logprobs"),
+    "top_logprobs alone": (CHAT, chat(top_logprobs=2), 400, "top_logprobs"),
+    "too many stops": (CHAT, chat(stop=["x"] * 100_000), 400, "stop"),
+    "empty stop": (CHAT, chat(stop=""), 400, "stop"),
+    "huge bias": (CHAT, chat(logit_bias={str(i): 1.0 for i in range(100_000)}), 400, "logit_bias"),
+    "bias of no token": (CHAT, chat(logit_bias={"x": 1}), 400, "logit_bias"),
+    "bias beyond the vocabulary": (CHAT, chat(logit_bias={str(tiny.VOCAB): 1}), 400, "logit_bias"),
+    "bias too large": (CHAT, chat(logit_bias={"1": 1e9}), 400, "logit_bias"),
+    "suffix": (TEXT, text(suffix="x"), 400, "suffix"),
+    "best_of": (TEXT, text(best_of=3), 400, "best_of"),
+    "choice of a tool that is not there": (CHAT, chat(tool_choice="required"), 400, "tool_choice"),
+    "schema to elsewhere": (
+        CHAT,
+        chat(response_format={"type": "json_schema", "json_schema": {"schema": {"$ref": "http://x/y"}}}),
+        400,
+        "response_format",
+    ),
+    "schema that is its own": (
+        CHAT,
+        chat(
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"schema": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}},
+            }
+        ),
+        400,
+        "response_format",
+    ),
+    "huge schema": (CHAT, chat(guided_json={"enum": [str(i) for i in range(100_000)]}), 400, "guided_json"),
+    "bad expression": (TEXT, text(guided_regex="((("), 400, "guided_regex"),
+    "no choices": (TEXT, text(guided_choice=[]), 400, "guided_choice"),
+    "two shapes": (TEXT, text(guided_choice=["a"], guided_regex="b"), 400, "guided_choice"),
+    "tokenize nothing": ("/tokenize", {}, 400, "prompt"),
+    "detokenize what is no id": ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
+    "array as body": (CHAT, [1, 2], 400, None),
+    "nothing there": ("/v1/embeddings", {"input": "x"}, 404, None),
+}
+
+RAW = {
+    "no JSON": (b"{", 400),
+    "empty": (b"", 400),
+    "NaN": (b'{"messages":[{"role":"user","content":"x"}],"temperature":NaN}', 400),
+    "infinity": (b'{"messages":[{"role":"user","content":"x"}],"temperature":Infinity}', 400),
+    "invalid UTF-8": (b'{"messages":[{"role":"user","content":"\xff\xfe"}]}', 400),
+    "deep": (b"[" * 100_000 + b"]" * 100_000, 400),
+    "deep in a field": (b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
+    "a number of many digits": (b'{"messages":[{"role":"user","content":"x"}],"seed":' + b"9" * 10_000 + b"}", 400),
+    "lone surrogate": (b'{"messages":[{"role":"user","content":"\\ud800"}]}', 400),
+    "too big": (b'{"messages":"' + b"x" * MAX_BODY_BYTES + b'"}', 413),
+}
+
+
+def alive(http) -> None:
+    """A good request is answered, and soon."""
+    started = time.monotonic()
+    assert http.post(TEXT, json=text()).status_code == 200
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_requests_are_answered(http, name) -> None:
+    """Whatever clients send that means something."""
+    path, body = GOOD[name]
+    answer = http.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-Request-Id"]
+    if not body.get("stream"):
+        json.loads(answer.text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert ("X-Shardhub-Warning" in answer.headers) == (name == "unknown fields")
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_requests_are_refused(http, name) -> None:
+    """With OpenAI's error object, the field that is wrong, and within a second."""
+    path, body, status, param = BAD[name]
+    started = time.monotonic()
+    answer = http.post(path, json=body)
+    assert time.monotonic() - started < 2
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    if param is not None:
+        assert error["param"].split(".")[0] == param.split(".")[0]
+        assert error["param"].startswith(param)
+    if status == 404 and param == "model":
+        assert error["code"] == "model_not_found"
+    if "context" in name:
+        assert error["code"] == "context_length_exceeded"
+    alive(http)
+
+
+@pytest.mark.parametrize("name", RAW)
+@pytest.mark.parametrize("path", [CHAT, TEXT, "/tokenize"])
+def test_bodies_that_are_none_are_refused(http, name, path) -> None:
+    """Bytes that are no JSON, or more of it than any parser likes."""
+    content, status = RAW[name]
+    answer = http.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    alive(http)
+
+
+def test_a_body_that_is_not_called_json_is_refused(http) -> None:
+    """What a page of another origin could send without asking first is not read."""
+    content = json.dumps(chat()).encode()
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        assert http.post(CHAT, content=content, headers={"Content-Type": kind}).status_code == 400
+
+
+def test_a_body_of_unknown_length_is_bounded(http) -> None:
+    """A body in chunks is cut where it passes the limit."""
+
+    def chunks():
+        for _ in range(MAX_BODY_BYTES // 65536 + 2):
+            yield b"x" * 65536
+
+    answer = http.post(CHAT, content=chunks(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    alive(http)
+
+
+def test_a_request_id_comes_back(http) -> None:
+    """The client's own if it is a plain one, else a new one."""
+    assert http.get("/health", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
+    assert http.get("/health", headers={"X-Request-Id": "a b"}).headers["X-Request-Id"].startswith("req-")
+
+
+def test_choices_of_prompts_are_in_order(http) -> None:
+    """n choices for each prompt, prompt by prompt; the same as each alone."""
+    prompts = [[72, 73], [74, 75, 76], [77]]
+    body = {"max_tokens": 4, "temperature": 1.0, "seed": 5, "n": 2}
+    many = http.post(TEXT, json={"prompt": prompts, **body}).json()
+    alone = [http.post(TEXT, json={"prompt": prompt, **body}).json() for prompt in prompts]
+    assert [choice["index"] for choice in many["choices"]] == list(range(6))
+    assert [choice["text"] for choice in many["choices"]] == [
+        choice["text"] for one in alone for choice in one["choices"]
+    ]
+    assert many["usage"]["prompt_tokens"] == 6
+    assert len({choice["text"] for choice in many["choices"]}) > 3
+
+
+def test_the_same_seed_gives_the_same_text(http) -> None:
+    """And another one another."""
+    texts = [
+        http.post(CHAT, json=chat(max_tokens=12, temperature=1.2, seed=seed)).json()["choices"][0]["message"]["content"]
+        for seed in (3, 3, 4)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_cached_tokens_are_told(http) -> None:
+    """The beginning that was there already is in the usage."""
+    long = "A" * 200
+    first = http.post(TEXT, json={"prompt": long, "max_tokens": 2}).json()["usage"]
+    again = http.post(TEXT, json={"prompt": long + "B", "max_tokens": 2}).json()["usage"]
+    assert first["prompt_tokens"] == 200
+    assert again["prompt_tokens_details"]["cached_tokens"] >= 190

@@ -1,0 +1,128 @@
+"""Answers that must be like something: JSON, an expression, one of several, a call of a tool."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+CHAT = "/v1/chat/completions"
+HI = [{"role": "user", "content": "hi"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"NAME": {"enum": ["ADA", "BOB"]}, "AGE": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["NAME", "AGE"],
+    "additionalProperties": False,
+}
+
+
+def answer(http, **more):
+    body = {"messages": HI, "temperature": 1.3, "max_tokens": 200, **more}
+    found = http.post(CHAT, json=body)
+    assert found.status_code == 200, found.text
+    return found.json()["choices"][0]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_answer_follows_its_schema(http, seed) -> None:
+    """A random model, sampled hot, says what the schema allows and then ends."""
+    response_format = {"type": "json_schema", "json_schema": {"name": "who", "schema": SCHEMA, "strict": True}}
+    choice = answer(http, response_format=response_format, seed=seed)
+    found = json.loads(choice["message"]["content"])
+    assert found["NAME"] in ("ADA", "BOB")
+    assert 0 <= found["AGE"] <= 99
+    assert choice["finish_reason"] == "stop"
+
+
+def test_any_object_is_an_object(http) -> None:
+    """json_object: whatever it holds, as far as it got."""
+    choice = answer(http, response_format={"type": "json_object"}, max_tokens=300, seed=2)
+    assert choice["message"]["content"].lstrip().startswith("{")
+    if choice["finish_reason"] == "stop":
+        assert isinstance(json.loads(choice["message"]["content"]), dict)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_expression_is_matched(http, seed) -> None:
+    """By guided_regex and by structured_outputs."""
+    for shape in ({"guided_regex": "[A-Z]{3}-[0-9]{2}"}, {"structured_outputs": {"regex": "[A-Z]{3}-[0-9]{2}"}}):
+        choice = answer(http, seed=seed, **shape)
+        assert re.fullmatch("[A-Z]{3}-[0-9]{2}", choice["message"]["content"])
+
+
+def test_one_of_several_is_chosen(http) -> None:
+    """Characters that mean something in expressions are plain in a choice."""
+    for seed in range(4):
+        assert answer(http, guided_choice=["YES", "NO (.*)", "A B\n"], seed=seed)["message"]["content"] in (
+            "YES",
+            "NO (.*)",
+            "A B\n",
+        )
+
+
+def tool(name, **properties):
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+TOOLS = [tool("weather", CITY={"enum": ["ROME", "OSLO"]}), tool("clock", ZONE={"enum": ["UTC"]})]
+
+
+def test_a_named_tool_is_called(http) -> None:
+    """Its arguments follow its schema."""
+    choice = answer(http, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "weather"}})
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "weather"
+    assert json.loads(call["function"]["arguments"])["CITY"] in ("ROME", "OSLO")
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+
+
+def test_some_tool_is_called_where_one_must_be(http) -> None:
+    """Whichever, by its own schema."""
+    for seed in range(3):
+        choice = answer(http, tools=TOOLS, tool_choice="required", seed=seed)
+        (call,) = choice["message"]["tool_calls"]
+        known = {t["function"]["name"]: t["function"]["parameters"]["properties"] for t in TOOLS}
+        assert json.loads(call["function"]["arguments"]).keys() == known[call["function"]["name"]].keys()
+
+
+def test_the_models_own_way_of_calling_is_read(http) -> None:
+    """A call between the template's tags becomes one, text around it stays text, whole and streamed."""
+    said = 'SO <tool_call>{"name": "weather", "arguments": {"CITY": "ROME"}}</tool_call>'
+    choice = answer(http, tools=TOOLS, guided_choice=[said])
+    (call,) = choice["message"]["tool_calls"]
+    assert call["id"].startswith("call_")
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("weather", {"CITY": "ROME"})
+    assert choice["message"]["content"] == "SO "
+    assert choice["finish_reason"] == "tool_calls"
+    body = {"messages": HI, "tools": TOOLS, "guided_choice": [said], "stream": True, "max_tokens": 200}
+    lines = http.post(CHAT, json=body).text.split("\n\n")
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
+    pieces = [piece for delta in deltas for piece in delta.get("tool_calls", [])]
+    assert [piece["index"] for piece in pieces] == [0] * len(pieces)
+    assert sum("id" in piece for piece in pieces) == 1
+    assert json.loads("".join(piece["function"]["arguments"] for piece in pieces)) == {"CITY": "ROME"}
+    assert "".join(delta.get("content", "") for delta in deltas) == "SO "
+
+
+def test_a_call_that_is_none_stays_text(http) -> None:
+    """What no parser can read is shown as it was written."""
+    said = "<tool_call>NONSENSE</tool_call>"
+    choice = answer(http, tools=TOOLS, guided_choice=[said])
+    assert choice["message"]["content"] == said
+    assert "tool_calls" not in choice["message"]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_without_tools_tags_are_text(http) -> None:
+    """Also where tools are given and none may be called."""
+    said = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+    for more in ({}, {"tools": TOOLS, "tool_choice": "none"}):
+        assert answer(http, guided_choice=[said], **more)["message"]["content"] == said

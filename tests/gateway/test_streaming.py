@@ -1,0 +1,156 @@
+"""Streams, byte by byte: what clients parse is a contract."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+CHAT = "/v1/chat/completions"
+TEXT = "/v1/completions"
+HI = [{"role": "user", "content": "hi"}]
+
+
+def settled(content: bytes) -> str:
+    """A stream with what differs from run to run by name."""
+    text = content.decode()
+    text = re.sub(r'"id":"(chatcmpl|cmpl)-[0-9a-f]{24}"', r'"id":"\1-ID"', text)
+    text = re.sub(r'"id":"call_[0-9a-f]{24}"', '"id":"call_ID"', text)
+    text = re.sub(r'"created":\d{10},', '"created":TIME,', text)
+    return re.sub(r'"system_fingerprint":"fp_[0-9a-f]{12}"', '"system_fingerprint":"fp_ID"', text)
+
+
+def chunks(answer):
+    """The data of a stream's events, [DONE] left out."""
+    lines = [line[6:] for line in answer.text.split("\n") if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def content_of(answer) -> str:
+    return "".join(c["choices"][0]["delta"].get("content", "") for c in chunks(answer) if c["choices"])
+
+
+ARGUMENTS = '{"AT": 7, "TO": ["NORTH", "BY", "NORTH", "WEST", "OR", "SO"]}'
+TURN = f'<tool_call>{{"name": "TURN", "arguments": {ARGUMENTS}}}</tool_call>'
+TOOL = {"type": "function", "function": {"name": "TURN", "parameters": {"type": "object"}}}
+STREAMS = {
+    "chat": (CHAT, {"messages": HI, "guided_choice": ["HI 世!"]}),
+    "chat-usage": (CHAT, {"messages": HI, "guided_choice": ["A"], "stream_options": {"include_usage": True}}),
+    "chat-length": (CHAT, {"messages": HI, "guided_choice": ["ABCDEF"], "max_tokens": 3}),
+    "chat-stop": (CHAT, {"messages": HI, "guided_choice": ["AB<STOP>CD"], "stop": "<STOP>"}),
+    "chat-stop-no": (CHAT, {"messages": HI, "guided_choice": ["AB<ST CD"], "stop": ["<STOP>", "XY"]}),
+    "chat-tool": (CHAT, {"messages": HI, "tools": [TOOL], "guided_choice": [f"NOW{TURN}"]}),
+    "completion": (TEXT, {"prompt": "X", "guided_choice": ["AB"]}),
+    "completion-echo": (
+        TEXT,
+        {"prompt": "X Y", "guided_choice": ["AB"], "echo": True, "stream_options": {"include_usage": True}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_streams_are_the_golden_bytes(http, name) -> None:
+    """Order and form of chunks: role once, characters whole, the reason in a chunk of its own, usage, [DONE]."""
+    path, body = STREAMS[name]
+    answer = http.post(path, json={**body, "stream": True})
+    assert answer.status_code == 200, answer.text
+    assert settled(answer.content) == (GOLDEN / f"{name}.sse").read_text(encoding="utf-8")
+
+
+def test_headers_tell_proxies_to_let_it_pass(http) -> None:
+    """A stream is neither kept nor buffered, and its answer carries the request's id."""
+    answer = http.post(CHAT, json={"messages": HI, "max_tokens": 1, "stream": True})
+    assert answer.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert answer.headers["Cache-Control"] == "no-cache"
+    assert answer.headers["X-Accel-Buffering"] == "no"
+    assert answer.headers["X-Request-Id"].startswith("req-")
+    assert "content-length" not in answer.headers
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_a_stream_says_what_the_whole_answer_says(http, temperature) -> None:
+    """Text, log probabilities, reason and usage, for each of several choices."""
+    body = {
+        "messages": HI,
+        "max_tokens": 40,
+        "temperature": temperature,
+        "seed": 11,
+        "n": 3,
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
+    whole = http.post(CHAT, json=body).json()
+    parts = chunks(http.post(CHAT, json={**body, "stream": True, "stream_options": {"include_usage": True}}))
+    assert len({(part["id"], part["created"], part["model"]) for part in parts}) == 1
+    for choice in whole["choices"]:
+        own = [c for part in parts for c in part["choices"] if c["index"] == choice["index"]]
+        assert "".join(c["delta"].get("content", "") for c in own) == choice["message"]["content"]
+        assert [e for c in own if c["logprobs"] for e in c["logprobs"]["content"]] == choice["logprobs"]["content"]
+        assert [c["finish_reason"] for c in own if c["finish_reason"]] == [choice["finish_reason"]]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert sum("role" in c["delta"] for c in own) == 1
+    counted = {key: value for key, value in whole["usage"].items() if key.endswith("_tokens")}
+    assert counted.items() <= parts[-1]["usage"].items()
+    assert all(part["usage"] is None for part in parts[:-1])
+
+
+def test_completions_stream_what_the_whole_says(http) -> None:
+    """Text and log probabilities, the prompt's with them, for a list of prompts."""
+    body = {"prompt": ["ABC", "XY"], "max_tokens": 12, "temperature": 1, "seed": 3, "echo": True, "logprobs": 2}
+    whole = http.post(TEXT, json=body).json()
+    parts = chunks(http.post(TEXT, json={**body, "stream": True}))
+    for choice in whole["choices"]:
+        own = [c for part in parts for c in part["choices"] if c["index"] == choice["index"]]
+        assert "".join(c["text"] for c in own) == choice["text"]
+        for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            told = [value for c in own if c["logprobs"] for value in c["logprobs"][field]]
+            assert told == choice["logprobs"][field], field
+
+
+@pytest.mark.parametrize("word", ["日本語テキスト", "naïve café", "🙂🙃", "e\u0301"])
+def test_characters_are_never_split(http, word) -> None:
+    """Whatever tokens a text is made of, each chunk holds whole characters and the sum is the text."""
+    answer = http.post(CHAT, json={"messages": HI, "guided_choice": [word], "stream": True})
+    assert content_of(answer) == word
+    assert "\ufffd" not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("said", "stops", "shown"),
+    [
+        ("ABCD", ["CD"], "AB"),
+        ("ABCD", ["D", "CD"], "AB"),
+        ("ABCD", ["ABCD"], ""),
+        ("AABAAC", ["AAC"], "AAB"),
+        ("ABC", ["BCD"], "ABC"),
+        ("A世界B", ["界"], "A世"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_part_of_a_stop_is_shown(http, said, stops, shown, stream) -> None:
+    """The text before the stop, whole; log probabilities are of what is shown."""
+    body = {"messages": HI, "guided_choice": [said], "stop": stops, "logprobs": True, "stream": stream}
+    answer = http.post(CHAT, json=body)
+    if stream:
+        parts = chunks(answer)
+        assert content_of(answer) == shown
+        entries = [e for p in parts for c in p["choices"] if c["logprobs"] for e in c["logprobs"]["content"]]
+        assert parts[-1]["choices"][0]["finish_reason"] == "stop"
+    else:
+        choice = answer.json()["choices"][0]
+        assert choice["message"]["content"] == shown
+        assert choice["finish_reason"] == "stop"
+        entries = choice["logprobs"]["content"]
+    assert bytes(byte for entry in entries for byte in entry["bytes"]).decode() == shown
+
+
+def test_a_stream_that_cannot_begin_has_a_status(http) -> None:
+    """Nothing has been sent yet, so the error is one that a client's retry understands."""
+    answer = http.post(CHAT, json={"messages": HI, "max_tokens": 5000, "stream": True})
+    assert answer.status_code == 400
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
