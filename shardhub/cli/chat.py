@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 
-from shardhub.chain.conversation import Conversation
 from shardhub.chain.head import Timing
 from shardhub.cli.generate import HeadOptions, SamplingOptions, prefill_progress, start_head, summary
 from shardhub.cli.loop import LoopThread
@@ -22,7 +21,6 @@ def chat(head_options: HeadOptions, sampling: SamplingOptions, *, system: str | 
         import readline  # noqa: F401
     with LoopThread() as loop:
         head = start_head(loop, head_options)
-        conversation = Conversation(head, parameters)
         note("Ctrl-C stops an answer, /new starts over, Ctrl-D ends the chat.")
         try:
             while (line := _read_line()) is not None:
@@ -36,10 +34,12 @@ def chat(head_options: HeadOptions, sampling: SamplingOptions, *, system: str | 
                 text = ""
                 try:
                     ids = head.tokenizer.render_chat(messages)
-                    answer = conversation.answer(
+                    answer = head.answer(
                         ids,
+                        parameters,
                         max_tokens=sampling.max_tokens,
                         stops=sampling.stop,
+                        drafter=sampling.drafter(),
                         timing=timing,
                         progress=prefill_progress(),
                     )
@@ -58,7 +58,6 @@ def chat(head_options: HeadOptions, sampling: SamplingOptions, *, system: str | 
                     continue
                 messages.append({"role": "assistant", "content": text})
         finally:
-            loop.wait(conversation.close())
             loop.wait(head.stop())
     return 0
 

@@ -27,6 +27,8 @@ MODEL = "SmolLM2-135M-Instruct"
 PROMPT = "What is the capital of France, and what is it known for?"
 MAX_TOKENS = 48
 NUM_STAGES = 2
+# Of the parity record: a full one has 64, and takes a minute on two slow cores.
+PARITY_TOKENS = 8
 # Loading and warming up a stage of this model takes a second or two; a cold machine compiles kernels first.
 _START_TIMEOUT_S = 300
 _SHARDHUB = [sys.executable, "-m", "shardhub"]
@@ -70,12 +72,15 @@ def demo(*, keep: bool, as_json: bool) -> int:
                 "The chain and the unsplit model say different things.", why=f"{tokens} against {expected}."
             )
         note(f"     all {len(tokens)} tokens equal the unsplit model's")
+        parity = _parity(pipeline, work)
+        note(f"     by numbers: {parity}")
         if as_json:
             record = {
                 "text": text,
                 "tokens": tokens,
                 "unsplit_tokens": expected,
                 "equal": True,
+                "parity": parity,
                 "tokens_per_s": round(timing.tokens_per_s, 3),
                 "unsplit_tokens_per_s": round(reference, 3),
             }
@@ -196,6 +201,16 @@ def _unsplit(model: Path) -> tuple[list[int], float]:
     if tokens and tokens[-1] in tokenizer.eos_token_ids:
         tokens.pop()
     return tokens, float(responses[-1].generation_tps)
+
+
+def _parity(pipeline: str, work: Path) -> str:
+    """Have the stages' numbers compared with the whole model's and the record published; what it says."""
+    command = [*_SHARDHUB, "verify", pipeline, "--reference", "--push", "--tokens", str(PARITY_TOKENS), "--json"]
+    with (work / "verify.log").open("w") as errors:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, check=False)
+    if done.returncode != 0:
+        raise ChainError("The stages were not compared by numbers.", why=(work / "verify.log").read_text()[-1000:])
+    return str(json.loads(done.stdout)["summary"])
 
 
 def _explain(work: Path, generate: str, environment: dict[str, str], processes: list[subprocess.Popen[str]]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shardhub.blas import Blas, blas_path, carries_reference_blas, describe_blas, load_openblas
 from shardhub.cli.versions import versions
 from shardhub.errors import ShardhubError
 from shardhub.hub.cache import Cache
@@ -51,10 +52,10 @@ class Check:
     advice: str = ""
 
 
-def doctor(*, report: bool, as_json: bool, cache_dir: Path | None = None) -> int:
+def doctor(*, report: bool, as_json: bool, cache_dir: Path | None = None, blas: Blas = Blas.AUTO) -> int:
     """Print a line for each check; exit code 1 if one failed."""
     checks: list[Check] = []
-    for check in _checks(cache_dir):
+    for check in _checks(cache_dir, blas):
         found = check()
         checks += found
         if not report and not as_json:
@@ -76,8 +77,18 @@ def report_text(checks: list[Check]) -> str:
     return _TOKEN.sub("hf_...", text)
 
 
-def _checks(cache_dir: Path | None) -> list[Callable[[], list[Check]]]:
-    return [_python, _compiler, _mlx, _memory, lambda: [check_disk(Cache(cache_dir).root)], _ports, _hub]
+def _checks(cache_dir: Path | None, blas: Blas) -> list[Callable[[], list[Check]]]:
+    # BLAS before MLX: the first import of MLX decides.
+    return [
+        _python,
+        _compiler,
+        lambda: [check_blas(blas)],
+        _mlx,
+        _memory,
+        lambda: [check_disk(Cache(cache_dir).root)],
+        _ports,
+        _hub,
+    ]
 
 
 def _print(checks: list[Check]) -> None:
@@ -102,6 +113,32 @@ def _compiler() -> list[Check]:
     except ShardhubError as error:
         return [Check(name="compiler", state=FAIL, found=error.what, advice=error.hint)]
     return [Check(name="compiler", state=OK, found=str(shutil.which("g++")))]
+
+
+def check_blas(choice: Blas) -> Check:
+    """Which BLAS MLX computes with; loads what `serve` would."""
+    missing: ShardhubError | None = None
+    if choice is Blas.OPENBLAS or (choice is Blas.AUTO and carries_reference_blas()):
+        try:
+            load_openblas()
+        except ShardhubError as error:
+            missing = error
+    try:
+        import mlx.core as mx
+    except (ImportError, OSError) as error:
+        return Check(name="blas", state=WARN, found=f"{type(error).__name__}", advice="See mlx below.")
+    if sys.platform == "darwin":
+        return Check(name="blas", state=OK, found="Accelerate")
+    found = f"{describe_blas(mx.__file__)}: {blas_path(mx.__file__)}"
+    if missing is not None:
+        state = FAIL if choice is Blas.OPENBLAS else WARN
+        return Check(
+            name="blas",
+            state=state,
+            found=f"{found}; slow: {missing.what} {missing.why}",
+            advice=missing.hint,
+        )
+    return Check(name="blas", state=OK, found=f"{found}, by --blas" if choice is Blas.REFERENCE else found)
 
 
 def _mlx() -> list[Check]:

@@ -11,14 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardhub.chain.drafts import Drafter, prompt_lookup
 from shardhub.chain.head import Head, Piece, Timing
+from shardhub.chain.recovery import Recovery
+from shardhub.chain.scheduler import SchedulerSettings
 from shardhub.cli.loop import LoopThread
+from shardhub.cli.parity import newest_record
 from shardhub.cli.places import Places
 from shardhub.cli.run import Status, note
+from shardhub.cli.signing import check_pipeline
 from shardhub.cli.sizes import default_context, parse_memory
+from shardhub.cli.trust import head_security
 from shardhub.errors import PromptError, RouteError, UsageError
 from shardhub.naming import CONFIG_FILE
 from shardhub.parameters import MAX_SEED, SamplingParameters
+from shardhub.parity import describe
 from shardhub.shard import Pipeline, read_config, read_pipeline
 
 NODES_VARIABLE = "SHARDHUB_NODES"
@@ -38,11 +45,20 @@ class HeadOptions:
     context: int | None
     memory: str | None
     cache_dir: Path | None = None
+    tls: Path | None = None
+    insecure_lan: bool = False
+    require_signature: str | None = None
+    recovery: Recovery = Recovery.EXACT
+    recover_wait_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingOptions:
-    """The options that say how tokens are chosen, and when to end."""
+    """The options that say how tokens are chosen, and when to end.
+
+    Attributes:
+        draft: Tokens guessed at once; 0 goes one by one.
+    """
 
     max_tokens: int
     temp: float
@@ -52,6 +68,11 @@ class SamplingOptions:
     repetition_penalty: float
     seed: int | None
     stop: tuple[str, ...]
+    draft: int = 0
+
+    def drafter(self) -> Drafter | None:
+        """What guesses tokens, if that was asked for."""
+        return prompt_lookup(num_drafts=self.draft) if self.draft else None
 
     def parameters(self) -> SamplingParameters:
         """Checked parameters; a seed is drawn where none was given.
@@ -97,7 +118,13 @@ def generate(
             progress = prefill_progress()
             pieces: list[Piece] = []
             answer = head.answer(
-                ids, parameters, max_tokens=sampling.max_tokens, stops=sampling.stop, timing=timing, progress=progress
+                ids,
+                parameters,
+                max_tokens=sampling.max_tokens,
+                stops=sampling.stop,
+                drafter=sampling.drafter(),
+                timing=timing,
+                progress=progress,
             )
             for piece in loop.iterate(answer):
                 pieces.append(piece)
@@ -130,7 +157,10 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
     not are to be fetched.
     """
     places = Places(options.cache_dir)
-    pipeline = read_pipeline(places.folder(pipeline_named(options)))
+    security = head_security(options.tls, insecure_lan=options.insecure_lan)
+    folder = places.folder(pipeline_named(options))
+    check_pipeline(folder, options.require_signature)
+    pipeline = read_pipeline(folder)
     config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
     addresses = node_addresses(options.nodes, pipeline)
     lacking: list[int] = []
@@ -153,11 +183,16 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
                     allow_local=not options.no_local,
                     find=find,
                     progress=status,
+                    security=security,
+                    scheduling=SchedulerSettings(recovery=options.recovery, recover_wait_s=options.recover_wait_s),
                 )
             )
         finally:
             status.clear()
         note(head.line())
+        head.scheduler.healer.on_event = lambda event: note(event.text)
+        if (record := newest_record(pipeline)) is not None:
+            note(f"parity: {describe(record)}")
         return head
 
     try:
@@ -251,6 +286,8 @@ def usage(timing: Timing) -> dict[str, float | int]:
         "prompt_tokens": timing.num_prompt,
         "reused_tokens": timing.num_reused,
         "completion_tokens": timing.num_generated,
+        "drafted_tokens": timing.num_drafted,
+        "accepted_tokens": timing.num_accepted,
         "time_to_first_token_s": round(timing.first_token_s, 4),
         "total_s": round(timing.total_s, 4),
         "tokens_per_s": round(timing.tokens_per_s, 3),
@@ -259,9 +296,11 @@ def usage(timing: Timing) -> dict[str, float | int]:
 
 def summary(timing: Timing) -> str:
     """One line about an answer."""
+    reused = f" ({timing.num_reused} of them reused)" if timing.num_reused else ""
+    drafts = f", {timing.num_accepted} of {timing.num_drafted} guesses right" if timing.num_drafted else ""
     return (
-        f"{timing.num_prompt} prompt tokens, {timing.num_generated} generated, "
-        f"first after {timing.first_token_s:.2f} s, then {timing.tokens_per_s:.1f} tokens/s"
+        f"{timing.num_prompt} prompt tokens{reused}, {timing.num_generated} generated, "
+        f"first after {timing.first_token_s:.2f} s, then {timing.tokens_per_s:.1f} tokens/s{drafts}"
     )
 
 

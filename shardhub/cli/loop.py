@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
@@ -43,6 +43,10 @@ class LoopThread:
         """Run a coroutine and return its result; Ctrl-C cancels it, waits until it has cleaned up, and is raised."""
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         return self._result(future)
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Have the loop call something soon."""
+        self._loop.call_soon_threadsafe(work)
 
     def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
         """Items of an asynchronous iterator as they come. Ctrl-C, or leaving the loop, ends it and its clean-up."""

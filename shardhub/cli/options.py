@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from shardhub.blas import Blas, use_blas
+from shardhub.chain.recovery import Recovery
+from shardhub.cli.run import print_error
+from shardhub.errors import ShardhubError, outcome
 from shardhub.parameters import REPETITION_CONTEXT
 
+
+def choose_blas(choice: Blas) -> Blas:
+    """Load the BLAS that was asked for while options are read: MLX binds to what is there when it is imported."""
+    # What the command starts computes alike.
+    os.environ[BLAS_VARIABLE] = choice
+    try:
+        use_blas(choice)
+    except ShardhubError as error:
+        print_error(error)
+        raise typer.Exit(outcome(error).exit) from error
+    return choice
+
+
+BLAS_VARIABLE = "SHARDHUB_BLAS"
+_BLAS_HELP = "On Linux's CPUs: OpenBLAS, or the slow reference BLAS of MLX's wheel."
+BlasOption = Annotated[
+    Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, callback=choose_blas, help=_BLAS_HELP)
+]
+# Without loading it, for a command that looks whether it can be.
+BlasChoice = Annotated[Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, help=_BLAS_HELP)]
 Model = Annotated[str, typer.Argument(help="Model: a Hub id ORG/NAME[@REVISION], or a folder.")]
 Stages = Annotated[int | None, typer.Option(help="Number of stages, balanced by the bytes each reads per token.")]
 Cuts = Annotated[str | None, typer.Option(help="Layers before which to cut: 10,20.", metavar="L,L,...")]
@@ -20,12 +45,56 @@ PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan written by
 Context = Annotated[int | None, typer.Option(help="Positions of a session, prompt and answer, to keep KV for.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer questions with yes.")]
+CheckWeights = Annotated[
+    bool,
+    typer.Option("--check-weights", help="Refuse NaN and infinite weights; a push then reads all of them first."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
 Memory = Annotated[str | None, typer.Option(help="Memory to stay within, such as 12GB.", metavar="SIZE")]
+NoParity = Annotated[
+    bool, typer.Option("--no-parity", help="Do not run the stages against the whole model to record their numbers.")
+]
 PipelineArgument = Annotated[
     str | None, typer.Argument(metavar="PIPELINE", help="Pipeline: a Hub id ORG/NAME[@REVISION], or a folder.")
 ]
 ManifestOption = Annotated[str | None, typer.Option("--manifest", help="The same, by name.")]
+Recover = Annotated[
+    Recovery,
+    typer.Option("--recover", help="When a node is lost: compute again in the same steps, in large ones, or end."),
+]
+RecoverWait = Annotated[float, typer.Option("--recover-wait", help="Seconds to wait for another node.", min=0)]
+Draft = Annotated[
+    int,
+    typer.Option(
+        "--draft",
+        help="Guess so many tokens at once from earlier text and verify them in one pass; for slow networks.",
+        min=0,
+        max=32,
+    ),
+]
+Tls = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls",
+        envvar="SHARDHUB_TLS",
+        show_envvar=True,
+        help="Folder of this machine's certificates, for loopback too; the one `certs join` fills is found by itself.",
+        metavar="DIR",
+    ),
+]
+InsecureLan = Annotated[
+    bool, typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust.")
+]
+SignKey = Annotated[
+    Path | None,
+    typer.Option("--sign-key", help="Sign the manifest with this key; `certs keygen` makes one.", metavar="FILE"),
+]
+RequireSignature = Annotated[
+    str | None,
+    typer.Option(
+        "--require-signature", help="Refuse a pipeline that this public key has not signed.", metavar="KEY|FILE.pub"
+    ),
+]
 Node = Annotated[
     list[str] | None,
     typer.Option(help="Address of a node, any order; also SHARDHUB_NODES and nodes.toml.", metavar="HOST:PORT"),

@@ -6,15 +6,15 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardhub.checkpoint.costs import model_costs
+from shardhub.cli.cut import CutOptions, decide_and_prove
+from shardhub.cli.parity import ParityOptions, measure_split, parity_report
 from shardhub.cli.places import Model, hub, open_model
 from shardhub.cli.run import note
-from shardhub.cli.sizes import default_context
-from shardhub.cli.split import CutOptions, make_plan, print_plan, prove
+from shardhub.cli.signing import signer_of
 from shardhub.errors import UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
@@ -24,7 +24,9 @@ from shardhub.hub.reference import parse_reference
 from shardhub.hub.standing import Action
 from shardhub.hub.survey import Survey, survey
 from shardhub.hub.unpublish import Removal, find_removal, remove
+from shardhub.hub.weights import check_weights
 from shardhub.naming import model_name
+from shardhub.parity import Numbers
 from shardhub.splitting.job import SplitJob, prepare
 from shardhub.splitting.source_card import Value, reservations, source_fields
 
@@ -47,21 +49,21 @@ class PushOptions:
     dry_run: bool
     replace: bool
     yes: bool
+    check_weights: bool
     cache_dir: Path | None
+    parity: ParityOptions
     as_json: bool
+    sign_key: Path | None = None
 
 
 def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
     """Publish a model's stages, each to a repo of its own, and the manifest last."""
+    signer = signer_of(options.sign_key)
     calls = HubCalls(api=hub(), notice=note)
     account = calls.writer()
     opened = open_model(model)
     checkpoint = opened.checkpoint
-    context = default_context(checkpoint.config, cut.context)
-    costs = model_costs(checkpoint, context)
-    made = make_plan(costs, cut, context)
-    print_plan(made, costs, context, out=sys.stderr)
-    contents, stages = prove(checkpoint, made)
+    contents, stages = decide_and_prove(checkpoint, cut)
     work = Cache(options.cache_dir).root / "push"
     job = prepare(
         checkpoint,
@@ -72,7 +74,7 @@ def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
         source=opened.source,
         namespace=options.namespace or account.name,
     )
-    journal = PushJournal(work)
+    journal = PushJournal(work, checked=options.check_weights)
     gate = _gate(opened, calls)
     fields = source_fields(checkpoint.folder)
     plan = survey(job, calls, journal, private=options.private, gate=gate, replace=options.replace)
@@ -89,6 +91,14 @@ def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
     if reasons and not options.yes:
         _ask_publicly(reasons, fields)
     start = time.monotonic()
+    if options.check_weights:
+        check_weights(job, journal, _progress())
+    if _is_published(plan):
+        numbers = Numbers(not_run="all of it was published already")
+    else:
+        numbers = measure_split(checkpoint, contents, stages, opened.source, options.parity)
+    job = replace(job, numbers=numbers, signer=signer)
+    plan = replace(plan, job=job)
     done = publish(plan, calls, journal, work, progress=_progress())
     _report(done, job, time.monotonic() - start, as_json=options.as_json)
     return 0
@@ -116,6 +126,13 @@ def unpublish(pipeline: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
     else:
         note("dry run: nothing was deleted" if dry_run else f"{len(doomed)} repos deleted")
     return 0
+
+
+def _is_published(plan: Survey) -> bool:
+    """Whether all of it is at the Hub, as far as is known before a weight is read."""
+    at = plan.pipeline
+    has_manifest = at.action is not Action.REPLACE and at.remote is not None and at.remote.manifest is not None
+    return has_manifest and all(shard.action is Action.KEEP for shard in plan.shards)
 
 
 def _gate(model: Model, calls: HubCalls) -> str | None:
@@ -189,6 +206,7 @@ def _report(done: Published, job: SplitJob, seconds: float, *, as_json: bool) ->
             ],
             "pipeline": {"repo": done.pipeline.repo, "commit": done.pipeline.commit, "action": done.pipeline.action},
             "pipeline_id": done.pipeline_id,
+            "parity": parity_report(job.numbers),
             "uploaded_bytes": done.uploaded_bytes,
             "copied_bytes": done.given_bytes,
             "seconds": round(seconds, 3),

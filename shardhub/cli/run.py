@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from shardhub.blas import describe_blas
 from shardhub.errors import ShardhubError, outcome
 
 EXIT_INTERRUPTED = 130
@@ -28,6 +29,8 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
     )
     for noisy in ("asyncio", "grpc._cython.cygrpc", "urllib3", "filelock", "httpx2", "httpcore2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if debug:
+        logging.getLogger(__name__).debug("BLAS: %s", describe_blas() or "MLX's own")
     try:
         code = command() or 0
     except ShardhubError as error:

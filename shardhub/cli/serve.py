@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import re
@@ -12,13 +13,19 @@ from pathlib import Path
 
 from shardhub.cli.places import Places
 from shardhub.cli.run import Status, note
+from shardhub.cli.signing import check_pipeline
 from shardhub.cli.sizes import default_context, parse_memory
+from shardhub.cli.trust import node_trust
 from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.engine.metrics import StageMetrics
 from shardhub.errors import DoesNotFit, UsageError
+from shardhub.hub.snapshot import other_stage
 from shardhub.model.memory import memory_budget
 from shardhub.naming import MANIFEST_FILE
-from shardhub.node.lifecycle import NodeSettings, check_host, run_node
+from shardhub.node.lifecycle import NodeSettings, check_host, is_loopback, run_node
+from shardhub.node.metrics import MetricsEndpoint
 from shardhub.node.peers import DEFAULT_PEERS
+from shardhub.security.trust import Trust
 from shardhub.shard import Pipeline, Shard, join_adjacent, read_pipeline, read_shard
 from shardhub.toolchain import check_compiler
 
@@ -37,17 +44,36 @@ class ServeOptions:
     max_sessions: int
     memory: str | None
     shutdown_timeout_s: float
+    metrics: str | None = None
     cache_dir: Path | None = None
     cache_limit: str | None = None
+    tls: Path | None = None
+    require_signature: str | None = None
 
 
 def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
     """Serve shards as one stage until a signal comes."""
-    check_host(options.host, insecure_lan=options.insecure_lan)
+    is_local = is_loopback(options.host)
+    trust = node_trust(options.tls, insecure_lan=options.insecure_lan, is_loopback=is_local)
+    check_host(options.host, insecure_lan=options.insecure_lan, has_tls=trust is not None)
     budget = parse_memory(options.memory)
     check_compiler()
+    with contextlib.ExitStack() as stack:
+        endpoint = stack.enter_context(MetricsEndpoint(options.metrics)) if options.metrics is not None else None
+        return _serve(named, options, budget, endpoint, trust, as_json=as_json)
+
+
+def _serve(
+    named: Sequence[str],
+    options: ServeOptions,
+    budget: int | None,
+    endpoint: MetricsEndpoint | None,
+    trust: Trust | None,
+    *,
+    as_json: bool,
+) -> int:
     places = Places(options.cache_dir, options.cache_limit)
-    shards = join_adjacent(choose_shards(places, named, options.stages, budget))
+    shards = join_adjacent(choose_shards(places, named, options.stages, budget, options.require_signature))
     context = default_context(shards[0].config, options.context)
     if options.insecure_lan:
         note("warning: --insecure-lan: everyone who reaches this port can read prompts and alter answers")
@@ -56,6 +82,8 @@ def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
 
     def ready(engine: Engine, address: str) -> None:
         status.clear()
+        if endpoint is not None:
+            StageMetrics(endpoint.registry).watch(engine)
         facts = engine.facts
         names = "+".join(shard.name for shard in shards)
         if as_json:
@@ -67,11 +95,15 @@ def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
                 "weight_bytes": engine.weight_bytes,
                 "kv_budget_bytes": engine.kv_budget_bytes,
                 "context": engine.limits.max_context,
+                "tls": trust.identity.peer.name if trust else None,
                 "boot_id": engine.boot_id.hex(),
+                "metrics": endpoint.address if endpoint else None,
             }
             print(json.dumps(record), flush=True)
         else:
             print(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {address}", flush=True)
+            if endpoint is not None:
+                note(f"metrics at http://{endpoint.address}/metrics")
 
     return asyncio.run(
         run_node(
@@ -82,6 +114,7 @@ def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
                 port=options.port,
                 advertise=options.advertise,
                 insecure_lan=options.insecure_lan,
+                trust=trust,
                 shutdown_timeout_s=options.shutdown_timeout_s,
                 peers=_networks(options.peers),
             ),
@@ -91,22 +124,36 @@ def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
     )
 
 
-def choose_shards(places: Places, named: Sequence[str], stages: str | None, budget_bytes: int | None) -> list[Shard]:
+def choose_shards(
+    places: Places,
+    named: Sequence[str],
+    stages: str | None,
+    budget_bytes: int | None,
+    require_signature: str | None = None,
+) -> list[Shard]:
     """The shards a command line names: shards, or stages of a pipeline; fetched where they are repos.
 
     Raises:
         UsageError: It names none, or both kinds.
         DoesNotFit: No stage of the pipeline fits here.
+        SignatureError: The pipeline is not signed with the key that is required.
         As `Fetcher.fetch`.
     """
     folders = [places.folder(text) for text in named]
     pipelines = [folder for folder in folders if (folder / MANIFEST_FILE).is_file()]
+    if require_signature is not None and not pipelines:
+        raise UsageError(
+            "--require-signature needs the pipeline.",
+            why="A signature covers the manifest, which names the shards.",
+            hint="Write: shardhub serve PIPELINE --stages K --require-signature ...",
+        )
     if not pipelines:
         if stages is not None:
             raise UsageError("--stages chooses from a pipeline.", hint="Give a pipeline, or leave it out.")
         return [read_shard(folder) for folder in folders]
     if len(folders) > 1:
         raise UsageError("Give either one pipeline, or shards of one.", why=f"{len(folders)} were named.")
+    check_pipeline(pipelines[0], require_signature)
     pipeline = read_pipeline(pipelines[0])
     if stages is not None:
         return [_shard(places, pipeline, index) for index in _indices(stages, len(pipeline.manifest.stages))]
@@ -140,6 +187,8 @@ def _shard(places: Places, pipeline: Pipeline, index: int) -> Shard:
             why=f"{pipeline.folder} names {', '.join(repr(loc) for loc in pipeline.manifest.stages[index].locations)}.",
             hint="Copy the shard's folder there.",
         )
+    if shard.digest != (expected := pipeline.manifest.stages[index].digest):
+        raise other_stage(str(shard.folder), shard.digest, expected)
     return shard
 
 

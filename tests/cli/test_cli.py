@@ -227,7 +227,6 @@ def test_interrupted_generate_frees_the_nodes(pipeline, served) -> None:
         (["--cuts", "4,2"], ["2"]),
         (["--cuts", "0"], ["0"]),
         (["--cuts", "a"], ["whole number"]),
-        ([], ["Where", "--stages"]),
         (["--stages", "2", "--cuts", "3"], ["cannot go together"]),
         (["--machine", "mac"], ["NAME=RAM"]),
         (["--plan", "/nowhere/plan.json"], ["cannot be read"]),

@@ -38,7 +38,7 @@ def test_doctor_finds_a_machine_that_is_ready(served: tuple[RunningHub, Wire], t
     result = doctor("--json", HF_ENDPOINT=hub.endpoint, HF_TOKEN=hub.token("ann"), SHARDHUB_CACHE=str(tmp_path))
     assert result.exit_code == 0, result.stderr
     found = states(result)
-    assert list(found) == ["python", "compiler", "mlx", "memory", "disk", "ports", "hub", "token"]
+    assert list(found) == ["python", "compiler", "blas", "mlx", "memory", "disk", "ports", "hub", "token"]
     assert {found[name] for name in ("python", "compiler", "mlx", "hub", "token")} == {"ok"}
 
 

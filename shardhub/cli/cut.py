@@ -1,0 +1,180 @@
+"""Where to cut, for every command that asks: the options, the plan they mean, and its proof."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.checkpoint.costs import model_costs
+from shardhub.cli.run import note
+from shardhub.cli.sizes import default_context
+from shardhub.errors import PlanError, UnsupportedModel, UsageError
+from shardhub.planning.borders import Borders, CutFacts, crossing_text
+from shardhub.planning.cutting import cut_at, cut_evenly, parse_cuts
+from shardhub.planning.machine import cut_for_machines, parse_machine
+from shardhub.planning.plan import ModelCosts, Plan, parse_plan
+from shardhub.planning.table import format_table, plan_table
+from shardhub.splitting.contents import ModelContents, StageContents
+from shardhub.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from shardhub.model.dissection import Dissection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutOptions:
+    """The options that say where to cut; the same for every command that plans."""
+
+    stages: int | None
+    cuts: str | None
+    machines: list[str]
+    plan: Path | None
+    context: int | None
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were given; exactly one of them says where to cut."""
+        options = {"--stages": self.stages, "--cuts": self.cuts, "--machine": self.machines, "--plan": self.plan}
+        return [option for option, value in options.items() if value is not None and value != []]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan, and what it was decided from.
+
+    Attributes:
+        borders: Where the model can be cut; None where nobody looked into it.
+    """
+
+    plan: Plan
+    costs: ModelCosts
+    context: int
+    borders: Borders | None
+
+    def show(self, out: TextIO) -> None:
+        """Print the table of stages, with notes before it."""
+        for text in self.plan.notes:
+            print(f"note: {text}", file=out)
+        print(format_table(plan_table(self.plan, self.costs, self.context)), file=out)
+        print(f"KV for one session of {self.context} positions", file=out)
+
+    def crossing_lines(self) -> list[str]:
+        """What crosses the plan's cuts beside the hidden states, where anything does."""
+        if self.borders is None:
+            return []
+        cuts = [self.borders.cuts[position - 1] for position in self.plan.cuts]
+        return [line for cut in cuts if (line := crossing_text(cut, self.context)) is not None]
+
+
+def decide(checkpoint: Checkpoint, cut: CutOptions, cuts: Sequence[CutFacts] | None = None) -> Planned:
+    """The plan the options ask for.
+
+    Args:
+        checkpoint: The model's headers.
+        cut: The options.
+        cuts: Where the model can be cut; None allows every cut.
+
+    Raises:
+        PlanError: None of the options, more than one, or a plan that cannot be.
+        DoesNotFit: The machines are too small.
+    """
+    if len(cut.given) != 1:
+        raise PlanError(
+            "Where is the model to be cut?" if not cut.given else f"{' and '.join(cut.given)} cannot go together.",
+            hint="Give one of --stages N, --cuts 10,20, --machine NAME=RAM ..., --plan plan.json.",
+        )
+    context = default_context(checkpoint.config, cut.context)
+    costs = model_costs(checkpoint, context)
+    borders = None
+    if cuts is not None:
+        if len(cuts) != costs.num_layers - 1:
+            raise UnsupportedModel(
+                f"config.json speaks of {costs.num_layers} layers, but mlx-lm runs {len(cuts) + 1}.",
+                hint="Use a conversion whose config.json is right.",
+            )
+        borders = Borders(cuts=tuple(cuts), context=context)
+    return Planned(plan=_plan(cut, costs, context, borders), costs=costs, context=context, borders=borders)
+
+
+def decide_and_prove(checkpoint: Checkpoint, cut: CutOptions) -> tuple[ModelContents, list[StageContents]]:
+    """What the stages of the plan that is asked for need, proven; told on stderr.
+
+    Raises:
+        ProofFailed: The chained stages would not compute what the whole model computes.
+        UnsupportedModel: This model cannot be split.
+        As `decide`.
+    """
+    decide(checkpoint, cut)  # what cannot be meant is refused before the model is looked into
+    note("checking where the model can be cut")
+    dissection_class = load_dissection()
+    start = time.monotonic()
+    dissection = dissection_class(checkpoint.config, specs(checkpoint))
+    planned = decide(checkpoint, cut, dissection.cuts())
+    planned.show(sys.stderr)
+    for line in planned.crossing_lines():
+        note(line)
+    contents = dissection.model()
+    if contents.computed is not None:
+        num_computed, num_all = len(contents.computed.specs), len(dissection.blueprint.tensors)
+        note(f"{num_computed} of {num_all} tensors are not in MLX's layout: mlx-lm's sanitize makes them, once")
+    note("checking that the chain of stages computes what the whole model computes")
+    stages = dissection.stages([(stage.start, stage.stop) for stage in planned.plan.stages])
+    note(proven_text(planned.plan, time.monotonic() - start))
+    return contents, stages
+
+
+def load_dissection() -> type[Dissection]:
+    """The class that takes a model apart; importing it brings MLX.
+
+    Raises:
+        UsageError: MLX cannot be imported here.
+    """
+    try:
+        from shardhub.model.dissection import Dissection
+    except ImportError as error:
+        raise UsageError(
+            "MLX cannot be imported here, so that no cut can be checked or proven.",
+            why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}.",
+            hint="shardhub doctor",
+        ) from error
+    return Dissection
+
+
+def specs(checkpoint: Checkpoint) -> dict[str, TensorSpec]:
+    """Dtype and shape of a checkpoint's tensors, by name."""
+    return {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
+
+
+def proven_text(made: Plan, seconds: float) -> str:
+    """That a plan's stages are proven, and what that took."""
+    count = len(made.stages)
+    stages = f"{count} stages compute" if count > 1 else "1 stage computes"
+    return f"proven by graph: {stages} what the whole model computes (mlx-lm {version('mlx-lm')}, {seconds:.1f} s)"
+
+
+def batch_text(refusal: str | None) -> str:
+    """Whether the proof holds for several sessions in one batch too."""
+    if refusal is None:
+        return "proven for several sessions in one batch too"
+    return f"not proven for several sessions in one batch: {refusal}"
+
+
+def _plan(cut: CutOptions, costs: ModelCosts, context: int, borders: Borders | None) -> Plan:
+    if cut.stages is not None:
+        return cut_evenly(costs, cut.stages, borders=borders)
+    if cut.cuts is not None:
+        return cut_at(costs, parse_cuts(cut.cuts), borders=borders)
+    if cut.plan is not None:
+        try:
+            data = cut.plan.read_bytes()
+        except OSError as error:
+            raise PlanError(f"{cut.plan} cannot be read.", why=f"{error.strerror}.") from error
+        return parse_plan(data, costs, where=str(cut.plan), borders=borders)
+    machines = [parse_machine(text) for text in cut.machines]
+    return cut_for_machines(costs, machines, context=context, borders=borders)

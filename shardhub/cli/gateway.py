@@ -1,0 +1,114 @@
+"""`shardhub gateway`."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from shardhub.cli.demo_chain import demo_chain
+from shardhub.cli.generate import HeadOptions, start_head
+from shardhub.cli.loop import LoopThread
+from shardhub.cli.run import note
+from shardhub.errors import UsageError
+from shardhub.gateway.keys import new_key, read_keys
+from shardhub.gateway.server import Gateway, check_host, listening
+from shardhub.gateway.settings import GatewaySettings
+
+_CUT_SHORT = 143
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """The options of `gateway` as they were given."""
+
+    demo: bool
+    host: str
+    port: int
+    insecure_lan: bool
+    api_key_file: Path | None
+    names: tuple[str, ...]
+    origins: tuple[str, ...]
+    model_names: tuple[str, ...]
+    max_queue: int
+    max_tokens: int
+    shutdown_timeout_s: float
+
+
+def make_key(file: Path) -> int:
+    """Print a new key, once, and add its digest to a file."""
+    print(new_key(file))
+    note(f"its digest was added to {file}; start the gateway with --api-key-file {file}")
+    return 0
+
+
+def gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: bool) -> int:
+    """Serve the API until a signal comes."""
+    if not options.demo:
+        return _gateway(head_options, options, as_json=as_json)
+    if head_options.pipeline or head_options.manifest or head_options.nodes:
+        raise UsageError("--demo brings a pipeline and nodes of its own.", hint="Give either, not both.")
+    with demo_chain() as chain:
+        head_options = replace(head_options, pipeline=str(chain.pipeline), nodes=list(chain.addresses), no_local=True)
+        return _gateway(head_options, options, as_json=as_json)
+
+
+def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: bool) -> int:
+    settings = GatewaySettings(
+        host=options.host,
+        port=options.port,
+        insecure_lan=options.insecure_lan,
+        keys=read_keys(options.api_key_file),
+        names=options.names,
+        origins=options.origins,
+        model_names=options.model_names,
+        max_queue=options.max_queue,
+        max_tokens=options.max_tokens,
+        shutdown_timeout_s=options.shutdown_timeout_s,
+    )
+    check_host(settings)
+    if options.insecure_lan and not settings.keys:
+        note("warning: --insecure-lan without a key: everyone who reaches this port can use the model")
+    with listening(settings) as listener, LoopThread() as loop:
+        head = start_head(loop, head_options)
+
+        def ready(url: str) -> None:
+            name = (settings.model_names or (head.pipeline.manifest.name,))[0]
+            if as_json:
+                record = {
+                    "url": url,
+                    "model": name,
+                    "context": head.chain.max_context,
+                    "keys": len(settings.keys.digests),
+                }
+                print(json.dumps(record), flush=True)
+            else:
+                print(f"{name}: {url}/v1", flush=True)
+
+        serving = Gateway(head, settings)
+        try:
+            with _signals(loop, serving):
+                loop.wait(serving.run(listener, on_ready=ready))
+        finally:
+            loop.wait(head.stop())
+            head.tokenizer.close()
+    return _CUT_SHORT if serving.was_cut_short else 0
+
+
+@contextmanager
+def _signals(loop: LoopThread, serving: Gateway) -> Iterator[None]:
+    """SIGTERM and SIGINT finish what is on its way; a second one ends it at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.call(serving.stop)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,65 @@
+"""Throughput and latency against concurrency, drawn by matplotlib where that is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shardhub.cli.run import note
+from shardhub.errors import UsageError
+
+_SUFFIXES = (".png", ".svg")
+
+
+def check_plot(path: Path) -> bool:
+    """Whether a plot can be drawn; said before anything is measured.
+
+    Raises:
+        UsageError: Neither a PNG nor an SVG was asked for, or its folder is not there.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise UsageError(f"--plot {path}: that is no PNG or SVG.", hint="Name it FILE.png or FILE.svg.")
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot {path}: there is no folder {path.parent}.", hint="Make it first.")
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        note(f"no plot: matplotlib draws {path}, and is not installed. Try: pip install 'shardhub[bench]'")
+        return False
+    return True
+
+
+def plot_levels(levels: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
+    """Draw levels of concurrency, as `bench` records them, into a PNG or SVG.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 7.0), layout="constrained")
+    figure.suptitle(title)
+    throughput, between, first = figure.subplots(3, 1, sharex=True)
+    at = [level["concurrency"] for level in levels]
+    throughput.plot(at, [level["tokens_per_s"] for level in levels], marker="o", label="all requests")
+    throughput.plot(at, [level["request_tokens_per_s"] for level in levels], marker="s", label="one request, decode")
+    throughput.set_ylabel("tokens/s")
+    for axis, what, label in (
+        (between, "inter_token_s", "between tokens, ms"),
+        (first, "first_token_s", "to first, ms"),
+    ):
+        for name in levels[0][what]:
+            axis.plot(at, [level[what][name] * 1000 for level in levels], marker="o", label=name)
+        axis.set_ylabel(label)
+    for axis in (throughput, between, first):
+        axis.set_ylim(bottom=0)
+        axis.grid(visible=True, alpha=0.3)
+        axis.legend()
+    first.set_xscale("log", base=2)
+    first.set_xticks(at, [str(value) for value in at])
+    first.set_xlabel("requests side by side")
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UsageError(f"--plot {path} cannot be written.", why=f"{error.strerror or error}.") from error

@@ -1,0 +1,35 @@
+"""Signed manifests on the command line: keys that sign, and keys that must have signed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shardhub.cli.run import note
+from shardhub.errors import SignatureError
+from shardhub.naming import SIGNATURE_FILE
+from shardhub.security.signatures import Signer, check_signature, check_unchanged, load_signer, parse_public_key
+
+
+def signer_of(path: Path | None) -> Signer | None:
+    """The key that `--sign-key` names, read before anything else is done.
+
+    Raises:
+        IdentityError: It is no such key, or open to others.
+    """
+    return None if path is None else load_signer(path)
+
+
+def check_pipeline(folder: Path, required: str | None) -> None:
+    """Refuse a pipeline that `--require-signature` does not let through; without it, warn of a signature that is wrong.
+
+    Raises:
+        UsageError: What was given is no public key.
+        SignatureError: The manifest is not signed with it.
+    """
+    if required is not None:
+        check_signature(folder, parse_public_key(required))
+    elif (folder / SIGNATURE_FILE).is_file():
+        try:
+            check_unchanged(folder)
+        except SignatureError as error:
+            note(f"WARNING: {error}")

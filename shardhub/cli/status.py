@@ -1,0 +1,210 @@
+"""`shardhub status`: a chain's stages, live."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from shardhub.chain.survey import NodeStatus, Reading, Survey, read_nodes, survey
+from shardhub.cli.generate import HeadOptions, node_addresses, pipeline_named
+from shardhub.cli.loop import LoopThread
+from shardhub.cli.places import Places
+from shardhub.cli.run import error_record
+from shardhub.cli.trust import head_security
+from shardhub.errors import outcome
+from shardhub.protocol import Description
+from shardhub.shard import Pipeline, read_pipeline
+
+# A table into a pipe is as wide as it needs to be.
+_PIPE_WIDTH = 400
+_SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusOptions:
+    """The options of `status` as they were given."""
+
+    pipeline: str | None
+    manifest: str | None
+    nodes: list[str] | None
+    once: bool
+    interval_s: float
+    cache_dir: Path | None
+    tls: Path | None = None
+    insecure_lan: bool = False
+
+
+def status(options: StatusOptions, *, as_json: bool) -> int:
+    """Show the stages: again and again on a terminal, else once. Exit code 5 if the chain cannot run."""
+    head = HeadOptions(
+        pipeline=options.pipeline,
+        manifest=options.manifest,
+        nodes=options.nodes,
+        no_local=True,
+        context=None,
+        memory=None,
+        cache_dir=options.cache_dir,
+    )
+    pipeline = read_pipeline(Places(options.cache_dir).folder(pipeline_named(head)))
+    addresses = node_addresses(options.nodes, pipeline)
+    security = head_security(options.tls, insecure_lan=options.insecure_lan)
+    is_live = sys.stdout.isatty() and not options.once and not as_json
+    with LoopThread() as loop:
+
+        def read() -> tuple[Reading, ...]:
+            return loop.wait(read_nodes(pipeline.manifest, addresses, security=security))
+
+        before = read()
+        found = survey(pipeline.manifest, before)
+        if is_live:
+            found = _watch(read, before, found, options.interval_s)
+        else:
+            if any(node.reading.load for node in found.nodes):  # figures are of what happens between two readings
+                time.sleep(options.interval_s)
+                found = survey(pipeline.manifest, read(), before)
+            print(json.dumps(record(found, pipeline)) if as_json else text(found))
+    return 0 if found.problem is None else outcome(found.problem).exit
+
+
+def record(found: Survey, pipeline: Pipeline) -> dict[str, Any]:
+    """A survey as JSON-able data; times in seconds."""
+    manifest = pipeline.manifest
+    return {
+        "pipeline": manifest.name,
+        "pipeline_id": manifest.pipeline_id,
+        "num_stages": len(manifest.stages),
+        "nodes": [_node_record(node, is_slowest=index == found.slowest) for index, node in enumerate(found.nodes)],
+        "nobody": list(found.nobody),
+        "can_run": found.problem is None,
+        "problem": error_record(found.problem) if found.problem else None,
+        "limit": found.limit,
+        "alone_step_s": found.alone_s,
+        "chain_step_s": found.chain_s,
+    }
+
+
+def render(found: Survey) -> Group:
+    """A survey as a table and two sentences."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("stage", "layers", "node", "state"):
+        table.add_column(column, no_wrap=column != "node", overflow="fold")
+    for column in ("sessions", "KV", "queue", "rows", "compute", "wait", "tokens/s"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for index, node in enumerate(found.nodes):
+        row = _cells(node, is_slowest=index == found.slowest)
+        table.add_row(*map(Text, row), style="bold" if index == found.slowest else "red" if node.reading.error else "")
+    for index in found.nobody:
+        stage = found.manifest.stages[index]
+        cells = [str(index), f"{stage.start}-{stage.stop - 1}", "-", "nobody serves it"]
+        table.add_row(*cells, style="red")
+    lines: list[Any] = [table, Text(""), Text(found.limit)]
+    if found.problem is not None and found.problem.hint:
+        lines.append(Text(f"Try: {found.problem.hint}"))
+    if (alone := _alone(found)) is not None:
+        lines.append(Text(alone))
+    lines += [Text(f"{node.reading.address}: {node.reading.error}") for node in found.nodes if node.reading.error]
+    return Group(*lines, *map(Text, _runs_on(found)))
+
+
+def text(found: Survey) -> str:
+    """A survey as lines; with colours on a terminal only."""
+    console = Console(file=sys.stdout, highlight=False) if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
+    with console.capture() as capture:
+        console.print(render(found))
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def _watch(read: Any, before: Sequence[Reading], found: Survey, interval_s: float) -> Survey:
+    """Show it until Ctrl-C, which is how this ends well."""
+    with Live(render(found), console=Console(highlight=False), auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(interval_s)
+                now = read()
+                found, before = survey(found.manifest, now, before), now
+                live.update(render(found), refresh=True)
+        except KeyboardInterrupt:
+            return found
+
+
+def _cells(node: NodeStatus, *, is_slowest: bool) -> list[str]:
+    reading, rates = node.reading, node.rates
+    description = reading.description
+    if description is None:
+        return ["?", "?", reading.address, "unreachable"]
+    if reading.first is None:
+        return ["-", "-", reading.address, "serves something else"]
+    load, first, last = reading.load, reading.first, reading.last
+    return [
+        str(first) if first == last else f"{first}-{last}",
+        f"{description.stage.start}-{description.stage.stop - 1}",
+        reading.address,
+        "slowest" if is_slowest else "ready",
+        f"{load.get('sessions', 0):.0f}+{load.get('parked_sessions', 0):.0f}/{description.limits.max_sessions}",
+        f"{_mb(load.get('kv_reserved_bytes', 0))}/{_mb(load.get('kv_budget_bytes', 0))}",
+        f"{load.get('queued_steps', 0):.0f}",
+        f"{rates.rows:.1f}" if rates else "-",
+        f"{rates.compute_s * 1000:.1f} ms" if rates else "-",
+        f"{rates.wait_s * 1000:.1f} ms" if rates else "-",
+        f"{rates.tokens_per_s:.1f}" if rates and rates.tokens_per_s is not None else "-",
+    ]
+
+
+def _alone(found: Survey) -> str | None:
+    """What one machine would take, in a sentence; it is an estimate, from machines that may differ."""
+    if found.alone_s is None or not found.chain_s:
+        return None
+    return (
+        f"One such machine alone, had it room, would take about {found.alone_s * 1000:.1f} ms a decode step, the "
+        f"stages' sum; this chain, kept busy, {found.chain_s * 1000:.1f} ms, its slowest stage: "
+        f"{found.alone_s / found.chain_s:.1f} times as many tokens in all, none of them sooner."
+    )
+
+
+def _node_record(node: NodeStatus, *, is_slowest: bool) -> dict[str, Any]:
+    reading, description = node.reading, node.reading.description
+    is_ready = reading.first is not None
+    return {
+        "address": reading.address,
+        "state": "ready" if is_ready else "unreachable" if description is None else "serves something else",
+        "error": error_record(reading.error) if reading.error else None,
+        "stages": list(range(reading.first, reading.last + 1))
+        if reading.first is not None and reading.last is not None
+        else [],
+        "layers": [description.stage.start, description.stage.stop] if description and is_ready else None,
+        "is_slowest": is_slowest,
+        "max_sessions": description.limits.max_sessions if description else None,
+        "load": dict(reading.load),
+        "decode": asdict(node.rates) if node.rates else None,
+        "host": _host(description) if description else {},
+    }
+
+
+def _host(description: Description) -> dict[str, str]:
+    return {key: description.host[key] for key in _SHOWN_FACTS if key in description.host}
+
+
+def _runs_on(found: Survey) -> list[str]:
+    """Versions and device of the nodes, a line for each kind: several lines mean that numbers may differ."""
+    kinds: dict[str, list[str]] = {}
+    for node in found.nodes:
+        if node.reading.description is not None:
+            host = node.reading.description.host
+            facts = [f"{name} {host[name]}" for name in ("shardhub", "mlx", "mlx_lm") if host.get(name)]
+            facts += [host[name] for name in ("backend", "cpu", "blas") if host.get(name)]
+            kinds.setdefault(", ".join(facts), []).append(node.reading.address)
+    return [f"{' and '.join(addresses)}: {facts}" for facts, addresses in kinds.items()]
+
+
+def _mb(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"

@@ -1,0 +1,79 @@
+"""Which certificates a command uses, and where they are kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from shardhub.cli.run import note
+from shardhub.errors import UsageError
+from shardhub.security.certificates import Role
+from shardhub.security.identity import identity_file
+from shardhub.security.trust import Security, Trust
+
+TLS_VARIABLE = "SHARDHUB_TLS"
+
+
+def default_folder() -> Path:
+    """Where this user's certificates are kept unless another place is named."""
+    import platformdirs
+
+    return platformdirs.user_config_path("shardhub") / "tls"
+
+
+def default_authority() -> Path:
+    """Where this user's authority is kept unless another place is named."""
+    import platformdirs
+
+    return platformdirs.user_config_path("shardhub") / "authority"
+
+
+def head_security(tls: Path | None, *, insecure_lan: bool) -> Security:
+    """How a head reaches its nodes: loopback without TLS, other machines with the certificate it has.
+
+    Args:
+        tls: Folder that was named: its certificate is used on loopback too.
+
+    Raises:
+        UsageError: Both were asked for.
+        IdentityError: The certificate that was named, or is kept, cannot be used.
+    """
+    trust = _trust(_named(tls, insecure_lan=insecure_lan), Role.HEAD, insecure_lan=insecure_lan)
+    if insecure_lan:
+        note("warning: --insecure-lan: everyone on the way to a node can read prompts and alter answers")
+    return Security(
+        trust=trust, everywhere=_named(tls, insecure_lan=insecure_lan) is not None, insecure_lan=insecure_lan
+    )
+
+
+def node_trust(tls: Path | None, *, insecure_lan: bool, is_loopback: bool) -> Trust | None:
+    """Whom a node answers; None serves without TLS.
+
+    Args:
+        tls: Folder that was named.
+        is_loopback: Whether it listens on loopback alone, where only a folder that was named counts.
+
+    Raises:
+        UsageError, IdentityError: As `head_security`.
+    """
+    named = _named(tls, insecure_lan=insecure_lan)
+    if named is None and is_loopback:
+        return None
+    return _trust(named, Role.NODE, insecure_lan=insecure_lan)
+
+
+def _named(tls: Path | None, *, insecure_lan: bool) -> Path | None:
+    if tls is not None and insecure_lan:
+        raise UsageError("--tls and --insecure-lan exclude each other.", hint="Leave out --insecure-lan.")
+    if insecure_lan:
+        return None
+    return tls or (Path(text) if (text := os.environ.get(TLS_VARIABLE)) else None)
+
+
+def _trust(named: Path | None, role: Role, *, insecure_lan: bool) -> Trust | None:
+    if insecure_lan:
+        return None
+    folder = named or default_folder()
+    if named is None and not identity_file(folder, role).exists():
+        return None
+    return Trust(folder, role)

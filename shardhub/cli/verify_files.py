@@ -1,0 +1,257 @@
+"""`shardhub verify` without an option: digests, structure, graph proof and records of everything that is here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from shardhub.checkpoint.checkpoint import INDEX_FILE, verify_weight_file
+from shardhub.cli.progress import bytes_progress
+from shardhub.cli.run import Status, note
+from shardhub.cli.verify_target import EXIT_DIFFERENT, Target, open_target
+from shardhub.errors import ChainError, FormatError, IntegrityError, ProofFailed, UsageError
+from shardhub.manifest import Parity, check_digest, parse_json
+from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, SIGNATURE_FILE, STAGE_FILE
+from shardhub.parity import PARITY_FOLDER, describe, parse_record
+from shardhub.security.signatures import check_signature, check_unchanged, parse_public_key
+from shardhub.shard import Shard, join_adjacent, read_bytes, read_config, read_shard
+from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES
+
+T = TypeVar("T")
+# The index of a shard names each of its tensors.
+_MAX_INDEX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        state: `ok`, `MISMATCH`, or `not here`.
+        why: What was found, and what was expected.
+    """
+
+    what: str
+    state: str
+    why: str = ""
+
+
+class Report:
+    """What was looked at so far; each check is printed as it is made, unless the result is JSON."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.checks: list[Check] = []
+        self._as_json = as_json
+
+    def add(self, what: str, state: str = "ok", why: str = "") -> None:
+        """Note a check."""
+        self.checks.append(Check(what=what, state=state, why=why))
+        if not self._as_json:
+            print(f"{state:<8}  {what}" + (f": {why}" if why else ""), flush=True)
+
+    def attempt(self, what: str, call: Callable[[], T], why: str = "") -> T | None:
+        """Make a check; what it finds wrong is noted."""
+        try:
+            result = call()
+        except (IntegrityError, ProofFailed, UsageError) as error:
+            self.add(what, "MISMATCH", " ".join(part for part in (error.what, error.why) if part))
+            return None
+        self.add(what, "ok", why)
+        return result
+
+    def count(self, state: str) -> int:
+        """How many checks ended so."""
+        return sum(check.state == state for check in self.checks)
+
+
+def verify_files(pipeline: str, *, fetch: bool, cache_dir: Path | None, as_json: bool, key: str | None = None) -> int:
+    """Check digests, structure, graph proof and records of everything that is here; 3 if anything is not right."""
+    target = open_target(pipeline, cache_dir)
+    report = Report(as_json=as_json)
+    _check_pipeline(target, report)
+    _check_signature(target, report, key)
+    shards = _check_shards(target, report, fetch=fetch)
+    _check_graph(target, shards, report)
+    records = _check_records(target, report)
+    num_bad, num_absent = report.count("MISMATCH"), report.count("not here")
+    verdict = f"{report.count('ok')} checks passed"
+    if num_absent:
+        verdict += f", {num_absent} stages are not here and were not checked (--fetch fetches them)"
+    if num_bad:
+        verdict = f"{num_bad} of {len(report.checks)} checks FAILED: this is not what was published"
+    if as_json:
+        record = {
+            "pipeline_id": target.pipeline.manifest.pipeline_id,
+            "ok": num_bad == 0,
+            "verdict": verdict,
+            "checks": [{"what": one.what, "state": one.state, "why": one.why} for one in report.checks],
+            "parity": [json.loads(one.model_dump_json()) for one in records],
+        }
+        print(json.dumps(record))
+    else:
+        print(verdict)
+    return EXIT_DIFFERENT if num_bad else 0
+
+
+def _check_pipeline(target: Target, report: Report) -> None:
+    folder, manifest = target.pipeline.folder, target.pipeline.manifest
+    report.add(MANIFEST_FILE, why=f"{len(manifest.stages)} stages, pipeline id {manifest.pipeline_id[:16]}...")
+    for name, digest in manifest.files.items():
+        report.attempt(
+            name,
+            lambda name=name, digest=digest: check_digest(  # type: ignore[misc]
+                read_bytes(folder / name, MAX_PIPELINE_FILE_BYTES), digest, where=str(folder / name)
+            ),
+        )
+    if CONFIG_FILE not in manifest.files:
+        report.attempt(CONFIG_FILE, lambda: read_config(folder / CONFIG_FILE, manifest.config_digest))
+
+
+def _check_signature(target: Target, report: Report, key: str | None) -> None:
+    """Whose signature it is, if there is one; held against the key that must have made it, if one is given."""
+    folder = target.pipeline.folder
+    if key is not None:
+        trusted = parse_public_key(key)
+        report.attempt(SIGNATURE_FILE, lambda: check_signature(folder, trusted), f"signed by {trusted}")
+    elif (folder / SIGNATURE_FILE).is_file():
+        report.attempt(SIGNATURE_FILE, lambda: check_unchanged(folder), "whether the publisher signed it, --key tells")
+
+
+def _check_shards(target: Target, report: Report, *, fetch: bool) -> dict[int, Shard]:
+    """Documents and weight files of the shards that are here; returns those whose documents are right."""
+    manifest, places = target.pipeline.manifest, target.places
+    found: dict[int, Shard] = {}
+    for index, entry in enumerate(manifest.stages):
+        named = f"stage {index} (layers {entry.start} to {entry.stop - 1})"
+        try:
+            folder = places.here(target.pipeline, index)
+        except IntegrityError as error:
+            report.add(named, "MISMATCH", f"{error.what} {error.why}")
+            continue
+        if folder is None and fetch and (fetched := places.shard(target.pipeline, index)) is not None:
+            folder = fetched.folder
+        if folder is None:
+            report.add(named, "not here", f"{entry.size_bytes / 1e9:.2f} GB of weights were not checked")
+            continue
+        shard = _check_documents(index, folder, target, report)
+        if shard is not None:
+            found[index] = shard
+    _check_weights(found, report)
+    return found
+
+
+def _check_documents(index: int, folder: Path, target: Target, report: Report) -> Shard | None:
+    entry = target.pipeline.manifest.stages[index]
+
+    def check() -> Shard:
+        check_digest(read_bytes(folder / STAGE_FILE), entry.digest, where=str(folder / STAGE_FILE))
+        shard = read_shard(folder)
+        stage, manifest = shard.stage, target.pipeline.manifest
+        promised = (entry.start, entry.stop, manifest.num_layers, entry.size_bytes, manifest.config_digest)
+        if (stage.start, stage.stop, stage.num_layers, stage.size_bytes, stage.config_digest) != promised:
+            raise FormatError(
+                f"{folder / STAGE_FILE} and the manifest disagree.",
+                why=f"It says layers [{stage.start}, {stage.stop}) of {stage.num_layers} and {stage.size_bytes} bytes, "
+                f"the manifest [{entry.start}, {entry.stop}) of {manifest.num_layers} and {entry.size_bytes}.",
+            )
+        if (folder / INDEX_FILE).is_file():
+            _check_index(folder / INDEX_FILE, shard)
+        return shard
+
+    parts = [STAGE_FILE, CATALOGUE_FILE, CONFIG_FILE, *([PROOF_FILE] if (folder / PROOF_FILE).is_file() else [])]
+    return report.attempt(f"stage {index}: {', '.join(parts)}", check, f"stage digest {entry.digest[:16]}...")
+
+
+def _check_index(path: Path, shard: Shard) -> None:
+    index = parse_json(read_bytes(path, _MAX_INDEX_BYTES), where=str(path), limit_bytes=_MAX_INDEX_BYTES)
+    expected = {name: file.name for file in shard.stage.weight_files for name in file.tensors}
+    found = index.get("weight_map") if isinstance(index, dict) else None
+    if found != expected:
+        wrong = sorted(name for name in expected if not isinstance(found, dict) or found.get(name) != expected[name])
+        raise FormatError(
+            f"{path} is not the index of this shard's weight files.",
+            why=f"{STAGE_FILE} places {wrong[0]!r} in {expected[wrong[0]]}." if wrong else "It names other tensors.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hashing:
+    file: str
+    done_bytes: int
+    total_bytes: int
+
+
+def _check_weights(shards: dict[int, Shard], report: Report) -> None:
+    """Hash every weight file that is here."""
+    files = [(index, shard, file) for index, shard in shards.items() for file in shard.stage.weight_files]
+    total, done, show = sum(file.size_bytes for _, _, file in files), 0, bytes_progress()
+    for index, shard, file in files:
+        path = shard.folder / file.name
+        report.attempt(
+            f"stage {index}: {file.name}",
+            lambda path=path, file=file, shard=shard: verify_weight_file(path, file, shard.tensors),  # type: ignore[misc]
+            f"{file.size_bytes} bytes, sha256 {file.sha256[:16]}...",
+        )
+        done += file.size_bytes
+        show(_Hashing(file=file.name, done_bytes=done, total_bytes=total))
+
+
+def _check_graph(target: Target, shards: dict[int, Shard], report: Report) -> None:
+    """Trace again what the stages compute, under the versions of this machine."""
+    if not shards:
+        return
+    from importlib.metadata import version
+
+    from shardhub.model.recheck import ShardGraph, prove_again
+
+    ordered = [shards[index] for index in sorted(shards)]
+    is_whole = len(ordered) == len(target.pipeline.manifest.stages)
+    versions = f"mlx {version('mlx')}, mlx-lm {version('mlx-lm')}"
+
+    def prove() -> list[ShardGraph]:
+        if is_whole:
+            join_adjacent(ordered)
+        return prove_again(ordered, is_whole=is_whole)
+
+    status = Status()
+    status("tracing the computation again")
+    try:
+        graphs = report.attempt("graph", prove, f"the stages compute what the whole model computes, with {versions}")
+    finally:
+        status.clear()
+    for index, graph in zip(sorted(shards), graphs or [], strict=False):
+        if not graph.published:
+            continue
+        what = f"stage {index}: {PROOF_FILE}"
+        if not graph.agrees:
+            wrong = next(pair for pair in zip(graph.published, graph.hashes, strict=True) if pair[0] != pair[1])
+            why = f"It says {wrong[0][:16]}..., traced here it is {wrong[1][:16]}..."
+            report.add(what, "MISMATCH", why)
+        elif graph.is_comparable:
+            report.add(what, "ok", f"graph hash {graph.hashes[0][:16]}... again")
+        else:
+            report.add(what, "ok", f"proven again here; it was made with {graph.made_by}")
+
+
+def _check_records(target: Target, report: Report) -> list[Parity]:
+    try:
+        files = target.record_files()
+    except ChainError as error:
+        note(f"warning: {error.what} Parity records were not read.")
+        return []
+    found = []
+    for name, data in files.items():
+        where = f"{target.text}/{PARITY_FOLDER}/{name}"
+        try:
+            record = parse_record(name, data, pipeline_id=target.pipeline.manifest.pipeline_id, where=where)
+        except IntegrityError as error:
+            report.add(f"{PARITY_FOLDER}/{name}", "MISMATCH", f"{error.what} {error.why}")
+            continue
+        report.add(f"{PARITY_FOLDER}/{name}", "ok", describe(record))
+        found.append(record)
+    if not files:
+        note("no parity record: the stages' numbers were never compared with the whole model's")
+    return found

@@ -1,0 +1,220 @@
+"""`shardhub verify --reference`: a parity record made later, where the whole model fits."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardhub.checkpoint.checkpoint import open_checkpoint
+from shardhub.cli.parity import record
+from shardhub.cli.places import hub
+from shardhub.cli.run import Status, note
+from shardhub.cli.sizes import parse_memory
+from shardhub.cli.verify_target import Target, open_target
+from shardhub.errors import DigestMismatch, DoesNotFit, UsageError
+from shardhub.hub.calls import HubCalls
+from shardhub.hub.records import push_record
+from shardhub.manifest import Parity, config_digest, encode
+from shardhub.naming import CARD_FILE
+from shardhub.parity import Numbers, describe, file_name
+from shardhub.shard import Shard, join_adjacent
+from shardhub.splitting.cards import with_parity_line
+from shardhub.splitting.job import prepare
+from shardhub.splitting.shard_folder import disk_errors
+from shardhub.splitting.weight_copy import Copier
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from shardhub.model.build import Blueprint
+    from shardhub.model.parity import StageTensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceOptions:
+    """The options of `verify --reference`; see the command's help."""
+
+    source_folder: Path | None
+    push: bool
+    fetch: bool
+    num_tokens: int
+    memory: str | None
+    cache_dir: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Whole:
+    """The whole model with its weights, and its stages."""
+
+    blueprint: Blueprint
+    chain: Sequence[StageTensors]
+    weights: Mapping[str, mx.array]
+    dtype: str
+
+
+def verify_reference(pipeline: str, options: ReferenceOptions, *, as_json: bool) -> int:
+    """Run the published stages against the whole model and keep the record beside the manifest."""
+    target = open_target(pipeline, options.cache_dir)
+    if options.push and target.repo is None:
+        raise UsageError(f"{pipeline} is a folder.", why="--push adds the record to a repo.", hint="Leave out --push.")
+    if not options.push and target.repo is not None:
+        raise UsageError(
+            "Where is the record to be kept?",
+            why=f"{pipeline} is a repo on the Hub.",
+            hint="Add --push to add it to the repo, or give the pipeline's folder.",
+        )
+    from shardhub.model.anatomy import examine
+
+    status = Status()
+    try:
+        if options.source_folder is not None:
+            whole = _from_source(target, options.source_folder, options, status)
+        else:
+            whole = _from_shards(target, options, status)
+    finally:
+        status.clear()
+    parity = record(
+        whole.blueprint,
+        examine(whole.blueprint),
+        whole.chain,
+        whole.weights,
+        dtype=whole.dtype,
+        made_by="reference",
+        pipeline_id=target.pipeline.manifest.pipeline_id,
+        num_tokens=options.num_tokens,
+    )
+    if target.repo is not None:
+        calls = HubCalls(api=hub(), notice=note)
+        calls.writer()
+        place = f"{target.repo}@{push_record(calls, target.repo, parity)}"
+    else:
+        place = str(_keep(target.pipeline.folder, parity))
+    if as_json:
+        print(json.dumps({"record": json.loads(encode(parity)), "summary": describe(parity), "at": place}))
+    else:
+        print(describe(parity))
+        print(place)
+    return 0
+
+
+def _from_shards(target: Target, options: ReferenceOptions, status: Status) -> _Whole:
+    """The whole model out of all its shards."""
+    from shardhub.model.load import stage_cut_of
+    from shardhub.model.parity import StageTensors, shard_weights
+    from shardhub.model.recheck import open_blueprint
+
+    found = target.shards(fetch=options.fetch)
+    manifest = target.pipeline.manifest
+    if absent := [index for index in range(len(manifest.stages)) if index not in found]:
+        hint = "Add --fetch, or give the model the pipeline was made from: --source-folder DIR"
+        if manifest.source.repo is not None:
+            hint += f" (hf download {manifest.source.repo} --revision {manifest.source.commit} --local-dir DIR)"
+        raise UsageError(
+            f"Stage {', '.join(map(str, absent))} of {manifest.name} is not here.",
+            why="The reference needs the whole model.",
+            hint=hint,
+        )
+    shards: list[Shard] = join_adjacent([found[index] for index in sorted(found)])
+    blueprint = open_blueprint(shards[0])
+    _check_fits(blueprint, options)
+    chain = [
+        StageTensors(
+            cut=stage_cut_of(shard.stage), tensors={name for file in shard.stage.weight_files for name in file.tensors}
+        )
+        for shard in shards
+    ]
+    return _Whole(blueprint=blueprint, chain=chain, weights=shard_weights(shards, status), dtype=shards[0].stage.dtype)
+
+
+def _from_source(target: Target, folder: Path, options: ReferenceOptions, status: Status) -> _Whole:
+    """The whole model out of its source's folder, once it is shown that the shards are made of these very bytes."""
+    from shardhub.model.dissection import Dissection
+    from shardhub.model.parity import StageTensors, checkpoint_weights
+    from shardhub.model.proof import StageCut
+
+    manifest = target.pipeline.manifest
+    checkpoint = open_checkpoint(folder)
+    if (found := config_digest(dict(checkpoint.config))) != manifest.config_digest:
+        raise DigestMismatch(
+            f"{folder} is not the model of {target.text}.",
+            why=f"Its config digest is {found[:16]}..., the manifest says {manifest.config_digest[:16]}....",
+            hint="Give the folder it was split from, or one with the same files.",
+        )
+    dissection = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
+    _check_fits(dissection.blueprint, options)
+    contents = dissection.model()
+    stages = dissection.stages([(entry.start, entry.stop) for entry in manifest.stages])
+    job = prepare(checkpoint, contents, stages, Path(tempfile.gettempdir()), name=manifest.name, source=manifest.source)
+    digests: dict[str, str] = {}
+    with Copier(checkpoint, contents.computed) as copier:
+        for shard, entry in zip(job.shards, manifest.stages, strict=True):
+            for key, layout in zip(shard.keys, shard.layouts, strict=True):
+                if key not in digests:
+                    status(f"hashing the source: {layout.name}")
+                    copier.write(layout, [], lambda _: None, lambda digest, key=key: digests.update({key: digest}))  # type: ignore[misc]
+            copier.wait()
+            if (found := job.stage(shard, digests).digest) != entry.digest:
+                raise DigestMismatch(
+                    f"Stage {shard.index} of {target.text} was not made of {folder}.",
+                    why=f"Made of it, its stage digest would be {found[:16]}..., the manifest says "
+                    f"{entry.digest[:16]}....",
+                    hint="Give the folder it was split from; --source says which tensors differ.",
+                )
+    chain = [
+        StageTensors(
+            cut=StageCut(
+                start=stage.start,
+                stop=stage.stop,
+                crossings_in=tuple(crossing.name for crossing in stage.crossings_in),
+                crossings_out=tuple(crossing.name for crossing in stage.crossings_out),
+            ),
+            tensors=stage.tensors,
+        )
+        for stage in stages
+    ]
+    return _Whole(
+        blueprint=dissection.blueprint,
+        chain=chain,
+        weights=checkpoint_weights(checkpoint, contents),
+        dtype=contents.dtype,
+    )
+
+
+def _check_fits(blueprint: Blueprint, options: ReferenceOptions) -> None:
+    from shardhub.model.memory import memory_budget
+    from shardhub.model.parity import fits
+
+    size = sum(spec.size_bytes for spec in blueprint.tensors.values())
+    given = parse_memory(options.memory)
+    budget = memory_budget() if given is None else given
+    if not fits(size, budget):
+        raise DoesNotFit(
+            "The whole model does not fit on this machine.",
+            why=f"Its weights have {size / 1e9:.2f} GB, the memory budget is {budget / 1e9:.2f} GB.",
+            hint="Run it on a machine with more memory; the live chain can be compared by: shardhub verify --run",
+        )
+
+
+def _keep(folder: Path, parity: Parity) -> Path:
+    """Write a record beside its manifest, and tell it on the card."""
+    path = folder / file_name(parity)
+    card = folder / CARD_FILE
+    with disk_errors(folder):
+        path.parent.mkdir(exist_ok=True)
+        _write(path, encode(parity))
+        if card.is_file():
+            text = card.read_text(encoding="utf-8", errors="replace")
+            if (told := with_parity_line(text, Numbers(parity=parity))) != text:
+                _write(card, told.encode())
+    return path
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

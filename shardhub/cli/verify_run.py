@@ -1,0 +1,121 @@
+"""`shardhub verify --run`: a record's prompts again, on the live chain."""
+
+from __future__ import annotations
+
+import json
+
+from shardhub.chain.head import Head
+from shardhub.chain.replay import replay
+from shardhub.chain.route import NodeHop
+from shardhub.cli.generate import HeadOptions, start_head
+from shardhub.cli.loop import LoopThread
+from shardhub.cli.parity import progress_of
+from shardhub.cli.run import Status, note
+from shardhub.cli.verify_target import EXIT_DIFFERENT, open_target
+from shardhub.errors import UsageError
+from shardhub.manifest import NumericClass, Parity
+from shardhub.parity import describe_class, fixed_prompt, newest, numeric_class, one_class
+
+
+def verify_run(options: HeadOptions, pipeline: str, *, as_json: bool) -> int:
+    """Feed the record's ids to the nodes and compare what they choose; 3 if they differ though they must not."""
+    target = open_target(pipeline, options.cache_dir)
+    records = target.records()
+    if not records:
+        raise UsageError(
+            f"{pipeline} has no parity record to compare with.",
+            hint=f"Make one where the whole model fits: shardhub verify {pipeline} --reference",
+        )
+    with LoopThread() as loop:
+        head = start_head(loop, options)
+        status = Status()
+        try:
+            classes = _classes(head)
+            record = _closest(records, [found for _, found in classes])
+            chosen = _replay(loop, head, record, status)
+            max_chunk = head.chain.max_chunk
+        finally:
+            status.clear()
+            loop.wait(head.stop())
+    expected = [list(prompt.tokens) for prompt in record.prompts]
+    wrong = [
+        (prompt, position, known, found)
+        for prompt, (knowns, founds) in enumerate(zip(expected, chosen, strict=True))
+        for position, (known, found) in enumerate(zip(knowns, founds, strict=True))
+        if known != found
+    ]
+    num_equal = record.num_tokens - len(wrong)
+    is_one_class = one_class([record.numeric_class, *(found for _, found in classes)])
+    is_promised = is_one_class and record.tokens_equal == record.num_tokens and max_chunk >= record.chunk
+    first = (
+        ""
+        if not wrong
+        else f"first difference: prompt {wrong[0][0]}, token {wrong[0][1]}: the record has {wrong[0][2]}, "
+        f"the chain chose {wrong[0][3]}"
+    )
+    if as_json:
+        result = {
+            "pipeline_id": target.pipeline.manifest.pipeline_id,
+            "num_tokens": record.num_tokens,
+            "tokens_equal": num_equal,
+            "first_difference": dict(zip(("prompt", "token", "recorded", "chosen"), wrong[0], strict=True))
+            if wrong
+            else None,
+            "exactness_promised": is_promised,
+            "record": {"made_at": record.made_at, "class": record.numeric_class.model_dump()},
+            "nodes": [{"at": name, "class": found.model_dump()} for name, found in classes],
+        }
+        print(json.dumps(result))
+    else:
+        width = max(len(name) for name, _ in (("record", record.numeric_class), *classes))
+        for name, found in (("record", record.numeric_class), *classes):
+            print(f"{name:<{width}}  {describe_class(found)}, {found.cpu or 'cpu unknown'}, {found.blas or 'no BLAS'}")
+        why = "one numeric class" if is_one_class else "the numeric classes differ"
+        print(f"exactness is {'promised' if is_promised else 'not promised'}: {why}")
+        print(f"{num_equal} of {record.num_tokens} tokens are the record's")
+        if first:
+            print(first)
+    if wrong and not is_promised:
+        note("note: this is how far the machines agree; other hardware or libraries round differently")
+    return EXIT_DIFFERENT if wrong and is_promised else 0
+
+
+def _classes(head: Head) -> list[tuple[str, NumericClass]]:
+    """Numeric class of each place of the chain, by its name."""
+    from shardhub.engine.host import host_facts
+
+    return [
+        (link.name, numeric_class(hop.description.host if isinstance(hop, NodeHop) else host_facts()))
+        for hop, link in zip(head.hops, head.chain.links, strict=True)
+    ]
+
+
+def _closest(records: list[Parity], classes: list[NumericClass]) -> Parity:
+    """The newest record of the nodes' own class, else the newest."""
+    own = [record for record in records if one_class([record.numeric_class, *classes])]
+    found = newest(own or records)
+    assert found is not None
+    return found
+
+
+def _replay(loop: LoopThread, head: Head, record: Parity, status: Status) -> list[list[int]]:
+    show, done = progress_of(status), 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        show(done, record.num_tokens)
+
+    async def run() -> list[list[int]]:
+        return [
+            await replay(
+                head.chain,
+                fixed_prompt(index, prompt.length, record.vocab_size),
+                prompt.tokens,
+                chunk=min(record.chunk, head.chain.max_chunk),
+                progress=step,
+            )
+            for index, prompt in enumerate(record.prompts)
+        ]
+
+    return loop.wait(run())

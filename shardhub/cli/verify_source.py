@@ -1,0 +1,163 @@
+"""`shardhub verify --source`: tensors of the shards against the bytes of the model they were made from."""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.checkpoint.difference import Difference, find_difference
+from shardhub.checkpoint.header import ByteSource, FileSource, StoredTensor, read_header
+from shardhub.cli.places import open_model
+from shardhub.cli.progress import bytes_progress
+from shardhub.cli.run import note
+from shardhub.cli.verify_target import EXIT_DIFFERENT, Target, open_target
+from shardhub.errors import UsageError
+from shardhub.parameters import MAX_SEED
+from shardhub.shard import Shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """The options of `verify --source`; see the command's help."""
+
+    source_folder: Path | None
+    num_tensors: int | None
+    seed: int | None
+    fetch: bool
+    cache_dir: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Own:
+    """A tensor in a shard."""
+
+    name: str
+    path: Path
+    stored: StoredTensor
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stored.stop - self.stored.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Comparing:
+    file: str
+    done_bytes: int
+    total_bytes: int
+
+
+def verify_source(pipeline: str, options: SourceOptions, *, as_json: bool) -> int:
+    """Compare tensors byte by byte, all of them or some drawn at random; 3 if one is another."""
+    target = open_target(pipeline, options.cache_dir)
+    checkpoint = _open_source(target, options)
+    shards = target.shards(fetch=options.fetch)
+    if not shards:
+        raise UsageError(f"No shard of {pipeline} is here.", hint="Add --fetch, or fetch some: shardhub pull SHARD")
+    absent = [index for index in range(len(target.pipeline.manifest.stages)) if index not in shards]
+    if absent:
+        note(f"not here, not compared: stage {', '.join(map(str, absent))}")
+    own = _tensors(shards)
+    from shardhub.model.dissection import Dissection
+
+    contents = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()}).model()
+    computed = {} if contents.computed is None else contents.computed.specs
+    chosen = [tensor for tensor in own if tensor.name not in computed]
+    if len(chosen) < len(own):
+        note(f"{len(own) - len(chosen)} tensors are computed of the source's, not copied, and are not compared")
+    seed = None
+    if options.num_tensors is not None and options.num_tensors < len(chosen):
+        seed = secrets.randbelow(MAX_SEED) if options.seed is None else options.seed
+        picked = set(random.Random(seed).sample(range(len(chosen)), options.num_tensors))  # noqa: S311 - no secret
+        chosen = [tensor for index, tensor in enumerate(chosen) if index in picked]
+        note(f"drawn with --seed {seed}")
+    different = _compare(chosen, checkpoint, contents.stored_names)
+    size = sum(tensor.size_bytes for tensor in chosen)
+    if as_json:
+        result = {
+            "pipeline_id": target.pipeline.manifest.pipeline_id,
+            "source": checkpoint.where,
+            "ok": not different,
+            "num_compared": len(chosen),
+            "num_tensors": len(own),
+            "compared_bytes": size,
+            "seed": seed,
+            "stages_not_here": absent,
+            "different": [{"tensor": one.name, "why": one.why} for one in different],
+        }
+        print(json.dumps(result))
+    else:
+        for one in different:
+            print(f"MISMATCH  {one.name}: {one.why}")
+        verdict = f"{len(different)} of them DIFFER" if different else "all are the source's, byte for byte"
+        print(f"{len(chosen)} of {len(own)} tensors ({size / 1e9:.3f} GB) compared with {checkpoint.where}: {verdict}")
+    return EXIT_DIFFERENT if different else 0
+
+
+def _open_source(target: Target, options: SourceOptions) -> Checkpoint:
+    source = target.pipeline.manifest.source
+    if options.source_folder is not None:
+        return open_model(str(options.source_folder.absolute())).checkpoint
+    if source.repo is None:
+        raise UsageError(
+            f"{target.text} was made from a folder.",
+            why="Its manifest names no repo of the model.",
+            hint="Give that folder: --source-folder DIR",
+        )
+    return open_model(f"{source.repo}@{source.commit}").checkpoint
+
+
+def _tensors(shards: dict[int, Shard]) -> list[_Own]:
+    """Every tensor of these shards, in the order of their files."""
+    paths = [shard.folder / file.name for _, shard in sorted(shards.items()) for file in shard.stage.weight_files]
+    return [
+        _Own(name=name, path=path, stored=stored)
+        for path in paths
+        for name, stored in read_header(path).tensors.items()
+    ]
+
+
+def _compare(chosen: list[_Own], checkpoint: Checkpoint, stored_names: Mapping[str, str]) -> list[Difference]:
+    different: list[Difference] = []
+    total, done, show = sum(tensor.size_bytes for tensor in chosen), 0, bytes_progress()
+    here, there = _Opened(lambda name: FileSource(Path(name))), _Opened(checkpoint.open_file)
+    with closing(here), closing(there):
+        for tensor in chosen:
+            other = checkpoint.tensors.get(stored_names.get(tensor.name, ""))
+            if other is None:
+                different.append(Difference(name=tensor.name, why="the source has no such tensor"))
+                continue
+            own = (here.file(str(tensor.path)), tensor.stored)
+            if (found := find_difference(tensor.name, own, (there.file(other.file), other))) is not None:
+                different.append(found)
+            done += tensor.size_bytes
+            show(_Comparing(file=tensor.name, done_bytes=done, total_bytes=total))
+    return different
+
+
+class _Opened:
+    """The file that was read last, kept open: tensors come in the order of their files."""
+
+    def __init__(self, opened: Callable[[str], ByteSource]) -> None:
+        self._open = opened
+        self._name = ""
+        self._source: ByteSource | None = None
+
+    def file(self, name: str) -> ByteSource:
+        """The file with this name."""
+        if self._source is None or self._name != name:
+            self.close()
+            self._name, self._source = name, self._open(name)
+        return self._source
+
+    def close(self) -> None:
+        """Give the file back."""
+        if self._source is not None:
+            self._source.close()
+            self._source = None

@@ -1,0 +1,101 @@
+"""The pipeline that `shardhub verify` looks at: its folder, its shards that are here, its parity records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardhub.cli.places import Places, hub
+from shardhub.cli.run import note
+from shardhub.errors import DigestMismatch, UsageError
+from shardhub.hub.calls import HubCalls
+from shardhub.hub.records import read_remote_records
+from shardhub.hub.reference import parse_reference
+from shardhub.manifest import Manifest, Parity, decode_identified
+from shardhub.naming import MANIFEST_FILE
+from shardhub.parity import PARITY_FOLDER, parse_record, read_record_files
+from shardhub.shard import Pipeline, Shard, read_bytes, read_shard
+
+# Exit code of a command that found what it checks to be something else.
+EXIT_DIFFERENT = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The pipeline that is verified.
+
+    Attributes:
+        text: As it was named.
+        repo, commit: On the Hub; None for a folder.
+        pipeline: Its manifest, parsed; the files beside it are not checked yet.
+    """
+
+    text: str
+    repo: str | None
+    commit: str | None
+    pipeline: Pipeline
+    places: Places
+
+    def record_files(self) -> dict[str, bytes]:
+        """Bytes of its parity records by file name, from where it is published."""
+        if self.repo is None or self.commit is None:
+            return read_record_files(self.pipeline.folder)
+        return read_remote_records(HubCalls(api=hub(), notice=note), self.repo, self.commit)
+
+    def records(self) -> list[Parity]:
+        """Its parity records.
+
+        Raises:
+            IntegrityError: One is not what was made, or another pipeline's.
+        """
+        wanted = self.pipeline.manifest.pipeline_id
+        return [
+            parse_record(name, data, pipeline_id=wanted, where=f"{self.text}/{PARITY_FOLDER}/{name}")
+            for name, data in self.record_files().items()
+        ]
+
+    def shards(self, *, fetch: bool) -> dict[int, Shard]:
+        """The shards that are here, or can be fetched, by stage; each is the one the manifest names."""
+        found: dict[int, Shard] = {}
+        for index, entry in enumerate(self.pipeline.manifest.stages):
+            folder = self.places.here(self.pipeline, index)
+            shard = read_shard(folder) if folder is not None else None
+            if shard is None and fetch:
+                shard = self.places.shard(self.pipeline, index)
+            if shard is not None:
+                if shard.digest != entry.digest:
+                    raise DigestMismatch(
+                        f"{shard.folder} is not the shard the manifest names.",
+                        why=f"Its stage digest is {shard.digest[:16]}..., the manifest says {entry.digest[:16]}....",
+                        hint="Get the pipeline and its shards from one publisher.",
+                    )
+                found[index] = shard
+        return found
+
+
+def open_target(pipeline: str, cache_dir: Path | None) -> Target:
+    """Find a pipeline by folder or Hub id; its manifest must be whole.
+
+    Raises:
+        UsageError: It is no pipeline.
+        FormatError: Its manifest breaks the specification.
+    """
+    places = Places(cache_dir)
+    place = parse_reference(pipeline)
+    folder = places.folder(pipeline)
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{pipeline} is not a pipeline.",
+            why=f"It has no {MANIFEST_FILE}." if folder.is_dir() else "There is no such folder.",
+            hint="Give the folder or repo that ends in -pipeline.",
+        )
+    manifest = decode_identified(Manifest, read_bytes(path), where=str(path))
+    is_folder = isinstance(place, Path)
+    return Target(
+        text=pipeline,
+        repo=None if isinstance(place, Path) else place.repo,
+        commit=None if is_folder else folder.name,
+        pipeline=Pipeline(folder=folder, manifest=manifest),
+        places=places,
+    )

@@ -1,0 +1,108 @@
+"""`shardhub split-and-push` and `split` of checkpoints as publishers write them, from a folder and from a Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from huggingface_hub import HfApi
+from typer.testing import CliRunner
+
+from shardhub.cli.app import app
+from shardhub.localhub.server import RunningHub
+from tests import originals
+from tests.hub.pushing import OVER_LFS, Wire, pushing_hub
+
+pytestmark = OVER_LFS
+NAME = "mixtral"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with its experts as single tensors, and a licence."""
+    folder = originals.write(NAME, tmp_path_factory.mktemp("push") / "model")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Tiny\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningHub, Wire]]:
+    with pushing_hub(tmp_path_factory.mktemp("hub")) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def api(served: tuple[RunningHub, Wire]) -> HfApi:
+    return HfApi(endpoint=served[0].endpoint, token=served[0].token("ann"))
+
+
+@pytest.fixture
+def command(api: HfApi, tmp_path: Path):
+    """Runs `shardhub` as ann, without a terminal, in this process: MLX is imported once."""
+    environment = {"HF_ENDPOINT": api.endpoint, "HF_TOKEN": str(api.token), "SHARDHUB_CACHE": str(tmp_path / "cache")}
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [str(part) for part in arguments], env=environment)
+
+    return run
+
+
+def _weight_files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("m-shard-*/*.safetensors"))
+    }
+
+
+def test_folder_is_pushed_as_it_is_split(command, api: HfApi, model: Path, tmp_path: Path) -> None:
+    """The files on the Hub are those of the folders; checking them first uploads nothing twice."""
+    split = command("split", model, tmp_path / "out", "--cuts", "2", "--name", "m", "--no-parity")
+    assert split.exit_code == 0, split.stderr
+    assert "not in MLX's layout" in split.stderr
+    pushed = command("split-and-push", model, "--cuts", "2", "--name", "m", "--check-weights", "--no-parity", "--json")
+    assert pushed.exit_code == 0, pushed.stderr
+    done = json.loads(pushed.stdout)
+    for path, data in _weight_files(tmp_path / "out").items():
+        shard, file = path.split("/")
+        assert Path(api.hf_hub_download(f"ann/{shard}", file)).read_bytes() == data
+    assert done["uploaded_bytes"] == sum(map(len, _weight_files(tmp_path / "out").values()))
+    again = command("split-and-push", model, "--cuts", "2", "--name", "m", "--check-weights", "--no-parity", "--json")
+    assert json.loads(again.stdout)["uploaded_bytes"] == 0
+
+
+def test_weights_that_are_not_finite_are_not_published(command, api: HfApi, model: Path, tmp_path: Path) -> None:
+    """Not a repo is made for a model whose last layer holds an infinity."""
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for path in model.iterdir():
+        (bad / path.name).write_bytes(path.read_bytes())
+    path = bad / "model-00001-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\x80\x7f")
+    before = {info.id for info in api.list_models(author="ann")}
+    refused = command("split-and-push", bad, "--cuts", "2", "--check-weights", "--no-parity")
+    assert refused.exit_code == 3
+    assert "not finite" in refused.stderr
+    assert {info.id for info in api.list_models(author="ann")} == before
+    unsplit = command("split", bad, tmp_path / "out", "--cuts", "2", "--check-weights", "--no-parity", "--name", "m")
+    assert unsplit.exit_code == 3
+    assert not (tmp_path / "out" / "m-pipeline").exists()
+
+
+def test_hub_model_is_fetched_to_be_computed(command, api: HfApi, model: Path, tmp_path: Path) -> None:
+    """The weight files come to the cache, once, told with their size; the shards are those of the folder."""
+    repo = api.create_repo("ann/original").repo_id
+    api.upload_folder(repo_id=repo, folder_path=model)
+    local = command("split", model, tmp_path / "local", "--cuts", "2", "--name", "m", "--no-parity")
+    assert local.exit_code == 0, local.stderr
+    remote = command("split", repo, tmp_path / "remote", "--cuts", "2", "--name", "m", "--no-parity")
+    assert remote.exit_code == 0, remote.stderr
+    assert "GB into" in remote.stderr
+    assert _weight_files(tmp_path / "remote") == _weight_files(tmp_path / "local")
+    assert api.model_info(repo).sha in (tmp_path / "remote" / "m-shard-0" / "stage.json").read_text()
+    again = command("split", repo, tmp_path / "again", "--cuts", "3", "--name", "m", "--no-parity")
+    assert again.exit_code == 0, again.stderr
+    assert "GB into" not in again.stderr
+    assert command("prune").exit_code == 0
+    assert not list((tmp_path / "cache" / "blobs").iterdir())

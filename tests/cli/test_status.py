@@ -1,0 +1,180 @@
+"""`shardhub status` over real nodes: what it shows, and what it makes of nodes that are not there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from shardhub.chain.chain import Chain
+from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.stream import Request
+from shardhub.cli.status import StatusOptions, status
+from shardhub.parameters import SamplingParameters
+from tests import cut, nodes
+
+NUM_TOKENS = 6
+QUICK = ("--interval", "0.1")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("status")
+    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (2, 4))
+
+
+@pytest.fixture(scope="module")
+def served(pipeline):
+    """Its first stage on one node, the others as one on another."""
+    folders = [cut.shard_folder(pipeline, index) for index in range(3)]
+    started = nodes.start((folders[0],), (folders[1], folders[2]), options=("--context", "256"))
+    yield started
+    nodes.stop_all(started)
+
+
+@pytest.fixture
+def shown(capsys):
+    """Runs the command in this process; its exit code and what it prints, as JSON read back."""
+
+    def status_of(pipeline, addresses, *, as_json=True):
+        options = StatusOptions(
+            pipeline=str(pipeline.folder), manifest=None, nodes=addresses, once=True, interval_s=0.1, cache_dir=None
+        )
+        code = status(options, as_json=as_json)
+        printed = capsys.readouterr().out
+        return code, json.loads(printed) if as_json else printed
+
+    return status_of
+
+
+def answer(served) -> None:
+    """Run one request over the nodes."""
+
+    async def run():
+        chain = await Chain.start([NodeLink(node.address, await describe(node.address)) for node in served])
+        try:
+            asked = Request(prompt=[1, 2, 3], parameters=SamplingParameters(), max_tokens=NUM_TOKENS, reuse=False)
+            stream = Scheduler(chain).submit(asked)
+            assert len([token async for token in stream]) == NUM_TOKENS
+            await stream.ended.wait()
+        finally:
+            await chain.stop()
+
+    asyncio.run(run())
+
+
+def test_status_tells_what_each_stage_did(pipeline, served, shown) -> None:
+    """Nodes in stage order whatever the order they are named in; an answer raises every stage's counters alike."""
+    addresses = [served[1].address, served[0].address]
+    _, before = shown(pipeline, addresses)
+    answer(served)
+    code, after = shown(pipeline, addresses)
+    assert code == 0
+    assert [node["address"] for node in after["nodes"]] == [node.address for node in served]
+    assert [node["stages"] for node in after["nodes"]] == [[0], [1, 2]]
+    assert [node["layers"] for node in after["nodes"]] == [[0, 2], [2, 6]]
+    for old, new in zip(before["nodes"], after["nodes"], strict=True):
+        assert new["load"]["decode_ids"] - old["load"]["decode_ids"] == NUM_TOKENS - 1
+        assert new["load"]["decode_steps"] - old["load"]["decode_steps"] == NUM_TOKENS - 1
+        assert new["load"]["sessions"] == 0
+        assert new["load"]["parked_sessions"] == 0
+        assert new["decode"]["compute_s"] > 0
+        assert new["decode"]["rows"] == 1
+        assert new["decode"]["tokens_per_s"] == 0
+        assert not new["decode"]["is_current"]
+        assert new["host"]["mlx"]
+        assert new["host"]["backend"]
+    computed = [node["decode"]["compute_s"] for node in after["nodes"]]
+    assert after["alone_step_s"] == pytest.approx(sum(computed))
+    assert after["chain_step_s"] == pytest.approx(max(computed))
+    assert [node["is_slowest"] for node in after["nodes"]] == [value == max(computed) for value in computed]
+    assert (after["can_run"], after["nobody"], after["problem"]) == (True, [], None)
+
+
+def test_status_into_a_pipe_is_one_plain_table(pipeline, served) -> None:
+    """A line for each node, what limits the chain, what one machine would take; no codes, and the addresses from
+    the environment."""
+    answer(served)
+    env = {"SHARDHUB_NODES": ",".join(node.address for node in served)}
+    result = nodes.shardhub("status", "--manifest", pipeline.folder, *QUICK, env=env)
+    assert result.returncode == 0, result.stderr
+    assert "\x1b" not in result.stdout
+    lines = result.stdout.splitlines()
+    rows = [line.split() for line in lines if line.strip()]
+    assert rows[0][:4] == ["stage", "layers", "node", "state"]
+    for row, stage, layers, node in zip(rows[1:3], ("0", "1-2"), ("0-1", "2-5"), served, strict=True):
+        assert row[:3] == [stage, layers, node.address]
+    assert sorted(row[3] for row in rows[1:3]) == ["ready", "slowest"]
+    assert result.stdout.count("Nothing was decoded just now") == 1
+    assert result.stdout.count("alone") == 1
+
+
+def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> None:
+    """Its stage has nobody: exit code 5, why and what to do; the other node's row is there as ever."""
+    gone = "127.0.0.1:9"
+    named = [part for address in (gone, served[0].address) for part in ("--node", address)]
+    result = nodes.shardhub("status", pipeline.folder, *named, *QUICK)
+    assert result.returncode == 5
+    assert "Traceback" not in result.stderr
+    assert f"{served[0].address} ready" in result.stdout
+    assert f"?      {gone}" in result.stdout
+    assert "unreachable" in result.stdout
+    assert "Nobody serves stage 1 (layers 2 to 3), 2 (layers 4 to 5)" in result.stdout
+    assert "shardhub serve" in result.stdout
+    code, found = shown(pipeline, [gone, served[0].address])
+    assert code == 5
+    assert found["nobody"] == [1, 2]
+    assert [node["state"] for node in found["nodes"]] == ["ready", "unreachable"]
+    assert found["nodes"][1]["error"]["error"] == "NodeUnreachable"
+    assert found["problem"]["exit_code"] == 5
+
+
+def test_status_without_nodes_says_what_is_missing(pipeline, shown) -> None:
+    """Every stage is a row that nobody serves."""
+    code, printed = shown(pipeline, [], as_json=False)
+    assert code == 5
+    assert printed.count("nobody serves it") == 3
+
+
+def test_status_of_another_pipelines_node(pipeline, served, shown, tmp_path) -> None:
+    """It is shown as one that serves something else, and counts for no stage."""
+    other = cut.cut(cut.tiny_model(tmp_path / "model", "qwen2"), tmp_path / "out", (3,))
+    code, found = shown(other, [served[0].address])
+    assert code == 5
+    assert [node["state"] for node in found["nodes"]] == ["serves something else"]
+    assert found["nodes"][0]["error"]["error"] == "HandshakeError"
+    assert found["nobody"] == [0, 1]
+
+
+def test_status_on_a_terminal_goes_on_until_it_is_stopped(pipeline, served) -> None:
+    """The table is drawn again and again; Ctrl-C ends it with exit code 0."""
+    ours, theirs = pty.openpty()
+    named = [part for node in served for part in ("--node", node.address)]
+    command = [sys.executable, "-m", "shardhub", "status", str(pipeline.folder), *named, *QUICK]
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "200"}
+    process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=env)
+    os.close(theirs)
+    try:
+        shown = b""
+        while shown.count(b"sessions") < 3:
+            shown += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        while True:
+            try:
+                if not os.read(ours, 65536):
+                    break
+            except OSError:  # how Linux says that the other side is closed
+                break
+        assert process.wait(60) == 0, process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        os.close(ours)
