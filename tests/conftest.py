@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from shardhub.demo.smollm2 import fetch_and_convert
+
+# Nodes in processes of their own are held against MLX in this one, which keeps the reference BLAS.
+os.environ["SHARDHUB_BLAS"] = "reference"
+
+
+# Markers whose tests must run and not skip, separated by commas: where everything they need has been installed.
+REQUIRED = {name for name in os.environ.get("SHARDHUB_REQUIRED_TESTS", "").split(",") if name}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Turn the skip of a test that must run into a failure."""
+    report = yield
+    if report.skipped and any(item.get_closest_marker(name) for name in REQUIRED):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, and had to run: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")

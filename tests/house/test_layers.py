@@ -27,7 +27,10 @@ LAYERS = {
     "protocol": 1,
     "tensors": 1,
     # Files: headers, bytes, templates; no MLX.
+    "blas": 2,
     "checkpoint": 2,
+    "parity": 2,
+    "security": 2,
     "shard": 2,
     "splitting": 2,
     "toolchain": 2,
@@ -54,6 +57,7 @@ HEAVY = {
     "transformers": (),
     "tokenizers": (),
     "huggingface_hub": (),
+    "matplotlib": (),
 }
 
 
