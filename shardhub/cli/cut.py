@@ -18,7 +18,8 @@ from shardhub.errors import PlanError, UnsupportedModel, UsageError
 from shardhub.planning.borders import Borders, CutFacts, crossing_text
 from shardhub.planning.cutting import cut_at, cut_evenly, parse_cuts
 from shardhub.planning.machine import cut_for_machines, parse_machine
-from shardhub.planning.plan import ModelCosts, Plan, parse_plan
+from shardhub.planning.plan import ModelCosts, Plan
+from shardhub.planning.plan_file import parse_plan
 from shardhub.planning.table import format_table, plan_table
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.tensors import TensorSpec

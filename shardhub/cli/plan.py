@@ -15,7 +15,7 @@ from shardhub.cli.places import open_model
 from shardhub.cli.run import error_record, note, print_error
 from shardhub.errors import ShardhubError, UnsupportedModel, UsageError, outcome
 from shardhub.planning.borders import allowed_text, bytes_text
-from shardhub.planning.plan import plan_to_json
+from shardhub.planning.plan_file import plan_to_json
 from shardhub.planning.table import plan_table
 
 

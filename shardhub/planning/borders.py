@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from shardhub.errors import PlanError
 from shardhub.manifest import Crossing
+from shardhub.planning.plan import Plan
 from shardhub.tensors import DTYPE_SIZES
-
-if TYPE_CHECKING:
-    from shardhub.planning.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ from shardhub.errors import DoesNotFit, PlanError
 from shardhub.planning.borders import Borders, CutFacts
 from shardhub.planning.cutting import cut_at, cut_evenly, parse_cuts
 from shardhub.planning.machine import Machine, cut_for_machines, parse_machine
-from shardhub.planning.plan import LayerCosts, ModelCosts, Plan, StagePlan, parse_plan, plan_to_json
+from shardhub.planning.plan import LayerCosts, ModelCosts, Plan, StagePlan
+from shardhub.planning.plan_file import parse_plan, plan_to_json
 from shardhub.planning.table import format_table, plan_table
 
 GB = 10**9
