@@ -17,7 +17,7 @@ from shardhub.chain.links import Arrival, StageLink
 from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
-from shardhub.errors import SessionUnknown, ShardhubError, StepTimeout
+from shardhub.errors import HandshakeError, SessionUnknown, ShardhubError, StepTimeout
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
     Lane,
@@ -73,9 +73,9 @@ class Chain:
         self.max_rows = min(limit.max_rows for limit in limits)
         self.max_context = min(limit.max_context for limit in limits)
         self._lease_s = min(limit.lease_s for limit in limits)
-        self.credit = Credit(
-            steps=min(limit.queue_steps for limit in limits), size_bytes=min(limit.queue_bytes for limit in limits)
-        )
+        self._queue_steps = min(limit.queue_steps for limit in limits)
+        self._queue_bytes = min(limit.queue_bytes for limit in limits)
+        self.credit = Credit(steps=self._queue_steps, size_bytes=self._queue_bytes)
         self.deadlines = Deadlines()
         self._renewing: asyncio.Task[None] | None = None
         self._masking: set[asyncio.Task[None]] = set()
@@ -288,14 +288,42 @@ class Chain:
         """Put another link to the same stage in the place of a broken one.
 
         Raises:
-            ShardhubError: It cannot be opened.
+            HandshakeError: It takes less than the chain has promised.
+            ShardhubError: It cannot be opened, or broke before it was of use.
         """
+        self._check_limits(link)
+        broken: list[ShardhubError] = []
+
+        def lost(error: ShardhubError) -> None:
+            broken.append(error)
+            self.lose(index, error)
+
         try:
-            await link.start(self.head, partial(self._arrived, index), partial(self.lose, index))
+            await link.start(self.head, partial(self._arrived, index), lost)
+            await self.paths.put(index, link)
+            if broken:
+                raise broken[0]
         except BaseException:
             await link.stop()
             raise
-        await self.paths.put(index, link)
+        self.paths.revive(index)
+
+    def _check_limits(self, link: StageLink) -> None:
+        limits = link.limits
+        for what, has, needs in (
+            ("positions of a session", limits.max_context, self.max_context),
+            ("ids of a chunk", limits.max_chunk, self.max_chunk),
+            ("rows of a step", limits.max_rows, self.max_rows),
+            ("steps in its queue", limits.queue_steps, self._queue_steps),
+            ("bytes in its queue", limits.queue_bytes, self._queue_bytes),
+            ("seconds of a lease", limits.lease_s, self._lease_s),
+        ):
+            if has < needs:
+                raise HandshakeError(
+                    f"{link.name} takes less than the chain has promised.",
+                    why=f"It allows {has:g} {what}, the chain {needs:g}.",
+                    hint="Start it with the options of the other nodes.",
+                )
 
     def _step_bytes(self, batch: int, length: int) -> int:
         """Bytes of the largest message a step of so many rows and ids becomes."""
@@ -319,6 +347,8 @@ class Chain:
             if session is None:
                 return
             links = session.path.links
+            if arrival.rows[0].epoch != session.epoch or self.links[index] not in links:
+                return  # of an older epoch: it changes nothing
             try:
                 links[links.index(self.links[index]) + 1].send(arrival)
                 self.sent_bytes += arrival.size_bytes
@@ -347,7 +377,12 @@ class Chain:
     async def _renew_at(self, link: StageLink) -> None:
         ids = [key for key, session in self._sessions.items() if link in session.path.links]
         try:
-            gone = await link.renew(self.head, ids)
+            # One node that does not answer must not hold up the others' leases.
+            async with asyncio.timeout(self._lease_s / _RENEWALS_A_LEASE):
+                gone = await link.renew(self.head, ids)
+        except TimeoutError:
+            log.warning("leases at %s were not renewed in time", link.name)
+            return
         except ShardhubError as error:
             log.warning("leases at %s were not renewed: %s", link.name, error)
             return

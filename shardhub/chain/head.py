@@ -51,6 +51,8 @@ class Timing:
     num_generated: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    num_recoveries: int = 0
+    is_exact: bool = True
     started_at: float = 0.0
     first_token_s: float = 0.0
     total_s: float = 0.0
@@ -279,6 +281,7 @@ def _note_time(timing: Timing, stream: Stream) -> None:
     timing.num_generated += 1
     timing.num_reused = stream.num_reused
     timing.num_drafted, timing.num_accepted = stream.num_drafted, stream.num_accepted
+    timing.num_recoveries, timing.is_exact = stream.num_recoveries, stream.is_exact
     if timing.num_generated == 1:
         timing.first_token_s = timing.total_s
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import NodeLink, StageLink
 from shardhub.chain.recovery import Event, describe_error
 from shardhub.chain.session import Path
-from shardhub.errors import ShardhubError, StepTimeout
+from shardhub.errors import AccessError, HandshakeError, ShardhubError, StepTimeout
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ class Healer:
         self._chain = chain
         self._stand_in = stand_in
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._looks: dict[frozenset[int], asyncio.Task[None]] = {}
         chain.on_lost = self._lost
 
     def tell(self, kind: str, text: str) -> None:
@@ -54,17 +55,27 @@ class Healer:
         self.on_event(event)
 
     async def look_at(self, path: Path) -> None:
-        """Find out which nodes of a path are gone or stuck, and which of them cannot reach each other any more."""
-        indices = [index for index, link in enumerate(self._chain.links) if link in path.links]
-        await asyncio.gather(*(self._look_at(index) for index in indices))
-        await self._chain.paths.find_hops([index for index in indices if index not in self._chain.paths.dead])
+        """Find out which nodes of a path are gone or stuck, and which of them cannot reach each other any more.
+
+        All streams of a path that broke ask at once: one look serves them all.
+        """
+        indices = frozenset(index for index, link in enumerate(self._chain.links) if link in path.links)
+        if (looking := self._looks.get(indices)) is None:
+            looking = self._looks[indices] = asyncio.create_task(self._look(indices))
+            looking.add_done_callback(lambda _: self._looks.pop(indices, None))
+        await asyncio.shield(looking)
 
     async def stop(self) -> None:
         """End all attempts."""
-        for task in self._tasks.values():
+        tasks = [*self._tasks.values(), *self._looks.values()]
+        for task in tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _look(self, indices: Collection[int]) -> None:
+        await asyncio.gather(*(self._look_at(index) for index in indices))
+        await self._chain.paths.find_hops([index for index in indices if index not in self._chain.paths.dead])
 
     async def _look_at(self, index: int) -> None:
         link = self._chain.links[index]
@@ -90,35 +101,45 @@ class Healer:
         link = self._chain.links[index]
         facts = link.facts
         self.tell("lost", f"Layers {facts.start} to {facts.stop - 1} at {link.name} are lost: {describe_error(error)}")
-        if index not in self._tasks:
-            task = asyncio.create_task(self._bring_back(index))
-            self._tasks[index] = task
-            task.add_done_callback(lambda _: self._tasks.pop(index, None))
+        if (before := self._tasks.get(index)) is None or before.done():
+            task = self._tasks[index] = asyncio.create_task(self._bring_back(index))
+            task.add_done_callback(partial(self._ended, index))
+
+    def _ended(self, index: int, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(index) is task:
+            del self._tasks[index]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("attempts to bring back %s ended", self._chain.links[index].name, exc_info=error)
+            self.tell("gave-up", f"{self._chain.links[index].name} is not tried again: {type(error).__name__}.")
 
     async def _bring_back(self, index: int) -> None:
         """Try until something serves the stage again."""
         link, began_at, delay_s = self._chain.links[index], time.monotonic(), _FIRST_DELAY_S
-        may_stand_in = self._stand_in is not None
+        may_stand_in, refused = self._stand_in is not None, ""
         while True:
             if isinstance(link, NodeLink):
-                with contextlib.suppress(ShardhubError, TimeoutError):
+                try:
                     async with asyncio.timeout(_ANSWER_S):
                         again = await link.again()
                     await self._chain.replace(index, again)
                     self._tell_back(index)
                     return
+                except (HandshakeError, AccessError) as error:  # somebody answers, and it helps nobody: told once
+                    if (why := describe_error(error)) != refused:
+                        refused = why
+                        self.tell("refused", f"{link.name} answers, and is not used: {why}")
+                except (ShardhubError, TimeoutError):
+                    pass
             if may_stand_in and self._is_missed(index) and time.monotonic() - began_at > _STAND_IN_AFTER_S:
                 assert self._stand_in is not None
                 may_stand_in = False
                 try:
-                    local = await self._stand_in(index)
-                except ShardhubError as error:
-                    self.tell("gave-up", f"{link.name} cannot be stood in for: {describe_error(error)}")
-                else:
-                    if local is not None:
+                    if (local := await self._stand_in(index)) is not None:
                         await self._chain.replace(index, local)
                         self._tell_back(index)
                         return
+                except ShardhubError as error:
+                    self.tell("gave-up", f"{link.name} cannot be stood in for: {describe_error(error)}")
             await asyncio.sleep(delay_s)
             delay_s = min(_LAST_DELAY_S, 1.5 * delay_s)
 

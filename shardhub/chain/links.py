@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import grpc
 import grpc.aio
 
 from shardhub.engine.engine import Engine, Ran
+from shardhub.engine.host import host_facts
 from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, ShardhubError, StepTimeout, WireError
 from shardhub.protocol import (
     PROTOCOL_VERSIONS,
@@ -34,6 +36,8 @@ from shardhub.wire.secure import open_channel, while_trusted, with_tls_hint
 from shardhub.wire.shardhub_pb2_grpc import NodeStub
 from shardhub.wire.status import from_rpc
 
+log = logging.getLogger(__name__)
+
 Arrival = Step | StepResult | StepFailure
 CONNECT_TIMEOUT_S = 10.0
 # Control calls wait for the step that runs: as long as a large chunk on a slow machine takes.
@@ -54,6 +58,10 @@ class StageLink(Protocol):
 
     @property
     def limits(self) -> Limits: ...
+
+    @property
+    def host(self) -> Mapping[str, str]:
+        """Facts of the machine it runs on."""
 
     async def start(
         self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
@@ -98,6 +106,10 @@ class LocalLink:
     @property
     def limits(self) -> Limits:
         return self._engine.limits
+
+    @property
+    def host(self) -> Mapping[str, str]:
+        return host_facts()
 
     async def start(
         self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
@@ -189,6 +201,10 @@ class NodeLink:
     def limits(self) -> Limits:
         return self.description.limits
 
+    @property
+    def host(self) -> Mapping[str, str]:
+        return self.description.host
+
     async def start(
         self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
     ) -> None:
@@ -233,9 +249,11 @@ class NodeLink:
 
         Raises:
             ChainError: It does not answer.
-            HandshakeError: It serves something else now.
+            HandshakeError: It serves something else now, or speaks another protocol.
         """
         found = await self.describe()
+        if not set(PROTOCOL_VERSIONS) & set(found.protocol_versions):
+            raise HandshakeError(f"{self.name} speaks another protocol now.", hint="Upgrade shardhub on both machines.")
         now, before = found.stage, self.facts
         if (now.digests, now.boundaries, now.config_digest) != (
             before.digests,
@@ -313,6 +331,9 @@ class NodeLink:
                     raise WireError(f"{self.name} sent a {kind} where none may come.")
             self._break(await self._call_error(call, None))
         except (grpc.aio.AioRpcError, ShardhubError) as error:
+            self._break(error)
+        except Exception as error:  # whatever a message did here, who waits for the next one is told
+            log.exception("reading of %s ended", self.name)
             self._break(error)
 
     async def _call_error(self, call: Any, error: BaseException | None) -> ShardhubError:

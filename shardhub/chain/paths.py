@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from itertools import pairwise
 
 from shardhub.chain.links import NodeLink, StageLink
 from shardhub.chain.session import Path
 from shardhub.chain.together import all_of
 from shardhub.errors import ShardhubError
+from shardhub.parity import describe_class, numeric_class, one_class
 from shardhub.protocol import HopKind, NextHop, Way
 
 log = logging.getLogger(__name__)
@@ -61,18 +63,24 @@ class Paths:
 
         Args:
             num_carried: Sessions on a link.
-            before: Keep the links of this path that are there.
+            before: Keep the links of this path that are there; in the place of others take such as compute alike.
 
         Raises:
             ChainError: What broke the last link of a stage.
         """
+
+        def rank(index: int, at: int) -> tuple[bool, int]:
+            link = self.links[index]
+            is_other = before is not None and not one_class(map(numeric_class, (before.links[at].host, link.host)))
+            return is_other, num_carried(link)
+
         chosen: list[int] = []
-        for place in self.places:
+        for at, place in enumerate(self.places):
             alive = [index for index in place if index not in self._dead]
             if not alive:
                 raise self._dead[place[0]]
             kept = [index for index in alive if before is not None and self.links[index] in before.links]
-            chosen.append(kept[0] if kept else min(alive, key=lambda index: num_carried(self.links[index])))
+            chosen.append(kept[0] if kept else min(alive, key=partial(rank, at=at)))
         hops = [self._hops[here, there] for here, there in pairwise(chosen)]
         return Path(tuple(self.links[index] for index in chosen), (*hops, NextHop(kind=HopKind.END)))
 
@@ -109,29 +117,39 @@ class Paths:
         return True
 
     async def put(self, index: int, link: StageLink) -> None:
-        """Put another link, which is open, in the place of a broken one."""
+        """Put another link, which is open, in the place of a broken one; nothing goes over it before `revive`."""
         before, self.links[index] = self.links[index], link
         await before.stop()
         await self.find_hops([index])
+
+    def revive(self, index: int) -> None:
+        """Use the link again that stands in a broken one's place."""
         self._dead.pop(index, None)
         self._update_usable()
 
     async def find_hops(self, indices: Collection[int]) -> None:
-        """Find how each of these links reaches the next stage's, and is reached by those before."""
+        """Find how each of these links reaches the next stage's, and is reached by those before.
+
+        Others that are broken are left out: a probe of the way to them would only wait.
+        """
+        there_too = {index for index in range(len(self.links)) if index not in self._dead} | set(indices)
         await all_of(
             self._find_hop(here, there)
             for place, following in pairwise(self.places)
             for here in place
             for there in following
-            if here in indices or there in indices
+            if (here in indices or there in indices) and {here, there} <= there_too
         )
 
     async def _find_hop(self, here_at: int, there_at: int) -> None:
         """How one link's output goes to another: straight where the two nodes can reach each other, else by us."""
         here, there = self.links[here_at], self.links[there_at]
-        self._hops[here_at, there_at] = NextHop(kind=HopKind.OPENER)
+        by_us = NextHop(kind=HopKind.OPENER)
         if not isinstance(here, NodeLink) or not isinstance(there, NodeLink):
+            self._hops[here_at, there_at] = by_us
             return
+        # What was found before stays in use until this is known: a stream that moves meanwhile keeps its way.
+        self._hops.setdefault((here_at, there_at), by_us)
         for address in dict.fromkeys((*there.description.advertise, there.name)):
             try:
                 way = await here.probe(address, there.description.boot_id, _PROBE_TIMEOUT_S)
@@ -141,6 +159,7 @@ class Paths:
                 self.ways[here_at, there_at] = way
                 self._hops[here_at, there_at] = NextHop(kind=HopKind.DIAL, address=address)
                 return
+        self._hops[here_at, there_at] = by_us
         log.warning("%s cannot reach %s: what they exchange goes through this process", here.name, there.name)
 
     def _update_usable(self) -> None:
@@ -148,3 +167,21 @@ class Paths:
             self._usable.set()
         else:
             self._usable.clear()
+
+
+def changed_classes(before: Sequence[StageLink], after: Sequence[StageLink]) -> str:
+    """Which stages went to machines that compute otherwise, in words; empty if numbers stay what they were.
+
+    Args:
+        before, after: The links of each stage.
+    """
+    found = []
+    for old, new in zip(before, after, strict=True):
+        if old is new:
+            continue
+        classes = numeric_class(old.host), numeric_class(new.host)
+        if not one_class(classes):
+            was, now = (describe_class(one) for one in classes)
+            layers = f"layers {new.facts.start} to {new.facts.stop - 1}"
+            found.append(f"{layers} moved from {old.name} ({was}) to {new.name} ({now})")
+    return "; ".join(found)

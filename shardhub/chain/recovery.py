@@ -39,7 +39,7 @@ class Event:
     """Something that happened to the chain, for people.
 
     Attributes:
-        kind: `lost`, `back`, `recovered` or `gave-up`.
+        kind: `lost`, `back`, `joined`, `refused`, `recovered`, `slept` or `gave-up`.
         text: In a sentence.
         at: Seconds since the epoch.
     """

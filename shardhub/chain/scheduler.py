@@ -16,6 +16,7 @@ from shardhub.chain.chain import Chain
 from shardhub.chain.healing import Healer, StandIn
 from shardhub.chain.microbatch import Microbatch
 from shardhub.chain.pace import Pace
+from shardhub.chain.paths import changed_classes
 from shardhub.chain.prefill import Prefill
 from shardhub.chain.prefixes import Prefix, Prefixes
 from shardhub.chain.recovery import Recovery, chunks_to_replay, describe_error, is_recoverable
@@ -187,16 +188,17 @@ class Scheduler:
         await asyncio.sleep(_BETWEEN_ATTEMPTS_S * stream.num_recoveries)
         began_at = time.monotonic()
         deadline = began_at + settings.recover_wait_s
-        shapes = list(session.shapes)
+        shapes, before = list(session.shapes), session.path
         ids = [*stream.request.prompt, *stream.answer][: stream.num_held]
         while True:
             await self.healer.look_at(session.path)
             try:
                 await self.chain.paths.until_usable(deadline - time.monotonic())
                 session.path = self.chain.choose_path(session.path)
-                at = min(session.position, len(ids)) if stream.num_generated else None
-                if at is None and stream.request.score:
-                    at = len(stream.prompt_logprobs)  # what lies beyond was run, but its numbers are lost
+                # Not beyond the ids before the next step's, though stages may hold them: their numbers were lost.
+                at = min(session.position, len(ids))
+                if not stream.num_generated and stream.request.score:
+                    at = min(at, len(stream.prompt_logprobs))
                 kept = await session.resume(at)
                 if stream.num_generated:
                     await self._replay(session, ids, kept, shapes)
@@ -212,11 +214,17 @@ class Scheduler:
         del stream.prompt_logprobs[session.position :]
         del stream.prompt_top[session.position :]
         stream.go_on()
+        if changed := changed_classes(before.links, session.path.links):
+            stream.is_exact = False
+        if settings.recovery is Recovery.FAST and stream.num_generated and kept < len(ids):
+            stream.is_exact = False
         if stream.num_generated:
             self.healer.tell(
                 "recovered",
                 f"A sequence goes on at position {len(ids)}: {len(ids) - kept} ids were computed again "
-                f"({settings.recovery.value}) within {time.monotonic() - began_at:.1f} s.",
+                f"({settings.recovery.value}) within {time.monotonic() - began_at:.1f} s."
+                + ("" if stream.is_exact else " It is continued, not bit-exact.")
+                + (f" Machines compute otherwise: {changed}." if changed else ""),
             )
 
     def _may_recover(self, stream: Stream, error: ShardhubError) -> bool:

@@ -110,6 +110,7 @@ class Stream:
         left: Done once no step of it is on its way.
         interruption: What a node's failure did to its last step; it can go on from there.
         num_recoveries: How often it went on after one.
+        is_exact: Whether its tokens are those of a run without failures, as far as one numeric class promises it.
         ended: Set once its session is parked or gone.
     """
 
@@ -126,6 +127,7 @@ class Stream:
         self.ended = asyncio.Event()
         self.interruption: ShardhubError | None = None
         self.num_recoveries = 0
+        self.is_exact = True
         self.on_drained: Callable[[], None] = lambda: None
         self.on_cancelled: Callable[[], None] = lambda: None
         self.on_drawn: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None

@@ -281,13 +281,15 @@ def prefill_progress() -> Callable[[int, int], None]:
 
 
 def usage(timing: Timing) -> dict[str, float | int]:
-    """Sizes in tokens and times in seconds."""
+    """Sizes in tokens, times in seconds, and whether losses of nodes may have changed a number."""
     return {
         "prompt_tokens": timing.num_prompt,
         "reused_tokens": timing.num_reused,
         "completion_tokens": timing.num_generated,
         "drafted_tokens": timing.num_drafted,
         "accepted_tokens": timing.num_accepted,
+        "recoveries": timing.num_recoveries,
+        "is_exact": timing.is_exact,
         "time_to_first_token_s": round(timing.first_token_s, 4),
         "total_s": round(timing.total_s, 4),
         "tokens_per_s": round(timing.tokens_per_s, 3),
@@ -298,9 +300,11 @@ def summary(timing: Timing) -> str:
     """One line about an answer."""
     reused = f" ({timing.num_reused} of them reused)" if timing.num_reused else ""
     drafts = f", {timing.num_accepted} of {timing.num_drafted} guesses right" if timing.num_drafted else ""
+    losses = f", went on after {timing.num_recoveries} losses" if timing.num_recoveries else ""
+    losses += "" if timing.is_exact else " (not bit-exact)"
     return (
         f"{timing.num_prompt} prompt tokens{reused}, {timing.num_generated} generated, "
-        f"first after {timing.first_token_s:.2f} s, then {timing.tokens_per_s:.1f} tokens/s{drafts}"
+        f"first after {timing.first_token_s:.2f} s, then {timing.tokens_per_s:.1f} tokens/s{drafts}{losses}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -36,6 +37,8 @@ from shardhub.protocol import (
 )
 from shardhub.shard import Shard
 from shardhub.tensors import DTYPE_SIZES, RawTensor
+
+log = logging.getLogger(__name__)
 
 # Largest chunk of a prompt in one step: enough to keep matmuls busy, small enough that other sessions' decode steps
 # wait for one chunk only.
@@ -294,10 +297,12 @@ class Engine:
                 masks=self._masks.take(head, step) if self._stage.is_last else (),
                 targets=[row.targets for row in step.rows] if self._stage.is_last else (),
             )
-        except (ShardhubError, RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:  # whatever upstream raises, the head waits for an answer
             # The caches may have advanced in part: a replay under a new epoch starts from nothing.
             for row in step.rows:
                 self._sessions.drop(row.session)
+            if not isinstance(error, ShardhubError):
+                log.error("a step broke while it ran", exc_info=error)
             return self._failure(step, _as_failure(error))
         for entry in entries:
             self._sessions.touch(entry)

@@ -13,7 +13,7 @@ from functools import partial
 import grpc
 import grpc.aio
 
-from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLost, ShardhubError
+from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLost, NodeUnreachable, ShardhubError
 from shardhub.protocol import PROTOCOL_VERSIONS, Lane, Row, Step, StepFailure, Way
 from shardhub.security.certificates import Peer
 from shardhub.security.trust import PLAIN, Security, Trust
@@ -116,9 +116,16 @@ class Peers:
         """Round trip and rate to a neighbour.
 
         Raises:
-            AccessError, ChainError: It must not or cannot be reached.
+            AccessError, ChainError: It must not or cannot be reached, or not in time.
             HandshakeError: Another node answers at that address.
         """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._probe(address, boot_id, timeout_s)
+        except TimeoutError as error:
+            raise NodeUnreachable(f"{address} did not answer within {timeout_s:.0f} s.") from error
+
+    async def _probe(self, address: str, boot_id: bytes, timeout_s: float) -> Way:
         await self._check_network(address)
         # On a channel of its own: a failed probe ends nothing that runs, and waits for no backoff of an older failure.
         opened = await open_channel(address, self._security, client_options(self._message_bytes))
@@ -142,6 +149,7 @@ class Peers:
         """Queue a step for a neighbour, dialling it if need be. Whether it may be dialled was checked at Open.
 
         Raises:
+            NodeLost: It was revoked since.
             Overloaded: Too many steps wait for it.
         """
         key = (head, address, step.lane)
@@ -190,7 +198,9 @@ class Peers:
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
-            met = self._met[address]  # `check` has been there
+            if address not in self._met:  # `check` has been there, and its certificate was revoked since
+                raise NodeLost(f"The certificate of the node at {address} was revoked.", why="Its link is cut.")
+            met = self._met[address]
             options = client_options(self._message_bytes)
             self._channels[address] = (
                 grpc.aio.insecure_channel(address, options=options)

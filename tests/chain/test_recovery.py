@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import asynccontextmanager
 
 import pytest
 
-from shardhub.chain.chain import Chain
-from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.links import describe
 from shardhub.chain.recovery import Recovery, chunks_to_replay
-from shardhub.chain.route import plan_route
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
 from shardhub.chain.stream import Request
 from shardhub.errors import NodeLost, NodeUnreachable
 from shardhub.parameters import SamplingParameters
-from shardhub.wire.options import Liveness
 from tests import cut, nodes, tiny
+from tests.running import scheduler_of, tokens_of
 
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
 NUM_TOKENS = 30
 SAMPLED = SamplingParameters(temperature=0.9, top_p=0.95, seed=11)
-QUICK = Liveness(ping_s=1.0, timeout_s=1.0)
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
@@ -36,28 +31,8 @@ def folder_of(pipeline, index):
     return (cut.shard_folder(pipeline, index),)
 
 
-@asynccontextmanager
-async def scheduler_of(pipeline, addresses, **settings):
-    described = [(address, await describe(address)) for address in addresses]
-    hops = plan_route(pipeline.manifest, described)
-    chain = await Chain.start([NodeLink(hop.address, hop.description, liveness=QUICK) for hop in hops])
-    scheduler = Scheduler(chain, SchedulerSettings(**{"recover_wait_s": 30.0, "prefill_chunk": 16} | settings))
-    try:
-        yield scheduler
-    finally:
-        await scheduler.stop()
-        await chain.stop()
-
-
 def request(parameters=SAMPLED, num_tokens=NUM_TOKENS) -> Request:
     return Request(prompt=PROMPT, parameters=parameters, max_tokens=num_tokens, reuse=False)
-
-
-async def tokens_of(scheduler, wanted) -> list[int]:
-    stream = scheduler.submit(wanted)
-    found = [token.id async for token in stream]
-    await stream.ended.wait()
-    return found
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])

@@ -1,0 +1,282 @@
+"""The network breaks while nodes live: partitions one way and both, resets, slow lines; in every phase of a request."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shardhub.chain.chain import Chain
+from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.stream import Request
+from shardhub.errors import ChainError
+from shardhub.parameters import SamplingParameters
+from shardhub.protocol import HopKind
+from tests import cut, nodes, tiny
+from tests.proxy import Proxy
+from tests.running import QUICK, scheduler_of, tokens_of
+
+PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 90 * 29, 29)]
+NUM_TOKENS = 30
+SAMPLED = SamplingParameters(temperature=0.9, top_p=0.95, seed=11)
+BREAKS = {
+    "killed": lambda proxy: proxy.down(),
+    "partition": lambda proxy: proxy.silence(),
+    "deaf": lambda proxy: proxy.silence("there"),
+    "mute": lambda proxy: proxy.silence("back"),
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A tiny model cut in two."""
+    folder = tmp_path_factory.mktemp("partition")
+    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+
+
+class Net:
+    """Two nodes for each of two stages, each behind a proxy that everybody reaches it by."""
+
+    def __init__(self, pipeline) -> None:
+        self.proxies = [Proxy() for _ in range(4)]
+        self.nodes = [
+            nodes.Node(cut.shard_folder(pipeline, index % 2), options=("--advertise", proxy.address))
+            for index, proxy in enumerate(self.proxies)
+        ]
+        try:
+            for proxy, node in zip(self.proxies, self.nodes, strict=True):
+                proxy.onward = node.wait_ready().address
+        except BaseException:
+            self.stop()
+            raise
+        self.addresses = [proxy.address for proxy in self.proxies]
+
+    def carrying(self, stream, place) -> Proxy:
+        """The proxy of the node that runs a stage of a stream."""
+        return self.proxies[self.addresses.index(stream.session.path.links[place].name)]
+
+    def heal(self) -> None:
+        for proxy in self.proxies:
+            proxy.heal()
+
+    def stop(self) -> None:
+        nodes.stop_all(self.nodes)
+        for proxy in self.proxies:
+            proxy.close()
+
+
+@pytest.fixture(scope="module")
+def started(pipeline):
+    net = Net(pipeline)
+    yield net
+    net.stop()
+
+
+@pytest.fixture
+def net(started):
+    """The network, healed again afterwards."""
+    yield started
+    started.heal()
+
+
+@pytest.fixture(scope="module")
+def expected(pipeline, started):
+    """What a run without faults draws."""
+
+    async def run():
+        async with scheduler_of(pipeline, started.addresses[:2]) as scheduler:
+            return await tokens_of(scheduler, request())
+
+    return asyncio.run(run())
+
+
+def request(**changes) -> Request:
+    given = {"prompt": PROMPT, "parameters": SAMPLED, "max_tokens": NUM_TOKENS, "reuse": False}
+    return Request(**given | changes)
+
+
+async def rest_of(stream, reader, found) -> list[int]:
+    async with asyncio.timeout(60):
+        found += [token.id async for token in reader]
+        await stream.ended.wait()
+    return found
+
+
+# A first stage that only the head does not hear is missed by nobody: its output goes to the next node.
+@pytest.mark.parametrize(
+    ("how", "place"), [(how, place) for how in BREAKS for place in (0, 1) if (how, place) != ("mute", 0)]
+)
+def test_a_node_cut_off_in_decode_changes_no_token(pipeline, net, expected, how, place) -> None:
+    """However its network breaks, first or last, the stream goes on elsewhere with the same tokens."""
+
+    async def run():
+        async with scheduler_of(pipeline, net.addresses) as scheduler:
+            stream = scheduler.submit(request())
+            reader = aiter(stream)
+            found = [(await anext(reader)).id for _ in range(5)]
+            BREAKS[how](net.carrying(stream, place))
+            assert await rest_of(stream, reader, found) == expected
+            assert stream.num_recoveries >= 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_node_cut_off_in_prefill_changes_no_token(pipeline, net, expected, place) -> None:
+    """A partition after the prompt's first chunk."""
+
+    async def run():
+        async with scheduler_of(pipeline, net.addresses) as scheduler:
+
+            def progress(done, total):
+                if done < total / 2 and not stream.num_recoveries:
+                    net.carrying(stream, place).silence()
+
+            stream = scheduler.submit(request(progress=progress))
+            assert await rest_of(stream, aiter(stream), []) == expected
+            assert stream.num_recoveries >= 1
+
+    asyncio.run(run())
+
+
+def test_a_node_cut_off_at_admission_changes_no_token(pipeline, net, expected) -> None:
+    """A partition before the session is open: the request is let in on the other nodes."""
+
+    async def run():
+        async with scheduler_of(pipeline, net.addresses) as scheduler:
+            net.proxies[0].silence()
+            net.proxies[3].silence()
+            for _ in range(2):  # one of them is for the nodes that are cut off
+                stream = scheduler.submit(request())
+                assert await rest_of(stream, aiter(stream), []) == expected
+
+    asyncio.run(run())
+
+
+class Anything:
+    """A grammar that allows every token, and tells when a draw's mask is asked for."""
+
+    def __init__(self, asked) -> None:
+        self._asked = asked
+
+    def mask(self) -> bytes:
+        self._asked()
+        return b"\xff" * (tiny.VOCAB // 8)
+
+    def accept(self, token: int) -> None:
+        """Any."""
+
+
+@pytest.mark.parametrize("draw", [0, 4])
+def test_a_draw_that_is_lost_on_its_way_back_is_drawn_again(pipeline, net, expected, draw) -> None:
+    """The last stage has drawn, its answer is lost, and the same node is back with all it holds: nothing runs twice."""
+
+    async def run():
+        async with scheduler_of(pipeline, net.addresses[:2]) as scheduler:
+            num_asked = 0
+
+            def asked():
+                nonlocal num_asked
+                if num_asked == draw:
+                    net.proxies[1].silence("back")
+                num_asked += 1
+
+            def happened(event):
+                if event.kind == "lost":
+                    net.heal()
+
+            scheduler.healer.on_event = happened
+            stream = scheduler.submit(request(grammar=Anything(asked)))
+            assert await rest_of(stream, aiter(stream), []) == expected
+            assert stream.num_recoveries >= 1
+
+    asyncio.run(run())
+
+
+def test_a_node_cut_off_at_the_end_holds_nobody_up(pipeline, net, expected) -> None:
+    """A request that is given up while a node is cut off ends soon, and is gone from the others."""
+
+    async def run():
+        async with scheduler_of(pipeline, net.addresses[:2]) as scheduler:
+            stream = scheduler.submit(request(max_tokens=200))
+            reader = aiter(stream)
+            for _ in range(3):
+                await anext(reader)
+            net.proxies[1].silence()
+            stream.cancel()
+            async with asyncio.timeout(20):
+                await stream.ended.wait()
+            gone = await scheduler.chain.links[0].renew(scheduler.chain.head, [stream.session.id])
+            assert gone == [stream.session.id]
+
+    asyncio.run(run())
+
+
+def test_a_node_cut_off_at_connect_is_named_in_time(net) -> None:
+    """A head does not wait for ever for a node that takes connections and says nothing."""
+
+    async def run():
+        described = [(address, await describe(address)) for address in net.addresses[:2]]
+        net.proxies[1].silence()
+        async with asyncio.timeout(30):
+            with pytest.raises(ChainError, match=net.addresses[1]):
+                await Chain.start([NodeLink(address, found, liveness=QUICK) for address, found in described])
+
+    asyncio.run(run())
+
+
+def test_a_flapping_node_changes_no_token(pipeline, net, expected) -> None:
+    """Down and up again at once, several times over, with and without another node to go to."""
+
+    async def run(num_nodes):
+        async with scheduler_of(pipeline, net.addresses[:num_nodes]) as scheduler:
+            stream = scheduler.submit(request())
+            reader = aiter(stream)
+            found = []
+            for _ in range(4):
+                found += [(await anext(reader)).id for _ in range(3)]
+                net.carrying(stream, 1).reset()
+            assert await rest_of(stream, reader, found) == expected
+
+    asyncio.run(run(2))
+    asyncio.run(run(4))
+
+
+def test_a_slow_network_is_no_fault(pipeline, net, expected) -> None:
+    """Every piece held back, and cut into small ones: slower, with the same tokens and no node given up."""
+
+    async def run():
+        async with scheduler_of(pipeline, net.addresses[:2]) as scheduler:
+            for proxy in net.proxies[:2]:
+                proxy.slow(0.02)
+                proxy.slice(1000)
+            stream = scheduler.submit(request())
+            assert await rest_of(stream, aiter(stream), []) == expected
+            assert stream.num_recoveries == 0
+            assert not scheduler.healer.events
+
+    asyncio.run(run())
+
+
+def test_neighbours_that_cannot_reach_each_other_go_by_the_head(pipeline, net, expected) -> None:
+    """Only the way from one node to the next breaks, in mid-answer: the stream goes on through this process."""
+
+    async def run():
+        # The head reaches the nodes straight; they reach each other by their proxies.
+        async with scheduler_of(pipeline, [node.address for node in net.nodes[:2]]) as scheduler:
+            chain = scheduler.chain
+            assert chain.paths.hops[0].kind is HopKind.DIAL
+            stream = scheduler.submit(request())
+            reader = aiter(stream)
+            found = [(await anext(reader)).id for _ in range(5)]
+            sent = chain.sent_bytes
+            net.proxies[1].onward = "127.0.0.1:9"  # nobody listens there, at the other way in neither
+            net.proxies[1].reset()
+            assert await rest_of(stream, reader, found) == expected
+            assert stream.num_recoveries >= 1
+            assert chain.sent_bytes > sent
+
+    try:
+        asyncio.run(run())
+    finally:
+        net.proxies[1].onward = net.nodes[1].address

@@ -1,0 +1,36 @@
+"""Running requests over real nodes, for tests that break them meanwhile."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+from shardhub.chain.chain import Chain
+from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.route import plan_route
+from shardhub.chain.scheduler import Scheduler, SchedulerSettings
+from shardhub.wire.options import Liveness
+
+# A silent peer is noticed within two seconds.
+QUICK = Liveness(ping_s=1.0, timeout_s=1.0)
+
+
+@asynccontextmanager
+async def scheduler_of(pipeline, addresses, **settings):
+    """A scheduler over nodes that are noticed soon when they are gone."""
+    described = [(address, await describe(address)) for address in addresses]
+    hops = plan_route(pipeline.manifest, described)
+    chain = await Chain.start([NodeLink(hop.address, hop.description, liveness=QUICK) for hop in hops])
+    scheduler = Scheduler(chain, SchedulerSettings(**{"recover_wait_s": 30.0, "prefill_chunk": 16} | settings))
+    try:
+        yield scheduler
+    finally:
+        await scheduler.stop()
+        await chain.stop()
+
+
+async def tokens_of(scheduler, wanted) -> list[int]:
+    """Tokens of a request, once nothing of it is left on any node."""
+    stream = scheduler.submit(wanted)
+    found = [token.id async for token in stream]
+    await stream.ended.wait()
+    return found
