@@ -50,6 +50,7 @@ def _malformed() -> dict[str, bytes]:
         "metadata_number": build({"__metadata__": {"format": 1}, **_GOOD}, _DATA),
         "metadata_nested": build({"__metadata__": {"format": {"a": "b"}}, **_GOOD}, _DATA),
         "metadata_list": build({"__metadata__": ["mlx"], **_GOOD}, _DATA),
+        "metadata_empty_list": build({"__metadata__": [], **_GOOD}, _DATA),
         "truncated": build(_GOOD, _DATA[:-1]),
         "no_data": build(_GOOD),
         "trailing_byte": build(_GOOD, _DATA + b"\0"),
@@ -107,6 +108,7 @@ WELL_FORMED = {
     "padded_with_metadata": build(
         None, _DATA, raw=json.dumps({"__metadata__": {"format": "mlx"}, **_GOOD}).encode() + b"   "
     ),
+    "metadata_null": build({"__metadata__": None, **_GOOD}, _DATA),
     "scalar_empty_and_wide": build(
         {
             "wide": entry(shape=(1, 1, 1, 1, 1, 1, 2, 2)),

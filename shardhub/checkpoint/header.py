@@ -206,6 +206,8 @@ def _parse(raw: bytes, source: ByteSource, *, file: str) -> dict[str, StoredTens
     if not isinstance(entries, dict):
         _refuse(where, f"its header is a JSON {type(entries).__name__}, expected an object")
     metadata = entries.pop("__metadata__", {})
+    if metadata is None:  # as MLX writes it where it is given none; the reference reader takes it
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(where, "__metadata__ must map strings to strings")
     if len(entries) > MAX_TENSORS_PER_FILE:
