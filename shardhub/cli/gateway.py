@@ -88,6 +88,8 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
                 print(json.dumps(record), flush=True)
             else:
                 print(f"{name}: {url}/v1", flush=True)
+                key = ", with a key as the password," if settings.keys else ""
+                note(f"open {url}/ in a browser{key} to chat and to watch the chain; Ctrl+C ends it")
 
         serving = Gateway(head, settings)
         try:

@@ -134,6 +134,16 @@ class Answer:
             )
         )
 
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether it has all the tokens it may have, and did not end by itself."""
+        return self.finish == "length" and self.num_tokens >= self.ask.max_tokens
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self._matcher.found
+
     def cancel(self) -> None:
         """Nobody wants it any more: it takes no further step."""
         self.stream.cancel()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,10 +12,10 @@ from starlette.types import ASGIApp
 
 from shardhub import __version__
 from shardhub.errors import ShardhubError
-from shardhub.gateway import chat, completions, docs, feed, health, models, tokens
+from shardhub.gateway import chat, completions, docs, feed, health, messages, models, responses, tokens
 from shardhub.gateway.gate import Gate
 from shardhub.gateway.page import routes as page
-from shardhub.gateway.refusals import Refusal, refusal_of
+from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
 from shardhub.gateway.schema import ErrorBody
 from shardhub.gateway.service import Service
 
@@ -31,7 +29,7 @@ def build_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="shardhub gateway",
         version=__version__,
-        description="OpenAI's API over a chain of nodes.",
+        description="OpenAI's API, and the core of Anthropic's, over a chain of nodes.",
         docs_url=None,  # FastAPI's own loads its scripts from elsewhere
         redoc_url=None,
         # With a default, FastAPI does not tell of its own 422, which is never sent.
@@ -46,7 +44,7 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.feed = feed.Feed(service)
-    for module in (chat, completions, models, tokens, health, feed, docs, page):
+    for module in (chat, completions, responses, messages, models, tokens, health, feed, docs, page):
         app.include_router(module.router)
     return app
 
@@ -67,42 +65,33 @@ def guarded(app: FastAPI) -> ASGIApp:
 
 async def _answer_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return error.response()
+    return error.response(request.url.path)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ShardhubError)
-    return refusal_of(error).response()
+    return refusal_of(error).response(request.url.path)
 
 
 async def _answer_invalid(request: Request, error: Exception) -> Response:
     """A body that is no JSON, or not as it must be: 400, with the field that is wrong."""
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = dict(error.errors()[0])
-    place: Sequence[Any] = [part for part in first.get("loc", ()) if part != "body"]
-    if first.get("type") == "json_invalid":
-        return Refusal(400, "The body is not JSON.", code="invalid_json").response()
-    # Of a value of one of several types, pydantic names the types, too.
-    names = [str(part) for part in place if not (isinstance(part, str) and ("[" in part or part in _TYPE_NAMES))]
-    param = ".".join(names) or None
-    kind = "missing_required_parameter" if first.get("type") == "missing" else "invalid_value"
-    return Refusal(400, f"{param or 'The body'}: {first.get('msg', 'is wrong')}.", param=param, code=kind).response()
-
-
-_TYPE_NAMES = {"str", "int", "float", "bool", "NamedTool"}
+    return refusal_of_fields(error.errors()).response(request.url.path)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, Refusal):  # of a body, which FastAPI reads and finds fault with
-        return error.__cause__.response()
+        return error.__cause__.response(request.url.path)
     message = error.detail if isinstance(error.detail, str) else "The request cannot be served."
     if error.status_code == 404:
         message = f"There is nothing at {request.method} {request.url.path[:200]}."
-    return Refusal(error.status_code, message, headers=error.headers).response()
+        if not request.url.path.startswith("/v1/"):
+            message += " The API is under /v1/, which is part of a client's base URL."
+    return Refusal(error.status_code, message, headers=error.headers).response(request.url.path)
 
 
 async def _answer_fault(request: Request, error: Exception) -> Response:
     """A fault of ours: the log has it, the client learns nothing but that it happened."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return Refusal(500, "Something went wrong.", code="internal_error").response()
+    return Refusal(500, "Something went wrong.", code="internal_error").response(request.url.path)

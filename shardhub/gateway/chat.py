@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from shardhub.errors import PromptError
-from shardhub.gateway.answers import Answer, Ask, Delta, FinishReason, Tools
-from shardhub.gateway.conversations import messages_of, switches_of, tools_of
-from shardhub.gateway.defaults import parameters_of
+from shardhub.gateway.answers import Delta, FinishReason
 from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
 from shardhub.gateway.likelihoods import chat_logprobs
-from shardhub.gateway.merge import merge
-from shardhub.gateway.refusals import Refusal, refusal_of
-from shardhub.gateway.schema import ChatRequest, NamedTool
-from shardhub.gateway.service import Envelope, Service, in_thread, service_of, tenant_of, unless_gone, warnings_of
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.schema import ChatRequest
+from shardhub.gateway.service import Envelope, Service, service_of, tenant_of, unless_gone, warnings_of
 from shardhub.gateway.strict import StrictRoute
-from shardhub.gateway.structured import LlGrammar, shape_of, shape_of_calls
 from shardhub.gateway.toolcalls import CallPiece
+from shardhub.gateway.turn import Turn, deltas_of, understand
 from shardhub.gateway.usage import usage
 
 router = APIRouter(tags=["chat"], route_class=StrictRoute)
@@ -32,17 +27,16 @@ router = APIRouter(tags=["chat"], route_class=StrictRoute)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Chat:
-    """A chat request, understood."""
+    """A turn, and what stands around its answers."""
 
-    body: ChatRequest
+    turn: Turn
     envelope: Envelope
-    ask: Ask
-    grammar: LlGrammar | None
 
     @property
     def num_top(self) -> int | None:
         """Likely tokens to tell beside each one; None where no log probabilities are asked for."""
-        return (self.body.top_logprobs or 0) if self.body.logprobs else None
+        body = self.turn.body
+        return (body.top_logprobs or 0) if body.logprobs else None
 
 
 @router.post("/v1/chat/completions", summary="Answer a conversation", responses=RESPONSES)
@@ -53,13 +47,14 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         raise Refusal(400, "top_logprobs needs logprobs.", param="top_logprobs")
     num = body.n or 1
     service.admission.check(num)
-    chat = await _understand(service, body, tenant_of(request))
+    kind = "chat.completion.chunk" if body.stream else "chat.completion"
+    envelope = service.envelope(body.model, kind, "chatcmpl")
+    chat = _Chat(turn=await understand(service, body, tenant_of(request)), envelope=envelope)
     headers = warnings_of(body)
     if body.stream:
-        progress = [0, len(chat.ask.prompt)]
         return EventStream(
-            _stream(service, chat, num, progress),
-            comment=lambda: f"keepalive {progress[0]}/{progress[1]}",
+            _stream(service, chat, num),
+            comment=chat.turn.comment,
             keepalive_s=service.settings.keepalive_s,
             stall_s=service.settings.stall_s,
             headers=headers,
@@ -67,82 +62,12 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     return JSONResponse(await unless_gone(request, _whole(service, chat, num)), headers=headers)
 
 
-async def _understand(service: Service, body: ChatRequest, tenant: str) -> _Chat:
-    """Everything that can be wrong with a request is found here, before anything runs."""
-    envelope = service.envelope(body, "chat.completion.chunk" if body.stream else "chat.completion", "chatcmpl")
-    messages, tools = messages_of(body.messages), tools_of(body.tools)
-    switches = switches_of(body.chat_template_kwargs)
-    if body.reasoning_effort is not None:
-        switches.setdefault("reasoning_effort", body.reasoning_effort)
-    parameters = parameters_of(
-        body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.top_logprobs or 0
-    )
-    forced = _forced(body)
-    shape = shape_of_calls(forced) if forced else shape_of(body)
-    grammar = await service.structured.grammar(shape) if shape is not None else None
-    if grammar is not None:
-        switches.setdefault("enable_thinking", False)  # the grammar has no room for it
-    shown = None if body.tool_choice == "none" else tools
-    tokenizer = service.head.tokenizer
-    try:
-        prompt = await in_thread(lambda: tokenizer.render_chat(messages, tools=shown, **switches))
-    except PromptError as error:
-        raise refusal_of(error, param="messages") from error
-    known = Tools(parser=service.tool_parser, known=tools or (), forced=[tool.function.name for tool in forced])
-    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    if asked == 0:
-        raise Refusal(400, "max_tokens must be at least 1.", param="max_tokens")
-    ask = Ask(
-        prompt=prompt,
-        parameters=parameters,
-        max_tokens=service.max_tokens(asked, [prompt], param=param),
-        stops=body.stops,
-        end_ids=frozenset() if body.ignore_eos else tokenizer.eos_ids,
-        tenant=tenant,
-        tools=known if shown else None,
-        likelihoods=bool(body.logprobs),
-    )
-    return _Chat(body=body, envelope=envelope, ask=ask, grammar=grammar)
-
-
-def _forced(body: ChatRequest) -> list[Any]:
-    """The tools of which one must be called."""
-    if not isinstance(body.tool_choice, NamedTool) and body.tool_choice != "required":
-        return []
-    tools = body.tools or []
-    if isinstance(body.tool_choice, NamedTool):
-        name = body.tool_choice.function.name
-        tools = [tool for tool in tools if tool.function.name == name]
-    if not tools:
-        raise Refusal(400, "tool_choice names no tool of this request.", param="tool_choice")
-    return tools
-
-
-def _begin(service: Service, chat: _Chat, index: int, progress: list[int]) -> Answer:
-    """Start one choice: its draws, grammar and parts of text are its own."""
-
-    def moved(done: int, total: int) -> None:
-        progress[:] = [done, total]
-
-    splitter = None
-    if service.reasoning is not None and chat.grammar is None:
-        splitter = service.reasoning.splitter(service.head.tokenizer, chat.ask.prompt)
-    ask = replace(
-        chat.ask,
-        parameters=replace(chat.ask.parameters, choice=index),
-        reasoning=splitter,
-        grammar=chat.grammar.copy() if chat.grammar is not None else None,
-    )
-    return Answer(service.head.scheduler, service.head.tokenizer, ask, moved)
-
-
 async def _whole(service: Service, chat: _Chat, num: int) -> dict[str, Any]:
     with service.admission.enter(num):
-        answers = [_begin(service, chat, index, [0, 0]) for index in range(num)]
+        answers = [chat.turn.begin(index) for index in range(num)]
         found: list[list[Delta]] = [[] for _ in answers]
         try:
-            async with aclosing(merge([partial(aiter, answer) for answer in answers], at_once=num)) as items:
+            async with aclosing(deltas_of(answers)) as items:
                 async for index, delta in items:
                     if delta is not None:
                         found[index].append(delta)
@@ -158,7 +83,7 @@ async def _whole(service: Service, chat: _Chat, num: int) -> dict[str, Any]:
         }
         for index, (answer, deltas) in enumerate(zip(answers, found, strict=True))
     ]
-    return chat.envelope.around(choices=choices, usage=usage(answers, len(chat.ask.prompt)))
+    return chat.envelope.around(choices=choices, usage=usage(answers, len(chat.turn.ask.prompt)))
 
 
 def _message(deltas: Sequence[Delta]) -> dict[str, Any]:
@@ -184,14 +109,14 @@ def _logprobs(service: Service, chat: _Chat, deltas: Sequence[Delta]) -> dict[st
     return chat_logprobs(service.head.tokenizer, (e for delta in deltas for e in delta.entries), chat.num_top)
 
 
-async def _stream(service: Service, chat: _Chat, num: int, progress: list[int]) -> AsyncGenerator[bytes, None]:
-    with_usage = bool(chat.body.stream_options and chat.body.stream_options.include_usage)
+async def _stream(service: Service, chat: _Chat, num: int) -> AsyncGenerator[bytes, None]:
+    with_usage = bool(chat.turn.body.stream_options and chat.turn.body.stream_options.include_usage)
     writer = _Writer(chat.envelope, with_usage=with_usage)
     with service.admission.enter(num):
-        answers = [_begin(service, chat, index, progress) for index in range(num)]
+        answers = [chat.turn.begin(index) for index in range(num)]
         begun: set[int] = set()
         try:
-            async for index, delta in _deltas(answers):
+            async for index, delta in deltas_of(answers):
                 if index not in begun:
                     begun.add(index)
                     yield writer.chunk(index, {"role": "assistant", "content": ""})
@@ -211,20 +136,8 @@ async def _stream(service: Service, chat: _Chat, num: int, progress: list[int]) 
             for answer in answers:
                 answer.cancel()
         if with_usage:
-            yield event(chat.envelope.around(choices=[], usage=usage(answers, len(chat.ask.prompt))))
+            yield event(chat.envelope.around(choices=[], usage=usage(answers, len(chat.turn.ask.prompt))))
         yield DONE
-
-
-async def _deltas(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Delta | None]]:
-    """Deltas of all choices, and None after the last of each; one alone goes without a queue."""
-    if len(answers) > 1:
-        async with aclosing(merge([partial(aiter, answer) for answer in answers], at_once=len(answers))) as items:
-            async for index, delta in items:
-                yield index, delta
-        return
-    async for only in answers[0]:
-        yield 0, only
-    yield 0, None
 
 
 def _parts(delta: Delta) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 
 async def _understand(service: Service, body: CompletionRequest, tenant: str) -> _Completion:
-    envelope = service.envelope(body, "text_completion", "cmpl")
+    envelope = service.envelope(body.model, "text_completion", "cmpl")
     if body.suffix:
         raise Refusal(400, "Text cannot be inserted before a suffix here.", param="suffix")
     if body.best_of not in (None, body.n or 1):

@@ -25,6 +25,8 @@ _RESERVED = {
     "truncation",
     "max_length",
 }
+# Parts of messages that are text, in the words of all APIs.
+_TEXTS = ("text", "input_text", "output_text", "reasoning_text")
 _SWITCH = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_SWITCHES = 32
 _MAX_SWITCH_CHARS = 1024
@@ -42,7 +44,7 @@ def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
         if plain["role"] == "developer":
             plain["role"] = "system"
         if isinstance(message.content, list):
-            parts = [_text(part, f"messages[{index}].content[{at}]") for at, part in enumerate(message.content)]
+            parts = [text_of(part, f"messages[{index}].content[{at}]") for at, part in enumerate(message.content)]
             plain["content"] = "".join(parts)
         elif message.content is None:
             # Templates join contents; one that is absent is no reason to fail.
@@ -76,13 +78,21 @@ def switches_of(given: dict[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
 
 
-def _text(part: dict[str, Any], where: str) -> str:
+def text_of(part: dict[str, Any], where: str) -> str:
+    """The text of a part of a message.
+
+    Args:
+        where: Which part, for who sent it.
+
+    Raises:
+        Refusal: It is not text.
+    """
     kind, text = part.get("type"), part.get("text")
-    if kind in ("text", "input_text", "output_text") and isinstance(text, str):
+    if kind in _TEXTS and isinstance(text, str):
         return text
     if kind == "refusal" and isinstance(part.get("refusal"), str):
         return str(part["refusal"])
-    if isinstance(kind, str) and kind not in ("text", "input_text", "output_text", "refusal"):
+    if isinstance(kind, str) and kind not in (*_TEXTS, "refusal"):
         raise Refusal(
             400, f"This model takes text only, not {kind[:40]}.", param=where, code="unsupported_content_type"
         )

@@ -23,9 +23,15 @@ DONE = b"data: [DONE]\n\n"
 RESPONSES: dict[int | str, dict[str, object]] = {200: {"content": {"text/event-stream": {}, "application/json": {}}}}
 
 
-def event(data: object) -> bytes:
-    """A value as one event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+def encoded(data: object) -> bytes:
+    """A value as JSON; halves of characters, which a model may write as escapes, become question marks."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def event(data: object, *, name: str | None = None) -> bytes:
+    """A value as one event, which may have a name."""
+    named = b"" if name is None else f"event: {name}\n".encode()
+    return named + b"data: " + encoded(data) + b"\n\n"
 
 
 class EventStream(Response):
@@ -37,6 +43,7 @@ class EventStream(Response):
     Args:
         source: Whole events.
         comment: What to say in silence.
+        failure: What a failure that comes later becomes: whole events.
         keepalive_s: Length of silence.
         stall_s: How long a client may take to accept what is sent.
         headers: More headers.
@@ -47,6 +54,7 @@ class EventStream(Response):
         source: AsyncGenerator[bytes, None],
         *,
         comment: Callable[[], str] = lambda: "keepalive",
+        failure: Callable[[Refusal], bytes] = lambda refusal: event(refusal.body()),
         keepalive_s: float,
         stall_s: float,
         headers: Mapping[str, str] | None = None,
@@ -57,6 +65,7 @@ class EventStream(Response):
         self.init_headers({**HEADERS, **(headers or {})})  # without a length, which the base class would set to 0
         self._source = source
         self._comment = comment
+        self._failure = failure
         self._keepalive_s = keepalive_s
         self._stall_s = stall_s
         self._is_started = False
@@ -81,25 +90,27 @@ class EventStream(Response):
         try:
             async for chunk in self._source:
                 await self._put(chunk)
-        except (ShardhubError, Refusal) as error:
-            refusal = error if isinstance(error, Refusal) else refusal_of(error)
-            if not self._is_started:
-                self._is_started = True
-                await refusal.response()(scope, self._receive, self._send)
-                return
-            await self._put(event(refusal.body()))
         except asyncio.CancelledError:
             raise
+        except (ShardhubError, Refusal) as error:
+            refusal = error if isinstance(error, Refusal) else refusal_of(error)
+            if await self._failed(refusal, scope):
+                return
         except Exception:
             log.exception("a stream failed")
-            refusal = Refusal(500, "Something went wrong.", code="internal_error")
-            if not self._is_started:
-                self._is_started = True
-                await refusal.response()(scope, self._receive, self._send)
+            if await self._failed(Refusal(500, "Something went wrong.", code="internal_error"), scope):
                 return
-            await self._put(event(refusal.body()))
         await self._start()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _failed(self, refusal: Refusal, scope: Scope) -> bool:
+        """Tell the client; whether that was the whole answer, as nothing had been sent."""
+        if self._is_started:
+            await self._put(self._failure(refusal))
+            return False
+        self._is_started = True
+        await refusal.response(scope["path"])(scope, self._receive, self._send)
+        return True
 
     async def _put(self, chunk: bytes) -> None:
         if not self._is_started:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 # A batch of 128 prompts of 2,048 token ids has about 2 MB; a long document as one prompt about as much.
 MAX_BODY_BYTES = 16 << 20
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_METHODS = "GET, POST, OPTIONS"
+_METHODS = "GET, HEAD, POST, OPTIONS"
 _MAX_AGE_S = "600"
 
 
@@ -93,9 +93,13 @@ class Gate:
             else:
                 state = scope.setdefault("state", {})
                 state["key"] = self._check(scope, headers, origin)
-                await self._app(scope, self._bounded(headers, receive), send_on)
+                body = self._bounded(headers, receive)
+                if scope["method"] == "HEAD":
+                    await _head_only(self._app, scope, send_on)
+                else:
+                    await self._app(scope, body, send_on)
         except Refusal as refusal:
-            await refusal.response()(scope, receive, send_on)
+            await refusal.response(scope["path"])(scope, receive, send_on)
         # The path only: headers carry keys.
         elapsed_ms = (time.perf_counter() - started) * 1000
         log.info("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, elapsed_ms, request_id)
@@ -172,7 +176,7 @@ def _too_big() -> Refusal:
 def _key(headers: Headers) -> str:
     """The key a caller sends: as a bearer, as Anthropic's clients do, or as a browser's password."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
+    if scheme.lower() == "bearer" and value.strip():
         return value.strip()
     if scheme.lower() == "basic":
         try:
@@ -180,6 +184,23 @@ def _key(headers: Headers) -> str:
         except (binascii.Error, ValueError):
             return ""
     return headers.get("x-api-key", "")
+
+
+async def _head_only(app: ASGIApp, scope: Scope, send: Send) -> None:
+    """Answer HEAD as GET without its body; a stream learns that its client went away once it has begun."""
+    begun = asyncio.Event()
+
+    async def send_head(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+            begun.set()
+
+    async def receive() -> Message:
+        await begun.wait()
+        return {"type": "http.disconnect"}
+
+    await app({**scope, "method": "GET"}, receive, send_head)
 
 
 async def _preflight(headers: Headers, send: Send) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from starlette.responses import JSONResponse
 
@@ -22,6 +23,14 @@ _TYPES = {
     413: "invalid_request_error",
     429: "rate_limit_error",
 }
+
+
+# Routes of Anthropic's API, whose clients read errors in its shape.
+_ANTHROPIC = "/v1/messages"
+_ANTHROPIC_TYPES = {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
+
+
+_TYPE_NAMES = {"str", "int", "float", "bool", "NamedTool", "constrained-str"}
 
 
 class Refusal(Exception):
@@ -51,14 +60,35 @@ class Refusal(Exception):
         self.code = code
         self.headers = dict(headers or {})
 
+    def renamed(self, names: Mapping[str, str]) -> Refusal:
+        """The same refusal where fields have other names.
+
+        Args:
+            names: By the names they have here.
+        """
+        param, message = self.param, self.message
+        for field, name in names.items():
+            if param is not None and re.match(rf"{re.escape(field)}\b", param):
+                param = name + param.removeprefix(field)
+                message = name + message.removeprefix(field) if message.startswith(field) else message
+                break
+        return Refusal(self.status, message, param=param, code=self.code, headers=self.headers)
+
     def body(self) -> dict[str, dict[str, str | None]]:
         """The error object."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
-        """The whole answer."""
-        return JSONResponse(self.body(), self.status, self.headers)
+    def anthropic_body(self) -> dict[str, Any]:
+        """The error object in Anthropic's shape, with the fields of OpenAI's beside its own."""
+        inner = self.body()["error"]
+        kind = "api_error" if inner["type"] == "server_error" else inner["type"]
+        return {"type": "error", "error": {**inner, "type": _ANTHROPIC_TYPES.get(self.status, kind)}}
+
+    def response(self, path: str) -> JSONResponse:
+        """The whole answer, in the shape that clients of a route read."""
+        is_anthropic = path == _ANTHROPIC or path.startswith(_ANTHROPIC + "/")
+        return JSONResponse(self.anthropic_body() if is_anthropic else self.body(), self.status, self.headers)
 
 
 def refusal_of(error: ShardhubError, *, param: str | None = None) -> Refusal:
@@ -75,3 +105,22 @@ def refusal_of(error: ShardhubError, *, param: str | None = None) -> Refusal:
     if status in (429, 503):
         headers["Retry-After"] = str(RETRY_AFTER_S)
     return Refusal(status, f"{error.what} {error.why}".strip(), param=param, code=code, headers=headers)
+
+
+def refusal_of_fields(errors: Sequence[Any]) -> Refusal:
+    """What a client is told of a body that is no JSON, or not as it must be: the first field that is wrong.
+
+    Args:
+        errors: pydantic's.
+    """
+    first: dict[str, Any] = dict(errors[0])
+    place = [part for part in first.get("loc", ()) if part != "body"]
+    if first.get("type") == "json_invalid":
+        return Refusal(400, "The body is not JSON.", code="invalid_json")
+    if first.get("type") == "model_attributes_type" and not place:
+        return Refusal(400, "The body must be a JSON object, sent with Content-Type: application/json.")
+    # Of a value of one of several types, pydantic names the types, too.
+    names = [str(part) for part in place if not (isinstance(part, str) and ("[" in part or part in _TYPE_NAMES))]
+    param = ".".join(names) or None
+    code = "missing_required_parameter" if first.get("type") == "missing" else "invalid_value"
+    return Refusal(400, f"{param or 'The body'}: {first.get('msg', 'is wrong')}.", param=param, code=code)

@@ -40,14 +40,11 @@ class StructuredOutputs(Body):
     choice: list[str] | None = None
 
 
-class Generation(Body):
-    """What requests for a chat and for a completion have in common."""
+class Sampling(Body):
+    """How tokens are chosen: what all requests for an answer have in common."""
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=0, lt=2**31)
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, lt=2**24)
@@ -71,6 +68,14 @@ class Generation(Body):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
 
+
+class Generation(Sampling):
+    """What requests for a chat and for a completion have in common."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    max_tokens: int | None = Field(None, ge=0, lt=2**31)
+
     @property
     def stops(self) -> list[str]:
         """Stop strings."""
@@ -89,7 +94,7 @@ class Message(Body):
 class Function(Body):
     """A function the model may call."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
 

@@ -19,7 +19,7 @@ from shardhub.gateway.admission import Admission
 from shardhub.gateway.defaults import read_defaults
 from shardhub.gateway.reasoning import find_reasoning
 from shardhub.gateway.refusals import Refusal
-from shardhub.gateway.schema import Body, Generation
+from shardhub.gateway.schema import Body
 from shardhub.gateway.settings import GatewaySettings
 from shardhub.gateway.structured import Structured
 from shardhub.gateway.toolcalls import ToolParser, find_tool_parser
@@ -106,7 +106,7 @@ class Service:
             )
         return self.model_names[0] if name is None else name
 
-    def envelope(self, body: Generation, kind: str, prefix: str) -> Envelope:
+    def envelope(self, model: str | None, kind: str, prefix: str) -> Envelope:
         """What stands around the parts of an answer.
 
         Raises:
@@ -116,7 +116,7 @@ class Service:
             id=f"{prefix}-{secrets.token_hex(12)}",
             object=kind,
             created=int(time.time()),
-            model=self.check_model(body.model),
+            model=self.check_model(model),
             system_fingerprint=self.fingerprint,
         )
 
@@ -155,9 +155,13 @@ def tenant_of(request: Request) -> str:
     return str(request.scope.get("state", {}).get("key", ""))
 
 
-def warnings_of(body: Body) -> dict[str, str]:
-    """A header that names the fields nobody knew."""
-    names = sorted(body.model_extra or {})[:_MAX_NAMED]
+def warnings_of(body: Body, left_out: Sequence[str] = ()) -> dict[str, str]:
+    """A header that names the fields nobody knew.
+
+    Args:
+        left_out: More that was ignored.
+    """
+    names = sorted([*(body.model_extra or {}), *left_out])[:_MAX_NAMED]
     if not names:
         return {}
     # Quoted: a header's value neither begins nor ends with a blank, and a name may be one.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shardhub.errors import NodeFailure, PromptError
+from shardhub.errors import PromptError
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import ChatRequest, Generation, Tool
 from shardhub.text.tokenizer import Tokenizer
@@ -177,11 +177,11 @@ class LlGrammar:
         """A bit for each token id that may come next.
 
         Raises:
-            NodeFailure: The grammar cannot go on.
+            PromptError: The grammar cannot go on: what it allows next is too much to work out.
         """
         allowed: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise NodeFailure("The answer's grammar cannot go on.", why=_short(self._matcher.get_error()))
+            raise PromptError("The answer's grammar cannot go on.", why=_short(self._matcher.get_error()))
         return allowed
 
     def accept(self, token: int) -> None:

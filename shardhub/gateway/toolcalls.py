@@ -65,7 +65,8 @@ class ToolParser:
         calls = found if isinstance(found, list) else [found]
         pieces: list[CallPiece] = []
         for index, call in enumerate(calls, start=first):
-            if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+            name = call.get("name") if isinstance(call, dict) else None
+            if not isinstance(name, str) or not name.isprintable():
                 return None
             pieces += call_pieces(index, call["name"], call.get("arguments"))
         return pieces or None

@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -190,6 +191,32 @@ def test_a_node_lost_in_mid_stream_is_an_error_event(tmp_path) -> None:
             assert http.get("/health/ready").status_code == 503
             assert watching.result() - killed_at < 3
         client.close()
+
+
+def test_a_node_lost_in_mid_stream_is_an_error_in_every_api(tmp_path) -> None:
+    """Clients of OpenAI's newer API and of Anthropic's raise, too: what they have is not a whole answer."""
+    with two_nodes(tmp_path) as chain, gateway_of(chain) as process:
+        old = openai.OpenAI(base_url=f"{process.url}/v1", api_key="x", max_retries=0)
+        other = anthropic.Anthropic(base_url=process.url, api_key="x", max_retries=0)
+        with old, other:
+            more = {"ignore_eos": True}
+            items = old.responses.create(model="tiny", input="hi", max_output_tokens=900, stream=True, extra_body=more)
+            blocks = other.messages.create(model="tiny", messages=HI, max_tokens=900, stream=True, extra_body=more)
+            seen = [next(items) for _ in range(5)]
+            assert next(blocks).type == "message_start"
+            assert next(blocks).type == "content_block_start"
+            chain[1][1].kill()
+            with pytest.raises(openai.APIError):
+                seen.extend(items)
+            assert seen[-1].type == "response.failed"
+            assert seen[-1].response.error.message
+            with pytest.raises(anthropic.APIStatusError) as caught:
+                list(blocks)
+            assert caught.value.body["error"]["type"] == "overloaded_error"  # which has clients ask again
+            with pytest.raises(anthropic.APIStatusError) as caught:
+                other.messages.create(model="tiny", messages=HI, max_tokens=2)
+            assert caught.value.status_code == 503
+            assert caught.value.body["error"]["type"] == "overloaded_error"
 
 
 def first_loss(url) -> float:

@@ -111,6 +111,7 @@ BAD = {
     "too many top_logprobs": (CHAT, chat(logprobs=True, top_logprobs=21), 400, "top_logprobs"),
     "top_logprobs alone": (CHAT, chat(top_logprobs=2), 400, "top_logprobs"),
     "too many stops": (CHAT, chat(stop=["x"] * 100_000), 400, "stop"),
+    "number as stop": (CHAT, chat(stop=3), 400, "stop"),
     "empty stop": (CHAT, chat(stop=""), 400, "stop"),
     "huge bias": (CHAT, chat(logit_bias={str(i): 1.0 for i in range(100_000)}), 400, "logit_bias"),
     "bias of no token": (CHAT, chat(logit_bias={"x": 1}), 400, "logit_bias"),
@@ -138,6 +139,7 @@ BAD = {
     ),
     "huge schema": (CHAT, chat(guided_json={"enum": [str(i) for i in range(100_000)]}), 400, "guided_json"),
     "bad expression": (TEXT, text(guided_regex="((("), 400, "guided_regex"),
+    "an expression that grows without end": (TEXT, text(guided_regex="(A{1000}){1000}"), 400, None),
     "no choices": (TEXT, text(guided_choice=[]), 400, "guided_choice"),
     "two shapes": (TEXT, text(guided_choice=["a"], guided_regex="b"), 400, "guided_choice"),
     "tokenize nothing": ("/tokenize", {}, 400, "prompt"),
@@ -209,6 +211,17 @@ def test_bodies_that_are_none_are_refused(http, name, path) -> None:
     assert answer.status_code == status, answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     alive(http)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/metrics", "/shardhub/events", "/page/js/main.js"])
+def test_head_is_get_without_its_body(http, path) -> None:
+    """Monitors ask so; also of a stream, which then takes nobody's place."""
+    answer = http.head(path)
+    assert answer.status_code == 200
+    assert answer.content == b""
+    assert answer.headers["X-Request-Id"]
+    assert http.head("/v1/chat/completions").status_code == 405
+    assert http.head("/nowhere").status_code == 404
 
 
 def test_a_body_that_is_not_called_json_is_refused(http) -> None:

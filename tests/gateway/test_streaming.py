@@ -18,7 +18,11 @@ def settled(content: bytes) -> str:
     """A stream with what differs from run to run by name."""
     text = content.decode()
     text = re.sub(r'"id":"(chatcmpl|cmpl)-[0-9a-f]{24}"', r'"id":"\1-ID"', text)
-    text = re.sub(r'"id":"call_[0-9a-f]{24}"', '"id":"call_ID"', text)
+    text = re.sub(r'"((?:item_)?id|call_id)":"([a-z]+)_[0-9a-f]{24,48}"', r'"\1":"\2_ID"', text)
+    text = re.sub(r'"(created_at|completed_at)":\d{10}', r'"\1":TIME', text)
+    # How much of the prompt was there already depends on what ran before.
+    text = re.sub(r'"cached_tokens":\d+', '"cached_tokens":N', text)
+    text = re.sub(r'"(input_tokens|cache_read_input_tokens)":\d+(?=[^}]*"output_tokens":\d+})', r'"\1":N', text)
     text = re.sub(r'"created":\d{10},', '"created":TIME,', text)
     return re.sub(r'"system_fingerprint":"fp_[0-9a-f]{12}"', '"system_fingerprint":"fp_ID"', text)
 
@@ -44,6 +48,26 @@ STREAMS = {
     "chat-stop": (CHAT, {"messages": HI, "guided_choice": ["AB<STOP>CD"], "stop": "<STOP>"}),
     "chat-stop-no": (CHAT, {"messages": HI, "guided_choice": ["AB<ST CD"], "stop": ["<STOP>", "XY"]}),
     "chat-tool": (CHAT, {"messages": HI, "tools": [TOOL], "guided_choice": [f"NOW{TURN}"]}),
+    "response": ("/v1/responses", {"input": "hi", "guided_choice": ["HI 世!"], "max_output_tokens": 9}),
+    "response-tool": (
+        "/v1/responses",
+        {"input": "hi", "tools": [{"type": "function", **TOOL["function"]}], "guided_choice": [f"NOW{TURN}"]},
+    ),
+    "response-length": ("/v1/responses", {"input": "hi", "guided_choice": ["ABCDEF"], "max_output_tokens": 3}),
+    "message": ("/v1/messages", {"messages": HI, "guided_choice": ["HI 世!"], "max_tokens": 9}),
+    "message-tool": (
+        "/v1/messages",
+        {
+            "messages": HI,
+            "tools": [{"name": "TURN", "input_schema": {"type": "object"}}],
+            "guided_choice": [f"NOW{TURN}"],
+            "max_tokens": 200,
+        },
+    ),
+    "message-stop": (
+        "/v1/messages",
+        {"messages": HI, "guided_choice": ["AB<STOP>CD"], "stop_sequences": ["<STOP>"], "max_tokens": 20},
+    ),
     "completion": (TEXT, {"prompt": "X", "guided_choice": ["AB"]}),
     "completion-echo": (
         TEXT,

@@ -1,0 +1,129 @@
+"""An answer as a message of Anthropic's API: its blocks, and the events of a stream."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+
+from shardhub.gateway.answers import Answer
+from shardhub.gateway.blocks import Block, Step
+from shardhub.gateway.events import event
+from shardhub.gateway.refusals import Refusal
+
+_REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class MessageWriter:
+    """Writes one message, block by block.
+
+    Args:
+        num_prompt: Tokens of the prompt.
+        model: The model's name.
+    """
+
+    def __init__(self, num_prompt: int, *, model: str) -> None:
+        self._num_prompt = num_prompt
+        self._model = model
+        self._id = f"msg_{secrets.token_hex(12)}"
+        self._content: list[dict[str, Any]] = []
+        self._is_begun = False
+
+    def step(self, step: Step, answer: Answer) -> bytes:
+        """Take in a step of the answer; the events that tell of it."""
+        block, told = step.block, self._begin(answer)
+        if step.what == "start":
+            return told + _event("content_block_start", index=block.index, content_block=_empty(block))
+        if step.what == "more":
+            return told + _event("content_block_delta", index=block.index, delta=_delta(block, step.text))
+        self._content.append(_whole(block))
+        return told + _event("content_block_stop", index=block.index)
+
+    def end(self, answer: Answer) -> bytes:
+        """The events after the last block."""
+        told = self._begin(answer)
+        told += _event("message_delta", delta=_ending(answer), usage=self._usage(answer))
+        return told + _event("message_stop")
+
+    def ended(self, answer: Answer) -> dict[str, Any]:
+        """The whole message."""
+        return {**self._message(answer), **_ending(answer)}
+
+    def _begin(self, answer: Answer) -> bytes:
+        """The event before the first block, once."""
+        if self._is_begun:
+            return b""
+        self._is_begun = True
+        return _event("message_start", message=self._message(answer))
+
+    def _message(self, answer: Answer) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "type": "message",
+            "role": "assistant",
+            "model": self._model,
+            "content": list(self._content),
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": self._usage(answer),
+        }
+
+    def _usage(self, answer: Answer) -> dict[str, int]:
+        num_reused = answer.stream.num_reused
+        return {
+            # What was there already is counted beside these, not among them.
+            "input_tokens": self._num_prompt - num_reused,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": num_reused,
+            "output_tokens": answer.num_tokens,
+        }
+
+
+def failure(refusal: Refusal) -> bytes:
+    """The event of a failure, which clients raise."""
+    return event(refusal.anthropic_body(), name="error")
+
+
+def _event(kind: str, **fields: Any) -> bytes:
+    return event({"type": kind, **fields}, name=kind)
+
+
+def _ending(answer: Answer) -> dict[str, str | None]:
+    if answer.stop is not None and answer.finish == "stop":
+        return {"stop_reason": "stop_sequence", "stop_sequence": answer.stop}
+    return {"stop_reason": _REASONS.get(answer.finish, "end_turn"), "stop_sequence": None}
+
+
+def _empty(block: Block) -> dict[str, Any]:
+    if block.kind == "call":
+        return {"type": "tool_use", "id": _call_id(block), "name": block.name, "input": {}}
+    if block.kind == "reasoning":
+        return {"type": "thinking", "thinking": "", "signature": ""}
+    return {"type": "text", "text": ""}
+
+
+def _delta(block: Block, text: str) -> dict[str, str]:
+    if block.kind == "call":
+        return {"type": "input_json_delta", "partial_json": text}
+    if block.kind == "reasoning":
+        return {"type": "thinking_delta", "thinking": text}
+    return {"type": "text_delta", "text": text}
+
+
+def _whole(block: Block) -> dict[str, Any]:
+    if block.kind == "call":
+        return {**_empty(block), "input": _input(block.text)}
+    return {**_empty(block), "thinking" if block.kind == "reasoning" else "text": block.text}
+
+
+def _call_id(block: Block) -> str:
+    return f"toolu_{block.call_id.removeprefix('call_')}"
+
+
+def _input(arguments: str) -> dict[str, Any]:
+    """A call's arguments as an object; nothing where they were cut short."""
+    try:
+        found = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,161 @@
+"""One turn of a conversation: a chat request understood, and its answers begun."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+
+from shardhub.errors import PromptError
+from shardhub.gateway.answers import Answer, Ask, Delta, Tools
+from shardhub.gateway.conversations import messages_of, switches_of, tools_of
+from shardhub.gateway.defaults import parameters_of
+from shardhub.gateway.merge import merge
+from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
+from shardhub.gateway.schema import ChatRequest, NamedTool
+from shardhub.gateway.service import Service, in_thread
+from shardhub.gateway.structured import LlGrammar, shape_of, shape_of_calls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A chat request, understood.
+
+    Attributes:
+        progress: Prompt ids done and in all.
+    """
+
+    service: Service
+    body: ChatRequest
+    ask: Ask
+    grammar: LlGrammar | None
+    progress: list[int]
+
+    def begin(self, index: int = 0) -> Answer:
+        """Start one choice: its draws, grammar and parts of text are its own."""
+
+        def moved(done: int, total: int) -> None:
+            self.progress[:] = [done, total]
+
+        head = self.service.head
+        splitter = None
+        if self.service.reasoning is not None and self.grammar is None:
+            splitter = self.service.reasoning.splitter(head.tokenizer, self.ask.prompt)
+        ask = replace(
+            self.ask,
+            parameters=replace(self.ask.parameters, choice=index),
+            reasoning=splitter,
+            grammar=self.grammar.copy() if self.grammar is not None else None,
+        )
+        return Answer(head.scheduler, head.tokenizer, ask, moved)
+
+    def comment(self) -> str:
+        """What to say in silence: how much of the prompt is done."""
+        return f"keepalive {self.progress[0]}/{self.progress[1]}"
+
+
+def chat_request(**fields: Any) -> ChatRequest:
+    """A chat request that was put together from one of another API.
+
+    Raises:
+        Refusal: A field of it is not as it must be.
+    """
+    try:
+        return ChatRequest(**fields)
+    except ValidationError as error:
+        raise refusal_of_fields(error.errors()) from error
+
+
+async def understand(service: Service, body: ChatRequest, tenant: str, *, cut: bool = False) -> Turn:
+    """Find everything that can be wrong with a request, before anything runs.
+
+    Args:
+        tenant: Whose request it is.
+        cut: Cut the tokens asked for to what the context leaves, instead of refusing.
+
+    Raises:
+        Refusal: The request cannot be served as it is.
+        ContextExceeded: The prompt leaves no room.
+    """
+    messages, tools = messages_of(body.messages), tools_of(body.tools)
+    switches = switches_of(body.chat_template_kwargs)
+    if body.reasoning_effort is not None:
+        switches.setdefault("reasoning_effort", body.reasoning_effort)
+    parameters = parameters_of(
+        body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.top_logprobs or 0
+    )
+    forced = _forced(body)
+    shape = shape_of_calls(forced) if forced else shape_of(body)
+    grammar = await service.structured.grammar(shape) if shape is not None else None
+    if grammar is not None:
+        switches.setdefault("enable_thinking", False)  # the grammar has no room for it
+    shown = None if body.tool_choice == "none" else tools
+    prompt = await _rendered(service, messages, shown, switches)
+    known = Tools(parser=service.tool_parser, known=tools or (), forced=[tool.function.name for tool in forced])
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    if asked == 0:
+        raise Refusal(400, "max_tokens must be at least 1.", param="max_tokens")
+    if cut and asked is not None:
+        asked = min(asked, max(1, service.max_context - len(prompt)))
+    ask = Ask(
+        prompt=prompt,
+        parameters=parameters,
+        max_tokens=service.max_tokens(asked, [prompt], param=param),
+        stops=body.stops,
+        end_ids=frozenset() if body.ignore_eos else service.head.tokenizer.eos_ids,
+        tenant=tenant,
+        tools=known if shown else None,
+        likelihoods=bool(body.logprobs),
+    )
+    return Turn(service=service, body=body, ask=ask, grammar=grammar, progress=[0, len(prompt)])
+
+
+async def num_prompt(service: Service, body: ChatRequest) -> int:
+    """Tokens of a request's prompt.
+
+    Raises:
+        Refusal: The messages cannot be rendered.
+    """
+    tools = None if body.tool_choice == "none" else tools_of(body.tools)
+    switches = switches_of(body.chat_template_kwargs)
+    return len(await _rendered(service, messages_of(body.messages), tools, switches))
+
+
+async def deltas_of(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Delta | None], None]:
+    """Deltas of all choices, and None after the last of each; one alone goes without a queue."""
+    if len(answers) > 1:
+        async with aclosing(merge([partial(aiter, answer) for answer in answers], at_once=len(answers))) as items:
+            async for index, delta in items:
+                yield index, delta
+        return
+    async for only in answers[0]:
+        yield 0, only
+    yield 0, None
+
+
+async def _rendered(
+    service: Service, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, switches: dict[str, Any]
+) -> list[int]:
+    tokenizer = service.head.tokenizer
+    try:
+        return await in_thread(lambda: tokenizer.render_chat(messages, tools=tools, **switches))
+    except PromptError as error:
+        raise refusal_of(error, param="messages") from error
+
+
+def _forced(body: ChatRequest) -> list[Any]:
+    """The tools of which one must be called."""
+    if not isinstance(body.tool_choice, NamedTool) and body.tool_choice != "required":
+        return []
+    tools = body.tools or []
+    if isinstance(body.tool_choice, NamedTool):
+        name = body.tool_choice.function.name
+        tools = [tool for tool in tools if tool.function.name == name]
+    if not tools:
+        raise Refusal(400, "tool_choice names no tool of this request.", param="tool_choice")
+    return tools

@@ -1,0 +1,175 @@
+"""Anthropic's API, by its own client."""
+
+from __future__ import annotations
+
+import anthropic
+import pytest
+
+from tests.gateway.conftest import CONTEXT
+from tests.gateway.test_streaming import TOOL, TURN
+
+PATH = "/v1/messages"
+MODEL = "tiny"
+HI = [{"role": "user", "content": "hi"}]
+OWN = {"name": "TURN", "description": "turns", "input_schema": TOOL["function"]["parameters"]}
+
+
+@pytest.fixture(scope="module")
+def client(gateway):
+    with anthropic.Anthropic(base_url=gateway.url, api_key="none-needed", max_retries=0) as made:
+        yield made
+
+
+def saying(text):
+    """An extra body that leaves the model no other choice."""
+    return {"guided_choice": [text]}
+
+
+def test_text_is_answered(client) -> None:
+    """With the reason why it ended, and usage."""
+    found = client.messages.create(model=MODEL, messages=HI, system="brief", max_tokens=9, extra_body=saying("HELLO"))
+    assert [block.text for block in found.content] == ["HELLO"]
+    assert (found.stop_reason, found.stop_sequence) == ("end_turn", None)
+    assert found.usage.output_tokens == len("HELLO") + 1
+    cut = client.messages.create(model=MODEL, messages=HI, max_tokens=3)
+    assert cut.stop_reason == "max_tokens"
+    stopped = client.messages.create(
+        model=MODEL, messages=HI, max_tokens=9, stop_sequences=["X", "LL"], extra_body=saying("HELLO")
+    )
+    assert stopped.content[0].text == "HE"
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", "LL")
+
+
+def test_a_stream_says_what_the_whole_answer_says(client) -> None:
+    """The client puts the message together from its events."""
+    with client.messages.stream(model=MODEL, messages=HI, max_tokens=50, extra_body=saying("NO 世界")) as stream:
+        assert "".join(stream.text_stream) == "NO 世界"
+        final = stream.get_final_message()
+    assert final.stop_reason == "end_turn"
+    whole = client.messages.create(model=MODEL, messages=HI, max_tokens=50, extra_body=saying("NO 世界"))
+    assert final.content[0].text == whole.content[0].text
+    assert final.usage.output_tokens == whole.usage.output_tokens
+
+
+def test_tools_are_called_and_their_results_read(client) -> None:
+    """The model's own way of calling becomes blocks; results and more text come back in one message."""
+    with client.messages.stream(
+        model=MODEL, messages=HI, max_tokens=200, tools=[OWN], extra_body=saying(f"NOW{TURN}")
+    ) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_message()
+    text, call = final.content
+    assert text.text == "NOW"
+    assert (call.type, call.name, call.input["AT"]) == ("tool_use", "TURN", 7)
+    assert final.stop_reason == "tool_use"
+    whole = client.messages.create(
+        model=MODEL, messages=HI, max_tokens=200, tools=[OWN], extra_body=saying(f"NOW{TURN}")
+    )
+    assert whole.content[1].input == call.input
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": [{"type": "text", "text": "done"}]}
+    history = [
+        *HI,
+        {"role": "assistant", "content": [block.model_dump() for block in final.content]},
+        {"role": "user", "content": [result, {"type": "text", "text": "and?"}]},
+    ]
+    after = client.messages.create(model=MODEL, messages=history, max_tokens=9, tools=[OWN], extra_body=saying("OK"))
+    assert after.content[0].text == "OK"
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "TURN"}])
+def test_a_tool_is_called_where_one_must_be(client, choice) -> None:
+    """By its schema."""
+    schema = {
+        "type": "object",
+        "properties": {"TO": {"enum": ["NORTH"]}},
+        "required": ["TO"],
+        "additionalProperties": False,
+    }
+    tools = [{"name": "TURN", "input_schema": schema}]
+    found = client.messages.create(model=MODEL, messages=HI, max_tokens=99, tools=tools, tool_choice=choice)
+    (call,) = found.content
+    assert call.input == {"TO": "NORTH"}
+
+
+def test_an_answer_may_be_as_long_as_the_context(client) -> None:
+    """The number is required and often that of another model: what does not fit is cut, not refused."""
+    found = client.messages.create(model=MODEL, messages=HI, max_tokens=CONTEXT * 8, extra_body=saying("A"))
+    assert found.stop_reason == "end_turn"
+
+
+def test_tokens_are_counted(client) -> None:
+    """As many as the answer's usage says, tools included."""
+    counted = client.messages.count_tokens(model=MODEL, messages=HI, system="brief", tools=[OWN]).input_tokens
+    usage = client.messages.create(model=MODEL, messages=HI, system="brief", tools=[OWN], max_tokens=1).usage
+    assert counted == usage.input_tokens + usage.cache_read_input_tokens
+    assert counted > client.messages.count_tokens(model=MODEL, messages=HI).input_tokens
+
+
+def test_turns_alternate(http) -> None:
+    """Messages of one side that follow each other are one; thinking is no text, and calls stay with theirs."""
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}
+    given = [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": [{"type": "text", "text": "b", "cache_control": {"type": "ephemeral"}}]},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": ""}, call]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "2"}]},
+    ]
+    calls = [{"id": "t", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]
+    plain = [
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "t", "content": "2"},
+    ]
+    counted = http.post(f"{PATH}/count_tokens", json={"messages": given}).json()["input_tokens"]
+    assert counted == http.post("/tokenize", json={"messages": plain}).json()["count"]
+
+
+def test_errors_are_the_clients_own(client) -> None:
+    """Each status becomes the exception that programs catch, with a type of Anthropic's."""
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.messages.create(model="claude-x", messages=HI, max_tokens=1)
+    assert caught.value.body["type"] == "error"
+    assert caught.value.body["error"]["type"] == "not_found_error"
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        client.messages.create(model=MODEL, messages=HI, max_tokens=1, extra_body={"temperature": -1})
+    assert caught.value.body["error"]["type"] == "invalid_request_error"
+
+
+def test_tools_of_others_are_left_out(http) -> None:
+    """What Anthropic would run itself is ignored, and a header says so."""
+    body = {"messages": HI, "max_tokens": 1, "tools": [{"type": "web_search_20250305", "name": "web_search"}, OWN]}
+    found = http.post(PATH, json=body)
+    assert found.status_code == 200
+    assert found.headers["X-Shardhub-Warning"] == "ignored unknown fields: 'tools.web_search_20250305'"
+
+
+IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x/y"}}
+BAD = {
+    "no max_tokens": ({"max_tokens": None}, "max_tokens"),
+    "max_tokens of 0": ({"max_tokens": 0}, "max_tokens"),
+    "no messages": ({"messages": []}, "messages"),
+    "an unknown role": ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages.0.role"),
+    "no content": ({"messages": [{"role": "user"}]}, "messages.0.content"),
+    "an image": ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]"),
+    "an image as a result": (
+        {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": [IMAGE]}]}]},
+        "messages[0].content[0].content[0]",
+    ),
+    "a system of numbers": ({"system": [1]}, "system"),
+    "an unknown choice": ({"tool_choice": {"type": "maybe"}}, "tool_choice"),
+    "a choice of a tool that is not there": ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"),
+    "a tool without a name": ({"tools": [{"input_schema": {}}]}, "tools.0.function.name"),
+    "a stop that is empty": ({"stop_sequences": [""]}, "stop_sequences.0"),
+    "a format that is none": ({"output_config": {"format": {"type": "xml"}}}, "output_config.type"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_requests_are_refused(http, name, stream) -> None:
+    """With the field that is wrong, also where a stream was asked for."""
+    body, param = BAD[name]
+    found = http.post(PATH, json={"messages": HI, "max_tokens": 1, **body, "stream": stream})
+    assert found.status_code == 400, found.text
+    assert found.json()["error"]["param"] == param

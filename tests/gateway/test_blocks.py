@@ -1,0 +1,54 @@
+"""An answer's deltas as blocks."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardhub.gateway.answers import Delta
+from shardhub.gateway.blocks import Blocks
+from shardhub.gateway.toolcalls import CallPiece
+
+CALL = [
+    CallPiece(index=0, id="call_1", name="f"),
+    CallPiece(index=0, arguments='{"a"'),
+    CallPiece(index=0, arguments=":1}"),
+]
+OTHER = [CallPiece(index=1, id="call_2", name="g"), CallPiece(index=1, arguments="{}")]
+
+
+def told(deltas):
+    """The steps of an answer, and its blocks as they are in the end."""
+    blocks = Blocks()
+    steps = [step for delta in deltas for step in blocks.take(delta)] + list(blocks.finish())
+    return [(step.what, step.block.index, step.text) for step in steps], [s.block for s in steps if s.what == "end"]
+
+
+@pytest.mark.parametrize(
+    ("deltas", "expected"),
+    [
+        ([], []),
+        ([Delta(text="A"), Delta(text=" B")], [("text", "A B")]),
+        ([Delta(text=" "), Delta(text="\n"), Delta(text=" A")], [("text", " \n A")]),
+        ([Delta(text="\n\n")], [("text", "\n\n")]),
+        ([Delta(text="\n"), Delta(calls=CALL)], [("call", '{"a":1}')]),
+        ([Delta(text="A"), Delta(text="\n", calls=[*CALL, *OTHER]), Delta(text="\n")],
+         [("text", "A\n"), ("call", '{"a":1}'), ("call", "{}")]),
+        ([Delta(reasoning="R"), Delta(reasoning="S", text="A")], [("reasoning", "RS"), ("text", "A")]),
+        ([Delta(calls=CALL), Delta(text=" "), Delta(text="B")], [("call", '{"a":1}'), ("text", " B")]),
+    ],
+)  # fmt: skip
+def test_blocks_are_what_the_deltas_say(deltas, expected) -> None:
+    """One of each kind where the kind changes, blanks before a call in none, and no call in another."""
+    steps, blocks = told(deltas)
+    assert [(block.kind, block.text) for block in blocks] == expected
+    assert [block.index for block in blocks] == list(range(len(expected)))
+    for block in blocks:
+        own = [(what, text) for what, index, text in steps if index == block.index]
+        assert [what for what, _ in own] == ["start", *["more"] * (len(own) - 2), "end"]
+        assert "".join(text for _, text in own) == block.text
+
+
+def test_blocks_do_not_overlap() -> None:
+    """Each ends before the next one starts: streams of other APIs know no other order."""
+    steps, _ = told([Delta(reasoning="R", text="A", calls=CALL), Delta(calls=OTHER)])
+    assert [what for what, _, _ in steps if what != "more"] == ["start", "end"] * 4
