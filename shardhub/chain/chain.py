@@ -17,7 +17,7 @@ from shardhub.chain.links import Arrival, StageLink
 from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
-from shardhub.errors import HandshakeError, SessionUnknown, ShardhubError, StepTimeout
+from shardhub.errors import HandshakeError, NodeUnreachable, SessionUnknown, ShardhubError, StepTimeout
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
     Lane,
@@ -44,7 +44,7 @@ class Chain:
 
     Attributes:
         head: This head's id.
-        links: In stage order; links of one stage stand side by side.
+        links: In stage order, links of one stage side by side; then those that were added.
         places: Indices of the links that serve each stage: several where it has replicas.
         paths: Which links are there, and how each reaches the next.
         max_chunk: Most ids of a row in one step, over all stages.
@@ -284,6 +284,16 @@ class Chain:
                 session.on_failure(session.epoch, error)
         self.on_lost(index, error)
 
+    def add(self, link: StageLink) -> int:
+        """Set a place aside for one more link, to be opened by `replace`; returns its index.
+
+        Raises:
+            HandshakeError: It takes less than the chain has promised.
+            RouteError: No link serves the same layers.
+        """
+        self._check_limits(link)
+        return self.paths.add(link, NodeUnreachable(f"{link.name} is being taken in."))
+
     async def replace(self, index: int, link: StageLink) -> None:
         """Put another link to the same stage in the place of a broken one.
 
@@ -291,7 +301,6 @@ class Chain:
             HandshakeError: It takes less than the chain has promised.
             ShardhubError: It cannot be opened, or broke before it was of use.
         """
-        self._check_limits(link)
         broken: list[ShardhubError] = []
 
         def lost(error: ShardhubError) -> None:
@@ -299,6 +308,7 @@ class Chain:
             self.lose(index, error)
 
         try:
+            self._check_limits(link)
             await link.start(self.head, partial(self._arrived, index), lost)
             await self.paths.put(index, link)
             if broken:

@@ -11,6 +11,7 @@ from pathlib import Path
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
 from shardhub.chain.links import LocalLink, NodeLink, StageLink, describe
+from shardhub.chain.membership import Membership
 from shardhub.chain.route import Hop, LocalHop, NodeHop, plan_route
 from shardhub.chain.scheduler import Scheduler, SchedulerSettings
 from shardhub.chain.stream import Finish, Request, Stream
@@ -69,21 +70,26 @@ class Head:
 
     Attributes:
         pipeline: What is run.
-        hops: Where each stage runs; replicas side by side.
         chain: The live stages.
         scheduler: Runs requests over them.
+        membership: Takes in nodes that come later.
         tokenizer: The pipeline's.
     """
 
     def __init__(
-        self, pipeline: Pipeline, hops: tuple[Hop, ...], chain: Chain, tokenizer: Tokenizer, scheduler: Scheduler
+        self,
+        pipeline: Pipeline,
+        chain: Chain,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler,
+        membership: Membership,
     ) -> None:
         self.pipeline = pipeline
-        self.hops = hops
         self.chain = chain
         self.tokenizer = tokenizer
         self.scheduler = scheduler
-        self._keeper: asyncio.Task[None] | None = None
+        self.membership = membership
+        self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
     async def start(
@@ -151,32 +157,54 @@ class Head:
 
         async def stand_in(index: int) -> StageLink | None:
             """Stages of this process in the place of a node's, if their shards are here and fit."""
-            hop = hops[index]
+            hop = head.hops[index]
             there = {number: find(number) for number in range(hop.first, hop.last + 1)} if allow_local else {}
             folders = {number: folder for number, folder in there.items() if folder is not None}
             if not allow_local or len(folders) < len(there):
                 return None
             local = LocalHop(first=hop.first, last=hop.last)
-            return LocalLink(await _load_local(pipeline, local, folders, context, budget_bytes, progress))
+            promised = chain.max_context  # whatever stages of this process were to serve
+            return LocalLink(await _load_local(pipeline, local, folders, promised, budget_bytes, progress))
 
-        head = cls(pipeline, hops, chain, tokenizer, Scheduler(chain, scheduling, stand_in=stand_in))
+        scheduler = Scheduler(chain, scheduling, stand_in=stand_in)
+        membership = Membership(pipeline.manifest, scheduler, liveness=liveness, security=security)
+        head = cls(pipeline, chain, tokenizer, scheduler, membership)
         if security.trust is not None:
-            head._keeper = asyncio.create_task(keep(security.trust))
+            head._tasks.append(asyncio.create_task(keep(security.trust)))
         return head
+
+    async def follow(self, named: Callable[[], Sequence[str]]) -> None:
+        """Take in nodes that are named later, as long as the head runs; see `Membership.follow`."""
+        self._tasks.append(asyncio.create_task(self.membership.follow(named)))
+
+    @property
+    def hops(self) -> tuple[Hop, ...]:
+        """Where each stage runs now: in stage order, replicas side by side; those that joined come last."""
+        digests = [stage.digest for stage in self.pipeline.manifest.stages]
+        found: list[Hop] = []
+        for link in self.chain.links:
+            first = digests.index(link.facts.digests[0])
+            last = first + len(link.facts.digests) - 1
+            if isinstance(link, NodeLink):
+                found.append(NodeHop(address=link.name, description=link.description, first=first, last=last))
+            else:
+                found.append(LocalHop(first=first, last=last))
+        return tuple(found)
 
     async def stop(self) -> None:
         """End all requests and close the chain."""
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await self.scheduler.stop()
         await self.chain.stop()
 
     def describe_hops(self) -> list[dict[str, object]]:
         """Where each stage runs, for people and `--json`."""
         rows: list[dict[str, object]] = []
-        for index, (hop, link, onward) in enumerate(
-            zip(self.hops, self.chain.links, self.chain.paths.hops, strict=True)
-        ):
+        places = list(zip(self.hops, self.chain.links, self.chain.paths.hops, strict=True))
+        for index, (hop, link, onward) in sorted(enumerate(places), key=lambda place: place[1][0].first):
             row: dict[str, object] = {
                 "stages": list(range(hop.first, hop.last + 1)),
                 "layers": [link.facts.start, link.facts.stop],

@@ -101,6 +101,10 @@ class Healer:
         link = self._chain.links[index]
         facts = link.facts
         self.tell("lost", f"Layers {facts.start} to {facts.stop - 1} at {link.name} are lost: {describe_error(error)}")
+        self.bring_in(index)
+
+    def bring_in(self, index: int) -> None:
+        """Try until something serves the stage by this link, which is of no use as it is."""
         if (before := self._tasks.get(index)) is None or before.done():
             task = self._tasks[index] = asyncio.create_task(self._bring_back(index))
             task.add_done_callback(partial(self._ended, index))
@@ -113,7 +117,6 @@ class Healer:
             self.tell("gave-up", f"{self._chain.links[index].name} is not tried again: {type(error).__name__}.")
 
     async def _bring_back(self, index: int) -> None:
-        """Try until something serves the stage again."""
         link, began_at, delay_s = self._chain.links[index], time.monotonic(), _FIRST_DELAY_S
         may_stand_in, refused = self._stand_in is not None, ""
         while True:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from shardhub.chain.links import NodeLink, StageLink
 from shardhub.chain.session import Path
 from shardhub.chain.together import all_of
-from shardhub.errors import ShardhubError
+from shardhub.errors import RouteError, ShardhubError
 from shardhub.parity import describe_class, numeric_class, one_class
 from shardhub.protocol import HopKind, NextHop, Way
 
@@ -24,7 +24,7 @@ class Paths:
     """The links of a chain, by stage.
 
     Attributes:
-        links: In stage order; links of one stage stand side by side.
+        links: In stage order, links of one stage side by side; then those that were added.
         places: Indices of the links that serve each stage: several where it has replicas.
         ways: What was measured between a node and the next, by their indices.
     """
@@ -45,13 +45,10 @@ class Paths:
     @property
     def hops(self) -> list[NextHop]:
         """How each link's output goes on, to the first link of the next stage."""
-        end = NextHop(kind=HopKind.END)
-        following = [*self.places[1:], []]
-        return [
-            self._hops[here, there[0]] if there else end
-            for place, there in zip(self.places, following, strict=True)
-            for here in place
-        ]
+        following = dict.fromkeys(self.places[-1], NextHop(kind=HopKind.END))
+        for place, there in pairwise(self.places):
+            following |= {here: self._hops.get((here, there[0]), NextHop(kind=HopKind.OPENER)) for here in place}
+        return [following[index] for index in range(len(self.links))]
 
     @property
     def dead(self) -> dict[int, ShardhubError]:
@@ -115,6 +112,28 @@ class Paths:
         self._dead[index] = error
         self._update_usable()
         return True
+
+    def add(self, link: StageLink, error: ShardhubError) -> int:
+        """Set a place aside for one more link; nothing goes over it before `put` and `revive`. Returns its index.
+
+        Args:
+            error: Why it is of no use yet.
+
+        Raises:
+            RouteError: No link serves the same layers.
+        """
+        for place in self.places:
+            if self.links[place[0]].facts.digests == link.facts.digests:
+                index = len(self.links)
+                self._dead[index] = error
+                self.links.append(link)
+                place.append(index)
+                return index
+        raise RouteError(
+            f"{link.name} serves layers {link.facts.start} to {link.facts.stop - 1}.",
+            why="No node of the chain serves just these, so it can replace none.",
+            hint="Serve the same shards as one of the others.",
+        )
 
     async def put(self, index: int, link: StageLink) -> None:
         """Put another link, which is open, in the place of a broken one; nothing goes over it before `revive`."""

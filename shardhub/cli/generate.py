@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import sys
-import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from shardhub.chain.drafts import Drafter, prompt_lookup
 from shardhub.chain.head import Head, Piece, Timing
 from shardhub.chain.recovery import Recovery
 from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.cli.addresses import node_addresses, nodes_file, read_nodes_file
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.parity import newest_record
 from shardhub.cli.places import Places
@@ -26,10 +25,8 @@ from shardhub.errors import PromptError, RouteError, UsageError
 from shardhub.naming import CONFIG_FILE
 from shardhub.parameters import MAX_SEED, SamplingParameters
 from shardhub.parity import describe
-from shardhub.shard import Pipeline, read_config, read_pipeline
+from shardhub.shard import read_config, read_pipeline
 
-NODES_VARIABLE = "SHARDHUB_NODES"
-NODES_FILE = "nodes.toml"
 # Prompts from a file or pipe: more text than any model's context holds.
 _MAX_PROMPT_BYTES = 16 << 20
 
@@ -154,7 +151,7 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
     """Connect to the nodes an invocation names; a pipeline that is a repo is fetched first.
 
     Stages that no node serves run here if their shards are here. On a terminal it is asked whether those that are
-    not are to be fetched.
+    not are to be fetched. Nodes that are written into nodes.toml later join the chain.
     """
     places = Places(options.cache_dir)
     security = head_security(options.tls, insecure_lan=options.insecure_lan)
@@ -163,6 +160,7 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
     pipeline = read_pipeline(folder)
     config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
     addresses = node_addresses(options.nodes, pipeline)
+    file = nodes_file(options.nodes, pipeline)
     lacking: list[int] = []
 
     def find(index: int) -> Path | None:
@@ -191,6 +189,8 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
             status.clear()
         note(head.line())
         head.scheduler.healer.on_event = lambda event: note(event.text)
+        if file is not None:
+            loop.wait(head.follow(lambda: read_nodes_file(file)))
         if (record := newest_record(pipeline)) is not None:
             note(f"parity: {describe(record)}")
         return head
@@ -234,36 +234,6 @@ def pipeline_named(options: HeadOptions) -> str:
             hint="Give its folder or repo, such as: shardhub generate ORG/MODEL-pipeline --prompt ...",
         )
     return given.pop()
-
-
-def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[str]:
-    """Addresses of nodes: --node, else SHARDHUB_NODES (separated by commas), else nodes.toml here or at the pipeline.
-
-    Raises:
-        UsageError: An address has no port, or nodes.toml is not `nodes = ["host:port", ...]`.
-    """
-    where = "--node"
-    addresses = list(options or ())
-    if not addresses and (text := os.environ.get(NODES_VARIABLE, "").strip()):
-        where = NODES_VARIABLE
-        addresses = [part.strip() for part in text.split(",") if part.strip()]
-    for folder in (Path(), pipeline.folder):
-        path = folder / NODES_FILE
-        if not addresses and path.is_file():
-            where = str(path)
-            try:
-                addresses = tomllib.loads(path.read_text(encoding="utf-8"))["nodes"]
-            except (tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError) as error:
-                raise UsageError(
-                    f"{path} names no nodes.", why=f"{error}.", hint='Write: nodes = ["host:port"]'
-                ) from error
-    for address in addresses:
-        if not isinstance(address, str) or not address.rpartition(":")[2].isdigit() or not address.rpartition(":")[0]:
-            raise UsageError(f"{where}: {address!r} is no HOST:PORT.", hint="Write it like 192.168.1.7:50051.")
-    if len(set(addresses)) != len(addresses):
-        twice = next(address for address in addresses if addresses.count(address) > 1)
-        raise UsageError(f"{where}: {twice} is named twice.", hint="Name each node once.")
-    return addresses
 
 
 def prefill_progress() -> Callable[[int, int], None]:

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shardhub.chain.survey import NodeStatus, Reading, Survey, read_nodes, survey
-from shardhub.cli.generate import HeadOptions, node_addresses, pipeline_named
+from shardhub.cli.addresses import node_addresses
+from shardhub.cli.generate import HeadOptions, pipeline_named
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.places import Places
 from shardhub.cli.run import error_record

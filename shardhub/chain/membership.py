@@ -1,0 +1,93 @@
+"""Nodes that come while a head runs: each becomes a replica of the stage it serves, and is used for new work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.recovery import describe_error
+from shardhub.chain.route import plan_route
+from shardhub.chain.scheduler import Scheduler
+from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
+from shardhub.manifest import Manifest
+from shardhub.security.trust import PLAIN, Security
+from shardhub.wire.options import DEFAULT_LIVENESS, Liveness
+
+log = logging.getLogger(__name__)
+
+# How soon a node that is newly named is asked, and one that did not answer is asked again.
+_LOOK_S = 2.0
+
+
+class Membership:
+    """Takes in nodes.
+
+    Args:
+        manifest: The pipeline's.
+        scheduler: The head's; its chain runs.
+        liveness, security: How nodes are reached.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        scheduler: Scheduler,
+        *,
+        liveness: Liveness = DEFAULT_LIVENESS,
+        security: Security = PLAIN,
+    ) -> None:
+        self._manifest = manifest
+        self._scheduler = scheduler
+        self._liveness = liveness
+        self._security = security
+
+    async def join(self, address: str) -> None:
+        """Use one more node for new work; if it breaks it is brought back as any other.
+
+        Raises:
+            NodeUnreachable, ChainError: It does not answer.
+            HandshakeError: It serves another pipeline, or takes less than the chain has promised.
+            RouteError: It serves layers that no node of the chain serves together, or is in the chain already.
+        """
+        chain, manifest = self._scheduler.chain, self._manifest
+        found = await describe(address, liveness=self._liveness, security=self._security)
+        plan_route(manifest, [(address, found)], range(len(manifest.stages)))
+        for link in chain.links:
+            if isinstance(link, NodeLink) and found.boot_id == link.description.boot_id:
+                raise RouteError(f"{address} is in the chain already, as {link.name}.")
+        node = NodeLink(address, found, liveness=self._liveness, security=self._security)
+        self._scheduler.healer.bring_in(chain.add(node))
+
+    async def follow(self, named: Callable[[], Sequence[str]]) -> None:
+        """Take in what is named, as long as this runs.
+
+        Args:
+            named: Addresses as they are named now; called in another thread, again and again. Whoever is in the chain
+                and is not named any more stays, as long as it answers.
+        """
+        loop = asyncio.get_running_loop()
+        told: dict[str, str] = {}
+        while True:
+            try:
+                addresses = await loop.run_in_executor(None, named)
+            except ShardhubError as error:
+                self._tell_once(told, "", describe_error(error))
+                addresses = ()
+            known = {link.name for link in self._scheduler.chain.links}
+            for address in [address for address in addresses if address not in known]:
+                try:
+                    await self.join(address)
+                except NodeUnreachable as error:
+                    log.info("%s does not answer yet: %s", address, error)
+                except ShardhubError as error:
+                    self._tell_once(told, address, describe_error(error))
+                else:
+                    told.pop(address, None)
+            await asyncio.sleep(_LOOK_S)
+
+    def _tell_once(self, told: dict[str, str], address: str, why: str) -> None:
+        if told.get(address) != why:
+            told[address] = why
+            self._scheduler.healer.tell("refused", f"{address} is not taken in: {why}" if address else why)
