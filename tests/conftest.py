@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from shardhub.demo.smollm2 import fetch_and_convert
 
+# An example's time says how busy the machine is, nothing of the code.
+settings.register_profile("shardhub", deadline=None)
+settings.load_profile("shardhub")
 # Nodes in processes of their own are held against MLX in this one, which keeps the reference BLAS.
 os.environ["SHARDHUB_BLAS"] = "reference"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ _MAX_INDEX_BYTES = 64 << 20
 _OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".pkl", ".npz", ".ckpt", ".h5", ".msgpack")
 # Where NVIDIA ModelOpt says how a checkpoint is quantised; shards carry config.json only.
 _MODELOPT_FILE = "hf_quant_config.json"
+# Fields of config.json that name code of the repo: transformers' and mlx-lm's.
+_CODE_FIELDS = ("auto_map", "model_file")
 _READ_BYTES = 4 << 20
 _NAMES_SHOWN = 8
 
@@ -38,6 +41,8 @@ class Checkpoint:
         tensors: Where each tensor is stored, by the checkpoint's names.
         open_file: Opens a weight file by its name.
         local_file: Path of a weight file on this disk, which has the header given; one that is elsewhere is fetched.
+        own_code: What in it names or holds code of its own, none of which is ever run.
+        config_file: config.json as a pipeline carries it, where that is not the folder's.
     """
 
     folder: Path
@@ -47,11 +52,30 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     open_file: Callable[[str], ByteSource]
     local_file: Callable[[str, Header], Path]
+    own_code: tuple[str, ...] = ()
+    config_file: bytes | None = None
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.stop - tensor.start for tensor in self.tensors.values())
+
+    def small_file(self, name: str) -> bytes:
+        """A file beside the weights, as a pipeline carries it."""
+        if name == CONFIG_FILE and self.config_file is not None:
+            return self.config_file
+        return (self.folder / name).read_bytes()
+
+    def without_code(self) -> Checkpoint:
+        """The same, run by mlx-lm's own code: transformers' `auto_map` is left out of its configuration.
+
+        `model_file` stays, and is refused where a model is built: mlx-lm itself would run another model without it.
+        """
+        if "auto_map" not in self.config:
+            return self
+        config = {field: value for field, value in self.config.items() if field != "auto_map"}
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        return replace(self, config=config, config_file=text.encode())
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -126,6 +150,10 @@ def read_checkpoint(
         tensors=tensors,
         open_file=open_file,
         local_file=local_file,
+        own_code=(
+            *(f"{field} in {CONFIG_FILE}" for field in _CODE_FIELDS if field in config),
+            *sorted(name for name in names if name.endswith(".py") and "/" not in name),
+        ),
     )
 
 

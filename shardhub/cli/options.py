@@ -49,6 +49,12 @@ CheckWeights = Annotated[
     bool,
     typer.Option("--check-weights", help="Refuse NaN and infinite weights; a push then reads all of them first."),
 ]
+IgnoreCode = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-code", help="Take a model whose repo has code of its own (auto_map, .py), and leave that code out."
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
 Memory = Annotated[str | None, typer.Option(help="Memory to stay within, such as 12GB.", metavar="SIZE")]
 NoParity = Annotated[
@@ -81,6 +87,10 @@ Tls = Annotated[
         help="Folder of this machine's certificates, for loopback too; the one `certs join` fills is found by itself.",
         metavar="DIR",
     ),
+]
+AllowSleep = Annotated[
+    bool,
+    typer.Option("--allow-sleep", help="Let a Mac on mains power sleep while this runs; by default it is kept awake."),
 ]
 InsecureLan = Annotated[
     bool, typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust.")

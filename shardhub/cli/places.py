@@ -12,7 +12,7 @@ from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import Status, note
 from shardhub.cli.sizes import parse_memory
-from shardhub.errors import HubUnreachable, NotFound
+from shardhub.errors import HubUnreachable, NotFound, UnsupportedModel
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
@@ -25,6 +25,10 @@ from shardhub.shard import Pipeline, Shard, read_shard
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+
+# Names an error lists.
+_NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,24 +44,31 @@ class Model:
     name: str
 
 
-def open_model(text: str) -> Model:
+def open_model(text: str, *, ignore_code: bool = False) -> Model:
     """A model folder or a Hub model, by its headers.
+
+    Args:
+        text: Its folder or id.
+        ignore_code: Take a model that has code of its own, without that code.
 
     Raises:
         UsageError: It is neither.
+        UnsupportedModel: It has code of its own.
         As `open_checkpoint` and `open_remote_checkpoint`.
     """
     place = parse_reference(text)
     if isinstance(place, Path):
+        checkpoint = _without_code(open_checkpoint(place), ignore_code=ignore_code)
         source = Source(repo=None, commit=None)
-        return Model(checkpoint=open_checkpoint(place), source=source, name=model_name(str(place.resolve())))
+        return Model(checkpoint=checkpoint, source=source, name=model_name(str(place.resolve())))
     status = Status()
     try:
         with _no_folder(place):
             remote = open_remote_checkpoint(hub(), place, Cache(), patience=Patience(notice=note), progress=status)
     finally:
         status.clear()
-    return Model(checkpoint=remote.checkpoint, source=remote.source, name=model_name(place.repo))
+    checkpoint = _without_code(remote.checkpoint, ignore_code=ignore_code)
+    return Model(checkpoint=checkpoint, source=remote.source, name=model_name(place.repo))
 
 
 def hub() -> HfApi:
@@ -133,6 +144,20 @@ class Places:
                     self.cache.use(found)
                     return found
         return None
+
+
+def _without_code(checkpoint: Checkpoint, *, ignore_code: bool) -> Checkpoint:
+    if checkpoint.own_code and not ignore_code:
+        more = f" and {len(checkpoint.own_code) - _NAMES_SHOWN} more" if len(checkpoint.own_code) > _NAMES_SHOWN else ""
+        raise UnsupportedModel(
+            f"{checkpoint.where} has code of its own: {', '.join(checkpoint.own_code[:_NAMES_SHOWN])}{more}.",
+            why="shardhub runs no code out of a model's repo.",
+            hint="Use a conversion of the model that mlx-lm runs without it."
+            if "model_file" in checkpoint.config
+            else f"Add --ignore-code to leave it out, if mlx-lm's own {checkpoint.config.get('model_type')!r} is this "
+            "model, as for most that mlx-lm runs.",
+        )
+    return checkpoint.without_code()
 
 
 @contextmanager

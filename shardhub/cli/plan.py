@@ -36,9 +36,9 @@ class Verdict:
     batch: str = ""
 
 
-def plan(model: str, cut: CutOptions, *, proof: bool, as_json: bool) -> int:
+def plan(model: str, cut: CutOptions, *, proof: bool, as_json: bool, ignore_code: bool = False) -> int:
     """Print the table of stages, where the model can be cut, and whether the stages are proven; exit code 1 if not."""
-    opened = open_model(model)
+    opened = open_model(model, ignore_code=ignore_code)
     is_asked = bool(cut.given)
     if not is_asked:
         cut = replace(cut, stages=1)

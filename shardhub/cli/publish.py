@@ -54,6 +54,7 @@ class PushOptions:
     parity: ParityOptions
     as_json: bool
     sign_key: Path | None = None
+    ignore_code: bool = False
 
 
 def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
@@ -61,7 +62,7 @@ def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
     signer = signer_of(options.sign_key)
     calls = HubCalls(api=hub(), notice=note)
     account = calls.writer()
-    opened = open_model(model)
+    opened = open_model(model, ignore_code=options.ignore_code)
     checkpoint = opened.checkpoint
     contents, stages = decide_and_prove(checkpoint, cut)
     work = Cache(options.cache_dir).root / "push"

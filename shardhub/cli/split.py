@@ -29,10 +29,11 @@ def split(
     parity: ParityOptions,
     as_json: bool,
     sign_key: Path | None = None,
+    ignore_code: bool = False,
 ) -> int:
     """Write shard folders and, once all are there, the pipeline's folder."""
     signer = signer_of(sign_key)
-    opened = open_model(model)
+    opened = open_model(model, ignore_code=ignore_code)
     checkpoint, source = opened.checkpoint, opened.source
     name = opened.name if name is None else model_name(name)
     contents, stages = decide_and_prove(checkpoint, cut)

@@ -138,7 +138,7 @@ def _from_source(target: Target, folder: Path, options: ReferenceOptions, status
     from shardhub.model.proof import StageCut
 
     manifest = target.pipeline.manifest
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder).without_code()
     if (found := config_digest(dict(checkpoint.config))) != manifest.config_digest:
         raise DigestMismatch(
             f"{folder} is not the model of {target.text}.",

@@ -85,9 +85,8 @@ def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
         parity = job.numbers.parity.model_copy(update={"pipeline_id": manifest.pipeline_id})
         files[file_name(parity)] = encode(parity)
     for file, digest in manifest.files.items():
-        path = job.checkpoint.folder / file
-        files[file] = path.read_bytes()
-        check_digest(files[file], digest, where=str(path))
+        files[file] = job.checkpoint.small_file(file)
+        check_digest(files[file], digest, where=str(job.checkpoint.folder / file))
     return files
 
 

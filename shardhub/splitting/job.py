@@ -310,7 +310,7 @@ def prepare(
         shards=tuple(shards),
         pipeline_folder=out / pipeline_name(name),
         catalogue=encode_catalogue({final: tensor.spec for final, tensor in sorted(stored.items())}),
-        files=pipeline_files(checkpoint.folder),
+        files=pipeline_files(checkpoint),
     )
 
 

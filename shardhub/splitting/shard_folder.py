@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.errors import AccessError, DiskFull, FormatError, UsageError
 from shardhub.manifest import Manifest, Stage, decode_identified, sha256_hex
 from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE
@@ -116,12 +117,13 @@ def is_pipeline_file(name: str) -> bool:
     return name in PIPELINE_FILES or (name.endswith(_PIPELINE_SUFFIXES) and not name.startswith("."))
 
 
-def pipeline_files(source: Path) -> dict[str, str]:
+def pipeline_files(checkpoint: Checkpoint) -> dict[str, str]:
     """sha256 of the source's files that a pipeline carries, by name.
 
     Raises:
         FormatError: One is too large.
     """
+    source = checkpoint.folder
     names = [name for name in PIPELINE_FILES if (source / name).is_file()]
     names += sorted(
         path.name for path in source.iterdir() if path.name not in PIPELINE_FILES and is_pipeline_file(path.name)
@@ -135,7 +137,7 @@ def pipeline_files(source: Path) -> dict[str, str]:
                 why=f"It has {size} bytes, the limit is {MAX_PIPELINE_FILE_BYTES}.",
                 hint="Remove it from the model folder if the model does not need it.",
             )
-        digests[name] = sha256_hex(path.read_bytes())
+        digests[name] = sha256_hex(checkpoint.small_file(name))
     return digests
 
 

@@ -13,6 +13,7 @@ from shardhub.cli.options import (
     Context,
     Cuts,
     Debug,
+    IgnoreCode,
     Json,
     Machine,
     Memory,
@@ -34,6 +35,7 @@ def plan(
     plan: PlanFile = None,
     no_proof: Annotated[bool, typer.Option("--no-proof", help="Only the table: check neither cuts nor proof.")] = False,
     context: Context = None,
+    ignore_code: IgnoreCode = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -45,7 +47,11 @@ def plan(
     from shardhub.cli.plan import plan as command
 
     cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
-    run(lambda: command(model, cut, proof=not no_proof, as_json=json_), debug=debug, as_json=json_)
+    run(
+        lambda: command(model, cut, proof=not no_proof, as_json=json_, ignore_code=ignore_code),
+        debug=debug,
+        as_json=json_,
+    )
 
 
 def split(
@@ -62,6 +68,7 @@ def split(
     sign_key: SignKey = None,
     memory: Memory = None,
     context: Context = None,
+    ignore_code: IgnoreCode = False,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -85,6 +92,7 @@ def split(
             parity=ParityOptions(skip=no_parity, memory=memory),
             as_json=json_,
             sign_key=sign_key,
+            ignore_code=ignore_code,
         ),
         debug=debug,
         as_json=json_,
@@ -112,6 +120,7 @@ def split_and_push(
     sign_key: SignKey = None,
     memory: Memory = None,
     context: Context = None,
+    ignore_code: IgnoreCode = False,
     cache_dir: CacheDir = None,
     json_: Json = False,
     debug: Debug = False,
@@ -138,6 +147,7 @@ def split_and_push(
         parity=ParityOptions(skip=no_parity, memory=memory),
         as_json=json_,
         sign_key=sign_key,
+        ignore_code=ignore_code,
     )
     run(lambda: command(model, cut, options), debug=debug, as_json=json_)
 
