@@ -12,12 +12,14 @@ from functools import partial
 
 import numpy as np
 
+from shardhub.chain.agreement import check_one_model
 from shardhub.chain.credit import Credit, Deadlines
 from shardhub.chain.links import Arrival, StageLink
 from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
 from shardhub.errors import HandshakeError, NodeUnreachable, SessionUnknown, ShardhubError, StepTimeout
+from shardhub.naps import Naps
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
     Lane,
@@ -51,6 +53,7 @@ class Chain:
         max_rows: Most rows of one step, over all stages.
         max_context: Most positions of a session, over all stages.
         on_times: Told of what each step took on each stage.
+        on_slept: Told for how many seconds this machine slept.
         on_round: Told of each step that came round: its lane, rows, and seconds.
         sent_bytes, received_bytes: Ids and tensors this process sent to nodes and got from them.
     """
@@ -63,6 +66,7 @@ class Chain:
         self.on_lost: Callable[[int, ShardhubError], None] = lambda index, error: None
         self.on_times: Callable[[Lane, int, tuple[StageTime, ...]], None] = lambda lane, num_ids, times: None
         self.on_round: Callable[[Lane, int, float], None] = lambda lane, num_rows, seconds: None
+        self.on_slept: Callable[[float], None] = lambda seconds: None
         self.sent_bytes = self.received_bytes = 0
         self._sessions: dict[bytes, ChainSession] = {}
         self._num_ids_out = 0
@@ -89,6 +93,7 @@ class Chain:
         """
         chain = cls(links)
         try:
+            check_one_model(links)
             await all_of(
                 link.start(chain.head, partial(chain._arrived, index), partial(chain.lose, index))
                 for index, link in enumerate(links)
@@ -288,9 +293,10 @@ class Chain:
         """Set a place aside for one more link, to be opened by `replace`; returns its index.
 
         Raises:
-            HandshakeError: It takes less than the chain has promised.
+            HandshakeError: It takes less than the chain has promised, or computes a part of another model.
             RouteError: No link serves the same layers.
         """
+        check_one_model([*self.links, link])
         self._check_limits(link)
         return self.paths.add(link, NodeUnreachable(f"{link.name} is being taken in."))
 
@@ -298,7 +304,7 @@ class Chain:
         """Put another link to the same stage in the place of a broken one.
 
         Raises:
-            HandshakeError: It takes less than the chain has promised.
+            HandshakeError: It takes less than the chain has promised, or computes a part of another model.
             ShardhubError: It cannot be opened, or broke before it was of use.
         """
         broken: list[ShardhubError] = []
@@ -308,6 +314,7 @@ class Chain:
             self.lose(index, error)
 
         try:
+            check_one_model([*(other for at, other in enumerate(self.links) if at != index), link])
             self._check_limits(link)
             await link.start(self.head, partial(self._arrived, index), lost)
             await self.paths.put(index, link)
@@ -377,8 +384,11 @@ class Chain:
                     session.on_failure(failed.epoch, arrival.error)
 
     async def _renew(self) -> None:
+        naps = Naps()
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
+            if slept_s := naps.slept_s():
+                self.on_slept(slept_s)
             if not self._sessions:
                 continue
             there = [link for index, link in enumerate(self.links) if index not in self.paths.dead]

@@ -46,6 +46,7 @@ class Healer:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._looks: dict[frozenset[int], asyncio.Task[None]] = {}
         chain.on_lost = self._lost
+        chain.on_slept = self._slept
 
     def tell(self, kind: str, text: str) -> None:
         """Take note of something that happened."""
@@ -96,6 +97,9 @@ class Healer:
                 self._chain.lose(
                     index, StepTimeout(f"{link.name} is stuck.", why=f"It has been at one step for {busy_s:.0f} s.")
                 )
+
+    def _slept(self, seconds: float) -> None:
+        self.tell("slept", f"This machine slept for {seconds:.0f} s: what nodes gave up meanwhile is computed again.")
 
     def _lost(self, index: int, error: ShardhubError) -> None:
         link = self._chain.links[index]

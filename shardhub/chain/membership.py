@@ -10,6 +10,7 @@ from shardhub.chain.links import NodeLink, describe
 from shardhub.chain.recovery import describe_error
 from shardhub.chain.route import plan_route
 from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.survey import Reading, read_nodes
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest
 from shardhub.security.trust import PLAIN, Security
@@ -59,6 +60,11 @@ class Membership:
                 raise RouteError(f"{address} is in the chain already, as {link.name}.")
         node = NodeLink(address, found, liveness=self._liveness, security=self._security)
         self._scheduler.healer.bring_in(chain.add(node))
+
+    async def readings(self) -> tuple[Reading, ...]:
+        """What the chain's nodes say of themselves now."""
+        names = [link.name for link in self._scheduler.chain.links if isinstance(link, NodeLink)]
+        return await read_nodes(self._manifest, names, liveness=self._liveness, security=self._security)
 
     async def follow(self, named: Callable[[], Sequence[str]]) -> None:
         """Take in what is named, as long as this runs.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from shardhub.cli.awake import awake
 from shardhub.cli.demo_chain import demo_chain
 from shardhub.cli.generate import HeadOptions, start_head
 from shardhub.cli.loop import LoopThread
@@ -37,6 +38,7 @@ class GatewayOptions:
     max_queue: int
     max_tokens: int
     shutdown_timeout_s: float
+    allow_sleep: bool = False
 
 
 def make_key(file: Path) -> int:
@@ -73,7 +75,7 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
     check_host(settings)
     if options.insecure_lan and not settings.keys:
         note("warning: --insecure-lan without a key: everyone who reaches this port can use the model")
-    with listening(settings) as listener, LoopThread() as loop:
+    with awake(allow_sleep=options.allow_sleep), listening(settings) as listener, LoopThread() as loop:
         head = start_head(loop, head_options)
 
         def ready(url: str) -> None:

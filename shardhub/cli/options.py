@@ -90,7 +90,7 @@ Tls = Annotated[
 ]
 AllowSleep = Annotated[
     bool,
-    typer.Option("--allow-sleep", help="Let a Mac on mains power sleep while this runs; by default it is kept awake."),
+    typer.Option("--allow-sleep", help="Let a Mac on mains power sleep while this runs."),
 ]
 InsecureLan = Annotated[
     bool, typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust.")

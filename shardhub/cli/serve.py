@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardhub.cli.awake import awake
 from shardhub.cli.places import Places
 from shardhub.cli.run import Status, note
 from shardhub.cli.signing import check_pipeline
@@ -49,6 +50,7 @@ class ServeOptions:
     cache_limit: str | None = None
     tls: Path | None = None
     require_signature: str | None = None
+    allow_sleep: bool = False
 
 
 def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
@@ -59,6 +61,7 @@ def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
     budget = parse_memory(options.memory)
     check_compiler()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(awake(allow_sleep=options.allow_sleep))
         endpoint = stack.enter_context(MetricsEndpoint(options.metrics)) if options.metrics is not None else None
         return _serve(named, options, budget, endpoint, trust, as_json=as_json)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,11 @@ def render(found: Survey) -> Group:
         lines.append(Text(f"Try: {found.problem.hint}"))
     if (alone := _alone(found)) is not None:
         lines.append(Text(alone))
+    lines += [
+        Text(f"{node.reading.address}: {_slept(node.reading.load)}")
+        for node in found.nodes
+        if _slept(node.reading.load)
+    ]
     lines += [Text(f"{node.reading.address}: {node.reading.error}") for node in found.nodes if node.reading.error]
     return Group(*lines, *map(Text, _runs_on(found)))
 
@@ -170,6 +175,14 @@ def _alone(found: Survey) -> str | None:
         f"stages' sum; this chain, kept busy, {found.chain_s * 1000:.1f} ms, its slowest stage: "
         f"{found.alone_s / found.chain_s:.1f} times as many tokens in all, none of them sooner."
     )
+
+
+def _slept(load: Mapping[str, float]) -> str:
+    """That a node's machine slept, if it did; heads had to go on without it."""
+    if not load.get("slept_s"):
+        return ""
+    ago_s = max(0.0, time.time() - load["slept_at"])
+    return f"its machine slept for {load['slept_s']:.0f} s, {ago_s / 60:.0f} min ago"
 
 
 def _node_record(node: NodeStatus, *, is_slowest: bool) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from fastapi.responses import Response
 
 from shardhub.chain.links import LocalLink
 from shardhub.chain.recovery import Event
-from shardhub.chain.route import NodeHop
-from shardhub.chain.survey import Reading, read_nodes
+from shardhub.chain.survey import Reading
 from shardhub.errors import ShardhubError
 from shardhub.gateway.events import RESPONSES, EventStream, event
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
@@ -95,8 +94,7 @@ class Feed:
     async def snapshot(self) -> dict[str, Any]:
         """The chain as it is at this moment."""
         service, head = self._service, self._service.head
-        addresses = list(dict.fromkeys(hop.address for hop in head.hops if isinstance(hop, NodeHop)))
-        readings = await read_nodes(head.pipeline.manifest, addresses)
+        readings = await head.membership.readings()
         local = [
             {"at": link.name, "alive": True, "load": link.engine.load()}
             for link in head.chain.links

@@ -124,7 +124,7 @@ async def run_node(
             status = health_pb2.HealthCheckResponse
             await _report(health, status.SERVING if is_ready else status.NOT_SERVING)
 
-        watching = asyncio.create_task(watch(engine, report, stuck_s=settings.stuck_s))
+        watching = asyncio.create_task(watch(engine, report, stuck_s=settings.stuck_s, on_slept=servicer.note_sleep))
         on_ready(engine, _printable(settings.host, port))
         await stopping.wait()
         watching.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from shardhub.errors import HandshakeError, NodeUnreachable, Overloaded, Shardhu
 from shardhub.node.gate import require
 from shardhub.node.peers import DEFAULT_PEERS, Network, Peers
 from shardhub.protocol import (
+    COMPUTATION,
     PROTOCOL_VERSIONS,
     SESSION_ID_BYTES,
     Description,
@@ -88,6 +90,7 @@ class StageServicer(NodeServicer):
         self._advertise = tuple(advertise)
         self._host = dict(host)
         self._draining = False
+        self._slept: dict[str, float] = {}
         self._heads: dict[tuple[bytes, Lane], Outbox] = {}
         self._loop = asyncio.get_running_loop()
         self._peers = Peers(
@@ -107,6 +110,10 @@ class StageServicer(NodeServicer):
         """Count a call that was refused, or a step that was lost on its way."""
         if self._engine is not None:
             self._engine.meter.failed(error)
+
+    def note_sleep(self, seconds: float) -> None:
+        """Tell who asks that this machine slept."""
+        self._slept = {"slept_s": seconds, "slept_at": time.time()}
 
     def drain(self) -> None:
         """Refuse new sessions from now on."""
@@ -132,8 +139,8 @@ class StageServicer(NodeServicer):
                 boot_id=engine.boot_id,
                 advertise=self._advertise,
                 num_sessions=engine.num_sessions,
-                host=self._host,
-                load=engine.load(),
+                host={**self._host, COMPUTATION: engine.computation},
+                load=engine.load() | self._slept,
             )
         )
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Awaitable, Callable
 
 from shardhub.engine.engine import Engine
+from shardhub.naps import Naps
 
 log = logging.getLogger(__name__)
 
 # One step that takes longer than this is none: the slowest chunk seen on a CPU took 30 s.
 STUCK_S = 600.0
 EXIT_CODE = 70
-# A gap between the two clocks that is no adjustment of one of them: the machine slept.
-_SLEPT_S = 30.0
 
 
 async def watch(
@@ -26,6 +24,8 @@ async def watch(
     stuck_s: float = STUCK_S,
     interval_s: float = 1.0,
     end: Callable[[int], None] = os._exit,
+    naps: Naps | None = None,
+    on_slept: Callable[[float], None] = lambda seconds: None,
 ) -> None:
     """Watch an engine for as long as the task runs.
 
@@ -34,13 +34,15 @@ async def watch(
         stuck_s: Seconds of one step after which the process ends with 70: nothing else frees a thread inside MLX.
         interval_s: Seconds between looks.
         end: Ends the process.
+        naps: Notices sleep.
+        on_slept: Told for how many seconds the machine slept.
     """
-    is_ready, ahead = True, time.time() - time.monotonic()
+    is_ready, naps = True, naps or Naps()
     while True:
         await asyncio.sleep(interval_s)
-        if (slept := time.time() - time.monotonic() - ahead) > _SLEPT_S:
+        if slept := naps.slept_s():
             log.warning("this machine slept for %.0f s: heads will have gone on without it", slept)
-        ahead = time.time() - time.monotonic()
+            on_slept(slept)
         busy_s = engine.busy_s
         if (busy_s < stuck_s / 2) != is_ready:
             is_ready = not is_ready

@@ -9,6 +9,8 @@ import pty
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -16,7 +18,8 @@ from shardhub.chain.chain import Chain
 from shardhub.chain.links import NodeLink, describe
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.stream import Request
-from shardhub.cli.status import StatusOptions, status
+from shardhub.chain.survey import read_nodes, survey
+from shardhub.cli.status import StatusOptions, status, text
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes
 
@@ -178,3 +181,13 @@ def test_status_on_a_terminal_goes_on_until_it_is_stopped(pipeline, served) -> N
         process.wait()
         process.stderr.close()
         os.close(ours)
+
+
+def test_a_node_that_slept_is_named(pipeline, served) -> None:
+    """The table says whose machine slept, and for how long."""
+    addresses = [node.address for node in served]
+    first, *others = asyncio.run(read_nodes(pipeline.manifest, addresses))
+    slept = {**first.load, "slept_s": 90.0, "slept_at": time.time() - 600}
+    readings = [replace(first, description=replace(first.description, load=slept)), *others]
+    assert f"{addresses[0]}: its machine slept for 90 s, 10 min ago" in text(survey(pipeline.manifest, readings))
+    assert "slept" not in text(survey(pipeline.manifest, others))

@@ -18,6 +18,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.stem.endswit
 # The layer of each module and subpackage directly under shardhub/.
 LAYERS = {
     "errors": 0,
+    "naps": 0,
     "resources": 0,
     # Decisions: pure, no files, no network, no MLX.
     "manifest": 1,

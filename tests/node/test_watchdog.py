@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.naps import Naps, elapsed_with_sleep
 from shardhub.node.watchdog import EXIT_CODE, watch
 from tests import cut
 from tests.waiting import until
@@ -50,3 +51,34 @@ def test_stuck_thread_ends_the_node_with_its_own_code(engine, stuck_s, ends) -> 
     asyncio.run(run())
     assert codes == ([EXIT_CODE] if ends else [])
     assert told == ([False] if ends else [])
+
+
+def test_a_machine_that_slept_says_so(engine) -> None:
+    """The clock that counts sleep went further than the other: told once, with how long."""
+    told: list[float] = []
+    slept = 0.0
+
+    async def run():
+        nonlocal slept
+
+        async def report(is_ready):
+            raise AssertionError("it is as ready as before")
+
+        naps = Naps(lambda: elapsed_with_sleep() + slept)
+        watching = asyncio.create_task(
+            watch(engine, report, interval_s=0.02, end=lambda code: None, naps=naps, on_slept=told.append)
+        )
+        await asyncio.sleep(0.1)
+        assert not told
+        slept = 90.0
+
+        async def is_told():
+            return bool(told)
+
+        await until(is_told)
+        await asyncio.sleep(0.1)
+        watching.cancel()
+
+    asyncio.run(run())
+    assert len(told) == 1
+    assert 85 < told[0] < 95

@@ -11,6 +11,7 @@ from shardhub.blas import Blas
 from shardhub.chain.recovery import Recovery
 from shardhub.cli.cache import CacheDir
 from shardhub.cli.options import (
+    AllowSleep,
     BlasOption,
     Context,
     Debug,
@@ -57,6 +58,7 @@ def gateway(
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; more are refused at once.", min=0)] = 64,
     max_tokens: Annotated[int, typer.Option(help="Of an answer, where a request does not say.", min=1)] = 1024,
     shutdown_timeout: Annotated[float, typer.Option(help="Seconds a drain waits for answers.", min=0)] = 30.0,
+    allow_sleep: AllowSleep = False,
     recover: Recover = Recovery.EXACT,
     recover_wait: RecoverWait = 60.0,
     tls: Tls = None,
@@ -106,5 +108,6 @@ def gateway(
         max_queue=max_queue,
         max_tokens=max_tokens,
         shutdown_timeout_s=shutdown_timeout,
+        allow_sleep=allow_sleep,
     )
     run(lambda: command(head, options, as_json=json_), debug=debug, as_json=json_)

@@ -9,6 +9,7 @@ import typer
 from shardhub.blas import Blas
 from shardhub.cli.cache import CacheDir, CacheLimit
 from shardhub.cli.options import (
+    AllowSleep,
     BlasOption,
     Context,
     Debug,
@@ -49,6 +50,7 @@ def serve(
         str | None,
         typer.Option(help="Answer Prometheus there, over HTTP; loopback without a host.", metavar="[HOST:]PORT"),
     ] = None,
+    allow_sleep: AllowSleep = False,
     cache_dir: CacheDir = None,
     cache_limit: CacheLimit = None,
     blas: BlasOption = Blas.AUTO,
@@ -72,6 +74,7 @@ def serve(
         max_sessions=max_sessions,
         memory=memory,
         shutdown_timeout_s=shutdown_timeout,
+        allow_sleep=allow_sleep,
         metrics=metrics,
         cache_dir=cache_dir,
         cache_limit=cache_limit,

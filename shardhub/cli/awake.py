@@ -1,0 +1,37 @@
+"""Keeping a Mac awake while it serves: only on mains power, and only as long as this process lives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shardhub.cli.run import note
+
+# `-s` holds on mains power only; `-w` ends it with this process, however that ends.
+_CAFFEINATE = ("caffeinate", "-s", "-w")
+
+
+@contextmanager
+def awake(*, allow_sleep: bool, platform: str = sys.platform) -> Iterator[None]:
+    """Hold off sleep where that is macOS's to decide; elsewhere the system's own settings stand.
+
+    Args:
+        allow_sleep: Leave it alone.
+        platform: As `sys.platform` names it.
+    """
+    program = shutil.which(_CAFFEINATE[0]) if platform == "darwin" and not allow_sleep else None
+    if program is None:
+        if platform == "darwin" and not allow_sleep:
+            note("warning: there is no `caffeinate`: this machine may sleep while it serves")
+        yield
+        return
+    holding = subprocess.Popen([program, *_CAFFEINATE[1:], str(os.getpid())], stdin=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        holding.terminate()
+        holding.wait()

@@ -1,0 +1,49 @@
+"""A Mac that serves stays awake on mains power, for as long as the process lives, unless it is told not to."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+import pytest
+
+from shardhub.cli.awake import awake
+
+
+@pytest.fixture
+def caffeinate(tmp_path, monkeypatch):
+    """A program of that name, as macOS has, which writes down how it was called, and holds."""
+    program = tmp_path / "bin" / "caffeinate"
+    program.parent.mkdir()
+    written, called = tmp_path / "written", tmp_path / "called"
+    program.write_text(f'#!/bin/sh\necho "$@" > {written}\nmv {written} {called}\nexec sleep 600\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return called
+
+
+def test_a_mac_is_held_awake_while_it_serves(caffeinate) -> None:
+    """On mains power only, bound to this process, and ended with it."""
+    with awake(allow_sleep=False, platform="darwin"):
+        deadline = time.monotonic() + 30
+        while not caffeinate.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert caffeinate.read_text().split() == ["-s", "-w", str(os.getpid())]
+
+
+@pytest.mark.parametrize(("allow_sleep", "platform"), [(True, "darwin"), (False, "linux")])
+def test_nobody_else_is_kept_awake(caffeinate, allow_sleep, platform) -> None:
+    """Where it was allowed to sleep, and where sleep is set elsewhere."""
+    with awake(allow_sleep=allow_sleep, platform=platform):
+        pass
+    assert not caffeinate.exists()
+
+
+def test_a_mac_without_the_program_says_so(tmp_path, monkeypatch, capsys) -> None:
+    """It serves all the same."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with awake(allow_sleep=False, platform="darwin"):
+        pass
+    assert "may sleep" in capsys.readouterr().err
