@@ -1,6 +1,7 @@
 """Random traffic and random faults on a real chain, and a checker of what must hold whatever happens.
 
-A run is made from its seed: which requests come, which are given up, which node is killed, frozen or restarted when.
+A run is made from its seed: which requests come, which are given up, which node is killed, frozen, cut off or restarted
+when.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from shardhub.parameters import SamplingParameters
 from shardhub.shard import Pipeline
 from shardhub.wire.options import Liveness
 from tests import cut, nodes, tiny
+from tests.proxy import Proxy
 from tests.waiting import until
 
 _QUICK = Liveness(ping_s=1.0, timeout_s=1.0)
@@ -59,13 +61,27 @@ class Report:
 
 
 class Cluster:
-    """Two nodes for each stage, at addresses that stay the same."""
+    """Two nodes for each stage, each behind a proxy, at addresses that stay the same."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
         self.folders = [cut.shard_folder(pipeline, index) for index in range(len(pipeline.manifest.stages))] * 2
-        self.nodes = nodes.start(*((folder,) for folder in self.folders))
-        self.addresses = [node.address for node in self.nodes]
+        self.proxies = [Proxy() for _ in self.folders]
+        self.addresses = [proxy.address for proxy in self.proxies]
+        self.nodes: list[nodes.Node] = []
+        try:
+            self.nodes += [self._node(index) for index in range(len(self.folders))]
+            for index in range(len(self.folders)):
+                self._wait_ready(index)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _node(self, index: int) -> nodes.Node:
+        return nodes.Node(self.folders[index], options=("--advertise", self.addresses[index]))
+
+    def _wait_ready(self, index: int) -> None:
+        self.proxies[index].onward = self.nodes[index].wait_ready().address
 
     def kill(self, index: int) -> None:
         """`kill -9`."""
@@ -74,15 +90,17 @@ class Cluster:
 
     def restart(self, index: int) -> None:
         """A new process at the same address, without any KV."""
-        port = self.addresses[index].rsplit(":", 1)[1]
         nodes.stop_all([self.nodes[index]])
-        (self.nodes[index],) = nodes.start((self.folders[index],), options=("--port", port))
+        self.nodes[index] = self._node(index)
+        self._wait_ready(index)
 
     def send(self, index: int, number: signal.Signals) -> None:
         self.nodes[index].process.send_signal(number)
 
     def stop(self) -> None:
         nodes.stop_all(self.nodes)
+        for proxy in self.proxies:
+            proxy.close()
 
 
 async def soak(cluster: Cluster, *, seed: int, seconds: float) -> Report:
@@ -177,12 +195,22 @@ async def _faults(cluster: Cluster, dice: random.Random, ends_at: float, report:
     loop = asyncio.get_running_loop()
     while time.monotonic() < ends_at:
         index = dice.randrange(len(cluster.nodes))
-        kind = dice.choice(["kill", "freeze", "stutter"])
+        kind = dice.choice(["kill", "freeze", "stutter", "partition", "mute", "reset", "slow"])
         report.faults[kind] += 1
+        proxy = cluster.proxies[index]
         if kind == "kill":
             await loop.run_in_executor(None, cluster.kill, index)
             await asyncio.sleep(dice.uniform(0.0, 2.0))
             await loop.run_in_executor(None, cluster.restart, index)
+        elif kind == "reset":
+            proxy.reset()
+        elif kind in ("partition", "mute", "slow"):
+            if kind == "slow":
+                proxy.slow(0.02)
+            else:
+                proxy.silence(*(() if kind == "partition" else ("back",)))
+            await asyncio.sleep(dice.uniform(0.1, 5.0))
+            proxy.heal()
         else:
             cluster.send(index, signal.SIGSTOP)
             await asyncio.sleep(dice.uniform(3.0, 5.0) if kind == "freeze" else dice.uniform(0.05, 0.5))
