@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shardhub.errors import PromptError
+from shardhub.gateway.closed import closed
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import ChatRequest, Generation, Tool
 from shardhub.text.tokenizer import Tokenizer
@@ -130,12 +131,14 @@ class Structured:
             ) from error
         try:
             if shape.kind == "json":
-                source = LLMatcher.grammar_from_json_schema(shape.source, overrides={"whitespace_pattern": _SPACE})
+                schema = json.loads(shape.source) if isinstance(shape.source, str) else shape.source
+                given = closed(schema) if isinstance(schema, dict) else schema
+                source = LLMatcher.grammar_from_json_schema(given, overrides={"whitespace_pattern": _SPACE})
             elif shape.kind == "regex":
                 source = LLMatcher.grammar_from_regex(shape.source)
             else:
                 source = LLMatcher.grammar_from_regex("|".join(re.escape(choice) for choice in shape.source))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refusal(400, f"{shape.param}: {_short(error)}", param=shape.param, code="invalid_schema") from error
         limits = LLParserLimits(initial_lexer_fuel=_COMPILE_FUEL, verbose_errors=False)
         matcher = LLMatcher(self._llguidance_tokenizer(), source, log_level=0, limits=limits)

@@ -35,6 +35,17 @@ def test_an_answer_follows_its_schema(http, seed) -> None:
     assert choice["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("more", [{"guided_json": '{"properties": {"A": {"enum": [1]}}, "type": "object"}'}, {}])
+def test_properties_are_not_made_up(http, more) -> None:
+    """A schema that does not forbid further ones: there are none, and the answer ends."""
+    schema = {"type": "object", "properties": {"A": {"enum": [1]}}, "required": ["A"]}
+    more = more or {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}}
+    for seed in range(3):
+        choice = answer(http, seed=seed, **more)
+        assert json.loads(choice["message"]["content"]).keys() <= {"A"}
+        assert choice["finish_reason"] == "stop"
+
+
 def test_any_object_is_an_object(http) -> None:
     """json_object: whatever it holds, as far as it got."""
     choice = answer(http, response_format={"type": "json_object"}, max_tokens=300, seed=2)

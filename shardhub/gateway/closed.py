@@ -1,0 +1,73 @@
+"""JSON schemas whose objects hold what they name, and nothing else.
+
+Most schemas that programs write say nothing of further properties, which are allowed then. A model that may make up
+properties goes on making them up; no program has a use for them. What fits the closed schema fits the given one, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+# Where schemas stand in a schema: by name, in a list, or alone.
+_NAMED = ("properties", "$defs", "definitions")
+_LISTED = ("prefixItems", "anyOf", "oneOf")
+_ALONE = ("items", "additionalProperties")
+# With one of these beside `properties`, further properties may be named elsewhere.
+_ELSEWHERE = frozenset(
+    ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas", "dependencies")
+)
+_SAID = frozenset(("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames"))
+# llguidance refuses deeper ones.
+_MAX_DEPTH = 128
+
+
+def closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with its objects closed; as it is where an object's properties are named in several places."""
+    return schema if any(map(_is_open, _inside(schema, 0))) else _closed(schema, 0)
+
+
+def _is_open(schema: dict[str, Any]) -> bool:
+    several = isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1
+    return several or ("properties" in schema and not _ELSEWHERE.isdisjoint(schema))
+
+
+def _inside(schema: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
+    """A schema and all that are in it."""
+    yield schema
+    if depth < _MAX_DEPTH:
+        for key, value in schema.items():
+            for _, inner in _schemas(key, value):
+                yield from _inside(inner, depth + 1)
+
+
+def _schemas(key: str, value: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """The schemas a keyword holds, each with its place in the value."""
+    places: list[tuple[Any, Any]] = []
+    if key in _NAMED and isinstance(value, dict):
+        places = list(value.items())
+    elif key in _LISTED and isinstance(value, list):
+        places = list(enumerate(value))
+    elif key in _ALONE:
+        places = [(None, value)]
+    return [(place, inner) for place, inner in places if isinstance(inner, dict)]
+
+
+def _closed(schema: dict[str, Any], depth: int) -> dict[str, Any]:
+    if depth >= _MAX_DEPTH:
+        return schema
+    found = dict(schema)
+    for key, value in schema.items():
+        for place, inner in _schemas(key, value):
+            made = _closed(inner, depth + 1)
+            if place is None:
+                found[key] = made
+                continue
+            if found[key] is value:
+                found[key] = value.copy()
+            found[key][place] = made
+    named, required = schema.get("properties"), schema.get("required", [])
+    if isinstance(named, dict) and named and isinstance(required, list) and _SAID.isdisjoint(schema):
+        has_all = all(isinstance(name, str) and name in named for name in required)
+        return {**found, "additionalProperties": False} if has_all else found
+    return found
