@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from shardhub.errors import ShardhubError
+from shardhub.errors import ShardhubError, UsageError
 from shardhub.manifest import Crossing
 from shardhub.parameters import SamplingParameters
 from shardhub.tensors import RawTensor
@@ -247,6 +247,8 @@ class Limits:
         max_sessions: Sessions at once.
         lease_s: Sessions that are not renewed end after this many seconds.
         message_bytes: Largest message.
+        rewind_limit: A session can go back as long as it holds no more positions than this: 0 where the architecture's
+            caches hold a state that never can, a window's length where they drop what lies before it.
     """
 
     max_chunk: int
@@ -257,6 +259,35 @@ class Limits:
     max_sessions: int
     lease_s: float
     message_bytes: int
+    rewind_limit: int
+
+
+# The host fact that says what a stage's graph is, under its machine's mlx-lm: the published one, or another that was
+# shown there to be the stage's part of the whole model.
+COMPUTATION = "computation"
+AS_PUBLISHED = "as published"
+PROVEN_ANEW = "proven anew"
+
+
+# What mlx-lm's quantised cache is right for: its rows are whole 32-bit words.
+KV_BITS = (4, 8)
+KV_GROUP_SIZES = (32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvQuantization:
+    """How sessions keep K and V: so many bits an element, and a scale and a bias for each group of elements."""
+
+    bits: int
+    group_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("--kv-bits", self.bits, KV_BITS),
+            ("--kv-group-size", self.group_size, KV_GROUP_SIZES),
+        ):
+            if value not in allowed:
+                raise UsageError(f"{name} is {value}.", why=f"It must be one of {', '.join(map(str, allowed))}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +300,7 @@ class StageFacts:
         graph_hash: Hash of its computation under this process's mlx, mlx-lm and device.
         vocab_size: Token ids must be below it; 0 if the config does not say.
         crossings_in: What it receives.
+        kv_bits, kv_group_size: Of quantised KV; 0 where it is kept in the model's dtype.
     """
 
     digests: tuple[str, ...]
@@ -280,6 +312,13 @@ class StageFacts:
     hidden_size: int
     vocab_size: int
     crossings_in: tuple[Crossing, ...]
+    kv_bits: int = 0
+    kv_group_size: int = 0
+
+    @property
+    def kv(self) -> KvQuantization | None:
+        """How K and V are quantised; None where they are not."""
+        return KvQuantization(bits=self.kv_bits, group_size=self.kv_group_size) if self.kv_bits else None
 
     @property
     def start(self) -> int:

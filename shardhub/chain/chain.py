@@ -116,6 +116,11 @@ class Chain:
         for link in self.links:
             await link.stop()
 
+    @property
+    def rewind_limit(self) -> int:
+        """Most positions from which a session can go back on every stage."""
+        return min(link.limits.rewind_limit for link in self.links)
+
     async def open(
         self,
         *,

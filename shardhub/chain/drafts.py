@@ -28,3 +28,17 @@ def prompt_lookup(*, num_drafts: int, longest: int = 4, shortest: int = 2) -> Dr
         return []
 
     return draft
+
+
+def why_limited(rewind_limit: int, context: int) -> str:
+    """Why a chain takes no drafts, or none after some position; empty where it takes them everywhere.
+
+    Args:
+        rewind_limit: Most positions from which a session can go back.
+        context: Most positions of a session.
+    """
+    if not rewind_limit:
+        return "Drafts are off: this architecture's caches cannot take back a wrong one, which is in their state."
+    if rewind_limit < context:
+        return f"Drafts end at position {rewind_limit}: beyond it a sliding window drops what taking one back needs."
+    return ""

@@ -148,7 +148,10 @@ class Head:
                 if isinstance(hop, NodeHop):
                     links.append(NodeLink(hop.address, hop.description, liveness=liveness, security=security))
                 else:
-                    links.append(LocalLink(await _load_local(pipeline, hop, folders, context, budget_bytes, progress)))
+                    # Stages here keep K and V as the nodes do.
+                    kv = described[0].stage.kv if described else None
+                    settings = EngineSettings(context=context, budget_bytes=budget_bytes, kv=kv)
+                    links.append(LocalLink(await _load_local(pipeline, hop, folders, settings, progress)))
             chain = await Chain.start(links)
         except BaseException:
             for link in links:
@@ -163,8 +166,10 @@ class Head:
             if not allow_local or len(folders) < len(there):
                 return None
             local = LocalHop(first=hop.first, last=hop.last)
-            promised = chain.max_context  # whatever stages of this process were to serve
-            return LocalLink(await _load_local(pipeline, local, folders, promised, budget_bytes, progress))
+            facts = chain.links[index].facts
+            # What the chain has promised, whatever stages of this process were to serve.
+            settings = EngineSettings(context=chain.max_context, budget_bytes=budget_bytes, kv=facts.kv)
+            return LocalLink(await _load_local(pipeline, local, folders, settings, progress))
 
         scheduler = Scheduler(chain, scheduling, stand_in=stand_in)
         membership = Membership(pipeline.manifest, scheduler, liveness=liveness, security=security)
@@ -318,8 +323,7 @@ async def _load_local(
     pipeline: Pipeline,
     hop: LocalHop,
     folders: dict[int, Path],
-    context: int,
-    budget_bytes: int | None,
+    settings: EngineSettings,
     progress: Callable[[str], None],
 ) -> Engine:
     shards = [read_shard(folders[index]) for index in range(hop.first, hop.last + 1)]
@@ -327,7 +331,6 @@ async def _load_local(
     progress(f"stage {hop.first}" + (f" to {hop.last}" if hop.last > hop.first else "") + " runs in this process")
     for shard, entry in zip(shards, stages, strict=True):
         _check_shard(shard.digest, entry.digest, shard.folder)
-    settings = EngineSettings(context=context, budget_bytes=budget_bytes)
     return await asyncio.get_running_loop().run_in_executor(
         None, lambda: Engine.start(shards, settings, progress=progress)
     )

@@ -14,6 +14,7 @@ from shardhub.engine.engine import Engine, Ran
 from shardhub.engine.host import host_facts
 from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, ShardhubError, StepTimeout, WireError
 from shardhub.protocol import (
+    COMPUTATION,
     PROTOCOL_VERSIONS,
     Description,
     Lane,
@@ -109,7 +110,7 @@ class LocalLink:
 
     @property
     def host(self) -> Mapping[str, str]:
-        return host_facts()
+        return {**host_facts(), COMPUTATION: self._engine.computation}
 
     async def start(
         self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]

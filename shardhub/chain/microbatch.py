@@ -57,7 +57,9 @@ class Microbatch:
             self._task = asyncio.create_task(self._run())
 
     def fits(self, stream: Stream) -> bool:
-        """Whether a stream's length is near enough to the others'."""
+        """Whether a stream's length is near enough to the others', and nobody's steps carry drafts."""
+        if any(row.request.drafter is not None for row in (stream, *self.rows, *self._joining)):
+            return False
         positions = [row.session.position for row in (*self.rows, *self._joining)]
         together = [*positions, stream.session.position]
         return len(together) * max(together) <= (1 + MAX_PADDING) * sum(together)

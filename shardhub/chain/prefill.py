@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.pace import Pace
@@ -23,7 +23,7 @@ class Prefill:
         chain: Live stages.
         pace: Sizes the chunks.
         is_awaited: Whether anyone waits for decode steps.
-        before_last: Called when all ids but the last have been sent.
+        at_mark: Called when all stages hold a prompt up to a mark.
     """
 
     def __init__(
@@ -32,18 +32,21 @@ class Prefill:
         pace: Pace,
         *,
         is_awaited: Callable[[], bool],
-        before_last: Callable[[Stream], Awaitable[None]],
+        at_mark: Callable[[Stream], Awaitable[None]],
     ) -> None:
         self._chain = chain
         self._pace = pace
         self._is_awaited = is_awaited
-        self._before_last = before_last
+        self._at_mark = at_mark
 
-    async def run(self, stream: Stream) -> None:
+    async def run(self, stream: Stream, *, marks: Sequence[int] = ()) -> None:
         """Send the prompt's ids, several chunks at once on their way, and draw the first token.
 
         All but the last id go in chunks whose logits nobody computes; the last one is a decode step of its own, in
         the shapes mlx_lm's generate_step uses, so that the numbers are the same.
+
+        Args:
+            marks: Positions, rising, at which a chunk ends and all stages are waited for.
         """
         session, request = stream.session, stream.request
         num_prompt = len(request.prompt)
@@ -51,6 +54,7 @@ class Prefill:
         most = len(self._chain.places) + _CHUNKS_AHEAD
         at = done = session.position
         sizes: deque[int] = deque()
+        ahead = deque(marks)
 
         def went_through(result: RowResult) -> None:
             nonlocal done
@@ -65,6 +69,7 @@ class Prefill:
                 others = self._is_awaited()
                 size = self._pace.chunk(left, num_prompt, others=others)
                 size = min(size, MAX_SCORED) if request.score else size
+                size = min(size, ahead[0] - at) if ahead else size
                 chunk = request.prompt[at : at + size]
                 targets = request.prompt[at + 1 : at + size + 1] if request.score else ()
                 waiting.append(await session.send(chunk, sample=False, lane=Lane.PREFILL, targets=targets))
@@ -72,9 +77,13 @@ class Prefill:
                 at += size
                 while len(waiting) >= most or (waiting and waiting[0].done()):
                     went_through(await waiting[0])
+                if ahead and at == ahead[0]:
+                    ahead.popleft()
+                    while waiting:
+                        went_through(await waiting[0])
+                    await self._at_mark(stream)
             if stream.is_done:
                 return
-            await self._before_last(stream)
             mask = request.grammar.mask if request.grammar is not None else None
             final = await session.send([request.prompt[-1]], sample=True, lane=Lane.PREFILL, mask=mask)
             while waiting:

@@ -39,10 +39,13 @@ class Prefixes:
     def __len__(self) -> int:
         return len(self._parked)
 
-    def find(self, ids: Sequence[int], tenant: str) -> Prefix | None:
+    def find(self, ids: Sequence[int], tenant: str, *, rewind_limit: int) -> Prefix | None:
         """The parked session of this tenant that shares the longest beginning with a prompt; its last id never counts.
 
         The last id has to run in any case: what follows it is drawn from its logits.
+
+        Args:
+            rewind_limit: Most positions from which a session can go back: longer ones are of use as a whole only.
         """
         best: Prefix | None = None
         known = list(ids[:-1])
@@ -50,11 +53,19 @@ class Prefixes:
             if parked.tenant != tenant:
                 continue
             length = common_length(parked.session.ids, known)
+            if length < len(parked.session.ids) > rewind_limit:
+                continue
             if length >= LEAST_REUSED and (best is None or length > best.length):
                 best = Prefix(session=parked.session, length=length)
         if best is not None:
             self._parked[best.session.id].used_at = time.monotonic()
         return best
+
+    def shared(self, ids: Sequence[int], tenant: str) -> int:
+        """How many first ids a prompt shares with any parked session of this tenant, of use or not."""
+        known = list(ids[:-1])
+        same = [parked for parked in self._parked.values() if parked.tenant == tenant]
+        return max((common_length(parked.session.ids, known) for parked in same), default=0)
 
     async def add(self, session: ChainSession, tenant: str, *, replaces: ChainSession | None = None) -> None:
         """Park a session.

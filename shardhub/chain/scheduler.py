@@ -18,7 +18,7 @@ from shardhub.chain.microbatch import Microbatch
 from shardhub.chain.pace import Pace
 from shardhub.chain.paths import changed_classes
 from shardhub.chain.prefill import Prefill
-from shardhub.chain.prefixes import Prefix, Prefixes
+from shardhub.chain.prefixes import LEAST_REUSED, Prefix, Prefixes
 from shardhub.chain.recovery import Recovery, chunks_to_replay, describe_error, is_recoverable
 from shardhub.chain.session import ChainSession, Path
 from shardhub.chain.stream import Request, Stream
@@ -31,6 +31,9 @@ _PREFILLS = 2
 # Losses one request goes on after, and seconds between attempts to go on.
 _MAX_RECOVERIES = 16
 _BETWEEN_ATTEMPTS_S = 0.2
+# Positions between snapshots of a long prompt, and about how many are kept of one.
+_LEAST_SNAPSHOT = 256
+_MAX_SNAPSHOTS = 8
 # A prompt with no more ids left than this does not wait for longer ones.
 _SHORT_PROMPT = 64
 
@@ -86,11 +89,10 @@ class Scheduler:
         self._max_rows = min(chain.max_rows, self.settings.max_rows or chain.max_rows)
         self._num_microbatches = self.settings.num_microbatches or num_stages
         self._microbatches: list[Microbatch] = []
-        self._prefill = Prefill(chain, self.pace, is_awaited=lambda: self.num_decoding > 0, before_last=self._snapshot)
+        self._prefill = Prefill(chain, self.pace, is_awaited=lambda: self.num_decoding > 0, at_mark=self._snapshot)
         self._prefilling = asyncio.Semaphore(_PREFILLS)
         self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._forks_only_whole = False
         self.healer = Healer(chain, stand_in=stand_in)
         chain.on_times = self.pace.took
 
@@ -142,7 +144,7 @@ class Scheduler:
         prefix: Prefix | None = None
         try:
             session, prefix = await self._admit(stream, positions)
-            stream.begin(session)
+            stream.begin(session, rewind_limit=self.chain.rewind_limit)
             stream.num_reused = session.position
             while not stream.is_done:
                 await self._run(stream)
@@ -168,7 +170,7 @@ class Scheduler:
             if not stream.num_generated:
                 is_short = len(stream.request.prompt) - stream.session.position <= _SHORT_PROMPT
                 async with contextlib.nullcontext() if is_short else self._prefilling:
-                    await self._prefill.run(stream)
+                    await self._prefill.run(stream, marks=self._marks(stream))
         except ShardhubError as error:
             stream.interrupt(error)
         if not stream.is_done and stream.interruption is None:
@@ -295,7 +297,7 @@ class Scheduler:
             # What ended just now may be what this prompt begins with, a chat's turn before.
             for other in [other for other in self.streams if other.is_done and other.request.tenant == request.tenant]:
                 await other.ended.wait()
-            prefix = self.prefixes.find(request.prompt, request.tenant)
+            prefix = self.prefixes.find(request.prompt, request.tenant, rewind_limit=self.chain.rewind_limit)
         if prefix is not None:
             try:
                 session = await self.chain.open(
@@ -304,20 +306,30 @@ class Scheduler:
                     fork_of=prefix.session,
                     position=prefix.length,
                 )
-            except SessionUnknown:
+            except (SessionUnknown, SessionNotRewindable):
                 self.prefixes.drop(prefix.session)
                 await prefix.session.close()
-            except SessionNotRewindable:
-                self._forks_only_whole = True
             else:
                 return session, prefix
         return await self.chain.open(context=positions, parameters=parameters), None
 
+    def _marks(self, stream: Stream) -> list[int]:
+        """Positions of a prompt to keep snapshots of: where the architecture's caches cannot go back to them later.
+
+        One is where earlier prompts of the tenant went another way: the next one may do so too, after the same
+        system prompt or context.
+        """
+        request, start = stream.request, stream.session.position
+        end = len(request.prompt) - 1
+        if not request.reuse or request.score or end <= self.chain.rewind_limit:
+            return []
+        step = max(_LEAST_SNAPSHOT, end // _MAX_SNAPSHOTS)
+        marks = {*range(start // step * step + step, end, step), self.prefixes.shared(request.prompt, request.tenant)}
+        return sorted(mark for mark in marks if start + LEAST_REUSED <= mark < end) + [end] * (start < end)
+
     async def _snapshot(self, stream: Stream) -> None:
-        """Park a copy of a prompt's state where the architecture's caches cannot go back to it later."""
+        """Park a copy of a prompt's state as it is now."""
         session = stream.session
-        if not self._forks_only_whole or not stream.request.reuse or session.position <= stream.num_reused:
-            return
         try:
             copy = await self.chain.open(
                 context=session.context,
@@ -333,8 +345,7 @@ class Scheduler:
         """The microbatch a stream joins: the smallest it fits into, or one more while stages could stay idle."""
         path = stream.session.path
         same = [microbatch for microbatch in self._microbatches if microbatch.path == path]
-        alone = stream.request.drafter is not None
-        fitting = [m for m in same if len(m) < self._max_rows and m.fits(stream) and not alone]
+        fitting = [m for m in same if len(m) < self._max_rows and m.fits(stream)]
         if not fitting or len(same) < self._num_microbatches:
             return self._new_microbatch(path)
         return min(fitting, key=len)

@@ -135,6 +135,7 @@ class Stream:
         self._session: ChainSession | None = None
         self._answer: list[int] = []
         self._discard = 0
+        self._rewind_limit = 0
         self._unread: deque[Token] = deque()
         self._error: BaseException | None = None
         self._is_cancelled = False
@@ -171,15 +172,22 @@ class Stream:
         """Tokens so far."""
         return self._answer
 
-    def begin(self, session: ChainSession) -> None:
-        """Take the session that runs it."""
+    def begin(self, session: ChainSession, *, rewind_limit: int) -> None:
+        """Take the session that runs it.
+
+        Args:
+            rewind_limit: Most positions from which it can go back: beyond them nothing is guessed, as wrong guesses
+                could not be taken back.
+        """
         self._session = session
+        self._rewind_limit = rewind_limit
 
     def next_row(self) -> RowToSend:
         """What its next step sends: the last token, and drafts of those that follow."""
         session, request = self.session, self.request
         drafts: list[int] = []
-        room = min(request.max_tokens - self.num_generated, session.context - session.position + self._discard) - 1
+        kept = self.kept_ids()
+        room = min(request.max_tokens - self.num_generated, min(session.context, self._rewind_limit) - kept) - 1
         if request.drafter is not None and request.grammar is None and room > 0:
             drafts = list(request.drafter([*request.prompt, *self._answer]))[:room]
             self.num_drafted += len(drafts)

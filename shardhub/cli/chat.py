@@ -6,7 +6,7 @@ import contextlib
 import sys
 
 from shardhub.chain.head import Timing
-from shardhub.cli.generate import HeadOptions, SamplingOptions, prefill_progress, start_head, summary
+from shardhub.cli.generate import HeadOptions, SamplingOptions, note_limits, prefill_progress, start_head, summary
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.run import note, print_error
 from shardhub.errors import PromptError
@@ -21,6 +21,7 @@ def chat(head_options: HeadOptions, sampling: SamplingOptions, *, system: str | 
         import readline  # noqa: F401
     with LoopThread() as loop:
         head = start_head(loop, head_options)
+        note_limits(head, sampling)
         note("Ctrl-C stops an answer, /new starts over, Ctrl-D ends the chat.")
         try:
             while (line := _read_line()) is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.chain.drafts import Drafter, prompt_lookup
+from shardhub.chain.drafts import Drafter, prompt_lookup, why_limited
 from shardhub.chain.head import Head, Piece, Timing
 from shardhub.chain.recovery import Recovery
 from shardhub.chain.scheduler import SchedulerSettings
@@ -111,6 +111,7 @@ def generate(
                     {"role": "user", "content": text}
                 ]
                 ids = head.tokenizer.render_chat(messages)
+            note_limits(head, sampling)
             timing = Timing()
             progress = prefill_progress()
             pieces: list[Piece] = []
@@ -212,6 +213,12 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
         for index in wanted:
             places.shard(pipeline, index)
         return start()
+
+
+def note_limits(head: Head, sampling: SamplingOptions) -> None:
+    """Say why drafts that were asked for do not come, or not always."""
+    if sampling.draft and (why := why_limited(head.chain.rewind_limit, head.chain.max_context)):
+        note(why)
 
 
 def confirm(question: str) -> bool:

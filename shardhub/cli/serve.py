@@ -26,6 +26,7 @@ from shardhub.naming import MANIFEST_FILE
 from shardhub.node.lifecycle import NodeSettings, check_host, is_loopback, run_node
 from shardhub.node.metrics import MetricsEndpoint
 from shardhub.node.peers import DEFAULT_PEERS
+from shardhub.protocol import KvQuantization
 from shardhub.security.trust import Trust
 from shardhub.shard import Pipeline, Shard, join_adjacent, read_pipeline, read_shard
 from shardhub.toolchain import check_compiler
@@ -51,6 +52,17 @@ class ServeOptions:
     tls: Path | None = None
     require_signature: str | None = None
     allow_sleep: bool = False
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+
+    @property
+    def kv(self) -> KvQuantization | None:
+        """How K and V are to be quantised.
+
+        Raises:
+            UsageError: In no form there is.
+        """
+        return KvQuantization(bits=self.kv_bits, group_size=self.kv_group_size) if self.kv_bits is not None else None
 
 
 def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
@@ -75,6 +87,7 @@ def _serve(
     *,
     as_json: bool,
 ) -> int:
+    kv = options.kv
     places = Places(options.cache_dir, options.cache_limit)
     shards = join_adjacent(choose_shards(places, named, options.stages, budget, options.require_signature))
     context = default_context(shards[0].config, options.context)
@@ -111,7 +124,7 @@ def _serve(
     return asyncio.run(
         run_node(
             shards,
-            EngineSettings(context=context, max_sessions=options.max_sessions, budget_bytes=budget),
+            EngineSettings(context=context, max_sessions=options.max_sessions, budget_bytes=budget, kv=kv),
             NodeSettings(
                 host=options.host,
                 port=options.port,

@@ -21,6 +21,9 @@ from shardhub.model.microbatch import Advanced, advance
 from shardhub.model.session import Session
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
+    AS_PUBLISHED,
+    PROVEN_ANEW,
+    KvQuantization,
     Lane,
     Limits,
     Mask,
@@ -77,6 +80,7 @@ class EngineSettings:
         budget_bytes: Memory to stay within; None asks the machine.
         lease_s: See `Limits`.
         max_chunk: Most ids of a row in one step.
+        kv: How K and V are quantised; None keeps them in the model's dtype.
     """
 
     context: int
@@ -84,6 +88,7 @@ class EngineSettings:
     budget_bytes: int | None = None
     lease_s: float = LEASE_S
     max_chunk: int = MAX_CHUNK
+    kv: KvQuantization | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +113,7 @@ class Engine:
         self._compute = compute
         self._stage = loaded.stage
         self.facts: StageFacts = loaded.facts
+        self.computation = AS_PUBLISHED if loaded.is_published else PROVEN_ANEW
         self.weight_bytes = loaded.weight_bytes
         self.kv_budget_bytes = loaded.kv_budget_bytes
         self.boot_id = new_id()
@@ -122,6 +128,7 @@ class Engine:
             max_sessions=settings.max_sessions,
             lease_s=settings.lease_s,
             message_bytes=largest_message,
+            rewind_limit=min(settings.context, loaded.rewind_limit),
         )
         # One for the step that runs and one for the next, of each session.
         self._masks = MaskTable(most=2 * settings.max_sessions)
@@ -152,7 +159,13 @@ class Engine:
         compute = ComputeThread(idle=expire)
 
         def load() -> LoadedStage:
-            return load_stage(shards, context=settings.context, budget_bytes=settings.budget_bytes, progress=progress)
+            return load_stage(
+                shards,
+                context=settings.context,
+                budget_bytes=settings.budget_bytes,
+                kv=settings.kv,
+                progress=progress,
+            )
 
         try:
             largest = message_bytes(shards, context=settings.context, max_chunk=settings.max_chunk)

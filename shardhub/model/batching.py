@@ -9,6 +9,7 @@ other: merged, it keeps an offset for each row, and the masks and rotations made
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -27,7 +28,10 @@ _TRIMMABLE = (
     caches.ChunkedKVCache,
     caches.BatchKVCache,
     caches.BatchRotatingKVCache,
+    caches.QuantizedKVCache,
 )
+# Positions from which a session can go back, where there is no limit.
+_NO_LIMIT = sys.maxsize
 
 
 def merge(sequences: Sequence[StageCache]) -> StageCache:
@@ -100,6 +104,11 @@ def is_trimmable(cache: StageCache) -> bool:
     return all(type(part) in _TRIMMABLE and _holds_all(part) for part in _all_parts(cache))
 
 
+def rewind_limit(cache: StageCache) -> int:
+    """Most positions from which `trim` can go back: 0 where a part holds a state that never can."""
+    return min((_rewind_limit(part) for part in _all_parts(cache)), default=_NO_LIMIT)
+
+
 def trim(cache: StageCache, num: int) -> StageCache:
     """Go back by `num` positions, in every row.
 
@@ -134,6 +143,16 @@ def trim_rows(cache: StageCache, nums: Sequence[int]) -> StageCache:
 def snapshot(cache: StageCache) -> StageCache:
     """A copy to come back to. It shares its arrays with the original until the next step writes to one of them."""
     return copy.deepcopy(cache)
+
+
+def _rewind_limit(part: Any) -> int:
+    if type(part) not in _TRIMMABLE:
+        return 0
+    if isinstance(part, caches.RotatingKVCache):
+        return max(0, int(part.max_size) - 1)
+    if isinstance(part, caches.ChunkedKVCache):  # its front goes once so many positions have been allocated
+        return int(part.chunk_size) // int(part.step) * int(part.step)
+    return _NO_LIMIT
 
 
 def _holds_all(part: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -14,12 +15,13 @@ from shardhub.checkpoint.checkpoint import verify_weight_file
 from shardhub.errors import DoesNotFit, FormatError, ProofFailed, UnsupportedModel
 from shardhub.manifest import Stage as StageDocument
 from shardhub.model.anatomy import Anatomy, examine
+from shardhub.model.batching import rewind_limit
 from shardhub.model.build import Blueprint
-from shardhub.model.memory import kv_cost, memory_budget
+from shardhub.model.memory import kv_cost, memory_budget, quantized_kv_cost
 from shardhub.model.proof import Scenario, StageCut, prove_chain, trace_chain
 from shardhub.model.selfcheck import batches_alike
 from shardhub.model.stage import Stage
-from shardhub.protocol import StageFacts
+from shardhub.protocol import KvQuantization, StageFacts
 from shardhub.shard import Shard, join_adjacent
 
 # What a forward needs beside weights and KV: buffers of one chunk. Share of the budget that is kept free for it.
@@ -37,6 +39,8 @@ class LoadedStage:
         kv_budget_bytes: What is left for KV caches.
         kv_bytes: What a session of so many positions takes of it.
         can_batch: Whether sessions can run side by side: proven by graph, and tried with these weights.
+        is_published: Whether its shards' graphs are the published ones; else they were proven anew here.
+        rewind_limit: Most positions from which a session can go back.
     """
 
     stage: Stage
@@ -45,6 +49,8 @@ class LoadedStage:
     kv_budget_bytes: int
     kv_bytes: Callable[[int], int]
     can_batch: bool
+    is_published: bool
+    rewind_limit: int
 
 
 def load_stage(
@@ -52,6 +58,7 @@ def load_stage(
     *,
     context: int,
     budget_bytes: int | None = None,
+    kv: KvQuantization | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LoadedStage:
     """Load adjacent shards as one stage. Call it in the thread that will run the stage.
@@ -60,30 +67,33 @@ def load_stage(
         shards: Read by `read_shard`, any order.
         context: Positions at least one session must have room for.
         budget_bytes: Memory to stay within; the machine's own budget by default.
+        kv: How K and V are quantised.
         progress: Told what is being done.
 
     Raises:
         DoesNotFit: Weights and one session exceed the budget; nothing was loaded.
         IntegrityError: A weight file is not the one that was published; MLX saw none of its bytes.
         ProofFailed: Under this mlx and mlx-lm the stage would compute something else.
-        UnsupportedModel: mlx-lm cannot build the model.
+        UnsupportedModel: mlx-lm cannot build the model, or run it with quantised KV.
     """
     ordered = join_adjacent(shards)
     first, last = ordered[0].stage, ordered[-1].stage
     names = f"{ordered[0].name}" + (f" to {ordered[-1].name}" if len(ordered) > 1 else "")
     blueprint = Blueprint({k: v for k, v in ordered[0].config.items() if k != "shardhub"}, ordered[0].tensors)
     progress(f"checking the computation of {names}")
-    anatomy = examine(blueprint)
-    _check_documents(ordered, anatomy)
-    graph_hash = prove_loaded(blueprint, anatomy, ordered)
-    can_batch = prove_batched(blueprint, anatomy, ordered)
+    with telling_versions(ordered[0]):
+        anatomy = examine(blueprint)
+        _check_documents(ordered, anatomy)
+        graph_hash, is_published = prove_loaded(blueprint, anatomy, ordered)
+    # mlx-lm has no batched form of quantised KV.
+    can_batch = kv is None and prove_batched(blueprint, anatomy, ordered)
 
     crossings_in = tuple(crossing.name for crossing in first.crossings_in)
     crossings_out = tuple(crossing.name for crossing in last.crossings_out)
-    stage = Stage(blueprint.build(), anatomy, first.start, last.stop, crossings_in, crossings_out)
+    stage = Stage(blueprint.build(), anatomy, first.start, last.stop, crossings_in, crossings_out, kv=kv)
     weight_bytes = sum(ordered[0].tensors[name].size_bytes for name in _own_tensors(ordered))
     budget = memory_budget() if budget_bytes is None else budget_bytes
-    kv_bytes = kv_cost(stage)
+    kv_bytes = kv_cost(stage) if kv is None else quantized_kv_cost(stage)
     session_bytes = kv_bytes(context)
     usable = int(budget * (1 - _HEADROOM))
     if weight_bytes + session_bytes > usable:
@@ -118,6 +128,8 @@ def load_stage(
         hidden_size=_config_int(blueprint.config, "hidden_size", "d_model", "n_embd", "model_dim"),
         vocab_size=_config_int(blueprint.config, "vocab_size", "padded_vocab_size", "num_vocab"),
         crossings_in=first.crossings_in,
+        kv_bits=kv.bits if kv else 0,
+        kv_group_size=kv.group_size if kv else 0,
     )
     return LoadedStage(
         stage=stage,
@@ -126,19 +138,25 @@ def load_stage(
         kv_budget_bytes=max(0, usable - weight_bytes),
         kv_bytes=kv_bytes,
         can_batch=can_batch,
+        is_published=is_published,
+        rewind_limit=rewind_limit(stage.new_cache()),
     )
 
 
-def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard]) -> str:
-    """Show that the proof made at split time holds here, and return the graph hash of the (joined) stage.
+def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard]) -> tuple[str, bool]:
+    """Show that the proof made at split time holds here.
 
     Each shard's graph is hashed again under this process's mlx, mlx-lm and device; where it differs, whole and split
     are traced here. Shards joined to one stage are shown to compute what they compute one after the other.
+
+    Returns:
+        The graph hash of the (joined) stage, and whether all its shards' graphs are the published ones.
 
     Raises:
         ProofFailed: The stage does not compute here what its layers compute in the whole model.
     """
     cuts = [stage_cut_of(shard.stage) for shard in ordered]
+    is_published = True
     for shard, cut in zip(ordered, cuts, strict=True):
         published = shard.proof
         if (
@@ -147,15 +165,14 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
             and trace_chain(blueprint, anatomy, [cut]).hash() == published.graph_hash
         ):
             continue
+        is_published = False
         try:
             prove_chain(blueprint, anatomy, chain_around(cut, anatomy.num_layers))
         except ProofFailed as error:
-            made_by = f"mlx {published.mlx}, mlx-lm {published.mlx_lm}" if published else "an unknown version"
             raise ProofFailed(
                 f"{shard.folder.name} would compute something else here than in the whole model.",
-                why=f"It was split with {made_by}; here are mlx {version('mlx')} and mlx-lm {version('mlx-lm')}. "
-                f"{error.why}",
-                hint="Install the versions it was split with, or split it again with these.",
+                why=error.why,
+                hint="Get the shard again from its publisher, or split the model again.",
             ) from error
     joined = _joined(cuts)
     graph_hash = trace_chain(blueprint, anatomy, [joined]).hash()
@@ -165,7 +182,25 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
             why="As one they compute something else than one after the other.",
             hint="Serve them as separate nodes.",
         )
-    return graph_hash
+    return graph_hash, is_published
+
+
+@contextmanager
+def telling_versions(shard: Shard) -> Iterator[None]:
+    """Add to why a shard is refused here with which versions it was split, and which are here, where they differ."""
+    made, here = shard.proof, (version("mlx"), version("mlx-lm"))
+    try:
+        yield
+    except (UnsupportedModel, FormatError) as error:
+        if made is None or (made.mlx, made.mlx_lm) == here:
+            raise
+        raise type(error)(
+            error.what,
+            why=f"{shard.name} was split with mlx {made.mlx} and mlx-lm {made.mlx_lm}; "
+            f"here are mlx {here[0]} and mlx-lm {here[1]}. {error.why}".strip(),
+            hint=f"Install the versions it was split with (pip install mlx=={made.mlx} mlx-lm=={made.mlx_lm}), "
+            "or split the model again with these.",
+        ) from error
 
 
 def prove_batched(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard]) -> bool:
@@ -227,7 +262,7 @@ def _check_documents(ordered: Sequence[Shard], anatomy: Anatomy) -> None:
                     f"{shard.folder.name}: crossing {crossing.name} is not what the model hands on here.",
                     why=f"stage.json says {crossing.dtype} {list(crossing.shape)}, the model "
                     f"{anatomy.leaves.get(crossing.name)}.",
-                    hint="It was split with another version of mlx-lm: install that one, or split again.",
+                    hint="Get the shard again from its publisher, or split the model again.",
                 )
         names = [name for file in stage.weight_files for name in file.tensors]
         if unknown := [name for name in names if name not in shard.tensors]:

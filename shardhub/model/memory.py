@@ -16,11 +16,13 @@ import mlx.core as mx
 import psutil
 from mlx_lm.models import cache as caches
 
+from shardhub.errors import UnsupportedModel
 from shardhub.model.stage import Stage, cache_arrays
 from shardhub.model.tracing import unevaluated
 
 # Share of installed memory a process may take where the system names no working set: Apple's own figure for its GPU.
 _ASSUMED_SHARE = 0.75
+_PLAIN = "Leave out --kv-bits, or try another --kv-group-size."
 # A window's cache holds the window and the chunk that comes in; no chunk is larger.
 _LARGEST_CHUNK = 512
 
@@ -78,6 +80,25 @@ def kv_cost(stage: Stage) -> Callable[[int], int]:
     return kv_bytes
 
 
+def quantized_kv_cost(stage: Stage) -> Callable[[int], int]:
+    """The same of a stage whose K and V are quantised; shows that upstream's forward takes them so.
+
+    Raises:
+        UnsupportedModel: It does not, or has none to quantise.
+    """
+    name = stage.model.__class__.__module__.rpartition(".")[2]
+    refused = f"The KV cache of {name} cannot be quantised in layers {stage.start} to {stage.stop - 1}."
+    if not any(isinstance(entry, caches.QuantizedKVCache) for entry in stage.new_cache().owned):
+        raise UnsupportedModel(refused, why="mlx-lm has no quantised form of the caches these layers use.", hint=_PLAIN)
+    if stage.shares_kv:
+        raise UnsupportedModel(refused, why="Layers of other stages attend to the same keys and values.", hint=_PLAIN)
+    try:
+        return kv_cost(stage)
+    except Exception as error:  # upstream's forwards raise whatever they like
+        why = f"mlx-lm's forward does not take it: {str(error).partition(chr(10))[0][:200]}"
+        raise UnsupportedModel(refused, why=why, hint=_PLAIN) from error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Growth:
     """How one cache grows: `fixed_bytes`, and `position_bytes` for each position, in steps, up to a limit."""
@@ -107,6 +128,8 @@ def _held_bytes(entry: Any) -> int:
 def _growth(entry: Any, before: int, after: int, chunks: Sequence[int]) -> _Growth:
     """How a cache grows that held `before` bytes after the first chunk and `after` bytes after the second."""
     keys = getattr(entry, "keys", None)
+    if isinstance(entry, caches.QuantizedKVCache):
+        keys = entry.keys[0]
     if not isinstance(keys, mx.array):
         # State of a fixed size, or a class of its own that grows as it likes.
         return _Growth(fixed_bytes=before, position_bytes=max(0, after - before) / chunks[1])

@@ -12,7 +12,7 @@ from shardhub import __version__
 from shardhub.manifest import Proof
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.build import Blueprint
-from shardhub.model.load import chain_around, stage_cut_of
+from shardhub.model.load import chain_around, stage_cut_of, telling_versions
 from shardhub.model.proof import Scenario, prove_chain, trace_chain
 from shardhub.shard import Shard
 
@@ -55,6 +55,11 @@ def prove_again(shards: Sequence[Shard], *, is_whole: bool) -> list[ShardGraph]:
         ProofFailed: They compute something else.
         UnsupportedModel: mlx-lm cannot build or trace the model.
     """
+    with telling_versions(shards[0]):
+        return _prove_again(shards, is_whole=is_whole)
+
+
+def _prove_again(shards: Sequence[Shard], *, is_whole: bool) -> list[ShardGraph]:
     blueprint = open_blueprint(shards[0])
     anatomy = examine(blueprint)
     cuts = [stage_cut_of(shard.stage) for shard in shards]

@@ -14,6 +14,7 @@ from shardhub.errors import UnsupportedModel, WireError
 from shardhub.model import kv_replay, taps
 from shardhub.model.anatomy import Anatomy, forward, make_cache
 from shardhub.model.arrays import placeholder
+from shardhub.protocol import KvQuantization
 from shardhub.tensors import TensorSpec
 
 
@@ -44,6 +45,7 @@ class Stage:
         start, stop: Half-open range of layers.
         crossings_in: Names of what comes over the wire.
         crossings_out: Names of what goes on.
+        kv: How K and V of its own layers are quantised.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Stage:
         stop: int,
         crossings_in: Sequence[str],
         crossings_out: Sequence[str],
+        *,
+        kv: KvQuantization | None = None,
     ) -> None:
         self.model = model
         self.anatomy = anatomy
@@ -69,6 +73,7 @@ class Stage:
         self._shares = {
             layer: there for layer, there in kv_replay.replayed(self.crossings_out).items() if layer >= start
         }
+        self._kv = kv
         self._parts: dict[str, Any] = {}
         self._fetched: dict[str, mx.array] = {}
         self._incoming: Mapping[str, taps.Leaf] = {}
@@ -80,6 +85,11 @@ class Stage:
     def is_last(self) -> bool:
         return self.stop == self.anatomy.num_layers
 
+    @property
+    def shares_kv(self) -> bool:
+        """Whether its layers' K and V go to another stage, or another's come here."""
+        return bool(self._replays or self._shares)
+
     def new_cache(self) -> StageCache:
         """Empty caches for a sequence."""
         view: list[Any] = []
@@ -87,8 +97,9 @@ class Stage:
         ghosts: dict[Any, Any] = {}
         for slot, entry in enumerate(make_cache(self.model)):
             if slot in self._owned_slots or slot not in self._layer_slots:
-                owned.append(entry)
-                view.append(entry)
+                own = _quantized(entry, self._kv) if self._kv is not None and slot in self._owned_slots else entry
+                owned.append(own)
+                view.append(own)
             else:
                 view.append(ghosts.setdefault(_kind(entry), entry))
         return StageCache(view, owned, list(ghosts.values()))
@@ -189,6 +200,12 @@ class Stage:
         batch, length, total = self._shape
         shape = crossing.expected_shape(batch=batch, length=length, total=total)
         return placeholder(TensorSpec(dtype=crossing.dtype, shape=shape))
+
+
+def _quantized(entry: Any, kv: KvQuantization) -> Any:
+    """A cache that keeps K and V quantised, where mlx-lm has one for this kind; else the same."""
+    plain = type(entry) is caches.KVCache
+    return caches.QuantizedKVCache(group_size=kv.group_size, bits=kv.bits) if plain else entry
 
 
 def cache_arrays(entries: Sequence[Any]) -> list[mx.array]:

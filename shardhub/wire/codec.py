@@ -12,6 +12,8 @@ from shardhub.errors import UsageError, WireError, by_name
 from shardhub.manifest import MAX_STAGES, Crossing
 from shardhub.parameters import MAX_LOGIT_BIAS, SamplingParameters
 from shardhub.protocol import (
+    KV_BITS,
+    KV_GROUP_SIZES,
     Description,
     HopKind,
     Lane,
@@ -248,6 +250,8 @@ def description_message(description: Description) -> pb.DescribeReply:
             dtype=facts.dtype,
             hidden_size=facts.hidden_size,
             vocab_size=facts.vocab_size,
+            kv_bits=facts.kv_bits,
+            kv_group_size=facts.kv_group_size,
             crossings_in=[
                 pb.CrossingSpec(name=c.name, dtype=c.dtype, shape=[str(d) for d in c.shape]) for c in facts.crossings_in
             ],
@@ -270,6 +274,8 @@ def description_value(message: pb.DescribeReply) -> Description:
     stage = message.stage
     if len(stage.boundaries) != len(stage.stage_digests) + 1 or list(stage.boundaries) != sorted(set(stage.boundaries)):
         raise WireError("A node describes layer ranges that are none.")
+    if stage.kv_bits and (stage.kv_bits not in KV_BITS or stage.kv_group_size not in KV_GROUP_SIZES):
+        raise WireError(f"A node keeps K and V in {stage.kv_bits} bits, in groups of {stage.kv_group_size}.")
     try:
         crossings = tuple(
             Crossing(
@@ -293,6 +299,8 @@ def description_value(message: pb.DescribeReply) -> Description:
             hidden_size=stage.hidden_size,
             vocab_size=stage.vocab_size,
             crossings_in=crossings,
+            kv_bits=stage.kv_bits,
+            kv_group_size=stage.kv_group_size,
         ),
         limits=Limits(**{name: getattr(message.limits, name) for name in Limits.__slots__}),
         boot_id=message.boot_id,

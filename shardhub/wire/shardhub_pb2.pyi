@@ -79,7 +79,7 @@ class DescribeReply(_message.Message):
     def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ..., stage: _Optional[_Union[StageFacts, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., boot_id: _Optional[bytes] = ..., advertise: _Optional[_Iterable[str]] = ..., num_sessions: _Optional[int] = ..., host: _Optional[_Mapping[str, str]] = ..., load: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class StageFacts(_message.Message):
-    __slots__ = ("stage_digests", "boundaries", "num_layers", "config_digest", "graph_hash", "dtype", "hidden_size", "crossings_in", "vocab_size")
+    __slots__ = ("stage_digests", "boundaries", "num_layers", "config_digest", "graph_hash", "dtype", "hidden_size", "crossings_in", "vocab_size", "kv_bits", "kv_group_size")
     STAGE_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     BOUNDARIES_FIELD_NUMBER: _ClassVar[int]
     NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -89,6 +89,8 @@ class StageFacts(_message.Message):
     HIDDEN_SIZE_FIELD_NUMBER: _ClassVar[int]
     CROSSINGS_IN_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    KV_BITS_FIELD_NUMBER: _ClassVar[int]
+    KV_GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
     stage_digests: _containers.RepeatedScalarFieldContainer[str]
     boundaries: _containers.RepeatedScalarFieldContainer[int]
     num_layers: int
@@ -98,7 +100,9 @@ class StageFacts(_message.Message):
     hidden_size: int
     crossings_in: _containers.RepeatedCompositeFieldContainer[CrossingSpec]
     vocab_size: int
-    def __init__(self, stage_digests: _Optional[_Iterable[str]] = ..., boundaries: _Optional[_Iterable[int]] = ..., num_layers: _Optional[int] = ..., config_digest: _Optional[str] = ..., graph_hash: _Optional[str] = ..., dtype: _Optional[str] = ..., hidden_size: _Optional[int] = ..., crossings_in: _Optional[_Iterable[_Union[CrossingSpec, _Mapping]]] = ..., vocab_size: _Optional[int] = ...) -> None: ...
+    kv_bits: int
+    kv_group_size: int
+    def __init__(self, stage_digests: _Optional[_Iterable[str]] = ..., boundaries: _Optional[_Iterable[int]] = ..., num_layers: _Optional[int] = ..., config_digest: _Optional[str] = ..., graph_hash: _Optional[str] = ..., dtype: _Optional[str] = ..., hidden_size: _Optional[int] = ..., crossings_in: _Optional[_Iterable[_Union[CrossingSpec, _Mapping]]] = ..., vocab_size: _Optional[int] = ..., kv_bits: _Optional[int] = ..., kv_group_size: _Optional[int] = ...) -> None: ...
 
 class CrossingSpec(_message.Message):
     __slots__ = ("name", "dtype", "shape")
@@ -111,7 +115,7 @@ class CrossingSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_chunk", "max_rows", "queue_steps", "queue_bytes", "max_context", "max_sessions", "lease_s", "message_bytes")
+    __slots__ = ("max_chunk", "max_rows", "queue_steps", "queue_bytes", "max_context", "max_sessions", "lease_s", "message_bytes", "rewind_limit")
     MAX_CHUNK_FIELD_NUMBER: _ClassVar[int]
     MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +124,7 @@ class Limits(_message.Message):
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REWIND_LIMIT_FIELD_NUMBER: _ClassVar[int]
     max_chunk: int
     max_rows: int
     queue_steps: int
@@ -128,7 +133,8 @@ class Limits(_message.Message):
     max_sessions: int
     lease_s: float
     message_bytes: int
-    def __init__(self, max_chunk: _Optional[int] = ..., max_rows: _Optional[int] = ..., queue_steps: _Optional[int] = ..., queue_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_sessions: _Optional[int] = ..., lease_s: _Optional[float] = ..., message_bytes: _Optional[int] = ...) -> None: ...
+    rewind_limit: int
+    def __init__(self, max_chunk: _Optional[int] = ..., max_rows: _Optional[int] = ..., queue_steps: _Optional[int] = ..., queue_bytes: _Optional[int] = ..., max_context: _Optional[int] = ..., max_sessions: _Optional[int] = ..., lease_s: _Optional[float] = ..., message_bytes: _Optional[int] = ..., rewind_limit: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "repetition_context", "seed", "choice", "presence_penalty", "frequency_penalty", "logit_bias", "answer_start", "top_logprobs")

@@ -20,6 +20,7 @@ LIMITS = Limits(
     max_sessions=4,
     lease_s=30.0,
     message_bytes=1 << 20,
+    rewind_limit=128,
 )
 
 

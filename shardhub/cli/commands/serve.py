@@ -44,6 +44,10 @@ def serve(
     ] = None,
     context: Context = None,
     max_sessions: Annotated[int, typer.Option(help="Most sessions at once.", min=1)] = 16,
+    kv_bits: Annotated[
+        int | None, typer.Option(help="Keep K and V in 4 or 8 bits: more positions, other numbers, one row a step.")
+    ] = None,
+    kv_group_size: Annotated[int, typer.Option(help="Elements that share a scale: 32, 64 or 128.")] = 64,
     memory: Memory = None,
     shutdown_timeout: Annotated[float, typer.Option(help="Seconds a drain waits for sessions.", min=0)] = 30.0,
     metrics: Annotated[
@@ -72,6 +76,8 @@ def serve(
         peers=tuple(peers or ()),
         context=context,
         max_sessions=max_sessions,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
         memory=memory,
         shutdown_timeout_s=shutdown_timeout,
         allow_sleep=allow_sleep,
