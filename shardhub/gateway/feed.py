@@ -43,7 +43,6 @@ class Feed:
         self._number = 0
         self._events: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
         self._num_events = 0
-        self._before = (time.monotonic(), 0)
         self._closing = asyncio.Event()
         healer = service.head.scheduler.healer
         for past in healer.events:
@@ -126,15 +125,13 @@ class Feed:
 
     def _requests(self) -> dict[str, Any]:
         scheduler = self._service.head.scheduler
-        now, drawn = time.monotonic(), self._service.num_drawn
-        (then, before), self._before = self._before, (now, drawn)
         return {
             "answers": self._service.admission.num,
             "decoding": scheduler.num_decoding,
             "waiting": scheduler.num_waiting,
             "kept_prefixes": len(scheduler.prefixes),
-            "tokens": drawn,
-            "tokens_per_s": round((drawn - before) / max(1e-6, now - then), 2),
+            "tokens": self._service.num_drawn,
+            "tokens_per_s": round(self._service.rate.per_s, 2),
             "sent_bytes": scheduler.chain.sent_bytes,
             "received_bytes": scheduler.chain.received_bytes,
         }

@@ -17,6 +17,7 @@ from shardhub.chain.stream import Stream
 from shardhub.errors import ContextExceeded
 from shardhub.gateway.admission import Admission
 from shardhub.gateway.defaults import read_defaults
+from shardhub.gateway.rate import Rate
 from shardhub.gateway.reasoning import find_reasoning
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Body
@@ -56,6 +57,7 @@ class Service:
 
     Attributes:
         num_drawn: Tokens drawn so far.
+        rate: How many of them a second.
         vocab_size: Ids of prompts and biases are below it.
         tool_parser: How the model writes calls of tools; None if it does not know how.
     """
@@ -67,10 +69,12 @@ class Service:
         self.defaults = read_defaults(head.pipeline.folder)
         self.metrics = HeadMetrics(head.scheduler)
         self.num_drawn = 0
+        self.rate = Rate()
         counted = head.scheduler.on_drawn
 
         def drew(stream: Stream, num_tokens: int, seconds: float) -> None:
             self.num_drawn += num_tokens
+            self.rate.add(num_tokens)
             counted(stream, num_tokens, seconds)
 
         head.scheduler.on_drawn = drew
