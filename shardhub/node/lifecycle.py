@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -70,10 +71,12 @@ async def run_node(
     *,
     on_ready: Callable[[Engine, str], None],
     progress: Callable[[str], None] = lambda _: None,
+    end: Callable[[int], None] = os._exit,
 ) -> int:
     """Serve until SIGTERM or SIGINT, then drain.
 
     Args:
+        end: Ends the process when a signal comes while it loads.
         on_ready: Told once, with the engine and the address, when requests are answered.
 
     Returns:
@@ -111,11 +114,18 @@ async def run_node(
     await server.start()
     engine: Engine | None = None
     try:
-        loading = asyncio.get_running_loop().run_in_executor(
-            None, lambda: Engine.start(shards, engine_settings, progress=progress)
-        )
+
+        def load() -> Engine:
+            loaded = Engine.start(shards, engine_settings, progress=progress)
+            if stopping.is_asked:
+                loaded.stop()
+            return loaded
+
+        loading = asyncio.get_running_loop().run_in_executor(None, load)
         if await stopping.before(loading):
-            return stopping.exit_code  # nothing was served yet: end at once, whatever is being loaded
+            # Nothing was served yet: end at once. A thread that loads cannot be ended, and is not waited for.
+            end(stopping.exit_code)
+            return stopping.exit_code
         engine = loading.result()
         servicer.serve(engine)
         await _report(health, health_pb2.HealthCheckResponse.SERVING)
@@ -253,6 +263,10 @@ class _Stopping:
     @property
     def twice(self) -> bool:
         return self._count > 1
+
+    @property
+    def is_asked(self) -> bool:
+        return self._asked.is_set()
 
     async def wait(self) -> None:
         await self._asked.wait()
