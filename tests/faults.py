@@ -1,0 +1,534 @@
+"""Faults, what must happen, and the test that shows it: the table of docs/reliability.md is written from here.
+
+python -m tests.faults
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "reliability.md"
+
+# By group: the fault, what happens, and the test, which fails when the defence is taken out.
+FAULTS: dict[str, list[tuple[str, str, str]]] = {
+    "Nodes and the network between them": [
+        (
+            "node killed, first, middle or last, with a replica",
+            "the stream goes on, no token differs",
+            "tests/chain/test_recovery.py::test_killed_node_with_a_replica_changes_no_token",
+        ),
+        (
+            "node restarted empty at its address",
+            "the stream waits and goes on",
+            "tests/chain/test_recovery.py::test_node_that_comes_back_empty_goes_on",
+        ),
+        (
+            "node frozen",
+            "noticed by keepalive, replaced",
+            "tests/chain/test_recovery.py::test_frozen_node_is_noticed_and_replaced",
+        ),
+        (
+            "no other node in time",
+            "what was drawn, then an error that names the node; nothing left on the others",
+            "tests/chain/test_recovery.py::test_without_another_node_the_error_comes_in_time",
+        ),
+        (
+            "recovery turned off",
+            "the error at once",
+            "tests/chain/test_chain.py::test_killed_node_ends_the_answer_with_its_name",
+        ),
+        (
+            "random kills, freezes, partitions, resets and slow lines under traffic",
+            "all promises above",
+            "tests/soak/test_soak.py::test_streams_survive_random_faults",
+        ),
+        (
+            "compute thread stuck",
+            "unready, then the process ends with 70",
+            "tests/node/test_watchdog.py::test_stuck_thread_ends_the_node_with_its_own_code",
+        ),
+        (
+            "head gone",
+            "its sessions end with their lease",
+            "tests/chain/test_chain.py::test_a_head_that_is_gone_frees_its_sessions",
+        ),
+        ("SIGTERM", "drains, ends with 0", "tests/cli/test_cli.py::test_sigterm_drains_and_ends_with_zero"),
+        ("port in use", "refused, with its owner", "tests/cli/test_cli.py::test_port_in_use_is_refused"),
+        (
+            "node of another pipeline",
+            "refused before the first token",
+            "tests/chain/test_chain.py::test_node_of_another_pipeline_is_refused",
+        ),
+        (
+            "network cut in decode: reset, partition, one way only",
+            "the stream goes on, no token differs",
+            "tests/chain/test_partition.py::test_a_node_cut_off_in_decode_changes_no_token",
+        ),
+        (
+            "network cut in prefill",
+            "the stream goes on, no token differs",
+            "tests/chain/test_partition.py::test_a_node_cut_off_in_prefill_changes_no_token",
+        ),
+        (
+            "network cut at admission",
+            "the request is let in on the other nodes",
+            "tests/chain/test_partition.py::test_a_node_cut_off_at_admission_changes_no_token",
+        ),
+        (
+            "a draw lost on its way back, and the same node back at once",
+            "drawn again at its place, nothing runs twice",
+            "tests/chain/test_partition.py::test_a_draw_that_is_lost_on_its_way_back_is_drawn_again",
+        ),
+        (
+            "network cut while a request is given up",
+            "it ends soon, and is gone from the other nodes",
+            "tests/chain/test_partition.py::test_a_node_cut_off_at_the_end_holds_nobody_up",
+        ),
+        (
+            "network cut at connect",
+            "named in time",
+            "tests/chain/test_partition.py::test_a_node_cut_off_at_connect_is_named_in_time",
+        ),
+        (
+            "connections reset again and again",
+            "no token differs",
+            "tests/chain/test_partition.py::test_a_flapping_node_changes_no_token",
+        ),
+        (
+            "slow line, small pieces",
+            "slower; no node is given up",
+            "tests/chain/test_partition.py::test_a_slow_network_is_no_fault",
+        ),
+        (
+            "only the way between two nodes is cut",
+            "their steps go through the head",
+            "tests/chain/test_partition.py::test_neighbours_that_cannot_reach_each_other_go_by_the_head",
+        ),
+        (
+            "a probe of a neighbour fails",
+            "what runs goes on",
+            "tests/node/test_peers.py::test_a_failed_probe_silences_no_link",
+        ),
+        (
+            "node restarted at its address",
+            "reached at once, no step lost",
+            "tests/node/test_peers.py::test_a_node_that_came_back_is_reached_at_once",
+        ),
+        (
+            "the last node of a stage lost, its shard in the calling process",
+            "the calling process stands in",
+            "tests/chain/test_membership.py::test_the_calling_process_stands_in_for_a_node",
+        ),
+        (
+            "stream moved to another numeric class",
+            "told: continued, not bit-exact",
+            "tests/chain/test_numeric_class.py::test_a_move_to_another_numeric_class_is_told",
+        ),
+        (
+            "node joins under load",
+            "used for new work only",
+            "tests/chain/test_membership.py::test_a_node_that_joins_is_used_for_new_work",
+        ),
+        (
+            "node of another pipeline, or with shorter sessions, joins",
+            "refused, told once",
+            "tests/chain/test_membership.py::test_nodes_that_help_nobody_are_refused",
+        ),
+        (
+            "address changed",
+            "the new one is taken in from nodes.toml",
+            "tests/chain/test_membership.py::test_a_head_follows_the_list_of_its_nodes",
+        ),
+        (
+            "node's machine slept",
+            "noticed by a clock that counts sleep",
+            "tests/node/test_watchdog.py::test_a_machine_that_slept_says_so",
+        ),
+        (
+            "the same, seen from elsewhere",
+            "named in `status`",
+            "tests/cli/test_status.py::test_a_node_that_slept_is_named",
+        ),
+        (
+            "node gone, seen from elsewhere",
+            "a row in `status`",
+            "tests/cli/test_status.py::test_status_shows_a_node_that_is_gone_as_a_row",
+        ),
+        (
+            "SIGTERM while loading",
+            "ends at once",
+            "tests/node/test_lifecycle.py::test_sigterm_while_loading_ends_at_once",
+        ),
+        (
+            "node lost for good under a gateway's stream",
+            "an error event, no [DONE]",
+            "tests/gateway/test_lifecycle.py::test_a_node_lost_in_mid_stream_is_an_error_event",
+        ),
+    ],
+    "What comes over the wire": [
+        (
+            "unknown, replayed, gapped steps, old epochs, at random",
+            "refused, nothing changes",
+            "tests/engine/test_sessions_stateful.py::test_session_machine",
+        ),
+        (
+            "garbage on a node's port",
+            "the node goes on",
+            "tests/node/test_servicer.py::test_garbage_on_the_port_does_not_disturb",
+        ),
+        (
+            "tensors whose bytes and shape disagree",
+            "refused before an array exists",
+            "tests/wire/test_codec.py::test_tensors_that_lie_are_refused",
+        ),
+        ("random bytes as messages", "refused", "tests/wire/test_codec.py::test_random_bytes_never_break_the_decoder"),
+        (
+            "malformed steps",
+            "refused, nothing changes",
+            "tests/node/test_servicer.py::test_malformed_steps_are_refused_and_change_nothing",
+        ),
+        (
+            "NaN hidden states",
+            "the session ends, the node lives",
+            "tests/node/test_servicer.py::test_nan_hidden_states_end_the_session_and_not_the_node",
+        ),
+        ("message over the limit", "refused", "tests/node/test_servicer.py::test_message_beyond_the_limit_is_refused"),
+        (
+            "error texts with secrets",
+            "never told to a peer",
+            "tests/node/test_servicer.py::test_errors_tell_a_peer_nothing_but_their_own_texts",
+        ),
+        (
+            "steps out of place",
+            "refused, nothing changes",
+            "tests/node/test_servicer.py::test_steps_out_of_place_are_refused",
+        ),
+        ("impossible opens", "refused", "tests/node/test_servicer.py::test_opens_that_cannot_be_are_refused"),
+        (
+            "links that begin wrongly",
+            "refused",
+            "tests/node/test_servicer.py::test_links_that_begin_wrongly_are_refused",
+        ),
+        (
+            "more steps than a head's credit",
+            "refused",
+            "tests/engine/test_compute.py::test_an_owner_beyond_its_credit_is_refused",
+        ),
+    ],
+    "Certificates and signatures": [
+        (
+            "tampered manifest with `--require-signature`",
+            "refused, exit 3",
+            "tests/security/test_signatures.py::test_a_changed_manifest_is_refused",
+        ),
+        (
+            "unsigned manifest with `--require-signature`",
+            "refused, exit 3",
+            "tests/security/test_signatures.py::test_a_missing_signature_is_refused",
+        ),
+        (
+            "no certificate, a foreign one",
+            "refused before a payload is read",
+            "tests/node/test_tls.py::test_no_certificate_is_refused",
+        ),
+        ("expired certificate", "refused", "tests/node/test_tls.py::test_an_expired_head_is_refused"),
+        (
+            "revoked certificate",
+            "its live link is cut",
+            "tests/node/test_tls.py::test_a_revoked_head_is_cut_off_and_stays_out",
+        ),
+        (
+            "a foreign head",
+            "refused before a payload is read",
+            "tests/node/test_tls.py::test_a_foreign_head_is_refused",
+        ),
+        ("an expired node", "refused by the head", "tests/node/test_tls.py::test_an_expired_node_is_refused"),
+        (
+            "a node's certificate used to give orders",
+            "refused before a payload is read",
+            "tests/node/test_tls.py::test_a_node_gives_no_orders",
+        ),
+        (
+            "revoked node",
+            "its links are cut, its streams go elsewhere",
+            "tests/node/test_tls.py::test_a_revoked_node_is_left",
+        ),
+        (
+            "another node answers at a known address",
+            "refused",
+            "tests/node/test_tls.py::test_another_node_cannot_take_the_place_of_one_that_was_met",
+        ),
+        (
+            "listening or dialling off loopback without TLS",
+            "refused",
+            "tests/node/test_tls.py::test_nothing_is_sent_off_loopback_without_tls",
+        ),
+        ("a forged revocation list", "refused", "tests/node/test_tls.py::test_a_forged_list_does_not_pass_the_wire"),
+        ("an invitation used twice", "refused", "tests/security/test_joining.py::test_a_machine_joins_once"),
+        (
+            "somebody else answers in the authority's place",
+            "hears no secret",
+            "tests/security/test_joining.py::test_a_wrong_fingerprint_is_refused_before_the_secret_is_said",
+        ),
+        (
+            "certificate near its end",
+            "renewed without a restart",
+            "tests/node/test_tls.py::test_a_renewed_certificate_is_used_without_a_restart",
+        ),
+        (
+            "signature of another key",
+            "refused, exit 3",
+            "tests/security/test_signatures.py::test_another_key_is_refused",
+        ),
+    ],
+    "Weights, manifests, templates": [
+        (
+            "malformed safetensors",
+            "refused, MLX never sees them",
+            "tests/checkpoint/test_checkpoint.py::test_malformed_file_is_refused",
+        ),
+        (
+            "random damage to a weight file",
+            "found",
+            "tests/checkpoint/test_checkpoint.py::test_random_damage_never_passes_unnoticed",
+        ),
+        (
+            "flipped bit in a published weight file",
+            "refused at load",
+            "tests/checkpoint/test_checkpoint.py::test_gate_sees_a_flipped_bit",
+        ),
+        (
+            "truncated weight file",
+            "refused at load",
+            "tests/checkpoint/test_checkpoint.py::test_gate_sees_a_truncated_file",
+        ),
+        (
+            "missing, extra, misshapen tensors",
+            "refused, by name",
+            "tests/checkpoint/test_checkpoint.py::test_gate_lists_missing_and_extra_tensors",
+        ),
+        (
+            "NaN or infinite weights",
+            "refused with `--check-weights`",
+            "tests/splitting/test_check_weights.py::test_split_is_refused",
+        ),
+        (
+            "manifest with gaps, overlaps, hostile names",
+            "refused, by field",
+            "tests/test_manifest.py::test_bad_manifest_is_refused",
+        ),
+        ("manifest bytes of any kind", "refused soon", "tests/test_manifest.py::test_hostile_bytes_are_refused_soon"),
+        (
+            "config.json out of bounds",
+            "refused",
+            "tests/checkpoint/test_checkpoint.py::test_config_out_of_bounds_is_refused",
+        ),
+        (
+            "chat template that attempts code",
+            "refused",
+            "tests/text/test_template.py::test_template_that_attempts_code_is_refused",
+        ),
+        (
+            "chat template without bounds",
+            "ended, others unaffected",
+            "tests/text/test_template.py::test_template_without_bounds_is_ended",
+        ),
+        (
+            "chat template with endless output",
+            "capped",
+            "tests/text/test_template.py::test_template_output_is_capped_exactly",
+        ),
+        (
+            "hostile names in cards",
+            "data, not markup",
+            "tests/splitting/test_cards.py::test_hostile_values_are_data_in_a_pipeline_card",
+        ),
+        (
+            "disk full during a split",
+            "finished once there is room",
+            "tests/splitting/test_split.py::test_disk_full_in_the_middle",
+        ),
+        (
+            "split killed at any disk operation",
+            "finished by the next run",
+            "tests/splitting/test_split.py::test_kill_at_any_moment_loses_nothing",
+        ),
+        (
+            "shard of another model, same shapes",
+            "refused by its digest",
+            "tests/hub/test_fetch.py::test_shard_that_is_not_the_manifests_is_refused",
+        ),
+        (
+            "names that differ in case only",
+            "refused",
+            "tests/splitting/test_split.py::test_names_that_differ_in_case_only_are_refused",
+        ),
+        ("names that leave the cache", "refused", "tests/hub/test_cache.py::test_names_cannot_leave_the_cache"),
+        ("oversized tokenizer", "refused", "tests/splitting/test_split.py::test_oversized_tokenizer_is_refused"),
+        (
+            "broken chat template",
+            "an error with its own message",
+            "tests/text/test_template.py::test_broken_template_is_a_prompt_error",
+        ),
+        (
+            "manifest of a newer version",
+            "refused, with the version that reads it",
+            "tests/test_manifest.py::test_newer_version_names_what_reads_it",
+        ),
+    ],
+    "The Hub and the disk": [
+        ("code in a repo", "never fetched, never run", "tests/hub/test_fetch.py::test_code_is_never_fetched"),
+        (
+            "Hub offline, cache complete",
+            "starts from the cache",
+            "tests/hub/test_fetch.py::test_offline_start_from_the_cache",
+        ),
+        (
+            "Hub offline, cache incomplete",
+            "says which files, exit 5",
+            "tests/hub/test_fetch.py::test_offline_without_the_files",
+        ),
+        ("Hub busy", "asked again, within bounds", "tests/hub/test_fetch.py::test_busy_hub_is_asked_again"),
+        ("connection cut in a download", "resumed", "tests/hub/test_fetch.py::test_cut_connection_is_resumed"),
+        ("stalled download", "cut and resumed", "tests/hub/test_fetch.py::test_stalled_body_is_cut_and_resumed"),
+        ("server ignores ranges", "restarted right", "tests/hub/test_fetch.py::test_ignored_range_restarts_right"),
+        ("wrong length", "no file", "tests/hub/test_fetch.py::test_wrong_length_is_no_file"),
+        (
+            "flipped bit in transit, once and twice",
+            "fetched again; then corrupt",
+            "tests/hub/test_fetch.py::test_flipped_bit_twice_is_corrupt",
+        ),
+        (
+            "`main` moves during a fetch",
+            "nothing is mixed",
+            "tests/hub/test_fetch.py::test_main_that_moves_during_a_fetch_mixes_nothing",
+        ),
+        ("shard's repo gone", "named, exit 1", "tests/cli/test_hub_ids.py::test_shard_that_is_gone"),
+        (
+            "redirect to another host",
+            "the token stays with the Hub",
+            "tests/hub/test_fetch.py::test_token_stays_with_the_hub",
+        ),
+        ("login page instead of an answer", "said", "tests/hub/test_fetch.py::test_login_page_instead_of_an_answer"),
+        (
+            "push killed",
+            "finished by the next run",
+            "tests/hub/test_publish_faults.py::test_push_is_finished_after_a_kill",
+        ),
+        (
+            "two pushers",
+            "the later is told to run again",
+            "tests/hub/test_publish_faults.py::test_of_two_pushers_the_later_is_told_to_run_again",
+        ),
+        (
+            "disk full before and during a fetch",
+            "said, nothing half-made",
+            "tests/hub/test_fetch.py::test_disk_that_fills_up",
+        ),
+        (
+            "fetch killed",
+            "finished by the next run",
+            "tests/hub/test_fetch.py::test_kill_in_the_middle_is_finished_by_the_next_run",
+        ),
+        ("two processes fetch the same", "fetched once", "tests/hub/test_fetch.py::test_two_processes_fetch_once"),
+        ("read-only cache", "path and way out", "tests/hub/test_fetch.py::test_read_only_cache"),
+        ("link out of the cache", "refused", "tests/hub/test_fetch.py::test_link_out_of_the_cache_is_refused"),
+        ("secrets in messages", "none", "tests/cli/test_hub_ids.py::test_no_secret_in_messages"),
+        ("repo that needs a token", "refused, exit 4", "tests/hub/test_fetch.py::test_private_repo_without_token"),
+        (
+            "Hub that stays busy during a push",
+            "given up with a clear error",
+            "tests/hub/test_publish_faults.py::test_push_gives_up_on_a_hub_that_stays_busy",
+        ),
+        (
+            "Hub that says when to come back",
+            "waited for, a minute at most",
+            "tests/hub/test_fetch.py::test_retry_after_is_honoured_within_a_minute",
+        ),
+        ("stale partial files", "swept", "tests/hub/test_fetch.py::test_stale_partial_files_are_swept"),
+        ("blob lost from the cache", "fetched again", "tests/hub/test_fetch.py::test_lost_blob_is_fetched_again"),
+    ],
+    "Clients": [
+        (
+            "request given up",
+            "freed on every node within a step",
+            "tests/chain/test_chain.py::test_cancel_frees_the_session_on_every_node",
+        ),
+        (
+            "reader who does not read",
+            "the stream waits, others go on",
+            "tests/chain/test_scheduler.py::test_a_reader_who_does_not_read_holds_nobody_up",
+        ),
+        (
+            "more requests than sessions",
+            "they wait, tenants take turns, then 429",
+            "tests/chain/test_scheduler.py::test_requests_wait_for_room_and_tenants_take_turns",
+        ),
+        (
+            "KV memory full",
+            "parked sessions go, live ones never",
+            "tests/chain/test_scheduler.py::test_parked_sessions_make_room",
+        ),
+        (
+            "client of the gateway goes away",
+            "freed on every node",
+            "tests/gateway/test_lifecycle.py::test_a_client_that_goes_away_frees_everything",
+        ),
+        (
+            "client that waits goes away",
+            "makes room",
+            "tests/gateway/test_lifecycle.py::test_a_waiting_client_that_goes_away_makes_room",
+        ),
+        (
+            "body of unknown length",
+            "bounded",
+            "tests/gateway/test_requests.py::test_a_body_of_unknown_length_is_bounded",
+        ),
+        ("deep JSON", "refused", "tests/gateway/test_closed.py::test_depth_is_bounded"),
+        ("no or wrong key, on every route", "401", "tests/gateway/test_guard.py::test_no_route_answers_without_a_key"),
+        ("requests under another host's name", "403", "tests/gateway/test_guard.py::test_other_hosts_are_refused"),
+        (
+            "posts from other origins' pages",
+            "403",
+            "tests/gateway/test_guard.py::test_pages_of_other_origins_may_not_post",
+        ),
+        (
+            "stop strings, biases and numbers out of bounds",
+            "400, by name",
+            "tests/text/test_stops.py::test_stops_out_of_bounds_are_refused",
+        ),
+        (
+            "a grammar that fails",
+            "ends its own request only",
+            "tests/gateway/test_likelihoods.py::test_a_grammar_that_fails_ends_its_own_request",
+        ),
+        (
+            "SIGTERM of a gateway",
+            "answers on their way are finished",
+            "tests/gateway/test_lifecycle.py::test_a_drain_finishes_what_is_on_its_way",
+        ),
+    ],
+}
+
+_BEGIN, _END = "<!-- written by tests/faults.py -->", "<!-- until here -->"
+
+
+def tables() -> str:
+    """The tables, one for each group."""
+    parts = []
+    for group, rows in FAULTS.items():
+        lines = [f"| {fault} | {what} | `{test}` |" for fault, what, test in rows]
+        parts.append("\n".join([f"### {group}", "", "| fault | what happens | test |", "|---|---|---|", *lines]))
+    return "\n\n".join(parts)
+
+
+def written(text: str) -> str:
+    """A document with the tables between its two marks as they are now."""
+    pattern = re.compile(f"{re.escape(_BEGIN)}.*{re.escape(_END)}", re.DOTALL)
+    assert pattern.search(text), "the document has no place for the tables"
+    return pattern.sub(lambda _: f"{_BEGIN}\n\n{tables()}\n\n{_END}", text)
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(written(DOCUMENT.read_text()))
