@@ -76,6 +76,7 @@ def shard_card(
     fields: Mapping[str, Value],
     stages: Sequence[StageSummary],
     numbers: Numbers = UNMEASURED,
+    num_computed: int = 0,
     on_hub: bool = False,
 ) -> str:
     """README.md of a shard. It names no base model: a shard is not a model of its own on the Hub.
@@ -87,11 +88,13 @@ def shard_card(
         fields: From `source_fields`.
         stages: All stages of the cut.
         numbers: What is known of the stages' numbers.
+        num_computed: Tensors that are not the source's as they are.
         on_hub: Whether names are repos, which a card may link to.
     """
     return _render(
         "shard.md.j2",
         numbers=parity_line(numbers),
+        weights=_weights_text(num_computed),
         on_hub=on_hub,
         name=stages[hint.index].name,
         index=hint.index,
@@ -116,6 +119,7 @@ def pipeline_card(
     stages: Sequence[StageSummary],
     proof: Proof | None = None,
     numbers: Numbers = UNMEASURED,
+    num_computed: int = 0,
     on_hub: bool = False,
 ) -> str:
     """README.md of a pipeline; the base model is the source's repo, or what the source's own card names.
@@ -128,6 +132,7 @@ def pipeline_card(
         stages: All stages of the cut.
         proof: One stage's, for what it was made with; None if the stages were not proven.
         numbers: What is known of the stages' numbers.
+        num_computed: Tensors that are not the source's as they are.
         on_hub: Whether names are repos, which a card may link to.
     """
     joined: dict[str, Value] = {"pipeline_tag": _PIPELINE_TAG, **fields}
@@ -147,6 +152,7 @@ def pipeline_card(
         pipeline_id=manifest.pipeline_id,
         proof=proof,
         numbers=parity_line(numbers),
+        weights=_weights_text(num_computed),
         on_hub=on_hub,
         front_matter=front_matter(joined),
     )
@@ -195,6 +201,14 @@ def _render(template: str, **values: Any) -> str:
     environment.filters["gb"] = lambda size: f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"
     environment.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     return environment.get_template(template).render(values)
+
+
+def _weights_text(num_computed: int) -> str:
+    text = "The weights are those of the source, byte for byte"
+    if not num_computed:
+        return text
+    tensors = "1 tensor is" if num_computed == 1 else f"{num_computed} tensors are"
+    return f"{text}, but {tensors} what mlx-lm makes of the source's when it loads it"
 
 
 def _link(name: str, on_hub: bool) -> str:

@@ -40,6 +40,7 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
     weight_map = {name: file.name for file in stage.weight_files for name in file.tensors}
     index = {"metadata": {"total_size": shard.tensor_bytes}, "weight_map": weight_map}
     fields = source_fields(job.checkpoint.folder)
+    computed = job.contents.computed.specs if job.contents.computed is not None else {}
     card = shard_card(
         stage,
         hint,
@@ -47,6 +48,7 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
         fields=fields,
         stages=_summaries(job),
         numbers=job.numbers,
+        num_computed=sum(name in computed for file in stage.weight_files for name in file.tensors),
         on_hub=job.namespace is not None,
     )
     files = {
@@ -76,6 +78,7 @@ def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
         stages=_summaries(job),
         proof=job.proof(job.shards[0], manifest.stages[0].digest),
         numbers=job.numbers,
+        num_computed=len(job.contents.computed.specs) if job.contents.computed is not None else 0,
         on_hub=job.namespace is not None,
     )
     files = {**licence_files(job.checkpoint.folder), MANIFEST_FILE: encode(manifest), CARD_FILE: card.encode()}

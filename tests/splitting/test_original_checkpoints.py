@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -87,6 +88,22 @@ def test_weight_files_are_the_same_in_every_cut(name: str, tmp_path: Path) -> No
         for shard in _split(model, tmp_path / f"out-{len(cuts)}", cuts).shards:
             for path in shard.folder.glob("*.safetensors"):
                 assert seen.setdefault(path.name, path.read_bytes()) == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_cards_tell_copied_tensors_from_computed_ones(name: str, tmp_path: Path) -> None:
+    """A card claims the source's very bytes only of what was copied."""
+    result = _split(originals.write(name, tmp_path / "model"), tmp_path / "out")
+    num_computed = 0
+    for folder in (*(shard.folder for shard in result.shards), result.pipeline):
+        last = (folder / "README.md").read_text().rstrip().splitlines()[-1]
+        found = re.search(r"byte for byte, but (\d+) tensors are what mlx-lm makes", last)
+        assert "byte for byte" in last
+        assert bool(found) == originals.ORIGINALS[name].is_computed
+        if found and folder != result.pipeline:
+            num_computed += int(found[1])
+        elif found:
+            assert int(found[1]) == num_computed > 0
 
 
 def test_shards_one_by_one_make_the_same_pipeline(model: Path, tmp_path: Path) -> None:
