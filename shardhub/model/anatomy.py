@@ -14,7 +14,7 @@ from shardhub.errors import ShardhubError, UnsupportedModel
 from shardhub.manifest import Crossing
 from shardhub.model import kv_replay, taps
 from shardhub.model.arrays import dtype_name, placeholder
-from shardhub.model.build import Blueprint
+from shardhub.model.build import Blueprint, module_layers
 from shardhub.model.tracing import unevaluated
 from shardhub.tensors import TensorSpec
 
@@ -73,9 +73,11 @@ def examine(blueprint: Blueprint) -> Anatomy:
     """Run the whole model lazily on placeholders and note what passes at each layer.
 
     Raises:
-        UnsupportedModel: Layers are not each called exactly once in order, or hand on what cannot cross a cut.
+        UnsupportedModel: It has no layers, they are not each called exactly once in order, or hand on what cannot cross
+            a cut.
     """
     model = blueprint.build()
+    module_layers(model)  # upstream makes no caches without them either
     cache = make_cache(model)
     chunks = (_widest_window(cache) + 3, 5, 1, 1)
     steps: list[list[taps.Record]] = []

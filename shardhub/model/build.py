@@ -14,6 +14,11 @@ from shardhub.errors import UnsupportedModel
 from shardhub.model.arrays import dtype_name, placeholder
 from shardhub.tensors import TensorSpec
 
+# Hint where a model cannot be cut.
+RUN_WHOLE = "Run it whole, on one machine that holds it: mlx_lm.generate --model MODEL"
+# What disagrees with its own config.json was not published so.
+_GET_AGAIN = "mlx-lm refuses such a checkpoint too: get it again, or a conversion of it that mlx-lm loads."
+
 
 class Blueprint:
     """All that is needed to build a model's object: its config and the headers of all its tensors.
@@ -56,9 +61,9 @@ def module_layers(model: nn.Module) -> list[nn.Module]:
     """
     layers = list(getattr(model, "layers", None) or [])
     if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
-        raise UnsupportedModel(f"{type(model).__module__} has no list of layers to cut.")
+        raise UnsupportedModel(f"{type(model).__module__} has no list of layers to cut.", hint=RUN_WHOLE)
     if len({id(layer) for layer in layers}) != len(layers):
-        raise UnsupportedModel(f"{type(model).__module__} uses one layer object at several positions.")
+        raise UnsupportedModel(f"{type(model).__module__} uses one layer object at several positions.", hint=RUN_WHOLE)
     return layers
 
 
@@ -103,7 +108,9 @@ def instantiate(config: Mapping[str, Any]) -> nn.Module:
             )
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
-        raise UnsupportedModel("config.json has no model_type.")
+        raise UnsupportedModel(
+            "config.json has no model_type.", hint="Get config.json again from the model's publisher."
+        )
     try:
         model_class, args_class = _get_classes(config=dict(config))
     except ValueError as error:
@@ -114,7 +121,9 @@ def instantiate(config: Mapping[str, Any]) -> nn.Module:
         model: nn.Module = model_class(args_class.from_dict(_decode_tagged_floats(dict(config))))
     except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, NotImplementedError) as error:
         raise UnsupportedModel(
-            f"mlx-lm cannot build {model_type!r} from this config.json.", why=f"{type(error).__name__}: {error}."
+            f"mlx-lm cannot build {model_type!r} from this config.json.",
+            why=_reason(error),
+            hint="Get config.json again from the model's publisher; a later mlx-lm may read it, too.",
         ) from error
     return model
 
@@ -171,9 +180,15 @@ def _quantize(model: nn.Module, config: Mapping[str, Any], weights: Mapping[str,
             mode=quantization.get("mode", "affine"),
             class_predicate=predicate,
         )
-    except (KeyError, ValueError, TypeError) as error:
+    except KeyError as error:
         raise UnsupportedModel(
-            "config.json's quantization and the tensors disagree.", why=f"{type(error).__name__}: {error}."
+            "The checkpoint's tensors are not those its config.json describes.",
+            why=f"Missing: {error.args[0]}, whose scales are there.",
+            hint=_GET_AGAIN,
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise UnsupportedModel(
+            "config.json and the quantised tensors disagree.", why=_reason(error), hint=_GET_AGAIN
         ) from error
 
 
@@ -185,14 +200,19 @@ def _check_names(parameters: Mapping[str, mx.array], weights: Mapping[str, mx.ar
             "The checkpoint's tensors are not those its config.json describes.",
             why=f"Missing: {', '.join(missing[:3]) or 'none'} ({len(missing)}); "
             f"not in the model: {', '.join(extra[:3]) or 'none'} ({len(extra)}).",
-            hint="mlx-lm refuses such a checkpoint too: get it again, or a conversion of it that mlx-lm loads.",
+            hint=_GET_AGAIN,
         )
     for name, array in parameters.items():
         if array.shape != weights[name].shape:
             raise UnsupportedModel(
                 f"Tensor {name} has another shape than config.json describes.",
                 why=f"The checkpoint has {list(weights[name].shape)}, the config {list(array.shape)}.",
+                hint=_GET_AGAIN,
             )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).rstrip('.')}."
 
 
 def spec_of(array: mx.array) -> TensorSpec:

@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 
 from shardhub import __version__
-from shardhub.errors import UnsupportedModel
+from shardhub.errors import ProofFailed, UnsupportedModel
 from shardhub.model.anatomy import Anatomy, examine
-from shardhub.model.build import Blueprint, hidden_dtype, layer_of_tensors
+from shardhub.model.build import RUN_WHOLE, Blueprint, hidden_dtype, layer_of_tensors
 from shardhub.model.conversion import Conversion
 from shardhub.model.cuts import cut_facts
 from shardhub.model.proof import Scenario, StageCut, prove_chain, trace_chain
@@ -37,10 +37,10 @@ class Dissection:
         self.conversion = Conversion(config, stored)
         self.blueprint = Blueprint(config, self.conversion.tensors)
         self.blueprint.build()
-        known = ["its tensors are those config.json describes"]
-        with _knowing(known):
+        self._known = ["its tensors are those config.json describes"]
+        with _knowing(self._known):
             self.anatomy: Anatomy = examine(self.blueprint)
-            known.append(f"each of its {self.anatomy.num_layers} layers is run exactly once, in order")
+            self._known.append(f"each of its {self.anatomy.num_layers} layers is run exactly once, in order")
             self._needs: Needs = find_needs(self.blueprint, self.anatomy)
 
     def model(self) -> ModelContents:
@@ -74,7 +74,8 @@ class Dissection:
             UnsupportedModel: A cut is impossible.
         """
         cuts = [stage_cut(start, stop, self.anatomy, self._needs) for start, stop in ranges]
-        prove_chain(self.blueprint, self.anatomy, cuts)
+        with _knowing(self._known):
+            prove_chain(self.blueprint, self.anatomy, cuts)
         return cuts
 
     def batch_refusal(self, cuts: Sequence[StageCut]) -> str | None:
@@ -93,19 +94,20 @@ class Dissection:
         """
         cuts = self.prove(ranges)
         batches = self.batch_refusal(cuts) is None
-        return [
-            StageContents(
-                start=cut.start,
-                stop=cut.stop,
-                tensors=tuple(sorted(stage_tensors(cut.start, cut.stop, self.anatomy, self._needs))),
-                crossings_in=describe(cut.crossings_in, self.anatomy),
-                crossings_out=describe(cut.crossings_out, self.anatomy),
-                graph_hash=self._trace(cut),
-                batched_graph_hash=self._trace(cut, Scenario.MERGED) if batches else None,
-                proof_chunks=self.anatomy.chunks,
-            )
-            for cut in cuts
-        ]
+        with _knowing(self._known):
+            return [self._contents(cut, batches=batches) for cut in cuts]
+
+    def _contents(self, cut: StageCut, *, batches: bool) -> StageContents:
+        return StageContents(
+            start=cut.start,
+            stop=cut.stop,
+            tensors=tuple(sorted(stage_tensors(cut.start, cut.stop, self.anatomy, self._needs))),
+            crossings_in=describe(cut.crossings_in, self.anatomy),
+            crossings_out=describe(cut.crossings_out, self.anatomy),
+            graph_hash=self._trace(cut),
+            batched_graph_hash=self._trace(cut, Scenario.MERGED) if batches else None,
+            proof_chunks=self.anatomy.chunks,
+        )
 
     def _trace(self, cut: StageCut, scenario: Scenario = Scenario.ALONE) -> str:
         return trace_chain(self.blueprint, self.anatomy, [cut], scenario).hash()
@@ -116,9 +118,11 @@ def _knowing(facts: Sequence[str]) -> Iterator[None]:
     """Add to why a model cannot be split what was found to be right with it, and a way to run it all the same."""
     try:
         yield
+    except ProofFailed:
+        raise
     except UnsupportedModel as error:
         raise type(error)(
             error.what,
             why=f"{error.why} What is right with it: {'; '.join(facts)}.".strip(),
-            hint=error.hint or "Run it whole, on one machine that holds it: mlx_lm.generate --model MODEL",
+            hint=error.hint or RUN_WHOLE,
         ) from error

@@ -76,6 +76,17 @@ def test_refusal_says_what_is_right_with_the_model() -> None:
     assert caught.value.hint
 
 
+def test_missing_tensor_beside_its_scales_is_named() -> None:
+    """Where a quantised tensor is missing, its name is told, not how upstream stumbled over it."""
+    config = {**tiny.config("llama"), "quantization": {"group_size": 32, "bits": 4}}
+    headers = public.headers(config)
+    del headers["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(UnsupportedModel) as caught:
+        Dissection(config, headers)
+    assert "Missing: model.layers.1.mlp.up_proj.weight" in caught.value.why
+    assert caught.value.hint
+
+
 def test_tensors_that_disagree_are_refused_before_anything_is_said_to_be_right() -> None:
     """A missing tensor is named, and no fact is claimed."""
     config = tiny.config("llama")

@@ -1,0 +1,188 @@
+"""Model modules that nobody has seen: cut by the same mechanism, or refused with a reason; never wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+from mlx.utils import tree_flatten
+
+from shardhub.errors import ProofFailed, UnsupportedModel
+from shardhub.model.build import spec_of
+from shardhub.model.dissection import Dissection
+from tests.architectures.matrix import (
+    BATCHES,
+    Specimen,
+    boundaries,
+    difference,
+    random_model,
+    reference,
+    run,
+    token_ids,
+)
+
+NAME = "unseen"
+CONFIG: dict[str, Any] = {"model_type": NAME, "hidden_size": 64, "num_hidden_layers": 6, "vocab_size": 96}
+# A module in mlx-lm's style. {BEFORE} runs in a layer before attention, {OUT} is what it returns, {LOOP} runs the
+# layers, which are in {LAYERS}.
+SOURCE = """
+from dataclasses import dataclass
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import BaseModelArgs, create_attention_mask, scaled_dot_product_attention
+
+@dataclass
+class ModelArgs(BaseModelArgs):
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    vocab_size: int
+
+class Layer(nn.Module):
+    def __init__(self, size, index):
+        super().__init__()
+        self.index = index
+        self.qkv = nn.Linear(size, 3 * size, bias=False)
+        self.out = nn.Linear(size, size, bias=False)
+        self.norm = nn.RMSNorm(size)
+        self.rope = nn.RoPE(16)
+
+    def __call__(self, x, mask, cache, shared=None):
+        {BEFORE}
+        B, L, D = x.shape
+        parts = mx.split(self.qkv(self.norm(x)), 3, axis=-1)
+        q, k, v = [part.reshape(B, L, 4, 16).transpose(0, 2, 1, 3) for part in parts]
+        q, k = self.rope(q, offset=cache.offset), self.rope(k, offset=cache.offset)
+        k, v = cache.update_and_fetch(k, v)
+        attended = scaled_dot_product_attention(q, k, v, cache=cache, scale=0.25, mask=mask)
+        x = x + self.out(attended.transpose(0, 2, 1, 3).reshape(B, L, D))
+        return {OUT}
+
+class Model(nn.Module):
+    def __init__(self, args):
+        super().__init__()
+        self.args = args
+        self.embed = nn.Embedding(args.vocab_size, args.hidden_size)
+        self.{LAYERS} = [Layer(args.hidden_size, index) for index in range(args.num_hidden_layers)]
+        self.head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
+
+    def __call__(self, inputs, cache):
+        layers = self.{LAYERS}
+        h = self.embed(inputs)
+        mask = create_attention_mask(h, cache[0])
+        {LOOP}
+        return self.head(h)
+"""
+PLAIN = {
+    "BEFORE": "pass",
+    "OUT": "x",
+    "LAYERS": "layers",
+    "LOOP": "for layer, c in zip(layers, cache): h = layer(h, mask, c)",
+}
+EXACT = {
+    "plain": {},
+    "outputs of the first half are added in the second": {
+        "LOOP": """kept = []
+        for i, (layer, c) in enumerate(zip(layers, cache)):
+            h = layer(h if i < 3 else h + kept.pop(), mask, c)
+            kept += [h] * (i < 3)"""
+    },
+    "a dict is handed on": {
+        "OUT": '{"h": x, "attended": attended.sum(axis=1)}',
+        "LOOP": """for layer, c in zip(layers, cache):
+            out = layer(h, mask, c)
+            h = out["h"] + out["attended"].mean(axis=-1, keepdims=True)""",
+    },
+    "a list in a dict argument grows by layer": {
+        "BEFORE": 'shared["seen"] = [*shared.get("seen", ()), x]; x = x + 0.1 * sum(shared["seen"])',
+        "LOOP": """shared = {}
+        for layer, c in zip(layers, cache): h = layer(h, mask, c, shared)""",
+    },
+    "layers run side by side in pairs": {
+        "LOOP": """for i in range(0, 6, 2):
+            h = layers[i](h, mask, cache[i]) + layers[i + 1](h, mask, cache[i + 1])"""
+    },
+    "positions scale the embedding": {
+        "LOOP": """h = h * (1 + 0.01 * cache[0].offset)
+        for layer, c in zip(layers, cache): h = layer(h, mask, c)"""
+    },
+}
+REFUSED = {
+    "the values decide": (
+        {"BEFORE": "x = x * (1 + (x.sum().item() > 0))"},
+        UnsupportedModel,
+        "cannot be traced",
+    ),
+    "noise is added": ({"BEFORE": "x = x + mx.random.normal(x.shape)"}, ProofFailed, "something else"),
+    "layers talk past their outputs": (
+        {"BEFORE": "Layer.first = x if self.index == 0 else Layer.first; x = x + Layer.first"},
+        UnsupportedModel,
+        "cannot be traced",
+    ),
+    "a later layer's cache is asked": (
+        {"LOOP": "for layer, c in zip(layers, cache): h = layer(h * (1 + 0.01 * cache[3].offset), mask, c)"},
+        ProofFailed,
+        "something else",
+    ),
+    "the layers run backwards": (
+        {"LOOP": "for layer, c in zip(layers[::-1], cache): h = layer(h, mask, c)"},
+        UnsupportedModel,
+        "in order",
+    ),
+    "a layer is left out in single steps": (
+        {"LOOP": "for layer, c in zip(layers[: 6 - (inputs.shape[1] == 1)], cache): h = layer(h, mask, c)"},
+        UnsupportedModel,
+        "in order",
+    ),
+    "the layers have another name": ({"LAYERS": "blocks"}, UnsupportedModel, "no list of layers"),
+    "a generator is handed on": (
+        {"OUT": "iter([x])", "LOOP": "for layer, c in zip(layers, cache): h = next(layer(h, mask, c))"},
+        UnsupportedModel,
+        "cannot cross a cut",
+    ),
+}
+
+
+@pytest.fixture
+def unseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """Puts a module with these differences from the plain one where mlx-lm's registry looks."""
+
+    def put(changes: dict[str, str]) -> None:
+        text = SOURCE
+        for place, code in {**PLAIN, **changes}.items():
+            text = text.replace(f"{{{place}}}", code)
+        module = ModuleType(f"mlx_lm.models.{NAME}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(text, f"{NAME}.py", "exec"), vars(module))
+
+    return put
+
+
+@pytest.mark.parametrize("case", list(EXACT))
+def test_unseen_module_is_exact_at_every_boundary(case: str, unseen: Callable[[dict[str, str]], None]) -> None:
+    """Nothing in the mechanism knows an architecture: what these hand on is found, proven, and exact."""
+    unseen(EXACT[case])
+    specimen = Specimen(CONFIG)
+    expected = {batch: reference(specimen, batch) for batch in BATCHES}
+    for positions in boundaries(specimen):
+        assert specimen.is_proven(positions), positions
+        chain = specimen.chain(positions)
+        for batch in BATCHES:
+            assert difference(run(chain, token_ids(batch)), expected[batch]) == 0, (positions, batch)
+
+
+@pytest.mark.parametrize("case", list(REFUSED))
+def test_unseen_module_that_is_no_chain_is_refused(case: str, unseen: Callable[[dict[str, str]], None]) -> None:
+    """With an error of our own, a reason and a way out; no stage is described."""
+    changes, error, said = REFUSED[case]
+    unseen(changes)
+    headers = {name: spec_of(array) for name, array in tree_flatten(random_model(CONFIG).parameters())}
+    with pytest.raises(error, match=said) as refused:
+        Dissection(CONFIG, headers).stages([(0, 2), (2, 4), (4, 6)])
+    assert refused.value.why
+    assert refused.value.hint
+    if error is UnsupportedModel:
+        assert "What is right with it: its tensors are those config.json describes" in refused.value.why
