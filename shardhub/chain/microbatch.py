@@ -37,6 +37,7 @@ class Microbatch:
         path: Path,
         *,
         give_away: Callable[[Microbatch], Stream | None],
+        come_back: Callable[[Stream], None],
         ended: Callable[[Microbatch], None],
     ) -> None:
         self.path = path
@@ -44,6 +45,7 @@ class Microbatch:
         self._chain = chain
         self._joining: list[Stream] = []
         self._give_away = give_away
+        self._come_back = come_back
         self._ended = ended
         self._task: asyncio.Task[None] | None = None
 
@@ -121,6 +123,6 @@ class Microbatch:
 
         def drained() -> None:
             stream.on_drained = lambda: None
-            self.join(stream)
+            self._come_back(stream)  # this one may have ended meanwhile
 
         stream.on_drained = drained

@@ -351,7 +351,13 @@ class Scheduler:
         return min(fitting, key=len)
 
     def _new_microbatch(self, path: Path) -> Microbatch:
-        microbatch = Microbatch(self.chain, path, give_away=self._give_away, ended=self._microbatches.remove)
+        microbatch = Microbatch(
+            self.chain,
+            path,
+            give_away=self._give_away,
+            come_back=lambda stream: self._place(stream).join(stream),
+            ended=self._microbatches.remove,
+        )
         self._microbatches.append(microbatch)
         return microbatch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from contextlib import asynccontextmanager
 
@@ -225,9 +226,11 @@ def test_room_that_does_not_come_is_said(llama) -> None:
 
 
 def test_a_reader_who_does_not_read_holds_nobody_up(llama) -> None:
-    """A stream nobody reads stops taking steps; others go on, and it goes on when it is read."""
+    """A stream nobody reads stops taking steps; others and, once it is read, it go on; no task breaks over it."""
+    broken = []
 
     async def run():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: broken.append(context))
         async with scheduler_of(llama) as (scheduler, _):
             lazy = scheduler.submit(request(0, max_tokens=MAX_UNREAD + 20))
 
@@ -238,8 +241,11 @@ def test_a_reader_who_does_not_read_holds_nobody_up(llama) -> None:
             assert len(await tokens_of(scheduler, request(1))) == NUM_TOKENS
             assert lazy.num_generated < MAX_UNREAD + 20
             assert len([token async for token in lazy]) == MAX_UNREAD + 20
+            await lazy.ended.wait()
+            gc.collect()  # a task that failed unseen tells then
 
     asyncio.run(run())
+    assert not [context for context in broken if "Task exception" in context["message"]]
 
 
 def test_impossible_requests_are_refused_at_once(llama) -> None:
