@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,10 @@ from shardhub.cli.verify_target import EXIT_DIFFERENT, Target, open_target
 from shardhub.errors import UsageError
 from shardhub.parameters import MAX_SEED
 from shardhub.shard import Shard
+from shardhub.splitting.contents import ModelContents
+
+# Differing tensors that are printed.
+_DIFFERENCES_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +72,21 @@ def verify_source(pipeline: str, options: SourceOptions, *, as_json: bool) -> in
 
     contents = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()}).model()
     computed = {} if contents.computed is None else contents.computed.specs
-    chosen = [tensor for tensor in own if tensor.name not in computed]
+    # Computing one may take every weight file, which ranges of a repo do not give.
+    is_whole = options.source_folder is not None
+    chosen = own if is_whole else [tensor for tensor in own if tensor.name not in computed]
     if len(chosen) < len(own):
-        note(f"{len(own) - len(chosen)} tensors are computed of the source's, not copied, and are not compared")
+        note(
+            f"{len(own) - len(chosen)} tensors are computed of the source's, not copied, and are not compared: "
+            "--source-folder DIR with the model's files computes and compares them"
+        )
     seed = None
     if options.num_tensors is not None and options.num_tensors < len(chosen):
         seed = secrets.randbelow(MAX_SEED) if options.seed is None else options.seed
         picked = set(random.Random(seed).sample(range(len(chosen)), options.num_tensors))  # noqa: S311 - no secret
         chosen = [tensor for index, tensor in enumerate(chosen) if index in picked]
         note(f"drawn with --seed {seed}")
-    different = _compare(chosen, checkpoint, contents.stored_names)
+    different = _compare(chosen, checkpoint, contents)
     size = sum(tensor.size_bytes for tensor in chosen)
     if as_json:
         result = {
@@ -93,8 +102,10 @@ def verify_source(pipeline: str, options: SourceOptions, *, as_json: bool) -> in
         }
         print(json.dumps(result))
     else:
-        for one in different:
+        for one in different[:_DIFFERENCES_SHOWN]:
             print(f"MISMATCH  {one.name}: {one.why}")
+        if len(different) > _DIFFERENCES_SHOWN:
+            print(f"MISMATCH  {len(different) - _DIFFERENCES_SHOWN} more; --json names them all")
         verdict = f"{len(different)} of them DIFFER" if different else "all are the source's, byte for byte"
         print(f"{len(chosen)} of {len(own)} tensors ({size / 1e9:.3f} GB) compared with {checkpoint.where}: {verdict}")
     return EXIT_DIFFERENT if different else 0
@@ -123,22 +134,59 @@ def _tensors(shards: dict[int, Shard]) -> list[_Own]:
     ]
 
 
-def _compare(chosen: list[_Own], checkpoint: Checkpoint, stored_names: Mapping[str, str]) -> list[Difference]:
+def _compare(chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents) -> list[Difference]:
     different: list[Difference] = []
+    made = _computed(chosen, checkpoint, contents)
     total, done, show = sum(tensor.size_bytes for tensor in chosen), 0, bytes_progress()
     here, there = _Opened(lambda name: FileSource(Path(name))), _Opened(checkpoint.open_file)
     with closing(here), closing(there):
         for tensor in chosen:
-            other = checkpoint.tensors.get(stored_names.get(tensor.name, ""))
-            if other is None:
+            if (stored := checkpoint.tensors.get(contents.stored_names.get(tensor.name, ""))) is not None:
+                other: tuple[ByteSource, StoredTensor] = (there.file(stored.file), stored)
+            elif contents.computed is not None and tensor.name in contents.computed.specs:
+                other = next(made)
+            else:
                 different.append(Difference(name=tensor.name, why="the source has no such tensor"))
                 continue
             own = (here.file(str(tensor.path)), tensor.stored)
-            if (found := find_difference(tensor.name, own, (there.file(other.file), other))) is not None:
+            if (found := find_difference(tensor.name, own, other)) is not None:
                 different.append(found)
             done += tensor.size_bytes
             show(_Comparing(file=tensor.name, done_bytes=done, total_bytes=total))
     return different
+
+
+def _computed(
+    chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents
+) -> Iterator[tuple[ByteSource, StoredTensor]]:
+    """Those of the tensors that are computed, as if each were a file; one is valid until the next is."""
+    if contents.computed is None:
+        return
+    specs = contents.computed.specs
+    names = [tensor.name for tensor in chosen if tensor.name in specs]
+    for name, data in zip(names, contents.computed.read(checkpoint, names), strict=True):
+        yield _Memory(name, data), StoredTensor(spec=specs[name], file=name, start=0, stop=len(data))
+
+
+class _Memory:
+    """Bytes in memory, as a `ByteSource`."""
+
+    version = ""
+
+    def __init__(self, name: str, data: memoryview) -> None:
+        self.name = name
+        self.size_bytes = len(data)
+        self._data = data
+
+    def read_ahead(self, start: int, stop: int) -> None:
+        """Nothing: it is all here."""
+
+    def read_into(self, start: int, buffer: memoryview) -> None:
+        """Copy the bytes from `start` on."""
+        buffer[:] = self._data[start : start + len(buffer)]
+
+    def close(self) -> None:
+        """Nothing: the one who computed them owns them."""
 
 
 class _Opened:

@@ -17,7 +17,7 @@ from shardhub.cli.app import app
 from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Parity, canonical, decode, encode
 from shardhub.parity import file_name
-from tests import cut, nodes
+from tests import cut, nodes, originals
 from tests.hub.pushing import OVER_LFS, Wire, pushing_hub
 
 pytestmark = OVER_LFS
@@ -242,6 +242,27 @@ def test_source_s_bytes_are_compared(model: Path, made: Path, tmp_path: Path) ->
     assert [result["num_compared"] for result in results] == [5, 5, 5]
     assert results[1] == results[2]
     assert f"--seed {results[0]['seed']}" in drawn[0].stderr
+
+
+def test_computed_tensors_are_computed_again_and_compared(tmp_path: Path) -> None:
+    """Experts that were stacked when the model was split: one changed byte of one expert is found at its place."""
+    source = originals.write("mixtral", tmp_path / "source")
+    assert shardhub("split", source, tmp_path, "--cuts", "3", "--name", "x", "--no-parity").exit_code == 0
+    options = ("verify", tmp_path / "x-pipeline", "--source", "--source-folder", source)
+    said = json.loads(shardhub(*options, "--json").stdout)
+    assert said["ok"]
+    assert said["num_compared"] == said["num_tensors"]
+    from shardhub.checkpoint.header import read_header
+
+    path = next(path for path in sorted(source.glob("*.safetensors")) if "experts.1." in str(read_header(path).tensors))
+    name, expert = next(item for item in read_header(path).tensors.items() if "experts.1." in item[0])
+    flip(path, expert.start + 5)
+    found = shardhub(*options)
+    assert found.exit_code == 3
+    [mismatch] = [line for line in found.stdout.splitlines() if line.startswith("MISMATCH")]
+    layer = name.partition(".block_sparse_moe")[0]
+    assert mismatch.startswith(f"MISMATCH  {layer}.block_sparse_moe.switch_mlp.")
+    assert f"byte {expert.stop - expert.start + 5} of " in mismatch
 
 
 def test_folder_source_must_be_named(made: Path) -> None:
