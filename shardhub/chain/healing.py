@@ -51,7 +51,7 @@ class Healer:
     def tell(self, kind: str, text: str) -> None:
         """Take note of something that happened."""
         event = Event(kind=kind, text=text)
-        log.warning("%s", text)
+        log.info("%s", text)  # whoever shows events to people does so by `on_event`
         self.events.append(event)
         self.on_event(event)
 
