@@ -7,18 +7,20 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from shardhub.chain.agreement import check_one_model
 from shardhub.chain.credit import Credit, Deadlines
+from shardhub.chain.laggard import find_laggard
 from shardhub.chain.links import Arrival, StageLink
 from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
-from shardhub.errors import HandshakeError, NodeUnreachable, SessionUnknown, ShardhubError, StepTimeout
+from shardhub.errors import HandshakeError, NodeUnreachable, SessionUnknown, ShardhubError
 from shardhub.naps import Naps
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
@@ -82,7 +84,7 @@ class Chain:
         self.credit = Credit(steps=self._queue_steps, size_bytes=self._queue_bytes)
         self.deadlines = Deadlines()
         self._renewing: asyncio.Task[None] | None = None
-        self._masking: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def start(cls, links: Sequence[StageLink]) -> Chain:
@@ -109,8 +111,8 @@ class Chain:
         """Close all sessions and links."""
         if self._renewing is not None:
             self._renewing.cancel()
-        for masking in self._masking:
-            masking.cancel()
+        for task in self._tasks:
+            task.cancel()
         for session in list(self._sessions.values()):
             await session.close()
         for link in self.links:
@@ -208,11 +210,12 @@ class Chain:
         futures = [row.session.sent(row) for row in rows]
         sent_as = (rows[0].session.id, rows[0].session.position)
         self._sizes[sent_as] = num_ids
-        timer = asyncio.get_running_loop().call_later(timeout_s, self._timed_out, rows, step, timeout_s)
+        late: list[asyncio.Task[None]] = []
+        timer = asyncio.get_running_loop().call_later(
+            timeout_s, lambda: late.append(self._begin(self._tell_late(rows, step, timeout_s)))
+        )
         if any(row.mask is not None for row in rows):
-            masking = asyncio.create_task(self._send_masks(rows, step))
-            self._masking.add(masking)
-            masking.add_done_callback(self._masking.discard)
+            self._begin(self._send_masks(rows, step))
         left = len(futures)
 
         def ended(future: asyncio.Future[RowResult]) -> None:
@@ -221,6 +224,8 @@ class Chain:
             if left:
                 return
             timer.cancel()
+            for task in late:
+                task.cancel()
             self._sizes.pop(sent_as, None)
             self._num_ids_out -= num_ids
             self.credit.give(credit)
@@ -256,13 +261,15 @@ class Chain:
             for row, sent in zip(rows, step.rows, strict=True):
                 row.session.on_failure(sent.epoch, error)
 
-    def _timed_out(self, rows: Sequence[RowToSend], step: Step, timeout_s: float) -> None:
-        names = ", ".join(link.name for link in rows[0].session.path.links)
-        error = StepTimeout(
-            f"A step did not come round within {timeout_s:.0f} s.",
-            why=f"One of these hangs or is overloaded: {names}.",
-            hint="See which with `shardhub status`, and start it again.",
-        )
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _tell_late(self, rows: Sequence[RowToSend], step: Step, timeout_s: float) -> None:
+        """End the sessions of a step that did not come round in time, naming who keeps it."""
+        error = await find_laggard(rows[0].session.path.links, timeout_s)
         for row, sent in zip(rows, step.rows, strict=True):
             row.session.on_failure(sent.epoch, error)
 

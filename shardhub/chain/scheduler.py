@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from shardhub.chain.chain import Chain
@@ -169,13 +169,31 @@ class Scheduler:
         try:
             if not stream.num_generated:
                 is_short = len(stream.request.prompt) - stream.session.position <= _SHORT_PROMPT
-                async with contextlib.nullcontext() if is_short else self._prefilling:
+                async with contextlib.nullcontext() if is_short else self._turn_to_prefill(stream):
                     await self._prefill.run(stream, marks=self._marks(stream))
         except ShardhubError as error:
             stream.interrupt(error)
         if not stream.is_done and stream.interruption is None:
             self._place(stream).join(stream)
             await stream.left
+
+    @contextlib.asynccontextmanager
+    async def _turn_to_prefill(self, stream: Stream) -> AsyncIterator[None]:
+        """A place among the prompts that are on their way; a request that is given up waits for none."""
+        waiting = asyncio.ensure_future(self._prefilling.acquire())
+        stream.on_cancelled = waiting.cancel
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            if not stream.is_done:
+                raise
+        finally:
+            stream.on_cancelled = lambda: None
+        try:
+            yield
+        finally:
+            if not waiting.cancelled():
+                self._prefilling.release()
 
     async def _recover(self, stream: Stream, error: ShardhubError) -> None:
         """Bring a stream's session to where it was, on nodes that are there.
@@ -254,7 +272,9 @@ class Scheduler:
                 return
             if stream.kept_ids() != session.position:  # drafts that were wrong
                 await session.resume(stream.kept_ids())
-            await self.prefixes.add(session, stream.request.tenant, replaces=prefix.session if prefix else None)
+            # A longer one stands for the beginning it was forked from, if it can go back to that.
+            outgrown = prefix.session if prefix and session.position <= self.chain.rewind_limit else None
+            await self.prefixes.add(session, stream.request.tenant, replaces=outgrown)
         except ShardhubError:
             if session is not None:
                 await session.close()

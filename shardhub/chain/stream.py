@@ -129,7 +129,7 @@ class Stream:
         self.num_recoveries = 0
         self.is_exact = True
         self.on_drained: Callable[[], None] = lambda: None
-        self.on_cancelled: Callable[[], None] = lambda: None
+        self.on_cancelled: Callable[[], object] = lambda: None
         self.on_drawn: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
         self._drawn_at = time.monotonic()
         self._session: ChainSession | None = None

@@ -47,6 +47,7 @@ class HeadOptions:
     require_signature: str | None = None
     recovery: Recovery = Recovery.EXACT
     recover_wait_s: float = 60.0
+    prefill_chunk: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +184,11 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
                     find=find,
                     progress=status,
                     security=security,
-                    scheduling=SchedulerSettings(recovery=options.recovery, recover_wait_s=options.recover_wait_s),
+                    scheduling=SchedulerSettings(
+                        recovery=options.recovery,
+                        recover_wait_s=options.recover_wait_s,
+                        prefill_chunk=options.prefill_chunk,
+                    ),
                 )
             )
         finally:

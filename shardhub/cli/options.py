@@ -69,6 +69,10 @@ Recover = Annotated[
     typer.Option("--recover", help="When a node is lost: compute again in the same steps, in large ones, or end."),
 ]
 RecoverWait = Annotated[float, typer.Option("--recover-wait", help="Seconds to wait for another node.", min=0)]
+PrefillChunk = Annotated[
+    int | None,
+    typer.Option("--prefill-chunk", help="Ids of a prompt's chunks; sized by what steps take by default.", min=1),
+]
 Draft = Annotated[
     int,
     typer.Option(

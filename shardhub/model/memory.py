@@ -88,8 +88,9 @@ def quantized_kv_cost(stage: Stage) -> Callable[[int], int]:
     """
     name = stage.model.__class__.__module__.rpartition(".")[2]
     refused = f"The KV cache of {name} cannot be quantised in layers {stage.start} to {stage.stop - 1}."
-    if not any(isinstance(entry, caches.QuantizedKVCache) for entry in stage.new_cache().owned):
-        raise UnsupportedModel(refused, why="mlx-lm has no quantised form of the caches these layers use.", hint=_PLAIN)
+    # Layers elsewhere count too, by their ghosts: a stage of windows only goes along with the others of its pipeline.
+    if not any(type(entry) in (caches.QuantizedKVCache, caches.KVCache) for entry in stage.new_cache().view):
+        raise UnsupportedModel(refused, why="mlx-lm has no quantised form of its caches.", hint=_PLAIN)
     if stage.shares_kv:
         raise UnsupportedModel(refused, why="Layers of other stages attend to the same keys and values.", hint=_PLAIN)
     try:

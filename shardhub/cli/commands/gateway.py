@@ -21,6 +21,7 @@ from shardhub.cli.options import (
     Node,
     NoLocal,
     PipelineArgument,
+    PrefillChunk,
     Recover,
     RecoverWait,
     RequireSignature,
@@ -61,6 +62,7 @@ def gateway(
     allow_sleep: AllowSleep = False,
     recover: Recover = Recovery.EXACT,
     recover_wait: RecoverWait = 60.0,
+    prefill_chunk: PrefillChunk = None,
     tls: Tls = None,
     insecure_nodes: Annotated[
         bool,
@@ -95,6 +97,7 @@ def gateway(
         require_signature=require_signature,
         recovery=recover,
         recover_wait_s=recover_wait,
+        prefill_chunk=prefill_chunk,
     )
     options = GatewayOptions(
         demo=demo,

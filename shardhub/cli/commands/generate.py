@@ -25,6 +25,7 @@ from shardhub.cli.options import (
     NoLocal,
     Penalty,
     PipelineArgument,
+    PrefillChunk,
     Recover,
     RecoverWait,
     RequireSignature,
@@ -57,6 +58,7 @@ def generate(
     draft: Draft = 0,
     recover: Recover = Recovery.EXACT,
     recover_wait: RecoverWait = 60.0,
+    prefill_chunk: PrefillChunk = None,
     tls: Tls = None,
     insecure_lan: InsecureLan = False,
     require_signature: RequireSignature = None,
@@ -85,6 +87,7 @@ def generate(
         require_signature=require_signature,
         recovery=recover,
         recover_wait_s=recover_wait,
+        prefill_chunk=prefill_chunk,
     )
     sampling = SamplingOptions(
         max_tokens=max_tokens,
@@ -120,6 +123,7 @@ def chat(
     draft: Draft = 0,
     recover: Recover = Recovery.EXACT,
     recover_wait: RecoverWait = 60.0,
+    prefill_chunk: PrefillChunk = None,
     tls: Tls = None,
     insecure_lan: InsecureLan = False,
     require_signature: RequireSignature = None,
@@ -147,6 +151,7 @@ def chat(
         require_signature=require_signature,
         recovery=recover,
         recover_wait_s=recover_wait,
+        prefill_chunk=prefill_chunk,
     )
     sampling = SamplingOptions(
         max_tokens=max_tokens,
@@ -175,6 +180,7 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Requests each runs, one after the other.", min=1)] = 2,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0)] = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw throughput and latency: FILE.png or .svg.")] = None,
+    prefill_chunk: PrefillChunk = None,
     tls: Tls = None,
     insecure_lan: InsecureLan = False,
     require_signature: RequireSignature = None,
@@ -205,6 +211,7 @@ def bench(
         tls=tls,
         insecure_lan=insecure_lan,
         require_signature=require_signature,
+        prefill_chunk=prefill_chunk,
     )
     options = BenchOptions(
         concurrency=concurrency,
