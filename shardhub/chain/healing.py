@@ -44,6 +44,8 @@ class Healer:
         self._chain = chain
         self._stand_in = stand_in
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        # Two links of one stage may be gone: one stage of this process is enough.
+        self._standing_in = asyncio.Lock()
         self._looks: dict[frozenset[int], asyncio.Task[None]] = {}
         chain.on_lost = self._lost
         chain.on_slept = self._slept
@@ -105,12 +107,15 @@ class Healer:
         link = self._chain.links[index]
         facts = link.facts
         self.tell("lost", f"Layers {facts.start} to {facts.stop - 1} at {link.name} are lost: {describe_error(error)}")
-        self.bring_in(index)
+        self._try(index, "back")
 
     def bring_in(self, index: int) -> None:
-        """Try until something serves the stage by this link, which is of no use as it is."""
+        """Open a link that was added, and try until it is open."""
+        self._try(index, "joined")
+
+    def _try(self, index: int, kind: str) -> None:
         if (before := self._tasks.get(index)) is None or before.done():
-            task = self._tasks[index] = asyncio.create_task(self._bring_back(index))
+            task = self._tasks[index] = asyncio.create_task(self._bring_back(index, kind))
             task.add_done_callback(partial(self._ended, index))
 
     def _ended(self, index: int, task: asyncio.Task[None]) -> None:
@@ -120,7 +125,7 @@ class Healer:
             log.error("attempts to bring back %s ended", self._chain.links[index].name, exc_info=error)
             self.tell("gave-up", f"{self._chain.links[index].name} is not tried again: {type(error).__name__}.")
 
-    async def _bring_back(self, index: int) -> None:
+    async def _bring_back(self, index: int, kind: str) -> None:
         link, began_at, delay_s = self._chain.links[index], time.monotonic(), _FIRST_DELAY_S
         may_stand_in, refused = self._stand_in is not None, ""
         while True:
@@ -129,7 +134,7 @@ class Healer:
                     async with asyncio.timeout(_ANSWER_S):
                         again = await link.again()
                     await self._chain.replace(index, again)
-                    self._tell_back(index)
+                    self._tell_served(index, kind)
                     return
                 except (HandshakeError, AccessError) as error:  # somebody answers, and it helps nobody: told once
                     if (why := describe_error(error)) != refused:
@@ -138,24 +143,32 @@ class Healer:
                 except (ShardhubError, TimeoutError):
                     pass
             if may_stand_in and self._is_missed(index) and time.monotonic() - began_at > _STAND_IN_AFTER_S:
-                assert self._stand_in is not None
-                may_stand_in = False
                 try:
-                    if (local := await self._stand_in(index)) is not None:
-                        await self._chain.replace(index, local)
-                        self._tell_back(index)
-                        return
+                    async with self._standing_in:
+                        if self._is_missed(index):
+                            may_stand_in = False
+                            if await self._stand_in_for(index):
+                                return
                 except ShardhubError as error:
                     self.tell("gave-up", f"{link.name} cannot be stood in for: {describe_error(error)}")
             await asyncio.sleep(delay_s)
             delay_s = min(_LAST_DELAY_S, 1.5 * delay_s)
+
+    async def _stand_in_for(self, index: int) -> bool:
+        assert self._stand_in is not None
+        if (local := await self._stand_in(index)) is None:
+            return False
+        await self._chain.replace(index, local)
+        self._tell_served(index, "back")
+        return True
 
     def _is_missed(self, index: int) -> bool:
         """Whether nobody else serves the stage."""
         place = next(place for place in self._chain.places if index in place)
         return all(other in self._chain.paths.dead for other in place)
 
-    def _tell_back(self, index: int) -> None:
+    def _tell_served(self, index: int, kind: str) -> None:
         link = self._chain.links[index]
         facts = link.facts
-        self.tell("back", f"Layers {facts.start} to {facts.stop - 1} are served by {link.name} again.")
+        how = "again" if kind == "back" else "too"
+        self.tell(kind, f"Layers {facts.start} to {facts.stop - 1} are served by {link.name} {how}.")

@@ -41,9 +41,9 @@ def request(num_tokens=20) -> Request:
     return Request(prompt=PROMPT, parameters=SamplingParameters(), max_tokens=num_tokens, reuse=False)
 
 
-async def is_back(scheduler, address) -> None:
+async def is_served(scheduler, address) -> None:
     async def told() -> bool:
-        return any(event.kind == "back" and address in event.text for event in scheduler.healer.events)
+        return any(event.kind in ("back", "joined") and address in event.text for event in scheduler.healer.events)
 
     await until(told)
 
@@ -59,7 +59,7 @@ def test_a_node_that_joins_is_used_for_new_work(pipeline, served) -> None:
             await anext(reader)
             membership = Membership(pipeline.manifest, scheduler)
             await membership.join(served[1])
-            await is_back(scheduler, served[1])
+            await is_served(scheduler, served[1])
             new = scheduler.submit(request())
             found = [(await anext(aiter(new))).id]
             assert new.session.path.links[0].name == served[1]
@@ -105,7 +105,7 @@ def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_t
         try:
             await head.follow(lambda: named)
             named.extend(["127.0.0.1:9", served[3], served[1]])
-            await is_back(head.scheduler, served[1])
+            await is_served(head.scheduler, served[1])
             assert [hop.address for hop in head.hops] == [served[0], served[2], served[1]]
             assert [row["stages"] for row in head.describe_hops()] == [[0], [0], [1]]
             told = [event.text for event in head.scheduler.healer.events if event.kind == "refused"]
@@ -118,9 +118,9 @@ def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_t
 
 
 def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> None:
-    """A node is killed, nobody comes, and its shard is here: the stream goes on in this process."""
+    """Both nodes of a stage are killed, nobody comes, and its shard is here: the stream goes on here, loaded once."""
     tiny_tokenizer(pipeline.folder)
-    started = nodes.start(*((cut.shard_folder(pipeline, index),) for index in range(2)))
+    started = nodes.start(*((cut.shard_folder(pipeline, index),) for index in (0, 1, 1)))
 
     async def run():
         head = await Head.start(pipeline, [node.address for node in started], context=256)
@@ -129,10 +129,13 @@ def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> N
             stream = head.scheduler.submit(request(60))
             reader = aiter(stream)
             found = [(await anext(reader)).id for _ in range(5)]
-            started[1].kill()
+            for node in started[1:]:
+                node.kill()
             found += [token.id async for token in reader]
             assert found == expected
-            assert [row["at"] for row in head.describe_hops()] == [started[0].address, "this process"]
+            (other,) = head.chain.paths.dead
+            assert [row["at"] for row in head.describe_hops()].count("this process") == 1
+            assert head.hops[other].address in [node.address for node in started[1:]]
         finally:
             await head.stop()
 
