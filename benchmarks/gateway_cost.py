@@ -29,7 +29,8 @@ _CLIENT = """
 import json, sys, httpx
 body = json.loads(sys.argv[2])
 with httpx.stream("POST", sys.argv[1] + "/v1/chat/completions", json=body, timeout=600) as answer:
-    print(sum(line.startswith("data: {") for line in answer.iter_lines()))
+    chunks = [line[6:] for line in answer.iter_lines() if line.startswith("data: {")]
+print(json.loads(chunks[-1])["usage"]["completion_tokens"])
 """
 
 
@@ -46,20 +47,27 @@ async def bare(head: Head, num_tokens: int) -> float:
 
 async def served(url: str, num_tokens: int) -> float:
     """The same, streamed to a client."""
-    body = {"messages": MESSAGES, "max_tokens": num_tokens, "stream": True, "ignore_eos": True, "temperature": 0}
+    body: dict[str, Any] = {
+        "messages": MESSAGES,
+        "max_tokens": num_tokens,
+        "stream": True,
+        "ignore_eos": True,
+        "temperature": 0,
+    }
+    body["stream_options"] = {"include_usage": True}
     started = time.process_time()
     client = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _CLIENT, url, json.dumps(body), stdout=asyncio.subprocess.PIPE
     )
     told, _ = await client.communicate()
-    if int(told) < num_tokens:
-        raise SystemExit(f"the stream had {told.decode().strip()} chunks for {num_tokens} tokens")
+    if int(told) != num_tokens:
+        raise SystemExit(f"the stream had {told.decode().strip()} tokens of {num_tokens}")
     return (time.process_time() - started) * 1000 / num_tokens
 
 
 async def run(pipeline: Path, nodes: tuple[str, ...], *, num_tokens: int, rounds: int) -> dict[str, Any]:
     """All rounds."""
-    head = await Head.start(read_pipeline(pipeline), nodes, context=4096, allow_local=False)
+    head = await Head.start(read_pipeline(pipeline), nodes, context=1024, allow_local=False)
     settings = GatewaySettings(port=0)
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     try:
