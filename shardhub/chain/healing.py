@@ -58,7 +58,7 @@ class Healer:
         self.on_event(event)
 
     async def look_at(self, path: Path) -> None:
-        """Find out which nodes of a path are gone or stuck, and which of them cannot reach each other any more.
+        """Find out which nodes of a path are gone or stuck; if none is, which cannot reach each other any more.
 
         All streams of a path that broke ask at once: one look serves them all.
         """
@@ -78,7 +78,11 @@ class Healer:
 
     async def _look(self, indices: Collection[int]) -> None:
         await asyncio.gather(*(self._look_at(index) for index in indices))
-        await self._chain.paths.find_hops([index for index in indices if index not in self._chain.paths.dead])
+        dead = self._chain.paths.dead
+        is_whole_chain = len(indices) == len(self._chain.links)
+        # A node that is gone is reason enough: probes of the ways between the others would hold the stream up.
+        if is_whole_chain or not any(index in dead for index in indices):
+            await self._chain.paths.find_hops([index for index in indices if index not in dead])
 
     async def _look_at(self, index: int) -> None:
         link = self._chain.links[index]
