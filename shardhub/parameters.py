@@ -54,6 +54,12 @@ class SamplingParameters:
     seed: int = 0
     choice: int = 0
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the likeliest token is taken from the logits as they are, and nothing else is told."""
+        changes = self.presence_penalty or self.frequency_penalty or self.logit_bias or self.top_logprobs
+        return self.temperature == 0.0 and self.repetition_penalty == 1.0 and not changes
+
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, 100.0)
         _within("top_p", self.top_p, 0.0, 1.0, above_low=True)

@@ -47,11 +47,11 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawTensor:
-    """A tensor as it travels: its spec and its elements as contiguous little-endian bytes."""
+    """A tensor as it travels: its spec and its elements as contiguous little-endian bytes, or a view of them."""
 
     dtype: str
     shape: tuple[int, ...]
-    data: bytes
+    data: bytes | memoryview
 
     @property
     def size_bytes(self) -> int:

@@ -53,10 +53,18 @@ class ComputeThread:
     Args:
         idle: Called in the thread about every `idle_s` seconds between jobs, when no control job waits: a renewal
             that came during a long step must be heard before leases are looked at.
+        after: Called in the thread after each job whose end leaves nobody waiting.
     """
 
-    def __init__(self, *, idle: Callable[[], None] = lambda: None, idle_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        idle: Callable[[], None] = lambda: None,
+        idle_s: float = 1.0,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
         self._idle = idle
+        self._after = after
         self._idle_s = idle_s
         self._wake = threading.Condition()
         self._control: deque[_Job] = deque()
@@ -167,6 +175,8 @@ class ComputeThread:
                 idle_at = time.monotonic() + self._idle_s
             if job is not None and job.future.set_running_or_notify_cancel():
                 self._do(job)
+                if not self._control and not self.num_queued:
+                    self._after()
 
     def _do(self, job: _Job) -> None:
         self._busy_since = time.monotonic()

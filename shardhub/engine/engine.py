@@ -16,7 +16,7 @@ from shardhub.engine.meter import Meter
 from shardhub.engine.sessions import Entry, SessionTable
 from shardhub.errors import NodeFailure, ShardhubError, StepTimeout, WireError
 from shardhub.model.load import LoadedStage, load_stage
-from shardhub.model.memory import release_unused
+from shardhub.model.memory import release_unused, settle
 from shardhub.model.microbatch import Advanced, advance
 from shardhub.model.session import Session
 from shardhub.parameters import SamplingParameters
@@ -156,7 +156,7 @@ class Engine:
                 engine._sessions.expire()
                 engine._masks.expire()
 
-        compute = ComputeThread(idle=expire)
+        compute = ComputeThread(idle=expire, after=settle)
 
         def load() -> LoadedStage:
             return load_stage(

@@ -64,10 +64,11 @@ def placeholder(spec: TensorSpec) -> mx.array:
 
 
 def to_raw(array: mx.array) -> RawTensor:
-    """Copy an array's elements out; evaluates it. One copy of the data."""
+    """An array's elements; evaluates it. No copy of the data where they lie in order: the array is kept by its view."""
     name = dtype_name(array.dtype)
     view = array.view(mx.uint16) if name == "BF16" else array
-    return RawTensor(dtype=name, shape=tuple(array.shape), data=np.array(view, copy=False).tobytes())
+    elements = np.ascontiguousarray(np.array(view, copy=False)).reshape(-1).view(np.uint8)
+    return RawTensor(dtype=name, shape=tuple(array.shape), data=elements.data)
 
 
 def from_raw(raw: RawTensor) -> mx.array:

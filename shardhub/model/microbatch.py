@@ -13,7 +13,7 @@ import numpy as np
 from shardhub.errors import NodeFailure
 from shardhub.model import taps
 from shardhub.model.arrays import from_raw, to_raw
-from shardhub.model.sampling import draw_key, likeliest, sample, score, top_tokens
+from shardhub.model.sampling import draw_key, likeliest, sample, sample_greedy, score, top_tokens
 from shardhub.model.session import Session, gather
 from shardhub.model.stage import Stage, cache_arrays
 from shardhub.protocol import TopTokens
@@ -117,6 +117,9 @@ def _draw(
 ) -> list[Drawn]:
     """Draw for each session from logits (B, L, V), whose ids it holds already."""
     length = ids.shape[1]
+    is_plain = all(draw) and not verify and not any(mask is not None for mask in masks)
+    if len(sessions) > 1 and is_plain and all(session.parameters.is_plain_greedy for session in sessions):
+        return _draw_greedy(logits[:, -1, :], sessions, state)
     columns = range(length) if verify else range(length - 1, length)
     chosen: list[list[_Pick]] = []
     broken: list[mx.array] = []
@@ -134,13 +137,27 @@ def _draw(
         chosen.append(picks)
     mx.eval(chosen, broken, state)
     if any(flag.item() for flag in broken):
-        positions = ", ".join(str(session.position - 1) for session in sessions)
-        raise NodeFailure(
-            f"The logits after position {positions} are not numbers.",
-            why="Weights or hidden states hold NaN or infinity.",
-            hint="Verify the shards' source; try another dtype.",
-        )
+        raise _no_numbers(sessions)
     return [_accepted(picks, row) for picks, row in zip(chosen, ids.tolist(), strict=True)]
+
+
+def _draw_greedy(logits: mx.array, sessions: Sequence[Session], state: list[mx.array]) -> list[Drawn]:
+    """The same for all sessions at once: a few operations on (B, V) instead of some for each row."""
+    tokens, logprobs, are_numbers = sample_greedy(logits)
+    mx.eval(tokens, logprobs, are_numbers, state)
+    if not all(are_numbers.tolist()):  # type: ignore[arg-type]
+        raise _no_numbers(sessions)
+    pairs: Any = zip(tokens.tolist(), logprobs.tolist(), strict=True)  # type: ignore[arg-type]
+    return [Drawn(tokens=(token,), logprobs=(logprob,)) for token, logprob in pairs]
+
+
+def _no_numbers(sessions: Sequence[Session]) -> NodeFailure:
+    positions = ", ".join(str(session.position - 1) for session in sessions)
+    return NodeFailure(
+        f"The logits after position {positions} are not numbers.",
+        why="Weights or hidden states hold NaN or infinity.",
+        hint="Verify the shards' source; try another dtype.",
+    )
 
 
 def _check_finite(logprobs: Sequence[float], session: Session) -> None:

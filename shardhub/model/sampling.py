@@ -73,6 +73,23 @@ def sample(
     return mx.random.categorical(kept * (1.0 / parameters.temperature), key=key), logprobs
 
 
+def sample_greedy(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Choose the likeliest token of each row, lazily; what `sample` gives row by row without penalties or a mask.
+
+    Args:
+        logits: (B, V) of the last positions.
+
+    Returns:
+        Tokens (B,), their log probabilities (B,), and whether each row's are numbers (B,).
+    """
+    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    logprobs = logits - total
+    tokens = mx.argmax(logprobs, axis=-1)
+    chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
+    # A logit that is none, or infinite, makes the sum so; all of them minus infinity too.
+    return tokens, chosen, mx.isfinite(total)[:, 0]
+
+
 def score(logits: mx.array, targets: Sequence[int], num_top: int) -> tuple[list[float], list[TopTokens]]:
     """How likely given tokens were, and which were likelier, evaluated.
 

@@ -59,7 +59,8 @@ def step_message(step: Step) -> pb.LinkMessage:
             length=step.length,
             ids=step.ids,
             crossings=[
-                pb.Tensor(name=name, dtype=t.dtype, shape=t.shape, data=t.data) for name, t in step.crossings.items()
+                pb.Tensor(name=name, dtype=t.dtype, shape=t.shape, data=bytes(t.data))
+                for name, t in step.crossings.items()
             ],
             timeout_ms=min(left_ms, MAX_TIMEOUT_S * 1000),
             verify=step.verify,

@@ -139,3 +139,25 @@ def test_control_is_heard_before_idle_work() -> None:
         threading.Event().wait(0.01)
     compute.close()
     assert order[:4] == ["control", "control", "control", "idle"]
+
+
+def test_work_after_a_job_waits_until_nobody_does() -> None:
+    """It is done once the result is out, and not between jobs that are queued."""
+    done: list[str] = []
+    tidied = threading.Event()
+
+    def after() -> None:
+        done.append("after")
+        tidied.set()
+
+    compute = ComputeThread(after=after)
+    try:
+        gate = Gate(compute)
+        jobs = [compute.submit("a", lambda i=i: done.append(f"job {i}"), cost=0, limit=10) for i in range(3)]
+        gate.go.set()
+        for job in jobs:
+            job.result(WAIT_S)
+        assert tidied.wait(WAIT_S)
+        assert done[:4] == ["job 0", "job 1", "job 2", "after"]
+    finally:
+        compute.close()

@@ -7,7 +7,7 @@ import pytest
 from mlx_lm import sample_utils
 
 from shardhub.errors import UsageError
-from shardhub.model.sampling import draw_key, sample
+from shardhub.model.sampling import draw_key, sample, sample_greedy
 from shardhub.parameters import SamplingParameters
 
 VOCAB = 1000
@@ -108,3 +108,43 @@ def test_parameters_out_of_range_are_refused_by_name(field, value) -> None:
     """Each limit has its own message."""
     with pytest.raises(UsageError, match=field):
         SamplingParameters(**{field: value})
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_greedy_rows_together_are_bit_for_bit_those_alone(dtype) -> None:
+    """Tokens and log probabilities of a batch, its last one with two likeliest tokens, are those of each row."""
+    logits = mx.random.normal((7, 49_152), key=mx.random.key(3)).astype(dtype) * 4
+    logits[6, 100] = logits[6, 40_000] = 60.0
+    tokens, logprobs, are_numbers = sample_greedy(logits)
+    assert all(are_numbers.tolist())
+    for row in range(7):
+        token, expected = sample(logits[row], [], SamplingParameters(), None, draw_key(0, 0, row))
+        assert tokens[row].item() == token.item()
+        assert logprobs[row].item() == expected[token].item()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_greedy_tells_rows_that_are_no_numbers(broken) -> None:
+    """One logit is enough; a forbidden token's minus infinity is a number."""
+    logits = mx.zeros((3, VOCAB))
+    logits[1, 17] = broken
+    logits[2, 17] = float("-inf")
+    assert sample_greedy(logits)[2].tolist() == [True, False, True]
+    assert sample_greedy(mx.full((1, 4), float("-inf")))[2].tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 0.5},
+        {"repetition_penalty": 1.1},
+        {"presence_penalty": 0.5},
+        {"frequency_penalty": 0.5},
+        {"logit_bias": ((3, 1.0),)},
+        {"top_logprobs": 2},
+    ],
+)
+def test_what_asks_for_more_is_not_plain_greedy(changes) -> None:
+    """Whatever changes the logits, or tells more of them, is drawn row by row."""
+    assert SamplingParameters().is_plain_greedy
+    assert not SamplingParameters(**changes).is_plain_greedy
