@@ -15,7 +15,7 @@ from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.build import RUN_WHOLE, Blueprint, hidden_dtype, layer_of_tensors
 from shardhub.model.conversion import Conversion
 from shardhub.model.cuts import cut_facts
-from shardhub.model.proof import Scenario, StageCut, prove_chain, trace_chain
+from shardhub.model.proof import Scenario, StageCut, prove_apart, prove_chain, trace_chain
 from shardhub.model.reach import Needs, describe, find_needs, stage_cut, stage_tensors
 from shardhub.planning.borders import CutFacts
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
@@ -95,6 +95,7 @@ class Dissection:
         cuts = self.prove(ranges)
         batches = self.batch_refusal(cuts) is None
         with _knowing(self._known):
+            prove_apart(self.blueprint, self.anatomy, cuts)
             return [self._contents(cut, batches=batches) for cut in cuts]
 
     def _contents(self, cut: StageCut, *, batches: bool) -> StageContents:

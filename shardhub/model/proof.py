@@ -15,7 +15,7 @@ from shardhub.model import taps
 from shardhub.model.anatomy import Anatomy, forward, make_cache
 from shardhub.model.arrays import placeholder
 from shardhub.model.batching import merge
-from shardhub.model.build import Blueprint
+from shardhub.model.build import RUN_WHOLE, Blueprint
 from shardhub.model.stage import Stage, StageCache
 from shardhub.model.tracing import Graph, Questions, trace
 from shardhub.tensors import TensorSpec
@@ -56,7 +56,11 @@ def trace_whole(blueprint: Blueprint, anatomy: Anatomy, scenario: Scenario = Sce
 
 
 def trace_chain(
-    blueprint: Blueprint, anatomy: Anatomy, cuts: Sequence[StageCut], scenario: Scenario = Scenario.ALONE
+    blueprint: Blueprint,
+    anatomy: Anatomy,
+    cuts: Sequence[StageCut],
+    scenario: Scenario = Scenario.ALONE,
+    known: Mapping[str, bytes] | None = None,
 ) -> Graph:
     """Trace stages one after the other, each with a model object of its own.
 
@@ -66,6 +70,7 @@ def trace_chain(
         cuts: Adjacent stages in order, from any layer to any layer. What crosses into the first of them are named
             inputs, unless it is the model's first.
         scenario: What they are run through.
+        known: Hashes of what crosses into the first of them, by input name, where its own graph is known.
 
     Returns:
         Outputs are what the last of them sends on (in the order of its `crossings_out`), or logits, for each step.
@@ -82,7 +87,7 @@ def trace_chain(
         return _play(scenario, _Chain(stages, anatomy, cuts, arrays), anatomy)
 
     inputs = parameter_inputs(blueprint) | id_inputs(anatomy, scenario)
-    return trace(run, inputs | _crossing_inputs(cuts[0].crossings_in, anatomy, scenario))
+    return trace(run, inputs | _crossing_inputs(cuts[0].crossings_in, anatomy, scenario), known)
 
 
 def prove_chain(
@@ -102,6 +107,33 @@ def prove_chain(
             f"Cut at {positions}, {blueprint.config.get('model_type')!r} would compute something else.",
             why=f"The graph of the chained stages hashes to {chain[:12]}, the whole model's to {whole[:12]}.",
             hint="Try other cuts (--cuts). No shard was written.",
+        )
+
+
+def prove_apart(blueprint: Blueprint, anatomy: Anatomy, cuts: Sequence[StageCut]) -> None:
+    """Show the same of stages that have nothing in common: each is traced by itself, and takes only what crosses.
+
+    Traced as a chain, in one process, they might hand on something past what crosses: a variable of the module.
+
+    Raises:
+        ProofFailed: They do not compute what the whole model computes.
+        UnsupportedModel: One cannot be traced by itself.
+    """
+    known: dict[str, bytes] = {}
+    hashes: list[bytes] = []
+    steps = range(len(anatomy.chunks))
+    for cut in cuts:
+        hashes = trace_chain(blueprint, anatomy, [cut], known=known).output_hashes()
+        leaves = [(name, anatomy.leaves[name]) for name in cut.crossings_out]
+        arrays = [name for name, leaf in leaves if leaf is not None and not leaf.is_number]
+        # What a forward asks the host is an output, too, after these.
+        known = dict(zip([f"{step}:{name}" for step in steps for name in arrays], hashes, strict=False))
+    whole = trace_whole(blueprint, anatomy).output_hashes()
+    if hashes[: len(steps)] != whole[: len(steps)]:
+        raise ProofFailed(
+            f"{blueprint.config.get('model_type')!r} cannot run in several processes.",
+            why="Its layers hand on something past their inputs and outputs.",
+            hint=RUN_WHOLE,
         )
 
 

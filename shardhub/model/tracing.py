@@ -31,12 +31,16 @@ _one_trace = threading.Lock()
 class Graph:
     """A traced computation.
 
+    Args:
+        known: Hashes of inputs that are outputs of another graph, by name; others are hashed by their names.
+
     Attributes:
         outputs: Nodes of the function's outputs, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[str, bytes] | None = None) -> None:
         self.outputs: list[str] = []
+        self._known = known or {}
         self._sources: dict[str, tuple[str, ...]] = {}
         self._hashes: dict[str, bytes] = {}
         self._inputs: dict[str, str] = {}
@@ -47,6 +51,10 @@ class Graph:
         for output in self.outputs:
             digest.update(self._hashes[output])
         return digest.hexdigest()
+
+    def output_hashes(self) -> list[bytes]:
+        """Hash of each output."""
+        return [self._hashes[output] for output in self.outputs]
 
     def reach(self, outputs: Iterable[int]) -> set[str]:
         """Names of the inputs that the outputs with these indices depend on."""
@@ -69,7 +77,7 @@ class Graph:
         if kind == "inputs":
             for (node, _, _), name in zip(event["inputs"], names, strict=True):
                 self._inputs[node] = name
-                self._hashes[node] = _digest("input", name)
+                self._hashes[node] = self._known.get(name) or _digest("input", name)
         elif kind == "constants":
             for node, array in event["constants"]:
                 self._hashes[node] = _constant(array)
@@ -102,13 +110,17 @@ class Questions:
         return np.zeros(array.shape, np.int64).tolist()
 
 
-def trace(function: Callable[..., Sequence[mx.array]], inputs: Mapping[str, mx.array]) -> Graph:
+def trace(
+    function: Callable[..., Sequence[mx.array]],
+    inputs: Mapping[str, mx.array],
+    known: Mapping[str, bytes] | None = None,
+) -> Graph:
     """Trace `function(inputs, questions)` without evaluating anything; questions come after its own outputs.
 
     Raises:
         UnsupportedModel: The forward evaluates on the host, or uses a primitive that cannot be exported.
     """
-    graph = Graph()
+    graph = Graph(known)
     names = list(inputs)
 
     def positional(*arrays: mx.array) -> Sequence[mx.array]:

@@ -12,6 +12,7 @@ import pytest
 from mlx_lm.utils import _get_classes
 
 from shardhub.errors import UnsupportedModel
+from shardhub.model.proof import prove_apart
 from tests.architectures.matrix import (
     BATCHES,
     CONFIGS,
@@ -86,6 +87,7 @@ def test_every_boundary_is_proven_and_exact(module) -> None:
     with standing_in(module):
         specimen = Specimen(CONFIGS[module])
         specimen.prove(specimen.thirds)
+        prove_apart(specimen.blueprint, specimen.anatomy, specimen.cuts(specimen.thirds))
         expected = {batch: reference(specimen, batch) for batch in BATCHES}
         for positions in boundaries(specimen):
             assert specimen.is_proven(positions), positions

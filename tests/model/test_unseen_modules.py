@@ -122,6 +122,11 @@ REFUSED = {
         UnsupportedModel,
         "cannot be traced",
     ),
+    "a number passes by a variable of the module": (
+        {"BEFORE": "Layer.at = cache.offset if self.index == 0 else Layer.at; x = x * (1 + 0.01 * Layer.at)"},
+        ProofFailed,
+        "several processes",
+    ),
     "a later layer's cache is asked": (
         {"LOOP": "for layer, c in zip(layers, cache): h = layer(h * (1 + 0.01 * cache[3].offset), mask, c)"},
         ProofFailed,
