@@ -172,7 +172,8 @@ def _node(reading: Reading) -> dict[str, Any]:
     found: dict[str, Any] = {"at": reading.address, "alive": reading.error is None, "first": reading.first}
     found["last"] = reading.last
     if reading.error is not None:
-        found["error"] = str(reading.error)
+        # Without the transport's own words, which are long and help nobody who watches.
+        found["error"] = f"{reading.error.what} {reading.error.hint}".strip()
     if (description := reading.description) is not None:
         found |= {
             "host": dict(description.host),

@@ -52,25 +52,34 @@ def test_without_streams_the_page_asks(browser, gateway) -> None:
 
 
 def test_a_lost_node_is_seen_and_so_is_its_return(browser, tmp_path) -> None:
-    """Within 3 s of its end the stage says lost, in words too; started again, it is ready, and both are events."""
+    """Within 3 s of its end the stage says lost, in words too; started again, it is ready, and both are events.
+
+    An answer on its way says what it waits for, and goes on.
+    """
     pipeline = cut.cut(save_model(tmp_path / "model"), tmp_path / "out", (3,))
     shards = [cut.shard_folder(pipeline, index) for index in range(2)]
     started = nodes.start((shards[0],), (shards[1],))
-    process = GatewayProcess(pipeline.folder, [node.address for node in started])
+    process = GatewayProcess(pipeline.folder, [node.address for node in started], ("--no-local",))
     try:
         with Visit(browser, process.url) as visit:
-            visit.limit(4)
-            visit.ask("Hello")
+            visit.limit(900)
+            visit.ask("Hello", wait=False)
+            visit.until("document.querySelector('.message.assistant > .text')?.textContent.length > 5")
             started[1].process.kill()
             begun = time.monotonic()
             visit.page.wait_for_selector(".stage >> nth=1 >> text=Lost")
             assert time.monotonic() - begun < SEEN_S
             assert visit.page.is_visible("#problem")
+            assert visit.page.is_visible(".message.assistant > .held")
+            assert "UNKNOWN" not in visit.page.locator(".stage").last.inner_text()
             port = started[1].address.rpartition(":")[2]
             started[1].process.wait()
             started.append(nodes.Node(shards[1], options=("--port", port)).wait_ready())
             visit.page.wait_for_selector(".stage >> nth=1 >> text=Ready")
             visit.page.wait_for_selector("#events b[data-kind=lost]")
+            visit.page.wait_for_selector(".message.assistant > .held", state="hidden")
+            visit.page.wait_for_selector(".message.assistant .stats", timeout=60_000)
+            assert visit.page.locator(".failure").count() == 0
     finally:
         process.stop()
         nodes.stop_all(started)

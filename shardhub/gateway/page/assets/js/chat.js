@@ -8,6 +8,7 @@ import { sampling } from "./settings.js";
 export class Chat {
   conversation;
   #stopping = null;
+  #view = null;
   #context = null;
   #follows = true;
 
@@ -78,6 +79,11 @@ export class Chat {
     this.send(text);
   }
 
+  /** Tell the answer on its way whether the chain can go on. */
+  hold(isHeld) {
+    if (this.isAnswering) this.#view.hold(isHeld);
+  }
+
   async #ask() {
     const { conversation } = this;
     const message = { role: "assistant", content: "", reasoning: "" };
@@ -91,6 +97,7 @@ export class Chat {
     $("messages").lastElementChild.replaceWith(view.root);
     const stopping = new AbortController();
     this.#stopping = stopping;
+    this.#view = view;
     this.#busy(true);
     this.#toEnd(true);
     const started = performance.now();

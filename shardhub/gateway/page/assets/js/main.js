@@ -31,6 +31,7 @@ const feed = new Feed({
     const places = readings.read(state);
     chainView.show(state, places);
     plots.add(state, places);
+    chat.hold(state.problem !== null);
     named(state.model, state.context);
     const num = places.length;
     const text = `${state.model} runs here in ${num} ${num === 1 ? "stage" : "stages"}, one after the other. Each token of an answer passes through all of them; watch the chain while you ask.`;

@@ -62,13 +62,19 @@ export class AnswerView {
     this.wait = make("p", { class: "thinking-now" }, "Reading the prompt");
     this.reasoning = make("details", { class: "reasoning", hidden: true }, make("summary", {}, "Reasoning"), make("div", { class: "text" }));
     this.foot = make("div", { class: "tools" });
-    this.root = make("article", { class: "message assistant", "aria-label": "Answer" }, this.reasoning, this.wait, this.text, this.foot);
+    this.held = make("p", { class: "thinking-now held", role: "status", hidden: true }, "A node is lost. The answer goes on when another takes its place.");
+    this.root = make("article", { class: "message assistant", "aria-label": "Answer" }, this.reasoning, this.wait, this.text, this.held, this.foot);
     this.onAgain = onAgain;
   }
 
   /** Say how far the prompt is. */
   progress(done, total) {
     this.wait.textContent = total > 1 ? `Reading the prompt, ${Math.round((100 * done) / total)} %` : "Reading the prompt";
+  }
+
+  /** Say, or say no more, that the answer waits for a node. */
+  hold(isHeld) {
+    this.held.hidden = !isHeld;
   }
 
   /** Show what has come so far; as often as it is cheap. */
@@ -99,6 +105,7 @@ export class AnswerView {
     this.#pending = 0;
     this.#draw();
     this.wait.hidden = true;
+    this.held.hidden = true;
     const { message } = this;
     const parts = [];
     if (message.error) parts.push(make("p", { class: "failure", role: "alert" }, message.error));
