@@ -91,6 +91,11 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "tests/chain/test_partition.py::test_a_node_cut_off_at_connect_is_named_in_time",
         ),
         (
+            "an idle link to a node that is cut off",
+            "noticed by keepalive",
+            "tests/chain/test_partition.py::test_an_idle_link_is_missed_by_keepalive",
+        ),
+        (
             "connections reset again and again",
             "no token differs",
             "tests/chain/test_partition.py::test_a_flapping_node_changes_no_token",
@@ -464,6 +469,26 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "more requests than sessions",
             "they wait, tenants take turns, then 429",
             "tests/chain/test_scheduler.py::test_requests_wait_for_room_and_tenants_take_turns",
+        ),
+        (
+            "one step or one byte of credit",
+            "slower, no deadlock, no token differs",
+            "tests/chain/test_credit.py::test_a_window_of_one_step_or_byte_ends_in_no_deadlock",
+        ),
+        (
+            "a stage slower than the step's deadline",
+            "named, with how long it has been at it",
+            "tests/chain/test_credit.py::test_a_late_step_names_the_stage_that_keeps_it",
+        ),
+        (
+            "request given up while it waits to be prefilled",
+            "freed at once",
+            "tests/chain/test_credit.py::test_a_prompt_given_up_while_others_are_prefilled_is_freed_at_once",
+        ),
+        (
+            "nodes that keep KV in different forms",
+            "refused before the first token",
+            "tests/chain/test_quantized_kv.py::test_nodes_that_keep_kv_otherwise_are_refused",
         ),
         (
             "KV memory full",

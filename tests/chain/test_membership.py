@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from shardhub.chain.head import Head
+from shardhub.chain.links import NodeLink, describe
 from shardhub.chain.membership import Membership
 from shardhub.chain.stream import Request
 from shardhub.errors import ChainError, HandshakeError, RouteError
@@ -87,6 +88,9 @@ def test_nodes_that_help_nobody_are_refused(pipeline, served, tmp_path) -> None:
                 await membership.join(served[3])
             with pytest.raises(ChainError):
                 await membership.join("127.0.0.1:9")
+            short = NodeLink(served[3], await describe(served[3]))
+            with pytest.raises(HandshakeError, match="less than the chain has promised"):
+                await scheduler.chain.replace(0, short)
             assert len(scheduler.chain.links) == 2
 
     try:

@@ -15,6 +15,7 @@ from shardhub.protocol import HopKind
 from tests import cut, nodes, tiny
 from tests.proxy import Proxy
 from tests.running import QUICK, scheduler_of, tokens_of
+from tests.waiting import until
 
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 90 * 29, 29)]
 NUM_TOKENS = 30
@@ -221,6 +222,21 @@ def test_a_node_cut_off_at_connect_is_named_in_time(net) -> None:
         async with asyncio.timeout(30):
             with pytest.raises(ChainError, match=net.addresses[1]):
                 await Chain.start([NodeLink(address, found, liveness=QUICK) for address, found in described])
+
+    asyncio.run(run())
+
+
+def test_an_idle_link_is_missed_by_keepalive(pipeline, net) -> None:
+    """Nothing is on its way, so no deadline tells: pings that are not answered do, long before gRPC's own minute."""
+
+    async def run():
+        async with scheduler_of(pipeline, net.addresses[:2]) as scheduler:
+            net.proxies[1].silence()
+
+            async def is_lost() -> bool:
+                return any(net.addresses[1] in event.text for event in scheduler.healer.events)
+
+            await until(is_lost, timeout_s=30)
 
     asyncio.run(run())
 
