@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from shardhub.chain.links import StageLink
 from shardhub.errors import HandshakeError
-from shardhub.protocol import COMPUTATION, PROVEN_ANEW
+from shardhub.protocol import COMPUTATION, PROVEN_ANEW, KvQuantization, StageFacts
 
 
 def check_one_model(links: Sequence[StageLink]) -> None:
@@ -19,7 +19,7 @@ def check_one_model(links: Sequence[StageLink]) -> None:
         HandshakeError: A stage that was proven anew stands beside another version of mlx-lm, or some quantise K and V
             otherwise than others.
     """
-    _check_one_kv(links)
+    check_one_kv([(link.name, link.facts) for link in links])
     anew = next((link for link in links if link.host.get(COMPUTATION) == PROVEN_ANEW), None)
     if anew is None:
         return
@@ -34,17 +34,24 @@ def check_one_model(links: Sequence[StageLink]) -> None:
         )
 
 
-def _check_one_kv(links: Sequence[StageLink]) -> None:
-    first = links[0]
-    other = next((link for link in links if link.facts.kv != first.facts.kv), None)
-    if other is not None:
-        raise HandshakeError(
-            f"{first.name} and {other.name} keep K and V in different forms.",
-            why=f"{first.name} has {_kv(first)}, {other.name} {_kv(other)}.",
-            hint="Start all nodes of a pipeline with the same --kv-bits and --kv-group-size.",
-        )
+def check_one_kv(stages: Sequence[tuple[str, StageFacts]]) -> None:
+    """Refuse stages that keep K and V in different forms.
+
+    Args:
+        stages: Who serves each, and what it says of itself.
+
+    Raises:
+        HandshakeError: Two differ.
+    """
+    for name, facts in stages[1:]:
+        first, known = stages[0]
+        if facts.kv != known.kv:
+            raise HandshakeError(
+                f"{first} and {name} keep K and V in different forms.",
+                why=f"{first} has {_form(known.kv)}, {name} {_form(facts.kv)}.",
+                hint="Start all nodes of a pipeline with the same --kv-bits and --kv-group-size.",
+            )
 
 
-def _kv(link: StageLink) -> str:
-    kv = link.facts.kv
+def _form(kv: KvQuantization | None) -> str:
     return f"{kv.bits} bits in groups of {kv.group_size}" if kv else "the model's dtype"

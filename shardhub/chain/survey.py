@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from shardhub.chain.agreement import check_one_kv
 from shardhub.chain.links import describe
 from shardhub.chain.route import NodeHop, plan_route
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
@@ -125,7 +126,9 @@ def survey(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading]
     nobody = tuple(index for index in range(len(manifest.stages)) if index not in served)
     problem: ShardhubError | None = None
     try:
-        plan_route(manifest, [(r.address, r.description) for r in now if r.first is not None and r.description])
+        serving = [(r.address, r.description) for r in now if r.first is not None and r.description]
+        plan_route(manifest, serving)
+        check_one_kv([(address, description.stage) for address, description in serving])
     except ShardhubError as error:
         problem = error
     places = _places(nodes)

@@ -155,3 +155,14 @@ def test_one_node_named_by_two_addresses_is_told(manifest, read) -> None:
     found = survey(manifest, [read(0), read(1), read(2), twice])
     assert found.nobody == ()
     assert "the same node" in found.limit
+
+
+def test_nodes_that_keep_kv_in_different_forms_are_told(manifest, read) -> None:
+    """No head could start: the two and what to do are named."""
+    plain = read(1)
+    assert plain.description is not None
+    quantised = replace(plain.description.stage, kv_bits=8, kv_group_size=64)
+    other = replace(plain, description=replace(plain.description, stage=quantised))
+    found = survey(manifest, [read(0), other, read(2)])
+    assert found.limit == "The chain cannot run: node0:1 and node1:1 keep K and V in different forms."
+    assert "--kv-bits" in found.problem.hint
