@@ -91,6 +91,11 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "tests/chain/test_partition.py::test_a_node_cut_off_at_connect_is_named_in_time",
         ),
         (
+            "a step that takes longer than a lease",
+            "ends no session, here or on other nodes",
+            "tests/chain/test_chain.py::test_a_step_longer_than_a_lease_ends_no_session",
+        ),
+        (
             "an idle link to a node that is cut off",
             "noticed by keepalive",
             "tests/chain/test_partition.py::test_an_idle_link_is_missed_by_keepalive",

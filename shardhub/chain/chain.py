@@ -397,24 +397,26 @@ class Chain:
 
     async def _renew(self) -> None:
         naps = Naps()
+        waiting: dict[int, asyncio.Task[None]] = {}
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
             if slept_s := naps.slept_s():
                 self.on_slept(slept_s)
             if not self._sessions:
                 continue
-            there = [link for index, link in enumerate(self.links) if index not in self.paths.dead]
-            await asyncio.gather(*(self._renew_at(link) for link in there))
+            # One node that does not answer must not hold up the others' leases; what waits there is not taken back, or
+            # a step that takes longer than a lease would end its own session.
+            for index, link in enumerate(self.links):
+                if index in self.paths.dead or (index in waiting and not waiting[index].done()):
+                    continue
+                task = waiting[index] = asyncio.create_task(self._renew_at(link))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
 
     async def _renew_at(self, link: StageLink) -> None:
         ids = [key for key, session in self._sessions.items() if link in session.path.links]
         try:
-            # One node that does not answer must not hold up the others' leases.
-            async with asyncio.timeout(self._lease_s / _RENEWALS_A_LEASE):
-                gone = await link.renew(self.head, ids)
-        except TimeoutError:
-            log.warning("leases at %s were not renewed in time", link.name)
-            return
+            gone = await link.renew(self.head, ids)
         except ShardhubError as error:
             log.warning("leases at %s were not renewed: %s", link.name, error)
             return

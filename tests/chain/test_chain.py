@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from mlx_lm.models import cache as caches
@@ -286,6 +288,32 @@ def test_a_head_that_is_gone_frees_its_sessions(models) -> None:
             await until(none_left)
             with pytest.raises(SessionUnknown):
                 await (await session.send(PROMPT, sample=True, lane=Lane.PREFILL))
+
+    asyncio.run(run())
+
+
+def test_a_step_longer_than_a_lease_ends_no_session(models) -> None:
+    """While one stage is busy for two leases its renewals wait, and those of the others do not wait for them."""
+    _, pipeline = models
+    lease_s = 1.5
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        settings = EngineSettings(context=CONTEXT, lease_s=lease_s)
+        engines = [
+            await loop.run_in_executor(None, partial(Engine.start, cut.shards(pipeline, *part), settings))
+            for part in ((0, 1), (2, 3))
+        ]
+        release = threading.Event()
+        async with chain_of([LocalLink(engine) for engine in engines]) as chain:
+            session = await chain.open(context=32, parameters=GREEDY)
+            busy = engines[0]._compute.control(lambda: release.wait(60))
+            await asyncio.sleep(2 * lease_s)
+            assert engines[1].num_sessions == 1
+            release.set()
+            await asyncio.wrap_future(busy)
+            await (await session.send(PROMPT[:8], sample=True, lane=Lane.PREFILL))
+            assert [engine.num_sessions for engine in engines] == [1, 1]
 
     asyncio.run(run())
 
