@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from shardhub.blas import describe_blas
 from shardhub.errors import ShardhubError, outcome
 
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool = False) -> None:
@@ -32,7 +36,8 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
     if debug:
         logging.getLogger(__name__).debug("BLAS: %s", describe_blas() or "MLX's own")
     try:
-        code = command() or 0
+        with _sigterm_exits():
+            code = command() or 0
     except ShardhubError as error:
         if debug:
             logging.getLogger(__name__).exception("command failed")
@@ -54,6 +59,23 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
         code = 1
     sys.stdout.flush()
     sys.exit(code)
+
+
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """SIGTERM ends a command as an exit does, so that what it started and its temporary folders go with it.
+
+    A command that drains takes the signal itself meanwhile.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(EXIT_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_error(error: ShardhubError) -> None:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
 
 from tests import nodes
 
@@ -16,3 +22,29 @@ def test_demo_says_what_the_unsplit_model_says(smollm2) -> None:
     assert said["tokens"] == said["unsplit_tokens"]
     assert "Paris" in said["text"]
     assert (smollm2 / "config.json").is_file()
+
+
+def test_demo_that_is_ended_leaves_nothing_behind(smollm2, tmp_path) -> None:
+    """SIGTERM once its Hub runs: the processes it started end, its folder is gone, and it says so by its exit code."""
+    assert (smollm2 / "config.json").is_file()
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "shardhub", "demo"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    try:
+        for line in demo.stderr:
+            if line.startswith("3/5"):
+                break
+        started = psutil.Process(demo.pid).children(recursive=True)
+        assert started, "its Hub runs"
+        demo.send_signal(signal.SIGTERM)
+        assert demo.wait(nodes.END_TIMEOUT_S) == 143
+        _, alive = psutil.wait_procs(started, timeout=nodes.END_TIMEOUT_S)
+        assert not alive
+        assert not list(tmp_path.glob("shardhub-demo-*"))
+    finally:
+        demo.kill()
+        demo.wait()
+        demo.stderr.close()
