@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 from shardhub.errors import ContextExceeded, PositionMismatch, SessionNotRewindable
@@ -122,22 +123,33 @@ class Session:
 class Group:
     """Sessions whose caches lie side by side, so that one forward runs a step of all.
 
+    It keeps no session alive: one that was dropped is a row that has left, and the last one takes the caches with it.
+
     Attributes:
-        rows: The session of each row; None where it has left.
-        cache: Caches of B = len(rows) rows.
+        cache: Caches with a row for each session.
     """
 
-    def __init__(self, rows: Sequence[Session], cache: StageCache) -> None:
-        self.rows: list[Session | None] = list(rows)
+    def __init__(self, sessions: Sequence[Session], cache: StageCache) -> None:
+        self._rows: list[weakref.ref[Session] | None] = [weakref.ref(session) for session in sessions]
         self.cache = cache
-        for session in rows:
+        for session in sessions:
             session.join(self)
 
+    def holds(self, sessions: Sequence[Session]) -> bool:
+        """Whether its rows are exactly these sessions in this order."""
+        return len(self._rows) == len(sessions) and all(
+            row is not None and row() is session for row, session in zip(self._rows, sessions, strict=True)
+        )
+
+    def leave(self, session: Session) -> int:
+        """A session's row, which stays behind until the group is formed anew."""
+        row = next(at for at, there in enumerate(self._rows) if there is not None and there() is session)
+        self._rows[row] = None
+        return row
+
     def take(self, session: Session) -> StageCache:
-        """One session's caches alone; its row stays behind until the group is formed anew."""
-        row = self.rows.index(session)
-        self.rows[row] = None
-        return batching.extract(self.cache, row)
+        """One session's caches alone."""
+        return batching.extract(self.cache, self.leave(session))
 
 
 def gather(sessions: Sequence[Session]) -> Group:
@@ -147,11 +159,7 @@ def gather(sessions: Sequence[Session]) -> Group:
         UnsupportedModel: The architecture's caches have no batched form.
     """
     first = sessions[0].group
-    if (
-        first is not None
-        and len(first.rows) == len(sessions)
-        and all(row is session for row, session in zip(first.rows, sessions, strict=True))
-    ):
+    if first is not None and first.holds(sessions):
         return first
     parts: list[StageCache] = []
     at = 0
@@ -164,10 +172,7 @@ def gather(sessions: Sequence[Session]) -> Group:
         if group is None:
             parts.append(batching.merge([session.cache() for session in run]))
         else:
-            rows = [group.rows.index(session) for session in run]
-            parts.append(batching.keep(group.cache, rows))
-            for row in rows:
-                group.rows[row] = None
+            parts.append(batching.keep(group.cache, [group.leave(session) for session in run]))
         at = stop
     cache = parts[0]
     for part in parts[1:]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,18 +210,16 @@ def _quantized(entry: Any, kv: KvQuantization) -> Any:
 
 def cache_arrays(entries: Sequence[Any]) -> list[mx.array]:
     """All arrays a list of caches holds."""
-    found: list[mx.array] = []
+    return [array for entry in entries for array in _arrays(entry.state)]
 
-    def visit(value: Any) -> None:
-        if isinstance(value, mx.array):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                visit(item)
 
-    for entry in entries:
-        visit(entry.state)
-    return found
+def _arrays(value: Any) -> Iterator[mx.array]:
+    # No closure that calls itself: such a cycle kept a step's arrays, and so all KV, until garbage was looked for.
+    if isinstance(value, mx.array):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _arrays(item)
 
 
 def _kind(entry: Any) -> Any:

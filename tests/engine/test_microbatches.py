@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -149,3 +151,30 @@ def test_parked_sessions_are_forked_and_take_no_steps(engine) -> None:
     engine.close_session(HEAD, parent, 1).result()
     assert engine.load()["parked_sessions"] == 0
     assert engine.reserved_bytes == 0
+
+
+def test_sessions_that_end_free_their_caches_at_once(engine) -> None:
+    """Alone or side by side: no cycle keeps a KV cache until the interpreter looks for garbage."""
+
+    def in_use() -> int:
+        return engine._compute.control(mx.get_active_memory).result()
+
+    def use(num_sessions) -> int:
+        sessions = [opened(engine) for _ in range(num_sessions)]
+        for session in sessions:
+            run(engine, [(session, 0)], [[1, 2, 3, 4]])
+        run(engine, [(session, 4) for session in sessions], [[5]] * num_sessions)
+        most = in_use()
+        for session in sessions:
+            engine.close_session(HEAD, session, 1).result()
+        return most
+
+    gc.collect()
+    gc.disable()
+    try:
+        for num_sessions in (1, 3):
+            before = in_use()
+            assert use(num_sessions) > before
+            assert in_use() == before
+    finally:
+        gc.enable()
