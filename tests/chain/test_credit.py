@@ -108,7 +108,10 @@ def test_a_late_step_names_the_stage_that_keeps_it(pipeline) -> None:
             finally:
                 goes_on.set()
             await stream.ended.wait()
-            idle = await find_laggard(chain.links, 1.0)
-            assert "was lost" in idle.why
+
+            async def all_are_idle():  # the step goes on through the stages behind the slow one
+                return "was lost" in (await find_laggard(chain.links, 1.0)).why
+
+            await until(all_are_idle)
 
     asyncio.run(run())
