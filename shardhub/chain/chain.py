@@ -20,6 +20,7 @@ from shardhub.chain.links import Arrival, StageLink
 from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
+from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES
 from shardhub.errors import HandshakeError, NodeUnreachable, SessionUnknown, ShardhubError
 from shardhub.naps import Naps
 from shardhub.parameters import SamplingParameters
@@ -73,7 +74,8 @@ class Chain:
         self._sessions: dict[bytes, ChainSession] = {}
         self._num_ids_out = 0
         self._sizes: dict[tuple[bytes, int], int] = {}
-        self._step_sizes: dict[tuple[int, int], int] = {}
+        self._step_sizes: dict[tuple[int, int, int], list[int]] = {}
+        self._grows = any(crossing.grows for link in links for crossing in link.facts.crossings_in)
         limits = [link.limits for link in links]
         self.max_chunk = min(limit.max_chunk for limit in limits)
         self.max_rows = min(limit.max_rows for limit in limits)
@@ -174,7 +176,8 @@ class Chain:
         length, num_ids = len(rows[0].ids), sum(len(row.ids) for row in rows)
         for row in rows:
             row.session.check(row)
-        credit = await self.credit.take(self._step_bytes(len(rows), length))
+        total = max(row.session.context for row in rows)
+        credit = await self.credit.take(max(self._step_bytes(len(rows), length, total)))
         try:
             for row in rows:
                 row.session.check(row)
@@ -354,19 +357,27 @@ class Chain:
                     hint="Start it with the options of the other nodes.",
                 )
 
-    def _step_bytes(self, batch: int, length: int) -> int:
-        """Bytes of the largest message a step of so many rows and ids becomes."""
-        shape = batch, length
-        if shape not in self._step_sizes:
-            crossing = max(
-                sum(
-                    DTYPE_SIZES[c.dtype] * math.prod(c.expected_shape(batch=batch, length=length, total=length))
+    def carries(self, num_rows: int, context: int) -> bool:
+        """Whether decode steps of so many sessions, each opened for at most `context` positions, fit into messages."""
+        return num_rows == 1 or all(
+            size + MESSAGE_OVERHEAD_BYTES <= link.limits.message_bytes
+            for link, size in zip(self.links, self._step_bytes(num_rows, 1, context), strict=True)
+        )
+
+    def _step_bytes(self, batch: int, length: int, total: int) -> list[int]:
+        """Bytes of the message into each link that a step of so many rows and ids becomes, `total` positions in."""
+        shape = batch, length, total if self._grows else length
+        sizes = self._step_sizes.get(shape, [])
+        if len(sizes) < len(self.links):
+            sizes = self._step_sizes[shape] = [
+                4 * batch * length
+                + sum(
+                    DTYPE_SIZES[c.dtype] * math.prod(c.expected_shape(batch=batch, length=length, total=shape[2]))
                     for c in link.facts.crossings_in
                 )
                 for link in self.links
-            )
-            self._step_sizes[shape] = 4 * batch * length + crossing
-        return self._step_sizes[shape]
+            ]
+        return sizes
 
     def _arrived(self, index: int, arrival: Arrival) -> None:
         """Hand on what came back from a link."""

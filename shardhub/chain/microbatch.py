@@ -22,6 +22,9 @@ class StepSender(Protocol):
     async def send(self, rows: list[RowToSend], *, lane: Lane, verify: bool = False) -> list[asyncio.Future[RowResult]]:
         """Send one step of several sessions as soon as credit allows."""
 
+    def carries(self, num_rows: int, context: int) -> bool:
+        """Whether decode steps of so many sessions, each opened for at most `context` positions, fit into a message."""
+
 
 class Microbatch:
     """Runs the decode steps of its streams, one after the other; streams join and leave between them.
@@ -59,12 +62,14 @@ class Microbatch:
             self._task = asyncio.create_task(self._run())
 
     def fits(self, stream: Stream) -> bool:
-        """Whether a stream's length is near enough to the others', and nobody's steps carry drafts."""
-        if any(row.request.drafter is not None for row in (stream, *self.rows, *self._joining)):
+        """Whether a stream may join: lengths are near, nobody's steps carry drafts, and a message holds all."""
+        together = [*self.rows, *self._joining, stream]
+        if any(row.request.drafter is not None for row in together):
             return False
-        positions = [row.session.position for row in (*self.rows, *self._joining)]
-        together = [*positions, stream.session.position]
-        return len(together) * max(together) <= (1 + MAX_PADDING) * sum(together)
+        if not self._chain.carries(len(together), max(row.session.context for row in together)):
+            return False
+        positions = [row.session.position for row in together]
+        return len(positions) * max(positions) <= (1 + MAX_PADDING) * sum(positions)
 
     def stop(self) -> None:
         """End it; its streams are the caller's to end."""

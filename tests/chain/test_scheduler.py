@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -15,9 +16,10 @@ from shardhub.chain.links import LocalLink, NodeLink, describe
 from shardhub.chain.route import plan_route
 from shardhub.chain.scheduler import Scheduler, SchedulerSettings
 from shardhub.chain.stream import MAX_UNREAD, Request
-from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES, Engine, EngineSettings
 from shardhub.errors import ContextExceeded, Overloaded, PromptError, ShardhubError
 from shardhub.parameters import SamplingParameters
+from shardhub.protocol import Lane
 from tests import cut, nodes, tiny
 from tests.waiting import until
 
@@ -221,6 +223,26 @@ def test_room_that_does_not_come_is_said(llama) -> None:
             running.cancel()
             await running.ended.wait()
             assert len(await tokens_of(scheduler, request(1))) == NUM_TOKENS
+
+    asyncio.run(run())
+
+
+def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
+    """Where nodes take small messages, steps are narrower, and nobody's link breaks at one that is too large."""
+
+    async def run():
+        async with scheduler_of(llama, settings=SchedulerSettings(num_microbatches=1)) as (scheduler, engines):
+            widths: dict[Lane, set[int]] = {lane: set() for lane in Lane}
+            scheduler.chain.on_round = lambda lane, num_rows, seconds: widths[lane].add(num_rows)
+            wanted = [request(i, max_tokens=100) for i in range(6)]
+            free = await asyncio.gather(*(tokens_of(scheduler, each) for each in wanted))
+            assert max(widths[Lane.DECODE]) > 2
+            widths[Lane.DECODE].clear()
+            row_bytes = 4 + 4 * scheduler.chain.links[1].facts.crossings_in[0].shape[-1]  # its id, and float32
+            for engine in engines:
+                engine.limits = replace(engine.limits, message_bytes=MESSAGE_OVERHEAD_BYTES + 2 * row_bytes)
+            assert await asyncio.gather(*(tokens_of(scheduler, each) for each in wanted)) == free
+            assert max(widths[Lane.DECODE]) == 2
 
     asyncio.run(run())
 
