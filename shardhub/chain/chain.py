@@ -357,6 +357,11 @@ class Chain:
                     hint="Start it with the options of the other nodes.",
                 )
 
+    @property
+    def id_bytes(self) -> int:
+        """What a prompt's id becomes on the link that carries most."""
+        return max(self._step_bytes(1, 1, 1))
+
     def carries(self, num_rows: int, context: int) -> bool:
         """Whether decode steps of so many sessions, each opened for at most `context` positions, fit into messages."""
         return num_rows == 1 or all(

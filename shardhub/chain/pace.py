@@ -1,9 +1,13 @@
-"""How large a prompt's next chunk is: as large as its time may be, from what chunks and steps took before."""
+"""How large a prompt's next chunk is: as large as its time and its bytes may be.
+
+What it will take comes from what chunks and steps took before, and from what was measured between the nodes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from statistics import fmean
 
 from shardhub.protocol import Lane, StageTime
@@ -18,6 +22,8 @@ _STEPS_HELD_UP = 1.5
 _LEAST_S = 0.02
 # A prompt is cut into at least so many chunks for each stage after the first, which waits for the first chunk.
 _CHUNKS_A_STAGE = 8
+# Most bytes of a chunk on a link, however fast that is: they are held at both ends.
+_MOST_BYTES = 32 << 20
 # Weight of the newest decode step.
 _NEWEST = 0.3
 # Chunks that are remembered.
@@ -32,12 +38,24 @@ class Pace:
     Args:
         num_stages: Stages of the chain.
         max_chunk: Most ids of a chunk.
+        id_bytes: What an id becomes on the link that carries most.
+        bytes_per_s: What the slowest link between two nodes was measured to carry; infinite where none was.
         fixed: Size of every chunk, if it is to be the same whatever is measured.
     """
 
-    def __init__(self, *, num_stages: int, max_chunk: int, fixed: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_stages: int,
+        max_chunk: int,
+        id_bytes: int = 0,
+        bytes_per_s: Callable[[], float] = lambda: math.inf,
+        fixed: int | None = None,
+    ) -> None:
         self._num_stages = num_stages
         self._max_chunk = max_chunk
+        self._id_bytes = max(1, id_bytes)
+        self._bytes_per_s = bytes_per_s
         self._fixed = fixed
         self._chunks: deque[tuple[int, float]] = deque(maxlen=_REMEMBERED)
         self._step_s: float | None = None
@@ -68,13 +86,14 @@ class Pace:
         if self._fixed is not None:
             return min(self._fixed, self._max_chunk, num_left)
         size = float(_FIRST_CHUNK)
+        allowed_s = _ALONE_S
+        if others and self._step_s is not None:
+            allowed_s = min(_ALONE_S, max(_LEAST_S, _STEPS_HELD_UP * self._step_s))
         if any(length > 1 for length, _ in self._chunks):
             start_s, id_s = self._line()
-            allowed_s = _ALONE_S
-            if others and self._step_s is not None:
-                allowed_s = min(_ALONE_S, max(_LEAST_S, _STEPS_HELD_UP * self._step_s))
             # At least as much for its ids as for reading the weights, or the prompt would hardly move.
             size = max(allowed_s - start_s, start_s) / id_s
+        size = min(size, _MOST_BYTES / self._id_bytes, allowed_s * self._bytes_per_s() / self._id_bytes)
         if self._num_stages > 1:
             size = min(size, max(_FIRST_CHUNK, math.ceil(num_prompt / (_CHUNKS_A_STAGE * (self._num_stages - 1)))))
         return min(max(_LEAST_CHUNK, int(size)), self._max_chunk, num_left)

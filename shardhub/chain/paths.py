@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import pairwise
@@ -180,6 +181,10 @@ class Paths:
                 return
         self._hops[here_at, there_at] = by_us
         log.warning("%s cannot reach %s: what they exchange goes through this process", here.name, there.name)
+
+    def bytes_per_s(self) -> float:
+        """What the slowest way between two nodes was measured to carry; infinite where none was."""
+        return min((way.bytes_per_s for way in self.ways.values()), default=math.inf)
 
     def _update_usable(self) -> None:
         if all(any(index not in self._dead for index in place) for place in self.places):

@@ -45,7 +45,7 @@ class SchedulerSettings:
     Attributes:
         max_rows: Most streams in a microbatch; None takes what the nodes allow.
         num_microbatches: Microbatches on their way; None takes one for each stage.
-        prefill_chunk: Ids of every chunk; None sizes them by time.
+        prefill_chunk: Ids of every chunk; None sizes them by time and bytes.
         max_waiting: Requests that may wait for room.
         wait_s: How long one may wait.
         recovery: How a sequence goes on after a node was lost.
@@ -85,7 +85,13 @@ class Scheduler:
         self.on_ended: Callable[[Stream], None] = lambda stream: None
         self.on_refused: Callable[[ShardhubError], None] = lambda error: None
         num_stages = len(chain.places)
-        self.pace = Pace(num_stages=num_stages, max_chunk=chain.max_chunk, fixed=self.settings.prefill_chunk)
+        self.pace = Pace(
+            num_stages=num_stages,
+            max_chunk=chain.max_chunk,
+            id_bytes=chain.id_bytes,
+            bytes_per_s=chain.paths.bytes_per_s,
+            fixed=self.settings.prefill_chunk,
+        )
         self._max_rows = min(chain.max_rows, self.settings.max_rows or chain.max_rows)
         self._num_microbatches = self.settings.num_microbatches or num_stages
         self._microbatches: list[Microbatch] = []

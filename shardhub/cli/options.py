@@ -71,7 +71,11 @@ Recover = Annotated[
 RecoverWait = Annotated[float, typer.Option("--recover-wait", help="Seconds to wait for another node.", min=0)]
 PrefillChunk = Annotated[
     int | None,
-    typer.Option("--prefill-chunk", help="Ids of a prompt's chunks; sized by what steps take by default.", min=1),
+    typer.Option(
+        "--prefill-chunk",
+        help="Ids of a prompt's chunks; by default sized by what they take to compute and to send.",
+        min=1,
+    ),
 ]
 Draft = Annotated[
     int,
