@@ -78,15 +78,18 @@ async def _run(head: Head, prompts: list[list[int]], seconds: float) -> tuple[fl
 
 
 async def _against_server(options: Options, report: Report, placing: Placing, stand: Stand, head: Head) -> None:
-    """8 clients of mlx_lm.server, who wait for whole answers, against 8 requests over 2 stages: prompts included."""
+    """8 clients of mlx_lm.server, who wait for whole answers, against 8 requests over 2 stages: prompts included.
+
+    Both keep what they computed of earlier prompts, as they do for users; each turn's prompts are new.
+    """
     num_tokens = 8 if options.is_quick else 24
-    contents = [f"Tell a long story of number {index}." for index in range(8)]
     server, url = start_server(options.model(), placing)
     try:
         async with httpx.AsyncClient(timeout=600) as client:
             await _until_ready(client, f"{url}/models")
             theirs, ours = [], []
             for turn in range(1 + options.num_rounds(2)):
+                contents = [f"Tell a long story of number {8 * turn + index}." for index in range(8)]
                 started = time.perf_counter()
                 found = await asyncio.gather(*(_ask(client, url, options, text, num_tokens) for text in contents))
                 their_rate = sum(found) / (time.perf_counter() - started)
@@ -112,7 +115,8 @@ async def _ask(client: httpx.AsyncClient, url: str, options: Options, text: str,
 async def _whole_answers(head: Head, contents: list[str], num_tokens: int) -> float:
     prompts = [head.tokenizer.render_chat([{"role": "user", "content": text}]) for text in contents]
     started = time.perf_counter()
-    found = await asyncio.gather(*(answer(head, p, num_tokens, end_ids=head.tokenizer.eos_ids) for p in prompts))
+    end_ids = head.tokenizer.eos_ids
+    found = await asyncio.gather(*(answer(head, p, num_tokens, reuse=True, end_ids=end_ids) for p in prompts))
     return sum(len(one.tokens) for one in found) / (time.perf_counter() - started)
 
 
