@@ -11,8 +11,11 @@ import pytest
 
 from tests import cut, nodes, tiny
 from tests.gateway.serving import GatewayProcess
+from tests.proxy import Proxy
 
 CONTEXT = 1024
+# Each token waits so long on a slowed line: an answer of 900 takes a minute, however fast the machine.
+PIECE_S = 0.05
 # Of the tests' chat template: one that knows reasoning and tools beside plain messages.
 TEMPLATE = (
     "{% if tools %}<|system|>{{ tools | tojson }}<tool_call>{# tool_call.name #}<|end|>{% endif %}"
@@ -66,6 +69,20 @@ def gateway(served):
         yield process
     finally:
         assert process.stop() == 0, "the gateway did not end well"
+
+
+@pytest.fixture(scope="session")
+def slow_gateway(served):
+    """A gateway whose answers take their time: the line to its first node is slow."""
+    line = Proxy(served.addresses[0])
+    line.slow(PIECE_S)
+    process = GatewayProcess(served.pipeline, [line.address, *served.addresses[1:]], ("--model-name", "tiny"))
+    try:
+        yield process
+    finally:
+        code = process.stop()
+        line.close()
+        assert code == 0, "the gateway did not end well"
 
 
 @pytest.fixture(scope="session")
