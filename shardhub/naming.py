@@ -23,6 +23,7 @@ CATALOGUE_FILE = "tensors.json"
 PROOF_FILE = "proof.json"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
+PICTURE_FILE = "page.png"
 
 
 def shard_name(name: str, index: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from shardhub.manifest import Manifest, Proof, ShardHint, Stage
+from shardhub.naming import PICTURE_FILE
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.resources import resource
 from shardhub.splitting.source_card import Value
@@ -153,6 +154,7 @@ def pipeline_card(
         proof=proof,
         numbers=parity_line(numbers),
         weights=_weights_text(num_computed),
+        picture=PICTURE_FILE,
         on_hub=on_hub,
         front_matter=front_matter(joined),
     )

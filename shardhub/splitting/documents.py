@@ -11,11 +11,13 @@ from shardhub.naming import (
     CATALOGUE_FILE,
     CONFIG_FILE,
     MANIFEST_FILE,
+    PICTURE_FILE,
     PROOF_FILE,
     SIGNATURE_FILE,
     STAGE_FILE,
 )
 from shardhub.parity import file_name
+from shardhub.resources import resource
 from shardhub.splitting.cards import StageSummary, pipeline_card, shard_card, shard_config
 from shardhub.splitting.job import ShardJob, SplitJob
 from shardhub.splitting.source_card import licence_files, source_fields
@@ -81,7 +83,12 @@ def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
         num_computed=len(job.contents.computed.specs) if job.contents.computed is not None else 0,
         on_hub=job.namespace is not None,
     )
-    files = {**licence_files(job.checkpoint.folder), MANIFEST_FILE: encode(manifest), CARD_FILE: card.encode()}
+    files = {
+        **licence_files(job.checkpoint.folder),
+        MANIFEST_FILE: encode(manifest),
+        CARD_FILE: card.encode(),
+        PICTURE_FILE: (resource("templates") / PICTURE_FILE).read_bytes(),
+    }
     if job.signer is not None:
         files[SIGNATURE_FILE] = job.signer.sign(files[MANIFEST_FILE])
     if job.numbers.parity is not None:

@@ -14,6 +14,8 @@ from shardhub.gateway.settings import GatewaySettings
 from tests.gateway.serving import GatewayProcess
 
 PAGE = "https://page.example"
+# Connections are not kept, because gateways come and go.
+WEB = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def guarded(served, key_file, keys):
 
 
 def routes(guarded, key):
-    schema = httpx.get(f"{guarded.url}/openapi.json", headers={"Authorization": f"Bearer {key}"}).json()
+    schema = WEB.get(f"{guarded.url}/openapi.json", headers={"Authorization": f"Bearer {key}"}).json()
     found = [(method, path) for path, methods in schema["paths"].items() for method in methods]
     assert len(found) > 10
     return [*found, ("get", "/docs"), ("get", "/openapi.json"), ("get", "/"), ("get", "/nowhere"), ("options", "/")]
@@ -65,7 +67,7 @@ def routes(guarded, key):
 )
 def test_no_route_answers_without_a_key(guarded, keys, headers) -> None:
     """Every route of the OpenAPI file and those that are not in it."""
-    with httpx.Client(base_url=guarded.url) as client:
+    with httpx.Client(base_url=guarded.url, timeout=60) as client:
         for method, path in routes(guarded, keys[0]):
             answer = client.request(method, path.replace("{name}", "tiny"), headers=headers)
             assert answer.status_code == 401, (method, path)
@@ -83,7 +85,7 @@ def test_each_key_opens(guarded, keys) -> None:
         {"Authorization": f"Basic {basic}"},
         {"Authorization": "Bearer one-from-the-environment"},
     ):
-        assert httpx.get(f"{guarded.url}/v1/models", headers=headers).status_code == 200
+        assert WEB.get(f"{guarded.url}/v1/models", headers=headers).status_code == 200
 
 
 def test_keys_share_no_prefix(guarded, keys) -> None:
@@ -91,7 +93,7 @@ def test_keys_share_no_prefix(guarded, keys) -> None:
 
     def cached(key):
         body = {"prompt": "KEYS" * 40, "max_tokens": 1}
-        answer = httpx.post(f"{guarded.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"})
+        answer = WEB.post(f"{guarded.url}/v1/completions", json=body, headers={"Authorization": f"Bearer {key}"})
         return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
 
     assert cached(keys[0]) == 0
@@ -102,21 +104,21 @@ def test_keys_share_no_prefix(guarded, keys) -> None:
 def test_an_empty_bearer_does_where_no_key_is_set(gateway) -> None:
     """Clients send one if they have none."""
     for value in ("Bearer", "Bearer anything"):
-        answer = httpx.get(f"{gateway.url}/v1/models", headers={"Authorization": value})
+        answer = WEB.get(f"{gateway.url}/v1/models", headers={"Authorization": value})
         assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "10.0.0.9", "", "[::"])
 def test_other_hosts_are_refused(gateway, host) -> None:
     """A name that was pointed at this machine by somebody else."""
-    answer = httpx.get(f"{gateway.url}/health", headers={"Host": host})
+    answer = WEB.get(f"{gateway.url}/health", headers={"Host": host})
     assert answer.status_code in (400, 403)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9", "[::1]", "LOCALHOST:80"])
 def test_loopback_has_its_names(gateway, host) -> None:
     """By any port: a tunnel may change it."""
-    assert httpx.get(f"{gateway.url}/health", headers={"Host": host}).status_code == 200
+    assert WEB.get(f"{gateway.url}/health", headers={"Host": host}).status_code == 200
 
 
 def test_pages_of_other_origins_may_not_post(gateway) -> None:
@@ -124,18 +126,18 @@ def test_pages_of_other_origins_may_not_post(gateway) -> None:
     url = f"{gateway.url}/v1/completions"
     body = {"prompt": "A", "max_tokens": 1}
     for origin in ("https://evil.example", "null", gateway.url.replace("http", "https") + "0"):
-        assert httpx.post(url, json=body, headers={"Origin": origin}).status_code == 403
-    own = httpx.post(url, json=body, headers={"Origin": gateway.url})
+        assert WEB.post(url, json=body, headers={"Origin": origin}).status_code == 403
+    own = WEB.post(url, json=body, headers={"Origin": gateway.url})
     assert own.status_code == 200
     assert "Access-Control-Allow-Origin" not in own.headers
-    asked = httpx.options(url, headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"})
+    asked = WEB.options(url, headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"})
     assert asked.status_code == 403
 
 
 def test_a_page_that_is_known_may(guarded, keys) -> None:
     """Its browser is told so before it sends a key, and with each answer."""
     url = f"{guarded.url}/v1/completions"
-    asked = httpx.options(
+    asked = WEB.options(
         url,
         headers={
             "Origin": PAGE,
@@ -147,7 +149,7 @@ def test_a_page_that_is_known_may(guarded, keys) -> None:
     assert asked.headers["Access-Control-Allow-Origin"] == PAGE
     assert "authorization" in asked.headers["Access-Control-Allow-Headers"]
     headers = {"Origin": PAGE, "Authorization": f"Bearer {keys[0]}"}
-    answer = httpx.post(url, json={"prompt": "A", "max_tokens": 1}, headers=headers)
+    answer = WEB.post(url, json={"prompt": "A", "max_tokens": 1}, headers=headers)
     assert answer.status_code == 200
     assert answer.headers["Access-Control-Allow-Origin"] == PAGE
 

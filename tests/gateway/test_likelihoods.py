@@ -249,7 +249,7 @@ def test_a_step_waits_for_its_mask_until_its_deadline(pipeline) -> None:
             parameters=SamplingParameters(),
             next_hop=NextHop(kind=HopKind.END),
         )
-        engine.open(call).result(10)
+        engine.open(call).result(60)
 
         def step(position, timeout_s):
             row = Row(session=session, epoch=1, position=position, sample=True, masked=True)
@@ -262,8 +262,8 @@ def test_a_step_waits_for_its_mask_until_its_deadline(pipeline) -> None:
         only_nine = bytes([0, 2])
         engine.mask(new_id(), [Mask(session=session, epoch=1, position=1, allowed=b"\xff")])
         engine.mask(head, [Mask(session=session, epoch=1, position=1, allowed=only_nine)])
-        assert waiting.result(30).output.rows[0].tokens == (9,)
-        late = engine.step(head, step(1, 0.2)).result(30)
+        assert waiting.result(60).output.rows[0].tokens == (9,)
+        late = engine.step(head, step(1, 0.2)).result(60)
         assert isinstance(late, StepFailure)
         assert "mask" in str(late.error)
         with pytest.raises(WireError, match="mask"):
@@ -307,7 +307,7 @@ def test_a_waiting_request_that_is_given_up_leaves_the_queue(pipeline) -> None:
 
             await until(waits)
             waiting.cancel()
-            await asyncio.wait_for(waiting.ended.wait(), 5)
+            await asyncio.wait_for(waiting.ended.wait(), 60)
             assert scheduler.num_waiting == 0
             for stream in running:
                 stream.cancel()

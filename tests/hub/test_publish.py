@@ -15,6 +15,7 @@ from shardhub.hub.publish import Published
 from shardhub.hub.standing import Action
 from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Manifest, RepoLocation, Source, Stage, decode_identified
+from shardhub.naming import PICTURE_FILE
 from shardhub.shard import read_shard
 from tests.checkpoints import write_checkpoint
 from tests.hub.pushing import OVER_LFS, Pusher, Wire, pushing_hub
@@ -270,6 +271,8 @@ def test_cards_on_the_hub_are_parsed_and_link(ann: Pusher, model: Path, tmp_path
     assert (pipeline.data.base_model, pipeline.data["base_model_relation"]) == ("org/model", "quantized")
     assert (pipeline.data.license, pipeline.data.language) == ("apache-2.0", ["en", "de"])
     assert "| 0 | [`ann/m-shard-0`](/ann/m-shard-0) | 0 to 3 |" in pipeline.text
+    assert f"]({PICTURE_FILE})" in pipeline.text
+    assert (tmp_path / "back" / "pipeline" / PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
     shard = ModelCard.load(tmp_path / "back" / "0" / "README.md")
     assert "shardhub-shard" in shard.data.tags
     assert shard.data.base_model is None

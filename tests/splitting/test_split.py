@@ -212,6 +212,7 @@ def test_pipeline_carries_known_files_only(model: Path, tmp_path: Path) -> None:
     assert pipeline is not None
     assert {path.name for path in pipeline.iterdir()} == {
         "README.md",
+        "page.png",
         "shardhub.json",
         "config.json",
         "tokenizer.json",

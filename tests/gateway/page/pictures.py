@@ -1,4 +1,7 @@
-"""Take the pictures of docs/images: python -m tests.gateway.page.pictures URL FOLDER, of `shardhub gateway --demo`."""
+"""Take the pictures of docs/images: python -m tests.gateway.page.pictures URL FOLDER, of `shardhub gateway --demo`.
+
+templates/page.png, which goes onto cards, is page-light.png in 96 colours.
+"""
 
 from __future__ import annotations
 
