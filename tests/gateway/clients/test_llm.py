@@ -30,7 +30,7 @@ def llm(gateway, tmp_path):
     def run(*arguments: str) -> str:
         command = [COMMAND, "-m", "chain", "--key", "none-needed", *arguments]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, check=False, env=env, stdin=subprocess.DEVNULL
+            command, capture_output=True, text=True, timeout=240, check=False, env=env, stdin=subprocess.DEVNULL
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

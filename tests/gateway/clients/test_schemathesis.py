@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.timeout(900)
 def test_no_request_is_more_than_the_gateway_can_answer(served, tmp_path) -> None:
     """Whatever fits the file, or nearly does: never a fault of the server's, always an answer the file tells of."""
     gateway = GatewayProcess(served.pipeline, served.addresses, ("--max-tokens", "8"))

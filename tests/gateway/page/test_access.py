@@ -75,6 +75,7 @@ def test_keys_do_what_the_list_says(visit) -> None:
     visit.page.keyboard.press("?")
     visit.page.wait_for_selector("#help[open]")
     visit.page.keyboard.press("Escape")
+    visit.page.wait_for_selector("#help", state="hidden")
     visit.page.locator("#scroll").focus()
     visit.page.keyboard.press("/")
     assert visit.page.evaluate("document.activeElement.id") == "input"

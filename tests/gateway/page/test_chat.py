@@ -51,23 +51,25 @@ def test_code_is_copied(visit) -> None:
     visit.have_said(MARKDOWN)
     visit.ask("Hello")
     visit.page.click(".code-top button")
-    assert visit.page.evaluate("navigator.clipboard.readText()").strip() == "print(1)"
+    visit.until("navigator.clipboard.readText().then(text => text.trim() === 'print(1)')")
 
 
-def test_escape_stops_an_answer(visit) -> None:
+def test_escape_stops_an_answer(browser, slow_gateway) -> None:
     """What came so far stays, and the chain is free at once."""
-    visit.ask("Hello", wait=False)
-    visit.until("document.querySelector('.message.assistant > .text').textContent.length > 5")
-    visit.page.keyboard.press("Escape")
-    visit.done()
-    assert "Stopped" in visit.answer.inner_text()
-    (kept,) = visit.kept
-    assert kept["messages"][-1]["content"]
-    assert kept["messages"][-1]["finish"] == "stopped"
-    visit.until("fetch('/shardhub/state').then(a => a.json()).then(s => s.requests.answers === 0)")
-    visit.limit(4)
-    visit.ask("Again")
-    assert visit.page.locator(".message").count() == 4
+    with Visit(browser, slow_gateway.url) as visit:
+        visit.go_on()
+        visit.ask("Hello", wait=False)
+        visit.until("document.querySelector('.message.assistant > .text')?.textContent.length > 5")
+        visit.page.keyboard.press("Escape")
+        visit.done()
+        assert "Stopped" in visit.answer.inner_text()
+        (kept,) = visit.kept
+        assert kept["messages"][-1]["content"]
+        assert kept["messages"][-1]["finish"] == "stopped"
+        visit.until("fetch('/shardhub/state').then(a => a.json()).then(s => s.requests.answers === 0)")
+        visit.limit(4)
+        visit.ask("Again")
+        assert visit.page.locator(".message").count() == 4
 
 
 def test_a_message_is_edited_and_an_answer_made_again(visit) -> None:

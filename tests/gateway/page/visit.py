@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-TIMEOUT_S = 10
+TIMEOUT_S = 60
 
 
 class Visit:
@@ -76,6 +76,14 @@ class Visit:
             route.continue_(post_data=json.dumps(body))
 
         self.page.route("**/v1/chat/completions", narrowed)
+
+    def go_on(self) -> None:
+        """Have the model go on to the most tokens allowed, past its own end."""
+
+        def endless(route: Any) -> None:
+            route.continue_(post_data=json.dumps(json.loads(route.request.post_data) | {"ignore_eos": True}))
+
+        self.page.route("**/v1/chat/completions", endless)
 
     def ask(self, text: str, *, wait: bool = True) -> None:
         """Type and send; wait for the whole answer."""
