@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,20 @@ def test_template_that_is_too_slow_says_so(sandbox: Sandbox) -> None:
     with pytest.raises(PromptError, match="too slow") as caught:
         template(slow, sandbox).render([USER])
     assert f"{RENDER_TIMEOUT_S:g} s" in caught.value.why
+
+
+def test_worker_that_is_not_run_is_not_too_slow(sandbox: Sandbox) -> None:
+    """A machine that stalls for longer than a template may take is no fault of the template's."""
+    chat = template("fine", sandbox)
+    chat.start()
+    process = sandbox._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    going_on = threading.Timer(RENDER_TIMEOUT_S + 0.5, process.send_signal, [signal.SIGCONT])
+    going_on.start()
+    assert chat.render([USER]) == "fine"
+    going_on.join()
+    assert sandbox._process is process
 
 
 def test_template_output_is_capped_exactly(sandbox: Sandbox) -> None:
