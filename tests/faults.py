@@ -127,7 +127,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "the last node of a stage lost, its shard in the calling process",
-            "the calling process stands in",
+            "the calling process stands in until a node is back",
             "tests/chain/test_membership.py::test_the_calling_process_stands_in_for_a_node",
         ),
         (

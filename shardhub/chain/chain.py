@@ -21,7 +21,8 @@ from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
 from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES
-from shardhub.errors import HandshakeError, NodeUnreachable, SessionUnknown, ShardhubError
+from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
+from shardhub.model.memory import release_unused
 from shardhub.naps import Naps
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
@@ -142,9 +143,11 @@ class Chain:
 
         Raises:
             ContextExceeded, Overloaded: A stage has no room.
-            SessionUnknown, SessionNotRewindable: A stage does not hold what is to be forked.
+            SessionUnknown, SessionNotRewindable: A stage does not hold what is to be forked, or not for long.
             ChainError: A node is gone.
         """
+        if fork_of is not None and self.paths.is_relieved(fork_of.path):
+            raise SessionUnknown("A stage of the session takes no new ones any more.")
         path = fork_of.path if fork_of else self.choose_path()
         session = ChainSession(self, path, context=context, parameters=parameters)
         self._sessions[session.id] = session
@@ -298,10 +301,7 @@ class Chain:
         """A link is of no use any more: nothing comes of the steps that are on their way through it."""
         if not self.paths.mark_dead(index, error):
             return
-        link = self.links[index]
-        for session in list(self._sessions.values()):
-            if link in session.path.links:
-                session.on_failure(session.epoch, error)
+        self._fail_over(self.links[index], error)
         self.on_lost(index, error)
 
     def add(self, link: StageLink) -> int:
@@ -339,6 +339,25 @@ class Chain:
             await link.stop()
             raise
         self.paths.revive(index)
+
+    def is_carrying(self, index: int) -> bool:
+        """Whether sessions that are not parked go over a link."""
+        link = self.links[index]
+        return any(link in session.path.links and not session.is_parked for session in self._sessions.values())
+
+    async def end(self, index: int) -> None:
+        """Use a relieved link no more, and free what it holds; what it carried goes on elsewhere."""
+        link = self.links[index]
+        ended = NodeLost(f"{link.name} has been relieved.")
+        self.paths.mark_dead(index, ended)
+        self._fail_over(link, ended)
+        await link.stop()
+        await asyncio.get_running_loop().run_in_executor(None, release_unused)
+
+    def _fail_over(self, link: StageLink, error: ShardhubError) -> None:
+        for session in list(self._sessions.values()):
+            if link in session.path.links:
+                session.on_failure(session.epoch, error)
 
     def _check_limits(self, link: StageLink) -> None:
         limits = link.limits

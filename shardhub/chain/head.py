@@ -184,10 +184,10 @@ class Head:
 
     @property
     def hops(self) -> tuple[Hop, ...]:
-        """Where each stage runs now: in stage order, replicas side by side; those that joined come last."""
+        """Where each stage runs now: in stage order, replicas side by side; those that came later are last."""
         digests = [stage.digest for stage in self.pipeline.manifest.stages]
         found: list[Hop] = []
-        for link in self.chain.links:
+        for link in [self.chain.links[index] for index in self.chain.paths.in_use]:
             first = digests.index(link.facts.digests[0])
             last = first + len(link.facts.digests) - 1
             if isinstance(link, NodeLink):
@@ -208,8 +208,10 @@ class Head:
     def describe_hops(self) -> list[dict[str, object]]:
         """Where each stage runs, for people and `--json`."""
         rows: list[dict[str, object]] = []
-        places = list(zip(self.hops, self.chain.links, self.chain.paths.hops, strict=True))
-        for index, (hop, link, onward) in sorted(enumerate(places), key=lambda place: place[1][0].first):
+        places = list(zip(self.chain.paths.in_use, self.hops, strict=True))
+        onwards = self.chain.paths.hops
+        for index, hop in sorted(places, key=lambda place: place[1].first):
+            link, onward = self.chain.links[index], onwards[index]
             row: dict[str, object] = {
                 "stages": list(range(hop.first, hop.last + 1)),
                 "layers": [link.facts.start, link.facts.stop],

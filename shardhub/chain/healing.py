@@ -1,4 +1,4 @@
-"""Bringing lost links back: the same node, once it answers again, or a stage in this process in its place."""
+"""Bringing lost links back: the same node, once it answers again, and till then a stage in this process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _STAND_IN_AFTER_S = 5.0
 _ANSWER_S = 3.0
 _MAX_EVENTS = 200
 
-# Makes a link to a stage in this process, given the index of the link it is to replace; None if it may not or cannot.
+# How soon a stand-in that was relieved is looked at again: it ends when it carries nobody any more.
+_RELIEF_S = 0.5
+
+# Makes a link to a stage in this process, given the index of a link to the same; None if it may not or cannot.
 StandIn = Callable[[int], Awaitable[StageLink | None]]
 
 
@@ -46,6 +49,9 @@ class Healer:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         # Two links of one stage may be gone: one stage of this process is enough.
         self._standing_in = asyncio.Lock()
+        # By the first index of the stage's place: the stand-in's own, and what waits for it to become idle.
+        self._stand_ins: dict[int, int] = {}
+        self._reliefs: dict[int, asyncio.Task[None]] = {}
         self._looks: dict[frozenset[int], asyncio.Task[None]] = {}
         chain.on_lost = self._lost
         chain.on_slept = self._slept
@@ -70,7 +76,7 @@ class Healer:
 
     async def stop(self) -> None:
         """End all attempts."""
-        tasks = [*self._tasks.values(), *self._looks.values()]
+        tasks = [*self._tasks.values(), *self._looks.values(), *self._reliefs.values()]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -111,6 +117,7 @@ class Healer:
         link = self._chain.links[index]
         facts = link.facts
         self.tell("lost", f"Layers {facts.start} to {facts.stop - 1} at {link.name} are lost: {describe_error(error)}")
+        self._call_back(index)
         self._try(index, "back")
 
     def bring_in(self, index: int) -> None:
@@ -139,6 +146,7 @@ class Healer:
                         again = await link.again()
                     await self._chain.replace(index, again)
                     self._tell_served(index, kind)
+                    self._relieve(index)
                     return
                 except (HandshakeError, AccessError) as error:  # somebody answers, and it helps nobody: told once
                     if (why := describe_error(error)) != refused:
@@ -151,25 +159,54 @@ class Healer:
                     async with self._standing_in:
                         if self._is_missed(index):
                             may_stand_in = False
-                            if await self._stand_in_for(index):
-                                return
+                            await self._stand_in_for(index)
                 except ShardhubError as error:
                     self.tell("gave-up", f"{link.name} cannot be stood in for: {describe_error(error)}")
             await asyncio.sleep(delay_s)
             delay_s = min(_LAST_DELAY_S, 1.5 * delay_s)
 
-    async def _stand_in_for(self, index: int) -> bool:
+    async def _stand_in_for(self, index: int) -> None:
         assert self._stand_in is not None
         if (local := await self._stand_in(index)) is None:
-            return False
-        await self._chain.replace(index, local)
-        self._tell_served(index, "back")
-        return True
+            return
+        first = self._place(index)[0]
+        if first not in self._stand_ins:
+            self._stand_ins[first] = self._chain.add(local)
+        at = self._stand_ins[first]
+        await self._chain.replace(at, local)
+        self._chain.paths.call_back(at)
+        self._tell_served(at, "back")
+
+    def _relieve(self, index: int) -> None:
+        """A node serves the stage: what stands in for it takes no new work, and ends when it has none."""
+        first = self._place(index)[0]
+        at = self._stand_ins.get(first)
+        if at is not None and at not in self._chain.paths.dead and first not in self._reliefs:
+            self._chain.paths.relieve(at)
+            task = self._reliefs[first] = asyncio.create_task(self._end_when_idle(at))
+            task.add_done_callback(lambda _: self._reliefs.pop(first, None))
+
+    async def _end_when_idle(self, at: int) -> None:
+        while self._chain.is_carrying(at):  # noqa: ASYNC110 - sessions end in many places, and nobody waits for this
+            await asyncio.sleep(_RELIEF_S)
+        await self._chain.end(at)
+        log.info("the stand-in for layers from %d on has ended", self._chain.links[at].facts.start)
+
+    def _call_back(self, index: int) -> None:
+        """Nobody serves the stage but its stand-in, if that has not ended yet: it takes new work again."""
+        first = self._place(index)[0]
+        at = self._stand_ins.get(first)
+        others = [other for other in self._place(index) if other not in self._chain.paths.dead]
+        if others == [at] and first in self._reliefs:
+            self._reliefs[first].cancel()
+            self._chain.paths.call_back(others[0])
+
+    def _place(self, index: int) -> list[int]:
+        return next(place for place in self._chain.places if index in place)
 
     def _is_missed(self, index: int) -> bool:
         """Whether nobody else serves the stage."""
-        place = next(place for place in self._chain.places if index in place)
-        return all(other in self._chain.paths.dead for other in place)
+        return all(other in self._chain.paths.dead for other in self._place(index))
 
     def _tell_served(self, index: int, kind: str) -> None:
         link = self._chain.links[index]

@@ -40,6 +40,7 @@ class Paths:
         self.ways: dict[tuple[int, int], Way] = {}
         self._hops: dict[tuple[int, int], NextHop] = {}
         self._dead: dict[int, ShardhubError] = {}
+        self._relieved: set[int] = set()
         self._usable = asyncio.Event()
         self._usable.set()
 
@@ -55,6 +56,23 @@ class Paths:
     def dead(self) -> dict[int, ShardhubError]:
         """Links that are broken, by index, and why."""
         return dict(self._dead)
+
+    @property
+    def in_use(self) -> list[int]:
+        """Indices of all links but those that were relieved and have ended."""
+        return [index for index in range(len(self.links)) if index not in self._relieved or index not in self._dead]
+
+    def relieve(self, index: int) -> None:
+        """Give a link no new sessions while its stage has another."""
+        self._relieved.add(index)
+
+    def call_back(self, index: int) -> None:
+        """Use a relieved link like any other again."""
+        self._relieved.discard(index)
+
+    def is_relieved(self, path: Path) -> bool:
+        """Whether a link of the path is to get no new sessions."""
+        return any(self.links[index] in path.links for index in self._relieved)
 
     def choose(self, num_carried: Callable[[StageLink], int], before: Path | None = None) -> Path:
         """The replica of each stage that carries the fewest sessions, of those that are there.
@@ -78,6 +96,7 @@ class Paths:
             if not alive:
                 raise self._dead[place[0]]
             kept = [index for index in alive if before is not None and self.links[index] in before.links]
+            alive = [index for index in alive if index not in self._relieved] or alive
             chosen.append(kept[0] if kept else min(alive, key=partial(rank, at=at)))
         hops = [self._hops[here, there] for here, there in pairwise(chosen)]
         return Path(tuple(self.links[index] for index in chosen), (*hops, NextHop(kind=HopKind.END)))
@@ -139,7 +158,8 @@ class Paths:
     async def put(self, index: int, link: StageLink) -> None:
         """Put another link, which is open, in the place of a broken one; nothing goes over it before `revive`."""
         before, self.links[index] = self.links[index], link
-        await before.stop()
+        if before is not link:  # as one is that was just added
+            await before.stop()
         await self.find_hops([index])
 
     def revive(self, index: int) -> None:

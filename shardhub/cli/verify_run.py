@@ -86,7 +86,7 @@ def _classes(head: Head) -> list[tuple[str, NumericClass]]:
 
     return [
         (link.name, numeric_class(hop.description.host if isinstance(hop, NodeHop) else host_facts()))
-        for hop, link in zip(head.hops, head.chain.links, strict=True)
+        for hop, link in zip(head.hops, (head.chain.links[at] for at in head.chain.paths.in_use), strict=True)
     ]
 
 

@@ -133,7 +133,7 @@ class Engine:
         # One for the step that runs and one for the next, of each session.
         self._masks = MaskTable(most=2 * settings.max_sessions)
         self._sessions = SessionTable(
-            make=lambda call: Session(loaded.stage, context=call.context, parameters=call.parameters),
+            make=lambda call: Session(self._stage, context=call.context, parameters=call.parameters),
             kv_bytes=loaded.kv_bytes,
             kv_budget_bytes=loaded.kv_budget_bytes,
             limits=self.limits,
@@ -283,8 +283,10 @@ class Engine:
         self._id_s[step.lane] = (1 - _NEWEST) * known + _NEWEST * seconds / length
 
     def stop(self) -> None:
-        """End the compute thread; sessions and weights are freed with the engine."""
+        """End the compute thread, and free sessions and weights."""
         self._compute.close()
+        self._sessions.clear()
+        vars(self).pop("_stage", None)  # nothing runs any more that could ask for it
 
     def _run(self, head: bytes, step: Step, wait_s: float) -> Ran | StepFailure:
         started = time.monotonic()

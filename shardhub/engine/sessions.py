@@ -162,6 +162,10 @@ class SessionTable:
         """Extend a session's lease: its head shows that it is there, or we have been busy with it ourselves."""
         entry.lease_ends = self._clock() + self._limits.lease_s
 
+    def clear(self) -> None:
+        """Forget all sessions."""
+        self._entries.clear()
+
     def drop(self, session: bytes) -> None:
         """Forget a session whose KV cache is of no use any more."""
         self._entries.pop(session, None)

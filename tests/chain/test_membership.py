@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
 from shardhub.chain.head import Head
-from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.links import LocalLink, NodeLink, describe
 from shardhub.chain.membership import Membership
-from shardhub.chain.stream import Request
+from shardhub.chain.stream import MAX_UNREAD, Request
 from shardhub.errors import ChainError, HandshakeError, RouteError
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny
-from tests.running import scheduler_of, tokens_of
+from tests.running import PATIENT, scheduler_of, tokens_of
 from tests.waiting import until
 
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 20 * 29, 29)]
@@ -53,9 +55,9 @@ def test_a_node_that_joins_is_used_for_new_work(pipeline, served) -> None:
     """What runs stays where it is; the next request goes to the newcomer, and draws the same."""
 
     async def run():
-        async with scheduler_of(pipeline, [served[0], served[2]]) as scheduler:
+        async with scheduler_of(pipeline, [served[0], served[2]], liveness=PATIENT) as scheduler:
             expected = await tokens_of(scheduler, request())
-            running = scheduler.submit(request(200))
+            running = scheduler.submit(request(MAX_UNREAD + 100))  # waits for its reader, whatever comes first
             reader = aiter(running)
             await anext(reader)
             membership = Membership(pipeline.manifest, scheduler)
@@ -80,7 +82,7 @@ def test_nodes_that_help_nobody_are_refused(pipeline, served, tmp_path) -> None:
     (stranger,) = nodes.start((cut.shard_folder(other, 0),))
 
     async def run():
-        async with scheduler_of(pipeline, [served[0], served[2]]) as scheduler:
+        async with scheduler_of(pipeline, [served[0], served[2]], liveness=PATIENT) as scheduler:
             membership = Membership(pipeline.manifest, scheduler)
             with pytest.raises(HandshakeError, match="another pipeline"):
                 await membership.join(stranger.address)
@@ -122,12 +124,26 @@ def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_t
 
 
 def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> None:
-    """Both nodes of a stage are killed, nobody comes, and its shard is here: the stream goes on here, loaded once."""
+    """Both nodes of a stage are killed, nobody comes, and its shard is here: the stream goes on here, loaded once.
+
+    When a node comes back, new work goes to it, what runs here goes on, and then the memory is given back.
+    """
     tiny_tokenizer(pipeline.folder)
     started = nodes.start(*((cut.shard_folder(pipeline, index),) for index in (0, 1, 1)))
 
     async def run():
-        head = await Head.start(pipeline, [node.address for node in started], context=256)
+        head = await Head.start(pipeline, [node.address for node in started], context=512)
+
+        def at() -> list[str]:
+            return [str(row["at"]) for row in head.describe_hops()]
+
+        async def is_back() -> bool:
+            return any(event.text.endswith(f"by {lost} again.") for event in head.scheduler.healer.events)
+
+        async def is_freed() -> bool:
+            gc.collect()
+            return stage() is None and "this process" not in at()
+
         try:
             expected = await tokens_of(head.scheduler, request(60))
             stream = head.scheduler.submit(request(60))
@@ -137,9 +153,28 @@ def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> N
                 node.kill()
             found += [token.id async for token in reader]
             assert found == expected
-            (other,) = head.chain.paths.dead
-            assert [row["at"] for row in head.describe_hops()].count("this process") == 1
-            assert head.hops[other].address in [node.address for node in started[1:]]
+            assert at().count("this process") == 1
+            assert len(head.chain.paths.dead) == 2
+            (local,) = (link for link in head.chain.links if isinstance(link, LocalLink))
+            stage = weakref.ref(local.engine._stage)
+
+            long = head.scheduler.submit(request(MAX_UNREAD + 100))  # waits for its reader
+            reader = aiter(long)
+            await anext(reader)
+            lost = started[2].address
+            again = nodes.Node(cut.shard_folder(pipeline, 1), options=("--port", lost.rpartition(":")[2]))
+            started.append(again.wait_ready())
+            await until(is_back)
+            assert await tokens_of(head.scheduler, request(60)) == expected
+            assert local.engine.num_sessions == 1, "new work went to the stand-in"
+            assert "this process" in at()
+            assert [token.id async for token in reader]
+            assert long.num_recoveries == 0
+            await until(is_freed)
+
+            again.kill()
+            assert await tokens_of(head.scheduler, request(60)) == expected
+            assert at().count("this process") == 1
         finally:
             await head.stop()
 
