@@ -28,8 +28,9 @@ from shardhub.protocol import Lane, RowResult
 
 # Long prompts that are prefilled at once: the second fills the stages while the first one's last chunks go round.
 _PREFILLS = 2
-# Losses one request goes on after, and seconds between attempts to go on.
+# Losses one request goes on after, and seconds between attempts to go on: soon at first, then seldom.
 _MAX_RECOVERIES = 16
+_FIRST_ATTEMPT_S = 0.02
 _BETWEEN_ATTEMPTS_S = 0.2
 # Positions between snapshots of a long prompt, and about how many are kept of one.
 _LEAST_SNAPSHOT = 256
@@ -99,6 +100,7 @@ class Scheduler:
         self._prefilling = asyncio.Semaphore(_PREFILLS)
         self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self.healer = Healer(chain, stand_in=stand_in)
         chain.on_times = self.pace.took
 
@@ -140,6 +142,8 @@ class Scheduler:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self._ending:
+            await asyncio.wait(self._ending)
         await self.healer.stop()
         for microbatch in self._microbatches:
             microbatch.stop()
@@ -165,10 +169,11 @@ class Scheduler:
             stream.fail(error)  # whatever it is, nobody may wait for ever for tokens that do not come
             raise
         finally:
-            await asyncio.shield(self._end(stream, session, prefix))
-            self.streams.discard(stream)
-            self.on_ended(stream)
-            stream.ended.set()
+            # A task of its own: it goes on where this one is cancelled meanwhile, and `stop` waits for it.
+            ending = asyncio.create_task(self._end(stream, session, prefix))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+            await asyncio.shield(ending)
 
     async def _run(self, stream: Stream) -> None:
         """Prefill and decode until the stream ends or is interrupted."""
@@ -212,7 +217,7 @@ class Scheduler:
             raise error
         # A node that came back may not be reached by its neighbours at once: each further loss waits a little longer.
         await asyncio.sleep(_BETWEEN_ATTEMPTS_S * stream.num_recoveries)
-        began_at = time.monotonic()
+        began_at, delay_s = time.monotonic(), _FIRST_ATTEMPT_S
         deadline = began_at + settings.recover_wait_s
         shapes, before = list(session.shapes), session.path
         ids = [*stream.request.prompt, *stream.answer][: stream.num_held]
@@ -236,7 +241,8 @@ class Scheduler:
                     raise
             else:
                 break
-            await asyncio.sleep(_BETWEEN_ATTEMPTS_S)
+            await asyncio.sleep(delay_s)
+            delay_s = min(_BETWEEN_ATTEMPTS_S, 2 * delay_s)
         del stream.prompt_logprobs[session.position :]
         del stream.prompt_top[session.position :]
         stream.go_on()
@@ -286,6 +292,9 @@ class Scheduler:
                 await session.close()
         finally:
             self._turns.next()
+            self.streams.discard(stream)
+            self.on_ended(stream)
+            stream.ended.set()
 
     async def _admit(self, stream: Stream, positions: int) -> tuple[ChainSession, Prefix | None]:
         """Open a session, waiting for room if the nodes are full.

@@ -211,7 +211,7 @@ def test_room_that_does_not_come_is_said(llama) -> None:
     """A request waits for a time, then is refused; the one that runs goes on."""
 
     async def run():
-        settings = SchedulerSettings(wait_s=0.3, max_waiting=1)
+        settings = SchedulerSettings(wait_s=5.0, max_waiting=1)
         async with scheduler_of(llama, max_sessions=1, settings=settings) as (scheduler, _):
             running = scheduler.submit(request(0, max_tokens=450))
             reader = aiter(running)
@@ -268,6 +268,32 @@ def test_a_reader_who_does_not_read_holds_nobody_up(llama) -> None:
 
     asyncio.run(run())
     assert not [context for context in broken if "Task exception" in context["message"]]
+
+
+def test_a_stop_waits_for_sessions_that_are_being_closed(llama) -> None:
+    """A request that was given up just before is gone from every node when the scheduler has stopped."""
+
+    async def run():
+        async with scheduler_of(llama) as (scheduler, engines):
+            link = scheduler.chain.links[1]
+            close, began, goes_on = link.close_session, asyncio.Event(), asyncio.Event()
+
+            async def slow(*arguments, **options) -> None:
+                began.set()
+                await goes_on.wait()
+                await close(*arguments, **options)
+
+            link.close_session = slow
+            stream = scheduler.submit(request(0, max_tokens=400))
+            await anext(aiter(stream))
+            stream.cancel()
+            await began.wait()
+            asyncio.get_running_loop().call_later(0.1, goes_on.set)
+            await scheduler.stop()
+            assert stream.ended.is_set()
+            assert [engine.num_sessions for engine in engines] == [0, 0]
+
+    asyncio.run(run())
 
 
 def test_impossible_requests_are_refused_at_once(llama) -> None:
