@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,11 @@ class Node:
         """SIGTERM; returns the exit code."""
         self.process.terminate()
         return self.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP; returns once no thread of it runs any more. SIGCONT lets it go on."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -10,16 +10,18 @@ from shardhub.chain.route import plan_route
 from shardhub.chain.scheduler import Scheduler, SchedulerSettings
 from shardhub.wire.options import Liveness
 
-# A silent peer is noticed within two seconds.
+# A silent peer is noticed within two seconds, and so is one whose machine stood still for one.
 QUICK = Liveness(ping_s=1.0, timeout_s=1.0)
+# For tests in which nobody may be given up whose machine was only held up.
+PATIENT = Liveness(ping_s=1.0, timeout_s=6.0)
 
 
 @asynccontextmanager
-async def scheduler_of(pipeline, addresses, **settings):
+async def scheduler_of(pipeline, addresses, *, liveness=QUICK, **settings):
     """A scheduler over nodes that are noticed soon when they are gone."""
     described = [(address, await describe(address)) for address in addresses]
     hops = plan_route(pipeline.manifest, described)
-    chain = await Chain.start([NodeLink(hop.address, hop.description, liveness=QUICK) for hop in hops])
+    chain = await Chain.start([NodeLink(hop.address, hop.description, liveness=liveness) for hop in hops])
     scheduler = Scheduler(chain, SchedulerSettings(**{"recover_wait_s": 30.0, "prefill_chunk": 16} | settings))
     try:
         yield scheduler

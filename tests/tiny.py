@@ -17,6 +17,8 @@ from mlx_lm.utils import _get_classes
 
 NUM_LAYERS = 6
 VOCAB = 512
+# Of the tokenizer that `save_tokenizer` writes: its first special.
+END = 256
 WINDOW = 5
 _SLIDING = ["sliding_attention", "full_attention"]
 

@@ -16,7 +16,7 @@ from shardhub.chain.links import LocalLink, NodeLink, describe
 from shardhub.chain.recovery import Recovery
 from shardhub.chain.route import plan_route
 from shardhub.chain.scheduler import Scheduler, SchedulerSettings
-from shardhub.chain.stream import Request
+from shardhub.chain.stream import MAX_UNREAD, Request
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import (
     ContextExceeded,
@@ -33,7 +33,8 @@ from shardhub.protocol import HopKind, Lane
 from tests import cut, nodes, tiny
 from tests.waiting import until
 
-CONTEXT = 256
+# Answers as long as this are not drawn to their end before anybody reads them.
+CONTEXT = 2 * MAX_UNREAD
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 23 * 29, 29)]
 NUM_TOKENS = 24
 GREEDY = SamplingParameters()
@@ -100,6 +101,32 @@ async def collect(stream):
 
 async def num_sessions(address):
     return (await describe(address)).num_sessions
+
+
+class Leases:
+    """Leases of one session, on a clock that stands still until it is set forward."""
+
+    def __init__(self, *engines) -> None:
+        self._now = 0.0
+        for engine in engines:
+            engine._sessions._clock = lambda: self._now
+
+    def go_on(self, seconds) -> None:
+        """Set the clock forward."""
+        self._now += seconds
+
+    async def is_renewed(self, engine) -> None:
+        """Wait until a head has renewed the lease at this time."""
+
+        async def renewed() -> bool:
+            (entry,) = engine._sessions._entries.values()
+            return entry.lease_ends == self._now + engine.limits.lease_s
+
+        await until(renewed)
+
+    async def num_expired(self, engine) -> int:
+        """Look at an engine's leases as it does between jobs; how many ran out."""
+        return await asyncio.wrap_future(engine._compute.control(engine._sessions.expire))
 
 
 def test_chain_over_grpc_equals_mlx_lm(models, served) -> None:
@@ -277,12 +304,17 @@ def test_a_head_that_is_gone_frees_its_sessions(models) -> None:
         settings = EngineSettings(context=CONTEXT, lease_s=1.5)
         engine = await loop.run_in_executor(None, lambda: Engine.start(cut.shards(pipeline, 0, 1, 2, 3), settings))
         async with chain_of([LocalLink(engine)]) as chain:
+            leases = Leases(engine)
             session = await chain.open(context=32, parameters=GREEDY)
-            await asyncio.sleep(2.5)  # longer than the lease: renewals hold it
+            for _ in range(3):  # longer than the lease: renewals hold it
+                leases.go_on(1.0)
+                await leases.is_renewed(engine)
+            assert await leases.num_expired(engine) == 0
             assert engine.num_sessions == 1
             chain._renewing.cancel()
 
             async def none_left():
+                leases.go_on(1.0)  # also if one last renewal was on its way
                 return engine.num_sessions == 0
 
             await until(none_left)
@@ -295,21 +327,29 @@ def test_a_head_that_is_gone_frees_its_sessions(models) -> None:
 def test_a_step_longer_than_a_lease_ends_no_session(models) -> None:
     """While one stage is busy for two leases its renewals wait, and those of the others do not wait for them."""
     _, pipeline = models
-    lease_s = 1.5
 
     async def run():
         loop = asyncio.get_running_loop()
-        settings = EngineSettings(context=CONTEXT, lease_s=lease_s)
+        settings = EngineSettings(context=CONTEXT, lease_s=1.5)
         engines = [
             await loop.run_in_executor(None, partial(Engine.start, cut.shards(pipeline, *part), settings))
             for part in ((0, 1), (2, 3))
         ]
-        release = threading.Event()
+        is_busy, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            is_busy.set()
+            release.wait(60)
+
         async with chain_of([LocalLink(engine) for engine in engines]) as chain:
+            leases = Leases(*engines)
             session = await chain.open(context=32, parameters=GREEDY)
-            busy = engines[0]._compute.control(lambda: release.wait(60))
-            await asyncio.sleep(2 * lease_s)
-            assert engines[1].num_sessions == 1
+            busy = engines[0]._compute.control(hold)
+            assert await loop.run_in_executor(None, is_busy.wait, 60)
+            for _ in range(3):  # two leases
+                leases.go_on(1.0)
+                await leases.is_renewed(engines[1])
+            assert await leases.num_expired(engines[1]) == 0
             release.set()
             await asyncio.wrap_future(busy)
             await (await session.send(PROMPT[:8], sample=True, lane=Lane.PREFILL))

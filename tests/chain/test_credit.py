@@ -98,7 +98,7 @@ def test_a_late_step_names_the_stage_that_keeps_it(pipeline) -> None:
             reader = aiter(stream)
             await anext(reader)
             goes_on = threading.Event()
-            chain.deadlines.timeout_s = lambda num_ids: 0.5
+            chain.deadlines.timeout_s = lambda num_ids: 5.0
             engines[1]._compute.control(goes_on.wait)
             try:
                 with pytest.raises(StepTimeout, match="did not come round") as late:

@@ -163,7 +163,8 @@ def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> N
             await anext(reader)
             lost = started[2].address
             again = nodes.Node(cut.shard_folder(pipeline, 1), options=("--port", lost.rpartition(":")[2]))
-            started.append(again.wait_ready())
+            started.append(again)
+            await asyncio.to_thread(again.wait_ready)
             await until(is_back)
             assert await tokens_of(head.scheduler, request(60)) == expected
             assert local.engine.num_sessions == 1, "new work went to the stand-in"

@@ -7,7 +7,7 @@ import asyncio
 from shardhub.chain.stream import Request
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny
-from tests.running import scheduler_of, tokens_of
+from tests.running import PATIENT, scheduler_of, tokens_of
 
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
 
@@ -20,7 +20,7 @@ def test_a_move_to_another_numeric_class_is_told(tmp_path) -> None:
     started.append(nodes.Node(folders[1], env={"SHARDHUB_BLAS": "openblas"}))
 
     async def run():
-        async with scheduler_of(pipeline, [node.address for node in started]) as scheduler:
+        async with scheduler_of(pipeline, [node.address for node in started], liveness=PATIENT) as scheduler:
             # Sessions on the two alike, so that the one that is not carries the fewest.
             wanted = Request(prompt=PROMPT, parameters=SamplingParameters(), max_tokens=60, reuse=False)
             expected = await tokens_of(scheduler, wanted)

@@ -14,7 +14,7 @@ from shardhub.parameters import SamplingParameters
 from shardhub.protocol import HopKind
 from tests import cut, nodes, tiny
 from tests.proxy import Proxy
-from tests.running import QUICK, scheduler_of, tokens_of
+from tests.running import PATIENT, QUICK, scheduler_of, tokens_of
 from tests.waiting import until
 
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 90 * 29, 29)]
@@ -198,14 +198,14 @@ def test_a_node_cut_off_at_the_end_holds_nobody_up(pipeline, net, expected) -> N
     """A request that is given up while a node is cut off ends soon, and is gone from the others."""
 
     async def run():
-        async with scheduler_of(pipeline, net.addresses[:2]) as scheduler:
+        async with scheduler_of(pipeline, net.addresses[:2], liveness=PATIENT) as scheduler:
             stream = scheduler.submit(request(max_tokens=200))
             reader = aiter(stream)
             for _ in range(3):
                 await anext(reader)
             net.proxies[1].silence()
             stream.cancel()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 await stream.ended.wait()
             gone = await scheduler.chain.links[0].renew(scheduler.chain.head, [stream.session.id])
             assert gone == [stream.session.id]
@@ -262,7 +262,7 @@ def test_a_slow_network_is_no_fault(pipeline, net, expected) -> None:
     """Every piece held back, and cut into small ones: slower, with the same tokens and no node given up."""
 
     async def run():
-        async with scheduler_of(pipeline, net.addresses[:2]) as scheduler:
+        async with scheduler_of(pipeline, net.addresses[:2], liveness=PATIENT) as scheduler:
             for proxy in net.proxies[:2]:
                 proxy.slow(0.02)
                 proxy.slice(1000)

@@ -13,7 +13,7 @@ from shardhub.chain.stream import Request
 from shardhub.errors import NodeLost, NodeUnreachable
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny
-from tests.running import scheduler_of, tokens_of
+from tests.running import PATIENT, scheduler_of, tokens_of
 
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
 NUM_TOKENS = 30
@@ -66,9 +66,10 @@ def test_killed_node_with_a_replica_changes_no_token(pipeline, victim) -> None:
 def test_node_that_comes_back_empty_goes_on(pipeline) -> None:
     """The only node of a stage is killed and started again at its address: the stream waits, then goes on."""
     started = nodes.start(*(folder_of(pipeline, index) for index in range(3)))
+    settings = {"liveness": PATIENT, "recover_wait_s": nodes.START_TIMEOUT_S}
 
     async def run():
-        async with scheduler_of(pipeline, [node.address for node in started]) as scheduler:
+        async with scheduler_of(pipeline, [node.address for node in started], **settings) as scheduler:
             expected = await tokens_of(scheduler, request())
             stream = scheduler.submit(request())
             reader = aiter(stream)
@@ -103,7 +104,7 @@ def test_frozen_node_is_noticed_and_replaced(pipeline) -> None:
             found = [(await anext(reader)).id for _ in range(5)]
             carrying = {link.name for link in stream.session.path.links}
             frozen = next(node for node in (started[1], started[3]) if node.address in carrying)
-            frozen.process.send_signal(signal.SIGSTOP)
+            frozen.freeze()
             try:
                 async with asyncio.timeout(30):
                     found += [token.id async for token in reader]
@@ -120,9 +121,10 @@ def test_frozen_node_is_noticed_and_replaced(pipeline) -> None:
 def test_without_another_node_the_error_comes_in_time(pipeline) -> None:
     """Nothing comes within the wait: what was drawn is there, then an error that names the node."""
     started = nodes.start(*(folder_of(pipeline, index) for index in range(3)))
+    settings = {"liveness": PATIENT, "recover_wait_s": 1.0}
 
     async def run():
-        async with scheduler_of(pipeline, [node.address for node in started], recover_wait_s=1.0) as scheduler:
+        async with scheduler_of(pipeline, [node.address for node in started], **settings) as scheduler:
             stream = scheduler.submit(request(num_tokens=200))
             reader = aiter(stream)
             for _ in range(5):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from shardhub.cli.sizes import DEFAULT_CONTEXT
 from tests import cut, nodes, tiny
 
 
@@ -33,6 +34,21 @@ def pipeline(model, tmp_path_factory):
 def served(pipeline):
     started = nodes.start(*((cut.shard_folder(pipeline, index),) for index in range(3)))
     yield started
+    nodes.stop_all(started)
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory, tiny_tokenizer):
+    """A pipeline whose greedy answers go on for thousands of tokens, as its end is never likely, and its nodes."""
+    folder = tmp_path_factory.mktemp("cli-endless")
+    config = {**tiny.config("llama"), "max_position_embeddings": DEFAULT_CONTEXT}
+    model = tiny.build(config)
+    model.lm_head.weight[tiny.END] = 0
+    tiny.save(model, config, folder / "model")
+    tiny_tokenizer(folder / "model")
+    pipeline = cut.cut(folder / "model", folder / "out", (3,))
+    started = nodes.start(*((cut.shard_folder(pipeline, index),) for index in range(2)))
+    yield pipeline, started
     nodes.stop_all(started)
 
 
@@ -85,7 +101,7 @@ def test_split_takes_a_plan_and_generates_what_every_cut_generates(model, pipeli
         nodes.shardhub("generate", folder, "--raw", "--prompt", "abc abc", "--max-tokens", 8, "--json")
         for folder in (made["pipeline"], pipeline.folder)
     ]
-    assert [answer.returncode for answer in answers] == [0, 0], answers[0].stderr
+    assert [answer.returncode for answer in answers] == [0, 0], [answer.stderr for answer in answers]
     tokens = [json.loads(answer.stdout)["tokens"] for answer in answers]
     assert tokens[0] == tokens[1]
     assert len(tokens[0]) == 8
@@ -163,11 +179,12 @@ def test_chat_keeps_the_conversation_on_the_nodes(pipeline, served) -> None:
         assert describe(node.address).num_sessions == 0
 
 
-def test_interrupt_stops_the_answer_and_not_the_chat(pipeline, served) -> None:
+def test_interrupt_stops_the_answer_and_not_the_chat(endless) -> None:
     """Ctrl-C during an answer, then another question."""
+    pipeline, served = endless
     command = [sys.executable, "-m", "shardhub", "chat", str(pipeline.folder), *node_options(served)]
     process = subprocess.Popen(
-        [*command, "--max-tokens", "100000", "--temp", "1", "--seed", "3"],
+        [*command, "--max-tokens", "100000", "--temp", "0"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -178,9 +195,13 @@ def test_interrupt_stops_the_answer_and_not_the_chat(pipeline, served) -> None:
         process.stdin.write("hello\n")
         assert process.stdout.read(1)  # the answer has begun
         process.send_signal(signal.SIGINT)
+        for line in process.stderr:
+            if line == "stopped\n":
+                break
+        until(lambda: describe(served[0].address).num_sessions == 0)
         process.stdin.write("more\n")
         process.stdin.close()
-        until(lambda: describe(served[0].address).num_sessions == 1 or process.poll() is not None)
+        until(lambda: describe(served[0].address).num_sessions == 1)
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         errors = process.stderr.read()
@@ -190,16 +211,17 @@ def test_interrupt_stops_the_answer_and_not_the_chat(pipeline, served) -> None:
         process.wait()
         process.stdout.close()
         process.stderr.close()
-    assert errors.count("stopped") >= 1
+    assert errors.count("stopped") == 1
     for node in served:
         assert describe(node.address).num_sessions == 0
 
 
-def test_interrupted_generate_frees_the_nodes(pipeline, served) -> None:
+def test_interrupted_generate_frees_the_nodes(endless) -> None:
     """Ctrl-C ends it with 130 and no session stays."""
+    pipeline, served = endless
     command = [sys.executable, "-m", "shardhub", "generate", str(pipeline.folder), *node_options(served)]
     process = subprocess.Popen(
-        [*command, "--prompt", "hello", "--max-tokens", "100000", "--temp", "1", "--seed", "3"],
+        [*command, "--prompt", "hello", "--max-tokens", "100000", "--temp", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -294,10 +316,8 @@ def test_empty_and_too_long_prompts_are_refused(pipeline, served) -> None:
 
 def test_sigterm_drains_and_ends_with_zero(pipeline) -> None:
     """An idle node ends at once."""
-    (node,) = nodes.start((cut.shard_folder(pipeline, 1),))
-    start = time.monotonic()
+    (node,) = nodes.start((cut.shard_folder(pipeline, 1),), options=("--shutdown-timeout", "3600"))
     assert node.stop() == 0
-    assert time.monotonic() - start < 15
 
 
 def test_health_is_serving_once_ready(served) -> None:

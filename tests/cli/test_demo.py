@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 
@@ -24,8 +25,16 @@ def test_demo_says_what_the_unsplit_model_says(smollm2) -> None:
     assert (smollm2 / "config.json").is_file()
 
 
+def is_pushing(process: psutil.Process) -> bool:
+    """Whether a process is `split-and-push`, and at work."""
+    try:
+        return "split-and-push" in process.cmdline() and process.cpu_times().user > 0.2
+    except psutil.Error:  # it has ended, or begins
+        return False
+
+
 def test_demo_that_is_ended_leaves_nothing_behind(smollm2, tmp_path) -> None:
-    """SIGTERM once its Hub runs: the processes it started end, its folder is gone, and it says so by its exit code."""
+    """SIGTERM while it pushes: the processes it started end, its folder is gone, and it says so by its exit code."""
     assert (smollm2 / "config.json").is_file()
     demo = subprocess.Popen(
         [sys.executable, "-m", "shardhub", "demo"],
@@ -37,8 +46,11 @@ def test_demo_that_is_ended_leaves_nothing_behind(smollm2, tmp_path) -> None:
         for line in demo.stderr:
             if line.startswith("3/5"):
                 break
-        started = psutil.Process(demo.pid).children(recursive=True)
-        assert started, "its Hub runs"
+        deadline = time.monotonic() + nodes.START_TIMEOUT_S
+        while not any(map(is_pushing, started := psutil.Process(demo.pid).children(recursive=True))):
+            assert time.monotonic() < deadline, "it does not push"
+            time.sleep(0.02)
+        assert len(started) > 1, "its Hub runs"
         demo.send_signal(signal.SIGTERM)
         assert demo.wait(nodes.END_TIMEOUT_S) == 143
         _, alive = psutil.wait_procs(started, timeout=nodes.END_TIMEOUT_S)

@@ -72,9 +72,10 @@ def test_report_hides_what_looks_like_a_token() -> None:
 
 def test_doctor_warns_without_network_or_hub(served: tuple[RunningHub, Wire]) -> None:
     """No Hub, or a login page in its place: a warning, because folders are served without one."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert states(doctor("--json", HF_ENDPOINT=f"http://127.0.0.1:{port}"))["hub"] == "warn"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        assert states(doctor("--json", HF_ENDPOINT=endpoint))["hub"] == "warn"
     assert states(doctor("--json", HF_HUB_OFFLINE="1"))["hub"] == "warn"
     served[1].fault("GET", "/whoami", lambda _: HTMLResponse("<html>log in</html>"))
     result = doctor("--json", HF_ENDPOINT=served[0].endpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -198,6 +199,7 @@ def test_terminal_is_asked_before_weights_are_fetched(
     """On a terminal, stages that nobody serves and that are not here are fetched after a yes, and not without."""
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "shardhub", "generate", published.pipeline, "--prompt", "a", "--raw"]
+    shown = b""
     try:
         os.write(ours, reply)
         done = subprocess.run(
@@ -209,10 +211,12 @@ def test_terminal_is_asked_before_weights_are_fetched(
             timeout=120,
             check=False,
         )
-        shown = os.read(ours, 1 << 16).decode()
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how Linux says that the other side is closed
+            while data := os.read(ours, 1 << 16):
+                shown += data
     finally:
         os.close(ours)
-        os.close(theirs)
-    assert "Nobody serves stage 0, 1 (0.00 GB). Fetch it and run it here? [y/N]" in shown
+    assert b"Nobody serves stage 0, 1 (0.00 GB). Fetch it and run it here? [y/N]" in shown
     assert done.returncode == code
     assert bool(list(Path(env["SHARDHUB_CACHE"]).glob("repos/ann/m-shard-*/*/*.safetensors"))) == (code == 0)

