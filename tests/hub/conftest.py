@@ -118,9 +118,15 @@ def waited() -> list[float]:
 
 
 @pytest.fixture
-def patience(said: list[str], waited: list[float]) -> Patience:
-    """Waits nothing and gives a silent Hub half a second."""
-    return Patience(stall_timeout_s=0.5, sleep=waited.append, notice=said.append)
+def stall_timeout_s() -> float:
+    """How long a silent Hub is waited for; tests of one that is silent give less."""
+    return 60
+
+
+@pytest.fixture
+def patience(said: list[str], waited: list[float], stall_timeout_s: float) -> Patience:
+    """Waits nothing before it tries again."""
+    return Patience(stall_timeout_s=stall_timeout_s, sleep=waited.append, notice=said.append)
 
 
 @pytest.fixture

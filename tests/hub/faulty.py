@@ -77,7 +77,8 @@ def unchanged(answer: Answer) -> None:
     """No fault."""
 
 
-_COUNT_TIMEOUT_S = 30
+_COUNT_TIMEOUT_S = 60
+_STALL_S = 200
 
 
 @dataclass(kw_only=True)
@@ -195,7 +196,7 @@ def network(upstream: str) -> Iterator[Network]:
                 self.wfile.write(answer.body[:stop])
                 net.sent_bytes[path] = net.sent_bytes.get(path, 0) + stop
             if answer.stall_at is not None:
-                net.ended.wait(30)
+                net.ended.wait(_STALL_S)
             if stop < len(answer.body):
                 self.close_connection = True
 

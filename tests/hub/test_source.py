@@ -92,8 +92,15 @@ def test_split_is_that_of_the_folder(opened: RemoteModel, cut_in_two, net: fault
 
 
 @pytest.mark.parametrize(
-    "fault",
-    [faulty.cut(0.1), faulty.cut(0.5), faulty.cut(0.99), faulty.stall(0.5), faulty.status(429), faulty.status(503)],
+    ("fault", "stall_timeout_s"),
+    [
+        (faulty.cut(0.1), 60),
+        (faulty.cut(0.5), 60),
+        (faulty.cut(0.99), 60),
+        (faulty.stall(0.5), 1),
+        (faulty.status(429), 60),
+        (faulty.status(503), 60),
+    ],
     ids=["cut10", "cut50", "cut99", "stall", "429", "503"],
 )
 def test_split_over_a_bad_line(

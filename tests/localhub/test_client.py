@@ -294,19 +294,19 @@ def test_a_range_comes_as_206(api: HfApi, repo: str, filled: str) -> None:
         ("bytes=-5", size - 5, size),
         (f"bytes=7-{size * 2}", 7, size),
     ):
-        answer = httpx2.get(url, headers={"Range": header, "Authorization": f"Bearer {api.token}"})
+        answer = httpx2.get(url, headers={"Range": header, "Authorization": f"Bearer {api.token}"}, timeout=60)
         assert answer.status_code == 206
         assert answer.content == WEIGHTS[start:stop]
         assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{size}"
     # What is no range of bytes is as if it were not there. Source: RFC 9110, 14.2.
-    answer = httpx2.get(url, headers={"Range": "lines=1-2", "Authorization": f"Bearer {api.token}"})
+    answer = httpx2.get(url, headers={"Range": "lines=1-2", "Authorization": f"Bearer {api.token}"}, timeout=60)
     assert (answer.status_code, answer.content) == (200, WEIGHTS)
 
 
 def test_a_range_past_the_end_is_416(api: HfApi, repo: str, filled: str) -> None:
     url = hf_hub_url(repo, "layer-00000.safetensors", endpoint=api.endpoint)
     headers = {"Range": f"bytes={len(WEIGHTS)}-", "Authorization": f"Bearer {api.token}"}
-    answer = httpx2.get(url, headers=headers)
+    answer = httpx2.get(url, headers=headers, timeout=60)
     assert answer.status_code == 416
     assert answer.headers["Content-Range"] == f"bytes */{len(WEIGHTS)}"
 

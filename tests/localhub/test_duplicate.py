@@ -30,6 +30,7 @@ def ask(api: HfApi, source: str, target: str, sha256: str = SHA256) -> httpx2.Re
         f"{api.endpoint}/api/models/{source}/lfs-files/duplicate",
         headers={"Authorization": f"Bearer {api.token}"},
         json={"target": {"type": "model", "name": target}, "files": [{"sha256": sha256, "filename": "x"}]},
+        timeout=60,
     )
 
 
@@ -38,7 +39,7 @@ def commit(api: HfApi, repo: str, sha256: str = SHA256) -> int:
         f'{{"key":"lfsFile","value":{{"path":"w.safetensors","algo":"sha256","oid":"{sha256}"}}}}\n'
     )
     url = f"{api.endpoint}/api/models/{repo}/commit/main"
-    return httpx2.post(url, headers={"Authorization": f"Bearer {api.token}"}, content=line).status_code
+    return httpx2.post(url, headers={"Authorization": f"Bearer {api.token}"}, content=line, timeout=60).status_code
 
 
 def test_given_objects_can_be_committed(api: HfApi, source: str) -> None:

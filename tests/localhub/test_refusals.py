@@ -27,7 +27,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 # One client for all: making one reads the system's certificates, which takes longer than most tests here. Connections
 # are not kept, because servers come and go.
-WEB = httpx2.Client(limits=httpx2.Limits(max_keepalive_connections=0))
+WEB = httpx2.Client(timeout=60, limits=httpx2.Limits(max_keepalive_connections=0))
 
 
 class Raw:
@@ -322,9 +322,9 @@ def test_urls_given_to_clients_start_with_the_public_one(tmp_path: Path) -> None
 
 
 def test_a_stalled_body_is_given_up(hub: RunningHub, raw: Raw, repo: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardhub.localhub.bodies.STALL_TIMEOUT_S", 0.05)
     target = raw.upload_url(repo).removeprefix(hub.endpoint)
-    with socket.create_connection(("127.0.0.1", hub.port), timeout=10) as connection:
+    with monkeypatch.context() as patch, socket.create_connection(("127.0.0.1", hub.port), timeout=60) as connection:
+        patch.setattr("shardhub.localhub.bodies.STALL_TIMEOUT_S", 0.05)
         head = f"PUT {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(CONTENT)}\r\n\r\n"
         connection.sendall(head.encode() + CONTENT[:10])
         with connection.makefile("rb") as answer:

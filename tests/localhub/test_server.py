@@ -23,6 +23,7 @@ from shardhub.localhub import gc, uploads
 from shardhub.localhub.catalog import FILE, Catalog
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.server import RunningHub, ServerSettings, running_hub
+from tests.ports import kept
 
 # huggingface_hub 2.4.0 sends LFS bytes in a way httpx2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -75,7 +76,7 @@ def test_a_hub_killed_while_bytes_come_in_has_them_all_after_the_client_retries(
             assert pusher.is_alive()
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with hub_process(folder, int(endpoint.rsplit(":", 1)[1])):
+    with kept(int(endpoint.rsplit(":", 1)[1])) as port, hub_process(folder, port):
         pusher.join()
         assert failures == []
         assert hashlib.sha256(Path(api.hf_hub_download("ann/m", "w.safetensors")).read_bytes()).hexdigest() == sha256
@@ -101,7 +102,7 @@ def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
 
 def test_sigterm_stops_a_hub_with_exit_code_0(tmp_path: Path) -> None:
     with hub_process(tmp_path) as (process, endpoint):
-        assert httpx2.get(f"{endpoint}/api/models").json() == []
+        assert httpx2.get(f"{endpoint}/api/models", timeout=60).json() == []
         process.terminate()
         assert process.wait() == 0
 
@@ -144,9 +145,9 @@ def test_other_addresses_need_insecure_lan(tmp_path: Path) -> None:
     with pytest.raises(AddressError, match="Refusing"), running_hub(tmp_path, ServerSettings(host="0.0.0.0")):
         pass
     with running_hub(tmp_path, ServerSettings(host="0.0.0.0", insecure_lan=True)) as hub:
-        assert httpx2.get(f"http://127.0.0.1:{hub.port}/api/models").status_code == 200
+        assert httpx2.get(f"http://127.0.0.1:{hub.port}/api/models", timeout=60).status_code == 200
         for host, expected in (("192.168.1.7:80", 200), ("evil.example", 403)):
-            answer = httpx2.get(f"http://127.0.0.1:{hub.port}/api/models", headers={"Host": host})
+            answer = httpx2.get(f"http://127.0.0.1:{hub.port}/api/models", headers={"Host": host}, timeout=60)
             assert answer.status_code == expected
 
 

@@ -23,6 +23,7 @@ from shardhub.security.certificates import Role
 from shardhub.security.signatures import make_signing_key
 from tests import cut, nodes, tiny
 from tests.nodes import Node, shardhub
+from tests.ports import kept
 from tests.security.cluster import Cluster
 
 CERTS = (sys.executable, "-m", "shardhub", "certs")
@@ -73,7 +74,7 @@ def test_machines_join_run_and_are_revoked(home, pipeline, tmp_path):
     with started("invite", "mini", env=home) as (process, line):
         joined = certs("join", "-", "--json", env=other, stdin=line + "\n")
         assert joined.returncode == 0, joined.stderr
-        out, errors = process.communicate(timeout=30)
+        out, errors = process.communicate(timeout=60)
         assert process.returncode == 0
         assert "mini has joined as a node" in errors
     secret = line.rpartition("/")[2]
@@ -138,7 +139,7 @@ def test_the_secret_leaves_the_argument_list(home):
             if arguments.exists():
                 assert secret not in arguments.read_text()
                 assert b"join" in arguments.read_bytes()
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 5
     assert secret not in errors
 
@@ -150,23 +151,22 @@ def test_an_invitation_that_nobody_uses_ends(home):
     done = certs("invite", "mini", "--minutes", "0.02", env=home)
     assert done.returncode == 1
     assert "not used" in done.stderr
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120
     shown = json.loads(certs("show", "--json", env=home).stdout)
     assert [one["name"] for one in shown["authority"]["issued"]] == ["laptop"]
 
 
 def test_certificates_are_renewed_where_the_authority_serves(home):
     """`certs serve` renews what `certs renew` asks for, and ends well on SIGTERM."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    certs("init", "--name", "laptop", "--address", f"127.0.0.1:{port}", env=home)
-    with started("serve", env=home) as (process, address):
-        assert address == f"127.0.0.1:{port}"
-        renewed = certs("renew", "--json", env=home)
-        assert renewed.returncode == 0, renewed.stderr
-        assert [(one["name"], one["role"]) for one in json.loads(renewed.stdout)] == [("laptop", "head")]
-        process.terminate()
-        assert process.wait(30) == 0
+    with kept() as port:
+        certs("init", "--name", "laptop", "--address", f"127.0.0.1:{port}", env=home)
+        with started("serve", env=home) as (process, address):
+            assert address == f"127.0.0.1:{port}"
+            renewed = certs("renew", "--json", env=home)
+            assert renewed.returncode == 0, renewed.stderr
+            assert [(one["name"], one["role"]) for one in json.loads(renewed.stdout)] == [("laptop", "head")]
+            process.terminate()
+            assert process.wait(60) == 0
     issued = json.loads(certs("show", "--json", env=home).stdout)["authority"]["issued"]
     assert [one["name"] for one in issued] == ["laptop", "laptop"]
 
