@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import psutil
 import pytest
 
 from shardhub.engine.compute import ComputeThread
@@ -98,6 +99,15 @@ def test_close_cancels_what_waits_and_refuses_what_comes() -> None:
     closing.join(WAIT_S)
     with pytest.raises(Overloaded, match="going away"):
         compute.control(lambda: None)
+
+
+def test_close_waits_until_the_system_has_ended_the_thread() -> None:
+    """Not only Python: what MLX frees at a thread's end would abort an interpreter that is ending."""
+    for _ in range(50):
+        compute = ComputeThread()
+        ended = compute.control(threading.get_native_id).result(WAIT_S)
+        compute.close()
+        assert ended not in {thread.id for thread in psutil.Process().threads()}
 
 
 def test_idle_work_is_done_between_jobs() -> None:
