@@ -23,6 +23,7 @@ class Prefill:
         chain: Live stages.
         pace: Sizes the chunks.
         is_awaited: Whether anyone waits for decode steps.
+        may_join: Whether a prompt's last id may go with a decode step of others.
         at_mark: Called when all stages hold a prompt up to a mark.
     """
 
@@ -32,18 +33,21 @@ class Prefill:
         pace: Pace,
         *,
         is_awaited: Callable[[], bool],
+        may_join: Callable[[Stream], bool],
         at_mark: Callable[[Stream], Awaitable[None]],
     ) -> None:
         self._chain = chain
         self._pace = pace
         self._is_awaited = is_awaited
+        self._may_join = may_join
         self._at_mark = at_mark
 
     async def run(self, stream: Stream, *, marks: Sequence[int] = ()) -> None:
         """Send the prompt's ids, several chunks at once on their way, and draw the first token.
 
         All but the last id go in chunks whose logits nobody computes; the last one is a decode step of its own, in
-        the shapes mlx_lm's generate_step uses, so that the numbers are the same.
+        the shapes mlx_lm's generate_step uses, so that the numbers are the same. Where it may join others' decode
+        steps it is left to them: one step less in which every stage reads its weights.
 
         Args:
             marks: Positions, rising, at which a chunk ends and all stages are waited for.
@@ -83,6 +87,11 @@ class Prefill:
                         went_through(await waiting[0])
                     await self._at_mark(stream)
             if stream.is_done:
+                return
+            if self._may_join(stream):
+                while waiting:  # decode steps travel on a lane of their own: all stages must hold what comes before
+                    went_through(await waiting[0])
+                request.progress(num_prompt, num_prompt)
                 return
             mask = request.grammar.mask if request.grammar is not None else None
             final = await session.send([request.prompt[-1]], sample=True, lane=Lane.PREFILL, mask=mask)

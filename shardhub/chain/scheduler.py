@@ -96,7 +96,13 @@ class Scheduler:
         self._max_rows = min(chain.max_rows, self.settings.max_rows or chain.max_rows)
         self._num_microbatches = self.settings.num_microbatches or num_stages
         self._microbatches: list[Microbatch] = []
-        self._prefill = Prefill(chain, self.pace, is_awaited=lambda: self.num_decoding > 0, at_mark=self._snapshot)
+        self._prefill = Prefill(
+            chain,
+            self.pace,
+            is_awaited=lambda: self.num_decoding > 0,
+            may_join=self._may_join,
+            at_mark=self._snapshot,
+        )
         self._prefilling = asyncio.Semaphore(_PREFILLS)
         self._turns = Turns()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -376,14 +382,21 @@ class Scheduler:
             return  # no room for it: the request itself goes on
         await self.prefixes.add(copy, stream.request.tenant)
 
+    def _may_join(self, stream: Stream) -> bool:
+        """Whether a prompt whose last id is left goes on in a microbatch that is there; a long one waits for none."""
+        request, session = stream.request, stream.session
+        is_short = len(request.prompt) - stream.num_reused <= _SHORT_PROMPT
+        return is_short and session.position > 0 and not request.score and self._fitting(stream) is not None
+
     def _place(self, stream: Stream) -> Microbatch:
-        """The microbatch a stream joins: the smallest it fits into, or one more while stages could stay idle."""
-        path = stream.session.path
-        same = [microbatch for microbatch in self._microbatches if microbatch.path == path]
+        """The microbatch a stream joins: one that is there, or one more while stages could stay idle."""
+        return self._fitting(stream) or self._new_microbatch(stream.session.path)
+
+    def _fitting(self, stream: Stream) -> Microbatch | None:
+        """The smallest microbatch a stream fits into; none while stages could stay idle."""
+        same = [microbatch for microbatch in self._microbatches if microbatch.path == stream.session.path]
         fitting = [m for m in same if len(m) < self._max_rows and m.fits(stream)]
-        if not fitting or len(same) < self._num_microbatches:
-            return self._new_microbatch(path)
-        return min(fitting, key=len)
+        return min(fitting, key=len) if fitting and len(same) >= self._num_microbatches else None
 
     def _new_microbatch(self, path: Path) -> Microbatch:
         microbatch = Microbatch(

@@ -183,7 +183,7 @@ class Stream:
         self._rewind_limit = rewind_limit
 
     def next_row(self) -> RowToSend:
-        """What its next step sends: the last token, and drafts of those that follow."""
+        """What its next step sends: the last token, or the prompt's last id, and drafts of those that follow."""
         session, request = self.session, self.request
         drafts: list[int] = []
         kept = self.kept_ids()
@@ -192,9 +192,8 @@ class Stream:
             drafts = list(request.drafter([*request.prompt, *self._answer]))[:room]
             self.num_drafted += len(drafts)
         mask = request.grammar.mask if request.grammar is not None else None
-        return RowToSend(
-            session=session, ids=[self._answer[-1], *drafts], sample=True, discard=self._discard, mask=mask
-        )
+        last = self._answer[-1] if self._answer else request.prompt[-1]
+        return RowToSend(session=session, ids=[last, *drafts], sample=True, discard=self._discard, mask=mask)
 
     def take(self, row: RowResult, num_sent: int) -> None:
         """Take in what a step drew.

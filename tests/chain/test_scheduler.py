@@ -113,6 +113,32 @@ def test_every_stage_has_a_microbatch(pipeline) -> None:
     asyncio.run(run())
 
 
+def test_a_short_prompt_joins_a_step_of_others(pipeline) -> None:
+    """Its last id is no step of its own where a microbatch can take it in; the tokens are those of a run alone."""
+
+    async def run():
+        async with scheduler_of(pipeline, settings=SchedulerSettings(num_microbatches=1)) as (scheduler, _):
+            steps: list[Lane] = []
+            scheduler.chain.on_round = lambda lane, num_rows, seconds: steps.append(lane)
+            prompts = [[(7 * i + shift) % tiny.VOCAB for i in range(50)] for shift in range(2)]
+            alone = await tokens_of(scheduler, request(1, prompt=prompts[1]))
+            assert steps.count(Lane.PREFILL) == 2
+
+            async def has_joined() -> bool:
+                other = scheduler.submit(request(0, prompt=prompts[0], max_tokens=200))
+                await anext(aiter(other))
+                steps.clear()
+                assert await tokens_of(scheduler, request(1, prompt=prompts[1])) == alone
+                num_steps = steps.count(Lane.PREFILL)
+                other.cancel()
+                await other.ended.wait()
+                return num_steps == 1
+
+            await until(has_joined)  # the other may have gone on too far to go together
+
+    asyncio.run(run())
+
+
 def test_chunks_of_any_size_give_the_same_tokens(llama) -> None:
     """A prompt in chunks of 1, 7 and all at once."""
 
