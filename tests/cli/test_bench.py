@@ -69,9 +69,11 @@ def test_bench_runs_what_it_says_and_leaves_nothing(pipeline, served, tmp_path) 
             assert 0 < seconds["p50"] <= seconds["p90"] <= seconds["p99"] <= level["wall_s"]
     num_warm, num_measured = 1 + 3, (1 + 3) * NUM_ROUNDS
     for old, new in zip(before, loads(served), strict=True):
-        assert new["prefill_ids"] - old["prefill_ids"] == (num_warm + num_measured) * NUM_PROMPT
-        decoded = num_warm * (NUM_WARM - 1) + num_measured * (NUM_TOKENS - 1)
-        assert new["decode_ids"] - old["decode_ids"] == decoded
+        risen = {name: new[name] - old[name] for name in ("prefill_ids", "decode_ids")}
+        prompts = (num_warm + num_measured) * NUM_PROMPT
+        assert sum(risen.values()) == prompts + num_warm * (NUM_WARM - 1) + num_measured * (NUM_TOKENS - 1)
+        # A prompt's last id may go with others' decode steps.
+        assert 0 <= prompts - risen["prefill_ids"] <= num_warm + num_measured
         assert new["sessions"] == new["parked_sessions"] == new["kv_reserved_bytes"] == 0
         assert new["failures"] == old["failures"]
     assert [host["at"] for host in found["hosts"]] == [f"stage {i} at {node.address}" for i, node in enumerate(served)]
