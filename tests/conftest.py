@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ settings.register_profile("shardhub", deadline=None)
 settings.load_profile("shardhub")
 # Nodes in processes of their own are held against MLX in this one, which keeps the reference BLAS.
 os.environ["SHARDHUB_BLAS"] = "reference"
+# A shell has what it starts in the background ignore Ctrl-C, and so would every command the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Markers whose tests must run and not skip, separated by commas: where everything they need has been installed.
