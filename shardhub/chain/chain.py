@@ -75,7 +75,7 @@ class Chain:
         self._sessions: dict[bytes, ChainSession] = {}
         self._num_ids_out = 0
         self._sizes: dict[tuple[bytes, int], int] = {}
-        self._step_sizes: dict[tuple[int, int, int], list[int]] = {}
+        self._step_sizes: dict[tuple[int, int], list[int]] = {}
         self._grows = any(crossing.grows for link in links for crossing in link.facts.crossings_in)
         limits = [link.limits for link in links]
         self.max_chunk = min(limit.max_chunk for limit in limits)
@@ -345,7 +345,7 @@ class Chain:
         link = self.links[index]
         return any(link in session.path.links and not session.is_parked for session in self._sessions.values())
 
-    async def end(self, index: int) -> None:
+    async def release(self, index: int) -> None:
         """Use a relieved link no more, and free what it holds; what it carried goes on elsewhere."""
         link = self.links[index]
         ended = NodeLost(f"{link.name} has been relieved.")
@@ -381,7 +381,7 @@ class Chain:
         """What a prompt's id becomes on the link that carries most."""
         return max(self._step_bytes(1, 1, 1))
 
-    def carries(self, num_rows: int, context: int) -> bool:
+    def fits_messages(self, num_rows: int, context: int) -> bool:
         """Whether decode steps of so many sessions, each opened for at most `context` positions, fit into messages."""
         return num_rows == 1 or all(
             size + MESSAGE_OVERHEAD_BYTES <= link.limits.message_bytes
@@ -390,13 +390,14 @@ class Chain:
 
     def _step_bytes(self, batch: int, length: int, total: int) -> list[int]:
         """Bytes of the message into each link that a step of so many rows and ids becomes, `total` positions in."""
-        shape = batch, length, total if self._grows else length
+        shape = batch, length
         sizes = self._step_sizes.get(shape, [])
-        if len(sizes) < len(self.links):
+        # Where something grows with the context every context has sizes of its own: they are not looked up.
+        if self._grows or len(sizes) < len(self.links):
             sizes = self._step_sizes[shape] = [
                 4 * batch * length
                 + sum(
-                    DTYPE_SIZES[c.dtype] * math.prod(c.expected_shape(batch=batch, length=length, total=shape[2]))
+                    DTYPE_SIZES[c.dtype] * math.prod(c.expected_shape(batch=batch, length=length, total=total))
                     for c in link.facts.crossings_in
                 )
                 for link in self.links

@@ -189,7 +189,7 @@ class Healer:
     async def _end_when_idle(self, at: int) -> None:
         while self._chain.is_carrying(at):  # noqa: ASYNC110 - sessions end in many places, and nobody waits for this
             await asyncio.sleep(_RELIEF_S)
-        await self._chain.end(at)
+        await self._chain.release(at)
         log.info("the stand-in for layers from %d on has ended", self._chain.links[at].facts.start)
 
     def _call_back(self, index: int) -> None:

@@ -22,7 +22,7 @@ class StepSender(Protocol):
     async def send(self, rows: list[RowToSend], *, lane: Lane, verify: bool = False) -> list[asyncio.Future[RowResult]]:
         """Send one step of several sessions as soon as credit allows."""
 
-    def carries(self, num_rows: int, context: int) -> bool:
+    def fits_messages(self, num_rows: int, context: int) -> bool:
         """Whether decode steps of so many sessions, each opened for at most `context` positions, fit into a message."""
 
 
@@ -66,7 +66,7 @@ class Microbatch:
         together = [*self.rows, *self._joining, stream]
         if any(row.request.drafter is not None for row in together):
             return False
-        if not self._chain.carries(len(together), max(row.session.context for row in together)):
+        if not self._chain.fits_messages(len(together), max(row.session.context for row in together)):
             return False
         positions = [row.session.position for row in together]
         return len(positions) * max(positions) <= (1 + MAX_PADDING) * sum(positions)

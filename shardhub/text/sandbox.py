@@ -155,9 +155,8 @@ def _exchange(
     assert process.stdout is not None
     source, sink = process.stdout.fileno(), process.stdin.fileno()
     os.set_blocking(sink, False)
-    cpu_s = _cpu_s(process)
-    deadline = time.monotonic() + timeout_s
-    latest = deadline - timeout_s + wait_s
+    cpu_s, began_at = _cpu_s(process), time.monotonic()
+    deadline, latest = began_at + timeout_s, began_at + wait_s
     unsent, received = memoryview(request), bytearray()
     with selectors.DefaultSelector() as selector:
         selector.register(source, selectors.EVENT_READ)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 
 import pytest
 
 from shardhub.cli.awake import awake
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -26,10 +26,7 @@ def caffeinate(tmp_path, monkeypatch):
 def test_a_mac_is_held_awake_while_it_serves(caffeinate) -> None:
     """On mains power only, bound to this process, and ended with it."""
     with awake(allow_sleep=False, platform="darwin"):
-        deadline = time.monotonic() + 30
-        while not caffeinate.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(caffeinate.exists)
     assert caffeinate.read_text().split() == ["-s", "-w", str(os.getpid())]
 
 

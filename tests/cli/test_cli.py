@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from shardhub.cli.sizes import DEFAULT_CONTEXT
 from tests import cut, nodes, tiny
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +198,10 @@ def test_interrupt_stops_the_answer_and_not_the_chat(endless) -> None:
         for line in process.stderr:
             if line == "stopped\n":
                 break
-        until(lambda: describe(served[0].address).num_sessions == 0)
+        wait_until(lambda: describe(served[0].address).num_sessions == 0)
         process.stdin.write("more\n")
         process.stdin.close()
-        until(lambda: describe(served[0].address).num_sessions == 1)
+        wait_until(lambda: describe(served[0].address).num_sessions == 1)
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         errors = process.stderr.read()
@@ -341,10 +341,3 @@ def describe(address):
     from shardhub.chain.links import describe as ask
 
     return asyncio.run(ask(address))
-
-
-def until(condition, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 
 from tests import nodes
+from tests.waiting import wait_until
 
 
 def test_demo_says_what_the_unsplit_model_says(smollm2) -> None:
@@ -46,10 +46,13 @@ def test_demo_that_is_ended_leaves_nothing_behind(smollm2, tmp_path) -> None:
         for line in demo.stderr:
             if line.startswith("3/5"):
                 break
-        deadline = time.monotonic() + nodes.START_TIMEOUT_S
-        while not any(map(is_pushing, started := psutil.Process(demo.pid).children(recursive=True))):
-            assert time.monotonic() < deadline, "it does not push"
-            time.sleep(0.02)
+        started: list[psutil.Process] = []
+
+        def pushes() -> bool:
+            started[:] = psutil.Process(demo.pid).children(recursive=True)
+            return any(map(is_pushing, started))
+
+        wait_until(pushes, nodes.START_TIMEOUT_S)
         assert len(started) > 1, "its Hub runs"
         demo.send_signal(signal.SIGTERM)
         assert demo.wait(nodes.END_TIMEOUT_S) == 143

@@ -22,6 +22,7 @@ from tests import cut, nodes
 from tests.gateway.conftest import PIECE_S, save_model
 from tests.gateway.serving import END_TIMEOUT_S, GatewayProcess
 from tests.proxy import Proxy
+from tests.waiting import wait_until
 
 HI = [{"role": "user", "content": "hi"}]
 LONG = {"messages": HI, "max_tokens": 400, "ignore_eos": True}
@@ -53,13 +54,6 @@ class Pair:
 def sessions(http) -> list[int | None]:
     """By node; None where one did not answer."""
     return [node.get("sessions") for node in http.get("/shardhub/state").json()["nodes"]]
-
-
-def until(condition, timeout_s=30):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
 
 
 def asked(url, body) -> socket.socket:
@@ -122,15 +116,15 @@ def small(pair):
 def test_a_client_that_goes_away_frees_everything(slow_gateway, stream) -> None:
     """While tokens are drawn: no session is left on any node, and nothing is counted any more."""
     with httpx.Client(base_url=slow_gateway.url, timeout=60) as http:
-        until(lambda: sessions(http) == [0, 0])
+        wait_until(lambda: sessions(http) == [0, 0])
         connection = asked(slow_gateway.url, {**LONG, "max_tokens": 900, "stream": stream})
-        until(lambda: sessions(http) == [1, 1])
+        wait_until(lambda: sessions(http) == [1, 1])
         drawn = http.get("/shardhub/state").json()["requests"]["tokens"]
         connection.close()
-        until(lambda: sessions(http) == [0, 0])
-        until(lambda: http.get("/health").json()["answers"] == 0)
+        wait_until(lambda: sessions(http) == [0, 0])
+        wait_until(lambda: http.get("/health").json()["answers"] == 0)
         after = http.get("/shardhub/state").json()["requests"]
-        assert after["tokens"] - drawn < 600, "the answer went on to its end"
+        assert after["tokens"] - drawn < 100, "the answer went on"
 
 
 def test_too_many_are_told_at_once(pair, small) -> None:
@@ -141,7 +135,7 @@ def test_too_many_are_told_at_once(pair, small) -> None:
     with ThreadPoolExecutor(4) as pool, httpx.Client(base_url=small.url, timeout=60) as http:
         with pair.slowed():
             running = [pool.submit(http.post, "/v1/chat/completions", json=LONG) for _ in range(3)]
-            until(lambda: http.get("/health").json()["answers"] == 3)
+            wait_until(lambda: http.get("/health").json()["answers"] == 3)
             refused = http.post("/v1/chat/completions", json=LONG)
             assert not any(future.done() for future in running)
         assert refused.status_code == 429
@@ -151,8 +145,8 @@ def test_too_many_are_told_at_once(pair, small) -> None:
         again = client.chat.completions.create(model="tiny", messages=HI, max_tokens=2)
         assert again.choices[0].finish_reason == "length"
         assert [future.result().status_code for future in running] == [200, 200, 200]
-        until(lambda: http.get("/health").json()["answers"] == 0)
-        until(lambda: sessions(http) == [0, 0])
+        wait_until(lambda: http.get("/health").json()["answers"] == 0)
+        wait_until(lambda: sessions(http) == [0, 0])
         client.close()
 
 
@@ -161,11 +155,11 @@ def test_a_waiting_client_that_goes_away_makes_room(pair, small) -> None:
     with ThreadPoolExecutor(4) as pool, httpx.Client(base_url=small.url, timeout=60) as http:
         with pair.slowed():
             running = [pool.submit(http.post, "/v1/chat/completions", json=LONG) for _ in range(2)]
-            until(lambda: sessions(http) == [2, 2])
+            wait_until(lambda: sessions(http) == [2, 2])
             waiting = asked(small.url, LONG)
-            until(lambda: http.get("/health").json()["answers"] == 3)
+            wait_until(lambda: http.get("/health").json()["answers"] == 3)
             waiting.close()
-            until(lambda: http.get("/health").json()["answers"] < 3)
+            wait_until(lambda: http.get("/health").json()["answers"] < 3)
             assert not any(future.done() for future in running)
         assert [future.result().status_code for future in running] == [200, 200]
 
@@ -176,7 +170,7 @@ def test_a_drain_finishes_what_is_on_its_way(pair) -> None:
         with http.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as stream:
             _, lines = first_chunks(stream)
             process.process.send_signal(signal.SIGTERM)
-            until(lambda: http.get("/health/ready").status_code == 503)
+            wait_until(lambda: http.get("/health/ready").status_code == 503)
             refused = http.post("/v1/chat/completions", json={"messages": HI, "max_tokens": 2})
             assert refused.status_code == 503
             pair.line.heal()
@@ -191,7 +185,7 @@ def test_a_second_signal_ends_it_at_once(pair) -> None:
         with httpx.stream("POST", f"{process.url}/v1/chat/completions", json=body, timeout=60) as stream:
             _, lines = first_chunks(stream)
             process.process.send_signal(signal.SIGTERM)
-            until(lambda: httpx.get(f"{process.url}/health", timeout=60).status_code == 503)
+            wait_until(lambda: httpx.get(f"{process.url}/health", timeout=60).status_code == 503)
             process.process.send_signal(signal.SIGTERM)
             rest = []
             with contextlib.suppress(httpx.HTTPError):

@@ -39,6 +39,7 @@ from shardhub.shard import Pipeline, read_pipeline, read_shard
 from tests import cut
 from tests.hub import faulty
 from tests.hub.published import OVER_LFS, Published, change_json, publish
+from tests.waiting import wait_until
 
 pytestmark = OVER_LFS
 
@@ -497,11 +498,8 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(
     program = f"from shardhub.hub import download\ndownload._BUFFER_BYTES = {buffer_bytes}\n" + FETCH
     child = subprocess.Popen(command(program, net.endpoint, token, shard_of(published), cache.root))
     partial = cache.partial(digest, is_locked=True)
-    until = time.monotonic() + 120
-    while not partial.exists() or partial.stat().st_size < half:
-        assert time.monotonic() < until
-        assert child.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: child.poll() is not None or (partial.exists() and partial.stat().st_size >= half), 120)
+    assert child.poll() is None
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert cache.snapshot(published.shards[0], published.commits[0]) is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gateway.test_lifecycle import until
+from tests.waiting import wait_until
 
 HERE = Path(__file__).parent
 PACKAGES = ("openai@7", "ai@7", "@ai-sdk/openai-compatible@3", "zod@4")
@@ -37,4 +37,4 @@ def test_javascript_clients_are_served(gateway, http, modules, script) -> None:
     command = ["node", script, gateway.url]
     done = subprocess.run(command, cwd=modules, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    until(lambda: http.get("/health").json()["answers"] == 0)
+    wait_until(lambda: http.get("/health").json()["answers"] == 0)
