@@ -8,6 +8,7 @@
     │   └── AddressError            a host or port that cannot be served
     ├── UnsupportedModel            an architecture or checkpoint that cannot be split
     │   └── ProofFailed             the chain of stages does not compute what the whole model computes
+    │       └── ProofExceeded       a step did something that the proof has not seen
     ├── IntegrityError              bytes are not what was promised
     │   ├── FormatError             a document that breaks its specification
     │   │   └── NewerFormat         written by a later shardhub
@@ -94,6 +95,10 @@ class UnsupportedModel(ShardhubError):
 
 class ProofFailed(UnsupportedModel):
     """The chained stages do not compute what the whole model computes."""
+
+
+class ProofExceeded(ProofFailed):
+    """A step did something that the proof has not seen, so that its numbers are not known to be right."""
 
 
 class IntegrityError(ShardhubError):
@@ -242,6 +247,7 @@ OUTCOMES: dict[type[ShardhubError], Outcome] = {
     PromptError: Outcome(grpc="INVALID_ARGUMENT", http=400, exit=2),
     AddressError: Outcome(grpc="INVALID_ARGUMENT", http=400, exit=2),
     UsageError: Outcome(grpc="INVALID_ARGUMENT", http=400, exit=2),
+    ProofExceeded: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
     ProofFailed: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
     UnsupportedModel: Outcome(grpc="UNIMPLEMENTED", http=501, exit=1),
     NewerFormat: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),

@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from shardhub.errors import DigestMismatch, FormatError, NewerFormat
 from shardhub.naming import (
@@ -66,6 +74,13 @@ class Document(BaseModel):
     """Base of everything parsed from outside: strict, frozen, unknown fields refused."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    # Optional fields that came later. Where they are empty they are left out, so that documents keep their digests.
+    omitted_when_empty: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        value: dict[str, Any] = handler(self)
+        return {name: entry for name, entry in value.items() if entry or name not in self.omitted_when_empty}
 
 
 class Source(Document):
@@ -102,11 +117,15 @@ class Crossing(Document):
         dtype: safetensors name.
         shape: Dimensions: constants, or B batch, L positions of this chunk, T positions so far with this chunk, N any
             size up to T. A crossing with an N may be left out of a step: there is none yet.
+        comes_later: Whether it may be left out of a step though its shape has no N. Left out of the document where it is false.
     """
+
+    omitted_when_empty = ("comes_later",)
 
     name: TensorName
     dtype: Literal[tuple(DTYPE_SIZES)]  # type: ignore[valid-type]
     shape: Annotated[tuple[Dimension | Symbol, ...], Field(max_length=MAX_DIMS)]
+    comes_later: bool = False
 
     def expected_shape(self, *, batch: int, length: int, total: int) -> tuple[int, ...]:
         """Shape for B = `batch`, L = `length` and T = `total`; the largest where it varies."""
@@ -125,8 +144,13 @@ class Crossing(Document):
 
     @property
     def varies(self) -> bool:
-        """Whether its size depends on more than batch and positions, so that it may be left out."""
+        """Whether its size depends on more than batch and positions."""
         return "N" in self.shape
+
+    @property
+    def may_be_left_out(self) -> bool:
+        """Whether a step may come without it."""
+        return self.varies or self.comes_later
 
     @property
     def grows(self) -> bool:

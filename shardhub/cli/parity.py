@@ -113,7 +113,13 @@ def _measured(
     weights = checkpoint_weights(checkpoint, contents)
     try:
         parity = record(
-            blueprint, examine(blueprint), chain, weights, dtype=contents.dtype, made_by="split", pipeline_id=UNKNOWN
+            blueprint,
+            examine(blueprint, stages[0].proof_chunks),
+            chain,
+            weights,
+            dtype=contents.dtype,
+            made_by="split",
+            pipeline_id=UNKNOWN,
         )
     except UnsupportedModel as error:
         return Numbers(not_run=f"MLX cannot run this model on this machine: {error.why.rstrip('.')}")

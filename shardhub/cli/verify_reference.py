@@ -49,9 +49,10 @@ class ReferenceOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Whole:
-    """The whole model with its weights, and its stages."""
+    """The whole model with its weights, its stages, and the chunks it is probed with."""
 
     blueprint: Blueprint
+    chunks: tuple[int, ...] | None
     chain: Sequence[StageTensors]
     weights: Mapping[str, mx.array]
     dtype: str
@@ -80,7 +81,7 @@ def verify_reference(pipeline: str, options: ReferenceOptions, *, as_json: bool)
         status.clear()
     parity = record(
         whole.blueprint,
-        examine(whole.blueprint),
+        examine(whole.blueprint, whole.chunks),
         whole.chain,
         whole.weights,
         dtype=whole.dtype,
@@ -128,7 +129,13 @@ def _from_shards(target: Target, options: ReferenceOptions, status: Status) -> _
         )
         for shard in shards
     ]
-    return _Whole(blueprint=blueprint, chain=chain, weights=shard_weights(shards, status), dtype=shards[0].stage.dtype)
+    return _Whole(
+        blueprint=blueprint,
+        chunks=shards[0].proof.chunks if shards[0].proof is not None else None,
+        chain=chain,
+        weights=shard_weights(shards, status),
+        dtype=shards[0].stage.dtype,
+    )
 
 
 def _from_source(target: Target, folder: Path, options: ReferenceOptions, status: Status) -> _Whole:
@@ -179,6 +186,7 @@ def _from_source(target: Target, folder: Path, options: ReferenceOptions, status
     ]
     return _Whole(
         blueprint=dissection.blueprint,
+        chunks=dissection.anatomy.chunks,
         chain=chain,
         weights=checkpoint_weights(checkpoint, contents),
         dtype=contents.dtype,

@@ -394,7 +394,7 @@ class Engine:
             )
         self._check_targets(step)
         expected = {crossing.name: crossing for crossing in self.facts.crossings_in}
-        needed = {name for name, crossing in expected.items() if not crossing.varies}
+        needed = {name for name, crossing in expected.items() if not crossing.may_be_left_out}
         if not needed <= step.crossings.keys() <= expected.keys():
             raise WireError(
                 f"Stage {self._range} got the crossings {sorted(step.crossings)}.", why=f"It takes {sorted(expected)}."
@@ -447,7 +447,7 @@ class Engine:
         incoming = {
             crossing.name: _zeros(crossing.dtype, crossing.expected_shape(batch=batch, length=length, total=total))
             for crossing in self.facts.crossings_in
-            if not crossing.varies
+            if not crossing.may_be_left_out
         }
         ids = np.zeros((batch, length), np.int32)
         advance(self._stage, sessions, ids, incoming, draw=[length == 1] * batch)

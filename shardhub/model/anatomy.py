@@ -7,23 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx_lm.models import cache as caches
 
-from shardhub.errors import ShardhubError, UnsupportedModel
+from shardhub.errors import UnsupportedModel
 from shardhub.manifest import Crossing
 from shardhub.model import kv_replay, taps
 from shardhub.model.arrays import dtype_name, placeholder
 from shardhub.model.build import Blueprint, module_layers
-from shardhub.model.tracing import unevaluated
+from shardhub.model.lazily import make_cache, run_lazily
 from shardhub.tensors import TensorSpec
 
 # The probe runs two batch sizes: an axis that is as long as the batch in both is the batch, wherever it stands.
 _PROBE_BATCHES = (2, 3)
 
 
-# A number, or a shape with None for the batch.
-Seen = int | float | tuple[int | None, ...]
+# A number, or a shape with None for the batch; None where there was none yet.
+Seen = int | float | tuple[int | None, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +34,9 @@ class Anatomy:
         trees: Structure of what each layer hands on, by layer.
         leaves: Dtype and symbolic shape of each array or number handed on, by crossing name; None where it cannot be
             described. K and V that a layer hands its cache are among them.
-        seen: What each leaf was in each chunk: a number, or a shape with None for the batch.
-        chunks: Lengths L of the chunks that show every branch: one past the widest attention window, one after
-            it, and two single steps.
+        seen: What each leaf was in each chunk: a number, or a shape with None for the batch; None where it was not
+            there.
+        chunks: Lengths L of the chunks that show every branch, see `probing`.
     """
 
     num_layers: int
@@ -55,6 +53,8 @@ class Anatomy:
             if (crossing := self.leaves[name]) is None or crossing.is_number:
                 continue
             for step, shape in enumerate(self.seen[name]):
+                if shape is None:
+                    continue
                 assert isinstance(shape, tuple)
                 sized = tuple(batch if size is None else size for size in shape)
                 inputs[f"{step}:{name}"] = placeholder(TensorSpec(dtype=crossing.dtype, shape=sized))
@@ -64,13 +64,19 @@ class Anatomy:
         """What comes over the wire in a chunk of a trace: the trace's arrays, and numbers as they were seen."""
         found: dict[str, taps.Leaf] = {}
         for name in names:
-            number = self.seen[name][step]
-            found[name] = arrays[f"{step}:{name}"] if isinstance(number, tuple) else number
+            seen = self.seen[name][step]
+            if seen is not None:
+                found[name] = arrays[f"{step}:{name}"] if isinstance(seen, tuple) else seen
         return found
 
 
-def examine(blueprint: Blueprint) -> Anatomy:
+def examine(blueprint: Blueprint, chunks: Sequence[int] | None = None) -> Anatomy:
     """Run the whole model lazily on placeholders and note what passes at each layer.
+
+    Args:
+        blueprint: The model.
+        chunks: Lengths L of the chunks it is run through, as `probing.find_chunks` finds them; without them, chunks
+            that pass every number the model's caches hold.
 
     Raises:
         UnsupportedModel: It has no layers, they are not each called exactly once in order, or hand on what cannot cross
@@ -79,7 +85,7 @@ def examine(blueprint: Blueprint) -> Anatomy:
     model = blueprint.build()
     module_layers(model)  # upstream makes no caches without them either
     cache = make_cache(model)
-    chunks = (_widest_window(cache) + 3, 5, 1, 1)
+    chunks = tuple(chunks or (1, 4, _widest(cache) + 3, 1, 5))
     steps: list[list[taps.Record]] = []
     for batch in _PROBE_BATCHES:
         model, cache = blueprint.build(), make_cache(model)
@@ -87,50 +93,24 @@ def examine(blueprint: Blueprint) -> Anatomy:
         num_layers = taps.install(model, observer)
         for length in chunks:
             observer.begin()
-            _run_lazily(model, mx.zeros((batch, length), mx.int32), cache)
+            run_lazily(model, mx.zeros((batch, length), mx.int32), cache)
             if observer.calls != list(range(num_layers)):
                 raise _not_in_order(blueprint, observer.calls, num_layers)
             steps.append(observer.records)
     leaves: dict[str, Crossing | None] = {}
     seen: dict[str, tuple[Seen, ...]] = {}
     for index in range(num_layers):
-        for name in steps[0][index].leaves:
+        for name in dict.fromkeys(name for step in steps for name in step[index].leaves):
             values = [step[index].leaves.get(name) for step in steps]
             leaves[name], seen[name] = _describe(name, values, chunks)
     return Anatomy(
         num_layers=num_layers,
         slots=tuple(observer.slots[index] for index in range(num_layers)),
-        trees=tuple(_same_tree(index, [step[index] for step in steps]) for index in range(num_layers)),
+        trees=tuple(_one_tree(index, [step[index] for step in steps]) for index in range(num_layers)),
         leaves=leaves,
         seen=seen,
         chunks=chunks,
     )
-
-
-def make_cache(model: nn.Module) -> list[Any]:
-    """Upstream's own cache list for a model."""
-    cache: list[Any] = caches.make_prompt_cache(model)
-    return cache
-
-
-def forward(model: nn.Module, ids: mx.array, cache: list[Any]) -> mx.array:
-    """Upstream's forward: logits (B, L, V) for token ids (B, L)."""
-    out = model(ids, cache=cache)
-    logits: mx.array = out[0] if isinstance(out, tuple) else out
-    return logits
-
-
-def _run_lazily(model: nn.Module, ids: mx.array, cache: list[Any]) -> None:
-    try:
-        with unevaluated():
-            forward(model, ids, cache)
-    except ShardhubError:
-        raise
-    except Exception as error:  # upstream's forwards raise whatever they like
-        raise UnsupportedModel(
-            "The model's forward cannot be run on placeholders, so that it cannot be cut.",
-            why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
-        ) from error
 
 
 class _Observer:
@@ -162,11 +142,10 @@ class _Observer:
         return out
 
 
-def _widest_window(cache: list[Any]) -> int:
-    """Positions of the widest sliding window or chunk among the caches; 0 without one."""
+def _widest(cache: list[Any]) -> int:
+    """The largest number a cache was made with, such as the positions of its window or chunk; 0 without one."""
     parts = [part for entry in cache for part in (entry, *getattr(entry, "caches", ()))]
-    sizes = [getattr(part, attribute, 0) for part in parts for attribute in ("max_size", "chunk_size")]
-    return max((size for size in sizes if isinstance(size, int)), default=0)
+    return max((size for part in parts for size in vars(part).values() if type(size) is int), default=0)
 
 
 def _not_in_order(blueprint: Blueprint, calls: list[int], num_layers: int) -> UnsupportedModel:
@@ -183,13 +162,18 @@ def _not_in_order(blueprint: Blueprint, calls: list[int], num_layers: int) -> Un
     )
 
 
-def _same_tree(index: int, records: list[taps.Record]) -> Any:
-    first = records[0]
-    fixed = list(taps.constants(first.tree))
+def _one_tree(index: int, records: list[taps.Record]) -> Any:
+    """The tree that describes what a layer hands on in every step."""
+    tree = records[0].tree
     for other in records[1:]:
-        if other.leaves.keys() != first.leaves.keys() or list(taps.constants(other.tree)) != fixed:
-            raise UnsupportedModel(f"Layer {index} hands on values of another structure from step to step.")
-    return first.tree
+        try:
+            tree = taps.united(tree, other.tree)
+        except ValueError as error:
+            raise UnsupportedModel(
+                f"Layer {index} hands on values of another structure from step to step.",
+                why=f"layer.{index}{str(error).lstrip('.')}",
+            ) from error
+    return tree
 
 
 def _describe(
@@ -206,28 +190,44 @@ def _describe(
         None, and nothing, where no symbols describe it.
     """
     count = len(chunks)
+    is_there = [value is not None for value in values]
+    if is_there[:count] != is_there[count:]:
+        return None, ()
+    there = [step for step in range(count) if is_there[step]]
+    values = [value for value in values if value is not None]
+    comes_later = len(there) < count
+
+    def spread(found: Sequence[Seen]) -> tuple[Seen, ...]:
+        """What was seen where it was there, and None in the other steps."""
+        return tuple(found[there.index(step)] if step in there else None for step in range(count))
+
     numbers = [value for value in values if isinstance(value, int | float)]
     if len(numbers) == len(values):
-        if numbers[:count] != numbers[count:]:
+        if numbers[: len(there)] != numbers[len(there) :]:
             return None, ()
         dtype = "F64" if any(isinstance(value, float) for value in numbers) else "I64"
-        return Crossing(name=name, dtype=dtype, shape=()), tuple(numbers[:count])
+        crossing = Crossing(name=name, dtype=dtype, shape=(), comes_later=comes_later)
+        return crossing, spread(numbers[: len(there)])
     arrays = [value for value in values if isinstance(value, mx.array)]
     if len(arrays) < len(values) or len({(array.ndim, array.dtype) for array in arrays}) != 1:
         return None, ()
-    totals = [sum(chunks[: step + 1]) for step in range(count)]
+    lengths = [chunks[step] for step in there]
+    totals = [sum(chunks[: step + 1]) for step in there]
     symbols: list[Any] = []
     for axis in range(arrays[0].ndim):
         sizes = [array.shape[axis] for array in arrays]
-        symbol = _symbol(sizes, chunks, totals)
+        symbol = _symbol(sizes, lengths, totals)
         if symbol is None:
             return None, ()
         symbols.append(symbol)
-    seen = tuple(
-        tuple(None if symbol == "B" else size for symbol, size in zip(symbols, array.shape, strict=True))
-        for array in arrays[:count]
+    seen = spread(
+        [
+            tuple(None if symbol == "B" else size for symbol, size in zip(symbols, array.shape, strict=True))
+            for array in arrays[: len(there)]
+        ]
     )
-    return Crossing(name=name, dtype=dtype_name(arrays[0].dtype), shape=tuple(symbols)), seen
+    dtype = dtype_name(arrays[0].dtype)
+    return Crossing(name=name, dtype=dtype, shape=tuple(symbols), comes_later=comes_later and "N" not in symbols), seen
 
 
 def _symbol(sizes: Sequence[int], chunks: Sequence[int], totals: Sequence[int]) -> str | int | None:

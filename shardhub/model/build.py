@@ -32,16 +32,19 @@ class Blueprint:
         self.config = dict(config)
         self.tensors = dict(tensors)
 
-    def build(self) -> nn.Module:
+    def build(self, *, value: float = 0) -> nn.Module:
         """A fresh model object whose parameters are placeholders of one element each.
 
         A fresh one for each trace: some models cache derived arrays or assign their own weights in the forward.
+
+        Args:
+            value: Of floating parameters: NaN for a stage, whose foreign parameters must not be used unseen.
 
         Raises:
             UnsupportedModel: Unknown architecture, or config and headers disagree.
         """
         model = instantiate(self.config)
-        weights = {name: placeholder(spec) for name, spec in self.tensors.items()}
+        weights = {name: placeholder(spec, value) for name, spec in self.tensors.items()}
         # For its effect on the model (gemma3_text drops lm_head when the checkpoint is tied); the result is of no
         # use, since names are final already.
         sanitize(model, {name: placeholder(spec) for name, spec in self.tensors.items()})

@@ -15,7 +15,8 @@ from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.build import RUN_WHOLE, Blueprint, hidden_dtype, layer_of_tensors
 from shardhub.model.conversion import Conversion
 from shardhub.model.cuts import cut_facts
-from shardhub.model.proof import Scenario, StageCut, prove_apart, prove_chain, trace_chain
+from shardhub.model.probing import Probing, find_chunks
+from shardhub.model.proof import Scenario, StageCut, prove_apart, prove_chain
 from shardhub.model.reach import Needs, describe, find_needs, stage_cut, stage_tensors
 from shardhub.planning.borders import CutFacts
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
@@ -39,7 +40,8 @@ class Dissection:
         self.blueprint.build()
         self._known = ["its tensors are those config.json describes"]
         with _knowing(self._known):
-            self.anatomy: Anatomy = examine(self.blueprint)
+            self.probing: Probing = find_chunks(self.blueprint)
+            self.anatomy: Anatomy = examine(self.blueprint, self.probing.chunks)
             self._known.append(f"each of its {self.anatomy.num_layers} layers is run exactly once, in order")
             self._needs: Needs = find_needs(self.blueprint, self.anatomy)
 
@@ -92,26 +94,28 @@ class Dissection:
         Raises:
             As `prove`.
         """
-        cuts = self.prove(ranges)
-        batches = self.batch_refusal(cuts) is None
+        cuts = [stage_cut(start, stop, self.anatomy, self._needs) for start, stop in ranges]
         with _knowing(self._known):
-            prove_apart(self.blueprint, self.anatomy, cuts)
-            return [self._contents(cut, batches=batches) for cut in cuts]
+            alone = prove_apart(self.blueprint, self.anatomy, cuts)
+        try:
+            batched: list[str] | list[None] = prove_apart(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
+        except ProofFailed:
+            raise
+        except UnsupportedModel:
+            batched = [None] * len(cuts)
+        return [self._contents(*each) for each in zip(cuts, alone, batched, strict=True)]
 
-    def _contents(self, cut: StageCut, *, batches: bool) -> StageContents:
+    def _contents(self, cut: StageCut, graph_hash: str, batched_graph_hash: str | None) -> StageContents:
         return StageContents(
             start=cut.start,
             stop=cut.stop,
             tensors=tuple(sorted(stage_tensors(cut.start, cut.stop, self.anatomy, self._needs))),
             crossings_in=describe(cut.crossings_in, self.anatomy),
             crossings_out=describe(cut.crossings_out, self.anatomy),
-            graph_hash=self._trace(cut),
-            batched_graph_hash=self._trace(cut, Scenario.MERGED) if batches else None,
+            graph_hash=graph_hash,
+            batched_graph_hash=batched_graph_hash,
             proof_chunks=self.anatomy.chunks,
         )
-
-    def _trace(self, cut: StageCut, scenario: Scenario = Scenario.ALONE) -> str:
-        return trace_chain(self.blueprint, self.anatomy, [cut], scenario).hash()
 
 
 @contextmanager

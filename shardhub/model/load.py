@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from shardhub.checkpoint.checkpoint import verify_weight_file
 from shardhub.errors import DoesNotFit, FormatError, ProofFailed, UnsupportedModel
 from shardhub.manifest import Stage as StageDocument
+from shardhub.model import poison
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.batching import rewind_limit
 from shardhub.model.build import Blueprint
@@ -82,7 +83,7 @@ def load_stage(
     blueprint = Blueprint({k: v for k, v in ordered[0].config.items() if k != "shardhub"}, ordered[0].tensors)
     progress(f"checking the computation of {names}")
     with telling_versions(ordered[0]):
-        anatomy = examine(blueprint)
+        anatomy = examine(blueprint, ordered[0].proof.chunks if ordered[0].proof is not None else None)
         _check_documents(ordered, anatomy)
         graph_hash, is_published = prove_loaded(blueprint, anatomy, ordered)
     # mlx-lm has no batched form of quantised KV.
@@ -90,7 +91,8 @@ def load_stage(
 
     crossings_in = tuple(crossing.name for crossing in first.crossings_in)
     crossings_out = tuple(crossing.name for crossing in last.crossings_out)
-    stage = Stage(blueprint.build(), anatomy, first.start, last.stop, crossings_in, crossings_out, kv=kv)
+    model = blueprint.build(value=poison.NAN)
+    stage = Stage(model, anatomy, first.start, last.stop, crossings_in, crossings_out, kv=kv)
     weight_bytes = sum(ordered[0].tensors[name].size_bytes for name in _own_tensors(ordered))
     budget = memory_budget() if budget_bytes is None else budget_bytes
     kv_bytes = kv_cost(stage) if kv is None else quantized_kv_cost(stage)

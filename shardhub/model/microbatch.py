@@ -10,9 +10,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from shardhub.errors import NodeFailure
+from shardhub.errors import ProofExceeded
 from shardhub.model import taps
-from shardhub.model.arrays import from_raw, to_raw
+from shardhub.model.arrays import from_raw, is_float, to_raw
 from shardhub.model.sampling import draw_key, likeliest, sample, sample_greedy, score, top_tokens
 from shardhub.model.session import Session, gather
 from shardhub.model.stage import Stage, cache_arrays
@@ -77,7 +77,8 @@ def advance(
 
     Raises:
         UnsupportedModel: The architecture's caches have no batched form; nothing has changed.
-        NodeFailure: The result is not finite; the sessions are of no use any more.
+        ProofExceeded: The result is not a number, or its form is not what was proven; the sessions are of no use any
+            more.
     """
     length = ids.shape[1]
     cache = sessions[0].cache() if len(sessions) == 1 else gather(sessions).cache
@@ -98,7 +99,12 @@ def advance(
         if length > 1:
             mx.clear_cache()
         return Advanced(crossings={}, drawn=tuple(drawn))
-    mx.eval([leaf for leaf in out.values() if isinstance(leaf, mx.array)], state)
+    floats = {name: leaf for name, leaf in out.items() if isinstance(leaf, mx.array) and is_float(leaf)}
+    broken = [mx.isnan(leaf).any() for leaf in floats.values()]
+    mx.eval([leaf for leaf in out.values() if isinstance(leaf, mx.array)], broken, state)
+    if any(flag.item() for flag in broken):
+        name = next(name for name, flag in zip(floats, broken, strict=True) if flag.item())
+        raise _no_numbers(sessions, name)
     crossings = {name: _raw(leaf) for name, leaf in out.items()}
     if length > 1:
         mx.clear_cache()  # a chunk's buffers are of no use to decode steps
@@ -151,18 +157,20 @@ def _draw_greedy(logits: mx.array, sessions: Sequence[Session], state: list[mx.a
     return [Drawn(tokens=(token,), logprobs=(logprob,)) for token, logprob in pairs]
 
 
-def _no_numbers(sessions: Sequence[Session]) -> NodeFailure:
+def _no_numbers(sessions: Sequence[Session], name: str = "logits") -> ProofExceeded:
     positions = ", ".join(str(session.position - 1) for session in sessions)
-    return NodeFailure(
-        f"The logits after position {positions} are not numbers.",
-        why="Weights or hidden states hold NaN or infinity.",
-        hint="Verify the shards' source; try another dtype.",
+    return ProofExceeded(
+        f"NaN came up in {name} at position {positions}, and no token was drawn from it.",
+        why="A layer used a value of another stage that does not cross the cut, which no proof has seen, "
+        "or weights or hidden states hold NaN or infinity.",
+        hint="Verify the shards' source (shardhub verify PIPELINE --source); split the model again with this version "
+        "of shardhub; try another dtype.",
     )
 
 
 def _check_finite(logprobs: Sequence[float], session: Session) -> None:
     if any(math.isnan(value) for value in logprobs):
-        raise NodeFailure(f"Logits before position {session.position} are not numbers.")
+        raise _no_numbers([session], "likelihoods")
 
 
 # A token, its log probability, and ids and log probabilities of the likeliest tokens there, if asked for.

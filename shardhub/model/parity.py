@@ -13,9 +13,10 @@ from mlx.utils import tree_unflatten
 from shardhub.checkpoint.checkpoint import Checkpoint, verify_weight_file
 from shardhub.checkpoint.header import read_header
 from shardhub.errors import UnsupportedModel, WeightFileError
-from shardhub.model import taps
-from shardhub.model.anatomy import Anatomy, forward, make_cache
+from shardhub.model import poison, taps
+from shardhub.model.anatomy import Anatomy
 from shardhub.model.build import Blueprint, instantiate, sanitize
+from shardhub.model.lazily import forward, make_cache
 from shardhub.model.proof import StageCut
 from shardhub.model.sampling import draw_key, sample
 from shardhub.model.stage import Stage, cache_arrays
@@ -166,7 +167,7 @@ class _Pair:
         self._whole.update(tree_unflatten(list(weights.items())))
         self._stages = []
         for stage in chain:
-            model = blueprint.build()
+            model = blueprint.build(value=poison.NAN)
             model.update(tree_unflatten([(name, weights[name]) for name in stage.tensors]))
             cut = stage.cut
             self._stages.append(Stage(model, anatomy, cut.start, cut.stop, cut.crossings_in, cut.crossings_out))

@@ -10,15 +10,18 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from shardhub.errors import ProofFailed, UnsupportedModel
+from shardhub.errors import ProofExceeded, ProofFailed, UnsupportedModel
 from shardhub.model import taps
-from shardhub.model.anatomy import Anatomy, forward, make_cache
+from shardhub.model.anatomy import Anatomy
 from shardhub.model.arrays import placeholder
 from shardhub.model.batching import merge
 from shardhub.model.build import RUN_WHOLE, Blueprint
+from shardhub.model.lazily import forward, make_cache
 from shardhub.model.stage import Stage, StageCache
 from shardhub.model.tracing import Graph, Questions, trace
 from shardhub.tensors import TensorSpec
+
+_OTHER_CUTS = "Try other cuts (--cuts). No shard was written."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +38,7 @@ class Scenario(Enum):
     """What a traced model is run through.
 
     ALONE: one sequence, in the anatomy's chunks.
-    MERGED: two sequences, each with a chunk of its own, then side by side (B = 2) for two steps.
+    MERGED: two sequences, one past all that the chunks reach and a short one, then side by side (B = 2) for two steps.
     """
 
     ALONE = "alone"
@@ -87,7 +90,10 @@ def trace_chain(
         return _play(scenario, _Chain(stages, anatomy, cuts, arrays), anatomy)
 
     inputs = parameter_inputs(blueprint) | id_inputs(anatomy, scenario)
-    return trace(run, inputs | _crossing_inputs(cuts[0].crossings_in, anatomy, scenario), known)
+    try:
+        return trace(run, inputs | _crossing_inputs(cuts[0].crossings_in, anatomy, scenario), known)
+    except ProofExceeded as error:  # a stage refuses what the whole model never did
+        raise ProofFailed(error.what, why=error.why, hint=_OTHER_CUTS) from error
 
 
 def prove_chain(
@@ -106,35 +112,52 @@ def prove_chain(
         raise ProofFailed(
             f"Cut at {positions}, {blueprint.config.get('model_type')!r} would compute something else.",
             why=f"The graph of the chained stages hashes to {chain[:12]}, the whole model's to {whole[:12]}.",
-            hint="Try other cuts (--cuts). No shard was written.",
+            hint=_OTHER_CUTS,
         )
 
 
-def prove_apart(blueprint: Blueprint, anatomy: Anatomy, cuts: Sequence[StageCut]) -> None:
-    """Show the same of stages that have nothing in common: each is traced by itself, and takes only what crosses.
+def prove_apart(
+    blueprint: Blueprint, anatomy: Anatomy, cuts: Sequence[StageCut], scenario: Scenario = Scenario.ALONE
+) -> list[str]:
+    """Show that stages that have nothing in common compute what the whole model does: each is traced by itself.
 
     Traced as a chain, in one process, they might hand on something past what crosses: a variable of the module.
 
+    Returns:
+        The graph hash of each stage.
+
     Raises:
         ProofFailed: They do not compute what the whole model computes.
-        UnsupportedModel: One cannot be traced by itself.
+        UnsupportedModel: One cannot be traced by itself, or their caches cannot be merged.
     """
     known: dict[str, bytes] = {}
-    hashes: list[bytes] = []
-    steps = range(len(anatomy.chunks))
+    found: list[str] = []
+    reached: list[bytes] = []
+    num_steps = len(_steps(anatomy, scenario))
     for cut in cuts:
-        hashes = trace_chain(blueprint, anatomy, [cut], known=known).output_hashes()
-        leaves = [(name, anatomy.leaves[name]) for name in cut.crossings_out]
-        arrays = [name for name, leaf in leaves if leaf is not None and not leaf.is_number]
+        graph = trace_chain(blueprint, anatomy, [cut], scenario, known=known)
+        found.append(graph.hash())
+        reached = graph.output_hashes()
         # What a forward asks the host is an output, too, after these.
-        known = dict(zip([f"{step}:{name}" for step in steps for name in arrays], hashes, strict=False))
-    whole = trace_whole(blueprint, anatomy).output_hashes()
-    if hashes[: len(steps)] != whole[: len(steps)]:
+        known = dict(zip(_sent(cut, anatomy, scenario, num_steps), reached, strict=False))
+    whole = trace_whole(blueprint, anatomy, scenario).output_hashes()
+    if reached[:num_steps] != whole[:num_steps]:
+        prove_chain(blueprint, anatomy, cuts, scenario)  # says more where the chain is wrong in one process, too
         raise ProofFailed(
             f"{blueprint.config.get('model_type')!r} cannot run in several processes.",
             why="Its layers hand on something past their inputs and outputs.",
             hint=RUN_WHOLE,
         )
+    return found
+
+
+def _sent(cut: StageCut, anatomy: Anatomy, scenario: Scenario, num_steps: int) -> list[str]:
+    """Input names of the arrays that a traced stage sends on, in the order of its outputs."""
+    leaves = [(name, anatomy.leaves[name]) for name in cut.crossings_out]
+    arrays = [name for name, leaf in leaves if leaf is not None and not leaf.is_number]
+    if scenario is not Scenario.ALONE:
+        return [f"{step}:{name}" for step in range(num_steps) for name in arrays]
+    return [f"{step}:{name}" for step in range(num_steps) for name in arrays if anatomy.seen[name][step] is not None]
 
 
 def _steps(anatomy: Anatomy, scenario: Scenario) -> list[tuple[int, int, int]]:
@@ -142,7 +165,7 @@ def _steps(anatomy: Anatomy, scenario: Scenario) -> list[tuple[int, int, int]]:
     lengths = anatomy.chunks
     if scenario is Scenario.ALONE:
         return [(1, length, sum(lengths[: step + 1])) for step, length in enumerate(lengths)]
-    first, second = lengths[:2]
+    first, second = sum(lengths), lengths[1]
     return [(1, first, first), (1, second, second), (2, 1, first + 1), (2, 1, first + 2)]
 
 
@@ -205,7 +228,7 @@ def _crossing_inputs(names: Sequence[str], anatomy: Anatomy, scenario: Scenario)
     inputs: dict[str, mx.array] = {}
     for name in names:
         crossing = anatomy.leaves[name]
-        if crossing is None or crossing.varies:
+        if crossing is None or crossing.may_be_left_out:
             raise UnsupportedModel(f"{name} cannot cross for several sequences at once: its size varies.")
         if not crossing.is_number:
             for step, (batch, length, total) in enumerate(_steps(anatomy, scenario)):

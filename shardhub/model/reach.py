@@ -12,8 +12,9 @@ import mlx.core as mx
 from shardhub.errors import UnsupportedModel
 from shardhub.manifest import Crossing
 from shardhub.model import kv_replay, taps
-from shardhub.model.anatomy import Anatomy, forward, make_cache
+from shardhub.model.anatomy import Anatomy
 from shardhub.model.build import Blueprint, layer_of_tensors
+from shardhub.model.lazily import forward, make_cache
 from shardhub.model.proof import StageCut, id_inputs, parameter_inputs, traced_model
 from shardhub.model.stage import cache_arrays
 from shardhub.model.tracing import Questions, trace
@@ -168,10 +169,10 @@ class _Cutter:
         for place in updates:
             self._take_in(index, place)
 
-        def lookup(name: str) -> taps.Leaf:
+        def lookup(name: str) -> taps.Leaf | None:
             if name in self._fetched:
                 return self._fetched[name]
-            return self._arrays.get(f"{self._step}:{name}", leaves.get(name, 0))
+            return self._arrays.get(f"{self._step}:{name}", leaves.get(name))
 
         taps.replay_changes(self._anatomy.trees[index], args, kwargs, lookup)
         return taps.rebuild(self._anatomy.trees[index], lookup)

@@ -61,7 +61,7 @@ def prove_again(shards: Sequence[Shard], *, is_whole: bool) -> list[ShardGraph]:
 
 def _prove_again(shards: Sequence[Shard], *, is_whole: bool) -> list[ShardGraph]:
     blueprint = open_blueprint(shards[0])
-    anatomy = examine(blueprint)
+    anatomy = examine(blueprint, shards[0].proof.chunks if shards[0].proof is not None else None)
     cuts = [stage_cut_of(shard.stage) for shard in shards]
     claims = [shard.proof is not None and shard.proof.batched_graph_hash is not None for shard in shards]
     for chain in [cuts] if is_whole else [chain_around(cut, anatomy.num_layers) for cut in cuts]:

@@ -65,7 +65,7 @@ def _inputs(random: np.random.Generator, crossings: Sequence[Crossing], batch: i
     ids = mx.array(random.integers(0, _MAX_ID, (batch, length)), mx.int32)
     leaves: dict[str, taps.Leaf] = {}
     for crossing in crossings:
-        if crossing.varies:
+        if crossing.may_be_left_out:
             continue
         if crossing.is_number:
             leaves[crossing.name] = 0

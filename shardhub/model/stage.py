@@ -10,12 +10,20 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import cache as caches
 
-from shardhub.errors import UnsupportedModel, WireError
-from shardhub.model import kv_replay, taps
-from shardhub.model.anatomy import Anatomy, forward, make_cache
-from shardhub.model.arrays import placeholder
+from shardhub.errors import ProofExceeded, UnsupportedModel, WireError
+from shardhub.model import kv_replay, poison, taps
+from shardhub.model.anatomy import Anatomy
+from shardhub.model.arrays import dtype_name
+from shardhub.model.lazily import forward, make_cache
 from shardhub.protocol import KvQuantization
-from shardhub.tensors import TensorSpec
+
+# Next step of a reader whose session went beyond what was proven.
+BEYOND_PROOF = (
+    "The session ended before a token was drawn from it. Split the model again with this version of shardhub, "
+    "which looks further; report it if it happens again."
+)
+# Caches in a list of caches, at most.
+_MAX_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,8 @@ class Stage:
         self.stop = stop
         self.crossings_in = frozenset(crossings_in)
         self.crossings_out = frozenset(crossings_out)
-        self._record_layers = {int(name.split(".")[1]) for name in crossings_out}
+        # What leaves the stage is held against the proof: all that these layers hand on.
+        self._guarded = {int(name.split(".")[1]) for name in crossings_out} - set(range(start))
         self._owned_slots = {slot for index in range(start, stop) for slot in anatomy.slots[index]}
         self._layer_slots = {slot for used in anatomy.slots for slot in used}
         self._replays = kv_replay.replayed(self.crossings_in)
@@ -73,7 +82,9 @@ class Stage:
         self._shares = {
             layer: there for layer, there in kv_replay.replayed(self.crossings_out).items() if layer >= start
         }
+        self._shares = _watched(anatomy, start, stop, self._shares) if self._guarded else {}
         self._kv = kv
+        self._recorder = taps.Recorder()
         self._parts: dict[str, Any] = {}
         self._fetched: dict[str, mx.array] = {}
         self._incoming: Mapping[str, taps.Leaf] = {}
@@ -112,7 +123,6 @@ class Stage:
         *,
         position: int,
         need_logits: bool = True,
-        ghost: Callable[[tuple[int, ...]], mx.array] = mx.zeros,
     ) -> dict[str, taps.Leaf] | mx.array:
         """Run this stage's layers over one chunk, lazily.
 
@@ -122,13 +132,13 @@ class Stage:
             incoming: Crossings of the stage before, by name; hidden states are (B, L, D).
             position: Positions the caches hold before this chunk.
             need_logits: False ends the last stage's pass after its last layer, when only the KV cache matters.
-            ghost: Makes the zeros that ghosts take in.
 
         Returns:
             What goes on, by crossing name; on the last stage logits (B, L, V), or nothing with `need_logits` False.
 
         Raises:
             WireError: `incoming` lacks a crossing.
+            ProofExceeded: A layer handed on what the proof did not see, or asked for what does not cross.
         """
         if missing := {name for name in self.crossings_in - incoming.keys() if not self._may_be_left_out(name)}:
             raise WireError(f"Stage [{self.start}, {self.stop}) misses the crossing {min(missing)}.")
@@ -136,6 +146,7 @@ class Stage:
         self._incoming = incoming
         self._outgoing = {name: value for name, value in incoming.items() if name in self.crossings_out}
         self._shape = (batch, length, position + length)
+        self._recorder = taps.Recorder()
         self._ends_at = self.stop - 1 if not (self.is_last and need_logits) else self.anatomy.num_layers
         if self._replays or self._shares:
             self._parts = kv_replay.places(cache.view)
@@ -144,12 +155,45 @@ class Stage:
             logits = forward(self.model, ids, list(cache.view))
         except taps.PassDone:
             pass
+        except Exception as error:
+            if (asked := poison.refusal(error)) is not None:
+                raise asked from error
+            raise
         finally:
             self._incoming, self._parts, self._fetched = {}, {}, {}
         for entry in cache.ghosts:
-            _advance(entry, batch, length, ghost)
+            _advance(entry, batch, length)
         outgoing, self._outgoing = self._outgoing, {}
+        if logits is None:
+            self._check(outgoing)
         return outgoing if logits is None else logits
+
+    def _check(self, outgoing: Mapping[str, taps.Leaf]) -> None:
+        """Hold what goes on against its descriptions.
+
+        Raises:
+            ProofExceeded: A crossing is missing, or has a dtype or shape that was not proven.
+        """
+        batch, length, total = self._shape
+        for name in self.crossings_out:
+            crossing, leaf = self.anatomy.leaves[name], outgoing.get(name)
+            if crossing is None or (leaf is None and (crossing.may_be_left_out or self.is_last)):
+                continue
+            if isinstance(leaf, mx.array):
+                found = f"{dtype_name(leaf.dtype)}{list(leaf.shape)}"
+                is_number = crossing.is_number and leaf.shape in ((), (batch,))  # merged caches have one for each row
+                admitted = crossing.admits(tuple(leaf.shape), batch=batch, length=length, total=total)
+                if is_number or (admitted and dtype_name(leaf.dtype) == crossing.dtype):
+                    continue
+            elif leaf is not None and crossing.is_number:
+                continue
+            else:
+                found = "missing" if leaf is None else f"the number {leaf}"
+            raise ProofExceeded(
+                f"{name} is not what was proven, at position {total - length}.",
+                why=f"It is {found}, the proof has seen {crossing.dtype}{list(crossing.shape)}.",
+                hint=BEYOND_PROOF,
+            )
 
     def placeholders(self, length: int, position: int = 0) -> dict[str, taps.Leaf]:
         """Stand-ins for what would come over the wire with a chunk of `length` ids, to trace or warm up with."""
@@ -167,22 +211,39 @@ class Stage:
             return taps.rebuild(tree, self._crossed)
         with kv_replay.watch({place: self._parts[place] for place in self._shares.get(index, ())}) as updates:
             out = call(*args, **kwargs)
-        if index in self._record_layers:
-            leaves = taps.Recorder().record(index, out, args, kwargs, updates).leaves
-            self._outgoing.update({name: leaf for name, leaf in leaves.items() if name in self.crossings_out})
+        if index in self._guarded or updates:
+            record = self._recorder.record(index, out, args, kwargs, updates)
+            if index in self._guarded:
+                self._guard(index, record)
+                self._outgoing.update({n: leaf for n, leaf in record.leaves.items() if n in self.crossings_out})
         if index == self._ends_at:
             raise taps.PassDone
         return out
+
+    def _guard(self, index: int, record: taps.Record) -> None:
+        """Hold the form of what a layer hands on against the proof.
+
+        Raises:
+            ProofExceeded: It has a form that the proof did not see.
+        """
+        if (found := taps.difference(self.anatomy.trees[index], record.tree)) is not None:
+            raise ProofExceeded(
+                f"Layer {index} handed on something that was not proven, at position {self._shape[2] - self._shape[1]}.",
+                why=f"layer.{index}{found if found.startswith('.') else ': ' + found}.",
+                hint=BEYOND_PROOF,
+            )
 
     def _take_in(self, index: int, place: str) -> None:
         """Let a cache here take in the new K and V that a layer before this stage handed its own."""
         keys, values = (self._incoming.get(name) for name in kv_replay.new_names(index, place))
         fetched = self._parts[place].update_and_fetch(keys, values)
-        self._fetched.update(zip(kv_replay.all_names(index, place), fetched, strict=True))
+        names = kv_replay.all_names(index, place)
+        self._fetched.update(zip(names, fetched, strict=True))
+        self._recorder.know(names, fetched)
 
     def _may_be_left_out(self, name: str) -> bool:
         crossing = self.anatomy.leaves[name]
-        return crossing is not None and crossing.varies
+        return crossing is not None and crossing.may_be_left_out
 
     def _crossed(self, name: str) -> taps.Leaf | None:
         """A foreign layer's value: what came over the wire, or a placeholder nothing depends on."""
@@ -191,15 +252,28 @@ class Stage:
         if name in self._fetched:
             return self._fetched[name]
         crossing = self.anatomy.leaves.get(name)
-        if crossing is None:  # nothing downstream depends on it, or the cut would have been refused
-            return mx.zeros(())
-        if crossing.varies and name in self.crossings_in:
+        if crossing is not None and crossing.may_be_left_out and name in self.crossings_in:
             return None
-        if crossing.is_number:
-            return 0
         batch, length, total = self._shape
-        shape = crossing.expected_shape(batch=batch, length=length, total=total)
-        return placeholder(TensorSpec(dtype=crossing.dtype, shape=shape))
+        return poison.leaf(name, crossing, batch=batch, length=length, total=total)
+
+
+def _watched(
+    anatomy: Anatomy, start: int, stop: int, shares: Mapping[int, tuple[str, ...]]
+) -> dict[int, tuple[str, ...]]:
+    """Places by layer whose updates are noted: those whose K and V cross, or stand in what a layer hands on."""
+    known = {name for tree in anatomy.trees for name in taps.slots(tree)}
+    found = dict(shares)
+    for layer in range(start, stop):
+        places = {
+            place
+            for slot in anatomy.slots[layer]
+            for place in (str(slot), *(f"{slot}.{part}" for part in range(_MAX_PARTS)))
+            if known & set(kv_replay.all_names(layer, place))
+        }
+        if places:
+            found[layer] = tuple(dict.fromkeys((*found.get(layer, ()), *sorted(places))))
+    return found
 
 
 def _quantized(entry: Any, kv: KvQuantization) -> Any:
@@ -230,19 +304,19 @@ def _kind(entry: Any) -> Any:
     return (type(entry), tuple(settings), len(getattr(entry, "cache", ())))
 
 
-def _advance(entry: Any, batch: int, length: int, zeros: Callable[[tuple[int, ...]], mx.array]) -> None:
-    """Let a ghost take in a chunk, so that its offset is that of a real cache."""
+def _advance(entry: Any, batch: int, length: int) -> None:
+    """Let a ghost take in a chunk of nothing, so that its offset is that of a real cache."""
     if isinstance(entry, caches.CacheList):
         for part in entry.caches:
-            _advance(part, batch, length, zeros)
+            _advance(part, batch, length)
     elif isinstance(entry, caches.ArraysCache):
         for index, content in enumerate(entry.cache):
             if content is None:
-                entry[index] = zeros((batch, 1))
+                entry[index] = poison.array((batch, 1))
         entry.advance(length)
     elif hasattr(entry, "update_and_fetch"):
-        entry.update_and_fetch(zeros((batch, 1, length, 1)), zeros((batch, 1, length, 1)))
+        entry.update_and_fetch(poison.array((batch, 1, length, 1)), poison.array((batch, 1, length, 1)))
     elif hasattr(entry, "update_window"):  # deepseek_v41's own cache class
-        entry.update_window(zeros((batch, length, 1)))
+        entry.update_window(poison.array((batch, length, 1)))
     else:
         raise UnsupportedModel(f"No way is known to advance a foreign {type(entry).__name__}.")

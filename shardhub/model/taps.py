@@ -98,6 +98,29 @@ class Instance:
     attributes: dict[str, Any]
 
 
+class _Missing:
+    """Stands where a dict has no such key."""
+
+    def __repr__(self) -> str:
+        return "missing"
+
+
+MISSING = _Missing()
+
+
+@dataclass(frozen=True, slots=True)
+class Maybe:
+    """A value that is there in some steps only.
+
+    Attributes:
+        content: Its tree where it is there.
+        empty: What stands in its place where it is not: None, or `MISSING` for a key that a dict does not have.
+    """
+
+    content: Any
+    empty: Any
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What a layer hands on: its output, and the dict arguments it may have changed.
@@ -119,6 +142,11 @@ class Recorder:
 
     def __init__(self) -> None:
         self._fetched: dict[int, tuple[str, mx.array]] = {}
+
+    def know(self, names: tuple[str, str], fetched: tuple[mx.array, mx.array]) -> None:
+        """These arrays are what a cache gave back, under the names they have there."""
+        for name, array in zip(names, fetched, strict=True):
+            self._fetched[id(array)] = (name, array)
 
     def record(
         self,
@@ -142,8 +170,7 @@ class Recorder:
         leaves: dict[str, Leaf] = {}
         for place, update in (updates or {}).items():
             leaves.update(zip(new_names(index, place), update.new, strict=True))
-            for name, array in zip(all_names(index, place), update.fetched, strict=True):
-                self._fetched[id(array)] = (name, array)
+            self.know(all_names(index, place), update.fetched)
         base = f"layer.{index}"
         changed = {
             where: self._flatten(value, f"{base}.{where}", leaves, 0)
@@ -187,20 +214,105 @@ def replay_changes(tree: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         targets[where].update(_unflatten(content, lookup))
 
 
+def united(first: Any, second: Any) -> Any:
+    """The tree that describes both of two steps: what is there in one of them only may be there.
+
+    Raises:
+        ValueError: They differ otherwise; the message has where and how.
+    """
+    return _united(first, second, "")
+
+
+def difference(proven: Any, found: Any) -> str | None:
+    """Where a step's tree is none of those a united tree describes, and how; None if it is one of them."""
+    try:
+        both = _united(proven, found, "")
+    except ValueError as error:
+        return str(error)
+    return None if both == proven else "it is there in some steps only, which the proof did not see"
+
+
+def slots(tree: Any) -> Iterator[str]:
+    """Names of a tree's leaves."""
+    if isinstance(tree, Slot):
+        yield tree.name
+    for _, item in _items(tree):
+        yield from slots(item)
+
+
 def constants(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Paths and values of everything in a tree that is no slot, to compare two steps by."""
     if isinstance(tree, Constant):
         yield path, tree.value
-    elif isinstance(tree, Instance):
-        yield from constants(tree.attributes, f"{path}.{tree.cls.__name__}")
-    elif isinstance(tree, tuple | list):
-        yield path, type(tree).__name__ + str(len(tree))
-        for index, item in enumerate(tree):
-            yield from constants(item, f"{path}.{index}")
-    elif isinstance(tree, dict):
-        yield path, sorted(tree)
-        for key, item in tree.items():
+    elif not isinstance(tree, Slot):
+        yield path, _form(tree)
+        for key, item in _items(tree):
             yield from constants(item, f"{path}.{key}")
+
+
+def _form(tree: Any) -> Any:
+    """What two branches of trees must have in common beside their items."""
+    if isinstance(tree, Instance):
+        return tree.cls.__qualname__
+    return type(tree).__name__ + (str(len(tree)) if isinstance(tree, tuple | list) else "")
+
+
+def _items(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """The trees a tree is made of, by key."""
+    if isinstance(tree, Maybe):
+        yield "maybe", tree.content
+    elif isinstance(tree, Instance):
+        yield from tree.attributes.items()
+    elif isinstance(tree, dict):
+        yield from tree.items()
+    elif isinstance(tree, tuple | list):
+        yield from enumerate(tree)
+
+
+def _united(first: Any, second: Any, path: str) -> Any:
+    if first == second:
+        return first
+    empty = [tree for tree in (first, second) if _is_empty(tree)]
+    if len(empty) == 1:
+        (nothing,) = empty
+        something = second if nothing is first else first
+        value = nothing.value if isinstance(nothing, Constant) else nothing
+        if isinstance(something, Maybe):
+            if something.empty is value:
+                return something
+        elif any(True for _ in slots(something)):
+            return Maybe(something, value)
+        raise ValueError(f"{path or 'it'} is {_shown(first)} in one step and {_shown(second)} in another")
+    if isinstance(first, Maybe) or isinstance(second, Maybe):
+        one, other = (tree.content if isinstance(tree, Maybe) else tree for tree in (first, second))
+        nothings = {id(tree.empty): tree.empty for tree in (first, second) if isinstance(tree, Maybe)}
+        if len(nothings) > 1:
+            raise ValueError(f"{path or 'it'} is left out in two ways")
+        return Maybe(_united(one, other, path), next(iter(nothings.values())))
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = list(dict.fromkeys((*first, *second)))
+        return {key: _united(first.get(key, MISSING), second.get(key, MISSING), f"{path}.{key}") for key in keys}
+    if type(first) is type(second) and _form(first) == _form(second):
+        if isinstance(first, Instance) and first.attributes.keys() == second.attributes.keys():
+            both = {k: _united(v, second.attributes[k], f"{path}.{k}") for k, v in first.attributes.items()}
+            return Instance(first.cls, both)
+        if isinstance(first, tuple | list):
+            pairs = enumerate(zip(first, second, strict=True))
+            return _sequence(first)(_united(a, b, f"{path}.{index}") for index, (a, b) in pairs)
+    raise ValueError(f"{path or 'it'} is {_shown(first)} in one step and {_shown(second)} in another")
+
+
+def _is_empty(tree: Any) -> bool:
+    return tree is MISSING or (isinstance(tree, Constant) and tree.value is None)
+
+
+def _shown(tree: Any) -> str:
+    """A tree as a message names it."""
+    if isinstance(tree, Constant):
+        return repr(tree.value)[:60]
+    if isinstance(tree, Slot):
+        return "an array or a number"
+    return repr(tree) if tree is MISSING else f"a {_form(tree)}"
 
 
 def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -221,10 +333,15 @@ def _unflatten(tree: Any, lookup: Lookup) -> Any:
         return lookup(tree.name)
     if isinstance(tree, Constant):
         return tree.value
+    if isinstance(tree, Maybe):
+        if all(lookup(name) is None for name in slots(tree.content)):
+            return tree.empty
+        return _unflatten(tree.content, lookup)
     if isinstance(tree, Instance):
         instance: Any = object.__new__(tree.cls)
         instance.__dict__.update({key: _unflatten(item, lookup) for key, item in tree.attributes.items()})
         return instance
     if isinstance(tree, tuple | list):
         return _sequence(tree)(_unflatten(item, lookup) for item in tree)
-    return {key: _unflatten(item, lookup) for key, item in tree.items()}
+    made = {key: _unflatten(item, lookup) for key, item in tree.items()}
+    return {key: value for key, value in made.items() if value is not MISSING}

@@ -43,17 +43,19 @@ class Graph:
         self._known = known or {}
         self._sources: dict[str, tuple[str, ...]] = {}
         self._hashes: dict[str, bytes] = {}
+        # The same as if no input was known; kept apart only where one is.
+        self._named: dict[str, bytes] = {}
         self._inputs: dict[str, str] = {}
 
     def hash(self) -> str:
-        """Hash of all outputs."""
+        """Hash of all outputs, inputs by their names."""
         digest = hashlib.sha256()
         for output in self.outputs:
-            digest.update(self._hashes[output])
+            digest.update(self._named.get(output) or self._hashes[output])
         return digest.hexdigest()
 
     def output_hashes(self) -> list[bytes]:
-        """Hash of each output."""
+        """Hash of each output, known inputs by the hashes they have."""
         return [self._hashes[output] for output in self.outputs]
 
     def reach(self, outputs: Iterable[int]) -> set[str]:
@@ -77,16 +79,25 @@ class Graph:
         if kind == "inputs":
             for (node, _, _), name in zip(event["inputs"], names, strict=True):
                 self._inputs[node] = name
-                self._hashes[node] = self._known.get(name) or _digest("input", name)
+                named = _digest("input", name)
+                self._hashes[node] = self._known.get(name) or named
+                if name in self._known:
+                    self._named[node] = named
         elif kind == "constants":
             for node, array in event["constants"]:
                 self._hashes[node] = _constant(array)
         elif kind == "primitive":
             sources = tuple(source for source, *_ in event["inputs"])
-            base = _digest(event["name"], event["arguments"], [self._hashes[source] for source in sources])
-            for index, (node, shape, dtype) in enumerate(event["outputs"]):
-                self._hashes[node] = _digest(base, index, tuple(shape), str(dtype))
+            operation = repr((event["name"], event["arguments"]))
+            outputs = [(node, (tuple(shape), str(dtype))) for node, shape, dtype in event["outputs"]]
+            base = _digest(operation, [self._hashes[source] for source in sources])
+            for index, (node, form) in enumerate(outputs):
+                self._hashes[node] = _digest(base, index, form)
                 self._sources[node] = sources
+            if any(source in self._named for source in sources):
+                base = _digest(operation, [self._named.get(source) or self._hashes[source] for source in sources])
+                for index, (node, form) in enumerate(outputs):
+                    self._named[node] = _digest(base, index, form)
         elif kind == "outputs":
             self.outputs = [node for node, *_ in event["outputs"]]
 

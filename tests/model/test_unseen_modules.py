@@ -119,8 +119,8 @@ REFUSED = {
     "noise is added": ({"BEFORE": "x = x + mx.random.normal(x.shape)"}, ProofFailed, "something else"),
     "layers talk past their outputs": (
         {"BEFORE": "Layer.first = x if self.index == 0 else Layer.first; x = x + Layer.first"},
-        UnsupportedModel,
-        "cannot be traced",
+        ProofFailed,
+        "not what was proven",
     ),
     "a number passes by a variable of the module": (
         {"BEFORE": "Layer.at = cache.offset if self.index == 0 else Layer.at; x = x * (1 + 0.01 * Layer.at)"},

@@ -1,0 +1,340 @@
+"""Which way upstream's code went at each of its conditions, and what was compared there.
+
+Seen by Python's own tracing, one bytecode instruction after the other: a line may hold several conditions, and a module
+may come without its source. It slows what it watches by far, and is for split time only.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import CodeType, FrameType
+from typing import Any
+
+# Modules whose conditions count: upstream's models with all they are made of, caches too.
+_PACKAGE = "mlx_lm.models."
+# What an operand is shown as, at most.
+_MAX_TEXT = 60
+# Functions that a condition may call, and that can be called again without a trace.
+_PURE: dict[str, Callable[..., Any]] = {
+    "len": len, "min": min, "max": max, "isinstance": isinstance, "hasattr": hasattr, "int": int, "abs": abs,
+    "getattr": getattr, "bool": bool, "type": type,
+}  # fmt: skip
+_OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "//": lambda a, b: a // b,
+    "%": lambda a, b: a % b,
+    "/": lambda a, b: a / b,
+}
+
+# Instructions that do nothing to the stack.
+_NO_EFFECT = ("CACHE", "PRECALL", "RESUME", "NOP", "KW_NAMES", "TO_BOOL", "EXTENDED_ARG")
+
+Number = int | float
+# What a condition was decided by: a number, a text, or the name of a type.
+Operand = Number | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How a condition was decided once.
+
+    Attributes:
+        outcome: Whether it held.
+        operands: What was compared, or the one value that was tested; None where that cannot be told.
+        moduli: What numbers in it were divided by.
+    """
+
+    outcome: bool
+    operands: tuple[Operand, ...] | None
+    moduli: tuple[int, ...] = ()
+
+    @property
+    def difference(self) -> Number | None:
+        """The left number less the right one, or the number that was tested; None without numbers."""
+        if self.operands is None or not all(_is_number(operand) for operand in self.operands):
+            return None
+        numbers: list[Any] = list(self.operands)
+        return numbers[0] - (numbers[1] if len(numbers) > 1 else 0)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where a condition stands.
+
+    Attributes:
+        module: Last part of the module's name.
+        function: The function, with its class.
+        line: In the module's source.
+        offset: Of the instruction, in the function.
+    """
+
+    module: str
+    function: str
+    line: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.module}.py:{self.line} ({self.function})"
+
+
+@dataclass(slots=True)
+class Record:
+    """The decisions of each condition, step by step: those of a step in the order of their first time, each once."""
+
+    steps: list[dict[Place, dict[Decision, None]]] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Start on a step."""
+        self.steps.append({})
+
+    def add(self, place: Place, decision: Decision) -> None:
+        """Note a decision of the present step."""
+        self.steps[-1].setdefault(place, {})[decision] = None
+
+    def places(self) -> set[Place]:
+        """Conditions that were met."""
+        return {place for step in self.steps for place in step}
+
+    def outcomes(self, place: Place) -> set[bool]:
+        """How a condition turned out in all steps."""
+        return {decision.outcome for step in self.steps for decision in step.get(place, ())}
+
+    def depends_on_step(self, place: Place) -> bool:
+        """Whether what a condition was decided by was not the same in every step that met it.
+
+        What is the same in steps of all positions and lengths is the configuration, the kind of a cache, whether the
+        model is trained or runs in a group; where nothing is known of the operands, the outcomes tell.
+        """
+        seen = [frozenset((d.operands, d.outcome) for d in step[place]) for step in self.steps if place in step]
+        return len(set(seen)) > 1
+
+
+@contextmanager
+def watching(record: Record) -> Iterator[None]:
+    """Note every decision of upstream's model code that this thread takes meanwhile.
+
+    A debugger or a measurement of coverage sees nothing of it.
+    """
+    before = sys.gettrace()
+    sys.settrace(_Watcher(record).on_call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+class _Watcher:
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def on_call(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        if event != "call" or not str(frame.f_globals.get("__name__", "")).startswith(_PACKAGE):
+            return None
+        sites = _sites(frame.f_code)
+        if not sites:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        module = str(frame.f_globals["__name__"]).rpartition(".")[2]
+        pending: list[tuple[_Site, Decision]] = []
+
+        def on_opcode(frame: FrameType, event: str, _: Any) -> Any:
+            if event != "opcode":
+                return on_opcode
+            at = frame.f_lasti
+            if pending:
+                site, decision = pending.pop()
+                outcome = (at == site.target) == site.jumps_if
+                place = Place(module, frame.f_code.co_qualname, site.line, site.offset)
+                self._record.add(place, Decision(outcome, decision.operands, decision.moduli))
+            if (found := sites.get(at)) is not None:
+                decision = _decision(found, frame)
+                if found.target is not None:
+                    pending.append((found, decision))
+                elif (outcome := _compared(found.expression[0], decision.operands)) is not None:
+                    place = Place(module, frame.f_code.co_qualname, found.line, found.offset)
+                    self._record.add(place, Decision(outcome, decision.operands, decision.moduli))
+            return on_opcode
+
+        return on_opcode
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """A conditional jump: where it goes, upon which outcome, and the expression that decides.
+
+    A comparison whose result is kept or returned has no target.
+    """
+
+    offset: int
+    line: int
+    target: int | None
+    jumps_if: bool
+    expression: Any
+
+
+_known: dict[CodeType, dict[int, _Site]] = {}
+
+
+def _sites(code: CodeType) -> dict[int, _Site]:
+    """The conditional jumps of a function, by offset."""
+    if code not in _known:
+        _known[code] = {site.offset: site for site in _find(code)}
+    return _known[code]
+
+
+def _find(code: CodeType) -> Iterator[_Site]:
+    """Follow a function's stack from instruction to instruction, with expressions in the place of values."""
+    stack: list[Any] = []
+    line = code.co_firstlineno
+    instructions = [each for each in dis.get_instructions(code) if each.opname not in _NO_EFFECT]
+    for index, instruction in enumerate(instructions):
+        line = (instruction.positions.lineno if instruction.positions else None) or line
+        if instruction.is_jump_target:
+            stack.clear()
+        name = instruction.opname
+        if "JUMP" in name and "_IF_" in name:
+            tested = _pop(stack)
+            if name.endswith("NONE"):
+                expression, jumps_if = ("is", tested, ("const", None)), not name.endswith("NOT_NONE")
+            else:
+                expression, jumps_if = tested, "_IF_TRUE" in name
+            yield _Site(instruction.offset, line, int(instruction.argval), jumps_if, expression)
+            if name.endswith("OR_POP"):
+                stack.clear()
+            continue
+        _follow(stack, instruction)
+        follows = instructions[index + 1].opname if index + 1 < len(instructions) else ""
+        if name == "COMPARE_OP" and not ("JUMP" in follows and "_IF_" in follows):
+            yield _Site(instruction.offset, line, None, True, stack[-1])
+
+
+def _follow(stack: list[Any], instruction: dis.Instruction) -> None:
+    """What one instruction does to the stack; a value nobody can tell is None."""
+    name, value = instruction.opname, instruction.argval
+    if name in ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_DEREF", "LOAD_CLASSDEREF"):
+        stack.append(("local", value))
+    elif name == "LOAD_CONST":
+        stack.append(("const", value))
+    elif name == "LOAD_GLOBAL":
+        if instruction.arg is not None and instruction.arg & 1:
+            stack.append(None)
+        stack.append(("global", value))
+    elif name == "LOAD_ATTR" and not instruction.argrepr.startswith("NULL|"):
+        stack.append(("attribute", _pop(stack), value))
+    elif name == "BINARY_SUBSCR":
+        index, of = _pop(stack), _pop(stack)
+        stack.append(("item", of, index))
+    elif name == "BINARY_OP":
+        right, left = _pop(stack), _pop(stack)
+        stack.append(("operation", instruction.argrepr, left, right))
+    elif name in ("COMPARE_OP", "IS_OP", "CONTAINS_OP"):
+        right, left = _pop(stack), _pop(stack)
+        operator = {"IS_OP": "is", "CONTAINS_OP": "in"}.get(name) or str(value)
+        compared = (operator, left, right)
+        negated = name != "COMPARE_OP" and bool(instruction.arg)
+        stack.append(("not", compared) if negated else compared)
+    elif name == "UNARY_NOT":
+        stack.append(("not", _pop(stack)))
+    elif name == "CALL":
+        arguments = [_pop(stack) for _ in range(int(instruction.arg or 0))][::-1]
+        function, null = _pop(stack), _pop(stack)
+        stack.append(("call", function, arguments) if null is None else None)
+    elif name == "COPY":
+        stack.append(stack[-value] if len(stack) >= value else None)
+    elif name == "SWAP" and len(stack) >= value:
+        stack[-1], stack[-value] = stack[-value], stack[-1]
+    else:
+        effect = dis.stack_effect(instruction.opcode, instruction.arg, jump=False)
+        for _ in range(max(0, -effect) + 1):
+            _pop(stack)
+        stack.extend([None] * (max(0, effect) + 1))
+
+
+def _pop(stack: list[Any]) -> Any:
+    return stack.pop() if stack else None
+
+
+class _Unknown(Exception):
+    """The value of an expression cannot be told."""
+
+
+_COMPARISONS = ("<", "<=", "==", "!=", ">", ">=", "is", "in")
+
+
+def _decision(site: _Site, frame: FrameType) -> Decision:
+    """What a condition is about to be decided by; its outcome is known at the next instruction."""
+    expression = site.expression
+    while isinstance(expression, tuple) and expression[0] == "not":
+        expression = expression[1]
+    moduli: list[int] = []
+    is_comparison = isinstance(expression, tuple) and expression[0] in _COMPARISONS
+    sides = expression[1:3] if is_comparison else (expression,)
+    try:
+        operands = tuple(_operand(_value(side, frame, moduli)) for side in sides)
+    except _Unknown:
+        return Decision(False, None, tuple(moduli))
+    except Exception:  # noqa: BLE001 - a property of upstream's that raises tells nothing
+        return Decision(False, None, tuple(moduli))
+    if is_comparison and expression[0] in ("is", "in"):  # which object it was says nothing, but what kind of object
+        operands = tuple(operand if not _is_number(operand) else str(operand) for operand in operands)
+    return Decision(False, operands, tuple(moduli))
+
+
+def _compared(operator: str, operands: tuple[Operand, ...] | None) -> bool | None:
+    """Whether a comparison of two numbers holds; None for anything else, such as arrays."""
+    if operands is None or not all(_is_number(operand) for operand in operands):
+        return None
+    left, right = operands
+    order: dict[str, Callable[[Any, Any], bool]] = {
+        "<": lambda a, b: a < b, "<=": lambda a, b: a <= b, "==": lambda a, b: a == b,
+        "!=": lambda a, b: a != b, ">": lambda a, b: a > b, ">=": lambda a, b: a >= b,
+    }  # fmt: skip
+    return order[operator](left, right) if operator in order else None
+
+
+def _value(expression: Any, frame: FrameType, moduli: list[int]) -> Any:
+    match expression:
+        case ("const", value):
+            return value
+        case ("local", name) if name in frame.f_locals:
+            return frame.f_locals[name]
+        case ("global", name):
+            builtins = frame.f_builtins
+            return frame.f_globals[name] if name in frame.f_globals else builtins[name]
+        case ("attribute", of, name):
+            return getattr(_value(of, frame, moduli), name)
+        case ("item", of, index):
+            holder = _value(of, frame, moduli)
+            if not isinstance(holder, tuple | list | dict):
+                raise _Unknown
+            return holder[_value(index, frame, moduli)]
+        case ("operation", symbol, left, right) if symbol in _OPERATIONS:
+            a, b = _value(left, frame, moduli), _value(right, frame, moduli)
+            if not (_is_number(a) and _is_number(b)):
+                raise _Unknown
+            if symbol in ("%", "//") and isinstance(b, int):
+                moduli.append(b)
+            return _OPERATIONS[symbol](a, b)
+        case ("call", ("global", name), arguments) if name in _PURE:
+            return _PURE[name](*(_value(argument, frame, moduli) for argument in arguments))
+    raise _Unknown
+
+
+def _operand(value: Any) -> Operand:
+    """What is kept of a value: a number, a short text, or what it is."""
+    if value is None or _is_number(value):
+        number: Number | None = value
+        return number
+    if isinstance(value, str):
+        return repr(value)[:_MAX_TEXT]
+    return f"<{type(value).__name__}>"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,43 @@
+"""Upstream's own forward and caches, and a run of them in which nothing is evaluated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import cache as caches
+
+from shardhub.errors import ShardhubError, UnsupportedModel
+from shardhub.model.tracing import unevaluated
+
+
+def make_cache(model: nn.Module) -> list[Any]:
+    """Upstream's own cache list for a model."""
+    cache: list[Any] = caches.make_prompt_cache(model)
+    return cache
+
+
+def forward(model: nn.Module, ids: mx.array, cache: list[Any]) -> mx.array:
+    """Upstream's forward: logits (B, L, V) for token ids (B, L)."""
+    out = model(ids, cache=cache)
+    logits: mx.array = out[0] if isinstance(out, tuple) else out
+    return logits
+
+
+def run_lazily(model: nn.Module, ids: mx.array, cache: list[Any]) -> None:
+    """Run a forward on placeholders, evaluating nothing.
+
+    Raises:
+        UnsupportedModel: It cannot be run so.
+    """
+    try:
+        with unevaluated():
+            forward(model, ids, cache)
+    except ShardhubError:
+        raise
+    except Exception as error:  # upstream's forwards raise whatever they like
+        raise UnsupportedModel(
+            "The model's forward cannot be run on placeholders, so that it cannot be cut.",
+            why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
+        ) from error

@@ -1,0 +1,353 @@
+"""The chunks that show every branch of a model's forward: found by running it lazily, not guessed from names.
+
+A forward may do something else from some position on: a window is full, a group of positions closes, a sequence passes
+the length it was trained for. What positions are compared with is read off the conditions upstream's code meets, and
+each such number is approached from below, met and passed; then, as not all code asks by conditions, positions are
+doubled. The chunks are the few steps that show all that was seen on the way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import mlx.core as mx
+
+from shardhub.model import taps
+from shardhub.model.branches import Decision, Place, Record, watching
+from shardhub.model.build import Blueprint
+from shardhub.model.lazily import make_cache, run_lazily
+
+# One id, a chunk after it, and two ids: what every model is run through first.
+_START = (1, 4, 1, 1)
+# After a number that positions are compared with: a chunk and one more id.
+_BEYOND = (5, 1)
+# Positions are doubled up to here, or up to what the configuration says the model was made for.
+_MAX_POSITIONS = 1 << 20
+# Rounds in which conditions are solved for the position at which they turn, most numbers in one, and the seconds of
+# processor time after which no further position is looked at: forwards that loop over positions take long.
+_MAX_ROUNDS = 4
+_MAX_TARGETS = 12
+_MAX_STEP_S = 0.25
+# Fields of config.json with the positions a model was made for.
+_CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "max_sequence_length")
+# Modules of mlx-lm that all models share. Their conditions are met by whole model and stages alike, and some of them
+# are invariants that nothing turns.
+_SHARED = frozenset(("cache", "base", "rope_utils", "switch_layers", "activations", "pipeline"))
+# These caches ask how much room they have left, and hold the same whatever the answer is.
+_STORAGE = ("KVCache.", "QuantizedKVCache.", "ConcatenateKVCache.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreached:
+    """A condition that depends on the step, of which one outcome was never seen.
+
+    Attributes:
+        place: Where it stands.
+        never: The outcome that was not seen.
+        operands: What was last compared.
+        comes_at: The position at which it would turn, beyond what was run; None where nobody can tell.
+        can_come: Whether anything says that it can turn.
+    """
+
+    place: Place
+    never: bool
+    operands: tuple[Any, ...] | None
+    comes_at: int | None
+    can_come: bool
+
+    def __str__(self) -> str:
+        compared = "" if self.operands is None else f", last decided by {', '.join(map(str, self.operands))}"
+        when = f", turns about position {self.comes_at}" if self.comes_at is not None else ""
+        return f"{self.place} was never {str(self.never).lower()}{compared}{when}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probing:
+    """How a model is to be probed, and what that shows of its code.
+
+    Attributes:
+        chunks: Lengths L of the chunks of one sequence.
+        num_conditions: Conditions of upstream's code that were met.
+        num_positional: Those of them that steps decide.
+        unreached: Those of which one outcome was not seen.
+    """
+
+    chunks: tuple[int, ...]
+    num_conditions: int
+    num_positional: int
+    unreached: tuple[Unreached, ...]
+
+
+def find_chunks(blueprint: Blueprint) -> Probing:
+    """Run a model lazily until no new branch is seen, and choose the chunks that show all of them.
+
+    Raises:
+        UnsupportedModel: Its forward cannot be run on placeholders.
+    """
+    explorer = _Explorer(blueprint)
+    explorer.run(_START)
+    explorer.solve()
+    explorer.double()
+    chunks = explorer.choose()
+    return Probing(
+        chunks=chunks,
+        num_conditions=len(explorer.record.places()),
+        num_positional=sum(explorer.record.depends_on_step(place) for place in explorer.record.places()),
+        unreached=tuple(explorer.unreached()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step of some run: positions before it, its length, and what was seen in it."""
+
+    position: int
+    length: int
+    seen: frozenset[Any]
+
+
+class _Explorer:
+    """Runs of one model, and all that was seen in them."""
+
+    def __init__(self, blueprint: Blueprint) -> None:
+        self._model = blueprint.build()
+        self.record = Record()
+        self.steps: list[_Step] = []
+        self._tried: set[int] = set()
+        self._slow_from = _limit(blueprint)
+
+    def run(self, chunks: Sequence[int]) -> list[_Step]:
+        """Run a new sequence through these chunks, or as many of them as do not take too long."""
+        cache = make_cache(self._model)
+        layers = _Layers()
+        taps.install(self._model, layers)
+        steps: list[_Step] = []
+        for position, length in zip([0, *accumulate(chunks)], chunks, strict=False):
+            self.record.begin()
+            layers.begin()
+            started = time.process_time()
+            with watching(self.record):
+                run_lazily(self._model, mx.zeros((1, length), mx.int32), cache)
+            seen = {
+                (place, decision.outcome)
+                for place, found in self.record.steps[-1].items()
+                if not place.function.startswith(_STORAGE)
+                for decision in found
+            }
+            steps.append(_Step(position, length, frozenset(seen | layers.seen)))
+            if time.process_time() - started > _MAX_STEP_S * (1 + len(self.steps) // 64):
+                self._slow_from = min(self._slow_from, position + length)
+                break
+        self.steps += steps
+        return steps
+
+    def solve(self) -> None:
+        """Meet and pass every number that positions are compared with, until no new one comes up."""
+        for _ in range(_MAX_ROUNDS):
+            targets = sorted(target for target in self._targets() if 2 < target <= self._slow_from)
+            targets = [target for target in targets if target not in self._tried][:_MAX_TARGETS]
+            if not targets:
+                return
+            self._tried.update(targets)
+            self.run(_approach(targets))
+
+    def double(self) -> None:
+        """Look at positions far apart for anything new, and find where it begins."""
+        chunks, position = list(_START), sum(_START)
+        while position < self._slow_from:
+            chunks.append(min(3 * position, self._slow_from - position))
+            position += chunks[-1]
+        known = self._all_seen()
+        steps = self.run([*chunks, 1])
+        for step in steps[len(_START) :]:
+            if step.seen <= known:
+                continue
+            low, high = step.position, step.position + step.length
+            while high - low > 1:  # the first position at which a sequence shows what is new here
+                middle = (low + high) // 2
+                found = self.run((*_START, middle - sum(_START), 1)) if middle > sum(_START) else []
+                if found and not found[-1].seen <= known:
+                    high = middle
+                else:
+                    low = middle
+            self._tried.add(high)
+            self.run(_approach([high]))
+            known |= self._all_seen()
+            self.solve()
+
+    def choose(self) -> tuple[int, ...]:
+        """Chunks of one sequence that show all that was seen: steps without anything new become part of the next."""
+        steps = self.run(_approach(sorted(self._tried)))
+        while len(fewer := _merged(steps)) < len(steps):
+            found = self.run(fewer)
+            if not _seen(found) >= _seen(steps):
+                break
+            steps = found
+        return (*(step.length for step in steps), *self._ending(steps))
+
+    def _ending(self, steps: Sequence[_Step]) -> tuple[int, ...]:
+        """What follows the last chunk: a single id, and more where values came up that were not there before.
+
+        Sizes that steps of several lengths show can be told to be positions, so far or of a chunk.
+        """
+        forms = {item for step in steps for item in step.seen if not isinstance(item[0], Place)}
+        if len({layer for layer, *_ in forms}) < len(forms):
+            return (1, steps[-1].position + steps[-1].length + 6, 1)
+        return (1,)
+
+    def unreached(self) -> list[Unreached]:
+        """Conditions that the step decides, of which one outcome was not seen."""
+        found = []
+        for place in sorted(self.record.places()):
+            outcomes = self.record.outcomes(place)
+            if len(outcomes) > 1 or not self.record.depends_on_step(place) or place.function.startswith(_STORAGE):
+                continue
+            last = self._decisions(place)[-1][2]
+            turns = self._turns(place)
+            found.append(
+                Unreached(
+                    place=place,
+                    never=not last.outcome,
+                    operands=last.operands,
+                    comes_at=turns if turns is not None and turns > self._furthest(place) else None,
+                    can_come=self._can_turn(place),
+                )
+            )
+        return found
+
+    def _all_seen(self) -> set[Any]:
+        return set().union(*(step.seen for step in self.steps))
+
+    def _decisions(self, place: Place) -> list[tuple[int, int, Decision]]:
+        """Position, length and decision of each time a condition was met."""
+        return [
+            (step.position, step.length, decision)
+            for step, seen in zip(self.steps, self.record.steps, strict=True)
+            for decision in seen.get(place, ())
+        ]
+
+    def _furthest(self, place: Place) -> int:
+        return max(position + length for position, length, _ in self._decisions(place))
+
+    def _targets(self) -> set[int]:
+        """Positions at which a condition would turn that has not, and numbers it speaks of."""
+        found: set[int] = set()
+        for place in self.record.places():
+            if place.function.startswith(_STORAGE) or not self.record.depends_on_step(place):
+                continue
+            decisions = [decision for _, _, decision in self._decisions(place)]
+            found.update(modulus for decision in decisions for modulus in decision.moduli)
+            if len(self.record.outcomes(place)) > 1 and place.module in _SHARED:
+                continue
+            for decision in decisions:
+                constants = [operand for operand in decision.operands or () if isinstance(operand, int)]
+                found.update(constant for constant in constants if self._is_constant(place, constant))
+            if (turn := self._turns(place)) is not None:
+                found.update((turn,))
+        return found
+
+    def _is_constant(self, place: Place, value: int) -> bool:
+        """Whether a number stands in a condition each time it is met."""
+        return all(value in (decision.operands or ()) for _, _, decision in self._decisions(place))
+
+    def _turns(self, place: Place) -> int | None:
+        """The position at which the two sides of a condition would meet if they went on as they did."""
+        points = [
+            (position + length, difference)
+            for position, length, decision in self._decisions(place)
+            if (difference := decision.difference) is not None
+        ]
+        if len(points) < 2:
+            return None
+        (first, early), (last, late) = min(points), max(points)
+        if late == early or (last - first) == 0:
+            return None
+        turn = last - late * (last - first) / (late - early)
+        return round(turn) if 0 < turn <= _MAX_POSITIONS else None
+
+    def _can_turn(self, place: Place) -> bool:
+        """Whether a condition came nearer to turning as positions grew, or nobody can tell."""
+        points = sorted(
+            (position + length, abs(difference))
+            for position, length, decision in self._decisions(place)
+            if (difference := decision.difference) is not None
+        )
+        if not points:
+            return True
+        return points[-1][1] < points[0][1]
+
+
+class _Layers:
+    """A tap that notes the form of what each layer hands on."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Start on a step."""
+        self.seen: set[Any] = set()
+        self._recorder = taps.Recorder()
+
+    def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = call(*args, **kwargs)
+        record = self._recorder.record(index, out, args, kwargs)
+        forms = tuple((path, str(value)) for path, value in taps.constants(record.tree))
+        leaves = tuple(
+            sorted((name, leaf.ndim if isinstance(leaf, mx.array) else -1) for name, leaf in record.leaves.items())
+        )
+        self.seen.add((index, forms, leaves))
+        return out
+
+
+def _approach(targets: Iterable[int]) -> tuple[int, ...]:
+    """Chunks that come up to each of these positions, meet it by single ids, and pass it."""
+    chunks, position = list(_START), sum(_START)
+    for target in targets:
+        if target - 1 > position:
+            chunks.append(target - 1 - position)
+            position = target - 1
+        singles = max(0, target + 2 - position)
+        chunks += [1] * singles
+        position += singles
+        chunks += _BEYOND
+        position += sum(_BEYOND)
+    return tuple(chunks)
+
+
+def _merged(steps: Sequence[_Step]) -> tuple[int, ...]:
+    """Lengths of steps of which each shows something new; those between are part of the one they lead to."""
+    chunks: list[int] = []
+    shown: set[Any] = set()
+    waiting = 0
+    for step in steps:
+        if step.seen <= shown:
+            waiting += step.length
+            continue
+        chunks += [waiting, step.length] if waiting else [step.length]
+        waiting = 0
+        shown |= step.seen
+    return tuple(chunks)
+
+
+def _seen(steps: Iterable[_Step]) -> set[Any]:
+    return set().union(*(step.seen for step in steps))
+
+
+def _limit(blueprint: Blueprint) -> int:
+    """Positions the model was made for, as far as its configuration says; or the most that are looked at."""
+    blocks = (blueprint.config, blueprint.config.get("text_config"))
+    names = (
+        "max_position_embeddings",
+        "max_seq_len",
+        "n_positions",
+        "n_ctx",
+        "model_max_length",
+        "max_sequence_length",
+    )
+    found = [block[name] for block in blocks if isinstance(block, dict) for name in names if name in block]
+    sizes = [size for size in found if isinstance(size, int) and size > 0]
+    return min(_MAX_POSITIONS, max(sizes) + 8) if sizes else 1 << 17
