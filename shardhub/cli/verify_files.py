@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from shardhub.checkpoint.checkpoint import INDEX_FILE, verify_weight_file
+from shardhub.checkpoint.checkpoint import verify_weight_file
+from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import Status, note
 from shardhub.cli.verify_target import EXIT_DIFFERENT, Target, open_target

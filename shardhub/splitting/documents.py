@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from shardhub.checkpoint.checkpoint import INDEX_FILE
+from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.manifest import Manifest, ShardHint, Stage, check_digest, encode, sha256_hex
 from shardhub.naming import (
     CARD_FILE,
