@@ -8,6 +8,7 @@
     │   └── AddressError            a host or port that cannot be served
     ├── UnsupportedModel            an architecture or checkpoint that cannot be split
     │   └── ProofFailed             the chain of stages does not compute what the whole model computes
+    │       └── ParityFailed        both were run side by side, and their numbers differ
     ├── IntegrityError              bytes are not what was promised
     │   ├── FormatError             a document that breaks its specification
     │   │   └── NewerFormat         written by a later shardhub
@@ -94,6 +95,10 @@ class UnsupportedModel(ShardhubError):
 
 class ProofFailed(UnsupportedModel):
     """The chained stages do not compute what the whole model computes."""
+
+
+class ParityFailed(ProofFailed):
+    """The chained stages were run beside the whole model, and their numbers differ."""
 
 
 class IntegrityError(ShardhubError):
@@ -243,6 +248,7 @@ OUTCOMES: dict[type[ShardhubError], Outcome] = {
     AddressError: Outcome(grpc="INVALID_ARGUMENT", http=400, exit=2),
     UsageError: Outcome(grpc="INVALID_ARGUMENT", http=400, exit=2),
     ProofFailed: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
+    ParityFailed: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
     UnsupportedModel: Outcome(grpc="UNIMPLEMENTED", http=501, exit=1),
     NewerFormat: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
     FormatError: Outcome(grpc="DATA_LOSS", http=500, exit=3),

@@ -38,6 +38,7 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
         start=stage.start,
         stop=stage.stop,
         pipeline=job.pipeline_label,
+        inexact=job.inexact,
     )
     weight_map = {name: file.name for file in stage.weight_files for name in file.tensors}
     index = {"metadata": {"total_size": shard.tensor_bytes}, "weight_map": weight_map}

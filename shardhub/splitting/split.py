@@ -107,6 +107,7 @@ def split(
     only: int | None = None,
     check_weights: bool = False,
     numbers: Numbers = UNMEASURED,
+    inexact: str | None = None,
     signer: Signer | None = None,
     progress: Callable[[SplitProgress], None] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
@@ -125,6 +126,7 @@ def split(
         only: Index of the one shard to write; the pipeline's folder is written when all shards are there.
         check_weights: Whether NaN and infinity in the weights are looked for.
         numbers: What is known of the stages' numbers, for the cards and the pipeline.
+        inexact: What was measured, if the stages do not give the whole model's numbers; see `parity.settle`.
         signer: Signs the manifest, also one that is in place.
         progress: Told after every few megabytes.
         max_file_bytes: Size from which a group of tensors takes several weight files.
@@ -138,7 +140,7 @@ def split(
         AccessError: `out` may not be written.
     """
     job = prepare(checkpoint, contents, stages, out, name=name, source=source, max_file_bytes=max_file_bytes)
-    job = replace(job, numbers=numbers, signer=signer)
+    job = replace(job, numbers=numbers, inexact=inexact, signer=signer)
     selected = job.select(only)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
