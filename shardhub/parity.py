@@ -127,8 +127,8 @@ def settle(findings: Sequence[str], *, where: str, allow_inexact: bool) -> str |
         raise ParityFailed(
             f"The stages of {where} do not give the whole model's numbers.",
             why=f"{'; '.join(findings)}.",
-            hint="Nothing was written. Try another cut (shardhub plan shows where), and report the model. "
-            "--allow-inexact goes on all the same; manifest, cards and nodes then say that it is inexact.",
+            hint="This run wrote nothing. Try another cut (shardhub plan shows where) and report the model, or add "
+            "--allow-inexact: manifest, cards, nodes and clients will then say that the chain is inexact.",
         )
     line = " ".join("; ".join(findings).encode("ascii", "replace").decode().split())
     return line if len(line) <= _MAX_REMARK else f"{line[: _MAX_REMARK - 3]}..."

@@ -244,9 +244,8 @@ def known_numbers(folder: Path) -> tuple[Numbers, str | None]:
     """
     manifest = read_pipeline(folder).manifest
     found = newest_record(folder, manifest.pipeline_id)
-    return Numbers(
-        parity=found, not_run="" if found is not None else "the pipeline was there already"
-    ), manifest.inexact
+    not_run = "" if found is not None else "the pipeline was there already"
+    return Numbers(parity=found, not_run=not_run), manifest.inexact
 
 
 def _gb(size_bytes: int) -> str:

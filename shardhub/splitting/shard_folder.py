@@ -167,6 +167,15 @@ def write_files(partial: Path, files: Mapping[str, bytes]) -> None:
         _sync(folder)
 
 
+def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replace small files of a folder that is in place, each at once."""
+    hidden = {f".{name}.writing": data for name, data in files.items()}
+    write_files(folder, hidden)
+    for name in files:
+        os.replace(folder / f".{name}.writing", folder / name)
+    _sync(folder)
+
+
 def put_in_place(folder: Path) -> None:
     """Give a folder that is whole its name: it appears at once or not at all."""
     partial = partial_folder(folder)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.errors import DiskFull, UsageError, WeightFileError
 from shardhub.manifest import Source, encode
-from shardhub.naming import SIGNATURE_FILE
+from shardhub.naming import CARD_FILE, CONFIG_FILE, SIGNATURE_FILE
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
 from shardhub.splitting.documents import pipeline_documents, shard_documents
@@ -26,6 +26,7 @@ from shardhub.splitting.shard_folder import (
     partial_folder,
     pipeline_in_place,
     put_in_place,
+    replace_files,
     write_files,
 )
 from shardhub.splitting.weight_copy import Copier
@@ -197,6 +198,8 @@ class _Splitter:
             if shard.index not in there:
                 self._finish(shard)
             results.append(self._result(shard, already_there=shard.index in there))
+            if shard.index in there and self._job.inexact is not None:
+                self._mark(shard)
         return self._with_pipeline(results)
 
     def _copy(self, key: str, layout: FileLayout, index: int, targets: Sequence[tuple[ShardJob, FileLayout]]) -> None:
@@ -251,6 +254,11 @@ class _Splitter:
             size_bytes=stage.size_bytes,
             already_there=already_there,
         )
+
+    def _mark(self, shard: ShardJob) -> None:
+        """Have a shard in place say, in its hint and on its card, that its chain is inexact."""
+        documents = shard_documents(self._job, shard, self._job.stage(shard, self._journal.entries.digests))
+        replace_files(shard.folder, {name: documents[name] for name in (CONFIG_FILE, CARD_FILE)})
 
     def _finish(self, shard: ShardJob) -> None:
         """Write a shard's documents beside its weight files and put the folder in place."""
