@@ -146,11 +146,15 @@ def newest_record(folder: Path, pipeline_id: str) -> Parity | None:
 
 
 def inexactness(folder: Path, manifest: Manifest) -> str | None:
-    """What is known to be inexact about a pipeline on this disk, by its manifest and its newest record."""
+    """What is known to be inexact about a pipeline on this disk."""
+    return said_inexact(manifest, newest_record(folder, manifest.pipeline_id))
+
+
+def said_inexact(manifest: Manifest, record: Parity | None) -> str | None:
+    """What a manifest, or else the newest record beside it, says is inexact; None where neither does."""
     if manifest.inexact is not None:
         return manifest.inexact
-    found = newest_record(folder, manifest.pipeline_id)
-    return describe(found) if found is not None and not found.is_exact else None
+    return describe(record) if record is not None and not record.is_exact else None
 
 
 def file_name(parity: Parity) -> str:

@@ -189,6 +189,14 @@ def test_generate_over_an_inexact_pipeline_says_so(allowed: Path) -> None:
     assert json.loads(result.stdout)["inexact"] == line
 
 
+def test_verify_says_that_a_pipeline_is_inexact(allowed: Path) -> None:
+    """Nothing of it is other than published, so all checks pass, and the report says what was published."""
+    result = shardhub("verify", allowed / "m-pipeline", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["inexact"] == read_pipeline(allowed / "m-pipeline").manifest.inexact
+    assert "warning: this chain is inexact" in result.stderr
+
+
 def test_recorded_parity_below_full_is_said_at_start(honest: Path, tmp_path: Path) -> None:
     """A pipeline whose newest record is not exact warns by that record, and an exact one does not."""
     generate = ("--raw", "--prompt", "Hi", "--max-tokens", "1", "--json")
