@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import urllib.request
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from shardhub.parity import PARITY_FOLDER, file_name, inexactness, mismatch, set
 from shardhub.shard import read_pipeline, read_shard
 from shardhub.splitting.split import split
 from tests import cut, inexact, nodes
+from tests.gateway.serving import GatewayProcess
 from tests.hub.pushing import OVER_LFS, pushing_hub
 
 pytestmark = OVER_LFS
@@ -229,6 +231,13 @@ def test_node_of_an_inexact_shard_says_so_to_all(marked: Path, honest: Path) -> 
         assert result.exit_code == 0, result.stderr
         assert f"warning: this chain is inexact; against the whole model: {SAID}" in result.stderr
         assert json.loads(result.stdout)["inexact"] == SAID
+
+        gateway = GatewayProcess(honest / "m-pipeline", [node.address for node in started])
+        try:
+            with urllib.request.urlopen(f"{gateway.url}/shardhub/state", timeout=60) as answer:
+                assert json.load(answer)["inexact"] == SAID
+        finally:
+            gateway.stop()
 
         shown = shardhub("status", honest / "m-pipeline", *named, "--json")
         report = json.loads(shown.stdout)
