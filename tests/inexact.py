@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 
 NAME = "inexact"
 # Its proof is that of a plain model. When it runs, each layer adds a row of the last layer's weights, which only the
-# last stage has: {STRENGTH} times as much of it as it says, in the steps for which {WHEN} holds.
+# last stage has, as often as `strength` says.
 SOURCE = """
 from dataclasses import dataclass
 import mlx.core as mx
