@@ -8,7 +8,8 @@
     │   └── AddressError            a host or port that cannot be served
     ├── UnsupportedModel            an architecture or checkpoint that cannot be split
     │   └── ProofFailed             the chain of stages does not compute what the whole model computes
-    │       └── ProofExceeded       a step did something that the proof has not seen
+    │       ├── ProofExceeded       a step did something that the proof has not seen
+    │       └── ParityFailed        both were run side by side, and their numbers differ
     ├── IntegrityError              bytes are not what was promised
     │   ├── FormatError             a document that breaks its specification
     │   │   └── NewerFormat         written by a later shardhub
@@ -99,6 +100,10 @@ class ProofFailed(UnsupportedModel):
 
 class ProofExceeded(ProofFailed):
     """A step did something that the proof has not seen, so that its numbers are not known to be right."""
+
+
+class ParityFailed(ProofFailed):
+    """The chained stages were run beside the whole model, and their numbers differ."""
 
 
 class IntegrityError(ShardhubError):
@@ -249,6 +254,7 @@ OUTCOMES: dict[type[ShardhubError], Outcome] = {
     UsageError: Outcome(grpc="INVALID_ARGUMENT", http=400, exit=2),
     ProofExceeded: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
     ProofFailed: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
+    ParityFailed: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
     UnsupportedModel: Outcome(grpc="UNIMPLEMENTED", http=501, exit=1),
     NewerFormat: Outcome(grpc="FAILED_PRECONDITION", http=500, exit=3),
     FormatError: Outcome(grpc="DATA_LOSS", http=500, exit=3),

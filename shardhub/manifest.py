@@ -50,6 +50,8 @@ TensorName = Annotated[str, Field(min_length=1, max_length=512)]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Dimension = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 ShortText = Annotated[str, Field(max_length=200)]
+# Shown to people as it is, wherever it comes from: printable ASCII on one line.
+Remark = Annotated[str, Field(pattern=r"^[ -~]{1,200}$")]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 # B batch, L positions of this chunk, T positions so far including this chunk, N any size up to T.
 Symbol = Literal["B", "L", "T", "N"]
@@ -117,7 +119,7 @@ class Crossing(Document):
         dtype: safetensors name.
         shape: Dimensions: constants, or B batch, L positions of this chunk, T positions so far with this chunk, N any
             size up to T. A crossing with an N may be left out of a step: there is none yet.
-        comes_later: Whether it may be left out of a step though its shape has no N. Left out of the document where it is false.
+        comes_later: Whether it may be left out of a step though its shape has no N.
     """
 
     omitted_when_empty = ("comes_later",)
@@ -263,7 +265,10 @@ class Manifest(Document):
         name: Base name of the shards.
         stages: In order; together they cover every layer exactly once.
         files: sha256 of config, tokenizer and chat template files that lie beside the manifest, by name.
+        inexact: What was measured of stages that do not give the whole model's numbers, and were split all the same.
     """
+
+    omitted_when_empty = ("inexact",)
 
     kind: Literal["shardhub-pipeline"] = "shardhub-pipeline"
     format_version: Literal[1] = 1
@@ -273,6 +278,7 @@ class Manifest(Document):
     num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
     stages: Annotated[tuple[StageEntry, ...], Field(min_length=1, max_length=MAX_STAGES)]
     files: Annotated[dict[str, Digest], Field(max_length=256)]
+    inexact: Remark | None = None
 
     @model_validator(mode="after")
     def _covers_every_layer_once(self) -> Manifest:
@@ -364,7 +370,8 @@ class Parity(Document):
         vocab_size: Ids are below it.
         chunk: Prompt ids but the last went in chunks of at most so many; the last one was a decode step.
         num_tokens, tokens_equal: Decoded tokens, and how many of them the stages chose too.
-        max_abs_logit_difference: Over all logits of these steps, NaN aside.
+        max_abs_logit_difference: Over all logits of these steps. NaN on both sides counts 0, on one side as the largest
+            number there is.
         num_nan_steps: Steps at which either side had a NaN.
     """
 
@@ -405,13 +412,20 @@ class Parity(Document):
 
 
 class ShardHint(Document):
-    """The `shardhub` block in a shard's config.json; a hint for people and `serve`, outside all digests."""
+    """The `shardhub` block in a shard's config.json; a hint for people and `serve`, outside all digests.
+
+    Attributes:
+        inexact: As in the manifest.
+    """
+
+    omitted_when_empty = ("inexact",)
 
     stage_digest: Digest
     index: Annotated[int, Field(ge=0, lt=MAX_STAGES)]
     start: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
     stop: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
     pipeline: Annotated[str, Field(max_length=200)]
+    inexact: Remark | None = None
 
 
 class _CatalogueEntry(Document):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.errors import DigestMismatch, FormatError
-from shardhub.manifest import NumericClass, Parity, decode, encode, sha256_hex
+from shardhub.errors import DigestMismatch, FormatError, IntegrityError, ParityFailed
+from shardhub.manifest import Manifest, NumericClass, Parity, decode, encode, sha256_hex
 
 PARITY_FOLDER = "parity"
 # Prompts of a record, and the chunk they go in: both are longer, one takes three chunks.
@@ -22,6 +22,8 @@ MAX_RECORDS = 256
 MAX_RECORD_BYTES = 1 << 20
 # Stands for a pipeline id before the stage digests are known.
 UNKNOWN = "0" * 64
+# Of the line that a manifest keeps of a mismatch.
+_MAX_REMARK = 200
 _FILE = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{1,16}-([0-9a-f]{16})\.json")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _BACKENDS = {"cpu": "CPU", "metal": "Metal", "cuda": "CUDA"}
@@ -90,6 +92,69 @@ def describe_class(numbers: NumericClass) -> str:
     """A numeric class as a person reads it."""
     backend = _BACKENDS.get(numbers.backend, numbers.backend)
     return " ".join(part for part in (numbers.os, numbers.chip, backend) if part) + f", mlx {numbers.mlx}"
+
+
+def mismatch(parity: Parity) -> str | None:
+    """How the stages' numbers differ from the whole model's; None where they are the very same.
+
+    Both sides ran on one machine in the same shapes, so that nothing but the cut can make a difference.
+    """
+    if parity.tokens_equal == parity.num_tokens and parity.max_abs_logit_difference == 0:
+        return None
+    return (
+        f"{parity.tokens_equal} of {parity.num_tokens} tokens equal, max |logit difference| "
+        f"{parity.max_abs_logit_difference:.6g}, {describe_class(parity.numeric_class)}"
+    )
+
+
+def settle(findings: Sequence[str], *, where: str, allow_inexact: bool) -> str | None:
+    """Decide what becomes of stages that were run and did not give the whole model's numbers.
+
+    Args:
+        findings: What was measured, a line for each way in which they differ; none where they do not.
+        where: The model and its cut, for messages.
+        allow_inexact: Whether to go on all the same.
+
+    Returns:
+        The line that manifest, cards and nodes are to show; None where nothing differs.
+
+    Raises:
+        ParityFailed: Something differs, and it is not allowed to.
+    """
+    if not findings:
+        return None
+    if not allow_inexact:
+        raise ParityFailed(
+            f"The stages of {where} do not give the whole model's numbers.",
+            why=f"{'; '.join(findings)}.",
+            hint="This run wrote nothing. Try another cut (shardhub plan shows where) and report the model, or add "
+            "--allow-inexact: manifest, cards, nodes and clients will then say that the chain is inexact.",
+        )
+    line = " ".join("; ".join(findings).encode("ascii", "replace").decode().split())
+    return line if len(line) <= _MAX_REMARK else f"{line[: _MAX_REMARK - 3]}..."
+
+
+def newest_record(folder: Path, pipeline_id: str) -> Parity | None:
+    """The newest record beside a manifest on this disk; None without one that can be read."""
+    try:
+        return newest(
+            parse_record(name, data, pipeline_id=pipeline_id, where=name)
+            for name, data in read_record_files(folder).items()
+        )
+    except IntegrityError:
+        return None
+
+
+def inexactness(folder: Path, manifest: Manifest) -> str | None:
+    """What is known to be inexact about a pipeline on this disk."""
+    return said_inexact(manifest, newest_record(folder, manifest.pipeline_id))
+
+
+def said_inexact(manifest: Manifest, record: Parity | None) -> str | None:
+    """What a manifest, or else the newest record beside it, says is inexact; None where neither does."""
+    if manifest.inexact is not None:
+        return manifest.inexact
+    return describe(record) if record is not None and not record.is_exact else None
 
 
 def file_name(parity: Parity) -> str:

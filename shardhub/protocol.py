@@ -265,6 +265,8 @@ class Limits:
 # The host fact that says what a stage's graph is, under its machine's mlx-lm: the published one, or another that was
 # shown there to be the stage's part of the whole model.
 COMPUTATION = "computation"
+# The host fact that says what was measured, where the stages were split although they are inexact.
+INEXACT = "inexact"
 AS_PUBLISHED = "as published"
 PROVEN_ANEW = "proven anew"
 

@@ -174,6 +174,11 @@ def read_config(path: Path, digest: str) -> Mapping[str, Any]:
     return config
 
 
+def inexact_of(shards: Sequence[Shard]) -> str | None:
+    """What these shards say is inexact about the chain they were split for; None where they say nothing."""
+    return next((shard.hint.inexact for shard in shards if shard.hint is not None and shard.hint.inexact), None)
+
+
 def join_adjacent(shards: Sequence[Shard]) -> list[Shard]:
     """Shards in layer order, fit to run as one stage.
 

@@ -319,6 +319,21 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "tests/checkpoint/test_checkpoint.py::test_gate_lists_missing_and_extra_tensors",
         ),
         (
+            "a tensor in two weight files, files missing of a set",
+            "refused, files and tensors named",
+            "tests/checkpoint/test_weight_files.py::test_odd_folder_is_refused_by_its_names",
+        ),
+        (
+            "an index that was made for other files",
+            "read as mlx-lm does, and said",
+            "tests/checkpoint/test_weight_files.py::test_odd_folder_is_read_as_mlx_lm_loads_it",
+        ),
+        (
+            "stages whose numbers are not the whole model's",
+            "refused with exit 3, nothing written; with `--allow-inexact` said everywhere",
+            "tests/cli/test_inexact.py::test_split_is_refused_and_leaves_nothing",
+        ),
+        (
             "NaN or infinite weights",
             "refused with `--check-weights`",
             "tests/splitting/test_check_weights.py::test_split_is_refused",

@@ -110,6 +110,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         num_layers=at,
         stages=tuple(entries),
         files=draw(st.dictionaries(plain, digests, max_size=3)),
+        inexact=draw(st.none() | st.from_regex(r"[ -~]{1,200}", fullmatch=True)),
     )
 
 
@@ -317,6 +318,10 @@ BAD_MANIFESTS: dict[str, tuple[str, Any]] = {
     "name is a path": ("name", "a/b"),
     "unknown field": ("signature", "x"),
     "insane size": ("stages.0.size_bytes", 2**60),
+    "empty remark": ("inexact", ""),
+    "long remark": ("inexact", "x" * 201),
+    "remark with a control character": ("inexact", "a\x1b[2J"),
+    "remark of two lines": ("inexact", "a\nb"),
 }
 
 
@@ -400,6 +405,18 @@ def test_identity_is_the_very_bytes(change: bytes) -> None:
         decode_identified(Stage, encode(stage) + change, where="stage.json")
     with pytest.raises(FormatError, match="canonical"):
         decode_identified(Stage, json.dumps(_stage()).encode(), where="stage.json")
+
+
+def test_empty_field_that_may_be_left_out_is_left_out() -> None:
+    """A manifest that is not inexact has the bytes it had before the field was known, and no others are taken."""
+    manifest = decode(Manifest, json.dumps(_manifest()).encode(), where="shardhub.json")
+    assert b"inexact" not in encode(manifest)
+    with_null = canonical({**json.loads(encode(manifest)), "inexact": None})
+    with pytest.raises(FormatError, match="canonical"):
+        decode_identified(Manifest, with_null, where="shardhub.json")
+    marked = manifest.model_copy(update={"inexact": "9 of 64"})
+    assert decode_identified(Manifest, encode(marked), where="shardhub.json") == marked
+    assert marked.pipeline_id == manifest.pipeline_id
 
 
 @given(

@@ -19,7 +19,8 @@ from shardhub.chain.together import all_of
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import DigestMismatch
 from shardhub.parameters import SamplingParameters
-from shardhub.protocol import Way
+from shardhub.parity import inexactness
+from shardhub.protocol import INEXACT, Way
 from shardhub.security.keeper import keep
 from shardhub.security.trust import PLAIN, Security
 from shardhub.shard import Pipeline, read_shard
@@ -89,7 +90,14 @@ class Head:
         self.tokenizer = tokenizer
         self.scheduler = scheduler
         self.membership = membership
+        self._known_inexact = inexactness(pipeline.folder, pipeline.manifest)
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def inexact(self) -> str | None:
+        """What is known to be inexact about the chain: by its pipeline, else by the nodes that serve it."""
+        by_nodes = next((text for link in self.chain.links if (text := link.host.get(INEXACT))), None)
+        return self._known_inexact or by_nodes
 
     @classmethod
     async def start(

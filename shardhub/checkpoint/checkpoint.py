@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shardhub.checkpoint.config import parse_config, text_config
 from shardhub.checkpoint.header import ByteSource, FileSource, Header, StoredTensor, read_header
+from shardhub.checkpoint.weight_files import (
+    INDEX_FILE,
+    MAX_INDEX_BYTES,
+    check_complete,
+    choose_files,
+    is_loaded,
+    listed,
+    merge_tensors,
+    read_index,
+)
 from shardhub.errors import DigestMismatch, FormatError, UnsupportedModel, UsageError, WeightFileError
-from shardhub.manifest import MAX_DOCUMENT_BYTES, WeightFile, parse_json
-from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE, WEIGHT_FILE_PATTERN, check_file_name
+from shardhub.manifest import MAX_DOCUMENT_BYTES, WeightFile
+from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE
 from shardhub.tensors import TensorSpec
 
-INDEX_FILE = "model.safetensors.index.json"
-# The largest published index measured (91,000 tensors) is 9 MB.
-_MAX_INDEX_BYTES = 64 << 20
-# Weights in formats that are not read: a pickle can run code, and MLX's GGUF reader is not hardened.
-_OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".pkl", ".npz", ".ckpt", ".h5", ".msgpack")
 # Where NVIDIA ModelOpt says how a checkpoint is quantised; shards carry config.json only.
 _MODELOPT_FILE = "hf_quant_config.json"
 # Fields of config.json that name code of the repo: transformers' and mlx-lm's.
@@ -41,6 +46,7 @@ class Checkpoint:
         tensors: Where each tensor is stored, by the checkpoint's names.
         open_file: Opens a weight file by its name.
         local_file: Path of a weight file on this disk, which has the header given; one that is elsewhere is fetched.
+        notes: How it differs from what its index says, where that changes nothing.
         own_code: What in it names or holds code of its own, none of which is ever run.
         config_file: config.json as a pipeline carries it, where that is not the folder's.
     """
@@ -52,6 +58,7 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     open_file: Callable[[str], ByteSource]
     local_file: Callable[[str, Header], Path]
+    notes: tuple[str, ...] = ()
     own_code: tuple[str, ...] = ()
     config_file: bytes | None = None
 
@@ -83,15 +90,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         UsageError: It is no model folder, or it is a shard or a pipeline.
-        UnsupportedModel: Its weights are not in safetensors files.
+        UnsupportedModel: Its weights are not in safetensors files that mlx-lm loads.
         FormatError: config.json or the index is broken.
-        WeightFileError: A weight file is missing or malformed, or index and files disagree.
+        WeightFileError: A weight file is missing or malformed, two hold one tensor, or index and files disagree.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder.", hint="Give a model folder, or a Hub id such as ORG/MODEL.")
     return read_checkpoint(
         folder,
-        [path.name for path in folder.iterdir() if path.is_file()],
+        # A weight file that is a link to nothing is missing, not absent.
+        [path.name for path in folder.iterdir() if path.is_file() or is_loaded(path.name)],
         where=str(folder),
         read_header=lambda name: read_header(folder / name),
         open_file=lambda name: FileSource(folder / name),
@@ -129,19 +137,11 @@ def read_checkpoint(
             why=f"It has a {_MODELOPT_FILE}, and config.json says nothing of it.",
             hint="Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
         )
-    weight_map = _read_index(folder)
-    files = {name: read_header(name) for name in _weight_files(where, names, weight_map)}
-    tensors: dict[str, StoredTensor] = {}
-    for header in files.values():
-        for name, tensor in header.tensors.items():
-            if name in tensors:
-                raise WeightFileError(
-                    f"{where}: the tensor {name!r} is in two files.",
-                    why=f"{tensors[name].file} and {tensor.file} both hold it.",
-                    hint="Remove the file that does not belong to the model, or download the model again.",
-                )
-            tensors[name] = tensor
-    _check_index(folder, weight_map, tensors)
+    index = folder / INDEX_FILE
+    weight_map = read_index(index, _read_bounded(index, MAX_INDEX_BYTES)) if index.is_file() else None
+    files = {name: read_header(name) for name in choose_files(where, names)}
+    tensors = merge_tensors(where, files)
+    notes = check_complete(where, weight_map, files, tensors)
     return Checkpoint(
         folder=folder,
         where=where,
@@ -150,6 +150,7 @@ def read_checkpoint(
         tensors=tensors,
         open_file=open_file,
         local_file=local_file,
+        notes=notes,
         own_code=(
             *(f"{field} in {CONFIG_FILE}" for field in _CODE_FIELDS if field in config),
             *sorted(name for name in names if name.endswith(".py") and "/" not in name),
@@ -190,7 +191,7 @@ def check_weight_header(path: Path, file: WeightFile, catalogue: Mapping[str, Te
     found, promised = list(header.tensors), list(file.tensors)
     if found != promised:
         missing, extra = set(promised) - set(found), set(found) - set(promised)
-        parts = [f"{kind}: {_listed(names)}" for kind, names in (("missing", missing), ("extra", extra)) if names]
+        parts = [f"{kind}: {listed(names)}" for kind, names in (("missing", missing), ("extra", extra)) if names]
         raise _not_promised(path, f"Its tensors are not the stage's ({'; '.join(parts) or 'in another order'}).")
     wrong = [
         f"{name} is {_shown(tensor.spec)}, the catalogue says {_shown(catalogue.get(name))}"
@@ -238,61 +239,6 @@ def _check_is_model(where: str, names: Collection[str]) -> None:
         )
 
 
-def _read_index(folder: Path) -> dict[str, str] | None:
-    path = folder / INDEX_FILE
-    if not path.is_file():
-        return None
-    index = parse_json(_read_bounded(path, _MAX_INDEX_BYTES), where=str(path), limit_bytes=_MAX_INDEX_BYTES)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise FormatError(f"{path} has no weight_map.", hint="Download the model again.")
-    for name, file in weight_map.items():
-        if not isinstance(file, str):
-            raise FormatError(f"{path}: weight_map.{name} is {file!r}.", why="It must be a file name.")
-    for file in sorted(set(weight_map.values())):
-        check_file_name(file, where=str(path), pattern=WEIGHT_FILE_PATTERN)
-    return weight_map
-
-
-def _weight_files(where: str, present: Collection[str], weight_map: Mapping[str, str] | None) -> list[str]:
-    if weight_map is not None:
-        names = sorted(set(weight_map.values()))
-        if absent := [name for name in names if name not in present]:
-            raise WeightFileError(
-                f"{where} is not complete.",
-                why=f"{INDEX_FILE} names files that are not there: {_listed(absent)}.",
-                hint="Download the model again; a download that was broken off leaves such a folder.",
-            )
-        return names
-    for prefix in ("model", ""):
-        if names := sorted(name for name in present if name.startswith(prefix) and _is_weight_file(name)):
-            return names
-    others = sorted(name for name in present if name.endswith(_OTHER_WEIGHTS))
-    raise UnsupportedModel(
-        f"{where} has no safetensors files.",
-        why=f"It has {_listed(others)}, which are not read." if others else "It has no weights at all.",
-        hint="Convert it first: python -m mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
-    )
-
-
-def _is_weight_file(name: str) -> bool:
-    return name.endswith(".safetensors") and not name.startswith(".")
-
-
-def _check_index(folder: Path, weight_map: Mapping[str, str] | None, tensors: Mapping[str, StoredTensor]) -> None:
-    wrong = [
-        f"{name} ({file})"
-        for name, file in (weight_map or {}).items()
-        if name not in tensors or tensors[name].file != file
-    ]
-    if wrong:
-        raise WeightFileError(
-            f"{folder / INDEX_FILE} and the weight files disagree.",
-            why=f"It names tensors that their files do not hold: {_listed(wrong)}.",
-            hint="Download the model again.",
-        )
-
-
 def _read_bounded(path: Path, limit_bytes: int) -> bytes:
     try:
         with path.open("rb") as file:
@@ -310,12 +256,6 @@ def _sha256(path: Path) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
-
-
-def _listed(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - _NAMES_SHOWN} more" if len(ordered) > _NAMES_SHOWN else ""
-    return ", ".join(name[:100] for name in ordered[:_NAMES_SHOWN]) + more
 
 
 def _shown(spec: TensorSpec | None) -> str:

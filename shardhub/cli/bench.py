@@ -249,6 +249,7 @@ def record(
     return {
         "pipeline": head.pipeline.manifest.name,
         "pipeline_id": head.pipeline.manifest.pipeline_id,
+        "inexact": head.inexact,
         "stages": head.describe_hops(),
         "hosts": list(hosts),
         "head": host_facts(),

@@ -86,6 +86,7 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
                     "model": name,
                     "context": head.chain.max_context,
                     "keys": len(settings.keys.digests),
+                    "inexact": head.inexact,
                 }
                 print(json.dumps(record), flush=True)
             else:

@@ -15,7 +15,7 @@ from shardhub.chain.recovery import Recovery
 from shardhub.chain.scheduler import SchedulerSettings
 from shardhub.cli.addresses import node_addresses, nodes_file, read_nodes_file
 from shardhub.cli.loop import LoopThread
-from shardhub.cli.parity import newest_record
+from shardhub.cli.parity import warn_inexact
 from shardhub.cli.places import Places
 from shardhub.cli.run import Status, note
 from shardhub.cli.signing import check_pipeline
@@ -24,7 +24,7 @@ from shardhub.cli.trust import head_security
 from shardhub.errors import PromptError, RouteError, UsageError
 from shardhub.naming import CONFIG_FILE
 from shardhub.parameters import MAX_SEED, SamplingParameters
-from shardhub.parity import describe
+from shardhub.parity import describe, newest_record
 from shardhub.shard import read_config, read_pipeline
 
 # Prompts from a file or pipe: more text than any model's context holds.
@@ -138,6 +138,7 @@ def generate(
                     "seed": parameters.seed,
                     "usage": usage(timing),
                     "pipeline_id": head.pipeline.manifest.pipeline_id,
+                    "inexact": head.inexact,
                     "stages": head.describe_hops(),
                 }
                 print(json.dumps(record, ensure_ascii=False))
@@ -197,8 +198,9 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
         head.scheduler.healer.on_event = lambda event: note(event.text)
         if file is not None:
             loop.wait(head.follow(lambda: read_nodes_file(file)))
-        if (record := newest_record(pipeline)) is not None:
+        if (record := newest_record(pipeline.folder, pipeline.manifest.pipeline_id)) is not None:
             note(f"parity: {describe(record)}")
+        warn_inexact(head.inexact)
         return head
 
     try:

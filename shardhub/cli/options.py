@@ -60,6 +60,12 @@ Memory = Annotated[str | None, typer.Option(help="Memory to stay within, such as
 NoParity = Annotated[
     bool, typer.Option("--no-parity", help="Do not run the stages against the whole model to record their numbers.")
 ]
+AllowInexact = Annotated[
+    bool,
+    typer.Option(
+        "--allow-inexact", help="Go on where the stages' numbers are not the whole model's; everything then says so."
+    ),
+]
 PipelineArgument = Annotated[
     str | None, typer.Argument(metavar="PIPELINE", help="Pipeline: a Hub id ORG/NAME[@REVISION], or a folder.")
 ]

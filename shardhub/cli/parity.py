@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.cli.run import Status, note
 from shardhub.cli.sizes import parse_memory
-from shardhub.errors import IntegrityError, UnsupportedModel
+from shardhub.errors import UnsupportedModel
 from shardhub.manifest import Parity, ParityPrompt, Source
 from shardhub.parity import (
     CHUNK,
@@ -19,12 +19,12 @@ from shardhub.parity import (
     PROMPT_LENGTHS,
     UNKNOWN,
     Numbers,
-    newest,
+    mismatch,
+    newest_record,
     numeric_class,
-    parse_record,
-    read_record_files,
+    settle,
 )
-from shardhub.shard import Pipeline, read_pipeline
+from shardhub.shard import read_pipeline
 from shardhub.splitting.contents import ModelContents, StageContents
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ class ParityOptions:
     Attributes:
         skip: Do not run the stages.
         memory: Memory to stay within, as text; None asks the machine.
+        allow_inexact: Go on where the stages' numbers are not the whole model's.
     """
 
     skip: bool = False
     memory: str | None = None
+    allow_inexact: bool = False
 
 
 def measure_split(
@@ -68,9 +70,49 @@ def measure_split(
     """
     numbers = _measured(checkpoint, contents, stages, source, options)
     note(f"parity: {numbers.line}")
-    if numbers.parity is not None and not numbers.parity.is_exact:
-        note("warning: the stages' numbers are not the whole model's; the record and the cards say so")
     return numbers
+
+
+def settle_numbers(
+    numbers: Numbers,
+    recorded: str | None,
+    *,
+    where: str,
+    stages: Sequence[StageContents],
+    allow_inexact: bool,
+    others: Sequence[str] = (),
+) -> str | None:
+    """Refuse stages whose numbers differ, or say on stderr and in one line how they do.
+
+    Args:
+        numbers: What was measured now, or is known of the pipeline in place.
+        recorded: What the manifest in place says is inexact, which holds until something else is measured.
+        where: The model, for messages.
+        stages: Of the cut.
+        allow_inexact: Whether to go on all the same.
+        others: Further findings, see `parity.settle`.
+
+    Returns:
+        As `parity.settle`.
+
+    Raises:
+        ParityFailed: They differ, and are not allowed to.
+    """
+    measured = recorded
+    if measured is None and numbers.parity is not None:
+        measured = mismatch(numbers.parity)
+    findings = [*([measured] if measured is not None else []), *others]
+    cut = ", ".join(f"[{stage.start}, {stage.stop})" for stage in stages)
+    inexact = settle(findings, where=f"{where}, cut into the layers {cut},", allow_inexact=allow_inexact)
+    if inexact is not None:
+        warn_inexact(inexact)
+    return inexact
+
+
+def warn_inexact(inexact: str | None) -> None:
+    """Say on stderr that a chain is inexact, if it is."""
+    if inexact is not None:
+        note(f"warning: this chain is inexact; against the whole model: {inexact}")
 
 
 def _measured(
@@ -200,25 +242,16 @@ def parity_report(numbers: Numbers) -> dict[str, object]:
     return report
 
 
-def newest_record(pipeline: Pipeline) -> Parity | None:
-    """The newest record beside a manifest on this disk; None without one that can be read."""
-    try:
-        return newest(
-            parse_record(name, data, pipeline_id=pipeline.manifest.pipeline_id, where=name)
-            for name, data in read_record_files(pipeline.folder).items()
-        )
-    except IntegrityError:
-        return None
-
-
-def known_numbers(folder: Path) -> Numbers:
-    """What a pipeline's folder that is in place says of its numbers.
+def known_numbers(folder: Path) -> tuple[Numbers, str | None]:
+    """What a pipeline's folder that is in place says of its numbers, and what its manifest says is inexact.
 
     Raises:
         UsageError, IntegrityError: It is no pipeline, or not what was published.
     """
-    found = newest_record(read_pipeline(folder))
-    return Numbers(parity=found, not_run="" if found is not None else "the pipeline was there already")
+    manifest = read_pipeline(folder).manifest
+    found = newest_record(folder, manifest.pipeline_id)
+    not_run = "" if found is not None else "the pipeline was there already"
+    return Numbers(parity=found, not_run=not_run), manifest.inexact
 
 
 def _gb(size_bytes: int) -> str:

@@ -58,7 +58,7 @@ def open_model(text: str, *, ignore_code: bool = False) -> Model:
     """
     place = parse_reference(text)
     if isinstance(place, Path):
-        checkpoint = _without_code(open_checkpoint(place), ignore_code=ignore_code)
+        checkpoint = _without_code(_told(open_checkpoint(place)), ignore_code=ignore_code)
         source = Source(repo=None, commit=None)
         return Model(checkpoint=checkpoint, source=source, name=model_name(str(place.resolve())))
     status = Status()
@@ -67,7 +67,7 @@ def open_model(text: str, *, ignore_code: bool = False) -> Model:
             remote = open_remote_checkpoint(hub(), place, Cache(), patience=Patience(notice=note), progress=status)
     finally:
         status.clear()
-    checkpoint = _without_code(remote.checkpoint, ignore_code=ignore_code)
+    checkpoint = _without_code(_told(remote.checkpoint), ignore_code=ignore_code)
     return Model(checkpoint=checkpoint, source=remote.source, name=model_name(place.repo))
 
 
@@ -144,6 +144,12 @@ class Places:
                     self.cache.use(found)
                     return found
         return None
+
+
+def _told(checkpoint: Checkpoint) -> Checkpoint:
+    for text in checkpoint.notes:
+        note(f"note: {text}")
+    return checkpoint
 
 
 def _without_code(checkpoint: Checkpoint, *, ignore_code: bool) -> Checkpoint:

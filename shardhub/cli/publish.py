@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.cli.cut import CutOptions, decide_and_prove
-from shardhub.cli.parity import ParityOptions, measure_split, parity_report
+from shardhub.cli.parity import ParityOptions, measure_split, parity_report, settle_numbers
 from shardhub.cli.places import Model, hub, open_model
 from shardhub.cli.run import note
 from shardhub.cli.signing import signer_of
@@ -98,7 +98,14 @@ def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
         numbers = Numbers(not_run="all of it was published already")
     else:
         numbers = measure_split(checkpoint, contents, stages, opened.source, options.parity)
-    job = replace(job, numbers=numbers, signer=signer)
+    inexact = settle_numbers(
+        numbers,
+        _recorded(plan) if numbers.parity is None else None,
+        where=checkpoint.where,
+        stages=stages,
+        allow_inexact=options.parity.allow_inexact,
+    )
+    job = replace(job, numbers=numbers, inexact=inexact, signer=signer)
     plan = replace(plan, job=job)
     done = publish(plan, calls, journal, work, progress=_progress())
     _report(done, job, time.monotonic() - start, as_json=options.as_json)
@@ -134,6 +141,13 @@ def _is_published(plan: Survey) -> bool:
     at = plan.pipeline
     has_manifest = at.action is not Action.REPLACE and at.remote is not None and at.remote.manifest is not None
     return has_manifest and all(shard.action is Action.KEEP for shard in plan.shards)
+
+
+def _recorded(plan: Survey) -> str | None:
+    """What the manifest that is there says is inexact; one that is replaced says nothing of this cut."""
+    at = plan.pipeline
+    manifest = at.remote.manifest if at.remote is not None and at.action is not Action.REPLACE else None
+    return manifest.inexact if manifest is not None else None
 
 
 def _gate(model: Model, calls: HubCalls) -> str | None:
@@ -208,6 +222,7 @@ def _report(done: Published, job: SplitJob, seconds: float, *, as_json: bool) ->
             "pipeline": {"repo": done.pipeline.repo, "commit": done.pipeline.commit, "action": done.pipeline.action},
             "pipeline_id": done.pipeline_id,
             "parity": parity_report(job.numbers),
+            "inexact": job.inexact,
             "uploaded_bytes": done.uploaded_bytes,
             "copied_bytes": done.given_bytes,
             "seconds": round(seconds, 3),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardhub.cli.awake import awake
+from shardhub.cli.parity import warn_inexact
 from shardhub.cli.places import Places
 from shardhub.cli.run import Status, note
 from shardhub.cli.signing import check_pipeline
@@ -26,9 +27,10 @@ from shardhub.naming import MANIFEST_FILE
 from shardhub.node.lifecycle import NodeSettings, check_host, is_loopback, run_node
 from shardhub.node.metrics import MetricsEndpoint
 from shardhub.node.peers import DEFAULT_PEERS
+from shardhub.parity import inexactness
 from shardhub.protocol import KvQuantization
 from shardhub.security.trust import Trust
-from shardhub.shard import Pipeline, Shard, join_adjacent, read_pipeline, read_shard
+from shardhub.shard import Pipeline, Shard, inexact_of, join_adjacent, read_pipeline, read_shard
 from shardhub.toolchain import check_compiler
 
 
@@ -114,6 +116,7 @@ def _serve(
                 "tls": trust.identity.peer.name if trust else None,
                 "boot_id": engine.boot_id.hex(),
                 "metrics": endpoint.address if endpoint else None,
+                "inexact": inexact_of(shards),
             }
             print(json.dumps(record), flush=True)
         else:
@@ -166,11 +169,14 @@ def choose_shards(
     if not pipelines:
         if stages is not None:
             raise UsageError("--stages chooses from a pipeline.", hint="Give a pipeline, or leave it out.")
-        return [read_shard(folder) for folder in folders]
+        shards = [read_shard(folder) for folder in folders]
+        warn_inexact(inexact_of(shards))
+        return shards
     if len(folders) > 1:
         raise UsageError("Give either one pipeline, or shards of one.", why=f"{len(folders)} were named.")
     check_pipeline(pipelines[0], require_signature)
     pipeline = read_pipeline(pipelines[0])
+    warn_inexact(inexactness(pipeline.folder, pipeline.manifest))
     if stages is not None:
         return [_shard(places, pipeline, index) for index in _indices(stages, len(pipeline.manifest.stages))]
     budget = budget_bytes if budget_bytes is not None else memory_budget()

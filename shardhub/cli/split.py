@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from shardhub.cli.cut import CutOptions, decide_and_prove
-from shardhub.cli.parity import ParityOptions, known_numbers, measure_split, parity_report
+from shardhub.cli.parity import ParityOptions, known_numbers, measure_split, parity_report, settle_numbers
 from shardhub.cli.places import open_model
 from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import note
@@ -42,13 +42,16 @@ def split(
         f"reading {shown.read_bytes / 1e9:.2f} GB from {model}, writing {shown.write_bytes / 1e9:.2f} GB to {out} "
         f"({shown.free_bytes / 1e9:.1f} GB free)"
     )
-    numbers = UNMEASURED
-    if only is not None:
+    numbers, recorded = UNMEASURED, None
+    if shown.pipeline.exists():
+        numbers, recorded = known_numbers(shown.pipeline)
+    elif only is not None:
         numbers = Numbers(not_run="shards were written one at a time, with --only")
-    elif shown.pipeline.exists():
-        numbers = known_numbers(shown.pipeline)
     elif shown.need_bytes <= shown.free_bytes:
         numbers = measure_split(checkpoint, contents, stages, source, parity)
+    inexact = settle_numbers(
+        numbers, recorded, where=checkpoint.where, stages=stages, allow_inexact=parity.allow_inexact
+    )
     start = time.monotonic()
     result = split_checkpoint(
         checkpoint,
@@ -60,6 +63,7 @@ def split(
         only=only,
         check_weights=check_weights,
         numbers=numbers,
+        inexact=inexact,
         signer=signer,
         progress=bytes_progress(),
     )
@@ -74,6 +78,7 @@ def split(
             "pipeline_id": result.pipeline_id,
             "missing": list(result.missing),
             "parity": parity_report(numbers),
+            "inexact": inexact,
             "seconds": round(seconds, 3),
         }
         print(json.dumps(record))

@@ -19,16 +19,18 @@ from shardhub.chain.survey import NodeStatus, Reading, Survey, read_nodes, surve
 from shardhub.cli.addresses import node_addresses
 from shardhub.cli.generate import HeadOptions, pipeline_named
 from shardhub.cli.loop import LoopThread
+from shardhub.cli.parity import warn_inexact
 from shardhub.cli.places import Places
 from shardhub.cli.run import error_record
 from shardhub.cli.trust import head_security
 from shardhub.errors import outcome
-from shardhub.protocol import Description
+from shardhub.parity import inexactness
+from shardhub.protocol import INEXACT, Description
 from shardhub.shard import Pipeline, read_pipeline
 
 # A table into a pipe is as wide as it needs to be.
 _PIPE_WIDTH = 400
-_SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend")
+_SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend", INEXACT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ def status(options: StatusOptions, *, as_json: bool) -> int:
         cache_dir=options.cache_dir,
     )
     pipeline = read_pipeline(Places(options.cache_dir).folder(pipeline_named(head)))
+    warn_inexact(inexactness(pipeline.folder, pipeline.manifest))
     addresses = node_addresses(options.nodes, pipeline)
     security = head_security(options.tls, insecure_lan=options.insecure_lan)
     is_live = sys.stdout.isatty() and not options.once and not as_json
@@ -84,6 +87,7 @@ def record(found: Survey, pipeline: Pipeline) -> dict[str, Any]:
         "pipeline": manifest.name,
         "pipeline_id": manifest.pipeline_id,
         "num_stages": len(manifest.stages),
+        "inexact": inexactness(pipeline.folder, manifest),
         "nodes": [_node_record(node, is_slowest=index == found.slowest) for index, node in enumerate(found.nodes)],
         "nobody": list(found.nobody),
         "can_run": found.problem is None,
@@ -117,6 +121,11 @@ def render(found: Survey) -> Group:
         Text(f"{node.reading.address}: {_slept(node.reading.load)}")
         for node in found.nodes
         if _slept(node.reading.load)
+    ]
+    lines += [
+        Text(f"{node.reading.address}: inexact: {node.reading.description.host[INEXACT]}")
+        for node in found.nodes
+        if node.reading.description is not None and node.reading.description.host.get(INEXACT)
     ]
     lines += [Text(f"{node.reading.address}: {node.reading.error}") for node in found.nodes if node.reading.error]
     return Group(*lines, *map(Text, _runs_on(found)))

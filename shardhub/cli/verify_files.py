@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from shardhub.checkpoint.checkpoint import INDEX_FILE, verify_weight_file
+from shardhub.checkpoint.checkpoint import verify_weight_file
+from shardhub.checkpoint.weight_files import INDEX_FILE
+from shardhub.cli.parity import warn_inexact
 from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import Status, note
 from shardhub.cli.verify_target import EXIT_DIFFERENT, Target, open_target
 from shardhub.errors import ChainError, FormatError, IntegrityError, UnsupportedModel, UsageError
 from shardhub.manifest import Parity, check_digest, parse_json
 from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, SIGNATURE_FILE, STAGE_FILE
-from shardhub.parity import PARITY_FOLDER, describe, parse_record
+from shardhub.parity import PARITY_FOLDER, describe, newest, parse_record, said_inexact
 from shardhub.security.signatures import check_signature, check_unchanged, parse_public_key
 from shardhub.shard import Shard, join_adjacent, read_bytes, read_config, read_shard
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES
@@ -86,11 +88,14 @@ def verify_files(pipeline: str, *, fetch: bool, cache_dir: Path | None, as_json:
         verdict += ", but with this machine's mlx-lm the stages are NOT PROVEN to compute what the whole model computes"
     if num_bad:
         verdict = f"{num_bad} of {len(report.checks)} checks FAILED: this is not what was published"
+    inexact = said_inexact(target.pipeline.manifest, newest(records))
+    warn_inexact(inexact)
     if as_json:
         record = {
             "pipeline_id": target.pipeline.manifest.pipeline_id,
             "ok": num_bad == 0 and not is_unproven,
             "verdict": verdict,
+            "inexact": inexact,
             "checks": [{"what": one.what, "state": one.state, "why": one.why} for one in report.checks],
             "parity": [json.loads(one.model_dump_json()) for one in records],
         }

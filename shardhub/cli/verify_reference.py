@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import open_checkpoint
-from shardhub.cli.parity import record
+from shardhub.cli.parity import record, warn_inexact
 from shardhub.cli.places import hub
 from shardhub.cli.run import Status, note
 from shardhub.cli.sizes import parse_memory
@@ -21,7 +21,7 @@ from shardhub.hub.calls import HubCalls
 from shardhub.hub.records import push_record
 from shardhub.manifest import Parity, config_digest, encode
 from shardhub.naming import CARD_FILE
-from shardhub.parity import Numbers, describe, file_name
+from shardhub.parity import Numbers, describe, file_name, mismatch
 from shardhub.shard import Shard, join_adjacent
 from shardhub.splitting.cards import with_parity_line
 from shardhub.splitting.job import prepare
@@ -89,6 +89,7 @@ def verify_reference(pipeline: str, options: ReferenceOptions, *, as_json: bool)
         pipeline_id=target.pipeline.manifest.pipeline_id,
         num_tokens=options.num_tokens,
     )
+    warn_inexact(mismatch(parity))
     if target.repo is not None:
         calls = HubCalls(api=hub(), notice=note)
         calls.writer()

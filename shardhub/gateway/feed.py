@@ -111,6 +111,7 @@ class Feed:
             "context": service.max_context,
             "ready": problem is None and not service.admission.is_draining,
             "problem": problem,
+            "inexact": head.inexact,
             "stages": self._stages(),
             "nodes": [*map(_node, readings), *local],
             "requests": self._requests(),

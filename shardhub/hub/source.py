@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shardhub.checkpoint.checkpoint import INDEX_FILE, Checkpoint, read_checkpoint
+from shardhub.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from shardhub.checkpoint.header import Header, parse_header
+from shardhub.checkpoint.weight_files import INDEX_FILE, is_loaded
 from shardhub.hub.cache import Cache
 from shardhub.hub.pinned import PinnedRepo, find_commit
 from shardhub.hub.ranges import Patience, RemoteFile
@@ -64,7 +65,7 @@ def open_remote_checkpoint(
         if not (folder / name).is_file():
             progress(f"reading {reference.repo}: {done} of {len(names)} files")
             cache.write(folder / name, repo.read(name, MAX_PIPELINE_FILE_BYTES))
-    num_weights = sum(name.endswith(".safetensors") for name in repo.files)
+    num_weights = sum(map(is_loaded, repo.files))
     num_read = 0
 
     def read_header(name: str) -> Header:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shardhub.checkpoint.header import Header, read_header
+from shardhub.checkpoint.weight_files import is_loaded
 from shardhub.errors import Conflict, DiskFull, WeightFileError
 from shardhub.hub.cache import Cache
 from shardhub.hub.download import fetch_blob
@@ -81,8 +82,7 @@ class SourceWeights:
         missing = sum(
             file.size_bytes
             for file in self._repo.files.values()
-            if file.name.endswith(".safetensors")
-            and not (file.sha256 is not None and self._cache.has(file.sha256, file.size_bytes))
+            if is_loaded(file.name) and not (file.sha256 is not None and self._cache.has(file.sha256, file.size_bytes))
         )
         self._notice(
             f"tensors of {self._repo.repo} must be computed, so its weight files are fetched first: "

@@ -60,7 +60,8 @@ class Decision:
         if self.operands is None or not all(_is_number(operand) for operand in self.operands):
             return None
         numbers: list[Any] = list(self.operands)
-        return numbers[0] - (numbers[1] if len(numbers) > 1 else 0)
+        difference: Number = numbers[0] - (numbers[1] if len(numbers) > 1 else 0)
+        return difference
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -156,9 +157,9 @@ class _Watcher:
                 decision = _decision(found, frame)
                 if found.target is not None:
                     pending.append((found, decision))
-                elif (outcome := _compared(found.expression[0], decision.operands)) is not None:
+                elif (held := _compared(found.expression[0], decision.operands)) is not None:
                     place = Place(module, frame.f_code.co_qualname, found.line, found.offset)
-                    self._record.add(place, Decision(outcome, decision.operands, decision.moduli))
+                    self._record.add(place, Decision(held, decision.operands, decision.moduli))
             return on_opcode
 
         return on_opcode

@@ -198,9 +198,11 @@ class _Pair:
         self.num_equal += _greedy(found) == chosen
         expected, found = expected.astype(mx.float32), found.astype(mx.float32)
         self.num_nan += bool((mx.isnan(expected) | mx.isnan(found)).any().item())
-        # Equal infinities differ by nothing; otherwise a difference is finite or, at the most, the largest number.
-        apart = mx.where(expected == found, 0.0, mx.abs(expected - found))
-        largest = float(mx.where(mx.isnan(apart), 0.0, apart).max().item())  # type: ignore[arg-type]
+        # Equal infinities differ by nothing, and so does NaN on both sides; otherwise a difference is finite or, at the
+        # most, the largest number, as for NaN on one side.
+        same = (expected == found) | (mx.isnan(expected) & mx.isnan(found))
+        apart = mx.where(same, 0.0, mx.abs(expected - found))
+        largest = float(mx.where(mx.isnan(apart), mx.inf, apart).max().item())  # type: ignore[arg-type]
         self.difference = max(self.difference, min(largest, sys.float_info.max))
         return chosen
 

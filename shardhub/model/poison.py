@@ -1,7 +1,7 @@
 """What stands in the place of everything that does not cross a cut: nothing can be made of it without being seen.
 
-A float is NaN, which goes on into whatever is computed of it, and what leaves a stage is checked for NaN. An integer has
-no such value: its stand-in has a shape and a dtype, and refuses everything else.
+A float is NaN, which goes on into whatever is computed of it, and what leaves a stage is checked for NaN. An integer
+has no such value: its stand-in has a shape and a dtype, and refuses everything else.
 """
 
 from __future__ import annotations
@@ -51,57 +51,12 @@ def _refuse(self: Foreign, *_: Any, **__: Any) -> Any:
 
 
 # Operators are looked up in the class, past __getattr__.
-for _operator in [
-    "add",
-    "radd",
-    "sub",
-    "rsub",
-    "mul",
-    "rmul",
-    "truediv",
-    "rtruediv",
-    "floordiv",
-    "rfloordiv",
-    "mod",
-    "rmod",
-    "pow",
-    "rpow",
-    "matmul",
-    "rmatmul",
-    "and",
-    "rand",
-    "or",
-    "ror",
-    "xor",
-    "rxor",
-    "lshift",
-    "rlshift",
-    "rshift",
-    "rrshift",
-    "neg",
-    "pos",
-    "abs",
-    "invert",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "eq",
-    "ne",
-    "getitem",
-    "setitem",
-    "len",
-    "iter",
-    "contains",
-    "bool",
-    "int",
-    "float",
-    "index",
-    "complex",
-    "call",
-    "array",
-    "hash",
-]:
+_OPERATORS = (
+    "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul and rand or ror "
+    "xor rxor lshift rlshift rshift rrshift neg pos abs invert lt le gt ge eq ne getitem setitem len iter contains "
+    "bool int float index complex call array hash"
+)
+for _operator in _OPERATORS.split():
     setattr(Foreign, f"__{_operator}__", _refuse)
 
 

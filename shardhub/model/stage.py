@@ -227,8 +227,9 @@ class Stage:
             ProofExceeded: It has a form that the proof did not see.
         """
         if (found := taps.difference(self.anatomy.trees[index], record.tree)) is not None:
+            _, length, total = self._shape
             raise ProofExceeded(
-                f"Layer {index} handed on something that was not proven, at position {self._shape[2] - self._shape[1]}.",
+                f"Layer {index} handed on something that was not proven, at position {total - length}.",
                 why=f"layer.{index}{found if found.startswith('.') else ': ' + found}.",
                 hint=BEYOND_PROOF,
             )
@@ -255,7 +256,8 @@ class Stage:
         if crossing is not None and crossing.may_be_left_out and name in self.crossings_in:
             return None
         batch, length, total = self._shape
-        return poison.leaf(name, crossing, batch=batch, length=length, total=total)
+        leaf: taps.Leaf = poison.leaf(name, crossing, batch=batch, length=length, total=total)
+        return leaf
 
 
 def _watched(

@@ -25,9 +25,10 @@ from shardhub.node.gate import Gate
 from shardhub.node.peers import DEFAULT_PEERS, Network
 from shardhub.node.servicer import StageServicer
 from shardhub.node.watchdog import STUCK_S, watch
+from shardhub.protocol import INEXACT
 from shardhub.security.keeper import keep
 from shardhub.security.trust import Security, Trust
-from shardhub.shard import Shard
+from shardhub.shard import Shard, inexact_of
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, server_options
 from shardhub.wire.secure import server_credentials, trust_handler
 from shardhub.wire.shardhub_pb2_grpc import add_NodeServicer_to_server
@@ -97,7 +98,7 @@ async def run_node(
     port = _bind(server, settings.host, settings.port, trust)
     servicer = StageServicer(
         advertise=settings.advertise or _addresses(settings.host, port),
-        host=host_facts(),
+        host=host_facts() | ({INEXACT: inexact} if (inexact := inexact_of(shards)) is not None else {}),
         message_bytes=largest,
         peers=settings.peers,
         # A node with certificates has neighbours with certificates, on this machine too.

@@ -95,6 +95,7 @@ def shard_card(
     return _render(
         "shard.md.j2",
         numbers=parity_line(numbers),
+        inexact=hint.inexact,
         weights=_weights_text(num_computed),
         on_hub=on_hub,
         name=stages[hint.index].name,
@@ -153,6 +154,7 @@ def pipeline_card(
         pipeline_id=manifest.pipeline_id,
         proof=proof,
         numbers=parity_line(numbers),
+        inexact=manifest.inexact,
         weights=_weights_text(num_computed),
         picture=PICTURE_FILE,
         on_hub=on_hub,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from shardhub.checkpoint.checkpoint import INDEX_FILE
+from shardhub.checkpoint.weight_files import INDEX_FILE
 from shardhub.manifest import Manifest, ShardHint, Stage, check_digest, encode, sha256_hex
 from shardhub.naming import (
     CARD_FILE,
@@ -38,6 +38,7 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
         start=stage.start,
         stop=stage.stop,
         pipeline=job.pipeline_label,
+        inexact=job.inexact,
     )
     weight_map = {name: file.name for file in stage.weight_files for name in file.tensors}
     index = {"metadata": {"total_size": shard.tensor_bytes}, "weight_map": weight_map}

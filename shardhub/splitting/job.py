@@ -99,6 +99,7 @@ class SplitJob:
         catalogue: tensors.json.
         files: sha256 of the files that lie beside the manifest, by name.
         numbers: What is known of the stages' numbers, for the cards and the pipeline.
+        inexact: What was measured, if the stages do not give the whole model's numbers.
         signer: Signs the manifest; None leaves it unsigned.
     """
 
@@ -112,6 +113,7 @@ class SplitJob:
     catalogue: bytes
     files: Mapping[str, str]
     numbers: Numbers = UNMEASURED
+    inexact: str | None = None
     signer: Signer | None = None
 
     @property
@@ -182,6 +184,7 @@ class SplitJob:
                 for shard, digest, place in zip(self.shards, stage_digests, places, strict=True)
             ),
             files=dict(self.files),
+            inexact=self.inexact,
         )
 
     def in_place(self, shard: ShardJob, entries: Entries) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.errors import DiskFull, UsageError, WeightFileError
 from shardhub.manifest import Source, encode
-from shardhub.naming import SIGNATURE_FILE
+from shardhub.naming import CARD_FILE, CONFIG_FILE, SIGNATURE_FILE
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
 from shardhub.splitting.documents import pipeline_documents, shard_documents
@@ -26,6 +26,7 @@ from shardhub.splitting.shard_folder import (
     partial_folder,
     pipeline_in_place,
     put_in_place,
+    replace_files,
     write_files,
 )
 from shardhub.splitting.weight_copy import Copier
@@ -107,6 +108,7 @@ def split(
     only: int | None = None,
     check_weights: bool = False,
     numbers: Numbers = UNMEASURED,
+    inexact: str | None = None,
     signer: Signer | None = None,
     progress: Callable[[SplitProgress], None] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
@@ -125,6 +127,7 @@ def split(
         only: Index of the one shard to write; the pipeline's folder is written when all shards are there.
         check_weights: Whether NaN and infinity in the weights are looked for.
         numbers: What is known of the stages' numbers, for the cards and the pipeline.
+        inexact: What was measured, if the stages do not give the whole model's numbers; see `parity.settle`.
         signer: Signs the manifest, also one that is in place.
         progress: Told after every few megabytes.
         max_file_bytes: Size from which a group of tensors takes several weight files.
@@ -138,7 +141,7 @@ def split(
         AccessError: `out` may not be written.
     """
     job = prepare(checkpoint, contents, stages, out, name=name, source=source, max_file_bytes=max_file_bytes)
-    job = replace(job, numbers=numbers, signer=signer)
+    job = replace(job, numbers=numbers, inexact=inexact, signer=signer)
     selected = job.select(only)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -195,6 +198,8 @@ class _Splitter:
             if shard.index not in there:
                 self._finish(shard)
             results.append(self._result(shard, already_there=shard.index in there))
+            if shard.index in there and self._job.inexact is not None:
+                self._mark(shard)
         return self._with_pipeline(results)
 
     def _copy(self, key: str, layout: FileLayout, index: int, targets: Sequence[tuple[ShardJob, FileLayout]]) -> None:
@@ -249,6 +254,11 @@ class _Splitter:
             size_bytes=stage.size_bytes,
             already_there=already_there,
         )
+
+    def _mark(self, shard: ShardJob) -> None:
+        """Have a shard in place say, in its hint and on its card, that its chain is inexact."""
+        documents = shard_documents(self._job, shard, self._job.stage(shard, self._journal.entries.digests))
+        replace_files(shard.folder, {name: documents[name] for name in (CONFIG_FILE, CARD_FILE)})
 
     def _finish(self, shard: ShardJob) -> None:
         """Write a shard's documents beside its weight files and put the folder in place."""

@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
-from shardhub.checkpoint.checkpoint import open_checkpoint
-from shardhub.errors import HubUnreachable, NotFound, UnsupportedModel, UsageError, WeightFileError
+from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardhub.errors import HubUnreachable, NotFound, ShardhubError, UnsupportedModel, UsageError, WeightFileError
 from shardhub.hub.cache import Cache
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
 from shardhub.hub.source import RemoteModel, open_remote_checkpoint
 from shardhub.model.dissection import Dissection
 from shardhub.splitting.split import ModelContents, SplitResult, StageContents, split
+from tests import weight_folders
 from tests.hub import faulty
 from tests.hub.published import OVER_LFS
+from tests.weight_folders import ODD
 
 pytestmark = OVER_LFS
 WEIGHTS = "model.safetensors"
@@ -182,3 +184,28 @@ def test_repos_that_are_no_models(api: HfApi, user: str, published, reader: HfAp
         open_remote_checkpoint(reader, Reference(repo=repo), cache)
     with pytest.raises(NotFound):
         open_remote_checkpoint(reader, Reference(repo=f"{user}/none"), cache)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_weight_files_are_read_as_in_a_folder(
+    name: str, api: HfApi, user: str, patience: Patience, tmp_path: Path
+) -> None:
+    """A repo whose index and weight files disagree is read or refused by the rule for folders."""
+    odd = ODD[name]
+    folder = weight_folders.proper(tmp_path / "model")
+    odd.change(folder)
+    repo = api.create_repo(f"{user}/{name.replace('_', '-')}").repo_id
+    api.upload_folder(repo_id=repo, folder_path=folder)
+
+    def read() -> Checkpoint:
+        return open_remote_checkpoint(
+            api, Reference(repo=repo), Cache(tmp_path / "cache"), patience=patience
+        ).checkpoint
+
+    if odd.refusal:
+        with pytest.raises(ShardhubError, match=odd.refusal):
+            read()
+        return
+    checkpoint, local = read(), open_checkpoint(folder)
+    assert dict(checkpoint.tensors) == dict(local.tensors)
+    assert checkpoint.notes == local.notes

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from itertools import pairwise
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_unflatten
 
 from shardhub.checkpoint.checkpoint import open_checkpoint
 from shardhub.cli.parity import ParityOptions, measure_split, record
 from shardhub.errors import DigestMismatch, FormatError, WeightFileError
 from shardhub.manifest import Parity, Source, encode
 from shardhub.model.dissection import Dissection
-from shardhub.model.parity import StageTensors, checkpoint_weights, compare
+from shardhub.model.parity import StageTensors, _Pair, checkpoint_weights, compare
 from shardhub.model.proof import StageCut
 from shardhub.parity import (
     CHUNK,
@@ -125,6 +127,19 @@ def test_nan_is_counted(opened: Opened) -> None:
     found = opened.compare(weights=weights)
     assert found.num_nan_steps == 4
     assert found.max_abs_logit_difference == 0.0
+
+
+def test_nan_of_the_stages_alone_is_a_difference(opened: Opened) -> None:
+    """NaN where the whole model has a number counts as the largest number; NaN on both sides is the model's own."""
+    name = next(name for name in opened.weights if name.endswith("layers.3.mlp.up_proj.weight"))
+    pair = _Pair(opened.dissection.blueprint, opened.dissection.anatomy, opened.chain, opened.weights)
+    broken = {**opened.weights, name: mx.full(opened.weights[name].shape, float("nan"))}
+    last = opened.chain[1].tensors
+    pair._stages[1].model.update(tree_unflatten([(key, broken[key]) for key in last]))
+    pair.begin()
+    pair.decode(1)
+    assert pair.num_nan == 1
+    assert pair.difference == sys.float_info.max
 
 
 def test_fewer_tokens_take_one_prompt(opened: Opened) -> None:

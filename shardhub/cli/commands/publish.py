@@ -9,6 +9,7 @@ import typer
 
 from shardhub.cli.cache import CacheDir
 from shardhub.cli.options import (
+    AllowInexact,
     CheckWeights,
     Context,
     Cuts,
@@ -65,6 +66,7 @@ def split(
     name: Annotated[str | None, typer.Option(help="Base name of the shards; the model's by default.")] = None,
     check_weights: CheckWeights = False,
     no_parity: NoParity = False,
+    allow_inexact: AllowInexact = False,
     sign_key: SignKey = None,
     memory: Memory = None,
     context: Context = None,
@@ -89,7 +91,7 @@ def split(
             only=only,
             name=name,
             check_weights=check_weights,
-            parity=ParityOptions(skip=no_parity, memory=memory),
+            parity=ParityOptions(skip=no_parity, memory=memory, allow_inexact=allow_inexact),
             as_json=json_,
             sign_key=sign_key,
             ignore_code=ignore_code,
@@ -117,6 +119,7 @@ def split_and_push(
     yes: Yes = False,
     check_weights: CheckWeights = False,
     no_parity: NoParity = False,
+    allow_inexact: AllowInexact = False,
     sign_key: SignKey = None,
     memory: Memory = None,
     context: Context = None,
@@ -144,7 +147,7 @@ def split_and_push(
         yes=yes,
         check_weights=check_weights,
         cache_dir=cache_dir,
-        parity=ParityOptions(skip=no_parity, memory=memory),
+        parity=ParityOptions(skip=no_parity, memory=memory, allow_inexact=allow_inexact),
         as_json=json_,
         sign_key=sign_key,
         ignore_code=ignore_code,

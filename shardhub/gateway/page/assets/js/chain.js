@@ -32,8 +32,10 @@ export class ChainView {
       if (hop) say(hop, hopText(place, places[index + 1]));
     });
     const problem = $("problem");
-    problem.hidden = state.problem === null;
-    say(problem, state.problem ?? "");
+    const inexact = state.inexact ? `This chain is inexact; against the whole model: ${state.inexact}` : "";
+    const text = [state.problem, inexact].filter(Boolean).join(" ");
+    problem.hidden = !text;
+    say(problem, text);
     const lost = places.filter((place) => place.health === "lost").map((place) => place.name);
     this.#health = lost.length || state.problem ? "lost" : places.some((place) => place.nodes.some((n) => n.health === "lost")) ? "quiet" : "ready";
     this.#sum = lost.length ? `: ${lost.join(", ")} lost` : this.#health === "ready" ? ": ready" : ": a node is lost";

@@ -1,0 +1,194 @@
+"""Which files hold a model's weights: those that mlx-lm loads, whatever the index says and whatever lies beside them.
+
+mlx-lm loads every `model*.safetensors` of the folder, one over the other in the order the file system lists them, and
+reads no index. So the index decides nothing here either. It is held against the files, because it shows a download
+that was broken off.
+
+Source: `mlx_lm.utils.load_model`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from shardhub.checkpoint.header import Header, StoredTensor
+from shardhub.errors import FormatError, UnsupportedModel, WeightFileError
+from shardhub.manifest import parse_json
+from shardhub.naming import WEIGHT_FILE_PATTERN, check_file_name
+
+INDEX_FILE = "model.safetensors.index.json"
+LOADED_FILES = "model*.safetensors"
+# The largest published index measured (91,000 tensors) is 9 MB.
+MAX_INDEX_BYTES = 64 << 20
+# Weights in formats that are not read: a pickle can run code, and MLX's GGUF reader is not hardened.
+_OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".pkl", ".npz", ".ckpt", ".h5", ".msgpack")
+# One file of a numbered set: its stem, its number, how many there are.
+_NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.safetensors")
+_NAMES_SHOWN = 8
+
+
+def is_loaded(name: str) -> bool:
+    """Whether mlx-lm loads a file of this name; files in folders of a model are not loaded."""
+    return "/" not in name and fnmatchcase(name, LOADED_FILES)
+
+
+def choose_files(where: str, names: Collection[str]) -> list[str]:
+    """The weight files among a model's files, sorted.
+
+    Args:
+        where: Folder or repo, for messages.
+        names: All files of the model.
+
+    Raises:
+        UnsupportedModel: There are none.
+    """
+    if files := sorted(filter(is_loaded, names)):
+        return files
+    if others := sorted(name for name in names if name.endswith(".safetensors") and not name.startswith(".")):
+        raise UnsupportedModel(
+            f"{where} has no weight file that mlx-lm loads.",
+            why=f"mlx-lm loads {LOADED_FILES} of the folder itself; it has {listed(others)}.",
+            hint="If these are the model's weights in mlx-lm's or Hugging Face's layout, rename them to "
+            "model.safetensors, or model-00001-of-0000N.safetensors and so on.",
+        )
+    others = sorted(name for name in names if name.endswith(_OTHER_WEIGHTS))
+    raise UnsupportedModel(
+        f"{where} has no safetensors files.",
+        why=f"It has {listed(others)}, which are not read." if others else "It has no weights at all.",
+        hint="Convert it first: python -m mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
+    )
+
+
+def merge_tensors(where: str, files: Mapping[str, Header]) -> dict[str, StoredTensor]:
+    """Where each tensor is stored, by the checkpoint's names.
+
+    Raises:
+        WeightFileError: Two files hold one tensor. mlx-lm takes it from the file that the file system lists last,
+            which differs from machine to machine.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    twice: dict[tuple[str, str], list[str]] = {}
+    for header in files.values():
+        for name, tensor in header.tensors.items():
+            if name in tensors:
+                twice.setdefault((tensors[name].file, tensor.file), []).append(name)
+            else:
+                tensors[name] = tensor
+    if twice:
+        (first, second), names = next(iter(twice.items()))
+        more = len({name for names in twice.values() for name in names}) - len(names)
+        raise WeightFileError(
+            f"{where} holds tensors in two files.",
+            why=f"{first} and {second} both hold {listed(names)}"
+            f"{f', and other files {more} more tensors' if more else ''}. mlx-lm would take the ones of the file that "
+            "the file system lists last.",
+            hint="Keep a folder with only the files that belong to the model, and split that.",
+        )
+    return tensors
+
+
+def read_index(path: Path, data: bytes) -> dict[str, str]:
+    """The index's weight_map: file by tensor.
+
+    Args:
+        path: Where the index is, for messages.
+        data: Its bytes.
+
+    Raises:
+        FormatError: It is broken, or names a file that is not a plain name.
+    """
+    index = parse_json(data, where=str(path), limit_bytes=MAX_INDEX_BYTES)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{path} has no weight_map.", hint="Download the model again.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str):
+            raise FormatError(f"{path}: weight_map.{name} is {file!r}.", why="It must be a file name.")
+    for file in sorted(set(weight_map.values())):
+        check_file_name(file, where=str(path), pattern=WEIGHT_FILE_PATTERN)
+    return weight_map
+
+
+def check_complete(
+    where: str, weight_map: Mapping[str, str] | None, files: Collection[str], tensors: Collection[str]
+) -> tuple[str, ...]:
+    """Hold the files against the index and their own numbers, and refuse what a broken download leaves.
+
+    An index none of whose files is there was made for other files: many quantised repos carry their source's.
+
+    Args:
+        where: Folder or repo, for messages.
+        weight_map: The index; None without one.
+        files: The files that are loaded.
+        tensors: The tensors they hold.
+
+    Returns:
+        What a reader should know: how the index and the files differ, where that changes nothing.
+
+    Raises:
+        WeightFileError: Files or tensors are missing.
+    """
+    named = {file for file in (weight_map or {}).values() if is_loaded(file)}
+    absent = named.difference(files)
+    is_stale = not named.intersection(files)
+    if weight_map is None or is_stale:
+        _check_numbers(where, files)
+    if weight_map is None:
+        return ()
+    if is_stale:
+        others = sorted(set(weight_map.values()))
+        return (
+            f"{INDEX_FILE} was made for other files ({listed(others)}); as in mlx-lm, what is read is {listed(files)}",
+        )
+    lost = [f"{name} ({file})" for name, file in weight_map.items() if is_loaded(file) and name not in tensors]
+    if lost and absent:
+        raise WeightFileError(
+            f"{where} is not complete.",
+            why=f"{INDEX_FILE} names files that are not there: {listed(absent)}. No other file holds {listed(lost)}.",
+            hint="Download the model again; a download that was broken off leaves such a folder.",
+        )
+    if lost:
+        raise WeightFileError(
+            f"{INDEX_FILE} and the weight files of {where} disagree.",
+            why=f"It names tensors that no file holds: {listed(lost)}.",
+            hint=f"Download the model again. If mlx-lm runs it as it is, delete {INDEX_FILE}: mlx-lm reads none.",
+        )
+    notes = []
+    if unnamed := set(files) - named:
+        notes.append(f"as in mlx-lm, files that {INDEX_FILE} does not name are read too: {listed(unnamed)}")
+    if left := {file for file in weight_map.values() if not is_loaded(file)}:
+        notes.append(
+            f"as in mlx-lm, which loads {LOADED_FILES}, files that {INDEX_FILE} names are not read: {listed(left)}"
+        )
+    return tuple(notes)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Some names for a message, sorted and cut."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _NAMES_SHOWN} more" if len(ordered) > _NAMES_SHOWN else ""
+    return ", ".join(name[:100] for name in ordered[:_NAMES_SHOWN]) + more
+
+
+def _check_numbers(where: str, files: Collection[str]) -> None:
+    """Refuse a numbered set of files that is not whole.
+
+    mlx-lm loads what is there. Some of its models run without a tensor that is missing, as another model: a head that
+    is not there is taken for one that is tied.
+    """
+    sets: dict[tuple[str, int], set[int]] = {}
+    for name in files:
+        if (found := _NUMBERED.fullmatch(name)) is not None:
+            sets.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+    for (stem, total), numbers in sets.items():
+        if len(numbers) < total:
+            missing = sorted(set(range(1, total + 1)) - numbers)[:_NAMES_SHOWN]
+            raise WeightFileError(
+                f"{where} is not complete.",
+                why=f"{len(numbers)} of the {total} files {stem}-N-of-{total} are there; missing: "
+                f"{', '.join(map(str, missing))}{' and more' if total - len(numbers) > len(missing) else ''}.",
+                hint="Download the model again; a download that was broken off leaves such a folder.",
+            )
