@@ -17,10 +17,6 @@ from shardhub.model.arrays import mlx_dtype
 NAN = float("nan")
 
 
-class Used(ProofExceeded):
-    """An integer that does not cross was used."""
-
-
 class Foreign:
     """Stands in the place of integers that do not cross; reading their shape and dtype is all it allows."""
 
@@ -38,8 +34,8 @@ class Foreign:
     def __getattr__(self, attribute: str) -> Any:
         raise self._refusal()
 
-    def _refusal(self) -> Used:
-        return Used(
+    def _refusal(self) -> ProofExceeded:
+        return ProofExceeded(
             f"{self._name} was used behind a cut that it does not cross.",
             why="No proof has seen that.",
             hint="Split the model again with this version of shardhub, which looks further.",
@@ -65,7 +61,7 @@ def refusal(error: BaseException | None) -> ProofExceeded | None:
     if isinstance(error, ProofExceeded):
         return error
     if isinstance(error, TypeError) and Foreign.__name__ in str(error):
-        return Used(
+        return ProofExceeded(
             "Integers were used behind a cut that they do not cross.",
             why="No proof has seen that.",
             hint="Split the model again with this version of shardhub, which looks further.",
