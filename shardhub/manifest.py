@@ -51,7 +51,8 @@ Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Dimension = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 ShortText = Annotated[str, Field(max_length=200)]
 # Shown to people as it is, wherever it comes from: printable ASCII on one line.
-Remark = Annotated[str, Field(pattern=r"^[ -~]{1,200}$")]
+MAX_REMARK = 200
+Remark = Annotated[str, Field(pattern=rf"^[ -~]{{1,{MAX_REMARK}}}$")]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 # B batch, L positions of this chunk, T positions so far including this chunk, N any size up to T.
 Symbol = Literal["B", "L", "T", "N"]
@@ -308,6 +309,18 @@ def pipeline_id(stage_digests: list[str], config: str) -> str:
     return sha256_hex(canonical({"config": config, "stages": stage_digests}))
 
 
+class TwinRun(Document):
+    """A small model of the same configuration, whose stages were run against the whole and were equal.
+
+    Attributes:
+        num_positions: Positions of the sequence that was run.
+        length_divisor: What windows, blocks and other lengths beyond 512 were divided by.
+    """
+
+    num_positions: Annotated[int, Field(ge=1, le=1 << 24)]
+    length_divisor: Annotated[int, Field(ge=1, le=1 << 24)]
+
+
 class Proof(Document):
     """proof.json: how the stage's computation was proven when it was split; outside the stage digest.
 
@@ -315,8 +328,13 @@ class Proof(Document):
         graph_hash: Hash of the stage's computation over `chunks`, nothing evaluated.
         chunks: Lengths L of the chunks that were traced one after the other.
         device: MLX device the graph was traced for.
-        batched_graph_hash: Hash of its computation for two sequences side by side; None if their caches cannot be.
+        batched_graph_hash: Hash of its computation for two sequences side by side; None if their caches cannot be, or
+            if the twin shows that they must not be.
+        twin: What running a small model of the same configuration gave; None where there was none.
+        unreached: Conditions of mlx-lm's code of which the proof saw one side only.
     """
+
+    omitted_when_empty = ("twin", "unreached")
 
     kind: Literal["shardhub-proof"] = "shardhub-proof"
     format_version: Literal[1] = 1
@@ -329,6 +347,8 @@ class Proof(Document):
     mlx: Annotated[str, Field(max_length=64)]
     mlx_lm: Annotated[str, Field(max_length=64)]
     device: Annotated[str, Field(max_length=64)]
+    twin: TwinRun | None = None
+    unreached: Annotated[tuple[Remark, ...], Field(max_length=256)] = ()
 
 
 class NumericClass(Document):

@@ -120,13 +120,14 @@ def decide_and_prove(checkpoint: Checkpoint, cut: CutOptions) -> tuple[ModelCont
     planned.show(sys.stderr)
     for line in planned.crossing_lines():
         note(line)
-    contents = dissection.model()
-    if contents.computed is not None:
-        num_computed, num_all = len(contents.computed.specs), len(dissection.blueprint.tensors)
+    if computed := dissection.conversion.specs:
+        num_computed, num_all = len(computed), len(dissection.blueprint.tensors)
         note(f"{num_computed} of {num_all} tensors are not in MLX's layout: mlx-lm's sanitize makes them, once")
     note("checking that the chain of stages computes what the whole model computes")
     stages = dissection.stages([(stage.start, stage.stop) for stage in planned.plan.stages])
+    contents = dissection.model()
     note(proven_text(planned.plan, time.monotonic() - start))
+    note(f"twin: {dissection.twin.line}")
     return contents, stages
 
 

@@ -109,6 +109,12 @@ def settle_numbers(
     return inexact
 
 
+def twin_findings(contents: ModelContents) -> list[str]:
+    """Where the stages of a small model of the same configuration differ from the whole of it."""
+    twin = contents.twin
+    return [twin.line] if twin is not None and twin.finding is not None else []
+
+
 def warn_inexact(inexact: str | None) -> None:
     """Say on stderr that a chain is inexact, if it is."""
     if inexact is not None:

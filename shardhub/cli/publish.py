@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.cli.cut import CutOptions, decide_and_prove
-from shardhub.cli.parity import ParityOptions, measure_split, parity_report, settle_numbers
+from shardhub.cli.parity import ParityOptions, measure_split, parity_report, settle_numbers, twin_findings
 from shardhub.cli.places import Model, hub, open_model
 from shardhub.cli.run import note
 from shardhub.cli.signing import signer_of
@@ -104,6 +104,7 @@ def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
         where=checkpoint.where,
         stages=stages,
         allow_inexact=options.parity.allow_inexact,
+        others=twin_findings(contents),
     )
     job = replace(job, numbers=numbers, inexact=inexact, signer=signer)
     plan = replace(plan, job=job)

@@ -7,7 +7,14 @@ import time
 from pathlib import Path
 
 from shardhub.cli.cut import CutOptions, decide_and_prove
-from shardhub.cli.parity import ParityOptions, known_numbers, measure_split, parity_report, settle_numbers
+from shardhub.cli.parity import (
+    ParityOptions,
+    known_numbers,
+    measure_split,
+    parity_report,
+    settle_numbers,
+    twin_findings,
+)
 from shardhub.cli.places import open_model
 from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import note
@@ -50,7 +57,12 @@ def split(
     elif shown.need_bytes <= shown.free_bytes:
         numbers = measure_split(checkpoint, contents, stages, source, parity)
     inexact = settle_numbers(
-        numbers, recorded, where=checkpoint.where, stages=stages, allow_inexact=parity.allow_inexact
+        numbers,
+        recorded,
+        where=checkpoint.where,
+        stages=stages,
+        allow_inexact=parity.allow_inexact,
+        others=twin_findings(contents),
     )
     start = time.monotonic()
     result = split_checkpoint(

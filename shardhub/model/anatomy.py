@@ -64,9 +64,12 @@ class Anatomy:
         """What comes over the wire in a chunk of a trace: the trace's arrays, and numbers as they were seen."""
         found: dict[str, taps.Leaf] = {}
         for name in names:
-            seen = self.seen[name][step]
-            if seen is not None:
-                found[name] = arrays[f"{step}:{name}"] if isinstance(seen, tuple) else seen
+            if (array := arrays.get(f"{step}:{name}")) is not None:
+                found[name] = array
+                continue
+            number = self.seen[name][min(step, len(self.chunks) - 1)]
+            if isinstance(number, int | float):
+                found[name] = number
         return found
 
 

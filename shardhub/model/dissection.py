@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -11,13 +11,15 @@ import mlx.core as mx
 
 from shardhub import __version__
 from shardhub.errors import ProofFailed, UnsupportedModel
+from shardhub.manifest import MAX_REMARK
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.build import RUN_WHOLE, Blueprint, hidden_dtype, layer_of_tensors
 from shardhub.model.conversion import Conversion
 from shardhub.model.cuts import cut_facts
 from shardhub.model.probing import Probing, find_chunks
-from shardhub.model.proof import Scenario, StageCut, prove_apart, prove_chain
+from shardhub.model.proof import Scenario, StageCut, prove_apart, prove_chain, trace_chain
 from shardhub.model.reach import Needs, describe, find_needs, stage_cut, stage_tensors
+from shardhub.model.twin import Twin, run_twin
 from shardhub.planning.borders import CutFacts
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
 from shardhub.tensors import TensorSpec
@@ -42,8 +44,10 @@ class Dissection:
         with _knowing(self._known):
             self.probing: Probing = find_chunks(self.blueprint)
             self.anatomy: Anatomy = examine(self.blueprint, self.probing.chunks)
+            _refuse_unreached(self.probing)
             self._known.append(f"each of its {self.anatomy.num_layers} layers is run exactly once, in order")
             self._needs: Needs = find_needs(self.blueprint, self.anatomy)
+        self.twin = Twin(not_run="nothing was split")
 
     def model(self) -> ModelContents:
         """Facts about the whole model that shards record."""
@@ -59,6 +63,8 @@ class Dissection:
                 device=str(mx.default_device()),
             ),
             computed=self.conversion if self.conversion.specs else None,
+            twin=self.twin,
+            unreached=tuple(str(each)[:MAX_REMARK] for each in self.probing.unreached),
         )
 
     def cuts(self) -> tuple[CutFacts, ...]:
@@ -89,7 +95,9 @@ class Dissection:
         return None
 
     def stages(self, ranges: Sequence[tuple[int, int]]) -> list[StageContents]:
-        """Contents of the stages with these half-open layer ranges, proven as `prove` does.
+        """Contents of the stages with these half-open layer ranges, proven by graph, and run by numbers on a twin.
+
+        What the twin shows is kept in `twin`; where stages differ there, that is for the caller to refuse.
 
         Raises:
             As `prove`.
@@ -97,13 +105,25 @@ class Dissection:
         cuts = [stage_cut(start, stop, self.anatomy, self._needs) for start, stop in ranges]
         with _knowing(self._known):
             alone = prove_apart(self.blueprint, self.anatomy, cuts)
-        try:
-            batched: list[str] | list[None] = prove_apart(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
-        except ProofFailed:
-            raise
-        except UnsupportedModel:
-            batched = [None] * len(cuts)
+        self.twin = run_twin(self.blueprint, self.probing, [cut.start for cut in cuts[1:]])
+        batched: list[str] | list[None] = [None] * len(cuts)
+        if self.twin.batch_refusal is None:
+            with suppress(UnsupportedModel):
+                batched = self._batched(cuts)
         return [self._contents(*each) for each in zip(cuts, alone, batched, strict=True)]
+
+    def _batched(self, cuts: Sequence[StageCut]) -> list[str]:
+        """The stages' graph hashes for sequences side by side, proven.
+
+        Raises:
+            UnsupportedModel: They are not proven, or their caches cannot be merged.
+        """
+        crossings = [self.anatomy.leaves[name] for cut in cuts for name in cut.crossings_out]
+        if not any(crossing is not None and crossing.is_number for crossing in crossings):
+            return prove_apart(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
+        # A number is another one for each row then, which only stages in one process hand to each other.
+        prove_chain(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
+        return [trace_chain(self.blueprint, self.anatomy, [cut], Scenario.MERGED).hash() for cut in cuts]
 
     def _contents(self, cut: StageCut, graph_hash: str, batched_graph_hash: str | None) -> StageContents:
         return StageContents(
@@ -115,6 +135,17 @@ class Dissection:
             graph_hash=graph_hash,
             batched_graph_hash=batched_graph_hash,
             proof_chunks=self.anatomy.chunks,
+        )
+
+
+def _refuse_unreached(probing: Probing) -> None:
+    """Refuse a model of whose code one side of a condition was never seen, though positions may come to it."""
+    if still := [each for each in probing.unreached if each.is_open]:
+        raise UnsupportedModel(
+            f"A part of the model's code was never reached: {still[0]}.",
+            why="What decides there changes from step to step, so that some step may come to it, and no step that was "
+            "tried did.",
+            hint=RUN_WHOLE,
         )
 
 

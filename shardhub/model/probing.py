@@ -27,11 +27,13 @@ _START = (1, 4, 1, 1)
 _BEYOND = (5, 1)
 # Positions are doubled up to here, or up to what the configuration says the model was made for.
 _MAX_POSITIONS = 1 << 20
-# Rounds in which conditions are solved for the position at which they turn, most numbers in one, and the seconds of
-# processor time after which no further position is looked at: forwards that loop over positions take long.
+# Rounds in which conditions are solved for the position at which they turn, most numbers in one, the seconds of
+# processor time of a step after which positions are doubled no more, as forwards that loop over positions take long,
+# and how much further than that numbers are still met.
 _MAX_ROUNDS = 4
 _MAX_TARGETS = 12
 _MAX_STEP_S = 0.25
+_MAX_SLOWNESS = 16
 # Fields of config.json with the positions a model was made for.
 _CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "max_sequence_length")
 # Modules of mlx-lm that all models share. Their conditions are met by whole model and stages alike, and some of them
@@ -50,14 +52,15 @@ class Unreached:
         never: The outcome that was not seen.
         operands: What was last compared.
         comes_at: The position at which it would turn, beyond what was run; None where nobody can tell.
-        can_come: Whether anything says that it can turn.
+        is_open: Whether nothing says that it cannot turn within the positions the model was made for, in the model's
+            own code.
     """
 
     place: Place
     never: bool
     operands: tuple[Any, ...] | None
     comes_at: int | None
-    can_come: bool
+    is_open: bool
 
     def __str__(self) -> str:
         compared = "" if self.operands is None else f", last decided by {', '.join(map(str, self.operands))}"
@@ -71,12 +74,14 @@ class Probing:
 
     Attributes:
         chunks: Lengths L of the chunks of one sequence.
+        lengths: Numbers that positions are compared with.
         num_conditions: Conditions of upstream's code that were met.
         num_positional: Those of them that steps decide.
         unreached: Those of which one outcome was not seen.
     """
 
     chunks: tuple[int, ...]
+    lengths: tuple[int, ...]
     num_conditions: int
     num_positional: int
     unreached: tuple[Unreached, ...]
@@ -95,6 +100,7 @@ def find_chunks(blueprint: Blueprint) -> Probing:
     chunks = explorer.choose()
     return Probing(
         chunks=chunks,
+        lengths=explorer.lengths(),
         num_conditions=len(explorer.record.places()),
         num_positional=sum(explorer.record.depends_on_step(place) for place in explorer.record.places()),
         unreached=tuple(explorer.unreached()),
@@ -118,10 +124,11 @@ class _Explorer:
         self.record = Record()
         self.steps: list[_Step] = []
         self._tried: set[int] = set()
-        self._slow_from = _limit(blueprint)
+        self._limit = _limit(blueprint)
+        self._slow_from = self._limit
 
-    def run(self, chunks: Sequence[int]) -> list[_Step]:
-        """Run a new sequence through these chunks, or as many of them as do not take too long."""
+    def run(self, chunks: Sequence[int], *, is_scan: bool = False) -> list[_Step]:
+        """Run a new sequence through these chunks; a scan ends with the first that takes long."""
         cache = make_cache(self._model)
         layers = _Layers()
         taps.install(self._model, layers)
@@ -139,7 +146,7 @@ class _Explorer:
                 for decision in found
             }
             steps.append(_Step(position, length, frozenset(seen | layers.seen)))
-            if time.process_time() - started > _MAX_STEP_S * (1 + len(self.steps) // 64):
+            if is_scan and time.process_time() - started > _MAX_STEP_S:
                 self._slow_from = min(self._slow_from, position + length)
                 break
         self.steps += steps
@@ -148,7 +155,7 @@ class _Explorer:
     def solve(self) -> None:
         """Meet and pass every number that positions are compared with, until no new one comes up."""
         for _ in range(_MAX_ROUNDS):
-            targets = sorted(target for target in self._targets() if 2 < target <= self._slow_from)
+            targets = sorted(target for target in self._targets() if 2 < target <= self._reach)
             targets = [target for target in targets if target not in self._tried][:_MAX_TARGETS]
             if not targets:
                 return
@@ -162,7 +169,7 @@ class _Explorer:
             chunks.append(min(3 * position, self._slow_from - position))
             position += chunks[-1]
         known = self._all_seen()
-        steps = self.run([*chunks, 1])
+        steps = self.run([*chunks, 1], is_scan=True)
         for step in steps[len(_START) :]:
             if step.seen <= known:
                 continue
@@ -199,6 +206,18 @@ class _Explorer:
             return (1, steps[-1].position + steps[-1].length + 6, 1)
         return (1,)
 
+    def lengths(self) -> tuple[int, ...]:
+        """Numbers that stand in conditions which positions turned."""
+        found = {
+            operand
+            for place in self.record.places()
+            if len(self.record.outcomes(place)) > 1 and not place.function.startswith(_STORAGE)
+            for _, _, decision in self._decisions(place)
+            for operand in decision.operands or ()
+            if isinstance(operand, int) and operand > 2 and self._is_constant(place, operand)
+        }
+        return tuple(sorted(found))
+
     def unreached(self) -> list[Unreached]:
         """Conditions that the step decides, of which one outcome was not seen."""
         found = []
@@ -208,16 +227,22 @@ class _Explorer:
                 continue
             last = self._decisions(place)[-1][2]
             turns = self._turns(place)
+            can_turn = self._can_turn(place) and (turns is None or turns <= self._limit)
             found.append(
                 Unreached(
                     place=place,
                     never=not last.outcome,
                     operands=last.operands,
                     comes_at=turns if turns is not None and turns > self._furthest(place) else None,
-                    can_come=self._can_turn(place),
+                    is_open=can_turn and place.module not in _SHARED,
                 )
             )
         return found
+
+    @property
+    def _reach(self) -> int:
+        """Positions up to which it is worth the time to meet a number: a forward may loop over positions."""
+        return min(self._limit, self._slow_from * _MAX_SLOWNESS)
 
     def _all_seen(self) -> set[Any]:
         return set().union(*(step.seen for step in self.steps))

@@ -62,6 +62,30 @@ class ComputedTensors(Protocol):
         ...
 
 
+class TwinFacts(Protocol):
+    """What running the stages of a small model against the whole of it gave; see `model.twin.Twin`."""
+
+    @property
+    def finding(self) -> str | None:
+        """Where they differ; None where they do not."""
+        ...
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that were run; 0 if it was not."""
+        ...
+
+    @property
+    def length_divisor(self) -> int:
+        """What long lengths were divided by."""
+        ...
+
+    @property
+    def line(self) -> str:
+        """What was shown, on one line."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelContents:
     """The whole model.
@@ -71,6 +95,8 @@ class ModelContents:
         stored_names: Name in the checkpoint by final name, of the tensors that are copied as they are.
         layer_of: Decoder layer by final name; None outside the layers.
         computed: The tensors that are not copied; None where all are.
+        twin: What running a small model of the same configuration gave.
+        unreached: Conditions of upstream's code of which the proof saw one side only, each on a line.
     """
 
     num_layers: int
@@ -79,3 +105,5 @@ class ModelContents:
     layer_of: Mapping[str, int | None]
     versions: Versions
     computed: ComputedTensors | None = None
+    twin: TwinFacts | None = None
+    unreached: tuple[str, ...] = ()

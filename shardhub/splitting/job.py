@@ -19,6 +19,7 @@ from shardhub.manifest import (
     Source,
     Stage,
     StageEntry,
+    TwinRun,
     WeightFile,
     canonical,
     config_digest,
@@ -202,7 +203,10 @@ class SplitJob:
         """proof.json of a shard, if its computation was proven."""
         if shard.contents.graph_hash is None:
             return None
-        versions = self.contents.versions
+        versions, twin = self.contents.versions, self.contents.twin
+        twin_run = None
+        if twin is not None and twin.num_positions and twin.finding is None:
+            twin_run = TwinRun(num_positions=twin.num_positions, length_divisor=twin.length_divisor)
         return Proof(
             stage_digest=stage_digest,
             method="graph",
@@ -213,6 +217,8 @@ class SplitJob:
             mlx=versions.mlx,
             mlx_lm=versions.mlx_lm,
             device=versions.device,
+            twin=twin_run,
+            unreached=self.contents.unreached,
         )
 
     def select(self, only: int | None) -> tuple[ShardJob, ...]:

@@ -1,0 +1,304 @@
+"""A small model of the same configuration: its kinds of layers, windows, blocks and experts; narrow, of random weights.
+
+Narrow, because widths change nothing in what a forward does as a function of positions. Of few layers, where the first
+few show every kind of layer, and at the cuts the same kinds on either side.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from shardhub.errors import UnsupportedModel
+from shardhub.model.arrays import placeholder
+from shardhub.model.build import Blueprint, instantiate, module_layers, sanitize, spec_of
+from shardhub.model.lazily import make_cache
+from shardhub.tensors import TensorSpec
+
+# Parameters up to which a model is small enough as it is, and those beyond which a miniature would take too long.
+_SMALL = 8_000_000
+_LARGEST = 300_000_000
+# Positions up to which lengths stay as they are; longer ones are divided by one number.
+MAX_LENGTH = 512
+# Random numbers that all tensors are cut out of, each at a place of its own.
+_POOL = 1 << 22
+# What widths of no known small value become; fields that count something else.
+_NARROW = 64
+_NO_WIDTHS = frozenset(("vocab_size", "max_position_embeddings", "n_positions"))
+# Layers that a small model is tried with, and kinds that a setting can tell apart.
+_DEPTHS = (8, 10, 12, 16, 20, 24)
+_MAX_KINDS = 8
+_QUANTIZATION = ("quantization", "quantization_config")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Miniature:
+    """A small model.
+
+    Attributes:
+        blueprint: Its configuration and tensors, none of them quantised.
+        cuts: Positions at which it is cut, each between layers of the kinds that a cut of the model lies between.
+        length_divisor: What lengths beyond `MAX_LENGTH` were divided by.
+    """
+
+    blueprint: Blueprint
+    cuts: tuple[int, ...]
+    length_divisor: int
+
+    def weights(self, seed: int) -> dict[str, mx.array]:
+        """Random weights by name: norms are no identity, nothing is zero, packed integers are any bits."""
+        mx.random.seed(seed)
+        model = instantiate(self.blueprint.config)
+        initial = dict(tree_flatten(model.parameters()))
+        largest = max(_elements(spec) for spec in self.blueprint.tensors.values())
+        pool = mx.random.normal((_POOL + largest,))
+        scaled: dict[int, mx.array] = {}
+        made: dict[str, mx.array] = {}
+        at = 0
+        for name, spec in self.blueprint.tensors.items():
+            array = initial[name]
+            size = array.size
+            at = (at + 7919 + size) % _POOL
+            if not mx.issubdtype(array.dtype, mx.floating):
+                highest = min(1 << 8 * array.itemsize, 1 << 31) - 1
+                made[name] = mx.random.randint(0, highest, array.shape).astype(array.dtype)
+            elif array.ndim < 2 or "norm" in name:
+                made[name] = (array + 0.05 * pool[at : at + size].reshape(array.shape)).astype(array.dtype)
+            else:
+                width = spec.shape[-1]
+                if width not in scaled:
+                    scaled[width] = pool * width**-0.5
+                made[name] = scaled[width][at : at + size].reshape(array.shape).astype(array.dtype)
+        mx.eval(list(made.values()))
+        return made
+
+
+def make_miniature(blueprint: Blueprint, lengths: Sequence[int], cuts: Sequence[int]) -> Miniature:
+    """Narrow a model.
+
+    Args:
+        blueprint: The model.
+        lengths: Numbers that its forward compares positions with.
+        cuts: Positions at which it is cut.
+
+    Raises:
+        UnsupportedModel: No small model of its configuration can be built.
+    """
+    config = {key: copy.deepcopy(value) for key, value in blueprint.config.items() if key not in _QUANTIZATION}
+    module = type(instantiate(config)).__module__.rpartition(".")[2]
+    size = sum(_elements(spec) for spec in blueprint.tensors.values())
+    widths = miniature_widths().get(module, {})
+    if size > _SMALL:
+        if not widths:
+            raise UnsupportedModel(f"No widths are known to which {module} can be narrowed.")
+        _narrow(config, widths)
+    longest = max((length for length in lengths if length > MAX_LENGTH), default=MAX_LENGTH)
+    divisor = -(-longest // MAX_LENGTH)
+    if divisor > 1:
+        _shorten(config, {length for length in lengths if length > MAX_LENGTH}, set(widths), divisor)
+    config, positions = _fewer_layers(config, cuts)
+    if size > _SMALL:
+        _narrow_more(config, {path.rpartition(".")[2] for path in widths} | _NO_WIDTHS, set(lengths))
+    model = instantiate(config)
+    _tie(model, blueprint)
+    tensors = {name: spec_of(array) for name, array in tree_flatten(model.parameters())}
+    if strange := sorted(tensors.keys() - blueprint.tensors.keys()):
+        raise UnsupportedModel("A narrow model has tensors that the model does not have.", why=f"{strange[0]}.")
+    if (narrow := sum(_elements(spec) for spec in tensors.values())) > _LARGEST:
+        raise UnsupportedModel(
+            "The model cannot be made small enough to be run on the side.",
+            why=f"Narrowed it has {narrow / 1e6:.0f} million parameters, at most {_LARGEST / 1e6:.0f} are run.",
+        )
+    return Miniature(blueprint=Blueprint(config, tensors), cuts=positions, length_divisor=divisor)
+
+
+def _fewer_layers(config: dict[str, Any], cuts: Sequence[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """The first layers of a model, as many as show every kind of layer and of cut; all of them where few do not.
+
+    Returns:
+        The configuration, and where to cut it.
+    """
+    kinds = _kinds(instantiate(config))
+    borders = {(kinds[cut - 1], kinds[cut]) for cut in cuts}
+    for count in _DEPTHS:
+        if count >= len(kinds):
+            break
+        fewer = _first_layers(config, len(kinds), count)
+        try:
+            found = _kinds(instantiate(fewer))
+        except (UnsupportedModel, IndexError):
+            continue
+        if found != kinds[:count] or set(found) != set(kinds):
+            continue
+        # From the middle outwards, so that there are layers on either side.
+        places = sorted(range(1, count), key=lambda position: abs(position - count // 2))
+        chosen = {(found[place - 1], found[place]): place for place in reversed(places)}
+        if borders <= chosen.keys():
+            return fewer, tuple(sorted(chosen[border] for border in borders))
+    return config, tuple(cuts)
+
+
+def _kinds(model: nn.Module) -> list[Any]:
+    """What tells one layer from another: its classes, the names of its tensors, its settings and its caches.
+
+    A setting that is another one in nearly every layer, such as the layer's index, tells nothing.
+    """
+    layers = module_layers(model)
+    caches = make_cache(model)
+    settings = [
+        {path: "all" if value == len(layers) else value for path, value in _settings(layer)} for layer in layers
+    ]
+    paths = {path for each in settings for path in each}
+    telling = sorted(path for path in paths if len({str(each.get(path)) for each in settings}) <= _MAX_KINDS)
+    shapes = [tuple(name for name, _ in tree_flatten(layer.parameters())) for layer in layers]
+    kept = [_cache_kind(entry) for entry in caches] if len(caches) == len(layers) else ["shared"]
+    return [
+        (shape, tuple(str(each.get(path)) for path in telling), kept[index % len(kept)])
+        for index, (shape, each) in enumerate(zip(shapes, settings, strict=True))
+    ]
+
+
+def _settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Numbers, texts and flags of a layer and of all modules in it, and their classes, by path."""
+    for path, module in layer.named_modules():
+        yield f"{path}:", type(module).__name__
+        for name, value in vars(module).items():
+            if not name.startswith("_") and isinstance(value, bool | int | float | str):
+                yield f"{path}.{name}", value
+
+
+def _cache_kind(entry: Any) -> Any:
+    parts = getattr(entry, "caches", None)
+    if parts is not None:
+        return tuple(_cache_kind(part) for part in parts)
+    return type(entry).__name__, getattr(entry, "max_size", None), getattr(entry, "chunk_size", None)
+
+
+def _first_layers(config: dict[str, Any], num_layers: int, count: int) -> dict[str, Any]:
+    """A configuration with its first layers only, wherever it tells their number or speaks of each."""
+    fewer = copy.deepcopy(config)
+    for block in _blocks(fewer):
+        for key, value in block.items():
+            if type(value) is int and value == num_layers and "layer" in key:
+                block[key] = count
+            elif isinstance(value, list | str) and len(value) == num_layers and key != "model_type":
+                block[key] = value[:count]
+            elif isinstance(value, list) and "layer" in key and all(type(item) is int for item in value):
+                block[key] = [item for item in value if item < count]
+    return fewer
+
+
+@cache
+def miniature_widths() -> Mapping[str, Mapping[str, int]]:
+    """By model module: fields of its configuration that are widths, and a small value of each that goes with the rest.
+
+    `tests/architectures/widths.py` makes the table: widths are the numbers that change the shapes of tensors and
+    not which there are.
+    """
+    table: dict[str, dict[str, int]] = json.loads(files("shardhub.model").joinpath("miniatures.json").read_text())
+    return table
+
+
+def _narrow(config: dict[str, Any], widths: Mapping[str, int]) -> None:
+    heads = _heads(config)
+    for path, value in widths.items():
+        *parents, name = path.split(".")
+        block = _block(config, parents)
+        if block is None:
+            continue
+        old = block.get(name)
+        if "intermediate" in name or "ffn" in name:
+            value = min(value, _NARROW)
+        block[name] = [value] * len(old) if isinstance(old, list) else value
+    # Queries that share keys must do so still: upstream's code for the two differs.
+    for before, block in zip(heads, _blocks(config), strict=True):
+        if before is None or not isinstance(block.get("num_attention_heads"), int):
+            continue
+        queries, keys = before
+        now = block["num_attention_heads"]
+        block["num_key_value_heads"] = now if queries == keys else 1 if keys == 1 or now < 4 else now // 2
+
+
+def _narrow_more(config: dict[str, Any], known: set[str], lengths: set[int]) -> None:
+    """Make small what the table does not name: large numbers that change the shapes of tensors, not which there are."""
+    tensors = _shapes(config)
+    for block in _blocks(config):
+        for key, value in block.items():
+            if type(value) is not int or value <= MAX_LENGTH or key in known or value in lengths:
+                continue
+            block[key] = _NARROW
+            try:
+                narrow = _shapes(config)
+            except (UnsupportedModel, IndexError):
+                narrow = {}
+            if narrow.keys() == tensors.keys() and narrow != tensors:
+                tensors = narrow
+            else:
+                block[key] = value
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: array.shape for name, array in tree_flatten(instantiate(config).parameters())}
+
+
+def _heads(config: dict[str, Any]) -> list[tuple[int, int] | None]:
+    """Heads of queries and of keys, in each block that tells both."""
+    found: list[tuple[int, int] | None] = []
+    for block in _blocks(config):
+        queries, keys = block.get("num_attention_heads"), block.get("num_key_value_heads")
+        found.append((queries, keys) if type(queries) is int and type(keys) is int else None)
+    return found
+
+
+def _shorten(config: dict[str, Any], lengths: set[int], widths: set[str], divisor: int) -> None:
+    """Divide every number that is one of these lengths, or a per-layer list of them, wherever it stands."""
+
+    def shorter(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shorter(item) for item in value]
+        return max(2, value // divisor) if type(value) is int and value in lengths else value
+
+    names = {path.rpartition(".")[2] for path in widths}
+    for block in _blocks(config):
+        for key, value in block.items():
+            if key not in names and not isinstance(value, dict):
+                block[key] = shorter(value)
+
+
+def _blocks(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A configuration and all that is nested in it."""
+    yield config
+    for value in config.values():
+        if isinstance(value, dict):
+            yield from _blocks(value)
+
+
+def _block(config: dict[str, Any], path: Sequence[str]) -> dict[str, Any] | None:
+    block: Any = config
+    for name in path:
+        block = block.get(name) if isinstance(block, dict) else None
+    return block if isinstance(block, dict) else None
+
+
+def _tie(model: nn.Module, blueprint: Blueprint) -> None:
+    """Let upstream drop the parts that the checkpoint does not have, such as the head of a tied model."""
+    try:
+        sanitize(model, {name: placeholder(spec) for name, spec in blueprint.tensors.items()})
+    except UnsupportedModel:
+        return  # it rearranges tensors by their shapes, which are other ones here
+
+
+def _elements(spec: TensorSpec) -> int:
+    size = 1
+    for length in spec.shape:
+        size *= length
+    return size * (8 if spec.dtype == "U32" else 1)

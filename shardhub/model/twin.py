@@ -1,0 +1,287 @@
+"""A twin of a model, run by numbers: the stages of a small model of the same configuration against the whole of it.
+
+The graph shows that the computation is the same for the steps that were traced. The twin shows it for the steps that
+are run: past every length that the forward knows, and for sequences side by side, where upstream itself may be wrong.
+Logits and caches are compared, bit for bit: a wrong chain can draw the right tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_unflatten
+
+from shardhub.errors import ProofFailed, ShardhubError, UnsupportedModel
+from shardhub.model import batching, poison, taps
+from shardhub.model.anatomy import examine
+from shardhub.model.build import Blueprint
+from shardhub.model.lazily import forward, make_cache
+from shardhub.model.miniature import Miniature, make_miniature
+from shardhub.model.probing import Probing, find_chunks
+from shardhub.model.reach import find_needs, stage_cut, stage_tensors
+from shardhub.model.stage import Stage, StageCache, cache_arrays
+
+# Steps after the probing's chunks, and those of sequences side by side.
+_TAIL = (1, 1, 1, 9, 1, 1)
+_BATCH_STEPS = 3
+BATCHES = (2, 3, 5)
+# Chunks up to which all logits are compared; beyond it, they would take more room than the model.
+_MAX_LOGITS = 16
+# Positions that are run, at most.
+_MAX_POSITIONS = 1200
+# Largest difference, as a share of the largest logit, that another order of additions makes in float32.
+_TOLERANCE = 1e-3
+_SEEDS = (1, 2, 3)
+_MAX_ID = 90
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Twin:
+    """What running a model's twin gave.
+
+    Attributes:
+        finding: Where stages and whole differ; None where they do not.
+        batch_refusal: Why sequences cannot run side by side; None if they can.
+        num_positions: Positions that were run.
+        length_divisor: What lengths beyond 512 were divided by.
+        batch_difference: Largest difference of sequences side by side from each alone, as a share of the largest logit.
+        not_run: Why there was no twin; empty if there was one.
+    """
+
+    finding: str | None = None
+    batch_refusal: str | None = None
+    num_positions: int = 0
+    length_divisor: int = 1
+    batch_difference: float = 0.0
+    not_run: str = ""
+
+    @property
+    def line(self) -> str:
+        """What was shown, on one line."""
+        if self.not_run:
+            return f"not run by numbers on a small model: {self.not_run}"
+        if self.finding is not None:
+            return f"a small model of the same configuration differs: {self.finding}"
+        scaled = f", lengths divided by {self.length_divisor}" if self.length_divisor > 1 else ""
+        batches = "side by side too" if self.batch_refusal is None else f"not side by side ({self.batch_refusal})"
+        return f"equal by numbers on a small model over {self.num_positions} positions{scaled}, {batches}"
+
+
+def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twin:
+    """Run the stages of a small model against the whole of it.
+
+    Args:
+        blueprint: The model.
+        probing: How it is probed.
+        cuts: Positions at which it is cut.
+    """
+    try:
+        miniature = make_miniature(blueprint, probing.lengths, cuts)
+        if miniature.length_divisor > 1:
+            probing = find_chunks(miniature.blueprint)
+        pair = _Pair(miniature, probing.chunks)
+    except UnsupportedModel as error:
+        return Twin(not_run=f"{error.what} {error.why}".strip())
+    chunks = _within((*probing.chunks, *_TAIL), _MAX_POSITIONS)
+    reached = sum(chunks)
+    try:
+        for seed in _SEEDS:
+            if seed != _SEEDS[0]:  # anew: some models keep what they derive of their weights
+                pair = _Pair(miniature, probing.chunks)
+            pair.fill(miniature.weights(seed))
+            finding = pair.compare_alone(chunks) or pair.compare_alone((min(reached, _MAX_POSITIONS), 1, 1, 5, 1))
+            if finding is not None or not pair.has_nan:
+                break
+        else:
+            return Twin(not_run="its logits are NaN with random weights")
+        refusal = None if finding is not None else pair.compare_batches(sum(probing.chunks) + 3)
+        return Twin(
+            finding=finding,
+            batch_refusal=refusal,
+            num_positions=reached,
+            length_divisor=miniature.length_divisor,
+            batch_difference=pair.batch_difference,
+        )
+    except RuntimeError as error:  # an operation that this backend lacks
+        return Twin(not_run=f"MLX cannot run it here: {str(error).partition(chr(10))[0][:200]}")
+    finally:
+        mx.clear_cache()
+
+
+class _Pair:
+    """The whole small model and its stages over the same arrays."""
+
+    def __init__(self, miniature: Miniature, chunks: tuple[int, ...]) -> None:
+        blueprint = miniature.blueprint
+        anatomy = examine(blueprint, chunks)
+        needs = find_needs(blueprint, anatomy)
+        ends = (0, *miniature.cuts, anatomy.num_layers)
+        cuts = [stage_cut(start, stop, anatomy, needs) for start, stop in pairwise(ends)]
+        self._own = [stage_tensors(cut.start, cut.stop, anatomy, needs) for cut in cuts]
+        self._whole = blueprint.build()
+        self._stages = [
+            Stage(blueprint.build(value=poison.NAN), anatomy, c.start, c.stop, c.crossings_in, c.crossings_out)
+            for c in cuts
+        ]
+        self._slots = [
+            sorted({slot for index in range(cut.start, cut.stop) for slot in anatomy.slots[index]}) for cut in cuts
+        ]
+        self.has_nan = False
+        self.batch_difference = 0.0
+
+    def fill(self, weights: dict[str, mx.array]) -> None:
+        """Give whole model and stages these weights."""
+        self.has_nan = False
+        self._whole.update(tree_unflatten(list(weights.items())))
+        for stage, own in zip(self._stages, self._own, strict=True):
+            stage.model.update(tree_unflatten([(name, weights[name]) for name in own]))
+
+    def compare_alone(self, chunks: Sequence[int]) -> str | None:
+        """Run one sequence through both; returns where they differ."""
+        whole = make_cache(self._whole)
+        states = [stage.new_cache() for stage in self._stages]
+        ids = _ids(1, sum(chunks), seed=11)
+        for position, length in zip([0, *accumulate(chunks)], chunks, strict=False):
+            chunk = ids[:, position : position + length]
+            need_logits = length <= _MAX_LOGITS
+            expected = self._run_whole(chunk, whole, need_logits=need_logits)
+            try:
+                found = self._run_chain(chunk, states, position, need_logits=need_logits)
+            except ProofFailed as error:
+                return f"{error.what} {error.why}"
+            if (apart := self._apart(found, expected, states, whole)) is not None:
+                return f"{apart} after position {position + length - 1}"
+        return None
+
+    def compare_batches(self, beyond: int) -> str | None:
+        """Run sequences side by side, one of them past all lengths; returns why they cannot be run so.
+
+        Args:
+            beyond: Positions that pass every length of the forward.
+        """
+        lengths = (beyond, 4, beyond // 2 + 2, 7, 3)
+        rows = [_ids(1, length + _BATCH_STEPS, seed=20 + at) for at, length in enumerate(lengths)]
+        singles: list[list[mx.array]] = []
+        for ids, length in zip(rows, lengths, strict=True):
+            cache = make_cache(self._whole)
+            self._run_whole(ids[:, :length], cache, need_logits=False)
+            steps = [self._run_whole(ids[:, at : at + 1], cache, need_logits=True) for at in _steps(length)]
+            singles.append([step[0, -1] for step in steps if step is not None])
+        try:
+            prefilled = [self._prefill(ids[:, :length]) for ids, length in zip(rows, lengths, strict=True)]
+            for batch in BATCHES:
+                refusal = self._compare_batch(prefilled[:batch], rows[:batch], lengths[:batch], singles)
+                if refusal is not None:
+                    return refusal
+        except ShardhubError as error:
+            return f"{error.what} {error.why}".strip()
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+            return f"mlx-lm's batched caches fail: {type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
+        return None
+
+    def _prefill(self, ids: mx.array) -> tuple[StageCache, list[StageCache]]:
+        """Caches of the whole model and of the stages after a prompt."""
+        cache = make_cache(self._whole)
+        states = [stage.new_cache() for stage in self._stages]
+        self._run_whole(ids, cache, need_logits=False)
+        self._run_chain(ids, states, 0, need_logits=False)
+        return StageCache(view=cache, owned=cache, ghosts=[]), states
+
+    def _compare_batch(
+        self,
+        prefilled: Sequence[tuple[StageCache, list[StageCache]]],
+        rows: Sequence[mx.array],
+        lengths: Sequence[int],
+        singles: Sequence[Sequence[mx.array]],
+    ) -> str | None:
+        whole = _side_by_side([cache for cache, _ in prefilled])
+        chain = [_side_by_side([states[index] for _, states in prefilled]) for index in range(len(self._stages))]
+        for step in range(_BATCH_STEPS):
+            ids = mx.concatenate([row[:, n + step : n + step + 1] for row, n in zip(rows, lengths, strict=True)])
+            expected = self._run_whole(ids, whole.view, need_logits=True)
+            found = self._run_chain(ids, chain, max(lengths) + step, need_logits=True)
+            assert expected is not None
+            if (apart := self._apart(found, expected, (), ())) is not None:
+                return f"{len(rows)} rows: {apart}"
+            for row, single in enumerate(singles[: len(rows)]):
+                scale = float(mx.abs(single[step]).max().item())  # type: ignore[arg-type]
+                difference = float(mx.abs(expected[row, -1] - single[step]).max().item())  # type: ignore[arg-type]
+                share = difference / max(scale, 1e-6)
+                if not share <= _TOLERANCE:
+                    return f"mlx-lm's logits of row {row} of {len(rows)} are off by {share:.2g} of the largest"
+                self.batch_difference = max(self.batch_difference, share)
+        return None
+
+    def _run_whole(self, ids: mx.array, cache: list[Any], *, need_logits: bool) -> mx.array | None:
+        logits = forward(self._whole, ids, cache)
+        mx.eval([logits] if need_logits else [], cache_arrays(cache))
+        return logits if need_logits else None
+
+    def _run_chain(
+        self, ids: mx.array, states: Sequence[StageCache], position: int, *, need_logits: bool
+    ) -> mx.array | None:
+        crossing: dict[str, taps.Leaf] | mx.array = {}
+        for stage, state in zip(self._stages, states, strict=True):
+            assert isinstance(crossing, dict)
+            crossing = stage.run(ids, state, crossing, position=position, need_logits=need_logits)
+            leaves = list(crossing.values()) if isinstance(crossing, dict) else [crossing]
+            mx.eval([leaf for leaf in leaves if isinstance(leaf, mx.array)], cache_arrays(state.view))
+        return crossing if isinstance(crossing, mx.array) else None
+
+    def _apart(
+        self,
+        found: mx.array | None,
+        expected: mx.array | None,
+        states: Sequence[StageCache],
+        whole: Sequence[Any],
+    ) -> str | None:
+        """Where the stages' logits or caches are not the whole model's."""
+        pairs: list[tuple[str, mx.array, mx.array]] = []
+        if found is not None and expected is not None:
+            pairs.append(("logits", found, expected))
+            self.has_nan |= bool(mx.isnan(expected).any().item())
+        for state, slots in zip(states, self._slots, strict=False):
+            for slot in slots:
+                ours, theirs = cache_arrays([state.view[slot]]), cache_arrays([whole[slot]])
+                if len(ours) != len(theirs):
+                    return f"the cache of slot {slot} holds {len(ours)} arrays, not {len(theirs)}"
+                pairs += [(f"the cache of slot {slot}", a, b) for a, b in zip(ours, theirs, strict=True)]
+        same = [mx.array_equal(a, b, equal_nan=_may_be_nan(a)) for _, a, b in pairs]
+        mx.eval(same)
+        for (name, a, b), equal in zip(pairs, same, strict=True):
+            if not equal.item():
+                if a.shape != b.shape:
+                    return f"{name}: {list(a.shape)}, not {list(b.shape)}"
+                apart = mx.abs(a.astype(mx.float32) - b.astype(mx.float32))
+                return f"{name}: off by {float(apart.max().item()):.3g}"  # type: ignore[arg-type]
+        return None
+
+
+def _side_by_side(rows: Sequence[StageCache]) -> StageCache:
+    """Rows in one cache, the later ones joined to the first as sessions are that come later."""
+    if len(rows) < 4:
+        return batching.merge(rows)
+    return batching.extend(batching.merge(rows[:3]), batching.merge(rows[3:]))
+
+
+def _steps(length: int) -> range:
+    return range(length, length + _BATCH_STEPS)
+
+
+def _may_be_nan(array: mx.array) -> bool:
+    return bool(mx.issubdtype(array.dtype, mx.floating))
+
+
+def _ids(batch: int, length: int, *, seed: int) -> mx.array:
+    """Random token ids (B, L), below every vocabulary."""
+    return mx.array(np.random.default_rng(seed).integers(1, _MAX_ID, (batch, length)), mx.int32)
+
+
+def _within(chunks: Sequence[int], limit: int) -> tuple[int, ...]:
+    """As many of these chunks as pass no more than `limit` positions."""
+    return tuple(chunk for chunk, total in zip(chunks, accumulate(chunks), strict=True) if total <= limit)
