@@ -119,9 +119,9 @@ class Dissection:
             UnsupportedModel: They are not proven, or their caches cannot be merged.
         """
         crossings = [self.anatomy.leaves[name] for cut in cuts for name in cut.crossings_out]
-        if not any(crossing is not None and crossing.is_number for crossing in crossings):
+        if all(crossing is not None and crossing.shape for crossing in crossings):
             return prove_apart(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
-        # A number is another one for each row then, which only stages in one process hand to each other.
+        # What is one value for a sequence is one for each row then, as only stages in one process hand it on.
         prove_chain(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
         return [trace_chain(self.blueprint, self.anatomy, [cut], Scenario.MERGED).hash() for cut in cuts]
 

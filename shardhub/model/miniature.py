@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten
 from shardhub.errors import UnsupportedModel
 from shardhub.model.arrays import placeholder
 from shardhub.model.build import Blueprint, instantiate, module_layers, sanitize, spec_of
-from shardhub.model.lazily import make_cache
+from shardhub.model.lazily import make_cache, run_lazily
 from shardhub.tensors import TensorSpec
 
 # Parameters up to which a model is small enough as it is, and those beyond which a miniature would take too long.
@@ -98,9 +98,7 @@ def make_miniature(blueprint: Blueprint, lengths: Sequence[int], cuts: Sequence[
     size = sum(_elements(spec) for spec in blueprint.tensors.values())
     widths = miniature_widths().get(module, {})
     if size > _SMALL:
-        if not widths:
-            raise UnsupportedModel(f"No widths are known to which {module} can be narrowed.")
-        _narrow(config, widths)
+        config = _narrowed(config, module, widths)
     longest = max((length for length in lengths if length > MAX_LENGTH), default=MAX_LENGTH)
     divisor = -(-longest // MAX_LENGTH)
     if divisor > 1:
@@ -206,6 +204,34 @@ def miniature_widths() -> Mapping[str, Mapping[str, int]]:
     """
     table: dict[str, dict[str, int]] = json.loads(files("shardhub.model").joinpath("miniatures.json").read_text())
     return table
+
+
+def _narrowed(config: dict[str, Any], module: str, widths: Mapping[str, int]) -> dict[str, Any]:
+    """A configuration with small widths: all that are known, or all but one family of them that does not go with them.
+
+    Raises:
+        UnsupportedModel: None are known, or it runs with none of these.
+    """
+    families = sorted({_family(path) for path in widths})
+    for left_out in ("", *families):
+        narrow = copy.deepcopy(config)
+        _narrow(narrow, {path: value for path, value in widths.items() if _family(path) != left_out})
+        fewer, _ = _fewer_layers(narrow, ())
+        try:
+            model = instantiate(fewer)
+            model.eval()
+            cache = make_cache(model)
+            for length in (4, 1):
+                run_lazily(model, mx.zeros((1, length), mx.int32), cache)
+        except UnsupportedModel:
+            continue
+        return narrow
+    raise UnsupportedModel(f"No widths are known to which {module} can be narrowed.")
+
+
+def _family(path: str) -> str:
+    """What a field's name begins with: `mamba_n_heads` and `mamba_d_ssm` go together."""
+    return path.rpartition(".")[2].partition("_")[0]
 
 
 def _narrow(config: dict[str, Any], widths: Mapping[str, int]) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import mlx.core as mx
 
 from shardhub.model import taps
-from shardhub.model.branches import Decision, Place, Record, watching
+from shardhub.model.branches import Decision, Number, Place, Record, watching
 from shardhub.model.build import Blueprint
 from shardhub.model.lazily import make_cache, run_lazily
 
@@ -226,8 +226,11 @@ class _Explorer:
             if len(outcomes) > 1 or not self.record.depends_on_step(place) or place.function.startswith(_STORAGE):
                 continue
             last = self._decisions(place)[-1][2]
-            turns = self._turns(place)
-            can_turn = self._can_turn(place) and (turns is None or turns <= self._limit)
+            apart = self._apart(place)
+            comes_nearer = any(later < earlier for earlier, later in pairwise(apart))
+            is_steady = not any(later > earlier for earlier, later in pairwise(apart))
+            turns = self._turns(place) if is_steady else None
+            can_turn = (comes_nearer or not apart) and (turns is None or turns <= self._limit)
             found.append(
                 Unreached(
                     place=place,
@@ -294,16 +297,13 @@ class _Explorer:
         turn = last - late * (last - first) / (late - early)
         return round(turn) if 0 < turn <= _MAX_POSITIONS else None
 
-    def _can_turn(self, place: Place) -> bool:
-        """Whether a condition came nearer to turning as positions grew, or nobody can tell."""
-        points = sorted(
-            (position + length, abs(difference))
-            for position, length, decision in self._decisions(place)
+    def _apart(self, place: Place) -> list[Number]:
+        """How far apart the two sides of a condition were, in the order of positions."""
+        return [
+            abs(difference)
+            for *_, decision in sorted(self._decisions(place), key=lambda each: each[:2])
             if (difference := decision.difference) is not None
-        )
-        if not points:
-            return True
-        return points[-1][1] < points[0][1]
+        ]
 
 
 class _Layers:

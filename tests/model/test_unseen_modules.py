@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
 
 import pytest
 from mlx.utils import tree_flatten
@@ -23,65 +20,8 @@ from tests.architectures.matrix import (
     run,
     token_ids,
 )
+from tests.model.unseen import CONFIG, put_module
 
-NAME = "unseen"
-CONFIG: dict[str, Any] = {"model_type": NAME, "hidden_size": 64, "num_hidden_layers": 6, "vocab_size": 96}
-# A module in mlx-lm's style. {BEFORE} runs in a layer before attention, {OUT} is what it returns, {LOOP} runs the
-# layers, which are in {LAYERS}.
-SOURCE = """
-from dataclasses import dataclass
-import mlx.core as mx
-import mlx.nn as nn
-from mlx_lm.models.base import BaseModelArgs, create_attention_mask, scaled_dot_product_attention
-
-@dataclass
-class ModelArgs(BaseModelArgs):
-    model_type: str
-    hidden_size: int
-    num_hidden_layers: int
-    vocab_size: int
-
-class Layer(nn.Module):
-    def __init__(self, size, index):
-        super().__init__()
-        self.index = index
-        self.qkv = nn.Linear(size, 3 * size, bias=False)
-        self.out = nn.Linear(size, size, bias=False)
-        self.norm = nn.RMSNorm(size)
-        self.rope = nn.RoPE(16)
-
-    def __call__(self, x, mask, cache, shared=None):
-        {BEFORE}
-        B, L, D = x.shape
-        parts = mx.split(self.qkv(self.norm(x)), 3, axis=-1)
-        q, k, v = [part.reshape(B, L, 4, 16).transpose(0, 2, 1, 3) for part in parts]
-        q, k = self.rope(q, offset=cache.offset), self.rope(k, offset=cache.offset)
-        k, v = cache.update_and_fetch(k, v)
-        attended = scaled_dot_product_attention(q, k, v, cache=cache, scale=0.25, mask=mask)
-        x = x + self.out(attended.transpose(0, 2, 1, 3).reshape(B, L, D))
-        return {OUT}
-
-class Model(nn.Module):
-    def __init__(self, args):
-        super().__init__()
-        self.args = args
-        self.embed = nn.Embedding(args.vocab_size, args.hidden_size)
-        self.{LAYERS} = [Layer(args.hidden_size, index) for index in range(args.num_hidden_layers)]
-        self.head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
-
-    def __call__(self, inputs, cache):
-        layers = self.{LAYERS}
-        h = self.embed(inputs)
-        mask = create_attention_mask(h, cache[0])
-        {LOOP}
-        return self.head(h)
-"""
-PLAIN = {
-    "BEFORE": "pass",
-    "OUT": "x",
-    "LAYERS": "layers",
-    "LOOP": "for layer, c in zip(layers, cache): h = layer(h, mask, c)",
-}
 EXACT = {
     "plain": {},
     "outputs of the first half are added in the second": {
@@ -156,12 +96,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
     """Puts a module with these differences from the plain one where mlx-lm's registry looks."""
 
     def put(changes: dict[str, str]) -> None:
-        text = SOURCE
-        for place, code in {**PLAIN, **changes}.items():
-            text = text.replace(f"{{{place}}}", code)
-        module = ModuleType(f"mlx_lm.models.{NAME}")
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        exec(compile(text, f"{NAME}.py", "exec"), vars(module))
+        put_module(monkeypatch, changes)
 
     return put
 

@@ -1,0 +1,105 @@
+"""Conditions of upstream's code are seen with what decided them, whether its source is there or not."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from shardhub.model.branches import Record, watching
+
+SOURCE = """
+import time
+
+class Cache:
+    def __init__(self): self.offset = 0
+
+def is_far(at):
+    return at > 30
+
+def ternary(at, cache): return 1 if at >= 7 else 2
+def both(at, cache): return at > 2 and at < 9
+def modulus(at, cache): return 1 if (at + 1) % 5 == 0 else 0
+def attribute(at, cache):
+    cache.offset = at
+    if cache.offset > 7: return 1
+def helper(at, cache):
+    if is_far(at): return 1
+def comprehension(at, cache): return [x for x in range(3) if x + at > 8]
+def inner(at, cache): return (lambda: 1 if at > 7 else 2)()
+def smallest(at, cache):
+    if min(at, 12) == 12: return 1
+def none(at, cache):
+    if cache is None: return 1
+def loop(at, cache):
+    while at > 7: at = 0
+"""
+
+
+@pytest.fixture(params=["without source", "with source"])
+def module(request: pytest.FixtureRequest, tmp_path: Any) -> ModuleType:
+    found = ModuleType("mlx_lm.models.watched")
+    path = tmp_path / "watched.py"
+    if request.param == "with source":
+        path.write_text(SOURCE)
+    exec(compile(SOURCE, str(path), "exec"), vars(found))
+    return found
+
+
+def record(module: ModuleType, name: str, positions: range = range(40)) -> Record:
+    """What is seen of a function that is called at each of these positions."""
+    found, cache = Record(), module.Cache()
+    for at in positions:
+        found.begin()
+        with watching(found):
+            getattr(module, name)(at, cache)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("ternary", 7),
+        ("both", 9),
+        ("modulus", 5),
+        ("attribute", 7),
+        ("helper", 30),
+        ("comprehension", 8),
+        ("inner", 7),
+        ("smallest", 12),
+        ("loop", 7),
+    ],
+)
+def test_number_that_positions_are_compared_with_is_seen(module: ModuleType, name: str, number: int) -> None:
+    """By whatever form of condition, both outcomes are noted, and the number stands among the operands or moduli."""
+    found = record(module, name)
+    turning = [place for place in found.places() if found.depends_on_step(place)]
+    assert turning
+    assert any(found.outcomes(place) == {True, False} for place in turning)
+    decisions = [decision for step in found.steps for place in turning for decision in step.get(place, ())]
+    assert any(number in (*(decision.operands or ()), *decision.moduli) for decision in decisions)
+
+
+def test_condition_that_is_the_same_in_every_step_depends_on_none(module: ModuleType) -> None:
+    """What the configuration or the kind of a cache decides is told apart from what positions decide."""
+    found = record(module, "none")
+    (place,) = found.places()
+    assert not found.depends_on_step(place)
+    assert found.outcomes(place) == {False}
+
+
+def test_one_sided_condition_shows(module: ModuleType) -> None:
+    """A condition that no step turned has one outcome, and depends on the step all the same."""
+    found = record(module, "ternary", range(5))
+    (place,) = found.places()
+    assert found.outcomes(place) == {False}
+    assert found.depends_on_step(place)
+    assert place.function == "ternary"
+
+
+def test_code_outside_upstream_is_not_watched() -> None:
+    """Conditions of anybody else's code are none of the model's."""
+    other = ModuleType("somebody.elses")
+    exec(compile(SOURCE, "x.py", "exec"), vars(other))
+    assert not record(other, "ternary").places()
