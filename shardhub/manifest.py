@@ -267,9 +267,10 @@ class Manifest(Document):
         stages: In order; together they cover every layer exactly once.
         files: sha256 of config, tokenizer and chat template files that lie beside the manifest, by name.
         inexact: What was measured of stages that do not give the whole model's numbers, and were split all the same.
+        ignored_fields: Fields of config.json that change numbers, that mlx-lm never reads, and that were ignored.
     """
 
-    omitted_when_empty = ("inexact",)
+    omitted_when_empty = ("inexact", "ignored_fields")
 
     kind: Literal["shardhub-pipeline"] = "shardhub-pipeline"
     format_version: Literal[1] = 1
@@ -280,6 +281,7 @@ class Manifest(Document):
     stages: Annotated[tuple[StageEntry, ...], Field(min_length=1, max_length=MAX_STAGES)]
     files: Annotated[dict[str, Digest], Field(max_length=256)]
     inexact: Remark | None = None
+    ignored_fields: Annotated[tuple[Remark, ...], Field(max_length=256)] = ()
 
     @model_validator(mode="after")
     def _covers_every_layer_once(self) -> Manifest:

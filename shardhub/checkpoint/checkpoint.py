@@ -47,6 +47,7 @@ class Checkpoint:
         open_file: Opens a weight file by its name.
         local_file: Path of a weight file on this disk, which has the header given; one that is elsewhere is fetched.
         notes: How it differs from what its index says, where that changes nothing.
+        ignored_fields: Fields of config.json that change numbers, that mlx-lm never reads, and that are to be ignored.
         own_code: What in it names or holds code of its own, none of which is ever run.
         config_file: config.json as a pipeline carries it, where that is not the folder's.
     """
@@ -60,6 +61,7 @@ class Checkpoint:
     local_file: Callable[[str, Header], Path]
     notes: tuple[str, ...] = ()
     own_code: tuple[str, ...] = ()
+    ignored_fields: tuple[str, ...] = ()
     config_file: bytes | None = None
 
     @property
@@ -80,7 +82,12 @@ class Checkpoint:
         """
         if "auto_map" not in self.config:
             return self
-        config = {field: value for field, value in self.config.items() if field != "auto_map"}
+        return self.with_config({field: value for field, value in self.config.items() if field != "auto_map"})
+
+    def with_config(self, config: Mapping[str, Any]) -> Checkpoint:
+        """The same with another configuration, which a pipeline then carries."""
+        if config == self.config:
+            return self
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         return replace(self, config=config, config_file=text.encode())
 

@@ -13,6 +13,7 @@ from shardhub.chain.drafts import Drafter, prompt_lookup, why_limited
 from shardhub.chain.head import Head, Piece, Timing
 from shardhub.chain.recovery import Recovery
 from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.checkpoint.unread_fields import warning
 from shardhub.cli.addresses import node_addresses, nodes_file, read_nodes_file
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.parity import warn_inexact
@@ -162,6 +163,8 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
     check_pipeline(folder, options.require_signature)
     pipeline = read_pipeline(folder)
     config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
+    if text := warning(config):
+        note(f"warning: {text}")
     addresses = node_addresses(options.nodes, pipeline)
     file = nodes_file(options.nodes, pipeline)
     lacking: list[int] = []

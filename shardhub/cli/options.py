@@ -55,6 +55,14 @@ IgnoreCode = Annotated[
         "--ignore-code", help="Take a model whose repo has code of its own (auto_map, .py), and leave that code out."
     ),
 ]
+IgnoreField = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-field",
+        help="Go on although mlx-lm never reads this field of config.json, with other numbers; repeatable.",
+        metavar="NAME",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
 Memory = Annotated[str | None, typer.Option(help="Memory to stay within, such as 12GB.", metavar="SIZE")]
 NoParity = Annotated[

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from shardhub.checkpoint.unread_fields import read_fields
 from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import Status, note
-from shardhub.cli.sizes import parse_memory
+from shardhub.cli.sizes import default_context, parse_memory
 from shardhub.errors import HubUnreachable, NotFound, UnsupportedModel
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
@@ -37,30 +38,40 @@ class Model:
 
     Attributes:
         name: Base name of its shards unless another is given.
+        notes: What was translated in its configuration, and what a reader of a plan should know of it.
     """
 
     checkpoint: Checkpoint
     source: Source
     name: str
+    notes: tuple[str, ...] = ()
 
 
-def open_model(text: str, *, ignore_code: bool = False) -> Model:
+def open_model(
+    text: str,
+    *,
+    ignore_code: bool = False,
+    ignore_fields: Collection[str] | None = (),
+    context: int | None = None,
+) -> Model:
     """A model folder or a Hub model, by its headers.
 
     Args:
         text: Its folder or id.
         ignore_code: Take a model that has code of its own, without that code.
+        ignore_fields: Names of fields of config.json that change numbers and that mlx-lm never reads; None for all.
+        context: Positions of a session, for fields that change numbers of longer texts only; see `default_context`.
 
     Raises:
         UsageError: It is neither.
-        UnsupportedModel: It has code of its own.
+        UnsupportedModel: It has code of its own, or fields that mlx-lm never reads.
         As `open_checkpoint` and `open_remote_checkpoint`.
     """
     place = parse_reference(text)
     if isinstance(place, Path):
         checkpoint = _without_code(_told(open_checkpoint(place)), ignore_code=ignore_code)
         source = Source(repo=None, commit=None)
-        return Model(checkpoint=checkpoint, source=source, name=model_name(str(place.resolve())))
+        return _translated(checkpoint, source, model_name(str(place.resolve())), ignore_fields, context)
     status = Status()
     try:
         with _no_folder(place):
@@ -68,7 +79,7 @@ def open_model(text: str, *, ignore_code: bool = False) -> Model:
     finally:
         status.clear()
     checkpoint = _without_code(_told(remote.checkpoint), ignore_code=ignore_code)
-    return Model(checkpoint=checkpoint, source=remote.source, name=model_name(place.repo))
+    return _translated(checkpoint, remote.source, model_name(place.repo), ignore_fields, context)
 
 
 def hub() -> HfApi:
@@ -164,6 +175,30 @@ def _without_code(checkpoint: Checkpoint, *, ignore_code: bool) -> Checkpoint:
             "model, as for most that mlx-lm runs.",
         )
     return checkpoint.without_code()
+
+
+def _translated(
+    checkpoint: Checkpoint, source: Source, name: str, ignore_fields: Collection[str] | None, context: int | None
+) -> Model:
+    """A model with its configuration as mlx-lm reads it.
+
+    Raises:
+        UnsupportedModel: mlx-lm never reads a field that changes numbers and is not to be ignored.
+    """
+    reading = read_fields(checkpoint.config)
+    checkpoint = checkpoint.with_config(reading.config)
+    if ignore_fields is None:
+        return Model(checkpoint=checkpoint, source=source, name=name)
+    positions = default_context(checkpoint.config, context)
+    reading.check(checkpoint.where, positions, ignore_fields)
+    checkpoint = replace(checkpoint, ignored_fields=reading.ignored(ignore_fields))
+    notes = [*reading.notes, *reading.later(positions)]
+    if checkpoint.ignored_fields:
+        fields = ", ".join(checkpoint.ignored_fields)
+        notes.append(f"ignored, so that numbers are not the published model's: {fields}")
+    for text in notes:
+        note(f"note: {text}")
+    return Model(checkpoint=checkpoint, source=source, name=name, notes=tuple(notes))
 
 
 @contextmanager

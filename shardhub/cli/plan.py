@@ -11,7 +11,7 @@ from typing import Any
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.cli.cut import CutOptions, Planned, batch_text, decide, load_dissection, proven_text, specs
-from shardhub.cli.places import open_model
+from shardhub.cli.places import Model, open_model
 from shardhub.cli.run import error_record, note, print_error
 from shardhub.errors import ShardhubError, UnsupportedModel, UsageError, outcome
 from shardhub.planning.borders import allowed_text, bytes_text
@@ -36,9 +36,17 @@ class Verdict:
     batch: str = ""
 
 
-def plan(model: str, cut: CutOptions, *, proof: bool, as_json: bool, ignore_code: bool = False) -> int:
+def plan(
+    model: str,
+    cut: CutOptions,
+    *,
+    proof: bool,
+    as_json: bool,
+    ignore_code: bool = False,
+    ignore_fields: tuple[str, ...] = (),
+) -> int:
     """Print the table of stages, where the model can be cut, and whether the stages are proven; exit code 1 if not."""
-    opened = open_model(model, ignore_code=ignore_code)
+    opened = open_model(model, ignore_code=ignore_code, ignore_fields=ignore_fields, context=cut.context)
     is_asked = bool(cut.given)
     if not is_asked:
         cut = replace(cut, stages=1)
@@ -47,7 +55,7 @@ def plan(model: str, cut: CutOptions, *, proof: bool, as_json: bool, ignore_code
     if proof:
         planned, verdict = _looked_into(opened.checkpoint, cut, planned, prove_it=is_asked)
     if as_json:
-        print(json.dumps(plan_to_json(planned.plan, report=_report(planned, verdict, opened.checkpoint))))
+        print(json.dumps(plan_to_json(planned.plan, report=_report(planned, verdict, opened))))
     else:
         if not is_asked:
             print(_facts(opened.checkpoint, planned))
@@ -113,11 +121,12 @@ def _facts(checkpoint: Checkpoint, planned: Planned) -> str:
     return ", ".join(parts)
 
 
-def _report(planned: Planned, verdict: Verdict, checkpoint: Checkpoint) -> dict[str, Any]:
+def _report(planned: Planned, verdict: Verdict, opened: Model) -> dict[str, Any]:
     """What `plan --json` tells beside the plan itself; the same in every run, so that plans can be compared."""
     report: dict[str, Any] = {
         "context": planned.context,
-        "model_type": checkpoint.config.get("model_type"),
+        "model_type": opened.checkpoint.config.get("model_type"),
+        "config": {"notes": list(opened.notes), "ignored_fields": list(opened.checkpoint.ignored_fields)},
         "stages": [asdict(row) for row in plan_table(planned.plan, planned.costs, planned.context)],
         "notes": list(planned.plan.notes),
         "proof": {

@@ -55,6 +55,7 @@ class PushOptions:
     as_json: bool
     sign_key: Path | None = None
     ignore_code: bool = False
+    ignore_fields: tuple[str, ...] = ()
 
 
 def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
@@ -62,7 +63,7 @@ def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
     signer = signer_of(options.sign_key)
     calls = HubCalls(api=hub(), notice=note)
     account = calls.writer()
-    opened = open_model(model, ignore_code=options.ignore_code)
+    opened = open_model(model, ignore_code=options.ignore_code, ignore_fields=options.ignore_fields, context=cut.context)
     checkpoint = opened.checkpoint
     contents, stages = decide_and_prove(checkpoint, cut)
     work = Cache(options.cache_dir).root / "push"

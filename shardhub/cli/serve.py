@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardhub.checkpoint.unread_fields import warning
 from shardhub.cli.awake import awake
 from shardhub.cli.parity import warn_inexact
 from shardhub.cli.places import Places
@@ -93,6 +94,8 @@ def _serve(
     places = Places(options.cache_dir, options.cache_limit)
     shards = join_adjacent(choose_shards(places, named, options.stages, budget, options.require_signature))
     context = default_context(shards[0].config, options.context)
+    if text := warning(shards[0].config, context):
+        note(f"warning: {text}")
     if options.insecure_lan:
         note("warning: --insecure-lan: everyone who reaches this port can read prompts and alter answers")
 

@@ -37,10 +37,11 @@ def split(
     as_json: bool,
     sign_key: Path | None = None,
     ignore_code: bool = False,
+    ignore_fields: tuple[str, ...] = (),
 ) -> int:
     """Write shard folders and, once all are there, the pipeline's folder."""
     signer = signer_of(sign_key)
-    opened = open_model(model, ignore_code=ignore_code)
+    opened = open_model(model, ignore_code=ignore_code, ignore_fields=ignore_fields, context=cut.context)
     checkpoint, source = opened.checkpoint, opened.source
     name = opened.name if name is None else model_name(name)
     contents, stages = decide_and_prove(checkpoint, cut)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import open_checkpoint
+from shardhub.checkpoint.unread_fields import read_fields
 from shardhub.cli.parity import record, warn_inexact
 from shardhub.cli.places import hub
 from shardhub.cli.run import Status, note
@@ -147,6 +148,9 @@ def _from_source(target: Target, folder: Path, options: ReferenceOptions, status
 
     manifest = target.pipeline.manifest
     checkpoint = open_checkpoint(folder).without_code()
+    if config_digest(dict(checkpoint.config)) != manifest.config_digest:
+        # Pipelines are published with the configuration as mlx-lm reads it; the first ones were with the source's.
+        checkpoint = checkpoint.with_config(read_fields(checkpoint.config).config)
     if (found := config_digest(dict(checkpoint.config))) != manifest.config_digest:
         raise DigestMismatch(
             f"{folder} is not the model of {target.text}.",

@@ -114,14 +114,14 @@ def verify_source(pipeline: str, options: SourceOptions, *, as_json: bool) -> in
 def _open_source(target: Target, options: SourceOptions) -> Checkpoint:
     source = target.pipeline.manifest.source
     if options.source_folder is not None:
-        return open_model(str(options.source_folder.absolute()), ignore_code=True).checkpoint
+        return open_model(str(options.source_folder.absolute()), ignore_code=True, ignore_fields=None).checkpoint
     if source.repo is None:
         raise UsageError(
             f"{target.text} was made from a folder.",
             why="Its manifest names no repo of the model.",
             hint="Give that folder: --source-folder DIR",
         )
-    return open_model(f"{source.repo}@{source.commit}", ignore_code=True).checkpoint
+    return open_model(f"{source.repo}@{source.commit}", ignore_code=True, ignore_fields=None).checkpoint
 
 
 def _tensors(shards: dict[int, Shard]) -> list[_Own]:

@@ -156,6 +156,7 @@ def pipeline_card(
         numbers=parity_line(numbers),
         inexact=manifest.inexact,
         weights=_weights_text(num_computed),
+        ignored_fields=manifest.ignored_fields,
         picture=PICTURE_FILE,
         on_hub=on_hub,
         front_matter=front_matter(joined),

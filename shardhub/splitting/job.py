@@ -186,6 +186,7 @@ class SplitJob:
             ),
             files=dict(self.files),
             inexact=self.inexact,
+            ignored_fields=self.checkpoint.ignored_fields,
         )
 
     def in_place(self, shard: ShardJob, entries: Entries) -> bool:

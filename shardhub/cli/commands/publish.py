@@ -15,6 +15,7 @@ from shardhub.cli.options import (
     Cuts,
     Debug,
     IgnoreCode,
+    IgnoreField,
     Json,
     Machine,
     Memory,
@@ -37,6 +38,7 @@ def plan(
     no_proof: Annotated[bool, typer.Option("--no-proof", help="Only the table: check neither cuts nor proof.")] = False,
     context: Context = None,
     ignore_code: IgnoreCode = False,
+    ignore_field: IgnoreField = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -49,7 +51,14 @@ def plan(
 
     cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
     run(
-        lambda: command(model, cut, proof=not no_proof, as_json=json_, ignore_code=ignore_code),
+        lambda: command(
+            model,
+            cut,
+            proof=not no_proof,
+            as_json=json_,
+            ignore_code=ignore_code,
+            ignore_fields=tuple(ignore_field or ()),
+        ),
         debug=debug,
         as_json=json_,
     )
@@ -71,6 +80,7 @@ def split(
     memory: Memory = None,
     context: Context = None,
     ignore_code: IgnoreCode = False,
+    ignore_field: IgnoreField = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -95,6 +105,7 @@ def split(
             as_json=json_,
             sign_key=sign_key,
             ignore_code=ignore_code,
+            ignore_fields=tuple(ignore_field or ()),
         ),
         debug=debug,
         as_json=json_,
@@ -124,6 +135,7 @@ def split_and_push(
     memory: Memory = None,
     context: Context = None,
     ignore_code: IgnoreCode = False,
+    ignore_field: IgnoreField = None,
     cache_dir: CacheDir = None,
     json_: Json = False,
     debug: Debug = False,
@@ -151,6 +163,7 @@ def split_and_push(
         as_json=json_,
         sign_key=sign_key,
         ignore_code=ignore_code,
+        ignore_fields=tuple(ignore_field or ()),
     )
     run(lambda: command(model, cut, options), debug=debug, as_json=json_)
 

@@ -1,0 +1,231 @@
+"""config.json as the mlx-lm module that runs it reads it: what is translated for it, and what it never reads.
+
+`config_fields.json` beside this file is written by `benchmarks/config_fields.py`. It has, by model type, the fields that
+change a model's numbers and that the module never reads, with when they change nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from shardhub.checkpoint.rotary import UnreadField, at, read_rotary, same
+from shardhub.errors import UnsupportedModel
+
+_TABLE = Path(__file__).with_name("config_fields.json")
+_MAX_VALUE = 120
+_FULL = "full_attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A configuration as a module reads it.
+
+    Attributes:
+        config: config.json, with fields added that the module reads in place of others.
+        notes: What was added, and what a reader of a plan should know beside.
+        unread: Fields that change numbers and that the module never reads.
+    """
+
+    config: Mapping[str, Any]
+    notes: tuple[str, ...]
+    unread: tuple[UnreadField, ...]
+
+    def ignored(self, names: Collection[str]) -> tuple[str, ...]:
+        """Paths of the unread fields that these names stand for."""
+        return tuple(sorted(field.name for field in self.unread if is_named(field.name, names)))
+
+    def later(self, context: int) -> tuple[str, ...]:
+        """Notes on unread fields that change nothing in sessions of so many positions."""
+        return tuple(
+            f"config.json: mlx-lm never reads {_listed([field])}: {field.why}. Sessions are to have {context}"
+            for field in self.unread
+            if not _matters(field, context)
+        )
+
+    def check(self, where: str, context: int, ignored: Collection[str] = ()) -> None:
+        """Refuse a configuration with unread fields.
+
+        Args:
+            where: The model, for messages.
+            context: Positions of a session.
+            ignored: Names of fields that are to be ignored.
+
+        Raises:
+            UnsupportedModel: One of them changes numbers within the context and is not to be ignored.
+        """
+        left = [field for field in self.unread if _matters(field, context) and not is_named(field.name, ignored)]
+        if not left:
+            return
+        names = " ".join(f"--ignore-field {field.name}" for field in left)
+        raise UnsupportedModel(
+            f"mlx-lm would compute other numbers than {where} has: it never reads {_listed(left)}.",
+            why=" ".join(f"{field.name}: {field.why}." for field in left),
+            hint=f"To go on with what mlx-lm computes, which the pipeline then says of itself: {names}",
+        )
+
+
+def read_fields(config: Mapping[str, Any]) -> Reading:
+    """Translate a configuration for the module that mlx-lm runs it by, and find what that never reads."""
+    key, entry = _entry(config)
+    if entry is None:
+        table = _table()
+        note = f"which fields mlx-lm's module for {key!r} never reads is not known: none is refused or translated"
+        notes = (f"{note} (the table was made with mlx-lm {table['mlx_lm']})",) if isinstance(key, str) else ()
+        return Reading(config=config, notes=notes, unread=())
+    nested = entry.get("part")
+    prefix = f"{nested}." if nested and isinstance(config.get(nested), dict) and config[nested] else ""
+    part = config[nested] if prefix else config
+    if "text" in entry:
+        by_type = entry["text"]
+        entry = _table()["modules"][by_type.get(part.get("model_type"), by_type[""])]
+    rotary = read_rotary(part, entry["rope"])
+    changes, unread = dict(rotary.changes), list(rotary.unread)
+    for field, rule in _rules(entry).items():
+        value = part.get(field)
+        if value is None:
+            continue
+        if (name := rule.get("copy")) is not None:
+            if part.get(name) is None:
+                changes[name] = value
+            elif not same(part[name], value):
+                why = f"{_meaning(field)}; this module reads {name}, which is {part[name]}"
+                unread.append(UnreadField(name=field, value=value, why=why))
+        elif (found := _change(part, field, value, rule)) is not None:
+            unread.append(found)
+    notes = [f"config.json: {note}" for note in rotary.notes]
+    if changes:
+        fields = ", ".join(f"{prefix}{name} = {_shown(value)}" for name, value in changes.items())
+        notes.insert(0, f"config.json: mlx-lm reads other names than it has; set in what is published: {fields}")
+        config = _changed(config, prefix, changes)
+    full = tuple(replace(one, name=f"{prefix}{one.name}") for one in unread)
+    return Reading(config=config, notes=tuple(notes), unread=full)
+
+
+def warning(config: Mapping[str, Any], context: int) -> str:
+    """One line about a published configuration whose numbers are not the model's; empty where they are.
+
+    Args:
+        config: config.json of a pipeline or a shard.
+        context: Positions of a session.
+    """
+    reading = read_fields({key: value for key, value in config.items() if key != "shardhub"})
+    if unread := [field for field in reading.unread if _matters(field, context)]:
+        return f"other numbers than the published model's: mlx-lm never reads {_listed(unread)} in config.json"
+    if reading.config.keys() != config.keys() - {"shardhub"} or any(
+        reading.config[key] != config[key] for key in reading.config
+    ):
+        return (
+            "other numbers than the published model's, unless they are mlx-lm's defaults: this pipeline was split before "
+            "shardhub translated what mlx-lm does not read in config.json. Split the model again"
+        )
+    return ""
+
+
+def is_named(path: str, names: Collection[str]) -> bool:
+    """Whether a field's path, or a part of it between dots, is one of these names."""
+    return any(f".{name}." in f".{path}." for name in names)
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(_TABLE.read_text())
+    return table
+
+
+def _entry(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any] | None]:
+    """What the table has for a configuration's model type, as mlx-lm maps types to modules."""
+    table, model_type = _table(), config.get("model_type")
+    architectures = config.get("architectures") or ()
+    names = (architectures,) if isinstance(architectures, str) else architectures
+    for kind, architecture, module in table["architectures"]:
+        if kind == model_type and architecture in names:
+            return module, table["modules"].get(module)
+    key = table["types"].get(model_type, model_type) if isinstance(model_type, str) else model_type
+    return key, table["modules"].get(key) if isinstance(key, str) else None
+
+
+def _rules(entry: Mapping[str, Any]) -> dict[str, Any]:
+    everywhere = {name: rule for name, rule in _table()["everywhere"].items() if name not in entry["reads"]}
+    return {**everywhere, **entry["unread"]}
+
+
+def _matters(field: UnreadField, context: int) -> bool:
+    return field.until is None or field.until < context
+
+
+def _change(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, Any]) -> UnreadField | None:
+    """The field, if its value changes anything."""
+    if "window" in rule:
+        return _window(part, field, value, rule)
+    if "period" in rule:
+        return _period(part, field, value, rule)
+    if any(same(value, computed) for computed in rule["same"]):
+        return None
+    start = part.get(rule["beyond"]) if "beyond" in rule else None
+    if isinstance(start, int) and isinstance(end := part.get("max_position_embeddings"), int) and start >= end:
+        return None
+    computed = " or ".join(_shown(computed) for computed in rule["same"]) or "without it"
+    why = f"{_meaning(field)}; this module computes {computed}"
+    return UnreadField(name=field, value=value, why=why, until=start if isinstance(start, int) else None)
+
+
+def _window(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, Any]) -> UnreadField | None:
+    """What a window changes: nothing where it is off, no layer has it, or no text is longer."""
+    kinds = part.get("layer_types")
+    has_kinds = isinstance(kinds, list) and bool(kinds)
+    if not isinstance(value, int) or value <= 0 or part.get("use_sliding_window") is False:
+        return None
+    if has_kinds and ("unless" in rule or not any("sliding" in str(kind) or "chunk" in str(kind) for kind in kinds)):
+        return None
+    if "asked" in rule and not (has_kinds or part.get("use_sliding_window") is True):
+        return None
+    if not has_kinds and isinstance(first := part.get("max_window_layers"), int):
+        layers = part.get("num_hidden_layers")
+        if isinstance(layers, int) and first >= layers:
+            return None
+    if isinstance(longest := part.get("max_position_embeddings"), int) and value >= longest:
+        return None
+    why = f"{_meaning(field)}; this module has none, and only texts of up to {value} positions have the model's numbers"
+    return UnreadField(name=field, value=value, why=why, until=value)
+
+
+def _period(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, Any]) -> UnreadField | None:
+    every = at(part, rule["period"]) if rule["period"] else rule["every"]
+    every = rule["every"] if every is None else every
+    if not isinstance(value, list) or not isinstance(every, int) or every < 1:
+        return None
+    if all((kind == _FULL) == ((index + 1) % every == 0) for index, kind in enumerate(value)):
+        return None
+    source = f"{rule['period']} = {every}" if rule["period"] else f"a fixed pattern of {every} layers"
+    why = f"{_meaning(field)}, which this module takes from {source}"
+    return UnreadField(name=field, value=value, why=why)
+
+
+def _meaning(field: str) -> str:
+    return str(_table()["meanings"].get(field, "a setting of the model"))
+
+
+def _changed(config: Mapping[str, Any], prefix: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = copy.deepcopy(dict(config))
+    for path, value in changes.items():
+        *parents, name = f"{prefix}{path}".split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = copy.deepcopy(value)
+    return result
+
+
+def _listed(fields: Collection[UnreadField]) -> str:
+    return ", ".join(f"{field.name} ({_shown(field.value)})" for field in fields)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 3]}..."
