@@ -172,7 +172,7 @@ def _change(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, 
         return None
     computed = " or ".join(_shown(computed) for computed in rule["same"]) or "without it"
     why = f"{_meaning(field)}; this module computes {computed}"
-    return UnreadField(name=field, value=value, why=why, until=start if isinstance(start, int) else None)
+    return UnreadField(name=field, value=value, why=why, until=start - 1 if isinstance(start, int) else None)
 
 
 def _window(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, Any]) -> UnreadField | None:

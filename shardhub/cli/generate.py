@@ -163,7 +163,7 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
     check_pipeline(folder, options.require_signature)
     pipeline = read_pipeline(folder)
     config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
-    if text := warning(config):
+    if text := warning(config, default_context(config, options.context)):
         note(f"warning: {text}")
     addresses = node_addresses(options.nodes, pipeline)
     file = nodes_file(options.nodes, pipeline)

@@ -59,14 +59,27 @@ def unmet(wheel: zipfile.ZipFile) -> list[str]:
     return [str(r) for r in needed if not r.specifier.contains(version(r.name), prereleases=True)]
 
 
-def report(unpacked: Path) -> tuple[set[str], dict[str, tuple[str, str]]]:
-    """Modules of the mlx-lm in a folder, and the verdict on each that has a configuration."""
+def report(unpacked: Path) -> tuple[set[str], dict[str, tuple[str, str]], dict[str, list[str] | None]]:
+    """Modules of the mlx-lm in a folder, and for each that has a configuration the verdict and the fields it reads."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(unpacked), str(ROOT)])}
     command = [sys.executable, "-m", "tests.architectures.upstream_report"]
     out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment).stdout
     first, *lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     assert Path(first["mlx_lm"]).is_relative_to(unpacked)
-    return set(first["modules"]), {line["module"]: (line["verdict"], line["reason"]) for line in lines}
+    verdicts = {line["module"]: (line["verdict"], line["reason"]) for line in lines}
+    return set(first["modules"]), verdicts, {line["module"]: line["reads"] for line in lines}
+
+
+def changes(now: dict[str, list[str] | None]) -> list[str]:
+    """Modules that read other fields of config.json than the table of unread fields was made of, a line each."""
+    before: dict[str, list[str]] = json.loads(Path(__file__).with_name("config_reads.json").read_text())
+    lines = []
+    for module, fields in sorted(now.items()):
+        if fields is None or module not in before or fields == before[module]:
+            continue
+        more, less = (sorted(set(a) - set(b)) for a, b in ((fields, before[module]), (before[module], fields)))
+        lines.append(f"{module}: reads {', '.join(more) or 'nothing'} more, {', '.join(less) or 'nothing'} no longer")
+    return lines
 
 
 @pytest.mark.timeout(900)
@@ -86,7 +99,7 @@ def test_newest_upstream_is_proven_or_cleanly_refused(tmp_path, capsys) -> None:
         if missing := unmet(content):
             pytest.skip(f"mlx-lm {newest} needs {', '.join(missing)}, which this environment does not have")
         content.extractall(unpacked)
-    there, verdicts = report(unpacked)
+    there, verdicts, reads = report(unpacked)
     unproven = {module: said for module, said in verdicts.items() if said[0] != "proven" and module not in LOOPED}
     with capsys.disabled():
         print(f"\nmlx-lm {newest} beside the installed {before}:")
@@ -94,5 +107,18 @@ def test_newest_upstream_is_proven_or_cleanly_refused(tmp_path, capsys) -> None:
         print(f"  gone: {', '.join(sorted(CONFIGS.keys() - there)) or 'none'}")
         for module, (verdict, reason) in sorted(unproven.items()):
             print(f"  {module}: {verdict} ({reason})")
+        print("  fields of config.json (python benchmarks/config_fields.py makes the table again):")
+        for line in changes(reads) or ["none changed"]:
+            print(f"  {line}")
     assert version("mlx-lm") == before
     assert not {module: said for module, said in unproven.items() if said[0] != "refused"}
+
+
+def test_changed_reads_are_reported() -> None:
+    """A module that begins or ceases to read a field stands in the report, one that is the same does not."""
+    before: dict[str, list[str] | None] = json.loads(Path(__file__).with_name("config_reads.json").read_text())
+    assert changes(before) == []
+    assert before["llama"] is not None
+    now = {**before, "llama": [*(name for name in before["llama"] if name != "rope_theta"), "rope_parameters"]}
+    assert changes(now) == ["llama: reads rope_parameters more, rope_theta no longer"]
+    assert changes({**before, "llama": None, "of-tomorrow": ["a"]}) == []

@@ -10,6 +10,7 @@ import json
 import mlx_lm
 
 from shardhub.errors import ProofFailed, UnsupportedModel
+from tests.architectures.config_reads import module_reads
 from tests.architectures.matrix import CONFIGS, Specimen, upstream_modules
 from tests.architectures.standins import standing_in
 
@@ -29,12 +30,22 @@ def verdict(module: str) -> tuple[str, str]:
     return "proven", ""
 
 
+def reads(module: str) -> list[str] | None:
+    """Fields of its configuration that the module reads; None where that is not to be found out."""
+    try:
+        with standing_in(module):
+            return module_reads(module, CONFIGS[module])
+    except Exception:  # noqa: BLE001 - the verdict on the module says why
+        return None
+
+
 def main() -> None:
     there = set(upstream_modules())
     print(json.dumps({"mlx_lm": mlx_lm.__file__, "modules": sorted(there)}), flush=True)
     for module in sorted(there & CONFIGS.keys()):
         found, reason = verdict(module)
-        print(json.dumps({"module": module, "verdict": found, "reason": reason}), flush=True)
+        line = {"module": module, "verdict": found, "reason": reason, "reads": reads(module)}
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,290 @@
+"""Fields of config.json that mlx-lm reads by another name, or never: translated, refused, or without effect."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardhub.checkpoint import unread_fields
+from shardhub.checkpoint.checkpoint import open_checkpoint
+from shardhub.checkpoint.unread_fields import is_named, read_fields, warning
+from shardhub.errors import UnsupportedModel
+from tests import public, tiny
+
+TABLE: dict[str, Any] = json.loads(Path(unread_fields.__file__).with_name("config_fields.json").read_text())
+MODULES: dict[str, Any] = TABLE["modules"]
+OWN = {name: entry for name, entry in MODULES.items() if "text" not in entry}
+CASES = [(name, field) for name, entry in OWN.items() for field in (*entry["unread"], *TABLE["everywhere"])]
+PUBLIC = sorted(path.stem for path in (Path(tiny.__file__).parent / "public_configs").glob("*.json"))
+
+
+def config_of(name: str, **fields: Any) -> dict[str, Any]:
+    """A configuration of a model type with these fields where its module looks for them."""
+    shape = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4, "max_position_embeddings": 4096}
+    if "part" in OWN[name]:
+        return {"model_type": name, OWN[name]["part"]: {**shape, **fields}}
+    return {"model_type": name, **shape, **fields}
+
+
+def values(name: str, field: str, rule: dict[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
+    """Values of a field that change nothing, and fields with which it changes something."""
+    if "window" in rule:
+        asked = {"use_sliding_window": True} if "asked" in rule else {}
+        return [4096, 0], [{field: 3, **asked}]
+    if "period" in rule:
+        kinds = ["full_attention" if (index + 1) % rule["every"] == 0 else "other" for index in range(12)]
+        return [kinds], [{field: ["full_attention"] * 12}]
+    if "copy" in rule:
+        return [], [{field: 0.375, rule["copy"]: 0.25}]
+    return rule["same"], [{field: 0.375}, {field: "another"}]
+
+
+def unread(config: dict[str, Any]) -> list[str]:
+    return [one.name.rpartition("text_config.")[2] for one in read_fields(config).unread]
+
+
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_field_is_refused_at_values_that_change_numbers_and_at_no_others(name: str) -> None:
+    """Every field of the table is silent where it is absent, null or neutral, and is named with its value elsewhere."""
+    assert unread(config_of(name)) == []
+    rules = {**TABLE["everywhere"], **OWN[name]["unread"]}
+    for field in OWN[name]["reads"]:
+        rules.pop(field, None)
+    for field, rule in rules.items():
+        neutral, changing = values(name, field, rule)
+        for value in (*neutral, None):
+            assert unread(config_of(name, **{field: value})) == [], (field, value)
+        for fields in changing:
+            found = read_fields(config_of(name, **fields)).unread
+            assert [one.name.rpartition(".")[2] for one in found] == [field], fields
+            assert found[0].value == fields[field]
+            assert found[0].why
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in OWN.items() if (entry["rope"] or {}).get("theta")))
+def test_rotary_parameters_are_translated_or_refused(name: str) -> None:
+    """`rope_parameters` gives a module its base and its scaling by the names it reads; a scaling it lacks is refused."""
+    rope, nested = OWN[name]["rope"], OWN[name].get("part")
+
+    def part(config: Any) -> Any:
+        return config[nested] if nested else config
+
+    plain = read_fields(config_of(name, rope_parameters={"rope_type": "default", "rope_theta": 333.0}))
+    assert plain.unread == ()
+    assert unread_fields.at(part(plain.config), rope["theta"]) == 333.0
+    assert part(plain.config)["rope_parameters"] == {"rope_type": "default", "rope_theta": 333.0}
+    for kind in ("linear", "dynamic", "yarn", "llama3", "longrope", "unheard-of"):
+        scaled = {"rope_type": kind, "rope_theta": 333.0, "factor": 4.0, "short_factor": [1.0], "long_factor": [1.0]}
+        reading = read_fields(config_of(name, rope_parameters=scaled))
+        if kind in rope["types"]:
+            assert reading.unread == ()
+            expected = {"type": kind, "rope_type": kind, "factor": 4.0}
+            assert part(reading.config)["rope_scaling"].items() >= expected.items()
+            assert "rope_theta" not in part(reading.config)["rope_scaling"]
+        elif kind in rope["native_types"]:
+            assert reading.unread == ()
+        else:
+            assert [one.name.rpartition("text_config.")[2] for one in reading.unread] == ["rope_parameters.rope_type"]
+            assert reading.unread[0].value == kind
+        again = read_fields(reading.config)
+        assert (again.config, again.unread) == (reading.config, reading.unread)
+
+
+def test_published_configuration_keeps_what_it_had(tmp_path: Path) -> None:
+    """The translated file has the source's fields, the added ones, and is what a pipeline's digest is of."""
+    config = tiny.config("llama") | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    del config["rope_theta"]
+    checkpoint = open_checkpoint(tiny.save(tiny.build(config), config, tmp_path / "model"))
+    reading = read_fields(checkpoint.config)
+    translated = checkpoint.with_config(reading.config)
+    written = json.loads(translated.small_file("config.json"))
+    assert written == {**config, "rope_theta": 5e5}
+    assert reading.notes == (
+        "config.json: mlx-lm reads other names than it has; set in what is published: rope_theta = 500000.0",
+    )
+    assert checkpoint.with_config(checkpoint.config) is checkpoint
+
+
+def test_rotary_parameters_come_before_the_old_names() -> None:
+    """Two bases that differ: `rope_parameters` decides, as in transformers, and the plan says so."""
+    reading = read_fields({"model_type": "qwen2", "rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}})
+    assert reading.config["rope_theta"] == 1e6
+    assert any("rope_theta was 10000.0" in note for note in reading.notes)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "granite", "olmo2", "stablelm"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_theta": 777.0, "rope_scaling": {"type": "linear", "factor": 4.0}},
+        {"rope_theta": 777.0, "rope_parameters": {"rope_type": "default", "rope_theta": 555.0}},
+        {"rope_theta": 777.0, "rope_parameters": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_type": "default"}},
+    ],
+)
+def test_base_is_the_one_transformers_takes(model_type: str, fields: dict[str, Any]) -> None:
+    """Whatever stands in the file, the base that mlx-lm reads is that of transformers' own class."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    theirs = CONFIG_MAPPING[model_type](**copy.deepcopy(fields)).rope_parameters["rope_theta"]
+    assert read_fields({"model_type": model_type, **fields}).config["rope_theta"] == theirs
+
+
+def test_layers_with_windows_get_their_own_base() -> None:
+    """gemma3's embeddings by layer type become its three fields; a scaling of the windows' is refused."""
+    nested = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    reading = read_fields({"model_type": "gemma3", "text_config": {"rope_parameters": nested}})
+    text = reading.config["text_config"]
+    assert (text["rope_theta"], text["rope_local_base_freq"]) == (1e6, 1e4)
+    assert text["rope_scaling"] == {"type": "linear", "rope_type": "linear", "factor": 8.0}
+    nested["sliding_attention"] |= {"rope_type": "linear", "factor": 8.0}
+    found = read_fields({"model_type": "gemma3_text", "rope_parameters": nested}).unread
+    assert [one.name for one in found] == ["rope_parameters.sliding_attention.rope_type"]
+
+
+def test_one_embedding_for_all_layers_takes_equal_ones_only() -> None:
+    same = {kind: {"rope_type": "default", "rope_theta": 5e3} for kind in ("full_attention", "sliding_attention")}
+    assert read_fields({"model_type": "exaone4", "rope_parameters": same}).config["rope_theta"] == 5e3
+    same["sliding_attention"] = {"rope_type": "default", "rope_theta": 6e3}
+    assert unread({"model_type": "exaone4", "rope_parameters": same}) == ["rope_parameters"]
+
+
+def test_scalings_that_disagree_are_refused() -> None:
+    config = {
+        "model_type": "llama",
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+    }
+    (found,) = read_fields(config).unread
+    assert (found.name, found.why) == ("rope_scaling", "it and rope_parameters disagree on factor")
+
+
+def test_old_scaling_is_named_as_the_module_reads_it() -> None:
+    """A module that looks for `type` finds it where only `rope_type` stands, and nothing changes where it is found."""
+    scaling = {"rope_type": "linear", "factor": 4.0}
+    translated = read_fields({"model_type": "deepseek", "rope_scaling": scaling}).config
+    assert translated["rope_scaling"] == {**scaling, "type": "linear"}
+    config = {"model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}
+    assert read_fields(config).config is config
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"attention_factor": 1.0}, ["rope_scaling.attention_factor"]),
+        ({"attention_factor": 1.1386294361119891}, []),
+        ({"truncate": False}, ["rope_scaling.truncate"]),
+        ({"truncate": True}, []),
+    ],
+)
+def test_keys_of_a_scaling_that_mlx_lm_never_reads(fields: dict[str, Any], names: list[str]) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, **fields}
+    assert unread({"model_type": "qwen2", "rope_scaling": scaling}) == names
+
+
+def test_share_of_dimensions_follows_the_modules_own_name() -> None:
+    given = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+    assert read_fields({"model_type": "phi", **given}).config["partial_rotary_factor"] == 0.5
+    assert read_fields({"model_type": "gpt_neox", **given}).config["rotary_pct"] == 0.5
+    assert unread({"model_type": "llama", **given}) == ["rope_parameters.partial_rotary_factor"]
+    heads = {"model_type": "minimax", "head_dim": 128, **given}
+    assert unread({**heads, "rotary_dim": 64}) == []
+    assert unread({**heads, "rotary_dim": 32}) == ["rope_parameters.partial_rotary_factor"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_live"),
+    [
+        ({"sliding_window": 3, "use_sliding_window": True}, True),
+        ({"sliding_window": 3, "use_sliding_window": False}, False),
+        ({"sliding_window": 3, "use_sliding_window": True, "max_window_layers": 4}, False),
+        ({"sliding_window": 3, "use_sliding_window": True, "layer_types": ["full_attention"] * 4}, False),
+        ({"sliding_window": 4096, "use_sliding_window": True}, False),
+        ({"sliding_window": None, "use_sliding_window": True}, False),
+    ],
+)
+def test_window_counts_where_a_layer_has_it(fields: dict[str, Any], is_live: bool) -> None:
+    assert unread(config_of("qwen2", **fields)) == ["sliding_window"] * is_live
+
+
+def test_window_as_long_as_the_session_is_a_note() -> None:
+    """A window changes longer texts only: sessions within it go on, and longer ones are refused."""
+    reading = read_fields({"model_type": "gemma2", "sliding_window": 4096, "max_position_embeddings": 8192})
+    reading.check("here", context=4096)
+    (text,) = reading.later(4096)
+    assert text.endswith("only texts of up to 4096 positions have the model's numbers. Sessions are to have 4096")
+    assert reading.later(4097) == ()
+    with pytest.raises(UnsupportedModel, match="never reads sliding_window \\(4096\\)"):
+        reading.check("here", context=4097)
+
+
+def test_refusal_names_field_value_reason_and_the_way_on() -> None:
+    config = {"model_type": "qwen3", "hidden_act": "relu", "sliding_window": 3}
+    with pytest.raises(UnsupportedModel) as caught:
+        read_fields(config).check("ORG/MODEL", context=64)
+    error = caught.value
+    assert error.what == (
+        "mlx-lm would compute other numbers than ORG/MODEL has: it never reads hidden_act (\"relu\"), sliding_window (3)."
+    )
+    assert "hidden_act: activation of the feed-forward layers; this module computes" in error.why
+    assert error.hint.endswith("--ignore-field hidden_act --ignore-field sliding_window")
+    read_fields(config).check("ORG/MODEL", context=64, ignored=("hidden_act", "sliding_window"))
+    assert read_fields(config).ignored(("sliding_window", "nothing")) == ("sliding_window",)
+
+
+@given(st.lists(st.sampled_from(["a", "b", "rope"]), min_size=1, max_size=4))
+def test_name_of_a_field_is_any_part_of_its_path(parts: list[str]) -> None:
+    path = ".".join(parts)
+    assert is_named(path, [path])
+    assert all(is_named(path, [part]) for part in parts)
+    assert not is_named(path, ["ro", "c", ""])
+
+
+def test_text_model_inside_another_is_read_by_its_own_type() -> None:
+    """mistral3 runs a llama or a ministral3; each is held to its own fields."""
+    nested = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    text = read_fields({"model_type": "mistral3", "text_config": {"model_type": "mistral", **nested}})
+    assert text.config["text_config"]["rope_theta"] == 5e5
+    own = {"model_type": "mistral3", "text_config": {"model_type": "ministral3", **nested}}
+    assert read_fields(own).config is own
+    window = {"model_type": "pixtral", "text_config": {"sliding_window": 3, "max_position_embeddings": 64}}
+    assert [one.name for one in read_fields(window).unread] == ["text_config.sliding_window"]
+
+
+def test_model_type_runs_by_the_module_mlx_lm_gives_it() -> None:
+    """Remapped types are held to their module, one that nobody knows to nothing, which is said."""
+    assert unread({"model_type": "kimi_k2", "scoring_func": "softmax"}) == ["scoring_func"]
+    assert unread({"model_type": "mistral", "sliding_window": 3}) == ["sliding_window"]
+    assert unread({"model_type": "llama", "sliding_window": 3}) == []
+    reading = read_fields({"model_type": "of-tomorrow", "hidden_act": "relu"})
+    assert reading.unread == ()
+    assert "'of-tomorrow' never reads is not known" in reading.notes[0]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_configuration_is_read_whole(name: str) -> None:
+    """No public model is refused, and none is translated that mlx-lm reads as it is."""
+    config = public.config(name)
+    reading = read_fields(config)
+    assert reading.unread == ()
+    assert reading.config is config
+    assert len(reading.notes) == (name == "gpt-oss-120b")
+
+
+def test_published_pipelines_say_what_is_not_read() -> None:
+    """A configuration that was published before it was translated is run, with a warning; others without."""
+    old = {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+    assert "Split the model again" in warning(old, 4096)
+    assert warning({**old, "rope_theta": 5e5, "shardhub": {"index": 0}}, 4096) == ""
+    assert "never reads hidden_act" in warning({**old, "rope_theta": 5e5, "hidden_act": "relu"}, 4096)
+    windowed = {"model_type": "gemma2", "sliding_window": 4096}
+    assert (warning(windowed, 4096), bool(warning(windowed, 8192))) == ("", True)
