@@ -1,4 +1,4 @@
-"""The fields of config.json that change numbers and that mlx-lm's modules never read: writes the package's table of them.
+"""The fields of config.json that change numbers and that mlx-lm's modules never read, as a table in the package.
 
 What a module reads is found in its source; what changes numbers, in the source of transformers' own class for the
 model, or in `config_meanings.py` where it has none. How rotary embeddings are read is measured: a tiny instance of each
@@ -148,16 +148,14 @@ def rotary(
         keys = {"type"}
     if types and keys != {"type", "rope_type"}:
         found["keys"] = sorted(keys)
-    for name, value in (
-        ("default_theta", default_theta),
-        ("local", meanings.LOCAL_THETAS.get(module)),
-        ("fixed", meanings.FIXED_THETAS.get(module)),
-        ("dims", meanings.DIMS_NAMES.get(module) or ("qk_rope_head_dim" if "qk_rope_head_dim" in reads else None)),
-        ("noted", meanings.NOTED.get(module)),
-    ):
-        if value is not None:
-            found[name] = value
-    return found
+    optional = {
+        "default_theta": default_theta,
+        "local": meanings.LOCAL_THETAS.get(module),
+        "fixed": meanings.FIXED_THETAS.get(module),
+        "dims": meanings.DIMS_NAMES.get(module) or ("qk_rope_head_dim" if "qk_rope_head_dim" in reads else None),
+        "noted": meanings.NOTED.get(module),
+    }
+    return found | {name: value for name, value in optional.items() if value is not None}
 
 
 def unread(module: str, reads: set[str], entry: str) -> dict[str, Any]:
@@ -181,8 +179,10 @@ def unread(module: str, reads: set[str], entry: str) -> dict[str, Any]:
             found[field] = {"window": True}
         else:
             found[field] = {"same": _same(module, field, theirs.defaults[field])}
-    if theirs is None and not {"hidden_act", "hidden_activation"} & reads:
-        found["hidden_act"] = {"same": meanings.OWN_ACTIVATIONS.get(module, meanings.SILU)}
+    if theirs is None:
+        for field, values in _taken_for_granted(module).items():
+            if field not in reads and not (field == "hidden_act" and "hidden_activation" in reads):
+                found[field] = {"same": values}
     found |= {field: {"same": values} for field, values in own.items() if values is not None and field not in reads}
     for field in (field for field, values in own.items() if values is None and field not in renamed):
         found.pop(field, None)
@@ -195,10 +195,27 @@ def unread(module: str, reads: set[str], entry: str) -> dict[str, Any]:
     elif not {"sliding_window", "sliding_window_size", "attention_window_size"} & (reads | renamed.keys()):
         asked = theirs is None or "sliding_window" not in theirs.reads
         found["sliding_window"] = {"window": True, "asked": True} if asked else {"window": True}
-    if "layer_types" not in reads and entry in meanings.PERIODS:
-        field, every = meanings.PERIODS[entry]
-        found["layer_types"] = {"period": field, "every": every}
+    if "layer_types" not in reads and entry in meanings.PATTERNS:
+        field, default = meanings.PATTERNS[entry]
+        found["layer_types"] = {"pattern": field, "default": default}
     return dict(sorted(found.items()))
+
+
+def _taken_for_granted(module: str) -> dict[str, list[Any]]:
+    """What a module that transformers has no class for computes, by the tensors of its tiny instance."""
+    from mlx.utils import tree_flatten
+
+    from tests.architectures.matrix import CONFIGS, random_model
+
+    names = [name for name, _ in tree_flatten(random_model(CONFIGS[module]).parameters())]
+    biases = [name for name in names if name.endswith(".bias") and "norm" not in name and ".ln" not in name]
+    has_head = any("head" in name.split(".layers.")[0] or name.endswith("output.weight") for name in names)
+    return {
+        "hidden_act": meanings.OWN_ACTIVATIONS.get(module, meanings.SILU),
+        "tie_word_embeddings": [not has_head],
+        "attention_bias": [any("attn" in name or "attention" in name or "mixer" in name for name in biases)],
+        "mlp_bias": [any("mlp" in name or "feed_forward" in name or "moe" in name for name in biases)],
+    }
 
 
 def _same(module: str, field: str, default: Any) -> list[Any]:
@@ -228,7 +245,9 @@ def make() -> tuple[dict[str, Any], dict[str, list[str]]]:
                     entries[entry] = {"part": "text_config", "text": meanings.TEXT_ENTRIES[entry]}
                     continue
                 theirs = known(meanings.CLASSES.get(entry, entry))
-                found: dict[str, Any] = {"rope": rotary(module, CONFIGS[module], reads[module], theirs.theta if theirs else None)}
+                found: dict[str, Any] = {
+                    "rope": rotary(module, CONFIGS[module], reads[module], theirs.theta if theirs else None)
+                }
                 found["unread"] = unread(module, set(reads[module]), entry)
                 found["reads"] = sorted(meanings.EVERYWHERE.keys() & set(reads[module]))
                 if "text_config" in reads[module]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 # Read while a model is trained, or to choose kernels, outputs and ids; or a limit that is checked and computes nothing.
-NO_NUMBERS = frozenset(
-    """
+_NO_NUMBERS = """
     attention_dropout attn_pdrop embd_pdrop emb_pdrop resid_pdrop residual_dropout hidden_dropout embedding_dropout
     router_aux_loss_coef output_router_logits router_jitter_noise input_jitter_noise summary_activation
     summary_first_dropout summary_proj_to_labels summary_type summary_use_proj pad_token_id use_cache return_dict
@@ -19,18 +18,17 @@ NO_NUMBERS = frozenset(
     mamba_chunk_size dtype time_step_min time_step_max time_step_floor time_step_init_scheme time_step_scale
     linear_a_log_max linear_a_log_min linear_dt_init_floor linear_dt_max linear_dt_min residual_in_fp32
     reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32 per_layer_config vocab_size
-    residual_gate_temperature indexer_types block_size
-    """.split()
-)
+    block_size
+"""
+NO_NUMBERS = frozenset(_NO_NUMBERS.split())
 # Another value is other tensors, whose names or shapes the check of a checkpoint against its module refuses.
-OTHER_TENSORS = frozenset(
-    """
+_OTHER_TENSORS = """
     num_key_value_heads head_dim intermediate_size n_inner mlp_layer_types linear_conv_kernel_dim linear_head_dim
     linear_num_heads mamba_expand expand decoder_sparse_step mlp_only_layers num_local_experts moe_layers
     no_rope_layers q_lora_rank qk_head_dim v_head_dim hidden_size num_attention_heads num_hidden_layers conv1d_width
-    lru_width qk_layernorm sliding_window_pattern kda_lower_bound kda_safe_gate
-    """.split()
-)
+    indexer_types lru_width qk_layernorm sliding_window_pattern kda_lower_bound kda_safe_gate
+"""
+OTHER_TENSORS = frozenset(_OTHER_TENSORS.split())
 # Handled by name: the rotary embedding, and kinds of attention.
 HANDLED = frozenset(("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "use_sliding_window"))
 
@@ -102,6 +100,15 @@ MEANINGS = {
     "num_experts_per_tok": "experts of each token",
     "moe_renormalize": "whether the chosen experts' weights are made to sum to one",
     "attention_window_size": "window of the attention",
+    "attention_method": "kind of the attention",
+    "ffn_config.ffn_act_fn": "activation of the feed-forward layers",
+    "ffn_with_glu": "gates of the feed-forward layers",
+    "mamba_use_mlp": "feed-forward layers after state-space layers",
+    "norm_softmax": "how a softmax is normalised",
+    "post_norm": "norms after the layers",
+    "qk_norm": "norms of queries and keys",
+    "residual_gate_temperature": "temperature of the residual's gates",
+    "use_rmsnorm": "kind of the norms",
 }
 
 # Fields with one meaning wherever they stand, held against every module that does not read them.
@@ -122,16 +129,19 @@ EVERYWHERE: dict[str, list[Any]] = {
 # What a module computes, where that is not transformers' default or there is no such default.
 _SIGMOID = ["sigmoid"]
 OWN: dict[str, dict[str, list[Any] | None]] = {
-    "afmoe": {"final_logit_softcapping": []},
-    "bailing_hybrid": {"attention_bias": [False]},
+    "apertus": {"qk_norm": [True], "post_norm": [False]},
+    "bailing_moe": {"norm_softmax": [False]},
+    "bailing_moe_linear": {"norm_softmax": [False], "use_rmsnorm": [True]},
+    "dbrx": {"ffn_config.ffn_act_fn": [{"name": "silu"}]},
     "deepseek": {"scoring_func": ["softmax"], "norm_topk_prob": [False], "routed_scaling_factor": [1.0]},
     "deepseek_v2": {"scoring_func": ["softmax"], "norm_topk_prob": [False]},
     "deepseek_v3": {"scoring_func": _SIGMOID},
     "deepseek_v32": {"scoring_func": _SIGMOID},
     "dots1": {"scoring_func": ["noaux", "sigmoid"]},
     "ernie4_5_moe": {"moe_norm_min": [1e-12]},
+    "exaone": {"activation_function": SILU},
     "exaone_moe": {"scoring_func": _SIGMOID},
-    "falcon_h1": {"time_step_limit": [[0.0, float("inf")]]},
+    "falcon_h1": {"time_step_limit": [[0.0, float("inf")]], "mamba_use_mlp": [True]},
     "gemma3": {"tie_word_embeddings": None},
     "gemma3_text": {"tie_word_embeddings": None},
     "gemma4": {"use_bidirectional_attention": [False, "vision"]},
@@ -141,6 +151,7 @@ OWN: dict[str, dict[str, list[Any] | None]] = {
     "glm_moe_dsa": {"scoring_func": _SIGMOID},
     "gpt_oss": {"swiglu_limit": [7.0], "swiglu_alpha": [1.702]},
     "hunyuan": {"routed_scaling_factor": [1.0]},
+    "internlm3": {"hidden_act": SILU},
     "kimi_k25": {"scoring_func": _SIGMOID},
     "kimi_linear": {"mla_use_nope": [True], "scoring_func": None},
     "kimi_vl": {"scoring_func": _SIGMOID},
@@ -152,13 +163,22 @@ OWN: dict[str, dict[str, list[Any] | None]] = {
         "floor_scale": None,
         "num_experts_per_tok": None,
     },
+    "longcat_flash": {"attention_method": ["MLA"]},
     "mamba": {"layer_norm_epsilon": [1e-5]},
-    "mimo": {"attention_bias": [True]},
     "mimo_v2_flash": {"scoring_func": _SIGMOID, "rms_norm_eps": None, "sliding_window": None},
-    "minimax": {"scoring_func": _SIGMOID},
+    # transformers' own "minimax" is another model, which scales its residuals.
+    "minimax": {
+        "scoring_func": _SIGMOID,
+        **{
+            f"{layers}_{factor}_factor": [1]
+            for layers in ("full_attn", "linear_attn", "mlp")
+            for factor in ("alpha", "beta")
+        },
+    },
     "nanochat": {"final_logit_softcapping": [15.0], "rms_norm_eps": [1e-5, 1e-6]},
     "nemotron_h": {"use_bias": [False]},
     "olmo": {"tie_word_embeddings": None},
+    "openelm": {"ffn_with_glu": [True]},
     "phimoe": {"lm_head_bias": [True], "attention_bias": [True]},
     "recurrent_gemma": {"tie_word_embeddings": None},
     "solar_open": {"scoring_func": _SIGMOID},
@@ -166,8 +186,13 @@ OWN: dict[str, dict[str, list[Any] | None]] = {
     "deepseek_v41": {"tie_word_embeddings": [False]},
 }
 
-# Where layers' kinds come from, for modules that do not read `layer_types`: every so many layers one is full.
-PERIODS: dict[str, tuple[str, int]] = {
+# Where layers' kinds come from, for modules that do not read `layer_types`: the field, and what holds without it. A
+# number says that one in so many layers is full, a text has G for those, a list has 0 for them or their numbers from 1.
+PATTERNS: dict[str, tuple[str, int | None]] = {
+    "exaone4": ("sliding_window_pattern", None),
+    "kimi_linear": ("linear_attn_config.full_attn_layers", None),
+    "llama4": ("", 4),
+    "mimo_v2_flash": ("hybrid_layer_pattern", None),
     "gemma3": ("sliding_window_pattern", 6),
     "gemma3_text": ("sliding_window_pattern", 6),
     "cohere2": ("sliding_window_pattern", 4),

@@ -234,6 +234,19 @@ def test_pipeline_id_depends_on_order_and_configuration_only() -> None:
     assert pipeline_id([first, second, third], "0" * 64) != manifest.pipeline_id
 
 
+def test_ignored_fields_are_left_out_where_there_are_none() -> None:
+    """A manifest without ignored fields has the bytes it had before there were any; an empty list is not canonical."""
+    plain = decode(Manifest, json.dumps(_manifest()).encode(), where="x")
+    assert b"ignored_fields" not in encode(plain)
+    named = _with(_manifest(), "ignored_fields", ["text_config.hidden_act"])
+    manifest = decode(Manifest, json.dumps(named).encode(), where="x")
+    assert manifest.ignored_fields == ("text_config.hidden_act",)
+    assert decode_identified(Manifest, encode(manifest), where="x") == manifest
+    assert manifest.pipeline_id == plain.pipeline_id
+    with pytest.raises(FormatError, match="canonical"):
+        decode_identified(Manifest, canonical(_with(_manifest(), "ignored_fields", [])), where="x")
+
+
 def test_config_digest_is_of_the_content() -> None:
     """Layout, key order and our own block do not matter; a value does, infinite ones too."""
     config = {"b": 1, "a": [float("inf"), 0.1], "text": "ü"}
@@ -296,6 +309,8 @@ BAD_STAGES: dict[str, tuple[str, Any]] = {
 }
 
 BAD_MANIFESTS: dict[str, tuple[str, Any]] = {
+    "ignored field with a line end": ("ignored_fields", ["hidden_act\n"]),
+    "ignored field without a name": ("ignored_fields", [""]),
     "gap": ("stages.1.start", 11),
     "overlap": ("stages.1.start", 9),
     "empty stage": ("stages.0.stop", 0),

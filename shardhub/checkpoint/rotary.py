@@ -1,7 +1,7 @@
 """The rotary embedding in config.json as transformers 5 writes it, in the names an mlx-lm module reads.
 
-transformers 5 has all of it in `rope_parameters`: base, kind of scaling, share of dimensions, in one object or in one for
-each kind of layer. Most modules read `rope_theta`, `rope_scaling` and `partial_rotary_factor` beside it.
+transformers 5 has all of it in `rope_parameters`: base, kind of scaling, share of dimensions, in one object or in one
+for each kind of layer. Most modules read `rope_theta`, `rope_scaling` and `partial_rotary_factor` beside it.
 Source: transformers/modeling_rope_utils.py, RotaryEmbeddingConfigMixin (which field is read first) and the functions in
 ROPE_INIT_FUNCTIONS (what each key means); mlx_lm/models/rope_utils.py.
 """
@@ -73,6 +73,9 @@ def read_rotary(part: Mapping[str, Any], rope: Mapping[str, Any] | None) -> Rota
         if given and not is_nested:
             why = "this module reads one rotary embedding for each kind of layer, and takes its own defaults"
             found.unread.append(UnreadField(name=PARAMETERS, value=dict(given), why=why))
+        if (kind := _kind(scaling)) not in _UNSCALED:
+            why = f"how the rotary embedding is scaled, which this module reads in {PARAMETERS} by kind of layer"
+            found.unread.append(UnreadField(name=f"{SCALING}.rope_type", value=kind, why=why))
         return found
     main = _main(given, rope, found) if is_nested else dict(given)
     if main is None:
@@ -157,7 +160,7 @@ def _theta(
             return
         if (before := at(part, name)) is not None:
             found.notes.append(
-                f"{name} was {before}, {PARAMETERS} says {theta}: transformers reads {PARAMETERS} first, and so it is set"
+                f"{name} was {before}, {PARAMETERS} says {theta}: set to what transformers reads first, {PARAMETERS}"
             )
         found.changes[name] = theta
 
@@ -216,10 +219,10 @@ def _factors(
 ) -> None:
     """What mlx-lm's scalings never read of a scaling's keys."""
     where = PARAMETERS if main else SCALING
-    attention, factor = both.get("attention_factor"), both.get("factor")
+    attention, factor = both.get("attention_factor"), _number(both.get("factor"))
+    trained = _number(part.get(_ORIGINAL)) or _number(both.get(_ORIGINAL))
     if kind == "longrope":
-        trained = part.get(_ORIGINAL) or both.get(_ORIGINAL)
-        whole = part.get("max_position_embeddings")
+        whole = _number(part.get("max_position_embeddings"))
         factor = whole / trained if whole and trained else None
         if both.get("short_factor") != both.get("long_factor"):
             found.notes.append(
@@ -229,8 +232,8 @@ def _factors(
     if attention is not None and kind in ("yarn", "longrope"):
         computed = None
         if factor is not None:
-            growth = max(math.log(factor), 0.0) if factor > 0 else 0.0
-            computed = 0.1 * growth + 1 if kind == "yarn" else math.sqrt(1 + growth / math.log(trained or 2))
+            growth = math.log(max(factor, 1.0))
+            computed = 0.1 * growth + 1 if kind == "yarn" else math.sqrt(1 + growth / math.log(max(trained or 2, 2)))
         if computed is None or not same(attention, computed):
             why = f"scale of the attention, which mlx-lm computes as {computed}"
             found.unread.append(UnreadField(name=f"{where}.attention_factor", value=attention, why=why))
@@ -248,8 +251,7 @@ def _partial(
     name, top = rope.get("partial"), part.get("partial_rotary_factor")
     share = both.get("partial_rotary_factor")
     where = f"{PARAMETERS}.partial_rotary_factor" if share is not None else "partial_rotary_factor"
-    share = top if share is None else share
-    if not isinstance(share, int | float):
+    if (share := _number(top if share is None else share)) is None:
         return
     if name is not None:
         if not same(at(part, name), share):
@@ -280,6 +282,10 @@ def _head_sizes(part: Mapping[str, Any]) -> list[int]:
     if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
         sizes.append(hidden // heads)
     return [size for size in sizes if isinstance(size, int)]
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _sum(one: Any, other: Any) -> int | None:

@@ -1,7 +1,7 @@
 """config.json as the mlx-lm module that runs it reads it: what is translated for it, and what it never reads.
 
-`config_fields.json` beside this file is written by `benchmarks/config_fields.py`. It has, by model type, the fields that
-change a model's numbers and that the module never reads, with when they change nothing.
+`config_fields.json` beside this file is written by `benchmarks/config_fields.py`. It has, by model type, the fields
+that change a model's numbers and that the module never reads, with when they change nothing.
 """
 
 from __future__ import annotations
@@ -74,20 +74,22 @@ def read_fields(config: Mapping[str, Any]) -> Reading:
     """Translate a configuration for the module that mlx-lm runs it by, and find what that never reads."""
     key, entry = _entry(config)
     if entry is None:
-        table = _table()
-        note = f"which fields mlx-lm's module for {key!r} never reads is not known: none is refused or translated"
-        notes = (f"{note} (the table was made with mlx-lm {table['mlx_lm']})",) if isinstance(key, str) else ()
-        return Reading(config=config, notes=notes, unread=())
+        made_with = _table()["mlx_lm"]
+        unknown = (
+            f"which fields mlx-lm's module for {key!r} never reads is not known: none is refused or translated "
+            f"(the table was made with mlx-lm {made_with})"
+        )
+        return Reading(config=config, notes=(unknown,) if isinstance(key, str) else (), unread=())
     nested = entry.get("part")
-    prefix = f"{nested}." if nested and isinstance(config.get(nested), dict) and config[nested] else ""
-    part = config[nested] if prefix else config
+    inner = config.get(nested) if nested else None
+    part, prefix = (inner, f"{nested}.") if isinstance(inner, dict) and inner else (config, "")
     if "text" in entry:
         by_type = entry["text"]
-        entry = _table()["modules"][by_type.get(part.get("model_type"), by_type[""])]
+        entry = _table()["modules"][by_type.get(str(part.get("model_type")), by_type[""])]
     rotary = read_rotary(part, entry["rope"])
     changes, unread = dict(rotary.changes), list(rotary.unread)
     for field, rule in _rules(entry).items():
-        value = part.get(field)
+        value = at(part, field)
         if value is None:
             continue
         if (name := rule.get("copy")) is not None:
@@ -121,8 +123,8 @@ def warning(config: Mapping[str, Any], context: int) -> str:
         reading.config[key] != config[key] for key in reading.config
     ):
         return (
-            "other numbers than the published model's, unless they are mlx-lm's defaults: this pipeline was split before "
-            "shardhub translated what mlx-lm does not read in config.json. Split the model again"
+            "other numbers than the published model's, unless they are mlx-lm's defaults: this pipeline was split "
+            "before shardhub translated what mlx-lm does not read in config.json. Split the model again"
         )
     return ""
 
@@ -141,8 +143,8 @@ def _table() -> dict[str, Any]:
 def _entry(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any] | None]:
     """What the table has for a configuration's model type, as mlx-lm maps types to modules."""
     table, model_type = _table(), config.get("model_type")
-    architectures = config.get("architectures") or ()
-    names = (architectures,) if isinstance(architectures, str) else architectures
+    architectures = config.get("architectures")
+    names = architectures if isinstance(architectures, list) else [architectures]
     for kind, architecture, module in table["architectures"]:
         if kind == model_type and architecture in names:
             return module, table["modules"].get(module)
@@ -163,8 +165,8 @@ def _change(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, 
     """The field, if its value changes anything."""
     if "window" in rule:
         return _window(part, field, value, rule)
-    if "period" in rule:
-        return _period(part, field, value, rule)
+    if "pattern" in rule:
+        return _pattern(part, field, value, rule)
     if any(same(value, computed) for computed in rule["same"]):
         return None
     start = part.get(rule["beyond"]) if "beyond" in rule else None
@@ -178,14 +180,14 @@ def _change(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, 
 def _window(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, Any]) -> UnreadField | None:
     """What a window changes: nothing where it is off, no layer has it, or no text is longer."""
     kinds = part.get("layer_types")
-    has_kinds = isinstance(kinds, list) and bool(kinds)
+    kinds = kinds if isinstance(kinds, list) else []
     if not isinstance(value, int) or value <= 0 or part.get("use_sliding_window") is False:
         return None
-    if has_kinds and ("unless" in rule or not any("sliding" in str(kind) or "chunk" in str(kind) for kind in kinds)):
+    if kinds and ("unless" in rule or not any("sliding" in str(kind) or "chunk" in str(kind) for kind in kinds)):
         return None
-    if "asked" in rule and not (has_kinds or part.get("use_sliding_window") is True):
+    if "asked" in rule and not (kinds or part.get("use_sliding_window") is True):
         return None
-    if not has_kinds and isinstance(first := part.get("max_window_layers"), int):
+    if not kinds and isinstance(first := part.get("max_window_layers"), int):
         layers = part.get("num_hidden_layers")
         if isinstance(layers, int) and first >= layers:
             return None
@@ -195,16 +197,29 @@ def _window(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, 
     return UnreadField(name=field, value=value, why=why, until=value)
 
 
-def _period(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, Any]) -> UnreadField | None:
-    every = at(part, rule["period"]) if rule["period"] else rule["every"]
-    every = rule["every"] if every is None else every
-    if not isinstance(value, list) or not isinstance(every, int) or every < 1:
+def _pattern(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, Any]) -> UnreadField | None:
+    """Kinds of layers that are not those of the field which the module reads in their place."""
+    if not isinstance(value, list):
         return None
-    if all((kind == _FULL) == ((index + 1) % every == 0) for index, kind in enumerate(value)):
+    source = at(part, rule["pattern"]) if rule["pattern"] else None
+    source = rule["default"] if source is None else source
+    is_full: list[bool]
+    if source is None:
+        is_full = [True] * len(value)
+    elif isinstance(source, int) and source > 0:
+        is_full = [(index + 1) % source == 0 for index in range(len(value))]
+    elif isinstance(source, str) and source:
+        is_full = [source[index % len(source)] == "G" for index in range(len(value))]
+    elif isinstance(source, list) and rule["pattern"].endswith("full_attn_layers"):
+        is_full = [index + 1 in source for index in range(len(value))]
+    elif isinstance(source, list) and len(source) == len(value):
+        is_full = [mark == 0 for mark in source]
+    else:
         return None
-    source = f"{rule['period']} = {every}" if rule["period"] else f"a fixed pattern of {every} layers"
-    why = f"{_meaning(field)}, which this module takes from {source}"
-    return UnreadField(name=field, value=value, why=why)
+    if [kind == _FULL for kind in value] == is_full:
+        return None
+    known = f"{rule['pattern'] or 'a fixed pattern'} = {_shown(source)}"
+    return UnreadField(name=field, value=value, why=f"{_meaning(field)}, which this module takes from {known}")
 
 
 def _meaning(field: str) -> str:
@@ -217,7 +232,10 @@ def _changed(config: Mapping[str, Any], prefix: str, changes: Mapping[str, Any])
         *parents, name = f"{prefix}{path}".split(".")
         place = result
         for parent in parents:
-            place = place.setdefault(parent, {})
+            inner = place.get(parent)
+            inner = inner if isinstance(inner, dict) else {}
+            place[parent] = inner
+            place = inner
         place[name] = copy.deepcopy(value)
     return result
 

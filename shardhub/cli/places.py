@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from shardhub.checkpoint.unread_fields import read_fields
+from shardhub.checkpoint.unread_fields import is_named, read_fields
 from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import Status, note
 from shardhub.cli.sizes import default_context, parse_memory
@@ -196,6 +196,10 @@ def _translated(
     if checkpoint.ignored_fields:
         fields = ", ".join(checkpoint.ignored_fields)
         notes.append(f"ignored, so that numbers are not the published model's: {fields}")
+    unknown = [
+        field for field in ignore_fields if not any(is_named(path, [field]) for path in checkpoint.ignored_fields)
+    ]
+    notes += [f"--ignore-field {field}: mlx-lm reads it, or it changes nothing" for field in unknown]
     for text in notes:
         note(f"note: {text}")
     return Model(checkpoint=checkpoint, source=source, name=name, notes=tuple(notes))

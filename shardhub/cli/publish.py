@@ -63,7 +63,9 @@ def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
     signer = signer_of(options.sign_key)
     calls = HubCalls(api=hub(), notice=note)
     account = calls.writer()
-    opened = open_model(model, ignore_code=options.ignore_code, ignore_fields=options.ignore_fields, context=cut.context)
+    opened = open_model(
+        model, ignore_code=options.ignore_code, ignore_fields=options.ignore_fields, context=cut.context
+    )
     checkpoint = opened.checkpoint
     contents, stages = decide_and_prove(checkpoint, cut)
     work = Cache(options.cache_dir).root / "push"

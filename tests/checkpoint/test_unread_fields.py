@@ -26,10 +26,22 @@ PUBLIC = sorted(path.stem for path in (Path(tiny.__file__).parent / "public_conf
 
 def config_of(name: str, **fields: Any) -> dict[str, Any]:
     """A configuration of a model type with these fields where its module looks for them."""
-    shape = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4, "max_position_embeddings": 4096}
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 4,
+        "max_position_embeddings": 4096,
+    }
+    part = shape
+    for path, value in fields.items():
+        *parents, last = path.split(".")
+        place = part
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
     if "part" in OWN[name]:
-        return {"model_type": name, OWN[name]["part"]: {**shape, **fields}}
-    return {"model_type": name, **shape, **fields}
+        return {"model_type": name, OWN[name]["part"]: part}
+    return {"model_type": name, **part}
 
 
 def values(name: str, field: str, rule: dict[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
@@ -37,16 +49,17 @@ def values(name: str, field: str, rule: dict[str, Any]) -> tuple[list[Any], list
     if "window" in rule:
         asked = {"use_sliding_window": True} if "asked" in rule else {}
         return [4096, 0], [{field: 3, **asked}]
-    if "period" in rule:
-        kinds = ["full_attention" if (index + 1) % rule["every"] == 0 else "other" for index in range(12)]
-        return [kinds], [{field: ["full_attention"] * 12}]
+    if "pattern" in rule:
+        every = rule["default"] or 1
+        kinds = ["full_attention" if (index + 1) % every == 0 else "other" for index in range(12)]
+        return [kinds], [{field: ["full_attention", "other"] * 6}]
     if "copy" in rule:
         return [], [{field: 0.375, rule["copy"]: 0.25}]
     return rule["same"], [{field: 0.375}, {field: "another"}]
 
 
 def unread(config: dict[str, Any]) -> list[str]:
-    return [one.name.rpartition("text_config.")[2] for one in read_fields(config).unread]
+    return [one.name.removeprefix("text_config.") for one in read_fields(config).unread]
 
 
 @pytest.mark.parametrize("name", sorted(OWN))
@@ -62,14 +75,14 @@ def test_field_is_refused_at_values_that_change_numbers_and_at_no_others(name: s
             assert unread(config_of(name, **{field: value})) == [], (field, value)
         for fields in changing:
             found = read_fields(config_of(name, **fields)).unread
-            assert [one.name.rpartition(".")[2] for one in found] == [field], fields
+            assert [one.name.removeprefix("text_config.") for one in found] == [field], fields
             assert found[0].value == fields[field]
             assert found[0].why
 
 
 @pytest.mark.parametrize("name", sorted(name for name, entry in OWN.items() if (entry["rope"] or {}).get("theta")))
 def test_rotary_parameters_are_translated_or_refused(name: str) -> None:
-    """`rope_parameters` gives a module its base and its scaling by the names it reads; a scaling it lacks is refused."""
+    """`rope_parameters` gives a module base and scaling by the names it reads; a scaling it lacks is refused."""
     rope, nested = OWN[name]["rope"], OWN[name].get("part")
 
     def part(config: Any) -> Any:
@@ -90,7 +103,7 @@ def test_rotary_parameters_are_translated_or_refused(name: str) -> None:
         elif kind in rope["native_types"]:
             assert reading.unread == ()
         else:
-            assert [one.name.rpartition("text_config.")[2] for one in reading.unread] == ["rope_parameters.rope_type"]
+            assert [one.name.removeprefix("text_config.") for one in reading.unread] == ["rope_parameters.rope_type"]
             assert reading.unread[0].value == kind
         again = read_fields(reading.config)
         assert (again.config, again.unread) == (reading.config, reading.unread)
@@ -216,6 +229,24 @@ def test_window_counts_where_a_layer_has_it(fields: dict[str, Any], is_live: boo
     assert unread(config_of("qwen2", **fields)) == ["sliding_window"] * is_live
 
 
+@pytest.mark.parametrize(
+    ("fields", "kinds"),
+    [
+        ({"model_type": "exaone4", "sliding_window_pattern": "LLG"}, "sliding sliding full"),
+        ({"model_type": "mimo_v2_flash", "hybrid_layer_pattern": [0, 1, 1]}, "full sliding sliding"),
+        ({"model_type": "kimi_linear", "linear_attn_config": {"full_attn_layers": [2]}}, "linear full linear"),
+        ({"model_type": "qwen3_next", "full_attention_interval": 3}, "linear linear full"),
+        ({"model_type": "llama4"}, "chunked chunked chunked full"),
+    ],
+)
+def test_kinds_of_layers_are_held_against_what_the_module_reads(fields: dict[str, Any], kinds: str) -> None:
+    """The same pattern in `layer_types` and in the field that is read is silent, another one is refused."""
+    types = [f"{kind}_attention" for kind in kinds.split()]
+    assert unread({**fields, "layer_types": types}) == []
+    assert unread({**fields, "layer_types": types[::-1]}) == ["layer_types"] * (types != types[::-1])
+    assert unread({**fields, "layer_types": ["sliding_attention"] * len(types)}) == ["layer_types"]
+
+
 def test_window_as_long_as_the_session_is_a_note() -> None:
     """A window changes longer texts only: sessions within it go on, and longer ones are refused."""
     reading = read_fields({"model_type": "gemma2", "sliding_window": 4096, "max_position_embeddings": 8192})
@@ -233,12 +264,40 @@ def test_refusal_names_field_value_reason_and_the_way_on() -> None:
         read_fields(config).check("ORG/MODEL", context=64)
     error = caught.value
     assert error.what == (
-        "mlx-lm would compute other numbers than ORG/MODEL has: it never reads hidden_act (\"relu\"), sliding_window (3)."
+        'mlx-lm would compute other numbers than ORG/MODEL has: it never reads hidden_act ("relu"), sliding_window (3).'
     )
     assert "hidden_act: activation of the feed-forward layers; this module computes" in error.why
     assert error.hint.endswith("--ignore-field hidden_act --ignore-field sliding_window")
     read_fields(config).check("ORG/MODEL", context=64, ignored=("hidden_act", "sliding_window"))
     assert read_fields(config).ignored(("sliding_window", "nothing")) == ("sliding_window",)
+
+
+_ANY = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 1 << 70) | st.floats() | st.sampled_from(["yarn", "default", "x", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["rope_type", "type", "factor", "rope_theta", "full_attention", "attention_factor"]), inner
+        )
+    ),
+    max_leaves=8,
+)
+_FIELDS = (
+    "rope_parameters rope_scaling rope_theta partial_rotary_factor sliding_window layer_types hidden_act head_dim "
+    "max_position_embeddings original_max_position_embeddings attn_config sliding_window_pattern text_config "
+    "architectures floor_scale attn_temperature_tuning"
+)
+
+
+@given(st.sampled_from(sorted(MODULES)), st.dictionaries(st.sampled_from(_FIELDS.split()), _ANY))
+def test_any_configuration_is_read_without_a_crash(name: str, fields: dict[str, Any]) -> None:
+    """Whatever JSON stands in the fields, it is translated, refused or left; the check of values is another's."""
+    config = {**fields, "model_type": name}
+    before = copy.deepcopy(config)
+    reading = read_fields(config)
+    assert repr(config) == repr(before)
+    assert json.dumps(dict(reading.config))
+    assert all(one.name and one.why for one in reading.unread)
 
 
 @given(st.lists(st.sampled_from(["a", "b", "rope"]), min_size=1, max_size=4))
