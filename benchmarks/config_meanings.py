@@ -189,7 +189,7 @@ OWN: dict[str, dict[str, list[Any] | None]] = {
 # Where layers' kinds come from, for modules that do not read `layer_types`: the field, and what holds without it. A
 # number says that one in so many layers is full, a text has G for those, a list has 0 for them or their numbers from 1.
 PATTERNS: dict[str, tuple[str, int | None]] = {
-    "exaone4": ("sliding_window_pattern", None),
+    "exaone4": ("sliding_window_pattern", 1),
     "kimi_linear": ("linear_attn_config.full_attn_layers", None),
     "llama4": ("", 4),
     "mimo_v2_flash": ("hybrid_layer_pattern", None),

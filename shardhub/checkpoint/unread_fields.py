@@ -204,9 +204,7 @@ def _pattern(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str,
     source = at(part, rule["pattern"]) if rule["pattern"] else None
     source = rule["default"] if source is None else source
     is_full: list[bool]
-    if source is None:
-        is_full = [True] * len(value)
-    elif isinstance(source, int) and source > 0:
+    if isinstance(source, int) and source > 0:
         is_full = [(index + 1) % source == 0 for index in range(len(value))]
     elif isinstance(source, str) and source:
         is_full = [source[index % len(source)] == "G" for index in range(len(value))]

@@ -49,6 +49,8 @@ def values(name: str, field: str, rule: dict[str, Any]) -> tuple[list[Any], list
     if "window" in rule:
         asked = {"use_sliding_window": True} if "asked" in rule else {}
         return [4096, 0], [{field: 3, **asked}]
+    if "pattern" in rule and rule["default"] is None:
+        return [["full_attention", "other"]], []
     if "pattern" in rule:
         every = rule["default"] or 1
         kinds = ["full_attention" if (index + 1) % every == 0 else "other" for index in range(12)]
@@ -337,6 +339,57 @@ def test_public_configuration_is_read_whole(name: str) -> None:
     assert reading.unread == ()
     assert reading.config is config
     assert len(reading.notes) == (name == "gpt-oss-120b")
+
+
+# Fields of public models that could be taken for others than their modules compute, as their publishers write them.
+_WINDOWS_OFF = {"sliding_window": 32768, "use_sliding_window": False, "max_window_layers": 28}
+_YARN = {"beta_fast": 32, "beta_slow": 1, "factor": 40, "original_max_position_embeddings": 4096, "type": "yarn"}
+_LONG = {"long_factor": [1.0, 2.0], "short_factor": [1.0, 1.0], "type": "longrope"}
+HEALTHY: list[dict[str, Any]] = [
+    {"model_type": "llama", "rope_scaling": {"factor": 32.0, "high_freq_factor": 4.0, "rope_type": "llama3"}},
+    {"model_type": "llama", "hidden_act": "silu", "pretraining_tp": 1, "rope_interleaved": False, "mlp_bias": False},
+    {"model_type": "mistral", "sliding_window": None, "hidden_act": "silu"},
+    {"model_type": "mixtral", "sliding_window": None, "router_aux_loss_coef": 0.02, "hidden_act": "silu"},
+    {"model_type": "qwen2", **_WINDOWS_OFF, "hidden_act": "silu", "attention_dropout": 0.0},
+    {"model_type": "qwen2", "rope_scaling": {**_YARN, "factor": 4.0}, **_WINDOWS_OFF},
+    {"model_type": "qwen2_moe", **_WINDOWS_OFF, "norm_topk_prob": False, "decoder_sparse_step": 1},
+    {"model_type": "qwen2_vl", **_WINDOWS_OFF, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}},
+    {"model_type": "qwen3_moe", "attention_bias": False, "norm_topk_prob": True, "sliding_window": None},
+    {"model_type": "gemma", "hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"},
+    {"model_type": "gemma2", "hidden_act": "gelu_pytorch_tanh", "attn_logit_softcapping": 50.0},
+    {"model_type": "gemma3_text", "attn_logit_softcapping": None, "sliding_window": 512, "sliding_window_pattern": 6},
+    {"model_type": "gemma3", "text_config": {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}},
+    {"model_type": "deepseek_v2", "scoring_func": "softmax", "norm_topk_prob": False, "rope_scaling": _YARN},
+    {"model_type": "deepseek_v3", "scoring_func": "sigmoid", "rope_scaling": _YARN, "tie_word_embeddings": False},
+    {"model_type": "kimi_k2", "scoring_func": "sigmoid", "rope_scaling": {**_YARN, "factor": 32.0}},
+    {"model_type": "glm4", "partial_rotary_factor": 0.5, "attention_bias": True, "hidden_act": "silu"},
+    {"model_type": "glm4_moe", "partial_rotary_factor": 0.5, "rope_scaling": None, "scoring_func": "sigmoid"},
+    {"model_type": "phi", "hidden_act": "gelu_new", "partial_rotary_factor": 0.4, "qk_layernorm": False},
+    {"model_type": "phi3", "rope_scaling": _LONG, "sliding_window": 262144, "max_position_embeddings": 131072},
+    {"model_type": "gpt2", "activation_function": "gelu_new", "attn_pdrop": 0.1, "summary_use_proj": True},
+    {"model_type": "gpt_neox", "hidden_act": "gelu", "rotary_pct": 0.25, "rotary_emb_base": 10000},
+    {"model_type": "stablelm", "partial_rotary_factor": 0.25, "hidden_act": "silu", "tie_word_embeddings": False},
+    {"model_type": "nemotron", "hidden_act": "relu2", "partial_rotary_factor": 0.5},
+    {"model_type": "granite", "embedding_multiplier": 12.0, "logits_scaling": 16.0, "residual_multiplier": 0.22},
+    {"model_type": "cohere", "logit_scale": 0.0625, "hidden_act": "silu"},
+    {"model_type": "minicpm", "scale_emb": 12, "dim_model_base": 256, "scale_depth": 1.4, "hidden_act": "silu"},
+    {"model_type": "internlm2", "rope_scaling": {"type": "dynamic", "factor": 2.0}, "bias": False},
+    {"model_type": "exaone", "activation_function": "silu", "rope_scaling": {"factor": 8.0, "rope_type": "llama3"}},
+    {"model_type": "recurrent_gemma", "hidden_activation": "gelu_pytorch_tanh", "partial_rotary_factor": 0.5},
+    {"model_type": "falcon_mamba", "hidden_act": "silu", "layer_norm_epsilon": 1e-05, "residual_in_fp32": True},
+    {"model_type": "minimax_m2", "rotary_dim": 64, "head_dim": 128, "scoring_func": "sigmoid", "hidden_act": "silu"},
+    {"model_type": "smollm3", "use_sliding_window": False, "sliding_window": None, "layer_types": ["full_attention"]},
+    {"model_type": "olmo2", "hidden_act": "silu", "attention_bias": False},
+    {"model_type": "gpt_oss", "attention_bias": True, "swiglu_limit": 7.0, "hidden_act": "silu"},
+]
+
+
+@pytest.mark.parametrize("config", HEALTHY, ids=lambda config: config["model_type"])
+def test_healthy_model_is_neither_refused_nor_changed(config: dict[str, Any]) -> None:
+    """Fields as they stand in public models, with the values their modules compute, change nothing."""
+    reading = read_fields(config)
+    assert reading.unread == ()
+    assert reading.config is config
 
 
 def test_published_pipelines_say_what_is_not_read() -> None:
