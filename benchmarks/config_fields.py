@@ -97,6 +97,11 @@ class Probe:
         a, b = (self.logits(lambda part, fields=fields: part.update(copy.deepcopy(fields))) for fields in (one, other))
         return a is not None and b is not None and difference(a, b) == 0
 
+    def needs(self, field: str) -> bool:
+        """Whether the module takes null for a field, but not that it is absent."""
+        absent = self.logits(lambda part: part.pop(field, None))
+        return absent is None and self.logits(lambda part: part.update({field: None})) is not None
+
     @staticmethod
     def _part(config: dict[str, Any]) -> dict[str, Any]:
         nested = config.get("text_config")
@@ -154,6 +159,7 @@ def rotary(
         "fixed": meanings.FIXED_THETAS.get(module),
         "dims": meanings.DIMS_NAMES.get(module) or ("qk_rope_head_dim" if "qk_rope_head_dim" in reads else None),
         "noted": meanings.NOTED.get(module),
+        "needs_scaling": True if probe.needs("rope_scaling") else None,
     }
     return found | {name: value for name, value in optional.items() if value is not None}
 

@@ -206,6 +206,7 @@ RENAMED: dict[str, dict[str, str]] = {
     "ernie4_5_moe": {"num_experts_per_tok": "moe_k"},
     "kimi_linear": {"num_experts_per_tok": "num_experts_per_token", "norm_topk_prob": "moe_renormalize"},
     "longcat_flash": {"num_experts_per_tok": "moe_topk"},
+    "recurrent_gemma": {"sliding_window": "attention_window_size"},
     "mimo_v2_flash": {"rms_norm_eps": "layernorm_epsilon"},
 }
 

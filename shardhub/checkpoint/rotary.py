@@ -176,6 +176,8 @@ def _scaling(
 ) -> None:
     spelled = _kind(both)
     if spelled in _UNSCALED:
+        if rope.get("needs_scaling") and given and SCALING not in part:
+            found.changes[SCALING] = None
         return
     types, native_types = rope.get("types", []), rope.get("native_types", [])
     kind = _SAME_KIND.get(spelled, spelled) if spelled not in types else spelled
