@@ -105,8 +105,6 @@ MEANINGS = {
     "ffn_with_glu": "gates of the feed-forward layers",
     "mamba_use_mlp": "feed-forward layers after state-space layers",
     "norm_softmax": "how a softmax is normalised",
-    "post_norm": "norms after the layers",
-    "qk_norm": "norms of queries and keys",
     "residual_gate_temperature": "temperature of the residual's gates",
     "use_rmsnorm": "kind of the norms",
 }
@@ -129,7 +127,6 @@ EVERYWHERE: dict[str, list[Any]] = {
 # What a module computes, where that is not transformers' default or there is no such default.
 _SIGMOID = ["sigmoid"]
 OWN: dict[str, dict[str, list[Any] | None]] = {
-    "apertus": {"qk_norm": [True], "post_norm": [False]},
     "bailing_moe": {"norm_softmax": [False]},
     "bailing_moe_linear": {"norm_softmax": [False], "use_rmsnorm": [True]},
     "dbrx": {"ffn_config.ffn_act_fn": [{"name": "silu"}]},

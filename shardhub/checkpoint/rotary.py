@@ -8,6 +8,7 @@ ROPE_INIT_FUNCTIONS (what each key means); mlx_lm/models/rope_utils.py.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ _LAYERS = ("full_attention", "sliding_attention")
 _ORIGINAL = "original_max_position_embeddings"
 _NEED_ORIGINAL = ("yarn", "llama3", "longrope")
 _TOLERANCE = 1e-6
+_MAX_SHOWN = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,12 @@ def at(part: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def shown(value: Any) -> str:
+    """A JSON value for a message: ASCII on one line, at most so many characters."""
+    text = json.dumps(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
 def _main(given: Mapping[str, Any], rope: Mapping[str, Any], found: Rotary) -> dict[str, Any] | None:
     """The embedding of layers that see everything, out of one for each kind of layer; None where there is no such."""
     entries = {name: dict(value) for name, value in given.items() if isinstance(value, dict)}
@@ -155,12 +163,12 @@ def _theta(
             found.changes[PARAMETERS] = {"rope_type": "default", **given, "rope_theta": theta}
     elif not same(at(part, name), theta):
         if where == "rope_theta" and name != "rope_theta" and at(part, name) is not None:
-            why = f"this module reads {name}, which is {at(part, name)}"
+            why = f"this module reads {name}, which is {shown(at(part, name))}"
             found.unread.append(UnreadField(name=where, value=theta, why=why))
             return
         if (before := at(part, name)) is not None:
             found.notes.append(
-                f"{name} was {before}, {PARAMETERS} says {theta}: set to what transformers reads first, {PARAMETERS}"
+                f"{name} was {shown(before)}, and is set to the {shown(theta)} of {PARAMETERS}, which transformers reads first"
             )
         found.changes[name] = theta
 
@@ -258,7 +266,7 @@ def _partial(
     if name is not None:
         if not same(at(part, name), share):
             if where == "partial_rotary_factor" and at(part, name) is not None:
-                why = f"this module reads {name}, which is {at(part, name)}"
+                why = f"this module reads {name}, which is {shown(at(part, name))}"
                 found.unread.append(UnreadField(name=where, value=share, why=why))
                 return
             found.changes[name] = share
@@ -273,7 +281,7 @@ def _partial(
     if (dims := rope.get("dims")) is not None:
         if any(part.get(dims) == int(size * share) for size in _head_sizes(part)):
             return
-        why = f"share of the dimensions that rotate; this module reads {dims}, which is {part.get(dims)}"
+        why = f"share of the dimensions that rotate; this module reads {dims}, which is {shown(part.get(dims))}"
     found.unread.append(UnreadField(name=where, value=share, why=why))
 
 

@@ -14,11 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shardhub.checkpoint.rotary import UnreadField, at, read_rotary, same
+from shardhub.checkpoint.rotary import UnreadField, at, read_rotary, same, shown
 from shardhub.errors import UnsupportedModel
 
 _TABLE = Path(__file__).with_name("config_fields.json")
-_MAX_VALUE = 120
 _FULL = "full_attention"
 
 
@@ -96,13 +95,13 @@ def read_fields(config: Mapping[str, Any]) -> Reading:
             if part.get(name) is None:
                 changes[name] = value
             elif not same(part[name], value):
-                why = f"{_meaning(field)}; this module reads {name}, which is {part[name]}"
+                why = f"{_meaning(field)}; this module reads {name}, which is {shown(part[name])}"
                 unread.append(UnreadField(name=field, value=value, why=why))
         elif (found := _change(part, field, value, rule)) is not None:
             unread.append(found)
     notes = [f"config.json: {note}" for note in rotary.notes]
     if changes:
-        fields = ", ".join(f"{prefix}{name} = {_shown(value)}" for name, value in changes.items())
+        fields = ", ".join(f"{prefix}{name} = {shown(value)}" for name, value in changes.items())
         notes.insert(0, f"config.json: mlx-lm reads other names than it has; set in what is published: {fields}")
         config = _changed(config, prefix, changes)
     full = tuple(replace(one, name=f"{prefix}{one.name}") for one in unread)
@@ -172,7 +171,7 @@ def _change(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, 
     start = part.get(rule["beyond"]) if "beyond" in rule else None
     if isinstance(start, int) and isinstance(end := part.get("max_position_embeddings"), int) and start >= end:
         return None
-    computed = " or ".join(_shown(computed) for computed in rule["same"]) or "without it"
+    computed = " or ".join(shown(computed) for computed in rule["same"]) or "without it"
     why = f"{_meaning(field)}; this module computes {computed}"
     return UnreadField(name=field, value=value, why=why, until=start - 1 if isinstance(start, int) else None)
 
@@ -216,7 +215,7 @@ def _pattern(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str,
         return None
     if [kind == _FULL for kind in value] == is_full:
         return None
-    known = f"{rule['pattern'] or 'a fixed pattern'} = {_shown(source)}"
+    known = f"{rule['pattern'] or 'a fixed pattern'} = {shown(source)}"
     return UnreadField(name=field, value=value, why=f"{_meaning(field)}, which this module takes from {known}")
 
 
@@ -239,9 +238,4 @@ def _changed(config: Mapping[str, Any], prefix: str, changes: Mapping[str, Any])
 
 
 def _listed(fields: Collection[UnreadField]) -> str:
-    return ", ".join(f"{field.name} ({_shown(field.value)})" for field in fields)
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 3]}..."
+    return ", ".join(f"{field.name} ({shown(field.value)})" for field in fields)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import dataclasses
+import functools
 import importlib
 import re
 import sys
@@ -127,8 +128,6 @@ def _made(modules: list[Any]) -> Iterator[set[type]]:
 
 
 def _noting(original: Any, made: set[type]) -> Any:
-    import functools
-
     @functools.wraps(original)
     def init(self: Any, *args: Any, **values: Any) -> None:
         made.add(type(self))
