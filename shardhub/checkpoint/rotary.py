@@ -168,7 +168,7 @@ def _theta(
             return
         if (before := at(part, name)) is not None:
             found.notes.append(
-                f"{name} was {shown(before)}, and is set to the {shown(theta)} of {PARAMETERS}, which transformers reads first"
+                f"{name} was {shown(before)}, and is set to the {shown(theta)} of {PARAMETERS}, as transformers does"
             )
         found.changes[name] = theta
 
