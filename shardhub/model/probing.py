@@ -124,6 +124,7 @@ class _Explorer:
         self.record = Record()
         self.steps: list[_Step] = []
         self._tried: set[int] = set()
+        self._chunks: set[int] = set()
         self._limit = _limit(blueprint)
         self._slow_from = self._limit
 
@@ -157,10 +158,14 @@ class _Explorer:
         for _ in range(_MAX_ROUNDS):
             targets = sorted(target for target in self._targets() if 2 < target <= self._reach)
             targets = [target for target in targets if target not in self._tried][:_MAX_TARGETS]
-            if not targets:
+            if not targets and not self._lengths() - self._chunks:
                 return
             self._tried.update(targets)
             self.run(_approach(targets))
+            chunks = {n for n in self._lengths() for n in (n, n + 1) if 1 < n <= self._reach} - self._chunks
+            if chunks:
+                self._chunks |= chunks
+                self.run((*_START, *sorted(chunks)))
 
     def double(self) -> None:
         """Look at positions far apart for anything new, and find where it begins."""
@@ -188,7 +193,7 @@ class _Explorer:
 
     def choose(self) -> tuple[int, ...]:
         """Chunks of one sequence that show all that was seen: steps without anything new become part of the next."""
-        steps = self.run(_approach(sorted(self._tried)))
+        steps = self.run((*_approach(sorted(self._tried)), *sorted(self._chunks)))
         while len(fewer := _merged(steps)) < len(steps):
             found = self.run(fewer)
             if not _seen(found) >= _seen(steps):
@@ -231,6 +236,7 @@ class _Explorer:
             is_steady = not any(later > earlier for earlier, later in pairwise(apart))
             turns = self._turns(place) if is_steady else None
             can_turn = (comes_nearer or not apart) and (turns is None or turns <= self._limit)
+            can_turn &= not self._is_of_length(place)  # chunks of the lengths it speaks of were run
             found.append(
                 Unreached(
                     place=place,
@@ -278,6 +284,24 @@ class _Explorer:
                 found.update((turn,))
         return found
 
+    def _lengths(self) -> set[int]:
+        """Numbers that the length of a chunk is compared with."""
+        return {
+            operand
+            for place in self.record.places()
+            if place.module not in _SHARED and self._is_of_length(place)
+            for *_, decision in self._decisions(place)
+            for operand in decision.operands or ()
+            if isinstance(operand, int) and 1 < operand <= self._reach and self._is_constant(place, operand)
+        }
+
+    def _is_of_length(self, place: Place) -> bool:
+        """Whether a condition asks for the length of the chunk, and for nothing else that changes."""
+        return all(
+            decision.operands is not None and length in decision.operands
+            for _, length, decision in self._decisions(place)
+        )
+
     def _is_constant(self, place: Place, value: int) -> bool:
         """Whether a number stands in a condition each time it is met."""
         return all(value in (decision.operands or ()) for _, _, decision in self._decisions(place))
@@ -301,7 +325,7 @@ class _Explorer:
         """How far apart the two sides of a condition were, in the order of positions."""
         return [
             abs(difference)
-            for *_, decision in sorted(self._decisions(place), key=lambda each: each[:2])
+            for *_, decision in sorted(self._decisions(place), key=lambda each: each[0] + each[1])
             if (difference := decision.difference) is not None
         ]
 

@@ -164,7 +164,8 @@ class _Pair:
         Args:
             beyond: Positions that pass every length of the forward.
         """
-        lengths = (beyond, 4, beyond // 2 + 2, 7, 3)
+        # Rows past all lengths beside each other, padded by numbers that are multiples of few blocks, and short ones.
+        lengths = (beyond + 5, beyond, 4, beyond - 2, 7)
         rows = [_ids(1, length + _BATCH_STEPS, seed=20 + at) for at, length in enumerate(lengths)]
         singles: list[list[mx.array]] = []
         for ids, length in zip(rows, lengths, strict=True):

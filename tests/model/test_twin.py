@@ -1,0 +1,103 @@
+"""A small model of the same configuration, run by numbers, tells right stages and batches from wrong ones."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from mlx.utils import tree_flatten
+
+from shardhub.model.build import Blueprint, spec_of
+from shardhub.model.miniature import make_miniature, miniature_widths
+from shardhub.model.probing import find_chunks
+from shardhub.model.twin import Twin, run_twin
+from tests import public
+from tests.architectures import matrix, widths
+from tests.architectures.standins import standing_in
+from tests.model.unseen import CONFIG, put_module
+
+
+def opened(config: dict[str, Any]) -> Blueprint:
+    model = matrix.random_model(config)
+    return Blueprint(config, {name: spec_of(array) for name, array in tree_flatten(model.parameters())})
+
+
+def twin(config: dict[str, Any], cuts: tuple[int, ...] = (2, 4)) -> Twin:
+    blueprint = opened(config)
+    return run_twin(blueprint, find_chunks(blueprint), cuts)
+
+
+@pytest.mark.parametrize("module", ["gemma3_text", "qwen3_next", "kimi_k3", "gemma4_text"])
+def test_healthy_model_is_equal_alone_and_side_by_side(module: str) -> None:
+    """Windows, recurrent states, shared K and V, sparse attention: stages and whole agree past every length."""
+    found = twin(matrix.CONFIGS[module])
+    assert not found.not_run
+    assert found.finding is None
+    assert found.batch_refusal is None
+    assert found.num_positions > 20
+
+
+@pytest.mark.parametrize(
+    ("module", "change"),
+    [
+        ("afm7", {}),
+        ("minimax_m3_vl", {"sparse_block_size": 4, "sparse_topk_blocks": 4}),
+        ("gpt_bigcode", {}),
+        ("deepseek_v41", {}),
+    ],
+)
+def test_wrong_batches_of_upstream_are_refused(module: str, change: dict[str, int]) -> None:
+    """Wrong at once, wrong past a length only, broken, or without batched caches: alone they are right."""
+    config = copy.deepcopy(matrix.CONFIGS[module])
+    if change:
+        config["text_config"]["sparse_attention_config"].update(change)
+    found = twin(config)
+    assert found.finding is None
+    assert found.batch_refusal is not None
+
+
+@pytest.mark.parametrize("row", [1, 3, 4])
+def test_batch_whose_later_rows_differ_is_refused(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five rows are run, not two: a fault from row 3 on shows."""
+    put_module(
+        monkeypatch, {"BEFORE": f"x = mx.concatenate([x[:{row}], x[{row}:] * 1.5]) if x.shape[0] > {row} else x"}
+    )
+    found = twin(CONFIG)
+    assert found.finding is None
+    assert found.batch_refusal is not None
+    assert "off by" in found.batch_refusal
+
+
+def test_long_lengths_are_divided_and_few_layers_show_all_kinds() -> None:
+    """A window of 1,024 over 62 layers of two kinds becomes one of 512 over ten, cut between the same kinds."""
+    config = public.config("gemma-3-27b-it")
+    miniature = make_miniature(Blueprint(config, public.headers(config)), (1024,), (20, 41))
+    assert miniature.length_divisor == 2
+    text = miniature.blueprint.config["text_config"]
+    assert text["sliding_window"] == 512
+    assert text["num_hidden_layers"] < 20
+    assert all(0 < cut < text["num_hidden_layers"] for cut in miniature.cuts)
+    assert sum(spec.size_bytes for spec in miniature.blueprint.tensors.values()) < 64 << 20
+
+
+@pytest.mark.parametrize("name", ["DeepSeek-R1-4bit", "Falcon-H1-34B-Instruct", "Nemotron-H-8B-Base-8K", "phi-4"])
+def test_public_model_has_a_twin(name: str) -> None:
+    """Quantised, hybrid, or with constraints between its widths: a small model of it is made."""
+    config = public.config(name)
+    miniature = make_miniature(Blueprint(config, public.headers(config)), (64,), (3,))
+    assert sum(spec.size_bytes for spec in miniature.blueprint.tensors.values()) < 512 << 20
+    assert "quantization" not in miniature.blueprint.config
+
+
+@pytest.mark.parametrize("module", ["llama", "deepseek_v3", "falcon_h1", "gemma3", "cohere2", "rwkv7"])
+def test_table_of_widths_is_what_upstream_shows(module: str) -> None:
+    """The table in the package is the one its script makes."""
+    with standing_in(module):
+        assert dict(miniature_widths()[module]) == widths.widths(module)
+
+
+def test_every_module_has_widths() -> None:
+    """No architecture is left without a twin for want of a row."""
+    assert json.loads(widths.TABLE.read_text()).keys() == matrix.CONFIGS.keys()
