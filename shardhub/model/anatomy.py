@@ -222,6 +222,8 @@ def _describe(
         symbol = _symbol(sizes, lengths, totals)
         if symbol is None:
             return None, ()
+        if comes_later and len(set(lengths)) == 1 and symbol == lengths[0]:
+            symbol = "N"  # it came with chunks of one length only, so that nobody can tell a constant from a length
         symbols.append(symbol)
     seen = spread(
         [

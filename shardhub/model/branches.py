@@ -16,6 +16,10 @@ from typing import Any
 
 # Modules whose conditions count: upstream's models with all they are made of, caches too.
 _PACKAGE = "mlx_lm.models."
+# Different decisions of a condition that are kept of a step, and instructions of a call that are followed: a loop over
+# positions meets the same conditions over and over.
+_MAX_DECISIONS = 48
+_MAX_INSTRUCTIONS = 20_000
 # What an operand is shown as, at most.
 _MAX_TEXT = 60
 # Functions that a condition may call, and that can be called again without a trace.
@@ -96,7 +100,9 @@ class Record:
 
     def add(self, place: Place, decision: Decision) -> None:
         """Note a decision of the present step."""
-        self.steps[-1].setdefault(place, {})[decision] = None
+        known = self.steps[-1].setdefault(place, {})
+        if len(known) < _MAX_DECISIONS or all(each.outcome != decision.outcome for each in known):
+            known[decision] = None
 
     def places(self) -> set[Place]:
         """Conditions that were met."""
@@ -143,10 +149,16 @@ class _Watcher:
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         module = str(frame.f_globals["__name__"]).rpartition(".")[2]
         pending: list[tuple[_Site, Decision]] = []
+        followed = 0
 
         def on_opcode(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal followed
             if event != "opcode":
                 return on_opcode
+            followed += 1
+            if followed > _MAX_INSTRUCTIONS:
+                frame.f_trace_opcodes = False
+                return None
             at = frame.f_lasti
             if pending:
                 site, decision = pending.pop()

@@ -26,7 +26,7 @@ _TOGETHER = {
 
 
 def widths(module: str) -> dict[str, int]:
-    """Fields of a tiny configuration that are widths: they change the shapes of tensors, not which tensors there are."""
+    """Fields of a tiny configuration that are widths: they change the shapes of tensors, not which there are."""
     config = CONFIGS[module]
     with standing_in(module):
         before = _shapes(config)
