@@ -68,10 +68,9 @@ def is_float(array: mx.array) -> bool:
     return bool(mx.issubdtype(array.dtype, mx.floating))
 
 
-def placeholder(spec: TensorSpec, value: float = 0) -> mx.array:
-    """An array of this dtype and shape that occupies one element; integers are 0 whatever the value."""
-    dtype = _TO_MLX[spec.dtype]
-    return mx.broadcast_to(mx.array(value if mx.issubdtype(dtype, mx.floating) else 0, dtype), spec.shape)
+def placeholder(spec: TensorSpec) -> mx.array:
+    """An array of this dtype and shape that occupies one element."""
+    return mx.broadcast_to(mx.array(0, _TO_MLX[spec.dtype]), spec.shape)
 
 
 def to_raw(array: mx.array) -> RawTensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -32,19 +32,19 @@ class Blueprint:
         self.config = dict(config)
         self.tensors = dict(tensors)
 
-    def build(self, *, value: float = 0) -> nn.Module:
+    def build(self, *, stand_in: Callable[[TensorSpec], mx.array] = placeholder) -> nn.Module:
         """A fresh model object whose parameters are placeholders of one element each.
 
         A fresh one for each trace: some models cache derived arrays or assign their own weights in the forward.
 
         Args:
-            value: Of floating parameters: NaN for a stage, whose foreign parameters must not be used unseen.
+            stand_in: Makes them: zeros, or what must not be used, for the parameters that a stage does not own.
 
         Raises:
             UnsupportedModel: Unknown architecture, or config and headers disagree.
         """
         model = instantiate(self.config)
-        weights = {name: placeholder(spec, value) for name, spec in self.tensors.items()}
+        weights = {name: stand_in(spec) for name, spec in self.tensors.items()}
         # For its effect on the model (gemma3_text drops lm_head when the checkpoint is tied); the result is of no
         # use, since names are final already.
         sanitize(model, {name: placeholder(spec) for name, spec in self.tensors.items()})

@@ -91,7 +91,7 @@ def load_stage(
 
     crossings_in = tuple(crossing.name for crossing in first.crossings_in)
     crossings_out = tuple(crossing.name for crossing in last.crossings_out)
-    model = blueprint.build(value=poison.NAN)
+    model = blueprint.build(stand_in=poison.parameter)
     stage = Stage(model, anatomy, first.start, last.stop, crossings_in, crossings_out, kv=kv)
     weight_bytes = sum(ordered[0].tensors[name].size_bytes for name in _own_tensors(ordered))
     budget = memory_budget() if budget_bytes is None else budget_bytes

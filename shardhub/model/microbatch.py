@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from shardhub.errors import ProofExceeded
-from shardhub.model import taps
+from shardhub.model import poison, taps
 from shardhub.model.arrays import from_raw, is_float, to_raw
 from shardhub.model.sampling import draw_key, likeliest, sample, sample_greedy, score, top_tokens
 from shardhub.model.session import Session, gather
@@ -51,6 +51,7 @@ class Advanced:
     drawn: tuple[Drawn, ...]
 
 
+@poison.watching()
 def advance(
     stage: Stage,
     sessions: Sequence[Session],

@@ -167,7 +167,7 @@ class _Pair:
         self._whole.update(tree_unflatten(list(weights.items())))
         self._stages = []
         for stage in chain:
-            model = blueprint.build(value=poison.NAN)
+            model = blueprint.build(stand_in=poison.parameter)
             model.update(tree_unflatten([(name, weights[name]) for name in stage.tensors]))
             cut = stage.cut
             self._stages.append(Stage(model, anatomy, cut.start, cut.stop, cut.crossings_in, cut.crossings_out))
@@ -216,6 +216,7 @@ class _Pair:
             ) from error
         return logits if need_logits else None
 
+    @poison.watching()
     def _run_chain(self, ids: list[int], *, need_logits: bool) -> mx.array | None:
         crossing: dict[str, taps.Leaf] | mx.array = {}
         for stage, state in zip(self._stages, self._states, strict=True):

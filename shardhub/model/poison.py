@@ -1,11 +1,17 @@
 """What stands in the place of everything that does not cross a cut: nothing can be made of it without being seen.
 
-A float is NaN, which goes on into whatever is computed of it, and what leaves a stage is checked for NaN. An integer
-has no such value: its stand-in has a shape and a dtype, and refuses everything else.
+An array is one that cannot be evaluated: it has a shape and a dtype, may stand in any lazy computation, and whatever
+depends on it raises when it is evaluated, so that no function swallows it (NaN goes through nan_to_num, comparisons and
+argmax). A number, which upstream's code uses on the host, refuses everything. What ghosts hold is NaN, as their arrays
+are evaluated with each step.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -13,33 +19,25 @@ import mlx.core as mx
 from shardhub.errors import ProofExceeded
 from shardhub.manifest import Crossing
 from shardhub.model.arrays import mlx_dtype
+from shardhub.tensors import TensorSpec
 
-NAN = float("nan")
+# What mlx says of an array that cannot be evaluated.
+_NO_PRIMITIVE = "without a primitive"
 
 
 class Foreign:
-    """Stands in the place of integers that do not cross; reading their shape and dtype is all it allows."""
+    """Stands in the place of a number that does not cross, and refuses to be used."""
 
-    __slots__ = ("_name", "dtype", "ndim", "shape", "size")
+    __slots__ = ("_name",)
 
-    def __init__(self, name: str, shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+    def __init__(self, name: str) -> None:
         self._name = name
-        self.shape = shape
-        self.dtype = dtype
-        self.ndim = len(shape)
-        self.size = 1
-        for length in shape:
-            self.size *= length
 
     def __getattr__(self, attribute: str) -> Any:
         raise self._refusal()
 
     def _refusal(self) -> ProofExceeded:
-        return ProofExceeded(
-            f"{self._name} was used behind a cut that it does not cross.",
-            why="No proof has seen that.",
-            hint="Split the model again with this version of shardhub, which looks further.",
-        )
+        return _refused(f"{self._name} was used behind a cut that it does not cross.")
 
 
 def _refuse(self: Foreign, *_: Any, **__: Any) -> Any:
@@ -57,21 +55,39 @@ for _operator in _OPERATORS.split():
 
 
 def refusal(error: BaseException | None) -> ProofExceeded | None:
-    """The refusal behind an error of upstream's forward: mlx's functions turn it into a TypeError of their own."""
+    """The refusal behind an error of mlx's or of upstream's forward; None if it is another error."""
     if isinstance(error, ProofExceeded):
         return error
-    if isinstance(error, TypeError) and Foreign.__name__ in str(error):
-        return ProofExceeded(
-            "Integers were used behind a cut that they do not cross.",
-            why="No proof has seen that.",
-            hint="Split the model again with this version of shardhub, which looks further.",
-        )
+    text = str(error)
+    is_foreign = isinstance(error, TypeError) and Foreign.__name__ in text
+    if is_foreign or (isinstance(error, RuntimeError | ValueError) and _NO_PRIMITIVE in text):
+        return _refused("A value of another stage was used behind a cut that it does not cross.")
     return None
 
 
-def array(shape: tuple[int, ...], dtype: mx.Dtype = mx.float32) -> mx.array:
+@contextmanager
+def watching() -> Iterator[None]:
+    """Tell the use of what does not cross from other errors of an evaluation.
+
+    Raises:
+        ProofExceeded: It was used.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError) as error:
+        if (found := refusal(error)) is not None:
+            raise found from error
+        raise
+
+
+def nan(shape: tuple[int, ...]) -> mx.array:
     """NaN in every element; one element of memory."""
-    return mx.broadcast_to(mx.array(NAN, dtype), shape)
+    return mx.broadcast_to(mx.array(float("nan")), shape)
+
+
+def parameter(spec: TensorSpec) -> mx.array:
+    """Stands in the place of a parameter of another stage."""
+    return _array(spec.shape, mlx_dtype(spec.dtype))
 
 
 def leaf(name: str, crossing: Crossing | None, *, batch: int, length: int, total: int) -> Any:
@@ -83,9 +99,32 @@ def leaf(name: str, crossing: Crossing | None, *, batch: int, length: int, total
         batch, length, total: B, L and T of this step.
     """
     if crossing is None:
-        return array(())
+        return _array((), mx.float32)
     if crossing.is_number:
-        return NAN if crossing.dtype == "F64" else Foreign(name, (), mx.int64)
-    shape = crossing.expected_shape(batch=batch, length=length, total=total)
-    dtype = mlx_dtype(crossing.dtype)
-    return array(shape, dtype) if mx.issubdtype(dtype, mx.floating) else Foreign(name, shape, dtype)
+        return Foreign(name)
+    return _array(crossing.expected_shape(batch=batch, length=length, total=total), mlx_dtype(crossing.dtype))
+
+
+def _array(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    return mx.broadcast_to(_source(dtype, threading.get_ident()), shape)
+
+
+@cache
+def _source(dtype: mx.Dtype, thread: int) -> mx.array:
+    """An input of a traced function, kept beyond the trace: it has no value, and nothing it could be computed of."""
+    kept: list[mx.array] = []
+
+    def identity(array: mx.array) -> list[mx.array]:
+        kept.append(array)
+        return [array]
+
+    mx.export_function(lambda event: None, identity, mx.zeros((), dtype))
+    return kept[0]
+
+
+def _refused(what: str) -> ProofExceeded:
+    return ProofExceeded(
+        what,
+        why="No proof has seen that.",
+        hint="Split the model again with this version of shardhub, which looks further.",
+    )

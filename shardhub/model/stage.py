@@ -314,11 +314,11 @@ def _advance(entry: Any, batch: int, length: int) -> None:
     elif isinstance(entry, caches.ArraysCache):
         for index, content in enumerate(entry.cache):
             if content is None:
-                entry[index] = poison.array((batch, 1))
+                entry[index] = poison.nan((batch, 1))
         entry.advance(length)
     elif hasattr(entry, "update_and_fetch"):
-        entry.update_and_fetch(poison.array((batch, 1, length, 1)), poison.array((batch, 1, length, 1)))
+        entry.update_and_fetch(poison.nan((batch, 1, length, 1)), poison.nan((batch, 1, length, 1)))
     elif hasattr(entry, "update_window"):  # deepseek_v41's own cache class
-        entry.update_window(poison.array((batch, length, 1)))
+        entry.update_window(poison.nan((batch, length, 1)))
     else:
         raise UnsupportedModel(f"No way is known to advance a foreign {type(entry).__name__}.")

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from shardhub.errors import ShardhubError, UnsupportedModel
+from shardhub.model import poison
 
 # Constants above this many elements are told apart by shape only; none was seen in the 126 model modules.
 _MAX_CONSTANT_ELEMENTS = 1 << 20
@@ -145,6 +146,8 @@ def trace(
         except ShardhubError:
             raise
         except Exception as error:  # upstream's forwards raise whatever they like
+            if (used := poison.refusal(error)) is not None:
+                raise used from error
             raise UnsupportedModel(
                 "The model's computation cannot be traced, so that a split of it cannot be proven.",
                 why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",

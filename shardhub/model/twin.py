@@ -125,7 +125,7 @@ class _Pair:
         self._own = [stage_tensors(cut.start, cut.stop, anatomy, needs) for cut in cuts]
         self._whole = blueprint.build()
         self._stages = [
-            Stage(blueprint.build(value=poison.NAN), anatomy, c.start, c.stop, c.crossings_in, c.crossings_out)
+            Stage(blueprint.build(stand_in=poison.parameter), anatomy, c.start, c.stop, c.crossings_in, c.crossings_out)
             for c in cuts
         ]
         self._slots = [
@@ -223,6 +223,7 @@ class _Pair:
         mx.eval([logits] if need_logits else [], cache_arrays(cache))
         return logits if need_logits else None
 
+    @poison.watching()
     def _run_chain(
         self, ids: mx.array, states: Sequence[StageCache], position: int, *, need_logits: bool
     ) -> mx.array | None:
