@@ -91,6 +91,7 @@ class Gateway:
             server.should_exit = True
             stopping.cancel()
             await serving
+            service.structured.close()
 
     async def _drained(self, service: Service) -> None:
         """Wait until no answer is on its way, the time is over, or a second signal came."""
