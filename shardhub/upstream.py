@@ -8,23 +8,29 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 
+from shardhub.kernel_folder import use_private_folder
 from shardhub.open_files import allow_open_files, limit_kept
 
 # mlx_lm asks for so many, for models of many files, and lowers the hard limit to twice that: without privileges nobody
 # can raise it again, and where it was lower already the import fails.
 _OPEN_FILES = 2048
 _LIMITING = "mlx_lm.utils"
+_COMPILING = "mlx.core"
 
 
 def watch() -> None:
     """Have the imports of MLX and mlx_lm leave the process as it should be; called before either is imported."""
     if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watch())
+        if _COMPILING in sys.modules:
+            use_private_folder()
 
 
 class _Watch(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """A module's spec where its import needs care; None leaves it to others."""
+        if name == _COMPILING:
+            use_private_folder()
         if name != _LIMITING:
             return None
         spec = PathFinder.find_spec(name, path, target)

@@ -31,6 +31,7 @@ LAYERS = {
     # Files: headers, bytes, templates; no MLX.
     "blas": 2,
     "checkpoint": 2,
+    "kernel_folder": 2,
     "parity": 2,
     "security": 2,
     "shard": 2,
