@@ -54,7 +54,7 @@ def answer(line: bytes, tokenizer: LLTokenizer) -> bytes:
         grammar = _grammar(request["kind"], request["source"])
         compiled(grammar, tokenizer)
         return json.dumps({"grammar": grammar}).encode()
-    except Exception as error:  # noqa: BLE001  (a stranger's schema can make it raise anything; the caller is told)
+    except BaseException as error:  # noqa: BLE001  (a stranger's schema can make it raise anything, or panic)
         return json.dumps({"error": str(error)[:_MAX_MESSAGE_CHARS]}).encode()
 
 

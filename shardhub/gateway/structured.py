@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import Any, Literal
 
 from shardhub.errors import PromptError
 from shardhub.gateway.closed import closed
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 from shardhub.gateway.schema import ChatRequest, Generation, Tool
-from shardhub.text.sandbox import Program, Sandbox
+from shardhub.text.panics import panics_told
+from shardhub.text.sandbox import Program, Sandboxes
 from shardhub.text.tokenizer import Tokenizer
 
 # Characters of a schema or an expression, and the choices of a list.
@@ -116,15 +117,12 @@ class Structured:
         self._compiled_for: Any = None
         # Threads of its own: who waits for a schema keeps none from rendering, tokenizing or drawing.
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="shardhub-grammar")
-        self._sandboxes: SimpleQueue[Sandbox] = SimpleQueue()
-        for _ in range(_AT_ONCE):
-            self._sandboxes.put(Sandbox(_COMPILING))
+        self._sandboxes = Sandboxes(_COMPILING, _AT_ONCE)
 
     def close(self) -> None:
         """End the processes that compile; grammars are made no more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for _ in range(self._sandboxes.qsize()):
-            self._sandboxes.get().close()
+        self._sandboxes.close()
 
     async def grammar(self, shape: Shape) -> LlGrammar:
         """A grammar for one answer.
@@ -159,7 +157,9 @@ class Structured:
                 400, "This gateway cannot shape answers: llguidance is not installed.", param=shape.param
             ) from error
         try:
-            return LlGrammar(compiled(self._tried(shape), self._llguidance_tokenizer()))
+            grammar = self._tried(shape)
+            with panics_told("The grammar cannot be compiled."):
+                return LlGrammar(compiled(grammar, self._llguidance_tokenizer()))
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"{shape.param}: {_short(error)}", param=shape.param, code="invalid_schema") from error
 
@@ -175,9 +175,8 @@ class Structured:
             schema = json.loads(source) if isinstance(source, str) else source
             source = closed(schema) if isinstance(schema, dict) else schema
         request = json.dumps({"kind": shape.kind, "source": source}).encode()
-        sandbox = self._sandboxes.get()
         try:
-            answer = json.loads(sandbox.ask(request, max_answer_bytes=_MAX_ANSWER_BYTES))
+            answer = json.loads(self._sandboxes.ask(request, max_answer_bytes=_MAX_ANSWER_BYTES))
         except PromptError as error:
             raise Refusal(
                 400,
@@ -185,8 +184,6 @@ class Structured:
                 param=shape.param,
                 code="invalid_schema",
             ) from error
-        finally:
-            self._sandboxes.put(sandbox)
         if "error" in answer:
             raise ValueError(answer["error"])
         return str(answer["grammar"])
@@ -224,14 +221,16 @@ class LlGrammar:
         Raises:
             PromptError: The grammar cannot go on: what it allows next is too much to work out.
         """
-        allowed: bytes = self._matcher.compute_bitmask()
+        with panics_told("The answer's grammar cannot go on."):
+            allowed: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             raise PromptError("The answer's grammar cannot go on.", why=_short(self._matcher.get_error()))
         return allowed
 
     def accept(self, token: int) -> None:
         """Go on with a token that was drawn."""
-        self._matcher.consume_token(token)
+        with contextlib.suppress(PromptError), panics_told("The answer's grammar cannot go on."):
+            self._matcher.consume_token(token)
 
 
 def _dumped(shape: Shape) -> str:

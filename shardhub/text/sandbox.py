@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import LifoQueue
 
 from shardhub.errors import PromptError, ShardhubError
 
@@ -62,10 +63,12 @@ class Sandbox:
 
     Args:
         program: What it runs.
+        setup: Makes a first line for it, which it reads before it is up.
     """
 
-    def __init__(self, program: Program = RENDERING) -> None:
+    def __init__(self, program: Program = RENDERING, *, setup: Callable[[], bytes] | None = None) -> None:
         self._program = program
+        self._setup = setup
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._reaper: weakref.finalize | None = None  # type: ignore[type-arg]
@@ -107,7 +110,9 @@ class Sandbox:
                 raise
 
     def close(self) -> None:
-        """End the worker. A later call starts another."""
+        """End the worker, whatever it is at. A later call starts another."""
+        if (process := self._process) is not None:
+            process.kill()  # who waits for its answer lets go of the lock then
         with self._lock:
             self._stop()
 
@@ -129,7 +134,8 @@ class Sandbox:
         self._reaper = weakref.finalize(self, _end, process)
         try:
             start = {"timeout_s": START_TIMEOUT_S, "wait_s": START_TIMEOUT_S}
-            _exchange(process, b"", subject="It", max_bytes=_CHUNK_BYTES, **start)
+            first = self._setup() + b"\n" if self._setup is not None else b""
+            _exchange(process, first, subject="It", max_bytes=_CHUNK_BYTES, **start)
         except PromptError as error:
             self._stop()
             raise ShardhubError(
@@ -144,6 +150,43 @@ class Sandbox:
         if self._reaper is not None:
             self._reaper()
         self._process = self._reaper = None
+
+
+class Sandboxes:
+    """Several workers of one program, each started when the others are busy.
+
+    Args:
+        program, setup: See `Sandbox`.
+        num: How many.
+    """
+
+    def __init__(self, program: Program, num: int, *, setup: Callable[[], bytes] | None = None) -> None:
+        self._all = [Sandbox(program, setup=setup) for _ in range(num)]
+        # The last one that was used is used first: it has been started.
+        self._free: LifoQueue[Sandbox] = LifoQueue()
+        for sandbox in self._all:
+            self._free.put(sandbox)
+
+    def start(self) -> None:
+        """Start one worker now.
+
+        Raises:
+            ShardhubError: It does not start.
+        """
+        self._all[-1].start()
+
+    def ask(self, request: bytes, *, max_answer_bytes: int, more_cpu_s: float = 0.0) -> bytes:
+        """As `Sandbox.ask`, of one that is free, once one is."""
+        sandbox = self._free.get()
+        try:
+            return sandbox.ask(request, max_answer_bytes=max_answer_bytes, more_cpu_s=more_cpu_s)
+        finally:
+            self._free.put(sandbox)
+
+    def close(self) -> None:
+        """End the workers. A later call starts another."""
+        for sandbox in self._all:
+            sandbox.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
