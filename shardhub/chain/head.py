@@ -136,7 +136,7 @@ class Head:
             all_of(describe(address, liveness=liveness, security=security) for address in nodes)
         )
         try:
-            tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.folder)
+            tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
             described = await asking
         finally:
             asking.cancel()

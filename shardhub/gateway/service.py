@@ -69,7 +69,7 @@ class Service:
         self.head = head
         self.settings = settings
         self.created = int(time.time())
-        self.defaults = read_defaults(head.pipeline.folder)
+        self.defaults = read_defaults(head.pipeline.documents)
         self.metrics = HeadMetrics(head.scheduler)
         self.num_drawn = 0
         self.rate = Rate()
