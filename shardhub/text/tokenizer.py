@@ -20,6 +20,8 @@ CONFIG_FILES = ("config.json", "generation_config.json")
 # The largest well-known tokenizer.json (Gemma 3) has 33 MB.
 MAX_TOKENIZER_BYTES = 128 * 1024**2
 MAX_CONFIG_BYTES = 4 * 1024**2
+# Times by which rules of a tokenizer that follow each other may lengthen a text; those of known ones do not reach 100.
+MAX_GROWTH = 1 << 16
 # A rendered chat of more characters per position of the context cannot fit: tokens are shorter.
 CHARS_PER_POSITION = 16
 DEFAULT_CONTEXT = 131072
@@ -45,7 +47,10 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, *, context: int = DEFAULT_CONTEXT) -> None:
-        decoder = _read_json(folder / TOKENIZER_FILE, max_bytes=MAX_TOKENIZER_BYTES).get("decoder")
+        content = _read_json(folder / TOKENIZER_FILE, max_bytes=MAX_TOKENIZER_BYTES)
+        for part in ("normalizer", "decoder"):
+            _check_growth(content.get(part), where=f"{folder / TOKENIZER_FILE}: {part}")
+        decoder = content.get("decoder")
         self._hf = _load(folder)
         self.vocab_size: int = len(self._hf)
         self.eos_ids = _eos_ids(folder, self._hf.eos_token_id)
@@ -226,6 +231,32 @@ def _read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FormatError(f"{path} is not a JSON object.")
     return content
+
+
+def _check_growth(rules: object, *, where: str) -> None:
+    """Refuse rules that make a text of any length of a letter, such as one that doubles it, 32 times.
+
+    Raises:
+        UnsupportedModel: They may lengthen a text by more than `MAX_GROWTH`.
+    """
+    growth, waiting = 1.0, [rules]
+    while waiting:
+        rule = waiting.pop()
+        if not isinstance(rule, dict):
+            continue
+        waiting += [
+            each for name in ("normalizers", "decoders") if isinstance(rule.get(name), list) for each in rule[name]
+        ]
+        pattern, content = rule.get("pattern"), rule.get("content")
+        if rule.get("type") == "Replace" and isinstance(content, str):
+            text = pattern.get("String") if isinstance(pattern, dict) else None
+            # An expression may match nothing at all, beside each letter.
+            growth *= max(1.0, len(content) / max(1, len(text)) if isinstance(text, str) else 1 + len(content))
+        if growth > MAX_GROWTH:
+            raise UnsupportedModel(
+                f"{where} may make a text more than {MAX_GROWTH} times as long.",
+                hint="Convert the tokenizer to one whose rules do not build on each other.",
+            )
 
 
 def _check_text(text: str) -> None:

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 
-from shardhub.errors import ContextExceeded, PromptError
+from shardhub.errors import ContextExceeded, PromptError, UnsupportedModel
 from shardhub.text.encoder import _FIRST_CHARS, Encoder
 from shardhub.text.tokenizer import Tokenizer
 from tests.waiting import wait_until
@@ -100,6 +100,16 @@ def test_closing_does_not_wait_for_an_answer(encoder) -> None:
     encoder.close()
     thread.join(SOON_S)
     assert told
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+def test_rules_that_build_on_each_other_are_refused(tmp_path: Path, part) -> None:
+    """Before anything runs them: what loads a tokenizer, or decodes a token, cannot be ended."""
+    kind = normalizers if part == "normalizer" else decoders
+    made = fast(**{part: kind.Sequence([kind.Replace("a", "aa")] * 32)})
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UnsupportedModel, match="times as long"):
+        Tokenizer(tmp_path)
 
 
 def test_a_tokenizer_that_panics_ends_in_an_error_of_ours(tmp_path: Path) -> None:
