@@ -138,6 +138,9 @@ class Head:
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
             described = await asking
+            # The first prompt waits for the tokenizer's process as little as can be; what is wrong with it, it is told.
+            starting = asyncio.get_running_loop().run_in_executor(None, tokenizer.start)
+            starting.add_done_callback(lambda done: done.cancelled() or done.exception())
         finally:
             asking.cancel()
             await asyncio.wait({asking})
