@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 # Connections: more than answers, as some wait to be refused.
 MAX_CONNECTIONS = 2048
 # Connections that the event loop takes at once before any is looked at; the system keeps as many waiting.
-BACKLOG = 256
+_MAX_BACKLOG = 256
 # Files for links to nodes, the model's files, processes that render or compile, logs.
 _OTHER_FILES = 256
 _LEAST_CONNECTIONS = 16
@@ -60,11 +60,15 @@ class Limits:
     stall_s: float
 
 
-def connections_allowed() -> int:
-    """How many connections there may be, as far as this process may open files."""
-    # Those that were taken at once, and not looked at yet, come on top.
+def connections_allowed() -> tuple[int, int]:
+    """How many connections there may be as far as this process may open files, and how many of them be taken at once.
+
+    Those that were taken at once, and not looked at yet, come on top of the others.
+    """
     files = allow_open_files(2 * MAX_CONNECTIONS)
-    return max(_LEAST_CONNECTIONS, min(MAX_CONNECTIONS, files - _num_open() - BACKLOG - _OTHER_FILES))
+    at_once = min(_MAX_BACKLOG, files // 8)
+    left = files - _num_open() - at_once - min(_OTHER_FILES, files // 4)
+    return max(_LEAST_CONNECTIONS, min(MAX_CONNECTIONS, left)), at_once
 
 
 def protocol(limits: Limits) -> type[H11Protocol]:

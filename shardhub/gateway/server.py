@@ -14,7 +14,7 @@ import uvicorn
 from shardhub.chain.head import Head
 from shardhub.errors import AddressError
 from shardhub.gateway.app import build_app, guarded
-from shardhub.gateway.connections import BACKLOG, Limits, QuietLoop, connections_allowed, protocol
+from shardhub.gateway.connections import Limits, QuietLoop, connections_allowed, protocol
 from shardhub.gateway.service import Service, in_thread
 from shardhub.gateway.settings import GatewaySettings
 
@@ -60,14 +60,15 @@ class Gateway:
         service = await in_thread(lambda: Service(self._head, self._settings))
         await in_thread(self._head.tokenizer.start)
         app = build_app(service)
-        limits = Limits(num=connections_allowed(), stall_s=self._settings.stall_s)
+        num_connections, at_once = connections_allowed()
+        limits = Limits(num=num_connections, stall_s=self._settings.stall_s)
         server = _Server(
             uvicorn.Config(
                 guarded(app),
                 log_config=None,
                 http=protocol(limits),
                 access_log=False,  # the gate has a log line of its own
-                backlog=BACKLOG,
+                backlog=at_once,
                 lifespan="off",
                 ws="none",
                 proxy_headers=False,
@@ -119,7 +120,7 @@ def listening(settings: GatewaySettings) -> Iterator[socket.socket]:
     check_host(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
         raise AddressError(
             f"Cannot listen on {settings.host}, port {settings.port}.",

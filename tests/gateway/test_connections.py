@@ -19,7 +19,7 @@ from tests.gateway.serving import GatewayProcess
 from tests.waiting import wait_until
 
 # Files of a gateway, and connections that are more than it can have.
-NUM_FILES, MANY = 800, 900
+NUM_FILES, MANY = 300, 600
 MOST_LOG_BYTES = 64 << 10
 STALL_S = 0.5
 GOOD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
