@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from shardhub.manifest import (
 )
 from shardhub.naming import CATALOGUE_FILE, COMMIT_PATTERN, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
 from shardhub.tensors import TensorSpec
+
+# Far more than any file that a manifest names.
+_MAX_NAMED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +63,21 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """A pipeline's folder."""
+    """A pipeline's folder.
+
+    Attributes:
+        only_named: Another folder, with nothing but copies of the files that the manifest names; None where files that
+            somebody put beside them may be used, too.
+    """
 
     folder: Path
     manifest: Manifest
+    only_named: Path | None = None
+
+    @property
+    def documents(self) -> Path:
+        """Folder of config.json, the tokenizer and the generation settings."""
+        return self.only_named or self.folder
 
     def shard_folder(self, index: int) -> Path | None:
         """Folder of a stage's shard on this machine, if the manifest names one and it is there."""
@@ -129,9 +143,31 @@ def read_pipeline(folder: Path) -> Pipeline:
         )
     manifest = decode_identified(Manifest, read_bytes(path), where=str(path))
     for name, digest in manifest.files.items():
-        check_digest(read_bytes(folder / name, 1 << 30), digest, where=str(folder / name))
+        check_digest(read_bytes(folder / name, _MAX_NAMED_BYTES), digest, where=str(folder / name))
     read_config(folder / CONFIG_FILE, manifest.config_digest)
     return Pipeline(folder=folder, manifest=manifest)
+
+
+def copy_named(pipeline: Pipeline, target: Path) -> Pipeline:
+    """Copy the files that a manifest names, checked, and have nothing else read of the pipeline's documents.
+
+    Args:
+        target: An empty folder.
+
+    Raises:
+        FormatError, DigestMismatch: A file is not what was published.
+    """
+    folder, manifest = pipeline.folder, pipeline.manifest
+    named: dict[str, bytes] = {}
+    for name, digest in manifest.files.items():
+        named[name] = read_bytes(folder / name, _MAX_NAMED_BYTES)
+        check_digest(named[name], digest, where=str(folder / name))
+    if CONFIG_FILE not in named:
+        config = read_config(folder / CONFIG_FILE, manifest.config_digest)
+        named[CONFIG_FILE] = json.dumps(config).encode()
+    for name, data in named.items():
+        (target / name).write_bytes(data)
+    return replace(pipeline, only_named=target)
 
 
 def read_bytes(path: Path, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:

@@ -228,6 +228,11 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
     ],
     "Certificates and signatures": [
         (
+            "file beside a signed manifest that it does not name",
+            "not read; `verify --key` fails",
+            "tests/security/test_commands.py::test_files_beside_a_signed_manifest_change_nothing",
+        ),
+        (
             "tampered manifest with `--require-signature`",
             "refused, exit 3",
             "tests/security/test_signatures.py::test_a_changed_manifest_is_refused",
@@ -293,6 +298,11 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "Weights, manifests, templates": [
+        (
+            "tokenizer that panics, or runs without end",
+            "an error, the next text is encoded",
+            "tests/text/test_encoder.py::test_a_tokenizer_that_goes_wrong_is_a_prompt_error",
+        ),
         (
             "malformed safetensors",
             "refused, MLX never sees them",
@@ -403,6 +413,11 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "The Hub and the disk": [
+        (
+            "another user's code where MLX looks for compiled kernels",
+            "a private folder is used",
+            "tests/test_upstream.py::test_compiled_kernels_lie_in_a_private_folder",
+        ),
         ("code in a repo", "never fetched, never run", "tests/hub/test_fetch.py::test_code_is_never_fetched"),
         (
             "Hub offline, cache complete",
@@ -475,6 +490,31 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         ("blob lost from the cache", "fetched again", "tests/hub/test_fetch.py::test_lost_blob_is_fetched_again"),
     ],
     "Clients": [
+        (
+            "client that leaves while a node is away",
+            "its request ends, nobody waits for it",
+            "tests/gateway/test_lifecycle.py::test_a_client_that_leaves_while_a_node_is_away_holds_up_nobody",
+        ),
+        (
+            "more idle connections than open files",
+            "others are answered, the log stays short",
+            "tests/gateway/test_connections.py::test_idle_connections_lock_nobody_out",
+        ),
+        (
+            "header or body that drips, an answer that nobody reads",
+            "the connection ends",
+            "tests/gateway/test_connections.py::test_a_request_that_does_not_come_ends_its_connection",
+        ),
+        (
+            "schemas that compile without end",
+            "refused, others unaffected",
+            "tests/gateway/test_shapes.py::test_schemas_without_end_hold_up_nobody",
+        ),
+        (
+            "14 MB of text for a context of 1,024",
+            "refused by its beginning",
+            "tests/gateway/test_requests.py::test_a_text_that_cannot_fit_is_refused_soon",
+        ),
         (
             "request given up",
             "freed on every node within a step",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -88,6 +89,8 @@ class Chain:
         self.deadlines = Deadlines()
         self._renewing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        # By a link's name: sessions, with their epochs, that were given up while it was broken.
+        self._left_open: dict[str, list[tuple[bytes, int]]] = {}
 
     @classmethod
     async def start(cls, links: Sequence[StageLink]) -> Chain:
@@ -161,6 +164,24 @@ class Chain:
     def forget(self, session: ChainSession) -> None:
         """Take a session off the chain's books."""
         self._sessions.pop(session.id, None)
+
+    def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:
+        """Close a session on a link that has broken once there is another to the same node, which has kept it.
+
+        Without that the node would hold it, and refuse others for it, until its lease ends.
+        """
+        there = [other for index, other in enumerate(self.links) if index not in self.paths.dead]
+        again = next((other for other in there if other.name == link.name), None)
+        if again is None:
+            self._left_open.setdefault(link.name, []).append((session, epoch))
+        elif again is not link:
+            self._begin(self._close_on(again, [(session, epoch)]))
+
+    async def _close_on(self, link: StageLink, sessions: Sequence[tuple[bytes, int]]) -> None:
+        """Close sessions that are on no book any more; a node that cannot be told frees them with their leases."""
+        with contextlib.suppress(ShardhubError):
+            for session, epoch in sessions:
+                await link.close_session(self.head, session, epoch)
 
     async def send(
         self, rows: Sequence[RowToSend], *, lane: Lane, verify: bool = False
@@ -333,6 +354,7 @@ class Chain:
             self._check_limits(link)
             await link.start(self.head, partial(self._arrived, index), lost)
             await self.paths.put(index, link)
+            await self._close_on(link, self._left_open.pop(link.name, []))
             if broken:
                 raise broken[0]
         except BaseException:

@@ -136,8 +136,11 @@ class Head:
             all_of(describe(address, liveness=liveness, security=security) for address in nodes)
         )
         try:
-            tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.folder)
+            tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
             described = await asking
+            # The first prompt waits for the tokenizer's process as little as can be; what is wrong with it, it is told.
+            starting = asyncio.get_running_loop().run_in_executor(None, tokenizer.start)
+            starting.add_done_callback(lambda done: done.cancelled() or done.exception())
         finally:
             asking.cancel()
             await asyncio.wait({asking})

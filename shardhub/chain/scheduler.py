@@ -35,6 +35,8 @@ _BETWEEN_ATTEMPTS_S = 0.2
 # Positions between snapshots of a long prompt, and about how many are kept of one.
 _LEAST_SNAPSHOT = 256
 _MAX_SNAPSHOTS = 8
+# Seconds a request waits for sessions that are being parked: milliseconds as a rule, but a node may hang just then.
+_PARKING_S = 5.0
 # A prompt with no more ids left than this does not wait for longer ones.
 _SHORT_PROMPT = 64
 
@@ -159,13 +161,14 @@ class Scheduler:
         session: ChainSession | None = None
         prefix: Prefix | None = None
         try:
-            session, prefix = await self._admit(stream, positions)
-            stream.begin(session, rewind_limit=self.chain.rewind_limit)
-            stream.num_reused = session.position
+            admitted, prefix = await stream.while_wanted(self._admit(stream, positions))
+            session = admitted
+            stream.begin(admitted, rewind_limit=self.chain.rewind_limit)
+            stream.num_reused = admitted.position
             while not stream.is_done:
                 await self._run(stream)
                 if stream.interruption is not None:
-                    await self._recover(stream, stream.interruption)
+                    await stream.while_wanted(self._recover(stream, stream.interruption))
         except ShardhubError as error:
             stream.fail(error)
         except asyncio.CancelledError:
@@ -197,20 +200,11 @@ class Scheduler:
     @contextlib.asynccontextmanager
     async def _turn_to_prefill(self, stream: Stream) -> AsyncIterator[None]:
         """A place among the prompts that are on their way; a request that is given up waits for none."""
-        waiting = asyncio.ensure_future(self._prefilling.acquire())
-        stream.on_cancelled = waiting.cancel
-        try:
-            await waiting
-        except asyncio.CancelledError:
-            if not stream.is_done:
-                raise
-        finally:
-            stream.on_cancelled = lambda: None
+        await stream.while_wanted(self._prefilling.acquire())
         try:
             yield
         finally:
-            if not waiting.cancelled():
-                self._prefilling.release()
+            self._prefilling.release()
 
     async def _recover(self, stream: Stream, error: ShardhubError) -> None:
         """Bring a stream's session to where it was, on nodes that are there.
@@ -285,7 +279,7 @@ class Scheduler:
         try:
             if session is None:
                 return
-            if not stream.request.reuse or stream.finish is None:
+            if not stream.will_be_kept:
                 await session.close()
                 return
             if stream.kept_ids() != session.position:  # drafts that were wrong
@@ -315,7 +309,7 @@ class Scheduler:
             try:
                 return await self._open(stream.request, positions)
             except Overloaded:
-                if not self._is_anyone_served() or stream.is_done or time.monotonic() >= deadline:
+                if not self._is_anyone_served() or time.monotonic() >= deadline:
                     raise
             except ShardhubError as error:
                 stream.num_recoveries += 1
@@ -335,9 +329,7 @@ class Scheduler:
         prefix: Prefix | None = None
         parameters = replace(request.parameters, answer_start=len(request.prompt))
         if request.reuse and not request.score:
-            # What ended just now may be what this prompt begins with, a chat's turn before.
-            for other in [other for other in self.streams if other.is_done and other.request.tenant == request.tenant]:
-                await other.ended.wait()
+            await self._until_kept(request.tenant)
             prefix = self.prefixes.find(request.prompt, request.tenant, rewind_limit=self.chain.rewind_limit)
         if prefix is not None:
             try:
@@ -353,6 +345,14 @@ class Scheduler:
             else:
                 return session, prefix
         return await self.chain.open(context=positions, parameters=parameters), None
+
+    async def _until_kept(self, tenant: str) -> None:
+        """Wait for what ended just now: a prompt may begin with it, as a chat's turn does with the one before."""
+        ending = [other for other in self.streams if other.will_be_kept and other.request.tenant == tenant]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PARKING_S):
+                for other in ending:
+                    await other.ended.wait()
 
     def _marks(self, stream: Stream) -> list[int]:
         """Positions of a prompt to keep snapshots of: where the architecture's caches cannot go back to them later.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,6 +64,9 @@ class Carrier(Protocol):
 
     def forget(self, session: ChainSession) -> None:
         """Take a session off the chain's books."""
+
+    def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:
+        """Take note of a session that could not be closed on a link."""
 
 
 class ChainSession:
@@ -265,8 +267,10 @@ class ChainSession:
             await asyncio.gather(*(self._close_at(link) for link in self.path.links))
 
     async def _close_at(self, link: StageLink, *, park: bool = False) -> bool:
-        # A node that is gone frees the session when its lease ends.
-        with contextlib.suppress(ShardhubError):
+        try:
             await link.close_session(self._chain.head, self.id, self.epoch, park=park)
-            return True
-        return False
+        except ShardhubError:
+            if not park:
+                self._chain.left_open(link, self.id, self.epoch)
+            return False
+        return True

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from shardhub.chain.drafts import Drafter
 from shardhub.chain.recovery import is_recoverable
 from shardhub.chain.session import ChainSession, RowToSend
-from shardhub.errors import ContextExceeded, PromptError, ShardhubError
+from shardhub.errors import ContextExceeded, Overloaded, PromptError, ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import RowResult, TopTokens
+
+T = TypeVar("T")
 
 Finish = Literal["stop", "length"]
 # Tokens that wait for a reader who is slow; then the stream takes no further steps until they are read.
@@ -129,7 +131,6 @@ class Stream:
         self.num_recoveries = 0
         self.is_exact = True
         self.on_drained: Callable[[], None] = lambda: None
-        self.on_cancelled: Callable[[], object] = lambda: None
         self.on_drawn: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
         self._drawn_at = time.monotonic()
         self._session: ChainSession | None = None
@@ -138,7 +139,7 @@ class Stream:
         self._rewind_limit = 0
         self._unread: deque[Token] = deque()
         self._error: BaseException | None = None
-        self._is_cancelled = False
+        self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._news = asyncio.Event()
 
     @property
@@ -153,6 +154,11 @@ class Stream:
         return self._session is not None
 
     @property
+    def will_be_kept(self) -> bool:
+        """Whether it has ended well, so that its KV is kept for prompts that begin alike; it waits for no other."""
+        return self.request.reuse and self.finish is not None and self.interruption is None
+
+    @property
     def error(self) -> BaseException | None:
         """What ended it, if that was an error."""
         return self._error
@@ -160,7 +166,7 @@ class Stream:
     @property
     def is_done(self) -> bool:
         """Whether it takes no further step."""
-        return self._is_cancelled or self.finish is not None or self._error is not None
+        return self._given_up.done() or self.finish is not None or self._error is not None
 
     @property
     def is_full(self) -> bool:
@@ -242,10 +248,29 @@ class Stream:
 
     def cancel(self) -> None:
         """Nobody reads it any more: it takes no further step."""
-        self._is_cancelled = True
+        if not self._given_up.done():
+            self._given_up.set_result(None)
         self._news.set()
         self.on_drained()
-        self.on_cancelled()
+
+    async def while_wanted(self, work: Awaitable[T]) -> T:
+        """Do some work for whoever reads the stream; once nobody does, the work is cancelled.
+
+        Raises:
+            Overloaded: The stream was cancelled before the work was done.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            if not self._given_up.done():
+                both: set[asyncio.Future[Any]] = {task, self._given_up}
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        if task.cancelled():
+            raise Overloaded("The request was given up while it waited.")
+        return task.result()
 
     def interrupt(self, error: BaseException) -> None:
         """A step failed: leave the microbatch to go on elsewhere if that can help, or end with the error."""

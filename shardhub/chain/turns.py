@@ -27,18 +27,12 @@ class Turns:
             deadline: On the monotonic clock, seconds.
 
         Raises:
-            Overloaded: None came in time, or the request was given up.
+            Overloaded: None came in time.
         """
         began_at = time.monotonic()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue = self._waiting.setdefault(stream.request.tenant, deque())
         queue.append(turn)
-
-        def given_up() -> None:
-            if not turn.done():
-                turn.set_result(None)
-
-        stream.on_cancelled = given_up
         try:
             async with asyncio.timeout(max(0.0, deadline - began_at)):
                 await turn
@@ -47,11 +41,8 @@ class Turns:
                 f"The chain had no room for this request within {deadline - began_at:.0f} s.", hint="Try again later."
             ) from error
         finally:
-            stream.on_cancelled = lambda: None
             if turn in queue:
                 queue.remove(turn)
-        if stream.is_done:
-            raise Overloaded("The request was given up while it waited.")
 
     def next(self) -> None:
         """Give the next waiting request its turn."""

@@ -30,10 +30,14 @@ def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[st
 
 
 def nodes_file(options: Sequence[str] | None, pipeline: Pipeline) -> Path | None:
-    """The nodes.toml that names the nodes; None where --node or SHARDHUB_NODES does, or there is none."""
+    """The nodes.toml that names the nodes; None where --node or SHARDHUB_NODES does, or there is none.
+
+    Where only what the manifest names may be read of the pipeline, the one beside it is left out: no manifest names it.
+    """
     if options or os.environ.get(NODES_VARIABLE, "").strip():
         return None
-    found = (folder / NODES_FILE for folder in (Path(), pipeline.folder))
+    folders = [Path(), pipeline.folder] if pipeline.only_named is None else [Path()]
+    found = (folder / NODES_FILE for folder in folders)
     return next((path.absolute() for path in found if path.is_file()), None)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import secrets
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +29,7 @@ from shardhub.errors import PromptError, RouteError, UsageError
 from shardhub.naming import CONFIG_FILE
 from shardhub.parameters import MAX_SEED, SamplingParameters
 from shardhub.parity import describe, newest_record
-from shardhub.shard import read_config, read_pipeline
+from shardhub.shard import copy_named, read_config, read_pipeline
 
 # Prompts from a file or pipe: more text than any model's context holds.
 _MAX_PROMPT_BYTES = 16 << 20
@@ -151,6 +154,13 @@ def generate(
     return 0
 
 
+def _temporary_folder() -> Path:
+    """A folder that is gone when the process has ended."""
+    made = Path(tempfile.mkdtemp(prefix="shardhub-pipeline-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
 def start_head(loop: LoopThread, options: HeadOptions) -> Head:
     """Connect to the nodes an invocation names; a pipeline that is a repo is fetched first.
 
@@ -162,6 +172,8 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
     folder = places.folder(pipeline_named(options))
     check_pipeline(folder, options.require_signature)
     pipeline = read_pipeline(folder)
+    if options.require_signature is not None:
+        pipeline = copy_named(pipeline, _temporary_folder())
     config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
     if text := warning(config, default_context(config, options.context)):
         note(f"warning: {text}")
@@ -201,7 +213,9 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
         head.scheduler.healer.on_event = lambda event: note(event.text)
         if file is not None:
             loop.wait(head.follow(lambda: read_nodes_file(file)))
-        if (record := newest_record(pipeline.folder, pipeline.manifest.pipeline_id)) is not None:
+        # No manifest names a record: where only what it names may be read, none is shown.
+        record = newest_record(pipeline.folder, pipeline.manifest.pipeline_id) if pipeline.only_named is None else None
+        if record is not None:
             note(f"parity: {describe(record)}")
         warn_inexact(head.inexact)
         return head

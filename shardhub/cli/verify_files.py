@@ -20,9 +20,12 @@ from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FI
 from shardhub.parity import PARITY_FOLDER, describe, newest, parse_record, said_inexact
 from shardhub.security.signatures import check_signature, check_unchanged, parse_public_key
 from shardhub.shard import Shard, join_adjacent, read_bytes, read_config, read_shard
-from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES
+from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 
 T = TypeVar("T")
+
+# A folder of chat templates that tokenizers read, too; shardhub publishes none.
+_TEMPLATES = "additional_chat_templates"
 # The bytes may be right and the stages still be no proof here: under another version of mlx-lm.
 UNPROVEN = "UNPROVEN"
 # The index of a shard names each of its tensors.
@@ -125,6 +128,10 @@ def _check_signature(target: Target, report: Report, key: str | None) -> None:
     if key is not None:
         trusted = parse_public_key(key)
         report.attempt(SIGNATURE_FILE, lambda: check_signature(folder, trusted), f"signed by {trusted}")
+        for name in sorted(path.name for path in folder.iterdir()):
+            is_used = is_pipeline_file(name) or name == _TEMPLATES
+            if is_used and name not in target.pipeline.manifest.files:
+                report.add(name, "MISMATCH", "the manifest, which is signed, does not name it, and a head would use it")
     elif (folder / SIGNATURE_FILE).is_file():
         report.attempt(SIGNATURE_FILE, lambda: check_unchanged(folder), "whether the publisher signed it, --key tells")
 

@@ -49,7 +49,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     service.admission.check(num)
     kind = "chat.completion.chunk" if body.stream else "chat.completion"
     envelope = service.envelope(body.model, kind, "chatcmpl")
-    chat = _Chat(turn=await understand(service, body, tenant_of(request)), envelope=envelope)
+    turn = await unless_gone(request, understand(service, body, tenant_of(request)))
+    chat = _Chat(turn=turn, envelope=envelope)
     headers = warnings_of(body)
     if body.stream:
         return EventStream(

@@ -64,7 +64,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue one or several texts, whole or as server-sent events."""
     service = service_of(request)
     service.admission.check()
-    completion = await _understand(service, body, tenant_of(request))
+    completion = await unless_gone(request, _understand(service, body, tenant_of(request)))
     headers = warnings_of(body)
     if body.stream:
         return EventStream(
@@ -82,7 +82,8 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
         raise Refusal(400, "Text cannot be inserted before a suffix here.", param="suffix")
     if body.best_of not in (None, body.n or 1):
         raise Refusal(400, "best_of must equal n.", param="best_of")
-    prompts = await in_thread(lambda: _prompts(service, body.prompt))
+    # One after the other: what is left is not begun for a client that has gone.
+    prompts = [await in_thread(partial(_prompt, service, each)) for each in _listed(body.prompt)]
     parameters = parameters_of(body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.logprobs or 0)
     shape = shape_of(body)
     grammar = await service.structured.grammar(shape) if shape is not None else None
@@ -109,11 +110,11 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
     return _Completion(body=body, envelope=envelope, prompts=prompts, asks=asks, grammar=grammar)
 
 
-def _prompts(service: Service, given: str | list[str] | list[int] | list[list[int]]) -> list[_Prompt]:
-    """Prompts as token ids; ids are taken as they are, without a first token.
+def _listed(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    """Prompts one by one.
 
     Raises:
-        Refusal: There is none, or there are too many, or one is empty or holds what is no token id.
+        Refusal: There is none, or there are too many.
     """
     if isinstance(given, str):
         listed: list[str | list[int]] = [given]
@@ -123,21 +124,27 @@ def _prompts(service: Service, given: str | list[str] | list[int] | list[list[in
         listed = [each for each in given if not isinstance(each, int)]
     if not listed or len(listed) > MAX_PROMPTS:
         raise Refusal(400, f"There must be 1 to {MAX_PROMPTS} prompts, not {len(listed)}.", param="prompt")
-    return [_prompt(service, each) for each in listed]
+    return listed
 
 
 def _prompt(service: Service, given: str | list[int]) -> _Prompt:
+    """A prompt as token ids; ids are taken as they are, without a first token.
+
+    Raises:
+        Refusal: It is empty, too long, or holds what is no token id.
+    """
     tokenizer = service.head.tokenizer
     if not given:
         raise Refusal(400, "A prompt is empty.", param="prompt")
     if not isinstance(given, str):
         if not all(0 <= token < service.vocab_size for token in given):
             raise Refusal(400, f"A token id of a prompt is not in 0 to {service.vocab_size - 1}.", param="prompt")
+        service.max_tokens(None, [given], param="prompt")  # before its text is made
         detokenizer = tokenizer.detokenizer(continues=True)
         text = "".join(detokenizer.add(token) for token in given) + detokenizer.finish()
         return _Prompt(ids=tuple(given), text=text, num_added=0)
     try:
-        ids = tuple(tokenizer.encode(given))
+        ids = tuple(tokenizer.encode(given, max_ids=service.max_context))
     except PromptError as error:
         raise refusal_of(error, param="prompt") from error
     if not ids:

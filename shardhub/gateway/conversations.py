@@ -24,6 +24,8 @@ _RESERVED = {
     "padding",
     "truncation",
     "max_length",
+    "max_ids",
+    "self",
 }
 # Parts of messages that are text, in the words of all APIs.
 _TEXTS = ("text", "input_text", "output_text", "reasoning_text")

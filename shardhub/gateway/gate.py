@@ -17,12 +17,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shardhub.gateway.keys import Keys
-from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 
 log = logging.getLogger(__name__)
 
 # A batch of 128 prompts of 2,048 token ids has about 2 MB; a long document as one prompt about as much.
 MAX_BODY_BYTES = 16 << 20
+# What the bodies of all requests may hold together; beyond it larger ones have to come again.
+MAX_BODIES_BYTES = 256 << 20
+_SMALL_BODY_BYTES = 64 << 10
+# What a body must come with, in all, beyond a first pause: a slow line carries it, a client that drips bytes does not.
+_LEAST_BYTES_PER_S = 4096
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = "GET, HEAD, POST, OPTIONS"
 _MAX_AGE_S = "600"
@@ -40,7 +45,10 @@ class Gate:
         hosts: Names by which clients may call, besides those of loopback.
         any_address: Clients may call by any address, too; an address, unlike a name, cannot be pointed elsewhere.
         origins: Pages that may call, besides the gateway's own.
-        stall_s: How long a body may pause.
+        stall_s: How long a body may take beyond what `_LEAST_BYTES_PER_S` allows its bytes.
+
+    Attributes:
+        held_bytes: Of the bodies of all requests that are being served.
     """
 
     def __init__(
@@ -58,7 +66,8 @@ class Gate:
         self._hosts = frozenset(host.lower() for host in hosts) | {"localhost"}
         self._any_address = any_address
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
-        self._stall_s = stall_s
+        self.stall_s = stall_s
+        self.held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -93,11 +102,14 @@ class Gate:
             else:
                 state = scope.setdefault("state", {})
                 state["key"] = self._check(scope, headers, origin)
-                body = self._bounded(headers, receive)
-                if scope["method"] == "HEAD":
-                    await _head_only(self._app, scope, send_on)
-                else:
-                    await self._app(scope, body, send_on)
+                body = _Body(self, headers, receive)
+                try:
+                    if scope["method"] == "HEAD":
+                        await _head_only(self._app, scope, send_on)
+                    else:
+                        await self._app(scope, body, send_on)
+                finally:
+                    self.held_bytes -= body.num_bytes
         except Refusal as refusal:
             await refusal.response(scope["path"])(scope, receive, send_on)
         # The path only: headers carry keys.
@@ -138,33 +150,50 @@ class Gate:
         if not is_known:
             raise Refusal(403, f"This gateway is not called {host[:100]!r}.", code="host_not_allowed")
 
-    def _bounded(self, headers: Headers, receive: Receive) -> Receive:
-        """The body as it comes, as long as it is neither too big nor too slow.
 
-        Raises:
-            Refusal: It says itself that it is too big.
-        """
+class _Body:
+    """A request's body as it comes, as long as it is neither too big nor too slow.
+
+    Args:
+        gate: Knows how much all bodies hold.
+
+    Raises:
+        Refusal: It says itself that it is too big.
+    """
+
+    def __init__(self, gate: Gate, headers: Headers, receive: Receive) -> None:
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
             raise _too_big()
-        num_bytes, is_whole = 0, False
+        self.num_bytes = 0
+        self._gate = gate
+        self._receive = receive
+        self._is_whole = False
+        self._began_at = asyncio.get_running_loop().time()
 
-        async def bounded() -> Message:
-            nonlocal num_bytes, is_whole
-            if is_whole:
-                return await receive()
-            try:
-                async with asyncio.timeout(self._stall_s):
-                    message = await receive()
-            except TimeoutError as error:
-                raise Refusal(408, "The request's body did not come.", headers={"Connection": "close"}) from error
-            num_bytes += len(message.get("body", b""))
-            is_whole = message["type"] != "http.request" or not message.get("more_body", False)
-            if num_bytes > MAX_BODY_BYTES:
-                raise _too_big()
-            return message
+    async def __call__(self) -> Message:
+        """The next part.
 
-        return bounded
+        Raises:
+            Refusal: It is too big or too slow, or all bodies together are too big.
+        """
+        if self._is_whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._began_at + self._gate.stall_s + self.num_bytes / _LEAST_BYTES_PER_S):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise Refusal(408, "The request's body did not come.", headers={"Connection": "close"}) from error
+        num_bytes = len(message.get("body", b""))
+        self.num_bytes += num_bytes
+        self._gate.held_bytes += num_bytes
+        self._is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+        if self.num_bytes > MAX_BODY_BYTES:
+            raise _too_big()
+        if self._gate.held_bytes > MAX_BODIES_BYTES and self.num_bytes > _SMALL_BODY_BYTES:
+            headers = {"Connection": "close", "Retry-After": str(RETRY_AFTER_S)}
+            raise Refusal(503, "Too many large requests come at once.", code="overloaded", headers=headers)
+        return message
 
 
 def _too_big() -> Refusal:

@@ -72,7 +72,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     try:
         chat, left_out = chat_of(body, max_tokens=body.max_tokens)
         # The number is required here, and clients send the most that models of another kind can say.
-        turn = await understand(service, chat, tenant_of(request), cut=True)
+        turn = await unless_gone(request, understand(service, chat, tenant_of(request), cut=True))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
     writer = MessageWriter(len(turn.ask.prompt), model=model)
@@ -97,7 +97,7 @@ async def count_tokens(body: CountRequest, request: Request) -> dict[str, int]:
     service.check_model(body.model)
     try:
         chat, _ = chat_of(body)
-        return {"input_tokens": await num_prompt(service, chat)}
+        return {"input_tokens": await unless_gone(request, num_prompt(service, chat))}
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
 

@@ -71,7 +71,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     model = service.check_model(body.model)
     try:
         chat, left_out = chat_of(body)
-        turn = await understand(service, chat, tenant_of(request))
+        turn = await unless_gone(request, understand(service, chat, tenant_of(request)))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
     writer = ResponseWriter(turn, body.model_dump(), model=model)

@@ -8,19 +8,16 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from shardhub.chain.head import Head
 from shardhub.errors import AddressError
 from shardhub.gateway.app import build_app, guarded
+from shardhub.gateway.connections import Limits, QuietLoop, connections_allowed, protocol
 from shardhub.gateway.service import Service, in_thread
 from shardhub.gateway.settings import GatewaySettings
 
-# Connections: more than answers, as some wait to be refused.
-_MAX_CONNECTIONS = 2048
 _KEEP_ALIVE_S = 65
 # What is in progress when a drain is over has so long.
 _STOP_TIMEOUT_S = 1
@@ -63,23 +60,26 @@ class Gateway:
         service = await in_thread(lambda: Service(self._head, self._settings))
         await in_thread(self._head.tokenizer.start)
         app = build_app(service)
+        num_connections, at_once = connections_allowed()
+        limits = Limits(num=num_connections, stall_s=self._settings.stall_s)
         server = _Server(
             uvicorn.Config(
                 guarded(app),
                 log_config=None,
-                http=_protocol(self._settings.stall_s),
+                http=protocol(limits),
                 access_log=False,  # the gate has a log line of its own
+                backlog=at_once,
                 lifespan="off",
                 ws="none",
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=_MAX_CONNECTIONS,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_STOP_TIMEOUT_S,
                 h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
             )
         )
         server.on_started = lambda: on_ready(url_of(self._settings.host, listener.getsockname()[1]))
+        quiet = QuietLoop(asyncio.get_running_loop())
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -91,6 +91,8 @@ class Gateway:
             server.should_exit = True
             stopping.cancel()
             await serving
+            quiet.stop()
+            service.structured.close()
 
     async def _drained(self, service: Service) -> None:
         """Wait until no answer is on its way, the time is over, or a second signal came."""
@@ -118,7 +120,7 @@ def listening(settings: GatewaySettings) -> Iterator[socket.socket]:
     check_host(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=1024)
+        listener = socket.create_server((settings.host, settings.port), family=family)
     except OSError as error:
         raise AddressError(
             f"Cannot listen on {settings.host}, port {settings.port}.",
@@ -167,24 +169,3 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """None: `Gateway.stop` stops it."""
         yield
-
-
-def _protocol(stall_s: float) -> type[H11Protocol]:
-    class Protocol(H11Protocol):
-        """HTTP/1.1 that gives up a connection whose first request does not come."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.access_log = False
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.loop.call_later(stall_s, self._give_up)
-
-        def _give_up(self) -> None:
-            transport: Any = self.transport
-            cycle: Any = self.cycle
-            if cycle is None and not transport.is_closing():
-                transport.close()
-
-    return Protocol

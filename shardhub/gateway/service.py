@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,6 +31,8 @@ T = TypeVar("T")
 # nginx's code for a client that went away; nobody reads it.
 CLIENT_GONE = 499
 _MAX_NAMED = 20
+# Of their own: however many prompts wait for the tokenizer, what draws tokens does not wait with them.
+_THREADS = ThreadPoolExecutor(8, thread_name_prefix="shardhub-text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,7 @@ class Service:
         self.head = head
         self.settings = settings
         self.created = int(time.time())
-        self.defaults = read_defaults(head.pipeline.folder)
+        self.defaults = read_defaults(head.pipeline.documents)
         self.metrics = HeadMetrics(head.scheduler)
         self.num_drawn = 0
         self.rate = Rate()
@@ -175,7 +178,7 @@ def warnings_of(body: Body, left_out: Sequence[str] = ()) -> dict[str, str]:
 
 async def in_thread(work: Callable[[], T]) -> T:
     """Run what takes its time beside the event loop."""
-    return await asyncio.get_running_loop().run_in_executor(None, work)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import re
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from shardhub.errors import PromptError
 from shardhub.gateway.closed import closed
-from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 from shardhub.gateway.schema import ChatRequest, Generation, Tool
+from shardhub.text.panics import panics_told
+from shardhub.text.sandbox import Program, Sandboxes
 from shardhub.text.tokenizer import Tokenizer
 
 # Characters of a schema or an expression, and the choices of a list.
 MAX_SOURCE_CHARS = 1 << 16
 MAX_CHOICES = 4096
-# llguidance bounds its own work; this bounds what a client waits for it.
-_COMPILE_S = 5.0
-_COMPILE_FUEL = 500_000
-# Between JSON's tokens: a space, or a new line and what it is indented by. Models that may fill a context with blanks
-# sometimes do.
-_SPACE = r" |\n[ \t]{0,32}"
+# Schemas that are compiled at once; others wait, and nothing else waits with them.
+_AT_ONCE = 2
+# How long a client waits for that in all. Whole seconds of compiling are rare, but others' schemas may stand before it.
+_WAIT_S = 30.0
+# Of the worker's CPU time: schemas of 64 KB compile in milliseconds, the slowest honest ones seen in a second.
+COMPILE_S = 2.0
+_COMPILING = Program(
+    module="shardhub.gateway.grammar_worker",
+    packages=("shardhub", "llguidance"),
+    subject="The grammar",
+    cpu_s=COMPILE_S,
+    hint="Check that llguidance is installed.",
+)
+# A grammar is the schema or expression with little around it; escaped characters may take six bytes each, twice.
+_MAX_ANSWER_BYTES = 64 * MAX_SOURCE_CHARS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,12 +115,20 @@ class Structured:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._compiled_for: Any = None
+        # Threads of its own: who waits for a schema keeps none from rendering, tokenizing or drawing.
+        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="shardhub-grammar")
+        self._sandboxes = Sandboxes(_COMPILING, _AT_ONCE)
+
+    def close(self) -> None:
+        """End the processes that compile; grammars are made no more."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._sandboxes.close()
 
     async def grammar(self, shape: Shape) -> LlGrammar:
         """A grammar for one answer.
 
         Raises:
-            Refusal: The shape is malformed, too large, or llguidance is not installed.
+            Refusal: The shape is malformed, too large, or takes too long to compile, or llguidance is not installed.
         """
         text = shape.source if isinstance(shape.source, str) else _dumped(shape)
         if len(text) > MAX_SOURCE_CHARS or (shape.kind == "choice" and len(shape.source) > MAX_CHOICES):
@@ -117,37 +137,56 @@ class Structured:
             raise Refusal(400, f"{shape.param} needs choices, and none that is empty.", param=shape.param)
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_COMPILE_S):
-                return await loop.run_in_executor(None, self._compile, shape)
+            # One that waits is given up with its client; one that is being compiled ends by itself.
+            async with asyncio.timeout(_WAIT_S):
+                return await loop.run_in_executor(self._threads, self._compile, shape)
         except TimeoutError as error:
-            raise Refusal(400, f"{shape.param} takes too long to compile.", param=shape.param) from error
+            retry = {"Retry-After": str(RETRY_AFTER_S)}
+            raise Refusal(
+                503,
+                f"{shape.param} was not compiled within {_WAIT_S:.0f} s: others' schemas take all the time.",
+                param=shape.param,
+                headers=retry,
+            ) from error
 
     def _compile(self, shape: Shape) -> LlGrammar:
         try:
-            from llguidance import LLMatcher, LLParserLimits
+            from shardhub.gateway.grammar_worker import compiled
         except ImportError as error:
             raise Refusal(
                 400, "This gateway cannot shape answers: llguidance is not installed.", param=shape.param
             ) from error
         try:
-            if shape.kind == "json":
-                schema = json.loads(shape.source) if isinstance(shape.source, str) else shape.source
-                given = closed(schema) if isinstance(schema, dict) else schema
-                source = LLMatcher.grammar_from_json_schema(given, overrides={"whitespace_pattern": _SPACE})
-            elif shape.kind == "regex":
-                source = LLMatcher.grammar_from_regex(shape.source)
-            else:
-                source = LLMatcher.grammar_from_regex("|".join(re.escape(choice) for choice in shape.source))
+            grammar = self._tried(shape)
+            with panics_told("The grammar cannot be compiled."):
+                return LlGrammar(compiled(grammar, self._llguidance_tokenizer()))
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"{shape.param}: {_short(error)}", param=shape.param, code="invalid_schema") from error
-        limits = LLParserLimits(initial_lexer_fuel=_COMPILE_FUEL, verbose_errors=False)
-        matcher = LLMatcher(self._llguidance_tokenizer(), source, log_level=0, limits=limits)
-        probe = matcher.deep_copy()
-        probe.compute_bitmask()  # some faults show only then
-        if probe.is_error():
-            message = _short(probe.get_error())
-            raise Refusal(400, f"{shape.param}: {message}", param=shape.param, code="invalid_schema")
-        return LlGrammar(matcher)
+
+    def _tried(self, shape: Shape) -> str:
+        """A shape as a grammar that was compiled within bounds of time and memory, in a process that can be killed.
+
+        Raises:
+            ValueError: It cannot be compiled.
+            Refusal: It takes too much time or memory.
+        """
+        source = shape.source
+        if shape.kind == "json":
+            schema = json.loads(source) if isinstance(source, str) else source
+            source = closed(schema) if isinstance(schema, dict) else schema
+        request = json.dumps({"kind": shape.kind, "source": source}).encode()
+        try:
+            answer = json.loads(self._sandboxes.ask(request, max_answer_bytes=_MAX_ANSWER_BYTES))
+        except PromptError as error:
+            raise Refusal(
+                400,
+                f"{shape.param} takes too much time or memory to compile: at most {COMPILE_S:g} s.",
+                param=shape.param,
+                code="invalid_schema",
+            ) from error
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return str(answer["grammar"])
 
     def _llguidance_tokenizer(self) -> Any:
         """llguidance's view of the tokenizer: made once, which takes about a second for a large vocabulary."""
@@ -182,14 +221,16 @@ class LlGrammar:
         Raises:
             PromptError: The grammar cannot go on: what it allows next is too much to work out.
         """
-        allowed: bytes = self._matcher.compute_bitmask()
+        with panics_told("The answer's grammar cannot go on."):
+            allowed: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             raise PromptError("The answer's grammar cannot go on.", why=_short(self._matcher.get_error()))
         return allowed
 
     def accept(self, token: int) -> None:
         """Go on with a token that was drawn."""
-        self._matcher.consume_token(token)
+        with contextlib.suppress(PromptError), panics_told("The answer's grammar cannot go on."):
+            self._matcher.consume_token(token)
 
 
 def _dumped(shape: Shape) -> str:

@@ -10,10 +10,13 @@ from shardhub.errors import PromptError
 from shardhub.gateway.conversations import messages_of, switches_of, tools_of
 from shardhub.gateway.refusals import Refusal, refusal_of
 from shardhub.gateway.schema import DetokenizeRequest, TokenizeRequest
-from shardhub.gateway.service import in_thread, service_of
+from shardhub.gateway.service import in_thread, service_of, unless_gone
 from shardhub.gateway.strict import StrictRoute
 
 router = APIRouter(tags=["tokens"], route_class=StrictRoute)
+
+# Clients may ask for the ids of more than the chain's context, to cut it themselves, and not for any number.
+_MAX_IDS = 1 << 17
 
 
 @router.post("/tokenize", summary="Text to token ids")
@@ -22,20 +25,22 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
     service = service_of(request)
     service.check_model(body.model)
     tokenizer = service.head.tokenizer
+    most = max(_MAX_IDS, service.max_context)
     if (body.prompt is None) == (body.messages is None):
         raise Refusal(400, "Give a prompt or messages.", param="prompt")
     try:
         if body.messages is not None:
             messages, switches, tools = messages_of(body.messages), switches_of(body.chat_template_kwargs), body.tools
             generation = body.add_generation_prompt is not False
-            ids = await in_thread(
+            work = in_thread(
                 lambda: tokenizer.render_chat(
-                    messages, tools=tools_of(tools), add_generation_prompt=generation, **switches
+                    messages, tools=tools_of(tools), add_generation_prompt=generation, max_ids=most, **switches
                 )
             )
         else:
             text, special = body.prompt or "", body.add_special_tokens is not False
-            ids = await in_thread(lambda: tokenizer.encode(text, add_special_tokens=special))
+            work = in_thread(lambda: tokenizer.encode(text, add_special_tokens=special, max_ids=most))
+        ids = await unless_gone(request, work)
     except PromptError as error:
         raise refusal_of(error, param="prompt" if body.messages is None else "messages") from error
     texts = None
@@ -51,8 +56,11 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any
     service.check_model(body.model)
     if not all(0 <= token < service.vocab_size for token in body.tokens):
         raise Refusal(400, f"A token id is not in 0 to {service.vocab_size - 1}.", param="tokens")
+    if len(body.tokens) > (most := max(_MAX_IDS, service.max_context)):
+        raise Refusal(400, f"The text of at most {most} token ids can be asked for.", param="tokens")
     detokenizer = service.head.tokenizer.detokenizer(continues=True)
-    text = await in_thread(lambda: "".join(map(detokenizer.add, body.tokens)) + detokenizer.finish())
+    work = in_thread(lambda: "".join(map(detokenizer.add, body.tokens)) + detokenizer.finish())
+    text = await unless_gone(request, work)
     return {"prompt": text}
 
 

@@ -6,7 +6,6 @@ or on its own result, it is wrong for some architectures without saying so.
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -19,6 +18,7 @@ from shardhub.errors import UnsupportedModel, WeightFileError
 from shardhub.manifest import canonical, config_digest, sha256_hex
 from shardhub.model.arrays import placeholder
 from shardhub.model.build import instantiate, sanitize, spec_of
+from shardhub.open_files import allow_open_files
 from shardhub.tensors import TensorSpec
 
 # dtypes of the safetensors format that MLX's reader refuses.
@@ -100,7 +100,8 @@ class Conversion:
 
     def _load(self, checkpoint: Checkpoint) -> dict[str, mx.array]:
         """The computed tensors, not evaluated: nothing but headers is read."""
-        _allow_open_files(len(checkpoint.files) + _OTHER_FILES)
+        # MLX holds every file open whose tensors it may still read, and macOS gives a process 256.
+        allow_open_files(len(checkpoint.files) + _OTHER_FILES)
         weights: dict[str, mx.array] = {}
         for name, header in checkpoint.files.items():
             path = checkpoint.local_file(name, header)
@@ -171,14 +172,6 @@ def _check_dtypes(needed: Mapping[str, TensorSpec], loaded: Mapping[str, TensorS
                 f"MLX does not read tensors of {spec.dtype}, such as {name}.",
                 hint="Save the checkpoint in bfloat16 or float32, then split it.",
             )
-
-
-def _allow_open_files(num_files: int) -> None:
-    """MLX holds every file open whose tensors it may still read, and macOS gives a process 256."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < num_files:
-        limit = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 def _unreadable(checkpoint: Checkpoint, why: str) -> WeightFileError:

@@ -1,4 +1,4 @@
-"""The child process that renders templates, seen from outside: started, asked, timed, killed."""
+"""A child process that runs what strangers wrote, seen from outside: started, asked, timed, killed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,48 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from queue import LifoQueue
 
 from shardhub.errors import PromptError, ShardhubError
 
-_MODULE = "shardhub.text.template_worker"
-# Python and jinja2 start in about 0.15 s; a machine under load may need far longer.
+# Python and a library start in about 0.2 s; a machine under load may need far longer.
 START_TIMEOUT_S = 30.0
 # Of the worker's CPU time: honest templates render in milliseconds, but a machine under load may not run them at once.
 RENDER_TIMEOUT_S = 1.0
-_RENDER_WAIT_S = 30.0
+# How long a worker is waited for that is not run, beyond its CPU time.
+_NOT_RUN_S = 30.0
 _CHUNK_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What a worker runs.
+
+    Attributes:
+        module: Run with `python -m`; see `shardhub.text.confinement` for what it must do.
+        packages: What it may import beside the standard library.
+        subject: What a stranger wrote, for messages.
+        cpu_s: Of the worker's CPU time that one answer may take.
+        hint: What to do when it does not start.
+    """
+
+    module: str
+    packages: tuple[str, ...]
+    subject: str
+    cpu_s: float
+    hint: str
+
+
+RENDERING = Program(
+    module="shardhub.text.template_worker",
+    packages=("shardhub", "jinja2", "markupsafe"),
+    subject="The chat template",
+    cpu_s=RENDER_TIMEOUT_S,
+    hint="Check that jinja2 is installed; --raw sends a prompt without a template.",
+)
 
 
 class Sandbox:
@@ -29,9 +60,15 @@ class Sandbox:
 
     Requests are JSON lines, answered in order; calls from several threads wait for each other. The process ends with
     this object, with `close`, and with the process that made it.
+
+    Args:
+        program: What it runs.
+        setup: Makes a first line for it, which it reads before it is up.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, program: Program = RENDERING, *, setup: Callable[[], bytes] | None = None) -> None:
+        self._program = program
+        self._setup = setup
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._reaper: weakref.finalize | None = None  # type: ignore[type-arg]
@@ -45,12 +82,15 @@ class Sandbox:
         with self._lock:
             self._started()
 
-    def ask(self, request: bytes, *, max_answer_bytes: int) -> bytes:
+    def ask(self, request: bytes, *, max_answer_bytes: int, more_cpu_s: float = 0.0) -> bytes:
         """Send one line and return the line that answers it, both without the line's end.
 
+        Args:
+            max_answer_bytes: The longest answer.
+            more_cpu_s: CPU time it may take beyond the program's.
+
         Raises:
-            PromptError: No whole answer came within `RENDER_TIMEOUT_S` of CPU time and `max_answer_bytes`; the worker
-                was killed.
+            PromptError: No whole answer came within that time and `max_answer_bytes`; the worker was killed.
             ShardhubError: The worker does not start.
         """
         with self._lock:
@@ -59,8 +99,9 @@ class Sandbox:
                 return _exchange(
                     process,
                     request + b"\n",
-                    timeout_s=RENDER_TIMEOUT_S,
-                    wait_s=_RENDER_WAIT_S,
+                    subject=self._program.subject,
+                    timeout_s=self._program.cpu_s + more_cpu_s,
+                    wait_s=_NOT_RUN_S + more_cpu_s,
                     max_bytes=max_answer_bytes,
                 )
             except BaseException:
@@ -69,7 +110,9 @@ class Sandbox:
                 raise
 
     def close(self) -> None:
-        """End the worker. A later call starts another."""
+        """End the worker, whatever it is at. A later call starts another."""
+        if (process := self._process) is not None:
+            process.kill()  # who waits for its answer lets go of the lock then
         with self._lock:
             self._stop()
 
@@ -79,24 +122,24 @@ class Sandbox:
         self._stop()
         process = subprocess.Popen(
             # -S and -P: neither site's path files nor the current folder, only the folders named here.
-            [sys.executable, "-S", "-P", "-X", "utf8", "-m", _MODULE],
+            [sys.executable, "-S", "-P", "-X", "utf8", "-m", self._program.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environment(),
+            env=_environment(self._program.packages),
             bufsize=0,
             start_new_session=True,  # Ctrl-C in a chat ends the answer, not the worker
         )
         self._process = process
         self._reaper = weakref.finalize(self, _end, process)
         try:
-            _exchange(process, b"", timeout_s=START_TIMEOUT_S, wait_s=START_TIMEOUT_S, max_bytes=_CHUNK_BYTES)
+            start = {"timeout_s": START_TIMEOUT_S, "wait_s": START_TIMEOUT_S}
+            first = self._setup() + b"\n" if self._setup is not None else b""
+            _exchange(process, first, subject="It", max_bytes=_CHUNK_BYTES, **start)
         except PromptError as error:
             self._stop()
             raise ShardhubError(
-                "The process that renders chat templates does not start.",
-                why=error.why,
-                hint="Check that jinja2 is installed; --raw sends a prompt without a template.",
+                f"The process `{self._program.module}` does not start.", why=error.why, hint=self._program.hint
             ) from error
         except BaseException:
             self._stop()
@@ -109,6 +152,43 @@ class Sandbox:
         self._process = self._reaper = None
 
 
+class Sandboxes:
+    """Several workers of one program, each started when the others are busy.
+
+    Args:
+        program, setup: See `Sandbox`.
+        num: How many.
+    """
+
+    def __init__(self, program: Program, num: int, *, setup: Callable[[], bytes] | None = None) -> None:
+        self._all = [Sandbox(program, setup=setup) for _ in range(num)]
+        # The last one that was used is used first: it has been started.
+        self._free: LifoQueue[Sandbox] = LifoQueue()
+        for sandbox in self._all:
+            self._free.put(sandbox)
+
+    def start(self) -> None:
+        """Start one worker now.
+
+        Raises:
+            ShardhubError: It does not start.
+        """
+        self._all[-1].start()
+
+    def ask(self, request: bytes, *, max_answer_bytes: int, more_cpu_s: float = 0.0) -> bytes:
+        """As `Sandbox.ask`, of one that is free, once one is."""
+        sandbox = self._free.get()
+        try:
+            return sandbox.ask(request, max_answer_bytes=max_answer_bytes, more_cpu_s=more_cpu_s)
+        finally:
+            self._free.put(sandbox)
+
+    def close(self) -> None:
+        """End the workers. A later call starts another."""
+        for sandbox in self._all:
+            sandbox.close()
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
@@ -118,10 +198,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-def _environment() -> dict[str, str]:
+def _environment(packages: Sequence[str]) -> dict[str, str]:
     """Nothing of the caller's environment but its time zone: templates may print the date."""
     folders: dict[str, None] = {}
-    for name in ("shardhub", "jinja2", "markupsafe"):
+    for name in packages:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.origin is not None:
             folders[str(Path(spec.origin).parent.parent)] = None
@@ -143,11 +223,12 @@ def _cpu_s(process: subprocess.Popen[bytes]) -> float:
 
 
 def _exchange(
-    process: subprocess.Popen[bytes], request: bytes, *, timeout_s: float, wait_s: float, max_bytes: int
+    process: subprocess.Popen[bytes], request: bytes, *, subject: str, timeout_s: float, wait_s: float, max_bytes: int
 ) -> bytes:
     """Write a request and read a line, both within the time: a worker that hangs reads nothing either.
 
     Args:
+        subject: What is at work, for messages.
         timeout_s: Of the worker's CPU time.
         wait_s: How long a worker is waited for that is not run.
     """
@@ -169,7 +250,7 @@ def _exchange(
                 if left_s > 0 and time.monotonic() < latest:
                     deadline = min(latest, time.monotonic() + left_s)
                     continue
-                raise PromptError("The chat template is too slow.", why=f"It did not end within {timeout_s:g} s.")
+                raise PromptError(f"{subject} is too slow.", why=f"It did not end within {timeout_s:g} s.")
             for key, _ in ready:
                 if key.fd == sink:
                     with contextlib.suppress(BrokenPipeError):  # the read below finds the reason
@@ -184,7 +265,7 @@ def _exchange(
                     return bytes(received[:-1])
                 if not chunk:
                     raise PromptError(
-                        "The chat template ended its process.", why="It used too much memory, time or recursion."
+                        f"{subject} ended its process.", why="It used too much memory, time or recursion."
                     )
                 if len(received) > max_bytes:
-                    raise PromptError("The chat template's text is too long.", why=f"It passed {max_bytes} bytes.")
+                    raise PromptError(f"{subject} makes too much.", why=f"It passed {max_bytes} bytes.")

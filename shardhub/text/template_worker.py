@@ -1,26 +1,19 @@
 """The process in which strangers' chat templates run: `python -m shardhub.text.template_worker`.
 
 Reads one JSON request a line, `{"template", "variables", "max_chars"}`, and answers each with one JSON line, `{"text"}`
-or `{"error", "message"}`; the first line it writes, `{"ready": true}`, says that it is up. It ends with its input. It
-imports jinja2 and the standard library only, so that it starts quickly and holds nothing worth stealing.
+or `{"error", "message"}`. It imports jinja2 and the standard library only.
 
 Jinja's sandbox stops code, not work (measured: a huge power took 30 s, one format string 2 GB), so the process limits
-its own memory, CPU time and open files; `shardhub.text.template` kills it when an answer takes too long.
+its own memory, CPU time and open files; `shardhub.text.sandbox` kills it when an answer takes too long.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import html  # noqa: F401  (jinja2 imports html, pprint and textwrap on demand, when no file can be opened any more)
 import json
-import math
-import os
 import pprint  # noqa: F401
-import resource
-import sys
 import textwrap  # noqa: F401
-import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -34,7 +27,9 @@ import jinja2.sandbox
 import jinja2.utils
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
 
-# What a template may use beyond the running interpreter, where the system can limit it: on Linux, not on macOS.
+from shardhub.text.confinement import serve
+
+# What a template may use beyond the running interpreter.
 MEMORY_BYTES = 512 * 1024**2
 # A second bound behind the caller's clock, for a worker whose caller is gone.
 CPU_S = 2
@@ -137,14 +132,7 @@ def main() -> None:
     """Answer requests until the input ends."""
     compile_template = functools.lru_cache(maxsize=8)(environment().from_string)
     _warm_up(compile_template)
-    _limit_resources()
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    answers.write(b'{"ready": true}\n')
-    answers.flush()
-    for line in requests:
-        _limit_cpu()
-        answers.write(answer(line, compile_template) + b"\n")
-        answers.flush()
+    serve(lambda line: answer(line, compile_template), memory_bytes=MEMORY_BYTES, cpu_s=CPU_S)
 
 
 def _describe(error: Exception) -> tuple[str, str]:
@@ -173,31 +161,6 @@ def _warm_up(compile_template: Callable[[str], jinja2.Template]) -> None:
     for template in ("{{ 'x'|upper }}{{ strftime_now('%c %Z') }}{{ messages|tojson }}", "{{ a.b }}", "{% if %}"):
         request: dict[str, Any] = {"template": template, "variables": {"messages": []}, "max_chars": 100}
         answer(json.dumps(request).encode(), compile_template)
-
-
-def _limit_resources() -> None:
-    used_bytes = _address_space_bytes()
-    if used_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (used_bytes + MEMORY_BYTES,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError, ValueError):  # a second fence behind the sandbox: go on where it is refused
-        # Standard input, output and error are open; nothing else can be: no file, no socket.
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-
-
-def _limit_cpu() -> None:
-    """Grant `CPU_S` more seconds of CPU time, whole seconds as the system counts them."""
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    with contextlib.suppress(OSError, ValueError):  # the caller's clock is the first bound: go on where it is refused
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + CPU_S, hard))
-
-
-def _address_space_bytes() -> int | None:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except FileNotFoundError:
-        return None  # not Linux
 
 
 def _check_name(name: object) -> None:

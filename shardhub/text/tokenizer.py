@@ -11,6 +11,8 @@ from typing import Any
 
 from shardhub.errors import FormatError, PromptError, UnsupportedModel
 from shardhub.text.detokenizer import SPACE_MARK, UNKNOWN, ByteDetokenizer, Detokenizer, LineDetokenizer, byte_table
+from shardhub.text.encoder import Encoder
+from shardhub.text.panics import is_panic, panics_told
 from shardhub.text.template import ChatTemplate, Message
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -18,6 +20,8 @@ CONFIG_FILES = ("config.json", "generation_config.json")
 # The largest well-known tokenizer.json (Gemma 3) has 33 MB.
 MAX_TOKENIZER_BYTES = 128 * 1024**2
 MAX_CONFIG_BYTES = 4 * 1024**2
+# Times by which rules of a tokenizer that follow each other may lengthen a text; those of known ones do not reach 100.
+MAX_GROWTH = 1 << 16
 # A rendered chat of more characters per position of the context cannot fit: tokens are shorter.
 CHARS_PER_POSITION = 16
 DEFAULT_CONTEXT = 131072
@@ -43,29 +47,37 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path, *, context: int = DEFAULT_CONTEXT) -> None:
-        decoder = _read_json(folder / TOKENIZER_FILE, max_bytes=MAX_TOKENIZER_BYTES).get("decoder")
+        content = _read_json(folder / TOKENIZER_FILE, max_bytes=MAX_TOKENIZER_BYTES)
+        for part in ("normalizer", "decoder"):
+            _check_growth(content.get(part), where=f"{folder / TOKENIZER_FILE}: {part}")
+        decoder = content.get("decoder")
         self._hf = _load(folder)
         self.vocab_size: int = len(self._hf)
         self.eos_ids = _eos_ids(folder, self._hf.eos_token_id)
         self._table = byte_table(decoder, self._hf.convert_ids_to_tokens(list(range(self.vocab_size))))
         self._max_chat_chars = context * CHARS_PER_POSITION
         self._templates: dict[str, ChatTemplate] = {}
+        plain = bool(getattr(self._hf, "split_special_tokens", False))
+        self._encoder = Encoder(self.serialized, plain_special_tokens=plain)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, max_ids: int | None = None) -> list[int]:
         """Token ids of a text.
 
         Args:
             text: Any text; names of special tokens in it become those tokens.
             add_special_tokens: Whether to add what the tokenizer puts around a text (a first token, mostly); a text
                 that begins with that first token gets no second one, as in mlx_lm.
+            max_ids: Beyond how many they are of no use: a text that surely has more is refused before it is cut to its
+                end; one that has a few more may pass.
 
         Raises:
-            PromptError: The text holds a lone surrogate.
+            PromptError: The text holds a lone surrogate, or the tokenizer fails or runs without end.
+            ContextExceeded: The text has more ids.
         """
         first = self._hf.bos_token
         add = add_special_tokens and (first is None or not text.startswith(first))
         _check_text(text)
-        return list(self._hf.encode(text, add_special_tokens=add))
+        return self._encoder.encode(text, add_special_tokens=add, max_ids=max_ids)
 
     def detokenizer(self, *, continues: bool = False) -> Detokenizer:
         """A new detokenizer, for one answer.
@@ -74,13 +86,13 @@ class Tokenizer:
             continues: The text goes on where other text ends: its first space is kept.
         """
         if self._table is None:
-            return LineDetokenizer(self._hf.decode)
+            return LineDetokenizer(self._decoded)
         return ByteDetokenizer(replace(self._table, trims="none") if continues else self._table)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token, which need not be whole characters."""
         if self._table is None:
-            return str(self._hf.decode([token])).encode("utf-8", "replace")
+            return self._decoded([token]).encode("utf-8", "replace")
         if token >= len(self._table.pieces):
             return UNKNOWN
         piece = self._table.pieces[token]
@@ -111,14 +123,17 @@ class Tokenizer:
         *,
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
+        max_ids: int | None = None,
         **variables: Any,
     ) -> list[int]:
         """Token ids of a conversation under the model's chat template.
 
-        Equal to `apply_chat_template(tokenize=True)` of transformers; see `ChatTemplate.render` for the arguments.
+        Equal to `apply_chat_template(tokenize=True)` of transformers; see `ChatTemplate.render` and `encode` for the
+        arguments.
 
         Raises:
             PromptError: The model has no template, or the template refuses the messages or fails.
+            ContextExceeded: As `encode`.
         """
         template = self._template(with_tools=tools is not None)
         text = template.render(
@@ -128,7 +143,7 @@ class Tokenizer:
         )
         _check_text(text)
         # The template writes its special tokens itself.
-        return list(self._hf.encode(text, add_special_tokens=False))
+        return self._encoder.encode(text, add_special_tokens=False, max_ids=max_ids)
 
     @property
     def has_chat_template(self) -> bool:
@@ -136,14 +151,20 @@ class Tokenizer:
         return bool(self._hf.chat_template)
 
     def start(self) -> None:
-        """Start the chat template's process now, so that the first `render_chat` need not wait for it."""
+        """Start the processes that render and encode now, so that the first prompt need not wait for them."""
+        self._encoder.start()
         if self.has_chat_template:
             self._template(with_tools=False).start()
 
     def close(self) -> None:
-        """End the chat templates' processes."""
+        """End the processes that render and encode."""
+        self._encoder.close()
         for template in self._templates.values():
             template.close()
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        with panics_told("The model's tokenizer cannot decode its tokens."):
+            return str(self._hf.decode(ids))
 
     def _template(self, *, with_tools: bool) -> ChatTemplate:
         found = self._hf.chat_template
@@ -168,7 +189,9 @@ def _load(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
         )
-    except Exception as error:  # the folder is a stranger's: transformers raises whatever its parsing meets
+    except BaseException as error:  # the folder is a stranger's: transformers raises whatever its parsing meets
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise UnsupportedModel(
             f"The tokenizer in {folder} cannot be used.",
             why=str(error).strip().split("\n")[0][:300],
@@ -208,6 +231,32 @@ def _read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FormatError(f"{path} is not a JSON object.")
     return content
+
+
+def _check_growth(rules: object, *, where: str) -> None:
+    """Refuse rules that make a text of any length of a letter, such as one that doubles it, 32 times.
+
+    Raises:
+        UnsupportedModel: They may lengthen a text by more than `MAX_GROWTH`.
+    """
+    growth, waiting = 1.0, [rules]
+    while waiting:
+        rule = waiting.pop()
+        if not isinstance(rule, dict):
+            continue
+        waiting += [
+            each for name in ("normalizers", "decoders") if isinstance(rule.get(name), list) for each in rule[name]
+        ]
+        pattern, content = rule.get("pattern"), rule.get("content")
+        if rule.get("type") == "Replace" and isinstance(content, str):
+            text = pattern.get("String") if isinstance(pattern, dict) else None
+            # An expression may match nothing at all, beside each letter.
+            growth *= max(1.0, len(content) / max(1, len(text)) if isinstance(text, str) else 1 + len(content))
+        if growth > MAX_GROWTH:
+            raise UnsupportedModel(
+                f"{where} may make a text more than {MAX_GROWTH} times as long.",
+                hint="Convert the tokenizer to one whose rules do not build on each other.",
+            )
 
 
 def _check_text(text: str) -> None:

@@ -253,6 +253,32 @@ def test_room_that_does_not_come_is_said(llama) -> None:
     asyncio.run(run())
 
 
+def test_a_request_given_up_in_the_queue_is_gone_from_it(llama) -> None:
+    """Whether it had begun to wait or not, it ends while others hold the chain, and those behind it have their turn."""
+
+    async def run():
+        async with scheduler_of(llama, max_sessions=1) as (scheduler, _):
+            holding = scheduler.submit(request(0, max_tokens=450))
+            await anext(aiter(holding))
+            waiting = scheduler.submit(request(1))
+
+            async def waits() -> bool:
+                return scheduler.num_waiting == 1
+
+            await until(waits)
+            unbegun, last = scheduler.submit(request(2)), scheduler.submit(request(3))
+            unbegun.cancel()
+            waiting.cancel()
+            await unbegun.ended.wait()
+            await waiting.ended.wait()
+            assert not holding.is_done
+            await until(waits)
+            holding.cancel()
+            assert len([token async for token in last]) == NUM_TOKENS
+
+    asyncio.run(run())
+
+
 def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
     """Where nodes take small messages, steps are narrower, and nobody's link breaks at one that is too large."""
 

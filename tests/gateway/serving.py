@@ -8,7 +8,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
+from resource import RLIMIT_NOFILE, setrlimit
 from typing import Any
 
 START_TIMEOUT_S = 120
@@ -22,10 +24,16 @@ class GatewayProcess:
         pipeline: Its folder.
         addresses: Of nodes.
         options: More options.
+        num_files: How many it may open, if not as many as this process.
     """
 
     def __init__(
-        self, pipeline: Path, addresses: list[str], options: tuple[str, ...] = (), env: dict[str, str] | None = None
+        self,
+        pipeline: Path,
+        addresses: list[str],
+        options: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        num_files: int | None = None,
     ) -> None:
         nodes = [part for address in addresses for part in ("--node", address)]
         self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed when the process has ended
@@ -35,6 +43,7 @@ class GatewayProcess:
             stderr=self.log,
             text=True,
             env={**os.environ, **(env or {})},
+            preexec_fn=None if num_files is None else partial(setrlimit, RLIMIT_NOFILE, (num_files, num_files)),
         )
         timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
         timer.start()

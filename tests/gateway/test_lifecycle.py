@@ -56,6 +56,11 @@ def sessions(http) -> list[int | None]:
     return [node.get("sessions") for node in http.get("/shardhub/state").json()["nodes"]]
 
 
+def answers(http) -> int:
+    """On their way, or waiting; told while the chain is broken, too."""
+    return http.get("/shardhub/state").json()["requests"]["answers"]
+
+
 def asked(url, body) -> socket.socket:
     """A connection on which a chat was asked for, and nothing is read."""
     content = json.dumps(body).encode()
@@ -268,6 +273,31 @@ def first_loss(url) -> float:
             if not all(node["alive"] for node in state["nodes"]):
                 return time.monotonic()
     raise AssertionError("the feed ended")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_while_a_node_is_away_holds_up_nobody(pair, stream) -> None:
+    """Its request ends at once; when the node is back, the next one is answered, by whichever API it comes."""
+    options = ("--model-name", "tiny", "--recover-wait", "600", "--no-local")
+    body = {"messages": HI, "max_tokens": 2}
+    process = GatewayProcess(pair.pipeline, pair.addresses, options)
+    try:
+        with httpx.Client(base_url=process.url, timeout=60) as http:
+            assert http.post("/v1/chat/completions", json=body).status_code == 200
+            pair.line.down()
+            wait_until(lambda: http.get("/health/ready").status_code == 503)
+            left = [asked(process.url, {**body, "stream": stream}) for _ in range(2)]
+            wait_until(lambda: answers(http) == 2)
+            for connection in left:
+                connection.close()
+            wait_until(lambda: answers(http) == 0)
+            pair.line.heal()
+            wait_until(lambda: http.get("/health/ready").status_code == 200)
+            assert http.post("/v1/chat/completions", json=body).status_code == 200
+            assert http.post("/v1/completions", json={"prompt": "A", "max_tokens": 2}).status_code == 200
+    finally:
+        pair.line.heal()
+        process.stop()
 
 
 def test_silence_is_broken_by_comments(served) -> None:

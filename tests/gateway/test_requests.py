@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import psutil
 import pytest
 
 from shardhub.gateway.gate import MAX_BODY_BYTES
@@ -94,6 +95,7 @@ BAD = {
     "client's own template": (CHAT, chat(chat_template_kwargs={"chat_template": "x"}), 400, "chat_template_kwargs"),
     "tokenize in kwargs": (CHAT, chat(chat_template_kwargs={"tokenize": True}), 400, "chat_template_kwargs"),
     "object in kwargs": (CHAT, chat(chat_template_kwargs={"a": {"b": 1}}), 400, "chat_template_kwargs"),
+    "self in kwargs": (CHAT, chat(chat_template_kwargs={"self": 1}), 400, "chat_template_kwargs"),
     "unknown role": (CHAT, chat(messages=[{"role": "wizard", "content": "x"}]), 400, "messages.0.role"),
     "n too large": (CHAT, chat(n=10**6), 400, "n"),
     "n of 0": (CHAT, chat(n=0), 400, "n"),
@@ -281,3 +283,27 @@ def test_cached_tokens_are_told(http) -> None:
     again = http.post(TEXT, json={"prompt": long + "B", "max_tokens": 2}).json()["usage"]
     assert first["prompt_tokens"] == 200
     assert again["prompt_tokens_details"]["cached_tokens"] >= 190
+
+
+LONG = "AB " * ((14 << 20) // 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": LONG, "max_tokens": 1}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG}], "max_tokens": 1}),
+        ("/tokenize", {"prompt": LONG}),
+        ("/detokenize", {"tokens": [1] * 4_000_000}),
+    ],
+)
+def test_a_text_that_cannot_fit_is_refused_soon(http, gateway, path, body) -> None:
+    """It is not tokenized to its end: that takes minutes and gigabytes, for text or ids that nobody can use."""
+    main = psutil.Process(gateway.process.pid)
+    before = sum(one.memory_info().rss for one in (main, *main.children(recursive=True)))
+    began_at = time.monotonic()
+    answer = http.post(path, json=body)
+    assert answer.status_code == 400
+    assert time.monotonic() - began_at < 30
+    after = sum(one.memory_info().rss for one in (main, *main.children(recursive=True)))
+    assert after - before < 1 << 30

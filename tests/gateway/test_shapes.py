@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import string
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
+import psutil
 import pytest
+
+from tests.gateway.serving import GatewayProcess
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -15,6 +22,8 @@ SCHEMA = {
     "required": ["NAME", "AGE"],
     "additionalProperties": False,
 }
+# Two processes that compile, at their limits: without them, three schemas took several times as much.
+MOST_BYTES = 1 << 30
 
 
 def answer(http, **more):
@@ -137,3 +146,35 @@ def test_without_tools_tags_are_text(http) -> None:
     said = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
     for more in ({}, {"tools": TOOLS, "tool_choice": "none"}):
         assert answer(http, guided_choice=[said], **more)["message"]["content"] == said
+
+
+def endless(num=20):
+    """A schema that llguidance compiles without end."""
+    return {"allOf": [{"type": "string", "pattern": f".*{letter}.*"} for letter in string.ascii_letters[:num]]}
+
+
+def test_schemas_without_end_hold_up_nobody(served) -> None:
+    """Several at once are refused in the end; meanwhile others are answered, memory stays, and SIGTERM ends it."""
+    process = GatewayProcess(served.pipeline, served.addresses, ("--model-name", "tiny"))
+    try:
+        with httpx.Client(base_url=process.url, timeout=60) as http, ThreadPoolExecutor(4) as pool:
+            assert answer(http, guided_choice=["YES"])["message"]["content"] == "YES"
+            main = psutil.Process(process.process.pid)
+            before = main.memory_info().rss
+            body = {"messages": HI, "guided_json": endless(), "max_tokens": 4}
+            bad = [pool.submit(httpx.post, f"{process.url}{CHAT}", json=body, timeout=120) for _ in range(3)]
+            refused: list[httpx.Response] = []
+            while len(refused) < 3:
+                answer(http, max_tokens=2)
+                assert http.post("/tokenize", json={"prompt": "A"}, timeout=5).status_code == 200
+                of_all = [main, *main.children(recursive=True)]
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    assert sum(one.memory_info().rss for one in of_all) - before < MOST_BYTES
+                refused = [future.result() for future in bad if future.done()]
+            assert {found.status_code for found in refused} <= {400, 503}
+            assert any("takes too much time or memory" in found.text for found in refused)
+            assert answer(http, guided_choice=["YES"])["message"]["content"] == "YES"
+            pool.submit(httpx.post, f"{process.url}{CHAT}", json=body, timeout=120)
+            assert process.stop() == 0
+    finally:
+        process.stop()

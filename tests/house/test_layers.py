@@ -19,6 +19,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.stem.endswit
 LAYERS = {
     "errors": 0,
     "naps": 0,
+    "open_files": 0,
     "resources": 0,
     # Decisions: pure, no files, no network, no MLX.
     "manifest": 1,
@@ -30,11 +31,13 @@ LAYERS = {
     # Files: headers, bytes, templates; no MLX.
     "blas": 2,
     "checkpoint": 2,
+    "kernel_folder": 2,
     "parity": 2,
     "security": 2,
     "shard": 2,
     "splitting": 2,
     "toolchain": 2,
+    "upstream": 2,
     # Subpackages.
     "hub": 3,
     "localhub": 3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -205,6 +206,28 @@ def test_a_certificate_that_is_kept_is_for_other_machines(home, tmp_path, monkey
     assert head_security(None, insecure_lan=False).trust is None
     assert head_security(None, insecure_lan=True).insecure_lan
     assert "everyone on the way" in capsys.readouterr().err
+
+
+def test_files_beside_a_signed_manifest_change_nothing(home, pipeline, tmp_path, capsys):
+    """Under a required signature only what the manifest names is read; `verify --key` names what else there is."""
+    signer = make_signing_key(tmp_path / "key")
+    folder = shutil.copytree(pipeline.folder.parent, tmp_path / "out") / pipeline.folder.name
+    (folder / "shardhub.json.sig").write_bytes(signer.sign((folder / "shardhub.json").read_bytes()))
+    verified = {"fetch": False, "cache_dir": tmp_path, "as_json": True, "key": signer.public}
+    assert verify_files(str(folder), **verified) == 0
+    # Whatever token comes first ends the answer; a list of nodes that is none.
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(tiny.VOCAB))}))
+    (folder / "nodes.toml").write_text("nodes = 7")
+    ask = ("generate", folder, "--raw", "-p", "abc", "--max-tokens", "8", "--require-signature", signer.public)
+    said = shardhub(*ask, env=home)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.strip()
+    capsys.readouterr()
+    assert verify_files(str(folder), **verified) == 3
+    assert "generation_config.json" in capsys.readouterr().out
+    (folder / "generation_config.json").unlink()
+    (folder / "additional_chat_templates").mkdir()
+    assert verify_files(str(folder), **verified) == 3
 
 
 def test_a_signature_is_made_and_required(home, pipeline, tmp_path, capsys):

@@ -1,0 +1,126 @@
+"""The folder in which MLX keeps the code it compiles for CPUs: this user's alone.
+
+MLX writes that code to `mlx/VERSION/cpu` in the folder for temporary files, under names that anyone can work out, and
+loads whatever lies there. In a folder that users share, another user can put code there first, or be in the way.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from shardhub.errors import AccessError
+
+_NAME = "kernels"
+_PRIVATE = 0o700
+# MLX asks C++'s standard library for the folder, which asks this first, at each kernel that it has not loaded yet.
+_VARIABLE = "TMPDIR"
+
+
+def use_private_folder() -> Path:
+    """Have MLX keep compiled code where nobody else can write, whatever TMPDIR says.
+
+    Python's own temporary files stay where they were: `os.environ` is left alone, and MLX does not read it.
+
+    Raises:
+        AccessError: There is no such folder.
+    """
+    folder = private_folder(list(_kept()), list(_temporary()))
+    for kernel in folder.rglob("*.so"):
+        with contextlib.suppress(OSError):  # another process may have done so
+            if not kernel.stat().st_size:  # left by a machine that went down while it was written
+                kernel.unlink()
+    os.putenv(_VARIABLE, str(folder))
+    return folder
+
+
+def private_folder(kept: Sequence[Path], temporary: Sequence[Path]) -> Path:
+    """A folder that nobody else can change or replace.
+
+    Args:
+        kept: Where to keep it for later processes: it is made in the first of these that is safe.
+        temporary: Where to make one for this process otherwise.
+
+    Raises:
+        AccessError: None of them is safe and can be written.
+    """
+    reasons: list[str] = []
+    for parent in kept:
+        try:
+            parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            folder = parent.resolve() / _NAME
+            folder.mkdir(mode=_PRIVATE, exist_ok=True)
+            _check(folder)
+            folder.chmod(_PRIVATE)
+            _try_to_write(folder)
+        except OSError as error:
+            reasons.append(f"{parent}: {error.strerror or error}")
+        else:
+            return folder
+    for parent in temporary:
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="shardhub-kernels-", dir=parent.resolve()))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            _check(folder)
+        except OSError as error:
+            reasons.append(f"{parent}: {error.strerror or error}")
+        else:
+            return folder
+    raise AccessError(
+        "There is no folder for the code that MLX compiles.",
+        why=f"It must be writable, and nobody else may be able to change it. {'; '.join(reasons)}.",
+        hint="Set SHARDHUB_CACHE to a folder that is yours alone.",
+    )
+
+
+def _kept() -> Iterator[Path]:
+    home = os.environ.get("HOME", "")
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if sys.platform == "darwin" and home:
+        yield Path(home, "Library", "Caches", "shardhub")
+    elif os.path.isabs(cache):
+        yield Path(cache, "shardhub")
+    elif os.path.isabs(home):
+        yield Path(home, ".cache", "shardhub")
+    if os.environ.get("SHARDHUB_CACHE"):
+        yield Path(os.environ["SHARDHUB_CACHE"])
+
+
+def _temporary() -> Iterator[Path]:
+    with contextlib.suppress(FileNotFoundError):  # there is no folder for temporary files that can be written
+        yield Path(tempfile.gettempdir())
+    yield from map(Path, ("/tmp", "/var/tmp"))  # noqa: S108 - folders with random names are made in them
+
+
+def _check(folder: Path) -> None:
+    """Refuse a folder that others can change or put another in the place of.
+
+    Raises:
+        PermissionError: They can.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or _is_shared(found):
+        raise PermissionError(None, f"{folder} is not a folder of this user alone")
+    for parent in folder.parents:
+        above = parent.lstat()
+        is_sticky = bool(above.st_mode & stat.S_ISVTX)
+        if above.st_uid not in (0, os.geteuid()) or (_is_shared(above) and not is_sticky):
+            raise PermissionError(None, f"others may change {parent}")
+
+
+def _is_shared(found: os.stat_result) -> bool:
+    """Whether others may write; a group of the owner's own number has no other members."""
+    own_group = found.st_gid == found.st_uid
+    return bool(found.st_mode & (stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP))
+
+
+def _try_to_write(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder):
+        pass

@@ -1,0 +1,41 @@
+"""How many files and sockets this process may have open."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+
+def allow_open_files(num_files: int) -> int:
+    """Raise the limit to so many files, or as far as the system lets it be raised; never lower it.
+
+    Returns:
+        How many may be open now.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return num_files
+    if soft < num_files:
+        limit = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+        with contextlib.suppress(OSError, ValueError):  # macOS has a further limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft
+
+
+@contextlib.contextmanager
+def limit_kept() -> Iterator[None]:
+    """Nothing that runs inside changes the limit."""
+    set_limit = resource.setrlimit
+
+    def kept(which: int, limits: Any) -> None:
+        if which != resource.RLIMIT_NOFILE:
+            set_limit(which, limits)
+
+    resource.setrlimit = kept
+    try:
+        yield
+    finally:
+        resource.setrlimit = set_limit

@@ -1,0 +1,62 @@
+"""What a process does to itself before it runs what strangers wrote: see `shardhub.text.sandbox` for its other side.
+
+It reads one request a line and answers each with one line; the first line it writes says that it is up. It ends with
+its input. It imports the standard library only, so that a worker starts quickly and holds nothing worth stealing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+
+def serve(answer: Callable[[bytes], bytes], *, memory_bytes: int, cpu_s: float) -> None:
+    """Answer requests until the input ends.
+
+    Args:
+        answer: Makes a line, without its end, of a line.
+        memory_bytes: What it may use beyond the running interpreter, where the system can limit it: on Linux, not on
+            macOS.
+        cpu_s: CPU time for each answer; a bound behind the caller's clock, for a worker whose caller is gone.
+    """
+    _limit_resources(memory_bytes)
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    answers.write(b'{"ready": true}\n')
+    answers.flush()
+    for line in requests:
+        _limit_cpu(cpu_s)
+        answers.write(answer(line) + b"\n")
+        answers.flush()
+
+
+def _limit_resources(memory_bytes: int) -> None:
+    used_bytes = _address_space_bytes()
+    if used_bytes is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = used_bytes + memory_bytes
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, ValueError):  # a second fence behind the sandbox: go on where it is refused
+        # Standard input, output and error are open; nothing else can be: no file, no socket.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+
+
+def _limit_cpu(seconds: float) -> None:
+    """Grant more seconds of CPU time, whole seconds as the system counts them."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    with contextlib.suppress(OSError, ValueError):  # the caller's clock is the first bound: go on where it is refused
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
+
+
+def _address_space_bytes() -> int | None:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None  # not Linux

@@ -1,0 +1,93 @@
+"""Text to token ids by a model's own tokenizer, in a process that can be ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from shardhub.errors import ContextExceeded, PromptError
+from shardhub.text.sandbox import Program, Sandboxes
+
+# Texts that are encoded at once; others wait.
+_AT_ONCE = 2
+# A worker's CPU time for a short text, and for each byte of a long one; slow tokenizers cut 300 KB a second.
+_SHORT_S = 2.0
+_BYTES_PER_S = 100_000
+# A longer text is measured by its beginning: as much first, then twice as much, and so on.
+_FIRST_CHARS = 1 << 16
+# A beginning alone may have a few tokens more than its share of the whole; it does not have twice as many.
+_SLACK = 2
+_BYTES_PER_ID = 16
+_ENVELOPE_BYTES = 1 << 16
+# Without a limit of the caller's.
+MAX_IDS = 1 << 21
+
+ENCODING = Program(
+    module="shardhub.text.encoder_worker",
+    packages=("shardhub", "tokenizers"),
+    subject="The tokenizer",
+    cpu_s=_SHORT_S,
+    hint="Check that the tokenizer of the pipeline's folder works with the version of tokenizers that is installed.",
+)
+
+
+class Encoder:
+    """One tokenizer.
+
+    Args:
+        serialized: Makes the JSON of its tokenizer.json.
+        plain_special_tokens: Whether names of special tokens in a text are text like any other.
+    """
+
+    def __init__(self, serialized: Callable[[], str], *, plain_special_tokens: bool) -> None:
+        def setup() -> bytes:
+            return json.dumps({"tokenizer": serialized(), "plain_special_tokens": plain_special_tokens}).encode()
+
+        self._sandboxes = Sandboxes(ENCODING, _AT_ONCE, setup=setup)
+
+    def start(self) -> None:
+        """Start a process now, so that the first text need not wait for it."""
+        self._sandboxes.start()
+
+    def close(self) -> None:
+        """End the processes."""
+        self._sandboxes.close()
+
+    def encode(self, text: str, *, add_special_tokens: bool, max_ids: int | None = None) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            max_ids: A text that has surely more is refused, and not cut to its end.
+
+        Raises:
+            ContextExceeded: It has more.
+            PromptError: The tokenizer fails, or takes too much time or memory.
+        """
+        most = MAX_IDS if max_ids is None else _SLACK * max_ids
+        at = _FIRST_CHARS
+        while at < len(text):
+            self._ask(text[:at], add_special_tokens=add_special_tokens, most=most, wanted=max_ids, ids=False)
+            at *= 2
+        return self._ask(text, add_special_tokens=add_special_tokens, most=most, wanted=max_ids, ids=True)
+
+    def _ask(self, text: str, *, add_special_tokens: bool, most: int, wanted: int | None, ids: bool) -> list[int]:
+        request = {"text": text, "add_special_tokens": add_special_tokens, "max_ids": most, "ids": ids}
+        line = json.dumps(request, ensure_ascii=False).encode()
+        answer: dict[str, Any] = json.loads(
+            self._sandboxes.ask(
+                line,
+                max_answer_bytes=_BYTES_PER_ID * most + _ENVELOPE_BYTES,
+                more_cpu_s=len(line) / _BYTES_PER_S,
+            )
+        )
+        if "error" in answer:
+            why = "".join(char if char.isprintable() else " " for char in str(answer["error"]))
+            raise PromptError("The model's tokenizer cannot encode the text.", why=why)
+        if "more" in answer:
+            raise ContextExceeded(
+                f"The text has more than {answer['more'] - 1} tokens.",
+                why=f"At most {wanted if wanted is not None else MAX_IDS} are of use.",
+                hint="Shorten it.",
+            )
+        return list(answer.get("ids", []))

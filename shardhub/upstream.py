@@ -1,0 +1,48 @@
+"""What MLX and mlx_lm do to the process that imports them, and what is done about it: see `watch`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import ModuleType
+
+from shardhub.kernel_folder import use_private_folder
+from shardhub.open_files import allow_open_files, limit_kept
+
+# mlx_lm asks for so many, for models of many files, and lowers the hard limit to twice that: without privileges nobody
+# can raise it again, and where it was lower already the import fails.
+_OPEN_FILES = 2048
+_LIMITING = "mlx_lm.utils"
+_COMPILING = "mlx.core"
+
+
+def watch() -> None:
+    """Have the imports of MLX and mlx_lm leave the process as it should be; called before either is imported."""
+    if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Watch())
+        if _COMPILING in sys.modules:
+            use_private_folder()
+
+
+class _Watch(MetaPathFinder):
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """A module's spec where its import needs care; None leaves it to others."""
+        if name == _COMPILING:
+            use_private_folder()
+        if name != _LIMITING:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and isinstance(spec.loader, SourceFileLoader):
+            spec.loader = _KeepingLimit(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _KeepingLimit(SourceFileLoader):
+    """Runs a module that may not change how many files can be open; the process gets what the module wants."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        with limit_kept():
+            super().exec_module(module)
+        allow_open_files(_OPEN_FILES)

@@ -1,0 +1,212 @@
+"""Requests that nobody wants any more: nothing goes on for them, and nobody waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from shardhub.chain.links import describe
+from shardhub.chain.stream import Request, Stream
+from shardhub.errors import Overloaded
+from shardhub.parameters import SamplingParameters
+from tests import cut, nodes, tiny
+from tests.proxy import Proxy
+from tests.running import PATIENT, scheduler_of, tokens_of
+from tests.waiting import until
+
+PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
+# An answer comes within milliseconds; the machine may be busy.
+ANSWER_S = 60
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """A tiny model cut in two."""
+    folder = tmp_path_factory.mktemp("given_up")
+    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+
+
+@pytest.fixture(scope="module")
+def served(pipeline):
+    """Two nodes, the last one behind a line that can be cut, with room for two sessions."""
+    options = ("--max-sessions", "2", "--context", "1024")
+    started = nodes.start(*((cut.shard_folder(pipeline, index),) for index in range(2)), options=options)
+    line = Proxy(started[1].address)
+    try:
+        yield started, line
+    finally:
+        line.close()
+        nodes.stop_all(started)
+
+
+@asynccontextmanager
+async def running(pipeline, served, **settings):
+    """A scheduler over the nodes, and the line, which is whole again afterwards."""
+    started, line = served
+    try:
+        async with scheduler_of(
+            pipeline, [started[0].address, line.address], liveness=PATIENT, **{"recover_wait_s": 600.0} | settings
+        ) as scheduler:
+            yield scheduler, line
+    finally:
+        line.heal()
+
+
+def request(num_tokens=20, **changes) -> Request:
+    return Request(prompt=PROMPT, parameters=SamplingParameters(), max_tokens=num_tokens, **changes)
+
+
+async def is_lost(scheduler) -> None:
+    async def lost() -> bool:
+        return bool(scheduler.chain.paths.dead)
+
+    await until(lost)
+
+
+async def is_back(scheduler) -> None:
+    async def back() -> bool:
+        return not scheduler.chain.paths.dead
+
+    await until(back)
+
+
+@pytest.mark.parametrize("num", [1, 2])
+def test_a_request_given_up_while_a_node_is_away_holds_up_nobody(pipeline, served, num) -> None:
+    """It ends while the node is still away, and once the node is back the tenant's next request is answered."""
+
+    async def run():
+        async with running(pipeline, served) as (scheduler, line):
+            expected = await tokens_of(scheduler, request())
+            line.down()
+            await is_lost(scheduler)
+            given_up = [scheduler.submit(request()) for _ in range(num)]
+            # They are on their way into the wait for the node, however far they have come.
+            await scheduler.healer.look_at(scheduler.chain.paths.everything())
+            for stream in given_up:
+                stream.cancel()
+            async with asyncio.timeout(ANSWER_S):
+                for stream in given_up:
+                    await stream.ended.wait()
+            assert scheduler.chain.paths.dead, "the node came back too soon"
+            line.heal()
+            await is_back(scheduler)
+            async with asyncio.timeout(ANSWER_S):
+                assert await tokens_of(scheduler, request()) == expected
+
+    asyncio.run(run())
+
+
+def test_a_request_given_up_just_when_the_node_is_back_holds_up_nobody(pipeline, served) -> None:
+    """Its wait is over and it has not gone on yet: it opens no session, and waits for no other request like it."""
+
+    async def run():
+        async with running(pipeline, served) as (scheduler, line):
+            expected = await tokens_of(scheduler, request())
+            line.down()
+            await is_lost(scheduler)
+            streams = [scheduler.submit(request()) for _ in range(2)]
+            revive = scheduler.chain.paths.revive
+
+            def revived(index) -> None:
+                revive(index)
+                for stream in streams:
+                    stream.cancel()
+
+            scheduler.chain.paths.revive = revived
+            line.heal()
+            await is_back(scheduler)
+            async with asyncio.timeout(ANSWER_S):
+                for stream in streams:
+                    await stream.ended.wait()
+                assert await tokens_of(scheduler, request()) == expected
+            assert not any(stream.is_served for stream in streams)
+
+    asyncio.run(run())
+
+
+def test_an_answer_given_up_in_recovery_frees_its_sessions(pipeline, served) -> None:
+    """A node is lost in mid-answer and the readers leave: others are free at once, the node as soon as it is back."""
+    started, _ = served
+
+    async def run():
+        async with running(pipeline, served) as (scheduler, line):
+            streams = [scheduler.submit(request(200, reuse=False)) for _ in range(2)]
+            for stream in streams:
+                await anext(aiter(stream))
+            line.down()
+            await is_lost(scheduler)
+            streams[0].cancel()
+            streams[1].stop()
+            async with asyncio.timeout(ANSWER_S):
+                for stream in streams:
+                    await stream.ended.wait()
+            assert scheduler.chain.paths.dead, "the node came back too soon"
+            assert (await describe(started[0].address)).num_sessions == 0
+            assert not scheduler.streams
+            line.heal()
+            await is_back(scheduler)
+            assert len(await tokens_of(scheduler, request())) == 20
+
+    asyncio.run(run())
+
+
+def test_nobody_waits_long_for_a_session_that_is_being_parked(pipeline, served, monkeypatch) -> None:
+    """A node of another path hangs while it parks one: the tenant's next request goes on without it."""
+    monkeypatch.setattr("shardhub.chain.scheduler._PARKING_S", 0.1)
+
+    async def run():
+        async with running(pipeline, served) as (scheduler, _):
+            stream = scheduler.submit(request())
+            reader = aiter(stream)
+            await anext(reader)
+            goes_on = asyncio.Event()
+            links = scheduler.chain.links
+            close = links[1].close_session
+
+            async def slow(*arguments, **options) -> None:
+                await goes_on.wait()
+                await close(*arguments, **options)
+
+            links[1].close_session = slow
+            expected = [token.id async for token in reader]
+            async with asyncio.timeout(ANSWER_S):
+                found = [token.id async for token in scheduler.submit(request())]
+            assert found[1:] == expected
+            assert not stream.ended.is_set()
+            goes_on.set()
+            await stream.ended.wait()
+
+    asyncio.run(run())
+
+
+def test_work_for_a_stream_ends_with_it() -> None:
+    """Work that is under way is cancelled and cleaned up, work that has not begun never begins, done work counts."""
+
+    async def run():
+        stream = Stream(request())
+        assert await stream.while_wanted(asyncio.sleep(0, "done")) == "done"
+        steps: list[str] = []
+        begun = asyncio.Event()
+
+        async def work() -> None:
+            steps.append("begun")
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                steps.append("cleaned up")
+
+        waiting = asyncio.create_task(stream.while_wanted(work()))
+        await begun.wait()
+        stream.cancel()
+        with pytest.raises(Overloaded, match="given up"):
+            await waiting
+        assert steps == ["begun", "cleaned up"]
+        with pytest.raises(Overloaded, match="given up"):
+            await stream.while_wanted(work())
+        assert steps == ["begun", "cleaned up"]
+
+    asyncio.run(run())

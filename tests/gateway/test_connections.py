@@ -1,0 +1,192 @@
+"""Clients that hold connections and send nothing, or read nothing: they get in nobody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import uvicorn
+
+from shardhub.gateway.connections import Limits, protocol
+from shardhub.gateway.gate import MAX_BODY_BYTES, Gate
+from shardhub.gateway.keys import Keys, digest_of
+from tests.gateway.serving import GatewayProcess
+from tests.waiting import wait_until
+
+# Files of a gateway, and connections that are more than it can have.
+NUM_FILES, MANY = 300, 600
+MOST_LOG_BYTES = 64 << 10
+STALL_S = 0.5
+GOOD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HALF = b"GET /health HTTP/1.1\r\nHost: loc"
+BODILESS = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+BIG = b"x" * (8 << 20)
+
+
+def connected(port) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
+
+
+@pytest.fixture(scope="module")
+def narrow(served):
+    """A gateway that may open few files."""
+    process = GatewayProcess(served.pipeline, served.addresses, ("--model-name", "tiny"), num_files=NUM_FILES)
+    try:
+        yield process
+    finally:
+        log = process.errors()
+        assert process.stop() == 0
+        assert len(log) < MOST_LOG_BYTES
+        assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("kind", ["silent", "half a second header", "no body"])
+def test_idle_connections_lock_nobody_out(narrow, kind) -> None:
+    """More than there may be files, each kept by its client: others are answered as before, and the log stays short."""
+    port = int(narrow.url.rpartition(":")[2])
+    with contextlib.ExitStack() as stack:
+        kept = []
+        for _ in range(MANY):
+            connection = stack.enter_context(connected(port))
+            with contextlib.suppress(OSError):  # let go already
+                if kind == "half a second header":
+                    connection.sendall(GOOD)
+                    connection.recv(4096)
+                    connection.sendall(HALF)
+                elif kind == "no body":
+                    connection.sendall(BODILESS)
+            kept.append(connection)
+        for _ in range(3):
+            assert httpx.get(f"{narrow.url}/health", timeout=10).status_code == 200
+        body = {"prompt": "A", "max_tokens": 2}
+        assert httpx.post(f"{narrow.url}/v1/completions", json=body, timeout=20).status_code == 200
+
+
+async def application(scope, receive, send) -> None:
+    """Answers much where that is asked for, and reads no body unless it is POST."""
+    if scope["method"] == "POST":
+        while (await receive()).get("more_body"):
+            pass
+    body = BIG if scope["path"] == "/big" else b"{}"
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@contextmanager
+def listening(*, keys=None, num=8, stall_s=STALL_S):
+    """The connections and the gate of a gateway before that application; its port, and the server's own books."""
+    app = Gate(application, keys=keys or Keys(), stall_s=stall_s)
+    kind = protocol(Limits(num=num, stall_s=stall_s))
+    server = uvicorn.Server(uvicorn.Config(app, http=kind, log_config=None, lifespan="off", port=0))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    try:
+        yield listener.getsockname()[1], server.server_state
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(30)
+
+
+def answered(connection) -> bytes:
+    """The status line of what comes, or nothing if the other side ends it; of a good answer all is read, or much."""
+    found = b""
+    with contextlib.suppress(ConnectionResetError):
+        while not found or (found.startswith(b"HTTP/1.1 200") and not found.endswith(b"{}") and len(found) < 65536):
+            if not (data := connection.recv(65536)):
+                break
+            found += data
+    return found.split(b"\r\n")[0]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [],
+        [HALF],
+        [GOOD, HALF],
+        [GOOD, GOOD, b"G"],
+        [GOOD + HALF],
+        [b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"],
+    ],
+    ids=["nothing", "half", "second half", "third begun", "pipelined half", "body unread"],
+)
+def test_a_request_that_does_not_come_ends_its_connection(sent) -> None:
+    """Whichever of a connection's requests it is, and whatever comes of it meanwhile."""
+    with listening() as (port, state), connected(port) as connection:
+        for part in sent:
+            connection.sendall(part)
+            if part.endswith(b"\r\n\r\n") or part.startswith(GOOD):
+                assert answered(connection) == b"HTTP/1.1 200 OK"
+        with contextlib.suppress(OSError):
+            wait_until(lambda: not connection.send(b"a") or not state.connections)
+        wait_until(lambda: not state.connections)
+
+
+def test_a_body_that_drips_is_refused() -> None:
+    """A byte now and then is not enough, however often it comes."""
+    with listening() as (port, _), connected(port) as connection:
+        connection.sendall(BODILESS)
+        ended = threading.Event()
+
+        def drip() -> None:
+            with contextlib.suppress(OSError):
+                while not ended.wait(STALL_S / 10):
+                    connection.sendall(b" ")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            assert answered(connection) == b"HTTP/1.1 408 Request Timeout"
+        finally:
+            ended.set()
+            thread.join()
+
+
+def test_a_body_after_a_refusal_ends_its_connection() -> None:
+    """Without a key nobody's body is waited for, however it drips."""
+    keys = Keys(digests=(digest_of("k" * 32),))
+    with listening(keys=keys) as (port, state), connected(port) as connection:
+        connection.sendall(BODILESS)
+        assert answered(connection) == b"HTTP/1.1 401 Unauthorized"
+        with contextlib.suppress(OSError):
+            wait_until(lambda: not connection.send(b"a") or not state.connections)
+        wait_until(lambda: not state.connections)
+
+
+@pytest.mark.parametrize("ending", [b"", b"Connection: close\r\n"])
+def test_an_answer_that_nobody_reads_ends_its_connection(ending) -> None:
+    """The last of it would lie here for ever, whether the connection was to stay or not."""
+    with listening() as (port, state), connected(port) as connection:
+        connection.sendall(b"GET /big HTTP/1.1\r\nHost: localhost\r\n" + ending + b"\r\n")
+        assert answered(connection) == b"HTTP/1.1 200 OK"
+        wait_until(lambda: not state.connections)
+
+
+def test_the_connection_that_waits_longest_makes_room() -> None:
+    """One more than there may be: a client that has just come keeps its own."""
+    with listening(num=3, stall_s=60) as (port, state), contextlib.ExitStack() as stack:
+        first, second, third = (stack.enter_context(connected(port)) for _ in range(3))
+        wait_until(lambda: len(state.connections) == 3)
+        first.sendall(GOOD)
+        assert answered(first) == b"HTTP/1.1 200 OK"  # it waits anew
+        fourth = stack.enter_context(connected(port))
+        assert answered(second) == b""
+        for other in (first, third, fourth):
+            other.sendall(GOOD)
+            assert answered(other) == b"HTTP/1.1 200 OK"
+
+
+def test_a_large_body_passes_whole() -> None:
+    """At the speed of a machine's own network, and up to the last byte."""
+    with listening(stall_s=5) as (port, _):
+        url = f"http://127.0.0.1:{port}/"
+        assert httpx.post(url, content=b"x" * MAX_BODY_BYTES, timeout=60).status_code == 200
+        assert httpx.post(url, content=b"x" * (MAX_BODY_BYTES + 1), timeout=60).status_code == 413

@@ -1,0 +1,145 @@
+"""Importing MLX and mlx_lm leaves a process as it should be, whatever it is allowed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from shardhub.errors import AccessError
+from shardhub.kernel_folder import private_folder
+
+# Runs as nobody, whom the system lets raise no limit; where the tests are not root's, as whoever runs them.
+AS_NOBODY = """
+import os, resource, sys
+def drop(soft, hard):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if os.geteuid() == 0:
+        import ctypes
+        libc = ctypes.CDLL(None, use_errno=True)
+        # Without CAP_SYS_RESOURCE (24), not even root raises a hard limit: PR_CAPBSET_DROP, then the sets themselves.
+        class Header(ctypes.Structure):
+            _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+        class Data(ctypes.Structure):
+            _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
+        header, data = Header(0x20080522, 0), (Data * 2)()
+        assert libc.capget(ctypes.byref(header), data) == 0
+        data[0].effective &= ~(1 << 24)
+        data[0].permitted &= ~(1 << 24)
+        assert libc.capset(ctypes.byref(header), data) == 0
+"""
+
+
+def run(code: str, **options) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+@pytest.mark.parametrize(
+    ("package", "soft", "hard"),
+    [
+        ("shardhub.model.stage", 256, 1024),
+        ("shardhub.model.stage", 1024, 20000),
+        ("shardhub.gateway.toolcalls", 3000, 20000),
+    ],
+)
+def test_mlx_lm_changes_no_limit_of_files(package, soft, hard) -> None:
+    """Its import works below its own limits, lowers none, and the soft limit rises as far as it needs."""
+    code = f"""{AS_NOBODY}
+before = resource.setrlimit
+drop({soft}, {hard})
+import {package}
+import mlx_lm.utils
+print(*resource.getrlimit(resource.RLIMIT_NOFILE), resource.setrlimit is before)
+"""
+    wanted = f"{max(soft, min(2048, hard))} {hard} True"
+    assert run(code) == wanted
+
+
+COMPILE = """
+import {first}
+import {second}
+import mlx.core as mx, tempfile
+if not mx.metal.is_available():
+    mx.eval(mx.compile(lambda x: mx.exp(x) + x * 2)(mx.ones((4,))))
+print(tempfile.gettempdir())
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("shardhub.engine", "mlx.core"), ("shardhub.cli", "mlx_lm"), ("mlx.core", "shardhub.gateway")]
+)
+def test_compiled_kernels_lie_in_a_private_folder(tmp_path, first, second) -> None:
+    """Whatever TMPDIR says, and in whatever order things are imported; Python's temporary files stay where it says."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "mlx").write_text("another user's, in MLX's way")
+    env = {**os.environ, "HOME": str(tmp_path), "TMPDIR": str(shared)}
+    env.pop("XDG_CACHE_HOME", None)
+    assert run(COMPILE.format(first=first, second=second), env=env) == str(shared)
+    assert [path.name for path in shared.iterdir()] == ["mlx"]
+    (folder,) = (path for path in tmp_path.rglob("kernels") if path.is_dir())
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert sys.platform != "linux" or list(folder.rglob("*.so"))
+
+
+def test_a_folder_of_kernels_is_kept_and_used_again(tmp_path) -> None:
+    """The first of the places that is safe; one that its owner let others read is made private."""
+    folder = private_folder([tmp_path / "cache"], [])
+    assert folder == tmp_path.resolve() / "cache" / "kernels"
+    folder.chmod(0o755)
+    assert private_folder([tmp_path / "cache"], []) == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("what", ["a file", "a link", "open", "above open", "above closed", "absent"])
+def test_a_folder_that_others_may_change_is_not_used(tmp_path, what) -> None:
+    """One for this process alone takes its place; where that is not safe, either, the error names both."""
+    place = tmp_path / "cache"
+    place.mkdir()
+    folder = place / "kernels"
+    if what == "a file":
+        folder.write_text("")
+    elif what == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        folder.symlink_to(tmp_path / "elsewhere")
+    elif what == "absent":
+        place = Path("/proc/nothing-is-made-here")
+    elif what == "above closed":
+        if os.geteuid() == 0:
+            pytest.skip("nothing is closed to root")
+        place.chmod(0o500)
+    else:
+        folder.mkdir()
+        (folder if what == "open" else place).chmod(0o777)
+    safe = tmp_path / "temporary"
+    safe.mkdir()
+    found = private_folder([place], [safe])
+    assert found.parent == safe.resolve()
+    assert found.stat().st_mode & 0o777 == 0o700
+    safe.chmod(0o777)
+    with pytest.raises(AccessError) as caught:
+        private_folder([place], [safe])
+    assert str(place) in caught.value.why
+    assert str(safe) in caught.value.why
+    safe.chmod(0o1777)
+    assert private_folder([place], [safe]).parent == safe.resolve()
+
+
+def test_a_kernel_that_was_not_written_is_compiled_again(tmp_path) -> None:
+    """A machine that went down while it was written leaves an empty file, which MLX would load."""
+    env = {**os.environ, "HOME": str(tmp_path)}
+    env.pop("XDG_CACHE_HOME", None)
+    code = COMPILE.format(first="shardhub.engine", second="mlx.core")
+    run(code, env=env)
+    kernels = list(tmp_path.rglob("*.so"))
+    for kernel in kernels:
+        kernel.write_bytes(b"")
+    assert run(code, env=env) == tempfile.gettempdir()
+    assert all(kernel.stat().st_size for kernel in kernels)
