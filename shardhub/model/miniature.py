@@ -27,8 +27,10 @@ from shardhub.tensors import TensorSpec
 # Parameters up to which a model is small enough as it is, and those beyond which a miniature would take too long.
 _SMALL = 8_000_000
 _LARGEST = 300_000_000
-# Positions up to which lengths stay as they are; longer ones are divided by one number.
+# Positions up to which lengths stay as they are; longer ones are divided by one number, so that the longest comes down to
+# the second: the cost of attention grows with its square.
 MAX_LENGTH = 512
+_DIVIDED_LENGTH = 128
 # Random numbers that all tensors are cut out of, each at a place of its own.
 _POOL = 1 << 22
 # What widths of no known small value become; fields that count something else.
@@ -99,10 +101,10 @@ def make_miniature(blueprint: Blueprint, lengths: Sequence[int], cuts: Sequence[
     widths = miniature_widths().get(module, {})
     if size > _SMALL:
         config = _narrowed(config, module, widths)
-    longest = max((length for length in lengths if length > MAX_LENGTH), default=MAX_LENGTH)
-    divisor = -(-longest // MAX_LENGTH)
-    if divisor > 1:
-        _shorten(config, {length for length in lengths if length > MAX_LENGTH}, set(widths), divisor)
+    divisor = 1
+    if long := {length for length in lengths if length > MAX_LENGTH}:
+        divisor = -(-max(long) // _DIVIDED_LENGTH)
+        _shorten(config, long, set(widths), divisor)
     config, positions = _fewer_layers(config, cuts)
     if size > _SMALL:
         _narrow_more(config, {path.rpartition(".")[2] for path in widths} | _NO_WIDTHS, set(lengths))

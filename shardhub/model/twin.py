@@ -8,7 +8,7 @@ Logits and caches are compared, bit for bit: a wrong chain can draw the right to
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -94,12 +94,13 @@ def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twi
             if seed != _SEEDS[0]:  # anew: some models keep what they derive of their weights
                 pair = _Pair(miniature, probing.chunks)
             pair.fill(miniature.weights(seed))
-            finding = pair.compare_alone(chunks) or pair.compare_alone((min(reached, _MAX_POSITIONS), 1, 1, 5, 1))
+            # A prompt that passes all lengths in its first chunk, and one that comes up to them.
+            finding = pair.compare_alone((sum(chunks[: -len(_TAIL)]) or 1, 1, 1, 5, 1)) or pair.compare_alone(chunks)
             if finding is not None or not pair.has_nan:
                 break
         else:
             return Twin(not_run="its logits are NaN with random weights")
-        refusal = None if finding is not None else pair.compare_batches(sum(probing.chunks) + 3)
+        refusal = None if finding is not None else pair.compare_batches()
         return Twin(
             finding=finding,
             batch_refusal=refusal,
@@ -111,6 +112,15 @@ def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twi
         return Twin(not_run=f"MLX cannot run it here: {str(error).partition(chr(10))[0][:200]}")
     finally:
         mx.clear_cache()
+
+
+@dataclass(frozen=True, slots=True)
+class _Prefilled:
+    """Caches of the whole model and of its stages after a prompt of so many ids."""
+
+    whole: StageCache
+    stages: list[StageCache]
+    length: int
 
 
 class _Pair:
@@ -131,6 +141,7 @@ class _Pair:
         self._slots = [
             sorted({slot for index in range(cut.start, cut.stop) for slot in anatomy.slots[index]}) for cut in cuts
         ]
+        self._far: _Prefilled | None = None
         self.has_nan = False
         self.batch_difference = 0.0
 
@@ -156,27 +167,22 @@ class _Pair:
                 return f"{error.what} {error.why}"
             if (apart := self._apart(found, expected, states, whole)) is not None:
                 return f"{apart} after position {position + length - 1}"
+        self._far = _Prefilled(whole=StageCache(view=whole, owned=whole, ghosts=[]), stages=states, length=ids.shape[1])
         return None
 
-    def compare_batches(self, beyond: int) -> str | None:
-        """Run sequences side by side, one of them past all lengths; returns why they cannot be run so.
-
-        Args:
-            beyond: Positions that pass every length of the forward.
-        """
+    def compare_batches(self) -> str | None:
+        """Run sequences side by side, three of them as far as the one alone went; returns why they cannot be run so."""
         # Rows past all lengths beside each other, padded by numbers that are multiples of few blocks, and short ones.
-        lengths = (beyond + 5, beyond, 4, beyond - 2, 7)
-        rows = [_ids(1, length + _BATCH_STEPS, seed=20 + at) for at, length in enumerate(lengths)]
+        prompts = [self._prefill(seed, more) for seed, more in enumerate((8, 3, -4, 1, -7))]
+        rows = [_ids(1, _BATCH_STEPS, seed=20 + at) for at in range(len(prompts))]
         singles: list[list[mx.array]] = []
-        for ids, length in zip(rows, lengths, strict=True):
-            cache = make_cache(self._whole)
-            self._run_whole(ids[:, :length], cache, need_logits=False)
-            steps = [self._run_whole(ids[:, at : at + 1], cache, need_logits=True) for at in _steps(length)]
+        for ids, prompt in zip(rows, prompts, strict=True):
+            cache = batching.snapshot(prompt.whole).view
+            steps = [self._run_whole(ids[:, at : at + 1], cache, need_logits=True) for at in range(_BATCH_STEPS)]
             singles.append([step[0, -1] for step in steps if step is not None])
         try:
-            prefilled = [self._prefill(ids[:, :length]) for ids, length in zip(rows, lengths, strict=True)]
             for batch in BATCHES:
-                refusal = self._compare_batch(prefilled[:batch], rows[:batch], lengths[:batch], singles)
+                refusal = self._compare_batch(prompts[:batch], rows[:batch], singles)
                 if refusal is not None:
                     return refusal
         except ShardhubError as error:
@@ -185,27 +191,29 @@ class _Pair:
             return f"mlx-lm's batched caches fail: {type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
         return None
 
-    def _prefill(self, ids: mx.array) -> tuple[StageCache, list[StageCache]]:
-        """Caches of the whole model and of the stages after a prompt."""
-        cache = make_cache(self._whole)
-        states = [stage.new_cache() for stage in self._stages]
-        self._run_whole(ids, cache, need_logits=False)
-        self._run_chain(ids, states, 0, need_logits=False)
-        return StageCache(view=cache, owned=cache, ghosts=[]), states
+    def _prefill(self, seed: int, more: int) -> _Prefilled:
+        """A prompt: so many ids after the one that was run alone, or, below 0, so many in all."""
+        ids = _ids(1, abs(more), seed=30 + seed)
+        if more > 0 and self._far is not None:
+            stages = [batching.snapshot(state) for state in self._far.stages]
+            made = _Prefilled(batching.snapshot(self._far.whole), stages, self._far.length)
+        else:
+            cache = make_cache(self._whole)
+            made = _Prefilled(StageCache(cache, cache, []), [stage.new_cache() for stage in self._stages], 0)
+        self._run_whole(ids, made.whole.view, need_logits=False)
+        self._run_chain(ids, made.stages, made.length, need_logits=False)
+        return replace(made, length=made.length + ids.shape[1])
 
     def _compare_batch(
-        self,
-        prefilled: Sequence[tuple[StageCache, list[StageCache]]],
-        rows: Sequence[mx.array],
-        lengths: Sequence[int],
-        singles: Sequence[Sequence[mx.array]],
+        self, prompts: Sequence[_Prefilled], rows: Sequence[mx.array], singles: Sequence[Sequence[mx.array]]
     ) -> str | None:
-        whole = _side_by_side([cache for cache, _ in prefilled])
-        chain = [_side_by_side([states[index] for _, states in prefilled]) for index in range(len(self._stages))]
+        whole = _side_by_side([prompt.whole for prompt in prompts])
+        chain = [_side_by_side([prompt.stages[index] for prompt in prompts]) for index in range(len(self._stages))]
+        longest = max(prompt.length for prompt in prompts)
         for step in range(_BATCH_STEPS):
-            ids = mx.concatenate([row[:, n + step : n + step + 1] for row, n in zip(rows, lengths, strict=True)])
+            ids = mx.concatenate([row[:, step : step + 1] for row in rows])
             expected = self._run_whole(ids, whole.view, need_logits=True)
-            found = self._run_chain(ids, chain, max(lengths) + step, need_logits=True)
+            found = self._run_chain(ids, chain, longest + step, need_logits=True)
             assert expected is not None
             if (apart := self._apart(found, expected, (), ())) is not None:
                 return f"{len(rows)} rows: {apart}"
@@ -269,10 +277,6 @@ def _side_by_side(rows: Sequence[StageCache]) -> StageCache:
     if len(rows) < 4:
         return batching.merge(rows)
     return batching.extend(batching.merge(rows[:3]), batching.merge(rows[3:]))
-
-
-def _steps(length: int) -> range:
-    return range(length, length + _BATCH_STEPS)
 
 
 def _may_be_nan(array: mx.array) -> bool:

@@ -71,12 +71,12 @@ def test_batch_whose_later_rows_differ_is_refused(row: int, monkeypatch: pytest.
 
 
 def test_long_lengths_are_divided_and_few_layers_show_all_kinds() -> None:
-    """A window of 1,024 over 62 layers of two kinds becomes one of 512 over ten, cut between the same kinds."""
+    """A window of 1,024 over 62 layers of two kinds becomes one of 128 over ten, cut between the same kinds."""
     config = public.config("gemma-3-27b-it")
     miniature = make_miniature(Blueprint(config, public.headers(config)), (1024,), (20, 41))
-    assert miniature.length_divisor == 2
+    assert miniature.length_divisor == 8
     text = miniature.blueprint.config["text_config"]
-    assert text["sliding_window"] == 512
+    assert text["sliding_window"] == 128
     assert text["num_hidden_layers"] < 20
     assert all(0 < cut < text["num_hidden_layers"] for cut in miniature.cuts)
     assert sum(spec.size_bytes for spec in miniature.blueprint.tensors.values()) < 64 << 20
