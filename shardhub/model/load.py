@@ -95,11 +95,15 @@ def load_stage(
 
     crossings_in = tuple(crossing.name for crossing in first.crossings_in)
     crossings_out = tuple(crossing.name for crossing in last.crossings_out)
-    model = blueprint.build(stand_in=poison.parameter)
-    stage = Stage(model, anatomy, first.start, last.stop, crossings_in, crossings_out, kv=kv)
+
+    def made() -> Stage:
+        model = blueprint.build(stand_in=poison.parameter)
+        return Stage(model, anatomy, first.start, last.stop, crossings_in, crossings_out, kv=kv)
+
     weight_bytes = sum(ordered[0].tensors[name].size_bytes for name in _own_tensors(ordered))
     budget = memory_budget() if budget_bytes is None else budget_bytes
-    kv_bytes = kv_cost(stage) if kv is None else quantized_kv_cost(stage)
+    # Of a model object of its own: kimi_k3 keeps what its first forward derives from weights, here placeholders.
+    kv_bytes = kv_cost(made()) if kv is None else quantized_kv_cost(made())
     session_bytes = kv_bytes(context)
     usable = int(budget * (1 - _HEADROOM))
     if weight_bytes + session_bytes > usable:
@@ -119,6 +123,7 @@ def load_stage(
         assert isinstance(arrays, dict)
         weights.update(arrays)
     progress(f"loading {_gb(weight_bytes)}")
+    stage = made()
     stage.model.load_weights(list(weights.items()), strict=False)
     del weights
     parameters = dict(tree_flatten(stage.model.parameters()))

@@ -82,6 +82,10 @@ def advance(
             more.
     """
     length = ids.shape[1]
+    if len(sessions) > 1 and length > 1:
+        # mlx-lm masks several positions wrongly where a batch's window has rotated: side by side anew it has not.
+        for session in sessions:
+            session.cache()
     cache = sessions[0].cache() if len(sessions) == 1 else gather(sessions).cache
     position = max(session.position for session in sessions)
     need_logits = stage.is_last and (any(draw) or any(targets))

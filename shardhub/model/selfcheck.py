@@ -25,11 +25,11 @@ _PROMPTS = (7, 4, 0, 2, 11)
 _LONG = 23
 _LARGEST_WINDOW = 64
 # The steps: which sequences are side by side, and how many positions each takes in. Batches of 2, 3 and 5; sequences
-# join and leave as a scheduler has them do, and a step of drafts takes in two positions.
+# join and leave as a scheduler has them do. A step of several positions finds them put side by side just then.
 _STEPS: tuple[tuple[tuple[int, ...], int], ...] = (
-    ((0, 1), 1),
+    ((0, 1), 2),
     ((0, 1, 2), 1),
-    ((0, 1, 2, 3, 4), 2),
+    ((0, 1, 2, 3, 4), 1),
     ((0, 1, 2, 3, 4), 1),
     ((0, 3, 4), 1),
 )
@@ -47,7 +47,7 @@ def batch_refusal(stage: Stage, trial: Trial, crossings_in: Sequence[Crossing], 
         crossings_in: What it receives.
         dtype: safetensors name of the hidden states' dtype.
     """
-    described = [*crossings_in, *(crossing for name in stage.crossings_out if (crossing := stage.anatomy.leaves[name]))]
+    described = [*crossings_in, *(crossing for name in sorted(stage.crossings_out) if (crossing := stage.anatomy.leaves[name]))]
     for crossing in described:
         if crossing.grows:
             return f"{crossing.name} crosses with a size that differs from sequence to sequence."
