@@ -1,7 +1,7 @@
-"""A model through the product: split to disk, loaded by engines, served by real steps, and held against upstream alone.
+"""A model through the product: split to disk, loaded by engines, served by real steps, held against upstream alone.
 
-Upstream is mlx_lm on the same folder, loaded as mlx_lm loads it. Of one session log probabilities must be bit-identical;
-side by side, within what another order of summing explains. What a chain says it cannot do it must refuse.
+Upstream is mlx_lm on the same folder, loaded as mlx_lm loads it. Of one session, log probabilities must be identical
+bit for bit; side by side, within what another order of summing explains. What a chain cannot do it must refuse.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx_lm.models import cache as caches
 from mlx_lm.utils import load_model
@@ -43,7 +44,7 @@ from shardhub.protocol import (
 )
 from shardhub.shard import Pipeline, read_pipeline
 from shardhub.splitting.split import split
-from tests import cut
+from tests import cut, tiny
 
 CONTEXT = 96
 HEAD = b"h" * 16
@@ -274,6 +275,16 @@ def _started(pipeline: Pipeline, **options: Any) -> Iterator[Product]:
         product.stop()
 
 
+def serve(config: Mapping[str, Any], model: nn.Module, folder: Path) -> dict[str, Verdict]:
+    """Take a model through the product: save it, split it in three, and use it."""
+    tiny.save(model, dict(config), folder / "model")
+    try:
+        pipeline, dtype = split_to_disk(folder / "model", folder / "out")
+    except Exception as error:  # noqa: BLE001 - one model must not end the table
+        return {"served": Verdict(outcome="failed", note=said(error))}
+    return check(pipeline, folder / "model", dtype)
+
+
 def _tried(use: Callable[[], Verdict]) -> Verdict:
     try:
         return use()
@@ -338,7 +349,10 @@ class _Uses:
         """Rows of different lengths side by side, which join and leave; or a refusal of two."""
         if self._product.max_rows == 1:
             return self._one_at_a_time()
-        texts = [_text(length + sum(n for rows, n in _TOGETHER if row in rows) + 1, 20 + row) for row, length in enumerate(_ROWS)]
+        texts = [
+            _text(length + sum(n for rows, n in _TOGETHER if row in rows) + 1, 20 + row)
+            for row, length in enumerate(_ROWS)
+        ]
         sessions = [self._product.open() for _ in _ROWS]
         for session, text, length in zip(sessions, texts, _ROWS, strict=True):
             self._product.run(session, [text[:length]])
@@ -453,7 +467,7 @@ class _Uses:
         kept = next((at for at in range(2) if window[at + 1] != expected[at].token), 2) + 1
         if len(found) != kept:
             return Verdict(outcome="wrong", note=f"{len(found)} tokens were kept of {kept}")
-        may = 5 <= self._product.rewind_limit
+        may = self._product.rewind_limit >= 5
         discard = 3 - kept
         row = Row(session=session, epoch=1, position=5 - discard, sample=True, discard=discard)
         try:
@@ -529,7 +543,9 @@ def _same(found: Sequence[Pick], expected: Sequence[Pick]) -> Verdict:
         return Verdict(outcome="exact")
     off = [abs(a.logprob - b.logprob) for a, b in zip(found, expected, strict=False)]
     where = next((at for at, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(off))
-    return Verdict(outcome="wrong", note=f"step {where} of {len(expected)} differs, by {max(off, default=0.0):.2g} at most")
+    return Verdict(
+        outcome="wrong", note=f"step {where} of {len(expected)} differs, by {max(off, default=0.0):.2g} at most"
+    )
 
 
 def _difference(found: Sequence[float], expected: Sequence[float]) -> float:

@@ -65,8 +65,10 @@ def test_batching_that_is_wrong_past_a_block_is_refused() -> None:
 
 def test_mask_that_lies_on_another_axis_than_the_rows_is_refused() -> None:
     """gemma2 with grouped queries lays a batch's mask over its heads: silently wrong for as many rows as heads."""
-    config = {**matrix.CONFIGS["gemma2"], "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = matrix.CONFIGS["gemma2"]
+    assert config["num_attention_heads"] > config["num_key_value_heads"] > 1
     assert all(refusals(config))
+    assert refusals({**config, "num_key_value_heads": config["num_attention_heads"]}) == [None, None]
 
 
 def test_a_fault_in_the_third_row_alone_is_seen(monkeypatch) -> None:
