@@ -293,6 +293,8 @@ def main() -> None:
     parser.add_argument("--modules", help="only these, separated by commas")
     options = parser.parse_args()
     modules = options.modules.split(",") if options.modules else sorted(CONFIGS.keys() - set(LOOPED))
+    # Each kernel that mx.compile fuses costs a CPU a run of its compiler, for each shape; both sides go without alike.
+    mx.disable_compile()
     random = Random(options.seed)
     counts: Counter[str] = Counter()
     uses: Counter[str] = Counter()
