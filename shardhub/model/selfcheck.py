@@ -6,6 +6,7 @@ for a few architectures it is not, although their caches can be merged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +48,8 @@ def batch_refusal(stage: Stage, trial: Trial, crossings_in: Sequence[Crossing], 
         crossings_in: What it receives.
         dtype: safetensors name of the hidden states' dtype.
     """
-    described = [*crossings_in, *(crossing for name in sorted(stage.crossings_out) if (crossing := stage.anatomy.leaves[name]))]
-    for crossing in described:
+    sent = [crossing for name in sorted(stage.crossings_out) if (crossing := stage.anatomy.leaves[name]) is not None]
+    for crossing in (*crossings_in, *sent):
         if crossing.grows:
             return f"{crossing.name} crosses with a size that differs from sequence to sequence."
     if trial.unknown:
@@ -121,14 +122,16 @@ def _run_together(
     """
     values: list[list[_Values]] = [[] for _ in sequences]
     positions = [sequence.prompt_length for sequence in sequences]
-    state, present = None, ()
+    present: tuple[int, ...] = ()
+    state: _State | None = None
     for step, (rows, length) in enumerate(_STEPS):
-        staying = [at for at, row in enumerate(present) if row in rows]
+        staying = [at for at, there in enumerate(present) if there in rows]
         if state is not None and len(staying) < len(present):
             state = _kept(state, staying)
         if joining := [row for row in rows if row not in present]:
             more = _merged([sequences[row].prefilled for row in joining])
             state = more if state is None else _each(batching.extend, state, more)
+        assert state is not None
         present = rows
         chunks = [sequences[row].chunks[step] for row in rows]
         out = _run(stage, trial, chunks, state, position=max(positions[row] for row in rows), crossings=crossings_in)
@@ -223,8 +226,9 @@ def _apart(found: taps.Leaf, expected: taps.Leaf) -> float:
         return float("inf")
     sizes = mx.where(mx.isfinite(expected), mx.abs(expected), 0)
     apart = mx.where(found == expected, 0, mx.abs(found - expected))
-    shares = [float((measure(apart) / mx.maximum(measure(sizes), 1e-6)).item()) for measure in (mx.max, mx.mean)]
-    return max(share if share == share else float("inf") for share in shares)
+    largest, mean = mx.max(apart) / mx.maximum(mx.max(sizes), 1e-6), mx.mean(apart) / mx.maximum(mx.mean(sizes), 1e-6)
+    share: Any = mx.maximum(largest, mean).item()
+    return float("inf") if math.isnan(share) else float(share)
 
 
 def _is_broken(leaf: taps.Leaf) -> bool:
@@ -233,8 +237,8 @@ def _is_broken(leaf: taps.Leaf) -> bool:
 
 def _longest(stage: Stage) -> int:
     """Positions of the longest prompt: past the widest window, where that is small."""
-    first = stage.anatomy.chunks[0]
-    return max(first, _LONG) if first <= _LARGEST_WINDOW + 3 else _LONG
+    window = batching.widest_window(stage.new_cache())
+    return max(_LONG, window + 3) if window <= _LARGEST_WINDOW else _LONG
 
 
 def _said(error: Exception) -> str:
