@@ -128,6 +128,7 @@ class Drawn:
         quantisation: What quantises it, as `mlx_lm.convert` does.
         positions: The cut, as shares of the layers.
         is_joined: Whether one engine serves the first two stages together.
+        has_kv_bits: Whether engines with quantised K and V are tried, too.
     """
 
     module: str
@@ -137,6 +138,7 @@ class Drawn:
     quantisation: dict[str, Any] | None
     positions: tuple[float, ...]
     is_joined: bool
+    has_kv_bits: bool
 
     def cut(self, num_layers: int) -> tuple[int, ...]:
         """Positions of the cut."""
@@ -158,6 +160,7 @@ def draw(module: str, seed: int) -> Drawn:
         quantisation=random.choice(_QUANTISATIONS),
         positions=tuple(random.random() for _ in range(random.choice((1, 2, 2, 3)))),
         is_joined=random.random() < 0.2,
+        has_kv_bits=random.random() < 0.25,
     )
 
 
@@ -205,7 +208,7 @@ def check(drawn: Drawn, model: nn.Module, config: dict[str, Any], folder: Path) 
     except Exception as error:  # noqa: BLE001 - one model must not end the run
         return {"split": product.Verdict(outcome="failed", note=product.said(error))}
     joined = 2 if drawn.is_joined and len(pipeline.manifest.stages) > 2 else 1
-    found = product.check(pipeline, folder / "model", dtype, joined=joined)
+    found = product.check(pipeline, folder / "model", dtype, joined=joined, with_kv_bits=drawn.has_kv_bits)
     if found.get("batched", product.Verdict(outcome="")).outcome == "refused" and dtype == "F32":
         whole = Whole(model)
         if abilities.batch(whole, whole).supported:  # type: ignore[arg-type]

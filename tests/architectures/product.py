@@ -247,7 +247,9 @@ def thirds(num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({max(1, num_layers // 3), min(num_layers - 1, max(2, 2 * num_layers // 3))}))
 
 
-def check(pipeline: Pipeline, folder: Path, dtype: str, *, joined: int = 1) -> dict[str, Verdict]:
+def check(
+    pipeline: Pipeline, folder: Path, dtype: str, *, joined: int = 1, with_kv_bits: bool = True
+) -> dict[str, Verdict]:
     """Use a chain in every way and hold it against upstream; K and V as they are, then quantised."""
     found: dict[str, Verdict] = {}
     try:
@@ -262,7 +264,8 @@ def check(pipeline: Pipeline, folder: Path, dtype: str, *, joined: int = 1) -> d
     except Exception as error:  # noqa: BLE001 - one model must not end the table
         found["served"] = Verdict(outcome="failed", note=said(error))
         return found
-    found["kv_bits"] = _tried(lambda: _quantised(pipeline, folder))
+    if with_kv_bits:
+        found["kv_bits"] = _tried(lambda: _quantised(pipeline, folder))
     return found
 
 
