@@ -14,7 +14,7 @@ from shardhub.engine.compute import ComputeThread
 from shardhub.engine.masks import MaskTable
 from shardhub.engine.meter import Meter
 from shardhub.engine.sessions import Entry, SessionTable
-from shardhub.errors import NodeFailure, ShardhubError, StepTimeout, WireError
+from shardhub.errors import NodeFailure, ProofExceeded, ShardhubError, StepTimeout, WireError
 from shardhub.model import batching
 from shardhub.model.load import LoadedStage, load_stage
 from shardhub.model.memory import release_unused, settle
@@ -445,7 +445,7 @@ class Engine:
         """Run chunks and steps, alone and side by side, so that kernels are compiled and readiness is real.
 
         Raises:
-            NodeFailure: The first stage gives values that are not numbers for real ids.
+            ProofExceeded: The first stage gives values that are not numbers for real ids.
         """
         num_rows = min(_WARM_ROWS, self.limits.max_rows)
         rows = [_WarmRow(self._stage, trial) for _ in range(num_rows)]
@@ -466,11 +466,11 @@ class Engine:
         incoming = {name: to_wire(leaf) for name, leaf in leaves.items()}
         try:
             advance(self._stage, sessions, np.array(ids), incoming, draw=[length == 1] * len(rows))
-        except NodeFailure as error:
+        except ProofExceeded as error:
             if self._stage.start == 0:
                 raise
-            # What would come over the wire was made up: the first real step tells.
-            log.warning("warming up gave no numbers: %s", error)
+            # What would come over the wire was made up: the first real step tells, before a token is drawn from it.
+            log.warning("warming up failed on inputs that were made up: %s", error)
 
 
 class _WarmRow:

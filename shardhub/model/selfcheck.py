@@ -19,8 +19,9 @@ from shardhub.model import batching, taps
 from shardhub.model.stage import Stage, StageCache, cache_arrays
 from shardhub.model.trial import Chunk, Trial
 
-# Positions of the sequences' prompts; the third is `_longest`, so that it pads all others when it joins.
-_PROMPTS = (7, 4, 0, 2, 11)
+# Positions of the sequences' prompts: above 0 as they are, else `_longest` less so many. The third pads all others when it
+# joins; the last is long, too, and padded by an odd number, so that its blocks begin elsewhere than alone.
+_PROMPTS = (7, 4, 0, 2, -5)
 # Past this many positions architectures that choose blocks or keep windows do so, if these are small; a larger window,
 # up to the other number, is passed too. Longer prompts would cost real weights too much.
 _LONG = 23
@@ -50,7 +51,7 @@ def batch_refusal(stage: Stage, trial: Trial, crossings_in: Sequence[Crossing], 
     """
     sent = [crossing for name in sorted(stage.crossings_out) if (crossing := stage.anatomy.leaves[name]) is not None]
     for crossing in (*crossings_in, *sent):
-        if crossing.grows:
+        if crossing.grows or crossing.may_be_left_out:
             return f"{crossing.name} crosses with a size that differs from sequence to sequence."
     if trial.unknown:
         return f"{trial.unknown[0]} cannot be made up without the weights of the layers before, to try it."
@@ -91,7 +92,8 @@ class _Sequence:
     def __init__(self, stage: Stage, trial: Trial, row: int) -> None:
         self._stage = stage
         self._trial = trial
-        self.prompt_length = _PROMPTS[row] or _longest(stage)
+        length = _PROMPTS[row]
+        self.prompt_length = length if length > 0 else _longest(stage) + length
         prompt = trial.chunk(self.prompt_length, self.prompt_length)
         self.chunks: dict[int, Chunk] = {}
         total = self.prompt_length

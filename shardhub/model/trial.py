@@ -53,7 +53,7 @@ class Trial:
 
     def __init__(self, blueprint: Blueprint, anatomy: Anatomy, start: int, crossings_in: Sequence[Crossing]) -> None:
         self._random = np.random.default_rng(0)
-        sent = [crossing for crossing in crossings_in if not crossing.varies]
+        sent = [crossing for crossing in crossings_in if not crossing.may_be_left_out]
         self._floats = [crossing for crossing in sent if crossing.dtype in _FLOATS and "B" in crossing.shape]
         self._steering = {crossing.name: crossing for crossing in sent if crossing not in self._floats}
         self._before: Stage | None = None

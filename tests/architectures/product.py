@@ -24,8 +24,8 @@ from shardhub.checkpoint.checkpoint import open_checkpoint
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import SessionNotRewindable, ShardhubError, UnsupportedModel, WireError
 from shardhub.manifest import Source
-from shardhub.model.anatomy import forward
 from shardhub.model.dissection import Dissection
+from shardhub.model.lazily import forward
 from shardhub.model.sampling import draw_key, likeliest, sample, score, top_tokens
 from shardhub.naming import pipeline_name
 from shardhub.parameters import MAX_TOP_LOGPROBS, SamplingParameters
