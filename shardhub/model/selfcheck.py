@@ -19,8 +19,8 @@ from shardhub.model import batching, taps
 from shardhub.model.stage import Stage, StageCache, cache_arrays
 from shardhub.model.trial import Chunk, Trial
 
-# Positions of the sequences' prompts: above 0 as they are, else `_longest` less so many. The third pads all others when it
-# joins; the last is long, too, and padded by an odd number, so that its blocks begin elsewhere than alone.
+# Positions of the sequences' prompts: above 0 as they are, else `_longest` less so many. The third pads all others when
+# it joins; the last is long, too, and padded by an odd number, so that its blocks begin elsewhere than alone.
 _PROMPTS = (7, 4, 0, 2, -5)
 # Past this many positions architectures that choose blocks or keep windows do so, if these are small; a larger window,
 # up to the other number, is passed too. Longer prompts would cost real weights too much.

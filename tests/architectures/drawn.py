@@ -97,10 +97,13 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "vocab_size": (101, 257, 512),
 }
 _HEADS = (1, 2, 3, 4, 6, 8)
-_CHANGES = (1, 2, 3, 5)
+_CHANGES = (2, 3, 5, 8)
 _TRIES = 12
 _DTYPES = ("F32", "F32", "BF16", "F16", "mixed")
 _QUANTISATIONS: tuple[dict[str, Any] | None, ...] = (
+    None,
+    None,
+    None,
     None,
     None,
     None,
