@@ -68,6 +68,7 @@ _REASONS = (
     (r"A cache of class (\w+) cannot be merged", r"\1"),
     (r"gets another \S+ than alone: off by (\S+) ", r"upstream is wrong by \1"),
     (r"forward fails with sequences side by side: (\w+)", r"upstream raises \1"),
+    (r"cannot be traced.*? (\w+Error)", r"upstream raises \1"),
     (r"crosses with a size that differs", "what crosses differs in size"),
     (r"mlx-lm has no quantised form", "no quantised cache"),
     (r"Layers of other stages attend", "K and V shared across stages"),
