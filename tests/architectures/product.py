@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -374,7 +374,7 @@ class _Uses:
             ]
             results = self._product.step(sent, [texts[row][at[row] : at[row] + length] for row in rows])
             for row, result in zip(rows, results, strict=True):
-                expected = self._scores(texts[row], _ROWS[row], at[row], length)
+                expected = self._scores(texts[row], row, at[row], length)
                 apart[row].append(_difference(result.target_logprobs, expected))
                 at[row] += length
         self._product.close(*sessions)
@@ -513,12 +513,12 @@ class _Uses:
         """What upstream alone draws after each chunk."""
         return [picks(logits[-1:])[0] for logits in self._upstream_run(chunks)]
 
-    def _scores(self, text: Sequence[int], prompt: int, start: int, length: int) -> list[float]:
-        """Log probabilities of the ids after each of `length` positions of a sequence alone."""
-        chunks = [text[:prompt], *([token] for token in text[prompt:-1])]
-        logits = mx.concatenate([found[-1:] for found in self._upstream_run(chunks)])
-        first = start - prompt + 1
-        return score(logits[first : first + length], text[start + 1 : start + length + 1], 1)[0]
+    def _scores(self, text: Sequence[int], row: int, start: int, length: int) -> list[float]:
+        """Log probabilities of the ids after each of `length` positions of a sequence alone, in the same chunks."""
+        lengths = (_ROWS[row], *(steps for rows, steps in _TOGETHER if row in rows))
+        ends = [0, *accumulate(lengths)]
+        logits = mx.concatenate(self._upstream_run([text[at:stop] for at, stop in pairwise(ends)]))
+        return score(logits[start : start + length], text[start + 1 : start + length + 1], 1)[0]
 
     def _upstream_run(self, chunks: Sequence[Sequence[int]]) -> list[mx.array]:
         key = tuple(map(tuple, chunks))
