@@ -103,7 +103,8 @@ def load_stage(
     weight_bytes = sum(ordered[0].tensors[name].size_bytes for name in _own_tensors(ordered))
     budget = memory_budget() if budget_bytes is None else budget_bytes
     # Of a model object of its own: kimi_k3 keeps what its first forward derives from weights, here placeholders.
-    kv_bytes = kv_cost(made()) if kv is None else quantized_kv_cost(made())
+    trial = Trial(blueprint, anatomy, first.start, first.crossings_in)
+    kv_bytes = kv_cost(made(), trial) if kv is None else quantized_kv_cost(made(), trial)
     session_bytes = kv_bytes(context)
     usable = int(budget * (1 - _HEADROOM))
     if weight_bytes + session_bytes > usable:
@@ -128,7 +129,6 @@ def load_stage(
     del weights
     parameters = dict(tree_flatten(stage.model.parameters()))
     mx.eval([parameters[name] for name in _own_tensors(ordered)])
-    trial = Trial(blueprint, anatomy, first.start, first.crossings_in)
     if refusal is None:
         progress("trying sequences side by side")
         refusal = batch_refusal(stage, trial, first.crossings_in, first.dtype)

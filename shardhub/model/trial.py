@@ -67,13 +67,17 @@ class Trial:
         """Caches of one sequence in the layers before; None where those need not run."""
         return None if self._before is None else self._before.new_cache()
 
-    def chunk(self, length: int, total: int) -> Chunk:
+    def chunk(self, length: int, total: int, *, lazily: bool = False) -> Chunk:
         """The next chunk of a sequence.
 
         Args:
             length: Its positions L.
             total: Positions of the sequence with it, T.
+            lazily: With zeros of one element's memory, for what is not evaluated.
         """
+        if lazily:
+            arrays = {crossing.name: placeholder(_spec(crossing, length, total)) for crossing in self._floats}
+            return Chunk(ids=mx.zeros((1, length), mx.int32), arrays=arrays)
         ids = mx.array(self._random.integers(0, _MAX_ID, (1, length)), mx.int32)
         return Chunk(
             ids=ids, arrays={crossing.name: self._made_up(crossing, length, total) for crossing in self._floats}
@@ -107,9 +111,8 @@ class Trial:
         return ids, leaves
 
     def _made_up(self, crossing: Crossing, length: int, total: int) -> mx.array:
-        shape = crossing.expected_shape(batch=1, length=length, total=total)
-        dtype = placeholder(TensorSpec(dtype=crossing.dtype, shape=())).dtype
-        return mx.array(self._random.standard_normal(shape, np.float32)).astype(dtype)
+        like = placeholder(_spec(crossing, length, total))
+        return mx.array(self._random.standard_normal(like.shape, np.float32)).astype(like.dtype)
 
     def _stand_in(self, crossing: Crossing, shape: tuple[int, ...]) -> mx.array:
         """In place of what cannot be known without weights: index 0, which every list has, or a flag that is set."""
@@ -117,6 +120,11 @@ class Trial:
         if crossing.dtype in _FLOATS:
             return mx.array(self._random.standard_normal(shape, np.float32)).astype(kind)
         return (mx.ones if crossing.dtype == "BOOL" else mx.zeros)(shape, kind)
+
+
+def _spec(crossing: Crossing, length: int, total: int) -> TensorSpec:
+    shape = crossing.expected_shape(batch=1, length=length, total=total)
+    return TensorSpec(dtype=crossing.dtype, shape=shape)
 
 
 def _made_of_weights(
