@@ -278,14 +278,16 @@ def _started(pipeline: Pipeline, **options: Any) -> Iterator[Product]:
         product.stop()
 
 
-def serve(config: Mapping[str, Any], model: nn.Module, folder: Path) -> dict[str, Verdict]:
+def serve(
+    config: Mapping[str, Any], model: nn.Module, folder: Path, *, with_kv_bits: bool = True
+) -> dict[str, Verdict]:
     """Take a model through the product: save it, split it in three, and use it."""
     tiny.save(model, dict(config), folder / "model")
     try:
         pipeline, dtype = split_to_disk(folder / "model", folder / "out")
     except Exception as error:  # noqa: BLE001 - one model must not end the table
         return {"served": Verdict(outcome="failed", note=said(error))}
-    return check(pipeline, folder / "model", dtype)
+    return check(pipeline, folder / "model", dtype, with_kv_bits=with_kv_bits)
 
 
 def _tried(use: Callable[[], Verdict]) -> Verdict:
