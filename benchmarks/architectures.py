@@ -66,6 +66,7 @@ _GOOD = ("exact", "right", "refused")
 # What a reader is told of a refusal.
 _REASONS = (
     (r"A cache of class (\w+) cannot be merged", r"\1"),
+    (r"When the model was split", "upstream is wrong"),
     (r"gets another \S+ than alone: off by (\S+) ", r"upstream is wrong by \1"),
     (r"forward fails with sequences side by side: (\w+)", r"upstream raises \1"),
     (r"cannot be traced.*? (\w+Error)", r"upstream raises \1"),

@@ -28,6 +28,9 @@ from shardhub.shard import Shard, join_adjacent
 
 # What a forward needs beside weights and KV: buffers of one chunk. Share of the budget that is kept free for it.
 _HEADROOM = 0.10
+_WRONG_WHEN_SPLIT = (
+    "When the model was split, its twin gave something else for sequences side by side than for each alone."
+)
 _NO_QUANTISED_BATCH = "mlx-lm has no batched form of quantised K and V."
 
 
@@ -225,6 +228,9 @@ def unproven_batch(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Sha
     published = ordered[0].proof
     try:
         found = trace_chain(blueprint, anatomy, [joined], Scenario.MERGED).hash()
+        # The twin goes past lengths that no graph shows, and that are tried here only as far as they are short.
+        if any(shard.proof is not None and shard.proof.batched_graph_hash is None for shard in ordered):
+            return _WRONG_WHEN_SPLIT
         if len(cuts) == 1 and published is not None and published.batched_graph_hash == found:
             return None
         prove_chain(blueprint, anatomy, chain_around(joined, anatomy.num_layers), Scenario.MERGED)
