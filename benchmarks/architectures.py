@@ -1,9 +1,10 @@
 """Every model module of mlx-lm cut at every boundary: writes docs/architectures.json, and docs/architectures.md of it.
 
-A tiny instance of each module with random weights is proven by graph and held against the unsplit model bit for bit.
+A tiny instance of each module with random weights is proven by graph and held against the unsplit model bit for bit;
+then it goes through the product: split to disk, loaded by engines and served (`--product` runs only that).
 What is in the JSON file with the installed mlx and mlx-lm is not run again, so that a run can be interrupted.
 
-    python benchmarks/architectures.py [--modules llama,gemma3n] [--again] [--check]
+    python benchmarks/architectures.py [--modules llama,gemma3n] [--again] [--product] [--check]
 """
 
 from __future__ import annotations
@@ -39,20 +40,42 @@ A tiny instance takes the branches its configuration takes; `shardhub split` pro
 All of this ran on a CPU. It was not run on Metal.
 
 - **Cuts**: boundaries at which the chain is proven and exact, of those there are.
-- **Crosses beside hidden states**: what a stage hands on besides them, and at how many boundaries; *grows* means that
+- **Crosses beside**: what a stage hands on besides hidden states, and at how many boundaries; *grows* means that
   its size grows with the context, so that such a cut costs more the longer the text is.
-- **Batch**: sequences of different lengths are merged, decoded, extended by one more, filtered and taken apart again;
-  the chain equals the unsplit model bit for bit, and that equals each sequence alone but for the order of summing
-  (within 1e-3). The graph of two merged sequences is proven, too.
+- **Served**: the same instance through the product: `split` to disk, an engine for each of three stages, real steps.
+  Held against mlx-lm on the unsplit folder, log probabilities of the tokens drawn and of the likeliest twenty are
+  identical bit for bit: prompts of 1 to 40 ids, sessions forked, parked, sent back, replayed and scored, drafts
+  verified; what caches cannot take back is refused.
+- **Batch**: what engines do. Up to five sessions of different lengths side by side, which join and leave, give the log
+  probabilities of each alone within 1e-3; else why engines take one session a step. The chain's caches do what the
+  unsplit model's do bit for bit, and the graph of two merged sequences is proven.
+- **8-bit KV**: engines with `--kv-bits 8 --kv-group-size 32` give what mlx-lm gives with such caches; else why they
+  refuse to start.
 - **Trim**: the caches can go back and on, as if nothing had happened; **by row**: each row of a batch by a number of
   its own. Where a window slides they can until it is full.
 - **Snapshot**: what a copy of the caches holds: a fixed part, a part for each position, or both. It shares its
   memory with the original until the next step. In bytes of the tiny instance, all layers, in `architectures.json`.
 - **4-bit**: quantised as `mlx_lm.convert` does (affine, group 32), cut in three: proven and exact.
 
-| architecture | cuts | crosses beside hidden states | batch | trim | by row | snapshot | 4-bit | mlx-lm | date |
-|---|---|---|---|---|---|---|---|---|---|
+| architecture | cuts | crosses beside | served | batch | 8-bit KV | trim | by row | snapshot | 4-bit | mlx-lm | date |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 """
+
+
+_GOOD = ("exact", "right", "refused")
+# What a reader is told of a refusal.
+_REASONS = (
+    (r"A cache of class (\w+) cannot be merged", r"\1"),
+    (r"When the model was split", "upstream is wrong"),
+    (r"gets another \S+ than alone: off by (\S+) ", r"upstream is wrong by \1"),
+    (r"forward fails with sequences side by side: (\w+)", r"upstream raises \1"),
+    (r"cannot be traced.*? (\w+Error)", r"upstream raises \1"),
+    (r"crosses with a size that differs", "what crosses differs in size"),
+    (r"mlx-lm has no quantised form", "no quantised cache"),
+    (r"Layers of other stages attend", "K and V shared across stages"),
+    (r"mlx-lm's forward does not take it: \[quantize\]", "its rows are no multiple of 32 here"),
+    (r"mlx-lm's forward does not take it", "upstream's forward does not take it"),
+)
 
 
 def main() -> None:
@@ -60,12 +83,17 @@ def main() -> None:
     parser.add_argument("--modules", help="only these, separated by commas")
     parser.add_argument("--again", action="store_true", help="run also what the JSON file has")
     parser.add_argument(
+        "--product",
+        action="store_true",
+        help="run only what goes through engines, of modules whose other facts are there",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="run nothing; fail if the document is not what the data give"
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        _child(options.child.split(","))
+        _child(options.child.split(","), product=options.product)
         return
     found: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {}
     if options.check:
@@ -81,15 +109,20 @@ def main() -> None:
     everything = upstream_modules()
     chosen = options.modules.split(",") if options.modules else everything
     found = {module: facts for module, facts in found.items() if module in everything}
-    wanted = [module for module in chosen if options.again or not _is_current(found.get(module), installed)]
-    for done, (module, facts) in enumerate(_surveyed(wanted), 1):
-        found[module] = facts | installed | {"date": datetime.now(UTC).date().isoformat()}
+    today = {"date": datetime.now(UTC).date().isoformat()}
+    if not options.product:
+        wanted = [module for module in chosen if options.again or not _is_current(found.get(module), installed)]
+        for done, (module, facts) in enumerate(_surveyed(wanted), 1):
+            found[module] = facts | installed | today
+            DATA.write_text(_json(found))
+            _tell(f"{done}/{len(wanted)} {module}: {facts['status']} ({facts.get('seconds', 0)} s)")
+    exact = [module for module in chosen if found.get(module, {}).get("status") == "exact"]
+    wanted = [module for module in exact if options.again or "product" not in found[module]]
+    for done, (module, facts) in enumerate(_surveyed(wanted, product=True), 1):
+        uses = facts.get("product") or {"served": {"outcome": "failed", "note": facts["reason"]}}
+        found[module] |= {"product": uses} | today
         DATA.write_text(_json(found))
-        print(
-            f"{done}/{len(wanted)} {module}: {facts['status']} ({facts.get('seconds', 0)} s)",
-            file=sys.stderr,
-            flush=True,
-        )
+        _tell(f"{done}/{len(wanted)} {module}: {_served(found[module])}, batch {_batch(found[module])}")
     DOCUMENT.write_text(render(found))
     print(headline(found))
 
@@ -97,7 +130,12 @@ def main() -> None:
 def headline(found: dict[str, Any]) -> str:
     """One sentence: how many modules are exact, and which are not."""
     exact = [module for module, facts in found.items() if facts["status"] == "exact"]
-    sentence = f"{len(exact)} of {len(found)} model modules of mlx-lm are exact at every boundary"
+    served = [module for module in exact if _served(found[module]) == "exact"]
+    together = [module for module in served if _batch(found[module]) == "yes"]
+    sentence = (
+        f"{len(exact)} of {len(found)} model modules of mlx-lm are exact at every boundary; {len(served)} are so "
+        f"through engines, {len(together)} of them with sessions side by side"
+    )
     others = [
         f"{module} is {facts['status']} ({facts.get('reason') or _worst(facts)})"
         for module, facts in sorted(found.items())
@@ -123,18 +161,17 @@ def _row(module: str, facts: dict[str, Any]) -> str:
     name = f"{module} \\*" if facts["stand_in"] else module
     checked = [facts["mlx_lm"], facts["date"]]
     if "cuts" not in facts:
-        return "| " + " | ".join([name, facts["status"], *[""] * 6, *checked]) + " |"
+        return "| " + " | ".join([name, facts["status"], *[""] * 8, *checked]) + " |"
     in_two = [verdict for cut, verdict in facts["cuts"].items() if "," not in cut]
     good = [verdict for verdict in in_two if verdict["proven"] and verdict["exact"]]
     cells = [name, f"{len(good)} of {len(in_two)}", _crossings(facts)]
     if facts["status"] == "exact":
         quantised = facts["quantised"]
-        batch = _ability(facts["batch"])
-        cells += [f"{batch}, not proven" if facts["batch_proof"] not in ("", "proven") else batch]
+        cells += [_served(facts), _batch(facts), _kv(facts)]
         cells += [_ability(facts[ability]) for ability in ("trim", "trim_rows")]
         cells += [_snapshot(facts), "exact" if quantised["exact"] else quantised["reason"]]
     else:
-        cells += [""] * 5
+        cells += [""] * 7
     return "| " + " | ".join([*cells, *checked]) + " |"
 
 
@@ -143,6 +180,40 @@ def _crossings(facts: dict[str, Any]) -> str:
         f"{crossing['what']} at {crossing['cuts']}{' (grows)' if crossing['grows'] else ''}"
         for crossing in facts["crossings"]
     )
+
+
+def _served(facts: dict[str, Any]) -> str:
+    """Whether all uses of engines come out as upstream alone, or what does not."""
+    uses = facts.get("product")
+    if not uses:
+        return "not run"
+    bad = [f"{use} {v['outcome']} ({v['note']})" for use, v in uses.items() if v["outcome"] not in _GOOD]
+    return "; ".join(bad) or "exact"
+
+
+def _batch(facts: dict[str, Any]) -> str:
+    """Whether engines run sessions side by side, rightly."""
+    if any(facts[ability]["exact"] is False for ability in ("batch",)):
+        return "CHAIN DIFFERS"
+    verdict = facts.get("product", {}).get("batched", {"outcome": "not run", "note": ""})
+    return "yes" if verdict["outcome"] == "right" else f"no: {_short(verdict['note'] or verdict['outcome'])}"
+
+
+def _kv(facts: dict[str, Any]) -> str:
+    verdict = facts.get("product", {}).get("kv_bits", {"outcome": "not run", "note": ""})
+    return verdict["outcome"] if verdict["outcome"] != "refused" else f"no: {_short(verdict['note'])}"
+
+
+def _short(note: str) -> str:
+    """The reason in a few words."""
+    for pattern, words in _REASONS:
+        if found := re.search(pattern, note):
+            return found.expand(words)
+    return note.replace("|", "/")
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _ability(answer: dict[str, Any]) -> str:
@@ -177,11 +248,11 @@ def _json(found: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _surveyed(modules: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _surveyed(modules: list[str], *, product: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Survey modules in a process of their own, and in another after one that ended it."""
     left = list(modules)
     while left:
-        command = [sys.executable, __file__, "--child", ",".join(left)]
+        command = [sys.executable, __file__, "--child", ",".join(left), *["--product"] * product]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -192,12 +263,12 @@ def _surveyed(modules: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
             yield (module := left.pop(0)), {"module": module, "stand_in": None, "status": "crashed", "reason": reason}
 
 
-def _child(modules: list[str]) -> None:
+def _child(modules: list[str], *, product: bool) -> None:
     sys.path.insert(0, str(ROOT))
-    from tests.architectures.survey import survey
+    from tests.architectures.survey import serve, survey
 
     for module in modules:
-        print(json.dumps(survey(module)), flush=True)
+        print(json.dumps(serve(module) if product else survey(module)), flush=True)
 
 
 if __name__ == "__main__":

@@ -269,6 +269,8 @@ COMPUTATION = "computation"
 INEXACT = "inexact"
 AS_PUBLISHED = "as published"
 PROVEN_ANEW = "proven anew"
+# The host fact that says why a stage takes the steps of one session at a time; absent where it takes several.
+ONE_AT_A_TIME = "one_at_a_time"
 
 
 # What mlx-lm's quantised cache is right for: its rows are whole 32-bit words.

@@ -14,7 +14,6 @@ from shardhub.engine.engine import Engine, Ran
 from shardhub.engine.host import host_facts
 from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, ShardhubError, StepTimeout, WireError
 from shardhub.protocol import (
-    COMPUTATION,
     PROTOCOL_VERSIONS,
     Description,
     Lane,
@@ -110,7 +109,7 @@ class LocalLink:
 
     @property
     def host(self) -> Mapping[str, str]:
-        return {**host_facts(), COMPUTATION: self._engine.computation}
+        return {**host_facts(), **self._engine.host_facts}
 
     async def start(
         self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]

@@ -116,6 +116,7 @@ def _serve(
                 "weight_bytes": engine.weight_bytes,
                 "kv_budget_bytes": engine.kv_budget_bytes,
                 "context": engine.limits.max_context,
+                "one_at_a_time": engine.batch_refusal,
                 "tls": trust.identity.peer.name if trust else None,
                 "boot_id": engine.boot_id.hex(),
                 "metrics": endpoint.address if endpoint else None,
@@ -124,6 +125,8 @@ def _serve(
             print(json.dumps(record), flush=True)
         else:
             print(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {address}", flush=True)
+            if engine.batch_refusal is not None:
+                note(f"sessions take turns, one in a step: {engine.batch_refusal}")
             if endpoint is not None:
                 note(f"metrics at http://{endpoint.address}/metrics")
 

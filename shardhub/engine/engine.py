@@ -14,14 +14,19 @@ from shardhub.engine.compute import ComputeThread
 from shardhub.engine.masks import MaskTable
 from shardhub.engine.meter import Meter
 from shardhub.engine.sessions import Entry, SessionTable
-from shardhub.errors import NodeFailure, ShardhubError, StepTimeout, WireError
+from shardhub.errors import NodeFailure, ProofExceeded, ShardhubError, StepTimeout, WireError
+from shardhub.model import batching
 from shardhub.model.load import LoadedStage, load_stage
 from shardhub.model.memory import release_unused, settle
-from shardhub.model.microbatch import Advanced, advance
+from shardhub.model.microbatch import Advanced, advance, to_wire
 from shardhub.model.session import Session
+from shardhub.model.stage import Stage, StageCache
+from shardhub.model.trial import Trial
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
     AS_PUBLISHED,
+    COMPUTATION,
+    ONE_AT_A_TIME,
     PROVEN_ANEW,
     KvQuantization,
     Lane,
@@ -39,7 +44,7 @@ from shardhub.protocol import (
     new_id,
 )
 from shardhub.shard import Shard
-from shardhub.tensors import DTYPE_SIZES, RawTensor
+from shardhub.tensors import DTYPE_SIZES
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +119,7 @@ class Engine:
         self._stage = loaded.stage
         self.facts: StageFacts = loaded.facts
         self.computation = AS_PUBLISHED if loaded.is_published else PROVEN_ANEW
+        self.batch_refusal = loaded.batch_refusal
         self.weight_bytes = loaded.weight_bytes
         self.kv_budget_bytes = loaded.kv_budget_bytes
         self.boot_id = new_id()
@@ -121,7 +127,7 @@ class Engine:
         self.meter = Meter()
         self.limits = Limits(
             max_chunk=settings.max_chunk,
-            max_rows=min(MAX_ROWS, settings.max_sessions) if loaded.can_batch else 1,
+            max_rows=min(MAX_ROWS, settings.max_sessions) if loaded.batch_refusal is None else 1,
             queue_steps=QUEUE_STEPS,
             queue_bytes=QUEUE_BYTES,
             max_context=settings.context,
@@ -169,13 +175,20 @@ class Engine:
 
         try:
             largest = message_bytes(shards, context=settings.context, max_chunk=settings.max_chunk)
-            engine = cls(compute, compute.control(load).result(), settings, largest)
+            loaded = compute.control(load).result()
+            engine = warm = cls(compute, loaded, settings, largest)
             progress("warming up")
-            compute.control(engine._warm_up).result()
+            compute.control(lambda: warm._warm_up(loaded.trial)).result()
         except BaseException:
             compute.close()
             raise
         return engine
+
+    @property
+    def host_facts(self) -> dict[str, str]:
+        """What the stage adds to the facts about its machine: how it was proven, and why it takes one row a step."""
+        facts = {COMPUTATION: self.computation}
+        return facts if self.batch_refusal is None else {**facts, ONE_AT_A_TIME: self.batch_refusal}
 
     @property
     def num_sessions(self) -> int:
@@ -428,29 +441,44 @@ class Engine:
     def _range(self) -> str:
         return f"[{self.facts.start}, {self.facts.stop})"
 
-    def _warm_up(self) -> None:
-        """Run chunks and steps, alone and side by side, so that kernels are compiled and readiness is real."""
+    def _warm_up(self, trial: Trial) -> None:
+        """Run chunks and steps, alone and side by side, so that kernels are compiled and readiness is real.
+
+        Raises:
+            ProofExceeded: The first stage gives values that are not numbers for real ids.
+        """
         num_rows = min(_WARM_ROWS, self.limits.max_rows)
-        sessions = [
-            Session(self._stage, context=_WARM_CHUNK + 3, parameters=SamplingParameters()) for _ in range(num_rows)
-        ]
-        for session in sessions:
+        rows = [_WarmRow(self._stage, trial) for _ in range(num_rows)]
+        for row in rows:
             for length in (_WARM_CHUNK, 1):
-                self._warm_step([session], length)
+                self._warm_step(trial, [row], row.before, length)
         if num_rows > 1:
-            self._warm_step(sessions, 1)
-        del sessions
+            before = [row.before for row in rows if row.before is not None]
+            self._warm_step(trial, rows, batching.merge(before) if before else None, 1)
+        del rows
         release_unused()
 
-    def _warm_step(self, sessions: Sequence[Session], length: int) -> None:
-        batch, total = len(sessions), sessions[0].position + length
-        incoming = {
-            crossing.name: _zeros(crossing.dtype, crossing.expected_shape(batch=batch, length=length, total=total))
-            for crossing in self.facts.crossings_in
-            if not crossing.may_be_left_out
-        }
-        ids = np.zeros((batch, length), np.int32)
-        advance(self._stage, sessions, ids, incoming, draw=[length == 1] * batch)
+    def _warm_step(self, trial: Trial, rows: Sequence[_WarmRow], before: StageCache | None, length: int) -> None:
+        position = rows[0].session.position
+        chunks = [trial.chunk(length, position + length) for _ in rows]
+        ids, leaves = trial.step(chunks, before, position=position)
+        sessions = [row.session for row in rows]
+        incoming = {name: to_wire(leaf) for name, leaf in leaves.items()}
+        try:
+            advance(self._stage, sessions, np.array(ids), incoming, draw=[length == 1] * len(rows))
+        except ProofExceeded as error:
+            if self._stage.start == 0:
+                raise
+            # What would come over the wire was made up: the first real step tells, before a token is drawn from it.
+            log.warning("warming up failed on inputs that were made up: %s", error)
+
+
+class _WarmRow:
+    """A session to warm up with, and the state of the layers before the stage."""
+
+    def __init__(self, stage: Stage, trial: Trial) -> None:
+        self.session = Session(stage, context=_WARM_CHUNK + 3, parameters=SamplingParameters())
+        self.before = trial.new_cache()
 
 
 def _hand_on(ran: Future[Ran | StepFailure], done: Future[Ran | StepFailure]) -> None:
@@ -471,10 +499,6 @@ def message_bytes(shards: Sequence[Shard], *, context: int, max_chunk: int = MAX
                 size += DTYPE_SIZES[crossing.dtype] * int(np.prod(shape, dtype=np.int64))
             largest = max(largest, size)
     return largest + MESSAGE_OVERHEAD_BYTES
-
-
-def _zeros(dtype: str, shape: tuple[int, ...]) -> RawTensor:
-    return RawTensor(dtype=dtype, shape=shape, data=bytes(DTYPE_SIZES[dtype] * int(np.prod(shape, dtype=np.int64))))
 
 
 def _as_failure(error: Exception) -> ShardhubError:

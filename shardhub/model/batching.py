@@ -109,6 +109,12 @@ def rewind_limit(cache: StageCache) -> int:
     return min((_rewind_limit(part) for part in _all_parts(cache)), default=_NO_LIMIT)
 
 
+def widest_window(cache: StageCache) -> int:
+    """Positions of the widest sliding window or chunk among the caches; 0 without one."""
+    sizes = [getattr(part, attribute, 0) for part in _all_parts(cache) for attribute in ("max_size", "chunk_size")]
+    return max((size for size in sizes if isinstance(size, int)), default=0)
+
+
 def trim(cache: StageCache, num: int) -> StageCache:
     """Go back by `num` positions, in every row.
 

@@ -20,13 +20,18 @@ from shardhub.model.batching import rewind_limit
 from shardhub.model.build import Blueprint
 from shardhub.model.memory import kv_cost, memory_budget, quantized_kv_cost
 from shardhub.model.proof import Scenario, StageCut, prove_chain, trace_chain
-from shardhub.model.selfcheck import batches_alike
+from shardhub.model.selfcheck import batch_refusal
 from shardhub.model.stage import Stage
+from shardhub.model.trial import Trial
 from shardhub.protocol import KvQuantization, StageFacts
 from shardhub.shard import Shard, join_adjacent
 
 # What a forward needs beside weights and KV: buffers of one chunk. Share of the budget that is kept free for it.
 _HEADROOM = 0.10
+_WRONG_WHEN_SPLIT = (
+    "When the model was split, its twin gave something else for sequences side by side than for each alone."
+)
+_NO_QUANTISED_BATCH = "mlx-lm has no batched form of quantised K and V."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,9 @@ class LoadedStage:
         weight_bytes: Bytes of its own tensors.
         kv_budget_bytes: What is left for KV caches.
         kv_bytes: What a session of so many positions takes of it.
-        can_batch: Whether sessions can run side by side: proven by graph, and tried with these weights.
+        batch_refusal: Why sessions cannot run side by side; None where that is proven by graph, and was tried with
+            these weights.
+        trial: Makes up inputs, to warm up with.
         is_published: Whether its shards' graphs are the published ones; else they were proven anew here.
         rewind_limit: Most positions from which a session can go back.
     """
@@ -49,7 +56,8 @@ class LoadedStage:
     weight_bytes: int
     kv_budget_bytes: int
     kv_bytes: Callable[[int], int]
-    can_batch: bool
+    batch_refusal: str | None
+    trial: Trial
     is_published: bool
     rewind_limit: int
 
@@ -86,16 +94,20 @@ def load_stage(
         anatomy = examine(blueprint, ordered[0].proof.chunks if ordered[0].proof is not None else None)
         _check_documents(ordered, anatomy)
         graph_hash, is_published = prove_loaded(blueprint, anatomy, ordered)
-    # mlx-lm has no batched form of quantised KV.
-    can_batch = kv is None and prove_batched(blueprint, anatomy, ordered)
+    refusal = _NO_QUANTISED_BATCH if kv is not None else unproven_batch(blueprint, anatomy, ordered)
 
     crossings_in = tuple(crossing.name for crossing in first.crossings_in)
     crossings_out = tuple(crossing.name for crossing in last.crossings_out)
-    model = blueprint.build(stand_in=poison.parameter)
-    stage = Stage(model, anatomy, first.start, last.stop, crossings_in, crossings_out, kv=kv)
+
+    def made() -> Stage:
+        model = blueprint.build(stand_in=poison.parameter)
+        return Stage(model, anatomy, first.start, last.stop, crossings_in, crossings_out, kv=kv)
+
     weight_bytes = sum(ordered[0].tensors[name].size_bytes for name in _own_tensors(ordered))
     budget = memory_budget() if budget_bytes is None else budget_bytes
-    kv_bytes = kv_cost(stage) if kv is None else quantized_kv_cost(stage)
+    # Of a model object of its own: kimi_k3 keeps what its first forward derives from weights, here placeholders.
+    trial = Trial(blueprint, anatomy, first.start, first.crossings_in)
+    kv_bytes = kv_cost(made(), trial) if kv is None else quantized_kv_cost(made(), trial)
     session_bytes = kv_bytes(context)
     usable = int(budget * (1 - _HEADROOM))
     if weight_bytes + session_bytes > usable:
@@ -115,11 +127,14 @@ def load_stage(
         assert isinstance(arrays, dict)
         weights.update(arrays)
     progress(f"loading {_gb(weight_bytes)}")
+    stage = made()
     stage.model.load_weights(list(weights.items()), strict=False)
     del weights
     parameters = dict(tree_flatten(stage.model.parameters()))
     mx.eval([parameters[name] for name in _own_tensors(ordered)])
-    can_batch = can_batch and batches_alike(stage, first.crossings_in, first.dtype)
+    if refusal is None:
+        progress("trying sequences side by side")
+        refusal = batch_refusal(stage, trial, first.crossings_in, first.dtype)
     facts = StageFacts(
         digests=tuple(shard.digest for shard in ordered),
         boundaries=(first.start, *(shard.stage.stop for shard in ordered)),
@@ -139,7 +154,8 @@ def load_stage(
         weight_bytes=weight_bytes,
         kv_budget_bytes=max(0, usable - weight_bytes),
         kv_bytes=kv_bytes,
-        can_batch=can_batch,
+        batch_refusal=refusal,
+        trial=trial,
         is_published=is_published,
         rewind_limit=rewind_limit(stage.new_cache()),
     )
@@ -205,19 +221,22 @@ def telling_versions(shard: Shard) -> Iterator[None]:
         ) from error
 
 
-def prove_batched(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard]) -> bool:
-    """Whether sequences side by side compute here in this stage what they compute in the whole model."""
+def unproven_batch(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard]) -> str | None:
+    """Why sequences side by side are not shown to compute here in this stage what they compute in the whole model."""
     cuts = [stage_cut_of(shard.stage) for shard in ordered]
     joined = _joined(cuts)
     published = ordered[0].proof
     try:
         found = trace_chain(blueprint, anatomy, [joined], Scenario.MERGED).hash()
+        # The twin goes past lengths that no graph shows, and that are tried here only as far as they are short.
+        if any(shard.proof is not None and shard.proof.batched_graph_hash is None for shard in ordered):
+            return _WRONG_WHEN_SPLIT
         if len(cuts) == 1 and published is not None and published.batched_graph_hash == found:
-            return True
+            return None
         prove_chain(blueprint, anatomy, chain_around(joined, anatomy.num_layers), Scenario.MERGED)
-    except (ProofFailed, UnsupportedModel):
-        return False
-    return True
+    except (ProofFailed, UnsupportedModel) as error:
+        return f"{error.what} {error.why}".strip()
+    return None
 
 
 def _joined(cuts: Sequence[StageCut]) -> StageCut:

@@ -17,8 +17,10 @@ import psutil
 from mlx_lm.models import cache as caches
 
 from shardhub.errors import UnsupportedModel
+from shardhub.model.batching import widest_window
 from shardhub.model.stage import Stage, cache_arrays
 from shardhub.model.tracing import unevaluated
+from shardhub.model.trial import Trial
 
 # Share of installed memory a process may take where the system names no working set: Apple's own figure for its GPU.
 _ASSUMED_SHARE = 0.75
@@ -64,24 +66,29 @@ def settle() -> None:
     bytearray(_NOT_SMALL_BYTES)
 
 
-def kv_cost(stage: Stage) -> Callable[[int], int]:
+def kv_cost(stage: Stage, trial: Trial) -> Callable[[int], int]:
     """Ask a stage's caches once what they take; the answer gives the bytes of a session of so many positions.
 
     The architecture's own caches are grown by two chunks on placeholders, lazily. Padding to the caches' allocation
     step is counted, and so is the copy of one cache while it grows.
+
+    Args:
+        stage: Without weights: some models keep what their first forward derives from them.
+        trial: Makes up what it is sent.
     """
-    state = stage.new_cache()
+    state, before = stage.new_cache(), trial.new_cache()
     held: list[list[int]] = []
     position = 0
-    for length in stage.anatomy.chunks[:2]:
-        ids = mx.zeros((1, length), mx.int32)
+    lengths = (widest_window(state) + 3, 5)
+    for length in lengths:
+        chunk = trial.chunk(length, position + length, lazily=True)
+        ids, leaves = trial.step([chunk], before, position=position)
         with unevaluated():
-            stage.run(ids, state, stage.placeholders(length, position), position=position, need_logits=False)
+            stage.run(ids, state, leaves, position=position, need_logits=False)
         position += length
         held.append([_held_bytes(part) for part in _parts(state.owned)])
     growths = [
-        _growth(part, before, after, stage.anatomy.chunks)
-        for part, before, after in zip(_parts(state.owned), *held, strict=True)
+        _growth(part, first, second, lengths) for part, first, second in zip(_parts(state.owned), *held, strict=True)
     ]
 
     def kv_bytes(context: int) -> int:
@@ -91,7 +98,7 @@ def kv_cost(stage: Stage) -> Callable[[int], int]:
     return kv_bytes
 
 
-def quantized_kv_cost(stage: Stage) -> Callable[[int], int]:
+def quantized_kv_cost(stage: Stage, trial: Trial) -> Callable[[int], int]:
     """The same of a stage whose K and V are quantised; shows that upstream's forward takes them so.
 
     Raises:
@@ -105,7 +112,7 @@ def quantized_kv_cost(stage: Stage) -> Callable[[int], int]:
     if stage.shares_kv:
         raise UnsupportedModel(refused, why="Layers of other stages attend to the same keys and values.", hint=_PLAIN)
     try:
-        return kv_cost(stage)
+        return kv_cost(stage, trial)
     except Exception as error:  # upstream's forwards raise whatever they like
         why = f"mlx-lm's forward does not take it: {str(error).partition(chr(10))[0][:200]}"
         raise UnsupportedModel(refused, why=why, hint=_PLAIN) from error

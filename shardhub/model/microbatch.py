@@ -82,6 +82,10 @@ def advance(
             more.
     """
     length = ids.shape[1]
+    if len(sessions) > 1 and length > 1:
+        # mlx-lm masks several positions wrongly where a batch's window has rotated: side by side anew it has not.
+        for session in sessions:
+            session.cache()
     cache = sessions[0].cache() if len(sessions) == 1 else gather(sessions).cache
     position = max(session.position for session in sessions)
     need_logits = stage.is_last and (any(draw) or any(targets))
@@ -106,7 +110,7 @@ def advance(
     if any(flag.item() for flag in broken):
         name = next(name for name, flag in zip(floats, broken, strict=True) if flag.item())
         raise _no_numbers(sessions, name)
-    crossings = {name: _raw(leaf) for name, leaf in out.items()}
+    crossings = {name: to_wire(leaf) for name, leaf in out.items()}
     if length > 1:
         mx.clear_cache()  # a chunk's buffers are of no use to decode steps
     return Advanced(crossings=crossings, drawn=tuple(Drawn() for _ in sessions))
@@ -210,7 +214,8 @@ def _leaf(raw: RawTensor) -> taps.Leaf:
     return float(value) if raw.dtype == "F64" else int(value)
 
 
-def _raw(leaf: taps.Leaf) -> RawTensor:
+def to_wire(leaf: taps.Leaf) -> RawTensor:
+    """What goes over the wire: an array's elements, or a number as a tensor without dimensions."""
     if isinstance(leaf, mx.array):
         return to_raw(leaf)
     dtype, kind = ("F64", np.float64) if isinstance(leaf, float) else ("I64", np.int64)

@@ -6,109 +6,244 @@ for a few architectures it is not, although their caches can be merged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from shardhub.errors import ShardhubError
 from shardhub.manifest import Crossing
-from shardhub.model import taps
-from shardhub.model.arrays import from_raw
-from shardhub.model.batching import merge
+from shardhub.model import batching, taps
 from shardhub.model.stage import Stage, StageCache, cache_arrays
-from shardhub.tensors import DTYPE_SIZES, RawTensor
+from shardhub.model.trial import Chunk, Trial
 
-# Prompts of the two sequences; different, so that one of them is padded.
-_LENGTHS = (7, 4)
-# Largest difference, as a share of the largest value, that another order of additions makes.
+# Positions of the sequences' prompts: above 0 as they are, else `_longest` less so many. The third pads all others when
+# it joins; the last is long, too, and padded by an odd number, so that its blocks begin elsewhere than alone.
+_PROMPTS = (7, 4, 0, 2, -5)
+# Past this many positions architectures that choose blocks or keep windows do so, if these are small; a larger window,
+# up to the other number, is passed too. Longer prompts would cost real weights too much.
+_LONG = 23
+_LARGEST_WINDOW = 64
+# The steps: which sequences are side by side, and how many positions each takes in. Batches of 2, 3 and 5; sequences
+# join and leave as a scheduler has them do. A step of several positions finds them put side by side just then.
+_STEPS: tuple[tuple[tuple[int, ...], int], ...] = (
+    ((0, 1), 2),
+    ((0, 1, 2), 1),
+    ((0, 1, 2, 3, 4), 1),
+    ((0, 1, 2, 3, 4), 1),
+    ((0, 3, 4), 1),
+)
+# Largest difference, as a share of the largest and of the mean value, that another order of additions makes.
 _TOLERANCE = {"F32": 1e-3, "F64": 1e-3}
 _HALF_TOLERANCE = 5e-2
-_MAX_ID = 64
 
 
-def batches_alike(stage: Stage, crossings_in: Sequence[Crossing], dtype: str) -> bool:
-    """Run two sequences of different lengths alone and side by side, and compare what comes out.
+def batch_refusal(stage: Stage, trial: Trial, crossings_in: Sequence[Crossing], dtype: str) -> str | None:
+    """Run sequences of different lengths alone and side by side, and say why they may not be; None if all is well.
 
     Args:
         stage: With its weights; call it in the thread that runs it.
+        trial: Makes up what it is sent.
         crossings_in: What it receives.
         dtype: safetensors name of the hidden states' dtype.
     """
-    random = np.random.default_rng(0)
-    prompts = [_inputs(random, crossings_in, 1, length, length) for length in _LENGTHS]
-    steps = [_inputs(random, crossings_in, 1, 1, length + 1) for length in _LENGTHS]
+    sent = [crossing for name in sorted(stage.crossings_out) if (crossing := stage.anatomy.leaves[name]) is not None]
+    for crossing in (*crossings_in, *sent):
+        if crossing.grows or crossing.may_be_left_out:
+            return f"{crossing.name} crosses with a size that differs from sequence to sequence."
+    if trial.unknown:
+        return f"{trial.unknown[0]} cannot be made up without the weights of the layers before, to try it."
     try:
-        alone = [
-            _run(stage, _prefilled(stage, prompt), step, length)
-            for prompt, step, length in zip(prompts, steps, _LENGTHS, strict=True)
-        ]
-        cache = merge([_prefilled(stage, prompt) for prompt in prompts])
-        together = _run(stage, cache, _side_by_side(steps), max(_LENGTHS))
-    except (ShardhubError, RuntimeError, ValueError, TypeError):
-        return False  # upstream's batched form breaks
-    tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
-    for row, single in enumerate(alone):
-        for name, expected in single.items():
-            found = together[name][row : row + 1]
-            scale = float(mx.abs(expected).max().item())  # type: ignore[arg-type]
-            difference = float(mx.abs(found - expected).max().item())  # type: ignore[arg-type]
-            if not difference <= tolerance * max(scale, 1e-6):
-                return False
-    return True
+        sequences = [_Sequence(stage, trial, row) for row in range(len(_PROMPTS))]
+        alone = [sequence.run_alone() for sequence in sequences]
+    except Exception as error:  # noqa: BLE001 - upstream's forwards raise whatever they like
+        return f"The stage does not run on inputs that were made up: {_said(error)}."
+    for values in alone:
+        for name in (name for step in values for name, leaf in step.items() if _is_broken(leaf)):
+            return f"On inputs that were made up, {name} of a single sequence holds values that are not numbers."
+    try:
+        together = _run_together(stage, trial, sequences, crossings_in)
+    except ShardhubError as error:
+        return f"{error.what} {error.why}".strip()
+    except Exception as error:  # noqa: BLE001 - as above
+        return f"mlx-lm's forward fails with sequences side by side: {_said(error)}."
+    return _compared(alone, together, dtype)
 
 
-_Inputs = tuple[mx.array, dict[str, taps.Leaf]]
+_Values = dict[str, taps.Leaf]
 
 
-def _inputs(random: np.random.Generator, crossings: Sequence[Crossing], batch: int, length: int, total: int) -> _Inputs:
-    ids = mx.array(random.integers(0, _MAX_ID, (batch, length)), mx.int32)
-    leaves: dict[str, taps.Leaf] = {}
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Caches of the stage, and of the layers before it where those run too."""
+
+    own: StageCache
+    before: StageCache | None
+
+    def eval(self) -> None:
+        mx.eval(cache_arrays((*self.own.owned, *self.own.ghosts)))
+
+
+class _Sequence:
+    """A made-up sequence: the state after its prompt, and a chunk for each step it takes part in."""
+
+    def __init__(self, stage: Stage, trial: Trial, row: int) -> None:
+        self._stage = stage
+        self._trial = trial
+        length = _PROMPTS[row]
+        self.prompt_length = length if length > 0 else _longest(stage) + length
+        prompt = trial.chunk(self.prompt_length, self.prompt_length)
+        self.chunks: dict[int, Chunk] = {}
+        total = self.prompt_length
+        for step, (rows, length) in enumerate(_STEPS):
+            if row in rows:
+                total += length
+                self.chunks[step] = trial.chunk(length, total)
+        self.prefilled = _State(stage.new_cache(), trial.new_cache())
+        _run(stage, trial, [prompt], self.prefilled, position=0, need_logits=False)
+
+    def run_alone(self) -> list[_Values]:
+        """What each of its steps gives by itself."""
+        state, position, values = _each(batching.snapshot, self.prefilled), self.prompt_length, []
+        for chunk in self.chunks.values():
+            values.append(_run(self._stage, self._trial, [chunk], state, position=position))
+            position += chunk.ids.shape[1]
+        return values
+
+
+def _run_together(
+    stage: Stage, trial: Trial, sequences: Sequence[_Sequence], crossings_in: Sequence[Crossing]
+) -> list[list[_Values]]:
+    """The same by sequence, with sequences side by side.
+
+    Raises:
+        UnsupportedModel: A cache has no batched form.
+        ValueError: What comes over the wire would not be taken.
+    """
+    values: list[list[_Values]] = [[] for _ in sequences]
+    positions = [sequence.prompt_length for sequence in sequences]
+    present: tuple[int, ...] = ()
+    state: _State | None = None
+    for step, (rows, length) in enumerate(_STEPS):
+        staying = [at for at, there in enumerate(present) if there in rows]
+        if state is not None and len(staying) < len(present):
+            state = _kept(state, staying)
+        if joining := [row for row in rows if row not in present]:
+            more = _merged([sequences[row].prefilled for row in joining])
+            state = more if state is None else _each(batching.extend, state, more)
+        assert state is not None
+        present = rows
+        chunks = [sequences[row].chunks[step] for row in rows]
+        out = _run(stage, trial, chunks, state, position=max(positions[row] for row in rows), crossings=crossings_in)
+        for at, row in enumerate(rows):
+            values[row].append({name: _of_row(stage, name, leaf, at, len(rows)) for name, leaf in out.items()})
+            positions[row] += length
+    return values
+
+
+def _run(
+    stage: Stage,
+    trial: Trial,
+    chunks: Sequence[Chunk],
+    state: _State,
+    *,
+    position: int,
+    need_logits: bool = True,
+    crossings: Sequence[Crossing] = (),
+) -> _Values:
+    """What a step gives; arrays in float32."""
+    ids, leaves = trial.step(chunks, state.before, position=position)
+    batch, length = ids.shape
     for crossing in crossings:
-        if crossing.may_be_left_out:
-            continue
-        if crossing.is_number:
-            leaves[crossing.name] = 0
-            continue
-        shape = crossing.expected_shape(batch=batch, length=length, total=total)
-        if crossing.dtype in ("F32", "F16", "BF16"):
-            values = from_raw(
-                RawTensor(dtype="F32", shape=shape, data=random.standard_normal(shape, np.float32).tobytes())
-            )
-            sample = from_raw(RawTensor(dtype=crossing.dtype, shape=(0,), data=b""))
-            leaves[crossing.name] = values.astype(sample.dtype)
-        else:
-            size = DTYPE_SIZES[crossing.dtype] * int(np.prod(shape, dtype=np.int64))
-            leaves[crossing.name] = from_raw(RawTensor(dtype=crossing.dtype, shape=shape, data=bytes(size)))
-    return ids, leaves
-
-
-def _side_by_side(steps: Sequence[_Inputs]) -> _Inputs:
-    leaves: dict[str, taps.Leaf] = {}
-    for name, first in steps[0][1].items():
-        same = [step[1][name] for step in steps]
-        arrays = [leaf for leaf in same if isinstance(leaf, mx.array) and leaf.ndim]
-        leaves[name] = mx.concatenate(arrays, axis=0) if len(arrays) == len(same) else first
-    return mx.concatenate([ids for ids, _ in steps], axis=0), leaves
-
-
-def _prefilled(stage: Stage, prompt: _Inputs) -> StageCache:
-    cache = stage.new_cache()
-    ids, leaves = prompt
-    stage.run(ids, cache, leaves, position=0, need_logits=False)
-    mx.eval(cache_arrays((*cache.owned, *cache.ghosts)))
-    return cache
-
-
-def _run(stage: Stage, cache: StageCache, step: _Inputs, position: int) -> dict[str, mx.array]:
-    """What a step gives, in float32: crossings whose first axis is the batch, or logits."""
-    ids, leaves = step
-    out = stage.run(ids, cache, leaves, position=position)
+        leaf = leaves[crossing.name]
+        shape = leaf.shape if isinstance(leaf, mx.array) else ()
+        if isinstance(leaf, mx.array) == crossing.is_number or not crossing.admits(
+            shape, batch=batch, length=length, total=position + length
+        ):
+            raise ValueError(f"{crossing.name} comes as {shape} for {batch} sequences")
+    out = stage.run(ids, state.own, leaves, position=position, need_logits=need_logits)
     found = {"logits": out} if isinstance(out, mx.array) else out
-    arrays = {
-        name: leaf.astype(mx.float32)
-        for name, leaf in found.items()
-        if isinstance(leaf, mx.array) and leaf.ndim and leaf.shape[0] == ids.shape[0]
-    }
-    mx.eval(list(arrays.values()))
-    return arrays
+    values = {name: leaf.astype(mx.float32) if isinstance(leaf, mx.array) else leaf for name, leaf in found.items()}
+    mx.eval(list(values.values()))
+    state.eval()
+    return values
+
+
+def _kept(state: _State, rows: Sequence[int]) -> _State:
+    return _each(lambda cache: batching.keep(cache, rows), state)
+
+
+def _each(operation: Any, state: _State, *others: _State) -> _State:
+    """An operation on caches, for those of the stage and those of the layers before."""
+    own = operation(state.own, *(other.own for other in others))
+    before = None if state.before is None else operation(state.before, *(other.before for other in others))
+    return _State(own, before)
+
+
+def _merged(states: Sequence[_State]) -> _State:
+    before = [state.before for state in states if state.before is not None]
+    return _State(batching.merge([state.own for state in states]), batching.merge(before) if before else None)
+
+
+def _of_row(stage: Stage, name: str, leaf: taps.Leaf, row: int, num_rows: int) -> taps.Leaf:
+    """One row's part of what a step of several gives: along the axis that is the batch, if one is."""
+    if not isinstance(leaf, mx.array):
+        return leaf
+    crossing = stage.anatomy.leaves.get(name)
+    if crossing is None:
+        return leaf[row : row + 1]  # logits (B, L, V)
+    if "B" in crossing.shape:
+        return mx.take(leaf, mx.array([row]), axis=crossing.shape.index("B"))
+    return leaf[row] if not crossing.shape and leaf.shape == (num_rows,) else leaf
+
+
+def _compared(alone: Sequence[Sequence[_Values]], together: Sequence[Sequence[_Values]], dtype: str) -> str | None:
+    """Where a row differs from its sequence alone by more than another order of additions explains.
+
+    In half precision a router now and then chooses another expert for it. Wrong batching is wrong step after step, so
+    there more than half of a row's steps must differ.
+    """
+    tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
+    for row, (expected, found) in enumerate(zip(alone, together, strict=True)):
+        apart = [
+            max(((_apart(step[name], leaf), name) for name, leaf in single.items()), default=(0.0, ""))
+            for single, step in zip(expected, found, strict=True)
+        ]
+        worst, name = max(apart) if dtype in _TOLERANCE else sorted(apart)[len(apart) // 2]
+        if not worst <= tolerance:
+            return (
+                f"Of {len(alone)} sequences side by side, number {row + 1} gets another {name} than alone: "
+                f"off by {worst:.2g} of its values, {tolerance:.2g} is rounding."
+            )
+    return None
+
+
+def _apart(found: taps.Leaf, expected: taps.Leaf) -> float:
+    """The difference as a share of the values: of the largest by the largest, or of the mean by the mean."""
+    if not isinstance(found, mx.array) or not isinstance(expected, mx.array):
+        return 0.0 if not isinstance(found, mx.array) and found == expected else float("inf")
+    if found.shape != expected.shape:
+        return float("inf")
+    sizes = mx.where(mx.isfinite(expected), mx.abs(expected), 0)
+    apart = mx.where(found == expected, 0, mx.abs(found - expected))
+    largest, mean = mx.max(apart) / mx.maximum(mx.max(sizes), 1e-6), mx.mean(apart) / mx.maximum(mx.mean(sizes), 1e-6)
+    share: Any = mx.maximum(largest, mean).item()
+    return float("inf") if math.isnan(share) else float(share)
+
+
+def _is_broken(leaf: taps.Leaf) -> bool:
+    return isinstance(leaf, mx.array) and bool(mx.isnan(leaf).any().item())
+
+
+def _longest(stage: Stage) -> int:
+    """Positions of the longest prompt: past the widest window, where that is small."""
+    window = batching.widest_window(stage.new_cache())
+    return max(_LONG, window + 3) if window <= _LARGEST_WINDOW else _LONG
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, ShardhubError):
+        return f"{error.what} {error.why}".strip().rstrip(".")
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:160]}".rstrip(".: ")

@@ -195,12 +195,6 @@ class Stage:
                 hint=BEYOND_PROOF,
             )
 
-    def placeholders(self, length: int, position: int = 0) -> dict[str, taps.Leaf]:
-        """Stand-ins for what would come over the wire with a chunk of `length` ids, to trace or warm up with."""
-        self._shape = (1, length, position + length)
-        found = {name: self._crossed(name) for name in sorted(self.crossings_in) if not self._may_be_left_out(name)}
-        return {name: leaf for name, leaf in found.items() if leaf is not None}
-
     def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer upstream's call of layer `index`: inject before `start`, run inside, end the pass at `stop - 1`."""
         if index < self.start:

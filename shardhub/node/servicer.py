@@ -18,7 +18,6 @@ from shardhub.errors import HandshakeError, NodeUnreachable, Overloaded, Shardhu
 from shardhub.node.gate import require
 from shardhub.node.peers import DEFAULT_PEERS, Network, Peers
 from shardhub.protocol import (
-    COMPUTATION,
     PROTOCOL_VERSIONS,
     SESSION_ID_BYTES,
     Description,
@@ -139,7 +138,7 @@ class StageServicer(NodeServicer):
                 boot_id=engine.boot_id,
                 advertise=self._advertise,
                 num_sessions=engine.num_sessions,
-                host={**self._host, COMPUTATION: engine.computation},
+                host={**self._host, **engine.host_facts},
                 load=engine.load() | self._slept,
             )
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from mlx.utils import tree_flatten
@@ -16,10 +18,11 @@ from mlx_lm.utils import quantize_model
 from shardhub.errors import ShardhubError, UnsupportedModel
 from shardhub.model.proof import Scenario, prove_chain
 from shardhub.model.reach import describe
-from tests.architectures import abilities
+from tests.architectures import abilities, product
 from tests.architectures.matrix import (
     BATCHES,
     CONFIGS,
+    LOOPED,
     Specimen,
     Whole,
     boundaries,
@@ -55,6 +58,16 @@ def survey(module: str) -> dict[str, Any]:
             facts["fixed_bytes"], facts["bytes_per_position"] = abilities.held_bytes(whole)
             facts["quantised"] = _quantised(module)
     return facts | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def serve(module: str) -> dict[str, Any]:
+    """How a module's tiny model comes out of the product, by use; nothing of one that is refused."""
+    facts: dict[str, Any] = {"module": module}
+    if module in LOOPED:
+        return facts
+    with standing_in(module), tempfile.TemporaryDirectory() as folder:
+        found = product.serve(CONFIGS[module], random_model(CONFIGS[module]), Path(folder))
+    return facts | {"product": {use: asdict(verdict) for use, verdict in found.items()}}
 
 
 def batch_proof(specimen: Specimen) -> str:

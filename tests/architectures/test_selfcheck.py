@@ -2,29 +2,102 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
+import mlx.core as mx
 import pytest
 
 from shardhub.model.reach import describe
-from shardhub.model.selfcheck import batches_alike
+from shardhub.model.selfcheck import batch_refusal
+from shardhub.model.trial import Trial
 from tests.architectures import matrix
 
 
-def batches(module: str) -> list[bool]:
-    """The verdict of both halves of a tiny model."""
-    specimen = matrix.Specimen(matrix.CONFIGS[module])
-    return [
-        batches_alike(specimen.stage(cut), describe(cut.crossings_in, specimen.anatomy), "F32")
-        for cut in specimen.cuts((specimen.num_layers // 2,))
-    ]
+def refusals(config: dict[str, Any], position: int | None = None) -> list[str | None]:
+    """Why each half of a tiny model is not to run sequences side by side."""
+    specimen = matrix.Specimen(config)
+    found = []
+    for cut in specimen.cuts((position or specimen.num_layers // 2,)):
+        crossings = describe(cut.crossings_in, specimen.anatomy)
+        trial = Trial(specimen.blueprint, specimen.anatomy, cut.start, crossings)
+        found.append(batch_refusal(specimen.stage(cut), trial, crossings, "F32"))
+    return found
 
 
-@pytest.mark.parametrize("module", ["llama", "gemma3_text", "gemma4_text", "qwen3_next", "deepseek_v3", "rwkv7"])
+@pytest.mark.parametrize(
+    "module", ["llama", "gemma3_text", "gemma3n", "gemma4_text", "qwen3_next", "deepseek_v3", "rwkv7", "kimi_k3"]
+)
 def test_right_batching_is_accepted(module) -> None:
-    """Plain, sliding, shared, hybrid, latent and recurrent caches."""
-    assert all(batches(module))
+    """Plain, sliding, shared, hybrid, latent and recurrent caches; values that steer, and batches on another axis."""
+    assert refusals(matrix.CONFIGS[module]) == [None, None]
 
 
-@pytest.mark.parametrize("module", ["afm7", "minimax_m3_vl", "gpt_bigcode", "llama4", "deepseek_v41"])
-def test_wrong_batching_is_refused(module) -> None:
-    """Wrong upstream, broken upstream, or no batched cache: at least one half says so."""
-    assert not all(batches(module))
+@pytest.mark.parametrize("position", [1, 2, 6])
+def test_batch_is_found_on_whatever_axis_it_is(position) -> None:
+    """kimi_k3 hands on blocks (blocks, B, L, D): each cut of it is tried by rows, not by blocks."""
+    assert refusals(matrix.CONFIGS["kimi_k3"], position) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("afm7", "gets another"),
+        ("minimax_m3_vl", "gets another"),
+        ("gpt_bigcode", "fails with sequences side by side: ValueError"),
+        ("llama4", "ChunkedKVCache cannot be merged"),
+        ("deepseek_v41", "size that differs|LayerCache cannot be merged"),
+    ],
+)
+def test_wrong_batching_is_refused_with_the_reason(module, reason) -> None:
+    """Wrong upstream, broken upstream, or no batched cache: at least one half says so, and why."""
+    found = [refusal for refusal in refusals(matrix.CONFIGS[module]) if refusal is not None]
+    assert found
+    assert any(part in found[0] for part in reason.split("|")), found
+
+
+def test_batching_that_is_wrong_past_a_block_is_refused() -> None:
+    """minimax_m3_vl chooses among blocks once there are more than it may choose: 16 positions here."""
+    config = copy.deepcopy(matrix.CONFIGS["minimax_m3_vl"])
+    config["text_config"]["sparse_attention_config"].update(sparse_block_size=4, sparse_topk_blocks=4)
+    assert any(refusals(config))
+
+
+def test_mask_that_lies_on_another_axis_than_the_rows_is_refused() -> None:
+    """gemma2 with grouped queries lays a batch's mask over its heads: silently wrong for as many rows as heads."""
+    config = matrix.CONFIGS["gemma2"]
+    assert config["num_attention_heads"] > config["num_key_value_heads"] > 1
+    assert all(refusals(config))
+    assert refusals({**config, "num_key_value_heads": config["num_attention_heads"]}) == [None, None]
+
+
+def test_a_fault_in_the_third_row_alone_is_seen(monkeypatch) -> None:
+    """Batches are of 2, 3 and 5 rows, and every row is compared."""
+    specimen = matrix.Specimen(matrix.CONFIGS["qwen2"])
+    (cut,) = specimen.cuts(())
+    stage = specimen.stage(cut)
+    run = type(stage).run
+
+    def wrong(self, ids, *args, **kwargs):
+        out = run(self, ids, *args, **kwargs)
+        if ids.shape[0] < 3 or not isinstance(out, mx.array):
+            return out
+        return mx.concatenate([out[:2], out[2:] * 1.01])
+
+    assert batch_refusal(stage, Trial(specimen.blueprint, specimen.anatomy, 0, ()), (), "F32") is None
+    monkeypatch.setattr(type(stage), "run", wrong)
+    refusal = batch_refusal(stage, Trial(specimen.blueprint, specimen.anatomy, 0, ()), (), "F32")
+    assert refusal is not None
+    assert "number 3" in refusal
+
+
+def test_values_that_are_not_numbers_are_no_agreement() -> None:
+    """NaN alone and NaN side by side are not alike: the stage is refused for batches, with that reason."""
+    specimen = matrix.Specimen(matrix.CONFIGS["qwen2"])
+    (cut,) = specimen.cuts(())
+    stage = specimen.stage(cut)
+    norm = stage.model.model.norm
+    norm.weight = mx.full(norm.weight.shape, float("nan"))
+    refusal = batch_refusal(stage, Trial(specimen.blueprint, specimen.anatomy, 0, ()), (), "F32")
+    assert refusal is not None
+    assert "not numbers" in refusal

@@ -12,7 +12,18 @@ import pytest
 from shardhub.engine.engine import Engine, EngineSettings, Ran
 from shardhub.errors import PositionMismatch, SessionUnknown, StaleEpoch, WireError
 from shardhub.parameters import SamplingParameters
-from shardhub.protocol import HopKind, Lane, NextHop, OpenSession, Row, Step, StepFailure, new_id
+from shardhub.protocol import (
+    ONE_AT_A_TIME,
+    HopKind,
+    KvQuantization,
+    Lane,
+    NextHop,
+    OpenSession,
+    Row,
+    Step,
+    StepFailure,
+    new_id,
+)
 from tests import cut, tiny
 
 CONTEXT = 64
@@ -110,6 +121,42 @@ def test_steps_that_cannot_go_together_change_nothing(engine) -> None:
     assert run(engine, [(first, 0), (second, 0)], [[5], [5]]) == [(alone(engine, [5])[0],)] * 2
     for session in (first, second, short, long):
         engine.close_session(HEAD, session, 1).result()
+
+
+def test_engine_that_takes_one_row_says_why(tmp_path, engine) -> None:
+    """The reason is among the facts that Describe gives; a step of two rows is refused."""
+    assert ONE_AT_A_TIME not in engine.host_facts
+    pipeline = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", ())
+    settings = EngineSettings(context=CONTEXT, kv=KvQuantization(bits=8, group_size=32))
+    single = Engine.start(cut.shards(pipeline, 0), settings)
+    try:
+        assert "quantised" in single.host_facts[ONE_AT_A_TIME]
+        assert single.limits.max_rows == 1
+        first, second = opened(single), opened(single)
+        with pytest.raises(WireError, match="rows"):
+            run(single, [(first, 0), (second, 0)], [[1], [1]])
+    finally:
+        single.stop()
+
+
+def test_several_positions_of_several_rows_are_right_in_a_full_window(tmp_path) -> None:
+    """Rows of very different lengths whose window has turned over draw after two ids each what they draw alone."""
+    pipeline = cut.cut(cut.tiny_model(tmp_path / "model", "llama_sliding"), tmp_path / "out", ())
+    sliding = Engine.start(cut.shards(pipeline, 0), EngineSettings(context=CONTEXT, max_sessions=8))
+    try:
+        texts = [[(7 * i + 3 * k) % tiny.VOCAB for k in range(20)] for i in range(3)]
+        sessions, at = [opened(sliding) for _ in texts], [9, 1, 6]
+        for session, text, length in zip(sessions, texts, at, strict=True):
+            run(sliding, [(session, 0)], [text[:length]])
+        for length in (1, 2, 1, 3, 1):
+            rows = [(session, position) for session, position in zip(sessions, at, strict=True)]
+            found = run(sliding, rows, [text[p : p + length] for text, p in zip(texts, at, strict=True)])
+            at = [position + length for position in at]
+            assert [tokens[-1] for tokens in found] == [
+                alone(sliding, text[:position])[-1] for text, position in zip(texts, at, strict=True)
+            ]
+    finally:
+        sliding.stop()
 
 
 def test_drafts_are_verified_and_discarded(engine) -> None:
