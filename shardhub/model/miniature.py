@@ -27,8 +27,8 @@ from shardhub.tensors import TensorSpec
 # Parameters up to which a model is small enough as it is, and those beyond which a miniature would take too long.
 _SMALL = 8_000_000
 _LARGEST = 300_000_000
-# Positions up to which lengths stay as they are; longer ones are divided by one number, so that the longest comes down to
-# the second: the cost of attention grows with its square.
+# Positions up to which lengths stay as they are; longer ones are divided by one number, so that the longest comes down
+# to the second: the cost of attention grows with its square.
 MAX_LENGTH = 512
 _DIVIDED_LENGTH = 128
 # Random numbers that all tensors are cut out of, each at a place of its own.
