@@ -72,6 +72,14 @@ def batch_refusal(stage: Stage, trial: Trial, crossings_in: Sequence[Crossing], 
     return _compared(alone, together, dtype)
 
 
+def batches_alike(stage: Stage, crossings_in: Sequence[Crossing], dtype: str) -> bool:
+    """Whether sequences side by side give on this stage what each gives alone, as far as the stage itself can tell.
+
+    Without the whole model's blueprint nothing is known of numbers that steer the forward: with such, the answer is no.
+    """
+    return batch_refusal(stage, Trial(None, stage.anatomy, stage.start, crossings_in), crossings_in, dtype) is None
+
+
 _Values = dict[str, taps.Leaf]
 
 

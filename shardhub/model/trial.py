@@ -45,20 +45,24 @@ class Trial:
     """Makes up what a stage is sent.
 
     Args:
-        blueprint: The whole model.
+        blueprint: The whole model; without it nothing is known of what steers the forward.
         anatomy: Its anatomy.
         start: The stage's first layer.
         crossings_in: What it receives.
     """
 
-    def __init__(self, blueprint: Blueprint, anatomy: Anatomy, start: int, crossings_in: Sequence[Crossing]) -> None:
+    def __init__(
+        self, blueprint: Blueprint | None, anatomy: Anatomy, start: int, crossings_in: Sequence[Crossing]
+    ) -> None:
         self._random = np.random.default_rng(0)
         sent = [crossing for crossing in crossings_in if not crossing.may_be_left_out]
         self._floats = [crossing for crossing in sent if crossing.dtype in _FLOATS and "B" in crossing.shape]
         self._steering = {crossing.name: crossing for crossing in sent if crossing not in self._floats}
         self._before: Stage | None = None
         self.unknown: tuple[str, ...] = ()
-        if self._steering:
+        if blueprint is None:
+            self.unknown = tuple(self._steering)
+        elif self._steering:
             names = tuple(self._steering)
             self._before = Stage(blueprint.build(), anatomy, 0, start, (), names)
             self.unknown = _made_of_weights(blueprint, anatomy, start, self._steering)
