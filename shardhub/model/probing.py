@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from shardhub.model import taps
+from shardhub.model.audit import Audit
 from shardhub.model.branches import Decision, Number, Place, Record, watching
 from shardhub.model.build import Blueprint
 from shardhub.model.lazily import make_cache, run_lazily
@@ -94,10 +95,11 @@ def find_chunks(blueprint: Blueprint) -> Probing:
         UnsupportedModel: Its forward cannot be run on placeholders.
     """
     explorer = _Explorer(blueprint)
-    explorer.run(_START)
+    explorer.run(_START, is_close=True)
     explorer.solve()
     explorer.double()
     chunks = explorer.choose()
+    explorer.audit.finish(chunks)
     return Probing(
         chunks=chunks,
         lengths=explorer.lengths(),
@@ -122,23 +124,24 @@ class _Explorer:
     def __init__(self, blueprint: Blueprint) -> None:
         self._model = blueprint.build()
         self.record = Record()
+        self.audit = Audit(blueprint, self._model)
         self.steps: list[_Step] = []
         self._tried: set[int] = set()
         self._chunks: set[int] = set()
         self._limit = _limit(blueprint)
         self._slow_from = self._limit
 
-    def run(self, chunks: Sequence[int], *, is_scan: bool = False) -> list[_Step]:
+    def run(self, chunks: Sequence[int], *, is_scan: bool = False, is_close: bool = False) -> list[_Step]:
         """Run a new sequence through these chunks; a scan ends with the first that takes long."""
         cache = make_cache(self._model)
-        layers = _Layers()
+        layers = _Layers(self.audit)
         taps.install(self._model, layers)
         steps: list[_Step] = []
         for position, length in zip([0, *accumulate(chunks)], chunks, strict=False):
             self.record.begin()
             layers.begin()
             started = time.process_time()
-            with watching(self.record):
+            with self.audit.step(is_close=is_close), watching(self.record):
                 run_lazily(self._model, mx.zeros((1, length), mx.int32), cache)
             seen = {
                 (place, decision.outcome)
@@ -193,7 +196,7 @@ class _Explorer:
 
     def choose(self) -> tuple[int, ...]:
         """Chunks of one sequence that show all that was seen: steps without anything new become part of the next."""
-        steps = self.run((*_approach(sorted(self._tried)), *sorted(self._chunks)))
+        steps = self.run((*_approach(sorted(self._tried)), *sorted(self._chunks)), is_close=True)
         while len(fewer := _merged(steps)) < len(steps):
             found = self.run(fewer)
             if not _seen(found) >= _seen(steps):
@@ -333,7 +336,8 @@ class _Explorer:
 class _Layers:
     """A tap that notes the form of what each layer hands on."""
 
-    def __init__(self) -> None:
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
         self.begin()
 
     def begin(self) -> None:
@@ -343,6 +347,7 @@ class _Layers:
 
     def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = call(*args, **kwargs)
+        self._audit.on_layer(index)
         record = self._recorder.record(index, out, args, kwargs)
         forms = tuple((path, str(value)) for path, value in taps.constants(record.tree))
         leaves = tuple(

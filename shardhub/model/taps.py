@@ -44,14 +44,14 @@ def install(model: nn.Module, tap: Tap) -> int:
     """
     layers = module_layers(model)
     for index, layer in enumerate(layers):
-        if not isinstance(layer, _Tapped):
+        if not isinstance(layer, Tapped):
             layer.__class__ = _tapped_class(type(layer))
         object.__setattr__(layer, "_tap", tap)
         object.__setattr__(layer, "_tap_index", index)
     return len(layers)
 
 
-class _Tapped:
+class Tapped:
     """Marks the classes made by `_tapped_class`."""
 
 
@@ -67,7 +67,7 @@ def _tapped_class(original: type) -> type:
 
             return self.__dict__["_tap"].on_layer(self.__dict__["_tap_index"], run, args, kwargs)
 
-        _classes[original] = type(f"Tapped{original.__name__}", (original, _Tapped), {"__call__": __call__})
+        _classes[original] = type(f"Tapped{original.__name__}", (original, Tapped), {"__call__": __call__})
     return _classes[original]
 
 

@@ -1,0 +1,199 @@
+"""What a forward does beside computing outputs and caches from its inputs: what it keeps, and what else it asks.
+
+Stages run in processes of their own, so that nothing that one keeps in Python reaches another, and what is not a
+function of ids and caches differs between them. The graph of a computation shows neither.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from shardhub.errors import UnsupportedModel
+from shardhub.model.build import RUN_WHOLE, Blueprint, module_layers
+from shardhub.model.lazily import forward, make_cache
+from shardhub.model.outside import Calls, noting
+from shardhub.model.state import Change, State
+from shardhub.model.tracing import Questions, trace
+
+# Steps of a new model in which it may keep what it derives from its weights.
+_STEPS_TO_DERIVE = 2
+# Changes that are looked into, at most.
+_MAX_CHANGES = 64
+# Methods of an array that write to it.
+_WRITES = tuple(
+    f"__{name}__" for name in ("setitem", *(f"i{op}" for op in (
+        "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "matmul"
+    ))) if hasattr(mx.array, f"__{name}__")
+)  # fmt: skip
+_SCALE = 200.0
+
+
+class Audit:
+    """Watches the runs of one model object.
+
+    Args:
+        blueprint: The model.
+        model: The object.
+    """
+
+    def __init__(self, blueprint: Blueprint, model: nn.Module) -> None:
+        self._blueprint = blueprint
+        self._model = model
+        self._num_steps = 0
+        self._num_layers = len(module_layers(model))
+        self._state: State | None = None
+        self._made_anew: dict[tuple[Any, ...], Change] = {}
+        self._written: dict[str, None] = {}
+        self._calls = Calls()
+
+    @contextmanager
+    def step(self, *, is_close: bool) -> Iterator[None]:
+        """Watch one step, and refuse what it does beside.
+
+        Args:
+            is_close: Whether to see every call, which takes longer.
+
+        Raises:
+            UnsupportedModel: It keeps something beside its caches, or asks what is no function of its inputs.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(_writes(self._on_write))
+            if is_close:
+                stack.enter_context(noting(self._calls))
+            yield
+        self._num_steps += 1
+        if self._calls:
+            raise UnsupportedModel(
+                f"The model's forward asks what differs from process to process: {self._calls}.",
+                why="What it computes is then no function of token ids and caches, and each stage of a split would get "
+                "answers of its own.",
+                hint=RUN_WHOLE,
+            )
+        if self._num_steps == _STEPS_TO_DERIVE:
+            self._state = State(self._model)
+        else:
+            self.look()
+
+    def on_layer(self, index: int) -> None:
+        """Look within a step, too: something may be kept from one layer to a later one, and dropped after it."""
+        if self._num_steps >= _STEPS_TO_DERIVE and index == self._num_steps % self._num_layers:
+            self.look()
+
+    def look(self) -> None:
+        """Hold the state that the model reaches against what it was after its first steps.
+
+        Raises:
+            UnsupportedModel: It keeps something beside its caches.
+        """
+        if self._state is None:
+            return
+        for change in self._state.changes():
+            if change.steps is None or not _are_arrays(change):
+                raise _kept(str(change))
+            if change.steps not in self._made_anew and len(self._made_anew) < _MAX_CHANGES:
+                self._made_anew[change.steps] = change
+        if self._written:
+            raise _kept(f"{next(iter(self._written))}, which it writes to")
+
+    def finish(self, chunks: Sequence[int]) -> None:
+        """Refuse arrays that are made anew in every step unless they are derived from weights alone, and stay equal.
+
+        Args:
+            chunks: Lengths L that show every branch.
+
+        Raises:
+            UnsupportedModel: They depend on the step.
+        """
+        if not self._made_anew:
+            return
+        paths = list(self._made_anew)
+
+        def run(arrays: Any, _: Questions) -> list[mx.array]:
+            return _play(self._blueprint, chunks, paths, arrays)[-1]
+
+        weights = self._blueprint.build()
+        inputs = dict(tree_flatten(weights.parameters()))
+        ids = {f"ids.{step}": mx.zeros((1, length), mx.int32) for step, length in enumerate(chunks)}
+        graph = trace(run, inputs | ids)
+        for index, path in enumerate(paths):
+            if any(name in ids for name in graph.reach([index])):
+                raise _kept(str(self._made_anew[path]))
+        found = graph.reach(range(len(paths)))
+        known = {name: mx.random.normal(inputs[name].shape, key=mx.random.key(i)) * _SCALE for i, name in enumerate(found)}
+        steps = _play(self._blueprint, chunks, paths, {**inputs, **known, **ids})
+        for index, path in enumerate(paths):
+            later = [step[index] for step in steps[_STEPS_TO_DERIVE - 1 :]]
+            if not all(mx.array_equal(later[0], each, equal_nan=True).item() for each in later[1:]):
+                raise _kept(str(self._made_anew[path]))
+
+    def _on_write(self, array: mx.array) -> None:
+        if self._state is not None and id(array) in self._state.arrays:
+            self._written.setdefault(self._state.path_of(array))
+
+
+def _play(
+    blueprint: Blueprint, chunks: Sequence[int], paths: Sequence[tuple[Any, ...]], arrays: dict[str, mx.array]
+) -> list[list[mx.array]]:
+    """Arrays at these places of a new model object after each chunk."""
+    model = blueprint.build()
+    model.update(tree_unflatten([(name, arrays[name]) for name in blueprint.tensors]))
+    cache = make_cache(model)
+    steps = []
+    for step in range(len(chunks)):
+        forward(model, arrays[f"ids.{step}"], cache)
+        steps.append([_at(model, path) for path in paths])
+    return steps
+
+
+def _at(model: nn.Module, path: tuple[Any, ...]) -> mx.array:
+    value: Any = model
+    for key in path:
+        is_attribute = isinstance(value, nn.Module) and key not in value
+        value = getattr(value, key) if is_attribute else value[key]
+    array: mx.array = value
+    return array
+
+
+def _are_arrays(change: Change) -> bool:
+    before, after = change.before, change.after
+    if not (isinstance(before, mx.array) and isinstance(after, mx.array)):
+        return False
+    return before.shape == after.shape and before.dtype == after.dtype
+
+
+def _kept(what: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        "The model keeps something from step to step beside its caches.",
+        why=f"It is {what}. Stages in processes of their own do not share it, and sequences would.",
+        hint=RUN_WHOLE,
+    )
+
+
+@contextmanager
+def _writes(on_write: Callable[[mx.array], None]) -> Iterator[None]:
+    """Call back for each array that this thread writes to in its place meanwhile."""
+    here = threading.get_ident()
+    originals = {name: getattr(mx.array, name) for name in _WRITES}
+
+    def noted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def write(array: mx.array, *args: Any) -> Any:
+            if threading.get_ident() == here:
+                on_write(array)
+            return original(array, *args)
+
+        return write
+
+    for name, original in originals.items():
+        setattr(mx.array, name, noted(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(mx.array, name, original)

@@ -1,0 +1,108 @@
+"""Calls of upstream's forward to what is no function of its inputs: clocks, chance, the process, files.
+
+Seen by Python's own profiling, which names the functions of C too; MLX's random functions, which it does not see, by the
+state they advance.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from shardhub.model.state import PACKAGE
+
+# Modules whose functions answer otherwise in another process, or at another time.
+_MODULES = frozenset((
+    "time", "random", "_random", "datetime", "_datetime", "os", "posix", "nt", "uuid", "_uuid", "secrets", "socket",
+    "_socket", "platform", "subprocess", "_thread", "threading", "gc", "resource", "tempfile", "getpass", "psutil",
+    "numpy.random", "numpy.random.mtrand", "numpy.random._generator", "pathlib", "io", "_io",
+))  # fmt: skip
+# Functions of other modules that do so.
+_FUNCTIONS = frozenset((
+    ("builtins", "id"), ("builtins", "open"), ("builtins", "input"), ("builtins", "hash"), ("sys", "getrefcount"),
+    ("sys", "_getframe"),
+))  # fmt: skip
+# Functions in those modules that are the same everywhere.
+_HARMLESS = frozenset(("fspath", "timedelta", "__init__", "__new__", "__enter__", "__exit__", "acquire", "release"))
+# Modules between upstream's call and the function that it ends in.
+_BETWEEN = frozenset(("_collections_abc", "os", "random", "uuid", "secrets", "datetime", "tempfile", "threading"))
+_MAX_BETWEEN = 6
+
+
+@dataclass(slots=True)
+class Calls:
+    """Functions that were called, in order, each with where it was called: `time.monotonic at llama.py:17`."""
+
+    found: dict[str, None] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.found)
+
+    def __str__(self) -> str:
+        return ", ".join(list(self.found)[:3])
+
+
+@contextmanager
+def noting(calls: Calls) -> Iterator[None]:
+    """Note what upstream's model code calls meanwhile, in this thread, that is no function of its inputs.
+
+    A profiler sees nothing of it.
+    """
+
+    drawn: Any = mx.random.state
+    numbers = np.random.get_state()[1:3]
+    last = drawn[0]
+
+    def on_event(frame: FrameType, event: str, called: Any) -> None:
+        nonlocal last
+        if event == "c_call":
+            owner = called.__self__ if called.__module__ is None else None
+            module = called.__module__ if owner is None else _module(owner)
+            name, caller = called.__name__, frame
+        elif event == "call" and frame.f_back is not None:
+            module, name, caller = frame.f_globals.get("__name__"), frame.f_code.co_name, frame.f_back
+        else:
+            if event == "return" and drawn[0] is not last:
+                last = drawn[0]
+                if (place := _upstream(frame)) is not None:
+                    calls.found.setdefault(f"mlx.core.random before {place}")
+            return
+        if (module in _MODULES and name not in _HARMLESS) or (module, name) in _FUNCTIONS:
+            if (place := _upstream(caller)) is not None:
+                calls.found.setdefault(f"{module}.{name} at {place}")
+
+    before = sys.getprofile()
+    sys.setprofile(on_event)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+    if not all(np.array_equal(a, b) for a, b in zip(numbers, np.random.get_state()[1:3], strict=True)):
+        calls.found.setdefault("numpy.random in its forward")
+
+
+def _module(owner: Any) -> str | None:
+    """The module of a built-in method's object, or of the class it is a method of."""
+    found: str | None = owner.__module__ if isinstance(owner, type) else type(owner).__module__
+    return found
+
+
+def _upstream(frame: FrameType | None) -> str | None:
+    """Where upstream's code calls, with nothing but the standard library's wrappers between; None where it does not."""
+    for _ in range(_MAX_BETWEEN):
+        if frame is None:
+            return None
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.startswith(PACKAGE):
+            return f"{module.rpartition('.')[2]}.py:{frame.f_lineno} ({frame.f_code.co_qualname})"
+        if module not in _BETWEEN:
+            return None
+        frame = frame.f_back
+    return None
