@@ -6,6 +6,7 @@ function of ids and caches differs between them. The graph of a computation show
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,9 @@ from shardhub.model.tracing import Questions, trace
 
 # Steps of a new model in which it may keep what it derives from its weights.
 _STEPS_TO_DERIVE = 2
+# Where in a run's last step, and in the one before it, its state is looked at beside the end, as shares of the layers:
+# two steps, as something may change back and forth.
+_LOOKS = ((1 / 2, 1.0), (1 / 3, 2 / 3))
 # Changes that are looked into, at most.
 _MAX_CHANGES = 64
 # Methods of an array that write to it.
@@ -49,23 +53,25 @@ class Audit:
         self._num_steps = 0
         self._num_layers = len(module_layers(model))
         self._state: State | None = None
+        self._looks_after: tuple[float, ...] = ()
         self._made_anew: dict[tuple[Any, ...], Change] = {}
         self._written: dict[str, None] = {}
         self._calls = Calls()
 
     @contextmanager
-    def step(self, *, is_close: bool) -> Iterator[None]:
+    def step(self, left: int | None) -> Iterator[None]:
         """Watch one step, and refuse what it does beside.
 
         Args:
-            is_close: Whether to see every call, which takes longer.
+            left: Steps that its run has left after it; None for a run that is not looked at closely.
 
         Raises:
             UnsupportedModel: It keeps something beside its caches, or asks what is no function of its inputs.
         """
+        self._looks_after = _LOOKS[left] if left is not None and left < len(_LOOKS) else ()
         with ExitStack() as stack:
             stack.enter_context(_writes(self._on_write))
-            if is_close:
+            if left is not None:
                 stack.enter_context(noting(self._calls))
             yield
         self._num_steps += 1
@@ -78,13 +84,20 @@ class Audit:
             )
         if self._num_steps == _STEPS_TO_DERIVE:
             self._state = State(self._model)
-        else:
+        elif self._looks_after:
             self.look()
 
     def on_layer(self, index: int) -> None:
         """Look within a step, too: something may be kept from one layer to a later one, and dropped after it."""
-        if self._num_steps >= _STEPS_TO_DERIVE and index == self._num_steps % self._num_layers:
-            self.look()
+        if index in (int(share * (self._num_layers - 1)) for share in self._looks_after):
+            tracing, profiling = sys.gettrace(), sys.getprofile()
+            sys.settrace(None)  # what looks is not what is looked at
+            sys.setprofile(None)
+            try:
+                self.look()
+            finally:
+                sys.settrace(tracing)
+                sys.setprofile(profiling)
 
     def look(self) -> None:
         """Hold the state that the model reaches against what it was after its first steps.
@@ -126,7 +139,9 @@ class Audit:
             if any(name in ids for name in graph.reach([index])):
                 raise _kept(str(self._made_anew[path]))
         found = graph.reach(range(len(paths)))
-        known = {name: mx.random.normal(inputs[name].shape, key=mx.random.key(i)) * _SCALE for i, name in enumerate(found)}
+        known = {
+            name: mx.random.normal(inputs[name].shape, key=mx.random.key(i)) * _SCALE for i, name in enumerate(found)
+        }
         steps = _play(self._blueprint, chunks, paths, {**inputs, **known, **ids})
         for index, path in enumerate(paths):
             later = [step[index] for step in steps[_STEPS_TO_DERIVE - 1 :]]

@@ -32,7 +32,9 @@ _FUNCTIONS = frozenset((
 # Functions in those modules that are the same everywhere.
 _HARMLESS = frozenset(("fspath", "timedelta", "__init__", "__new__", "__enter__", "__exit__", "acquire", "release"))
 # Modules between upstream's call and the function that it ends in.
-_BETWEEN = frozenset(("_collections_abc", "os", "random", "uuid", "secrets", "datetime", "tempfile", "threading"))
+_BETWEEN = frozenset(
+    ("_collections_abc", "collections.abc", "os", "random", "uuid", "secrets", "datetime", "tempfile", "threading")
+)
 _MAX_BETWEEN = 6
 
 
@@ -71,7 +73,7 @@ def noting(calls: Calls) -> Iterator[None]:
         else:
             if event == "return" and drawn[0] is not last:
                 last = drawn[0]
-                if (place := _upstream(frame)) is not None:
+                if (place := _upstream(frame, past_all=True)) is not None:
                     calls.found.setdefault(f"mlx.core.random before {place}")
             return
         if (module in _MODULES and name not in _HARMLESS) or (module, name) in _FUNCTIONS:
@@ -94,15 +96,20 @@ def _module(owner: Any) -> str | None:
     return found
 
 
-def _upstream(frame: FrameType | None) -> str | None:
-    """Where upstream's code calls, with nothing but the standard library's wrappers between; None where it does not."""
+def _upstream(frame: FrameType | None, *, past_all: bool = False) -> str | None:
+    """Where upstream's code calls; None where it does not.
+
+    Args:
+        frame: The frame of the call.
+        past_all: Whether anything may stand between, not the standard library's wrappers alone.
+    """
     for _ in range(_MAX_BETWEEN):
         if frame is None:
             return None
         module = str(frame.f_globals.get("__name__", ""))
         if module.startswith(PACKAGE):
             return f"{module.rpartition('.')[2]}.py:{frame.f_lineno} ({frame.f_code.co_qualname})"
-        if module not in _BETWEEN:
+        if module not in _BETWEEN and not past_all:
             return None
         frame = frame.f_back
     return None

@@ -132,16 +132,16 @@ class _Explorer:
         self._slow_from = self._limit
 
     def run(self, chunks: Sequence[int], *, is_scan: bool = False, is_close: bool = False) -> list[_Step]:
-        """Run a new sequence through these chunks; a scan ends with the first that takes long."""
+        """Run a new sequence through these chunks; a scan ends with the first that takes long, a close run is audited."""
         cache = make_cache(self._model)
         layers = _Layers(self.audit)
         taps.install(self._model, layers)
         steps: list[_Step] = []
-        for position, length in zip([0, *accumulate(chunks)], chunks, strict=False):
+        for left, position, length in zip(reversed(range(len(chunks))), [0, *accumulate(chunks)], chunks, strict=False):
             self.record.begin()
             layers.begin()
             started = time.process_time()
-            with self.audit.step(is_close=is_close), watching(self.record):
+            with self.audit.step(left if is_close else None), watching(self.record):
                 run_lazily(self._model, mx.zeros((1, length), mx.int32), cache)
             seen = {
                 (place, decision.outcome)

@@ -11,6 +11,7 @@ import builtins
 import gc
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,7 +28,21 @@ from shardhub.model.taps import Tapped
 # Modules whose globals and classes are a model's own.
 PACKAGE = "mlx_lm.models."
 # What never changes, or says nothing when it does.
-_LEAVES = (int, float, complex, str, bytes, bool, types.NoneType, mx.array, mx.Dtype, types.CodeType, type(...), range, frozenset)
+_LEAVES = (
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    bool,
+    types.NoneType,
+    mx.array,
+    mx.Dtype,
+    types.CodeType,
+    type(...),
+    range,
+    frozenset,
+)
 _LEAF_TYPES = frozenset(_LEAVES)
 _PRIMITIVES = (int, float, complex, str, bytes, bool, frozenset, mx.Dtype, np.dtype, range)
 # Attributes of ours, and those that Python itself keeps.
@@ -79,10 +94,10 @@ class State:
         self._parents: dict[int, tuple[int, Any]] = {}
         self._model = model
         self.arrays: set[int] = set()
-        pending: list[Any] = [model, builtins]
+        pending: deque[Any] = deque((model, builtins))
         parts, parents, arrays = self._parts, self._parents, self.arrays
         while pending:
-            value = pending.pop()
+            value = pending.popleft()
             if id(value) in parts or (reader := _reader(value)) is None:
                 continue
             content = reader(value)
@@ -274,7 +289,10 @@ def _with_attributes(value: Any, keys: tuple[Any, ...], values: tuple[Any, ...])
 
 def _kept(memo: Any) -> list[Any]:
     """Results that a memo of a function keeps: there may come more, but these must stay as they are."""
-    return [each for each in gc.get_referents(memo) if not isinstance(each, type)]
+    held = gc.get_referents(memo)
+    at = next((index for index, each in enumerate(held) if each is memo.__wrapped__), 0)
+    table = held[at - 1] if at > 0 and isinstance(held[at - 1], dict) else {}  # of C's own, and in its order
+    return [*held[: max(0, at - 1)], *(each for each in table.values() if type(each).__name__ != "_lru_list_elem")]
 
 
 def _without_ours(attributes: Mapping[str, Any]) -> Content:

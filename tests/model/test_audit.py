@@ -1,0 +1,157 @@
+"""What a model's forward keeps or asks beside its inputs, weights and caches is refused, and nothing else is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from shardhub.errors import UnsupportedModel
+from shardhub.model.build import Blueprint, spec_of
+from shardhub.model.dissection import Dissection
+from shardhub.model.probing import find_chunks
+from tests import public
+from tests.architectures.matrix import random_model
+from tests.model.test_unseen_modules import CONFIG, NAME, PLAIN, SOURCE
+
+# Each change is written from the first step on, wherever it may be read.
+KEPT = {
+    "a global": ("NOTE = {}", "NOTE['x'] = x", "unseen.NOTE['x']"),
+    "a counter in a list": ("COUNT = [0]", "COUNT[0] += 1", "unseen.COUNT[0]"),
+    "a toggle": ("FLAG = [False]", "FLAG[0] = not FLAG[0] if self.index == 0 else FLAG[0]", "unseen.FLAG[0]"),
+    "a class attribute": ("", "Layer.first = x", "unseen.Layer.first"),
+    "an attribute of a layer": ("", "self.count = getattr(self, 'count', 0) + L_(x)", "model.layers[0].count"),
+    "an attribute of a norm": ("", "object.__setattr__(self.norm, 'last', x)", "model.layers[0].norm.last"),
+    "the arguments": ("", "object.__setattr__(self.rope, 'args', L_(x))", "model.layers[0].rope.args"),
+    "a default argument": (
+        "def note(x, kept=[]):\n    kept[:] = [x]",
+        "note(x)",
+        "unseen.note (defaults)[0][0]",
+    ),
+    "a closure": (
+        "def make():\n    n = 0\n    def add():\n        nonlocal n\n        n += 1\n    return add\nadd = make()",
+        "add()",
+        "unseen.make.<locals>.add (n)",
+    ),
+    "an iterator": ("import itertools\nIDS = itertools.count()", "next(IDS)", "unseen.IDS.position"),
+    "a generator": (
+        "def count():\n    n = 0\n    while True:\n        n += 1\n        yield n\nIDS = count()",
+        "next(IDS)",
+        "unseen.IDS",
+    ),
+    "a queue": (
+        "from collections import deque\nLAST = deque(maxlen=3)",
+        "LAST.append(x)",
+        "unseen.LAST",
+    ),
+    "a set": ("SEEN = set()", "SEEN.add(cache.offset)", "unseen.SEEN"),
+    "an array written to": ("TABLE = mx.zeros((4,))", "TABLE[1] = x.sum()", "unseen.TABLE"),
+    "an array added to": ("", "w = self.norm['weight']; w += 1", "model.layers[0].norm.weight"),
+    "a weight that grows": ("", "self.norm.weight = self.norm.weight + 1", "model.layers[0].norm.weight"),
+    "a weight that is an output": (
+        "",
+        "self.norm.weight = x[0, 0]",
+        "model.layers[0].norm.weight",
+    ),
+    "a numpy array": ("import numpy as np\nN = np.zeros(2)", "N[0] += 1", "unseen.N"),
+    "a memo's result": (
+        "import functools\n@functools.lru_cache\ndef holder():\n    return [0]",
+        "holder()[0] += 1",
+        "[0]",
+    ),
+    "another module": ("import math", "math.at = cache.offset", "math.at"),
+    "a note that is dropped again": (
+        "NOTE = {}",
+        "NOTE.update(x=x) if self.index == 0 else NOTE.pop('x', None) if self.index == 5 else 0",
+        "unseen.NOTE['x']",
+    ),
+}
+ASKED = {
+    "the time": ("import time", "x = x * (1 if time.monotonic() > 3 else 2)", "time.monotonic at unseen.py"),
+    "a date": ("import datetime", "x = x * datetime.datetime.now().year", "datetime.now at unseen.py"),
+    "chance": ("import random", "x = x * random.random()", "random.random at unseen.py"),
+    "chance between": ("import random", "x = x * random.randint(1, 3)", "random.randint at unseen.py"),
+    "the environment": ("import os", "x = x * len(os.environ.get('HOME', ''))", "at unseen.py"),
+    "the process": ("from os import getpid", "x = x * getpid()", "getpid at unseen.py"),
+    "numpy's chance": ("import numpy as np", "x = x * float(np.random.rand())", "numpy.random"),
+    "numpy's own chance": ("import numpy as np", "x = x * float(np.random.default_rng().random())", "at unseen.py"),
+    "mlx's chance": ("", "x = x + mx.random.normal(x.shape)", "mlx.core.random"),
+    "an identity": ("", "x = x * (id(x) % 7)", "builtins.id at unseen.py"),
+    "a secret": ("import secrets", "x = x * secrets.randbelow(3)", "at unseen.py"),
+}
+HEALTHY = {
+    "derived once": ("", "self.kept = getattr(self, 'kept', None) or (self.norm.weight + 1, 2)"),
+    "made anew of the same": ("", "object.__setattr__(self, 'sizes', {'heads': (4, 16)})"),
+    "a weight cast": ("", "self.norm.weight = self.norm.weight.astype(mx.float32)"),
+    "a weight clipped": ("", "self.norm.weight = mx.clip(self.norm.weight, -120, 120)"),
+    "a memo": ("import functools\n@functools.lru_cache\ndef half(n):\n    return n / 2", "half(cache.offset)"),
+    "a local array written to": ("", "x = x + 0; x[..., 0] = 1; x += 1"),
+    "a key of its own": ("", "x = x + mx.random.normal((64,), key=mx.random.key(3))"),
+    "a duration": ("import datetime\nDAY = datetime.timedelta(days=1)", "x = x * DAY.days"),
+}
+
+
+@pytest.fixture
+def put(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Blueprint]:
+    """Puts a module with these changes where mlx-lm's registry looks, and answers with its model's blueprint."""
+
+    def put(top: str = "", **changes: str) -> Blueprint:
+        text = f"{top}\ndef L_(x): return x.shape[1]\n"
+        source = SOURCE
+        for place, code in {**PLAIN, **changes}.items():
+            source = source.replace(f"{{{place}}}", code)
+        source = source.replace("@dataclass", f"{text}\n@dataclass", 1)
+        module = ModuleType(f"mlx_lm.models.{NAME}")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(source, f"{NAME}.py", "exec"), vars(module))
+        return Blueprint(
+            CONFIG, {name: spec_of(array) for name, array in tree_flatten(random_model(CONFIG).parameters())}
+        )
+
+    return put
+
+
+@pytest.mark.parametrize("case", list(KEPT))
+def test_state_beside_the_caches_is_refused_by_its_path(case: str, put: Callable[..., Blueprint]) -> None:
+    """Nothing reads it here: that it is written is enough, as a step that was not tried may read it."""
+    top, before, path = KEPT[case]
+    with pytest.raises(UnsupportedModel, match="keeps something") as refused:
+        find_chunks(put(top, BEFORE=before))
+    assert path in refused.value.why
+    assert refused.value.hint
+
+
+def test_count_in_the_tail_is_refused(put: Callable[..., Blueprint]) -> None:
+    """The code behind the layers runs on the last stage only."""
+    blueprint = put(LOOP=f"{PLAIN['LOOP']}\n        self.count = getattr(self, 'count', 0) + 1")
+    with pytest.raises(UnsupportedModel, match="model.count, which was 2 and became 3"):
+        find_chunks(blueprint)
+
+
+@pytest.mark.parametrize("case", list(ASKED))
+def test_question_beside_the_inputs_is_refused_by_its_name(case: str, put: Callable[..., Blueprint]) -> None:
+    """A clock, chance, the process: another answer in each stage."""
+    top, before, called = ASKED[case]
+    with pytest.raises(UnsupportedModel, match="differs from process to process") as refused:
+        find_chunks(put(top, BEFORE=before))
+    assert called in refused.value.what
+
+
+@pytest.mark.parametrize("case", list(HEALTHY))
+def test_what_derives_from_weights_alone_is_not_refused(case: str, put: Callable[..., Blueprint]) -> None:
+    """Values kept from the first step on, or made anew and equal in each, are the same in every process."""
+    top, before = HEALTHY[case]
+    find_chunks(put(top, BEFORE=before))
+
+
+def test_audit_leaves_arrays_as_they_were() -> None:
+    """What it puts in the place of MLX's methods is gone after it."""
+    before = {name: getattr(mx.array, name) for name in ("__setitem__", "__iadd__", "tolist")}
+    config = public.config("phi-4")
+    find_chunks(Blueprint(config, public.headers(config)))
+    assert {name: getattr(mx.array, name) for name in before} == before
+    assert sys.getprofile() is None
