@@ -36,6 +36,7 @@ _WRITES = tuple(
         "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "matmul"
     ))) if hasattr(mx.array, f"__{name}__")
 )  # fmt: skip
+# Weights that what is derived of weights is looked at with: large, so that limits show.
 _SCALE = 200.0
 
 

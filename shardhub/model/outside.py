@@ -1,7 +1,7 @@
 """Calls of upstream's forward to what is no function of its inputs: clocks, chance, the process, files.
 
-Seen by Python's own profiling, which names the functions of C too; MLX's random functions, which it does not see, by the
-state they advance.
+Seen by Python's own profiling, which names the functions of C too. MLX's random functions, which it does not see, are
+known by the state they advance.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from shardhub.model.state import PACKAGE
+from shardhub.model.content import PACKAGE
 
 # Modules whose functions answer otherwise in another process, or at another time.
 _MODULES = frozenset((
@@ -76,9 +76,9 @@ def noting(calls: Calls) -> Iterator[None]:
                 if (place := _upstream(frame, past_all=True)) is not None:
                     calls.found.setdefault(f"mlx.core.random before {place}")
             return
-        if (module in _MODULES and name not in _HARMLESS) or (module, name) in _FUNCTIONS:
-            if (place := _upstream(caller)) is not None:
-                calls.found.setdefault(f"{module}.{name} at {place}")
+        is_outside = (module in _MODULES and name not in _HARMLESS) or (module, name) in _FUNCTIONS
+        if is_outside and (place := _upstream(caller)) is not None:
+            calls.found.setdefault(f"{module}.{name} at {place}")
 
     before = sys.getprofile()
     sys.setprofile(on_event)

@@ -132,7 +132,10 @@ class _Explorer:
         self._slow_from = self._limit
 
     def run(self, chunks: Sequence[int], *, is_scan: bool = False, is_close: bool = False) -> list[_Step]:
-        """Run a new sequence through these chunks; a scan ends with the first that takes long, a close run is audited."""
+        """Run a new sequence through these chunks.
+
+        A scan ends with the first that takes long; a close run is audited in its last steps.
+        """
         cache = make_cache(self._model)
         layers = _Layers(self.audit)
         taps.install(self._model, layers)

@@ -6,55 +6,30 @@ defaults and closures, and the globals of those modules. Arrays count by identit
 
 from __future__ import annotations
 
-import array
 import builtins
-import gc
 import types
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import _lru_cache_wrapper, partial
-from operator import is_, length_hint
+from functools import _lru_cache_wrapper
+from operator import is_
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from shardhub.model.taps import Tapped
-
-# Modules whose globals and classes are a model's own.
-PACKAGE = "mlx_lm.models."
-# What never changes, or says nothing when it does.
-_LEAVES = (
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    bool,
-    types.NoneType,
-    mx.array,
-    mx.Dtype,
-    types.CodeType,
-    type(...),
-    range,
-    frozenset,
+from shardhub.model.content import (
+    ABSENT,
+    LEAF_TYPES,
+    Content,
+    Reader,
+    is_foreign,
+    is_globals,
+    is_same,
+    memo_results,
+    reader_of,
+    shown,
 )
-_LEAF_TYPES = frozenset(_LEAVES)
-_PRIMITIVES = (int, float, complex, str, bytes, bool, frozenset, mx.Dtype, np.dtype, range)
-# Attributes of ours, and those that Python itself keeps.
-_NOT_STATE = frozenset(("_tap", "_tap_index", "__builtins__", "__warningregistry__", "__dict__", "__weakref__"))
-# Objects of these modules keep no state of a model's.
-_OPAQUE = ("mlx.core", "logging", "_abc", "typing", "re")
-_MAX_DEPTH = 8
-_MAX_TEXT = 60
-
-# Keys and values.
-Content = tuple[tuple[Any, ...], tuple[Any, ...]]
-Reader = Callable[[Any], Content]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +51,6 @@ class Change:
         return f"{self.path}, which was {shown(self.before)} and became {shown(self.after)}"
 
 
-class _Absent:
-    """Stands where there was nothing."""
-
-
-ABSENT = _Absent()
-
-
 class State:
     """All that a model object reaches, as it is now.
 
@@ -98,18 +66,18 @@ class State:
         parts, parents, arrays = self._parts, self._parents, self.arrays
         while pending:
             value = pending.popleft()
-            if id(value) in parts or (reader := _reader(value)) is None:
+            if id(value) in parts or (reader := reader_of(value)) is None:
                 continue
             content = reader(value)
             parts[id(value)] = value, reader, content
-            if _is_foreign(value):
+            if is_foreign(value):
                 continue
             if isinstance(value, _lru_cache_wrapper):
-                pending += (kept for kept in _kept(value) if type(kept) not in _LEAF_TYPES)
+                pending += (kept for kept in memo_results(value) if type(kept) not in LEAF_TYPES)
             for key, child in zip(*content, strict=True):
                 if type(child) is mx.array:
                     arrays.add(id(child))
-                elif type(child) not in _LEAF_TYPES and id(child) not in parts:
+                elif type(child) not in LEAF_TYPES and id(child) not in parts:
                     parents.setdefault(id(child), (id(value), key))
                     pending.append(child)
 
@@ -122,7 +90,7 @@ class State:
             before, after = dict(zip(keys, values, strict=True)), dict(zip(now_keys, now, strict=True))
             for key in dict.fromkeys((*keys, *now_keys)):
                 old, new = before.get(key, ABSENT), after.get(key, ABSENT)
-                if not _is_same(old, new) and not (_is_foreign(value) and isinstance(new, types.ModuleType)):
+                if not is_same(old, new) and not (is_foreign(value) and isinstance(new, types.ModuleType)):
                     yield Change(self._path(value, key), self._steps(value, key), old, new)
 
     def path_of(self, array: mx.array) -> str:
@@ -148,7 +116,7 @@ class State:
     def _steps(self, value: Any, key: Any) -> tuple[Any, ...] | None:
         steps = [key]
         while value is not self._model:
-            if not isinstance(value, dict | list) or _is_globals(value) or id(value) not in self._parents:
+            if not isinstance(value, dict | list) or is_globals(value) or id(value) not in self._parents:
                 return None
             parent, key = self._parents[id(value)]
             value = self._parts[parent][0]
@@ -156,179 +124,11 @@ class State:
         return tuple(reversed(steps))
 
 
-def shown(value: Any) -> str:
-    """A value as a message names it; an array's elements are not looked at."""
-    if value is ABSENT:
-        return "not there"
-    if isinstance(value, mx.array):
-        return f"an array {list(value.shape)} of {str(value.dtype).removeprefix('mlx.core.')}"
-    if value is None or isinstance(value, _PRIMITIVES):
-        return repr(value)[:_MAX_TEXT]
-    if isinstance(value, list | tuple | dict):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
-
-
-def _reader(value: Any) -> Reader | None:
-    """What reads the content of a value; None for one that has none."""
-    kind = type(value)
-    if kind in _LEAF_TYPES or isinstance(value, _LEAVES):
-        return None
-    if isinstance(value, nn.Module):
-        return _read_nn_module
-    if (found := _READERS.get(kind)) is not None:
-        return found
-    for cls, reader in _READERS.items():
-        if isinstance(value, cls):
-            return reader
-    if kind.__module__.startswith(_OPAQUE):
-        return None
-    return _read_iterator if hasattr(kind, "__next__") else _read_object
-
-
-def _read_nn_module(value: Any) -> Content:
-    attributes = {key: item for key, item in value.__dict__.items() if key not in _NOT_STATE}
-    return (*value, *attributes, type), (*value.values(), *attributes.values(), type(value))
-
-
-def _read_dict(value: Any) -> Content:
-    if _is_globals(value):
-        return _without_ours(value)
-    if type(value) is dict:
-        return tuple(value), tuple(value.values())
-    return _with_attributes(value, (*value,), (*dict.values(value),))
-
-
-def _read_sequence(value: Any) -> Content:
-    if type(value) in (tuple, list):
-        return tuple(range(len(value))), tuple(value)
-    return _with_attributes(value, tuple(range(len(value))), tuple(value))
-
-
-def _read_set(value: Any) -> Content:
-    return ("elements",), (frozenset(value),)
-
-
-def _read_bytes(value: Any) -> Content:
-    return ("bytes",), (value.tobytes() if hasattr(value, "tobytes") else bytes(value),)
-
-
-def _read_module(value: Any) -> Content:
-    name = value.__name__
-    return (("globals",), (vars(value),)) if name.startswith(PACKAGE) else _without_ours(vars(value))
-
-
-def _read_class(value: Any) -> Content:
-    keys, values = _without_ours(vars(value))
-    return (*keys, "__bases__"), (*values, value.__bases__)
-
-
-def _read_function(value: Any) -> Content:
-    cells = [(name, _cell(cell)) for name, cell in _closure(value)]
-    is_own = str(value.__globals__.get("__name__", "")).startswith(PACKAGE)
-    keys = ("defaults", "keyword defaults", *(name for name, _ in cells), "attributes", "globals")
-    found = (value.__defaults__, value.__kwdefaults__, *(content for _, content in cells), value.__dict__)
-    return keys, (*found, value.__globals__ if is_own else None)
-
-
-def _read_property(value: Any) -> Content:
-    return ("get", "set", "delete"), (value.fget, value.fset, value.fdel)
-
-
-def _read_wrapper(value: Any) -> Content:
-    return ("function",), (value.__func__,)
-
-
-def _read_method(value: Any) -> Content:
-    return ("function", "self"), (value.__func__, value.__self__)
-
-
-def _read_partial(value: Any) -> Content:
-    return ("function", "args", "keywords"), (value.func, value.args, value.keywords)
-
-
-def _read_memo(value: Any) -> Content:
-    return ("function",), (value.__wrapped__,)
-
-
-def _read_reference(value: Any) -> Content:
-    return ("()",), (value(),)
-
-
-def _read_context(value: Any) -> Content:
-    return ("get()",), (value.get(None),)
-
-
-def _read_iterator(value: Any) -> Content:
-    """How far it has come."""
-    frame = getattr(value, "gi_frame", None)
-    if frame is not None:
-        return ("position", *frame.f_locals), (frame.f_lasti, *frame.f_locals.values())
-    return ("position",), ((repr(value), length_hint(value)),)
-
-
-def _read_object(value: Any) -> Content:
-    keys, values = _with_attributes(value, (), ())
-    if not keys and not isinstance(value, types.BuiltinFunctionType) and gc.is_tracked(value):
-        held = tuple(each for each in gc.get_referents(value) if not isinstance(each, type))
-        return tuple(range(len(held))), held
-    return keys, values
-
-
-def _with_attributes(value: Any, keys: tuple[Any, ...], values: tuple[Any, ...]) -> Content:
-    attributes = dict(getattr(value, "__dict__", None) or {})
-    for cls in type(value).__mro__:
-        slots = vars(cls).get("__slots__", ())
-        for slot in (slots,) if isinstance(slots, str) else slots:
-            try:
-                attributes[slot] = object.__getattribute__(value, slot)
-            except AttributeError:
-                continue
-    return (*keys, *attributes), (*values, *attributes.values())
-
-
-def _kept(memo: Any) -> list[Any]:
-    """Results that a memo of a function keeps: there may come more, but these must stay as they are."""
-    held = gc.get_referents(memo)
-    at = next((index for index, each in enumerate(held) if each is memo.__wrapped__), 0)
-    table = held[at - 1] if at > 0 and isinstance(held[at - 1], dict) else {}  # of C's own, and in its order
-    return [*held[: max(0, at - 1)], *(each for each in table.values() if type(each).__name__ != "_lru_list_elem")]
-
-
-def _without_ours(attributes: Mapping[str, Any]) -> Content:
-    found = {key: value for key, value in attributes.items() if key not in _NOT_STATE}
-    return tuple(found), tuple(found.values())
-
-
-def _closure(function: Any) -> Iterator[tuple[str, Any]]:
-    yield from zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
-
-
-def _cell(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing was assigned yet
-        return ABSENT
-
-
-def _is_globals(value: Any) -> bool:
-    return type(value) is dict and "__builtins__" in value
-
-
-def _is_foreign(value: Any) -> bool:
-    """Whether something is not the model's own, so that only what stands in it directly counts."""
-    if isinstance(value, types.ModuleType):
-        return not value.__name__.startswith(PACKAGE)
-    if isinstance(value, type):
-        return not value.__module__.startswith(PACKAGE) and not issubclass(value, Tapped)
-    return False
-
-
 def _name(value: Any, model: nn.Module) -> str | None:
     """The name of something that is found by it; None for anything else."""
     if value is model:
         return "model"
-    if _is_globals(value):
+    if is_globals(value):
         return str(value.get("__name__"))
     if isinstance(value, types.ModuleType):
         return value.__name__
@@ -343,45 +143,5 @@ def _step(value: Any, key: Any) -> str:
         return ".__class__"
     if isinstance(value, types.FunctionType):
         return f" ({key})"
-    is_item = isinstance(value, dict | list | tuple) and not isinstance(value, nn.Module) and not _is_globals(value)
+    is_item = isinstance(value, dict | list | tuple) and not isinstance(value, nn.Module) and not is_globals(value)
     return f"[{shown(key)}]" if is_item or not isinstance(key, str) else f".{key}"
-
-
-def _is_same(old: Any, new: Any, depth: int = 0) -> bool:
-    """Whether a value is the one that was there, or made anew of the same."""
-    if old is new:
-        return True
-    if type(old) is not type(new) or depth > _MAX_DEPTH or isinstance(old, mx.array):
-        return False
-    if isinstance(old, _PRIMITIVES):
-        return bool(old == new) or repr(old) == repr(new)
-    if isinstance(old, type | types.ModuleType) or (reader := _reader(old)) is None:
-        return False
-    if isinstance(old, types.FunctionType) and old.__code__ is not new.__code__:
-        return False
-    (keys, values), (new_keys, new_values) = reader(old), reader(new)
-    if keys != new_keys or (not keys and not isinstance(old, list | tuple | dict)):
-        return False
-    return all(_is_same(a, b, depth + 1) for a, b in zip(values, new_values, strict=True))
-
-
-_READERS: dict[type, Reader] = {
-    dict: _read_dict,
-    list: _read_sequence,
-    tuple: _read_sequence,
-    set: _read_set,
-    np.ndarray: _read_bytes,
-    bytearray: _read_bytes,
-    array.array: _read_bytes,
-    types.FunctionType: _read_function,
-    type: _read_class,
-    types.ModuleType: _read_module,
-    property: _read_property,
-    staticmethod: _read_wrapper,
-    classmethod: _read_wrapper,
-    types.MethodType: _read_method,
-    partial: _read_partial,
-    _lru_cache_wrapper: _read_memo,
-    weakref.ReferenceType: _read_reference,
-    ContextVar: _read_context,
-}

@@ -17,7 +17,11 @@ import numpy as np
 
 from shardhub.errors import ShardhubError, UnsupportedModel
 from shardhub.model import poison
+from shardhub.model.build import RUN_WHOLE
+from shardhub.model.hostvalues import Answer, Failures, catching
 
+# How inputs are named that are token ids.
+IDS = "ids."
 # Constants above this many elements are told apart by shape only; none was seen in the 126 model modules.
 _MAX_CONSTANT_ELEMENTS = 1 << 20
 # Mark where a traced computation converts to and from float8, which mlx 0.32.4 cannot export.
@@ -112,6 +116,7 @@ class Questions:
 
     def __init__(self) -> None:
         self.asked: list[mx.array] = []
+        self.failures = Failures()
 
     def __len__(self) -> int:
         return len(self.asked)
@@ -119,7 +124,9 @@ class Questions:
     def answer(self, array: mx.array) -> Any:
         """Elements as nested lists: an integer array's are zeros."""
         self.asked.append(array)
-        return np.zeros(array.shape, np.int64).tolist()
+        answers = np.empty(array.shape, object)
+        answers.fill(Answer(self.failures))
+        return answers.tolist()
 
 
 def trace(
@@ -142,7 +149,8 @@ def trace(
 
     with _exportable() as questions:
         try:
-            mx.export_function(lambda event: graph.add(event, names), positional, *inputs.values())
+            with catching(questions.failures):
+                mx.export_function(lambda event: graph.add(event, names), positional, *inputs.values())
         except ShardhubError:
             raise
         except Exception as error:  # upstream's forwards raise whatever they like
@@ -152,6 +160,14 @@ def trace(
                 "The model's computation cannot be traced, so that a split of it cannot be proven.",
                 why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
             ) from error
+    questions.failures.check()
+    for index in range(len(graph.outputs) - len(questions), len(graph.outputs)):
+        if (names_of := graph.reach([index])) and all(name.startswith(IDS) for name in names_of):
+            raise UnsupportedModel(
+                "The model's forward asks for token ids on the host.",
+                why="What it does with other ids cannot be seen without them, so that no proof holds for it.",
+                hint=RUN_WHOLE,
+            )
     return graph
 
 
@@ -169,6 +185,7 @@ def unevaluated() -> Iterator[None]:
         mx.array.tolist = tolist  # type: ignore[method-assign,assignment]
         try:
             yield
+            questions.failures.check()
         finally:
             mx.array.tolist = original  # type: ignore[method-assign]
 

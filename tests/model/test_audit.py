@@ -83,6 +83,31 @@ ASKED = {
     "an identity": ("", "x = x * (id(x) % 7)", "builtins.id at unseen.py"),
     "a secret": ("import secrets", "x = x * secrets.randbelow(3)", "at unseen.py"),
 }
+ON_THE_HOST = {
+    "an attempt": (
+        "def f(x):\n    try:\n        return bool((x == x).all())\n    except Exception:\n        return False",
+        "x = x * (2 if f(x) else 1)",
+        "ValueError at unseen.py",
+    ),
+    "an attempt at numpy": (
+        "import numpy as np\ndef f(x):\n    try:\n        return np.array(x).sum()\n    except:\n        return 1",
+        "x = x * f(x)",
+        "at unseen.py",
+    ),
+    "an attempt within contextlib": (
+        "from contextlib import suppress",
+        "with suppress(Exception): x = x * x.sum().item()",
+        "ValueError at unseen.py",
+    ),
+    "an expert that is compared": (
+        "",
+        "x = x * (2 if mx.argmax(x, -1).tolist()[0][0] == 7 else 1)",
+        "used in eq at unseen.py",
+    ),
+    "an expert that is looked for": ("", "x = x * (2 if 7 in mx.argmax(x, -1).tolist()[0] else 1)", "used in eq"),
+    "an expert that is a key": ("", "x = x * {0: 1, 7: 2}.get(mx.argmax(x, -1).tolist()[0][0], 1)", "used in hash"),
+    "an even expert": ("", "x = x * (1 + mx.argmax(x, -1).tolist()[0][0] % 2)", "used in mod"),
+}
 HEALTHY = {
     "derived once": ("", "self.kept = getattr(self, 'kept', None) or (self.norm.weight + 1, 2)"),
     "made anew of the same": ("", "object.__setattr__(self, 'sizes', {'heads': (4, 16)})"),
@@ -128,7 +153,7 @@ def test_state_beside_the_caches_is_refused_by_its_path(case: str, put: Callable
 def test_count_in_the_tail_is_refused(put: Callable[..., Blueprint]) -> None:
     """The code behind the layers runs on the last stage only."""
     blueprint = put(LOOP=f"{PLAIN['LOOP']}\n        self.count = getattr(self, 'count', 0) + 1")
-    with pytest.raises(UnsupportedModel, match="model.count, which was 2 and became 3"):
+    with pytest.raises(UnsupportedModel, match=r"model\.count, which was 2 and became 3"):
         find_chunks(blueprint)
 
 
@@ -146,6 +171,35 @@ def test_what_derives_from_weights_alone_is_not_refused(case: str, put: Callable
     """Values kept from the first step on, or made anew and equal in each, are the same in every process."""
     top, before = HEALTHY[case]
     find_chunks(put(top, BEFORE=before))
+
+
+@pytest.mark.parametrize("case", list(ON_THE_HOST))
+def test_values_on_the_host_are_refused_where_they_decide(case: str, put: Callable[..., Blueprint]) -> None:
+    """Also where the forward catches that there are none, and goes on."""
+    top, before, place = ON_THE_HOST[case]
+    blueprint = put(top, BEFORE=before)
+    with pytest.raises(UnsupportedModel, match="asks for values on the host") as refused:
+        Dissection(CONFIG, blueprint.tensors)
+    assert place in refused.value.what
+
+
+@pytest.mark.parametrize(
+    "asked", ["inputs.tolist()[0][-1] % 2", "7 in inputs.tolist()[0]", "bytes(inputs.tolist()[0])"]
+)
+def test_token_ids_on_the_host_are_refused(asked: str, put: Callable[..., Blueprint]) -> None:
+    """A rare id may decide what no trace shows."""
+    blueprint = put(LOOP=f"h = h * 2 if {asked} else h\n        {PLAIN['LOOP']}")
+    with pytest.raises(UnsupportedModel, match="on the host"):
+        Dissection(CONFIG, blueprint.tensors)
+
+
+def test_experts_that_are_chosen_on_the_host_are_not_refused(put: Callable[..., Blueprint]) -> None:
+    """An index into a list is all that is made of the answer."""
+    blueprint = put(
+        BEFORE="chosen = mx.argmax(x[..., :2], -1).tolist()[0]; experts = [self.norm, self.norm]; "
+        "x = mx.stack([experts[e](y) for y, e in zip(x[0], chosen)])[None]"
+    )
+    Dissection(CONFIG, blueprint.tensors).prove([(0, 2), (2, 6)])
 
 
 def test_audit_leaves_arrays_as_they_were() -> None:

@@ -56,16 +56,16 @@ REFUSED = {
         UnsupportedModel,
         "cannot be traced",
     ),
-    "noise is added": ({"BEFORE": "x = x + mx.random.normal(x.shape)"}, ProofFailed, "something else"),
+    "noise is added": ({"BEFORE": "x = x + mx.random.normal(x.shape)"}, UnsupportedModel, "from process to process"),
     "layers talk past their outputs": (
         {"BEFORE": "Layer.first = x if self.index == 0 else Layer.first; x = x + Layer.first"},
-        ProofFailed,
-        "not what was proven",
+        UnsupportedModel,
+        "keeps something from step to step",
     ),
     "a number passes by a variable of the module": (
         {"BEFORE": "Layer.at = cache.offset if self.index == 0 else Layer.at; x = x * (1 + 0.01 * Layer.at)"},
-        ProofFailed,
-        "several processes",
+        UnsupportedModel,
+        "keeps something from step to step",
     ),
     "a later layer's cache is asked": (
         {"LOOP": "for layer, c in zip(layers, cache): h = layer(h * (1 + 0.01 * cache[3].offset), mask, c)"},

@@ -1,0 +1,117 @@
+"""Values that a forward asks the host for, and what it does with them: a trace has none to give.
+
+Some forwards choose experts on the host, which is no more than an index into a list. Whatever else depends on a value
+is a branch of the code that no graph shows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from shardhub.errors import ShardhubError, UnsupportedModel
+from shardhub.model.build import RUN_WHOLE
+from shardhub.model.content import PACKAGE
+
+# How MLX says that something cannot be evaluated in a trace.
+_EVALUATION = ("[eval]", "[async_eval]")
+# What may be done with an answer that decides something, or hides that it was one.
+_USES = (
+    "eq", "ne", "lt", "le", "gt", "ge", "bool", "hash", "add", "radd", "sub", "rsub", "mul", "rmul", "floordiv",
+    "rfloordiv", "truediv", "rtruediv", "mod", "rmod", "divmod", "rdivmod", "pow", "rpow", "and", "rand", "or", "ror",
+    "xor", "rxor", "lshift", "rlshift", "rshift", "rrshift", "neg", "pos", "abs", "invert", "int", "float", "round",
+    "trunc", "floor", "ceil", "str", "format",
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Failures:
+    """Questions for values that could not be answered, or whose answers decided something; each with its place."""
+
+    found: dict[str, None] = field(default_factory=dict)
+    refused: list[ShardhubError] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Refuse a forward that went on all the same.
+
+        Raises:
+            UnsupportedModel: It asked for values on the host.
+            ShardhubError: It caught an error of ours.
+        """
+        if self.refused:
+            raise self.refused[0]
+        if self.found:
+            raise UnsupportedModel(
+                f"The model's forward asks for values on the host: {', '.join(list(self.found)[:2])}.",
+                why="What it does with other values cannot be seen without weights, so that no proof holds for it.",
+                hint=RUN_WHOLE,
+            )
+
+
+class Answer(int):
+    """An element of an integer array, as a trace answers with: it may be an index, and notes every other use."""
+
+    failures: Failures
+
+    def __new__(cls, failures: Failures) -> Answer:
+        """A zero, which every index may be."""
+        answer = super().__new__(cls, 0)
+        answer.failures = failures
+        return answer
+
+
+def _noted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def use(self: Answer, *args: Any) -> Any:
+        frame: FrameType | None = sys._getframe(1)
+        if frame is not None and (place := _upstream(frame)) is not None:
+            self.failures.found.setdefault(f"an element is used in {name} at {place}")
+        return original(self, *args)
+
+    return use
+
+
+for _name in _USES:
+    if (_original := getattr(int, f"__{_name}__", None)) is not None:
+        setattr(Answer, f"__{_name}__", _noted(_name, _original))
+
+
+@contextmanager
+def catching(failures: Failures) -> Iterator[None]:
+    """Note what upstream's code in this thread meets that tells of values on the host, caught there or not."""
+
+    def on_call(frame: FrameType, event: str, _: Any) -> Any:
+        if event != "call" or not str(frame.f_globals.get("__name__", "")).startswith(PACKAGE):
+            return None
+        frame.f_trace_lines = False
+        return on_exception
+
+    def on_exception(frame: FrameType, event: str, raised: Any) -> Any:
+        if event == "exception":
+            kind, error, _ = raised
+            if issubclass(kind, ShardhubError):
+                failures.refused.append(error)
+            elif issubclass(kind, ValueError | RuntimeError) and str(error).startswith(_EVALUATION):
+                failures.found.setdefault(f"{kind.__name__} at {_place(frame)}")
+        return on_exception
+
+    before = sys.gettrace()
+    sys.settrace(on_call)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def _upstream(frame: FrameType | None) -> str | None:
+    if frame is None or not str(frame.f_globals.get("__name__", "")).startswith(PACKAGE):
+        return None
+    return _place(frame)
+
+
+def _place(frame: FrameType) -> str:
+    module = str(frame.f_globals.get("__name__", "")).rpartition(".")[2]
+    return f"{module}.py:{frame.f_lineno} ({frame.f_code.co_qualname})"
