@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +20,7 @@ from shardhub.model.cuts import cut_facts
 from shardhub.model.probing import Probing, find_chunks
 from shardhub.model.proof import Scenario, StageCut, prove_apart, prove_chain, trace_chain
 from shardhub.model.reach import Needs, describe, find_needs, stage_cut, stage_tensors
+from shardhub.model.rowwise import row_refusal
 from shardhub.model.twin import Twin, run_twin
 from shardhub.planning.borders import CutFacts
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
@@ -89,6 +91,8 @@ class Dissection:
     def batch_refusal(self, cuts: Sequence[StageCut]) -> str | None:
         """Why the chain is not shown to compute the same for sequences side by side in one batch; None if it is."""
         try:
+            if (refusal := row_refusal(self.blueprint, self.anatomy.chunks)) is not None:
+                return refusal
             prove_chain(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
         except UnsupportedModel as error:
             return f"{error.what} {error.why}".strip()
@@ -107,8 +111,10 @@ class Dissection:
             alone = prove_apart(self.blueprint, self.anatomy, cuts)
         self.twin = run_twin(self.blueprint, self.probing, [cut.start for cut in cuts[1:]])
         batched: list[str] | list[None] = [None] * len(cuts)
-        if self.twin.batch_refusal is None:
-            with suppress(UnsupportedModel):
+        with suppress(UnsupportedModel):
+            if self.twin.batch_refusal is None and (refusal := row_refusal(self.blueprint, self.anatomy.chunks)):
+                self.twin = replace(self.twin, batch_refusal=refusal)
+            if self.twin.batch_refusal is None:
                 batched = self._batched(cuts)
         return [self._contents(*each) for each in zip(cuts, alone, batched, strict=True)]
 

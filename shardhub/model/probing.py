@@ -39,7 +39,7 @@ _MAX_SLOWNESS = 16
 _CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "max_sequence_length")
 # Modules of mlx-lm that all models share. Their conditions are met by whole model and stages alike, and some of them
 # are invariants that nothing turns.
-_SHARED = frozenset(("cache", "base", "rope_utils", "switch_layers", "activations", "pipeline"))
+SHARED_MODULES = frozenset(("cache", "base", "rope_utils", "switch_layers", "activations", "pipeline"))
 # These caches ask how much room they have left, and hold the same whatever the answer is.
 _STORAGE = ("KVCache.", "QuantizedKVCache.", "ConcatenateKVCache.")
 
@@ -249,7 +249,7 @@ class _Explorer:
                     never=not last.outcome,
                     operands=last.operands,
                     comes_at=turns if turns is not None and turns > self._furthest(place) else None,
-                    is_open=can_turn and place.module not in _SHARED,
+                    is_open=can_turn and place.module not in SHARED_MODULES,
                 )
             )
         return found
@@ -281,7 +281,7 @@ class _Explorer:
                 continue
             decisions = [decision for _, _, decision in self._decisions(place)]
             found.update(modulus for decision in decisions for modulus in decision.moduli)
-            if len(self.record.outcomes(place)) > 1 and place.module in _SHARED:
+            if len(self.record.outcomes(place)) > 1 and place.module in SHARED_MODULES:
                 continue
             for decision in decisions:
                 constants = [operand for operand in decision.operands or () if isinstance(operand, int)]

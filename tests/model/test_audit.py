@@ -202,6 +202,23 @@ def test_experts_that_are_chosen_on_the_host_are_not_refused(put: Callable[..., 
     Dissection(CONFIG, blueprint.tensors).prove([(0, 2), (2, 6)])
 
 
+@pytest.mark.parametrize("size", ["k.shape[2]", "(getattr(cache, '_idx', None) or cache.offset)"])
+def test_condition_on_a_padded_length_keeps_sequences_apart(size: str, put: Callable[..., Blueprint]) -> None:
+    """A row of a batch would be computed as its longest neighbour: the split is right, for one sequence at a time."""
+    blueprint = put(OUT=f"x * (2 if {size} > 40 else 1)")
+    dissection = Dissection(CONFIG, blueprint.tensors)
+    refusal = dissection.batch_refusal(dissection.prove([(0, 2), (2, 6)]))
+    assert refusal is not None
+    assert "unseen.py" in refusal
+    assert "beside one at" in refusal
+
+
+def test_plain_module_runs_side_by_side(put: Callable[..., Blueprint]) -> None:
+    """No condition in it depends on the other row."""
+    dissection = Dissection(CONFIG, put().tensors)
+    assert dissection.batch_refusal(dissection.prove([(0, 2), (2, 6)])) is None
+
+
 def test_audit_leaves_arrays_as_they_were() -> None:
     """What it puts in the place of MLX's methods is gone after it."""
     before = {name: getattr(mx.array, name) for name in ("__setitem__", "__iadd__", "tolist")}
