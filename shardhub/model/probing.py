@@ -295,7 +295,7 @@ class _Explorer:
         return {
             operand
             for place in self.record.places()
-            if place.module not in _SHARED and self._is_of_length(place)
+            if place.module not in SHARED_MODULES and self._is_of_length(place)
             for *_, decision in self._decisions(place)
             for operand in decision.operands or ()
             if isinstance(operand, int) and 1 < operand <= self._reach and self._is_constant(place, operand)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import ModuleType
 
 import mlx.core as mx
 import pytest
@@ -16,7 +15,7 @@ from shardhub.model.dissection import Dissection
 from shardhub.model.probing import find_chunks
 from tests import public
 from tests.architectures.matrix import random_model
-from tests.model.test_unseen_modules import CONFIG, NAME, PLAIN, SOURCE
+from tests.model.unseen import CONFIG, PLAIN, put_module
 
 # Each change is written from the first step on, wherever it may be read.
 KEPT = {
@@ -125,17 +124,9 @@ def put(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Blueprint]:
     """Puts a module with these changes where mlx-lm's registry looks, and answers with its model's blueprint."""
 
     def put(top: str = "", **changes: str) -> Blueprint:
-        text = f"{top}\ndef L_(x): return x.shape[1]\n"
-        source = SOURCE
-        for place, code in {**PLAIN, **changes}.items():
-            source = source.replace(f"{{{place}}}", code)
-        source = source.replace("@dataclass", f"{text}\n@dataclass", 1)
-        module = ModuleType(f"mlx_lm.models.{NAME}")
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        exec(compile(source, f"{NAME}.py", "exec"), vars(module))
-        return Blueprint(
-            CONFIG, {name: spec_of(array) for name, array in tree_flatten(random_model(CONFIG).parameters())}
-        )
+        put_module(monkeypatch, changes, top=f"{top}\ndef L_(x): return x.shape[1]\n")
+        parameters = tree_flatten(random_model(CONFIG).parameters())
+        return Blueprint(CONFIG, {name: spec_of(array) for name, array in parameters})
 
     return put
 

@@ -68,9 +68,9 @@ PLAIN = {
 }
 
 
-def put_module(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str]) -> None:
-    """Put a module with these differences from the plain one where mlx-lm's registry looks."""
-    text = SOURCE
+def put_module(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], *, top: str = "") -> None:
+    """Put a module with these differences from the plain one, and this on top, where mlx-lm's registry looks."""
+    text = SOURCE.replace("@dataclass", f"{top}\n@dataclass", 1)
     for place, code in {**PLAIN, **changes}.items():
         text = text.replace(f"{{{place}}}", code)
     module = ModuleType(f"mlx_lm.models.{NAME}")
