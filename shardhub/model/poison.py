@@ -2,7 +2,7 @@
 
 An array is one that cannot be evaluated: it has a shape and a dtype, may stand in any lazy computation, and whatever
 depends on it raises when it is evaluated, so that no function swallows it (NaN goes through nan_to_num, comparisons and
-argmax). A number, which upstream's code uses on the host, refuses everything. What ghosts hold is NaN, as their arrays
+argmax). So does a number: its stand-in is an array without dimensions. What ghosts hold is NaN, as their arrays
 are evaluated with each step.
 """
 
@@ -23,10 +23,12 @@ from shardhub.tensors import TensorSpec
 
 # What mlx says of an array that cannot be evaluated.
 _NO_PRIMITIVE = "without a primitive"
+_UNSEEN = "No proof has seen that."
+_UNDESCRIBED = "It changes from step to step, in its size or in what it is, in a way that neither L nor T describes."
 
 
 class Foreign:
-    """Stands in the place of a number that does not cross, and refuses to be used."""
+    """Stands in the place of something that cannot cross, as nothing describes it, and refuses to be used."""
 
     __slots__ = ("_name",)
 
@@ -37,7 +39,7 @@ class Foreign:
         raise self._refusal()
 
     def _refusal(self) -> ProofExceeded:
-        return _refused(f"{self._name} was used behind a cut that it does not cross.")
+        return _refused(f"{self._name} was used behind a cut that it does not cross.", _UNDESCRIBED)
 
 
 def _refuse(self: Foreign, *_: Any, **__: Any) -> Any:
@@ -59,8 +61,9 @@ def refusal(error: BaseException | None) -> ProofExceeded | None:
     if isinstance(error, ProofExceeded):
         return error
     text = str(error)
-    is_foreign = isinstance(error, TypeError) and Foreign.__name__ in text
-    if is_foreign or (isinstance(error, RuntimeError | ValueError) and _NO_PRIMITIVE in text):
+    if isinstance(error, TypeError | ValueError) and f"{__name__}.{Foreign.__name__}" in text:
+        return _refused("Something was used behind a cut that it does not cross.", _UNDESCRIBED)
+    if isinstance(error, RuntimeError | ValueError) and _NO_PRIMITIVE in text:
         return _refused("A value of another stage was used behind a cut that it does not cross.")
     return None
 
@@ -99,9 +102,9 @@ def leaf(name: str, crossing: Crossing | None, *, batch: int, length: int, total
         batch, length, total: B, L and T of this step.
     """
     if crossing is None:
-        return _array((), mx.float32)
-    if crossing.is_number:
         return Foreign(name)
+    if crossing.is_number:
+        return _array((), mx.float32 if crossing.dtype == "F64" else mx.int64)
     return _array(crossing.expected_shape(batch=batch, length=length, total=total), mlx_dtype(crossing.dtype))
 
 
@@ -122,9 +125,9 @@ def _source(dtype: mx.Dtype, thread: int) -> mx.array:
     return kept[0]
 
 
-def _refused(what: str) -> ProofExceeded:
+def _refused(what: str, why: str = _UNSEEN) -> ProofExceeded:
     return ProofExceeded(
         what,
-        why="No proof has seen that.",
+        why=why,
         hint="Split the model again with this version of shardhub, which looks further.",
     )
