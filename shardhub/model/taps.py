@@ -211,7 +211,12 @@ def replay_changes(tree: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     """Make the changes of a record's tree in the dict arguments of a call."""
     targets = dict(_arguments(args, kwargs))
     for where, content in tree[1].items():
-        targets[where].update(_unflatten(content, lookup))
+        for key, item in content.items():
+            value = _unflatten(item, lookup)
+            if value is MISSING:  # a layer before may be taken to have left it
+                targets[where].pop(key, None)
+            else:
+                targets[where][key] = value
 
 
 def united(first: Any, second: Any) -> Any:
