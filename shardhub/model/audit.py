@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from types import CodeType
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +18,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from shardhub.errors import UnsupportedModel
+from shardhub.model import kv_replay
 from shardhub.model.build import RUN_WHOLE, Blueprint, module_layers
+from shardhub.model.content import shown
 from shardhub.model.lazily import forward, make_cache
 from shardhub.model.outside import Calls, noting
 from shardhub.model.state import Change, State
@@ -58,6 +61,15 @@ class Audit:
         self._made_anew: dict[tuple[Any, ...], Change] = {}
         self._written: dict[str, None] = {}
         self._calls = Calls()
+        self._parts: dict[str, Any] = {}
+        self._attributes: dict[str, set[str]] = {}
+
+    def begin(self, cache: Sequence[Any]) -> None:
+        """Start on a sequence with these caches."""
+        self._parts = kv_replay.places(list(cache))
+        self._attributes = {
+            place: set(_attributes(part)) | _own_names(type(part)) for place, part in self._parts.items()
+        }
 
     @contextmanager
     def step(self, left: int | None) -> Iterator[None]:
@@ -87,6 +99,8 @@ class Audit:
             self._state = State(self._model)
         elif self._looks_after:
             self.look()
+        if left is not None:
+            self._look_at_caches()
 
     def on_layer(self, index: int) -> None:
         """Look within a step, too: something may be kept from one layer to a later one, and dropped after it."""
@@ -115,6 +129,21 @@ class Audit:
                 self._made_anew[change.steps] = change
         if self._written:
             raise _kept(f"{next(iter(self._written))}, which it writes to")
+
+    def _look_at_caches(self) -> None:
+        """Refuse what a forward notes in a cache that the cache's own class knows nothing of.
+
+        Raises:
+            UnsupportedModel: It does so.
+        """
+        for place, part in self._parts.items():
+            for name, value in _attributes(part).items():
+                if name not in self._attributes[place]:
+                    raise _kept(
+                        f"cache[{place.replace('.', '].caches[')}].{name}, {shown(value)} that "
+                        f"{type(part).__name__} knows nothing of",
+                        "Stages in processes of their own do not share it.",
+                    )
 
     def finish(self, chunks: Sequence[int]) -> None:
         """Refuse arrays that are made anew in every step unless they are derived from weights alone, and stay equal.
@@ -184,10 +213,27 @@ def _are_arrays(change: Change) -> bool:
     return before.shape == after.shape and before.dtype == after.dtype
 
 
-def _kept(what: str) -> UnsupportedModel:
+def _attributes(part: Any) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(part, "__dict__", {})
+    return found
+
+
+def _own_names(cls: type) -> set[str]:
+    """Names that the code of a class speaks of."""
+    found: set[str] = set()
+    for value in (value for base in cls.__mro__ for value in vars(base).values()):
+        for part in (value, *(getattr(value, name, None) for name in ("fget", "fset", "__func__"))):
+            if isinstance(code := getattr(part, "__code__", None), CodeType):
+                found |= {*code.co_names, *(each for each in code.co_consts if isinstance(each, str))}
+    return found
+
+
+def _kept(
+    what: str, why: str = "Stages in processes of their own do not share it, and sequences would."
+) -> UnsupportedModel:
     return UnsupportedModel(
         "The model keeps something from step to step beside its caches.",
-        why=f"It is {what}. Stages in processes of their own do not share it, and sequences would.",
+        why=f"It is {what}. {why}",
         hint=RUN_WHOLE,
     )
 

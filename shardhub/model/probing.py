@@ -137,6 +137,7 @@ class _Explorer:
         A scan ends with the first that takes long; a close run is audited in its last steps.
         """
         cache = make_cache(self._model)
+        self.audit.begin(cache)
         layers = _Layers(self.audit)
         taps.install(self._model, layers)
         steps: list[_Step] = []

@@ -63,6 +63,7 @@ KEPT = {
         "[0]",
     ),
     "another module": ("import math", "math.at = cache.offset", "math.at"),
+    "an attribute of a cache": ("", "cache.note = x", "cache[0].note, an array"),
     "a note that is dropped again": (
         "NOTE = {}",
         "NOTE.update(x=x) if self.index == 0 else NOTE.pop('x', None) if self.index == 5 else 0",
@@ -115,6 +116,7 @@ HEALTHY = {
     "a memo": ("import functools\n@functools.lru_cache\ndef half(n):\n    return n / 2", "half(cache.offset)"),
     "a local array written to": ("", "x = x + 0; x[..., 0] = 1; x += 1"),
     "a key of its own": ("", "x = x + mx.random.normal((64,), key=mx.random.key(3))"),
+    "a cache's own attribute": ("", "cache.offset = cache.offset + 0"),
     "a duration": ("import datetime\nDAY = datetime.timedelta(days=1)", "x = x * DAY.days"),
 }
 
@@ -126,7 +128,9 @@ def put(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Blueprint]:
     def put(top: str = "", **changes: str) -> Blueprint:
         put_module(monkeypatch, changes, top=f"{top}\ndef L_(x): return x.shape[1]\n")
         parameters = tree_flatten(random_model(CONFIG).parameters())
-        return Blueprint(CONFIG, {name: spec_of(array) for name, array in parameters})
+        return Blueprint(
+            {**CONFIG, "max_position_embeddings": 200}, {name: spec_of(array) for name, array in parameters}
+        )
 
     return put
 
@@ -170,7 +174,7 @@ def test_values_on_the_host_are_refused_where_they_decide(case: str, put: Callab
     top, before, place = ON_THE_HOST[case]
     blueprint = put(top, BEFORE=before)
     with pytest.raises(UnsupportedModel, match="asks for values on the host") as refused:
-        Dissection(CONFIG, blueprint.tensors)
+        Dissection(blueprint.config, blueprint.tensors)
     assert place in refused.value.what
 
 
@@ -181,7 +185,7 @@ def test_token_ids_on_the_host_are_refused(asked: str, put: Callable[..., Bluepr
     """A rare id may decide what no trace shows."""
     blueprint = put(LOOP=f"h = h * 2 if {asked} else h\n        {PLAIN['LOOP']}")
     with pytest.raises(UnsupportedModel, match="on the host"):
-        Dissection(CONFIG, blueprint.tensors)
+        Dissection(blueprint.config, blueprint.tensors)
 
 
 def test_experts_that_are_chosen_on_the_host_are_not_refused(put: Callable[..., Blueprint]) -> None:
@@ -190,14 +194,14 @@ def test_experts_that_are_chosen_on_the_host_are_not_refused(put: Callable[..., 
         BEFORE="chosen = mx.argmax(x[..., :2], -1).tolist()[0]; experts = [self.norm, self.norm]; "
         "x = mx.stack([experts[e](y) for y, e in zip(x[0], chosen)])[None]"
     )
-    Dissection(CONFIG, blueprint.tensors).prove([(0, 2), (2, 6)])
+    Dissection(blueprint.config, blueprint.tensors).prove([(0, 2), (2, 6)])
 
 
 @pytest.mark.parametrize("size", ["k.shape[2]", "(getattr(cache, '_idx', None) or cache.offset)"])
 def test_condition_on_a_padded_length_keeps_sequences_apart(size: str, put: Callable[..., Blueprint]) -> None:
     """A row of a batch would be computed as its longest neighbour: the split is right, for one sequence at a time."""
     blueprint = put(OUT=f"x * (2 if {size} > 40 else 1)")
-    dissection = Dissection(CONFIG, blueprint.tensors)
+    dissection = Dissection(blueprint.config, blueprint.tensors)
     refusal = dissection.batch_refusal(dissection.prove([(0, 2), (2, 6)]))
     assert refusal is not None
     assert "unseen.py" in refusal

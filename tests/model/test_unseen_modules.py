@@ -41,6 +41,17 @@ EXACT = {
         "LOOP": """shared = {}
         for layer, c in zip(layers, cache): h = layer(h, mask, c, shared)""",
     },
+    "a dict argument gets a key late": {
+        "BEFORE": """if self.index == 0 and cache.offset >= 12: shared["e"] = x * 0.5
+        if self.index == 3 and "e" in shared: x = x + shared["e"]""",
+        "LOOP": """shared = {}
+        for layer, c in zip(layers, cache): h = layer(h, mask, c, shared)""",
+    },
+    "a number changes late": {
+        "OUT": "(x, 2 if cache.offset - L >= 12 else 1)",
+        "LOOP": """n = 1
+        for layer, c in zip(layers, cache): h, n = layer(h * n, mask, c)""",
+    },
     "layers run side by side in pairs": {
         "LOOP": """for i in range(0, 6, 2):
             h = layers[i](h, mask, cache[i]) + layers[i + 1](h, mask, cache[i + 1])"""
@@ -83,6 +94,15 @@ REFUSED = {
         "in order",
     ),
     "the layers have another name": ({"LAYERS": "blocks"}, UnsupportedModel, "no list of layers"),
+    "a size changes late": (
+        {
+            "OUT": "(x, x[:, :, :16] if cache.offset - L >= 12 else x[:, :, :24])",
+            "LOOP": """for i, (layer, c) in enumerate(zip(layers, cache)):
+            h, e = layer(h if i == 0 else h + e.sum(-1, keepdims=True), mask, c)""",
+        },
+        ProofFailed,
+        "behind a cut",
+    ),
     "a generator is handed on": (
         {"OUT": "iter([x])", "LOOP": "for layer, c in zip(layers, cache): h = next(layer(h, mask, c))"},
         UnsupportedModel,
@@ -105,7 +125,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
 def test_unseen_module_is_exact_at_every_boundary(case: str, unseen: Callable[[dict[str, str]], None]) -> None:
     """Nothing in the mechanism knows an architecture: what these hand on is found, proven, and exact."""
     unseen(EXACT[case])
-    specimen = Specimen(CONFIG)
+    specimen = Specimen({**CONFIG, "case": case})  # chunks are looked for once for each configuration
     expected = {batch: reference(specimen, batch) for batch in BATCHES}
     for positions in boundaries(specimen):
         assert specimen.is_proven(positions), positions
