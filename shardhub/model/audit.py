@@ -28,6 +28,8 @@ from shardhub.model.tracing import Questions, trace
 
 # Steps of a new model in which it may keep what it derives from its weights.
 _STEPS_TO_DERIVE = 2
+# A step puts stand-ins into mlx's module, so there is one at a time.
+_one_step = threading.Lock()
 # Where in a run's last step, and in the one before it, its state is looked at beside the end, as shares of the layers:
 # two steps, as something may change back and forth.
 _LOOKS = ((1 / 2, 1.0), (1 / 3, 2 / 3))
@@ -142,7 +144,7 @@ class Audit:
                     raise _kept(
                         f"cache[{place.replace('.', '].caches[')}].{name}, {shown(value)} that "
                         f"{type(part).__name__} knows nothing of",
-                        "Stages in processes of their own do not share it.",
+                        "Stages run in processes of their own and do not see it.",
                     )
 
     def finish(self, chunks: Sequence[int]) -> None:
@@ -229,7 +231,8 @@ def _own_names(cls: type) -> set[str]:
 
 
 def _kept(
-    what: str, why: str = "Stages in processes of their own do not share it, and sequences would."
+    what: str,
+    why: str = "Stages run in processes of their own and do not see it, and sequences on one node would share it.",
 ) -> UnsupportedModel:
     return UnsupportedModel(
         "The model keeps something from step to step beside its caches.",
@@ -242,7 +245,6 @@ def _kept(
 def _writes(on_write: Callable[[mx.array], None]) -> Iterator[None]:
     """Call back for each array that this thread writes to in its place meanwhile."""
     here = threading.get_ident()
-    originals = {name: getattr(mx.array, name) for name in _WRITES}
 
     def noted(original: Callable[..., Any]) -> Callable[..., Any]:
         def write(array: mx.array, *args: Any) -> Any:
@@ -252,10 +254,12 @@ def _writes(on_write: Callable[[mx.array], None]) -> Iterator[None]:
 
         return write
 
-    for name, original in originals.items():
-        setattr(mx.array, name, noted(original))
-    try:
-        yield
-    finally:
+    with _one_step:
+        originals = {name: getattr(mx.array, name) for name in _WRITES}
         for name, original in originals.items():
-            setattr(mx.array, name, original)
+            setattr(mx.array, name, noted(original))
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(mx.array, name, original)

@@ -144,13 +144,13 @@ def trace(
 
     def positional(*arrays: mx.array) -> Sequence[mx.array]:
         questions.asked.clear()
-        outputs = function(dict(zip(names, arrays, strict=True)), questions)
+        with catching(questions.failures):
+            outputs = function(dict(zip(names, arrays, strict=True)), questions)
         return [*outputs, *questions.asked]
 
     with _exportable() as questions:
         try:
-            with catching(questions.failures):
-                mx.export_function(lambda event: graph.add(event, names), positional, *inputs.values())
+            mx.export_function(lambda event: graph.add(event, names), positional, *inputs.values())
         except ShardhubError:
             raise
         except Exception as error:  # upstream's forwards raise whatever they like
