@@ -9,7 +9,10 @@ import mlx.nn as nn
 from mlx_lm.models import cache as caches
 
 from shardhub.errors import ShardhubError, UnsupportedModel
+from shardhub.model import poison
+from shardhub.model.arrays import dtype_name
 from shardhub.model.tracing import unevaluated
+from shardhub.tensors import TensorSpec
 
 
 def make_cache(model: nn.Module) -> list[Any]:
@@ -28,12 +31,15 @@ def forward(model: nn.Module, ids: mx.array, cache: list[Any]) -> mx.array:
 def run_lazily(model: nn.Module, ids: mx.array, cache: list[Any]) -> None:
     """Run a forward on placeholders, evaluating nothing.
 
+    A forward that looks at values gets an error, as in a trace; at many positions to evaluate would take a crash.
+
     Raises:
         UnsupportedModel: It cannot be run so.
     """
+    nowhere = poison.parameter(TensorSpec(dtype=dtype_name(ids.dtype), shape=tuple(ids.shape)))
     try:
         with unevaluated():
-            forward(model, ids, cache)
+            forward(model, nowhere, cache)
     except ShardhubError:
         raise
     except Exception as error:  # upstream's forwards raise whatever they like
