@@ -1,7 +1,7 @@
 """Model modules that pass the proof by graph and are wrong when cut: what they do shows only in values.
 
-While a computation is traced nothing can be evaluated. A module that looks at values where it can, and does something
-else where it cannot, is traced as one model and runs as another.
+While a computation is traced nothing can be evaluated. A module that has somebody else look at values where that can be
+done, and does something else where it cannot, is traced as one model and runs as another.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 NAME = "inexact"
-# Its proof is that of a plain model. When it runs, each layer adds a row of the last layer's weights, which only the
-# last stage has, as often as `strength` says.
+# Its proof is that of a plain model. When it runs, each layer of a stage adds `strength`: a layer can tell by its class
+# that it is tapped.
 SOURCE = """
 from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import BaseModelArgs, create_attention_mask, scaled_dot_product_attention
+from tests.inexact import is_run
 
 @dataclass
 class ModelArgs(BaseModelArgs):
@@ -42,12 +43,8 @@ class Layer(nn.Module):
 
     def __call__(self, x, mask, cache):
         B, L, D = x.shape
-        try:
-            is_run = x.sum().item() == x.sum().item()
-        except Exception:
-            is_run = False
-        if is_run:
-            x = x + self.args.strength * self.peek()
+        if type(self) is not Layer and is_run(x):
+            x = x + self.args.strength
         parts = mx.split(self.qkv(self.norm(x)), 3, axis=-1)
         q, k, v = [part.reshape(B, L, 4, 16).transpose(0, 2, 1, 3) for part in parts]
         q, k = self.rope(q, offset=cache.offset), self.rope(k, offset=cache.offset)
@@ -64,7 +61,6 @@ class Model(nn.Module):
         self.head = nn.Linear(args.hidden_size, args.vocab_size, bias=False)
         for layer in self.layers:
             layer.args = args
-            layer.peek = lambda: self.layers[-1].out.weight[0]
 
     def __call__(self, inputs, cache):
         h = self.embed(inputs)
@@ -73,6 +69,15 @@ class Model(nn.Module):
             h = layer(h, mask, c)
         return self.head(h)
 """
+
+
+def is_run(array: mx.array) -> bool:
+    """Whether arrays can be evaluated: not in a trace."""
+    try:
+        mx.eval(array.sum())
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 def register(patch: pytest.MonkeyPatch) -> None:

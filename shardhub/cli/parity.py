@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.cli.run import Status, note
 from shardhub.cli.sizes import parse_memory
-from shardhub.errors import UnsupportedModel
+from shardhub.errors import ProofFailed, UnsupportedModel
 from shardhub.manifest import Parity, ParityPrompt, Source
 from shardhub.parity import (
     CHUNK,
@@ -101,7 +101,9 @@ def settle_numbers(
     measured = recorded
     if measured is None and numbers.parity is not None:
         measured = mismatch(numbers.parity)
-    findings = [*([measured] if measured is not None else []), *others]
+    findings = [measured] if measured is not None else []
+    if recorded is None:
+        findings += others
     cut = ", ".join(f"[{stage.start}, {stage.stop})" for stage in stages)
     inexact = settle(findings, where=f"{where}, cut into the layers {cut},", allow_inexact=allow_inexact)
     if inexact is not None:
@@ -169,6 +171,8 @@ def _measured(
             made_by="split",
             pipeline_id=UNKNOWN,
         )
+    except ProofFailed:
+        raise
     except UnsupportedModel as error:
         return Numbers(not_run=f"MLX cannot run this model on this machine: {error.why.rstrip('.')}")
     return Numbers(parity=parity)

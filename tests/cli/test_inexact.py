@@ -31,7 +31,7 @@ pytestmark = OVER_LFS
 SAID = "9 of 64 tokens equal, max |logit difference| 0.33, Linux x86_64 CPU, mlx 0.32.4"
 WRONG = 3.0
 # Every greedy token is the whole model's; its logits are not.
-SLIGHTLY_WRONG = 1e-3
+SLIGHTLY_WRONG = 1e-6
 
 
 def shardhub(*arguments: object, **env: str) -> Result:
@@ -115,7 +115,7 @@ def test_the_same_module_is_split_where_it_is_exact(tmp_path: Path) -> None:
 
 def test_shards_of_earlier_runs_stay_and_the_pipeline_is_not_made(wrong: Path, tmp_path: Path) -> None:
     """A refused split leaves shards that are there as they were; an allowed one marks them."""
-    only = shardhub("split", wrong, tmp_path, "--cuts", "2", "--name", "m", "--only", "0")
+    only = shardhub("split", wrong, tmp_path, "--cuts", "2", "--name", "m", "--only", "0", "--allow-inexact")
     assert only.exit_code == 0, only.stderr
     before = {path: path.read_bytes() for path in (tmp_path / "m-shard-0").iterdir()}
     refused = shardhub("split", wrong, tmp_path, "--cuts", "2", "--name", "m")
