@@ -200,7 +200,17 @@ class _Explorer:
 
     def choose(self) -> tuple[int, ...]:
         """Chunks of one sequence that show all that was seen: steps without anything new become part of the next."""
+        wanted = self._all_seen()
         steps = self.run((*_approach(sorted(self._tried)), *sorted(self._chunks)), is_close=True)
+        # Forms of values that were seen on the way to something else: there, too. (Conditions may be met once in a
+        # process, where upstream compiles a function.)
+        if missing := {item for item in wanted - _seen(steps) if not isinstance(item[0], Place)}:
+            for step in self.steps:
+                if step.seen & missing:
+                    missing -= step.seen
+                    self._tried.add(step.position + step.length)
+                    self._chunks.add(step.length)
+            steps = self.run((*_approach(sorted(self._tried)), *sorted(self._chunks)))
         while len(fewer := _merged(steps)) < len(steps):
             found = self.run(fewer)
             if not _seen(found) >= _seen(steps):
