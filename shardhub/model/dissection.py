@@ -112,7 +112,8 @@ class Dissection:
         self.twin = run_twin(self.blueprint, self.probing, [cut.start for cut in cuts[1:]])
         batched: list[str] | list[None] = [None] * len(cuts)
         with suppress(UnsupportedModel):
-            if self.twin.batch_refusal is None and (refusal := row_refusal(self.blueprint, self.anatomy.chunks)):
+            # Numbers say more than conditions: deepseek_v32 decides by the padded length, and the same comes of it.
+            if self.twin.not_run and (refusal := row_refusal(self.blueprint, self.anatomy.chunks)):
                 self.twin = replace(self.twin, batch_refusal=refusal)
             if self.twin.batch_refusal is None:
                 batched = self._batched(cuts)
