@@ -2,7 +2,7 @@
 
 The graph shows that the computation is the same for the steps that were traced. The twin shows it for the steps that
 are run: past every length that the forward knows, and for sequences side by side, where upstream itself may be wrong.
-Logits and caches are compared, bit for bit: a wrong chain can draw the right tokens.
+Logits are compared bit for bit, and the caches of one sequence: a wrong chain can draw the right tokens.
 """
 
 from __future__ import annotations
