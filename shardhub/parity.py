@@ -145,9 +145,14 @@ def newest_record(folder: Path, pipeline_id: str) -> Parity | None:
         return None
 
 
-def inexactness(folder: Path, manifest: Manifest) -> str | None:
-    """What is known to be inexact about a pipeline on this disk."""
-    return said_inexact(manifest, newest_record(folder, manifest.pipeline_id))
+def inexactness(folder: Path, manifest: Manifest, *, only_named: bool = False) -> str | None:
+    """What is known to be inexact about a pipeline on this disk.
+
+    Args:
+        folder, manifest: The pipeline's.
+        only_named: Read nothing but what the manifest names, and it names no record.
+    """
+    return said_inexact(manifest, None if only_named else newest_record(folder, manifest.pipeline_id))
 
 
 def said_inexact(manifest: Manifest, record: Parity | None) -> str | None:

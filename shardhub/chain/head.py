@@ -90,7 +90,8 @@ class Head:
         self.tokenizer = tokenizer
         self.scheduler = scheduler
         self.membership = membership
-        self._known_inexact = inexactness(pipeline.folder, pipeline.manifest)
+        only_named = pipeline.only_named is not None
+        self._known_inexact = inexactness(pipeline.folder, pipeline.manifest, only_named=only_named)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property

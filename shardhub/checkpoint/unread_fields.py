@@ -42,7 +42,7 @@ class Reading:
     def later(self, context: int) -> tuple[str, ...]:
         """Notes on unread fields that change nothing in sessions of so many positions."""
         return tuple(
-            f"config.json: mlx-lm never reads {_listed([field])}: {field.why}. Sessions are to have {context}"
+            f"config.json: mlx-lm never reads {_listed([field])}: {field.why}. Sessions are to have {context} positions"
             for field in self.unread
             if not _matters(field, context)
         )

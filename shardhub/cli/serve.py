@@ -182,7 +182,7 @@ def choose_shards(
         raise UsageError("Give either one pipeline, or shards of one.", why=f"{len(folders)} were named.")
     check_pipeline(pipelines[0], require_signature)
     pipeline = read_pipeline(pipelines[0])
-    warn_inexact(inexactness(pipeline.folder, pipeline.manifest))
+    warn_inexact(inexactness(pipeline.folder, pipeline.manifest, only_named=require_signature is not None))
     if stages is not None:
         return [_shard(places, pipeline, index) for index in _indices(stages, len(pipeline.manifest.stages))]
     budget = budget_bytes if budget_bytes is not None else memory_budget()

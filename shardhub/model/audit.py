@@ -171,9 +171,7 @@ class Audit:
             if any(name in ids for name in graph.reach([index])):
                 raise _kept(str(self._made_anew[path]))
         found = graph.reach(range(len(paths)))
-        known = {
-            name: mx.random.normal(inputs[name].shape, key=mx.random.key(i)) * _SCALE for i, name in enumerate(found)
-        }
+        known = {name: _random(inputs[name], seed) for seed, name in enumerate(sorted(found))}
         steps = _play(self._blueprint, chunks, paths, {**inputs, **known, **ids})
         for index, path in enumerate(paths):
             later = [step[index] for step in steps[_STEPS_TO_DERIVE - 1 :]]
@@ -206,6 +204,15 @@ def _at(model: nn.Module, path: tuple[Any, ...]) -> mx.array:
         value = getattr(value, key) if is_attribute else value[key]
     array: mx.array = value
     return array
+
+
+def _random(like: mx.array, seed: int) -> mx.array:
+    """Random values in the shape and dtype of a weight; of integers, which are packed weights, nearly any bits."""
+    key = mx.random.key(seed)
+    if not mx.issubdtype(like.dtype, mx.floating):
+        highest = min(1 << 8 * like.itemsize, 1 << 31) - 1
+        return mx.random.randint(0, highest, like.shape, key=key).astype(like.dtype)
+    return (mx.random.normal(like.shape, key=key) * _SCALE).astype(like.dtype)
 
 
 def _are_arrays(change: Change) -> bool:

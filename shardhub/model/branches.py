@@ -129,6 +129,8 @@ def watching(record: Record) -> Iterator[None]:
     A debugger or a measurement of coverage sees nothing of it.
     """
     before = sys.gettrace()
+    # Python 3.12 traces no instruction unless a frame has asked for it before tracing begins.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(_Watcher(record).on_call)
     try:
         yield
@@ -146,7 +148,6 @@ class _Watcher:
         sites = _sites(frame.f_code)
         if not sites:
             return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
         module = str(frame.f_globals["__name__"]).rpartition(".")[2]
         pending: list[tuple[_Site, Decision]] = []
         followed = 0
@@ -174,6 +175,8 @@ class _Watcher:
                     self._record.add(place, Decision(held, decision.operands, decision.moduli))
             return on_opcode
 
+        frame.f_trace = on_opcode  # before the next: Python 3.13 traces the instructions of a frame that has one
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return on_opcode
 
 
@@ -232,13 +235,18 @@ def _follow(stack: list[Any], instruction: dis.Instruction) -> None:
     name, value = instruction.opname, instruction.argval
     if name in ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_DEREF", "LOAD_CLASSDEREF"):
         stack.append(("local", value))
+    elif name == "LOAD_FAST_LOAD_FAST":  # Python 3.13 loads and stores two at once
+        stack.extend(("local", each) for each in value)
+    elif name == "STORE_FAST_LOAD_FAST":
+        _pop(stack)
+        stack.append(("local", value[1]))
     elif name == "LOAD_CONST":
         stack.append(("const", value))
     elif name == "LOAD_GLOBAL":
         if instruction.arg is not None and instruction.arg & 1:
             stack.append(None)
         stack.append(("global", value))
-    elif name == "LOAD_ATTR" and not instruction.argrepr.startswith("NULL|"):
+    elif name == "LOAD_ATTR" and "NULL|" not in instruction.argrepr:
         stack.append(("attribute", _pop(stack), value))
     elif name == "BINARY_SUBSCR":
         index, of = _pop(stack), _pop(stack)

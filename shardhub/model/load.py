@@ -28,8 +28,9 @@ from shardhub.shard import Shard, join_adjacent
 
 # What a forward needs beside weights and KV: buffers of one chunk. Share of the budget that is kept free for it.
 _HEADROOM = 0.10
-_WRONG_WHEN_SPLIT = (
-    "When the model was split, its twin gave something else for sequences side by side than for each alone."
+_NOT_SHOWN_WHEN_SPLIT = (
+    "When the model was split, sequences side by side were not shown to give what each gives alone: its twin gave "
+    "something else, or a condition depends on a row's neighbours."
 )
 _NO_QUANTISED_BATCH = "mlx-lm has no batched form of quantised K and V."
 
@@ -230,7 +231,7 @@ def unproven_batch(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Sha
         found = trace_chain(blueprint, anatomy, [joined], Scenario.MERGED).hash()
         # The twin goes past lengths that no graph shows, and that are tried here only as far as they are short.
         if any(shard.proof is not None and shard.proof.batched_graph_hash is None for shard in ordered):
-            return _WRONG_WHEN_SPLIT
+            return _NOT_SHOWN_WHEN_SPLIT
         if len(cuts) == 1 and published is not None and published.batched_graph_hash == found:
             return None
         prove_chain(blueprint, anatomy, chain_around(joined, anatomy.num_layers), Scenario.MERGED)

@@ -36,7 +36,9 @@ _MAX_TARGETS = 12
 _MAX_STEP_S = 0.25
 _MAX_SLOWNESS = 16
 # Fields of config.json with the positions a model was made for.
-_CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "max_sequence_length")
+_CONTEXT_FIELDS = (
+    "max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "model_max_length", "max_sequence_length",
+)  # fmt: skip
 # Modules of mlx-lm that all models share. Their conditions are met by whole model and stages alike, and some of them
 # are invariants that nothing turns.
 SHARED_MODULES = frozenset(("cache", "base", "rope_utils", "switch_layers", "activations", "pipeline"))
@@ -408,14 +410,6 @@ def _seen(steps: Iterable[_Step]) -> set[Any]:
 def _limit(blueprint: Blueprint) -> int:
     """Positions the model was made for, as far as its configuration says; or the most that are looked at."""
     blocks = (blueprint.config, blueprint.config.get("text_config"))
-    names = (
-        "max_position_embeddings",
-        "max_seq_len",
-        "n_positions",
-        "n_ctx",
-        "model_max_length",
-        "max_sequence_length",
-    )
-    found = [block[name] for block in blocks if isinstance(block, dict) for name in names if name in block]
+    found = [block[name] for block in blocks if isinstance(block, dict) for name in _CONTEXT_FIELDS if name in block]
     sizes = [size for size in found if isinstance(size, int) and size > 0]
     return min(_MAX_POSITIONS, max(sizes) + 8) if sizes else 1 << 17

@@ -165,7 +165,7 @@ def _steps(anatomy: Anatomy, scenario: Scenario) -> list[tuple[int, int, int]]:
     lengths = anatomy.chunks
     if scenario is Scenario.ALONE:
         return [(1, length, sum(lengths[: step + 1])) for step, length in enumerate(lengths)]
-    first, second = sum(lengths), lengths[1]
+    first, second = sum(lengths), lengths[min(1, len(lengths) - 1)]
     return [(1, first, first), (1, second, second), (2, 1, first + 1), (2, 1, first + 2)]
 
 

@@ -160,7 +160,9 @@ class Stage:
                 raise asked from error
             raise
         finally:
+            # Nothing of the step stays here: what caches gave back are views of all their K and V.
             self._incoming, self._parts, self._fetched = {}, {}, {}
+            self._recorder = taps.Recorder()
         for entry in cache.ghosts:
             _advance(entry, batch, length)
         outgoing, self._outgoing = self._outgoing, {}

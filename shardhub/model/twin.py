@@ -2,7 +2,7 @@
 
 The graph shows that the computation is the same for the steps that were traced. The twin shows it for the steps that
 are run: past every length that the forward knows, and for sequences side by side, where upstream itself may be wrong.
-Logits and caches are compared, bit for bit: a wrong chain can draw the right tokens.
+Logits are compared bit for bit, and the caches of one sequence: a wrong chain can draw the right tokens.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _MAX_POSITIONS = 1200
 # Largest difference, as a share of the largest logit, that another order of additions makes in float32.
 _TOLERANCE = 1e-3
 _SEEDS = (1, 2, 3)
+# What a forward of upstream's raises that cannot run; whatever we raise on purpose is another matter.
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 _MAX_ID = 90
 
 
@@ -108,8 +110,8 @@ def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twi
             length_divisor=miniature.length_divisor,
             batch_difference=pair.batch_difference,
         )
-    except RuntimeError as error:  # an operation that this backend lacks
-        return Twin(not_run=f"MLX cannot run it here: {str(error).partition(chr(10))[0][:200]}")
+    except _FAILURES as error:  # an operation that this backend lacks, or a width that does not go with the rest
+        return Twin(not_run=f"MLX cannot run it here: {_said(error)}")
     finally:
         mx.clear_cache()
 
@@ -165,6 +167,8 @@ class _Pair:
                 found = self._run_chain(chunk, states, position, need_logits=need_logits)
             except ProofFailed as error:
                 return f"{error.what} {error.why}"
+            except _FAILURES as error:  # the whole model has just run the same chunk
+                return f"the stages fail where the whole does not: {_said(error)}, at position {position}"
             if (apart := self._apart(found, expected, states, whole)) is not None:
                 return f"{apart} after position {position + length - 1}"
         self._far = _Prefilled(whole=StageCache(view=whole, owned=whole, ghosts=[]), stages=states, length=ids.shape[1])
@@ -187,8 +191,8 @@ class _Pair:
                     return refusal
         except ShardhubError as error:
             return f"{error.what} {error.why}".strip()
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-            return f"mlx-lm's batched caches fail: {type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
+        except _FAILURES as error:
+            return f"mlx-lm's batched caches fail: {_said(error)}"
         return None
 
     def _prefill(self, seed: int, more: int) -> _Prefilled:
@@ -277,6 +281,10 @@ def _side_by_side(rows: Sequence[StageCache]) -> StageCache:
     if len(rows) < 4:
         return batching.merge(rows)
     return batching.extend(batching.merge(rows[:3]), batching.merge(rows[3:]))
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
 
 
 def _may_be_nan(array: mx.array) -> bool:

@@ -254,7 +254,7 @@ def test_window_as_long_as_the_session_is_a_note() -> None:
     reading = read_fields({"model_type": "gemma2", "sliding_window": 4096, "max_position_embeddings": 8192})
     reading.check("here", context=4096)
     (text,) = reading.later(4096)
-    assert text.endswith("only texts of up to 4096 positions have the model's numbers. Sessions are to have 4096")
+    assert text.endswith("texts of up to 4096 positions have the model's numbers. Sessions are to have 4096 positions")
     assert reading.later(4097) == ()
     with pytest.raises(UnsupportedModel, match="never reads sliding_window \\(4096\\)"):
         reading.check("here", context=4097)

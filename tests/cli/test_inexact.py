@@ -283,3 +283,15 @@ def test_record_is_held_to_every_number(honest: Path, changes: dict, is_found: b
     record = Parity.model_validate_json(path.read_bytes()).model_copy(update=changes)
     assert (mismatch(record) is not None) == is_found
     assert inexactness(honest / "m-pipeline", read_pipeline(honest / "m-pipeline").manifest) is None
+
+
+def test_record_beside_a_manifest_counts_unless_only_what_it_names_is_read(honest: Path, tmp_path: Path) -> None:
+    """Under a required signature nobody can have a chain called inexact by a record of their own."""
+    pipeline = shutil.copytree(honest / "m-pipeline", tmp_path / "m-pipeline")
+    (path,) = (pipeline / PARITY_FOLDER).iterdir()
+    record = Parity.model_validate_json(path.read_bytes()).model_copy(update={"tokens_equal": 9})
+    path.unlink()
+    (pipeline / file_name(record)).write_bytes(encode(record))
+    manifest = read_pipeline(pipeline).manifest
+    assert "9 of 64 tokens" in (inexactness(pipeline, manifest) or "")
+    assert inexactness(pipeline, manifest, only_named=True) is None

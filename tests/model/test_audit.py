@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
@@ -166,6 +167,18 @@ def test_what_derives_from_weights_alone_is_not_refused(case: str, put: Callable
     """Values kept from the first step on, or made anew and equal in each, are the same in every process."""
     top, before = HEALTHY[case]
     find_chunks(put(top, BEFORE=before))
+
+
+def test_what_derives_from_quantised_weights_is_not_refused(put: Callable[..., Blueprint]) -> None:
+    """Weights that are packed integers stay integers where what is made of them is looked at."""
+    packed = "self.qkv.weight, self.qkv.scales, self.qkv.biases, group_size=32, bits=4"
+    put(BEFORE=f"object.__setattr__(self.norm, 'kept', mx.dequantize({packed}))")
+    quantization = {"group_size": 32, "bits": 4}
+    model = random_model(CONFIG)
+    nn.quantize(model, **quantization)
+    tensors = {name: spec_of(array) for name, array in tree_flatten(model.parameters())}
+    config = {**CONFIG, "quantization": quantization, "max_position_embeddings": 200}
+    find_chunks(Blueprint(config, tensors))
 
 
 @pytest.mark.parametrize("case", list(ON_THE_HOST))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +22,7 @@ def is_far(at):
     return at > 30
 
 def ternary(at, cache): return 1 if at >= 7 else 2
+def local(at, cache, most=9): return 1 if at > most else 0
 def both(at, cache): return at > 2 and at < 9
 def modulus(at, cache): return 1 if (at + 1) % 5 == 0 else 0
 def attribute(at, cache):
@@ -61,6 +65,7 @@ def record(module: ModuleType, name: str, positions: range = range(40)) -> Recor
     ("name", "number"),
     [
         ("ternary", 7),
+        ("local", 9),
         ("both", 9),
         ("modulus", 5),
         ("attribute", 7),
@@ -96,6 +101,19 @@ def test_one_sided_condition_shows(module: ModuleType) -> None:
     assert found.outcomes(place) == {False}
     assert found.depends_on_step(place)
     assert place.function == "ternary"
+
+
+def test_conditions_are_seen_from_the_first_step_of_a_process(tmp_path: Path) -> None:
+    """Python 3.12 and later trace the instructions of later calls only, unless they are asked in time."""
+    script = tmp_path / "first.py"
+    script.write_text(
+        "from types import ModuleType\nfrom shardhub.model.branches import Record, watching\n"
+        f"module, record = ModuleType('mlx_lm.models.watched'), Record()\nexec({SOURCE!r}, vars(module))\n"
+        "record.begin()\nwith watching(record):\n    module.ternary(3, None)\n"
+        "print(len(record.places()))\n"
+    )
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout == "1\n", ran.stderr
 
 
 def test_code_outside_upstream_is_not_watched() -> None:

@@ -70,6 +70,16 @@ def test_batch_whose_later_rows_differ_is_refused(row: int, monkeypatch: pytest.
     assert "off by" in found.batch_refusal
 
 
+def test_stages_that_fail_where_the_whole_runs_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a small model that cannot be run: a stage's layers are of another class than the whole model's."""
+    top = "from tests.inexact import is_run\ndef fail(): raise ValueError('broadcast')\n"
+    is_stage = "type(self).__name__.startswith('Tapped') and x.shape[1] == 9 and is_run(x)"
+    put_module(monkeypatch, {"BEFORE": f"if {is_stage}: fail()"}, top=top)
+    found = twin(CONFIG)
+    assert found.not_run == ""
+    assert "fail where the whole does not: ValueError: broadcast" in (found.finding or "")
+
+
 def test_long_lengths_are_divided_and_few_layers_show_all_kinds() -> None:
     """A window of 1,024 over 62 layers of two kinds becomes one of 128 over ten, cut between the same kinds."""
     config = public.config("gemma-3-27b-it")

@@ -65,7 +65,7 @@ REFUSED = {
     "the values decide": (
         {"BEFORE": "x = x * (1 + (x.sum().item() > 0))"},
         UnsupportedModel,
-        "cannot be traced",
+        "cannot be run on placeholders",
     ),
     "noise is added": ({"BEFORE": "x = x + mx.random.normal(x.shape)"}, UnsupportedModel, "from process to process"),
     "layers talk past their outputs": (
