@@ -177,12 +177,7 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
     cuts = [stage_cut_of(shard.stage) for shard in ordered]
     is_published = True
     for shard, cut in zip(ordered, cuts, strict=True):
-        published = shard.proof
-        if (
-            published is not None
-            and published.chunks == anatomy.chunks
-            and trace_chain(blueprint, anatomy, [cut]).hash() == published.graph_hash
-        ):
+        if _is_as_published(blueprint, anatomy, shard, cut):
             continue
         is_published = False
         try:
@@ -202,6 +197,17 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
             hint="Serve them as separate nodes.",
         )
     return graph_hash, is_published
+
+
+def _is_as_published(blueprint: Blueprint, anatomy: Anatomy, shard: Shard, cut: StageCut) -> bool:
+    """Whether a shard's graph is here what its proof.json says; one that cannot be traced here is not."""
+    published = shard.proof
+    if published is None or published.chunks != anatomy.chunks:
+        return False
+    try:
+        return trace_chain(blueprint, anatomy, [cut]).hash() == published.graph_hash
+    except ProofFailed:
+        return False
 
 
 @contextmanager
