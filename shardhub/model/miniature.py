@@ -103,8 +103,11 @@ def make_miniature(blueprint: Blueprint, lengths: Sequence[int], cuts: Sequence[
         config = _narrowed(config, module, widths)
     divisor = 1
     if long := {length for length in lengths if length > MAX_LENGTH}:
+        full = copy.deepcopy(config)
         divisor = -(-max(long) // _DIVIDED_LENGTH)
         _shorten(config, long, set(widths), divisor)
+        if config == full:  # the numbers are the code's own
+            divisor = 1
     config, positions = _fewer_layers(config, cuts)
     if size > _SMALL:
         _narrow_more(config, {path.rpartition(".")[2] for path in widths} | _NO_WIDTHS, set(lengths))

@@ -89,7 +89,7 @@ def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twi
         pair = _Pair(miniature, probing.chunks)
     except UnsupportedModel as error:
         return Twin(not_run=f"{error.what} {error.why}".strip())
-    chunks = _within((*probing.chunks, *_TAIL), _MAX_POSITIONS)
+    chunks = (*_within(probing.chunks, _MAX_POSITIONS - sum(_TAIL)), *_TAIL)
     reached = sum(chunks)
     try:
         for seed in _SEEDS:

@@ -80,6 +80,15 @@ def test_stages_that_fail_where_the_whole_runs_are_a_finding(monkeypatch: pytest
     assert "fail where the whole does not: ValueError: broadcast" in (found.finding or "")
 
 
+def test_length_of_the_code_itself_is_not_said_to_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number that no field has stays as it is; what is run says how far it went, and single steps are part of it."""
+    put_module(monkeypatch, {"OUT": "x * (2 if k.shape[2] > 3000 else 1)"})
+    found = twin(CONFIG)
+    assert found.finding is None
+    assert found.length_divisor == 1
+    assert 14 <= found.num_positions < 3000
+
+
 def test_long_lengths_are_divided_and_few_layers_show_all_kinds() -> None:
     """A window of 1,024 over 62 layers of two kinds becomes one of 128 over ten, cut between the same kinds."""
     config = public.config("gemma-3-27b-it")
