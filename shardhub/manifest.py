@@ -52,6 +52,7 @@ Dimension = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 ShortText = Annotated[str, Field(max_length=200)]
 # Shown to people as it is, wherever it comes from: printable ASCII on one line.
 MAX_REMARK = 200
+MAX_REMARKS = 256
 Remark = Annotated[str, Field(pattern=rf"^[ -~]{{1,{MAX_REMARK}}}$")]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 # B batch, L positions of this chunk, T positions so far including this chunk, N any size up to T.
@@ -281,7 +282,7 @@ class Manifest(Document):
     stages: Annotated[tuple[StageEntry, ...], Field(min_length=1, max_length=MAX_STAGES)]
     files: Annotated[dict[str, Digest], Field(max_length=256)]
     inexact: Remark | None = None
-    ignored_fields: Annotated[tuple[Remark, ...], Field(max_length=256)] = ()
+    ignored_fields: Annotated[tuple[Remark, ...], Field(max_length=MAX_REMARKS)] = ()
 
     @model_validator(mode="after")
     def _covers_every_layer_once(self) -> Manifest:
@@ -350,7 +351,7 @@ class Proof(Document):
     mlx_lm: Annotated[str, Field(max_length=64)]
     device: Annotated[str, Field(max_length=64)]
     twin: TwinRun | None = None
-    unreached: Annotated[tuple[Remark, ...], Field(max_length=256)] = ()
+    unreached: Annotated[tuple[Remark, ...], Field(max_length=MAX_REMARKS)] = ()
 
 
 class NumericClass(Document):

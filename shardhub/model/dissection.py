@@ -12,12 +12,12 @@ import mlx.core as mx
 
 from shardhub import __version__
 from shardhub.errors import ProofFailed, UnsupportedModel
-from shardhub.manifest import MAX_REMARK
+from shardhub.manifest import MAX_REMARK, MAX_REMARKS
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.build import RUN_WHOLE, Blueprint, hidden_dtype, layer_of_tensors
 from shardhub.model.conversion import Conversion
 from shardhub.model.cuts import cut_facts
-from shardhub.model.probing import Probing, find_chunks
+from shardhub.model.probing import Probing, Unreached, find_chunks
 from shardhub.model.proof import Scenario, StageCut, prove_apart, prove_chain, trace_chain
 from shardhub.model.reach import Needs, describe, find_needs, stage_cut, stage_tensors
 from shardhub.model.rowwise import row_refusal
@@ -66,7 +66,7 @@ class Dissection:
             ),
             computed=self.conversion if self.conversion.specs else None,
             twin=self.twin,
-            unreached=tuple(str(each)[:MAX_REMARK] for each in self.probing.unreached),
+            unreached=tuple(map(_remark, self.probing.unreached[:MAX_REMARKS])),
         )
 
     def cuts(self) -> tuple[CutFacts, ...]:
@@ -143,6 +143,11 @@ class Dissection:
             batched_graph_hash=batched_graph_hash,
             proof_chunks=self.anatomy.chunks,
         )
+
+
+def _remark(unreached: Unreached) -> str:
+    """As a document may hold it: what was compared may be any text of a configuration."""
+    return str(unreached).encode("ascii", "replace").decode()[:MAX_REMARK]
 
 
 def _refuse_unreached(probing: Probing) -> None:
