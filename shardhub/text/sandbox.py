@@ -120,16 +120,19 @@ class Sandbox:
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._stop()
-        process = subprocess.Popen(
-            # -S and -P: neither site's path files nor the current folder, only the folders named here.
-            [sys.executable, "-S", "-P", "-X", "utf8", "-m", self._program.module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=_environment(self._program.packages),
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C in a chat ends the answer, not the worker
-        )
+        try:
+            process = subprocess.Popen(
+                # -S and -P: neither site's path files nor the current folder, only the folders named here.
+                [sys.executable, "-S", "-P", "-X", "utf8", "-m", self._program.module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=_environment(self._program.packages),
+                bufsize=0,
+                start_new_session=True,  # Ctrl-C in a chat ends the answer, not the worker
+            )
+        except OSError as error:  # too many open files or processes, or no memory for one
+            raise self._not_started(f"{error.strerror or error}.") from error
         self._process = process
         self._reaper = weakref.finalize(self, _end, process)
         try:
@@ -138,13 +141,14 @@ class Sandbox:
             _exchange(process, first, subject="It", max_bytes=_CHUNK_BYTES, **start)
         except PromptError as error:
             self._stop()
-            raise ShardhubError(
-                f"The process `{self._program.module}` does not start.", why=error.why, hint=self._program.hint
-            ) from error
+            raise self._not_started(error.why) from error
         except BaseException:
             self._stop()
             raise
         return process
+
+    def _not_started(self, why: str) -> ShardhubError:
+        return ShardhubError(f"The process `{self._program.module}` does not start.", why=why, hint=self._program.hint)
 
     def _stop(self) -> None:
         if self._reaper is not None:

@@ -16,7 +16,7 @@ import pytest
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from shardhub.errors import PromptError
+from shardhub.errors import PromptError, ShardhubError
 from shardhub.text.sandbox import RENDER_TIMEOUT_S, Sandbox
 from shardhub.text.template import MAX_TEMPLATE_CHARS, ChatTemplate
 
@@ -288,3 +288,11 @@ def test_worker_can_open_nothing(sandbox: Sandbox) -> None:
     """A codec that Python would have to load from a file cannot be had: the worker opens no file any more."""
     with pytest.raises(PromptError, match="Too many open files"):
         template("{{ 'x'.encode('rot13') }}", sandbox).render([USER])
+
+
+def test_worker_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system refuses another process there is an error of our own, with its reason."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(ShardhubError, match="does not start") as refused:
+        Sandbox().start()
+    assert "No such file" in refused.value.why
