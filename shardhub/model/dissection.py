@@ -113,7 +113,8 @@ class Dissection:
         batched: list[str] | list[None] = [None] * len(cuts)
         with suppress(UnsupportedModel):
             # Numbers say more than conditions: deepseek_v32 decides by the padded length, and the same comes of it.
-            if self.twin.not_run and (refusal := row_refusal(self.blueprint, self.anatomy.chunks)):
+            is_open = self.twin.batch_refusal is None and (self.twin.not_run or self.twin.is_cut_short)
+            if is_open and (refusal := row_refusal(self.blueprint, self.anatomy.chunks)):
                 self.twin = replace(self.twin, batch_refusal=refusal)
             if self.twin.batch_refusal is None:
                 batched = self._batched(cuts)

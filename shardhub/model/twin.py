@@ -51,6 +51,7 @@ class Twin:
         batch_refusal: Why sequences cannot run side by side; None if they can.
         num_positions: Positions that were run.
         length_divisor: What lengths beyond 512 were divided by.
+        is_cut_short: Whether these were too few positions to pass every length that the forward knows.
         batch_difference: Largest difference of sequences side by side from each alone, as a share of the largest logit.
         not_run: Why there was no twin; empty if there was one.
     """
@@ -59,6 +60,7 @@ class Twin:
     batch_refusal: str | None = None
     num_positions: int = 0
     length_divisor: int = 1
+    is_cut_short: bool = False
     batch_difference: float = 0.0
     not_run: str = ""
 
@@ -71,7 +73,8 @@ class Twin:
             return f"a small model of the same configuration differs: {self.finding}"
         scaled = f", lengths divided by {self.length_divisor}" if self.length_divisor > 1 else ""
         batches = "side by side too" if self.batch_refusal is None else f"not side by side ({self.batch_refusal})"
-        return f"equal by numbers on a small model over {self.num_positions} positions{scaled}, {batches}"
+        short = ", too few for some of its branches" if self.is_cut_short else ""
+        return f"equal by numbers on a small model over {self.num_positions} positions{scaled}{short}, {batches}"
 
 
 def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twin:
@@ -89,7 +92,8 @@ def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twi
         pair = _Pair(miniature, probing.chunks)
     except UnsupportedModel as error:
         return Twin(not_run=f"{error.what} {error.why}".strip())
-    chunks = (*_within(probing.chunks, _MAX_POSITIONS - sum(_TAIL)), *_TAIL)
+    fitting = _within(probing.chunks, _MAX_POSITIONS - sum(_TAIL))
+    chunks = (*fitting, *_TAIL)
     reached = sum(chunks)
     try:
         for seed in _SEEDS:
@@ -108,6 +112,7 @@ def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twi
             batch_refusal=refusal,
             num_positions=reached,
             length_divisor=miniature.length_divisor,
+            is_cut_short=len(fitting) < len(probing.chunks),
             batch_difference=pair.batch_difference,
         )
     except _FAILURES as error:  # an operation that this backend lacks, or a width that does not go with the rest

@@ -221,6 +221,16 @@ def test_condition_on_a_padded_length_keeps_sequences_apart(size: str, put: Call
     assert "beside one at" in refusal
 
 
+def test_condition_beyond_the_twin_keeps_sequences_apart(put: Callable[..., Blueprint]) -> None:
+    """Numbers decide as far as they were run; past that the conditions do."""
+    blueprint = put(OUT="x * (2 if k.shape[2] > 3000 else 1)")
+    dissection = Dissection({**blueprint.config, "max_position_embeddings": 8192}, blueprint.tensors)
+    stages = dissection.stages([(0, 2), (2, 6)])
+    assert dissection.twin.is_cut_short
+    assert "beside one at" in (dissection.twin.batch_refusal or "")
+    assert [stage.batched_graph_hash for stage in stages] == [None, None]
+
+
 def test_plain_module_runs_side_by_side(put: Callable[..., Blueprint]) -> None:
     """No condition in it depends on the other row."""
     dissection = Dissection(CONFIG, put().tensors)

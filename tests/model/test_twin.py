@@ -86,6 +86,7 @@ def test_length_of_the_code_itself_is_not_said_to_be_divided(monkeypatch: pytest
     found = twin(CONFIG)
     assert found.finding is None
     assert found.length_divisor == 1
+    assert found.is_cut_short
     assert 14 <= found.num_positions < 3000
 
 
