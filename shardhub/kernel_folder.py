@@ -111,8 +111,13 @@ def _check(folder: Path) -> None:
     for parent in folder.parents:
         above = parent.lstat()
         is_sticky = bool(above.st_mode & stat.S_ISVTX)
-        if above.st_uid not in (0, os.geteuid()) or (_is_shared(above) and not is_sticky):
+        is_ours = above.st_uid in (0, os.geteuid(), _NOBODY)
+        if not is_ours or (_is_shared(above) and not is_sticky):
             raise PermissionError(None, f"others may change {parent}")
+
+
+# Owner that a user namespace shows for users it does not know, such as the root of the machine around it.
+_NOBODY = 65_534
 
 
 def _is_shared(found: os.stat_result) -> bool:

@@ -41,6 +41,7 @@ MAX_FILES = 65_536
 MAX_TENSORS_PER_FILE = 65_536
 MAX_CROSSINGS = 4096
 MAX_DIMS = 8
+MAX_CHUNKS = 256  # each costs a node some tenths of a second when it loads a large model
 MAX_SIZE = 1 << 50
 
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
@@ -345,7 +346,7 @@ class Proof(Document):
     method: Literal["graph"]
     graph_hash: Digest
     batched_graph_hash: Digest | None = None
-    chunks: tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...]
+    chunks: Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...], Field(min_length=1, max_length=MAX_CHUNKS)]
     shardhub: Annotated[str, Field(max_length=64)]
     mlx: Annotated[str, Field(max_length=64)]
     mlx_lm: Annotated[str, Field(max_length=64)]

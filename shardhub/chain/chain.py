@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -22,7 +21,7 @@ from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
 from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES
-from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
+from shardhub.errors import ChainError, HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
 from shardhub.model.memory import release_unused
 from shardhub.naps import Naps
 from shardhub.parameters import SamplingParameters
@@ -179,9 +178,13 @@ class Chain:
 
     async def _close_on(self, link: StageLink, sessions: Sequence[tuple[bytes, int]]) -> None:
         """Close sessions that are on no book any more; a node that cannot be told frees them with their leases."""
-        with contextlib.suppress(ShardhubError):
-            for session, epoch in sessions:
+        for session, epoch in sessions:
+            try:
                 await link.close_session(self.head, session, epoch)
+            except ChainError:
+                return
+            except ShardhubError:
+                continue  # this one is gone already; the others are not
 
     async def send(
         self, rows: Sequence[RowToSend], *, lane: Lane, verify: bool = False

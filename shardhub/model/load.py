@@ -236,7 +236,7 @@ def unproven_batch(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Sha
     try:
         found = trace_chain(blueprint, anatomy, [joined], Scenario.MERGED).hash()
         # The twin goes past lengths that no graph shows, and that are tried here only as far as they are short.
-        if any(shard.proof is not None and shard.proof.batched_graph_hash is None for shard in ordered):
+        if any(shard.proof is None or shard.proof.batched_graph_hash is None for shard in ordered):
             return _NOT_SHOWN_WHEN_SPLIT
         if len(cuts) == 1 and published is not None and published.batched_graph_hash == found:
             return None
