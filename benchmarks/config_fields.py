@@ -87,8 +87,8 @@ class Probe:
         """Whether other logits come out with these fields."""
         from tests.architectures.matrix import difference
 
-        found = self.logits(lambda part: part.update(copy.deepcopy(fields)))
-        return found is not None and difference(found, self.reference) != 0
+        logits = self.logits(lambda part: part.update(copy.deepcopy(fields)))
+        return logits is not None and difference(logits, self.reference) != 0
 
     def alike(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         """Whether the same logits come out with either."""

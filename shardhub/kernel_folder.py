@@ -105,8 +105,8 @@ def _check(folder: Path) -> None:
     Raises:
         PermissionError: They can.
     """
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or _is_shared(found):
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or _is_shared(status):
         raise PermissionError(None, f"{folder} is not a folder of this user alone")
     for parent in folder.parents:
         above = parent.lstat()
@@ -120,10 +120,10 @@ def _check(folder: Path) -> None:
 _NOBODY = 65_534
 
 
-def _is_shared(found: os.stat_result) -> bool:
+def _is_shared(status: os.stat_result) -> bool:
     """Whether others may write; a group of the owner's own number has no other members."""
-    own_group = found.st_gid == found.st_uid
-    return bool(found.st_mode & (stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP))
+    own_group = status.st_gid == status.st_uid
+    return bool(status.st_mode & (stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP))
 
 
 def _try_to_write(folder: Path) -> None:

@@ -66,31 +66,31 @@ def read_rotary(part: Mapping[str, Any], rope: Mapping[str, Any] | None) -> Rota
         part: The configuration of the decoder.
         rope: How the module reads it, from the table; None where it has no rotary embedding.
     """
-    found = Rotary()
+    rotary = Rotary()
     if rope is None:
-        return found
+        return rotary
     given, scaling = _object(part.get(PARAMETERS)), _object(part.get(SCALING))
     is_nested = any(isinstance(value, dict) for value in given.values())
     if rope.get("nested"):
         if given and not is_nested:
             why = "this module reads one rotary embedding for each kind of layer, and takes its own defaults"
-            found.unread.append(UnreadField(name=PARAMETERS, value=dict(given), why=why))
+            rotary.unread.append(UnreadField(name=PARAMETERS, value=dict(given), why=why))
         if (kind := _kind(scaling)) not in _UNSCALED:
             why = f"how the rotary embedding is scaled, which this module reads in {PARAMETERS} by kind of layer"
-            found.unread.append(UnreadField(name=f"{SCALING}.rope_type", value=kind, why=why))
-        return found
-    main = _main(given, rope, found) if is_nested else dict(given)
+            rotary.unread.append(UnreadField(name=f"{SCALING}.rope_type", value=kind, why=why))
+        return rotary
+    main = _main(given, rope, rotary) if is_nested else dict(given)
     if main is None:
-        return found
+        return rotary
     if disagreement := _disagreement(main, scaling):
         why = f"it and {PARAMETERS} disagree on {disagreement}"
-        found.unread.append(UnreadField(name=SCALING, value=dict(scaling), why=why))
-        return found
+        rotary.unread.append(UnreadField(name=SCALING, value=dict(scaling), why=why))
+        return rotary
     both = {**main, **scaling}
-    _theta(part, given, both, rope, found)
-    _scaling(part, given, main, scaling, both, rope, found)
-    _partial(part, main, both, rope, found)
-    return found
+    _theta(part, given, both, rope, rotary)
+    _scaling(part, given, main, scaling, both, rope, rotary)
+    _partial(part, main, both, rope, rotary)
+    return rotary
 
 
 def same(one: Any, other: Any) -> bool:
@@ -117,7 +117,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
-def _main(given: Mapping[str, Any], rope: Mapping[str, Any], found: Rotary) -> dict[str, Any] | None:
+def _main(given: Mapping[str, Any], rope: Mapping[str, Any], rotary: Rotary) -> dict[str, Any] | None:
     """The embedding of layers that see everything, out of one for each kind of layer; None where there is no such."""
     entries = {name: dict(value) for name, value in given.items() if isinstance(value, dict)}
     local_name = rope.get("local")
@@ -125,24 +125,24 @@ def _main(given: Mapping[str, Any], rope: Mapping[str, Any], found: Rotary) -> d
         kinds = [_plain(entry) for entry in entries.values()]
         if any(kind != kinds[0] for kind in kinds):
             why = "layers differ in their rotary embeddings, and this module has one for all"
-            found.unread.append(UnreadField(name=PARAMETERS, value=dict(given), why=why))
+            rotary.unread.append(UnreadField(name=PARAMETERS, value=dict(given), why=why))
             return None
         return next(iter(entries.values()))
     main, local = (entries.get(name, {}) for name in _LAYERS)
     if (kind := _kind(local)) not in _UNSCALED:
         why = "this module scales no rotary embedding of layers with a window"
-        found.unread.append(UnreadField(name=f"{PARAMETERS}.{_LAYERS[1]}.rope_type", value=kind, why=why))
+        rotary.unread.append(UnreadField(name=f"{PARAMETERS}.{_LAYERS[1]}.rope_type", value=kind, why=why))
     if (theta := local.get("rope_theta")) is not None:
         if local_name != "rope_theta":
-            found.changes[local_name] = theta
+            rotary.changes[local_name] = theta
         elif not same(theta, main.get("rope_theta", theta)):
             why = "this module has one base for all layers"
-            found.unread.append(UnreadField(name=f"{PARAMETERS}.{_LAYERS[1]}.rope_theta", value=theta, why=why))
+            rotary.unread.append(UnreadField(name=f"{PARAMETERS}.{_LAYERS[1]}.rope_theta", value=theta, why=why))
     return main
 
 
 def _theta(
-    part: Mapping[str, Any], given: Mapping[str, Any], both: Mapping[str, Any], rope: Mapping[str, Any], found: Rotary
+    part: Mapping[str, Any], given: Mapping[str, Any], both: Mapping[str, Any], rope: Mapping[str, Any], rotary: Rotary
 ) -> None:
     name, top = rope.get("theta"), part.get("rope_theta")
     theta = both.get("rope_theta")
@@ -157,20 +157,20 @@ def _theta(
     if "fixed" in rope:
         if not same(theta, rope["fixed"]):
             why = f"this module's base is always {rope['fixed']:g}"
-            found.unread.append(UnreadField(name=where, value=theta, why=why))
+            rotary.unread.append(UnreadField(name=where, value=theta, why=why))
     elif name is None:
         if not same(given.get("rope_theta"), theta):
-            found.changes[PARAMETERS] = {"rope_type": "default", **given, "rope_theta": theta}
+            rotary.changes[PARAMETERS] = {"rope_type": "default", **given, "rope_theta": theta}
     elif not same(at(part, name), theta):
         if where == "rope_theta" and name != "rope_theta" and at(part, name) is not None:
             why = f"this module reads {name}, which is {shown(at(part, name))}"
-            found.unread.append(UnreadField(name=where, value=theta, why=why))
+            rotary.unread.append(UnreadField(name=where, value=theta, why=why))
             return
         if (before := at(part, name)) is not None:
-            found.notes.append(
+            rotary.notes.append(
                 f"{name} was {shown(before)}, and is set to the {shown(theta)} of {PARAMETERS}, as transformers does"
             )
-        found.changes[name] = theta
+        rotary.changes[name] = theta
 
 
 def _scaling(
@@ -180,12 +180,12 @@ def _scaling(
     scaling: Mapping[str, Any],
     both: Mapping[str, Any],
     rope: Mapping[str, Any],
-    found: Rotary,
+    rotary: Rotary,
 ) -> None:
     spelled = _kind(both)
     if spelled in _UNSCALED:
         if rope.get("needs_scaling") and given and SCALING not in part:
-            found.changes[SCALING] = None
+            rotary.changes[SCALING] = None
         return
     types, native_types = rope.get("types", []), rope.get("native_types", [])
     kind = _SAME_KIND.get(spelled, spelled) if spelled not in types else spelled
@@ -193,12 +193,12 @@ def _scaling(
     if _kind(scaling) not in _UNSCALED and kind in types:
         keys = rope.get("keys", list(named))
         if not any(key in scaling for key in keys):
-            found.changes[SCALING] = {**scaling, **named}
+            rotary.changes[SCALING] = {**scaling, **named}
     elif kind in native_types:
         # Where rope_scaling stands, transformers takes it; the module reads rope_parameters only.
         if scaling:
-            now = found.changes.get(PARAMETERS, given)
-            found.changes[PARAMETERS] = {**now, **scaling, **named}
+            now = rotary.changes.get(PARAMETERS, given)
+            rotary.changes[PARAMETERS] = {**now, **scaling, **named}
     elif kind in types:
         wanted = {key: value for key, value in both.items() if key not in ("rope_theta", "partial_rotary_factor")}
         wanted |= named
@@ -207,16 +207,16 @@ def _scaling(
             if trained is not None:
                 wanted[_ORIGINAL] = trained
                 if kind == "longrope" and part.get(_ORIGINAL) is None:
-                    found.changes[_ORIGINAL] = trained
+                    rotary.changes[_ORIGINAL] = trained
         if wanted != scaling:
-            found.changes[SCALING] = wanted
+            rotary.changes[SCALING] = wanted
     else:
         where = SCALING if _kind(scaling) not in _UNSCALED else PARAMETERS
         known = ", ".join(types or native_types) or "none"
         why = f"how the rotary embedding is scaled, of which this module computes: {known}"
-        found.unread.append(UnreadField(name=f"{where}.rope_type", value=spelled, why=why))
+        rotary.unread.append(UnreadField(name=f"{where}.rope_type", value=spelled, why=why))
         return
-    _factors(part, main, both, kind, rope, found)
+    _factors(part, main, both, kind, rope, rotary)
 
 
 def _factors(
@@ -225,7 +225,7 @@ def _factors(
     both: Mapping[str, Any],
     kind: str,
     rope: Mapping[str, Any],
-    found: Rotary,
+    rotary: Rotary,
 ) -> None:
     """What mlx-lm's scalings never read of a scaling's keys."""
     where = PARAMETERS if main else SCALING
@@ -235,7 +235,7 @@ def _factors(
         whole = _number(part.get("max_position_embeddings"))
         factor = whole / trained if whole and trained else None
         if both.get("short_factor") != both.get("long_factor"):
-            found.notes.append(
+            rotary.notes.append(
                 f"mlx-lm never reads {where}.short_factor: texts shorter than {trained} positions are computed with "
                 "long_factor, as longer ones are"
             )
@@ -246,17 +246,17 @@ def _factors(
             computed = 0.1 * growth + 1 if kind == "yarn" else math.sqrt(1 + growth / math.log(max(trained or 2, 2)))
         if computed is None or not same(attention, computed):
             why = f"scale of the attention, which mlx-lm computes as {computed}"
-            found.unread.append(UnreadField(name=f"{where}.attention_factor", value=attention, why=why))
+            rotary.unread.append(UnreadField(name=f"{where}.attention_factor", value=attention, why=why))
     if both.get("truncate") is False and kind == "yarn":
         why = "the borders between scaled and unscaled frequencies, which mlx-lm rounds to whole dimensions"
         if "truncate" in rope.get("noted", []):
-            found.notes.append(f"mlx-lm never reads {where}.truncate (false): {why}")
+            rotary.notes.append(f"mlx-lm never reads {where}.truncate (false): {why}")
         else:
-            found.unread.append(UnreadField(name=f"{where}.truncate", value=False, why=why))
+            rotary.unread.append(UnreadField(name=f"{where}.truncate", value=False, why=why))
 
 
 def _partial(
-    part: Mapping[str, Any], main: Mapping[str, Any], both: Mapping[str, Any], rope: Mapping[str, Any], found: Rotary
+    part: Mapping[str, Any], main: Mapping[str, Any], both: Mapping[str, Any], rope: Mapping[str, Any], rotary: Rotary
 ) -> None:
     name, top = rope.get("partial"), part.get("partial_rotary_factor")
     share = both.get("partial_rotary_factor")
@@ -267,13 +267,13 @@ def _partial(
         if not same(at(part, name), share):
             if where == "partial_rotary_factor" and at(part, name) is not None:
                 why = f"this module reads {name}, which is {shown(at(part, name))}"
-                found.unread.append(UnreadField(name=where, value=share, why=why))
+                rotary.unread.append(UnreadField(name=where, value=share, why=why))
                 return
-            found.changes[name] = share
+            rotary.changes[name] = share
         return
     if rope.get("native_partial"):
         if main.get("partial_rotary_factor") is None and main:
-            found.changes[PARAMETERS] = {**found.changes.get(PARAMETERS, main), "partial_rotary_factor": share}
+            rotary.changes[PARAMETERS] = {**rotary.changes.get(PARAMETERS, main), "partial_rotary_factor": share}
         return
     why = "share of the dimensions that rotate, which this module never reads"
     if any(same(share, value) for value in rope.get("partials", [])):
@@ -282,7 +282,7 @@ def _partial(
         if any(part.get(dims) == int(size * share) for size in _head_sizes(part)):
             return
         why = f"share of the dimensions that rotate; this module reads {dims}, which is {shown(part.get(dims))}"
-    found.unread.append(UnreadField(name=where, value=share, why=why))
+    rotary.unread.append(UnreadField(name=where, value=share, why=why))
 
 
 def _head_sizes(part: Mapping[str, Any]) -> list[int]:

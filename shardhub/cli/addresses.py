@@ -37,8 +37,8 @@ def nodes_file(options: Sequence[str] | None, pipeline: Pipeline) -> Path | None
     if options or os.environ.get(NODES_VARIABLE, "").strip():
         return None
     folders = [Path(), pipeline.folder] if pipeline.only_named is None else [Path()]
-    found = (folder / NODES_FILE for folder in folders)
-    return next((path.absolute() for path in found if path.is_file()), None)
+    paths = (folder / NODES_FILE for folder in folders)
+    return next((path.absolute() for path in paths if path.is_file()), None)
 
 
 def read_nodes_file(path: Path) -> list[str]:

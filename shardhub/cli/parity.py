@@ -259,9 +259,9 @@ def known_numbers(folder: Path) -> tuple[Numbers, str | None]:
         UsageError, IntegrityError: It is no pipeline, or not what was published.
     """
     manifest = read_pipeline(folder).manifest
-    found = newest_record(folder, manifest.pipeline_id)
-    not_run = "" if found is not None else "the pipeline was there already"
-    return Numbers(parity=found, not_run=not_run), manifest.inexact
+    parity = newest_record(folder, manifest.pipeline_id)
+    not_run = "" if parity is not None else "the pipeline was there already"
+    return Numbers(parity=parity, not_run=not_run), manifest.inexact
 
 
 def _gb(size_bytes: int) -> str:

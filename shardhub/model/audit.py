@@ -170,8 +170,8 @@ class Audit:
         for index, path in enumerate(paths):
             if any(name in ids for name in graph.reach([index])):
                 raise _kept(str(self._made_anew[path]))
-        found = graph.reach(range(len(paths)))
-        known = {name: _random(inputs[name], seed) for seed, name in enumerate(sorted(found))}
+        parameters = graph.reach(range(len(paths)))
+        known = {name: _random(inputs[name], seed) for seed, name in enumerate(sorted(parameters))}
         steps = _play(self._blueprint, chunks, paths, {**inputs, **known, **ids})
         for index, path in enumerate(paths):
             later = [step[index] for step in steps[_STEPS_TO_DERIVE - 1 :]]

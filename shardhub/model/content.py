@@ -117,8 +117,9 @@ def _read_function(value: Any) -> Content:
     cells = [(name, _cell(cell)) for name, cell in _closure(value)]
     is_own = str(value.__globals__.get("__name__", "")).startswith(PACKAGE)
     keys = ("defaults", "keyword defaults", *(name for name, _ in cells), "attributes", "globals")
-    found = (value.__defaults__, value.__kwdefaults__, *(content for _, content in cells), value.__dict__)
-    return keys, (*found, value.__globals__ if is_own else None)
+    variables = value.__globals__ if is_own else None
+    contents = (content for _, content in cells)
+    return keys, (value.__defaults__, value.__kwdefaults__, *contents, value.__dict__, variables)
 
 
 def _read_property(value: Any) -> Content:
@@ -186,8 +187,8 @@ def memo_results(memo: Any) -> list[Any]:
 
 
 def _without_ours(attributes: Mapping[str, Any]) -> Content:
-    found = {key: value for key, value in attributes.items() if key not in _NOT_STATE}
-    return tuple(found), tuple(found.values())
+    own = {key: value for key, value in attributes.items() if key not in _NOT_STATE}
+    return tuple(own), tuple(own.values())
 
 
 def _closure(function: Any) -> Iterator[tuple[str, Any]]:
