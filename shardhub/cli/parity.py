@@ -137,9 +137,9 @@ def _measured(
         return Numbers(not_run=f"the weights ({_gb(checkpoint.size_bytes)}) were read from the Hub piece by piece")
     from shardhub.model.anatomy import examine
     from shardhub.model.build import Blueprint
+    from shardhub.model.load import stage_cut_of
     from shardhub.model.memory import memory_budget
     from shardhub.model.parity import StageTensors, checkpoint_weights, fits
-    from shardhub.model.proof import StageCut
 
     budget = memory_budget() if budget_bytes is None else budget_bytes
     specs = {final: checkpoint.tensors[name].spec for final, name in contents.stored_names.items()}
@@ -150,12 +150,7 @@ def _measured(
     blueprint = Blueprint({key: value for key, value in checkpoint.config.items() if key != "shardhub"}, specs)
     chain = [
         StageTensors(
-            cut=StageCut(
-                start=stage.start,
-                stop=stage.stop,
-                crossings_in=tuple(crossing.name for crossing in stage.crossings_in),
-                crossings_out=tuple(crossing.name for crossing in stage.crossings_out),
-            ),
+            cut=stage_cut_of(stage),
             tensors=stage.tensors,
         )
         for stage in stages

@@ -143,8 +143,8 @@ def _from_shards(target: Target, options: ReferenceOptions, status: Status) -> _
 def _from_source(target: Target, folder: Path, options: ReferenceOptions, status: Status) -> _Whole:
     """The whole model out of its source's folder, once it is shown that the shards are made of these very bytes."""
     from shardhub.model.dissection import Dissection
+    from shardhub.model.load import stage_cut_of
     from shardhub.model.parity import StageTensors, checkpoint_weights
-    from shardhub.model.proof import StageCut
 
     manifest = target.pipeline.manifest
     checkpoint = open_checkpoint(folder).without_code()
@@ -179,12 +179,7 @@ def _from_source(target: Target, folder: Path, options: ReferenceOptions, status
                 )
     chain = [
         StageTensors(
-            cut=StageCut(
-                start=stage.start,
-                stop=stage.stop,
-                crossings_in=tuple(crossing.name for crossing in stage.crossings_in),
-                crossings_out=tuple(crossing.name for crossing in stage.crossings_out),
-            ),
+            cut=stage_cut_of(stage),
             tensors=stage.tensors,
         )
         for stage in stages

@@ -25,6 +25,7 @@ from shardhub.model.stage import Stage
 from shardhub.model.trial import Trial
 from shardhub.protocol import KvQuantization, StageFacts
 from shardhub.shard import Shard, join_adjacent
+from shardhub.splitting.contents import StageContents
 
 # What a forward needs beside weights and KV: buffers of one chunk. Share of the budget that is kept free for it.
 _HEADROOM = 0.10
@@ -255,8 +256,8 @@ def _joined(cuts: Sequence[StageCut]) -> StageCut:
     )
 
 
-def stage_cut_of(stage: StageDocument) -> StageCut:
-    """The cut a stage.json describes."""
+def stage_cut_of(stage: StageDocument | StageContents) -> StageCut:
+    """The cut that a stage.json, or what a split is told of a stage, describes."""
     return StageCut(
         start=stage.start,
         stop=stage.stop,
