@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def save(
     follows = dict.fromkeys(range(tokenizer.get_vocab_size()), ids[END])
     for name, script in pieces.items():
         said = [ids[name], *(tokenizer.token_to_id(_letters(piece)) for piece in script), ids[END]]
-        follows |= dict(zip(said, said[1:], strict=False))
+        follows |= dict(pairwise(said))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "chat_template": template}
     settings = {name: value for name, value in {**settings, **(tokenizer_config or {})}.items() if value is not None}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
