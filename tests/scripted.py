@@ -102,19 +102,21 @@ def _pieces(script: str | Sequence[str], used: set[str]) -> Iterator[str]:
             used.add(_letters(piece))
             yield piece
         return
+    cuts: list[str] = []
     start = 0
     while start < len(script):
         stop = start + _MIN_PIECE_CHARS
         while _letters(script[start:stop]) in used and stop < len(script):
             stop += 1
-        # What is left behind a cut must be new, too: else the last piece is the whole rest.
-        if stop >= len(script) - _MIN_PIECE_CHARS:
-            stop = len(script)
-        piece = script[start:stop]
-        assert _letters(piece) not in used, f"the end of a script was said before: {piece!r}"
+        piece, start = script[start:stop], stop
+        # The rest may have been said before: then it goes to the piece before it.
+        while _letters(piece) in used:
+            assert cuts, f"a script was said before: {script!r}"
+            used.remove(_letters(cuts[-1]))
+            piece = cuts.pop() + piece
+        cuts.append(piece)
         used.add(_letters(piece))
-        yield piece
-        start = stop
+    yield from cuts
 
 
 def _tokenizer(pieces: Sequence[str], specials: Sequence[str], added: Sequence[str]) -> Tokenizer:
