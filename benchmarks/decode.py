@@ -44,7 +44,7 @@ from shardhub.parameters import SamplingParameters
 from shardhub.shard import read_pipeline
 async def main():
     head = await Head.start(read_pipeline(Path(sys.argv[1])), sys.argv[3:], context=2048, allow_local=False)
-    ids = head.tokenizer.render_chat([{"role": "user", "content": sys.argv[2]}])
+    ids = head.tokenizer.render_chat([{"role": "user", "content": sys.argv[2]}]).ids
     print("ready", flush=True)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):

@@ -36,7 +36,7 @@ print(json.loads(chunks[-1])["usage"]["completion_tokens"])
 
 async def bare(head: Head, num_tokens: int) -> float:
     """Milliseconds of processor time a token, without a gateway."""
-    prompt = head.tokenizer.render_chat(MESSAGES)
+    prompt = head.tokenizer.render_chat(MESSAGES).ids
     started, num = time.process_time(), 0
     async for _ in head.scheduler.submit(
         Request(prompt=prompt, parameters=SamplingParameters(), max_tokens=num_tokens)

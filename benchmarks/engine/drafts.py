@@ -94,7 +94,7 @@ async def _exactness(options: Options, report: Report, dtype: str | None, blas: 
         head = await stand.head(stand.serve(2))
         compared = different = drafted = accepted = 0
         for task in _TASKS[: 1 if options.is_quick else None]:
-            prompt = head.tokenizer.render_chat([{"role": "user", "content": task}])
+            prompt = head.tokenizer.render_chat([{"role": "user", "content": task}]).ids
             plain = await answer(head, prompt, num_tokens)
             found = await answer(head, prompt, num_tokens, drafter=prompt_lookup(num_drafts=_FEW_DRAFTS))
             same, length = common(plain.tokens, found.tokens)

@@ -113,7 +113,7 @@ async def _ask(client: httpx.AsyncClient, url: str, options: Options, text: str,
 
 
 async def _whole_answers(head: Head, contents: list[str], num_tokens: int) -> float:
-    prompts = [head.tokenizer.render_chat([{"role": "user", "content": text}]) for text in contents]
+    prompts = [head.tokenizer.render_chat([{"role": "user", "content": text}]).ids for text in contents]
     started = time.perf_counter()
     end_ids = head.tokenizer.eos_ids
     found = await asyncio.gather(*(answer(head, p, num_tokens, reuse=True, end_ids=end_ids) for p in prompts))

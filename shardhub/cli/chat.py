@@ -34,7 +34,7 @@ def chat(head_options: HeadOptions, sampling: SamplingOptions, *, system: str | 
                 timing = Timing()
                 text = ""
                 try:
-                    ids = head.tokenizer.render_chat(messages)
+                    ids = head.tokenizer.render_chat(messages).ids
                     answer = head.answer(
                         ids,
                         parameters,

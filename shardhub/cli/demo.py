@@ -174,7 +174,7 @@ def _generate(pipeline: str, addresses: list[str], *, echo: bool) -> tuple[list[
     with LoopThread() as loop:
         head = start_head(loop, options)
         try:
-            ids = head.tokenizer.render_chat([{"role": "user", "content": PROMPT}])
+            ids = head.tokenizer.render_chat([{"role": "user", "content": PROMPT}]).ids
             answer = head.answer(ids, SamplingParameters(), max_tokens=MAX_TOKENS, timing=timing)
             tokens, text = [], ""
             for piece in loop.iterate(answer):

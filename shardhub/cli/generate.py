@@ -115,7 +115,7 @@ def generate(
                 messages = ([{"role": "system", "content": system}] if system else []) + [
                     {"role": "user", "content": text}
                 ]
-                ids = head.tokenizer.render_chat(messages)
+                ids = head.tokenizer.render_chat(messages).ids
             note_limits(head, sampling)
             timing = Timing()
             progress = prefill_progress()

@@ -33,8 +33,10 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
             messages, switches, tools = messages_of(body.messages), switches_of(body.chat_template_kwargs), body.tools
             generation = body.add_generation_prompt is not False
             work = in_thread(
-                lambda: tokenizer.render_chat(
-                    messages, tools=tools_of(tools), add_generation_prompt=generation, max_ids=most, **switches
+                lambda: (
+                    tokenizer.render_chat(
+                        messages, tools=tools_of(tools), add_generation_prompt=generation, max_ids=most, **switches
+                    ).ids
                 )
             )
         else:

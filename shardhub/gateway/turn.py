@@ -20,6 +20,7 @@ from shardhub.gateway.schema import ChatRequest, NamedTool
 from shardhub.gateway.service import Service, in_thread
 from shardhub.gateway.structured import LlGrammar, shape_of, shape_of_calls
 from shardhub.text.encoder import MAX_IDS
+from shardhub.text.tokenizer import RenderedChat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,8 @@ async def understand(service: Service, body: ChatRequest, tenant: str, *, cut: b
     if grammar is not None:
         switches.setdefault("enable_thinking", False)  # the grammar has no room for it
     shown = None if body.tool_choice == "none" else tools
-    prompt = await _rendered(service, messages, shown, switches, max_ids=service.max_context)
+    rendered = await _rendered(service, messages, shown, switches, max_ids=service.max_context)
+    prompt = rendered.ids
     known = Tools(parser=service.tool_parser, known=tools or (), forced=[tool.function.name for tool in forced])
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
@@ -124,7 +126,7 @@ async def num_prompt(service: Service, body: ChatRequest) -> int:
     """
     tools = None if body.tool_choice == "none" else tools_of(body.tools)
     switches = switches_of(body.chat_template_kwargs)
-    return len(await _rendered(service, messages_of(body.messages), tools, switches, max_ids=MAX_IDS))
+    return len((await _rendered(service, messages_of(body.messages), tools, switches, max_ids=MAX_IDS)).ids)
 
 
 async def deltas_of(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Delta | None], None]:
@@ -146,7 +148,7 @@ async def _rendered(
     switches: dict[str, Any],
     *,
     max_ids: int,
-) -> list[int]:
+) -> RenderedChat:
     tokenizer = service.head.tokenizer
     try:
         return await in_thread(lambda: tokenizer.render_chat(messages, tools=tools, max_ids=max_ids, **switches))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from shardhub.errors import PromptError
+from shardhub.text.openings import Opened
 from shardhub.text.sandbox import Sandbox
 
 # The longest template among well-known models is about 30,000 characters.
@@ -76,17 +77,35 @@ class ChatTemplate:
             PromptError: There is no message, or the template refuses them (`why` is its own message), fails, or
                 passes its bounds. The next call is not affected.
         """
+        return self._ask("text", messages, variables | {"add_generation_prompt": add_generation_prompt}).text
+
+    def open_turn(self, messages: Sequence[Message], **variables: Any) -> Opened:
+        """Render a conversation up to where the model's answer begins; see `shardhub.text.openings.open_turn`.
+
+        Raises:
+            PromptError: As `render`.
+        """
+        return self._ask("open", messages, variables | {"add_generation_prompt": True})
+
+    def continue_turn(self, messages: Sequence[Message], **variables: Any) -> Opened:
+        """Render a conversation whose last message the model goes on with; see `shardhub.text.openings.continue_turn`.
+
+        Raises:
+            PromptError: As `render`.
+        """
+        return self._ask("continue", messages, variables | {"add_generation_prompt": False})
+
+    def _ask(self, mode: str, messages: Sequence[Message], variables: dict[str, Any]) -> Opened:
         if not messages:
             raise PromptError("There is no message to answer.", hint="Give at least one.")
-        everything = {"tools": None, "documents": None} | variables
-        everything |= {"messages": _prepared(messages), "add_generation_prompt": add_generation_prompt}
-        request = {"template": self._source, "variables": everything, "max_chars": self._max_output_chars}
+        everything = {"tools": None, "documents": None} | variables | {"messages": _prepared(messages)}
+        request = {"template": self._source, "variables": everything, "max_chars": self._max_output_chars, "mode": mode}
         try:
             line = json.dumps(request).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise PromptError("The messages are not plain JSON data.", why=str(error)) from error
         max_bytes = self._max_output_chars * _BYTES_PER_CHAR + _ENVELOPE_BYTES
-        return _text_of(self._sandbox.ask(line, max_answer_bytes=max_bytes))
+        return _opened_of(self._sandbox.ask(line, max_answer_bytes=2 * max_bytes))
 
 
 def _prepared(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -101,15 +120,15 @@ def _prepared(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return prepared
 
 
-def _text_of(line: bytes) -> str:
+def _opened_of(line: bytes) -> Opened:
     """Take the worker's answer apart; nothing about it is trusted, as a stranger's template ran there."""
     try:
         answer = json.loads(line)
     except ValueError as error:
         raise PromptError("The chat template's process answers nonsense.", hint=_RAW_HINT) from error
-    text = answer.get("text") if isinstance(answer, dict) else None
-    if isinstance(text, str):
-        return text
+    text, opening = (answer.get("text"), answer.get("opening")) if isinstance(answer, dict) else (None, None)
+    if isinstance(text, str) and isinstance(opening, str) and text.endswith(opening):
+        return Opened(text=text, opening=opening)
     kind = str(answer.get("error")) if isinstance(answer, dict) else "failed"
     message = str(answer.get("message", "")) if isinstance(answer, dict) else ""
     # The message is printed on a terminal, whose control sequences are not the template's to use.

@@ -1,7 +1,8 @@
 """The process in which strangers' chat templates run: `python -m shardhub.text.template_worker`.
 
-Reads one JSON request a line, `{"template", "variables", "max_chars"}`, and answers each with one JSON line, `{"text"}`
-or `{"error", "message"}`. It imports jinja2 and the standard library only.
+Reads one JSON request a line, `{"template", "variables", "max_chars", "mode"}`, and answers each with one JSON line,
+`{"text", "opening"}` or `{"error", "message"}`. Of the modes, "text" renders only, and has no opening; "open" and
+"continue" are those of `shardhub.text.openings`. It imports jinja2 and the standard library only.
 
 Jinja's sandbox stops code, not work (measured: a huge power took 30 s, one format string 2 GB), so the process limits
 its own memory, CPU time and open files; `shardhub.text.sandbox` kills it when an answer takes too long.
@@ -28,6 +29,7 @@ import jinja2.utils
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
 
 from shardhub.text.confinement import serve
+from shardhub.text.openings import Opened, continue_turn, open_turn
 
 # What a template may use beyond the running interpreter.
 MEMORY_BYTES = 512 * 1024**2
@@ -121,8 +123,10 @@ def answer(line: bytes, compile_template: Callable[[str], jinja2.Template]) -> b
     """Answer one request; whatever a template does wrong becomes an answer too."""
     try:
         request = json.loads(line)
-        text = render(compile_template(request["template"]), request["variables"], request["max_chars"])
-        return json.dumps({"text": text}, ensure_ascii=False).encode()
+        template, max_chars = compile_template(request["template"]), request["max_chars"]
+        mode = _MODES[request["mode"]]
+        opened = mode(lambda variables: render(template, variables, max_chars), request["variables"])
+        return json.dumps({"text": opened.text, "opening": opened.opening}, ensure_ascii=False).encode()
     except Exception as error:  # noqa: BLE001  (a template can raise anything Python can; it is told to the caller)
         kind, message = _describe(error)
         return json.dumps({"error": kind, "message": message[:MAX_MESSAGE_CHARS]}).encode()
@@ -133,6 +137,13 @@ def main() -> None:
     compile_template = functools.lru_cache(maxsize=8)(environment().from_string)
     _warm_up(compile_template)
     serve(lambda line: answer(line, compile_template), memory_bytes=MEMORY_BYTES, cpu_s=CPU_S)
+
+
+def _only_render(rendered: Callable[[dict[str, Any]], str], variables: dict[str, Any]) -> Opened:
+    return Opened(text=rendered(variables), opening="")
+
+
+_MODES = {"text": _only_render, "open": open_turn, "continue": continue_turn}
 
 
 def _describe(error: Exception) -> tuple[str, str]:
@@ -159,7 +170,12 @@ def _describe(error: Exception) -> tuple[str, str]:
 def _warm_up(compile_template: Callable[[str], jinja2.Template]) -> None:
     """Have Python and jinja2 load what they load on demand (codecs, the time zone): later no file can be opened."""
     for template in ("{{ 'x'|upper }}{{ strftime_now('%c %Z') }}{{ messages|tojson }}", "{{ a.b }}", "{% if %}"):
-        request: dict[str, Any] = {"template": template, "variables": {"messages": []}, "max_chars": 100}
+        request: dict[str, Any] = {
+            "template": template,
+            "variables": {"messages": []},
+            "max_chars": 100,
+            "mode": "text",
+        }
         answer(json.dumps(request).encode(), compile_template)
 
 

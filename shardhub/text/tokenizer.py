@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shardhub.errors import FormatError, PromptError, UnsupportedModel
 from shardhub.text.detokenizer import SPACE_MARK, UNKNOWN, ByteDetokenizer, Detokenizer, LineDetokenizer, byte_table
 from shardhub.text.encoder import Encoder
+from shardhub.text.openings import Opened
 from shardhub.text.panics import is_panic, panics_told
 from shardhub.text.template import ChatTemplate, Message
 
@@ -25,6 +26,21 @@ MAX_GROWTH = 1 << 16
 # A rendered chat of more characters per position of the context cannot fit: tokens are shorter.
 CHARS_PER_POSITION = 16
 DEFAULT_CONTEXT = 131072
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedChat:
+    """A conversation under a model's chat template.
+
+    Attributes:
+        ids: Token ids of all of it.
+        opening: The text of its end, from after the last message on: what the template writes where the model's turn
+            begins, and then the beginning of the answer that the model goes on with, if there is one. No word of a
+            user's is in it.
+    """
+
+    ids: list[int]
+    opening: str
 
 
 class Tokenizer:
@@ -123,27 +139,35 @@ class Tokenizer:
         *,
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         max_ids: int | None = None,
         **variables: Any,
-    ) -> list[int]:
-        """Token ids of a conversation under the model's chat template.
+    ) -> RenderedChat:
+        """A conversation under the model's chat template.
 
         Equal to `apply_chat_template(tokenize=True)` of transformers; see `ChatTemplate.render` and `encode` for the
         arguments.
+
+        Args:
+            continue_final_message: The model goes on with the last message; there is no generation prompt then.
 
         Raises:
             PromptError: The model has no template, or the template refuses the messages or fails.
             ContextExceeded: As `encode`.
         """
         template = self._template(with_tools=tools is not None)
-        text = template.render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            **{**self._hf.special_tokens_map, "tools": tools, **variables},
-        )
-        _check_text(text)
+        everything = {**self._hf.special_tokens_map, "tools": tools, **variables}
+        if continue_final_message:
+            opened = template.continue_turn(messages, **everything)
+        elif add_generation_prompt:
+            opened = template.open_turn(messages, **everything)
+        else:
+            text = template.render(messages, **everything, add_generation_prompt=False)
+            opened = Opened(text=text, opening="")
+        _check_text(opened.text)
         # The template writes its special tokens itself.
-        return self._encoder.encode(text, add_special_tokens=False, max_ids=max_ids)
+        ids = self._encoder.encode(opened.text, add_special_tokens=False, max_ids=max_ids)
+        return RenderedChat(ids=ids, opening=opened.opening)
 
     @property
     def has_chat_template(self) -> bool:

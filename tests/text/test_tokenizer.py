@@ -91,9 +91,9 @@ def test_chat_ids_equal_transformers(tokenizer: Tokenizer, folder: Path) -> None
     turns = [*CHAT, {"role": "assistant", "content": "Paris."}, {"role": "user", "content": TEXT}]
     for messages in (CHAT, turns, [{"role": "system", "content": "Be brief."}, *CHAT]):
         expected = hf.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
-        assert tokenizer.render_chat(messages) == expected
+        assert tokenizer.render_chat(messages).ids == expected
         expected = hf.apply_chat_template(messages, tokenize=True, return_dict=False)
-        assert tokenizer.render_chat(messages, add_generation_prompt=False) == expected
+        assert tokenizer.render_chat(messages, add_generation_prompt=False).ids == expected
 
 
 def test_chat_gets_no_second_first_token(folder: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_chat_gets_no_second_first_token(folder: Path, tmp_path: Path) -> None:
     try:
         assert tokenizer.encode("Hi") == [1, *tokenizer.encode("Hi", add_special_tokens=False)]
         assert tokenizer.encode("<|im_start|>Hi") == tokenizer.encode("Hi")
-        assert tokenizer.render_chat([{"role": "user", "content": "Hi"}]) == tokenizer.encode("Hi")
+        assert tokenizer.render_chat([{"role": "user", "content": "Hi"}]).ids == tokenizer.encode("Hi")
     finally:
         tokenizer.close()
 
@@ -272,9 +272,9 @@ def test_template_may_be_a_file_or_several(folder: Path, tmp_path: Path) -> None
     named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools[0].name }}"}]
     several = Tokenizer(copy_with(folder, tmp_path / "b", "tokenizer_config.json", chat_template=named))
     try:
-        assert single.render_chat(CHAT) == single.encode("from the file")
-        assert several.render_chat(CHAT) == several.encode("plain")
-        assert several.render_chat(CHAT, tools=[{"name": "weather"}]) == several.encode("weather")
+        assert single.render_chat(CHAT).ids == single.encode("from the file")
+        assert several.render_chat(CHAT).ids == several.encode("plain")
+        assert several.render_chat(CHAT, tools=[{"name": "weather"}]).ids == several.encode("weather")
     finally:
         single.close()
         several.close()
