@@ -64,7 +64,7 @@ class ChannelSegmenter:
     def feed(self, piece: str) -> list[Segment]:
         """Take the next piece of text; the segments that are certain now."""
         self._held += piece
-        segments: list[Segment] = []
+        segments = self._announced()
         while self._held and (self._read_body(segments) if self._is_body else self._read_header(segments)):
             pass
         return segments
@@ -72,11 +72,10 @@ class ChannelSegmenter:
     def finish(self, *, is_whole: bool) -> list[Segment]:
         """End the answer; what was held back."""
         held, self._held = self._held, ""
-        if not held:
-            return []
-        if self._is_body:
-            return [self._said(held)]
-        return [Segment(kind="markup", text=held)]
+        segments = self._announced()
+        if held:
+            segments.append(self._said(held) if self._is_body else Segment(kind="markup", text=held))
+        return segments
 
     def _read_header(self, segments: list[Segment]) -> bool:
         place = first_of(self._held, (MESSAGE, *_ENDS))
@@ -86,6 +85,7 @@ class ChannelSegmenter:
             self._mark(segments, len(header))
             if mark == MESSAGE:
                 self._enter(self._prefix + header)
+                segments += self._announced()
             else:
                 self._prefix = ""
             return True
@@ -116,7 +116,7 @@ class ChannelSegmenter:
     def _read_body(self, segments: list[Segment]) -> bool:
         place = first_of(self._held, _AFTER_BODY)
         at = len(self._held) - overlap(self._held, _AFTER_BODY) if place is None else place[0]
-        if at or (place is not None and self._kind == "call" and not self._is_begun):
+        if at:
             segments.append(self._said(self._held[:at]))
             self._held = self._held[at:]
         if place is None:
@@ -125,6 +125,10 @@ class ChannelSegmenter:
         if place[1] in _ENDS:
             self._mark(segments, len(place[1]))
         return True
+
+    def _announced(self) -> list[Segment]:
+        """The beginning of a call, which may have no arguments."""
+        return [self._said("")] if self._is_body and self._kind == "call" and not self._is_begun else []
 
     def _said(self, text: str) -> Segment:
         begins, self._is_begun = not self._is_begun, True

@@ -52,6 +52,7 @@ class TagSegmenter:
         self._is_blank = True
         self._is_framed = False
         self._is_ended = False
+        self._begins = False
 
     @property
     def is_answering(self) -> bool:
@@ -153,7 +154,7 @@ class TagSegmenter:
         is_text = self._is_text(self._num_fences, self._line, after)
         if tag in tags.starts:
             is_mark = tags.is_control or (not is_text and self._may_open())
-            self._inside = is_mark
+            self._inside = self._begins = is_mark
             self._num_shown_starts += not is_mark
         elif tag in tags.ends:
             is_mark = not is_text and not self._num_shown_starts
@@ -190,7 +191,8 @@ class TagSegmenter:
             self._is_blank = not text
         if not text:
             return
-        segments.append(Segment(kind=kind, text=text))
+        segments.append(Segment(kind=kind, text=text, begins=self._begins))
+        self._begins = False
         if not self._inside:
             self._num_fences += (self._line[-2:] + text).count(_FENCE)
         _, is_broken, line = text.rpartition("\n")
