@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.stream import Grammar, Request, Stream, Token
+from shardhub.gateway.ledger import Ledger
 from shardhub.gateway.likelihoods import Entry
-from shardhub.gateway.splitter import Part, Splitter
+from shardhub.gateway.segments import Segment, Segmenter
+from shardhub.gateway.splitter import Part
 from shardhub.gateway.toolcalls import CallPiece, ToolParser, call_id, call_pieces
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import TopTokens
@@ -42,11 +44,11 @@ class Ask:
 
     Attributes:
         prompt: Token ids.
-        stops: Strings that end it; they are not part of it.
+        stops: Strings that end it; they are not part of it, and count in no reasoning.
         end_ids: Ids that end it.
         tenant: Whose request it is.
         continues: Its text goes on where the prompt's ends.
-        reasoning: Tells the reasoning from the answer.
+        segmenter: Tells the answer from reasoning; None where all of it is text.
         score: Ask how likely the prompt was.
         likelihoods: Tell each token, and how likely it was.
     """
@@ -58,7 +60,7 @@ class Ask:
     end_ids: frozenset[int] = frozenset()
     tenant: str = ""
     continues: bool = False
-    reasoning: Splitter | None = None
+    segmenter: Segmenter | None = None
     tools: Tools | None = None
     grammar: Grammar | None = None
     score: bool = False
@@ -92,7 +94,6 @@ class Answer:
         stream: Its tokens.
         finish: Why it ended, once it has.
         num_tokens: Tokens drawn and read.
-        num_reasoning: Those of the reasoning.
 
     Raises:
         PromptError, ContextExceeded: The prompt cannot be run.
@@ -109,13 +110,15 @@ class Answer:
         self.ask = ask
         self.finish: FinishReason = "length"
         self.num_tokens = 0
-        self.num_reasoning = 0
         self._detokenizer = tokenizer.detokenizer(continues=ask.continues)
         self._matcher = StopMatcher(ask.stops)
-        self._entries: list[Entry] = []
-        self._num_chars = self._num_shown = 0
-        self._is_reasoning = ask.reasoning is not None
-        self._is_blank = True
+        self._ledger = Ledger(keeps=ask.likelihoods)
+        # Characters of the text that the matcher has, and those of them that are shown.
+        self._num_matched = self._num_shown = 0
+        self._last: Segment | None = None
+        self._has_said: set[str] = set()
+        # A call has begun, and no arguments of it have come.
+        self._is_bare = False
         tools = ask.tools
         self._calls = tools.parser.splitter() if tools and tools.parser and not tools.forced else None
         self._call_text = ""
@@ -138,6 +141,11 @@ class Answer:
     def is_cut_short(self) -> bool:
         """Whether it has all the tokens it may have, and did not end by itself."""
         return self.finish == "length" and self.num_tokens >= self.ask.max_tokens
+
+    @property
+    def num_reasoning(self) -> int:
+        """Tokens of the reasoning, without those of its tags."""
+        return self._ledger.num_reasoning
 
     @property
     def stop(self) -> str | None:
@@ -173,59 +181,97 @@ class Answer:
 
     def _take(self, token: Token) -> Delta:
         text = self._detokenizer.add(token.id)
-        if self.ask.likelihoods:
-            self._entries.append(Entry(token=token.id, start=self._num_chars, logprob=token.logprob, top=token.top))
-        self._num_chars += len(text)
-        shown = self._matcher.feed(text)
-        self._num_shown += len(shown)
-        self.num_reasoning += self._is_reasoning
-        return self._delta(shown)
+        self._ledger.write(token, len(text))
+        segmenter = self.ask.segmenter
+        delta = Delta()
+        self._add(delta, _plain(text) if segmenter is None else segmenter.feed(text))
+        delta.entries = self._ledger.entries(self._num_shown)
+        return delta
 
     def _end(self) -> Delta:
-        rest = ""
+        segmenter = self.ask.segmenter
+        delta = Delta()
         if self._matcher.found is None:
-            rest = self._matcher.feed(self._detokenizer.finish()) + self._matcher.finish()
-            self._num_shown += len(rest)
+            rest = self._detokenizer.finish()
+            self._add(delta, _plain(rest) if segmenter is None else segmenter.feed(rest))
+            if segmenter is not None:
+                self._add(delta, segmenter.finish(is_whole=self.finish == "stop"))
+            self._show(delta, self._matcher.finish())
         if self._matcher.found is not None:
             self.finish = "stop"
         else:
-            self._num_shown = self._num_chars + 1  # no token is held back any more
-        delta = self._delta(rest)
-        self._add(delta, self.ask.reasoning.finish() if self.ask.reasoning is not None else [])
+            self._close(delta)
+            is_reasoning = self._last is not None and self._last.kind == "reasoning"
+            self._ledger.finish(is_reasoning=is_reasoning, at=self._num_matched)
+            self._num_shown = self._num_matched + 1  # no token is held back any more
         if self._calls is not None:
             for part in self._calls.finish():
                 self._take_calls(delta, part)
         self._end_calls(delta)
+        delta.entries = self._ledger.entries(self._num_shown)
         return delta
 
-    def _delta(self, text: str) -> Delta:
-        """What a piece of text becomes, with the tokens that are shown by now."""
-        delta = Delta()
-        parts = [Part(False, text)] if text else []
-        if self.ask.reasoning is not None:
-            parts = self.ask.reasoning.feed(text)
-        self._add(delta, parts)
-        if text or self._num_shown > self._num_chars:
-            shown = [entry for entry in self._entries if entry.start < self._num_shown]
-            delta.entries, self._entries = shown, self._entries[len(shown) :]
-        return delta
+    def _add(self, delta: Delta, segments: Sequence[Segment]) -> None:
+        """Take in what the model wrote, up to a stop string."""
+        for segment in segments:
+            if self._matcher.found is not None:
+                return
+            is_shown = segment.kind in ("text", "call") and not segment.hidden
+            if self._last is not None and (segment.kind != self._last.kind or segment.begins):
+                self._show(delta, self._matcher.finish())
+            self._last = segment
+            self._ledger.place(
+                len(segment.text),
+                is_reasoning=segment.kind == "reasoning",
+                at=self._num_matched if is_shown else None,
+            )
+            if segment.begins:
+                self._begin(delta, segment)
+            if is_shown:
+                self._num_matched += len(segment.text)
+                self._show(delta, self._matcher.feed(segment.text))
+            elif segment.kind == "reasoning" and not segment.hidden:
+                delta.reasoning += segment.text
+                self._has_said.add("reasoning")
 
-    def _add(self, delta: Delta, parts: Sequence[Part]) -> None:
-        for part in parts:
-            text = part.text
-            if self.ask.reasoning is not None and self._is_blank:
-                text = text.lstrip("\n")  # templates put an empty line between reasoning and answer
-            self._is_blank = (self._is_blank and not text) or part.ends
-            self._is_reasoning = self.ask.reasoning is not None and part.inside != part.ends
-            if part.inside:
-                delta.reasoning += text
-            elif self.ask.tools is not None and self.ask.tools.forced:
-                self._take_forced(delta, text)
-            elif self._calls is not None:
-                for inner in self._calls.feed(text):
-                    self._take_calls(delta, inner)
-            else:
-                delta.text += text
+    def _begin(self, delta: Delta, segment: Segment) -> None:
+        """A message begins: apart from one of its kind before it, or a call."""
+        self._close(delta)
+        if segment.kind == "call":
+            delta.calls.append(CallPiece(index=self._num_calls, id=call_id(), name=segment.name))
+            self._num_calls += 1
+            self._is_bare = True
+        elif segment.kind in self._has_said:
+            delta.reasoning += "\n" if segment.kind == "reasoning" else ""
+            delta.text += "\n" if segment.kind == "text" else ""
+
+    def _close(self, delta: Delta) -> None:
+        """A call that got no arguments takes none."""
+        if self._is_bare:
+            delta.calls.append(CallPiece(index=self._num_calls - 1, arguments="{}"))
+        self._is_bare = False
+
+    def _show(self, delta: Delta, text: str) -> None:
+        """Take in what holds no stop string."""
+        if not text:
+            return
+        self._num_shown += len(text)
+        if self._last is not None and self._last.kind == "call":
+            delta.calls.append(CallPiece(index=self._num_calls - 1, arguments=text))
+            self._is_bare = False
+            return
+        self._has_said.add("text")
+        self._answer_text(delta, text)
+
+    def _answer_text(self, delta: Delta, text: str) -> None:
+        """Take in text of the answer, which may hold calls."""
+        if self.ask.tools is not None and self.ask.tools.forced:
+            self._take_forced(delta, text)
+        elif self._calls is not None:
+            for inner in self._calls.feed(text):
+                self._take_calls(delta, inner)
+        else:
+            delta.text += text
 
     def _take_calls(self, delta: Delta, part: Part) -> None:
         """Text around calls goes on; that of a call is kept until it is whole."""
@@ -269,6 +315,10 @@ class Answer:
         else:
             delta.calls += pieces
             self._num_calls = pieces[-1].index + 1
+
+
+def _plain(text: str) -> Sequence[Segment]:
+    return [Segment(kind="text", text=text)] if text else []
 
 
 def prompt_entries(tokenizer: Tokenizer, stream: Stream, *, first_char: int = 0) -> list[Entry]:

@@ -1,42 +1,151 @@
-"""Where a model thinks before it answers: the tags its chat template uses."""
+"""Where a model thinks before it answers: the tags of its family."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shardhub.gateway.splitter import Splitter
 from shardhub.text.tokenizer import Tokenizer
 
-# Source: mlx_lm/tokenizer_utils.py, _infer_thinking.
-_TAGS = (
-    ("<think>", "</think>"),
-    ("<longcat_think>", "</longcat_think>"),
-    ("<|think:start|>", "<|think:end|>"),
-    ("<|channel>thought", "<channel|>"),
-    ("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
-)
-# Ids at the end of a prompt in which a template opens the reasoning.
-_TAIL = 32
+# Before a tag that a text only speaks of.
+QUOTES = ("`", "'", '"', "(", "\u201c", "\u2018", "\u00ab")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reasoning:
-    """The tags of a model's reasoning."""
+    """How the models of a family mark what they think.
 
-    start: str
-    end: str
+    Attributes:
+        starts, ends: Any of them opens or closes the reasoning.
+        frames: Pairs of tags that some families put around the answer; they are not shown.
+        tokens: A vocabulary that holds them all is of this family; without any, the template must name the tags.
+        is_control: Its tags are never part of a text, so that they count wherever they stand.
+    """
 
-    def splitter(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> Splitter:
-        """A splitter for the answer to a prompt, which may have opened the reasoning already."""
-        tail = b"".join(tokenizer.token_bytes(token) for token in prompt[-_TAIL:]).decode("utf-8", "replace")
-        return Splitter(self.start, self.end, inside=tail.rfind(self.start) > tail.rfind(self.end), once=True)
+    starts: tuple[str, ...]
+    ends: tuple[str, ...]
+    frames: tuple[tuple[str, str], ...] = ()
+    tokens: tuple[str, ...] = ()
+    is_control: bool = False
+
+    def is_open(self, opening: str) -> bool:
+        """Whether an answer begins inside the reasoning.
+
+        Args:
+            opening: What the template wrote after the last message, and the beginning of the answer that it goes on
+                with, if there is one.
+        """
+        started = max((_last_tag(opening, tag, is_control=self.is_control) for tag in self.starts), default=-1)
+        return started > max((opening.rfind(tag) for tag in self.ends), default=-1)
+
+
+def _pair(start: str, end: str, *, known: bool = False, control: bool = False) -> Reasoning:
+    return Reasoning(starts=(start,), ends=(end,), tokens=(start, end) if known else (), is_control=control)
+
+
+_COHERE = (("<|START_RESPONSE|>", "<|END_RESPONSE|>"), ("<|START_TEXT|>", "<|END_TEXT|>"))
+# The first that fits is taken: those that are told by tags of their own come first.
+# Source: mlx_lm/tokenizer_utils.py, _infer_thinking; vllm/reasoning; the templates of the models named.
+_FAMILIES = (
+    # Kimi K3. Source of the frames: mlx_lm/tokenizer_utils.py, _infer_structural_markers.
+    Reasoning(
+        starts=("<|open|>think<|sep|>",),
+        ends=("<|close|>think<|sep|>",),
+        frames=(("<|open|>response<|sep|>", "<|close|>response<|sep|>"), ("", "<|close|>message<|sep|>")),
+        tokens=("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"),
+        is_control=True,
+    ),
+    # Gemma 4.
+    Reasoning(
+        starts=("<|channel>thought",), ends=("<channel|>",), tokens=("<|channel>", "<channel|>"), is_control=True
+    ),
+    # Command A.
+    Reasoning(
+        starts=("<|START_THINKING|>",),
+        ends=("<|END_THINKING|>",),
+        frames=_COHERE,
+        tokens=("<|START_THINKING|>", "<|END_THINKING|>"),
+        is_control=True,
+    ),
+    # OpenThinker and Sky-T1.
+    Reasoning(
+        starts=("<|begin_of_thought|>",),
+        ends=("<|end_of_thought|>",),
+        frames=(("<|begin_of_solution|>", "<|end_of_solution|>"),),
+        is_control=True,
+    ),
+    _pair("<|think:start|>", "<|think:end|>", known=True, control=True),
+    _pair("<|inner_prefix|>", "<|inner_suffix|>", known=True, control=True),  # Apertus
+    _pair("<longcat_think>", "</longcat_think>", known=True),
+    _pair("<seed:think>", "</seed:think>", known=True),
+    _pair("<mm:think>", "</mm:think>", known=True),  # MiniMax M3
+    _pair("[THINK]", "[/THINK]", known=True),  # Magistral
+    _pair("\u25c1think\u25b7", "\u25c1/think\u25b7", known=True),  # Kimi-VL
+    # MedGemma.
+    Reasoning(
+        starts=("<unused94>thought",), ends=("<unused95>",), tokens=("<unused94>", "<unused95>"), is_control=True
+    ),
+    # Solar Open.
+    Reasoning(
+        starts=("<|think|>",),
+        ends=("<|end|><|begin|>assistant<|content|>",),
+        frames=(("<|content|>", "<|end|>"),),
+        tokens=("<|begin|>", "<|think|>", "<|content|>", "<|end|>"),
+        is_control=True,
+    ),
+    # Apriel 1.5.
+    Reasoning(
+        starts=("Here are my reasoning steps:",),
+        ends=("[BEGIN FINAL RESPONSE]",),
+        frames=(("", "[END FINAL RESPONSE]"),),
+    ),
+    # Granite 3.2.
+    Reasoning(
+        starts=("Here is my thought process:", "Here's my thought process:"),
+        ends=("Here is my response:", "Here's my response:"),
+    ),
+    # Most others; Granite 3.3, Ernie 4.5 and Hunyuan put a frame around the answer.
+    Reasoning(
+        starts=("<think>",),
+        ends=("</think>",),
+        frames=(("<response>", "</response>"), ("<answer>", "</answer>")),
+        tokens=("<think>", "</think>"),
+    ),
+    _pair("<thought>", "</thought>"),  # EXAONE Deep
+    _pair("<reasoning>", "</reasoning>"),
+    _pair("<thinking>", "</thinking>"),
+    _pair("<reason>", "</reason>"),
+)
 
 
 def find_reasoning(tokenizer: Tokenizer) -> Reasoning | None:
-    """The tags of a model that thinks, or None."""
+    """The tags of a model that thinks, or None.
+
+    What the template names goes before what the vocabulary holds: models are made of others and keep their tokens.
+    """
     template = tokenizer.chat_template or ""
-    for start, end in _TAGS:
-        if end in template or (tokenizer.knows(start) and tokenizer.knows(end)):
-            return Reasoning(start=start, end=end)
+    for family in _FAMILIES:
+        if any(end in template for end in family.ends) and (family.tokens or any(s in template for s in family.starts)):
+            return _shown_in(family, template)
+    for family in _FAMILIES:
+        if family.tokens and all(map(tokenizer.knows, family.tokens)):
+            return _shown_in(family, template)
     return None
+
+
+def _shown_in(family: Reasoning, template: str) -> Reasoning:
+    """A family with the frames that its template knows; words that anybody may write are no frame elsewhere."""
+    frames = tuple(pair for pair in family.frames if family.is_control or pair[1] in template)
+    return Reasoning(starts=family.starts, ends=family.ends, frames=frames, is_control=family.is_control)
+
+
+def _last_tag(text: str, tag: str, *, is_control: bool) -> int:
+    """Where a tag stands last in a text, other than inside a sentence; -1 if nowhere."""
+    at = text.rfind(tag)
+    while at > 0 and not is_control and is_in_sentence(text[:at]):
+        at = text.rfind(tag, 0, at)
+    return at
+
+
+def is_in_sentence(before: str) -> bool:
+    """Whether a tag that follows a text is spoken of there: after a quotation mark, or after a word and a blank."""
+    return before.endswith(QUOTES) or (before.endswith((" ", "\t")) and before.rstrip(" \t")[-1:].isalnum())

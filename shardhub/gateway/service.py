@@ -19,9 +19,9 @@ from shardhub.errors import ContextExceeded
 from shardhub.gateway.admission import Admission
 from shardhub.gateway.defaults import read_defaults
 from shardhub.gateway.rate import Rate
-from shardhub.gateway.reasoning import find_reasoning
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Body
+from shardhub.gateway.segmenters import Segmenters
 from shardhub.gateway.settings import GatewaySettings
 from shardhub.gateway.structured import Structured
 from shardhub.gateway.toolcalls import ToolParser, find_tool_parser
@@ -61,6 +61,7 @@ class Service:
     Attributes:
         num_drawn: Tokens drawn so far.
         rate: How many of them a second.
+        segmenters: What cuts answers into reasoning, text and calls.
         vocab_size: Ids of prompts and biases are below it.
         tool_parser: How the model writes calls of tools; None if it does not know how.
     """
@@ -82,7 +83,7 @@ class Service:
 
         head.scheduler.on_drawn = drew
         self.structured = Structured(head.tokenizer)
-        self.reasoning = find_reasoning(head.tokenizer)
+        self.segmenters = Segmenters(head.tokenizer)
         self.tool_parser: ToolParser | None = find_tool_parser(head.tokenizer)
         links = head.chain.links
         sessions = min(sum(links[index].limits.max_sessions for index in place) for place in head.chain.places)

@@ -10,13 +10,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from shardhub.chain.stream import Grammar
 from shardhub.errors import PromptError
 from shardhub.gateway.answers import Answer, Ask, Delta, Tools
 from shardhub.gateway.conversations import messages_of, switches_of, tools_of
 from shardhub.gateway.defaults import parameters_of
+from shardhub.gateway.deferred import DeferredGrammar
 from shardhub.gateway.merge import merge
 from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
 from shardhub.gateway.schema import ChatRequest, NamedTool
+from shardhub.gateway.segments import Segmenter
 from shardhub.gateway.service import Service, in_thread
 from shardhub.gateway.structured import LlGrammar, shape_of, shape_of_calls
 from shardhub.text.encoder import MAX_IDS
@@ -28,6 +31,7 @@ class Turn:
     """A chat request, understood.
 
     Attributes:
+        opening: What the template wrote after the last message, where the model begins.
         progress: Prompt ids done and in all.
     """
 
@@ -35,6 +39,7 @@ class Turn:
     body: ChatRequest
     ask: Ask
     grammar: LlGrammar | None
+    opening: str
     progress: list[int]
 
     def begin(self, index: int = 0) -> Answer:
@@ -44,16 +49,43 @@ class Turn:
             self.progress[:] = [done, total]
 
         head = self.service.head
-        splitter = None
-        if self.service.reasoning is not None and self.grammar is None:
-            splitter = self.service.reasoning.splitter(head.tokenizer, self.ask.prompt)
+        segmenter = self._segmenter()
         ask = replace(
             self.ask,
             parameters=replace(self.ask.parameters, choice=index),
-            reasoning=splitter,
-            grammar=self.grammar.copy() if self.grammar is not None else None,
+            segmenter=segmenter,
+            grammar=self._grammar(),
         )
         return Answer(head.scheduler, head.tokenizer, ask, moved)
+
+    def _segmenter(self) -> Segmenter | None:
+        if self.grammar is not None and not self.is_deferred:
+            return None  # all of it is the answer
+        tools = self.ask.tools
+        return self.service.segmenters.make(
+            self.opening,
+            functions=None if tools is None else [tool["function"]["name"] for tool in tools.known],
+            calls=() if tools is None or tools.forced else _call_tags(tools),
+            is_patient=not self.body.stream and not self.ask.stops,
+        )
+
+    def _grammar(self) -> Grammar | None:
+        if self.grammar is None:
+            return None
+        grammar, segmenter = self.grammar.copy(), self._segmenter()
+        if segmenter is None:
+            return grammar
+        return DeferredGrammar(grammar, segmenter, self.service.head.tokenizer.detokenizer())
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether the answer's shape begins after a reasoning that the template does not leave out.
+
+        A forced call of a model with channels is nothing but the call: such models write no plain one.
+        """
+        segmenters, tools = self.service.segmenters, self.ask.tools
+        is_forced = tools is not None and bool(tools.forced)
+        return segmenters.starts_in_reasoning(self.opening) and not (segmenters.speaks_harmony and is_forced)
 
     def comment(self) -> str:
         """What to say in silence: how much of the prompt is done."""
@@ -110,12 +142,14 @@ async def understand(service: Service, body: ChatRequest, tenant: str, *, cut: b
         parameters=parameters,
         max_tokens=service.max_tokens(asked, [prompt], param=param),
         stops=body.stops,
-        end_ids=frozenset() if body.ignore_eos else service.head.tokenizer.eos_ids,
+        end_ids=frozenset() if body.ignore_eos else service.head.tokenizer.eos_ids | service.segmenters.end_ids,
         tenant=tenant,
         tools=known if shown else None,
         likelihoods=bool(body.logprobs),
     )
-    return Turn(service=service, body=body, ask=ask, grammar=grammar, progress=[0, len(prompt)])
+    return Turn(
+        service=service, body=body, ask=ask, grammar=grammar, opening=rendered.opening, progress=[0, len(prompt)]
+    )
 
 
 async def num_prompt(service: Service, body: ChatRequest) -> int:
@@ -154,6 +188,11 @@ async def _rendered(
         return await in_thread(lambda: tokenizer.render_chat(messages, tools=tools, max_ids=max_ids, **switches))
     except PromptError as error:
         raise refusal_of(error, param="messages") from error
+
+
+def _call_tags(tools: Tools) -> Sequence[tuple[str, str]]:
+    module = tools.parser.module if tools.parser is not None else None
+    return () if module is None else [(module.tool_call_start, module.tool_call_end)]
 
 
 def _forced(body: ChatRequest) -> list[Any]:

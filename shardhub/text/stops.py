@@ -60,8 +60,12 @@ class StopMatcher:
         return text[:certain]
 
     def finish(self) -> str:
-        """End the text; return what was held back, which is no stop string after all."""
+        """End the text; return what was held back, which is no stop string after all.
+
+        Another text may follow: no stop string reaches from one into the next.
+        """
         held, self._held = self._held, ""
+        self._matched = [0] * len(self._stops)
         return held
 
     def _advance(self, char: str) -> str | None:

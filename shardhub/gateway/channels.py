@@ -1,0 +1,145 @@
+"""An answer in harmony, the format of gpt-oss: messages in channels, each with a header that says what it is.
+
+Source: github.com/openai/harmony, docs/format.md. What a channel becomes is decided as vLLM does:
+`analysis` is reasoning, `final` and `commentary` are the answer, and what goes to `functions.NAME` is a call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from shardhub.gateway.segments import Segment, SegmentKind, first_of, overlap
+from shardhub.text.tokenizer import Tokenizer
+
+START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+CALL, RETURN = "<|call|>", "<|return|>"
+# Tokens by which a vocabulary is known to be harmony's, and those that end an answer.
+TOKENS = (START, CHANNEL, MESSAGE)
+END_TOKENS = (CALL, RETURN)
+_ENDS = ("<|end|>", CALL, RETURN)
+_AFTER_BODY = (*_ENDS, START, CHANNEL)
+# How a header begins; after a message that ended, or after what the prompt began.
+_HEADS = (START, CHANNEL, MESSAGE, "<|constrain|>", "to=", "assistant", *_ENDS)
+# A header has a role, a channel, a recipient and a format; what is longer is a text without one.
+_MAX_HEADER_CHARS = 512
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_ROLE = re.compile(r"<\|start\|>\s*([\w.:-]+)")
+_FUNCTIONS = "functions."
+
+
+def speaks_harmony(tokenizer: Tokenizer) -> bool:
+    """Whether a model writes in channels."""
+    return all(map(tokenizer.knows, TOKENS))
+
+
+class ChannelSegmenter:
+    """Cuts an answer in harmony at the headers of its messages.
+
+    Args:
+        opening: What the template wrote after the last message: the beginning of a header, or a whole one.
+        functions: Names of what may be called; None where nothing may be.
+    """
+
+    def __init__(self, opening: str, functions: Collection[str] | None) -> None:
+        self._functions = functions
+        self._held = ""
+        self._is_body = False
+        self._is_begun = False
+        self._kind: SegmentKind = "text"
+        self._name = ""
+        # What the prompt began belongs to the first header, and is no part of the answer.
+        self._prefix = opening[max(0, opening.rfind(START)) :] if START in opening else ""
+        if MESSAGE in self._prefix:
+            header, _, body = self._prefix.rpartition(MESSAGE)
+            self._enter(header)
+            self._is_begun = bool(body)
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether what comes next is text of the answer."""
+        return self._is_body and self._kind == "text"
+
+    def feed(self, piece: str) -> list[Segment]:
+        """Take the next piece of text; the segments that are certain now."""
+        self._held += piece
+        segments = self._announced()
+        while self._held and (self._read_body(segments) if self._is_body else self._read_header(segments)):
+            pass
+        return segments
+
+    def finish(self, *, is_whole: bool) -> list[Segment]:
+        """End the answer; what was held back."""
+        held, self._held = self._held, ""
+        segments = self._announced()
+        if held:
+            segments.append(self._said(held) if self._is_body else Segment(kind="markup", text=held))
+        return segments
+
+    def _read_header(self, segments: list[Segment]) -> bool:
+        place = first_of(self._held, (MESSAGE, *_ENDS))
+        if place is not None and place[0] <= _MAX_HEADER_CHARS and _is_header(self._held):
+            at, mark = place
+            header = self._held[: at + len(mark)]
+            self._mark(segments, len(header))
+            if mark == MESSAGE:
+                self._enter(self._prefix + header)
+                segments += self._announced()
+            else:
+                self._prefix = ""
+            return True
+        if place is None and _is_header(self._held):
+            return False
+        # A text without a header is the answer.
+        self._enter(CHANNEL + "final")
+        return True
+
+    def _enter(self, header: str) -> None:
+        """Begin the message that a header announces."""
+        self._is_body, self._is_begun, self._prefix, self._name = True, False, "", ""
+        channels, recipients = _CHANNEL.findall(header), _RECIPIENT.findall(header)
+        roles = _ROLE.findall(header)
+        channel = channels[-1] if channels else "final"
+        recipient = recipients[-1] if recipients else ""
+        name = recipient.removeprefix(_FUNCTIONS)
+        if roles and roles[-1] != "assistant":
+            self._kind = "markup"  # the model plays another's part
+        elif recipient and recipient != "assistant":
+            is_function = self._functions is not None and (recipient != name or name in self._functions)
+            # Tools that OpenAI builds in, which nobody runs here, are thoughts of them.
+            self._kind = "call" if is_function else "reasoning"
+            self._name = name if is_function else ""
+        else:
+            self._kind = "reasoning" if channel == "analysis" else "text"
+
+    def _read_body(self, segments: list[Segment]) -> bool:
+        place = first_of(self._held, _AFTER_BODY)
+        at = len(self._held) - overlap(self._held, _AFTER_BODY) if place is None else place[0]
+        if at:
+            segments.append(self._said(self._held[:at]))
+            self._held = self._held[at:]
+        if place is None:
+            return False
+        self._is_body = False
+        if place[1] in _ENDS:
+            self._mark(segments, len(place[1]))
+        return True
+
+    def _announced(self) -> list[Segment]:
+        """The beginning of a call, which may have no arguments."""
+        return [self._said("")] if self._is_body and self._kind == "call" and not self._is_begun else []
+
+    def _said(self, text: str) -> Segment:
+        begins, self._is_begun = not self._is_begun, True
+        return Segment(kind=self._kind, text=text, name=self._name, begins=begins)
+
+    def _mark(self, segments: list[Segment], num_chars: int) -> None:
+        segments.append(Segment(kind="markup", text=self._held[:num_chars]))
+        self._held = self._held[num_chars:]
+
+
+def _is_header(text: str) -> bool:
+    """Whether a text may be the beginning of a header."""
+    head = text.lstrip()
+    return len(text) <= _MAX_HEADER_CHARS and any(mark.startswith(head) or head.startswith(mark) for mark in _HEADS)

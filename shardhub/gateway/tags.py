@@ -1,0 +1,199 @@
+"""An answer cut at the tags of its reasoning, while it arrives in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shardhub.gateway.reasoning import QUOTES, Reasoning
+from shardhub.gateway.segments import Segment, SegmentKind, first_of, overlap
+
+_FENCE = "```"
+_BLANKS = (" ", "\t")
+_SENTENCE_GOES_ON = (" ", ",", ";", ":", ")")
+
+
+class TagSegmenter:
+    """Cuts an answer at the tags of its reasoning.
+
+    Reasoning opens where the answer begins, at the beginning of a line, or after a call: a tag inside a sentence or
+    inside code is part of the text. A closing tag that closes nothing is not shown. What could yet become a tag is
+    held back, and no more than that.
+
+    Args:
+        reasoning: The tags.
+        inside: The answer begins inside the reasoning.
+        calls: Opening and closing tags of calls. One that begins a line of a reasoning that never ends was meant.
+        is_patient: Nothing is told before it is known whether a closing tag comes without an opening one: what stands
+            before it was reasoning. For answers that are told at once.
+    """
+
+    def __init__(
+        self,
+        reasoning: Reasoning,
+        *,
+        inside: bool = False,
+        calls: Sequence[tuple[str, str]] = (),
+        is_patient: bool = False,
+    ) -> None:
+        self._tags = reasoning
+        self._inside = inside
+        self._calls = {start: end for start, end in calls if start}
+        self._is_patient = is_patient and not inside
+        self._opened_frames = frozenset(start for start, _ in reasoning.frames if start)
+        self._lone_frames = frozenset(end for start, end in reasoning.frames if not start)
+        closed = [end for _, end in reasoning.frames]
+        self._outer = (*reasoning.starts, *reasoning.ends, *self._opened_frames, *closed)
+        self._inner = (*reasoning.ends, *self._calls)
+        self._held = ""
+        # The present line, and what is known of the text before it.
+        self._line = ""
+        self._num_fences = 0
+        self._num_shown_starts = 0
+        self._is_blank = True
+        self._is_framed = False
+        self._is_ended = False
+        self._begins = False
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether what comes next is text of the answer."""
+        return not self._inside
+
+    def feed(self, piece: str) -> list[Segment]:
+        """Take the next piece of text; the segments that are certain now."""
+        self._held += piece
+        segments: list[Segment] = []
+        while self._step(segments):
+            pass
+        return segments
+
+    def finish(self, *, is_whole: bool) -> list[Segment]:
+        """End the answer; what was held back."""
+        self._is_ended = True
+        segments: list[Segment] = []
+        call = next((start for start in self._calls if self._held.startswith(start)), None)
+        if self._inside and is_whole and call is not None and self._begins_call(call):
+            self._inside = False
+        while self._held:
+            if not self._step(segments):
+                self._say(segments, len(self._held))
+        return segments
+
+    def _step(self, segments: list[Segment]) -> bool:
+        """Take what is certain up to the next tag, and the tag; whether more may be certain."""
+        return self._think(segments) if self._inside else self._speak(segments)
+
+    def _think(self, segments: list[Segment]) -> bool:
+        place = first_of(self._held, self._inner)
+        if place is None:
+            self._say(segments, len(self._held) - overlap(self._held, self._inner))
+            return False
+        at, tag = place
+        self._say(segments, at)
+        if tag in self._tags.ends:
+            self._mark(segments, tag)
+            self._inside = False
+        elif not self._begins_call(tag):
+            self._say(segments, len(tag))
+        elif (closed := first_of(self._held, self._tags.ends)) is not None:
+            self._say(segments, closed[0])
+        elif num_chars := self._thought_of(tag):
+            self._say(segments, num_chars)
+        else:
+            # It may be a call after a reasoning that was not closed: none of it is told before that is known.
+            return False
+        return True
+
+    def _begins_call(self, tag: str) -> bool:
+        return tag.startswith("<|") or not self._line.strip()
+
+    def _thought_of(self, start: str) -> int:
+        """Length of a call that is held back, where the reasoning goes on after it; else 0."""
+        end = self._calls[start]
+        at = self._held.find(end, len(start)) if end else -1
+        if at < 0:
+            return 0
+        rest = self._held[at + len(end) :].lstrip()
+        if not rest or any(tag.startswith(rest) or rest.startswith(tag) for tag in self._inner):
+            return 0
+        return at + len(end)
+
+    def _speak(self, segments: list[Segment]) -> bool:
+        place = first_of(self._held, self._outer)
+        if place is None:
+            if not self._is_patient:
+                self._say(segments, len(self._held) - overlap(self._held, self._outer))
+            return False
+        at, tag = place
+        after = self._held[at + len(tag) : at + len(tag) + 1]
+        if not after and not self._is_ended and self._held[:at].endswith(_BLANKS):
+            # Whether a sentence goes on after the tag, the next character tells.
+            if not self._is_patient:
+                self._say(segments, at)
+            return False
+        if self._is_patient:
+            self._is_patient = False
+            num_fences, line = self._held.count(_FENCE, 0, at), self._held[:at].rpartition("\n")[2]
+            if tag in self._tags.ends and self._held[:at].strip() and not self._is_text(num_fences, line, after):
+                self._inside = True
+                return True
+        self._say(segments, at)
+        self._meet(segments, tag, after)
+        return True
+
+    def _is_text(self, num_fences: int, line: str, after: str) -> bool:
+        """Whether a tag is part of what it stands in: code, a quotation or a sentence."""
+        if self._tags.is_control:
+            return False
+        is_in_sentence = line.endswith(_BLANKS) and bool(line.strip()) and after in _SENTENCE_GOES_ON
+        return num_fences % 2 == 1 or line.endswith(QUOTES) or is_in_sentence
+
+    def _meet(self, segments: list[Segment], tag: str, after: str) -> None:
+        """Take a tag outside the reasoning."""
+        tags = self._tags
+        is_text = self._is_text(self._num_fences, self._line, after)
+        if tag in tags.starts:
+            is_mark = tags.is_control or (not is_text and self._may_open())
+            self._inside = self._begins = is_mark
+            self._num_shown_starts += not is_mark
+        elif tag in tags.ends:
+            is_mark = not is_text and not self._num_shown_starts
+            self._num_shown_starts -= not is_mark and self._num_shown_starts > 0
+        elif tag in self._opened_frames:
+            is_mark = tags.is_control or self._is_blank
+            self._is_framed |= is_mark
+        else:
+            is_mark = tags.is_control or self._is_framed or tag in self._lone_frames
+        if is_mark:
+            self._mark(segments, tag)
+        else:
+            self._say(segments, len(tag))
+
+    def _may_open(self) -> bool:
+        line = self._line.rstrip()
+        return not line or any(end and line.endswith(end) for end in self._calls.values())
+
+    def _mark(self, segments: list[Segment], tag: str) -> None:
+        """Take a tag that is not shown."""
+        segments.append(Segment(kind="markup", text=tag))
+        self._held = self._held[len(tag) :]
+        self._line, self._is_blank = "", True
+
+    def _say(self, segments: list[Segment], num_chars: int) -> None:
+        """Take characters that are shown, except line breaks that follow a tag or begin the answer."""
+        text, self._held = self._held[:num_chars], self._held[num_chars:]
+        kind: SegmentKind = "reasoning" if self._inside else "text"
+        if self._is_blank:
+            shown = text.lstrip("\n")
+            if shown != text:
+                segments.append(Segment(kind=kind, text=text[: len(text) - len(shown)], hidden=True))
+            text = shown
+            self._is_blank = not text
+        if not text:
+            return
+        segments.append(Segment(kind=kind, text=text, begins=self._begins))
+        self._begins = False
+        if not self._inside:
+            self._num_fences += (self._line[-2:] + text).count(_FENCE)
+        _, is_broken, line = text.rpartition("\n")
+        self._line = line if is_broken else self._line + text
