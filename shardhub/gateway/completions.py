@@ -16,6 +16,7 @@ from shardhub.gateway.answers import Answer, Ask, Delta, prompt_entries
 from shardhub.gateway.defaults import parameters_of
 from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
 from shardhub.gateway.likelihoods import Entry, completion_logprobs
+from shardhub.gateway.masks import end_ids_of, rules_of
 from shardhub.gateway.merge import merge
 from shardhub.gateway.refusals import Refusal, refusal_of
 from shardhub.gateway.schema import MAX_PROMPTS, CompletionRequest
@@ -85,10 +86,12 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
     # One after the other: what is left is not begun for a client that has gone.
     prompts = [await in_thread(partial(_prompt, service, each)) for each in _listed(body.prompt)]
     parameters = parameters_of(body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.logprobs or 0)
+    end_ids = end_ids_of(body, service.head.tokenizer)
+    rules = rules_of(body, service.head.tokenizer, num_ids=service.vocab_size, end_ids=end_ids)
     shape = shape_of(body)
     grammar = await service.structured.grammar(shape) if shape is not None else None
     ids = [prompt.ids for prompt in prompts]
-    asked = 0 if body.max_tokens == 0 and body.echo else body.max_tokens
+    asked = body.asked_tokens
     if asked == 0 and not body.echo:
         raise Refusal(400, "max_tokens of 0 needs echo.", param="max_tokens")
     max_tokens = service.max_tokens(asked, ids, param="max_tokens")
@@ -98,8 +101,10 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
             parameters=replace(parameters, choice=choice),
             max_tokens=max_tokens,
             stops=body.stops,
-            end_ids=frozenset() if body.ignore_eos else service.head.tokenizer.eos_ids,
+            end_ids=end_ids,
             tenant=tenant,
+            keeps_stop=bool(body.include_stop_str_in_output),
+            rules=rules,
             continues=True,
             score=bool(body.echo and body.logprobs is not None),
             likelihoods=body.logprobs is not None,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from shardhub.chain.stream import Stream
 from shardhub.errors import ContextExceeded
 from shardhub.gateway.admission import Admission
 from shardhub.gateway.defaults import read_defaults
+from shardhub.gateway.ignored import header_of, ignored_fields
 from shardhub.gateway.rate import Rate
 from shardhub.gateway.reasoning import find_reasoning
 from shardhub.gateway.refusals import Refusal
@@ -30,7 +32,6 @@ T = TypeVar("T")
 
 # nginx's code for a client that went away; nobody reads it.
 CLIENT_GONE = 499
-_MAX_NAMED = 20
 # Of their own: however many prompts wait for the tokenizer, what draws tokens does not wait with them.
 _THREADS = ThreadPoolExecutor(8, thread_name_prefix="shardhub-text")
 
@@ -163,17 +164,13 @@ def tenant_of(request: Request) -> str:
 
 
 def warnings_of(body: Body, left_out: Sequence[str] = ()) -> dict[str, str]:
-    """A header that names the fields nobody knew.
+    """A header that names the fields without effect, at every depth.
 
     Args:
         left_out: More that was ignored.
     """
-    names = sorted([*(body.model_extra or {}), *left_out])[:_MAX_NAMED]
-    if not names:
-        return {}
-    # Quoted: a header's value neither begins nor ends with a blank, and a name may be one.
-    shown = ", ".join(repr("".join(c if c.isascii() and c.isprintable() else "?" for c in name[:40])) for name in names)
-    return {"X-Shardhub-Warning": f"ignored unknown fields: {shown}"}
+    header = header_of(chain(left_out, ignored_fields(body)))
+    return {} if header is None else {"X-Shardhub-Warning": header}
 
 
 async def in_thread(work: Callable[[], T]) -> T:
