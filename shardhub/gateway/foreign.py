@@ -72,48 +72,13 @@ _REFUSED: Mapping[str, tuple[_Neutral, str]] = {
 }
 # What these tune is refused, or does nothing, by the field that turns it on; or they keep books, or tune the machine.
 _SILENT = frozenset(
-    [
-        "mirostat_tau",
-        "mirostat_eta",
-        "dry_base",
-        "dry_allowed_length",
-        "dry_penalty_last_n",
-        "dry_range",
-        "dry_sequence_breakers",
-        "xtc_threshold",
-        "dynatemp_exponent",
-        "dynatemp_low",
-        "dynatemp_high",
-        "smoothing_curve",
-        "length_penalty",
-        "early_stopping",
-        "top_n_sigma_min",
-        "sampler_seed",
-        "spaces_between_special_tokens",
-        "cache_prompt",
-        "id_slot",
-        "slot_id",
-        "n_keep",
-        "n_discard",
-        "t_max_predict_ms",
-        "priority",
-        "request_id",
-        "guided_decoding_backend",
-        "cache_salt",
-        "user_id",
-        "prompt_cache_retention",
-        "num_batch",
-        "num_gpu",
-        "main_gpu",
-        "low_vram",
-        "f16_kv",
-        "vocab_only",
-        "use_mmap",
-        "use_mlock",
-        "num_thread",
-        "numa",
-        "num_keep",
-    ]
+    """
+    mirostat_tau mirostat_eta dry_base dry_allowed_length dry_penalty_last_n dry_range dry_sequence_breakers
+    xtc_threshold dynatemp_exponent dynatemp_low dynatemp_high smoothing_curve length_penalty early_stopping
+    top_n_sigma_min sampler_seed spaces_between_special_tokens cache_prompt id_slot slot_id n_keep n_discard
+    t_max_predict_ms priority request_id guided_decoding_backend cache_salt user_id prompt_cache_retention
+    num_batch num_gpu main_gpu low_vram f16_kv vocab_only use_mmap use_mlock num_thread numa num_keep
+    """.split()  # noqa: SIM905 - one a line would hide the rest
 )
 
 

@@ -17,29 +17,11 @@ MAX_NAMED = 20
 _MAX_PATH_CHARS = 80
 # Fields of messages that matter to the conversation, whether or not a template shows them, or only keep books.
 _MESSAGE_FIELDS = frozenset(
-    [
-        "tool_call_id",
-        "reasoning_content",
-        "reasoning",
-        "reasoning_details",
-        "thinking",
-        "thinking_blocks",
-        "signature",
-        "refusal",
-        "annotations",
-        "id",
-        "type",
-        "status",
-        "function_call",
-        "tool_name",
-        "images",
-        "provider_specific_fields",
-        "prefix",
-        "partial",
-        "cache_control",
-        "audio",
-        "phase",
-    ]
+    """
+    tool_call_id reasoning_content reasoning reasoning_details thinking thinking_blocks signature refusal
+    annotations id type status function_call tool_name images provider_specific_fields prefix partial
+    cache_control audio phase
+    """.split()  # noqa: SIM905 - one a line would hide the rest
 )
 
 

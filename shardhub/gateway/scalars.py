@@ -14,7 +14,8 @@ from pydantic import BeforeValidator
 # Digits of a number in quotes; those of a float that says all it can have 17, and an exponent.
 _NUMBER = re.compile(r"\s*[+-]?(?:\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]?\d{1,3})?\s*")
 # Source: pydantic's conversion table, of a text to a bool.
-_FLAGS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True) | dict.fromkeys(
+_FLAGS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True)
+_FLAGS |= dict.fromkeys(("false", "f", "no", "n", "off", "0"), False)
     ("false", "f", "no", "n", "off", "0"), False
 )
 
