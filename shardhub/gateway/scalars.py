@@ -16,8 +16,6 @@ _NUMBER = re.compile(r"\s*[+-]?(?:\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]
 # Source: pydantic's conversion table, of a text to a bool.
 _FLAGS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True)
 _FLAGS |= dict.fromkeys(("false", "f", "no", "n", "off", "0"), False)
-    ("false", "f", "no", "n", "off", "0"), False
-)
 
 
 def whole(value: Any) -> Any:
