@@ -32,6 +32,7 @@ def build_app(service: Service) -> FastAPI:
         description="OpenAI's API, and the core of Anthropic's, over a chain of nodes.",
         docs_url=None,  # FastAPI's own loads its scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # the gate has brought paths into their form
         # With a default, FastAPI does not tell of its own 422, which is never sent.
         responses={status: {"model": ErrorBody} for status in (*_STATUSES, "default")},
         exception_handlers={
