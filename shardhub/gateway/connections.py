@@ -132,6 +132,9 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP/1.1, or has too long a header, in the words of the API, and end the connection."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is on its way already
+            self.transport.close()
+            return
         status = getattr(sys.exception(), "error_status_hint", 400)
         message = "The request's header is too long." if status == 431 else msg
         refusal = Refusal(status, message, code="invalid_request", headers={"Connection": "close"})

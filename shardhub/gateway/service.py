@@ -20,6 +20,7 @@ from shardhub.errors import ContextExceeded
 from shardhub.gateway.admission import Admission
 from shardhub.gateway.defaults import read_defaults
 from shardhub.gateway.ignored import header_of, ignored_fields
+from shardhub.gateway.infill import find_infill
 from shardhub.gateway.rate import Rate
 from shardhub.gateway.reasoning import find_reasoning
 from shardhub.gateway.refusals import Refusal
@@ -63,6 +64,7 @@ class Service:
         num_drawn: Tokens drawn so far.
         rate: How many of them a second.
         vocab_size: Ids of prompts and biases are below it.
+        infill: How the model is asked for the text between two others; None if it knows no such thing.
         tool_parser: How the model writes calls of tools; None if it does not know how.
     """
 
@@ -84,6 +86,7 @@ class Service:
         head.scheduler.on_drawn = drew
         self.structured = Structured(head.tokenizer)
         self.reasoning = find_reasoning(head.tokenizer)
+        self.infill = find_infill(head.tokenizer)
         self.tool_parser: ToolParser | None = find_tool_parser(head.tokenizer)
         links = head.chain.links
         sessions = min(sum(links[index].limits.max_sessions for index in place) for place in head.chain.places)
