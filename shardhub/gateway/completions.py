@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -205,12 +205,30 @@ def _plain_prompt(service: Service, given: str | list[int], *, max_ids: int) -> 
     return _Prompt(ids=ids, text=given, num_added=len(first or "") if added else 0)
 
 
+async def begun(service: Service, body: CompletionRequest, tenant: str) -> Callable[[], Answer]:
+    """What begins the only answer to a request of one prompt and one choice, which is understood by now.
+
+    Raises:
+        Refusal: The request cannot be served.
+    """
+    completion = await _understand(service, body, tenant)
+
+    def begin() -> Answer:
+        return _answer(service, completion, 0)
+
+    return begin
+
+
 def _begin(service: Service, completion: _Completion, index: int) -> AsyncIterator[Delta]:
+    return aiter(_answer(service, completion, index))
+
+
+def _answer(service: Service, completion: _Completion, index: int) -> Answer:
     grammar = completion.grammar.copy() if completion.grammar is not None else None
     ask = replace(completion.asks[index], grammar=grammar)
     answer = Answer(service.head.scheduler, service.head.tokenizer, ask)
     completion.answers[index] = answer
-    return aiter(answer)
+    return answer
 
 
 async def _run(service: Service, completion: _Completion) -> AsyncGenerator[tuple[int, Delta | None], None]:

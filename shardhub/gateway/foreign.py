@@ -78,6 +78,7 @@ _SILENT = frozenset(
     top_n_sigma_min sampler_seed spaces_between_special_tokens cache_prompt id_slot slot_id n_keep n_discard
     t_max_predict_ms priority request_id guided_decoding_backend cache_salt user_id prompt_cache_retention
     num_batch num_gpu main_gpu low_vram f16_kv vocab_only use_mmap use_mlock num_thread numa num_keep
+    logits_all embedding_only penalize_newline draft_num_predict
     """.split()  # noqa: SIM905 - one a line would hide the rest
 )
 
@@ -93,10 +94,16 @@ def check_foreign(fields: Mapping[str, Any] | None, where: str = "") -> None:
         Refusal: One of them would change the answer.
     """
     for name, value in (fields or {}).items():
-        is_neutral, reason = _REFUSED.get(name, (None, ""))
-        if value is None or is_neutral is None or is_neutral(value):
+        reason = refused_for(name, value)
+        if reason is None:
             continue
         raise Refusal(400, f"{where}{name} cannot be done: {reason}.", param=f"{where}{name}", code="unsupported_value")
+
+
+def refused_for(name: str, value: Any) -> str | None:
+    """Why a field that would change the answer cannot be done, or None where it would not, or is not known."""
+    is_neutral, reason = _REFUSED.get(name, (None, ""))
+    return None if value is None or is_neutral is None or is_neutral(value) else reason
 
 
 def is_ignored(name: str, value: Any) -> bool:

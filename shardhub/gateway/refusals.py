@@ -28,6 +28,8 @@ _TYPES = {
 
 # Routes of Anthropic's API, whose clients read errors in its shape.
 _ANTHROPIC = "/v1/messages"
+# Those of Ollama's.
+_OLLAMA = "/api/"
 _ANTHROPIC_TYPES = {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
 
 
@@ -86,8 +88,14 @@ class Refusal(Exception):
         kind = "api_error" if inner["type"] == "server_error" else inner["type"]
         return {"type": "error", "error": {**inner, "type": _ANTHROPIC_TYPES.get(self.status, kind)}}
 
+    def ollama_body(self) -> dict[str, str]:
+        """The error as Ollama's clients read it: a text."""
+        return {"error": self.message}
+
     def response(self, path: str) -> JSONResponse:
         """The whole answer, in the shape that clients of a route read."""
+        if path.startswith(_OLLAMA):
+            return JSONResponse(self.ollama_body(), self.status, self.headers)
         is_anthropic = path == _ANTHROPIC or path.startswith(_ANTHROPIC + "/")
         return JSONResponse(self.anthropic_body() if is_anthropic else self.body(), self.status, self.headers)
 
