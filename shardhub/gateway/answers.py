@@ -11,6 +11,7 @@ from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.stream import Grammar, Request, Stream, Token
 from shardhub.gateway.ledger import Ledger
 from shardhub.gateway.likelihoods import Entry
+from shardhub.gateway.masks import TokenRules
 from shardhub.gateway.segments import Segment, Segmenter
 from shardhub.gateway.splitter import Part
 from shardhub.gateway.toolcalls import CallPiece, ToolParser, call_id, call_pieces
@@ -48,6 +49,8 @@ class Ask:
         end_ids: Ids that end it.
         tenant: Whose request it is.
         continues: Its text goes on where the prompt's ends.
+        keeps_stop: The stop string that ends it is part of it all the same.
+        rules: Which tokens it may hold, whatever its text.
         segmenter: Tells the answer from reasoning; None where all of it is text.
         score: Ask how likely the prompt was.
         likelihoods: Tell each token, and how likely it was.
@@ -60,6 +63,8 @@ class Ask:
     end_ids: frozenset[int] = frozenset()
     tenant: str = ""
     continues: bool = False
+    keeps_stop: bool = False
+    rules: TokenRules | None = None
     segmenter: Segmenter | None = None
     tools: Tools | None = None
     grammar: Grammar | None = None
@@ -131,7 +136,7 @@ class Answer:
                 end_ids=ask.end_ids,
                 tenant=ask.tenant,
                 progress=progress,
-                grammar=ask.grammar,
+                grammar=ask.rules.around(ask.grammar) if ask.rules is not None else ask.grammar,
                 score=ask.score,
                 reuse=not ask.score,
             )
@@ -174,6 +179,8 @@ class Answer:
         finally:
             self.stream.cancel()
         last = self._end()
+        if self.ask.keeps_stop and self._matcher.found is not None:
+            last.text += self._matcher.found
         if self._num_calls and self.finish == "stop":
             self.finish = "tool_calls"
         if last:

@@ -12,7 +12,20 @@ from starlette.types import ASGIApp
 
 from shardhub import __version__
 from shardhub.errors import ShardhubError
-from shardhub.gateway import chat, completions, docs, feed, health, messages, models, responses, tokens
+from shardhub.gateway import (
+    chat,
+    completions,
+    docs,
+    embeddings,
+    feed,
+    health,
+    messages,
+    models,
+    ollama,
+    ollama_models,
+    responses,
+    tokens,
+)
 from shardhub.gateway.gate import Gate
 from shardhub.gateway.page import routes as page
 from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
@@ -21,7 +34,7 @@ from shardhub.gateway.service import Service
 
 log = logging.getLogger(__name__)
 
-_STATUSES: tuple[int | str, ...] = (400, 401, 403, 404, 405, 408, 413, 429, 500, 502, 503, 504)
+_STATUSES: tuple[int | str, ...] = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)
 
 
 def build_app(service: Service) -> FastAPI:
@@ -29,9 +42,10 @@ def build_app(service: Service) -> FastAPI:
     app = FastAPI(
         title="shardhub gateway",
         version=__version__,
-        description="OpenAI's API, and the core of Anthropic's, over a chain of nodes.",
+        description="OpenAI's API, and the core of Anthropic's and Ollama's, over a chain of nodes.",
         docs_url=None,  # FastAPI's own loads its scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # the gate has brought paths into their form
         # With a default, FastAPI does not tell of its own 422, which is never sent.
         responses={status: {"model": ErrorBody} for status in (*_STATUSES, "default")},
         exception_handlers={
@@ -44,7 +58,8 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.feed = feed.Feed(service)
-    for module in (chat, completions, responses, messages, models, tokens, health, feed, docs, page):
+    apis = (chat, completions, responses, messages, ollama, ollama_models, embeddings, models, tokens)
+    for module in (*apis, health, feed, docs, page):
         app.include_router(module.router)
     return app
 

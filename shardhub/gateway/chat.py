@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from shardhub.gateway.answers import Delta, FinishReason
 from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
+from shardhub.gateway.ignored import ignored_of_messages
 from shardhub.gateway.likelihoods import chat_logprobs
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import ChatRequest
@@ -51,7 +52,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     envelope = service.envelope(body.model, kind, "chatcmpl")
     turn = await unless_gone(request, understand(service, body, tenant_of(request)))
     chat = _Chat(turn=turn, envelope=envelope)
-    headers = warnings_of(body)
+    headers = warnings_of(body, ignored_of_messages(body.messages, service.head.tokenizer.chat_template))
     if body.stream:
         return EventStream(
             _stream(service, chat, num),

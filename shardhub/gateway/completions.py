@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,9 +13,10 @@ from fastapi.responses import JSONResponse, Response
 
 from shardhub.errors import PromptError
 from shardhub.gateway.answers import Answer, Ask, Delta, prompt_entries
-from shardhub.gateway.defaults import parameters_of
+from shardhub.gateway.defaults import kept_of_prompt, parameters_of
 from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
 from shardhub.gateway.likelihoods import Entry, completion_logprobs
+from shardhub.gateway.masks import end_ids_of, rules_of
 from shardhub.gateway.merge import merge
 from shardhub.gateway.refusals import Refusal, refusal_of
 from shardhub.gateway.schema import MAX_PROMPTS, CompletionRequest
@@ -23,6 +24,7 @@ from shardhub.gateway.service import Envelope, Service, in_thread, service_of, t
 from shardhub.gateway.strict import StrictRoute
 from shardhub.gateway.structured import LlGrammar, shape_of
 from shardhub.gateway.usage import usage
+from shardhub.text.encoder import MAX_IDS
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute)
 
@@ -78,17 +80,20 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 async def _understand(service: Service, body: CompletionRequest, tenant: str) -> _Completion:
     envelope = service.envelope(body.model, "text_completion", "cmpl")
-    if body.suffix:
-        raise Refusal(400, "Text cannot be inserted before a suffix here.", param="suffix")
     if body.best_of not in (None, body.n or 1):
         raise Refusal(400, "best_of must equal n.", param="best_of")
     # One after the other: what is left is not begun for a client that has gone.
-    prompts = [await in_thread(partial(_prompt, service, each)) for each in _listed(body.prompt)]
+    suffix = await in_thread(partial(_suffix, service, body)) if body.suffix else None
+    prompts = [await in_thread(partial(_prompt, service, body, each, suffix)) for each in _listed(body.prompt)]
     parameters = parameters_of(body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.logprobs or 0)
+    end_ids = end_ids_of(body, service.head.tokenizer)
+    if suffix is not None and service.infill is not None and not body.ignore_eos:
+        end_ids |= service.infill.end_ids
+    rules = rules_of(body, service.head.tokenizer, num_ids=service.vocab_size, end_ids=end_ids)
     shape = shape_of(body)
     grammar = await service.structured.grammar(shape) if shape is not None else None
     ids = [prompt.ids for prompt in prompts]
-    asked = 0 if body.max_tokens == 0 and body.echo else body.max_tokens
+    asked = body.asked_tokens
     if asked == 0 and not body.echo:
         raise Refusal(400, "max_tokens of 0 needs echo.", param="max_tokens")
     max_tokens = service.max_tokens(asked, ids, param="max_tokens")
@@ -98,8 +103,10 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
             parameters=replace(parameters, choice=choice),
             max_tokens=max_tokens,
             stops=body.stops,
-            end_ids=frozenset() if body.ignore_eos else service.head.tokenizer.eos_ids,
+            end_ids=end_ids,
             tenant=tenant,
+            keeps_stop=bool(body.include_stop_str_in_output),
+            rules=rules,
             continues=True,
             score=bool(body.echo and body.logprobs is not None),
             likelihoods=body.logprobs is not None,
@@ -127,11 +134,54 @@ def _listed(given: str | list[str] | list[int] | list[list[int]]) -> list[str | 
     return listed
 
 
-def _prompt(service: Service, given: str | list[int]) -> _Prompt:
-    """A prompt as token ids; ids are taken as they are, without a first token.
+def _suffix(service: Service, body: CompletionRequest) -> list[int]:
+    """The ids of the text behind the answer.
 
     Raises:
-        Refusal: It is empty, too long, or holds what is no token id.
+        Refusal: The model cannot fill in, or the request asks for what makes no sense then.
+    """
+    if service.infill is None:
+        message = "This model cannot fill in text before a suffix: its tokenizer has no tokens for it."
+        raise Refusal(400, message, param="suffix", code="unsupported_value")
+    if body.echo:
+        raise Refusal(400, "echo and suffix exclude each other.", param="echo")
+    try:
+        return service.head.tokenizer.encode(body.suffix or "", add_special_tokens=False, max_ids=service.max_context)
+    except PromptError as error:
+        raise refusal_of(error, param="suffix") from error
+
+
+def _prompt(
+    service: Service, body: CompletionRequest, text_or_ids: str | list[int], suffix: list[int] | None
+) -> _Prompt:
+    """A prompt as token ids: cut, and with its suffix, if the request says so."""
+    if suffix is None or service.infill is None:
+        kept = kept_of_prompt(body, service.max_context)
+        prompt = _plain_prompt(service, text_or_ids, max_ids=service.max_context if kept is None else MAX_IDS)
+        if kept is None or kept >= len(prompt.ids):
+            return prompt
+        # The text of what is left may begin in the midst of a character.
+        detokenizer = service.head.tokenizer.detokenizer(continues=True)
+        ids = prompt.ids[-kept:]
+        return _Prompt(ids=ids, text="".join(map(detokenizer.add, ids)) + detokenizer.finish(), num_added=0)
+    tokenizer = service.head.tokenizer
+    first = tokenizer.encode("")
+    if text_or_ids:
+        prompt = _plain_prompt(service, text_or_ids, max_ids=service.max_context)
+        ids = prompt.ids[len(first) :] if prompt.num_added else prompt.ids
+    else:
+        ids = ()
+    return _Prompt(ids=tuple(service.infill.prompt(first, ids, suffix)), text="", num_added=0)
+
+
+def _plain_prompt(service: Service, given: str | list[int], *, max_ids: int) -> _Prompt:
+    """A prompt as token ids; ids are taken as they are, without a first token.
+
+    Args:
+        max_ids: Most ids of a text.
+
+    Raises:
+        Refusal: It is empty, too long, or holds what is not a token id.
     """
     tokenizer = service.head.tokenizer
     if not given:
@@ -139,12 +189,13 @@ def _prompt(service: Service, given: str | list[int]) -> _Prompt:
     if not isinstance(given, str):
         if not all(0 <= token < service.vocab_size for token in given):
             raise Refusal(400, f"A token id of a prompt is not in 0 to {service.vocab_size - 1}.", param="prompt")
-        service.max_tokens(None, [given], param="prompt")  # before its text is made
+        if max_ids <= service.max_context:
+            service.max_tokens(None, [given], param="prompt")  # before its text is made
         detokenizer = tokenizer.detokenizer(continues=True)
         text = "".join(detokenizer.add(token) for token in given) + detokenizer.finish()
         return _Prompt(ids=tuple(given), text=text, num_added=0)
     try:
-        ids = tuple(tokenizer.encode(given, max_ids=service.max_context))
+        ids = tuple(tokenizer.encode(given, max_ids=max_ids))
     except PromptError as error:
         raise refusal_of(error, param="prompt") from error
     if not ids:
@@ -154,12 +205,30 @@ def _prompt(service: Service, given: str | list[int]) -> _Prompt:
     return _Prompt(ids=ids, text=given, num_added=len(first or "") if added else 0)
 
 
+async def begun(service: Service, body: CompletionRequest, tenant: str) -> Callable[[], Answer]:
+    """What begins the only answer to a request of one prompt and one choice, which is understood by now.
+
+    Raises:
+        Refusal: The request cannot be served.
+    """
+    completion = await _understand(service, body, tenant)
+
+    def begin() -> Answer:
+        return _answer(service, completion, 0)
+
+    return begin
+
+
 def _begin(service: Service, completion: _Completion, index: int) -> AsyncIterator[Delta]:
+    return aiter(_answer(service, completion, index))
+
+
+def _answer(service: Service, completion: _Completion, index: int) -> Answer:
     grammar = completion.grammar.copy() if completion.grammar is not None else None
     ask = replace(completion.asks[index], grammar=grammar)
     answer = Answer(service.head.scheduler, service.head.tokenizer, ask)
     completion.answers[index] = answer
-    return aiter(answer)
+    return answer
 
 
 async def _run(service: Service, completion: _Completion) -> AsyncGenerator[tuple[int, Delta | None], None]:

@@ -10,13 +10,15 @@ import asyncio
 import logging
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
+from shardhub.gateway.refusals import Refusal
 from shardhub.open_files import allow_open_files
 
 log = logging.getLogger(__name__)
@@ -127,6 +129,23 @@ class Connection(H11Protocol):
         super().on_response_complete()
         if not self.transport.is_closing():
             self._look_at_request()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP/1.1, or has too long a header, in the words of the API, and end the connection."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is on its way already
+            self.transport.close()
+            return
+        status = getattr(sys.exception(), "error_status_hint", 400)
+        message = "The request's header is too long." if status == 431 else msg
+        refusal = Refusal(status, message, code="invalid_request", headers={"Connection": "close"})
+        answer = refusal.response("")
+        events = (
+            h11.Response(status_code=status, headers=answer.raw_headers, reason=STATUS_PHRASES.get(status, b"")),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        )
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        self.transport.close()
 
     def drop(self) -> None:
         """End it now, whatever lies unread."""

@@ -11,12 +11,16 @@ from typing import Any
 
 from shardhub.errors import FormatError, UsageError
 from shardhub.gateway.refusals import Refusal
-from shardhub.gateway.schema import Generation
-from shardhub.parameters import MAX_LOGIT_BIAS, MAX_SEED, SamplingParameters
+from shardhub.gateway.schema import Generation, Sampling
+from shardhub.parameters import MAX_LOGIT_BIAS, MAX_SEED, REPETITION_CONTEXT, SamplingParameters
 from shardhub.text.tokenizer import MAX_CONFIG_BYTES
 
 _FILE = "generation_config.json"
 _MIN_TEMPERATURE = 0.01
+# Of a repetition penalty: more than any context has.
+_WHOLE_CONTEXT = 1 << 24
+# -1 draws a seed in vLLM, llama.cpp and Ollama, and their clients send it for none.
+_ANY_SEED = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,12 @@ def parameters_of(body: Generation, defaults: Defaults, *, vocab_size: int, top_
     """
     given = {name: getattr(body, name) for name in Defaults.__slots__}
     values = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
+    if body.repetition_penalty is None and body.repeat_penalty is not None:
+        values["repetition_penalty"] = body.repeat_penalty
+    values["repetition_context"] = _context_of_penalty(body)
+    if values["repetition_context"] == 0:
+        values |= {"repetition_penalty": 1.0, "repetition_context": REPETITION_CONTEXT}
+    values["top_k"] = max(0, values["top_k"])
     # Only the most likely token is left; what is divided by a temperature near 0 is no number in 16 bits.
     if values["top_p"] == 0 or values["temperature"] < _MIN_TEMPERATURE:
         values |= {"top_p": 1.0, "temperature": 0.0}
@@ -77,9 +87,29 @@ def parameters_of(body: Generation, defaults: Defaults, *, vocab_size: int, top_
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         logit_bias=_biases(body.logit_bias or {}, vocab_size),
-        seed=secrets.randbelow(MAX_SEED) if body.seed is None else body.seed % (MAX_SEED + 1),
+        seed=secrets.randbelow(MAX_SEED) if body.seed is None or body.seed == _ANY_SEED else body.seed % (MAX_SEED + 1),
         top_logprobs=top_logprobs,
     )
+
+
+def kept_of_prompt(body: Sampling, max_context: int) -> int | None:
+    """How many ids at the end of a prompt are kept, or None for all; -1 keeps what the context has room for.
+
+    Raises:
+        Refusal: None would be kept.
+    """
+    num = body.truncate_prompt_tokens
+    if num == 0:
+        raise Refusal(400, "truncate_prompt_tokens of 0 leaves no prompt.", param="truncate_prompt_tokens")
+    return max_context - 1 if num == -1 else num
+
+
+def _context_of_penalty(body: Generation) -> int:
+    """Recent tokens that the repetition penalty looks at: 0 turns it off."""
+    size = body.repetition_context_size if body.repeat_last_n is None else body.repeat_last_n
+    if size is None:
+        return REPETITION_CONTEXT
+    return _WHOLE_CONTEXT if size < 0 else size
 
 
 def _biases(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
@@ -88,7 +118,7 @@ def _biases(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, float]
     found: dict[int, float] = {}
     for text, bias in given.items():
         if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < vocab_size):
-            raise Refusal(400, f"logit_bias: {text[:20]!r} is no token id.", param="logit_bias")
+            raise Refusal(400, f"logit_bias: {text[:20]!r} is not a token id.", param="logit_bias")
         if not -100 <= bias <= 100:
             raise Refusal(400, f"logit_bias of {text} must be from -100 to 100.", param="logit_bias")
         found[int(text)] = bias

@@ -49,6 +49,8 @@ class EventStream(Response):
         headers: More headers.
     """
 
+    kind = "text/event-stream"
+
     def __init__(
         self,
         source: AsyncGenerator[bytes, None],
@@ -60,7 +62,7 @@ class EventStream(Response):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status_code = 200
-        self.media_type = "text/event-stream"
+        self.media_type = self.kind
         self.background = None
         self.init_headers({**HEADERS, **(headers or {})})  # without a length, which the base class would set to 0
         self._source = source
@@ -126,6 +128,9 @@ class EventStream(Response):
         self._is_started = True
         await self._send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
 
+    def _silence(self) -> bytes:
+        return f": {self._comment()}\n\n".encode()
+
     async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
@@ -140,6 +145,18 @@ class EventStream(Response):
             left = self._keepalive_s - (now - self._sent_at)
             if since is None and left <= 0:
                 with contextlib.suppress(OSError):
-                    await self._put(f": {self._comment()}\n\n".encode())
+                    await self._put(self._silence())
                 continue
             await asyncio.sleep(min(1.0, max(left, 0.05)))
+
+
+class LineStream(EventStream):
+    """The same in lines of JSON, as Ollama's clients read them.
+
+    A blank breaks silence: it stands before the next line's object, where JSON allows it; an empty line would not do.
+    """
+
+    kind = "application/x-ndjson"
+
+    def _silence(self) -> bytes:
+        return b" "

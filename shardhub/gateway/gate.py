@@ -10,14 +10,18 @@ import logging
 import re
 import secrets
 import time
+import zlib
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shardhub.gateway.inflating import ENCODINGS, Inflater
 from shardhub.gateway.keys import Keys
+from shardhub.gateway.paths import plain_path, split_target
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
+from shardhub.gateway.strict import BROWSER_MARKS
 
 log = logging.getLogger(__name__)
 
@@ -74,16 +78,25 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        host, path = split_target(scope["path"])
+        scope = {**scope, "path": plain_path(path)}
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
         origin = headers.get("origin", "").lower()
         is_known = origin in self._origins
         started, status = time.perf_counter(), 0
+        has_body = True
 
         async def send_on(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_body
+            if message["type"] == "http.response.body" and not has_body:
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
+                if scope["method"] == "OPTIONS" and message["status"] == 405:
+                    # Whoever asks for the methods of a path gets them.
+                    allow = f"{Headers(scope=message).get('allow', 'GET')}, OPTIONS".encode()
+                    message, has_body = {**message, "status": 204, "headers": [(b"allow", allow)]}, False
                 status = message["status"]
                 found = MutableHeaders(scope=message)
                 found["X-Request-Id"] = request_id
@@ -97,17 +110,19 @@ class Gate:
 
         try:
             if is_known and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-                self._check_host(headers)
+                self._check_host(scope, headers, host)
                 await _preflight(headers, send_on)
             else:
                 state = scope.setdefault("state", {})
-                state["key"] = self._check(scope, headers, origin)
+                state["key"] = self._check(scope, headers, origin, host)
                 body = _Body(self, headers, receive)
                 try:
-                    if scope["method"] == "HEAD":
+                    if scope["method"] == "OPTIONS" and path == "*":
+                        await _options(send_on)
+                    elif scope["method"] == "HEAD":
                         await _head_only(self._app, scope, send_on)
                     else:
-                        await self._app(scope, body, send_on)
+                        await self._app(body.scope(scope), body, send_on)
                 finally:
                     self.held_bytes -= body.num_bytes
         except Refusal as refusal:
@@ -116,14 +131,14 @@ class Gate:
         elapsed_ms = (time.perf_counter() - started) * 1000
         log.info("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, elapsed_ms, request_id)
 
-    def _check(self, scope: Scope, headers: Headers, origin: str) -> str:
+    def _check(self, scope: Scope, headers: Headers, origin: str, host: str | None) -> str:
         """The digest of the caller's key, or nothing where no key is needed.
 
         Raises:
             Refusal: The caller may not call.
         """
-        self._check_host(headers)
-        own = origin and urlsplit(origin).netloc == headers.get("host", "").lower()
+        self._check_host(scope, headers, host)
+        own = "host" in headers and _is_own(origin, headers["host"])
         if origin and not own and origin not in self._origins and scope["method"] not in ("GET", "HEAD"):
             raise Refusal(403, "Pages of other origins may not call this gateway.", code="origin_not_allowed")
         if not self._keys:
@@ -131,7 +146,9 @@ class Gate:
         found = self._keys.find(_key(headers))
         if found is None:
             # Browsers ask for a key where they are told they may.
-            scheme = "Bearer" if scope["path"].startswith("/v1/") else 'Basic realm="shardhub", charset="UTF-8"'
+            scheme = (
+                "Bearer" if scope["path"].startswith(("/v1/", "/api/")) else 'Basic realm="shardhub", charset="UTF-8"'
+            )
             raise Refusal(
                 401,
                 "The API key is missing or wrong. Send it as Authorization: Bearer KEY.",
@@ -140,25 +157,49 @@ class Gate:
             )
         return found
 
-    def _check_host(self, headers: Headers) -> None:
-        host = headers.get("host", "")
+    def _check_host(self, scope: Scope, headers: Headers, in_target: str | None) -> None:
+        """See whether a request came by a name of this gateway's.
+
+        Args:
+            in_target: The host in the request's target, where it has one beside the header.
+
+        Raises:
+            Refusal: It came by another.
+        """
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if in_target is not None:
+            hosts.append(in_target)
+        # Browsers always say a host; without one it is a probe of a load balancer's, which HTTP/1.0 allows.
+        is_probe = not hosts and scope["http_version"] == "1.0" and not any(mark in headers for mark in BROWSER_MARKS)
+        strange = [host for host in hosts if not self._is_known(host)]
+        if strange or not (hosts or is_probe):
+            shown = strange[0][:100] if strange else ""
+            raise Refusal(403, f"This gateway is not called {shown!r}.", code="host_not_allowed")
+
+    def _is_known(self, host: str) -> bool:
         try:
-            name = urlsplit(f"//{host}").hostname or ""
-            is_known = name in self._hosts or ipaddress.ip_address(name).is_loopback or self._any_address
+            name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+            return name in self._hosts or ipaddress.ip_address(name).is_loopback or self._any_address
         except ValueError:
-            is_known = False
-        if not is_known:
-            raise Refusal(403, f"This gateway is not called {host[:100]!r}.", code="host_not_allowed")
+            return False
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether a page is the gateway's own, by the name the request came by."""
+    try:
+        return bool(origin) and urlsplit(origin).netloc == host.lower() != ""
+    except ValueError:
+        return False
 
 
 class _Body:
-    """A request's body as it comes, as long as it is neither too big nor too slow.
+    """A request's body as it comes, inflated, as long as it is neither too big nor too slow.
 
     Args:
         gate: Knows how much all bodies hold.
 
     Raises:
-        Refusal: It says itself that it is too big.
+        Refusal: It says itself that it is too big, or is compressed in a way that is not known here.
     """
 
     def __init__(self, gate: Gate, headers: Headers, receive: Receive) -> None:
@@ -166,6 +207,8 @@ class _Body:
         if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
             raise _too_big()
         self.num_bytes = 0
+        self._num_received = 0
+        self._inflater = _inflater(headers)
         self._gate = gate
         self._receive = receive
         self._is_whole = False
@@ -180,10 +223,15 @@ class _Body:
         if self._is_whole:
             return await self._receive()
         try:
-            async with asyncio.timeout_at(self._began_at + self._gate.stall_s + self.num_bytes / _LEAST_BYTES_PER_S):
+            async with asyncio.timeout_at(
+                self._began_at + self._gate.stall_s + self._num_received / _LEAST_BYTES_PER_S
+            ):
                 message = await self._receive()
         except TimeoutError as error:
             raise Refusal(408, "The request's body did not come.", headers={"Connection": "close"}) from error
+        self._num_received += len(message.get("body", b""))
+        if self._inflater is not None and message["type"] == "http.request":
+            message = {**message, "body": self._inflated(message)}
         num_bytes = len(message.get("body", b""))
         self.num_bytes += num_bytes
         self._gate.held_bytes += num_bytes
@@ -194,6 +242,45 @@ class _Body:
             headers = {"Connection": "close", "Retry-After": str(RETRY_AFTER_S)}
             raise Refusal(503, "Too many large requests come at once.", code="overloaded", headers=headers)
         return message
+
+    def scope(self, scope: Scope) -> Scope:
+        """What the application is told of a request: a body that was inflated has neither encoding nor length."""
+        if self._inflater is None:
+            return scope
+        dropped = (b"content-encoding", b"content-length")
+        return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name not in dropped]}
+
+    def _inflated(self, message: Message) -> bytes:
+        assert self._inflater is not None
+        broken = Refusal(400, "The body is not compressed as Content-Encoding says.", headers={"Connection": "close"})
+        try:
+            inflated = self._inflater.feed(message.get("body", b""), most=MAX_BODY_BYTES - self.num_bytes)
+        except zlib.error as error:
+            raise broken from error
+        if self.num_bytes + len(inflated) > MAX_BODY_BYTES:
+            raise _too_big()
+        if not message.get("more_body", False) and not self._inflater.is_whole and self._num_received:
+            raise broken
+        return inflated
+
+
+def _inflater(headers: Headers) -> Inflater | None:
+    """What inflates a body, or None for one that comes as it is.
+
+    Raises:
+        Refusal: It is compressed in another way.
+    """
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        return None
+    if encoding not in ENCODINGS:
+        raise Refusal(
+            415,
+            f"A body may come as it is, or as gzip or deflate, not as {encoding[:40]!r}.",
+            code="unsupported_encoding",
+            headers={"Accept-Encoding": "gzip, deflate", "Connection": "close"},
+        )
+    return Inflater(encoding)
 
 
 def _too_big() -> Refusal:
@@ -230,6 +317,12 @@ async def _head_only(app: ASGIApp, scope: Scope, send: Send) -> None:
         return {"type": "http.disconnect"}
 
     await app({**scope, "method": "GET"}, receive, send_head)
+
+
+async def _options(send: Send) -> None:
+    """Say what the server as a whole takes."""
+    await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", _METHODS.encode())]})
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _preflight(headers: Headers, send: Send) -> None:

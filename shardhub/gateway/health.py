@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from shardhub import __version__
 from shardhub.errors import ShardhubError
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 from shardhub.gateway.service import service_of
@@ -39,6 +40,12 @@ async def ready(request: Request) -> JSONResponse:
 async def health(request: Request) -> JSONResponse:
     """As /health/ready."""
     return await ready(request)
+
+
+@router.get("/version", summary="The gateway's version")
+async def version() -> dict[str, str]:
+    """As vLLM has it."""
+    return {"version": __version__}
 
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)

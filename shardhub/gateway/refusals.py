@@ -9,6 +9,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from shardhub.errors import ContextExceeded, Overloaded, ShardhubError, outcome
+from shardhub.gateway.faults import fault_of
 
 # When a client that was refused for now should ask again.
 RETRY_AFTER_S = 2
@@ -27,10 +28,12 @@ _TYPES = {
 
 # Routes of Anthropic's API, whose clients read errors in its shape.
 _ANTHROPIC = "/v1/messages"
+# Those of Ollama's.
+_OLLAMA = "/api/"
 _ANTHROPIC_TYPES = {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
 
 
-_TYPE_NAMES = {"str", "int", "float", "bool", "NamedTool", "constrained-str"}
+_TYPE_NAMES = {"str", "int", "float", "bool", "dict", "list", "NamedTool", "constrained-str", "constrained-int"}
 
 
 class Refusal(Exception):
@@ -85,8 +88,14 @@ class Refusal(Exception):
         kind = "api_error" if inner["type"] == "server_error" else inner["type"]
         return {"type": "error", "error": {**inner, "type": _ANTHROPIC_TYPES.get(self.status, kind)}}
 
+    def ollama_body(self) -> dict[str, str]:
+        """The error as Ollama's clients read it: a text."""
+        return {"error": self.message}
+
     def response(self, path: str) -> JSONResponse:
         """The whole answer, in the shape that clients of a route read."""
+        if path.startswith(_OLLAMA):
+            return JSONResponse(self.ollama_body(), self.status, self.headers)
         is_anthropic = path == _ANTHROPIC or path.startswith(_ANTHROPIC + "/")
         return JSONResponse(self.anthropic_body() if is_anthropic else self.body(), self.status, self.headers)
 
@@ -119,8 +128,18 @@ def refusal_of_fields(errors: Sequence[Any]) -> Refusal:
         return Refusal(400, "The body is not JSON.", code="invalid_json")
     if first.get("type") == "model_attributes_type" and not place:
         return Refusal(400, "The body must be a JSON object, sent with Content-Type: application/json.")
-    # Of a value of one of several types, pydantic names the types, too.
-    names = [str(part) for part in place if not (isinstance(part, str) and ("[" in part or part in _TYPE_NAMES))]
-    param = ".".join(names) or None
+    param = _param_of(first)
+    inner = [dict(error) for error in errors if (_param_of(error) or "").startswith(f"{param}.")]
+    if isinstance(first.get("input"), list) and len({_param_of(error) for error in inner}) == 1:
+        first, param = inner[0], _param_of(inner[0])
     code = "missing_required_parameter" if first.get("type") == "missing" else "invalid_value"
-    return Refusal(400, f"{param or 'The body'}: {first.get('msg', 'is wrong')}.", param=param, code=code)
+    # Of a value of one of several types, pydantic tells each.
+    others = [dict(error) for error in errors if _param_of(error) == param]
+    return Refusal(400, f"{param or 'The body'} {fault_of(others)}.", param=param, code=code)
+
+
+def _param_of(error: Mapping[str, Any]) -> str | None:
+    """The field an error is about; pydantic names types among its parts where a value may be of several."""
+    place = [part for part in error.get("loc", ()) if part != "body"]
+    names = [str(part) for part in place if not (isinstance(part, str) and ("[" in part or part in _TYPE_NAMES))]
+    return ".".join(names) or None

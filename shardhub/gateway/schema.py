@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from shardhub.gateway.foreign import check_foreign
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.scalars import Flag, Real, Whole
 from shardhub.parameters import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, MIN_REPETITION_PENALTY
 from shardhub.text.stops import MAX_STOP_CHARS, MAX_STOPS
 
@@ -15,6 +18,11 @@ MAX_PROMPTS = 128
 MAX_MESSAGES = 4096
 MAX_TOOLS = 256
 MAX_TEXT_CHARS = 16 << 20
+# Looked up for every token.
+MAX_STOP_IDS = 1024
+MAX_BAD_WORDS = 1024
+# The largest vocabularies have 262,144 tokens.
+MAX_ALLOWED_IDS = 1 << 18
 _INT64 = 2**63
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -29,7 +37,7 @@ class Body(BaseModel):
 class StreamOptions(Body):
     """How an answer is streamed."""
 
-    include_usage: bool | None = None
+    include_usage: Flag | None = None
 
 
 class StructuredOutputs(Body):
@@ -39,28 +47,43 @@ class StructuredOutputs(Body):
     regex: str | None = None
     choice: list[str] | None = None
 
+    @model_validator(mode="after")
+    def _check_foreign(self) -> StructuredOutputs:
+        check_foreign(self.model_extra, "structured_outputs.")
+        return self
+
 
 class Sampling(Body):
     """How tokens are chosen: what all requests for an answer have in common."""
 
     model: str | None = None
-    stream: bool | None = None
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, lt=2**24)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, ge=MIN_REPETITION_PENALTY, le=100)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = Field(None, max_length=MAX_LOGIT_BIAS)
-    seed: int | None = Field(None, ge=-_INT64, lt=_INT64)
+    stream: Flag | None = None
+    temperature: Real | None = Field(None, ge=0, le=100)
+    top_p: Real | None = Field(None, ge=0, le=1)
+    top_k: Whole | None = Field(None, ge=-1, lt=2**24)  # -1 keeps all, as 0 does
+    min_p: Real | None = Field(None, ge=0, le=1)
+    repetition_penalty: Real | None = Field(None, ge=MIN_REPETITION_PENALTY, le=100)
+    presence_penalty: Real | None = Field(None, ge=-2, le=2)
+    frequency_penalty: Real | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Real] | None = Field(None, max_length=MAX_LOGIT_BIAS)
+    seed: Whole | None = Field(None, ge=-_INT64, lt=_INT64)
+    repeat_penalty: Real | None = Field(None, ge=MIN_REPETITION_PENALTY, le=100)  # llama.cpp's name
+    repetition_context_size: Whole | None = Field(None, ge=0, lt=2**24)
+    repeat_last_n: Whole | None = Field(None, ge=-1, lt=2**24)  # llama.cpp's name; -1 is all
     stop: Stop | Annotated[list[Stop | None], Field(max_length=MAX_STOPS)] | None = None
-    ignore_eos: bool | None = None
+    ignore_eos: Flag | None = None
+    min_tokens: Whole | None = Field(None, ge=0, lt=2**31)
+    stop_token_ids: list[Whole] | None = Field(None, max_length=MAX_STOP_IDS)
+    bad_words: list[str] | None = Field(None, max_length=MAX_BAD_WORDS)
+    allowed_token_ids: list[Whole] | None = Field(None, max_length=MAX_ALLOWED_IDS)
+    include_stop_str_in_output: Flag | None = None
+    truncate_prompt_tokens: Whole | None = Field(None, ge=-1, lt=2**31)
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     structured_outputs: StructuredOutputs | None = None
-    # Taken, and without effect here.
+    # They keep books, and change no answer.
+    skip_special_tokens: Any = None  # what is special is shown here, but for what ends an answer
     user: Any = None
     metadata: Any = None
     store: Any = None
@@ -68,13 +91,26 @@ class Sampling(Body):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
 
+    @model_validator(mode="after")
+    def _check_foreign(self) -> Sampling:
+        check_foreign(self.model_extra)
+        return self
+
 
 class Generation(Sampling):
     """What requests for a chat and for a completion have in common."""
 
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    max_tokens: int | None = Field(None, ge=0, lt=2**31)
+    n: Whole | None = Field(None, ge=1, le=MAX_CHOICES)
+    max_tokens: Whole | None = Field(None, ge=0, lt=2**31)
+    n_predict: Whole | None = Field(None, ge=-2, lt=2**31)  # llama.cpp's name; below 0 is no limit
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """Most tokens of an answer, by either name; None without a limit."""
+        if self.max_tokens is not None or self.n_predict is None:
+            return self.max_tokens
+        return None if self.n_predict < 0 else self.n_predict
 
     @property
     def stops(self) -> list[str]:
@@ -124,6 +160,7 @@ class JsonSchema(Body):
 
     name: str | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: Any = None  # schemas are always kept to
 
 
 class ResponseFormat(Body):
@@ -137,26 +174,31 @@ class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    max_completion_tokens: Whole | None = Field(None, ge=1, lt=2**31)
+    logprobs: Flag | None = None
+    top_logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = Field(None, max_length=32)
     parallel_tool_calls: Any = None
-    verbosity: Any = None
     modalities: Any = None
+
+    @model_validator(mode="after")
+    def _check_modalities(self) -> ChatRequest:
+        if self.modalities not in (None, [], ["text"]):
+            raise Refusal(400, "modalities can only be text.", param="modalities", code="unsupported_value")
+        return self
 
 
 class CompletionRequest(Generation):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
-    echo: bool | None = None
-    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    best_of: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    prompt: str | list[str] | list[Whole] | list[list[Whole]]
+    echo: Flag | None = None
+    logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    best_of: Whole | None = Field(None, ge=1, le=MAX_CHOICES)
     suffix: str | None = None
 
 
@@ -167,17 +209,17 @@ class TokenizeRequest(Body):
     prompt: str | None = Field(None, max_length=MAX_TEXT_CHARS)
     messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_MESSAGES)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
+    add_special_tokens: Flag | None = None
+    add_generation_prompt: Flag | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    return_token_strs: bool | None = None
+    return_token_strs: Flag | None = None
 
 
 class DetokenizeRequest(Body):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: list[int] = Field(max_length=MAX_TEXT_CHARS)
+    tokens: list[Whole] = Field(max_length=MAX_TEXT_CHARS)
 
 
 class ErrorObject(BaseModel):

@@ -29,6 +29,11 @@ class Segmenters:
         ends = [token for token in END_TOKENS if tokenizer.knows(token)] if self.speaks_harmony else []
         self.end_ids = frozenset(tokenizer.encode(token, add_special_tokens=False)[-1] for token in ends)
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the model may reason before it answers."""
+        return self.speaks_harmony or self.reasoning is not None
+
     def starts_in_reasoning(self, opening: str) -> bool:
         """Whether an answer must leave the reasoning before it begins.
 

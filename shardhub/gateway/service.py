@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -18,6 +19,8 @@ from shardhub.chain.stream import Stream
 from shardhub.errors import ContextExceeded
 from shardhub.gateway.admission import Admission
 from shardhub.gateway.defaults import read_defaults
+from shardhub.gateway.ignored import header_of, ignored_fields
+from shardhub.gateway.infill import find_infill
 from shardhub.gateway.rate import Rate
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Body
@@ -30,7 +33,6 @@ T = TypeVar("T")
 
 # nginx's code for a client that went away; nobody reads it.
 CLIENT_GONE = 499
-_MAX_NAMED = 20
 # Of their own: however many prompts wait for the tokenizer, what draws tokens does not wait with them.
 _THREADS = ThreadPoolExecutor(8, thread_name_prefix="shardhub-text")
 
@@ -63,6 +65,7 @@ class Service:
         rate: How many of them a second.
         segmenters: What cuts answers into reasoning, text and calls.
         vocab_size: Ids of prompts and biases are below it.
+        infill: How the model is asked for the text between two others; None if it knows no such thing.
         tool_parser: How the model writes calls of tools; None if it does not know how.
     """
 
@@ -84,6 +87,7 @@ class Service:
         head.scheduler.on_drawn = drew
         self.structured = Structured(head.tokenizer)
         self.segmenters = Segmenters(head.tokenizer)
+        self.infill = find_infill(head.tokenizer)
         self.tool_parser: ToolParser | None = find_tool_parser(head.tokenizer)
         links = head.chain.links
         sessions = min(sum(links[index].limits.max_sessions for index in place) for place in head.chain.places)
@@ -164,17 +168,13 @@ def tenant_of(request: Request) -> str:
 
 
 def warnings_of(body: Body, left_out: Sequence[str] = ()) -> dict[str, str]:
-    """A header that names the fields nobody knew.
+    """A header that names the fields without effect, at every depth.
 
     Args:
         left_out: More that was ignored.
     """
-    names = sorted([*(body.model_extra or {}), *left_out])[:_MAX_NAMED]
-    if not names:
-        return {}
-    # Quoted: a header's value neither begins nor ends with a blank, and a name may be one.
-    shown = ", ".join(repr("".join(c if c.isascii() and c.isprintable() else "?" for c in name[:40])) for name in names)
-    return {"X-Shardhub-Warning": f"ignored unknown fields: {shown}"}
+    header = header_of(chain(left_out, ignored_fields(body)))
+    return {} if header is None else {"X-Shardhub-Warning": header}
 
 
 async def in_thread(work: Callable[[], T]) -> T:

@@ -1,4 +1,9 @@
-"""Bodies are JSON as its specification has it: Python's parser also takes NaN and infinities."""
+"""Bodies are JSON as its specification has it: Python's parser also takes NaN and infinities.
+
+A body is read as JSON if its Content-Type says so. Clients that name no type, and those of Ollama's API, whose examples
+all leave curl's own type in place, are read, too, where no browser sent the request: a page of another origin can send
+such types without asking first.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,9 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+
+# Headers that browsers send with what a page asks for.
+BROWSER_MARKS = ("origin", "referer", "cookie", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest")
 
 
 class StrictRequest(Request):
@@ -30,10 +38,21 @@ class StrictRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
-            return await handler(StrictRequest(request.scope, request.receive))
+            scope = request.scope
+            if _is_json_unsaid(request):
+                headers = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+                scope = {**scope, "headers": [*headers, (b"content-type", b"application/json")]}
+            return await handler(StrictRequest(scope, request.receive))
 
         return strict
 
 
+def _is_json_unsaid(request: Request) -> bool:
+    """Whether a body of no type, or of another than JSON's, is to be read as JSON."""
+    if any(mark in request.headers for mark in BROWSER_MARKS):
+        return False
+    return not request.headers.get("content-type", "").strip() or request.url.path.startswith("/api/")
+
+
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

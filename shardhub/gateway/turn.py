@@ -14,8 +14,9 @@ from shardhub.chain.stream import Grammar
 from shardhub.errors import PromptError
 from shardhub.gateway.answers import Answer, Ask, Delta, Tools
 from shardhub.gateway.conversations import messages_of, switches_of, tools_of
-from shardhub.gateway.defaults import parameters_of
+from shardhub.gateway.defaults import kept_of_prompt, parameters_of
 from shardhub.gateway.deferred import DeferredGrammar
+from shardhub.gateway.masks import end_ids_of, rules_of
 from shardhub.gateway.merge import merge
 from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
 from shardhub.gateway.schema import ChatRequest, NamedTool
@@ -122,16 +123,22 @@ async def understand(service: Service, body: ChatRequest, tenant: str, *, cut: b
     parameters = parameters_of(
         body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.top_logprobs or 0
     )
+    end_ids = end_ids_of(body, service.head.tokenizer)
+    if not body.ignore_eos:
+        end_ids |= service.segmenters.end_ids
+    rules = rules_of(body, service.head.tokenizer, num_ids=service.vocab_size, end_ids=end_ids)
     forced = _forced(body)
     shape = shape_of_calls(forced) if forced else shape_of(body)
     grammar = await service.structured.grammar(shape) if shape is not None else None
     if grammar is not None:
         switches.setdefault("enable_thinking", False)  # the grammar has no room for it
     shown = None if body.tool_choice == "none" else tools
-    rendered = await _rendered(service, messages, shown, switches, max_ids=service.max_context)
-    prompt = rendered.ids
+    kept = kept_of_prompt(body, service.max_context)
+    max_ids = service.max_context if kept is None else MAX_IDS
+    rendered = await _rendered(service, messages, shown, switches, max_ids=max_ids)
+    prompt = rendered.ids if kept is None else rendered.ids[-kept:]
     known = Tools(parser=service.tool_parser, known=tools or (), forced=[tool.function.name for tool in forced])
-    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    asked = body.asked_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     if asked == 0:
         raise Refusal(400, "max_tokens must be at least 1.", param="max_tokens")
@@ -142,8 +149,10 @@ async def understand(service: Service, body: ChatRequest, tenant: str, *, cut: b
         parameters=parameters,
         max_tokens=service.max_tokens(asked, [prompt], param=param),
         stops=body.stops,
-        end_ids=frozenset() if body.ignore_eos else service.head.tokenizer.eos_ids | service.segmenters.end_ids,
+        end_ids=end_ids,
         tenant=tenant,
+        keeps_stop=bool(body.include_stop_str_in_output),
+        rules=rules,
         tools=known if shown else None,
         likelihoods=bool(body.logprobs),
     )

@@ -129,6 +129,11 @@ class Tokenizer:
         """Whether a text is one token of the vocabulary."""
         return token in self._hf.get_vocab()
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token of the vocabulary by its name, or None."""
+        found = self._hf.get_vocab().get(token)
+        return None if found is None else int(found)
+
     def serialized(self) -> str:
         """The whole tokenizer as the JSON of tokenizer.json, added tokens included."""
         return str(self._hf.backend_tokenizer.to_str())

@@ -1,0 +1,58 @@
+"""Routes of OpenAI's and Ollama's APIs that need a model of another kind: 501, and what to do instead.
+
+A pipeline's last stage gives tokens, and its models are trained to continue text: a vector made of their hidden states
+would look like an embedding, and find nothing.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from shardhub.gateway.refusals import Refusal
+
+router = APIRouter(tags=["other models"])
+
+_EMBEDDINGS = (
+    "This gateway serves a model that writes text, which is not trained to give embeddings. Run a server with an "
+    "embedding model beside it (Ollama with nomic-embed-text, llama-server --embeddings, text-embeddings-inference), "
+    "and give its URL to the client for embeddings."
+)
+_OTHERS = "This gateway serves a model that writes text: run a server for {what} beside it."
+
+
+@router.post("/v1/embeddings", summary="501: run an embedding model beside", responses={501: {}})
+@router.post("/api/embed", summary="501: run an embedding model beside", responses={501: {}})
+@router.post("/api/embeddings", summary="501: run an embedding model beside", responses={501: {}})
+async def embeddings() -> Response:
+    """Why there are none."""
+    raise _absent(_EMBEDDINGS)
+
+
+@router.post("/v1/rerank", summary="501", responses={501: {}})
+@router.post("/v1/score", summary="501", responses={501: {}})
+async def rerank() -> Response:
+    """Why there is none."""
+    raise _absent(_OTHERS.format(what="ranking"))
+
+
+@router.post("/v1/audio/{what:path}", summary="501", responses={501: {}})
+async def audio(what: str) -> Response:
+    """Why there is none."""
+    raise _absent(_OTHERS.format(what="audio"))
+
+
+@router.post("/v1/images/{what:path}", summary="501", responses={501: {}})
+async def images(what: str) -> Response:
+    """Why there are none."""
+    raise _absent(_OTHERS.format(what="images"))
+
+
+@router.post("/v1/moderations", summary="501", responses={501: {}})
+async def moderations() -> Response:
+    """Why there are none."""
+    raise _absent(_OTHERS.format(what="moderation"))
+
+
+def _absent(message: str) -> Refusal:
+    # OpenAI's clients ask again after a 5xx unless they are told not to.
+    return Refusal(501, message, code="not_implemented", headers={"x-should-retry": "false"})

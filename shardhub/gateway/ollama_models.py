@@ -1,0 +1,202 @@
+"""Ollama's routes about models: the one there is, and why there will be no other."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from shardhub import __version__
+from shardhub.gateway.ollama_lines import line
+from shardhub.gateway.ollama_schema import OllamaName
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.service import Service, service_of
+from shardhub.gateway.strict import StrictRoute
+
+router = APIRouter(tags=["ollama"], route_class=StrictRoute)
+
+# The version whose API this is: clients ask for a newest enough one before they use tools or thinking.
+OLLAMA_VERSION = "0.12.6"
+_LATEST = ":latest"
+_BILLION = 1_000_000_000
+# When the model leaves memory: as long as the gateway runs, it stays.
+_NEVER = "2318-01-01T00:00:00Z"
+
+
+@router.get("/api/version", summary="The version of Ollama's API")
+async def version() -> dict[str, str]:
+    """Ollama's, and ours."""
+    return {"version": OLLAMA_VERSION, "shardhub": __version__}
+
+
+@router.get("/api/tags", summary="List models, for Ollama's clients")
+async def tags(request: Request) -> dict[str, Any]:
+    """The model under each of its names."""
+    service = service_of(request)
+    return {"models": [_entry(service, name) for name in _names(service)]}
+
+
+@router.get("/api/ps", summary="List models in memory")
+async def running(request: Request) -> dict[str, Any]:
+    """The same: it stays there."""
+    service = service_of(request)
+    return {
+        "models": [
+            _entry(service, name)
+            | {"expires_at": _NEVER, "size_vram": _size_bytes(service), "context_length": service.max_context}
+            for name in _names(service)
+        ]
+    }
+
+
+@router.post("/api/show", summary="What a model is")
+async def show(body: OllamaName, request: Request) -> dict[str, Any]:
+    """Its template, its sizes, and what it can do."""
+    service = service_of(request)
+    check_name(service, body.model_name)
+    tokenizer = service.head.tokenizer
+    config = _config(service)
+    family = _family(config)
+    sampling = {name: getattr(service.defaults, name) for name in ("temperature", "top_p", "top_k")}
+    return {
+        "modelfile": f"FROM {service.model_names[0]}",
+        "parameters": "\n".join(f"{name} {value}" for name, value in sampling.items()),
+        "template": tokenizer.chat_template or "",
+        "license": "",
+        "details": _details(service),
+        "model_info": {
+            "general.architecture": family,
+            "general.basename": service.head.pipeline.manifest.name,
+            "general.parameter_count": _num_parameters(service),
+            f"{family}.context_length": service.max_context,
+            f"{family}.block_count": service.head.pipeline.manifest.num_layers,
+            f"{family}.embedding_length": config.get("hidden_size"),
+            f"{family}.vocab_size": service.vocab_size,
+        },
+        "capabilities": _capabilities(service),
+        "modified_at": _modified_at(service),
+    }
+
+
+@router.post("/api/pull", summary="Fetch a model: only the one there is")
+async def pull(body: OllamaName, request: Request) -> Response:
+    """Done for the model that is served; nothing is ever fetched for a client."""
+    try:
+        check_name(service_of(request), body.model_name)
+    except Refusal as refusal:
+        raise _refused("pulled") from refusal
+    if body.stream is False:
+        return JSONResponse({"status": "success"})
+    content = line({"status": "pulling manifest"}) + line({"status": "success"})
+    return Response(content, media_type="application/x-ndjson")
+
+
+@router.post("/api/push", summary="Refused")
+@router.post("/api/create", summary="Refused")
+@router.post("/api/copy", summary="Refused")
+@router.delete("/api/delete", summary="Refused")
+@router.post("/api/blobs/{name}", summary="Refused")
+async def change(request: Request) -> Response:
+    """Models are changed by whoever runs the gateway, with `shardhub`."""
+    raise _refused("changed")
+
+
+@router.get("/api/blobs/{name}", summary="Refused")
+async def blob(name: str) -> Response:
+    """There are none."""
+    raise Refusal(404, "This gateway keeps no blobs.")
+
+
+def check_name(service: Service, name: str) -> None:
+    """See whether a name, perhaps with its tag, is the model's.
+
+    Raises:
+        Refusal: It is another's; in Ollama's words, which clients look for.
+    """
+    for each in (name, name.removesuffix(_LATEST)):
+        try:
+            service.check_model(each)
+            return
+        except Refusal:
+            continue
+    raise Refusal(404, f"model '{name[:200]}' not found", code="model_not_found")
+
+
+def _refused(done: str) -> Refusal:
+    return Refusal(403, f"No model is {done} through this gateway: whoever runs it does so with the shardhub command.")
+
+
+def _names(service: Service) -> list[str]:
+    names = [name for name in service.model_names if "*" not in name] or [service.head.pipeline.manifest.name]
+    return [name if ":" in name else name + _LATEST for name in names]
+
+
+def _entry(service: Service, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": _modified_at(service),
+        "size": _size_bytes(service),
+        "digest": service.head.pipeline.manifest.pipeline_id,
+        "details": _details(service),
+        "capabilities": _capabilities(service),
+    }
+
+
+def _details(service: Service) -> dict[str, Any]:
+    config = _config(service)
+    family = _family(config)
+    bits = _bits(config)
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": family,
+        "families": [family],
+        "parameter_size": f"{_num_parameters(service) / _BILLION:.1f}B",
+        "quantization_level": f"Q{bits}" if bits < 16 else f"F{bits}",
+    }
+
+
+def _capabilities(service: Service) -> list[str]:
+    capabilities = ["completion"]
+    if service.tool_parser is not None:
+        capabilities.append("tools")
+    if service.segmenters.thinks:
+        capabilities.append("thinking")
+    if service.infill is not None:
+        capabilities.append("insert")
+    return capabilities
+
+
+def _config(service: Service) -> dict[str, Any]:
+    """config.json, which was read and found good before the gateway began."""
+    config: dict[str, Any] = json.loads((service.head.pipeline.documents / "config.json").read_bytes())
+    return config
+
+
+def _family(config: dict[str, Any]) -> str:
+    return str(config.get("model_type") or "unknown")
+
+
+def _bits(config: dict[str, Any]) -> int:
+    """Bits of most weights."""
+    quantization = config.get("quantization")
+    if isinstance(quantization, dict) and isinstance(quantization.get("bits"), int):
+        return int(quantization["bits"])
+    return 32 if config.get("torch_dtype", config.get("dtype")) == "float32" else 16
+
+
+def _num_parameters(service: Service) -> int:
+    """About as many as the weights' size says."""
+    return _size_bytes(service) * 8 // _bits(_config(service))
+
+
+def _size_bytes(service: Service) -> int:
+    return sum(stage.size_bytes for stage in service.head.pipeline.manifest.stages)
+
+
+def _modified_at(service: Service) -> str:
+    return datetime.fromtimestamp(service.created, UTC).isoformat().replace("+00:00", "Z")

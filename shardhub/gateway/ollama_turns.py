@@ -1,0 +1,128 @@
+"""Requests of Ollama's API as those for a chat or for a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shardhub.gateway.ollama_schema import OllamaChat, OllamaGenerate, OllamaMessage, OllamaRequest, Options
+from shardhub.gateway.schema import ChatRequest, CompletionRequest
+from shardhub.gateway.turn import chat_request
+
+# What is wrong with the request they become is told in the words of this API.
+NAMES = {
+    "max_tokens": "options.num_predict",
+    "repeat_penalty": "options.repeat_penalty",
+    "repeat_last_n": "options.repeat_last_n",
+    "presence_penalty": "options.presence_penalty",
+    "frequency_penalty": "options.frequency_penalty",
+    "temperature": "options.temperature",
+    "top_k": "options.top_k",
+    "top_p": "options.top_p",
+    "min_p": "options.min_p",
+    "seed": "options.seed",
+    "stop": "options.stop",
+    "response_format": "format",
+    "chat_template_kwargs": "think",
+    "reasoning_effort": "think",
+}
+
+
+def chat_of(body: OllamaChat) -> ChatRequest:
+    """A conversation.
+
+    Raises:
+        Refusal: A field of it is not as it must be.
+    """
+    return _request(body, _messages(body.messages or []), tools=body.tools or None)
+
+
+def text_chat_of(body: OllamaGenerate) -> ChatRequest:
+    """A prompt as a conversation of one message.
+
+    Raises:
+        Refusal: A field of it is not as it must be.
+    """
+    system = [{"role": "system", "content": body.system}] if body.system else []
+    return _request(body, [*system, {"role": "user", "content": _content(body.prompt or "", body.images)}])
+
+
+def completion_of(body: OllamaGenerate) -> CompletionRequest:
+    """A prompt that goes to the model as it is, perhaps with the text that is to follow the answer.
+
+    Raises:
+        ValidationError: A field of it is not as it must be.
+    """
+    structured = {"json": {"type": "object"} if body.format == "json" else body.format} if body.format else None
+    return CompletionRequest(
+        prompt=body.prompt or "",
+        suffix=body.suffix or None,
+        structured_outputs=structured,  # type: ignore[arg-type]
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        **(body.options or Options.model_validate({})).sampling(),
+    )
+
+
+def _request(body: OllamaRequest, messages: list[dict[str, Any]], **more: Any) -> ChatRequest:
+    return chat_request(
+        **(body.options or Options.model_validate({})).sampling(),
+        **_thinking(body.think),
+        **more,
+        messages=messages,
+        response_format=_format(body.format),
+        logprobs=body.logprobs,
+        top_logprobs=body.top_logprobs,
+    )
+
+
+def _thinking(think: bool | str | None) -> dict[str, Any]:
+    """Whether to think, or how hard."""
+    if think is True:
+        return {"chat_template_kwargs": {"enable_thinking": True}}
+    if think is False:
+        return {"reasoning_effort": "none"}
+    return {"reasoning_effort": think} if think else {}
+
+
+def _format(wanted: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    if not wanted:
+        return None
+    if isinstance(wanted, str):
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "format", "schema": wanted}}
+
+
+def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
+    """Messages of a chat: calls get ids, and results those of their calls, by name or else in order."""
+    plain: list[dict[str, Any]] = []
+    open_calls: list[tuple[str, str]] = []  # ids and names of calls without a result
+    for index, message in enumerate(messages):
+        fields: dict[str, Any] = {"role": message.role, "content": _content(message.content, message.images)}
+        if message.thinking:
+            fields["reasoning_content"] = message.thinking
+        if message.tool_calls:
+            fields["tool_calls"] = []
+            for at, call in enumerate(message.tool_calls):
+                call_id = call.id or f"call_{index}_{at}"
+                function = {"name": call.function.name, "arguments": call.function.arguments}
+                fields["tool_calls"].append({"id": call_id, "type": "function", "function": function})
+                open_calls.append((call_id, call.function.name))
+        if message.role == "tool":
+            name = message.tool_name or message.name
+            known = next((each for each in open_calls if name in (None, each[1])), None)
+            if known is not None:
+                open_calls.remove(known)
+            fields["tool_call_id"] = message.tool_call_id or (known[0] if known else f"call_{index}")
+            if name or known:
+                fields["name"] = name or (known[1] if known else None)
+        plain.append(fields)
+    return plain
+
+
+def _content(text: str | list[Any] | None, images: Sequence[Any] | None) -> str | list[Any] | None:
+    """A message's content: a text alone, or with parts for its images, as a chat has them."""
+    if not images:
+        return text
+    parts: list[Any] = text if isinstance(text, list) else [{"type": "text", "text": text or ""}]
+    urls = (f"data:image/png;base64,{image}" for image in images)
+    return [*parts, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]
