@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.stream import Grammar, Request, Stream, Token
+from shardhub.gateway.calls.arguments import json_text
+from shardhub.gateway.calls.reader import CallReader
+from shardhub.gateway.calls.tools import Call
 from shardhub.gateway.ledger import Ledger
 from shardhub.gateway.likelihoods import Entry
 from shardhub.gateway.masks import TokenRules
 from shardhub.gateway.segments import Segment, Segmenter
-from shardhub.gateway.splitter import Part
-from shardhub.gateway.toolcalls import CallPiece, ToolParser, call_id, call_pieces
+from shardhub.gateway.toolcalls import CallFormats, CallPiece, call_id, call_pieces
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import TopTokens
 from shardhub.text.stops import StopMatcher
@@ -28,15 +30,17 @@ class Tools:
     """What an answer may call.
 
     Attributes:
-        parser: How the model writes calls; None if it does not know how.
+        formats: How the model writes calls.
         known: The tools.
         forced: The answer is nothing but a call: the arguments for the only name, or an object that names one of
             several.
+        one_call: The answer ends with its first call.
     """
 
-    parser: ToolParser | None
+    formats: CallFormats
     known: Sequence[dict[str, Any]]
     forced: Sequence[str] = ()
+    one_call: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +129,11 @@ class Answer:
         # A call has begun, and no arguments of it have come.
         self._is_bare = False
         tools = ask.tools
-        self._calls = tools.parser.splitter() if tools and tools.parser and not tools.forced else None
+        self._calls: CallReader | None = tools.formats.reader(tools.known) if tools and not tools.forced else None
         self._call_text = ""
         self._num_calls = 0
+        # It may have one call, and has it: what follows is not part of it.
+        self._is_full = False
         self.stream: Stream = scheduler.submit(
             Request(
                 prompt=ask.prompt,
@@ -172,7 +178,7 @@ class Answer:
                     break
                 if delta := self._take(token):
                     yield delta
-                if self._matcher.found is not None:
+                if self._matcher.found is not None or self._is_full:
                     self.finish = "stop"
                     self.stream.stop()
                     break
@@ -211,9 +217,6 @@ class Answer:
             is_reasoning = self._last is not None and self._last.kind == "reasoning"
             self._ledger.finish(is_reasoning=is_reasoning, at=self._num_matched)
             self._num_shown = self._num_matched + 1  # no token is held back any more
-        if self._calls is not None:
-            for part in self._calls.finish():
-                self._take_calls(delta, part)
         self._end_calls(delta)
         delta.entries = self._ledger.entries(self._num_shown)
         return delta
@@ -221,7 +224,7 @@ class Answer:
     def _add(self, delta: Delta, segments: Sequence[Segment]) -> None:
         """Take in what the model wrote, up to a stop string."""
         for segment in segments:
-            if self._matcher.found is not None:
+            if self._matcher.found is not None or self._is_full:
                 return
             is_shown = segment.kind in ("text", "call") and not segment.hidden
             if self._last is not None and (segment.kind != self._last.kind or segment.begins):
@@ -244,7 +247,9 @@ class Answer:
     def _begin(self, delta: Delta, segment: Segment) -> None:
         """A message begins: apart from one of its kind before it, or a call."""
         self._close(delta)
-        if segment.kind == "call":
+        if segment.kind == "call" and self._num_calls and self._has_room_for_one:
+            self._is_full = True
+        elif segment.kind == "call":
             delta.calls.append(CallPiece(index=self._num_calls, id=call_id(), name=segment.name))
             self._num_calls += 1
             self._is_bare = True
@@ -260,7 +265,7 @@ class Answer:
 
     def _show(self, delta: Delta, text: str) -> None:
         """Take in what holds no stop string."""
-        if not text:
+        if not text or self._is_full:
             return
         self._num_shown += len(text)
         if self._last is not None and self._last.kind == "call":
@@ -275,53 +280,51 @@ class Answer:
         if self.ask.tools is not None and self.ask.tools.forced:
             self._take_forced(delta, text)
         elif self._calls is not None:
-            for inner in self._calls.feed(text):
-                self._take_calls(delta, inner)
+            self._take_calls(delta, self._calls.feed(text))
         else:
             delta.text += text
 
-    def _take_calls(self, delta: Delta, part: Part) -> None:
-        """Text around calls goes on; that of a call is kept until it is whole."""
-        if not part.inside:
-            delta.text += part.text
-            return
-        self._call_text += part.text
-        if part.ends:
-            self._end_calls(delta, closed=True)
+    @property
+    def _has_room_for_one(self) -> bool:
+        return self.ask.tools is not None and self.ask.tools.one_call
+
+    def _take_calls(self, delta: Delta, items: Sequence[str | Call]) -> None:
+        """Text around calls goes on; a call came whole."""
+        for item in items:
+            if self._is_full:
+                return
+            if isinstance(item, str):
+                delta.text += item
+                continue
+            delta.calls += call_pieces(self._num_calls, item.name, item.arguments, item.id)
+            self._num_calls += 1
+            self._is_full = self._has_room_for_one
 
     def _take_forced(self, delta: Delta, text: str) -> None:
         """An answer that is a call: its arguments as they come, if it is known of what."""
         assert self.ask.tools is not None
-        self._call_text += text
-        if len(self.ask.tools.forced) != 1 or not text:
+        if len(self.ask.tools.forced) != 1:
+            self._call_text += text
             return
         if not self._num_calls:
             delta.calls.append(CallPiece(index=0, id=call_id(), name=self.ask.tools.forced[0]))
             self._num_calls = 1
         delta.calls.append(CallPiece(index=0, arguments=text))
 
-    def _end_calls(self, delta: Delta, *, closed: bool = False) -> None:
-        tools, text = self.ask.tools, self._call_text
-        if tools is None or not text:
+    def _end_calls(self, delta: Delta) -> None:
+        """End the calls with the answer."""
+        if self._calls is not None:
+            is_cut = self.finish == "length" or self._matcher.found is not None
+            self._take_calls(delta, self._calls.finish(cut=is_cut))
+        if not self._call_text:
             return
-        if len(tools.forced) == 1:
-            return
+        try:
+            call = json.loads(self._call_text)
+            delta.calls += call_pieces(0, call["name"], json_text(call["arguments"]))
+            self._num_calls = 1
+        except (ValueError, KeyError, TypeError):
+            delta.text += self._call_text  # cut short by max_tokens
         self._call_text = ""
-        if tools.forced:
-            try:
-                found = json.loads(text)
-                delta.calls += call_pieces(0, found["name"], found["arguments"])
-                self._num_calls = 1
-            except (ValueError, KeyError, TypeError):
-                delta.text += text  # cut short by max_tokens
-            return
-        assert tools.parser is not None
-        pieces = tools.parser.parse(text, tools.known, self._num_calls)
-        if pieces is None:
-            delta.text += tools.parser.whole(text, closed=closed)
-        else:
-            delta.calls += pieces
-            self._num_calls = pieces[-1].index + 1
 
 
 def _plain(text: str) -> Sequence[Segment]:

@@ -1,4 +1,3 @@
-# ruff: noqa: RUF001 - names of tokens, as they are
 """Text between a prefix and a suffix (fill-in-the-middle), for models whose tokenizer has the tokens for it."""
 
 from __future__ import annotations

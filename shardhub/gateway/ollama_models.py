@@ -162,7 +162,7 @@ def _details(service: Service) -> dict[str, Any]:
 
 def _capabilities(service: Service) -> list[str]:
     capabilities = ["completion"]
-    if service.tool_parser is not None:
+    if service.call_formats.own:
         capabilities.append("tools")
     if service.segmenters.thinks:
         capabilities.append("thinking")

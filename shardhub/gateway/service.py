@@ -27,7 +27,7 @@ from shardhub.gateway.schema import Body
 from shardhub.gateway.segmenters import Segmenters
 from shardhub.gateway.settings import GatewaySettings
 from shardhub.gateway.structured import Structured
-from shardhub.gateway.toolcalls import ToolParser, find_tool_parser
+from shardhub.gateway.toolcalls import find_call_formats
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Service:
         segmenters: What cuts answers into reasoning, text and calls.
         vocab_size: Ids of prompts and biases are below it.
         infill: How the model is asked for the text between two others; None if it knows no such thing.
-        tool_parser: How the model writes calls of tools; None if it does not know how.
+        call_formats: How the model writes calls of tools.
     """
 
     def __init__(self, head: Head, settings: GatewaySettings) -> None:
@@ -88,7 +88,7 @@ class Service:
         self.structured = Structured(head.tokenizer)
         self.segmenters = Segmenters(head.tokenizer)
         self.infill = find_infill(head.tokenizer)
-        self.tool_parser: ToolParser | None = find_tool_parser(head.tokenizer)
+        self.call_formats = find_call_formats(head.tokenizer)
         links = head.chain.links
         sessions = min(sum(links[index].limits.max_sessions for index in place) for place in head.chain.places)
         self.admission = Admission(sessions + settings.max_queue)

@@ -66,7 +66,7 @@ class Turn:
         return self.service.segmenters.make(
             self.opening,
             functions=None if tools is None else [tool["function"]["name"] for tool in tools.known],
-            calls=() if tools is None or tools.forced else _call_tags(tools),
+            calls=() if tools is None or tools.forced else tools.formats.tags,
             is_patient=not self.body.stream and not self.ask.stops,
         )
 
@@ -137,7 +137,12 @@ async def understand(service: Service, body: ChatRequest, tenant: str, *, cut: b
     max_ids = service.max_context if kept is None else MAX_IDS
     rendered = await _rendered(service, messages, shown, switches, max_ids=max_ids)
     prompt = rendered.ids if kept is None else rendered.ids[-kept:]
-    known = Tools(parser=service.tool_parser, known=tools or (), forced=[tool.function.name for tool in forced])
+    known = Tools(
+        formats=service.call_formats,
+        known=tools or (),
+        forced=[tool.function.name for tool in forced],
+        one_call=body.parallel_tool_calls is False,
+    )
     asked = body.asked_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     if asked == 0:
@@ -197,11 +202,6 @@ async def _rendered(
         return await in_thread(lambda: tokenizer.render_chat(messages, tools=tools, max_ids=max_ids, **switches))
     except PromptError as error:
         raise refusal_of(error, param="messages") from error
-
-
-def _call_tags(tools: Tools) -> Sequence[tuple[str, str]]:
-    module = tools.parser.module if tools.parser is not None else None
-    return () if module is None else [(module.tool_call_start, module.tool_call_end)]
 
 
 def _forced(body: ChatRequest) -> list[Any]:

@@ -1,0 +1,96 @@
+"""The tags that calls stand between, family by family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """One way of setting calls apart from text.
+
+    Attributes:
+        opening: The tag before them.
+        closings: Any of these ends them. Where there is none, they end with their last value.
+        keeps_opening: The tag is part of the first call, as is the closing one.
+        marks: Other texts in a template that say the model was trained on it.
+    """
+
+    opening: str
+    closings: tuple[str, ...] = ()
+    keeps_opening: bool = False
+    marks: tuple[str, ...] = field(default=())
+
+
+def _between(opening: str, *closings: str, marks: tuple[str, ...] = ()) -> Format:
+    return Format(opening=opening, closings=closings, marks=marks)
+
+
+_COMMAND_R = ("```",)
+
+# Source: the parsers of mlx_lm/tool_parsers and vllm/tool_parsers, and the templates of the models named. No opening
+# begins with another one.
+FORMATS = (
+    _between("<tool_call>", "</tool_call>"),  # Hermes, Qwen, GLM, Granite 4, Ernie, Nemotron 3, Exaone and many others
+    _between("<tool_calls>", "</tool_calls>"),  # Jamba, Hunyuan, MiniMax M1
+    _between("<tools_call>", "</tools_call>"),
+    _between("<TOOLCALL>", "</TOOLCALL>"),  # Nemotron Nano
+    _between("<function_call>", "</function_call>"),  # Granite 20B
+    _between("<function_calls>", "</function_calls>"),  # OLMo 3
+    _between("<|tool_call|>", "<|/tool_call|>"),  # Phi 4 mini, Granite 3
+    _between("<|tool_calls|>", "<|/tool_calls|>"),
+    _between("functools", marks=("functools[",)),  # Phi 4 mini, FireFunction
+    _between("[TOOL_CALLS]"),  # Mistral
+    _between("[TOOL_REQUEST]", "[END_TOOL_REQUEST]"),  # LM Studio's own words for models without any
+    _between("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),  # DeepSeek V3, R1, V3.1
+    _between("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
+    _between("<｜tool_calls_begin｜>", "<｜tool_calls_end｜>"),  # Step 3
+    _between("<｜tool_call_begin｜>", "<｜tool_call_end｜>"),
+    _between("<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),  # DeepSeek V3.2
+    _between("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>"),
+    _between("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),  # Kimi K2
+    _between("<|tool_call_section_begin|>", "<|tool_call_section_end|>"),
+    _between("<|tool_call_begin|>", "<|tool_call_end|>"),
+    _between("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),  # Kimi K3
+    _between("<minimax:tool_call>", "</minimax:tool_call>"),  # MiniMax M2
+    _between("<seed:tool_call>", "</seed:tool_call>"),  # Seed OSS
+    _between("<longcat_tool_call>", "</longcat_tool_call>"),
+    _between("<atem:function_calls>", "</atem:function_calls>"),  # Muse Spark
+    _between("<|START_ACTION|>", "<|END_ACTION|>"),  # Command R7B, Command A
+    _between("Action:\n```json", *_COMMAND_R),  # Command R
+    _between("Action: ```json", *_COMMAND_R),
+    _between("Action:```json", *_COMMAND_R),
+    _between("<start_function_call>", "<end_function_call>"),  # FunctionGemma
+    _between("<|tool_call>", "<tool_call|>"),  # Gemma 4
+    _between("<|tool_call_start|>", "<|tool_call_end|>"),  # LFM 2
+    _between("<|tool_list_start|>", "<|tool_list_end|>"),
+    _between("<|python_start|>", "<|python_end|>"),  # Llama 4
+    _between("<|python_tag|>"),  # Llama 3
+    _between("<|action_start|><|plugin|>", "<|action_end|>"),  # InternLM
+    _between("<|action_start|> <|plugin|>", "<|action_end|>"),
+    _between("<|tools_prefix|>", "<|tools_suffix|>"),  # Apertus
+    Format(opening="<function=", closings=("</function>",), keeps_opening=True),  # Qwen3-Coder without its tag, Llama
+    Format(opening="<function name=", closings=("</function>",), keeps_opening=True),  # MiniCPM
+    Format(opening="<invoke name=", closings=("</invoke>",), keeps_opening=True),  # MiniMax M2 without its tag
+)
+
+
+def own_formats(template: str, knows: Callable[[str], bool]) -> frozenset[str]:
+    """Openings of the formats a model was trained on: those that its template or its vocabulary has.
+
+    Args:
+        template: The model's chat templates; empty if it has none.
+        knows: Whether a text is one token of the vocabulary.
+    """
+    own = set()
+    for each in FORMATS:
+        in_template = any(mark in template for mark in (each.opening, *each.marks))
+        if in_template or (each.opening[0] in "<[" and knows(each.opening)):
+            own.add(each.opening)
+    # A template may write the line break as its two characters.
+    if "Action:" in template and "tool_name" in template:
+        own |= {each.opening for each in FORMATS if each.opening.startswith("Action:")}
+    if "<function=" in own or "<tool_call>" in own:
+        own |= {"<function=", "<tool_call>"}  # models leave out either tag
+    return frozenset(own)
