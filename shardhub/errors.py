@@ -83,7 +83,19 @@ class PromptError(UsageError):
 
 
 class ContextExceeded(PromptError):
-    """The sequence would pass the session's context length."""
+    """The sequence would pass the session's context length.
+
+    Args:
+        num_tokens: How many tokens came, at least, where that is known.
+        most: How many are possible.
+    """
+
+    def __init__(
+        self, what: str, *, why: str = "", hint: str = "", num_tokens: int | None = None, most: int | None = None
+    ) -> None:
+        super().__init__(what, why=why, hint=hint)
+        self.num_tokens = num_tokens
+        self.most = most
 
 
 class AddressError(UsageError):

@@ -107,6 +107,7 @@ class Head:
         nodes: Sequence[str],
         *,
         context: int,
+        may_be_less: bool = False,
         budget_bytes: int | None = None,
         allow_local: bool = True,
         find: Callable[[int], Path | None] | None = None,
@@ -120,6 +121,7 @@ class Head:
         Args:
             nodes: Addresses, any order.
             context: Positions that stages of this process serve.
+            may_be_less: Whether fewer will do where memory is short.
             budget_bytes: Memory for stages of this process; None asks the machine.
             allow_local: Whether stages may run in this process.
             find: Folder of a stage's shard on this machine, if it is there; by default beside the pipeline's.
@@ -162,7 +164,9 @@ class Head:
                 else:
                     # Stages here keep K and V as the nodes do.
                     kv = described[0].stage.kv if described else None
-                    settings = EngineSettings(context=context, budget_bytes=budget_bytes, kv=kv)
+                    settings = EngineSettings(
+                        context=context, budget_bytes=budget_bytes, kv=kv, may_be_less=may_be_less
+                    )
                     links.append(LocalLink(await _load_local(pipeline, hop, folders, settings, progress)))
             chain = await Chain.start(links)
         except BaseException:

@@ -112,7 +112,7 @@ class Microbatch:
         """Let streams leave and join; whether any is left."""
         stay: list[Stream] = []
         for stream in (*self.rows, *self._joining):
-            if stream.is_done or stream.interruption is not None:
+            if stream.is_done or stream.interruption is not None or stream.is_outgrown:
                 stream.leave()
             elif stream.is_full:
                 self._pause(stream)

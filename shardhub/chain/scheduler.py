@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.healing import Healer, StandIn
@@ -26,6 +27,8 @@ from shardhub.chain.turns import Turns
 from shardhub.errors import Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
 from shardhub.protocol import Lane, RowResult
 
+# Opens a session, and says which parked one it was forked from.
+Opening = Callable[[], Awaitable[tuple[ChainSession, Prefix | None]]]
 # Long prompts that are prefilled at once: the second fills the stages while the first one's last chunks go round.
 _PREFILLS = 2
 # Losses one request goes on after, and seconds between attempts to go on: soon at first, then seldom.
@@ -37,6 +40,10 @@ _LEAST_SNAPSHOT = 256
 _MAX_SNAPSHOTS = 8
 # Seconds a request waits for sessions that are being parked: milliseconds as a rule, but a node may hang just then.
 _PARKING_S = 5.0
+# Most answers are shorter; a longer one is moved now and then, which takes about as long as one step.
+FIRST_ANSWER = 2048
+# Seconds an answer that has begun waits for room: its reader has a part of it already.
+_GROWING_WAIT_S = 600.0
 # A prompt with no more ids left than this does not wait for longer ones.
 _SHORT_PROMPT = 64
 
@@ -53,6 +60,8 @@ class SchedulerSettings:
         wait_s: How long one may wait.
         recovery: How a sequence goes on after a node was lost.
         recover_wait_s: How long one waits for another node.
+        first_answer: Positions a session is opened for beyond its prompt; it is moved to a larger one when they are
+            full, so that requests that name no limit do not keep memory from each other that they never use.
     """
 
     max_rows: int | None = None
@@ -62,6 +71,7 @@ class SchedulerSettings:
     wait_s: float = 120.0
     recovery: Recovery = Recovery.EXACT
     recover_wait_s: float = 60.0
+    first_answer: int = FIRST_ANSWER
 
 
 class Scheduler:
@@ -161,14 +171,19 @@ class Scheduler:
         session: ChainSession | None = None
         prefix: Prefix | None = None
         try:
-            admitted, prefix = await stream.while_wanted(self._admit(stream, positions))
+            first = min(positions, len(stream.request.prompt) + self.settings.first_answer)
+            admitted, prefix = await stream.while_wanted(
+                self._admit(stream, partial(self._open, stream.request, first))
+            )
             session = admitted
-            stream.begin(admitted, rewind_limit=self.chain.rewind_limit)
+            stream.begin(admitted, rewind_limit=self.chain.rewind_limit, most_positions=positions)
             stream.num_reused = admitted.position
             while not stream.is_done:
                 await self._run(stream)
                 if stream.interruption is not None:
                     await stream.while_wanted(self._recover(stream, stream.interruption))
+                elif stream.is_outgrown:
+                    session = await self._grow(stream)
         except ShardhubError as error:
             stream.fail(error)
         except asyncio.CancelledError:
@@ -259,6 +274,53 @@ class Scheduler:
                 + (f" Machines compute otherwise: {changed}." if changed else ""),
             )
 
+    async def _grow(self, stream: Stream) -> ChainSession | None:
+        """Move a stream whose session is full to a larger one; without room for it, its answer ends there.
+
+        Returns:
+            The session it has then.
+        """
+        full, context, kept = stream.session, stream.next_context, stream.kept_ids()
+        try:
+            larger = await self.chain.open(context=context, parameters=full.parameters, fork_of=full, position=kept)
+        except (Overloaded, SessionNotRewindable):
+            return await self._make_way(stream, full, context, kept)
+        except ShardhubError as error:
+            stream.interrupt(error)
+            return full
+        stream.move_to(larger)
+        await full.close()
+        return larger
+
+    async def _make_way(self, stream: Stream, full: ChainSession, context: int, kept: int) -> ChainSession | None:
+        """Give up a full session's claim on memory, and wait for a larger one like a request that is new."""
+        ids, shapes, parameters = full.ids[:kept], list(full.shapes), full.parameters
+        stream.move_to(None)
+
+        async def again() -> tuple[ChainSession, None]:
+            with contextlib.suppress(SessionUnknown, SessionNotRewindable):
+                return await self.chain.open(context=context, parameters=parameters, fork_of=full, position=kept), None
+            session = await self.chain.open(context=context, parameters=parameters)
+            try:
+                await self._replay(session, ids, 0, shapes)
+            except BaseException:
+                await session.close()
+                raise
+            return session, None
+
+        try:
+            if full.position != kept:
+                await full.resume(kept)
+            await full.park()
+            larger, _ = await stream.while_wanted(self._admit(stream, again, goes_on=True))
+        except Overloaded:
+            stream.end_full()
+            larger = None
+        finally:
+            await full.close()
+        stream.move_to(larger)
+        return larger
+
     def _may_recover(self, stream: Stream, error: ShardhubError) -> bool:
         allowed = self.settings.recovery is not Recovery.OFF and not stream.is_done
         return allowed and is_recoverable(error) and stream.num_recoveries <= _MAX_RECOVERIES
@@ -296,21 +358,29 @@ class Scheduler:
             self.on_ended(stream)
             stream.ended.set()
 
-    async def _admit(self, stream: Stream, positions: int) -> tuple[ChainSession, Prefix | None]:
+    async def _admit(
+        self, stream: Stream, opening: Opening, *, goes_on: bool = False
+    ) -> tuple[ChainSession, Prefix | None]:
         """Open a session, waiting for room if the nodes are full.
+
+        Args:
+            opening: Opens it, if there is room.
+            goes_on: The stream has begun its answer: it waits for those that run, but not behind those that have not.
 
         Raises:
             Overloaded: There was none in time.
         """
-        deadline = time.monotonic() + self.settings.wait_s
-        if self.num_waiting:
+        deadline = time.monotonic() + (_GROWING_WAIT_S if goes_on else self.settings.wait_s)
+        if self.num_waiting and not goes_on:
             await self._turns.wait(stream, deadline)
         while True:
             try:
-                return await self._open(stream.request, positions)
+                return await opening()
             except Overloaded:
                 if not self._is_anyone_served() or time.monotonic() >= deadline:
                     raise
+                if goes_on:
+                    self._turns.next()  # what it has given up may be enough for another
             except ShardhubError as error:
                 stream.num_recoveries += 1
                 if not self._may_recover(stream, error):

@@ -96,6 +96,8 @@ class Request:
                 f"The prompt has {len(self.prompt)} tokens.",
                 why=f"The chain's context is {max_context} positions, answer included.",
                 hint="Shorten it, or start the nodes with a larger --context.",
+                num_tokens=len(self.prompt),
+                most=max_context,
             )
         return min(len(self.prompt) + self.max_tokens, max_context)
 
@@ -134,6 +136,7 @@ class Stream:
         self.on_drawn: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
         self._drawn_at = time.monotonic()
         self._session: ChainSession | None = None
+        self._most_positions = 0
         self._answer: list[int] = []
         self._discard = 0
         self._rewind_limit = 0
@@ -178,15 +181,36 @@ class Stream:
         """Tokens so far."""
         return self._answer
 
-    def begin(self, session: ChainSession, *, rewind_limit: int) -> None:
+    def begin(self, session: ChainSession, *, rewind_limit: int, most_positions: int | None = None) -> None:
         """Take the session that runs it.
 
         Args:
+            most_positions: What it may grow to, where the session was opened for less.
             rewind_limit: Most positions from which it can go back: beyond them nothing is guessed, as wrong guesses
                 could not be taken back.
         """
         self._session = session
         self._rewind_limit = rewind_limit
+        self._most_positions = max(session.context, most_positions or 0)
+
+    @property
+    def is_outgrown(self) -> bool:
+        """Whether its session is full, and it may go on in a larger one."""
+        if self._session is None or self.is_done or self.interruption is not None:
+            return False
+        return self.kept_ids() >= self._session.context < self._most_positions
+
+    @property
+    def next_context(self) -> int:
+        """Positions of the larger session: twice as many for the answer."""
+        num_prompt = len(self.request.prompt)
+        return min(self._most_positions, num_prompt + 2 * max(1, self.session.context - num_prompt))
+
+    def move_to(self, session: ChainSession | None) -> None:
+        """Go on in another session that holds what this one held; None while there is room for none."""
+        self._session = session
+        self._discard = 0
+        self.left = asyncio.get_running_loop().create_future()
 
     def next_row(self) -> RowToSend:
         """What its next step sends: the last token, or the prompt's last id, and drafts of those that follow."""
@@ -221,7 +245,7 @@ class Stream:
             position = self.session.position - self._discard
             if is_end:
                 self.finish = "stop"
-            elif self.num_generated >= self.request.max_tokens or position >= self.session.context:
+            elif self.num_generated >= self.request.max_tokens or position >= self._most_positions:
                 self.finish = "length"
             if self.request.grammar is not None and not is_end:
                 self.request.grammar.accept(token)
@@ -234,6 +258,11 @@ class Stream:
     def kept_ids(self) -> int:
         """Positions of the session that hold what was really said: wrong drafts come after them."""
         return self.session.position - self._discard
+
+    def end_full(self) -> None:
+        """End it where it is: there is no room for more."""
+        self.finish = self.finish or "length"
+        self._news.set()
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, once what was drawn before has been read."""

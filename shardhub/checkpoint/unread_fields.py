@@ -128,6 +128,17 @@ def warning(config: Mapping[str, Any], context: int) -> str:
     return ""
 
 
+def right_until(config: Mapping[str, Any], *, least: int) -> int | None:
+    """Positions up to which a published configuration's numbers are the model's; None where no limit is known.
+
+    Args:
+        least: Limits below it are not counted: whoever split the model knew of them.
+    """
+    reading = read_fields({key: value for key, value in config.items() if key != "shardhub"})
+    limits = [field.until for field in reading.unread if field.until is not None and field.until >= least]
+    return min(limits, default=None)
+
+
 def is_named(path: str, names: Collection[str]) -> bool:
     """Whether a field's path, or a part of it between dots, is one of these names."""
     return any(f".{name}." in f".{path}." for name in names)

@@ -36,9 +36,10 @@ class GatewayOptions:
     origins: tuple[str, ...]
     model_names: tuple[str, ...]
     max_queue: int
-    max_tokens: int
+    max_tokens: int | None
     shutdown_timeout_s: float
     allow_sleep: bool = False
+    strict_limits: bool = False
 
 
 def make_key(file: Path) -> int:
@@ -70,6 +71,7 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
         model_names=options.model_names,
         max_queue=options.max_queue,
         max_tokens=options.max_tokens,
+        strict_limits=options.strict_limits,
         shutdown_timeout_s=options.shutdown_timeout_s,
     )
     check_host(settings)
@@ -79,7 +81,7 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
         head = start_head(loop, head_options)
 
         def ready(url: str) -> None:
-            name = (settings.model_names or (head.pipeline.manifest.name,))[0]
+            name = serving.model_name
             if as_json:
                 record = {
                     "url": url,

@@ -23,7 +23,7 @@ from shardhub.cli.parity import warn_inexact
 from shardhub.cli.places import Places
 from shardhub.cli.run import Status, note
 from shardhub.cli.signing import check_pipeline
-from shardhub.cli.sizes import default_context, parse_memory
+from shardhub.cli.sizes import parse_memory, served_context
 from shardhub.cli.trust import head_security
 from shardhub.errors import PromptError, RouteError, UsageError
 from shardhub.naming import CONFIG_FILE
@@ -175,7 +175,8 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
     if options.require_signature is not None:
         pipeline = copy_named(pipeline, _temporary_folder())
     config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
-    if text := warning(config, default_context(config, options.context)):
+    context = served_context(config, options.context)
+    if text := warning(config, context.positions):
         note(f"warning: {text}")
     addresses = node_addresses(options.nodes, pipeline)
     file = nodes_file(options.nodes, pipeline)
@@ -194,7 +195,8 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
                 Head.start(
                     pipeline,
                     addresses,
-                    context=default_context(config, options.context),
+                    context=context.positions,
+                    may_be_less=context.may_be_less,
                     budget_bytes=parse_memory(options.memory),
                     allow_local=not options.no_local,
                     find=find,
@@ -210,6 +212,7 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
         finally:
             status.clear()
         note(head.line())
+        note(context.line(head.chain.max_context))
         head.scheduler.healer.on_event = lambda event: note(event.text)
         if file is not None:
             loop.wait(head.follow(lambda: read_nodes_file(file)))

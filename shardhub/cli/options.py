@@ -43,6 +43,12 @@ Machine = Annotated[
 ]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan written by `shardhub plan --json`.")]
 Context = Annotated[int | None, typer.Option(help="Positions of a session, prompt and answer, to keep KV for.")]
+RunContext = Annotated[
+    int | None,
+    typer.Option(
+        "--context", help="Positions of a session, prompt and answer; by default the model's own, as memory allows."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer questions with yes.")]
 CheckWeights = Annotated[

@@ -17,7 +17,7 @@ from shardhub.cli.parity import warn_inexact
 from shardhub.cli.places import Places
 from shardhub.cli.run import Status, note
 from shardhub.cli.signing import check_pipeline
-from shardhub.cli.sizes import default_context, parse_memory
+from shardhub.cli.sizes import parse_memory, served_context
 from shardhub.cli.trust import node_trust
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.engine.metrics import StageMetrics
@@ -93,8 +93,8 @@ def _serve(
     kv = options.kv
     places = Places(options.cache_dir, options.cache_limit)
     shards = join_adjacent(choose_shards(places, named, options.stages, budget, options.require_signature))
-    context = default_context(shards[0].config, options.context)
-    if text := warning(shards[0].config, context):
+    context = served_context(shards[0].config, options.context)
+    if text := warning(shards[0].config, context.positions):
         note(f"warning: {text}")
     if options.insecure_lan:
         note("warning: --insecure-lan: everyone who reaches this port can read prompts and alter answers")
@@ -125,6 +125,7 @@ def _serve(
             print(json.dumps(record), flush=True)
         else:
             print(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {address}", flush=True)
+            note(context.line(engine.limits.max_context))
             if engine.batch_refusal is not None:
                 note(f"sessions take turns, one in a step: {engine.batch_refusal}")
             if endpoint is not None:
@@ -133,7 +134,13 @@ def _serve(
     return asyncio.run(
         run_node(
             shards,
-            EngineSettings(context=context, max_sessions=options.max_sessions, budget_bytes=budget, kv=kv),
+            EngineSettings(
+                context=context.positions,
+                max_sessions=options.max_sessions,
+                budget_bytes=budget,
+                kv=kv,
+                may_be_less=context.may_be_less,
+            ),
             NodeSettings(
                 host=options.host,
                 port=options.port,

@@ -86,6 +86,7 @@ class EngineSettings:
         lease_s: See `Limits`.
         max_chunk: Most ids of a row in one step.
         kv: How K and V are quantised; None keeps them in the model's dtype.
+        may_be_less: Whether a smaller context will do where memory is short: the largest that a session has room for.
     """
 
     context: int
@@ -94,6 +95,7 @@ class EngineSettings:
     lease_s: float = LEASE_S
     max_chunk: int = MAX_CHUNK
     kv: KvQuantization | None = None
+    may_be_less: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,11 +132,11 @@ class Engine:
             max_rows=min(MAX_ROWS, settings.max_sessions) if loaded.batch_refusal is None else 1,
             queue_steps=QUEUE_STEPS,
             queue_bytes=QUEUE_BYTES,
-            max_context=settings.context,
+            max_context=loaded.context,
             max_sessions=settings.max_sessions,
             lease_s=settings.lease_s,
             message_bytes=largest_message,
-            rewind_limit=min(settings.context, loaded.rewind_limit),
+            rewind_limit=min(loaded.context, loaded.rewind_limit),
         )
         # One for the step that runs and one for the next, of each session.
         self._masks = MaskTable(most=2 * settings.max_sessions)
@@ -170,12 +172,13 @@ class Engine:
                 context=settings.context,
                 budget_bytes=settings.budget_bytes,
                 kv=settings.kv,
+                may_be_less=settings.may_be_less,
                 progress=progress,
             )
 
         try:
-            largest = message_bytes(shards, context=settings.context, max_chunk=settings.max_chunk)
             loaded = compute.control(load).result()
+            largest = message_bytes(shards, context=loaded.context, max_chunk=settings.max_chunk)
             engine = warm = cls(compute, loaded, settings, largest)
             progress("warming up")
             compute.control(lambda: warm._warm_up(loaded.trial)).result()

@@ -24,6 +24,7 @@ from shardhub.gateway import (
     ollama,
     ollama_models,
     responses,
+    stored_responses,
     tokens,
 )
 from shardhub.gateway.gate import Gate
@@ -58,7 +59,18 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.feed = feed.Feed(service)
-    apis = (chat, completions, responses, messages, ollama, ollama_models, embeddings, models, tokens)
+    apis = (
+        chat,
+        completions,
+        responses,
+        stored_responses,
+        messages,
+        ollama,
+        ollama_models,
+        embeddings,
+        models,
+        tokens,
+    )
     for module in (*apis, health, feed, docs, page):
         app.include_router(module.router)
     return app

@@ -52,7 +52,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     envelope = service.envelope(body.model, kind, "chatcmpl")
     turn = await unless_gone(request, understand(service, body, tenant_of(request)))
     chat = _Chat(turn=turn, envelope=envelope)
-    headers = warnings_of(body, ignored_of_messages(body.messages, service.head.tokenizer.chat_template))
+    left_out = ignored_of_messages(body.messages, service.head.tokenizer.chat_template)
+    headers = warnings_of(body, left_out, remarks=turn.remarks)
     if body.stream:
         return EventStream(
             _stream(service, chat, num),

@@ -20,7 +20,16 @@ from shardhub.gateway.masks import end_ids_of, rules_of
 from shardhub.gateway.merge import merge
 from shardhub.gateway.refusals import Refusal, refusal_of
 from shardhub.gateway.schema import MAX_PROMPTS, CompletionRequest
-from shardhub.gateway.service import Envelope, Service, in_thread, service_of, tenant_of, unless_gone, warnings_of
+from shardhub.gateway.service import (
+    Envelope,
+    Service,
+    cut_remark,
+    in_thread,
+    service_of,
+    tenant_of,
+    unless_gone,
+    warnings_of,
+)
 from shardhub.gateway.strict import StrictRoute
 from shardhub.gateway.structured import LlGrammar, shape_of
 from shardhub.gateway.usage import usage
@@ -67,7 +76,8 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     service = service_of(request)
     service.admission.check()
     completion = await unless_gone(request, _understand(service, body, tenant_of(request)))
-    headers = warnings_of(body)
+    remark = cut_remark(body.asked_tokens, completion.asks[0].max_tokens, param="max_tokens")
+    headers = warnings_of(body, remarks=[remark] if remark else ())
     if body.stream:
         return EventStream(
             _stream(service, completion),

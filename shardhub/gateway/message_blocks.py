@@ -20,11 +20,13 @@ class MessageWriter:
     Args:
         num_prompt: Tokens of the prompt.
         model: The model's name.
+        asked: Most tokens that were asked for.
     """
 
-    def __init__(self, num_prompt: int, *, model: str) -> None:
+    def __init__(self, num_prompt: int, *, model: str, asked: int) -> None:
         self._num_prompt = num_prompt
         self._model = model
+        self._asked = asked
         self._id = f"msg_{secrets.token_hex(12)}"
         self._content: list[dict[str, Any]] = []
         self._is_begun = False
@@ -42,12 +44,12 @@ class MessageWriter:
     def end(self, answer: Answer) -> bytes:
         """The events after the last block."""
         told = self._begin(answer)
-        told += _event("message_delta", delta=_ending(answer), usage=self._usage(answer))
+        told += _event("message_delta", delta=self._ending(answer), usage=self._usage(answer))
         return told + _event("message_stop")
 
     def ended(self, answer: Answer) -> dict[str, Any]:
         """The whole message."""
-        return {**self._message(answer), **_ending(answer)}
+        return {**self._message(answer), **self._ending(answer)}
 
     def _begin(self, answer: Answer) -> bytes:
         """The event before the first block, once."""
@@ -68,6 +70,14 @@ class MessageWriter:
             "usage": self._usage(answer),
         }
 
+    def _ending(self, answer: Answer) -> dict[str, str | None]:
+        if answer.stop is not None and answer.finish == "stop":
+            return {"stop_reason": "stop_sequence", "stop_sequence": answer.stop}
+        reason = _REASONS.get(answer.finish, "end_turn")
+        if answer.finish == "length" and answer.ask.max_tokens < self._asked:
+            reason = "model_context_window_exceeded"
+        return {"stop_reason": reason, "stop_sequence": None}
+
     def _usage(self, answer: Answer) -> dict[str, int]:
         num_reused = answer.stream.num_reused
         return {
@@ -86,12 +96,6 @@ def failure(refusal: Refusal) -> bytes:
 
 def _event(kind: str, **fields: Any) -> bytes:
     return event({"type": kind, **fields}, name=kind)
-
-
-def _ending(answer: Answer) -> dict[str, str | None]:
-    if answer.stop is not None and answer.finish == "stop":
-        return {"stop_reason": "stop_sequence", "stop_sequence": answer.stop}
-    return {"stop_reason": _REASONS.get(answer.finish, "end_turn"), "stop_sequence": None}
 
 
 def _empty(block: Block) -> dict[str, Any]:

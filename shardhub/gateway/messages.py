@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import Field
 
 from shardhub.gateway.blocks import steps_of
-from shardhub.gateway.conversations import text_of
 from shardhub.gateway.events import RESPONSES, EventStream, encoded
 from shardhub.gateway.message_blocks import MessageWriter, failure
+from shardhub.gateway.message_history import chat_messages, instructions
+from shardhub.gateway.message_tools import MessageTools, choice_of
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import MAX_MESSAGES, MAX_TOOLS, Body, ChatRequest, Sampling, Stop
 from shardhub.gateway.service import Service, service_of, tenant_of, unless_gone, warnings_of
@@ -24,14 +25,15 @@ router = APIRouter(tags=["messages"], route_class=StrictRoute)
 
 # What is wrong with the chat request is told in the words of this API.
 _NAMES = {"stop": "stop_sequences", "response_format": "output_config"}
-_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+# Said in silence: clients of this API wait for events, and a comment is none.
+_PING = '\nevent: ping\ndata: {"type":"ping"}'
 
 
 class AnthropicMessage(Body):
     """One message of a conversation."""
 
-    role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]]
+    role: str
+    content: str | list[str | dict[str, Any]] | None
 
 
 class OutputConfig(Body):
@@ -48,9 +50,10 @@ class CountRequest(Sampling):
     system: str | list[dict[str, Any]] | None = None
     stop_sequences: list[Stop] | None = Field(None, max_length=MAX_STOPS)
     tools: list[dict[str, Any]] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: dict[str, Any] | None = None
+    tool_choice: dict[str, Any] | str | None = None
     thinking: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
+    output_format: dict[str, Any] | None = None
     # Taken, and without effect here.
     cache_control: Any = None
     container: Any = None
@@ -71,16 +74,15 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     model = service.check_model(body.model)
     try:
         chat, left_out = chat_of(body, max_tokens=body.max_tokens)
-        # The number is required here, and clients send the most that models of another kind can say.
-        turn = await unless_gone(request, understand(service, chat, tenant_of(request), cut=True))
+        turn = await unless_gone(request, understand(service, chat, tenant_of(request)))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
-    writer = MessageWriter(len(turn.ask.prompt), model=model)
-    headers = warnings_of(body, left_out)
+    writer = MessageWriter(len(turn.ask.prompt), model=model, asked=body.max_tokens)
+    headers = warnings_of(body, left_out, remarks=turn.remarks)
     if body.stream:
         return EventStream(
             _stream(service, turn, writer),
-            comment=turn.comment,
+            comment=lambda: turn.comment() + _PING,
             failure=failure,
             keepalive_s=service.settings.keepalive_s,
             stall_s=service.settings.stall_s,
@@ -100,6 +102,13 @@ async def count_tokens(body: CountRequest, request: Request) -> dict[str, int]:
         return {"input_tokens": await unless_gone(request, num_prompt(service, chat))}
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
+
+
+@router.api_route("/v1/messages/batches", methods=["GET", "POST"], summary="Not served here")
+@router.api_route("/v1/messages/batches/{rest:path}", methods=["GET", "POST", "DELETE"], summary="Not served here")
+async def batches(request: Request) -> None:
+    """Batches would be kept for hours."""
+    raise Refusal(404, "Message batches are not served here; send each message to /v1/messages.")
 
 
 async def _stream(service: Service, turn: Turn, writer: MessageWriter) -> AsyncGenerator[bytes, None]:
@@ -128,89 +137,58 @@ def chat_of(body: CountRequest, *, max_tokens: int | None = None) -> tuple[ChatR
     """A request as one for a chat, and what of it was left out.
 
     Raises:
-        Refusal: It is malformed, or holds more than text.
+        Refusal: It is malformed.
     """
-    found = [{"role": "system", "content": _text(body.system, "system")}] if body.system else []
+    tools = MessageTools()
+    tools.add(body.tools or (), "tools")
+    messages = [{"role": "system", "content": instructions(body.system, "system")}] if body.system else []
     for index, message in enumerate(body.messages):
-        found += _messages(message, f"messages[{index}].content")
-    given = body.tools or []
-    own = [tool for tool in given if tool.get("type", "custom") == "custom"]
-    left_out = [f"tools.{tool['type']}" for tool in given if tool.get("type", "custom") != "custom"]
-    switches = {} if body.thinking is None else {"enable_thinking": body.thinking.get("type") != "disabled"}
+        messages += chat_messages(message.role, message.content, f"messages[{index}].content", tools)
+    thinking = body.thinking or {}
+    left_out = list(tools.left_out)
+    if thinking.get("budget_tokens") is not None:
+        left_out.append("thinking.budget_tokens")
     output = body.output_config
+    form = (output.format if output else None) or body.output_format
+    choice = body.tool_choice
+    alone = isinstance(choice, dict) and choice.get("disable_parallel_tool_use") is True
     sampling = {name: getattr(body, name) for name in Sampling.model_fields}
     chat = chat_request(
         **{**sampling, "stop": body.stop if body.stop_sequences is None else body.stop_sequences},
-        messages=_joined(found),
+        messages=_joined(messages),
         max_tokens=max_tokens,
-        tools=[{"type": "function", "function": _function(tool)} for tool in own] or None,
-        tool_choice=_choice(body.tool_choice),
-        response_format=_format(output.format) if output else None,
+        tools=list(tools.functions.values()) or None,
+        tool_choice=choice_of(choice),
+        parallel_tool_calls=False if alone else None,
+        response_format=_format(form),
         reasoning_effort=output.effort if output else None,
-        chat_template_kwargs=switches or None,
+        chat_template_kwargs=None if body.thinking is None else {"enable_thinking": thinking.get("type") != "disabled"},
     )
     return chat, left_out
 
 
-def _messages(message: AnthropicMessage, where: str) -> list[dict[str, Any]]:
-    """A message as messages of a chat: results of tools stand for themselves there."""
-    if isinstance(message.content, str):
-        return [{"role": message.role, "content": message.content}]
-    found: list[dict[str, Any]] = []
-    plain: dict[str, Any] = {"role": message.role, "content": ""}
-    calls: list[dict[str, Any]] = []
-    for at, block in enumerate(message.content):
-        place = f"{where}[{at}]"
-        kind = block.get("type")
-        if kind == "tool_use":
-            function = {"name": block.get("name"), "arguments": block.get("input")}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
-        elif kind == "tool_result":
-            result = _text(block.get("content") or "", f"{place}.content")
-            found.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": result})
-        elif kind == "thinking":
-            plain["reasoning_content"] = plain.get("reasoning_content", "") + str(block.get("thinking") or "")
-        elif kind != "redacted_thinking":
-            plain["content"] += text_of(block, place)
-    if calls:
-        plain["tool_calls"] = calls
-    return [*found, plain] if plain["content"] or calls or not found else found
-
-
 def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of one side that follow each other are one, as templates want turns to alternate."""
-    found: list[dict[str, Any]] = []
+    """Messages of one side that follow each other are one, as this API has them."""
+    joined: list[dict[str, Any]] = []
     for message in messages:
-        before = found[-1] if found else None
-        if before is None or before.keys() | message.keys() != {"role", "content"} or before["role"] != message["role"]:
-            found.append(message)
-        else:
+        before = joined[-1] if joined else None
+        texts = before is not None and isinstance(before["content"], str) and isinstance(message["content"], str)
+        if (
+            before is not None
+            and texts
+            and _is_plain(before)
+            and _is_plain(message)
+            and before["role"] == message["role"]
+        ):
             before["content"] = f"{before['content']}\n{message['content']}"
-    return found
+        else:
+            joined.append(message)
+    return joined
 
 
-def _text(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
-        raise Refusal(400, f"{where} must be a text, or a list of blocks.", param=where)
-    return "\n".join(text_of(block, f"{where}[{at}]") for at, block in enumerate(content))
-
-
-def _function(tool: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {name: tool[name] for name in ("name", "description") if name in tool}
-    return {**found, "parameters": tool.get("input_schema")}
-
-
-def _choice(given: dict[str, Any] | None) -> str | dict[str, Any] | None:
-    if given is None:
-        return None
-    kind = given.get("type")
-    if kind == "tool":
-        return {"type": "function", "function": {"name": given.get("name")}}
-    if kind not in _CHOICES:
-        raise Refusal(400, "tool_choice must be of type auto, any, tool or none.", param="tool_choice")
-    return _CHOICES[kind]
+def _is_plain(message: dict[str, Any]) -> bool:
+    """Whether a message has nothing but a role and a content."""
+    return message.keys() == {"role", "content"}
 
 
 def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,14 +16,36 @@ router = APIRouter(tags=["models"])
 async def list_models(request: Request) -> dict[str, Any]:
     """The model under each of its names."""
     service = service_of(request)
-    return {"object": "list", "data": [_model(service, name) for name in service.model_names]}
+    names = service.model_names
+    if _is_anthropic(request):
+        models = [_anthropic_model(service, name) for name in names]
+        return {"data": models, "has_more": False, "first_id": names[0], "last_id": names[-1]}
+    return {"object": "list", "data": [_model(service, name) for name in names]}
 
 
 @router.get("/v1/models/{name:path}", summary="One model")
 async def one_model(name: str, request: Request) -> dict[str, Any]:
     """One model."""
     service = service_of(request)
-    return _model(service, service.check_model(name))
+    known = service.check_model(name)
+    return _anthropic_model(service, known) if _is_anthropic(request) else _model(service, known)
+
+
+def _is_anthropic(request: Request) -> bool:
+    """Whether a client reads Anthropic's shapes, by the header that all of its clients send."""
+    return "anthropic-version" in request.headers
+
+
+def _anthropic_model(service: Service, name: str) -> dict[str, Any]:
+    created = datetime.fromtimestamp(service.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "type": "model",
+        "id": name,
+        "display_name": service.head.pipeline.manifest.name,
+        "created_at": created,
+        "max_input_tokens": service.max_context,
+        "max_tokens": service.max_context,
+    }
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:

@@ -100,8 +100,60 @@ class Refusal(Exception):
         return JSONResponse(self.anthropic_body() if is_anthropic else self.body(), self.status, self.headers)
 
 
+class Overflow(Refusal):
+    """More tokens than the context holds, in the words by which clients know that they are to shorten a conversation.
+
+    OpenAI's clients look for the code and for "maximum context length"; Claude Code shortens at "prompt is too long",
+    with both numbers, and at nothing else.
+
+    Args:
+        num_prompt: Tokens of the prompt, at least.
+        max_context: Of prompt and answer together.
+        num_asked: Tokens of the answer, where they are what is too much.
+        param: The field that is too long.
+    """
+
+    def __init__(self, *, num_prompt: int, max_context: int, num_asked: int = 0, param: str | None = None) -> None:
+        self.num_prompt = num_prompt
+        self.max_context = max_context
+        self.num_asked = num_asked
+        message = f"This model's maximum context length is {max_context} tokens. However, "
+        if num_asked:
+            message += (
+                f"you requested {num_prompt + num_asked} tokens ({num_prompt} in the messages, {num_asked} in the "
+            )
+            message += "completion). Please reduce the length of the messages or completion."
+        else:
+            message += f"your messages resulted in {num_prompt} tokens. Please reduce the length of the messages."
+        super().__init__(400, message, param=param, code="context_length_exceeded")
+
+    def renamed(self, names: Mapping[str, str]) -> Refusal:
+        """The same refusal where fields have other names."""
+        return Overflow(
+            num_prompt=self.num_prompt,
+            max_context=self.max_context,
+            num_asked=self.num_asked,
+            param=super().renamed(names).param,
+        )
+
+    def anthropic_body(self) -> dict[str, Any]:
+        """The error object in Anthropic's shape and words."""
+        body = super().anthropic_body()
+        if self.num_asked:
+            what = "input length and `max_tokens` exceed context limit"
+            numbers = f"{self.num_prompt} + {self.num_asked} > {self.max_context}"
+            words = f"{what}: {numbers}, decrease input length or `max_tokens` and try again"
+        else:
+            # One place is the answer's at least: the number that came is the larger one always.
+            words = f"prompt is too long: {self.num_prompt} tokens > {self.max_context - 1} maximum"
+        body["error"]["message"] = words
+        return body
+
+
 def refusal_of(error: ShardhubError, *, param: str | None = None) -> Refusal:
     """What a client is told of an error of ours: no hint, which speaks to who runs the gateway."""
+    if isinstance(error, ContextExceeded) and error.num_tokens is not None and error.most is not None:
+        return Overflow(num_prompt=error.num_tokens, max_context=error.most, param=param)
     status = outcome(error).http
     code: str | None = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
     headers = {}

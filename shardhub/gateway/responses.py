@@ -1,8 +1,9 @@
-"""POST /v1/responses: OpenAI's newer API, as far as it needs nothing stored: each request brings its whole history."""
+"""POST /v1/responses: OpenAI's newer API. A request brings its whole history, or refers to answers that are kept."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,14 +11,16 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from shardhub.gateway.blocks import steps_of
-from shardhub.gateway.conversations import text_of
 from shardhub.gateway.events import RESPONSES, EventStream, encoded
-from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.refusals import Overflow, Refusal
+from shardhub.gateway.response_history import history_of
 from shardhub.gateway.response_items import ResponseWriter
-from shardhub.gateway.schema import MAX_MESSAGES, MAX_TOOLS, Body, ChatRequest, Sampling
+from shardhub.gateway.response_tools import Toolbox
+from shardhub.gateway.scalars import Flag, Whole
+from shardhub.gateway.schema import MAX_MESSAGES, MAX_TOOLS, Body, ChatRequest, Message, Sampling
 from shardhub.gateway.service import Service, service_of, tenant_of, unless_gone, warnings_of
 from shardhub.gateway.strict import StrictRoute
-from shardhub.gateway.turn import Turn, chat_request, understand
+from shardhub.gateway.turn import Turn, chat_request, num_prompt, understand
 
 router = APIRouter(tags=["responses"], route_class=StrictRoute)
 
@@ -42,54 +45,97 @@ class ReasoningConfig(Body):
 class ResponsesRequest(Sampling):
     """POST /v1/responses."""
 
-    input: str | list[dict[str, Any]] = Field(max_length=16 << 20)
+    input: str | list[dict[str, Any]] | None = Field(None, max_length=16 << 20)
     instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_output_tokens: Whole | None = Field(None, ge=-1, lt=2**31)
     tools: list[dict[str, Any]] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: str | dict[str, Any] | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    # Nothing is stored.
     previous_response_id: str | None = None
+    truncation: str | None = None
+    parallel_tool_calls: Flag | None = None
+    # Answered at once, so that who asks again finds the answer.
+    background: Flag | None = None
+    # Kept and made elsewhere.
     conversation: Any = None
-    background: bool | None = None
-    # Taken, and without effect here.
-    include: Any = None
-    truncation: Any = None
-    parallel_tool_calls: Any = None
+    prompt: Any = None
+    # Of tools that OpenAI runs itself.
     max_tool_calls: Any = None
+    include: list[Any] | None = None
+    # Taken, and without effect here.
     stream_options: Any = None
     prompt_cache_retention: Any = None
+    prompt_cache_options: Any = None
+    client_metadata: Any = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """A request, read.
+
+    Attributes:
+        sent: Its own items, without those of the answers before it.
+        left_out: What of it has no effect, for the warning header.
+    """
+
+    chat: ChatRequest
+    toolbox: Toolbox
+    sent: list[dict[str, Any]]
+    left_out: list[str]
 
 
 @router.post("/v1/responses", summary="Answer a conversation, as items", responses=RESPONSES)
 async def responses(body: ResponsesRequest, request: Request) -> Response:
     """Answer a conversation, whole or as server-sent events."""
-    service = service_of(request)
+    service, tenant = service_of(request), tenant_of(request)
     service.admission.check()
     model = service.check_model(body.model)
     try:
-        chat, left_out = chat_of(body)
-        turn = await unless_gone(request, understand(service, chat, tenant_of(request)))
+        asked = _read(body, service, tenant)
+        turn, num_dropped = await unless_gone(request, _understand(service, asked.chat, tenant, body.truncation))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
-    writer = ResponseWriter(turn, body.model_dump(), model=model)
-    headers = warnings_of(body, left_out)
+    writer = ResponseWriter(turn, body.model_dump(), asked.toolbox, model=model)
+    remarks = list(turn.remarks)
+    if num_dropped:
+        remarks.append(f"truncation: the oldest {num_dropped} messages were left out")
+    headers = warnings_of(body, asked.left_out, remarks=remarks)
+
+    def keep(response: dict[str, Any]) -> None:
+        if body.store is not False:
+            service.answers.add(tenant, response, asked.sent)
+
     if body.stream:
         return EventStream(
-            _stream(service, turn, writer),
+            _stream(service, turn, writer, keep),
             comment=turn.comment,
             failure=writer.failure,
             keepalive_s=service.settings.keepalive_s,
             stall_s=service.settings.stall_s,
             headers=headers,
         )
-    content = encoded(await unless_gone(request, _whole(service, turn, writer)))
+    content = encoded(await unless_gone(request, _whole(service, turn, writer, keep)))
     return Response(content, media_type="application/json", headers=headers)
 
 
-async def _stream(service: Service, turn: Turn, writer: ResponseWriter) -> AsyncGenerator[bytes, None]:
+@router.post("/v1/responses/input_tokens", summary="Tokens of a conversation")
+async def input_tokens(body: ResponsesRequest, request: Request) -> dict[str, Any]:
+    """Tokens of a prompt, under the chat template and with its tools."""
+    service = service_of(request)
+    service.check_model(body.model)
+    try:
+        asked = _read(body, service, tenant_of(request))
+        num_tokens = await unless_gone(request, num_prompt(service, asked.chat))
+    except Refusal as refusal:
+        raise refusal.renamed(_NAMES) from refusal
+    return {"object": "response.input_tokens", "input_tokens": num_tokens}
+
+
+async def _stream(
+    service: Service, turn: Turn, writer: ResponseWriter, keep: Callable[[dict[str, Any]], None]
+) -> AsyncGenerator[bytes, None]:
     with service.admission.enter():
         answer = turn.begin()
         try:
@@ -97,10 +143,14 @@ async def _stream(service: Service, turn: Turn, writer: ResponseWriter) -> Async
                 yield writer.step(step, answer)
         finally:
             answer.cancel()
-        yield writer.end(answer)
+        response = writer.ended(answer)
+        keep(response)
+        yield writer.end(response)
 
 
-async def _whole(service: Service, turn: Turn, writer: ResponseWriter) -> dict[str, Any]:
+async def _whole(
+    service: Service, turn: Turn, writer: ResponseWriter, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     with service.admission.enter():
         answer = turn.begin()
         try:
@@ -108,96 +158,99 @@ async def _whole(service: Service, turn: Turn, writer: ResponseWriter) -> dict[s
                 writer.step(step, answer)
         finally:
             answer.cancel()
-    return writer.ended(answer)
+    response = writer.ended(answer)
+    keep(response)
+    return response
 
 
-def chat_of(body: ResponsesRequest) -> tuple[ChatRequest, list[str]]:
-    """A request as one for a chat, and what of it was left out.
+async def _understand(service: Service, chat: ChatRequest, tenant: str, truncation: str | None) -> tuple[Turn, int]:
+    """The turn, and how many of the oldest messages were left out to make it fit: with `auto`, whole turns go.
 
     Raises:
-        Refusal: It needs something that was stored, or is malformed.
+        Refusal: As `understand`.
     """
-    for name in ("previous_response_id", "conversation", "background"):
+    try:
+        return await understand(service, chat, tenant), 0
+    except Overflow as overflow:
+        if truncation != "auto":
+            raise
+        refused = overflow
+    shorter = shortened(chat.messages)
+    fewest, most, turn = 0, len(shorter), None
+    while fewest < most:
+        middle = (fewest + most) // 2
+        try:
+            turn = await understand(service, chat.model_copy(update={"messages": shorter[middle]}), tenant)
+            most = middle
+        except Overflow:
+            fewest = middle + 1
+    if turn is None:
+        raise refused
+    return turn, len(chat.messages) - len(shorter[most])
+
+
+def shortened(messages: Sequence[Message]) -> list[list[Message]]:
+    """A conversation that begins at its second user's message, at its third, and so on; instructions stay."""
+    starts = [index for index, message in enumerate(messages) if message.role == "user"][1:]
+    kept = ("system", "developer")
+    return [[*(m for m in messages[:start] if m.role in kept), *messages[start:]] for start in starts]
+
+
+def _read(body: ResponsesRequest, service: Service, tenant: str) -> _Asked:
+    """A request as one for a chat.
+
+    Raises:
+        Refusal: It refers to what is not kept, or is malformed.
+    """
+    for name, instead in (("conversation", "previous_response_id"), ("prompt", "instructions and input")):
         if getattr(body, name):
-            raise Refusal(400, f"{name}: nothing is stored here; send the whole input.", param=name)
-    items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
-    if not items or len(items) > MAX_MESSAGES:
-        raise Refusal(400, f"input must have 1 to {MAX_MESSAGES} items, not {len(items)}.", param="input")
-    messages = [{"role": "system", "content": body.instructions}] if body.instructions else []
-    tools, left_out = _tools(body.tools or [])
-    chosen = body.tool_choice
-    if isinstance(chosen, dict):
-        chosen = _choice(chosen)
+            raise Refusal(400, f"{name}: it is kept elsewhere; send {instead} instead.", param=name)
+    if body.truncation not in (None, "auto", "disabled"):
+        raise Refusal(400, "truncation must be auto or disabled.", param="truncation")
+    sent = [{"type": "message", "role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    before: list[dict[str, Any]] = []
+    if body.previous_response_id is not None:
+        before = _before(service, tenant, body.previous_response_id)
+    elif not sent:
+        raise Refusal(400, f"input must have 1 to {MAX_MESSAGES} items.", param="input")
+    sent = list(sent or ())
+    toolbox = Toolbox()
+    toolbox.add(body.tools or (), "tools")
+    history = history_of([*before, *sent], toolbox, stored=lambda name: service.answers.item(tenant, name))
+    if history.lost and len(history.lost) == len(before) + len(sent):
+        raise Refusal(404, f"Item with id {history.lost[0][:200]!r} not found.", param="input")
+    choice = toolbox.choose(body.tool_choice)
+    instructions = [{"role": "system", "content": body.instructions}] if body.instructions else []
     chat = chat_request(
         **{name: getattr(body, name) for name in Sampling.model_fields},
-        messages=messages + _messages(items),
+        messages=instructions + history.messages,
         max_tokens=body.max_output_tokens,
-        tools=tools or None,
-        tool_choice=chosen,
+        tools=toolbox.functions() or None,
+        tool_choice=choice,
+        parallel_tool_calls=body.parallel_tool_calls,
         response_format=_format(body.text.format if body.text else None),
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
         chat_template_kwargs=body.chat_template_kwargs,
     )
-    return chat, left_out
+    left_out = [*toolbox.left_out, *(f"input: {name}" for name in history.lost)]
+    left_out += [f"include.{name}" for name in body.include or ()]
+    if body.text is not None and body.text.verbosity is not None:
+        left_out.append("text.verbosity")
+    if body.background:
+        left_out.append("background")
+    return _Asked(chat=chat, toolbox=toolbox, sent=sent, left_out=left_out)
 
 
-def _messages(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of a chat: calls go to the message before them, reasoning to the one that follows."""
-    found: list[dict[str, Any]] = []
-    reasoning = ""
-    for index, item in enumerate(items):
-        where = f"input[{index}]"
-        kind = item.get("type", "message")
-        message: dict[str, Any]
-        if kind == "message":
-            message = {"role": item.get("role"), "content": _content(item.get("content"), f"{where}.content")}
-        elif kind == "function_call":
-            if not isinstance(item.get("name"), str):
-                raise Refusal(400, "A call must have a name.", param=where)
-            call = {"name": item.get("name"), "arguments": item.get("arguments")}
-            called = {"id": item.get("call_id"), "type": "function", "function": call}
-            if found and found[-1]["role"] == "assistant":
-                found[-1].setdefault("tool_calls", []).append(called)
-                continue
-            message = {"role": "assistant", "content": None, "tool_calls": [called]}
-        elif kind == "function_call_output":
-            output = _content(item.get("output"), f"{where}.output")
-            message = {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
-        elif kind == "reasoning":
-            reasoning += _content(item.get("content") or [], f"{where}.content")
-            continue
-        else:
-            raise Refusal(400, f"An item of type {str(kind)[:40]!r} cannot be read here.", param=where)
-        if message["role"] == "assistant" and reasoning:
-            message["reasoning_content"] = reasoning
-        reasoning = ""
-        found.append(message)
-    return found
-
-
-def _content(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise Refusal(400, f"{where} must be a text, or a list of parts.", param=where)
-    return "".join(text_of(part, f"{where}[{at}]") for at, part in enumerate(content))
-
-
-def _tools(given: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Functions; tools that OpenAI itself would run are left out."""
-    functions = [tool for tool in given if tool.get("type", "function") == "function"]
-    left_out = [f"tools.{tool['type']}" for tool in given if tool.get("type", "function") != "function"]
-    return [{"type": "function", "function": _function(tool)} for tool in functions], left_out
-
-
-def _function(tool: dict[str, Any]) -> dict[str, Any]:
-    return {name: tool[name] for name in ("name", "description", "parameters", "strict") if name in tool}
-
-
-def _choice(chosen: dict[str, Any]) -> dict[str, Any]:
-    if chosen.get("type") != "function":
-        raise Refusal(400, "tool_choice must be none, auto, required or a function.", param="tool_choice")
-    return {"type": "function", "function": {"name": chosen.get("name")}}
+def _before(service: Service, tenant: str, name: str) -> list[dict[str, Any]]:
+    items = service.answers.history(tenant, name)
+    if items is None:
+        raise Refusal(
+            400,
+            f"Previous response with id {name[:200]!r} not found.",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    return items
 
 
 def _format(given: dict[str, Any] | None) -> dict[str, Any] | None:

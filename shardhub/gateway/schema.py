@@ -102,7 +102,7 @@ class Generation(Sampling):
 
     stream_options: StreamOptions | None = None
     n: Whole | None = Field(None, ge=1, le=MAX_CHOICES)
-    max_tokens: Whole | None = Field(None, ge=0, lt=2**31)
+    max_tokens: Whole | None = Field(None, ge=-1, lt=2**31)
     n_predict: Whole | None = Field(None, ge=-2, lt=2**31)  # llama.cpp's name; below 0 is no limit
 
     @property
@@ -174,7 +174,7 @@ class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: Whole | None = Field(None, ge=1, lt=2**31)
+    max_completion_tokens: Whole | None = Field(None, ge=-1, lt=2**31)
     logprobs: Flag | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)

@@ -15,7 +15,7 @@ from shardhub.chain.head import Head
 from shardhub.errors import AddressError
 from shardhub.gateway.app import build_app, guarded
 from shardhub.gateway.connections import Limits, QuietLoop, connections_allowed, protocol
-from shardhub.gateway.service import Service, in_thread
+from shardhub.gateway.service import Service, in_thread, told_names
 from shardhub.gateway.settings import GatewaySettings
 
 _KEEP_ALIVE_S = 65
@@ -43,6 +43,11 @@ class Gateway:
         if self._stop.is_set():
             self._stop_now.set()
         self._stop.set()
+
+    @property
+    def model_name(self) -> str:
+        """The model's first name, which clients are told."""
+        return told_names(self._settings, self._head)[0]
 
     @property
     def was_cut_short(self) -> bool:

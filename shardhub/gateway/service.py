@@ -16,13 +16,13 @@ from starlette.requests import Request
 from shardhub.chain.head import Head
 from shardhub.chain.metrics import HeadMetrics
 from shardhub.chain.stream import Stream
-from shardhub.errors import ContextExceeded
 from shardhub.gateway.admission import Admission
 from shardhub.gateway.defaults import read_defaults
 from shardhub.gateway.ignored import header_of, ignored_fields
 from shardhub.gateway.infill import find_infill
 from shardhub.gateway.rate import Rate
-from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.refusals import Overflow, Refusal
+from shardhub.gateway.response_store import ResponseStore
 from shardhub.gateway.schema import Body
 from shardhub.gateway.segmenters import Segmenters
 from shardhub.gateway.settings import GatewaySettings
@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 # nginx's code for a client that went away; nobody reads it.
 CLIENT_GONE = 499
+# Among the names of a model: whatever a client asks for is this one.
+ANY_MODEL = "*"
+_MAX_NAME_CHARS = 256
 # Of their own: however many prompts wait for the tokenizer, what draws tokens does not wait with them.
 _THREADS = ThreadPoolExecutor(8, thread_name_prefix="shardhub-text")
 
@@ -67,6 +70,7 @@ class Service:
         vocab_size: Ids of prompts and biases are below it.
         infill: How the model is asked for the text between two others; None if it knows no such thing.
         call_formats: How the model writes calls of tools.
+        answers: Those of the Responses API that are kept.
     """
 
     def __init__(self, head: Head, settings: GatewaySettings) -> None:
@@ -95,7 +99,8 @@ class Service:
         sizes = [link.facts.vocab_size for link in links if link.facts.vocab_size]
         self.vocab_size = min(sizes, default=head.tokenizer.vocab_size)
         manifest = head.pipeline.manifest
-        self.model_names = settings.model_names or (manifest.name,)
+        self.model_names = told_names(settings, head)
+        self.answers = ResponseStore()
         self.fingerprint = f"fp_{manifest.pipeline_id[:12]}"
 
     @property
@@ -104,19 +109,21 @@ class Service:
         return self.head.chain.max_context
 
     def check_model(self, name: str | None) -> str:
-        """The model's name as it is told to clients.
+        """The model's name as it is told to clients: the one they asked for.
 
         Raises:
             Refusal: Another model was asked for; nothing is ever fetched for a client.
         """
-        if name is not None and name not in self.model_names:
+        if name is None:
+            return self.model_names[0]
+        if name not in self.model_names and ANY_MODEL not in self.settings.model_names:
             raise Refusal(
                 404,
                 f"The model {name[:200]!r} does not exist here; this gateway serves {self.model_names[0]!r}.",
                 param="model",
                 code="model_not_found",
             )
-        return self.model_names[0] if name is None else name
+        return name[:_MAX_NAME_CHARS]
 
     def envelope(self, model: str | None, kind: str, prefix: str) -> Envelope:
         """What stands around the parts of an answer.
@@ -133,27 +140,34 @@ class Service:
         )
 
     def max_tokens(self, asked: int | None, prompts: Sequence[Sequence[int]], *, param: str) -> int:
-        """Most tokens of each answer; what was not asked for is cut to what the context leaves.
+        """Most tokens of each answer: what was asked for, as far as the context leaves room; the rest of it else.
+
+        Args:
+            asked: None or -1 where a request names no limit.
+            param: The field that names it.
 
         Raises:
-            Refusal: Prompt and answer do not fit together.
-            ContextExceeded: A prompt leaves no room.
+            Refusal: A prompt leaves no room; or the answer does not fit, where limits are strict.
         """
         longest = max(len(prompt) for prompt in prompts)
-        if longest + 1 > self.max_context:
-            raise ContextExceeded(
-                f"The prompt has {longest} tokens.", why=f"The context is {self.max_context}, answer included."
-            )
-        if asked is None:
-            return min(self.settings.max_tokens, self.max_context - longest)
-        if longest + asked > self.max_context:
-            raise Refusal(
-                400,
-                f"The prompt has {longest} tokens and {asked} were asked for; the context is {self.max_context}.",
-                param=param,
-                code="context_length_exceeded",
-            )
-        return asked
+        left = self.max_context - longest
+        if left < 1:
+            raise Overflow(num_prompt=longest, max_context=self.max_context, param=param)
+        if asked is None or asked < 0:
+            return left if self.settings.max_tokens is None else min(self.settings.max_tokens, left)
+        if asked > left and self.settings.strict_limits:
+            raise Overflow(num_prompt=longest, max_context=self.max_context, num_asked=asked, param=param)
+        return min(asked, left)
+
+
+def told_names(settings: GatewaySettings, head: Head) -> tuple[str, ...]:
+    """The names of the model that clients are told."""
+    return tuple(name for name in settings.model_names if name != ANY_MODEL) or (head.pipeline.manifest.name,)
+
+
+def cut_remark(asked: int | None, left: int, *, param: str) -> str:
+    """What a client is told whose limit was cut to what the context leaves; empty where it was not."""
+    return f"{param} was cut from {asked} to {left}, all that the context leaves" if (asked or 0) > left else ""
 
 
 def service_of(request: Request) -> Service:
@@ -167,14 +181,16 @@ def tenant_of(request: Request) -> str:
     return str(request.scope.get("state", {}).get("key", ""))
 
 
-def warnings_of(body: Body, left_out: Sequence[str] = ()) -> dict[str, str]:
+def warnings_of(body: Body, left_out: Sequence[str] = (), *, remarks: Sequence[str] = ()) -> dict[str, str]:
     """A header that names the fields without effect, at every depth.
 
     Args:
         left_out: More that was ignored.
+        remarks: What else a client should know.
     """
     header = header_of(chain(left_out, ignored_fields(body)))
-    return {} if header is None else {"X-Shardhub-Warning": header}
+    texts = [*([] if header is None else [header]), *remarks]
+    return {"X-Shardhub-Warning": "; ".join(texts)} if texts else {}
 
 
 async def in_thread(work: Callable[[], T]) -> T:

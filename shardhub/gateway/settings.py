@@ -17,9 +17,10 @@ class GatewaySettings:
         keys: Keys that clients must have; without any, no client needs one.
         names: Hosts by which clients may call it, besides loopback's and `host`.
         origins: Web pages, as `https://host[:port]`, that may call it from a browser, besides its own.
-        model_names: By which clients may ask for the model; the first is told to them.
+        model_names: By which clients may ask for the model; the first is told to them. `*` among them is any name.
         max_queue: Requests that may wait, beyond those the chain runs at once.
-        max_tokens: Of an answer, where a request does not say.
+        max_tokens: Of an answer, where a request does not say; None is the rest of the context.
+        strict_limits: Refuse a request for more tokens than the context leaves, in the place of cutting it.
         keepalive_s: Silence in a stream after which a comment is sent.
         stall_s: How long a client that does not read, or does not go on sending, holds a connection.
         shutdown_timeout_s: How long a drain waits for answers.
@@ -33,7 +34,8 @@ class GatewaySettings:
     origins: tuple[str, ...] = ()
     model_names: tuple[str, ...] = ()
     max_queue: int = 64
-    max_tokens: int = 1024
+    max_tokens: int | None = None
+    strict_limits: bool = False
     keepalive_s: float = 5.0
     stall_s: float = 30.0
     shutdown_timeout_s: float = 30.0

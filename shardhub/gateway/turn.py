@@ -21,7 +21,7 @@ from shardhub.gateway.merge import merge
 from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
 from shardhub.gateway.schema import ChatRequest, NamedTool
 from shardhub.gateway.segments import Segmenter
-from shardhub.gateway.service import Service, in_thread
+from shardhub.gateway.service import Service, cut_remark, in_thread
 from shardhub.gateway.structured import LlGrammar, shape_of, shape_of_calls
 from shardhub.text.encoder import MAX_IDS
 from shardhub.text.tokenizer import RenderedChat
@@ -34,6 +34,7 @@ class Turn:
     Attributes:
         opening: What the template wrote after the last message, where the model begins.
         progress: Prompt ids done and in all.
+        remarks: What the client should know of it, for the warning header.
     """
 
     service: Service
@@ -42,6 +43,7 @@ class Turn:
     grammar: LlGrammar | None
     opening: str
     progress: list[int]
+    remarks: tuple[str, ...] = ()
 
     def begin(self, index: int = 0) -> Answer:
         """Start one choice: its draws, grammar and parts of text are its own."""
@@ -105,16 +107,14 @@ def chat_request(**fields: Any) -> ChatRequest:
         raise refusal_of_fields(error.errors()) from error
 
 
-async def understand(service: Service, body: ChatRequest, tenant: str, *, cut: bool = False) -> Turn:
+async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     """Find everything that can be wrong with a request, before anything runs.
 
     Args:
         tenant: Whose request it is.
-        cut: Cut the tokens asked for to what the context leaves, instead of refusing.
 
     Raises:
         Refusal: The request cannot be served as it is.
-        ContextExceeded: The prompt leaves no room.
     """
     messages, tools = messages_of(body.messages), tools_of(body.tools)
     switches = switches_of(body.chat_template_kwargs)
@@ -147,12 +147,11 @@ async def understand(service: Service, body: ChatRequest, tenant: str, *, cut: b
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     if asked == 0:
         raise Refusal(400, "max_tokens must be at least 1.", param="max_tokens")
-    if cut and asked is not None:
-        asked = min(asked, max(1, service.max_context - len(prompt)))
+    max_tokens = service.max_tokens(asked, [prompt], param=param)
     ask = Ask(
         prompt=prompt,
         parameters=parameters,
-        max_tokens=service.max_tokens(asked, [prompt], param=param),
+        max_tokens=max_tokens,
         stops=body.stops,
         end_ids=end_ids,
         tenant=tenant,
@@ -161,8 +160,15 @@ async def understand(service: Service, body: ChatRequest, tenant: str, *, cut: b
         tools=known if shown else None,
         likelihoods=bool(body.logprobs),
     )
+    remark = cut_remark(asked, max_tokens, param=param)
     return Turn(
-        service=service, body=body, ask=ask, grammar=grammar, opening=rendered.opening, progress=[0, len(prompt)]
+        service=service,
+        body=body,
+        ask=ask,
+        grammar=grammar,
+        opening=rendered.opening,
+        progress=[0, len(prompt)],
+        remarks=(remark,) if remark else (),
     )
 
 

@@ -36,6 +36,10 @@ _NOT_SHOWN_WHEN_SPLIT = (
 _NO_QUANTISED_BATCH = "mlx-lm has no batched form of quantised K and V."
 
 
+# A context that is chosen by memory has at least these: with fewer, no conversation goes far.
+LEAST_CONTEXT = 2048
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedStage:
     """A stage in memory.
@@ -44,6 +48,7 @@ class LoadedStage:
         stage: Runs its layers.
         facts: What it says of itself.
         weight_bytes: Bytes of its own tensors.
+        context: Most positions of a session: what was asked for, or what there is memory for.
         kv_budget_bytes: What is left for KV caches.
         kv_bytes: What a session of so many positions takes of it.
         batch_refusal: Why sessions cannot run side by side; None where that is proven by graph, and was tried with
@@ -56,6 +61,7 @@ class LoadedStage:
     stage: Stage
     facts: StageFacts
     weight_bytes: int
+    context: int
     kv_budget_bytes: int
     kv_bytes: Callable[[int], int]
     batch_refusal: str | None
@@ -70,6 +76,7 @@ def load_stage(
     context: int,
     budget_bytes: int | None = None,
     kv: KvQuantization | None = None,
+    may_be_less: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LoadedStage:
     """Load adjacent shards as one stage. Call it in the thread that will run the stage.
@@ -79,6 +86,7 @@ def load_stage(
         context: Positions at least one session must have room for.
         budget_bytes: Memory to stay within; the machine's own budget by default.
         kv: How K and V are quantised.
+        may_be_less: Whether fewer positions will do where memory is short.
         progress: Told what is being done.
 
     Raises:
@@ -110,8 +118,10 @@ def load_stage(
     # Of a model object of its own: kimi_k3 keeps what its first forward derives from weights, here placeholders.
     trial = Trial(blueprint, anatomy, first.start, first.crossings_in)
     kv_bytes = kv_cost(made(), trial) if kv is None else quantized_kv_cost(made(), trial)
-    session_bytes = kv_bytes(context)
     usable = int(budget * (1 - _HEADROOM))
+    if may_be_less:
+        context = largest_context(kv_bytes, usable - weight_bytes, most=context)
+    session_bytes = kv_bytes(context)
     if weight_bytes + session_bytes > usable:
         raise DoesNotFit(
             f"{names} does not fit on this machine.",
@@ -154,6 +164,7 @@ def load_stage(
         stage=stage,
         facts=facts,
         weight_bytes=weight_bytes,
+        context=context,
         kv_budget_bytes=max(0, usable - weight_bytes),
         kv_bytes=kv_bytes,
         batch_refusal=refusal,
@@ -209,6 +220,20 @@ def _is_as_published(blueprint: Blueprint, anatomy: Anatomy, shard: Shard, cut: 
         return trace_chain(blueprint, anatomy, [cut]).hash() == published.graph_hash
     except ProofFailed:
         return False
+
+
+def largest_context(kv_bytes: Callable[[int], int], budget_bytes: int, *, most: int) -> int:
+    """The most positions whose KV cache fits, or as few as are of any use where those do not fit either.
+
+    Args:
+        kv_bytes: What a session of so many positions takes; never less for more.
+        most: Not more than these.
+    """
+    low, high = min(LEAST_CONTEXT, most), most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if kv_bytes(middle) <= budget_bytes else (low, middle - 1)
+    return low
 
 
 @contextmanager

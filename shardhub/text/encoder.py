@@ -89,5 +89,7 @@ class Encoder:
                 f"The text has more than {answer['more'] - 1} tokens.",
                 why=f"At most {wanted if wanted is not None else MAX_IDS} are of use.",
                 hint="Shorten it.",
+                num_tokens=answer["more"],
+                most=wanted,
             )
         return list(answer.get("ids", []))

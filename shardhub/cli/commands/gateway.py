@@ -13,7 +13,6 @@ from shardhub.cli.cache import CacheDir
 from shardhub.cli.options import (
     AllowSleep,
     BlasOption,
-    Context,
     Debug,
     Json,
     ManifestOption,
@@ -25,6 +24,7 @@ from shardhub.cli.options import (
     Recover,
     RecoverWait,
     RequireSignature,
+    RunContext,
     Tls,
 )
 from shardhub.cli.run import run
@@ -54,10 +54,17 @@ def gateway(
         list[str] | None, typer.Option(help="Page that may call from a browser.", metavar="https://HOST[:PORT]")
     ] = None,
     model_name: Annotated[
-        list[str] | None, typer.Option(help="Name of the model for clients; may be given several times.")
+        list[str] | None,
+        typer.Option(help="Name of the model for clients; may be given several times; * takes any name."),
     ] = None,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; more are refused at once.", min=0)] = 64,
-    max_tokens: Annotated[int, typer.Option(help="Of an answer, where a request does not say.", min=1)] = 1024,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Of an answer, where a request does not say; by default the rest of the context.", min=1),
+    ] = None,
+    strict_limits: Annotated[
+        bool, typer.Option("--strict-limits", help="Refuse max_tokens beyond the context, instead of cutting them.")
+    ] = False,
     shutdown_timeout: Annotated[float, typer.Option(help="Seconds a drain waits for answers.", min=0)] = 30.0,
     allow_sleep: AllowSleep = False,
     recover: Recover = Recovery.EXACT,
@@ -70,7 +77,7 @@ def gateway(
     ] = False,
     require_signature: RequireSignature = None,
     no_local: NoLocal = False,
-    context: Context = None,
+    context: RunContext = None,
     memory: Memory = None,
     cache_dir: CacheDir = None,
     blas: BlasOption = Blas.AUTO,
@@ -112,5 +119,6 @@ def gateway(
         max_tokens=max_tokens,
         shutdown_timeout_s=shutdown_timeout,
         allow_sleep=allow_sleep,
+        strict_limits=strict_limits,
     )
     run(lambda: command(head, options, as_json=json_), debug=debug, as_json=json_)

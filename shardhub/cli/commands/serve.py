@@ -11,7 +11,6 @@ from shardhub.cli.cache import CacheDir, CacheLimit
 from shardhub.cli.options import (
     AllowSleep,
     BlasOption,
-    Context,
     Debug,
     InsecureLan,
     Json,
@@ -20,6 +19,7 @@ from shardhub.cli.options import (
     Node,
     PipelineArgument,
     RequireSignature,
+    RunContext,
     Tls,
 )
 from shardhub.cli.run import run
@@ -42,7 +42,7 @@ def serve(
     peers: Annotated[
         list[str] | None, typer.Option(help="Network this node may dial; private ones by default.", metavar="CIDR")
     ] = None,
-    context: Context = None,
+    context: RunContext = None,
     max_sessions: Annotated[int, typer.Option(help="Most sessions at once.", min=1)] = 16,
     kv_bits: Annotated[
         int | None, typer.Option(help="Keep K and V in 4 or 8 bits: more positions, other numbers, one row a step.")

@@ -1,0 +1,77 @@
+"""Calls of tools as items of the Responses API: each kind of tool has a kind of item of its own."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from shardhub.gateway.blocks import Block
+from shardhub.gateway.response_tools import CallKind, OfferedTool, custom_input
+
+_TYPES: dict[CallKind, str] = {
+    "function": "function_call",
+    "custom": "custom_tool_call",
+    "local_shell": "local_shell_call",
+    "shell": "shell_call",
+    "apply_patch": "apply_patch_call",
+    "tool_search": "tool_search_call",
+}
+_PREFIXES: dict[CallKind, str] = {
+    "function": "fc",
+    "custom": "ctc",
+    "local_shell": "lsh",
+    "shell": "sh",
+    "apply_patch": "apc",
+    "tool_search": "tsc",
+}
+
+
+def call_prefix(tool: OfferedTool) -> str:
+    """How ids of its calls begin."""
+    return _PREFIXES[tool.kind]
+
+
+def call_item(block: Block, tool: OfferedTool) -> dict[str, Any]:
+    """A call, as far as it has come, without its id and status.
+
+    Args:
+        block: The call: its arguments may be cut short.
+        tool: What is called.
+    """
+    item: dict[str, Any] = {"type": _TYPES[tool.kind], "call_id": block.call_id}
+    if tool.kind in ("function", "custom"):
+        item["name"] = tool.name
+        if tool.namespace is not None:
+            item["namespace"] = tool.namespace
+        written = {"arguments": block.text} if tool.kind == "function" else {"input": custom_input(block.text)}
+        return {**item, **written}
+    arguments = _read(block.text)
+    if tool.kind == "tool_search":
+        return {**item, "execution": "client", "arguments": arguments}
+    if tool.kind == "apply_patch":
+        return {**item, "operation": arguments}
+    if tool.kind == "shell":
+        commands = arguments.get("commands")
+        told = {
+            "commands": [commands] if isinstance(commands, str) else commands or [],
+            "timeout_ms": arguments.get("timeout_ms"),
+            "max_output_length": arguments.get("max_output_length"),
+        }
+        return {**item, "action": told, "environment": None}
+    command = arguments.get("command")
+    told = {
+        "type": "exec",
+        "command": ["bash", "-lc", command] if isinstance(command, str) else command or [],
+        "env": {},
+        "timeout_ms": arguments.get("timeout_ms"),
+        "working_directory": arguments.get("working_directory"),
+    }
+    return {**item, "action": told}
+
+
+def _read(arguments: str) -> dict[str, Any]:
+    try:
+        read = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return {}
+    return read if isinstance(read, dict) else {}

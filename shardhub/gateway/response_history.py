@@ -1,0 +1,225 @@
+"""Input items of the Responses API as messages of a chat: each is used, or carried as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.response_tools import Toolbox, built_in_name
+
+_TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
+# Fields of an item that say nothing to a model.
+_UNSHOWN = ("id", "type", "status", "role", "call_id", "encrypted_content", "created_by", "approval_request_id")
+# Longer texts of an item that is carried as text are pictures and the like, in letters.
+_MAX_SHOWN_CHARS = 1 << 16
+# Where the fields of a call stand, and its result.
+_ARGUMENTS = ("arguments", "action", "operation", "actions")
+_RESULTS = ("output", "content", "result", "error")
+# What the tools of an item are added to, and no message is made of.
+_OF_TOOLS = "additional_tools"
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """What the items of a request come to.
+
+    Attributes:
+        messages: Of a chat, with parts that are not text as they came.
+        lost: References to items that are not kept here (any more).
+    """
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+def history_of(
+    items: Sequence[dict[str, Any]],
+    toolbox: Toolbox,
+    *,
+    stored: Callable[[str], dict[str, Any] | None] = lambda name: None,
+) -> History:
+    """Messages of a chat: calls go to the message before them, reasoning to what follows.
+
+    Args:
+        items: As they were sent.
+        toolbox: Takes in the tools that come with items.
+        stored: Finds an item of an earlier answer by its id.
+
+    Raises:
+        Refusal: An item is malformed.
+    """
+    return _Reader(items, toolbox, stored).read()
+
+
+def text_or_parts(content: Any, where: str) -> str | list[dict[str, Any]]:
+    """Content as one text where it is nothing else, or as parts.
+
+    Raises:
+        Refusal: It is neither a text nor a list of parts.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if isinstance(content, list):
+        content = [{"type": "input_text", "text": part} if isinstance(part, str) else part for part in content]
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise Refusal(400, f"{where} must be a text, or a list of parts.", param=where)
+    texts = [_text(part) for part in content]
+    if None not in texts:
+        return "".join(text or "" for text in texts)
+    return [part if text is None else {"type": "text", "text": text} for part, text in zip(content, texts, strict=True)]
+
+
+class _Reader:
+    def __init__(
+        self,
+        items: Sequence[dict[str, Any]],
+        toolbox: Toolbox,
+        stored: Callable[[str], dict[str, Any] | None],
+    ) -> None:
+        self._items = items
+        self._toolbox = toolbox
+        self._stored = stored
+        self._history = History()
+        self._reasoning = ""
+        # Calls of any kind that have a result of their own among the items.
+        self._answered = {item.get("call_id") for item in items if str(item.get("type") or "").endswith("_output")}
+
+    def read(self) -> History:
+        for index, item in enumerate(self._items):
+            self._read(item, f"input[{index}]")
+        return self._history
+
+    def _read(self, item: dict[str, Any], where: str) -> None:
+        kind = item.get("type")
+        if kind is None:
+            kind = "message" if "role" in item else "item_reference" if "id" in item else None
+        if kind == "item_reference":
+            self._refer(str(item.get("id")), where)
+        elif kind == "message":
+            if "content" not in item:
+                raise Refusal(400, f"{where}.content is missing.", param=f"{where}.content")
+            self._say({"role": item.get("role"), "content": text_or_parts(item["content"], f"{where}.content")})
+        elif kind == "reasoning":
+            # Parts of a summary are paragraphs; what is encrypted is another server's.
+            thought = text_or_parts(item.get("content"), where) or _paragraphs(item.get("summary"))
+            self._reasoning += thought if isinstance(thought, str) else ""
+        elif kind == _OF_TOOLS:
+            self._toolbox.add(item.get("tools") or (), f"{where}.tools")
+        elif str(kind).endswith("_output"):
+            self._result(item, str(kind), where)
+        elif kind in ("function_call", "custom_tool_call") or item.get("call_id") in self._answered:
+            self._call(item, str(kind), where)
+        elif kind in ("compaction_trigger", "mcp_list_tools"):
+            return  # nothing was said
+        else:
+            self._carry(item, _shown(item))
+
+    def _refer(self, name: str, where: str) -> None:
+        """An item that was sent by its id: the model is told of one that is lost, but for what it thought."""
+        known = self._stored(name)
+        if known is not None:
+            self._read(known, where)
+            return
+        self._history.lost.append(name)
+        if not name.startswith("rs_"):
+            self._say({"role": "assistant", "content": "(An earlier message is not kept here any more.)"})
+
+    def _call(self, item: dict[str, Any], kind: str, where: str) -> None:
+        """A call: its name and arguments are the model's own, whatever the client calls them."""
+        name = item.get("name") or built_in_name(kind)
+        if kind in ("function_call", "custom_tool_call") and not isinstance(item.get("name"), str):
+            raise Refusal(400, "A call must have a name.", param=where)
+        arguments = next((item[field] for field in _ARGUMENTS if item.get(field) is not None), None)
+        if kind == "custom_tool_call":
+            arguments = {"input": item.get("input") or ""}
+        elif kind == "local_shell_call" and isinstance(arguments, dict):
+            arguments = {key: value for key, value in arguments.items() if key != "type" and value not in (None, {})}
+        namespace = item.get("namespace")
+        shown = self._toolbox.shown_name(str(name or kind.removesuffix("_call")), namespace and str(namespace))
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+        called = {
+            "id": str(item.get("call_id") or item.get("id") or ""),
+            "type": "function",
+            "function": {"name": shown, "arguments": text},
+        }
+        messages = self._history.messages
+        if messages and messages[-1]["role"] == "assistant":
+            if self._reasoning:
+                messages[-1]["reasoning_content"] = messages[-1].get("reasoning_content", "") + self._reasoning
+                self._reasoning = ""
+            messages[-1].setdefault("tool_calls", []).append(called)
+        else:
+            self._say({"role": "assistant", "content": None, "tool_calls": [called]})
+
+    def _result(self, item: dict[str, Any], kind: str, where: str) -> None:
+        content: str | list[dict[str, Any]]
+        if kind == "tool_search_output":
+            found = [tool for tool in item.get("tools") or () if isinstance(tool, dict)]
+            self._toolbox.add(found, f"{where}.tools")
+            content = json.dumps(found, ensure_ascii=False) if found else "No tools."
+        else:
+            output = next((item[field] for field in _RESULTS if item.get(field) is not None), "")
+            if isinstance(output, dict) and isinstance(output.get("type"), str):
+                output = [output]  # one part, such as a screenshot
+            is_parts = isinstance(output, list) and all(
+                isinstance(part, dict) and isinstance(part.get("type"), str) for part in output
+            )
+            if isinstance(output, str) or is_parts:
+                content = text_or_parts(output, f"{where}.output")
+            elif isinstance(output, dict) and isinstance(output.get("content"), str):
+                content = output["content"]
+            else:
+                content = json.dumps(output, ensure_ascii=False, default=str)
+        name = item.get("call_id") or item.get("id")
+        self._say({"role": "tool", "tool_call_id": str(name or ""), "content": content})
+
+    def _carry(self, item: dict[str, Any], text: str) -> None:
+        """Say an item as a text of whoever it came from: what has no role is the model's side's."""
+        role = item.get("role")
+        if role not in ("user", "system", "developer"):
+            role = "user" if item.get("type") == "mcp_approval_response" else "assistant"
+        self._say({"role": role, "content": text})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        if self._reasoning and message["role"] == "assistant":
+            message["reasoning_content"] = self._reasoning
+        self._reasoning = ""
+        self._history.messages.append(message)
+
+
+def _text(part: dict[str, Any]) -> str | None:
+    """The text of a part, or None if it is something else."""
+    kind, text = part.get("type"), part.get("text")
+    if kind in _TEXTS and isinstance(text, str):
+        return text
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return str(part["refusal"])
+    return None
+
+
+def _paragraphs(summary: Any) -> str:
+    if not isinstance(summary, list):
+        return summary if isinstance(summary, str) else ""
+    texts = [part if isinstance(part, str) else part.get("text") for part in summary if isinstance(part, str | dict)]
+    return "\n\n".join(text for text in texts if isinstance(text, str))
+
+
+def _shown(item: dict[str, Any]) -> str:
+    """An item that is of no kind a chat has, as a text: what it is, and its fields."""
+    kind = str(item.get("type") or "item")[:64]
+    fields = {name: _cut(value) for name, value in item.items() if name not in _UNSHOWN and value not in (None, [], {})}
+    return f"[{kind}: {json.dumps(fields, ensure_ascii=False, default=str)}]" if fields else f"[{kind}]"
+
+
+def _cut(value: Any) -> Any:
+    """A value without what is too long for a text: pictures and the like."""
+    if isinstance(value, str):
+        return value if len(value) <= _MAX_SHOWN_CHARS and not value.startswith("data:") else "(left out)"
+    if isinstance(value, list):
+        return [_cut(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: _cut(entry) for name, entry in value.items()}
+    return value

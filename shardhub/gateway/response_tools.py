@@ -1,0 +1,253 @@
+"""Tools as clients of the Responses API offer them: what the model is shown of them, and what its calls are there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from shardhub.gateway.refusals import Refusal
+
+CallKind = Literal["function", "custom", "local_shell", "shell", "apply_patch", "tool_search"]
+
+_NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_.-]")
+# The longest name a function may have in a chat request.
+_MAX_NAME_CHARS = 128
+# Between the name of a namespace and that of its tool, as Codex joined them before it had namespaces.
+_JOINT = "__"
+_TEXT = {"type": "string"}
+_INTEGER = {"type": "integer"}
+_TEXTS = {"type": "array", "items": _TEXT}
+
+# What OpenAI's models know of these by heart: their arguments are the fields of `action`, or of `operation`.
+_BUILT_IN: dict[str, tuple[CallKind, str, dict[str, Any], list[str]]] = {
+    "local_shell": (
+        "local_shell",
+        "Runs a command on the user's machine and gives its output.",
+        {"command": _TEXTS, "working_directory": _TEXT, "timeout_ms": _INTEGER},
+        ["command"],
+    ),
+    "shell": (
+        "shell",
+        "Runs shell commands on the user's machine and gives their output.",
+        {"commands": _TEXTS, "timeout_ms": _INTEGER, "max_output_length": _INTEGER},
+        ["commands"],
+    ),
+    "apply_patch": (
+        "apply_patch",
+        "Creates, changes or deletes a file by a diff in the V4A format: lines that begin with a blank, + or -.",
+        {
+            "type": {"type": "string", "enum": ["create_file", "update_file", "delete_file"]},
+            "path": _TEXT,
+            "diff": _TEXT,
+        },
+        ["type", "path"],
+    ),
+}
+_BY_ITEM = {"local_shell_call": "local_shell", "shell_call": "shell", "apply_patch_call": "apply_patch"}
+_SEARCH_PARAMETERS = {"type": "object", "properties": {"query": _TEXT}, "required": ["query"]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfferedTool:
+    """A tool as it was offered.
+
+    Attributes:
+        shown: Its name for the model.
+        kind: What its calls are.
+        name: Its name for the client.
+        namespace: The group it was offered in, if it was.
+        description, parameters, strict: What the model is told.
+    """
+
+    shown: str
+    kind: CallKind
+    name: str
+    namespace: str | None = None
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    def function(self) -> dict[str, Any]:
+        """It as a tool of a chat request."""
+        told: dict[str, Any] = {"name": self.shown, "description": self.description, "parameters": self.parameters}
+        if self.strict is not None:
+            told["strict"] = self.strict
+        return {"type": "function", "function": {key: value for key, value in told.items() if value is not None}}
+
+
+@dataclass(slots=True)
+class Toolbox:
+    """All tools of one request: those offered with it, and those that came with its items.
+
+    Attributes:
+        tools: By the names the model is shown.
+        left_out: What was offered and cannot be called here, for the warning header.
+    """
+
+    tools: dict[str, OfferedTool] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def add(self, offered: Iterable[Any], where: str, *, namespace: str | None = None) -> None:
+        """Take in tools; one that is there already stays as it is.
+
+        Args:
+            where: The field they came in.
+            namespace: The group they are in.
+
+        Raises:
+            Refusal: One is malformed.
+        """
+        for index, tool in enumerate(offered):
+            place = f"{where}[{index}]"
+            if not isinstance(tool, dict):
+                raise Refusal(400, f"{place} must be an object.", param=place)
+            kind = tool.get("type") or "function"
+            if kind == "namespace":
+                self.add(tool.get("tools") or (), f"{place}.tools", namespace=str(tool.get("name") or ""))
+            elif kind == "function":
+                told = tool["function"] if isinstance(tool.get("function"), dict) else tool
+                self._put(_function(told, self._name(told, place), namespace, kind="function"))
+            elif kind == "custom":
+                told = tool["custom"] if isinstance(tool.get("custom"), dict) else tool
+                self._put(_custom(told, self._name(told, place), namespace))
+            elif kind == "tool_search" and tool.get("execution") == "client":
+                search = {"parameters": _SEARCH_PARAMETERS, **{k: v for k, v in tool.items() if v is not None}}
+                self._put(_function(search, "tool_search", namespace, kind="tool_search"))
+            elif kind in _BUILT_IN:
+                self._put(_built_in(kind))
+            elif f"tools.{kind}" not in self.left_out:
+                self.left_out.append(f"tools.{str(kind)[:40]}")
+
+    def functions(self) -> list[dict[str, Any]]:
+        """All of them as tools of a chat request."""
+        return [tool.function() for tool in self.tools.values()]
+
+    def shown_name(self, name: str, namespace: str | None = None) -> str:
+        """The name under which the model knows a tool that was called before, offered now or not."""
+        return joined(namespace, name)
+
+    def find(self, called: str) -> OfferedTool:
+        """The tool a model means by a name: exactly, or by the last part of it that only one has."""
+        if called in self.tools:
+            return self.tools[called]
+        joint = called.replace(".", _JOINT, 1)
+        alike = [tool for tool in self.tools.values() if tool.shown == joint or tool.name == called]
+        return alike[0] if len(alike) == 1 else OfferedTool(shown=called, kind="function", name=called)
+
+    def choose(self, chosen: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        """`tool_choice` as a chat request has it; where only some tools are allowed, the others go.
+
+        Raises:
+            Refusal: It names what cannot be called here.
+        """
+        if not isinstance(chosen, dict):
+            return chosen
+        kind = chosen.get("type")
+        if kind == "allowed_tools":
+            told = chosen["allowed_tools"] if isinstance(chosen.get("allowed_tools"), dict) else chosen
+            mode, allowed = told.get("mode", "auto"), told.get("tools")
+            if mode not in ("auto", "required") or not isinstance(allowed, list):
+                raise Refusal(400, "allowed_tools must have a mode and tools.", param="tool_choice")
+            names = {name for entry in allowed if (name := self._named(entry)) is not None}
+            self.tools = {name: tool for name, tool in self.tools.items() if name in names}
+            return str(mode) if self.tools else "none"
+        name = self._named(chosen)
+        if name is None or name not in self.tools:
+            raise Refusal(400, f"tool_choice names no tool of this request: {_brief(chosen)}.", param="tool_choice")
+        return {"type": "function", "function": {"name": name}}
+
+    def _named(self, entry: Any) -> str | None:
+        """The shown name of a tool that a choice names."""
+        if not isinstance(entry, dict):
+            return None
+        kind, name = entry.get("type"), entry.get("name")
+        if kind in _BUILT_IN or kind == "tool_search":
+            return str(kind)
+        if kind == "mcp":
+            namespace = entry.get("server_label")
+            return joined(f"mcp__{namespace}", str(name)) if name else None
+        inner = entry.get(str(kind))
+        name = inner.get("name") if isinstance(inner, dict) else name
+        if kind not in ("function", "custom") or not isinstance(name, str):
+            return None
+        full = joined(entry.get("namespace"), name)
+        return full if full in self.tools else self.find(name).shown
+
+    def _put(self, tool: OfferedTool) -> None:
+        self.tools.setdefault(tool.shown, tool)
+
+    @staticmethod
+    def _name(tool: dict[str, Any], place: str) -> str:
+        name = tool.get("name")
+        if not isinstance(name, str) or not name:
+            raise Refusal(400, f"{place} must have a name.", param=f"{place}.name")
+        return name
+
+
+def joined(namespace: str | None, name: str) -> str:
+    """The name a model is shown for a tool of a namespace: Codex's of old, `mcp__server__tool`."""
+    if namespace:
+        joint = "" if namespace.endswith(_JOINT) else _JOINT
+        return _NOT_IN_NAMES.sub("_", f"{namespace}{joint}{name}")[:_MAX_NAME_CHARS]
+    return name
+
+
+def built_in_name(item_type: str) -> str | None:
+    """The tool that items of a type are calls of, where it is one of OpenAI's that runs at the client."""
+    return _BY_ITEM.get(item_type)
+
+
+def custom_input(arguments: str) -> str:
+    """The text a custom tool was called with; all that was written where it is not as it was asked for."""
+    try:
+        read = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+    text = read.get("input") if isinstance(read, dict) else read
+    return text if isinstance(text, str) else arguments
+
+
+def _function(tool: dict[str, Any], name: str, namespace: str | None, *, kind: CallKind) -> OfferedTool:
+    parameters = tool.get("parameters")
+    return OfferedTool(
+        shown=joined(namespace, name),
+        kind=kind,
+        name=name,
+        namespace=namespace,
+        description=tool["description"] if isinstance(tool.get("description"), str) else None,
+        parameters=parameters if isinstance(parameters, dict) else None,
+        strict=tool["strict"] if isinstance(tool.get("strict"), bool) else None,
+    )
+
+
+def _custom(tool: dict[str, Any], name: str, namespace: str | None) -> OfferedTool:
+    """A tool that takes a text: for the model, a function with one argument."""
+    form = tool.get("format") if isinstance(tool.get("format"), dict) else {}
+    assert isinstance(form, dict)
+    form = form["grammar"] if isinstance(form.get("grammar"), dict) else form
+    about = {"type": "string", "description": "The whole input, as plain text."}
+    if isinstance(form.get("definition"), str):
+        about["description"] = (
+            f"The whole input. It follows this {form.get('syntax', '')} grammar:\n{form['definition']}"
+        )
+    return OfferedTool(
+        shown=joined(namespace, name),
+        kind="custom",
+        name=name,
+        namespace=namespace,
+        description=tool["description"] if isinstance(tool.get("description"), str) else None,
+        parameters={"type": "object", "properties": {"input": about}, "required": ["input"]},
+    )
+
+
+def _built_in(name: str) -> OfferedTool:
+    kind, description, properties, required = _BUILT_IN[name]
+    parameters = {"type": "object", "properties": properties, "required": required}
+    return OfferedTool(shown=name, kind=kind, name=name, description=description, parameters=parameters)
+
+
+def _brief(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)[:200]

@@ -1,0 +1,76 @@
+"""Answers of the Responses API that are kept: shown, listed by what was sent, forgotten."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from shardhub.gateway.events import encoded
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.response_store import StoredAnswer
+from shardhub.gateway.service import service_of, tenant_of
+
+router = APIRouter(tags=["responses"])
+
+# Items of one page.
+_PAGE = 20
+_MAX_PAGE = 100
+
+
+@router.get("/v1/responses/{name}", summary="An answer that is kept")
+async def one_response(name: str, request: Request, stream: bool = False) -> Response:
+    """An answer of the caller's own, as it was given."""
+    if stream:
+        raise Refusal(400, "An answer that is kept is not streamed again; leave out stream.", param="stream")
+    return _json(_find(request, name).response)
+
+
+@router.delete("/v1/responses/{name}", summary="Forget an answer")
+async def forget_response(name: str, request: Request) -> dict[str, Any]:
+    """Forget an answer of the caller's own."""
+    answer = _find(request, name)
+    service_of(request).answers.remove(tenant_of(request), answer.id)
+    return {"id": answer.id, "object": "response", "deleted": True}
+
+
+@router.post("/v1/responses/{name}/cancel", summary="Cancel an answer")
+async def cancel_response(name: str, request: Request) -> Response:
+    """An answer is complete once it is kept: nothing is left to cancel, which clients take for done."""
+    answer = _find(request, name).response
+    if not answer.get("background"):
+        raise Refusal(400, "Only an answer that was asked for in the background can be cancelled.")
+    return _json(answer)
+
+
+@router.get("/v1/responses/{name}/input_items", summary="What an answer answered")
+async def input_items(
+    name: str, request: Request, limit: int = _PAGE, order: Literal["asc", "desc"] = "desc", after: str | None = None
+) -> Response:
+    """The items that were sent with a request, in pages."""
+    items = _find(request, name).input
+    if order == "desc":
+        items.reverse()
+    names = [item["id"] for item in items]
+    start = names.index(after) + 1 if after in names else 0
+    page = items[start : start + max(1, min(limit, _MAX_PAGE))]
+    listed = {
+        "object": "list",
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": start + len(page) < len(items),
+    }
+    return _json(listed)
+
+
+def _find(request: Request, name: str) -> StoredAnswer:
+    answer = service_of(request).answers.find(tenant_of(request), name)
+    if answer is None:
+        raise Refusal(404, f"Response with id {name[:200]!r} not found.", param="response_id")
+    return answer
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(encoded(value), media_type="application/json")
