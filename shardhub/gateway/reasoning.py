@@ -88,7 +88,7 @@ _FAMILIES = (
     # Solar Open.
     Reasoning(
         starts=("<|think|>",),
-        ends=("<|end|><|begin|>assistant<|content|>",),
+        ends=("<|end|><|begin|>assistant",),
         frames=(("<|content|>", "<|end|>"),),
         tokens=("<|begin|>", "<|think|>", "<|content|>", "<|end|>"),
         is_control=True,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from shardhub.errors import ShardhubError
 from shardhub.gateway.reasoning import Reasoning
@@ -35,10 +34,14 @@ _CODE = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
 _STRING = re.compile(r"'([^'\\]{0,64})'|\"([^\"\\]{0,64})\"")
 # Identifiers that are neither attributes nor called nor given by name in a call.
 _NAME = re.compile(r"(?<![\w.'\"])([a-z][a-z0-9_]{0,63})(?![\w(.'\"\[])")
+# Names that every template uses for something else.
 _KNOWN = frozenset(
-    "messages tools documents add_generation_prompt bos_token eos_token pad_token unk_token message loop tool true false"
-    " none not and or is in if elif else endif for endfor set endset macro endmacro defined undefined string mapping"
-    " sequence iterable boolean number ns namespace recursive filter endfilter call endcall do break continue".split()
+    re.split(
+        r"\s+",
+        "and or not is in if elif else endif for endfor set endset macro endmacro filter call do break continue "
+        "true false none defined undefined string mapping sequence iterable boolean number namespace loop "
+        "messages message tools tool documents add_generation_prompt bos_token eos_token pad_token unk_token",
+    )
 )
 
 
@@ -118,9 +121,7 @@ def find_thinking(tokenizer: Tokenizer, reasoning: Reasoning | None) -> Thinking
     soft_off = ""
     if off is None:
         soft_off = next((word for word in _SOFT_OFF if word in source and trial.is_soft_switch(word, usual)), "")
-    return Thinking(
-        off=off, on=on, effort_name=effort_name, efforts=efforts, soft_off=soft_off, names=frozenset(names)
-    )
+    return Thinking(off=off, on=on, effort_name=effort_name, efforts=efforts, soft_off=soft_off, names=frozenset(names))
 
 
 @dataclass(frozen=True, slots=True)
