@@ -18,7 +18,7 @@ from shardhub.cli.run import note
 from shardhub.errors import UsageError
 from shardhub.gateway.keys import new_key, read_keys
 from shardhub.gateway.server import Gateway, check_host, listening
-from shardhub.gateway.settings import GatewaySettings
+from shardhub.gateway.settings import GatewaySettings, ReasoningField
 
 _CUT_SHORT = 143
 
@@ -35,6 +35,7 @@ class GatewayOptions:
     names: tuple[str, ...]
     origins: tuple[str, ...]
     model_names: tuple[str, ...]
+    reasoning_field: ReasoningField
     max_queue: int
     max_tokens: int | None
     shutdown_timeout_s: float
@@ -69,6 +70,7 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
         names=options.names,
         origins=options.origins,
         model_names=options.model_names,
+        reasoning_fields=options.reasoning_field.names,
         max_queue=options.max_queue,
         max_tokens=options.max_tokens,
         strict_limits=options.strict_limits,

@@ -39,6 +39,13 @@ class _Chat:
         body = self.turn.body
         return (body.top_logprobs or 0) if body.logprobs else None
 
+    @property
+    def reasoning_fields(self) -> tuple[str, ...]:
+        """Fields of a message that hold the reasoning: none where the client wants none of it."""
+        body = self.turn.body
+        is_left_out = isinstance(body.reasoning, dict) and body.reasoning.get("exclude") is True
+        return () if body.include_reasoning is False or is_left_out else self.turn.service.settings.reasoning_fields
+
 
 @router.post("/v1/chat/completions", summary="Answer a conversation", responses=RESPONSES)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
@@ -80,7 +87,7 @@ async def _whole(service: Service, chat: _Chat, num: int) -> dict[str, Any]:
     choices = [
         {
             "index": index,
-            "message": _message(deltas),
+            "message": _message(deltas, chat.reasoning_fields),
             "logprobs": _logprobs(service, chat, deltas),
             "finish_reason": answer.finish,
         }
@@ -89,7 +96,7 @@ async def _whole(service: Service, chat: _Chat, num: int) -> dict[str, Any]:
     return chat.envelope.around(choices=choices, usage=usage(answers, len(chat.turn.ask.prompt)))
 
 
-def _message(deltas: Sequence[Delta]) -> dict[str, Any]:
+def _message(deltas: Sequence[Delta], reasoning_fields: Sequence[str]) -> dict[str, Any]:
     text = "".join(delta.text for delta in deltas)
     reasoning = "".join(delta.reasoning for delta in deltas)
     calls: list[dict[str, Any]] = []
@@ -99,8 +106,7 @@ def _message(deltas: Sequence[Delta]) -> dict[str, Any]:
         calls[piece.index]["function"]["arguments"] += piece.arguments
     message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
     if reasoning:
-        # Clients differ in which of the two they read.
-        message |= {"reasoning_content": reasoning, "reasoning": reasoning}
+        message |= dict.fromkeys(reasoning_fields, reasoning)
     if calls:
         message |= {"content": text if text.strip() else None, "tool_calls": calls}
     return message
@@ -127,7 +133,7 @@ async def _stream(service: Service, chat: _Chat, num: int) -> AsyncGenerator[byt
                     yield writer.chunk(index, {}, finish=answers[index].finish)
                     continue
                 entries = delta.entries
-                for part in _parts(delta):
+                for part in _parts(delta, chat.reasoning_fields):
                     told = (
                         chat_logprobs(service.head.tokenizer, entries, chat.num_top)
                         if chat.num_top is not None
@@ -143,11 +149,11 @@ async def _stream(service: Service, chat: _Chat, num: int) -> AsyncGenerator[byt
         yield DONE
 
 
-def _parts(delta: Delta) -> list[dict[str, Any]]:
+def _parts(delta: Delta, reasoning_fields: Sequence[str]) -> list[dict[str, Any]]:
     """The deltas of a stream that one of ours becomes: each holds one kind of thing."""
     parts: list[dict[str, Any]] = []
-    if delta.reasoning:
-        parts.append({"reasoning_content": delta.reasoning, "reasoning": delta.reasoning})
+    if delta.reasoning and reasoning_fields:
+        parts.append(dict.fromkeys(reasoning_fields, delta.reasoning))
     if delta.text:
         parts.append({"content": delta.text})
     parts += [{"tool_calls": [_call(piece)]} for piece in delta.calls]

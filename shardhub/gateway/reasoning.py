@@ -77,6 +77,7 @@ _FAMILIES = (
     _pair("<|inner_prefix|>", "<|inner_suffix|>", known=True, control=True),  # Apertus
     _pair("<longcat_think>", "</longcat_think>", known=True),
     _pair("<seed:think>", "</seed:think>", known=True),
+    _pair("<think:opensource>", "</think:opensource>", known=True),  # Hunyuan 3
     _pair("<mm:think>", "</mm:think>", known=True),  # MiniMax M3
     _pair("[THINK]", "[/THINK]", known=True),  # Magistral
     _pair("\u25c1think\u25b7", "\u25c1/think\u25b7", known=True),  # Kimi-VL
@@ -87,7 +88,7 @@ _FAMILIES = (
     # Solar Open.
     Reasoning(
         starts=("<|think|>",),
-        ends=("<|end|><|begin|>assistant<|content|>",),
+        ends=("<|end|><|begin|>assistant",),
         frames=(("<|content|>", "<|end|>"),),
         tokens=("<|begin|>", "<|think|>", "<|content|>", "<|end|>"),
         is_control=True,

@@ -182,6 +182,12 @@ class ChatRequest(Generation):
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = Field(None, max_length=32)
+    # The same in the words of other servers; `wishes` reads them.
+    thinking: Any = None
+    think: Any = None
+    enable_thinking: Flag | None = None
+    reasoning: Any = None
+    include_reasoning: Flag | None = None
     parallel_tool_calls: Any = None
     modalities: Any = None
 

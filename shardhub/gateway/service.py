@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from shardhub.gateway.schema import Body
 from shardhub.gateway.segmenters import Segmenters
 from shardhub.gateway.settings import GatewaySettings
 from shardhub.gateway.structured import Structured
+from shardhub.gateway.thinking import Thinking, find_thinking
 from shardhub.gateway.toolcalls import find_call_formats
 
 T = TypeVar("T")
@@ -102,6 +104,11 @@ class Service:
         self.model_names = told_names(settings, head)
         self.answers = ResponseStore()
         self.fingerprint = f"fp_{manifest.pipeline_id[:12]}"
+
+    @cached_property
+    def thinking(self) -> Thinking:
+        """How the model is told to think or not; found out when it is first asked, which takes a part of a second."""
+        return find_thinking(self.head.tokenizer, self.segmenters.reasoning)
 
     @property
     def max_context(self) -> int:

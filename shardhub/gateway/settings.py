@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from shardhub.gateway.keys import Keys
+
+
+class ReasoningField(StrEnum):
+    """Where a chat's message holds what the model thinks."""
+
+    REASONING_CONTENT = "reasoning_content"
+    REASONING = "reasoning"
+    BOTH = "both"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields."""
+        return ("reasoning_content", "reasoning") if self is ReasoningField.BOTH else (self.value,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +32,7 @@ class GatewaySettings:
         names: Hosts by which clients may call it, besides loopback's and `host`.
         origins: Web pages, as `https://host[:port]`, that may call it from a browser, besides its own.
         model_names: By which clients may ask for the model; the first is told to them. `*` among them is any name.
+        reasoning_fields: Of a chat's message, which hold what the model thinks.
         max_queue: Requests that may wait, beyond those the chain runs at once.
         max_tokens: Of an answer, where a request does not say; None is the rest of the context.
         strict_limits: Refuse a request for more tokens than the context leaves, in the place of cutting it.
@@ -33,6 +48,8 @@ class GatewaySettings:
     names: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     model_names: tuple[str, ...] = ()
+    # All clients read this one; vLLM has named it `reasoning` since 0.16.
+    reasoning_fields: tuple[str, ...] = ("reasoning_content",)
     max_queue: int = 64
     max_tokens: int | None = None
     strict_limits: bool = False

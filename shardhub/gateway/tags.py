@@ -48,6 +48,7 @@ class TagSegmenter:
         # The present line, and what is known of the text before it.
         self._line = ""
         self._num_fences = 0
+        self._ticks = ""  # At the end of the text so far, of a fence that is not whole.
         self._num_shown_starts = 0
         self._is_blank = True
         self._is_framed = False
@@ -194,6 +195,8 @@ class TagSegmenter:
         segments.append(Segment(kind=kind, text=text, begins=self._begins))
         self._begins = False
         if not self._inside:
-            self._num_fences += (self._line[-2:] + text).count(_FENCE)
+            ticks = self._ticks + text
+            self._num_fences += ticks.count(_FENCE)
+            self._ticks = "`" * ((len(ticks) - len(ticks.rstrip("`"))) % len(_FENCE))
         _, is_broken, line = text.rpartition("\n")
         self._line = line if is_broken else self._line + text

@@ -23,6 +23,8 @@ from shardhub.gateway.schema import ChatRequest, NamedTool
 from shardhub.gateway.segments import Segmenter
 from shardhub.gateway.service import Service, cut_remark, in_thread
 from shardhub.gateway.structured import LlGrammar, shape_of, shape_of_calls
+from shardhub.gateway.thinking import Wish
+from shardhub.gateway.wishes import Directed, directed, wish_of
 from shardhub.text.encoder import MAX_IDS
 from shardhub.text.tokenizer import RenderedChat
 
@@ -118,8 +120,6 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     """
     messages, tools = messages_of(body.messages), tools_of(body.tools)
     switches = switches_of(body.chat_template_kwargs)
-    if body.reasoning_effort is not None:
-        switches.setdefault("reasoning_effort", body.reasoning_effort)
     parameters = parameters_of(
         body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.top_logprobs or 0
     )
@@ -130,12 +130,12 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     forced = _forced(body)
     shape = shape_of_calls(forced) if forced else shape_of(body)
     grammar = await service.structured.grammar(shape) if shape is not None else None
-    if grammar is not None:
-        switches.setdefault("enable_thinking", False)  # the grammar has no room for it
+    # Without a wish for it, a model that is to write a shape does not think first, if its template can say so.
+    directions = await _directed(service, body, messages, switches, Wish(thinks=False) if grammar else Wish())
     shown = None if body.tool_choice == "none" else tools
     kept = kept_of_prompt(body, service.max_context)
     max_ids = service.max_context if kept is None else MAX_IDS
-    rendered = await _rendered(service, messages, shown, switches, max_ids=max_ids)
+    rendered = await _rendered(service, directions, shown, max_ids=max_ids)
     prompt = rendered.ids if kept is None else rendered.ids[-kept:]
     known = Tools(
         formats=service.call_formats,
@@ -180,7 +180,8 @@ async def num_prompt(service: Service, body: ChatRequest) -> int:
     """
     tools = None if body.tool_choice == "none" else tools_of(body.tools)
     switches = switches_of(body.chat_template_kwargs)
-    return len((await _rendered(service, messages_of(body.messages), tools, switches, max_ids=MAX_IDS)).ids)
+    directions = await _directed(service, body, messages_of(body.messages), switches, Wish())
+    return len((await _rendered(service, directions, tools, max_ids=MAX_IDS)).ids)
 
 
 async def deltas_of(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Delta | None], None]:
@@ -195,17 +196,35 @@ async def deltas_of(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Delt
     yield 0, None
 
 
-async def _rendered(
+async def _directed(
     service: Service,
+    body: ChatRequest,
     messages: list[dict[str, Any]],
-    tools: list[dict[str, Any]] | None,
     switches: dict[str, Any],
-    *,
-    max_ids: int,
+    usual: Wish,
+) -> Directed:
+    """The conversation, with what tells the template whether to think.
+
+    Args:
+        usual: What is wished where the client wishes nothing.
+    """
+    wish = wish_of(body)
+    if wish == Wish():
+        wish = usual
+    if wish == Wish() and not switches:
+        return Directed(messages=messages, switches={})
+    thinking = await in_thread(lambda: service.thinking)
+    return directed(thinking, wish, messages, switches)
+
+
+async def _rendered(
+    service: Service, directions: Directed, tools: list[dict[str, Any]] | None, *, max_ids: int
 ) -> RenderedChat:
     tokenizer = service.head.tokenizer
     try:
-        return await in_thread(lambda: tokenizer.render_chat(messages, tools=tools, max_ids=max_ids, **switches))
+        return await in_thread(
+            lambda: tokenizer.render_chat(directions.messages, tools=tools, max_ids=max_ids, **directions.switches)
+        )
     except PromptError as error:
         raise refusal_of(error, param="messages") from error
 

@@ -28,6 +28,7 @@ from shardhub.cli.options import (
     Tls,
 )
 from shardhub.cli.run import run
+from shardhub.gateway.settings import ReasoningField
 
 
 def gateway(
@@ -57,6 +58,9 @@ def gateway(
         list[str] | None,
         typer.Option(help="Name of the model for clients; may be given several times; * takes any name."),
     ] = None,
+    reasoning_field: Annotated[
+        ReasoningField, typer.Option(help="Field of a chat's message that holds what the model thinks.")
+    ] = ReasoningField.REASONING_CONTENT,
     max_queue: Annotated[int, typer.Option(help="Requests that may wait; more are refused at once.", min=0)] = 64,
     max_tokens: Annotated[
         int | None,
@@ -115,6 +119,7 @@ def gateway(
         names=tuple(allow_host or ()),
         origins=tuple(cors_origin or ()),
         model_names=tuple(model_name or ()),
+        reasoning_field=reasoning_field,
         max_queue=max_queue,
         max_tokens=max_tokens,
         shutdown_timeout_s=shutdown_timeout,

@@ -1,0 +1,260 @@
+"""How a model is told to think, or not to: the switches of its chat template, found by trying them.
+
+Templates name the switch as they like and take what they like for it, so that each variable is set in turn, and what
+becomes of the prompt is looked at: a switch that is off closes the reasoning before the answer begins, or leaves it
+unopened.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shardhub.errors import ShardhubError
+from shardhub.gateway.reasoning import Reasoning
+from shardhub.text.tokenizer import Tokenizer
+
+Value = bool | int | str
+# From least to most. Source: vllm/entrypoints/openai/reasoning_effort.py.
+LADDER = ("minimal", "low", "medium", "high", "xhigh", "max")
+# Where a template takes any word, it is one of these that the model was trained on (gpt-oss).
+_USUAL = ("low", "medium", "high")
+_OFF = ("none", "off", "disabled", "disable", "no_think", "nothink", "no", "false", "never", "chat")
+_ON = ("on", "enabled", "enable", "thinking", "think", "true", "auto", "adaptive")
+# Words in a message that some templates look for.
+_SOFT_OFF = ("/no_think", "/nothink")
+# Each variable costs a few renderings of a short prompt, once a model; templates read 4 that have to do with thinking.
+_MAX_NAMES = 24
+_MAX_VALUES = 12
+_MEANT = re.compile(r"think|reason|effort|thought")
+_NEGATIVE = re.compile(r"(^|_)(no|non|not|disable|skip|without|exclude|hide|quiet)(_|think|reason)|^nothink")
+_EFFORT = re.compile(r"effort|strength|level")
+_CODE = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
+_STRING = re.compile(r"'([^'\\]{0,64})'|\"([^\"\\]{0,64})\"")
+# Identifiers that are neither attributes nor called nor given by name in a call.
+_NAME = re.compile(r"(?<![\w.'\"])([a-z][a-z0-9_]{0,63})(?![\w(.'\"\[])")
+# Names that every template uses for something else.
+_KNOWN = frozenset(
+    re.split(
+        r"\s+",
+        "and or not is in if elif else endif for endfor set endset macro endmacro filter call do break continue "
+        "true false none defined undefined string mapping sequence iterable boolean number namespace loop "
+        "messages message tools tool documents add_generation_prompt bos_token eos_token pad_token unk_token",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a client asks of a model's thinking.
+
+    Attributes:
+        thinks: Whether it is to think; None leaves that to the effort, and to the template.
+        effort: `none`, or a word of the ladder; other words are for the template.
+    """
+
+    thinks: bool | None = None
+    effort: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thinking:
+    """The switches of one template.
+
+    Attributes:
+        off, on: Variables that turn thinking off or on; None without a switch.
+        effort_name: The variable that takes an effort; empty without one.
+        efforts: What it takes, from least to most.
+        soft_off: What turns thinking off as a part of the last message; empty without it.
+    """
+
+    off: Mapping[str, Value] | None = None
+    on: Mapping[str, Value] | None = None
+    effort_name: str = ""
+    efforts: Sequence[str] = ()
+    soft_off: str = ""
+    names: frozenset[str] = field(default=frozenset())
+
+    def variables(self, wish: Wish) -> dict[str, Value]:
+        """Variables of the template that do what is asked, as near as it can."""
+        effort = (wish.effort or "").lower()
+        thinks = wish.thinks
+        if thinks is None and effort:
+            thinks = effort != "none" and not (effort == "minimal" and not self.efforts)
+        if thinks is False:
+            if self.off is not None:
+                return dict(self.off)
+            return {self.effort_name: self.efforts[0]} if self.efforts and not self.soft_off else {}
+        variables = dict(self.on or {}) if thinks else {}
+        if effort and effort != "none" and self.efforts:
+            variables[self.effort_name] = _nearest(effort, self.efforts)
+        return variables
+
+    def is_off(self, wish: Wish) -> bool:
+        """Whether a wish is that the model does not think."""
+        return wish.thinks is False or (wish.thinks is None and (wish.effort or "").lower() == "none")
+
+
+def find_thinking(tokenizer: Tokenizer, reasoning: Reasoning | None) -> Thinking:
+    """Try a template's variables; what fails to render is not for it.
+
+    Args:
+        reasoning: The tags of the model's reasoning, if it has some.
+    """
+    source = tokenizer.chat_template or ""
+    trial = _Trial(tokenizer, reasoning)
+    usual = trial.prompt()
+    if usual is None:
+        return Thinking()
+    off: dict[str, Value] | None = None
+    on: dict[str, Value] | None = None
+    effort_name, efforts = "", tuple[str, ...]()
+    names = _names(source)
+    for name in names:
+        is_effort = _EFFORT.search(name) is not None
+        if is_effort and not effort_name:
+            efforts = _efforts(trial, name, source)
+            effort_name = name if efforts else ""
+        if off is None and (found := _switch(trial, name, source, usual)) is not None:
+            off, on = found
+    soft_off = ""
+    if off is None:
+        soft_off = next((word for word in _SOFT_OFF if word in source and trial.is_soft_switch(word, usual)), "")
+    return Thinking(off=off, on=on, effort_name=effort_name, efforts=efforts, soft_off=soft_off, names=frozenset(names))
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """A rendered prompt, and how far it opens the reasoning: 0 where it closes it, 1 where it leaves it, 2 opened."""
+
+    ids: Sequence[int]
+    openness: int
+
+
+class _Trial:
+    """Renders a short conversation with one variable or another."""
+
+    def __init__(self, tokenizer: Tokenizer, reasoning: Reasoning | None) -> None:
+        self._tokenizer = tokenizer
+        self._reasoning = reasoning
+
+    def prompt(self, text: str = "Hello", **variables: Value) -> _Prompt | None:
+        """The prompt, or None where the template fails."""
+        messages = [{"role": "user", "content": text}]
+        try:
+            rendered = self._tokenizer.render_chat(messages, **variables)
+        except (ShardhubError, TypeError):
+            return None
+        openness = 1
+        if self._reasoning is not None and self._reasoning.is_open(rendered.opening):
+            openness = 2
+        elif self._reasoning is not None and any(end in rendered.opening for end in self._reasoning.ends):
+            openness = 0
+        return _Prompt(rendered.ids, openness)
+
+    def is_soft_switch(self, word: str, usual: _Prompt) -> bool:
+        """Whether a word in the last message turns thinking off."""
+        prompt = self.prompt(f"Hello {word}")
+        return prompt is not None and prompt.openness < usual.openness
+
+
+def _switch(
+    trial: _Trial, name: str, source: str, usual: _Prompt
+) -> tuple[dict[str, Value], dict[str, Value] | None] | None:
+    """The values of a variable that turn thinking off and on, if it does."""
+    is_effort = _EFFORT.search(name) is not None
+    values: list[Value] = [0] if "budget" in name else [] if is_effort else [False, True]
+    values += _words(name, source)
+    prompts = {repr(value): (value, prompt) for value in values if (prompt := trial.prompt(**{name: value}))}
+    if not prompts or all(prompt.ids == usual.ids for _, prompt in prompts.values()):
+        return None
+    levels = [prompt.openness for _, prompt in prompts.values()] + [usual.openness]
+    if min(levels) < max(levels):
+        shut = [value for value, prompt in prompts.values() if prompt.openness == min(levels)]
+        open_ = [value for value, prompt in prompts.values() if prompt.openness == max(levels)]
+        if shut:
+            on = _preferred(open_, (True, *_ON)) if open_ and not is_effort else None
+            return {name: _preferred(shut, (False, *_OFF))}, None if on is None else {name: on}
+    if not _MEANT.search(name):
+        return None
+    words = [value for value, prompt in prompts.values() if value in _OFF]
+    if words:
+        ons = [value for value, _ in prompts.values() if value in _ON]
+        return {name: words[0]}, {name: ons[0]} if ons else None
+    no, yes = prompts.get("False"), prompts.get("True")
+    if no is None or yes is None or no[1].ids == yes[1].ids:
+        return None
+    negative = _NEGATIVE.search(name) is not None
+    return {name: negative}, {name: not negative}
+
+
+def _efforts(trial: _Trial, name: str, source: str) -> tuple[str, ...]:
+    """The efforts a variable takes, from least to most."""
+    named = set(_words(name, source))
+    known = [word for word in LADDER if word in named and trial.prompt(**{name: word}) is not None]
+    if len(known) > 1 or (known and not named.isdisjoint(_OFF)):
+        return tuple(known)
+    prompts = [trial.prompt(**{name: word}) for word in _USUAL]
+    taken = [word for word, prompt in zip(_USUAL, prompts, strict=True) if prompt is not None]
+    differ = len({tuple(prompt.ids) for prompt in prompts if prompt is not None}) > 1
+    return tuple(taken) if differ else ()
+
+
+def _nearest(effort: str, efforts: Sequence[str]) -> str:
+    """The highest effort that is not above the one asked for; the lowest where all are."""
+    if effort in efforts or effort not in LADDER:
+        return effort if effort in efforts else efforts[-1]
+    below = [word for word in efforts if word in LADDER and LADDER.index(word) <= LADDER.index(effort)]
+    return below[-1] if below else efforts[0]
+
+
+def _preferred(values: Sequence[Value], order: Sequence[Value]) -> Value:
+    for value in order:
+        for each in values:
+            if each is value or (isinstance(each, str) and each == value):
+                return each
+    return values[0]
+
+
+def _names(source: str) -> list[str]:
+    """Variables that a template may read, those first that have to do with thinking."""
+    found: dict[str, None] = {}
+    for code in _CODE.findall(source):
+        for match in _NAME.finditer(_STRING.sub("''", code)):
+            if match[1] not in _KNOWN:
+                found.setdefault(match[1])
+    meant = sorted((name for name in found if _MEANT.search(name)), key=_order)
+    others = [name for name in found if not _MEANT.search(name) and re.search(_asked(name), source)]
+    return [*meant, *others][:_MAX_NAMES]
+
+
+def _asked(name: str) -> str:
+    """Where a template asks a variable for yes or no."""
+    return rf"\bif\s+(not\s+)?{name}\b|\b{name}\s+is\s+(not\s+)?(defined|true|false)\b"
+
+
+def _order(name: str) -> tuple[int, str]:
+    usual = ("enable_thinking", "thinking", "think", "reasoning", "thinking_mode", "reasoning_effort")
+    return (usual.index(name) if name in usual else len(usual), name)
+
+
+def _words(name: str, source: str) -> list[str]:
+    """Words a template compares a variable with, or sets it to."""
+    return list(dict.fromkeys(_compared(name, source)))[:_MAX_VALUES]
+
+
+def _compared(name: str, source: str) -> Iterator[str]:
+    side = rf"\b{name}\b(?:\s*\|\s*\w+(?:\([^)]*\))?)*"
+    word = r"(?:'([^'\\]{0,32})'|\"([^\"\\]{0,32})\")"
+    patterns = (
+        rf"{side}\s*(?:==|!=|=)\s*{word}",
+        rf"{word}\s*(?:==|!=)\s*{side}",
+        rf"\b{name}\s*(?:\|\s*default\(|or\b|is\s+(?:not\s+)?\w+\s+else\b)\s*{word}",
+    )
+    for pattern in patterns:
+        for single, double in re.findall(pattern, source):
+            yield single or double
+    for listed in re.findall(rf"{side}\s+(?:not\s+)?in\s+[\[(]([^\])]{{0,256}})[\])]", source):
+        for single, double in _STRING.findall(listed):
+            yield single or double

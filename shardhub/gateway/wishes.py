@@ -1,0 +1,93 @@
+"""What a client asks of a model's thinking, in the words of all APIs, and what of it reaches the chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shardhub.gateway.schema import ChatRequest
+from shardhub.gateway.thinking import Thinking, Value, Wish
+
+# Names of the switch in public templates: who sets one that this template does not read means its own.
+_SWITCHES = ("enable_thinking", "thinking", "think", "enable_reasoning", "reasoning")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directed:
+    """A conversation with what tells the template to think, or not to.
+
+    Attributes:
+        switches: Variables of the template.
+    """
+
+    messages: list[dict[str, Any]]
+    switches: dict[str, Any]
+
+
+def wish_of(body: ChatRequest) -> Wish:
+    """What a request asks for; a plain yes or no goes before an effort.
+
+    Fields: `reasoning_effort` (OpenAI), `thinking` (Anthropic; DeepSeek and others have it in chats, too), `reasoning`
+    (OpenRouter), `think` (Ollama), `enable_thinking` (Qwen's servers).
+    """
+    thinks: bool | None = None
+    effort = body.reasoning_effort
+    for field in (body.enable_thinking, body.think, body.thinking, body.reasoning):
+        flag, word = _read(field)
+        thinks = flag if thinks is None else thinks
+        effort = word if effort is None else effort
+    return Wish(thinks=thinks, effort=effort)
+
+
+def directed(
+    thinking: Thinking,
+    wish: Wish,
+    messages: Sequence[Mapping[str, Any]],
+    switches: Mapping[str, Any],
+) -> Directed:
+    """Put a wish into the words of a template.
+
+    Args:
+        switches: Variables the client set itself; they go before the wish.
+    """
+    given = dict(switches)
+    for name in _SWITCHES:
+        if name in given and name not in thinking.names and isinstance(given[name], bool):
+            wish = Wish(thinks=given.pop(name), effort=wish.effort)
+    effort = wish.effort
+    variables: dict[str, Value] = thinking.variables(wish)
+    if effort and "reasoning_effort" in thinking.names and not thinking.efforts and not thinking.is_off(wish):
+        variables.setdefault("reasoning_effort", effort)
+    plain = [dict(message) for message in messages]
+    if thinking.soft_off and thinking.off is None and thinking.is_off(wish):
+        _add_word(plain, thinking.soft_off)
+    return Directed(messages=plain, switches={**variables, **given})
+
+
+def _read(field: Any) -> tuple[bool | None, str | None]:
+    """A yes or no, and an effort, in one of the fields' forms."""
+    if isinstance(field, bool):
+        return field, None
+    if isinstance(field, str):
+        return None, field or None
+    if not isinstance(field, dict):
+        return None, None
+    kind, effort = field.get("type"), field.get("effort")
+    thinks = {"enabled": True, "adaptive": True, "disabled": False}.get(kind) if isinstance(kind, str) else None
+    if thinks is None and isinstance(field.get("enabled"), bool):
+        thinks = field["enabled"]
+    return thinks, effort if isinstance(effort, str) and effort else None
+
+
+def _add_word(messages: list[dict[str, Any]], word: str) -> None:
+    """Add a word to the last message of the user."""
+    for message in reversed(messages):
+        if message.get("role") != "user":
+            continue
+        content = message.get("content")
+        if isinstance(content, list):
+            message["content"] = [*content, {"type": "text", "text": word}]
+        else:
+            message["content"] = f"{content or ''}\n{word}"
+        return

@@ -1,0 +1,86 @@
+"""Answers in harmony's channels."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardhub.gateway.channels import ChannelSegmenter
+
+OPENING = "<|start|>assistant"
+ANALYSIS = "<|channel|>analysis<|message|>Think.<|end|>"
+marks = st.sampled_from(["<|start|>", "assistant", "<|channel|>", "final", "<|message|>", "<|end|>", "<|", "a", " to=x"])
+
+
+def cut(*texts: str, opening: str = OPENING, functions=("add",)) -> list[tuple[str, str, str]]:
+    """Kind, function and text of what is shown."""
+    segmenter = ChannelSegmenter(opening, functions)
+    segments = [segment for text in texts for segment in segmenter.feed(text)] + segmenter.finish(is_whole=True)
+    assert "".join(segment.text for segment in segments) == "".join(texts)
+    shown = [(segment.kind, segment.name, segment.text) for segment in segments if segment.kind != "markup"]
+    return [(*key, "".join(each[2] for each in run)) for key, run in groupby(shown, key=lambda each: each[:2])]
+
+
+@given(st.lists(marks, max_size=20))
+def test_pieces_do_not_matter(texts) -> None:
+    """However an answer is cut into pieces, its segments are those of the whole, and hold all of it."""
+    assert cut(*texts) == cut("".join(texts))
+
+
+def test_analysis_is_reasoning_and_final_is_the_answer() -> None:
+    """Whatever the pieces are."""
+    texts = ["<|chan", "nel|>analysis<|message|>Think", ".<|e", "nd|><|start|>assist", "ant<|channel|>final<|message|>42"]
+    assert cut(*texts) == [("reasoning", "", "Think."), ("text", "", "42")]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "<|channel|>commentary to=functions.add <|constrain|>json<|message|>",
+        " to=functions.add<|channel|>commentary <|constrain|>json<|message|>",
+        "<|channel|>commentary to=functions.add<|channel|>commentary json<|message|>",
+        "<|channel|>analysis to=functions.add code<|message|>",
+        " to=add<|channel|>commentary<|message|>",
+    ],
+)
+def test_what_goes_to_a_function_is_a_call(header) -> None:
+    """Wherever the header names the recipient."""
+    answer = f'{ANALYSIS}<|start|>assistant{header}{{"a": 1}}<|call|>'
+    assert cut(answer) == [("reasoning", "", "Think."), ("call", "add", '{"a": 1}')]
+
+
+def test_a_call_may_have_no_arguments() -> None:
+    """Its header alone tells of it."""
+    assert cut("<|channel|>commentary to=functions.add<|message|>") == [("call", "add", "")]
+
+
+def test_a_preamble_is_shown() -> None:
+    """What is said before a call is for the user."""
+    answer = "<|channel|>commentary<|message|>I add.<|end|><|start|>assistant to=functions.add<|channel|>commentary<|message|>{}"
+    assert cut(answer) == [("text", "", "I add."), ("call", "add", "{}")]
+
+
+def test_tools_that_nobody_runs_are_thoughts() -> None:
+    """Those built in by OpenAI, and all of them where the request has none."""
+    python = "<|channel|>analysis to=python code<|message|>1+1<|end|>"
+    call = "<|start|>assistant<|channel|>commentary to=functions.add<|message|>{}"
+    assert cut(python + call, functions=None) == [("reasoning", "", "1+1{}")]
+
+
+def test_the_prompt_may_have_begun_the_message() -> None:
+    """A prefix in the final channel goes on as the answer; a header that was begun, as a header."""
+    assert cut(" is 42", opening=OPENING + "<|channel|>final<|message|>It") == [("text", "", " is 42")]
+    assert cut("<|message|>42", opening=OPENING + "<|channel|>final") == [("text", "", "42")]
+
+
+def test_text_without_a_header_is_the_answer() -> None:
+    """A model that writes no channels says something all the same."""
+    assert cut("An apple", "<|end|>") == [("text", "", "An apple")]
+
+
+def test_a_header_that_was_cut_off_is_not_shown() -> None:
+    """Half of it is no text."""
+    assert cut(ANALYSIS + "<|start|>assistant<|chan") == [("reasoning", "", "Think.")]

@@ -1,0 +1,98 @@
+"""An answer cut at the tags of its reasoning."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shardhub.gateway.reasoning import Reasoning
+from shardhub.gateway.tags import TagSegmenter
+
+THINK = Reasoning(starts=("<think>",), ends=("</think>",))
+CALLS = (("<tool_call>", "</tool_call>"),)
+pieces = st.lists(
+    st.sampled_from(["<th", "ink>", "</th", "<think>", "</think>", "a", " ", "\n", "`", "```", "<tool_call>", "世"]),
+    max_size=30,
+)
+
+
+def cut(*texts: str, is_whole: bool = True, reasoning: Reasoning = THINK, **options) -> list[tuple[str, str]]:
+    """What is shown of an answer that arrives in pieces, neighbours of one kind joined."""
+    segmenter = TagSegmenter(reasoning, **options)
+    segments = [segment for text in texts for segment in segmenter.feed(text)] + segmenter.finish(is_whole=is_whole)
+    assert "".join(segment.text for segment in segments) == "".join(texts)
+    shown = [(segment.kind, segment.text) for segment in segments if segment.kind != "markup" and not segment.hidden]
+    return [(kind, "".join(text for _, text in run)) for kind, run in groupby(shown, key=lambda each: each[0])]
+
+
+@given(pieces, st.booleans(), st.booleans())
+def test_pieces_do_not_matter(texts, inside, is_whole) -> None:
+    """However an answer is cut into pieces, its segments are those of the whole, and hold all of it."""
+    options = {"inside": inside, "is_whole": is_whole, "calls": CALLS}
+    assert cut(*texts, **options) == cut("".join(texts), **options)
+
+
+@pytest.mark.parametrize(
+    ("answer", "segments"),
+    [
+        ("<think>\nhm\n</think>\n\n42", [("reasoning", "hm\n"), ("text", "42")]),
+        ("\n<think>hm</think>42", [("reasoning", "hm"), ("text", "42")]),
+        ("<think>a</think>b\n<think>c</think>d", [("reasoning", "a"), ("text", "b\n"), ("reasoning", "c"), ("text", "d")]),
+        ("Write `<think>` and `</think>`.", [("text", "Write `<think>` and `</think>`.")]),
+        ("```\n<think>\n</think>\n```", [("text", "```\n<think>\n</think>\n```")]),
+        ("The tag </think> ends it.", [("text", "The tag </think> ends it.")]),
+        ("The pair <think></think>!", [("text", "The pair <think></think>!")]),
+        ("6*7. </think>\n42", [("text", "6*7. 42")]),
+        ("</think>42", [("text", "42")]),
+        ("42</think>", [("text", "42")]),
+        ("a <thing", [("text", "a <thing")]),
+    ],
+)  # fmt: skip
+def test_tags_count_where_the_model_thinks(answer, segments) -> None:
+    """They open reasoning at the beginning of a line, are text inside sentences and code, and are else not shown."""
+    assert cut(answer) == segments
+
+
+def test_an_answer_may_begin_inside() -> None:
+    """Where the prompt opened the reasoning the first closing tag ends it."""
+    assert cut("hm <think> hm</thi", "nk>\n\nyes", inside=True) == [("reasoning", "hm <think> hm"), ("text", "yes")]
+
+
+def test_a_closing_tag_alone_tells_of_reasoning_where_nothing_was_told_yet() -> None:
+    """An answer that is not streamed can wait for it; one without any is text."""
+    assert cut("Hmm.", "</think>", "42", is_patient=True) == [("reasoning", "Hmm."), ("text", "42")]
+    assert cut("Use `</think>`.", is_patient=True) == [("text", "Use `</think>`.")]
+    assert cut("No tag", is_patient=True) == [("text", "No tag")]
+
+
+def test_calls_that_are_thought_of_are_none() -> None:
+    """What stands in a reasoning that goes on is reasoning."""
+    thought = "write\n<tool_call>{}</tool_call>\n"
+    assert cut(thought + "but no</think>done", inside=True, calls=CALLS) == [
+        ("reasoning", thought + "but no"),
+        ("text", "done"),
+    ]
+
+
+def test_a_call_ends_a_reasoning_that_is_never_closed() -> None:
+    """Models forget the closing tag before a call; an answer that was cut short says nothing of the kind."""
+    answer = "so\n<tool_call>{}</tool_call>"
+    assert cut(answer, inside=True, calls=CALLS) == [("reasoning", "so\n"), ("text", "<tool_call>{}</tool_call>")]
+    assert cut(answer, inside=True, calls=CALLS, is_whole=False) == [("reasoning", answer)]
+
+
+def test_frames_of_the_answer_are_not_shown() -> None:
+    """Only where the answer begins with one, as the words may be anybody's."""
+    framed = Reasoning(starts=("<think>",), ends=("</think>",), frames=(("<answer>", "</answer>"),))
+    assert cut("<think>hm</think>\n<answer>\n42</answer>", reasoning=framed)[1:] == [("text", "42")]
+    assert cut("Use <answer> </answer>", reasoning=framed) == [("text", "Use <answer> </answer>")]
+
+
+def test_no_more_is_held_back_than_a_tag_may_begin_with() -> None:
+    """Text goes on as soon as it cannot become one."""
+    segmenter = TagSegmenter(THINK)
+    assert [segment.text for segment in segmenter.feed("a <thin")] == ["a "]
+    assert [segment.text for segment in segmenter.feed("g")] == ["<thing"]
