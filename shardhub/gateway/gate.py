@@ -35,6 +35,7 @@ _LEAST_BYTES_PER_S = 4096
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = "GET, HEAD, POST, OPTIONS"
 _MAX_AGE_S = "600"
+_VERSIONS = ("1.0", "1.1")
 
 
 class Gate:
@@ -109,6 +110,8 @@ class Gate:
             await send(message)
 
         try:
+            if scope["http_version"] not in _VERSIONS:
+                raise Refusal(505, "This gateway speaks HTTP/1.1.", headers={"Connection": "close"})
             if is_known and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 self._check_host(scope, headers, host)
                 await _preflight(headers, send_on)

@@ -72,6 +72,8 @@ class LineWriter:
             if (piece := self._piece(step)) is not None:
                 yield piece
         ended_ns = time.perf_counter_ns()
+        if not self._has_first:
+            self._first_ns = ended_ns
         prompt = answer.ask.prompt
         counts = {
             "total_duration": ended_ns - self._began_ns,

@@ -69,6 +69,17 @@ GOOD = {
     "tokenize": ("/tokenize", {"prompt": "HELLO", "add_special_tokens": False}),
     "tokenize messages": ("/tokenize", {"messages": HI}),
     "detokenize": ("/detokenize", {"tokens": [1, 2]}),
+    "whole numbers as floats": (CHAT, chat(top_k=20.0, n=1.0, seed=1.0, max_tokens=2.0)),
+    "numbers and flags in quotes": (CHAT, chat(temperature="0.5", max_tokens="2", seed="3", logprobs="false")),
+    "flags as numbers": (CHAT, chat(stream=0, logprobs=1)),
+    "top_k of -1": (CHAT, chat(top_k=-1)),
+    "any seed": (CHAT, chat(seed=-1)),
+    "samplers that do nothing": (CHAT, chat(typical_p=1.0, mirostat=0, mirostat_tau=5.0, xtc_probability=0)),
+    "empty lists and objects": (CHAT, chat(tools=[], stop=[], logit_bias={}, stop_token_ids=[], bad_words=[])),
+    "nulls of fields nobody knows": (CHAT, chat(foo=None, web_search_options=None)),
+    "llama.cpp's names": (TEXT, {"prompt": "A", "n_predict": 2, "repeat_penalty": 1.1, "repeat_last_n": -1}),
+    "a prompt that is cut": (TEXT, text(prompt="A" * 4000, truncate_prompt_tokens=3)),
+    "a chat that is cut": (CHAT, chat(messages=[{"role": "user", "content": "A" * 4000}], truncate_prompt_tokens=-1)),
     "empty tokenize": ("/tokenize", {"prompt": ""}),
 }
 
@@ -121,7 +132,7 @@ BAD = {
     "bias of no token": (CHAT, chat(logit_bias={"x": 1}), 400, "logit_bias"),
     "bias beyond the vocabulary": (CHAT, chat(logit_bias={str(tiny.VOCAB): 1}), 400, "logit_bias"),
     "bias too large": (CHAT, chat(logit_bias={"1": 1e9}), 400, "logit_bias"),
-    "suffix": (TEXT, text(suffix="x"), 400, "suffix"),
+    "suffix, of a model that cannot fill in": (TEXT, text(suffix="x"), 400, "suffix"),
     "best_of": (TEXT, text(best_of=3), 400, "best_of"),
     "choice of a tool that is not there": (CHAT, chat(tool_choice="required"), 400, "tool_choice"),
     "schema to elsewhere": (
@@ -149,7 +160,18 @@ BAD = {
     "tokenize nothing": ("/tokenize", {}, 400, "prompt"),
     "detokenize what is no id": ("/detokenize", {"tokens": [-1]}, 400, "tokens"),
     "array as body": (CHAT, [1, 2], 400, None),
-    "nothing there": ("/v1/embeddings", {"input": "x"}, 404, None),
+    "nothing there": ("/v1/nothing", {"input": "x"}, 404, None),
+    "embeddings": ("/v1/embeddings", {"input": "x"}, 501, None),
+    "another sampler": (CHAT, chat(mirostat=2), 400, "mirostat"),
+    "another grammar": (TEXT, text(structured_outputs={"grammar": "root ::= x"}), 400, "structured_outputs.grammar"),
+    "audio": (CHAT, chat(modalities=["text", "audio"]), 400, "modalities"),
+    "the web": (CHAT, chat(web_search_options={}), 400, "web_search_options"),
+    "nothing allowed": (CHAT, chat(allowed_token_ids=[]), 400, "allowed_token_ids"),
+    "allowed ids beyond the vocabulary": (TEXT, text(allowed_token_ids=[tiny.VOCAB]), 400, "allowed_token_ids"),
+    "nothing of the prompt": (TEXT, text(truncate_prompt_tokens=0), 400, "truncate_prompt_tokens"),
+    "half a token": (CHAT, chat(max_tokens=1.5), 400, "max_tokens"),
+    "a flag as a number": (CHAT, chat(temperature=True), 400, "temperature"),
+    "a number as a flag": (CHAT, chat(stream=2), 400, "stream"),
 }
 
 RAW = {
