@@ -6,11 +6,13 @@ with bounds on time, memory and output. What an honest one renders equals what t
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from shardhub.errors import PromptError
+from shardhub.text.calls import NULL
 from shardhub.text.openings import Opened
 from shardhub.text.sandbox import Sandbox
 
@@ -19,10 +21,13 @@ MAX_TEMPLATE_CHARS = 1024**2
 # Bytes one character can take in a JSON answer: a control character becomes six.
 _BYTES_PER_CHAR = 6
 _ENVELOPE_BYTES = 65536
+# The shape of a long history, with the tools that some templates describe at length.
+MAX_PROBE_CHARS = 1 << 20
 # A message's reasoning is passed under any of these. Source: transformers, `_alias_reasoning_fields`.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 Message = Mapping[str, Any]
+Ending = Literal["any", "turn", "prefix"]
 
 _RAW_HINT: Final = "Ask the publisher of the model to repair the template, or send the prompt without it (--raw)."
 _WHAT = {
@@ -43,6 +48,9 @@ class ChatTemplate:
         source: Jinja text.
         max_output_chars: Longest text it may render: 16 characters for each position of the context, say.
 
+    Attributes:
+        source: As given.
+
     Raises:
         PromptError: The template is longer than `MAX_TEMPLATE_CHARS`.
     """
@@ -52,7 +60,7 @@ class ChatTemplate:
             raise PromptError(
                 "The chat template is too long.", why=f"It has {len(source)} characters, at most {MAX_TEMPLATE_CHARS}."
             )
-        self._source = source
+        self.source = source
         self._max_output_chars = max_output_chars
         self._sandbox = Sandbox()
 
@@ -77,42 +85,79 @@ class ChatTemplate:
             PromptError: There is no message, or the template refuses them (`why` is its own message), fails, or
                 passes its bounds. The next call is not affected.
         """
-        return self._ask("text", messages, variables | {"add_generation_prompt": add_generation_prompt}).text
+        variables |= {"add_generation_prompt": add_generation_prompt}
+        return self.open([messages], ending="any", **variables).text
 
-    def open_turn(self, messages: Sequence[Message], **variables: Any) -> Opened:
-        """Render a conversation up to where the model's answer begins; see `shardhub.text.openings.open_turn`.
+    def open(self, forms: Sequence[Sequence[Message]], *, ending: Ending, **variables: Any) -> Opened:
+        """Render a conversation, and tell its opening: see `shardhub.text.openings`.
+
+        Args:
+            forms: The conversation, and others to render in its place, in this order, where the template refuses it.
+            ending: It ends where the model's turn begins ("turn"), within the last message, which the model continues
+                ("prefix"), or where the template ends it, and has no opening ("any").
+            variables: As in `render`.
 
         Raises:
-            PromptError: As `render`.
+            PromptError: As `render`, for the first form.
         """
-        return self._ask("open", messages, variables | {"add_generation_prompt": True})
-
-    def continue_turn(self, messages: Sequence[Message], **variables: Any) -> Opened:
-        """Render a conversation whose last message the model goes on with; see `shardhub.text.openings.continue_turn`.
-
-        Raises:
-            PromptError: As `render`.
-        """
-        return self._ask("continue", messages, variables | {"add_generation_prompt": False})
-
-    def _ask(self, mode: str, messages: Sequence[Message], variables: dict[str, Any]) -> Opened:
-        if not messages:
+        if not forms or not forms[0]:
             raise PromptError("There is no message to answer.", hint="Give at least one.")
-        everything = {"tools": None, "documents": None} | variables | {"messages": _prepared(messages)}
-        request = {"template": self._source, "variables": everything, "max_chars": self._max_output_chars, "mode": mode}
+        if ending != "any":
+            variables |= {"add_generation_prompt": ending == "turn"}
+        try:
+            return _opened_of(self._exchanged(ending, forms[:1], variables, self._max_output_chars))
+        except PromptError:
+            # The other forms are as long as the first: they are sent where they are needed.
+            if len(forms) == 1:
+                raise
+            with contextlib.suppress(PromptError):  # what is told is what is wrong with the first
+                return _opened_of(self._exchanged(ending, forms[1:], variables, self._max_output_chars))
+            raise
+
+    def render_each(self, conversations: Sequence[Sequence[Message]], **variables: Any) -> list[str | None]:
+        """Render small conversations to see which the template takes, with null contents as they are.
+
+        Returns:
+            Their texts; None for one that is refused. Those for which there is no time are missing at the end.
+        """
+        try:
+            line = self._exchanged("each", conversations, {"add_generation_prompt": True} | variables, MAX_PROBE_CHARS)
+            answer = json.loads(line)
+        except (PromptError, ValueError):
+            return []  # too slow, too big, or nonsense: nothing is known of it
+        texts = answer.get("texts") if isinstance(answer, dict) else None
+        if not isinstance(texts, list) or len(texts) > len(conversations):
+            return []
+        return [text if isinstance(text, str) else None for text in texts]
+
+    def _exchanged(
+        self, mode: str, conversations: Sequence[Sequence[Message]], variables: dict[str, Any], max_chars: int
+    ) -> bytes:
+        request = {
+            "template": self.source,
+            "variables": {"tools": None, "documents": None} | variables,
+            "conversations": [_prepared(messages) for messages in conversations],
+            "max_chars": max_chars,
+            "mode": mode,
+        }
         try:
             line = json.dumps(request).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise PromptError("The messages are not plain JSON data.", why=str(error)) from error
-        max_bytes = self._max_output_chars * _BYTES_PER_CHAR + _ENVELOPE_BYTES
-        return _opened_of(self._sandbox.ask(line, max_answer_bytes=2 * max_bytes))
+        num_texts = len(conversations) if mode == "each" else 2
+        return self._sandbox.ask(line, max_answer_bytes=num_texts * max_chars * _BYTES_PER_CHAR + _ENVELOPE_BYTES)
 
 
 def _prepared(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Leave out what is None and give reasoning under all its names. Source: transformers, `apply_chat_template`."""
+    """Leave out what is None and give reasoning under all its names. Source: transformers, `apply_chat_template`.
+
+    A call's message keeps a content that is `NULL`, for templates that look for null there.
+    """
     prepared = []
     for message in messages:
         plain = {key: value for key, value in message.items() if value is not None}
+        if plain.get("content") is NULL:
+            plain["content"] = None
         reasoning = next((plain[name] for name in _REASONING_FIELDS if name in plain), None)
         if reasoning is not None:
             plain = {"thinking": reasoning, **plain, "reasoning_content": reasoning}

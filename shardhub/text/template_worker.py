@@ -1,8 +1,10 @@
 """The process in which strangers' chat templates run: `python -m shardhub.text.template_worker`.
 
-Reads one JSON request a line, `{"template", "variables", "max_chars", "mode"}`, and answers each with one JSON line,
-`{"text", "opening"}` or `{"error", "message"}`. Of the modes, "text" renders only, and has no opening; "open" and
-"continue" are those of `shardhub.text.openings`. It imports jinja2 and the standard library only.
+Reads one JSON request a line, `{"template", "variables", "conversations", "max_chars", "mode"}`, and answers each with
+one JSON line, `{"text", "opening"}` for the first conversation that can be rendered, or `{"error", "message"}`. Of the
+modes, "any" renders only, and has no opening; "turn" and "prefix" are those of `shardhub.text.openings`. Mode "each" is
+answered with `{"texts"}`: null for each conversation that is refused, and fewer where time ran out. It imports
+jinja2 and the standard library only.
 
 Jinja's sandbox stops code, not work (measured: a huge power took 30 s, one format string 2 GB), so the process limits
 its own memory, CPU time and open files; `shardhub.text.sandbox` kills it when an answer takes too long.
@@ -15,7 +17,8 @@ import html  # noqa: F401  (jinja2 imports html, pprint and textwrap on demand, 
 import json
 import pprint  # noqa: F401
 import textwrap  # noqa: F401
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -29,12 +32,16 @@ import jinja2.utils
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError, UndefinedError
 
 from shardhub.text.confinement import serve
-from shardhub.text.openings import Opened, continue_turn, open_turn
+from shardhub.text.openings import Opened, Render, continue_turn, open_turn
+
+Mode = Callable[[Render, dict[str, Any]], Opened]
 
 # What a template may use beyond the running interpreter.
 MEMORY_BYTES = 512 * 1024**2
 # A second bound behind the caller's clock, for a worker whose caller is gone.
 CPU_S = 2
+# Of CPU time, for small conversations that show what a template takes: honest ones need a few milliseconds.
+EACH_S = 0.5
 # A template's own message is shown to a person; the rest of a longer one is noise.
 MAX_MESSAGE_CHARS = 2000
 
@@ -124,8 +131,15 @@ def answer(line: bytes, compile_template: Callable[[str], jinja2.Template]) -> b
     try:
         request = json.loads(line)
         template, max_chars = compile_template(request["template"]), request["max_chars"]
-        mode = _MODES[request["mode"]]
-        opened = mode(lambda variables: render(template, variables, max_chars), request["variables"])
+        variables = request["variables"]
+
+        def rendered(changed: dict[str, Any]) -> str:
+            return render(template, changed, max_chars)
+
+        if request["mode"] == "each":
+            texts = _render_each(rendered, variables, request["conversations"])
+            return json.dumps({"texts": texts}, ensure_ascii=False).encode()
+        opened = _first(_MODES[request["mode"]], rendered, variables, request["conversations"])
         return json.dumps({"text": opened.text, "opening": opened.opening}, ensure_ascii=False).encode()
     except Exception as error:  # noqa: BLE001  (a template can raise anything Python can; it is told to the caller)
         kind, message = _describe(error)
@@ -139,11 +153,38 @@ def main() -> None:
     serve(lambda line: answer(line, compile_template), memory_bytes=MEMORY_BYTES, cpu_s=CPU_S)
 
 
-def _only_render(rendered: Callable[[dict[str, Any]], str], variables: dict[str, Any]) -> Opened:
+def _render_each(rendered: Render, variables: dict[str, Any], conversations: list[Any]) -> list[str | None]:
+    """The text of each conversation, None where it is refused, as far as the time goes."""
+    latest = time.process_time() + EACH_S
+    texts: list[str | None] = []
+    for messages in conversations:
+        if time.process_time() > latest:
+            break
+        try:
+            text = rendered(variables | {"messages": messages})
+            text.encode()
+            texts.append(text)
+        except Exception:  # noqa: BLE001  (a template can raise anything; that it does is the answer)
+            texts.append(None)
+    return texts
+
+
+def _first(mode: Mode, rendered: Render, variables: dict[str, Any], conversations: list[Any]) -> Opened:
+    """The first conversation that can be rendered; where none can, what is wrong with the first."""
+    refusal: Exception | None = None
+    for messages in conversations:
+        try:
+            return mode(rendered, variables | {"messages": messages})
+        except Exception as error:  # noqa: BLE001  (a template can raise anything; the first is raised below)
+            refusal = refusal or error
+    raise refusal or RaisedByTemplate("there is no message")
+
+
+def _only_render(rendered: Render, variables: dict[str, Any]) -> Opened:
     return Opened(text=rendered(variables), opening="")
 
 
-_MODES = {"text": _only_render, "open": open_turn, "continue": continue_turn}
+_MODES: dict[str, Mode] = {"any": _only_render, "turn": open_turn, "prefix": continue_turn}
 
 
 def _describe(error: Exception) -> tuple[str, str]:
@@ -172,9 +213,10 @@ def _warm_up(compile_template: Callable[[str], jinja2.Template]) -> None:
     for template in ("{{ 'x'|upper }}{{ strftime_now('%c %Z') }}{{ messages|tojson }}", "{{ a.b }}", "{% if %}"):
         request: dict[str, Any] = {
             "template": template,
-            "variables": {"messages": []},
+            "variables": {},
+            "conversations": [[]],
             "max_chars": 100,
-            "mode": "text",
+            "mode": "any",
         }
         answer(json.dumps(request).encode(), compile_template)
 
@@ -200,7 +242,21 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """JSON without jinja's escapes for HTML, which a model was not trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+        default=_plain,
+    )
+
+
+def _plain(value: Any) -> list[Any]:
+    """What filters such as `map` make, which transformers refuses and other renderers take for a list."""
+    if isinstance(value, Iterator):
+        return list(value)
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 if __name__ == "__main__":

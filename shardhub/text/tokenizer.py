@@ -12,9 +12,9 @@ from typing import Any
 from shardhub.errors import FormatError, PromptError, UnsupportedModel
 from shardhub.text.detokenizer import SPACE_MARK, UNKNOWN, ByteDetokenizer, Detokenizer, LineDetokenizer, byte_table
 from shardhub.text.encoder import Encoder
-from shardhub.text.openings import Opened
+from shardhub.text.fitter import Fitter
 from shardhub.text.panics import is_panic, panics_told
-from shardhub.text.template import ChatTemplate, Message
+from shardhub.text.template import ChatTemplate, Ending, Message
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILES = ("config.json", "generation_config.json")
@@ -73,6 +73,7 @@ class Tokenizer:
         self._table = byte_table(decoder, self._hf.convert_ids_to_tokens(list(range(self.vocab_size))))
         self._max_chat_chars = context * CHARS_PER_POSITION
         self._templates: dict[str, ChatTemplate] = {}
+        self._fitters: dict[str, Fitter] = {}
         plain = bool(getattr(self._hf, "split_special_tokens", False))
         self._encoder = Encoder(self.serialized, plain_special_tokens=plain)
 
@@ -122,8 +123,18 @@ class Tokenizer:
     @property
     def chat_template(self) -> str | None:
         """The model's chat template, the default one if it has several."""
-        found = self._hf.chat_template
-        return found.get("default") if isinstance(found, dict) else found
+        return self.template_source(with_tools=False)
+
+    def template_source(self, *, with_tools: bool) -> str | None:
+        """The chat template for conversations with tools, or without: of several, that of the name transformers takes.
+
+        Source: transformers/tokenization_utils_base.py, get_chat_template.
+        """
+        templates = self._hf.chat_template
+        if not isinstance(templates, dict):
+            return str(templates) if templates else None
+        default = templates.get("default") or next(iter(templates.values()), None)
+        return templates.get("tool_use", default) if with_tools else default
 
     def knows(self, token: str) -> bool:
         """Whether a text is one token of the vocabulary."""
@@ -150,25 +161,20 @@ class Tokenizer:
     ) -> RenderedChat:
         """A conversation under the model's chat template.
 
-        Equal to `apply_chat_template(tokenize=True)` of transformers; see `ChatTemplate.render` and `encode` for the
-        arguments.
+        Equal to `apply_chat_template(tokenize=True)` of transformers for a conversation that the template takes, and
+        answerable for any other: see `Fitter`. The arguments are those of `ChatTemplate.render` and `encode`.
 
         Args:
             continue_final_message: The model goes on with the last message; there is no generation prompt then.
 
         Raises:
-            PromptError: The model has no template, or the template refuses the messages or fails.
+            PromptError: The model has no template, or the template takes no form of the messages, or fails.
             ContextExceeded: As `encode`.
         """
-        template = self._template(with_tools=tools is not None)
-        everything = {**self._hf.special_tokens_map, "tools": tools, **variables}
-        if continue_final_message:
-            opened = template.continue_turn(messages, **everything)
-        elif add_generation_prompt:
-            opened = template.open_turn(messages, **everything)
-        else:
-            text = template.render(messages, **everything, add_generation_prompt=False)
-            opened = Opened(text=text, opening="")
+        ending: Ending = "prefix" if continue_final_message else "turn"
+        if not (continue_final_message or add_generation_prompt):
+            ending, variables = "any", variables | {"add_generation_prompt": False}
+        opened = self._fitter(with_tools=tools is not None).open(messages, ending=ending, tools=tools, **variables)
         _check_text(opened.text)
         # The template writes its special tokens itself.
         ids = self._encoder.encode(opened.text, add_special_tokens=False, max_ids=max_ids)
@@ -196,16 +202,18 @@ class Tokenizer:
             return str(self._hf.decode(ids))
 
     def _template(self, *, with_tools: bool) -> ChatTemplate:
-        found = self._hf.chat_template
-        if isinstance(found, dict):
-            found = found.get("tool_use" if with_tools and "tool_use" in found else "default")
-        if not found:
+        source = self.template_source(with_tools=with_tools)
+        if source is None:
             raise PromptError(
                 "The model has no chat template.", hint="Use --raw to send the prompt as it is: it may be a base model."
             )
-        if found not in self._templates:
-            self._templates[found] = ChatTemplate(found, max_output_chars=self._max_chat_chars)
-        return self._templates[found]
+        if source not in self._templates:
+            self._templates[source] = ChatTemplate(source, max_output_chars=self._max_chat_chars)
+        return self._templates[source]
+
+    def _fitter(self, *, with_tools: bool) -> Fitter:
+        template = self._template(with_tools=with_tools)
+        return self._fitters.setdefault(template.source, Fitter(template, self._hf.special_tokens_map))
 
 
 def _load(folder: Path) -> Any:
