@@ -41,6 +41,7 @@ class GatewayOptions:
     shutdown_timeout_s: float
     allow_sleep: bool = False
     strict_limits: bool = False
+    strict_content: bool = False
 
 
 def make_key(file: Path) -> int:
@@ -74,6 +75,7 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
         max_queue=options.max_queue,
         max_tokens=options.max_tokens,
         strict_limits=options.strict_limits,
+        strict_content=options.strict_content,
         shutdown_timeout_s=options.shutdown_timeout_s,
     )
     check_host(settings)

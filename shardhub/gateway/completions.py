@@ -103,6 +103,8 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
     shape = shape_of(body)
     grammar = await service.structured.grammar(shape) if shape is not None else None
     ids = [prompt.ids for prompt in prompts]
+    for prompt_ids in ids:
+        service.check_ids(prompt_ids, param="prompt")
     asked = body.asked_tokens
     if asked == 0 and not body.echo:
         raise Refusal(400, "max_tokens of 0 needs echo.", param="max_tokens")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from shardhub.gateway.parts import Told, joined, told_part
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Message, Tool
 
@@ -25,37 +25,47 @@ _RESERVED = {
     "truncation",
     "max_length",
     "max_ids",
+    "ending",
     "self",
 }
-# Parts of messages that are text, in the words of all APIs.
-_TEXTS = ("text", "input_text", "output_text", "reasoning_text")
 _SWITCH = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_SWITCHES = 32
 _MAX_SWITCH_CHARS = 1024
 
 
-def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages for a chat template: content is text, arguments of earlier calls are objects.
+def messages_of(messages: Sequence[Message], *, strict: bool = False) -> list[dict[str, Any]]:
+    """Messages for a chat template: each content is a text, and the rest is as it came.
+
+    What a model of text cannot take, such as an image, becomes a line that says so.
+
+    Args:
+        strict: Refuse it instead.
 
     Raises:
-        Refusal: A part of a message is not text.
+        Refusal: There is nothing else in the turn that is to be answered; or `strict`; or a part is malformed.
     """
-    found = []
+    history = []
+    first_unseen: tuple[str, str] | None = None
+    has_words = False
     for index, message in enumerate(messages):
         plain = message.model_dump(exclude_none=True)
-        if plain["role"] == "developer":
-            plain["role"] = "system"
-        if isinstance(message.content, list):
-            parts = [text_of(part, f"messages[{index}].content[{at}]") for at, part in enumerate(message.content)]
-            plain["content"] = "".join(parts)
-        elif message.content is None:
-            # Templates join contents; one that is absent is no reason to fail.
-            plain["content"] = ""
-        if message.tool_calls:
-            where = f"messages[{index}].tool_calls"
-            plain["tool_calls"] = [_call(call, f"{where}[{at}]") for at, call in enumerate(message.tool_calls)]
-        found.append(plain)
-    return found
+        if plain["role"] == "assistant":
+            first_unseen, has_words = None, False
+        content = message.content if isinstance(message.content, list) else [message.content or ""]
+        parts = [_told(part, f"messages[{index}].content[{at}]") for at, part in enumerate(content)]
+        plain["content"] = joined(parts)
+        for at, part in enumerate(parts):
+            where = f"messages[{index}].content[{at}]"
+            if part.kind == "unseen" and strict:
+                raise _unseen_refusal(part.text, where)
+            if part.kind == "unseen" and plain["role"] == "user":
+                first_unseen = first_unseen or (part.text, where)
+            elif plain["role"] in ("user", "tool", "function") and part.text.strip():
+                has_words = True
+        history.append(plain)
+    if first_unseen is not None and not has_words:
+        raise _unseen_refusal(*first_unseen)
+    return history
 
 
 def tools_of(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
@@ -80,35 +90,17 @@ def switches_of(given: dict[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
 
 
-def text_of(part: dict[str, Any], where: str) -> str:
-    """The text of a part of a message.
-
-    Args:
-        where: Which part, for who sent it.
-
-    Raises:
-        Refusal: It is not text.
-    """
-    kind, text = part.get("type"), part.get("text")
-    if kind in _TEXTS and isinstance(text, str):
-        return text
-    if kind == "refusal" and isinstance(part.get("refusal"), str):
-        return str(part["refusal"])
-    if isinstance(kind, str) and kind not in (*_TEXTS, "refusal"):
-        raise Refusal(
-            400, f"This model takes text only, not {kind[:40]}.", param=where, code="unsupported_content_type"
-        )
-    raise Refusal(400, "A part of a message must have a type, and a text.", param=where)
+def _told(part: Any, where: str) -> Told:
+    try:
+        return told_part(part)
+    except ValueError as error:
+        raise Refusal(400, "A part of a message must have a type, and a text.", param=where) from error
 
 
-def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise Refusal(400, "A tool call must have a function with a name.", param=where)
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments) if arguments.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise Refusal(400, "Arguments of a tool call are not JSON.", param=where) from error
-    return {**call, "function": {**function, "arguments": {} if arguments is None else arguments}}
+def _unseen_refusal(text: str, where: str) -> Refusal:
+    return Refusal(
+        400,
+        f"This model takes text only, and the message is {text.strip('[]')}.",
+        param=where,
+        code="unsupported_content_type",
+    )

@@ -10,6 +10,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from shardhub.gateway.blocks import steps_of
+from shardhub.gateway.endings import continues_well
 from shardhub.gateway.events import RESPONSES, EventStream, encoded
 from shardhub.gateway.message_blocks import MessageWriter, failure
 from shardhub.gateway.message_history import chat_messages, instructions
@@ -134,7 +135,7 @@ async def _whole(service: Service, turn: Turn, writer: MessageWriter) -> dict[st
 
 
 def chat_of(body: CountRequest, *, max_tokens: int | None = None) -> tuple[ChatRequest, list[str]]:
-    """A request as one for a chat, and what of it was left out.
+    """A request as one for a chat, and what of it was left out; an answer that comes last is to be continued.
 
     Raises:
         Refusal: It is malformed.
@@ -153,9 +154,11 @@ def chat_of(body: CountRequest, *, max_tokens: int | None = None) -> tuple[ChatR
     choice = body.tool_choice
     alone = isinstance(choice, dict) and choice.get("disable_parallel_tool_use") is True
     sampling = {name: getattr(body, name) for name in Sampling.model_fields}
+    joined = _joined(messages)
     chat = chat_request(
         **{**sampling, "stop": body.stop if body.stop_sequences is None else body.stop_sequences},
-        messages=_joined(messages),
+        messages=joined,
+        continue_final_message=continues_well(joined),
         max_tokens=max_tokens,
         tools=list(tools.functions.values()) or None,
         tool_choice=choice_of(choice),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from shardhub.gateway.endings import continues_well
 from shardhub.gateway.ollama_schema import OllamaChat, OllamaGenerate, OllamaMessage, OllamaRequest, Options
 from shardhub.gateway.schema import ChatRequest, CompletionRequest
 from shardhub.gateway.turn import chat_request
@@ -69,6 +70,8 @@ def _request(body: OllamaRequest, messages: list[dict[str, Any]], **more: Any) -
         **_thinking(body.think),
         **more,
         messages=messages,
+        # As Ollama's templates do: they leave the last message open.
+        continue_final_message=continues_well(messages),
         response_format=_format(body.format),
         logprobs=body.logprobs,
         top_logprobs=body.top_logprobs,

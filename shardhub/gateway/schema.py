@@ -122,8 +122,8 @@ class Generation(Sampling):
 class Message(Body):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[dict[str, Any]] | None = None
+    role: str = Field(min_length=1, max_length=64)
+    content: str | list[str | dict[str, Any]] | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
 
@@ -181,6 +181,8 @@ class ChatRequest(Generation):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: Flag | None = None
+    continue_final_message: Flag | None = None
     reasoning_effort: str | None = Field(None, max_length=32)
     # The same in the words of other servers; `wishes` reads them.
     thinking: Any = None
@@ -217,6 +219,7 @@ class TokenizeRequest(Body):
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     add_special_tokens: Flag | None = None
     add_generation_prompt: Flag | None = None
+    continue_final_message: Flag | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: Flag | None = None
 

@@ -146,6 +146,24 @@ class Service:
             system_fingerprint=self.fingerprint,
         )
 
+    def check_ids(self, prompt: Sequence[int], *, param: str) -> None:
+        """Check that the model has a row for each token of a prompt; tokenizers of fine-tuned models may know more.
+
+        Raises:
+            Refusal: It has none for one.
+        """
+        if max(prompt, default=0) < self.vocab_size:
+            return
+        beyond = next(token for token in prompt if token >= self.vocab_size)
+        text = self.head.tokenizer.token_bytes(beyond).decode("utf-8", "replace")
+        raise Refusal(
+            400,
+            f"The prompt holds the token {text!r} ({beyond}), which the tokenizer knows and the model does not: "
+            f"its ids are 0 to {self.vocab_size - 1}.",
+            param=param,
+            code="invalid_value",
+        )
+
     def max_tokens(self, asked: int | None, prompts: Sequence[Sequence[int]], *, param: str) -> int:
         """Most tokens of each answer: what was asked for, as far as the context leaves room; the rest of it else.
 

@@ -36,6 +36,7 @@ class GatewaySettings:
         max_queue: Requests that may wait, beyond those the chain runs at once.
         max_tokens: Of an answer, where a request does not say; None is the rest of the context.
         strict_limits: Refuse a request for more tokens than the context leaves, in the place of cutting it.
+        strict_content: Refuse images and the like, in the place of telling the model that they cannot be seen.
         keepalive_s: Silence in a stream after which a comment is sent.
         stall_s: How long a client that does not read, or does not go on sending, holds a connection.
         shutdown_timeout_s: How long a drain waits for answers.
@@ -53,6 +54,7 @@ class GatewaySettings:
     max_queue: int = 64
     max_tokens: int | None = None
     strict_limits: bool = False
+    strict_content: bool = False
     keepalive_s: float = 5.0
     stall_s: float = 30.0
     shutdown_timeout_s: float = 30.0

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 
 from shardhub.errors import PromptError
 from shardhub.gateway.conversations import messages_of, switches_of, tools_of
+from shardhub.gateway.endings import CONTINUE, PROMPT, ending_of
 from shardhub.gateway.refusals import Refusal, refusal_of
 from shardhub.gateway.schema import DetokenizeRequest, TokenizeRequest
 from shardhub.gateway.service import in_thread, service_of, unless_gone
@@ -30,14 +31,11 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
         raise Refusal(400, "Give a prompt or messages.", param="prompt")
     try:
         if body.messages is not None:
-            messages, switches, tools = messages_of(body.messages), switches_of(body.chat_template_kwargs), body.tools
-            generation = body.add_generation_prompt is not False
+            messages = messages_of(body.messages, strict=service.settings.strict_content)
+            switches, tools = switches_of(body.chat_template_kwargs), tools_of(body.tools)
+            ending = ending_of(body.model_dump(include={CONTINUE, PROMPT}), messages)
             work = in_thread(
-                lambda: (
-                    tokenizer.render_chat(
-                        messages, tools=tools_of(tools), add_generation_prompt=generation, max_ids=most, **switches
-                    ).ids
-                )
+                lambda: tokenizer.render_chat(messages, tools=tools, ending=ending, max_ids=most, **switches).ids
             )
         else:
             text, special = body.prompt or "", body.add_special_tokens is not False

@@ -16,6 +16,7 @@ from shardhub.gateway.answers import Answer, Ask, Delta, Tools
 from shardhub.gateway.conversations import messages_of, switches_of, tools_of
 from shardhub.gateway.defaults import kept_of_prompt, parameters_of
 from shardhub.gateway.deferred import DeferredGrammar
+from shardhub.gateway.endings import CONTINUE, PROMPT, ending_of
 from shardhub.gateway.masks import end_ids_of, rules_of
 from shardhub.gateway.merge import merge
 from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
@@ -26,6 +27,7 @@ from shardhub.gateway.structured import LlGrammar, shape_of, shape_of_calls
 from shardhub.gateway.thinking import Wish
 from shardhub.gateway.wishes import Directed, directed, wish_of
 from shardhub.text.encoder import MAX_IDS
+from shardhub.text.template import Ending
 from shardhub.text.tokenizer import RenderedChat
 
 
@@ -118,7 +120,8 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     Raises:
         Refusal: The request cannot be served as it is.
     """
-    messages, tools = messages_of(body.messages), tools_of(body.tools)
+    messages, tools = messages_of(body.messages, strict=service.settings.strict_content), tools_of(body.tools)
+    ending = ending_of(body.model_dump(include={CONTINUE, PROMPT}), messages)
     switches = switches_of(body.chat_template_kwargs)
     parameters = parameters_of(
         body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.top_logprobs or 0
@@ -135,8 +138,9 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     shown = None if body.tool_choice == "none" else tools
     kept = kept_of_prompt(body, service.max_context)
     max_ids = service.max_context if kept is None else MAX_IDS
-    rendered = await _rendered(service, directions, shown, max_ids=max_ids)
+    rendered = await _rendered(service, directions, shown, ending=ending, max_ids=max_ids)
     prompt = rendered.ids if kept is None else rendered.ids[-kept:]
+    service.check_ids(prompt, param="messages")
     known = Tools(
         formats=service.call_formats,
         known=tools or (),
@@ -155,6 +159,7 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
         stops=body.stops,
         end_ids=end_ids,
         tenant=tenant,
+        continues=ending == "prefix",
         keeps_stop=bool(body.include_stop_str_in_output),
         rules=rules,
         tools=known if shown else None,
@@ -180,8 +185,10 @@ async def num_prompt(service: Service, body: ChatRequest) -> int:
     """
     tools = None if body.tool_choice == "none" else tools_of(body.tools)
     switches = switches_of(body.chat_template_kwargs)
-    directions = await _directed(service, body, messages_of(body.messages), switches, Wish())
-    return len((await _rendered(service, directions, tools, max_ids=MAX_IDS)).ids)
+    messages = messages_of(body.messages, strict=service.settings.strict_content)
+    ending = ending_of(body.model_dump(include={CONTINUE, PROMPT}), messages)
+    directions = await _directed(service, body, messages, switches, Wish())
+    return len((await _rendered(service, directions, tools, ending=ending, max_ids=MAX_IDS)).ids)
 
 
 async def deltas_of(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Delta | None], None]:
@@ -218,12 +225,14 @@ async def _directed(
 
 
 async def _rendered(
-    service: Service, directions: Directed, tools: list[dict[str, Any]] | None, *, max_ids: int
+    service: Service, directions: Directed, tools: list[dict[str, Any]] | None, *, ending: Ending, max_ids: int
 ) -> RenderedChat:
     tokenizer = service.head.tokenizer
     try:
         return await in_thread(
-            lambda: tokenizer.render_chat(directions.messages, tools=tools, max_ids=max_ids, **directions.switches)
+            lambda: tokenizer.render_chat(
+                directions.messages, tools=tools, ending=ending, max_ids=max_ids, **directions.switches
+            )
         )
     except PromptError as error:
         raise refusal_of(error, param="messages") from error

@@ -72,13 +72,14 @@ class Fitter:
         *,
         ending: Ending,
         tools: Sequence[Any] | None = None,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> Opened:
         """Render a conversation.
 
         Args:
             ending: As in `ChatTemplate.open`; the last message of one that ends with a prefix is the model's.
             tools: What the model may call.
+            variables: What else the template may use, such as switches.
 
         Raises:
             PromptError: The template takes no form of it, fails, or passes its bounds.
@@ -89,17 +90,17 @@ class Fitter:
         if not history:
             raise PromptError("There is no message to answer.", hint="Give at least one.")
         forms = _forms(history, self.traits(with_tools=with_tools), continues=continues)
-        variables = {**self._constants, **variables}
+        variables = {**self._constants, **(variables or {})}
         order = self._order(forms, variables | {"tools": self._sample(with_tools)}, continues=continues)
         ordered = [forms[index].messages for index in order]
         try:
-            return self._template.open(ordered, ending=ending, **variables, tools=tools)
+            return self._template.open(ordered, ending=ending, variables={**variables, "tools": tools})
         except PromptError:
             whole = _whole_tools(tools or ())
             if whole == tools or not tools:
                 raise
             with contextlib.suppress(PromptError):  # what is told is what is wrong with the tools as they are
-                return self._template.open(ordered, ending=ending, **variables, tools=whole)
+                return self._template.open(ordered, ending=ending, variables={**variables, "tools": whole})
             raise
 
     def traits(self, *, with_tools: bool) -> Traits:
@@ -107,7 +108,7 @@ class Fitter:
         if with_tools not in self._traits:
             constants = {**self._constants, "tools": self._sample(with_tools)}
             self._traits[with_tools] = observe(
-                lambda conversations: self._template.render_each(conversations, **constants),
+                lambda conversations: self._template.render_each(conversations, constants),
                 lambda messages, traits: formed(plain(messages), traits),
             )
         return self._traits[with_tools]
@@ -120,8 +121,8 @@ class Fitter:
         """What says that there are no tools: None, or an empty list for a template that always goes through them."""
         if self._none_is_empty is None:
             conversation = [{"role": "user", "content": "User."}]
-            without = self._template.render_each([conversation], **self._constants)
-            empty = self._template.render_each([conversation], **self._constants, tools=[])
+            without = self._template.render_each([conversation], self._constants)
+            empty = self._template.render_each([conversation], {**self._constants, "tools": []})
             self._none_is_empty = without == [None] and empty not in ([None], [])
         return [] if self._none_is_empty else None
 
@@ -135,11 +136,11 @@ class Fitter:
                 self._orders.move_to_end(key)
                 return known
         variables = variables | {"add_generation_prompt": not continues}
-        texts = self._template.render_each([first.messages], **variables)
+        texts = self._template.render_each([first.messages], variables)
         order: Sequence[int] = range(len(forms))
         if texts and (texts[0] is None or first.lost(texts[0])):
             shapes = [first, *(skeleton(form.messages) for form in forms[1:])]
-            texts += self._template.render_each([each.messages for each in shapes[1:]], **variables)
+            texts += self._template.render_each([each.messages for each in shapes[1:]], variables)
             ranks = [_rank(form, *seen) for form, seen in zip(forms, zip_longest(shapes, texts), strict=True)]
             order = sorted(order, key=lambda index: ranks[index])
         with self._lock:

@@ -27,7 +27,7 @@ MAX_PROBE_CHARS = 1 << 20
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 Message = Mapping[str, Any]
-Ending = Literal["any", "turn", "prefix"]
+Ending = Literal["history", "turn", "prefix"]
 
 _RAW_HINT: Final = "Ask the publisher of the model to repair the template, or send the prompt without it (--raw)."
 _WHAT = {
@@ -86,24 +86,21 @@ class ChatTemplate:
                 passes its bounds. The next call is not affected.
         """
         variables |= {"add_generation_prompt": add_generation_prompt}
-        return self.open([messages], ending="any", **variables).text
+        return _opened_of(self._exchanged("history", [messages], variables, self._max_output_chars)).text
 
-    def open(self, forms: Sequence[Sequence[Message]], *, ending: Ending, **variables: Any) -> Opened:
+    def open(self, forms: Sequence[Sequence[Message]], *, ending: Ending, variables: Mapping[str, Any]) -> Opened:
         """Render a conversation, and tell its opening: see `shardhub.text.openings`.
 
         Args:
             forms: The conversation, and others to render in its place, in this order, where the template refuses it.
             ending: It ends where the model's turn begins ("turn"), within the last message, which the model continues
-                ("prefix"), or where the template ends it, and has no opening ("any").
+                ("prefix"), or with the messages, and has no opening ("history").
             variables: As in `render`.
 
         Raises:
             PromptError: As `render`, for the first form.
         """
-        if not forms or not forms[0]:
-            raise PromptError("There is no message to answer.", hint="Give at least one.")
-        if ending != "any":
-            variables |= {"add_generation_prompt": ending == "turn"}
+        variables = {**variables, "add_generation_prompt": ending == "turn"}
         try:
             return _opened_of(self._exchanged(ending, forms[:1], variables, self._max_output_chars))
         except PromptError:
@@ -114,14 +111,15 @@ class ChatTemplate:
                 return _opened_of(self._exchanged(ending, forms[1:], variables, self._max_output_chars))
             raise
 
-    def render_each(self, conversations: Sequence[Sequence[Message]], **variables: Any) -> list[str | None]:
+    def render_each(self, conversations: Sequence[Sequence[Message]], variables: Mapping[str, Any]) -> list[str | None]:
         """Render small conversations to see which the template takes, with null contents as they are.
 
         Returns:
             Their texts; None for one that is refused. Those for which there is no time are missing at the end.
         """
         try:
-            line = self._exchanged("each", conversations, {"add_generation_prompt": True} | variables, MAX_PROBE_CHARS)
+            variables = {"add_generation_prompt": True, **variables}
+            line = self._exchanged("each", conversations, variables, MAX_PROBE_CHARS)
             answer = json.loads(line)
         except (PromptError, ValueError):
             return []  # too slow, too big, or nonsense: nothing is known of it
@@ -131,11 +129,13 @@ class ChatTemplate:
         return [text if isinstance(text, str) else None for text in texts]
 
     def _exchanged(
-        self, mode: str, conversations: Sequence[Sequence[Message]], variables: dict[str, Any], max_chars: int
+        self, mode: str, conversations: Sequence[Sequence[Message]], variables: Mapping[str, Any], max_chars: int
     ) -> bytes:
+        if not all(conversations):
+            raise PromptError("There is no message to answer.", hint="Give at least one.")
         request = {
             "template": self.source,
-            "variables": {"tools": None, "documents": None} | variables,
+            "variables": {"tools": None, "documents": None, **variables},
             "conversations": [_prepared(messages) for messages in conversations],
             "max_chars": max_chars,
             "mode": mode,

@@ -2,8 +2,8 @@
 
 Reads one JSON request a line, `{"template", "variables", "conversations", "max_chars", "mode"}`, and answers each with
 one JSON line, `{"text", "opening"}` for the first conversation that can be rendered, or `{"error", "message"}`. Of the
-modes, "any" renders only, and has no opening; "turn" and "prefix" are those of `shardhub.text.openings`. Mode "each" is
-answered with `{"texts"}`: null for each conversation that is refused, and fewer where time ran out. It imports
+modes, "history" renders only, and has no opening; "turn" and "prefix" are those of `shardhub.text.openings`. Mode
+"each" is answered with `{"texts"}`: null for each conversation that is refused, fewer where time ran out. It imports
 jinja2 and the standard library only.
 
 Jinja's sandbox stops code, not work (measured: a huge power took 30 s, one format string 2 GB), so the process limits
@@ -184,7 +184,7 @@ def _only_render(rendered: Render, variables: dict[str, Any]) -> Opened:
     return Opened(text=rendered(variables), opening="")
 
 
-_MODES: dict[str, Mode] = {"any": _only_render, "turn": open_turn, "prefix": continue_turn}
+_MODES: dict[str, Mode] = {"history": _only_render, "turn": open_turn, "prefix": continue_turn}
 
 
 def _describe(error: Exception) -> tuple[str, str]:
@@ -216,7 +216,7 @@ def _warm_up(compile_template: Callable[[str], jinja2.Template]) -> None:
             "variables": {},
             "conversations": [[]],
             "max_chars": 100,
-            "mode": "any",
+            "mode": "history",
         }
         answer(json.dumps(request).encode(), compile_template)
 

@@ -154,8 +154,7 @@ class Tokenizer:
         messages: Sequence[Message],
         *,
         tools: Sequence[Any] | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
+        ending: Ending = "turn",
         max_ids: int | None = None,
         **variables: Any,
     ) -> RenderedChat:
@@ -165,16 +164,14 @@ class Tokenizer:
         answerable for any other: see `Fitter`. The arguments are those of `ChatTemplate.render` and `encode`.
 
         Args:
-            continue_final_message: The model goes on with the last message; there is no generation prompt then.
+            ending: Where it ends; see `ChatTemplate.open`.
 
         Raises:
             PromptError: The model has no template, or the template takes no form of the messages, or fails.
             ContextExceeded: As `encode`.
         """
-        ending: Ending = "prefix" if continue_final_message else "turn"
-        if not (continue_final_message or add_generation_prompt):
-            ending, variables = "any", variables | {"add_generation_prompt": False}
-        opened = self._fitter(with_tools=tools is not None).open(messages, ending=ending, tools=tools, **variables)
+        fitter = self._fitter(with_tools=tools is not None)
+        opened = fitter.open(messages, ending=ending, tools=tools, variables=variables)
         _check_text(opened.text)
         # The template writes its special tokens itself.
         ids = self._encoder.encode(opened.text, add_special_tokens=False, max_ids=max_ids)

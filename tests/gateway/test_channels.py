@@ -12,7 +12,9 @@ from shardhub.gateway.channels import ChannelSegmenter
 
 OPENING = "<|start|>assistant"
 ANALYSIS = "<|channel|>analysis<|message|>Think.<|end|>"
-marks = st.sampled_from(["<|start|>", "assistant", "<|channel|>", "final", "<|message|>", "<|end|>", "<|", "a", " to=x"])
+marks = st.sampled_from(
+    ["<|start|>", "assistant", "<|channel|>", "final", "<|message|>", "<|end|>", "<|", "a", " to=x"]
+)
 
 
 def cut(*texts: str, opening: str = OPENING, functions=("add",)) -> list[tuple[str, str, str]]:
@@ -32,7 +34,13 @@ def test_pieces_do_not_matter(texts) -> None:
 
 def test_analysis_is_reasoning_and_final_is_the_answer() -> None:
     """Whatever the pieces are."""
-    texts = ["<|chan", "nel|>analysis<|message|>Think", ".<|e", "nd|><|start|>assist", "ant<|channel|>final<|message|>42"]
+    texts = [
+        "<|chan",
+        "nel|>analysis<|message|>Think",
+        ".<|e",
+        "nd|><|start|>assist",
+        "ant<|channel|>final<|message|>42",
+    ]
     assert cut(*texts) == [("reasoning", "", "Think."), ("text", "", "42")]
 
 

@@ -276,7 +276,7 @@ def test_worker_ends_with_its_input() -> None:
 def test_abandoned_render_ends_by_itself() -> None:
     """A worker whose caller died in mid-render is ended by its own limit on CPU time."""
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    request = {"template": endless, "variables": {}, "conversations": [[]], "max_chars": 100, "mode": "any"}
+    request = {"template": endless, "variables": {}, "conversations": [[]], "max_chars": 100, "mode": "history"}
     with worker_process() as process:
         assert process.stdin is not None
         process.stdin.write(json.dumps(request).encode() + b"\n")

@@ -93,7 +93,7 @@ def test_chat_ids_equal_transformers(tokenizer: Tokenizer, folder: Path) -> None
         expected = hf.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
         assert tokenizer.render_chat(messages).ids == expected
         expected = hf.apply_chat_template(messages, tokenize=True, return_dict=False)
-        assert tokenizer.render_chat(messages, add_generation_prompt=False).ids == expected
+        assert tokenizer.render_chat(messages, ending="history").ids == expected
 
 
 def test_chat_gets_no_second_first_token(folder: Path, tmp_path: Path) -> None:

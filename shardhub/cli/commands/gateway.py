@@ -69,6 +69,9 @@ def gateway(
     strict_limits: Annotated[
         bool, typer.Option("--strict-limits", help="Refuse max_tokens beyond the context, instead of cutting them.")
     ] = False,
+    strict_content: Annotated[
+        bool, typer.Option("--strict-content", help="Refuse images and other parts that are not text.")
+    ] = False,
     shutdown_timeout: Annotated[float, typer.Option(help="Seconds a drain waits for answers.", min=0)] = 30.0,
     allow_sleep: AllowSleep = False,
     recover: Recover = Recovery.EXACT,
@@ -125,5 +128,6 @@ def gateway(
         shutdown_timeout_s=shutdown_timeout,
         allow_sleep=allow_sleep,
         strict_limits=strict_limits,
+        strict_content=strict_content,
     )
     run(lambda: command(head, options, as_json=json_), debug=debug, as_json=json_)

@@ -1,0 +1,42 @@
+"""Where a prompt ends: before a new answer, or within one that the client began."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shardhub.gateway.refusals import Refusal
+from shardhub.text.template import Ending
+
+CONTINUE = "continue_final_message"
+PROMPT = "add_generation_prompt"
+
+
+def ending_of(fields: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> Ending:
+    """Where the prompt of a conversation ends.
+
+    Args:
+        fields: A request's `continue_final_message` and `add_generation_prompt`; None means the default.
+        messages: As `messages_of` makes them.
+
+    Raises:
+        Refusal: They contradict each other, or there is nothing to continue.
+
+    Source: vllm/entrypoints/openai/chat_completion/protocol.py, check_generation_prompt.
+    """
+    if not fields.get(CONTINUE):
+        return "history" if fields.get(PROMPT) is False else "turn"
+    if fields.get(PROMPT):
+        raise Refusal(400, f"{CONTINUE} and {PROMPT} cannot both be true.", param=CONTINUE)
+    if not continues_well(messages):
+        raise Refusal(400, f"{CONTINUE} needs a last message of the assistant with a text.", param=CONTINUE)
+    return "prefix"
+
+
+def continues_well(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last message is an answer that can go on: it has a text, and no calls."""
+    last = messages[-1] if messages else {}
+    content = last.get("content")
+    if isinstance(content, list):
+        content = "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in content)
+    return last.get("role") == "assistant" and bool(str(content or "").strip()) and not last.get("tool_calls")

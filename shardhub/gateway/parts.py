@@ -1,0 +1,155 @@
+"""Parts of messages as text: a model of text is told of a picture, and given what is written in a file."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import mimetypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# Parts that are text, in the words of all APIs.
+_TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
+_IMAGES = ("image_url", "input_image", "image", "computer_screenshot")
+_SOUNDS = ("input_audio", "audio_url", "audio", "output_audio")
+_FILMS = ("video_url", "input_video", "video")
+_FILES = ("file", "input_file", "document", "container_upload")
+# Kinds of files beside text/* whose bytes are text.
+_TEXT_FILES = tuple(
+    f"application/{name}"
+    for name in ("json", "xml", "yaml", "x-yaml", "toml", "javascript", "x-sh", "x-ndjson", "sql", "csv", "x-httpd-php")
+)
+# Longer texts of a part that is carried as JSON are bytes in letters.
+_MAX_SHOWN_CHARS = 1 << 16
+_MAX_NAME_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a part comes to.
+
+    Attributes:
+        text: As the model reads it.
+        kind: It is said as it is; or it is a document, or a line on something the model cannot take, and stands on
+            lines of its own.
+    """
+
+    text: str
+    kind: Literal["text", "document", "unseen"] = "text"
+
+
+def told_part(part: Any) -> Told:
+    """A part of a message, of any API.
+
+    Raises:
+        ValueError: It is a text that has none, or says nothing of itself.
+    """
+    if not isinstance(part, dict):
+        return Told(text=part if isinstance(part, str) else json.dumps(part, ensure_ascii=False))
+    kind, text = part.get("type"), part.get("text")
+    if (kind in _TEXTS or kind is None) and isinstance(text, str):
+        return Told(text=text)
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return Told(text=part["refusal"])
+    if kind in (*_TEXTS, "refusal"):
+        raise ValueError("a text that has none")
+    if kind in _IMAGES or (kind is None and ("image_url" in part or "image" in part)):
+        return _unseen("an image", "see", _media_type(part))
+    if kind in _SOUNDS:
+        return _unseen("an audio recording", "hear", _media_type(part))
+    if kind in _FILMS:
+        return _unseen("a video", "see", _media_type(part))
+    if kind in _FILES:
+        return _file(part)
+    if not isinstance(kind, str):
+        raise ValueError("neither a type nor a text")
+    return Told(text=f"[{json.dumps(_cut(part), ensure_ascii=False, default=str)}]", kind="document")
+
+
+def joined(parts: Sequence[Told]) -> str:
+    """The text of several parts: documents and the like on lines of their own."""
+    text = ""
+    apart = False
+    for part in parts:
+        needs_line = (apart or part.kind != "text") and text and part.text and not text.endswith("\n")
+        text += ("\n" if needs_line and not part.text.startswith("\n") else "") + part.text
+        apart = part.kind != "text"
+    return text
+
+
+def _file(part: dict[str, Any]) -> Told:
+    """A file: what is written in it, or that it cannot be read."""
+    inner = part["file"] if isinstance(part.get("file"), dict) else part
+    source = part["source"] if isinstance(part.get("source"), dict) else {}
+    name = next((each for each in (inner.get("filename"), part.get("title"), inner.get("name")) if each), None)
+    name = str(name)[:_MAX_NAME_CHARS] if name is not None else ""
+    media_type = _media_type(part) or (mimetypes.guess_type(name)[0] or "" if name else "")
+    head = f"[file: {name}]\n" if name else ""
+    if source.get("type") == "text" and isinstance(source.get("data"), str):
+        return Told(text=head + source["data"], kind="document")
+    if source.get("type") == "content":
+        content = source.get("content")
+        pieces = [told_part(each) for each in (content if isinstance(content, list) else [content])]
+        return Told(text=head + joined(pieces), kind="document")
+    data = next((each for each in (inner.get("file_data"), source.get("data")) if isinstance(each, str)), "")
+    written = _written(data, media_type)
+    if written is not None:
+        return Told(text=head + written, kind="document")
+    return _unseen("a file", "read", " ".join(filter(None, [name, media_type])))
+
+
+def _written(data: str, media_type: str) -> str | None:
+    """The text of a file's bytes, or None where they are something else."""
+    is_text = media_type.startswith("text/") or media_type in _TEXT_FILES or media_type.endswith(("+json", "+xml"))
+    if not data or not is_text:
+        return None
+    if data.startswith("data:"):
+        head, _, data = data.partition(",")
+        if not head.endswith(";base64"):
+            return data
+    try:
+        return base64.b64decode(data, validate=True).decode("utf-8-sig")
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _media_type(part: dict[str, Any]) -> str:
+    """What a part says it is of, such as image/png; empty where it does not."""
+    kind = part.get("type")
+    inner = part.get(kind) if isinstance(kind, str) else None
+    for each in (inner, part.get("image_url"), part.get("file"), part.get("source"), part):
+        if isinstance(each, str):
+            each = {"url": each}
+        if not isinstance(each, dict):
+            continue
+        for name in ("media_type", "mime_type", "mimeType"):
+            if isinstance(each.get(name), str):
+                return _short(each[name])
+        for name in ("url", "image_url", "file_data", "data"):
+            url = each.get(name)
+            if isinstance(url, str) and url.startswith("data:"):
+                return _short(url[5:].partition(",")[0].partition(";")[0])
+        if isinstance(each.get("format"), str):
+            return _short(f"audio/{each['format']}")
+    return ""
+
+
+def _short(text: str) -> str:
+    return "".join(char for char in text[:80] if char.isascii() and char.isprintable() and char not in "[]")
+
+
+def _unseen(what: str, verb: str, detail: str) -> Told:
+    return Told(text=f"[{what} that this model cannot {verb}{': ' + detail if detail else ''}]", kind="unseen")
+
+
+def _cut(value: Any) -> Any:
+    """A value without what is too long for a text: bytes in letters."""
+    if isinstance(value, str):
+        return value if len(value) <= _MAX_SHOWN_CHARS and not value.startswith("data:") else "(left out)"
+    if isinstance(value, list):
+        return [_cut(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _cut(each) for name, each in value.items() if name not in ("cache_control", "data")}
+    return value
