@@ -67,8 +67,9 @@ def test_a_call_may_have_no_arguments() -> None:
 
 def test_a_preamble_is_shown() -> None:
     """What is said before a call is for the user."""
-    answer = "<|channel|>commentary<|message|>I add.<|end|><|start|>assistant to=functions.add<|channel|>commentary<|message|>{}"
-    assert cut(answer) == [("text", "", "I add."), ("call", "add", "{}")]
+    preamble = "<|channel|>commentary<|message|>I add.<|end|>"
+    call = "<|start|>assistant to=functions.add<|channel|>commentary<|message|>{}"
+    assert cut(preamble, call) == [("text", "", "I add."), ("call", "add", "{}")]
 
 
 def test_tools_that_nobody_runs_are_thoughts() -> None:

@@ -9,11 +9,23 @@ import httpx
 import openai
 import pytest
 
-from tests import cut
+from tests import cut, scripted
 from tests.gateway.conftest import TEMPLATE, save_model
 from tests.gateway.serving import GatewayProcess
 
 HI = [{"role": "user", "content": "hi"}]
+# A template with a switch, and a variable by which the prompt opens the reasoning itself.
+SWITCHED = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if opened %}<think>\n<|go_open|>"
+    "{% elif enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n<|go_plain|>"
+    "{% else %}<|go|>{% endif %}{% endif %}"
+)
+SCRIPTS = {
+    scripted.GO: ["<think>", "hm END ", "hm", "</think>", "\n\nIt is ", "42 ", "END", " never"],
+    scripted.go("plain"): ["At once"],
+    scripted.go("open"): ["Which?", "</thi", "nk>", "YES", " and more"],
+}
 NUM = 9
 
 
@@ -33,7 +45,7 @@ def thinking(served, tmp_path_factory):
 
 
 def test_chats_tell_it_in_a_field_of_its_own(thinking) -> None:
-    """Under both names that clients read, whole and streamed, and counted."""
+    """Under the name that all clients read, whole and streamed, and counted."""
     body = {"messages": HI, "max_tokens": NUM, "ignore_eos": True}
     with httpx.Client(base_url=thinking.url, timeout=60) as http:
         whole = http.post("/v1/chat/completions", json=body).json()
@@ -41,7 +53,7 @@ def test_chats_tell_it_in_a_field_of_its_own(thinking) -> None:
     message = whole["choices"][0]["message"]
     assert message["content"] == ""
     assert message["reasoning_content"]
-    assert message["reasoning"] == message["reasoning_content"]
+    assert "reasoning" not in message
     assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] == NUM
     chunks = [json.loads(line[6:]) for line in answer.split("\n") if line.startswith("data: {")]
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
@@ -76,9 +88,93 @@ def test_messages_tell_it_as_a_block(thinking) -> None:
         assert client.messages.create(messages=history, **options).content[0].type == "thinking"
 
 
-def test_a_shaped_answer_has_none(thinking) -> None:
-    """The grammar leaves no room for it."""
-    body = {"messages": HI, "guided_choice": ["YES"], "max_tokens": NUM}
-    message = httpx.post(f"{thinking.url}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]["message"]
-    assert message["content"] == "YES"
+@pytest.fixture(scope="module")
+def switched(tmp_path_factory):
+    """A gateway whose model thinks unless its template says otherwise."""
+    folder = tmp_path_factory.mktemp("switched")
+    model = scripted.save(folder / "model", SCRIPTS, template=SWITCHED)
+    process = GatewayProcess(cut.cut(model, folder / "out", (1,)).folder, [], ("--reasoning-field", "both"))
+    try:
+        with httpx.Client(base_url=process.url, timeout=60) as http:
+            yield http
+    finally:
+        assert process.stop() == 0
+
+
+def chat(http: httpx.Client, **fields) -> dict:
+    answer = http.post("/v1/chat/completions", json={"messages": HI, **fields})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_tokens_are_counted_by_what_they_wrote(switched) -> None:
+    """Those of the reasoning without its tags, and none where nothing was thought."""
+    answer = chat(switched)
+    assert answer["choices"][0]["message"]["content"] == "It is 42 END never"
+    assert answer["choices"][0]["message"]["reasoning"] == "hm END hm"
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 2
+    plain = chat(switched, enable_thinking=False)
+    assert plain["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"reasoning_effort": "none"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"chat_template_kwargs": {"thinking": False}},
+        {"thinking": {"type": "disabled"}, "reasoning_effort": "high"},
+        {"reasoning": {"enabled": False}},
+        {"reasoning": {"effort": "none"}},
+        {"think": False},
+    ],
+    ids=str,
+)
+def test_clients_turn_it_off_in_their_own_words(switched, fields) -> None:
+    """All reach the switch of the template."""
+    message = chat(switched, **fields)["choices"][0]["message"]
+    assert message["content"] == "At once"
     assert "reasoning_content" not in message
+
+
+def test_other_apis_turn_it_off(switched) -> None:
+    """Responses by an effort, messages by their own field."""
+    response = switched.post("/v1/responses", json={"input": "hi", "reasoning": {"effort": "none"}}).json()
+    assert [item["type"] for item in response["output"]] == ["message"]
+    body = {"messages": HI, "max_tokens": 20, "thinking": {"type": "disabled"}}
+    assert switched.post("/v1/messages", json=body).json()["content"] == [{"type": "text", "text": "At once"}]
+
+
+def test_stop_strings_count_in_the_answer_alone(switched) -> None:
+    """A thought that holds one goes on, in each choice."""
+    for choice in chat(switched, stop=["END"], n=2)["choices"]:
+        assert choice["message"]["reasoning_content"] == "hm END hm"
+        assert choice["message"]["content"] == "It is 42 "
+        assert choice["finish_reason"] == "stop"
+
+
+def test_likelihoods_are_those_of_the_answer(switched) -> None:
+    """Tokens that thought, and tags, are left out, as `content` says."""
+    (choice,) = chat(switched, logprobs=True)["choices"]
+    text = "".join(entry["token"] for entry in choice["logprobs"]["content"])
+    assert text.strip() == choice["message"]["content"]
+
+
+def test_a_client_may_want_none_of_it(switched) -> None:
+    """It is thought and counted all the same."""
+    answer = chat(switched, include_reasoning=False)
+    assert "reasoning_content" not in answer["choices"][0]["message"]
+    assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == 2
+
+
+def test_a_shaped_answer_has_none_where_the_template_can_say_so(switched) -> None:
+    """The grammar leaves no room for it."""
+    message = chat(switched, guided_choice=["At once"])["choices"][0]["message"]
+    assert (message["content"], message.get("reasoning_content")) == ("At once", None)
+
+
+def test_a_shape_begins_after_a_reasoning_that_the_prompt_opened(switched) -> None:
+    """What the model thinks has no shape."""
+    fields = {"guided_choice": ["YES", "NO"], "chat_template_kwargs": {"opened": True}}
+    message = chat(switched, **fields)["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("YES", "Which?")

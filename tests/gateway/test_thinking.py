@@ -1,0 +1,93 @@
+"""The switches of chat templates, found by trying them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shardhub.gateway.reasoning import find_reasoning
+from shardhub.gateway.thinking import Thinking, Wish, find_thinking
+from shardhub.gateway.wishes import directed
+from shardhub.text.tokenizer import Tokenizer
+from tests import tiny
+
+TURNS = "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
+OFF, ON = Wish(thinks=False), Wish(thinks=True)
+
+
+@pytest.fixture
+def thinking_of(tmp_path):
+    """Finds the switches of a template."""
+    tiny.save_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config("llama")))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    tokenizers: list[Tokenizer] = []
+
+    def find(template: str) -> Thinking:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+        tokenizers.append(Tokenizer(tmp_path))
+        return find_thinking(tokenizers[-1], find_reasoning(tokenizers[-1]))
+
+    yield find
+    for tokenizer in tokenizers:
+        tokenizer.close()
+
+
+@pytest.mark.parametrize(
+    ("ending", "off", "on"),
+    [
+        ("{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}", False, True),
+        ("{% if thinking %}<think>{% else %}</think>{% endif %}", False, True),
+        ("{% if quiet %}<think></think>{% endif %}", True, False),
+        ("{% if mode == 'chat' %}<think></think>{% elif mode == 'deep' %}<think>{% endif %}", "chat", "deep"),
+        ("{% if thinking_budget == 0 %}<think></think>{% endif %}", 0, None),
+    ],
+)
+def test_a_switch_is_known_by_what_it_does(thinking_of, ending, off, on) -> None:
+    """Off is what closes the reasoning before the answer, whatever the name and the value."""
+    thinking = thinking_of(TURNS + ending)
+    assert list(thinking.variables(OFF).values()) == [off]
+    assert list(thinking.variables(ON).values()) == [] if on is None else [on]
+    assert list(thinking.variables(Wish(effort="none")).values()) == [off]
+
+
+def test_a_switch_may_work_in_the_words_before_the_answer(thinking_of) -> None:
+    """Then its name says what off is; a variable that changes nothing is no switch."""
+    thinking = thinking_of("{% if not no_thinking %}Think.{% endif %}" + TURNS + "{# </think> #}")
+    assert thinking.variables(OFF) == {"no_thinking": True}
+    assert thinking_of("{% if keep_thinking is defined %}{% endif %}" + TURNS).variables(OFF) == {}
+
+
+def test_an_effort_is_the_nearest_that_the_template_takes(thinking_of) -> None:
+    """Where nothing turns thinking off, the least of them is meant."""
+    thinking = thinking_of("{% set e = reasoning_effort or 'medium' %}Reasoning: {{ e }}" + TURNS)
+    assert thinking.variables(OFF) == {"reasoning_effort": "low"}
+    for effort, taken in (("minimal", "low"), ("medium", "medium"), ("xhigh", "high"), ("max", "high")):
+        assert thinking.variables(Wish(effort=effort)) == {"reasoning_effort": taken}
+
+
+def test_an_effort_may_be_the_switch(thinking_of) -> None:
+    """A word such as `none` among those a template knows turns thinking off."""
+    thinking = thinking_of(
+        "{% if reasoning_effort is defined and reasoning_effort not in ['none', 'high'] %}{{ raise_exception('no') }}"
+        "{% endif %}{{ reasoning_effort }}" + TURNS
+    )
+    assert thinking.variables(OFF) == {"reasoning_effort": "none"}
+    assert thinking.variables(Wish(effort="low")) == {"reasoning_effort": "high"}
+
+
+def test_words_in_a_message_may_be_the_switch(thinking_of) -> None:
+    """They go to the user's last message."""
+    thinking = thinking_of(TURNS + "<think>{% if '/no_think' in messages[-1].content %}</think>{% endif %}{{ '\n' }}")
+    messages = [{"role": "user", "content": "hi"}]
+    assert directed(thinking, OFF, messages, {}).messages[-1]["content"] == "hi\n/no_think"
+    assert directed(thinking, ON, messages, {}).messages == messages
+
+
+def test_what_a_client_sets_itself_goes_before_its_wishes() -> None:
+    """A switch of a public template means this template's own."""
+    thinking = Thinking(off={"thinking": False}, on={"thinking": True}, names=frozenset({"thinking"}))
+    assert directed(thinking, ON, [], {"thinking": False}).switches == {"thinking": False}
+    assert directed(thinking, Wish(), [], {"enable_thinking": False}).switches == {"thinking": False}
+    assert directed(thinking, Wish(effort="high"), [], {"tone": "dry"}).switches == {"thinking": True, "tone": "dry"}
