@@ -213,7 +213,8 @@ class Answer:
         if self._matcher.found is not None:
             self.finish = "stop"
         else:
-            self._close(delta)
+            if self.finish == "stop":
+                self._close(delta)
             is_reasoning = self._last is not None and self._last.kind == "reasoning"
             self._ledger.finish(is_reasoning=is_reasoning, at=self._num_matched)
             self._num_shown = self._num_matched + 1  # no token is held back any more

@@ -73,8 +73,10 @@ class ChannelSegmenter:
         """End the answer; what was held back."""
         held, self._held = self._held, ""
         segments = self._announced()
-        if held:
-            segments.append(self._said(held) if self._is_body else Segment(kind="markup", text=held))
+        if held and self._is_body and not (held.startswith("<|") and not is_whole):
+            segments.append(self._said(held))
+        elif held:
+            segments.append(Segment(kind="markup", text=held))  # a header or a mark that was cut off
         return segments
 
     def _read_header(self, segments: list[Segment]) -> bool:

@@ -72,6 +72,7 @@ def _request(body: OllamaRequest, messages: list[dict[str, Any]], **more: Any) -
         messages=messages,
         # As Ollama's templates do: they leave the last message open.
         continue_final_message=continues_well(messages),
+        stream=body.is_streamed,
         response_format=_format(body.format),
         logprobs=body.logprobs,
         top_logprobs=body.top_logprobs,

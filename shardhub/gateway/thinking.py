@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from shardhub.errors import ShardhubError
 from shardhub.gateway.reasoning import Reasoning
@@ -43,6 +44,8 @@ _KNOWN = frozenset(
         "messages message tools tool documents add_generation_prompt bos_token eos_token pad_token unk_token",
     )
 )
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +142,7 @@ class _Trial:
         self._tokenizer = tokenizer
         self._reasoning = reasoning
 
-    def prompt(self, text: str = "Hello", **variables: Value) -> _Prompt | None:
+    def prompt(self, variables: Mapping[str, Any] = _NOTHING, *, text: str = "Hello") -> _Prompt | None:
         """The prompt, or None where the template fails."""
         messages = [{"role": "user", "content": text}]
         try:
@@ -155,7 +158,7 @@ class _Trial:
 
     def is_soft_switch(self, word: str, usual: _Prompt) -> bool:
         """Whether a word in the last message turns thinking off."""
-        prompt = self.prompt(f"Hello {word}")
+        prompt = self.prompt(text=f"Hello {word}")
         return prompt is not None and prompt.openness < usual.openness
 
 
@@ -166,7 +169,7 @@ def _switch(
     is_effort = _EFFORT.search(name) is not None
     values: list[Value] = [0] if "budget" in name else [] if is_effort else [False, True]
     values += _words(name, source)
-    prompts = {repr(value): (value, prompt) for value in values if (prompt := trial.prompt(**{name: value}))}
+    prompts = {repr(value): (value, prompt) for value in values if (prompt := trial.prompt({name: value}))}
     if not prompts or all(prompt.ids == usual.ids for _, prompt in prompts.values()):
         return None
     levels = [prompt.openness for _, prompt in prompts.values()] + [usual.openness]
@@ -192,10 +195,10 @@ def _switch(
 def _efforts(trial: _Trial, name: str, source: str) -> tuple[str, ...]:
     """The efforts a variable takes, from least to most."""
     named = set(_words(name, source))
-    known = [word for word in LADDER if word in named and trial.prompt(**{name: word}) is not None]
+    known = [word for word in LADDER if word in named and trial.prompt({name: word}) is not None]
     if len(known) > 1 or (known and not named.isdisjoint(_OFF)):
         return tuple(known)
-    prompts = [trial.prompt(**{name: word}) for word in _USUAL]
+    prompts = [trial.prompt({name: word}) for word in _USUAL]
     taken = [word for word, prompt in zip(_USUAL, prompts, strict=True) if prompt is not None]
     differ = len({tuple(prompt.ids) for prompt in prompts if prompt is not None}) > 1
     return tuple(taken) if differ else ()
