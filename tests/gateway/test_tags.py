@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from itertools import groupby
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardhub.gateway.reasoning import Reasoning
+from shardhub.gateway.reasoning import Reasoning, find_reasoning
 from shardhub.gateway.tags import TagSegmenter
+from shardhub.text.tokenizer import Tokenizer
+from tests import tiny
 
 THINK = Reasoning(starts=("<think>",), ends=("</think>",))
 CALLS = (("<tool_call>", "</tool_call>"),)
@@ -96,3 +99,42 @@ def test_no_more_is_held_back_than_a_tag_may_begin_with() -> None:
     segmenter = TagSegmenter(THINK)
     assert [segment.text for segment in segmenter.feed("a <thin")] == ["a "]
     assert [segment.text for segment in segmenter.feed("g")] == ["<thing"]
+
+
+@pytest.mark.parametrize(
+    ("opening", "is_open"),
+    [
+        ("<|im_start|>assistant\n", False),
+        ("<|im_start|>assistant\n<think>\n", True),
+        ("Assistant: <think>", True),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
+        ("<|Assistant|></think>", False),
+        ("<|im_start|>assistant\nThe tag <think>", False),
+        ("<|im_start|>assistant\nWrite `<think>", False),
+    ],
+)
+def test_a_prompt_opens_the_reasoning_or_not(opening, is_open) -> None:
+    """By the tag that stands last, unless a sentence that is to go on speaks of it."""
+    assert THINK.is_open(opening) is is_open
+
+
+@pytest.mark.parametrize(
+    ("template", "start"),
+    [
+        ("{# <think> </think> #}", "<think>"),
+        ("{{ m.content.split('</think>')[-1] }}", "<think>"),
+        ("[THINK]{{ thoughts }}[/THINK]", "[THINK]"),
+        ("<seed:think></seed:think>", "<seed:think>"),
+        ("'Here is my thought process:' or 'Here is my response:'", "Here is my thought process:"),
+        ("{# <reasoning> </reasoning> #}", "<reasoning>"),
+        ("{{ m.content }}", None),
+    ],
+)
+def test_a_family_is_known_by_its_template(tmp_path, template, start) -> None:
+    """By the closing tag at least; a model that names none does not think."""
+    tiny.save_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config("llama")))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    reasoning = find_reasoning(Tokenizer(tmp_path))
+    assert (reasoning and reasoning.starts[0]) == start
