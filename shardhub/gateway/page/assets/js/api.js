@@ -103,7 +103,8 @@ export async function* answerTo(body, signal) {
       const [choice] = chunk.choices;
       if (choice) {
         const delta = choice.delta ?? {};
-        if (delta.reasoning_content) yield { reasoning: delta.reasoning_content };
+        const reasoning = delta.reasoning_content ?? delta.reasoning;
+        if (reasoning) yield { reasoning };
         if (delta.content) yield { text: delta.content };
         if (choice.finish_reason) yield { finish: choice.finish_reason };
       }
