@@ -173,7 +173,7 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
         grammar=grammar,
         opening=rendered.opening,
         progress=[0, len(prompt)],
-        remarks=(remark,) if remark else (),
+        remarks=tuple(filter(None, (remark, directions.remark))),
     )
 
 
@@ -216,12 +216,14 @@ async def _directed(
         usual: What is wished where the client wishes nothing.
     """
     wish = wish_of(body)
-    if wish == Wish():
-        wish = usual
-    if wish == Wish() and not switches:
+    if Wish() == wish == usual and not switches:
         return Directed(messages=messages, switches={})
     thinking = await in_thread(lambda: service.thinking)
-    return directed(thinking, wish, messages, switches)
+    directions = directed(thinking, usual if wish == Wish() else wish, messages, switches)
+    # A model that always thinks, or never, does what is asked where that is all.
+    thinks = service.segmenters.thinks
+    is_met = wish == Wish() or (thinking.is_off(wish) and not thinks) or (wish == Wish(thinks=True) and thinks)
+    return replace(directions, remark="") if is_met else directions
 
 
 async def _rendered(

@@ -12,6 +12,8 @@ from shardhub.gateway.thinking import Thinking, Value, Wish
 # Names of the switch in public templates: who sets one that this template does not read means its own.
 _SWITCHES = ("enable_thinking", "thinking", "think", "enable_reasoning", "reasoning")
 
+_IDLE = "how hard the model thinks cannot be set: its chat template has no switch for it"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Directed:
@@ -19,10 +21,12 @@ class Directed:
 
     Attributes:
         switches: Variables of the template.
+        remark: What the client should know of it, where its wish has no effect.
     """
 
     messages: list[dict[str, Any]]
     switches: dict[str, Any]
+    remark: str = ""
 
 
 def wish_of(body: ChatRequest) -> Wish:
@@ -60,9 +64,11 @@ def directed(
     if effort and "reasoning_effort" in thinking.names and not thinking.efforts and not thinking.is_off(wish):
         variables.setdefault("reasoning_effort", effort)
     plain = [dict(message) for message in messages]
-    if thinking.soft_off and thinking.off is None and thinking.is_off(wish):
+    is_soft = bool(thinking.soft_off) and thinking.off is None and thinking.is_off(wish)
+    if is_soft:
         _add_word(plain, thinking.soft_off)
-    return Directed(messages=plain, switches={**variables, **given})
+    is_idle = wish != Wish() and not variables and not is_soft
+    return Directed(messages=plain, switches={**variables, **given}, remark=_IDLE if is_idle else "")
 
 
 def _read(field: Any) -> tuple[bool | None, str | None]:

@@ -91,3 +91,11 @@ def test_what_a_client_sets_itself_goes_before_its_wishes() -> None:
     assert directed(thinking, ON, [], {"thinking": False}).switches == {"thinking": False}
     assert directed(thinking, Wish(), [], {"enable_thinking": False}).switches == {"thinking": False}
     assert directed(thinking, Wish(effort="high"), [], {"tone": "dry"}).switches == {"thinking": True, "tone": "dry"}
+
+
+def test_a_wish_that_no_switch_fulfils_is_told() -> None:
+    """The conversation stays as it is."""
+    directions = directed(Thinking(), ON, [{"role": "user", "content": "hi"}], {"tone": "dry"})
+    assert directions.switches == {"tone": "dry"}
+    assert "no switch" in directions.remark
+    assert directed(Thinking(), Wish(), [], {}).remark == ""
