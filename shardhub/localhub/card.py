@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_FRONT_MATTER_CHARS = 64 << 10
 # Lists in lists: a card has three or four, and PyYAML looks at all that are open for each token.
 _MAX_DEPTH = 32
-# Values, and beginnings and ends of lists: a card with evaluation results has some thousands. As many take half a second.
+# Values, and beginnings and ends of lists: a card with evaluation results has thousands. As many take half a second.
 _MAX_EVENTS = 10_000
 # Readers of JSON agree on integers of so many bits.
 _MAX_INTEGER = 1 << 63

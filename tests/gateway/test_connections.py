@@ -11,8 +11,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 import uvicorn
+from starlette.responses import PlainTextResponse
 
-from shardhub.gateway.connections import Limits, protocol
+from shardhub.connections import Limits, protocol
 from shardhub.gateway.gate import MAX_BODY_BYTES, Gate
 from shardhub.gateway.keys import Keys, digest_of
 from tests.gateway.serving import GatewayProcess
@@ -82,7 +83,7 @@ async def application(scope, receive, send) -> None:
 def listening(*, keys=None, num=8, stall_s=STALL_S):
     """The connections and the gate of a gateway before that application; its port, and the server's own books."""
     app = Gate(application, keys=keys or Keys(), stall_s=stall_s)
-    kind = protocol(Limits(num=num, stall_s=stall_s))
+    kind = protocol(Limits(num=num, stall_s=stall_s), lambda status, message: PlainTextResponse(message, status))
     server = uvicorn.Server(uvicorn.Config(app, http=kind, log_config=None, lifespan="off", port=0))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
