@@ -19,12 +19,13 @@ class Turns:
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._waiting.values())
 
-    async def wait(self, stream: Stream, deadline: float) -> None:
+    async def wait(self, stream: Stream, deadline: float, *, again: bool = False) -> None:
         """Wait for a turn.
 
         Args:
             stream: Whose request it is.
             deadline: On the monotonic clock, seconds.
+            again: It had a turn, and there was no room: it stays the first of its tenant.
 
         Raises:
             Overloaded: None came in time.
@@ -32,7 +33,10 @@ class Turns:
         began_at = time.monotonic()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue = self._waiting.setdefault(stream.request.tenant, deque())
-        queue.append(turn)
+        if again:
+            queue.appendleft(turn)
+        else:
+            queue.append(turn)
         try:
             async with asyncio.timeout(max(0.0, deadline - began_at)):
                 await turn
