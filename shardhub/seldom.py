@@ -25,12 +25,16 @@ class Seldom:
         self._said_at = -math.inf
         self._num_unsaid = 0
 
-    def warn(self, text: str) -> None:
-        """Say it, if nothing was said for `QUIET_S`; else count it, and say how many there were with the next."""
+    def warn(self, text: str, *, cause: BaseException | None = None) -> None:
+        """Say it, if nothing was said for `QUIET_S`; else count it, and say how many there were with the next.
+
+        Args:
+            cause: Its traceback is said, too.
+        """
         now = self._clock()
         if now - self._said_at < QUIET_S:
             self._num_unsaid += 1
             return
         more = f" ({self._num_unsaid} more since the last such line)" if self._num_unsaid else ""
-        self._log.warning("%s%s", text, more)
+        self._log.warning("%s%s", text, more, exc_info=cause)
         self._said_at, self._num_unsaid = now, 0
