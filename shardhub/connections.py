@@ -10,9 +10,9 @@ import asyncio
 import fcntl
 import logging
 import os
+import platform
 import socket
 import struct
-import sys
 import termios
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,7 +110,8 @@ class Waiting:
 
     def longest(self) -> Connection:
         """The one that has waited longest at the address with most, so that one client does not push others out."""
-        return next(iter(max(self._of.values(), key=len)))
+        most = max(self._of.values(), key=len)
+        return next(iter(most))
 
 
 class Connection(H11Protocol):
@@ -304,7 +305,7 @@ def _num_unacknowledged(transport: Any) -> int:
     """Bytes that the system has taken and the client's has not; 0 where that cannot be asked."""
     sock = transport.get_extra_info("socket")
     try:
-        if sys.platform == "linux":
+        if platform.system() == "Linux":
             return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
         return int(sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE))
     except (OSError, AttributeError):
