@@ -330,7 +330,7 @@ class Engine:
                 masks=self._masks.take(head, step) if self._stage.is_last else (),
                 targets=[row.targets for row in step.rows] if self._stage.is_last else (),
             )
-        except Exception as error:  # whatever upstream raises, the head waits for an answer
+        except Exception as error:  # noqa: BLE001 - whatever upstream raises, the head waits for an answer
             # The caches may have advanced in part: a replay under a new epoch starts from nothing.
             for row in step.rows:
                 self._sessions.drop(row.session)

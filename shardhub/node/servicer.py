@@ -59,7 +59,7 @@ def answers(method: Method[M]) -> Method[M]:
             await context.abort(code, details, trailing)
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it is told with its traceback
             self.broken.warn(f"{method.__name__} failed", cause=error)
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the node's log")
 
