@@ -13,6 +13,7 @@ import os
 import platform
 import socket
 import struct
+import sys
 import termios
 from collections.abc import Callable
 from dataclasses import dataclass
