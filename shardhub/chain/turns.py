@@ -25,16 +25,18 @@ class Turns:
         Args:
             stream: Whose request it is.
             deadline: On the monotonic clock, seconds.
-            again: It had a turn, and there was no room: it stays the first of its tenant.
+            again: It had a turn, and there was no room: the next turn is its own, too, before those of all others.
 
         Raises:
             Overloaded: None came in time.
         """
         began_at = time.monotonic()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self._waiting.setdefault(stream.request.tenant, deque())
+        tenant = stream.request.tenant
+        queue = self._waiting.setdefault(tenant, deque())
         if again:
             queue.appendleft(turn)
+            self._waiting = {tenant: queue, **self._waiting}
         else:
             queue.append(turn)
         try:
