@@ -27,7 +27,8 @@ _VARIABLE = "TMPDIR"
 def use_private_folder() -> Path:
     """Have MLX keep compiled code where nobody else can write, whatever TMPDIR says.
 
-    Python's own temporary files stay where they were: `os.environ` is left alone, and MLX does not read it.
+    Python's own temporary files stay where they were: `os.environ` is left alone, and MLX does not read it. Programs
+    that are started without an environment of their own, as the compiler is, keep theirs in the private folder, too.
 
     Raises:
         AccessError: There is no such folder.

@@ -58,6 +58,13 @@ class Paths:
         return dict(self._dead)
 
     @property
+    def gaps(self) -> list[tuple[StageLink, ShardhubError]]:
+        """Of each stage that nothing serves now, the link that did so last, and what broke it."""
+        lost = list(self._dead)  # in the order in which they were
+        last = [max(place, key=lost.index) for place in self.places if all(index in self._dead for index in place)]
+        return [(self.links[index], self._dead[index]) for index in last]
+
+    @property
     def in_use(self) -> list[int]:
         """Indices of all links but those that were relieved and have ended."""
         return [index for index in range(len(self.links)) if index not in self._relieved or index not in self._dead]
@@ -82,7 +89,7 @@ class Paths:
             before: Keep the links of this path that are there; in the place of others take such as compute alike.
 
         Raises:
-            ChainError: What broke the last link of a stage.
+            ChainError: What broke the link that served a stage last.
         """
 
         def rank(index: int, at: int) -> tuple[bool, int]:
@@ -94,7 +101,7 @@ class Paths:
         for at, place in enumerate(self.places):
             alive = [index for index in place if index not in self._dead]
             if not alive:
-                raise self._dead[place[0]]
+                raise self.gaps[0][1]
             kept = [index for index in alive if before is not None and self.links[index] in before.links]
             alive = [index for index in alive if index not in self._relieved] or alive
             chosen.append(kept[0] if kept else min(alive, key=partial(rank, at=at)))
@@ -121,9 +128,8 @@ class Paths:
             async with asyncio.timeout(timeout_s):
                 await self._usable.wait()
         except TimeoutError as error:
-            for place in self.places:
-                if all(index in self._dead for index in place):
-                    raise self._dead[place[0]] from error
+            if gaps := self.gaps:
+                raise gaps[0][1] from error
 
     def mark_dead(self, index: int, error: ShardhubError) -> bool:
         """Leave a link out from now on; whether it was in use."""

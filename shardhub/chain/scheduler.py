@@ -24,7 +24,7 @@ from shardhub.chain.recovery import Recovery, chunks_to_replay, describe_error, 
 from shardhub.chain.session import ChainSession, Path
 from shardhub.chain.stream import Request, Stream
 from shardhub.chain.turns import Turns
-from shardhub.errors import Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
+from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
 from shardhub.protocol import Lane, RowResult
 
 # Opens a session, and says which parked one it was forked from.
@@ -46,6 +46,9 @@ FIRST_ANSWER = 2048
 _GROWING_WAIT_S = 600.0
 # A prompt with no more ids left than this does not wait for longer ones.
 _SHORT_PROMPT = 64
+# Between two looks whether nodes that were full have room: other heads' sessions end without a word. Below the time for
+# which a node keeps a place for a head that was refused.
+_ASK_AGAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +120,7 @@ class Scheduler:
         )
         self._prefilling = asyncio.Semaphore(_PREFILLS)
         self._turns = Turns()
+        self._asking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self.healer = Healer(chain, stand_in=stand_in)
@@ -162,6 +166,8 @@ class Scheduler:
             await asyncio.wait(self._tasks)
         if self._ending:
             await asyncio.wait(self._ending)
+        if self._asking is not None:
+            self._asking.cancel()
         await self.healer.stop()
         for microbatch in self._microbatches:
             microbatch.stop()
@@ -215,11 +221,13 @@ class Scheduler:
     @contextlib.asynccontextmanager
     async def _turn_to_prefill(self, stream: Stream) -> AsyncIterator[None]:
         """A place among the prompts that are on their way; a request that is given up waits for none."""
-        await stream.while_wanted(self._prefilling.acquire())
+        place = asyncio.ensure_future(self._prefilling.acquire())
         try:
+            await stream.while_wanted(place)
             yield
         finally:
-            self._prefilling.release()
+            if not place.cancelled():  # also where this task was cancelled just when it had one
+                self._prefilling.release()
 
     async def _recover(self, stream: Stream, error: ShardhubError) -> None:
         """Bring a stream's session to where it was, on nodes that are there.
@@ -283,7 +291,7 @@ class Scheduler:
         full, context, kept = stream.session, stream.next_context, stream.kept_ids()
         try:
             larger = await self.chain.open(context=context, parameters=full.parameters, fork_of=full, position=kept)
-        except (Overloaded, SessionNotRewindable):
+        except (ContextExceeded, Overloaded, SessionNotRewindable):
             return await self._make_way(stream, full, context, kept)
         except ShardhubError as error:
             stream.interrupt(error)
@@ -313,7 +321,7 @@ class Scheduler:
                 await full.resume(kept)
             await full.park()
             larger, _ = await stream.while_wanted(self._admit(stream, again, goes_on=True))
-        except Overloaded:
+        except (ContextExceeded, Overloaded):
             stream.end_full()
             larger = None
         finally:
@@ -375,9 +383,9 @@ class Scheduler:
             await self._turns.wait(stream, deadline)
         while True:
             try:
-                return await opening()
+                admitted = await opening()
             except Overloaded:
-                if not self._is_anyone_served() or time.monotonic() >= deadline:
+                if time.monotonic() >= deadline:
                     raise
                 if goes_on:
                     self._turns.next()  # what it has given up may be enough for another
@@ -388,11 +396,19 @@ class Scheduler:
                 await self.healer.look_at(self.chain.paths.everything())
                 await self.chain.paths.until_usable(self.settings.recover_wait_s)
                 continue
-            await self._turns.wait(stream, deadline)
+            else:
+                self._turns.next()  # there may be room for more: other heads' sessions end, too
+                return admitted
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask_again())
+            await self._turns.wait(stream, deadline, again=True)
 
-    def _is_anyone_served(self) -> bool:
-        """Whether a session of ours will end and make room."""
-        return any(stream.is_served for stream in self.streams)
+    async def _ask_again(self) -> None:
+        """Let a request that waits look now and then whether there is room."""
+        await asyncio.sleep(_ASK_AGAIN_S)
+        while self.num_waiting:
+            self._turns.next()
+            await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _open(self, request: Request, positions: int) -> tuple[ChainSession, Prefix | None]:
         """A session that holds as much of the prompt as an earlier one has left on the nodes."""

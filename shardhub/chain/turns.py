@@ -19,20 +19,26 @@ class Turns:
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._waiting.values())
 
-    async def wait(self, stream: Stream, deadline: float) -> None:
+    async def wait(self, stream: Stream, deadline: float, *, again: bool = False) -> None:
         """Wait for a turn.
 
         Args:
             stream: Whose request it is.
             deadline: On the monotonic clock, seconds.
+            again: It had a turn, and there was no room: the next turn is its own, too, before those of all others.
 
         Raises:
             Overloaded: None came in time.
         """
         began_at = time.monotonic()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        queue = self._waiting.setdefault(stream.request.tenant, deque())
-        queue.append(turn)
+        tenant = stream.request.tenant
+        queue = self._waiting.setdefault(tenant, deque())
+        if again:
+            queue.appendleft(turn)
+            self._waiting = {tenant: queue, **self._waiting}
+        else:
+            queue.append(turn)
         try:
             async with asyncio.timeout(max(0.0, deadline - began_at)):
                 await turn

@@ -43,6 +43,7 @@ from shardhub.protocol import (
     StepResult,
     new_id,
 )
+from shardhub.seldom import Seldom
 from shardhub.shard import Shard
 from shardhub.tensors import DTYPE_SIZES
 
@@ -127,6 +128,7 @@ class Engine:
         self.boot_id = new_id()
         self._id_s: dict[Lane, float] = {}
         self.meter = Meter()
+        self._broken = Seldom(log)
         self.limits = Limits(
             max_chunk=settings.max_chunk,
             max_rows=min(MAX_ROWS, settings.max_sessions) if loaded.batch_refusal is None else 1,
@@ -328,12 +330,12 @@ class Engine:
                 masks=self._masks.take(head, step) if self._stage.is_last else (),
                 targets=[row.targets for row in step.rows] if self._stage.is_last else (),
             )
-        except Exception as error:  # whatever upstream raises, the head waits for an answer
+        except Exception as error:  # noqa: BLE001 - whatever upstream raises, the head waits for an answer
             # The caches may have advanced in part: a replay under a new epoch starts from nothing.
             for row in step.rows:
                 self._sessions.drop(row.session)
             if not isinstance(error, ShardhubError):
-                log.error("a step broke while it ran", exc_info=error)
+                self._broken.warn("a step broke while it ran", cause=error)
             return self._failure(step, _as_failure(error))
         for entry in entries:
             self._sessions.touch(entry)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from shardhub.engine.claims import Claims, Held
 from shardhub.errors import ContextExceeded, Overloaded, SessionUnknown, StaleEpoch, WireError
 from shardhub.model.session import Session
 from shardhub.protocol import SESSION_ID_BYTES, Limits, NextHop, Opened, OpenSession, Row
@@ -60,6 +61,7 @@ class SessionTable:
         self._boot_id = boot_id
         self._clock = clock
         self._entries: dict[bytes, Entry] = {}
+        self._claims = Claims(max_sessions=limits.max_sessions, kv_budget_bytes=kv_budget_bytes, clock=clock)
 
     def __len__(self) -> int:
         """Sessions that take steps."""
@@ -192,21 +194,25 @@ class SessionTable:
                 why=f"This node serves up to {self._limits.max_context}.",
                 hint="Shorten the prompt or --max-tokens, or start the node with a larger --context.",
             )
-        if len(self) >= self._limits.max_sessions:
-            raise Overloaded(f"All {self._limits.max_sessions} sessions of this node are in use.")
+        needed = self._kv_bytes(call.context)
+        if needed > self._kv_budget_bytes:
+            raise ContextExceeded(
+                f"A session of {call.context} positions was asked for.",
+                why=f"It takes {needed / 1e6:.0f} MB of KV memory, this node has {self._kv_budget_bytes / 1e6:.0f} MB.",
+                hint="Shorten the prompt or --max-tokens, or give the node more memory.",
+            )
+        try:
+            self._check_room(call.head, call.context, needed)
+        except Overloaded:
+            self._claims.refused(call.head, needed)
+            raise
         session = self._make(call)
         if parent is not None:
             position = call.position or 0
             session = parent.session.fork(position, context=call.context, parameters=call.parameters)
             parent.parked_at = parent.parked_at and self._clock()
-        needed = self._kv_bytes(call.context)
-        free = self._make_room(needed)
-        if needed > free:
-            raise Overloaded(
-                f"No KV memory for a session of {call.context} positions.",
-                why=f"It takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free.",
-                hint="Wait for other sessions to end, or ask for a shorter context.",
-            )
+        self._make_room(needed)
+        self._claims.served(call.head)
         entry = Entry(
             head=call.head,
             epoch=call.epoch,
@@ -231,15 +237,42 @@ class SessionTable:
             raise SessionUnknown("The session to fork from is not on this node.", why="Its memory was needed.")
         return parent
 
-    def _make_room(self, needed: int) -> int:
-        """Free bytes, once parked sessions have gone that stand in the way, the longest unused first."""
+    def _check_room(self, head: bytes, context: int, needed: int) -> None:
+        """Refuse a session for which there is no room, or whose room is kept for another head.
+
+        Raises:
+            Overloaded: There is none now.
+        """
+        live = [entry for entry in self._all() if entry.parked_at is None]
+        held: dict[bytes, Held] = {}
+        for entry in live:
+            has = held.get(entry.head, Held())
+            held[entry.head] = Held(num_sessions=has.num_sessions + 1, kv_bytes=has.kv_bytes + entry.reserved_bytes)
+        kept = self._claims.kept_from(head, needed, held)
+        if len(live) >= self._limits.max_sessions:
+            raise Overloaded(f"All {self._limits.max_sessions} sessions of this node are in use.")
+        free = self._kv_budget_bytes - sum(entry.reserved_bytes for entry in live)
+        if needed > free:
+            raise Overloaded(
+                f"No KV memory for a session of {context} positions.",
+                why=f"It takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free.",
+                hint="Wait for other sessions to end, or ask for a shorter context.",
+            )
+        if len(live) + kept.num_sessions >= self._limits.max_sessions or needed + kept.kv_bytes > free:
+            raise Overloaded(
+                "What this node has free is kept for other heads.",
+                why=f"{kept.num_sessions} of them found it full before, and have less of it.",
+                hint="Try again in a moment.",
+            )
+
+    def _make_room(self, needed: int) -> None:
+        """Have parked sessions go that stand in the way, the longest unused first."""
         parked = sorted((entry.parked_at, key) for key, entry in self._entries.items() if entry.parked_at is not None)
         free = self._kv_budget_bytes - self.reserved_bytes
         for _, key in parked:
             if needed <= free:
                 break
             free += self._entries.pop(key).reserved_bytes
-        return free
 
     def _opened(self, entry: Entry) -> Opened:
         return Opened(position=entry.session.position, rewind_floor=entry.session.rewind_floor, boot_id=self._boot_id)

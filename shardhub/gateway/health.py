@@ -9,7 +9,6 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from shardhub import __version__
-from shardhub.errors import ShardhubError
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 from shardhub.gateway.service import service_of
 
@@ -29,10 +28,13 @@ async def ready(request: Request) -> JSONResponse:
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     if service.admission.is_draining:
         raise Refusal(503, "The gateway is going away.", code="draining", headers=retry)
-    try:
-        service.head.chain.choose_path()
-    except ShardhubError as error:
-        raise Refusal(503, f"{error.what} {error.why}".strip(), code="unavailable", headers=retry) from error
+    if gaps := service.head.chain.paths.gaps:
+        missing = " ".join(
+            f"Nothing serves layers {link.facts.start} to {link.facts.stop - 1} now; last {link.name} did: "
+            f"{error.what} {error.why}".strip()
+            for link, error in gaps
+        )
+        raise Refusal(503, missing, code="unavailable", headers=retry)
     return JSONResponse({"status": "ok", "model": service.model_names[0], "answers": service.admission.num})
 
 

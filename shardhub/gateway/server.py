@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
+from starlette.responses import Response
 
 from shardhub.chain.head import Head
+from shardhub.connections import Limits, QuietLoop, connections_allowed, protocol
 from shardhub.errors import AddressError
 from shardhub.gateway.app import build_app, guarded
-from shardhub.gateway.connections import Limits, QuietLoop, connections_allowed, protocol
+from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.service import Service, in_thread, told_names
 from shardhub.gateway.settings import GatewaySettings
 
+# Connections: more than answers, as some wait to be refused.
+_MAX_CONNECTIONS = 2048
 _KEEP_ALIVE_S = 65
 # What is in progress when a drain is over has so long.
 _STOP_TIMEOUT_S = 1
@@ -65,13 +69,13 @@ class Gateway:
         service = await in_thread(lambda: Service(self._head, self._settings))
         await in_thread(self._head.tokenizer.start)
         app = build_app(service)
-        num_connections, at_once = connections_allowed()
+        num_connections, at_once = connections_allowed(_MAX_CONNECTIONS)
         limits = Limits(num=num_connections, stall_s=self._settings.stall_s)
         server = _Server(
             uvicorn.Config(
                 guarded(app),
                 log_config=None,
-                http=protocol(limits),
+                http=protocol(limits, _refuse),
                 access_log=False,  # the gate has a log line of its own
                 backlog=at_once,
                 lifespan="off",
@@ -95,9 +99,11 @@ class Gateway:
         finally:
             server.should_exit = True
             stopping.cancel()
-            await serving
-            quiet.stop()
-            service.structured.close()
+            try:
+                await serving
+            finally:
+                quiet.stop()
+                service.structured.close()
 
     async def _drained(self, service: Service) -> None:
         """Wait until no answer is on its way, the time is over, or a second signal came."""
@@ -108,6 +114,10 @@ class Gateway:
                 await asyncio.wait({idle, now}, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         now.cancel()
+
+
+def _refuse(status: int, message: str) -> Response:
+    return Refusal(status, message, code="invalid_request").response("")
 
 
 def url_of(host: str, port: int) -> str:

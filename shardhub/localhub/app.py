@@ -15,8 +15,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shardhub.errors import ShardhubError
 from shardhub.localhub.hub import LocalHub
-from shardhub.localhub.refusals import Refusal, answer_refusal
+from shardhub.localhub.refusals import Refusal, answer_error, answer_refusal, answer_system
 from shardhub.localhub.routes import accounts, commit, duplicate, files, lfs, repos, revisions
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,15 @@ def build_app(
         any_address: Clients may call it by any address, too; an address, unlike a name, cannot be pointed elsewhere.
         public_url: What URLs given to clients start with; by default what the client itself called.
     """
-    app = Starlette(routes=_routes(), exception_handlers={Refusal: answer_refusal, ClientDisconnect: _answer_nobody})
+    app = Starlette(
+        routes=_routes(),
+        exception_handlers={
+            Refusal: answer_refusal,
+            ShardhubError: answer_error,
+            OSError: answer_system,
+            ClientDisconnect: _answer_nobody,
+        },
+    )
     app.state.hub = hub
     app.state.public_url = public_url.rstrip("/") if public_url else None
     names = {host.lower() for host in hosts} | {"localhost"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import TypeVar
 
@@ -11,8 +12,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from shardhub.localhub.refusals import Refusal, bad_request, too_large
 
-# Of nothing at all coming. uvicorn has no limit of its own, and a stalled body would hold its connection for ever.
+# Of nothing at all coming; also what a body may take beyond the time that `LEAST_BYTES_PER_S` allows its bytes. uvicorn
+# has no limit of its own, and a stalled body would hold its connection for ever.
 STALL_TIMEOUT_S = 60.0
+# Slower than any line that people send weights over; a byte now and then is no upload.
+LEAST_BYTES_PER_S = 1024
 # The largest is a list of 256 files with a sample of 512 bytes of each.
 MAX_JSON_BYTES = 4 << 20
 _ERRORS_SHOWN = 3
@@ -21,20 +25,28 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes.
+    """The body as it comes. Only waiting for the client counts as its time, not what is done with its bytes here.
 
     Raises:
-        Refusal: 408, it stalled.
+        Refusal: 408, it stalled or comes too slowly.
         ClientDisconnect: The client went away.
     """
+    waited_s, num_bytes = 0.0, 0
     while True:
+        left_s = STALL_TIMEOUT_S + num_bytes / LEAST_BYTES_PER_S - waited_s
+        began_at = time.monotonic()
         try:
-            async with asyncio.timeout(STALL_TIMEOUT_S):
+            async with asyncio.timeout(min(STALL_TIMEOUT_S, left_s)):
                 message = await request.receive()
         except TimeoutError as error:
             raise Refusal(
-                408, f"No byte of the body came for {STALL_TIMEOUT_S:.0f} s.", headers={"Connection": "close"}
+                408,
+                f"The body stalled after {num_bytes} bytes: {LEAST_BYTES_PER_S} bytes a second must come, and some "
+                f"within {STALL_TIMEOUT_S:.0f} s.",
+                headers={"Connection": "close"},
             ) from error
+        waited_s += time.monotonic() - began_at
+        num_bytes += len(message.get("body", b""))
         if message["type"] != "http.request":
             raise ClientDisconnect
         if body := message.get("body", b""):

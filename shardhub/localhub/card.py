@@ -1,12 +1,26 @@
-"""The YAML front matter of a README.md: what the Hub shows of a repo, and whether it accepts it."""
+"""The YAML front matter of a README.md: what the Hub shows of a repo, and whether it accepts it.
+
+A card is written by whoever may push, and read for everybody who lists repos. Its values become JSON here, one by one:
+what JSON cannot carry stays the text that was written, so that no value costs more than itself.
+"""
 
 from __future__ import annotations
 
-import json
-from typing import Any
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from yaml import Node, SafeLoader, ScalarNode  # type: ignore[import-untyped]
 
 # Far more than any card; YAML is parsed in pure Python, at about a megabyte a second.
 MAX_FRONT_MATTER_CHARS = 64 << 10
+# Lists in lists: a card has three or four, and PyYAML looks at all that are open for each token.
+_MAX_DEPTH = 32
+# Values, and beginnings and ends of lists: a card with evaluation results has thousands. As many take half a second.
+_MAX_EVENTS = 10_000
+# Readers of JSON agree on integers of so many bits.
+_MAX_INTEGER = 1 << 63
 # Fields the Hub turns into tags, besides `tags` itself.
 _TAG_FIELDS = {
     "library_name": "",
@@ -22,12 +36,12 @@ class CardError(ValueError):
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The metadata block at a card's start; empty if there is none.
+    """The metadata block at a card's start, as JSON can carry it; empty if there is none.
 
     Raises:
-        CardError: It is not closed, not YAML, not a mapping, or too long.
+        CardError: It is not closed, not YAML, not a mapping, too long, or too deep.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     lines = text.lstrip("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
@@ -40,15 +54,13 @@ def front_matter(text: str) -> dict[str, Any]:
     if len(block) > MAX_FRONT_MATTER_CHARS:
         raise CardError(f"The metadata block is longer than {MAX_FRONT_MATTER_CHARS} characters.")
     try:
-        # A few aliases of aliases make gigabytes of JSON.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(block, Loader=yaml.SafeLoader)):
-            raise CardError("The metadata block has aliases (*name), which are not accepted.")
-        # Dates, NaN and the like become text, as in the Hub's JSON.
-        data = json.loads(json.dumps(yaml.safe_load(block), default=str), parse_constant=str)
+        _check_events(yaml.parse(block, Loader=yaml.SafeLoader))
+        root = yaml.compose(block, Loader=yaml.SafeLoader)
+        data = None if root is None else _json(root, yaml.SafeLoader(""))
     except CardError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise CardError(f"The metadata block is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise CardError(f"The metadata block is not YAML: {_without_surrogates(str(error))}") from error
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -62,6 +74,62 @@ def tags(metadata: dict[str, Any]) -> list[str]:
     for name, prefix in _TAG_FIELDS.items():
         found.extend(prefix + value for value in _texts(metadata.get(name)))
     return list(dict.fromkeys(found))
+
+
+def _check_events(events: Iterable[object]) -> None:
+    """Refuse what would grow when it is read, before it is.
+
+    Raises:
+        CardError: There are aliases, too many values, or lists and mappings that lie too deep.
+    """
+    import yaml
+
+    depth = 0
+    for number, event in enumerate(events):
+        if number == _MAX_EVENTS:
+            raise CardError(f"The metadata block has more than {_MAX_EVENTS} values.")
+        if isinstance(event, yaml.AliasEvent):  # a few aliases of aliases make gigabytes of JSON
+            raise CardError("The metadata block has aliases (*name), which are not accepted.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise CardError(f"The metadata block has more than {_MAX_DEPTH} lists and mappings in each other.")
+
+
+def _json(node: Node, loader: SafeLoader) -> Any:
+    """A node's value as JSON can carry it, whatever its tag says; keys that are no scalars are left out."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        return {
+            _without_surrogates(key.value): _json(value, loader)
+            for key, value in node.value
+            if isinstance(key, yaml.ScalarNode)
+        }
+    if isinstance(node, yaml.SequenceNode):
+        return [_json(item, loader) for item in node.value]
+    return _scalar(node, loader)
+
+
+def _scalar(node: ScalarNode, loader: SafeLoader) -> Any:
+    """A scalar of YAML as JSON has it: what JSON has no form for (dates, NaN, a tag that does not fit) as its text."""
+    kind = node.tag.rpartition(":")[2]
+    try:
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return loader.construct_yaml_bool(node)
+        if kind == "int" and -_MAX_INTEGER <= (integer := loader.construct_yaml_int(node)) < _MAX_INTEGER:
+            return integer
+        if kind == "float" and math.isfinite(number := loader.construct_yaml_float(node)):
+            return number
+    except (ValueError, LookupError, ArithmeticError):  # `!!int ''`, `!!bool maybe`, `1:1:...:1.5`
+        pass
+    return _without_surrogates(node.value)
+
+
+def _without_surrogates(text: str) -> str:
+    """The text with halves of UTF-16 pairs joined, and those that stand alone replaced: UTF-8 has no form for them."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _texts(value: object) -> list[str]:

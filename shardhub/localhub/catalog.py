@@ -1,24 +1,41 @@
 """The database: repos, their commits and refs, which objects each owns, and tokens.
 
 SQLite in WAL mode with `synchronous=FULL`: a commit that was answered survives a kill and a power failure. One
-connection and one lock, because a request needs it for about a millisecond and only one writer can be in it anyway.
+connection to read and one to write, each with a lock, because a request needs one for about a millisecond; so that
+reads go on while another process writes. The files are their owner's alone: the key that signs upload URLs is in them.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import secrets
 import sqlite3
+import stat
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from shardhub.errors import FormatError, NewerFormat
+from shardhub.errors import DiskFull, FormatError, NewerFormat, ResourceError, ShardhubError
+
+log = logging.getLogger(__name__)
 
 FILE = "hub.sqlite3"
 FORMAT = 1
-# `shardhub hub token` writes while the server runs; either waits so long for the other.
-_BUSY_TIMEOUT_S = 10.0
+# `shardhub hub token` writes while the server runs. Either waits so long for the other: less than the 10 s after which
+# the Hub's client gives a request up, so that it hears why.
+BUSY_TIMEOUT_S = 5.0
+# What SQLite says where a disk takes no more: a quota that is spent and a file too long look like faults to it.
+_DISK_FAULTS = {
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+}
+_PRIMARY_CODE = 0xFF
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
@@ -75,57 +92,60 @@ class Catalog:
     Raises:
         NewerFormat: A later shardhub made it.
         FormatError: It is not a Hub's database.
+        ResourceError, DiskFull: Another process holds it, or it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        self._connection = sqlite3.connect(
-            folder / FILE, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        try:
-            self._connection.row_factory = sqlite3.Row
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-                self._connection.execute(f"PRAGMA {pragma}")
-            self._make(folder / FILE)
-        except sqlite3.DatabaseError as error:
-            self._connection.close()
-            raise FormatError(
-                f"{folder / FILE} cannot be used.", why=f"{error}.", hint="Choose another folder, or restore a backup."
-            ) from error
-        except BaseException:
-            self._connection.close()
-            raise
+        path = folder / FILE
+        was_open = _make_private(path)
+        with ExitStack() as opened:
+            self._writer, self._reader = (_Side(path) for _ in range(2))
+            opened.callback(self.close)
+            with _told(path):
+                for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                    self._writer.connection.execute(f"PRAGMA {pragma}")
+                self._make(path)
+            if was_open:
+                self._renew_secret()
+            opened.pop_all()
 
     def close(self) -> None:
         """Close the database."""
-        with self._lock:
-            self._connection.close()
+        for side in (self._reader, self._writer):
+            with side.lock:
+                side.connection.close()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """One consistent view for several queries."""
-        yield from self._transaction("BEGIN")
+        """One consistent view for several queries.
+
+        Raises:
+            ResourceError: Another process keeps the database locked.
+        """
+        with self._reader.transaction("BEGIN") as connection:
+            yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """All of the block, or nothing of it; on disk when it ends. Nobody else writes meanwhile."""
-        yield from self._transaction("BEGIN IMMEDIATE")
+        """All of the block, or nothing of it; on disk when it ends. Nobody else writes meanwhile.
+
+        Raises:
+            ResourceError: Another process writes for too long.
+            DiskFull: The disk takes no more.
+        """
+        with self._writer.transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
 
     def secret(self) -> bytes:
         """The key this Hub signs its upload URLs with; it stays the same over restarts."""
         with self.reading() as connection:
             return bytes(connection.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()["value"])
 
-    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute(begin)
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+    def _renew_secret(self) -> None:
+        log.warning("other users could read this Hub's signing key: it has a new one, and uploads begin again")
+        with self.writing() as connection:
+            connection.execute("UPDATE meta SET value = ? WHERE name = 'secret'", (secrets.token_bytes(32),))
 
     def _make(self, path: Path) -> None:
         with self.writing() as connection:
@@ -143,3 +163,98 @@ class Catalog:
                     connection.execute(statement)
             connection.execute("INSERT INTO meta VALUES ('secret', ?)", (secrets.token_bytes(32),))
             connection.execute(f"PRAGMA user_version = {FORMAT}")
+
+
+@dataclass(slots=True)
+class _Side:
+    """A connection, and whose turn it is."""
+
+    path: Path
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    connection: sqlite3.Connection = field(init=False)
+
+    def __post_init__(self) -> None:
+        with _told(self.path):
+            self.connection = sqlite3.connect(
+                self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            )
+        self.connection.row_factory = sqlite3.Row
+
+    @contextmanager
+    def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """One transaction. Waiting for other threads and for other processes takes `BUSY_TIMEOUT_S` together."""
+        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        if not self.lock.acquire(timeout=BUSY_TIMEOUT_S):
+            raise _busy()
+        try:
+            with _told(self.path):
+                left_ms = max(0, int(1000 * (deadline - time.monotonic())))
+                self.connection.execute(f"PRAGMA busy_timeout={left_ms}")
+                self.connection.execute(begin)
+                try:
+                    yield self.connection
+                    self.connection.execute("COMMIT")
+                except BaseException:
+                    if self.connection.in_transaction:  # SQLite takes some back itself
+                        self.connection.execute("ROLLBACK")
+                    raise
+        finally:
+            self.lock.release()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """SQLite's errors that are nobody's fault here, as ours."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if (ours := _as_ours(error, path)) is None:
+            raise
+        raise ours from error
+
+
+def _as_ours(error: sqlite3.DatabaseError, path: Path) -> ShardhubError | None:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    primary = code & _PRIMARY_CODE
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return _busy()
+    if primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) or code in _DISK_FAULTS:
+        return DiskFull("The Hub's database cannot be written.", why=f"{error}.", hint="Make room on the Hub's disk.")
+    if primary == sqlite3.SQLITE_CANTOPEN:  # no file descriptors, or no folder
+        return ResourceError("The Hub's database cannot be opened.", why=f"{path}: {error}.")
+    if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return FormatError(
+            "The Hub's database cannot be used.",
+            why=f"{path}: {error}.",
+            hint="Choose another folder, or restore a backup.",
+        )
+    return None
+
+
+def _busy() -> ResourceError:
+    return ResourceError(
+        "The Hub's database is in use.",
+        why=f"Another process has kept it locked for {BUSY_TIMEOUT_S:.0f} s.",
+        hint="Try again later.",
+    )
+
+
+def _make_private(path: Path) -> bool:
+    """Make the database's file, or take it from other users if it is there; whether they could read it so far.
+
+    By its name: SQLite's locks on a file end when this process closes any other handle of it.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    shared = stat.S_IRWXG | stat.S_IRWXO
+    mode = path.stat().st_mode
+    for name in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
+        try:
+            if name.stat().st_mode & shared:
+                name.chmod(0o600)
+        except FileNotFoundError:
+            pass
+        except PermissionError:
+            log.warning("%s is open to other users, and belongs to one of them", name)
+    may_enter = path.parent.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
+    return bool(mode & (stat.S_IRGRP | stat.S_IROTH) and may_enter)

@@ -6,11 +6,23 @@ plain http the client infers nothing from a 401, so the code must be there.
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shardhub.errors import ShardhubError, outcome
+
+log = logging.getLogger(__name__)
+
 # Longest text that goes into a header; the body carries all of it.
 _MAX_HEADER_CHARS = 1000
+# What to a client is as if the disk were full, and what passes when others are done.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_PASSING_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_RETRY_AFTER_S = 5
 
 
 class Refusal(Exception):
@@ -46,6 +58,30 @@ async def answer_refusal(_: Request, refusal: Exception) -> Response:
     """Starlette's handler of `Refusal`."""
     assert isinstance(refusal, Refusal)
     return refusal.response()
+
+
+async def answer_error(_: Request, error: Exception) -> Response:
+    """Starlette's handler of our own errors: a database that is locked or cannot be written, as a rule."""
+    assert isinstance(error, ShardhubError)
+    log.error("%s", error)
+    return _unable(outcome(error).http, f"{error.what} {error.hint}".strip()).response()  # why: folders of this machine
+
+
+async def answer_system(_: Request, error: Exception) -> Response:
+    """Starlette's handler of what the system refuses: for want of room 507, for want of files or memory 503."""
+    assert isinstance(error, OSError)
+    text = os.strerror(error.errno) if error.errno else ""
+    if error.errno in _DISK_ERRORS:
+        log.error("%s", error)
+        return _unable(507, f"The Hub's disk takes no more: {text}.").response()
+    if error.errno in _PASSING_ERRORS:
+        log.error("%s", error)
+        return _unable(503, f"The Hub cannot answer this now: {text}.").response()
+    raise error
+
+
+def _unable(status: int, message: str) -> Refusal:
+    return Refusal(status, message, headers={"Retry-After": str(_RETRY_AFTER_S)} if status == 503 else None)
 
 
 def bad_request(message: str) -> Refusal:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-import logging
 import signal
 import socket
 import threading
@@ -12,19 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.responses import Response
 
+from shardhub.connections import Limits, QuietLoop, connections_allowed, protocol
 from shardhub.errors import AddressError
 from shardhub.localhub.app import build_app
 from shardhub.localhub.hub import LocalHub
+from shardhub.localhub.refusals import Refusal
 
-log = logging.getLogger(__name__)
-
-# Connections; a client uploads and downloads on a handful.
+# Connections; a client uploads and downloads on a handful, each with a file.
 _MAX_CONNECTIONS = 512
+_FILES_EACH = 2
+# For a request's header, and between looks at whether a download is read; bodies have limits of their own.
+_STALL_S = 30.0
 # What is in progress at a stop has so long; an upload that does not end is sent again by the client.
 _STOP_TIMEOUT_S = 5
 # Longer than the client's waits between tries, so that a connection serves a whole push.
@@ -131,31 +133,24 @@ def check_host(host: str, *, insecure_lan: bool) -> None:
     )
 
 
-class _Protocol(H11Protocol):
-    """HTTP/1.1 without uvicorn's access log, which would show signed URLs whenever the logger has a handler."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.access_log = False
-
-
 class _Server(uvicorn.Server):
     """uvicorn that says when it is ready, and for which a signal is a stop and no more."""
 
     def __init__(self, hub: LocalHub, settings: ServerSettings, *, on_ready: Callable[[], None] | None = None) -> None:
+        num_connections, at_once = connections_allowed(_MAX_CONNECTIONS, files_each=_FILES_EACH)
         super().__init__(
             uvicorn.Config(
                 build_app(
                     hub, hosts=(settings.host,), any_address=settings.insecure_lan, public_url=settings.public_url
                 ),
                 log_config=None,
-                http=_Protocol,
+                http=protocol(Limits(num=num_connections, stall_s=_STALL_S), _refuse),
                 access_log=False,  # the application has a log line of its own
                 lifespan="off",
                 ws="none",
                 proxy_headers=False,
                 server_header=False,
-                limit_concurrency=_MAX_CONNECTIONS,
+                backlog=at_once,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_STOP_TIMEOUT_S,
             )
@@ -165,6 +160,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to answer, and say so."""
+        QuietLoop(asyncio.get_running_loop())  # the loop is this server's own, and ends with it
         await super().startup(sockets)
         self.ready.set()
         if self._on_ready is not None:
@@ -186,6 +182,10 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _refuse(status: int, message: str) -> Response:
+    return Refusal(status, message).response()
 
 
 @contextmanager

@@ -6,16 +6,14 @@ is whole, also after a kill or a power failure.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from shardhub.localhub.refusals import Refusal, no_room
+from shardhub.localhub.refusals import no_room
 
 # Kept free, so that the database can always write: a Hub without room for a row cannot even delete.
 RESERVE_BYTES = 64 << 20
@@ -58,7 +56,7 @@ class BlobStore:
         self.check_room(len(data))
         handle, name = tempfile.mkstemp(dir=self.temporary)
         try:
-            with full_disk_refused(), os.fdopen(handle, "wb") as file:
+            with os.fdopen(handle, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -105,17 +103,6 @@ class BlobStore:
         """Delete the temporary files an earlier process left behind."""
         for file in self.temporary.iterdir():
             file.unlink()
-
-
-@contextmanager
-def full_disk_refused() -> Iterator[None]:
-    """Turn "no space left" inside the block into a 507."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise Refusal(507, "The Hub's disk is full.") from error
-        raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardhub.localhub.refusals import Refusal, bad_request
-from shardhub.localhub.store import BlobStore, full_disk_refused
+from shardhub.localhub.store import BlobStore
 
 # A lost connection costs at most one part; the client's read timeout of 10 s must cover bringing one to disk.
 PART_BYTES = 64 << 20
@@ -175,19 +175,19 @@ class PartWriter:
         if start < state.num_hashed:
             state.digest, state.num_hashed = hashlib.sha256(), 0
         self._digest = state.digest.copy() if start == state.num_hashed else None
-        with full_disk_refused():
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         state.writer = self
 
     def write(self, data: bytes) -> None:
         """Write what comes next.
 
         Raises:
-            Refusal: 409 a newer writer took over; 413 more than the part holds; 507 the disk is full.
+            Refusal: 409 a newer writer took over; 413 more than the part holds.
+            OSError: The disk is full.
         """
         if self._written + len(data) > self._num_bytes:
             raise Refusal(413, f"More bytes than the {self._num_bytes} that were announced.")
-        with self._state.lock, full_disk_refused():
+        with self._state.lock:
             self._check_owner()
             view = memoryview(data)
             while view:
@@ -205,8 +205,7 @@ class PartWriter:
         """
         if self._written != self._num_bytes:
             raise bad_request(f"{self._written} bytes came, {self._num_bytes} were announced: send it again.")
-        with full_disk_refused():
-            os.fsync(self._handle)
+        os.fsync(self._handle)
         with self._state.lock:
             self._check_owner()
             self._state.writer = None

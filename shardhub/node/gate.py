@@ -72,7 +72,8 @@ class Gate(grpc.aio.ServerInterceptor):
 
             async def watch(data: bytes, context: Context) -> Any:
                 await self._admit(context, method)
-                await self._while_trusted(context, handler.unary_stream(handler.request_deserializer(data), context))
+                request = handler.request_deserializer(data) if handler.request_deserializer else data
+                await self._while_trusted(context, handler.unary_stream(request, context))
 
             return grpc.unary_stream_rpc_method_handler(watch, None, handler.response_serializer)
 

@@ -22,6 +22,7 @@ from shardhub.engine.engine import Engine, EngineSettings, message_bytes
 from shardhub.engine.host import host_facts
 from shardhub.errors import AddressError
 from shardhub.node.gate import Gate
+from shardhub.node.parser import Parser
 from shardhub.node.peers import DEFAULT_PEERS, Network
 from shardhub.node.servicer import StageServicer
 from shardhub.node.watchdog import STUCK_S, watch
@@ -92,8 +93,10 @@ async def run_node(
     largest = message_bytes(shards, context=engine_settings.context, max_chunk=engine_settings.max_chunk)
     trust = settings.trust
     gate = Gate(trust) if trust is not None else None
+    # Whoever calls has to be allowed to before a byte of what it brings is parsed.
+    parser = Parser(lambda error: servicer.note_failure(error))
     server = grpc.aio.server(
-        interceptors=[gate] if gate is not None else [], options=server_options(largest, settings.liveness)
+        interceptors=[parser] if gate is None else [gate, parser], options=server_options(largest, settings.liveness)
     )
     port = _bind(server, settings.host, settings.port, trust)
     servicer = StageServicer(

@@ -29,6 +29,7 @@ from shardhub.protocol import (
 )
 from shardhub.security.certificates import Role
 from shardhub.security.trust import PLAIN, Security
+from shardhub.seldom import Seldom
 from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.outbox import Outbox
@@ -58,8 +59,8 @@ def answers(method: Method[M]) -> Method[M]:
             await context.abort(code, details, trailing)
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
-        except Exception:
-            log.exception("%s failed", method.__name__)
+        except Exception as error:  # noqa: BLE001 - it is told with its traceback
+            self.broken.warn(f"{method.__name__} failed", cause=error)
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the node's log")
 
     return wrapped
@@ -74,6 +75,9 @@ class StageServicer(NodeServicer):
         message_bytes: Largest message.
         peers: Networks it may dial.
         security: How it dials them.
+
+    Attributes:
+        broken: Says what failed for reasons of this node's own.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class StageServicer(NodeServicer):
         peers: Sequence[Network] = DEFAULT_PEERS,
         security: Security = PLAIN,
     ) -> None:
+        self.broken = Seldom(log)
         self._engine: Engine | None = None
         self._advertise = tuple(advertise)
         self._host = dict(host)
@@ -92,6 +97,7 @@ class StageServicer(NodeServicer):
         self._slept: dict[str, float] = {}
         self._heads: dict[tuple[bytes, Lane], Outbox] = {}
         self._loop = asyncio.get_running_loop()
+        self._untold = Seldom(log)
         self._peers = Peers(
             allowed=peers,
             message_bytes=message_bytes,
@@ -248,7 +254,7 @@ class StageServicer(NodeServicer):
                 self._lost(head, StepFailure(rows=output.rows, error=error))
             else:
                 self.note_failure(error)
-                log.warning("a result was dropped: %s", error)
+                self._untold.warn(f"a result was dropped: {error}")
 
     def _note_sent(self, lane: Lane, size_bytes: int, send_s: float) -> None:
         self._ready().meter.sent(lane, size_bytes, send_s)
@@ -263,7 +269,7 @@ class StageServicer(NodeServicer):
         try:
             self._tell(head, Lane.DECODE, codec.failure_message(failure))
         except ShardhubError as error:
-            log.warning("a failure was not told: %s", error)
+            self._untold.warn(f"a failure was not told: {error}")
 
     def _tell(
         self,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 
-def serve(answer: Callable[[bytes], bytes], *, memory_bytes: int, cpu_s: float) -> None:
+def serve(answer: Callable[[bytes], bytes], *, memory_bytes: int, cpu_s: float, bytes_per_s: float = math.inf) -> None:
     """Answer requests until the input ends.
 
     Args:
@@ -23,13 +23,14 @@ def serve(answer: Callable[[bytes], bytes], *, memory_bytes: int, cpu_s: float) 
         memory_bytes: What it may use beyond the running interpreter, where the system can limit it: on Linux, not on
             macOS.
         cpu_s: CPU time for each answer; a bound behind the caller's clock, for a worker whose caller is gone.
+        bytes_per_s: Of a request; a longer one has as much more time.
     """
     _limit_resources(memory_bytes)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     answers.write(b'{"ready": true}\n')
     answers.flush()
     for line in requests:
-        _limit_cpu(cpu_s)
+        _limit_cpu(cpu_s + len(line) / bytes_per_s)
         answers.write(answer(line) + b"\n")
         answers.flush()
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from shardhub.errors import ContextExceeded, PromptError
+from shardhub.text.encoder_worker import BYTES_PER_S
 from shardhub.text.sandbox import Program, Sandboxes
 
 # Texts that are encoded at once; others wait.
 _AT_ONCE = 2
-# A worker's CPU time for a short text, and for each byte of a long one; slow tokenizers cut 300 KB a second.
+# A worker's CPU time for a short text; a long one has more by its bytes.
 _SHORT_S = 2.0
-_BYTES_PER_S = 100_000
 # A longer text is measured by its beginning: as much first, then twice as much, and so on.
 _FIRST_CHARS = 1 << 16
 # A beginning alone may have a few tokens more than its share of the whole; it does not have twice as many.
@@ -78,7 +78,7 @@ class Encoder:
             self._sandboxes.ask(
                 line,
                 max_answer_bytes=_BYTES_PER_ID * most + _ENVELOPE_BYTES,
-                more_cpu_s=len(line) / _BYTES_PER_S,
+                more_cpu_s=len(line) / BYTES_PER_S,
             )
         )
         if "error" in answer:

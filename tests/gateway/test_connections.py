@@ -7,12 +7,14 @@ import contextlib
 import socket
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import httpx
 import pytest
 import uvicorn
+from starlette.responses import PlainTextResponse
 
-from shardhub.gateway.connections import Limits, protocol
+from shardhub.connections import Limits, Waiting, protocol
 from shardhub.gateway.gate import MAX_BODY_BYTES, Gate
 from shardhub.gateway.keys import Keys, digest_of
 from tests.gateway.serving import GatewayProcess
@@ -82,7 +84,7 @@ async def application(scope, receive, send) -> None:
 def listening(*, keys=None, num=8, stall_s=STALL_S):
     """The connections and the gate of a gateway before that application; its port, and the server's own books."""
     app = Gate(application, keys=keys or Keys(), stall_s=stall_s)
-    kind = protocol(Limits(num=num, stall_s=stall_s))
+    kind = protocol(Limits(num=num, stall_s=stall_s), lambda status, message: PlainTextResponse(message, status))
     server = uvicorn.Server(uvicorn.Config(app, http=kind, log_config=None, lifespan="off", port=0))
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
@@ -168,6 +170,36 @@ def test_an_answer_that_nobody_reads_ends_its_connection(ending) -> None:
         connection.sendall(b"GET /big HTTP/1.1\r\nHost: localhost\r\n" + ending + b"\r\n")
         assert answered(connection) == b"HTTP/1.1 200 OK"
         wait_until(lambda: not state.connections)
+
+
+def test_an_answer_that_is_read_slowly_is_given_whole() -> None:
+    """A client that reads a little at a time is waited for much longer than one that reads nothing."""
+    with listening(stall_s=0.1) as (port, state), socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", port))
+        connection.settimeout(60)
+        connection.sendall(b"GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        num_read = len(connection.recv(1000))
+        for _ in range(30):  # longer than the time after which one that reads nothing is ended
+            threading.Event().wait(0.1)
+            num_read += len(connection.recv(32 << 10))
+        while num_read < len(BIG) and (data := connection.recv(1 << 20)):
+            num_read += len(data)
+        assert num_read > len(BIG)
+        assert state.connections
+
+
+def test_room_is_made_at_the_address_that_has_most() -> None:
+    """One address with many connections pushes none of another's out, though that has waited longer."""
+    waiting = Waiting()
+    other, *many = (SimpleNamespace(address=address) for address in ("10.0.0.2", "10.0.0.1", "10.0.0.1", "10.0.0.1"))
+    for connection in (other, *many):
+        waiting.add(connection)
+    waiting.begin_anew(many[0])
+    for expected in (many[1], many[2]):
+        assert waiting.longest() is expected
+        waiting.remove(expected)
+    assert waiting.longest() is other
 
 
 def test_the_connection_that_waits_longest_makes_room() -> None:

@@ -21,6 +21,7 @@ LAYERS = {
     "naps": 0,
     "open_files": 0,
     "resources": 0,
+    "seldom": 0,
     # Decisions: pure, no files, no network, no MLX.
     "manifest": 1,
     "naming": 1,
@@ -31,6 +32,7 @@ LAYERS = {
     # Files: headers, bytes, templates; no MLX.
     "blas": 2,
     "checkpoint": 2,
+    "connections": 2,
     "kernel_folder": 2,
     "parity": 2,
     "security": 2,

@@ -95,6 +95,31 @@ async def works(address) -> None:
         await head.link.close_session(head.id, session, 1)
 
 
+def test_messages_that_cannot_be_parsed_are_refused_and_fill_no_log(node) -> None:
+    """Each is answered in words without Python's classes; the log has a line for many, and the node goes on."""
+
+    async def run():
+        async with grpc.aio.insecure_channel(node.address) as channel:
+            for method in ("Describe", "Open", "Close", "Renew", "Probe"):
+                for _ in range(20):
+                    with pytest.raises(grpc.aio.AioRpcError) as refused:
+                        await channel.unary_unary(f"/shardhub.v1.Node/{method}")(b"\xff\xff\xff")
+                    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+                    assert "class" not in refused.value.details()
+            for _ in range(20):
+                link = channel.stream_stream("/shardhub.v1.Node/Link")()
+                with contextlib.suppress(asyncio.InvalidStateError):  # it has ended already
+                    await link.write(b"\xff\xff\xff")
+                assert await link.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await works(node.address)
+
+    before = len(node.errors())
+    asyncio.run(run())
+    said = node.errors()[before:]
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 3
+
+
 def zeros(*shape, dtype="F32", extra=0):
     size = int(np.prod(shape)) * {"F32": 4, "F16": 2, "BF16": 2}[dtype]
     return RawTensor(dtype=dtype, shape=shape, data=bytes(size + extra))

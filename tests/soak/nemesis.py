@@ -30,9 +30,9 @@ from tests import cut, nodes, tiny
 from tests.proxy import Proxy
 from tests.waiting import until
 
-_QUICK = Liveness(ping_s=1.0, timeout_s=1.0)
+QUICK = Liveness(ping_s=1.0, timeout_s=1.0)
 # A request that takes longer hangs: far beyond detection, restart and replay of a tiny model together.
-_HANG_S = 120.0
+HANG_S = 120.0
 _NUM_REQUESTS = 12
 _AT_ONCE = 4
 
@@ -88,6 +88,10 @@ class Cluster:
         self.nodes[index].process.kill()
         self.nodes[index].process.wait()
 
+    def twin(self, index: int) -> int:
+        """The other node of the same stage."""
+        return (index + len(self.nodes) // 2) % len(self.nodes)
+
     def restart(self, index: int) -> None:
         """A new process at the same address, without any KV."""
         nodes.stop_all([self.nodes[index]])
@@ -115,19 +119,19 @@ async def soak(cluster: Cluster, *, seed: int, seconds: float) -> Report:
     requests = [_request(dice) for _ in range(_NUM_REQUESTS)]
     described = [(address, await describe(address)) for address in cluster.addresses]
     hops = plan_route(cluster.pipeline.manifest, described)
-    chain = await Chain.start([NodeLink(hop.address, hop.description, liveness=_QUICK) for hop in hops])
+    chain = await Chain.start([NodeLink(hop.address, hop.description, liveness=QUICK) for hop in hops])
     scheduler = Scheduler(chain, SchedulerSettings(recover_wait_s=60.0, prefill_chunk=16))
     try:
         expected = [await _collect(scheduler.submit(request)) for request in requests]
         num_descriptors = psutil.Process().num_fds()
         ends_at = time.monotonic() + seconds
-        faults = asyncio.create_task(_faults(cluster, random.Random(seed + 1), ends_at, report))
+        breaking = asyncio.create_task(_faults(cluster, random.Random(seed + 1), ends_at, report))
         users = [
             _user(scheduler, requests, expected, random.Random(seed + 2 + user), ends_at, report)
             for user in range(_AT_ONCE)
         ]
         await asyncio.gather(*users)
-        await faults
+        await breaking
         await _settled(cluster, report, num_descriptors)
         for request, tokens in zip(requests, expected, strict=True):
             if await _collect(scheduler.submit(request)) != tokens:
@@ -165,7 +169,7 @@ async def _user(
         stream = scheduler.submit(requests[index])
         found: list[int] = []
         try:
-            async with asyncio.timeout(_HANG_S):
+            async with asyncio.timeout(HANG_S):
                 async for token in stream:
                     found.append(token.id)
                     if len(found) == gives_up_at:

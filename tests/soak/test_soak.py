@@ -1,4 +1,4 @@
-"""A minute of random traffic and random faults: every invariant holds."""
+"""Random traffic and random faults, for a minute and for half of one: every invariant holds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import asyncio
 
 import pytest
 
+from tests import cut
+from tests.gateway.conftest import save_model
 from tests.soak.nemesis import Cluster, small_pipeline, soak
+from tests.soak.tenants import tenants_soak
 
 
 @pytest.mark.timeout(900)
@@ -20,3 +23,16 @@ def test_streams_survive_random_faults(tmp_path) -> None:
     assert not report.broken, report.line()
     assert report.outcomes["done"] >= 10, report.line()
     assert sum(report.faults.values()) >= 3, report.line()
+
+
+@pytest.mark.timeout(900)
+def test_tenants_whose_clients_leave_leave_nothing(tmp_path) -> None:
+    """Clients of three keys go away at random while nodes come and go: nobody waits for ever, and nothing is left."""
+    cluster = Cluster(cut.cut(save_model(tmp_path / "model"), tmp_path / "out", (3,)))
+    try:
+        report = asyncio.run(tenants_soak(cluster, seed=7, seconds=30))
+    finally:
+        cluster.stop()
+    assert not report.broken, report.line()
+    assert report.outcomes["200"] >= 10, report.line()
+    assert report.outcomes["left"] >= 5, report.line()

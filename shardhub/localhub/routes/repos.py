@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
+import json
+import logging
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +26,7 @@ from shardhub.localhub.access import (
 )
 from shardhub.localhub.bodies import read_model
 from shardhub.localhub.card import CardError, front_matter, tags
-from shardhub.localhub.history import DEFAULT_BRANCH
+from shardhub.localhub.history import DEFAULT_BRANCH, Commit
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.messages import CreateRepo, MoveRepo, RepoName, RepoSettings
 from shardhub.localhub.paths import check_name, check_namespace, check_repo_type
@@ -31,8 +34,13 @@ from shardhub.localhub.refusals import Refusal, bad_request
 from shardhub.localhub.repos import Repo, check_may_write, find_writable
 from shardhub.localhub.tree import Add, Entry, git_blob_oid, lfs_pointer
 
-# Largest card that is read to describe its repo.
+log = logging.getLogger(__name__)
+
+# Largest card that is read to describe its repo; how many are kept as they were read, a few KB each.
 _MAX_CARD_BYTES = 1 << 20
+_MAX_CARDS = 1024
+# The client gives a card's fields to a function as keywords; these are that function's own, and end a listing.
+_NO_FIELDS = ("self", "ignore_metadata_errors")
 _PAGE = 500
 # What a new repo holds, as on the real Hub. `routes.commit` keeps files with these endings in LFS.
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".npz", ".npy", ".pt", ".onnx", ".parquet", ".arrow", ".zip", ".gz")
@@ -135,7 +143,8 @@ async def info(request: Request) -> Response:
 
     def look() -> dict[str, Any]:
         with hub.catalog.reading() as connection:
-            return describe(hub, connection, repo, history.resolve(connection, repo, revision), blobs=blobs)
+            commit = history.read(connection, repo, history.resolve(connection, repo, revision))
+        return describe(hub, repo, commit, blobs=blobs)
 
     return JSONResponse(await run_in_threadpool(look))
 
@@ -154,10 +163,11 @@ async def list_all(request: Request) -> Response:
             found = repos.list_repos(
                 connection, caller, repo_type(request), author=query.get("author"), search=query.get("search")
             )
-            described = (
-                describe(hub, connection, repo, history.resolve(connection, repo, DEFAULT_BRANCH)) for repo in found
-            )
-            return [one for one in described if wanted <= set(one["tags"])]
+            heads = [
+                history.read(connection, repo, history.resolve(connection, repo, DEFAULT_BRANCH)) for repo in found
+            ]
+        described = (describe(hub, repo, commit) for repo, commit in zip(found, heads, strict=True))
+        return [one for one in described if wanted <= set(one["tags"])]
 
     found = await run_in_threadpool(look)
     headers = {}
@@ -167,11 +177,8 @@ async def list_all(request: Request) -> Response:
     return JSONResponse(found[start : start + count], headers=headers)
 
 
-def describe(
-    hub: LocalHub, connection: sqlite3.Connection, repo: Repo, commit_id: str, *, blobs: bool = False
-) -> dict[str, Any]:
+def describe(hub: LocalHub, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
     """A repo at a commit, as the client's `ModelInfo` takes it; `blobs` adds sizes and ids of the files."""
-    commit = history.read(connection, repo, commit_id)
     metadata = _metadata(hub, commit.tree.get("README.md"))
     siblings = [sibling(path, entry, blobs=blobs) for path, entry in sorted(commit.tree.items())]
     return {
@@ -209,9 +216,23 @@ def _metadata(hub: LocalHub, card: Entry | None) -> dict[str, Any]:
     if card is None or card.size_bytes > _MAX_CARD_BYTES:
         return {}
     try:
-        return front_matter(hub.store.path(card.sha256).read_text("utf-8", errors="replace"))
-    except CardError:
+        metadata: dict[str, Any] = json.loads(_card_json(hub.store.path(card.sha256)))
+    except FileNotFoundError:  # a blob that was lost costs its own repo something, not the list of all
+        log.error("%s is missing: restore it from a backup", hub.store.path(card.sha256))
         return {}
+    return metadata
+
+
+@lru_cache(maxsize=_MAX_CARDS)
+def _card_json(blob: Path) -> str:
+    """A card's metadata as JSON text; what is not a card's has none. A blob never changes."""
+    try:
+        fields = front_matter(blob.read_text("utf-8", errors="replace"))
+    except CardError:
+        return "{}"
+    if not isinstance(fields.get("tags"), (list, str, type(None))):
+        del fields["tags"]  # the client iterates over them
+    return json.dumps({name: value for name, value in fields.items() if name not in _NO_FIELDS})
 
 
 def _split(repo_id: str) -> tuple[str, str]:

@@ -1,0 +1,313 @@
+"""Connections to an HTTP server: how many there may be, and how long one may take over a request's header or an answer.
+
+A connection that waits for its client costs a file, and whoever reaches the port can open them: before any key is
+asked for, all that bounds them is here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import platform
+import socket
+import struct
+import sys
+import termios
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from starlette.responses import Response
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+
+from shardhub.open_files import allow_open_files
+from shardhub.seldom import Seldom
+
+log = logging.getLogger(__name__)
+
+# Connections that the event loop takes at once before any is looked at; the system keeps as many waiting.
+_MAX_BACKLOG = 256
+# Files for links to nodes, the model's files, processes that render or compile, a database, logs.
+_OTHER_FILES = 256
+_LEAST_CONNECTIONS = 16
+# Looks at an answer that is not read before its connection ends. From here a client that reads slowly is seen to read
+# in steps: one of 1 KB a second makes room for 64 KB or more at once, minutes apart (measured).
+_MAX_STALLED_LOOKS = 10
+# macOS: bytes that a socket has not sent yet, and those not acknowledged.
+_SO_NWRITE = 0x1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What connections are allowed.
+
+    Attributes:
+        num: At most at once; where one more comes, the one goes that has waited longest for its client, of those of the
+            address that has most.
+        stall_s: From a request's first byte, or a connection's beginning, to the end of the request's header; also how
+            long the rest of a body that nobody wants may come, and how often it is seen whether an answer is read.
+    """
+
+    num: int
+    stall_s: float
+
+
+def connections_allowed(most: int, *, files_each: int = 1) -> tuple[int, int]:
+    """How many connections there may be as far as this process may open files, and how many of them be taken at once.
+
+    Those that were taken at once, and not looked at yet, come on top of the others.
+
+    Args:
+        most: Wanted.
+        files_each: Open files that a connection may take, itself included.
+    """
+    files = allow_open_files(2 * most * files_each)
+    at_once = min(_MAX_BACKLOG, files // 8)
+    left = files - _num_open() - at_once - min(_OTHER_FILES, files // 4)
+    return max(_LEAST_CONNECTIONS, min(most, left // files_each)), at_once
+
+
+def protocol(limits: Limits, refuse: Callable[[int, str], Response]) -> type[H11Protocol]:
+    """HTTP/1.1 within limits, for the connections of one server.
+
+    Args:
+        refuse: Makes the answer to what is not HTTP/1.1, of a status and a sentence.
+    """
+
+    class Limited(Connection):
+        allowed = limits
+        waiting = Waiting()  # of all connections together
+        full = Seldom(log)
+        odd = Seldom(log)
+
+    Limited.refuse = staticmethod(refuse)
+    return Limited
+
+
+class Waiting:
+    """Connections that wait for their clients, by the clients' addresses: each in the order in which it began to."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, dict[Connection, None]] = {}
+
+    def add(self, connection: Connection) -> None:
+        """Take note that it waits; since when, where that is known."""
+        self._of.setdefault(connection.address, {}).setdefault(connection)
+
+    def begin_anew(self, connection: Connection) -> None:
+        """Take note that it waits from now on."""
+        self.remove(connection)
+        self.add(connection)
+
+    def remove(self, connection: Connection) -> None:
+        """Take note that it does not wait."""
+        if (same := self._of.get(connection.address)) is not None:
+            same.pop(connection, None)
+            if not same:
+                del self._of[connection.address]
+
+    def longest(self) -> Connection:
+        """The one that has waited longest at the address with most, so that one client does not push others out."""
+        most = max(self._of.values(), key=len)
+        return next(iter(most))
+
+
+class Connection(H11Protocol):
+    """HTTP/1.1 on a connection that is given up when its client keeps it waiting.
+
+    Attributes:
+        allowed: See `Limits`.
+        waiting: Those whose client is to send or read something.
+        full, odd: Say that there are too many, and that what came is not HTTP.
+        address: The client's.
+        refuse: See `protocol`.
+    """
+
+    allowed: Limits
+    refuse: Callable[[int, str], Response]
+    waiting: Waiting
+    full: Seldom
+    odd: Seldom
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.access_log = False  # the application has a log line of its own
+        self.logger = _Warnings(self.logger, self.odd)  # type: ignore[assignment]
+        self.address = ""
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._num_read = 0
+        self._num_stalled = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """Take a connection in, and let another go if there are too many."""
+        super().connection_made(_Counting(transport))  # type: ignore[arg-type]
+        self.address = self.client[0] if self.client else ""
+        self.waiting.add(self)
+        self._header_timer = self.loop.call_later(self.allowed.stall_s, self.drop)
+        self._unread_timer = self.loop.call_later(self.allowed.stall_s, self._look_at_unread)
+        if len(self.connections) > self.allowed.num:
+            self.full.warn(f"{self.allowed.num} connections: those that wait longest for their clients are ended")
+            self.waiting.longest().drop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take in a part of a request."""
+        super().data_received(data)
+        self._look_at_request()
+
+    def on_response_complete(self) -> None:
+        """An answer has been handed to the system; the next request may have come already."""
+        super().on_response_complete()
+        if not self.transport.is_closing():
+            self._look_at_request()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP/1.1, or has too long a header, in the server's words, and end the connection."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is on its way already
+            self.transport.close()
+            return
+        status = getattr(sys.exception(), "error_status_hint", 400)
+        message = "The request's header is too long." if status == 431 else msg
+        answer = self.refuse(status, message)
+        answer.headers["Connection"] = "close"
+        events = (
+            h11.Response(status_code=status, headers=answer.raw_headers, reason=STATUS_PHRASES.get(status, b"")),
+            h11.Data(data=bytes(answer.body)),
+            h11.EndOfMessage(),
+        )
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        self.transport.close()
+
+    def drop(self) -> None:
+        """End it now, whatever lies unread."""
+        self._forget()
+        self.connections.discard(self)
+        self.transport.abort()
+
+    def _look_at_request(self) -> None:
+        """Begin or end the time that the client has for a request's header, or for a body that nobody wants."""
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            self._stop_header_timer()
+            if cycle.more_body and not cycle.response_started:
+                self.waiting.begin_anew(self)  # the application says how long a body may take
+            else:
+                self.waiting.remove(self)
+            return
+        self.waiting.add(self)
+        # Without a part of a request here, uvicorn's own time between two requests goes on.
+        is_late = self.conn.trailing_data[0] or self.conn.their_state is h11.SEND_BODY
+        if is_late and self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.allowed.stall_s, self.drop)
+
+    def _look_at_unread(self) -> None:
+        """End a connection whose client reads nothing: closed or not, it stays until the last byte has gone.
+
+        Meanwhile it makes room for others, as one that waits for its client.
+        """
+        transport: Any = self.transport
+        num_read = transport.num_written - transport.get_write_buffer_size() - _num_unacknowledged(transport)
+        is_stalled = bool(transport.get_write_buffer_size()) and num_read == self._num_read
+        self._num_stalled = self._num_stalled + 1 if is_stalled else 0
+        self._num_read = num_read
+        if self._num_stalled >= _MAX_STALLED_LOOKS:
+            self.drop()
+            return
+        if is_stalled:
+            self.waiting.add(self)
+        elif self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.waiting.remove(self)
+        self._unread_timer = self.loop.call_later(self.allowed.stall_s, self._look_at_unread)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _forget(self) -> None:
+        self._stop_header_timer()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+        self.waiting.remove(self)
+
+
+class _Counting:
+    """A transport that counts what is written to it.
+
+    Attributes:
+        num_written: Bytes.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.num_written = 0
+
+    def write(self, data: bytes) -> None:
+        self.num_written += len(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+class _Warnings:
+    """A logger whose warnings strangers bring about with every request: they are said seldom."""
+
+    def __init__(self, logger: logging.Logger, seldom: Seldom) -> None:
+        self._logger = logger
+        self.warning = seldom.warn
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
+
+
+class QuietLoop:
+    """Keeps what an event loop says of sockets it cannot take in short: by itself it is a traceback each, 256 a second.
+
+    Args:
+        loop: Whose; what else goes wrong in it is told as before.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._before = loop.get_exception_handler()
+        self._loop = loop
+        self._refused = Seldom(log)
+        loop.set_exception_handler(self._tell)
+
+    def stop(self) -> None:
+        """Leave the loop as it was."""
+        self._loop.set_exception_handler(self._before)
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if str(context.get("message", "")).startswith("socket.accept() out of system resource"):
+            self._refused.warn(f"connections wait: {context.get('exception')}")
+        elif self._before is not None:
+            self._before(loop, context)
+        else:
+            loop.default_exception_handler(context)
+
+
+def _num_open() -> int:
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return _OTHER_FILES
+
+
+def _num_unacknowledged(transport: Any) -> int:
+    """Bytes that the system has taken and the client's has not; 0 where that cannot be asked."""
+    sock = transport.get_extra_info("socket")
+    try:
+        if platform.system() == "Linux":
+            return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+        return int(sock.getsockopt(socket.SOL_SOCKET, _SO_NWRITE))
+    except (OSError, AttributeError):
+        return 0

@@ -1,0 +1,97 @@
+"""Two heads on the same nodes: one alone has all of them, and neither shuts the other out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from shardhub.chain.stream import Request
+from shardhub.errors import ShardhubError
+from shardhub.parameters import SamplingParameters
+from tests import cut, nodes
+from tests.running import PATIENT, scheduler_of, tokens_of
+from tests.waiting import until
+
+MAX_SESSIONS = 3
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A tiny model in two stages, each on a node that takes three sessions."""
+    folder = tmp_path_factory.mktemp("two_heads")
+    pipeline = cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+    folders = [(cut.shard_folder(pipeline, index),) for index in range(2)]
+    started = nodes.start(*folders, options=("--context", "256", "--max-sessions", str(MAX_SESSIONS)))
+    yield pipeline, [node.address for node in started]
+    nodes.stop_all(started)
+
+
+def request(number: int, max_tokens: int) -> Request:
+    return Request(prompt=[number, 1, 2], parameters=SamplingParameters(), max_tokens=max_tokens, reuse=False)
+
+
+async def keep_busy(scheduler) -> None:
+    """One request after the other, for as long as this runs."""
+    while True:
+        with contextlib.suppress(ShardhubError):
+            await tokens_of(scheduler, request(1, 40))
+
+
+async def some_wait(scheduler) -> bool:
+    """Whether as many requests wait as a node takes."""
+    return scheduler.num_waiting >= MAX_SESSIONS
+
+
+def test_a_head_that_keeps_nodes_full_does_not_shut_another_out(served) -> None:
+    """A request of a second head waits for a place and is answered, though the first head asks without pause."""
+    pipeline, addresses = served
+
+    async def run():
+        async with (
+            scheduler_of(pipeline, addresses, liveness=PATIENT) as busy,
+            scheduler_of(pipeline, addresses, liveness=PATIENT) as late,
+        ):
+            alone = [await tokens_of(late, request(number, 8)) for number in range(3)]
+            users = [asyncio.create_task(keep_busy(busy)) for _ in range(2 * MAX_SESSIONS)]
+            try:
+                async with asyncio.timeout(60):
+                    await until(lambda: some_wait(busy))
+                    assert [await tokens_of(late, request(number, 8)) for number in range(3)] == alone
+                    together = await asyncio.gather(*(tokens_of(late, request(number, 8)) for number in range(3)))
+                    assert together == alone
+                    assert busy.num_waiting  # it was full all the time
+            finally:
+                for user in users:
+                    user.cancel()
+                await asyncio.wait(users)
+
+    asyncio.run(run())
+
+
+def test_a_head_has_the_whole_node_again_once_the_other_is_done(served) -> None:
+    """Requests that waited for another head's sessions run side by side when these have ended."""
+    pipeline, addresses = served
+
+    async def run():
+        async with (
+            scheduler_of(pipeline, addresses, liveness=PATIENT) as first,
+            scheduler_of(pipeline, addresses, liveness=PATIENT) as second,
+        ):
+            held = [first.submit(request(number, 200)) for number in range(MAX_SESSIONS)]
+            for stream in held:
+                await anext(aiter(stream))
+            waiting = [second.submit(request(number, 200)) for number in range(MAX_SESSIONS)]
+            async with asyncio.timeout(60):
+                await until(lambda: some_wait(second))
+                for stream in held:
+                    stream.cancel()
+                for stream in waiting:
+                    await anext(aiter(stream))
+                assert sum(stream.is_served for stream in waiting) == MAX_SESSIONS
+                for stream in waiting:
+                    stream.cancel()
+                    await stream.ended.wait()
+
+    asyncio.run(run())

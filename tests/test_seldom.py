@@ -1,0 +1,22 @@
+"""Log lines that strangers can bring about."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from shardhub.seldom import QUIET_S, Seldom
+
+
+def test_a_line_comes_once_in_a_while_and_counts_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    """However often it happens, the log grows by a line in ten seconds, and no happening is lost from the count."""
+    now = 0.0
+    seldom = Seldom(logging.getLogger("strangers"), clock=lambda: now)
+    for _ in range(1000):
+        seldom.warn("odd")
+    now = QUIET_S
+    seldom.warn("odd")
+    now = 2 * QUIET_S
+    seldom.warn("odd")
+    assert caplog.messages == ["odd", "odd (999 more since the last such line)", "odd"]
