@@ -26,6 +26,7 @@ from shardhub.manifest import (
     decode_identified,
 )
 from shardhub.naming import CATALOGUE_FILE, COMMIT_PATTERN, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.regular_files import read_file
 from shardhub.tensors import TensorSpec
 
 # Far more than any file that a manifest names.
@@ -177,8 +178,7 @@ def read_bytes(path: Path, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
         FormatError: It is missing or larger.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(limit_bytes + 1)
+        data = read_file(path, limit_bytes + 1)
     except OSError as error:
         raise FormatError(
             f"{path} cannot be read.", why=f"{error.strerror}.", hint="Get the folder again from its publisher."

@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Protocol
 
 from shardhub.errors import AccessError, FormatError, WeightFileError
 from shardhub.manifest import MAX_DIMS, MAX_SIZE, MAX_TENSORS_PER_FILE, parse_json
+from shardhub.regular_files import open_descriptor
 from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
 LENGTH_BYTES = 8
@@ -61,7 +62,7 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = open_descriptor(path)
         except PermissionError as error:
             raise AccessError(f"{path} may not be read.", why=f"{error.strerror}.") from error
         except OSError as error:

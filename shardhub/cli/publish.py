@@ -15,6 +15,7 @@ from shardhub.cli.parity import ParityOptions, measure_split, parity_report, set
 from shardhub.cli.places import Model, hub, open_model
 from shardhub.cli.run import note
 from shardhub.cli.signing import signer_of
+from shardhub.cli.tokenizer import with_tokenizer
 from shardhub.errors import UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
@@ -66,6 +67,7 @@ def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
     opened = open_model(
         model, ignore_code=options.ignore_code, ignore_fields=options.ignore_fields, context=cut.context
     )
+    opened = with_tokenizer(opened, ignore_code=options.ignore_code)
     checkpoint = opened.checkpoint
     contents, stages = decide_and_prove(checkpoint, cut)
     work = Cache(options.cache_dir).root / "push"

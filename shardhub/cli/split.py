@@ -19,6 +19,7 @@ from shardhub.cli.places import open_model
 from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import note
 from shardhub.cli.signing import signer_of
+from shardhub.cli.tokenizer import with_tokenizer
 from shardhub.naming import model_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.splitting.split import preview
@@ -42,6 +43,7 @@ def split(
     """Write shard folders and, once all are there, the pipeline's folder."""
     signer = signer_of(sign_key)
     opened = open_model(model, ignore_code=ignore_code, ignore_fields=ignore_fields, context=cut.context)
+    opened = with_tokenizer(opened, ignore_code=ignore_code)
     checkpoint, source = opened.checkpoint, opened.source
     name = opened.name if name is None else model_name(name)
     contents, stages = decide_and_prove(checkpoint, cut)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shardhub.errors import FormatError, PromptError, UnsupportedModel
+from shardhub.regular_files import check_regular, read_file
 from shardhub.text.detokenizer import SPACE_MARK, UNKNOWN, ByteDetokenizer, Detokenizer, LineDetokenizer, byte_table
 from shardhub.text.encoder import Encoder
 from shardhub.text.openings import Opened
@@ -17,10 +18,13 @@ from shardhub.text.panics import is_panic, panics_told
 from shardhub.text.template import ChatTemplate, Message
 
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 CONFIG_FILES = ("config.json", "generation_config.json")
 # The largest well-known tokenizer.json (Gemma 3) has 33 MB.
 MAX_TOKENIZER_BYTES = 128 * 1024**2
 MAX_CONFIG_BYTES = 4 * 1024**2
+# What files of tokenizers, templates and configurations are called.
+_OPENED = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken", ".v1", ".v2", ".v3"})
 # Times by which rules of a tokenizer that follow each other may lengthen a text; those of known ones do not reach 100.
 MAX_GROWTH = 1 << 16
 # A rendered chat of more characters per position of the context cannot fit: tokens are shorter.
@@ -67,7 +71,7 @@ class Tokenizer:
         for part in ("normalizer", "decoder"):
             _check_growth(content.get(part), where=f"{folder / TOKENIZER_FILE}: {part}")
         decoder = content.get("decoder")
-        self._hf = _load(folder)
+        self._hf = load_tokenizer(folder)
         self.vocab_size: int = len(self._hf)
         self.eos_ids = _eos_ids(folder, self._hf.eos_token_id)
         self._table = byte_table(decoder, self._hf.convert_ids_to_tokens(list(range(self.vocab_size))))
@@ -208,10 +212,20 @@ class Tokenizer:
         return self._templates[found]
 
 
-def _load(folder: Path) -> Any:
-    """transformers' tokenizer of a folder. Its class decides details of encoding, so tokenizer.json is not enough."""
-    # Otherwise the import tells every user of a terminal that PyTorch is missing, which nothing here needs.
+def quieten_transformers() -> None:
+    """Keep transformers' import from telling that PyTorch is missing, which nothing here needs."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a folder. Its class decides details of encoding, so tokenizer.json is not enough.
+
+    Raises:
+        FormatError: Something that is not a file stands where one should.
+        UnsupportedModel: The tokenizer needs code of its own, or is not a fast one.
+    """
+    _check_files(folder)
+    quieten_transformers()
     from transformers import AutoTokenizer
 
     try:
@@ -233,6 +247,16 @@ def _load(folder: Path) -> Any:
     return tokenizer
 
 
+def _check_files(folder: Path) -> None:
+    """See that what transformers may open are files: it would wait for a pipe without end."""
+    for path in [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]:
+        if path.suffix in _OPENED and path.exists():
+            try:
+                check_regular(path)
+            except OSError as error:
+                raise FormatError(f"{path} cannot be read.", why=f"{error.strerror}.") from error
+
+
 def _eos_ids(folder: Path, own: int | None) -> frozenset[int]:
     """Ids that end an answer; generation_config.json's replace config.json's. Source: mlx_lm/utils.py, load_config."""
     found: Any = None
@@ -250,7 +274,7 @@ def _read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
         size = path.stat().st_size
         if size > max_bytes:
             raise FormatError(f"{path} is too big.", why=f"It has {size} bytes, at most {max_bytes} are read.")
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except FileNotFoundError as error:
         raise FormatError(
             f"{path} is missing.", why="A head needs the model's tokenizer.", hint="Give the pipeline's folder."
