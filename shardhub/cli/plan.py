@@ -48,7 +48,7 @@ def plan(
 ) -> int:
     """Print the table of stages, where the model can be cut, and whether the stages are proven; exit code 1 if not."""
     opened = open_model(model, ignore_code=ignore_code, ignore_fields=ignore_fields, context=cut.context)
-    opened = with_tokenizer(opened, ignore_code=ignore_code)
+    opened = with_tokenizer(opened, ignore_code=ignore_code, is_needed=False)
     is_asked = bool(cut.given)
     if not is_asked:
         cut = replace(cut, stages=1)

@@ -12,12 +12,13 @@ from shardhub.splitting.shard_folder import pipeline_file_names, template_file_n
 from shardhub.text.rehearsal import rehearse
 
 
-def with_tokenizer(model: Model, *, ignore_code: bool = False) -> Model:
+def with_tokenizer(model: Model, *, ignore_code: bool = False, is_needed: bool = True) -> Model:
     """The model with the tokenizer files that its pipeline is to carry, seen to work; told on stderr.
 
     Args:
         model: The model.
         ignore_code: Take a tokenizer that has code of its own, without that code.
+        is_needed: Whether a model without any tokenizer is refused.
 
     Raises:
         UnsupportedModel: A head could not use its tokenizer or its chat template.
@@ -30,6 +31,7 @@ def with_tokenizer(model: Model, *, ignore_code: bool = False) -> Model:
         where=checkpoint.where,
         ignore_code=ignore_code,
         num_rows=_num_rows(checkpoint),
+        is_needed=is_needed,
     )
     for text in rehearsal.notes:
         note(f"note: {text}")

@@ -201,7 +201,7 @@ def _plain_prompt(service: Service, given: str | list[int], *, max_ids: int) -> 
             raise Refusal(400, f"A token id of a prompt is not in 0 to {service.vocab_size - 1}.", param="prompt")
         if max_ids <= service.max_context:
             service.max_tokens(None, [given], param="prompt")  # before its text is made
-        detokenizer = tokenizer.detokenizer(continues=True)
+        detokenizer = tokenizer.text_detokenizer()
         text = "".join(detokenizer.add(token) for token in given) + detokenizer.finish()
         return _Prompt(ids=tuple(given), text=text, num_added=0)
     try:

@@ -44,7 +44,12 @@ class Rehearsal:
 
 
 def rehearse(
-    files: Mapping[str, bytes], *, where: str, ignore_code: bool = False, num_rows: int | None = None
+    files: Mapping[str, bytes],
+    *,
+    where: str,
+    ignore_code: bool = False,
+    num_rows: int | None = None,
+    is_needed: bool = True,
 ) -> Rehearsal:
     """Build a tokenizer from a model's small files and use it as a head does.
 
@@ -54,6 +59,7 @@ def rehearse(
         where: The model, for messages.
         ignore_code: Whether a tokenizer with code of its own is taken without that code.
         num_rows: Token ids the model has rows for, where that is known.
+        is_needed: Whether a model without any tokenizer is refused.
 
     Raises:
         UnsupportedModel: A head could not encode, render or decode.
@@ -75,8 +81,10 @@ def rehearse(
                 (folder / file).write_bytes(data)
         if not (folder / TOKENIZER_FILE).is_file():
             form = form_of(folder)
+            if form is None and not is_needed:
+                return Rehearsal(files={}, left_out=frozenset(), notes=("it has no tokenizer, so it is not split",))
             if form is None:
-                raise UnsupportedModel(f"{where} has no tokenizer.", hint=_INSTEAD)
+                raise UnsupportedModel(f"{where} has no tokenizer.", why="It has none of its files.", hint=_INSTEAD)
             made |= convert_tokenizer(folder)
             notes.append(f"the tokenizer is {form}; what is published has the same as {TOKENIZER_FILE}")
         notes += _use(folder, num_rows)

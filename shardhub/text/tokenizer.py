@@ -6,12 +6,21 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shardhub.errors import FormatError, PromptError, UnsupportedModel
 from shardhub.regular_files import check_regular, read_file
-from shardhub.text.detokenizer import SPACE_MARK, UNKNOWN, ByteDetokenizer, Detokenizer, LineDetokenizer, byte_table
+from shardhub.text.detokenizer import (
+    SPACE_MARK,
+    UNKNOWN,
+    ByteDetokenizer,
+    Detokenizer,
+    LineDetokenizer,
+    byte_table,
+    bytes_in,
+)
 from shardhub.text.encoder import Encoder
 from shardhub.text.openings import Opened
 from shardhub.text.panics import is_panic, panics_told
@@ -30,6 +39,10 @@ MAX_GROWTH = 1 << 16
 # A rendered chat of more characters per position of the context cannot fit: tokens are shorter.
 CHARS_PER_POSITION = 16
 DEFAULT_CONTEXT = 131072
+# Of a text that goes on: enough for a character of four tokens.
+_CONTEXT_IDS = 4
+# Every tokenizer has a word or a letter among its first ids, behind its special ones and 256 bytes.
+_ANCHORS_TRIED = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +83,12 @@ class Tokenizer:
         content = _read_json(folder / TOKENIZER_FILE, max_bytes=MAX_TOKENIZER_BYTES)
         for part in ("normalizer", "decoder"):
             _check_growth(content.get(part), where=f"{folder / TOKENIZER_FILE}: {part}")
-        decoder = content.get("decoder")
+        self._decoder = content.get("decoder")
         self._hf = load_tokenizer(folder)
         self.vocab_size: int = len(self._hf)
         self.eos_ids = _eos_ids(folder, self._hf.eos_token_id)
-        self._table = byte_table(decoder, self._hf.convert_ids_to_tokens(list(range(self.vocab_size))))
+        self._table = byte_table(self._decoder, self._hf.convert_ids_to_tokens(list(range(self.vocab_size))))
+        self._special_ids = frozenset(self._hf.all_special_ids)
         self._max_chat_chars = context * CHARS_PER_POSITION
         self._templates: dict[str, ChatTemplate] = {}
         plain = bool(getattr(self._hf, "split_special_tokens", False))
@@ -99,20 +113,27 @@ class Tokenizer:
         _check_text(text)
         return self._encoder.encode(text, add_special_tokens=add, max_ids=max_ids)
 
-    def detokenizer(self, *, continues: bool = False) -> Detokenizer:
+    def detokenizer(self, *, after: Sequence[int] = ()) -> Detokenizer:
         """A new detokenizer, for one answer.
 
         Args:
-            continues: The text goes on where other text ends: its first space is kept.
+            after: Ids of the text that it goes on: its first space is kept, and words are joined as their tokens say.
         """
         if self._table is None:
-            return LineDetokenizer(self._decoded)
-        return ByteDetokenizer(replace(self._table, trims="none") if continues else self._table)
+            texts = [token for token in after if token not in self._special_ids]
+            return LineDetokenizer(self.decode, texts[-_CONTEXT_IDS:])
+        return ByteDetokenizer(replace(self._table, trims="none") if after else self._table)
+
+    def text_detokenizer(self) -> Detokenizer:
+        """A new detokenizer, for ids that are a whole text: it is the one that transformers decodes, token by token."""
+        if self._table is None:
+            return LineDetokenizer(self.decode)
+        return ByteDetokenizer(replace(self._table, trims="one" if self._table.strips else "none"))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token, which need not be whole characters."""
+        """The bytes of one token within a text, which need not be whole characters."""
         if self._table is None:
-            return self._decoded([token]).encode("utf-8", "replace")
+            return self._bytes_in_line(token)
         if token >= len(self._table.pieces):
             return UNKNOWN
         piece = self._table.pieces[token]
@@ -195,9 +216,35 @@ class Tokenizer:
         for template in self._templates.values():
             template.close()
 
-    def _decoded(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, as transformers decodes it.
+
+        Raises:
+            PromptError: The tokenizer fails.
+        """
         with panics_told("The model's tokenizer cannot decode its tokens."):
             return str(self._hf.decode(ids))
+
+    def _bytes_in_line(self, token: int) -> bytes:
+        """What a token adds to a text, where its decoder joins tokens to their neighbours."""
+        if (added := self._hf.added_tokens_decoder.get(token)) is not None:
+            return str(added.content).encode("utf-8", "replace")
+        if token >= self.vocab_size:
+            return UNKNOWN
+        if (own := bytes_in(self._decoder, self._hf.convert_ids_to_tokens(token) or "")) is not None:
+            return own
+        anchor, shown = self._anchor
+        text = self.decode([*anchor, token])
+        return (text[len(shown) :] if text.startswith(shown) else self.decode([token])).encode("utf-8", "replace")
+
+    @cached_property
+    def _anchor(self) -> tuple[list[int], str]:
+        """A token that is a plain word, and its text: what comes after it is within a text."""
+        for token in range(min(self.vocab_size, _ANCHORS_TRIED)):
+            text = self.decode([token])
+            if text.isascii() and text.isalnum() and token not in self._special_ids:
+                return [token], text
+        return [], ""
 
     def _template(self, *, with_tools: bool) -> ChatTemplate:
         found = self._hf.chat_template
