@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
+from pathlib import Path
 
 from shardhub.errors import FormatError, UsageError
 
@@ -119,6 +121,27 @@ def weight_file_name(group: str, part: int | None = None) -> str:
     if not safe[0].isalnum():
         safe = f"m{safe}"
     return f"{safe}.safetensors" if part is None else f"{safe}-{part:05d}.safetensors"
+
+
+def check_is_text(path: Path) -> None:
+    """See that a path is text, so that it can be printed, written in documents, and opened by MLX.
+
+    Raises:
+        UsageError: Its bytes are not UTF-8.
+    """
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UsageError(
+            f"{shown} cannot be used: its name is not text in UTF-8.",
+            why="MLX does not open such files, and documents could not name it.",
+            hint="Rename the folder, or name it by a link: ln -s FOLDER plain-name",
+        ) from error
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{path} cannot be found: the folder that this command runs in was deleted.", hint="cd to another folder."
+        ) from error
 
 
 def check_file_name(name: str, *, where: str, pattern: str = PLAIN_FILE_PATTERN) -> str:

@@ -25,7 +25,15 @@ from shardhub.manifest import (
     decode_catalogue,
     decode_identified,
 )
-from shardhub.naming import CATALOGUE_FILE, COMMIT_PATTERN, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.naming import (
+    CATALOGUE_FILE,
+    COMMIT_PATTERN,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    PROOF_FILE,
+    STAGE_FILE,
+    check_is_text,
+)
 from shardhub.regular_files import read_file
 from shardhub.tensors import TensorSpec
 
@@ -97,6 +105,7 @@ def read_shard(folder: Path) -> Shard:
         UsageError: The folder is no shard.
         FormatError, DigestMismatch: A document is broken, or is not the one another document names.
     """
+    check_is_text(folder)
     stage_path = folder / STAGE_FILE
     if not stage_path.is_file():
         raise UsageError(
@@ -135,6 +144,7 @@ def read_pipeline(folder: Path) -> Pipeline:
         UsageError: The folder is no pipeline.
         FormatError, DigestMismatch: The manifest or a file beside it is not what was published.
     """
+    check_is_text(folder)
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise UsageError(

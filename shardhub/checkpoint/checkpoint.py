@@ -23,7 +23,7 @@ from shardhub.checkpoint.weight_files import (
 )
 from shardhub.errors import DigestMismatch, FormatError, UnsupportedModel, UsageError, WeightFileError
 from shardhub.manifest import MAX_DOCUMENT_BYTES, WeightFile
-from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE
+from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE, check_is_text
 from shardhub.regular_files import opened, read_file
 from shardhub.tensors import TensorSpec
 
@@ -115,6 +115,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         FormatError: config.json or the index is broken.
         WeightFileError: A weight file is missing or malformed, two hold one tensor, or index and files disagree.
     """
+    check_is_text(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder.", hint="Give a model folder, or a Hub id such as ORG/MODEL.")
     return read_checkpoint(

@@ -20,7 +20,7 @@ from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import note
 from shardhub.cli.signing import signer_of
 from shardhub.cli.tokenizer import with_tokenizer
-from shardhub.naming import check_model_name, shard_name
+from shardhub.naming import check_is_text, check_model_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.splitting.split import preview
 from shardhub.splitting.split import split as split_checkpoint
@@ -44,6 +44,7 @@ def split(
     signer = signer_of(sign_key)
     if name is not None:
         check_model_name(name)
+    check_is_text(out)
     opened = open_model(model, ignore_code=ignore_code, ignore_fields=ignore_fields, context=cut.context)
     opened = with_tokenizer(opened, ignore_code=ignore_code)
     checkpoint, source = opened.checkpoint, opened.source

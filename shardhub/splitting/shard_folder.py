@@ -41,6 +41,8 @@ _PIPELINE_SUFFIXES = (".tiktoken",)
 # Where transformers keeps chat templates beside the default one; a pipeline has them in tokenizer_config.json.
 TEMPLATES_FOLDER = "additional_chat_templates"
 _TEMPLATE_FILE = re.compile(rf"{TEMPLATES_FOLDER}/[A-Za-z0-9][A-Za-z0-9._-]{{0,127}}\.jinja")
+# Of a name on Linux's and macOS's file systems.
+_MAX_NAME_BYTES = 255
 # The largest tokenizer measured has 35 MB; one beyond this is an attack.
 MAX_PIPELINE_FILE_BYTES = 64 << 20
 
@@ -228,6 +230,13 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 f"{error.filename or folder} cannot be written.",
                 why=f"{error.strerror}.",
                 hint="Give a folder you may write to.",
+            ) from error
+        if error.errno == errno.ENAMETOOLONG:
+            name = os.fsdecode(error.filename or "")
+            raise UsageError(
+                f"{folder} cannot be written: a name is longer than the file system takes.",
+                why=f"It takes {_MAX_NAME_BYTES} bytes a name, and there is {Path(name).name[:120]!r}.",
+                hint="Give a shorter --name, or another folder.",
             ) from error
         if isinstance(error, NotADirectoryError | FileExistsError):
             raise UsageError(f"{folder} is not a folder.", why=f"{error.strerror}: {error.filename}.") from error

@@ -109,11 +109,11 @@ class LineDetokenizer:
         self._line.append(token)
         text = self._decode(self._line)
         # An incomplete character may decode to several replacements; a last space may yet be cleaned away.
-        whole = not text.endswith(_INCOMPLETE)
+        whole, ends_line = not text.endswith(_INCOMPLETE), text.endswith("\n")
         text = text.removesuffix(" ") if whole else text.rstrip(_INCOMPLETE)
         new = text[len(self._shown) :]
         self._shown = text if new else self._shown
-        if whole and text.endswith("\n"):
+        if ends_line:
             self._begin_line([token])
         return new
 

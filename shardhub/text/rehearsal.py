@@ -6,6 +6,7 @@ A model whose tokenizer is kept in another form gets the files that a head reads
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardhub.errors import FormatError, PromptError, ShardhubError, UnsupportedModel
+from shardhub.errors import AccessError, FormatError, PromptError, UnsupportedModel
 from shardhub.splitting.shard_folder import TEMPLATES_FOLDER
 from shardhub.text.conversion import convert_tokenizer, form_of
 from shardhub.text.tokenizer import TOKENIZER_FILE, TOKENIZER_SETTINGS, Tokenizer
 
 _DEFAULT_TEMPLATE_FILE = "chat_template.jinja"
+_FOLDER = "shardhub-tokenizer-"
+_MADE_FOLDER = re.compile(rf"\S*/{_FOLDER}\w+")
 _TEXT = "Hello, world"
 # A template may want the content as text or as a list of parts.
 _CONTENTS: tuple[Any, ...] = ("Hello", [{"type": "text", "text": "Hello"}])
@@ -74,7 +77,7 @@ def rehearse(
     if templates:
         made |= _folded({**files, **made}, templates, where)
         left_out = {*templates, _DEFAULT_TEMPLATE_FILE}
-    with tempfile.TemporaryDirectory(prefix="shardhub-tokenizer-") as name, _named(Path(name), where):
+    with _named(where), tempfile.TemporaryDirectory(prefix=_FOLDER) as name:
         folder = Path(name)
         for file, data in {**files, **made}.items():
             if file not in left_out:
@@ -172,16 +175,20 @@ def _written(settings: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 @contextmanager
-def _named(folder: Path, where: str) -> Iterator[None]:
+def _named(where: str) -> Iterator[None]:
     """Errors name the model instead of the folder in which its tokenizer is tried."""
     try:
         yield
     except (FormatError, UnsupportedModel) as error:
-        texts = [text.replace(str(folder), where) for text in (error.what, error.why, error.hint)]
+        texts = [_MADE_FOLDER.sub(lambda _: where, text) for text in (error.what, error.why, error.hint)]
         hint = texts[2] or _INSTEAD
         raise type(error)(texts[0], why=texts[1], hint=hint) from error
     except PromptError as error:
         what = f"The tokenizer of {where} cannot be used: {error.what}"
         raise UnsupportedModel(what, why=error.why, hint=_INSTEAD) from error
-    except ShardhubError:
-        raise
+    except OSError as error:
+        raise AccessError(
+            "There is no folder to try the model's tokenizer in.",
+            why=f"{error.strerror or error}: {error.filename or tempfile.gettempdir()}.",
+            hint="Set TMPDIR to a folder that you may write to.",
+        ) from error

@@ -85,6 +85,7 @@ class Tokenizer:
             _check_growth(content.get(part), where=f"{folder / TOKENIZER_FILE}: {part}")
         self._decoder = content.get("decoder")
         self._hf = load_tokenizer(folder)
+        _check_template(folder, self._hf.chat_template)
         self.vocab_size: int = len(self._hf)
         self.eos_ids = _eos_ids(folder, self._hf.eos_token_id)
         self._table = byte_table(self._decoder, self._hf.convert_ids_to_tokens(list(range(self.vocab_size))))
@@ -292,6 +293,17 @@ def load_tokenizer(folder: Path) -> Any:
             f"The tokenizer in {folder} is not a fast one.", why=f"It loads as {type(tokenizer).__name__}."
         )
     return tokenizer
+
+
+def _check_template(folder: Path, template: object) -> None:
+    texts = template.values() if isinstance(template, dict) else [] if template is None else [template]
+    for text in texts:
+        if not isinstance(text, str):
+            raise FormatError(
+                f"{folder / TOKENIZER_SETTINGS}: chat_template is not a text.",
+                why=f"It is {json.dumps(text, default=str)[:80]}.",
+                hint="Get the file again from the model's publisher.",
+            )
 
 
 def _check_files(folder: Path) -> None:
