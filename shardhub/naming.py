@@ -77,7 +77,7 @@ def check_model_name(name: str) -> str:
         UsageError: A Hub would refuse the names of the repos.
     """
     plain = _plain(name)
-    if name == plain:
+    if plain and name == plain:
         return name
     raise UsageError(
         f"{name[:120]!r} is not a name that repos can have.",
