@@ -171,7 +171,7 @@ def _prompt(
         if kept is None or kept >= len(prompt.ids):
             return prompt
         # The text of what is left may begin in the midst of a character.
-        detokenizer = service.head.tokenizer.detokenizer(continues=True)
+        detokenizer = service.head.tokenizer.text_detokenizer()
         ids = prompt.ids[-kept:]
         return _Prompt(ids=ids, text="".join(map(detokenizer.add, ids)) + detokenizer.finish(), num_added=0)
     tokenizer = service.head.tokenizer
