@@ -9,6 +9,10 @@ from typing import Any
 from shardhub.errors import UnsupportedModel
 from shardhub.text.tokenizer import TOKENIZER_FILE, TOKENIZER_SETTINGS, load_tokenizer, quieten_transformers
 
+INSTEAD = (
+    "Put the tokenizer of the original model (tokenizer.json, tokenizer_config.json) beside the weights, or convert "
+    "the model again: mlx_lm.convert --hf-path ORIGINAL --mlx-path FOLDER"
+)
 # Texts that both must cut into the same tokens: blanks, other scripts, what has no token, names of special tokens.
 _SAMPLES = (
     "Hello, world! It's 12.5% off.",
@@ -44,7 +48,17 @@ def convert_tokenizer(folder: Path) -> dict[str, bytes]:
         UnsupportedModel: transformers cannot convert the tokenizer, or what it makes cuts texts another way.
     """
     _let_sentencepiece_be_read()
-    original = load_tokenizer(folder)
+    form = form_of(folder)
+    try:
+        original = load_tokenizer(folder)
+    except UnsupportedModel as error:
+        # transformers tries tiktoken where SentencePiece fails, and then says only that this is not installed.
+        is_misread = "tiktoken" in error.why and form == _FORMS[".model"]
+        raise UnsupportedModel(
+            f"The model's tokenizer is {form}, and cannot be turned into {TOKENIZER_FILE}.",
+            why=f"It cannot be read as {form}." if is_misread else error.why,
+            hint=INSTEAD,
+        ) from error
     files = {TOKENIZER_FILE: original.backend_tokenizer.to_str().encode()}
     settings_path = folder / TOKENIZER_SETTINGS
     settings: dict[str, Any] = json.loads(settings_path.read_bytes()) if settings_path.is_file() else {}
@@ -53,7 +67,7 @@ def convert_tokenizer(folder: Path) -> dict[str, bytes]:
         files[TOKENIZER_SETTINGS] = (json.dumps({**settings, **names}, indent=2, ensure_ascii=False) + "\n").encode()
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    _check_same(original, load_tokenizer(folder), form_of(folder))
+    _check_same(original, load_tokenizer(folder), form)
     return files
 
 
@@ -86,5 +100,5 @@ def _check_same(original: Any, converted: Any, form: str | None) -> None:
                 raise UnsupportedModel(
                     f"The model's tokenizer ({form}) cannot be turned into tokenizer.json.",
                     why=f"The converted one cuts {text!r} into other tokens.",
-                    hint="Save it as a fast tokenizer first, with transformers' save_pretrained.",
+                    hint=INSTEAD,
                 )

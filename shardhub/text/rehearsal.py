@@ -16,7 +16,7 @@ from typing import Any
 
 from shardhub.errors import AccessError, FormatError, PromptError, UnsupportedModel
 from shardhub.splitting.shard_folder import TEMPLATES_FOLDER
-from shardhub.text.conversion import convert_tokenizer, form_of
+from shardhub.text.conversion import INSTEAD, convert_tokenizer, form_of
 from shardhub.text.tokenizer import TOKENIZER_FILE, TOKENIZER_SETTINGS, Tokenizer
 
 _DEFAULT_TEMPLATE_FILE = "chat_template.jinja"
@@ -25,10 +25,6 @@ _MADE_FOLDER = re.compile(rf"\S*/{_FOLDER}\w+")
 _TEXT = "Hello, world"
 # A template may want the content as text or as a list of parts.
 _CONTENTS: tuple[Any, ...] = ("Hello", [{"type": "text", "text": "Hello"}])
-_INSTEAD = (
-    "Put the tokenizer of the original model (tokenizer.json, tokenizer_config.json) beside the weights, or convert "
-    "the model again: mlx_lm.convert --hf-path ORIGINAL --mlx-path FOLDER"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +83,7 @@ def rehearse(
             if form is None and not is_needed:
                 return Rehearsal(files={}, left_out=frozenset(), notes=("it has no tokenizer, so it is not split",))
             if form is None:
-                raise UnsupportedModel(f"{where} has no tokenizer.", why="It has none of its files.", hint=_INSTEAD)
+                raise UnsupportedModel(f"{where} has no tokenizer.", why="It has none of its files.", hint=INSTEAD)
             made |= convert_tokenizer(folder)
             notes.append(f"the tokenizer is {form}; what is published has the same as {TOKENIZER_FILE}")
         notes += _use(folder, num_rows)
@@ -181,11 +177,11 @@ def _named(where: str) -> Iterator[None]:
         yield
     except (FormatError, UnsupportedModel) as error:
         texts = [_MADE_FOLDER.sub(lambda _: where, text) for text in (error.what, error.why, error.hint)]
-        hint = texts[2] or _INSTEAD
+        hint = texts[2] or INSTEAD
         raise type(error)(texts[0], why=texts[1], hint=hint) from error
     except PromptError as error:
         what = f"The tokenizer of {where} cannot be used: {error.what}"
-        raise UnsupportedModel(what, why=error.why, hint=_INSTEAD) from error
+        raise UnsupportedModel(what, why=error.why, hint=INSTEAD) from error
     except OSError as error:
         raise AccessError(
             "There is no folder to try the model's tokenizer in.",

@@ -38,6 +38,8 @@ def sentences() -> bytes:
         model_type="bpe",
         byte_fallback=True,
         hard_vocab_limit=False,
+        normalization_rule_name="identity",  # as Llama has it
+        remove_extra_whitespaces=False,
         minloglevel=2,
     )
     return written.getvalue()
