@@ -102,12 +102,12 @@ def test_vocabulary_with_merges_becomes_a_fast_tokenizer(files: dict[str, bytes]
         (
             {"tokenizer.json": None, "tiktoken.model": b"IQ== 0\n"},
             UnsupportedModel,
-            "tokenizer in model cannot be used",
+            "tokenizer is a tiktoken file",
         ),
         (
             {"tokenizer.json": None, "tokenizer.model": b"garbage"},
             UnsupportedModel,
-            "tokenizer in model cannot be used",
+            "tokenizer is a SentencePiece model",
         ),
     ],
 )
