@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -58,6 +59,10 @@ Remark = Annotated[str, Field(pattern=rf"^[ -~]{{1,{MAX_REMARK}}}$")]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 # B batch, L positions of this chunk, T positions so far including this chunk, N any size up to T.
 Symbol = Literal["B", "L", "T", "N"]
+
+
+# An escape of half a surrogate pair.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def canonical(value: Any) -> bytes:
@@ -546,7 +551,10 @@ def check_digest(data: bytes, digest: str, *, where: str) -> None:
 
 
 def parse_json(data: bytes, *, where: str, limit_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
-    """Parse JSON from outside: size bounded, duplicate keys, NaN, a byte order mark and bottomless nesting refused.
+    """Parse JSON from outside, as strictly as the strictest reader of it.
+
+    Bounded in size; duplicate keys, NaN, minus zero, half a surrogate pair, a byte order mark and bottomless nesting
+    are refused.
 
     Raises:
         FormatError: One of these, or it is not JSON in UTF-8.
@@ -554,7 +562,14 @@ def parse_json(data: bytes, *, where: str, limit_bytes: int = MAX_DOCUMENT_BYTES
     if len(data) > limit_bytes:
         raise _broken(where, f"{len(data)} bytes, the limit is {limit_bytes}")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_int=_integer
+        )
+        if _SURROGATE.search(data):  # a whole pair is one character by now, and can be written
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except UnicodeEncodeError as error:
+        raise _broken(where, "it holds half a surrogate pair, which is no character") from error
     except RecursionError as error:
         raise _broken(where, "nested too deep") from error
     except ValueError as error:
@@ -568,6 +583,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice!r} stands twice")
     return value
+
+
+def _integer(text: str) -> int:
+    if text == "-0":  # a float to serde, which reads safetensors' headers, and 0 to others
+        raise ValueError("-0 is not an integer")
+    return int(text)
 
 
 def _no_constant(name: str) -> Any:

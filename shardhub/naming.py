@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
+from pathlib import Path
 
 from shardhub.errors import FormatError, UsageError
 
@@ -15,6 +18,16 @@ COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 # Reserved on Windows, where such a file opens a device.
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
+
+# A Hub takes 96 characters in a name; the longest addition is that of the last of 1024 shards.
+MAX_NAME_CHARS = 80
+_NAMESPACE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
+# Source: huggingface_hub, `validate_repo_id`.
+_RULE = (
+    "A name has letters from a to z, digits, '-', '_' and '.', begins and ends with a letter or digit, has no -- or .."
+)
+# A repo's folder in the Hub's cache. Source: huggingface_hub, `repo_folder_name`.
+_CACHE_FOLDER = re.compile(r"models--(?:[^/]+?--)?([^/]+)")
 
 STAGE_FILE = "stage.json"
 MANIFEST_FILE = "shardhub.json"
@@ -42,11 +55,59 @@ def model_name(source: str) -> str:
     Raises:
         UsageError: Nothing usable is left of the name.
     """
-    last = source.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1].split("@", 1)[0]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:80]
+    parts = source.rstrip("/\\").replace("\\", "/").split("/")
+    if len(parts) > 2 and parts[-2] == "snapshots":  # of the Hub's cache, where folders are commits
+        parts = parts[:-2]
+    if (cached := _CACHE_FOLDER.fullmatch(parts[-1])) is not None:
+        parts = [cached[1]]
+    name = _plain(parts[-1].split("@", 1)[0])
     if not name:
-        raise UsageError(f"No name can be made from {source!r}.", hint="Give one with --name.")
+        raise UsageError(
+            f"No name for the shards can be made from {parts[-1][:80]!r}.",
+            why="Names of repos have letters from a to z, digits, '-', '_' and '.' only.",
+            hint="Give one with --name NAME.",
+        )
     return name
+
+
+def check_model_name(name: str) -> str:
+    """Return a base name that a user gave, if repos can be named after it.
+
+    Raises:
+        UsageError: A Hub would refuse the names of the repos.
+    """
+    plain = _plain(name)
+    if plain and name == plain:
+        return name
+    raise UsageError(
+        f"{name[:120]!r} is not a name that repos can have.",
+        why=f"{_RULE}, at most {MAX_NAME_CHARS} characters before what is added to it (-shard-0, -pipeline).",
+        hint=f"Write --name {plain}" if plain else "Write a plain name, such as --name my-model",
+    )
+
+
+def check_namespace(namespace: str) -> str:
+    """Return the name of a user or an organisation, if it can be one.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    if not _NAMESPACE.fullmatch(namespace) or "--" in namespace or ".." in namespace:
+        raise UsageError(
+            f"{namespace[:120]!r} is not the name of a user or an organisation.",
+            why=f"{_RULE}.",
+            hint="Write --namespace NAME, as it stands in the addresses of its repos.",
+        )
+    return namespace
+
+
+def _plain(text: str) -> str:
+    """The nearest base name that repos can have; empty where nothing is left."""
+    text = unicodedata.normalize("NFKD", text)
+    text = "".join(char for char in text if not unicodedata.combining(char))
+    text = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
+    text = re.sub(r"\.{2,}", ".", re.sub(r"-{2,}", "-", text)).strip("-._")[:MAX_NAME_CHARS].rstrip("-._")
+    return f"model-{text}" if _RESERVED.match(text) else text
 
 
 def weight_file_name(group: str, part: int | None = None) -> str:
@@ -60,6 +121,27 @@ def weight_file_name(group: str, part: int | None = None) -> str:
     if not safe[0].isalnum():
         safe = f"m{safe}"
     return f"{safe}.safetensors" if part is None else f"{safe}-{part:05d}.safetensors"
+
+
+def check_is_text(path: Path) -> None:
+    """See that a path is text, so that it can be printed, written in documents, and opened by MLX.
+
+    Raises:
+        UsageError: Its bytes are not UTF-8.
+    """
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UsageError(
+            f"{shown} cannot be used: its name is not text in UTF-8.",
+            why="MLX does not open such files, and documents could not name it.",
+            hint="Rename the folder, or name it by a link: ln -s FOLDER plain-name",
+        ) from error
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{path} cannot be found: the folder that this command runs in was deleted.", hint="cd to another folder."
+        ) from error
 
 
 def check_file_name(name: str, *, where: str, pattern: str = PLAIN_FILE_PATTERN) -> str:

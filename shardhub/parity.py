@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shardhub.errors import DigestMismatch, FormatError, IntegrityError, ParityFailed
 from shardhub.manifest import Manifest, NumericClass, Parity, decode, encode, sha256_hex
+from shardhub.regular_files import read_file
 
 PARITY_FOLDER = "parity"
 # Prompts of a record, and the chunk they go in: both are longer, one takes three chunks.
@@ -218,7 +219,7 @@ def read_record_files(folder: Path) -> dict[str, bytes]:
             f"{place} is no folder of parity records.",
             why=f"There are at most {MAX_RECORDS} of at most {MAX_RECORD_BYTES} bytes each.",
         )
-    return {path.name: path.read_bytes() for path in paths}
+    return {path.name: read_file(path) for path in paths}
 
 
 def newest(records: Iterable[Parity]) -> Parity | None:

@@ -25,7 +25,16 @@ from shardhub.manifest import (
     decode_catalogue,
     decode_identified,
 )
-from shardhub.naming import CATALOGUE_FILE, COMMIT_PATTERN, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, STAGE_FILE
+from shardhub.naming import (
+    CATALOGUE_FILE,
+    COMMIT_PATTERN,
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    PROOF_FILE,
+    STAGE_FILE,
+    check_is_text,
+)
+from shardhub.regular_files import read_file
 from shardhub.tensors import TensorSpec
 
 # Far more than any file that a manifest names.
@@ -96,6 +105,7 @@ def read_shard(folder: Path) -> Shard:
         UsageError: The folder is no shard.
         FormatError, DigestMismatch: A document is broken, or is not the one another document names.
     """
+    check_is_text(folder)
     stage_path = folder / STAGE_FILE
     if not stage_path.is_file():
         raise UsageError(
@@ -134,6 +144,7 @@ def read_pipeline(folder: Path) -> Pipeline:
         UsageError: The folder is no pipeline.
         FormatError, DigestMismatch: The manifest or a file beside it is not what was published.
     """
+    check_is_text(folder)
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise UsageError(
@@ -177,8 +188,7 @@ def read_bytes(path: Path, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
         FormatError: It is missing or larger.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(limit_bytes + 1)
+        data = read_file(path, limit_bytes + 1)
     except OSError as error:
         raise FormatError(
             f"{path} cannot be read.", why=f"{error.strerror}.", hint="Get the folder again from its publisher."

@@ -44,6 +44,12 @@ def _malformed() -> dict[str, bytes]:
         "header_nested_too_deep": build(None, raw=b'{"a":' + b"[" * 1_000_000),
         "header_of_ten_million_lists": build(None, raw=b'{"a":[' + b"[]," * 10_000_000 + b"[]]}"),
         "header_NaN": build(None, _DATA, raw=_TEXT.replace(b"16", b"NaN")),
+        "header_minus_zero": build(None, _DATA, raw=_TEXT.replace(b"[0, 16]", b"[-0, 16]")),
+        "header_half_a_surrogate_pair": build(None, _DATA, raw=_TEXT.replace(b'"a"', b'"\\ud800"')),
+        "metadata_half_a_surrogate_pair": build(
+            None, _DATA, raw=b'{"__metadata__": {"format": "\\udc00"}, ' + _TEXT[1:]
+        ),
+        "shape_beyond_64_bits_before_zero": build({"a": entry(shape=(1 << 50, 1 << 50, 0), offsets=(0, 0))}),
         "header_number_of_5000_digits": build(None, _DATA, raw=_TEXT.replace(b"16", b"9" * 5000)),
         "key_twice": build(None, _DATA, raw=_TEXT[:-1] + b"," + _TEXT[1:]),
         "field_twice": build(None, _DATA, raw=_TEXT.replace(b'"dtype"', b'"dtype": "F32", "dtype"')),

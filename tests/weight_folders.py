@@ -138,6 +138,14 @@ def _ghost(folder: Path) -> None:
     _index(folder, {**_weight_map(folder), "model.ghost": FIRST})
 
 
+def _tower_of_the_original(folder: Path) -> None:
+    _index(folder, {**_weight_map(folder), "vision_tower.blocks.0.weight": FIRST})
+
+
+def _buffers_of_the_original(folder: Path) -> None:
+    _index(folder, {**_weight_map(folder), "model.layers.0.self_attn.rotary_emb.inv_freq": SECOND})
+
+
 def _other_name(folder: Path) -> None:
     _one_file(folder, "weights.safetensors")
     (folder / INDEX).unlink()
@@ -181,6 +189,8 @@ ODD: dict[str, Odd] = {
         change=_broken_download_beside_a_stale_index, refusal=r"1 of the 2 files model-N-of-2"
     ),
     "ghost": Odd(change=_ghost, refusal=r"no file holds: model\.ghost"),
+    "tower_of_the_original": Odd(change=_tower_of_the_original, note="no file holds, as one of the original does"),
+    "buffers_of_the_original": Odd(change=_buffers_of_the_original, note="rotary_emb.inv_freq"),
     "other_name": Odd(change=_other_name, refusal=r"model\*\.safetensors .*it has weights\.safetensors"),
     "other_name_in_the_index": Odd(change=_other_name_in_the_index, refusal=r"it has pytorch_model\.safetensors"),
     "only_in_a_folder": Odd(change=_only_in_a_folder, refusal=r"no safetensors files|it has model/model\.safetensors"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from shardhub.checkpoint.weight_files import (
 )
 from shardhub.errors import DigestMismatch, FormatError, UnsupportedModel, UsageError, WeightFileError
 from shardhub.manifest import MAX_DOCUMENT_BYTES, WeightFile
-from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE
+from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE, check_is_text
+from shardhub.regular_files import opened, read_file
 from shardhub.tensors import TensorSpec
 
 # Where NVIDIA ModelOpt says how a checkpoint is quantised; shards carry config.json only.
@@ -49,7 +50,8 @@ class Checkpoint:
         notes: How it differs from what its index says, where that changes nothing.
         ignored_fields: Fields of config.json that change numbers, that mlx-lm never reads, and that are to be ignored.
         own_code: What in it names or holds code of its own, none of which is ever run.
-        config_file: config.json as a pipeline carries it, where that is not the folder's.
+        made: Small files as a pipeline carries them, where these are not the folder's, by name.
+        left_out: Small files that a pipeline does not carry.
     """
 
     folder: Path
@@ -62,7 +64,8 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     own_code: tuple[str, ...] = ()
     ignored_fields: tuple[str, ...] = ()
-    config_file: bytes | None = None
+    made: Mapping[str, bytes] = field(default_factory=dict)
+    left_out: frozenset[str] = frozenset()
 
     @property
     def size_bytes(self) -> int:
@@ -70,10 +73,17 @@ class Checkpoint:
         return sum(tensor.stop - tensor.start for tensor in self.tensors.values())
 
     def small_file(self, name: str) -> bytes:
-        """A file beside the weights, as a pipeline carries it."""
-        if name == CONFIG_FILE and self.config_file is not None:
-            return self.config_file
-        return (self.folder / name).read_bytes()
+        """A file beside the weights, as a pipeline carries it.
+
+        Raises:
+            FormatError: It cannot be read.
+        """
+        if name in self.made:
+            return self.made[name]
+        try:
+            return read_file(self.folder / name)
+        except OSError as error:
+            raise FormatError(f"{self.folder / name} cannot be read.", why=f"{error.strerror}.") from error
 
     def without_code(self) -> Checkpoint:
         """The same, run by mlx-lm's own code: transformers' `auto_map` is left out of its configuration.
@@ -89,7 +99,11 @@ class Checkpoint:
         if config == self.config:
             return self
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        return replace(self, config=config, config_file=text.encode())
+        return replace(self, config=config, made={**self.made, CONFIG_FILE: text.encode()})
+
+    def with_files(self, files: Mapping[str, bytes], *, without: Collection[str] = ()) -> Checkpoint:
+        """The same with other small files, which a pipeline then carries, and without some of its own."""
+        return replace(self, made={**self.made, **files}, left_out=self.left_out.union(without))
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -101,6 +115,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         FormatError: config.json or the index is broken.
         WeightFileError: A weight file is missing or malformed, two hold one tensor, or index and files disagree.
     """
+    check_is_text(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder.", hint="Give a model folder, or a Hub id such as ORG/MODEL.")
     return read_checkpoint(
@@ -248,8 +263,7 @@ def _check_is_model(where: str, names: Collection[str]) -> None:
 
 def _read_bounded(path: Path, limit_bytes: int) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(limit_bytes + 1)
+        data = read_file(path, limit_bytes + 1)
     except OSError as error:
         raise FormatError(f"{path} cannot be read.", why=f"{error.strerror}.") from error
     if len(data) > limit_bytes:
@@ -259,7 +273,7 @@ def _read_bounded(path: Path, limit_bytes: int) -> bytes:
 
 def _sha256(path: Path) -> str:
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_READ_BYTES))
-    with path.open("rb", buffering=0) as file:
+    with opened(path) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()

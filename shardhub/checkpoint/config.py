@@ -47,6 +47,14 @@ _COMPRESSED_FORMATS: dict[str, dict[str, Any]] = {
     "mxfp4-pack-quantized": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
     "pack-quantized": {"group_size": 32, "bits": 4, "mode": "affine"},
 }
+# Fields of one configuration: the largest published ones have under 200. mlx-lm takes 0.1 ms for each.
+_MAX_FIELDS = 2000
+# Lists with an entry for each layer, by whose length some modules make layers. Some are longer than the model is deep:
+# entries of draft heads, or of a model from which layers were taken.
+_PER_LAYER = ("layer_types", "layers_block_type", "block_configs", "hybrid_override_pattern", "no_rope_layers")
+_ENTRIES_PER_LAYER = 2
+_SPARE_ENTRIES = 256
+_NAMES = ("quant_method", "format")
 # Packed in a way that mlx-lm unpacks when it loads a model, which mlx_lm.convert does.
 _CONVERTIBLE = ("awq", "gptq", "bitnet")
 _CONVERT = "Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER"
@@ -116,20 +124,21 @@ def mlx_quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
     if (own := config.get("quantization")) is not None:
         return _record(own, "quantization")
     nested = config.get("text_config")
-    foreign = config.get("quantization_config") or (nested.get("quantization_config") if nested else None)
+    inner = nested.get("quantization_config") if isinstance(nested, dict) else None
+    foreign = config.get("quantization_config") or inner
     if not foreign:
         return None
     foreign = _record(foreign, "quantization_config")
-    method = foreign.get("quant_method")
+    method, form = (value if isinstance(value := foreign.get(name), str) else None for name in _NAMES)
     if method in _MX_FORMATS:
         return _MX_FORMATS[method]
     if method == "fp8":
         is_mxfp8 = foreign.get("scale_fmt") == "ue8m0" and foreign.get("weight_block_size") == [32, 32]
         return _MX_FORMATS["mxfp8"] if is_mxfp8 else None
-    if method == "compressed-tensors" and foreign.get("format") in _COMPRESSED_FORMATS:
-        return _COMPRESSED_FORMATS[foreign["format"]]
+    if method == "compressed-tensors" and form in _COMPRESSED_FORMATS:
+        return _COMPRESSED_FORMATS[form]
     if method == "modelopt":
-        settings = foreign.get("quantization", foreign)
+        settings = _record(foreign.get("quantization", foreign), "quantization_config.quantization")
         if settings.get("quant_algo") == "NVFP4":
             return {"group_size": settings.get("group_size", 16), "bits": 4, "mode": "nvfp4"}
     named = " ".join(str(foreign[key])[:40] for key in ("quant_method", "format", "quant_algo") if key in foreign)
@@ -173,13 +182,20 @@ def _check(config: Mapping[str, Any], where: str) -> None:
     parts: list[tuple[str, Mapping[str, Any]]] = [("", config)]
     parts += [(f"{field}.", config[field]) for field in _NESTED_FIELDS if isinstance(config.get(field), dict)]
     for prefix, part in parts:
+        if len(part) > _MAX_FIELDS:
+            raise _broken(where, f"{prefix or 'It'} has {len(part)} fields, at most {_MAX_FIELDS} are read")
+        stated = next((value for field in _LAYER_FIELDS if isinstance(value := part.get(field), int)), MAX_LAYERS)
+        most = min(MAX_LAYERS, _ENTRIES_PER_LAYER * max(1, stated) + _SPARE_ENTRIES)
+        for field in _PER_LAYER:
+            if isinstance(entries := part.get(field), list | str) and len(entries) > most:
+                raise _broken(where, f"{prefix}{field} has {len(entries)} entries, too many for {stated} layers")
         for field, limit in _LIMITS.items():
             value = part.get(field)
             # Some models give a value per layer.
             for number in value if isinstance(value, list) else [value]:
                 low = 0 if field in _MAY_BE_ZERO else 1
                 if number is not None and not (type(number) is int and low <= number <= limit):
-                    shown = str(number)[:40]
+                    shown = json.dumps(number, ensure_ascii=False)[:40]
                     raise _broken(where, f"{prefix}{field} is {shown}, expected an integer from {low} to {limit}")
         for field in _FINITE:
             value = part.get(field)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from shardhub.errors import AccessError, FormatError, WeightFileError
 from shardhub.manifest import MAX_DIMS, MAX_SIZE, MAX_TENSORS_PER_FILE, parse_json
+from shardhub.regular_files import open_descriptor
 from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
 LENGTH_BYTES = 8
@@ -21,6 +24,7 @@ MAX_HEADER_BYTES = 32 << 20
 # Brackets and commas one tensor's entry may have. A header with more than this for each of the tensors it may hold
 # is refused before it is parsed: small JSON values take twenty times their text in memory.
 _PUNCTUATION_PER_TENSOR = 20
+_MAX_BITS = (1 << 64) - 1
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _ALIGNMENT = 8
 
@@ -61,7 +65,7 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = open_descriptor(path)
         except PermissionError as error:
             raise AccessError(f"{path} may not be read.", why=f"{error.strerror}.") from error
         except OSError as error:
@@ -244,6 +248,9 @@ def _tensor(name: str, entry: Any, file: str, data_start: int, where: str) -> St
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         _refuse(where, f"{shown} has data_offsets {str(offsets)[:80]}, expected [start, stop]")
     start, stop = offsets
+    # The reference reader multiplies in 64 bits, from the left, before it comes to a 0.
+    if max(accumulate(shape, initial=DTYPE_SIZES[dtype] * 8, func=operator.mul)) > _MAX_BITS:
+        _refuse(where, f"{shown} has shape {str(shape)[:80]}, whose size takes more than 64 bits")
     size = DTYPE_SIZES[dtype] * math.prod(shape)
     if size != stop - start:
         _refuse(where, f"{shown} of {dtype} {shape} takes {size} bytes, data_offsets give {stop - start}")

@@ -15,8 +15,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from shardhub.checkpoint.header import Header, StoredTensor
+from shardhub.checkpoint.tensor_names import place
 from shardhub.errors import FormatError, UnsupportedModel, WeightFileError
-from shardhub.manifest import parse_json
+from shardhub.manifest import MAX_LAYERS, parse_json
 from shardhub.naming import WEIGHT_FILE_PATTERN, check_file_name
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -28,6 +29,9 @@ _OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".pkl", ".npz", ".ckpt", ".h5"
 # One file of a numbered set: its stem, its number, how many there are.
 _NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.safetensors")
 _NAMES_SHOWN = 8
+# Where a tensor that is missing may not be missed: mlx-lm takes a head that is not there for one that is tied. Without
+# one of a layer it does not load a model, and one of a tower it never loads.
+_TAKEN_SILENTLY = ("head", "embedding")
 
 
 def is_loaded(name: str) -> bool:
@@ -150,13 +154,15 @@ def check_complete(
             why=f"{INDEX_FILE} names files that are not there: {listed(absent)}. No other file holds {listed(lost)}.",
             hint="Download the model again; a download that was broken off leaves such a folder.",
         )
-    if lost:
+    if any(place(name.partition(" ")[0], MAX_LAYERS) in _TAKEN_SILENTLY for name in lost):
         raise WeightFileError(
             f"{INDEX_FILE} and the weight files of {where} disagree.",
             why=f"It names tensors that no file holds: {listed(lost)}.",
             hint=f"Download the model again. If mlx-lm runs it as it is, delete {INDEX_FILE}: mlx-lm reads none.",
         )
     notes = []
+    if lost:
+        notes.append(f"{INDEX_FILE} names tensors that no file holds, as one of the original does: {listed(lost)}")
     if unnamed := set(files) - named:
         notes.append(f"as in mlx-lm, files that {INDEX_FILE} does not name are read too: {listed(unnamed)}")
     if left := {file for file in weight_map.values() if not is_loaded(file)}:

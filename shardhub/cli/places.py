@@ -82,6 +82,21 @@ def open_model(
     return _translated(checkpoint, remote.source, model_name(place.repo), ignore_fields, context)
 
 
+def base_name(model: Model, name: str | None) -> str:
+    """The name that shards and pipeline are named after; said where it is not the model's own.
+
+    Args:
+        model: The model.
+        name: The one that was given, if any.
+    """
+    if name is not None:
+        return name
+    own = model.source.repo or str(model.checkpoint.folder.resolve())
+    if model.name != own.rsplit("/", 1)[-1]:
+        note(f"named after {model.name}: a Hub takes no other characters than those; --name NAME gives another name")
+    return model.name
+
+
 def hub() -> HfApi:
     """The Hub's client, as the environment sets it."""
     return hub_api()

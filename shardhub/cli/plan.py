@@ -13,6 +13,7 @@ from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.cli.cut import CutOptions, Planned, batch_text, decide, load_dissection, proven_text, specs
 from shardhub.cli.places import Model, open_model
 from shardhub.cli.run import error_record, note, print_error
+from shardhub.cli.tokenizer import with_tokenizer
 from shardhub.errors import ShardhubError, UnsupportedModel, UsageError, outcome
 from shardhub.planning.borders import allowed_text, bytes_text
 from shardhub.planning.plan_file import plan_to_json
@@ -47,6 +48,7 @@ def plan(
 ) -> int:
     """Print the table of stages, where the model can be cut, and whether the stages are proven; exit code 1 if not."""
     opened = open_model(model, ignore_code=ignore_code, ignore_fields=ignore_fields, context=cut.context)
+    opened = with_tokenizer(opened, ignore_code=ignore_code, is_needed=False)
     is_asked = bool(cut.given)
     if not is_asked:
         cut = replace(cut, stages=1)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from shardhub.cli.cut import CutOptions, decide_and_prove
 from shardhub.cli.parity import ParityOptions, measure_split, parity_report, settle_numbers, twin_findings
-from shardhub.cli.places import Model, hub, open_model
+from shardhub.cli.places import Model, base_name, hub, open_model
 from shardhub.cli.run import note
 from shardhub.cli.signing import signer_of
+from shardhub.cli.tokenizer import with_tokenizer
 from shardhub.errors import UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
@@ -25,7 +26,7 @@ from shardhub.hub.standing import Action
 from shardhub.hub.survey import Survey, survey
 from shardhub.hub.unpublish import Removal, find_removal, remove
 from shardhub.hub.weights import check_weights
-from shardhub.naming import model_name
+from shardhub.naming import check_model_name, check_namespace
 from shardhub.parity import Numbers
 from shardhub.splitting.job import SplitJob, prepare
 from shardhub.splitting.source_card import Value, reservations, source_fields
@@ -60,12 +61,18 @@ class PushOptions:
 
 def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
     """Publish a model's stages, each to a repo of its own, and the manifest last."""
+    if options.name is not None:
+        check_model_name(options.name)
+    if options.namespace is not None:
+        check_namespace(options.namespace)
     signer = signer_of(options.sign_key)
     calls = HubCalls(api=hub(), notice=note)
     account = calls.writer()
     opened = open_model(
         model, ignore_code=options.ignore_code, ignore_fields=options.ignore_fields, context=cut.context
     )
+    opened = with_tokenizer(opened, ignore_code=options.ignore_code)
+    name = base_name(opened, options.name)
     checkpoint = opened.checkpoint
     contents, stages = decide_and_prove(checkpoint, cut)
     work = Cache(options.cache_dir).root / "push"
@@ -74,9 +81,9 @@ def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
         contents,
         stages,
         work / "folders",  # of which only the names are used
-        name=opened.name if options.name is None else model_name(options.name),
+        name=name,
         source=opened.source,
-        namespace=options.namespace or account.name,
+        namespace=check_namespace(options.namespace or account.name),
     )
     journal = PushJournal(work, checked=options.check_weights)
     gate = _gate(opened, calls)

@@ -15,11 +15,12 @@ from shardhub.cli.parity import (
     settle_numbers,
     twin_findings,
 )
-from shardhub.cli.places import open_model
+from shardhub.cli.places import base_name, open_model
 from shardhub.cli.progress import bytes_progress
 from shardhub.cli.run import note
 from shardhub.cli.signing import signer_of
-from shardhub.naming import model_name, shard_name
+from shardhub.cli.tokenizer import with_tokenizer
+from shardhub.naming import check_is_text, check_model_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.splitting.split import preview
 from shardhub.splitting.split import split as split_checkpoint
@@ -41,9 +42,13 @@ def split(
 ) -> int:
     """Write shard folders and, once all are there, the pipeline's folder."""
     signer = signer_of(sign_key)
+    if name is not None:
+        check_model_name(name)
+    check_is_text(out)
     opened = open_model(model, ignore_code=ignore_code, ignore_fields=ignore_fields, context=cut.context)
+    opened = with_tokenizer(opened, ignore_code=ignore_code)
     checkpoint, source = opened.checkpoint, opened.source
-    name = opened.name if name is None else model_name(name)
+    name = base_name(opened, name)
     contents, stages = decide_and_prove(checkpoint, cut)
     shown = preview(checkpoint, contents, stages, out, name=name, source=source, only=only, check_weights=check_weights)
     note(

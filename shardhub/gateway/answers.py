@@ -119,7 +119,7 @@ class Answer:
         self.ask = ask
         self.finish: FinishReason = "length"
         self.num_tokens = 0
-        self._detokenizer = tokenizer.detokenizer(continues=ask.continues)
+        self._detokenizer = tokenizer.detokenizer(after=ask.prompt if ask.continues else ())
         self._matcher = StopMatcher(ask.stops)
         self._ledger = Ledger(keeps=ask.likelihoods)
         # Characters of the text that the matcher has, and those of them that are shown.
@@ -334,12 +334,15 @@ def _plain(text: str) -> Sequence[Segment]:
 
 def prompt_entries(tokenizer: Tokenizer, stream: Stream, *, first_char: int = 0) -> list[Entry]:
     """The tokens of a scored prompt with their places in its text; the first one has no log probability."""
-    detokenizer = tokenizer.detokenizer(continues=True)
+    detokenizer = tokenizer.text_detokenizer()
     entries: list[Entry] = []
     start = first_char
     logprobs: list[float | None] = [None, *stream.prompt_logprobs]
     tops = [TopTokens(), *stream.prompt_top] if stream.prompt_top else [TopTokens()] * len(logprobs)
     for token, logprob, top in zip(stream.request.prompt, logprobs, tops, strict=True):
         entries.append(Entry(token=token, start=max(0, start), logprob=logprob, top=top))
+        if start < 0:  # what the tokenizer put before the text, which begins behind it
+            start = 0
+            continue
         start += len(detokenizer.add(token))
     return entries

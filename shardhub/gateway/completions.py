@@ -173,7 +173,7 @@ def _prompt(
         if kept is None or kept >= len(prompt.ids):
             return prompt
         # The text of what is left may begin in the midst of a character.
-        detokenizer = service.head.tokenizer.detokenizer(continues=True)
+        detokenizer = service.head.tokenizer.text_detokenizer()
         ids = prompt.ids[-kept:]
         return _Prompt(ids=ids, text="".join(map(detokenizer.add, ids)) + detokenizer.finish(), num_added=0)
     tokenizer = service.head.tokenizer
@@ -203,7 +203,7 @@ def _plain_prompt(service: Service, given: str | list[int], *, max_ids: int) -> 
             raise Refusal(400, f"A token id of a prompt is not in 0 to {service.vocab_size - 1}.", param="prompt")
         if max_ids <= service.max_context:
             service.max_tokens(None, [given], param="prompt")  # before its text is made
-        detokenizer = tokenizer.detokenizer(continues=True)
+        detokenizer = tokenizer.text_detokenizer()
         text = "".join(detokenizer.add(token) for token in given) + detokenizer.finish()
         return _Prompt(ids=tuple(given), text=text, num_added=0)
     try:

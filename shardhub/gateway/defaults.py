@@ -13,6 +13,7 @@ from shardhub.errors import FormatError, UsageError
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Generation, Sampling
 from shardhub.parameters import MAX_LOGIT_BIAS, MAX_SEED, REPETITION_CONTEXT, SamplingParameters
+from shardhub.regular_files import read_file
 from shardhub.text.tokenizer import MAX_CONFIG_BYTES
 
 _FILE = "generation_config.json"
@@ -46,7 +47,7 @@ def read_defaults(folder: Path) -> Defaults:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise FormatError(f"{path} is too big.")
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON.", why=str(error)) from error
     if not isinstance(found, dict):

@@ -58,7 +58,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any
         raise Refusal(400, f"A token id is not in 0 to {service.vocab_size - 1}.", param="tokens")
     if len(body.tokens) > (most := max(_MAX_IDS, service.max_context)):
         raise Refusal(400, f"The text of at most {most} token ids can be asked for.", param="tokens")
-    detokenizer = service.head.tokenizer.detokenizer(continues=True)
+    detokenizer = service.head.tokenizer.text_detokenizer()
     work = in_thread(lambda: "".join(map(detokenizer.add, body.tokens)) + detokenizer.finish())
     text = await unless_gone(request, work)
     return {"prompt": text}

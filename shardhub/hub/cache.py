@@ -26,6 +26,7 @@ from urllib.parse import quote
 from shardhub.errors import AccessError, DiskFull, IntegrityError, UsageError
 from shardhub.hub.locks import hold_shared
 from shardhub.naming import COMMIT_PATTERN, DIGEST_PATTERN
+from shardhub.regular_files import opened
 
 CACHE_VARIABLE = "SHARDHUB_CACHE"
 # A partial file this old belongs to no download that still runs.
@@ -80,7 +81,7 @@ class Cache:
     def drop_if_damaged(self, sha256: str) -> bool:
         """Read a file again, and remove it if its bytes are no longer what its name says."""
         path = self.blob(sha256)
-        with path.open("rb") as file:
+        with opened(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != sha256:
             path.unlink()

@@ -15,6 +15,7 @@ from pathlib import Path
 from shardhub.errors import DiskFull
 from shardhub.manifest import canonical
 from shardhub.naming import DIGEST_PATTERN
+from shardhub.regular_files import read_file
 from shardhub.splitting.shard_folder import disk_errors
 
 _JOURNAL = "push.journal"
@@ -124,8 +125,7 @@ def _sweep(folder: Path) -> None:
 def _read(path: Path, checked: bool) -> dict[str, str]:
     digests: dict[str, str] = {}
     try:
-        with path.open("rb") as file:
-            lines = file.read(_MAX_BYTES).splitlines()
+        lines = read_file(path, _MAX_BYTES).splitlines()
     except FileNotFoundError:
         return digests
     for line in lines:

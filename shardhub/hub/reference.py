@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +36,34 @@ class Reference:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
+def _plain(text: str) -> str:
+    """`org/name[@revision]` of an address as a browser has it; another text as it is."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    for start in (endpoint, "https://huggingface.co", "https://hf.co", "http://huggingface.co", "hf:/", "hf.co"):
+        if start and text.startswith(f"{start}/"):
+            text = text.removeprefix(f"{start}/")
+            break
+    address = re.fullmatch(r"([^/@]+/[^/@]+)/(?:(?:tree|blob|resolve)/(.+?)/?)?", text)
+    if address is None:
+        return text
+    return address[1] if address[2] is None else f"{address[1]}@{address[2]}"
+
+
 def parse_reference(text: str) -> Reference | Path:
     """Read `org/name[@revision]` or a folder. A folder that is there comes first; `./org/name` is always a folder.
 
     Raises:
         UsageError: The revision is no name of one.
     """
-    path = Path(text).expanduser()
-    if not text or path.exists() or text.startswith((".", "/", "~")):
+    try:
+        path = Path(text).expanduser()
+        is_there = path.exists()
+    except OSError as error:  # longer than names can be
+        what = f"{text[:120]!r} is not a folder, and not a repo's name."
+        raise UsageError(what, why=f"{error.strerror}.", hint="Give a folder, or a Hub id such as ORG/NAME.") from error
+    if not text or is_there or text.startswith((".", "/", "~")):
         return path
-    repo, at, revision = text.partition("@")
+    repo, at, revision = _plain(text).partition("@")
     if not re.fullmatch(REPO_PATTERN, repo):
         return path
     if not at:

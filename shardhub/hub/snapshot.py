@@ -21,6 +21,7 @@ from shardhub.manifest import (
     decode_identified,
 )
 from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, SIGNATURE_FILE, STAGE_FILE
+from shardhub.regular_files import read_file
 from shardhub.shard import read_shard
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 
@@ -155,7 +156,7 @@ class Snapshot:
         repo = self._repo
         known = sha256 or repo.file(name).sha256
         if known is not None and self._cache.has(known, repo.file(name).size_bytes):
-            data = self._cache.blob(known).read_bytes()
+            data = read_file(self._cache.blob(known))
         else:
             data = repo.read(name, limit_bytes)
         if sha256 is not None:

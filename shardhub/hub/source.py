@@ -16,7 +16,7 @@ from shardhub.hub.reference import Reference
 from shardhub.hub.source_weights import SourceWeights
 from shardhub.manifest import Source
 from shardhub.naming import CARD_FILE
-from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
+from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file, is_template_file
 from shardhub.splitting.source_card import is_licence_file
 
 if TYPE_CHECKING:
@@ -90,4 +90,4 @@ def open_remote_checkpoint(
 
 
 def _is_small_file(name: str) -> bool:
-    return name in (CARD_FILE, INDEX_FILE) or is_pipeline_file(name) or is_licence_file(name)
+    return name in (CARD_FILE, INDEX_FILE) or is_pipeline_file(name) or is_template_file(name) or is_licence_file(name)

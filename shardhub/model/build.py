@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,10 @@ from shardhub.errors import UnsupportedModel
 from shardhub.model.arrays import dtype_name, placeholder
 from shardhub.tensors import TensorSpec
 
+# Names of mlx-lm's modules: a path would leave them.
+_MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+# Source: Python's message for a call without fields that have no default.
+_ABSENT = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
 # Hint where a model cannot be cut.
 RUN_WHOLE = "Run it whole, on one machine that holds it: mlx_lm.generate --model MODEL"
 # What disagrees with its own config.json was not published so.
@@ -114,15 +119,18 @@ def instantiate(config: Mapping[str, Any]) -> nn.Module:
         raise UnsupportedModel(
             "config.json has no model_type.", hint="Get config.json again from the model's publisher."
         )
+    unknown = UnsupportedModel(
+        f"mlx-lm has no architecture {model_type[:80]!r}.", hint="A later version may: pip install --upgrade mlx-lm"
+    )
+    if not _MODEL_TYPE.fullmatch(model_type):
+        raise unknown
     try:
         model_class, args_class = _get_classes(config=dict(config))
-    except ValueError as error:
-        raise UnsupportedModel(
-            f"mlx-lm has no architecture {model_type!r}.", hint="A later version may: pip install --upgrade mlx-lm"
-        ) from error
+    except (ValueError, AttributeError, TypeError) as error:  # it has no such module, or one that is not a model's
+        raise unknown from error
     try:
         model: nn.Module = model_class(args_class.from_dict(_decode_tagged_floats(dict(config))))
-    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError, NotImplementedError) as error:
+    except Exception as error:  # the code of 126 modules, which check nothing, on a stranger's values
         raise UnsupportedModel(
             f"mlx-lm cannot build {model_type!r} from this config.json.",
             why=_reason(error),
@@ -144,7 +152,7 @@ def sanitize(model: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.arr
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise UnsupportedModel(
             "The checkpoint's tensors are not those its config.json describes.",
-            why=f"mlx-lm's sanitize stopped with {type(error).__name__}: {error}.",
+            why=f"mlx-lm's sanitize stopped: {_reason(error)}",
             hint="Convert it with mlx_lm.convert, and split the result.",
         ) from error
     return result
@@ -215,7 +223,15 @@ def _check_names(parameters: Mapping[str, mx.array], weights: Mapping[str, mx.ar
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).rstrip('.')}."
+    """What an error of mlx-lm's says, without the names of its classes and functions."""
+    text = str(error).partition("\n")[0].rstrip(".")
+    if isinstance(error, KeyError):
+        return f"There is no {text[:100]}."
+    if (absent := _ABSENT.search(text)) is not None:
+        return f"It lacks {absent[1]}."
+    if isinstance(error, TypeError | AttributeError):
+        return f"A value in it is of the wrong type ({text[:200]})."
+    return f"{text[:1].upper()}{text[1:300]}." if text else "It gives no reason."
 
 
 def spec_of(array: mx.array) -> TensorSpec:

@@ -134,7 +134,7 @@ class SplitJob:
     @property
     def files_bytes(self) -> int:
         """Bytes of the files that lie beside the manifest."""
-        return sum((self.checkpoint.folder / name).stat().st_size for name in self.files)
+        return sum(len(self.checkpoint.small_file(name)) for name in self.files)
 
     def stage(self, shard: ShardJob, digests: Mapping[str, str]) -> Stage:
         """stage.json of a shard; the sha256 of files that are not in `digests` is `UNKNOWN`."""

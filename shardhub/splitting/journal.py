@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shardhub.errors import UsageError
 from shardhub.manifest import canonical
+from shardhub.regular_files import read_file
 
 JOURNAL_FILE = ".shardhub-split.journal"
 # 65,536 files take 16 MB.
@@ -81,8 +82,7 @@ def read_journal(folder: Path, *, checked: bool = False) -> Entries:
     """
     entries = Entries()
     try:
-        with (folder / JOURNAL_FILE).open("rb") as file:
-            lines = file.read(_MAX_BYTES).splitlines()
+        lines = read_file(folder / JOURNAL_FILE, _MAX_BYTES).splitlines()
     except FileNotFoundError:
         return entries
     for line in lines:

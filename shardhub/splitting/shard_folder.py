@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.errors import AccessError, DiskFull, FormatError, UsageError
 from shardhub.manifest import Manifest, Stage, decode_identified, sha256_hex
 from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE
+from shardhub.regular_files import check_regular, read_file
 from shardhub.splitting.weight_copy import FULL
 
 # Files a pipeline carries beside its manifest, so that a client needs no weights: configuration, tokenizer, template.
@@ -27,6 +29,7 @@ PIPELINE_FILES = (
     "chat_template.json",
     "tokenizer.model",
     "tokenizer.model.v3",
+    "tiktoken.model",
     "spiece.model",
     "sentencepiece.bpe.model",
     "tekken.json",
@@ -35,6 +38,11 @@ PIPELINE_FILES = (
     "merges.txt",
 )
 _PIPELINE_SUFFIXES = (".tiktoken",)
+# Where transformers keeps chat templates beside the default one; a pipeline has them in tokenizer_config.json.
+TEMPLATES_FOLDER = "additional_chat_templates"
+_TEMPLATE_FILE = re.compile(rf"{TEMPLATES_FOLDER}/[A-Za-z0-9][A-Za-z0-9._-]{{0,127}}\.jinja")
+# Of a name on Linux's and macOS's file systems.
+_MAX_NAME_BYTES = 255
 # The largest tokenizer measured has 35 MB; one beyond this is an attack.
 MAX_PIPELINE_FILE_BYTES = 64 << 20
 
@@ -54,7 +62,7 @@ def existing_stage(folder: Path) -> Stage | None:
         return None
     path = folder / STAGE_FILE
     try:
-        stage = decode_identified(Stage, path.read_bytes(), where=str(path))
+        stage = decode_identified(Stage, read_file(path), where=str(path))
     except (OSError, FormatError) as error:
         raise in_the_way(folder, "it is not a shard") from error
     for file in stage.weight_files:
@@ -90,7 +98,7 @@ def pipeline_in_place(folder: Path, expected: Manifest, *, compare_digests: bool
         return False
     path = folder / MANIFEST_FILE
     try:
-        existing = decode_identified(Manifest, path.read_bytes(), where=str(path))
+        existing = decode_identified(Manifest, read_file(path), where=str(path))
     except (OSError, FormatError) as error:
         raise in_the_way(folder, "it is not a pipeline") from error
     cuts, wanted = ([stage.start for stage in manifest.stages[1:]] for manifest in (existing, expected))
@@ -124,22 +132,43 @@ def pipeline_files(checkpoint: Checkpoint) -> dict[str, str]:
     Raises:
         FormatError: One is too large.
     """
+    return {name: sha256_hex(checkpoint.small_file(name)) for name in pipeline_file_names(checkpoint)}
+
+
+def pipeline_file_names(checkpoint: Checkpoint) -> list[str]:
+    """Names of the files that a pipeline of a model carries: the known ones in their order, others sorted.
+
+    Raises:
+        FormatError: One is too large, or stands where a file should and is none.
+    """
     source = checkpoint.folder
-    names = [name for name in PIPELINE_FILES if (source / name).is_file()]
-    names += sorted(
-        path.name for path in source.iterdir() if path.name not in PIPELINE_FILES and is_pipeline_file(path.name)
-    )
-    digests = {}
-    for name in names:
-        path = source / name
-        if (size := path.stat().st_size) > MAX_PIPELINE_FILE_BYTES:
+    there = {path.name for path in source.iterdir() if is_pipeline_file(path.name) and path.exists()}
+    for path in sorted(source / name for name in there - checkpoint.made.keys()):
+        try:
+            size = path.stat().st_size
+            check_regular(path)
+        except OSError as error:
+            raise FormatError(f"{path} cannot be read.", why=f"{error.strerror}.") from error
+        if size > MAX_PIPELINE_FILE_BYTES:
             raise FormatError(
                 f"{path} is larger than any tokenizer.",
                 why=f"It has {size} bytes, the limit is {MAX_PIPELINE_FILE_BYTES}.",
                 hint="Remove it from the model folder if the model does not need it.",
             )
-        digests[name] = sha256_hex(checkpoint.small_file(name))
-    return digests
+    there = (there | checkpoint.made.keys()) - checkpoint.left_out
+    return [name for name in PIPELINE_FILES if name in there] + sorted(there.difference(PIPELINE_FILES))
+
+
+def is_template_file(name: str) -> bool:
+    """Whether a file is a chat template beside the default one, as transformers keeps those."""
+    return _TEMPLATE_FILE.fullmatch(name) is not None
+
+
+def template_file_names(checkpoint: Checkpoint) -> list[str]:
+    """Names of a model's chat templates beside the default one."""
+    paths = sorted((checkpoint.folder / TEMPLATES_FOLDER).glob("*.jinja"))
+    names = [f"{TEMPLATES_FOLDER}/{path.name}" for path in paths]
+    return [name for name in names if is_template_file(name)]
 
 
 def begin_partial(folder: Path, keep: Collection[str]) -> Path:
@@ -201,6 +230,13 @@ def disk_errors(folder: Path) -> Iterator[None]:
                 f"{error.filename or folder} cannot be written.",
                 why=f"{error.strerror}.",
                 hint="Give a folder you may write to.",
+            ) from error
+        if error.errno == errno.ENAMETOOLONG:
+            name = os.fsdecode(error.filename or "")
+            raise UsageError(
+                f"{folder} cannot be written: a name is longer than the file system takes.",
+                why=f"It takes {_MAX_NAME_BYTES} bytes a name, and there is {Path(name).name[:120]!r}.",
+                hint="Give a shorter --name, or another folder.",
             ) from error
         if isinstance(error, NotADirectoryError | FileExistsError):
             raise UsageError(f"{folder} is not a folder.", why=f"{error.strerror}: {error.filename}.") from error

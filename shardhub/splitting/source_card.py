@@ -9,6 +9,7 @@ from typing import Any
 
 from shardhub.errors import FormatError
 from shardhub.naming import CARD_FILE, REPO_PATTERN
+from shardhub.regular_files import read_file
 
 # A value of a card's front matter.
 Value = str | bool | list["Value"] | dict[str, "Value"]
@@ -82,7 +83,7 @@ def licence_files(folder: Path) -> dict[str, bytes]:
             continue
         if (size := path.stat().st_size) > _MAX_LICENCE_BYTES:
             raise FormatError(f"{path} is larger than any licence.", why=f"It has {size} bytes.")
-        files[path.name] = path.read_bytes()
+        files[path.name] = read_file(path)
     return files
 
 
@@ -109,8 +110,7 @@ def _front_matter(path: Path) -> Mapping[str, Any]:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_FRONT_MATTER_BYTES).decode("utf-8", "replace")
+        text = read_file(path, _MAX_FRONT_MATTER_BYTES).decode("utf-8", "replace")
     except OSError:
         return {}
     found = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)

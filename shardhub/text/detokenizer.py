@@ -8,12 +8,14 @@ It is not called from there because that import loads MLX, which a head without 
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 SPACE_MARK = "\u2581"
 _INCOMPLETE = "\ufffd"
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # What mlx_lm shows for an id beyond the tokenizer's vocabulary (a model may have padded rows).
 UNKNOWN = b"!"
 
@@ -46,11 +48,13 @@ class ByteTable:
         space_mark: Whether U+2581 stands for a space.
         trims: How many leading spaces of the answer are dropped: "none", "one", or one of "each" token until the
             first other character, as mlx_lm does for byte-level and SentencePiece tokenizers.
+        strips: Whether a whole text loses its first space, which the tokenizer put there, as transformers decodes it.
     """
 
     pieces: tuple[bytes, ...]
     space_mark: bool
     trims: str
+    strips: bool = False
 
 
 class ByteDetokenizer:
@@ -82,26 +86,35 @@ class ByteDetokenizer:
 class LineDetokenizer:
     """Decode the current line anew with each token, for tokenizers whose tokens change their neighbours' text.
 
+    The last token of the line before stays in front of it: the first token of a text may lose its space, that of a line
+    does not.
+
     Args:
         decode: The tokenizer's own decoding of a list of ids.
+        before: The last ids of the text that goes on; none where the text begins.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
         self._decode = decode
         self._line: list[int] = []
         self._shown = ""
+        self._begin_line(before)
+
+    def _begin_line(self, before: Sequence[int]) -> None:
+        self._line = list(before)
+        self._shown = self._decode(self._line).rstrip(_INCOMPLETE) if before else ""
 
     def add(self, token: int) -> str:
         """Take the next token id; return the text that is now certain."""
         self._line.append(token)
         text = self._decode(self._line)
         # An incomplete character may decode to several replacements; a last space may yet be cleaned away.
-        whole = not text.endswith(_INCOMPLETE)
+        whole, ends_line = not text.endswith(_INCOMPLETE), text.endswith("\n")
         text = text.removesuffix(" ") if whole else text.rstrip(_INCOMPLETE)
         new = text[len(self._shown) :]
         self._shown = text if new else self._shown
-        if whole and text.endswith("\n"):
-            self._line, self._shown = [], ""
+        if ends_line:
+            self._begin_line([token])
         return new
 
     def finish(self) -> str:
@@ -123,20 +136,41 @@ def byte_table(decoder: object, tokens: Sequence[str | None]) -> ByteTable | Non
     steps = decoder.get("decoders") if isinstance(decoder, dict) and decoder.get("type") == "Sequence" else None
     if steps in (_SPM, [*_SPM, _SPM_STRIP]):
         trims = "none" if steps == _SPM else "each"
-        return ByteTable(pieces=tuple(_sentence_piece(token) for token in tokens), space_mark=True, trims=trims)
+        pieces = tuple(_sentence_piece(token) for token in tokens)
+        return ByteTable(pieces=pieces, space_mark=True, trims=trims, strips=steps != _SPM)
     return None
+
+
+def bytes_in(decoder: object, token: str) -> bytes | None:
+    """The bytes that a token of the vocabulary stands for by itself, where its decoder has tokens for bytes.
+
+    Args:
+        decoder: The `decoder` entry of tokenizer.json, of any kind.
+        token: The token's string.
+    """
+    kinds, waiting = set(), [decoder]
+    while waiting:
+        step = waiting.pop()
+        if isinstance(step, dict):
+            kinds.add(step.get("type"))
+            waiting += step.get("decoders") or []
+    if "ByteLevel" in kinds:
+        return _byte_level(token)
+    return _sentence_piece(token) if "ByteFallback" in kinds and _BYTE_TOKEN.fullmatch(token) else None
 
 
 def _byte_level(token: str | None) -> bytes:
     if token is None:
         return UNKNOWN
-    return b"".join(_BYTES.get(char) or char.encode("utf-8", "replace") for char in token)
+    if any(char not in _BYTES for char in token):  # an added token's own text. Source: tokenizers, decoders/byte_level
+        return token.encode("utf-8", "replace")
+    return b"".join(_BYTES[char] for char in token)
 
 
 def _sentence_piece(token: str | None) -> bytes:
     if token is None:
         return UNKNOWN
-    if token.startswith("<0x") and len(token) == 6:
+    if _BYTE_TOKEN.fullmatch(token):
         return bytes([int(token[3:5], 16)])
     return token.encode("utf-8", "replace")
 

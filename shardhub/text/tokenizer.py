@@ -6,26 +6,43 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from shardhub.errors import FormatError, PromptError, UnsupportedModel
-from shardhub.text.detokenizer import SPACE_MARK, UNKNOWN, ByteDetokenizer, Detokenizer, LineDetokenizer, byte_table
+from shardhub.regular_files import check_regular, read_file
+from shardhub.text.detokenizer import (
+    SPACE_MARK,
+    UNKNOWN,
+    ByteDetokenizer,
+    Detokenizer,
+    LineDetokenizer,
+    byte_table,
+    bytes_in,
+)
 from shardhub.text.encoder import Encoder
 from shardhub.text.fitter import Fitter
 from shardhub.text.panics import is_panic, panics_told
 from shardhub.text.template import ChatTemplate, Ending, Message
 
 TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 CONFIG_FILES = ("config.json", "generation_config.json")
 # The largest well-known tokenizer.json (Gemma 3) has 33 MB.
 MAX_TOKENIZER_BYTES = 128 * 1024**2
 MAX_CONFIG_BYTES = 4 * 1024**2
+# What files of tokenizers, templates and configurations are called.
+_OPENED = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken", ".v1", ".v2", ".v3"})
 # Times by which rules of a tokenizer that follow each other may lengthen a text; those of known ones do not reach 100.
 MAX_GROWTH = 1 << 16
 # A rendered chat of more characters per position of the context cannot fit: tokens are shorter.
 CHARS_PER_POSITION = 16
 DEFAULT_CONTEXT = 131072
+# Of a text that goes on: enough for a character of four tokens.
+_CONTEXT_IDS = 4
+# Every tokenizer has a word or a letter among its first ids, behind its special ones and 256 bytes.
+_ANCHORS_TRIED = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +83,13 @@ class Tokenizer:
         content = _read_json(folder / TOKENIZER_FILE, max_bytes=MAX_TOKENIZER_BYTES)
         for part in ("normalizer", "decoder"):
             _check_growth(content.get(part), where=f"{folder / TOKENIZER_FILE}: {part}")
-        decoder = content.get("decoder")
-        self._hf = _load(folder)
+        self._decoder = content.get("decoder")
+        self._hf = load_tokenizer(folder)
+        _check_template(folder, self._hf.chat_template)
         self.vocab_size: int = len(self._hf)
         self.eos_ids = _eos_ids(folder, self._hf.eos_token_id)
-        self._table = byte_table(decoder, self._hf.convert_ids_to_tokens(list(range(self.vocab_size))))
+        self._table = byte_table(self._decoder, self._hf.convert_ids_to_tokens(list(range(self.vocab_size))))
+        self._special_ids = frozenset(self._hf.all_special_ids)
         self._max_chat_chars = context * CHARS_PER_POSITION
         self._templates: dict[str, ChatTemplate] = {}
         self._fitters: dict[str, Fitter] = {}
@@ -96,20 +115,27 @@ class Tokenizer:
         _check_text(text)
         return self._encoder.encode(text, add_special_tokens=add, max_ids=max_ids)
 
-    def detokenizer(self, *, continues: bool = False) -> Detokenizer:
+    def detokenizer(self, *, after: Sequence[int] = ()) -> Detokenizer:
         """A new detokenizer, for one answer.
 
         Args:
-            continues: The text goes on where other text ends: its first space is kept.
+            after: Ids of the text that it goes on: its first space is kept, and words are joined as their tokens say.
         """
         if self._table is None:
-            return LineDetokenizer(self._decoded)
-        return ByteDetokenizer(replace(self._table, trims="none") if continues else self._table)
+            texts = [token for token in after if token not in self._special_ids]
+            return LineDetokenizer(self.decode, texts[-_CONTEXT_IDS:])
+        return ByteDetokenizer(replace(self._table, trims="none") if after else self._table)
+
+    def text_detokenizer(self) -> Detokenizer:
+        """A new detokenizer, for ids that are a whole text: it is the one that transformers decodes, token by token."""
+        if self._table is None:
+            return LineDetokenizer(self.decode)
+        return ByteDetokenizer(replace(self._table, trims="one" if self._table.strips else "none"))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token, which need not be whole characters."""
+        """The bytes of one token within a text, which need not be whole characters."""
         if self._table is None:
-            return self._decoded([token]).encode("utf-8", "replace")
+            return self._bytes_in_line(token)
         if token >= len(self._table.pieces):
             return UNKNOWN
         piece = self._table.pieces[token]
@@ -194,9 +220,35 @@ class Tokenizer:
         for template in self._templates.values():
             template.close()
 
-    def _decoded(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, as transformers decodes it.
+
+        Raises:
+            PromptError: The tokenizer fails.
+        """
         with panics_told("The model's tokenizer cannot decode its tokens."):
             return str(self._hf.decode(ids))
+
+    def _bytes_in_line(self, token: int) -> bytes:
+        """What a token adds to a text, where its decoder joins tokens to their neighbours."""
+        if (added := self._hf.added_tokens_decoder.get(token)) is not None:
+            return str(added.content).encode("utf-8", "replace")
+        if token >= self.vocab_size:
+            return UNKNOWN
+        if (own := bytes_in(self._decoder, self._hf.convert_ids_to_tokens(token) or "")) is not None:
+            return own
+        anchor, shown = self._anchor
+        text = self.decode([*anchor, token])
+        return (text[len(shown) :] if text.startswith(shown) else self.decode([token])).encode("utf-8", "replace")
+
+    @cached_property
+    def _anchor(self) -> tuple[list[int], str]:
+        """A token that is a plain word, and its text: what comes after it is within a text."""
+        for token in range(min(self.vocab_size, _ANCHORS_TRIED)):
+            text = self.decode([token])
+            if text.isascii() and text.isalnum() and token not in self._special_ids:
+                return [token], text
+        return [], ""
 
     def _template(self, *, with_tools: bool) -> ChatTemplate:
         source = self.template_source(with_tools=with_tools)
@@ -213,10 +265,20 @@ class Tokenizer:
         return self._fitters.setdefault(template.source, Fitter(template, self._hf.special_tokens_map))
 
 
-def _load(folder: Path) -> Any:
-    """transformers' tokenizer of a folder. Its class decides details of encoding, so tokenizer.json is not enough."""
-    # Otherwise the import tells every user of a terminal that PyTorch is missing, which nothing here needs.
+def quieten_transformers() -> None:
+    """Keep transformers' import from telling that PyTorch is missing, which nothing here needs."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a folder. Its class decides details of encoding, so tokenizer.json is not enough.
+
+    Raises:
+        FormatError: Something that is not a file stands where one should.
+        UnsupportedModel: The tokenizer needs code of its own, or is not a fast one.
+    """
+    _check_files(folder)
+    quieten_transformers()
     from transformers import AutoTokenizer
 
     try:
@@ -238,6 +300,27 @@ def _load(folder: Path) -> Any:
     return tokenizer
 
 
+def _check_template(folder: Path, template: object) -> None:
+    texts = template.values() if isinstance(template, dict) else [] if template is None else [template]
+    for text in texts:
+        if not isinstance(text, str):
+            raise FormatError(
+                f"{folder / TOKENIZER_SETTINGS}: chat_template is not a text.",
+                why=f"It is {json.dumps(text, default=str)[:80]}.",
+                hint="Get the file again from the model's publisher.",
+            )
+
+
+def _check_files(folder: Path) -> None:
+    """See that what transformers may open are files: it would wait for a pipe without end."""
+    for path in [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]:
+        if path.suffix in _OPENED and path.exists():
+            try:
+                check_regular(path)
+            except OSError as error:
+                raise FormatError(f"{path} cannot be read.", why=f"{error.strerror}.") from error
+
+
 def _eos_ids(folder: Path, own: int | None) -> frozenset[int]:
     """Ids that end an answer; generation_config.json's replace config.json's. Source: mlx_lm/utils.py, load_config."""
     found: Any = None
@@ -255,7 +338,7 @@ def _read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
         size = path.stat().st_size
         if size > max_bytes:
             raise FormatError(f"{path} is too big.", why=f"It has {size} bytes, at most {max_bytes} are read.")
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path))
     except FileNotFoundError as error:
         raise FormatError(
             f"{path} is missing.", why="A head needs the model's tokenizer.", hint="Give the pipeline's folder."

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from shardhub.checkpoint.checkpoint import open_checkpoint, verify_weight_file
 from shardhub.checkpoint.config import num_layers, parse_config, quantization, text_config
 from shardhub.checkpoint.costs import model_costs
-from shardhub.checkpoint.header import encode_header, read_header
+from shardhub.checkpoint.header import FileSource, encode_header, parse_header, read_header
 from shardhub.checkpoint.tensor_names import is_expert, layer_index, place
 from shardhub.errors import (
     DigestMismatch,
@@ -50,6 +50,15 @@ def test_malformed_file_is_refused(name: str, tmp_path: Path) -> None:
     assert len(str(caught.value)) < 2000
     assert seconds < 15
     assert peak < 200 << 20
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_file_is_refused_where_it_is_read_by_ranges(name: str, tmp_path: Path) -> None:
+    """Our own rules refuse all that the reference reader refuses: a file on the Hub is seen by them alone."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(MALFORMED[name])
+    with FileSource(path) as source, pytest.raises(WeightFileError, match="not a proper safetensors file"):
+        parse_header(source, file=path.name)
 
 
 def test_corpus_is_large_enough() -> None:

@@ -22,12 +22,16 @@ def shardhub(*arguments: object) -> Result:
 
 
 def saved(folder: Path, config: dict[str, Any]) -> Path:
-    return tiny.save(tiny.build(config), config, folder)
+    tiny.save(tiny.build(config), config, folder)
+    tiny.save_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cut.tiny_model(tmp_path_factory.mktemp("plan") / "model", "llama_sliding")
+    folder = cut.tiny_model(tmp_path_factory.mktemp("plan") / "model", "llama_sliding")
+    tiny.save_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

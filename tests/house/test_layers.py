@@ -20,6 +20,7 @@ LAYERS = {
     "errors": 0,
     "naps": 0,
     "open_files": 0,
+    "regular_files": 0,
     "resources": 0,
     "seldom": 0,
     # Decisions: pure, no files, no network, no MLX.

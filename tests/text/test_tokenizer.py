@@ -19,7 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from shardhub.errors import FormatError, PromptError, UnsupportedModel
-from shardhub.text.detokenizer import Detokenizer
+from shardhub.text.detokenizer import _BYTES, Detokenizer
 from shardhub.text.tokenizer import Tokenizer
 
 SMALL_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
@@ -192,26 +192,116 @@ def metaspace() -> FastTokenizer:
     return fast
 
 
-MADE = {"strip": sentence_piece(True), "keep": sentence_piece(False), "words": word_piece(), "metaspace": metaspace()}
+def end_of_word() -> FastTokenizer:
+    """A tokenizer whose tokens say where words end, as XLM and OpenAI's first GPT have."""
+    pieces = ["<unk>", "a", "b</w>", "ab</w>", "c", "\n</w>", ".</w>", "é</w>"]
+    fast = FastTokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], end_of_word_suffix="</w>"))
+    fast.decoder = decoders.BPEDecoder(suffix="</w>")
+    return fast
+
+
+def metaspace_with_bytes() -> FastTokenizer:
+    """A tokenizer with Metaspace and byte tokens, as conversions of SentencePiece models have."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a", "b", "\n", "▁é"]
+    fast = FastTokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
+    fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    return fast
+
+
+def inner_byte_level() -> FastTokenizer:
+    """A byte-level tokenizer whose decoder is a sequence of one."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    fast = FastTokenizer(models.BPE({piece: i for i, piece in enumerate([*letters, "Ġhi", "Ċ"])}, []))
+    fast.decoder = decoders.Sequence([decoders.ByteLevel()])
+    return fast
+
+
+SENTENCE_PIECES = {"strip": sentence_piece(True), "keep": sentence_piece(False)}
+BY_LINES = {
+    "words": word_piece(),
+    "metaspace": metaspace(),
+    "end of word": end_of_word(),
+    "metaspace, bytes": metaspace_with_bytes(),
+    "byte level": inner_byte_level(),
+}
+MADE = SENTENCE_PIECES | BY_LINES
+
+
+def save(made: FastTokenizer, folder: Path) -> Path:
+    """Write a made tokenizer into a folder."""
+    folder.mkdir(exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return folder
 
 
 @pytest.fixture(scope="module", params=MADE)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
     """A made tokenizer, ours and mlx_lm's."""
-    made = tmp_path_factory.mktemp(request.param)
-    MADE[request.param].save(str(made / "tokenizer.json"))
-    (made / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
-    (made / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    made = save(MADE[request.param], tmp_path_factory.mktemp("made"))
     return Tokenizer(made), mlx_lm.utils.load_tokenizer(made)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_text_of_other_decoders_equals_mlx_lm(pair: tuple[Tokenizer, Any], data: st.DataObject) -> None:
-    """SentencePiece and line decoders show mlx_lm's text for any ids of their vocabulary."""
+    """An answer is mlx_lm's text for any ids, and that of its whole decoding where it goes by lines."""
     ours, theirs = pair
     ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1), max_size=12))
-    assert streamed(ours.detokenizer(), ids) == shown_by_mlx_lm(theirs, ids)
+    by_lines = theirs.detokenizer.__class__.__name__.startswith("Naive")
+    # Bytes that are no characters make the whole run of them none, which a stream cannot know.
+    assume(not by_lines or "\ufffd" not in theirs.decode(ids))
+    assert streamed(ours.detokenizer(), ids) == (theirs.decode(ids) if by_lines else shown_by_mlx_lm(theirs, ids))
+
+
+@pytest.mark.parametrize("name", ["metaspace, bytes", "byte level", "strip", "keep"])
+def test_characters_of_several_tokens_come_whole(name: str, tmp_path: Path) -> None:
+    """A character that is spread over tokens is shown with its last, and its tokens have its bytes one by one."""
+    made = save(MADE[name], tmp_path)
+    tokenizer = Tokenizer(made)
+    text = "🙂é👩\u200d👧"
+    letters = {byte: letter for letter, byte in _BYTES.items()}
+    pieces = [letters[bytes([byte])] if name == "byte level" else f"<0x{byte:02X}>" for byte in text.encode()]
+    ids = [MADE[name].token_to_id(piece) for piece in pieces]
+    detokenizer = tokenizer.detokenizer()
+    shown = [detokenizer.add(token) for token in ids]
+    assert all("\ufffd" not in part for part in shown)
+    assert [part for part in shown if part] == list(text)
+    assert b"".join(tokenizer.token_bytes(token) for token in ids) == text.encode()
+
+
+def test_tokens_keep_the_space_they_begin_with(tmp_path: Path) -> None:
+    """A token's own text is the one it has within a text, whatever joins tokens to their neighbours."""
+    spaced, words = Tokenizer(save(MADE["metaspace"], tmp_path / "a")), Tokenizer(save(MADE["words"], tmp_path / "b"))
+    assert [spaced.token_bytes(token) for token in (3, 4, 5)] == [b" a", b"b", b"\n"]
+    assert [words.token_bytes(token) for token in (1, 2, 3)] == [b" a", b"b", b" c"]
+
+
+def whole_tokens(tokenizer: Any) -> st.SearchStrategy[list[int]]:
+    """Lists of ids whose tokens are whole characters."""
+    ids = [token for token in range(len(tokenizer)) if "\ufffd" not in tokenizer.decode([token])]
+    return st.lists(st.sampled_from(ids), min_size=1, max_size=8)
+
+
+@settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=50)
+@given(data=st.data())
+def test_whole_text_is_what_transformers_decodes(pair: tuple[Tokenizer, Any], data: st.DataObject) -> None:
+    """Ids that are a whole text give transformers' text, token by token, where their bytes are characters."""
+    ours, theirs = pair
+    ids = data.draw(whole_tokens(theirs))
+    assert streamed(ours.text_detokenizer(), ids) == theirs.decode(ids)
+
+
+@settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=50)
+@given(data=st.data())
+def test_continuation_joins_its_prompt(pair: tuple[Tokenizer, Any], data: st.DataObject) -> None:
+    """A prompt's text and its continuation's are the text of both, also where a first token would lose its space."""
+    ours, theirs = pair
+    prompt, ids = data.draw(whole_tokens(theirs)), data.draw(whole_tokens(theirs))
+    before, whole = theirs.decode(prompt), theirs.decode([*prompt, *ids])
+    assume(whole.startswith(before) and before.strip())
+    assert before + streamed(ours.detokenizer(after=prompt), ids) == whole
 
 
 def test_loading_opens_no_connection(folder: Path) -> None:

@@ -1,0 +1,45 @@
+"""A model's tokenizer, tried before the model is planned or split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.checkpoint.config import text_config
+from shardhub.cli.places import Model
+from shardhub.cli.run import note
+from shardhub.splitting.shard_folder import pipeline_file_names, template_file_names
+from shardhub.text.rehearsal import rehearse
+
+
+def with_tokenizer(model: Model, *, ignore_code: bool = False, is_needed: bool = True) -> Model:
+    """The model with the tokenizer files that its pipeline is to carry, seen to work; told on stderr.
+
+    Args:
+        model: The model.
+        ignore_code: Take a tokenizer that has code of its own, without that code.
+        is_needed: Whether a model without any tokenizer is refused.
+
+    Raises:
+        UnsupportedModel: A head could not use its tokenizer or its chat template.
+        FormatError: A file of the tokenizer is broken.
+    """
+    checkpoint = model.checkpoint
+    names = [*pipeline_file_names(checkpoint), *template_file_names(checkpoint)]
+    rehearsal = rehearse(
+        {name: checkpoint.small_file(name) for name in names},
+        where=checkpoint.where,
+        ignore_code=ignore_code,
+        num_rows=_num_rows(checkpoint),
+        is_needed=is_needed,
+    )
+    for text in rehearsal.notes:
+        note(f"note: {text}")
+    checkpoint = checkpoint.with_files(rehearsal.files, without=rehearsal.left_out)
+    return replace(model, checkpoint=checkpoint, notes=(*model.notes, *rehearsal.notes))
+
+
+def _num_rows(checkpoint: Checkpoint) -> int | None:
+    """Token ids the model has rows for, as its configuration says."""
+    rows = text_config(checkpoint.config).get("vocab_size")
+    return rows if isinstance(rows, int) else None

@@ -1,0 +1,190 @@
+"""What a head does with a model's tokenizer, done once before a weight is copied: built, a chat rendered, text decoded.
+
+A model whose tokenizer is kept in another form gets the files that a head reads; see `Rehearsal.files`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardhub.errors import AccessError, FormatError, PromptError, UnsupportedModel
+from shardhub.splitting.shard_folder import TEMPLATES_FOLDER
+from shardhub.text.conversion import INSTEAD, convert_tokenizer, form_of
+from shardhub.text.tokenizer import TOKENIZER_FILE, TOKENIZER_SETTINGS, Tokenizer
+
+_DEFAULT_TEMPLATE_FILE = "chat_template.jinja"
+_FOLDER = "shardhub-tokenizer-"
+_MADE_FOLDER = re.compile(rf"\S*/{_FOLDER}\w+")
+_TEXT = "Hello, world"
+# A template may want the content as text or as a list of parts.
+_CONTENTS: tuple[Any, ...] = ("Hello", [{"type": "text", "text": "Hello"}])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """How a model's tokenizer works for a head.
+
+    Attributes:
+        files: Files that a pipeline carries in place of the model's own, by name.
+        left_out: The model's files that it does not carry.
+        notes: What a reader should know.
+    """
+
+    files: Mapping[str, bytes]
+    left_out: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def rehearse(
+    files: Mapping[str, bytes],
+    *,
+    where: str,
+    ignore_code: bool = False,
+    num_rows: int | None = None,
+    is_needed: bool = True,
+) -> Rehearsal:
+    """Build a tokenizer from a model's small files and use it as a head does.
+
+    Args:
+        files: The small files beside the weights, by name; templates beside the default one as
+            `additional_chat_templates/NAME.jinja`.
+        where: The model, for messages.
+        ignore_code: Whether a tokenizer with code of its own is taken without that code.
+        num_rows: Token ids the model has rows for, where that is known.
+        is_needed: Whether a model without any tokenizer is refused.
+
+    Raises:
+        UnsupportedModel: A head could not encode, render or decode.
+        FormatError: A file is broken.
+    """
+    made: dict[str, bytes] = {}
+    left_out: set[str] = set()
+    notes: list[str] = []
+    if ignore_code:
+        made |= _without_code(files, where)
+    templates = {name: data for name, data in files.items() if name.startswith(f"{TEMPLATES_FOLDER}/")}
+    if templates:
+        made |= _folded({**files, **made}, templates, where)
+        left_out = {*templates, _DEFAULT_TEMPLATE_FILE}
+    with _named(where), tempfile.TemporaryDirectory(prefix=_FOLDER) as name:
+        folder = Path(name)
+        for file, data in {**files, **made}.items():
+            if file not in left_out:
+                (folder / file).write_bytes(data)
+        if not (folder / TOKENIZER_FILE).is_file():
+            form = form_of(folder)
+            if form is None and not is_needed:
+                return Rehearsal(files={}, left_out=frozenset(), notes=("it has no tokenizer, so it is not split",))
+            if form is None:
+                raise UnsupportedModel(f"{where} has no tokenizer.", why="It has none of its files.", hint=INSTEAD)
+            made |= convert_tokenizer(folder)
+            notes.append(f"the tokenizer is {form}; what is published has the same as {TOKENIZER_FILE}")
+        notes += _use(folder, num_rows)
+    return Rehearsal(files=made, left_out=frozenset(left_out), notes=tuple(notes))
+
+
+def _use(folder: Path, num_rows: int | None) -> list[str]:
+    """Encode, render and decode; what a reader should know of it."""
+    notes = []
+    tokenizer = Tokenizer(folder)
+    try:
+        ids = tokenizer.encode(_TEXT)
+        detokenizer = tokenizer.detokenizer()
+        for token in ids or [0]:
+            detokenizer.add(token)
+        detokenizer.finish()
+        if tokenizer.has_chat_template and (refusal := _refusal(tokenizer)) is not None:
+            notes.append(f"the chat template refuses a message of the user's alone: {refusal.why or refusal.what}")
+        if num_rows is not None and tokenizer.vocab_size > num_rows:
+            notes.append(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model rows for {num_rows}: "
+                "prompts with the rest are refused"
+            )
+    finally:
+        tokenizer.close()
+    return notes
+
+
+def _refusal(tokenizer: Tokenizer) -> PromptError | None:
+    """What the chat template says against a conversation of one message, in its own words.
+
+    Raises:
+        UnsupportedModel: It cannot be rendered at all.
+    """
+    for content in _CONTENTS:
+        try:
+            tokenizer.render_chat([{"role": "user", "content": content}])
+        except PromptError as error:
+            refused = error
+        else:
+            return None
+    if not refused.hint:  # its own words, which may let another conversation pass
+        return refused
+    raise UnsupportedModel(
+        f"The model's chat template cannot be used: {refused.what}",
+        why=refused.why,
+        hint="Repair the template, or take it away (chat_template.jinja, or chat_template in tokenizer_config.json): "
+        "prompts can then be sent as they are.",
+    ) from refused
+
+
+def _without_code(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:
+    """tokenizer_config.json without the name of code, where it names some."""
+    settings = _settings(files, where)
+    if "auto_map" not in settings:
+        return {}
+    return _written({name: value for name, value in settings.items() if name != "auto_map"})
+
+
+def _folded(files: Mapping[str, bytes], templates: Mapping[str, bytes], where: str) -> dict[str, bytes]:
+    """tokenizer_config.json with the templates that lie in a folder: a pipeline's files have plain names."""
+    settings = _settings(files, where)
+    own = settings.get("chat_template")
+    named = {each["name"]: each["template"] for each in own} if isinstance(own, list) else {"default": own}
+    if _DEFAULT_TEMPLATE_FILE in files:
+        named["default"] = files[_DEFAULT_TEMPLATE_FILE].decode("utf-8", "replace")
+    for name, data in templates.items():
+        named[name.removeprefix(f"{TEMPLATES_FOLDER}/").removesuffix(".jinja")] = data.decode("utf-8", "replace")
+    settings["chat_template"] = [{"name": name, "template": text} for name, text in named.items() if text]
+    return _written(settings)
+
+
+def _settings(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(files.get(TOKENIZER_SETTINGS, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}/{TOKENIZER_SETTINGS} is not JSON.", why=f"{error}.") from error
+    if not isinstance(settings, dict):
+        raise FormatError(f"{where}/{TOKENIZER_SETTINGS} is not a JSON object.")
+    return settings
+
+
+def _written(settings: Mapping[str, Any]) -> dict[str, bytes]:
+    return {TOKENIZER_SETTINGS: (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()}
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Errors name the model instead of the folder in which its tokenizer is tried."""
+    try:
+        yield
+    except (FormatError, UnsupportedModel) as error:
+        texts = [_MADE_FOLDER.sub(lambda _: where, text) for text in (error.what, error.why, error.hint)]
+        hint = texts[2] or INSTEAD
+        raise type(error)(texts[0], why=texts[1], hint=hint) from error
+    except PromptError as error:
+        what = f"The tokenizer of {where} cannot be used: {error.what}"
+        raise UnsupportedModel(what, why=error.why, hint=INSTEAD) from error
+    except OSError as error:
+        raise AccessError(
+            "There is no folder to try the model's tokenizer in.",
+            why=f"{error.strerror or error}: {error.filename or tempfile.gettempdir()}.",
+            hint="Set TMPDIR to a folder that you may write to.",
+        ) from error
