@@ -57,8 +57,8 @@ def test_responses_tell_it_as_an_item(thinking) -> None:
         events = list(client.responses.create(**options, stream=True))
     (item,) = whole.output
     assert item.type == "reasoning"
-    said = "".join(event.delta for event in events if event.type == "response.reasoning_text.delta")
-    assert said == item.content[0].text
+    said = "".join(event.delta for event in events if event.type == "response.reasoning_summary_text.delta")
+    assert said == item.summary[0].text
     assert whole.usage.output_tokens_details.reasoning_tokens == NUM
 
 
