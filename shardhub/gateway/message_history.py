@@ -58,7 +58,7 @@ def chat_messages(
             parts += _parts(block, place)
     if calls:
         plain["tool_calls"] = calls
-    if not parts and not calls and results:
+    if not parts and not calls and (results or (content and plain.keys() == {"role"})):
         return results
     return [*results, {**plain, "content": _joined(parts, "")}]
 

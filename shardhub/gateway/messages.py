@@ -16,6 +16,7 @@ from shardhub.gateway.message_blocks import MessageWriter, failure
 from shardhub.gateway.message_history import chat_messages, instructions
 from shardhub.gateway.message_tools import MessageTools, choice_of
 from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.scalars import Whole
 from shardhub.gateway.schema import MAX_MESSAGES, MAX_TOOLS, Body, ChatRequest, Sampling, Stop
 from shardhub.gateway.service import Service, service_of, tenant_of, unless_gone, warnings_of
 from shardhub.gateway.strict import StrictRoute
@@ -64,7 +65,7 @@ class CountRequest(Sampling):
 class MessagesRequest(CountRequest):
     """POST /v1/messages."""
 
-    max_tokens: int = Field(ge=1, lt=2**31)
+    max_tokens: Whole = Field(ge=1, lt=2**31)
 
 
 @router.post("/v1/messages", summary="Answer a conversation, as blocks", responses=RESPONSES)

@@ -98,7 +98,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
     writer = ResponseWriter(turn, body.model_dump(), asked.toolbox, model=model)
-    remarks = list(turn.remarks)
+    remarks = [remark.replace("max_tokens", "max_output_tokens", 1) for remark in turn.remarks]
     if num_dropped:
         remarks.append(f"truncation: the oldest {num_dropped} messages were left out")
     headers = warnings_of(body, asked.left_out, remarks=remarks)
@@ -207,7 +207,9 @@ def _read(body: ResponsesRequest, service: Service, tenant: str) -> _Asked:
             raise Refusal(400, f"{name}: it is kept elsewhere; send {instead} instead.", param=name)
     if body.truncation not in (None, "auto", "disabled"):
         raise Refusal(400, "truncation must be auto or disabled.", param="truncation")
-    sent = [{"type": "message", "role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    sent = body.input
+    if isinstance(sent, str):
+        sent = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": sent}]}]
     before: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
         before = _before(service, tenant, body.previous_response_id)

@@ -13,9 +13,9 @@ from tests.chain.test_scheduler import request, scheduler_of, tokens_of
 SMALL = SchedulerSettings(first_answer=3)
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3", "mamba"])
+@pytest.fixture(scope="module", params=["llama", "gemma3", "gpt_oss"])
 def pipeline(request, tmp_path_factory):
-    """A tiny model cut in two: caches that grow, windows, and states that cannot go back."""
+    """A tiny model cut in two, of caches that grow and of windows."""
     folder = tmp_path_factory.mktemp("growth")
     return cut.cut(cut.tiny_model(folder / "model", request.param), folder / "out", (2,))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import anthropic
 import pytest
 
@@ -96,6 +98,26 @@ def test_an_answer_may_be_as_long_as_the_context(client) -> None:
     """The number is required and often that of another model: what does not fit is cut, not refused."""
     found = client.messages.create(model=MODEL, messages=HI, max_tokens=CONTEXT * 8, extra_body=saying("A"))
     assert found.stop_reason == "end_turn"
+    full = client.messages.create(model=MODEL, messages=HI, max_tokens=CONTEXT * 8, extra_body={"ignore_eos": True})
+    assert full.stop_reason == "model_context_window_exceeded"
+
+
+def test_a_prompt_that_is_too_long_is_refused_in_the_words_that_agents_act_on(client) -> None:
+    """With both numbers; a text that is far too long is refused by its beginning, in the same words."""
+    for length in (CONTEXT, 100 * CONTEXT):
+        with pytest.raises(anthropic.BadRequestError) as caught:
+            client.messages.create(model=MODEL, messages=[{"role": "user", "content": "A" * length}], max_tokens=1)
+        words = re.fullmatch(r"prompt is too long: (\d+) tokens > (\d+) maximum", caught.value.body["error"]["message"])
+        assert int(words[1]) > int(words[2]) == CONTEXT - 1
+
+
+def test_models_have_the_clients_shape(client) -> None:
+    """Listed and one by one; batches are not there, and the error says so."""
+    (model,) = client.models.list().data
+    assert (model.type, model.id) == ("model", MODEL)
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(anthropic.NotFoundError, match="batches"):
+        client.messages.batches.list()
 
 
 def test_tokens_are_counted(client) -> None:

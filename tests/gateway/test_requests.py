@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import psutil
@@ -111,8 +112,7 @@ BAD = {
     "n too large": (CHAT, chat(n=10**6), 400, "n"),
     "n of 0": (CHAT, chat(n=0), 400, "n"),
     "max_tokens of 0": (CHAT, chat(max_tokens=0), 400, "max_tokens"),
-    "negative max_tokens": (CHAT, chat(max_tokens=-1), 400, "max_tokens"),
-    "max_tokens beyond the context": (CHAT, chat(max_tokens=10**9), 400, "max_tokens"),
+    "negative max_tokens": (CHAT, chat(max_tokens=-2), 400, "max_tokens"),
     "prompt beyond the context": (TEXT, text(prompt=[5] * 5000), 400, None),
     "temperature as text": (CHAT, chat(temperature="hot"), 400, "temperature"),
     "temperature too high": (CHAT, chat(temperature=1e308), 400, "temperature"),
@@ -205,6 +205,19 @@ def test_good_requests_are_answered(http, name) -> None:
     if not body.get("stream"):
         json.loads(answer.text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert ("X-Shardhub-Warning" in answer.headers) == (name == "unknown fields")
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT, chat(guided_choice=["A"])), (TEXT, text(guided_choice=["A"]))])
+def test_a_limit_beyond_the_context_is_cut(http, path, body) -> None:
+    """To what the context leaves, and a header says so; without a limit, or with -1, nothing is cut."""
+    cut = http.post(path, json={**body, "max_tokens": 10**9})
+    assert cut.status_code == 200, cut.text
+    assert re.fullmatch(r"max_tokens was cut from 1000000000 to \d+, .*", cut.headers["X-Shardhub-Warning"])
+    for limit in (None, -1):
+        free = http.post(path, json={**body, "max_tokens": limit})
+        assert free.status_code == 200, free.text
+        assert "X-Shardhub-Warning" not in free.headers
+        assert free.json()["choices"][0]["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -110,6 +110,75 @@ def test_tools_of_others_are_left_out(http) -> None:
     assert found.headers["X-Shardhub-Warning"] == "ignored unknown fields: 'odd', 'tools.web_search'"
 
 
+def test_answers_are_kept(client, http) -> None:
+    """For requests that go on from them, to be shown and to be forgotten; another one, or none, is an error's."""
+    first = client.responses.create(model=MODEL, input="hi", extra_body=saying("A"))
+    then = client.responses.create(model=MODEL, input="so", previous_response_id=first.id, extra_body=saying("B"))
+    whole = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": "so"},
+    ]
+    assert then.previous_response_id == first.id
+    assert then.usage.input_tokens == http.post("/tokenize", json={"messages": whole}).json()["count"]
+    by_reference = [{"role": "user", "content": "hi"}, {"type": "item_reference", "id": first.output[0].id}, whole[2]]
+    referred = client.responses.create(model=MODEL, input=by_reference, extra_body=saying("B"))
+    assert referred.usage.input_tokens == then.usage.input_tokens
+    assert client.responses.retrieve(then.id).output_text == "B"
+    assert client.responses.input_items.list(then.id).data[0].content[0].text == "so"
+    client.responses.delete(first.id)
+    for name in (first.id, "resp_of_another"):
+        with pytest.raises(openai.NotFoundError, match="not found"):
+            client.responses.retrieve(name)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=MODEL, input="so", previous_response_id=then.id)
+    assert caught.value.code == "previous_response_not_found"
+    unkept = client.responses.create(model=MODEL, input="hi", store=False, extra_body=saying("A"))
+    assert unkept.store is False
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(unkept.id)
+
+
+def test_tools_of_a_namespace_are_called(client) -> None:
+    """As streams and as whole answers tell: the name and its namespace apart."""
+    tools = [{"type": "namespace", "name": "mcp__wx", "description": "", "tools": [FUNCTION]}]
+    said = saying(TURN.replace('"TURN"', '"mcp__wx__TURN"'))
+    events = client.responses.create(model=MODEL, input="hi", tools=tools, extra_body=said, stream=True)
+    items = [event.item for event in events if event.type.startswith("response.output_item")]
+    whole = client.responses.create(model=MODEL, input="hi", tools=tools, extra_body=said)
+    for item in (*items, whole.output[0]):
+        assert (item.type, item.name, item.namespace) == ("function_call", "TURN", "mcp__wx")
+
+
+def test_a_custom_tool_is_called_with_a_text(client) -> None:
+    """Its events tell the text, without the JSON the model wrote around it."""
+    tools = [{"type": "custom", "name": "TURN", "description": "x"}]
+    text = '<tool_call>{"name": "TURN", "arguments": {"input": "NORTH BY"}}</tool_call>'
+    with client.responses.stream(model=MODEL, input="hi", tools=tools, extra_body=saying(text)) as stream:
+        events = list(stream)
+        (item,) = stream.get_final_response().output
+    assert (item.type, item.name, item.input) == ("custom_tool_call", "TURN", "NORTH BY")
+    (done,) = [event for event in events if event.type == "response.custom_tool_call_input.done"]
+    assert done.input == "NORTH BY"
+
+
+def test_what_does_not_fit_is_cut_or_left_out(http) -> None:
+    """More tokens than the context leaves are cut; with truncation auto, the oldest turns go."""
+    found = http.post(PATH, json={"input": "hi", "max_output_tokens": 8 * CONTEXT, **saying("A")})
+    assert found.status_code == 200, found.text
+    assert f"max_output_tokens was cut from {8 * CONTEXT} to " in found.headers["X-Shardhub-Warning"]
+    turns = [{"role": "user", "content": f"{number} " * (CONTEXT // 4)} for number in range(4)]
+    body = {"input": [*turns, {"role": "user", "content": "hi"}], "instructions": "brief", **saying("A")}
+    refused = http.post(PATH, json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert f"maximum context length is {CONTEXT} tokens" in refused.json()["error"]["message"]
+    shorter = http.post(PATH, json={**body, "truncation": "auto"})
+    assert shorter.status_code == 200, shorter.text
+    assert "left out" in shorter.headers["X-Shardhub-Warning"]
+    counted = http.post(f"{PATH}/input_tokens", json={"input": "hi", "instructions": "brief"}).json()["input_tokens"]
+    assert shorter.json()["usage"]["input_tokens"] > counted
+
+
 BAD = {
     "nothing": ({}, 400, "input"),
     "no items": ({"input": []}, 400, "input"),
@@ -123,17 +192,19 @@ BAD = {
         "input[0].content[0]",
     ),
     "something stored": ({"input": "hi", "previous_response_id": "resp_1"}, 400, "previous_response_id"),
-    "a reference": ({"input": [{"type": "item_reference", "id": "x"}]}, 400, "input[0]"),
-    "work for later": ({"input": "hi", "background": True}, 400, "background"),
+    "nothing but a reference": ({"input": [{"type": "item_reference", "id": "x"}]}, 404, "input"),
+    "a conversation": ({"input": "hi", "conversation": "conv_1"}, 400, "conversation"),
+    "a prompt of OpenAI's": ({"input": "hi", "prompt": {"id": "p"}}, 400, "prompt"),
+    "an unknown truncation": ({"input": "hi", "truncation": "some"}, 400, "truncation"),
     "a bad schema": (
         {"input": "hi", "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "wat"}}}},
         400,
         "text.format",
     ),
     "an unknown choice": ({"input": "hi", "tool_choice": "maybe"}, 400, "tool_choice"),
-    "a tool without a name": ({"input": "hi", "tools": [{"type": "function"}]}, 400, "tools.0.function.name"),
+    "a tool without a name": ({"input": "hi", "tools": [{"type": "function"}]}, 400, "tools[0].name"),
     "another model": ({"input": "hi", "model": "gpt-5"}, 404, "model"),
-    "more than the context": ({"input": "hi", "max_output_tokens": CONTEXT}, 400, "max_output_tokens"),
+    "more than the context": ({"input": "hi " * CONTEXT}, 400, "input"),
     "a call of nothing": ({"input": [{"type": "function_call", "call_id": "c"}]}, 400, "input[0]"),
 }
 

@@ -174,7 +174,8 @@ def test_no_part_of_a_stop_is_shown(http, said, stops, shown, stream) -> None:
 
 def test_a_stream_that_cannot_begin_has_a_status(http) -> None:
     """Nothing has been sent yet, so the error is one that a client's retry understands."""
-    answer = http.post(CHAT, json={"messages": HI, "max_tokens": 5000, "stream": True})
+    long = [{"role": "user", "content": "A" * 5000}]
+    answer = http.post(CHAT, json={"messages": long, "stream": True})
     assert answer.status_code == 400
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.json()["error"]["code"] == "context_length_exceeded"
