@@ -33,7 +33,7 @@ _OLLAMA = "/api/"
 _ANTHROPIC_TYPES = {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
 
 
-_TYPE_NAMES = {"str", "int", "float", "bool", "dict", "list", "NamedTool", "constrained-str", "constrained-int"}
+_TYPE_NAMES = {"str", "int", "float", "bool", "dict", "list", "constrained-str", "constrained-int"}
 
 
 class Refusal(Exception):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from shardhub.gateway.foreign import check_foreign
 from shardhub.gateway.refusals import Refusal
@@ -18,6 +19,8 @@ MAX_PROMPTS = 128
 MAX_MESSAGES = 4096
 MAX_TOOLS = 256
 MAX_TEXT_CHARS = 16 << 20
+# OpenAI takes 64; namespaces of agents make them longer.
+MAX_NAME_CHARS = 256
 # Looked up for every token.
 MAX_STOP_IDS = 1024
 MAX_BAD_WORDS = 1024
@@ -43,7 +46,8 @@ class StreamOptions(Body):
 class StructuredOutputs(Body):
     """What an answer must be like; at most one of them."""
 
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_: dict[str, Any] | bool | str | None = Field(None, alias="json")
+    json_object: Flag | None = None
     regex: str | None = None
     choice: list[str] | None = None
 
@@ -78,7 +82,7 @@ class Sampling(Body):
     allowed_token_ids: list[Whole] | None = Field(None, max_length=MAX_ALLOWED_IDS)
     include_stop_str_in_output: Flag | None = None
     truncate_prompt_tokens: Whole | None = Field(None, ge=-1, lt=2**31)
-    guided_json: dict[str, Any] | str | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -130,36 +134,50 @@ class Message(Body):
 class Function(Body):
     """A function the model may call."""
 
-    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")
+    # Agents write namespaces into names: mcp__files__read, browser/open.
+    name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _read_parameters(cls, parameters: Any) -> Any:
+        """Some write the schema as text, or an empty text or list where there are none."""
+        if isinstance(parameters, str) and parameters.strip():
+            try:
+                return json.loads(parameters)
+            except (ValueError, RecursionError):
+                return parameters
+        return None if parameters in ("", [], True) else parameters
+
 
 class Tool(Body):
-    """A tool: always a function."""
+    """A tool: always a function; a custom one is a function of one text."""
 
     type: Literal["function"] = "function"
     function: Function
 
-
-class NamedFunction(Body):
-    """Which function."""
-
-    name: str
-
-
-class NamedTool(Body):
-    """The one tool that must be called."""
-
-    type: Literal["function"] = "function"
-    function: NamedFunction
+    @model_validator(mode="before")
+    @classmethod
+    def _read_forms(cls, tool: Any) -> Any:
+        if not isinstance(tool, dict) or "function" in tool:
+            return tool
+        if tool.get("type", "function") == "function" and "name" in tool:
+            fields = ("name", "description", "parameters", "strict")
+            return {"type": "function", "function": {name: tool[name] for name in fields if name in tool}}
+        custom = tool.get("custom")
+        if tool.get("type") == "custom" and isinstance(custom, dict):
+            parameters = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+            named = {name: custom[name] for name in ("name", "description") if name in custom}
+            return {"type": "function", "function": {**named, "parameters": parameters}}
+        return tool
 
 
 class JsonSchema(Body):
     """A JSON schema and what it is called."""
 
     name: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
     strict: Any = None  # schemas are always kept to
 
 
@@ -168,6 +186,10 @@ class ResponseFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    # Without the object around it, as llama.cpp, Together and the Responses API write it.
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    name: str | None = None
+    strict: Any = None
 
 
 class ChatRequest(Generation):
@@ -178,7 +200,7 @@ class ChatRequest(Generation):
     logprobs: Flag | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: str | dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: Flag | None = None

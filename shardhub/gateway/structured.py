@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +14,15 @@ from typing import Any, Literal
 
 from shardhub.errors import PromptError
 from shardhub.gateway.closed import closed
+from shardhub.gateway.dialects import plain_schema
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
-from shardhub.gateway.schema import ChatRequest, Generation, Tool
+from shardhub.gateway.schema import ChatRequest, Generation, ResponseFormat, Tool
 from shardhub.text.panics import panics_told
 from shardhub.text.sandbox import Program, Sandboxes
 from shardhub.text.tokenizer import Tokenizer
 
-# Characters of a schema or an expression, and the choices of a list.
-MAX_SOURCE_CHARS = 1 << 16
+# Characters of a schema or an expression, and the choices of a list. The tools of a coding agent have 100,000.
+MAX_SOURCE_CHARS = 1 << 18
 MAX_CHOICES = 4096
 # Schemas that are compiled at once; others wait, and nothing else waits with them.
 _AT_ONCE = 2
@@ -35,6 +37,22 @@ _COMPILING = Program(
     cpu_s=COMPILE_S,
     hint="Check that llguidance is installed.",
 )
+# What a schema of arguments may have beside its limits.
+_REMARKS = ("title", "description", "$schema", "$id", "examples", "example", "default")
+# What llguidance calls by its own names, in words for who wrote the schema.
+_REASONS = (
+    ("NoExtensionBias", "no answer can fit: the schema refers to itself without end, or its parts exclude each other"),
+    ("not JSON serializable", "a number in the schema is beyond 64 bits"),
+    ("recursion limit", "the schema nests too deeply"),
+    ("maximum recursion depth", "the schema nests too deeply"),
+    ("oneOf constraints", "the options of a oneOf must exclude each other in type or in a constant; use anyOf"),
+    ("look-around", "expressions that look ahead or behind cannot be followed"),
+    ("lookarounds", "expressions that look ahead or behind cannot be followed"),
+    ("backreferences", "expressions that refer back to a group cannot be followed"),
+    ("not present in a registry", "schemas from elsewhere are not fetched; put the referred schema under $defs"),
+    ("Expecting object schema", "a schema is an object"),
+)
+_UNKNOWN_KEYWORDS = re.compile(r"Unimplemented keys: \[(.*?)\]")
 # A grammar is the schema or expression with little around it; escaped characters may take six bytes each, twice.
 _MAX_ANSWER_BYTES = 64 * MAX_SOURCE_CHARS
 
@@ -72,36 +90,70 @@ def shape_of(body: Generation) -> Shape | None:
             ("choice", nested.choice, "structured_outputs.choice"),
         ]
     found += [Shape(kind=kind, source=source, param=param) for kind, source, param in given if source is not None]
-    wanted = body.response_format if isinstance(body, ChatRequest) else None
-    if wanted is not None and wanted.type == "json_object":
-        found.append(Shape(kind="json", source={"type": "object"}, param="response_format"))
-    elif wanted is not None and wanted.type == "json_schema":
-        schema = wanted.json_schema.schema_ if wanted.json_schema else None
-        if schema is None:
-            raise Refusal(400, "json_schema needs a schema.", param="response_format.json_schema")
-        found.append(Shape(kind="json", source=schema, param="response_format"))
+    if body.structured_outputs is not None and body.structured_outputs.json_object:
+        found.append(Shape(kind="json", source={"type": "object"}, param="structured_outputs.json_object"))
+    if isinstance(body, ChatRequest) and body.response_format is not None:
+        found += _shapes_of_format(body.response_format)
     if len(found) > 1:
         raise Refusal(400, "The answer can only be made to be like one thing.", param=found[1].param)
     return found[0] if found else None
 
 
+def _shapes_of_format(response_format: ResponseFormat) -> list[Shape]:
+    """The shape a response format asks for: at most one."""
+    kind, nested = response_format.type, response_format.json_schema
+    schema = response_format.schema_ if nested is None else nested.schema_
+    if kind == "text":
+        return []
+    if schema is None:
+        if kind == "json_schema":
+            raise Refusal(400, "json_schema needs a schema.", param="response_format.json_schema")
+        schema = {"type": "object"}
+    # With a schema, json_object is what llama.cpp and Together have beside OpenAI's form.
+    return [Shape(kind="json", source=schema, param="response_format")]
+
+
 def shape_of_calls(tools: Sequence[Tool]) -> Shape:
     """An answer that is a call of one of several tools: of one, just its arguments."""
     if len(tools) == 1:
-        return Shape(kind="json", source=tools[0].function.parameters or {"type": "object"}, param="tools")
+        return Shape(kind="json", source=_arguments(tools[0]), param="tools")
     options = [
         {
             "type": "object",
             "properties": {
                 "name": {"const": tool.function.name},
-                "arguments": tool.function.parameters or {"type": "object"},
+                "arguments": _moved(_arguments(tool), f"#/anyOf/{index}/properties/arguments"),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for tool in tools
+        for index, tool in enumerate(tools)
     ]
     return Shape(kind="json", source={"anyOf": options}, param="tools")
+
+
+def _arguments(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool's arguments; one without parameters takes an empty object."""
+    schema = tool.function.parameters or {}
+    limits = {name: value for name, value in schema.items() if name not in _REMARKS and value not in ({}, [], None)}
+    if limits.get("additionalProperties") is False:
+        del limits["additionalProperties"]
+    if limits in ({}, {"type": "object"}):
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    return schema
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema that stands at a place in another one: references to its own root lead there."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {name: _moved(value, place) for name, value in schema.items() if name != "$schema"}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        moved["$ref"] = place + reference[1:]
+    return moved
 
 
 class Structured:
@@ -172,8 +224,7 @@ class Structured:
         """
         source = shape.source
         if shape.kind == "json":
-            schema = json.loads(source) if isinstance(source, str) else source
-            source = closed(schema) if isinstance(schema, dict) else schema
+            source = closed(plain_schema(json.loads(source) if isinstance(source, str) else source))
         request = json.dumps({"kind": shape.kind, "source": source}).encode()
         try:
             answer = json.loads(self._sandboxes.ask(request, max_answer_bytes=_MAX_ANSWER_BYTES))
@@ -241,5 +292,11 @@ def _dumped(shape: Shape) -> str:
 
 
 def _short(error: object) -> str:
-    text = " ".join(str(error).split())
+    """What is wrong with a shape, in a line."""
+    text = " ".join(str(error).replace("<non-verbose/>", "").split())
+    if keywords := _UNKNOWN_KEYWORDS.search(text):
+        return f"the schema's {keywords[1].replace(chr(34), '')} cannot be followed here."
+    for name, reason in _REASONS:
+        if name in text:
+            return f"{reason}."
     return text[:300]

@@ -20,11 +20,12 @@ from shardhub.gateway.endings import CONTINUE, PROMPT, ending_of
 from shardhub.gateway.masks import end_ids_of, rules_of
 from shardhub.gateway.merge import merge
 from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
-from shardhub.gateway.schema import ChatRequest, NamedTool
+from shardhub.gateway.schema import ChatRequest
 from shardhub.gateway.segments import Segmenter
 from shardhub.gateway.service import Service, cut_remark, in_thread
 from shardhub.gateway.structured import LlGrammar, shape_of, shape_of_calls
 from shardhub.gateway.thinking import Wish
+from shardhub.gateway.tool_choice import choice_of
 from shardhub.gateway.wishes import Directed, directed, wish_of
 from shardhub.text.encoder import MAX_IDS
 from shardhub.text.template import Ending
@@ -120,7 +121,9 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     Raises:
         Refusal: The request cannot be served as it is.
     """
-    messages, tools = messages_of(body.messages, strict=service.settings.strict_content), tools_of(body.tools)
+    messages = messages_of(body.messages, strict=service.settings.strict_content)
+    choice = choice_of(body.tool_choice, body.tools)
+    shown, forced = tools_of(choice.shown), choice.forced
     ending = ending_of(body.model_dump(include={CONTINUE, PROMPT}), messages)
     switches = switches_of(body.chat_template_kwargs)
     parameters = parameters_of(
@@ -130,12 +133,10 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     if not body.ignore_eos:
         end_ids |= service.segmenters.end_ids
     rules = rules_of(body, service.head.tokenizer, num_ids=service.vocab_size, end_ids=end_ids)
-    forced = _forced(body)
     shape = shape_of_calls(forced) if forced else shape_of(body)
     grammar = await service.structured.grammar(shape) if shape is not None else None
     # Without a wish for it, a model that is to write a shape does not think first, if its template can say so.
     directions = await _directed(service, body, messages, switches, Wish(thinks=False) if grammar else Wish())
-    shown = None if body.tool_choice == "none" else tools
     kept = kept_of_prompt(body, service.max_context)
     max_ids = service.max_context if kept is None else MAX_IDS
     rendered = await _rendered(service, directions, shown, ending=ending, max_ids=max_ids)
@@ -143,7 +144,7 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     service.check_ids(prompt, param="messages")
     known = Tools(
         formats=service.call_formats,
-        known=tools or (),
+        known=shown or (),
         forced=[tool.function.name for tool in forced],
         one_call=body.parallel_tool_calls is False,
     )
@@ -183,7 +184,7 @@ async def num_prompt(service: Service, body: ChatRequest) -> int:
     Raises:
         Refusal: The messages cannot be rendered.
     """
-    tools = None if body.tool_choice == "none" else tools_of(body.tools)
+    tools = tools_of(choice_of(body.tool_choice, body.tools).shown)
     switches = switches_of(body.chat_template_kwargs)
     messages = messages_of(body.messages, strict=service.settings.strict_content)
     ending = ending_of(body.model_dump(include={CONTINUE, PROMPT}), messages)
@@ -238,16 +239,3 @@ async def _rendered(
         )
     except PromptError as error:
         raise refusal_of(error, param="messages") from error
-
-
-def _forced(body: ChatRequest) -> list[Any]:
-    """The tools of which one must be called."""
-    if not isinstance(body.tool_choice, NamedTool) and body.tool_choice != "required":
-        return []
-    tools = body.tools or []
-    if isinstance(body.tool_choice, NamedTool):
-        name = body.tool_choice.function.name
-        tools = [tool for tool in tools if tool.function.name == name]
-    if not tools:
-        raise Refusal(400, "tool_choice names no tool of this request.", param="tool_choice")
-    return tools

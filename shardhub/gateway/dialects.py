@@ -1,0 +1,172 @@
+"""JSON schemas as clients write them, in the words that the compiler of grammars knows.
+
+What older drafts, OpenAPI and Gemini say in other words is said in those of draft 2020-12; what only describes is left
+out. What cannot be kept to stays, and the compiler refuses it by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+# llguidance refuses deeper ones.
+_MAX_DEPTH = 128
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTED = ("prefixItems", "anyOf", "oneOf", "allOf")
+_ALONE = ("items", "additionalProperties", "additionalItems", "contains", "not", "if", "then", "else", "propertyNames")
+_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+# Source: JSON Schema 2020-12, validation, section 7.3. A format of another name is a remark for people.
+_FORMATS = frozenset(
+    ("date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6", "uri")
+    + (
+        "uri-reference",
+        "iri",
+        "iri-reference",
+        "uuid",
+        "uri-template",
+        "json-pointer",
+        "relative-json-pointer",
+        "regex",
+    )
+)
+_NUMBER_TYPES = frozenset(("integer", "number"))
+# What finite automata cannot follow: looking around, and back at what was matched.
+_LOOKS = re.compile(r"\(\?<?[=!]|\\[1-9]|\(\?P=")
+# Keywords that ask for nothing with this value.
+_EMPTY: dict[str, tuple[Any, ...]] = {
+    "uniqueItems": (False,),
+    "dependentRequired": ({},),
+    "dependentSchemas": ({},),
+    "dependencies": ({},),
+    "minContains": (0,),
+    "patternProperties": ({},),
+    "propertyNames": ({}, True),
+    "unevaluatedProperties": (True, {}),
+    "unevaluatedItems": (True, {}),
+    "not": (False,),
+    "allOf": ([],),
+}
+
+
+def plain_schema(schema: Any) -> dict[str, Any]:
+    """A schema in the words the compiler knows; answers that fit it fit the one that was given.
+
+    Args:
+        schema: JSON-able data.
+
+    Raises:
+        ValueError: It is not a schema, or it allows nothing.
+    """
+    if schema is True:
+        return {}
+    if schema is False:
+        raise ValueError("the schema `false` allows no answer")
+    if not isinstance(schema, dict):
+        raise ValueError(f"a schema is an object, not {json.dumps(schema)[:40]}")
+    return {name: value for name, value in _plain(schema, 0).items() if name != "$schema"}
+
+
+def _plain(schema: Any, depth: int) -> Any:
+    if not isinstance(schema, dict) or depth >= _MAX_DEPTH:
+        return schema
+    plain = {name: value for name, value in schema.items() if not _is_empty(name, value)}
+    for name, value in plain.items():
+        if name in _NAMED and isinstance(value, dict):
+            plain[name] = {key: _plain(inner, depth + 1) for key, inner in value.items()}
+        elif name in _LISTED and isinstance(value, list):
+            plain[name] = [_plain(inner, depth + 1) for inner in value]
+        elif name in _ALONE:
+            plain[name] = (
+                [_plain(inner, depth + 1) for inner in value] if isinstance(value, list) else _plain(value, depth + 1)
+            )
+    for rewrite in _REWRITES:
+        rewrite(plain)
+    return plain
+
+
+def _is_empty(name: str, value: Any) -> bool:
+    return any(value is each or (value == each and type(value) is type(each)) for each in _EMPTY.get(name, ()))
+
+
+def _types(schema: dict[str, Any]) -> None:
+    """Gemini writes STRING; `any` is no limit; OpenAPI's nullable adds null."""
+    kind = schema.get("type")
+    names = kind if isinstance(kind, list) else [kind]
+    if kind is not None and all(isinstance(name, str) for name in names):
+        lower = [name.lower() if name.lower() in _TYPES else name for name in names]
+        schema["type"] = lower if isinstance(kind, list) else lower[0]
+        if "any" in names:
+            del schema["type"]
+    if schema.pop("nullable", None) is True and isinstance(schema.get("type"), str) and "const" not in schema:
+        schema["type"] = list(dict.fromkeys((schema["type"], "null")))
+        if isinstance(schema.get("enum"), list) and None not in schema["enum"]:
+            schema["enum"] = [*schema["enum"], None]
+
+
+def _bounds(schema: dict[str, Any]) -> None:
+    """Draft 4 says of a bound whether it is exclusive."""
+    for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if isinstance(schema.get(exclusive), bool):
+            is_exclusive = schema.pop(exclusive)
+            if is_exclusive and bound in schema:
+                schema[exclusive] = schema.pop(bound)
+    # Lengths and counts as other programs write numbers.
+    for name in ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"):
+        if isinstance(schema.get(name), float) and schema[name].is_integer():
+            schema[name] = int(schema[name])
+
+
+def _items(schema: dict[str, Any]) -> None:
+    """Before 2020, a list under `items` had a schema for each place."""
+    if isinstance(schema.get("items"), list):
+        schema["prefixItems"] = schema.pop("items")
+        if "additionalItems" in schema:
+            schema["items"] = schema["additionalItems"]
+    schema.pop("additionalItems", None)
+    if schema.get("uniqueItems") is True and schema.get("maxItems") in (0, 1):
+        del schema["uniqueItems"]
+
+
+def _required(schema: dict[str, Any]) -> None:
+    """Draft 3 says it of each property."""
+    if isinstance(schema.get("required"), bool):
+        del schema["required"]
+
+
+def _formats(schema: dict[str, Any]) -> None:
+    if schema.get("format") not in _FORMATS or schema.get("type") in _NUMBER_TYPES:
+        schema.pop("format", None)
+
+
+def _options(schema: dict[str, Any]) -> None:
+    """Options whose expressions look around are left out where others remain: pydantic's decimals are also numbers."""
+    options = schema.get("anyOf")
+    if isinstance(options, list):
+        kept = [option for option in options if not _looks_around(option)]
+        schema["anyOf"] = kept or options
+
+
+def _looks_around(schema: Any) -> bool:
+    pattern = schema.get("pattern") if isinstance(schema, dict) else None
+    return isinstance(pattern, str) and _LOOKS.search(pattern) is not None
+
+
+def _further(schema: dict[str, Any]) -> None:
+    """Without other schemas beside it, an object's further properties are those it does not name itself."""
+    elsewhere = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas")
+    if "unevaluatedProperties" in schema and not any(name in schema for name in elsewhere):
+        further = schema.pop("unevaluatedProperties")
+        schema.setdefault("additionalProperties", further)
+
+
+_REWRITES: tuple[Callable[[dict[str, Any]], None], ...] = (
+    _types,
+    _bounds,
+    _items,
+    _required,
+    _formats,
+    _options,
+    _further,
+)
