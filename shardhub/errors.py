@@ -28,6 +28,7 @@
     │   ├── RouteError              stages missing, served by one node twice, overlapping
     │   ├── HandshakeError          a node that serves something else
     │   ├── NodeUnreachable         no connection
+    │   │   └── NodeLoading         a node that answers, and has not loaded its stage yet
     │   ├── NodeLost                the connection broke while it was used
     │   ├── StepTimeout             a step passed its deadline
     │   └── NodeFailure             a node reports a fault of its own
@@ -190,6 +191,10 @@ class NodeUnreachable(ChainError):
     """No connection to a node."""
 
 
+class NodeLoading(NodeUnreachable):
+    """A node answers, and has not loaded its stage yet."""
+
+
 class NodeLost(ChainError):
     """The connection to a node broke while it was used."""
 
@@ -284,6 +289,7 @@ OUTCOMES: dict[type[ShardhubError], Outcome] = {
     HubUnreachable: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     RouteError: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     HandshakeError: Outcome(grpc="FAILED_PRECONDITION", http=503, exit=5),
+    NodeLoading: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     NodeUnreachable: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     NodeLost: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     StepTimeout: Outcome(grpc="DEADLINE_EXCEEDED", http=504, exit=5),

@@ -14,7 +14,11 @@ WEIGHT_FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.safetensors$"
 # Names of the small files beside the weights.
 PLAIN_FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 REPO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+# Where `shardhub serve` listens unless told otherwise.
+NODE_PORT = 50051
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
+# The first digits of one, as git takes them where they are unique.
+SHORT_COMMIT_PATTERN = r"^[0-9a-f]{7,39}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 # Reserved on Windows, where such a file opens a device.
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)

@@ -27,6 +27,17 @@ UNKNOWN = "0" * 64
 _MAX_REMARK = 200
 _FILE = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{1,16}-([0-9a-f]{16})\.json")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+# What stands for a processor where only its architecture was recorded.
+_ARCHITECTURES = {"", "arm", "arm64", "aarch64", "i386", "x86_64"}
+# What a class is made of, in words.
+_FACTS = {
+    "mlx": "mlx",
+    "backend": "the backend",
+    "os": "the operating system",
+    "chip": "the chip",
+    "cpu": "the processor",
+    "blas": "the library that multiplies",
+}
 _BACKENDS = {"cpu": "CPU", "metal": "Metal", "cuda": "CUDA"}
 
 
@@ -75,7 +86,27 @@ def numeric_class(host: Mapping[str, str]) -> NumericClass:
 def one_class(classes: Iterable[NumericClass]) -> bool:
     """Whether all these machines promise the same numbers."""
     found = list(classes)
-    return len(set(found)) == 1 and bool(found[0].mlx and found[0].backend and found[0].cpu)
+    return len(set(found)) == 1 and bool(found[0].mlx and found[0].backend and names_chip(found[0]))
+
+
+def names_chip(numbers: NumericClass) -> bool:
+    """Whether a class says which processor it is.
+
+    On a Mac, shardhub up to 0.1 recorded the architecture, which an M1 and an M4 have in common.
+    """
+    return numbers.cpu not in _ARCHITECTURES
+
+
+def difference(one: NumericClass, other: NumericClass) -> str:
+    """In what two classes differ, for people; empty where they are the same."""
+    parts = []
+    for name, word in _FACTS.items():
+        here, there = getattr(one, name), getattr(other, name)
+        if here != there:
+            parts.append(f"{word} ({here or 'unknown'} and {there or 'unknown'})")
+    if not parts and not names_chip(one):
+        parts.append(f"perhaps the chip, which neither names ({one.cpu or 'unknown'})")
+    return ", ".join(parts)
 
 
 def describe(parity: Parity) -> str:
@@ -92,7 +123,8 @@ def describe(parity: Parity) -> str:
 def describe_class(numbers: NumericClass) -> str:
     """A numeric class as a person reads it."""
     backend = _BACKENDS.get(numbers.backend, numbers.backend)
-    return " ".join(part for part in (numbers.os, numbers.chip, backend) if part) + f", mlx {numbers.mlx}"
+    chip = numbers.chip if names_chip(numbers) else f"{numbers.chip} (unknown chip)".strip()
+    return " ".join(part for part in (numbers.os, chip, backend) if part) + f", mlx {numbers.mlx}"
 
 
 def mismatch(parity: Parity) -> str | None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
-from shardhub.chain.links import LocalLink, NodeLink, StageLink, describe
+from shardhub.chain.links import LocalLink, NodeLink, StageLink
 from shardhub.chain.membership import Membership
+from shardhub.chain.muster import muster
 from shardhub.chain.route import Hop, LocalHop, NodeHop, plan_route
 from shardhub.chain.scheduler import Scheduler, SchedulerSettings
 from shardhub.chain.stream import Finish, Request, Stream
-from shardhub.chain.together import all_of
 from shardhub.engine.engine import Engine, EngineSettings
-from shardhub.errors import DigestMismatch
+from shardhub.errors import DigestMismatch, ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.parity import inexactness
 from shardhub.protocol import INEXACT, Way
@@ -75,6 +75,7 @@ class Head:
         scheduler: Runs requests over them.
         membership: Takes in nodes that come later.
         tokenizer: The pipeline's.
+        absent: Nodes that were named and did not answer when it started, and why; `follow` takes them in.
     """
 
     def __init__(
@@ -84,12 +85,15 @@ class Head:
         tokenizer: Tokenizer,
         scheduler: Scheduler,
         membership: Membership,
+        *,
+        absent: Mapping[str, ShardhubError] | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.chain = chain
         self.tokenizer = tokenizer
         self.scheduler = scheduler
         self.membership = membership
+        self.absent = dict(absent or {})
         only_named = pipeline.only_named is not None
         self._known_inexact = inexactness(pipeline.folder, pipeline.manifest, only_named=only_named)
         self._tasks: list[asyncio.Task[None]] = []
@@ -131,16 +135,24 @@ class Head:
             scheduling: How requests are scheduled.
 
         Raises:
-            ChainError: A node does not answer, serves something else, or a stage has nobody.
+            ChainError: As `muster`; nodes that do not answer are left out where the others serve every stage.
             DoesNotFit: Stages nobody serves are here but do not fit.
             AddressError, CertificateRefused: A node cannot be reached safely.
         """
+        find = find or pipeline.shard_folder
+        folders: dict[int, Path] = {}
+
+        def is_here(index: int) -> bool:
+            if allow_local and index not in folders and (folder := find(index)) is not None:
+                folders[index] = folder
+            return index in folders
+
         asking = asyncio.ensure_future(
-            all_of(describe(address, liveness=liveness, security=security) for address in nodes)
+            muster(pipeline.manifest, nodes, is_here=is_here, progress=progress, liveness=liveness, security=security)
         )
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
-            described = await asking
+            mustered = await asking
             # The first prompt waits for the tokenizer's process as little as can be; what is wrong with it, it is told.
             starting = asyncio.get_running_loop().run_in_executor(None, tokenizer.start)
             starting.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -149,13 +161,8 @@ class Head:
             await asyncio.wait({asking})
             if not asking.cancelled():
                 asking.exception()  # seen: the first error is the one that is raised
-        find = find or pipeline.shard_folder
-        served = {digest for description in described for digest in description.stage.digests}
-        folders: dict[int, Path] = {}
-        for index, stage in enumerate(pipeline.manifest.stages):
-            if allow_local and stage.digest not in served and (folder := find(index)) is not None:
-                folders[index] = folder
-        hops = plan_route(pipeline.manifest, list(zip(nodes, described, strict=True)), folders)
+        described = [description for _, description in mustered.nodes]
+        hops = plan_route(pipeline.manifest, mustered.nodes, folders)
         links: list[StageLink] = []
         try:
             for hop in hops:
@@ -189,7 +196,7 @@ class Head:
 
         scheduler = Scheduler(chain, scheduling, stand_in=stand_in)
         membership = Membership(pipeline.manifest, scheduler, liveness=liveness, security=security)
-        head = cls(pipeline, chain, tokenizer, scheduler, membership)
+        head = cls(pipeline, chain, tokenizer, scheduler, membership, absent=mustered.absent)
         if security.trust is not None:
             head._tasks.append(asyncio.create_task(keep(security.trust)))
         return head

@@ -149,6 +149,7 @@ class Healer:
                     self._relieve(index)
                     return
                 except (HandshakeError, AccessError) as error:  # somebody answers, and it helps nobody: told once
+                    self._chain.paths.refuse(index, error)
                     if (why := describe_error(error)) != refused:
                         refused = why
                         self.tell("refused", f"{link.name} answers, and is not used: {why}")

@@ -34,7 +34,7 @@ from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, client_options
 from shardhub.wire.outbox import Outbox
 from shardhub.wire.secure import open_channel, while_trusted, with_tls_hint
 from shardhub.wire.shardhub_pb2_grpc import NodeStub
-from shardhub.wire.status import from_rpc
+from shardhub.wire.status import from_rpc, network_words
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +260,12 @@ class NodeLink:
             before.boundaries,
             before.config_digest,
         ):
-            raise HandshakeError(f"{self.name} serves something else now.")
+            raise HandshakeError(
+                f"{self.name} serves something else now.",
+                why="It was restarted with another version of the pipeline, or with another stage.",
+                hint="Restart this command, so that it reads the newest version; or restart that node with "
+                "PIPELINE@COMMIT for the version that is running here.",
+            )
         return NodeLink(self.name, found, liveness=self._liveness, security=self._security)
 
     async def open(self, call: OpenSession) -> Opened:
@@ -347,7 +352,7 @@ class NodeLink:
         if isinstance(found, NodeUnreachable) and self._readers:
             return NodeLost(
                 f"The node at {self.name} is gone.",
-                why=f"Its link broke: {details}.",
+                why=f"Its link broke: {network_words(details)}.",
                 hint="Start it again with `shardhub serve`.",
             )
         return found
@@ -374,7 +379,7 @@ class NodeLink:
         if isinstance(found, NodeUnreachable):
             found = NodeLost(
                 f"The node at {self.name} is gone.",
-                why=f"Its link broke: {error.details()}.",
+                why=f"Its link broke: {network_words(error.details())}.",
                 hint="Start it again with `shardhub serve`.",
             )
         self._lost(found)

@@ -41,8 +41,10 @@ class Paths:
         self._hops: dict[tuple[int, int], NextHop] = {}
         self._dead: dict[int, ShardhubError] = {}
         self._relieved: set[int] = set()
-        self._usable = asyncio.Event()
-        self._usable.set()
+        self._refused: set[int] = set()
+        # Nothing is to be waited for: every stage has a link, or one will have none.
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     @property
     def hops(self) -> list[NextHop]:
@@ -122,14 +124,33 @@ class Paths:
         """Wait until every stage has a link.
 
         Raises:
-            ChainError: One has none in time: what broke it.
+            ChainError: One has none in time, or whoever served it serves something else: what broke it.
         """
+        if (hopeless := self._hopeless()) is not None:
+            raise hopeless
         try:
             async with asyncio.timeout(timeout_s):
-                await self._usable.wait()
+                await self._settled.wait()
         except TimeoutError as error:
             if gaps := self.gaps:
                 raise gaps[0][1] from error
+        if (hopeless := self._hopeless()) is not None:
+            raise hopeless
+
+    def refuse(self, index: int, error: ShardhubError) -> None:
+        """Note that in a broken link's place somebody answers who helps nobody: no time is worth waiting for that."""
+        if index in self._dead:
+            self._dead[index] = error
+            self._refused.add(index)
+            self._update_usable()
+
+    def _hopeless(self) -> ShardhubError | None:
+        """Why a stage has nobody, where all who served it answer, and serve something else now."""
+        for place in self.places:
+            expected = [index for index in place if index not in self._relieved]
+            if place and all(index in self._dead for index in place) and self._refused.issuperset(expected):
+                return self._dead[expected[-1] if expected else place[-1]]
+        return None
 
     def mark_dead(self, index: int, error: ShardhubError) -> bool:
         """Leave a link out from now on; whether it was in use."""
@@ -171,6 +192,7 @@ class Paths:
     def revive(self, index: int) -> None:
         """Use the link again that stands in a broken one's place."""
         self._dead.pop(index, None)
+        self._refused.discard(index)
         self._update_usable()
 
     async def find_hops(self, indices: Collection[int]) -> None:
@@ -213,10 +235,11 @@ class Paths:
         return min((way.bytes_per_s for way in self.ways.values()), default=math.inf)
 
     def _update_usable(self) -> None:
-        if all(any(index not in self._dead for index in place) for place in self.places):
-            self._usable.set()
+        is_usable = all(any(index not in self._dead for index in place) for place in self.places)
+        if is_usable or self._hopeless() is not None:
+            self._settled.set()
         else:
-            self._usable.clear()
+            self._settled.clear()
 
 
 def changed_classes(before: Sequence[StageLink], after: Sequence[StageLink]) -> str:

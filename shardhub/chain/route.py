@@ -66,12 +66,13 @@ def plan_route(
             served[index] = hop
     missing = [index for index in range(len(manifest.stages)) if index not in served]
     if nobody := [index for index in missing if index not in local]:
-        stages = ", ".join(
-            f"{index} (layers {manifest.stages[index].start} to {manifest.stages[index].stop - 1})" for index in nobody
-        )
+        num = len(manifest.stages)
+        serve = "one node serves others" if len(nodes) == 1 else f"{len(nodes)} nodes serve others"
         raise RouteError(
-            f"Nobody serves stage {stages}.",
-            why=f"{len(nodes)} nodes were named; the pipeline has {len(manifest.stages)} stages.",
+            f"Nobody serves stage {stages_text(manifest, nobody)}.",
+            why=f"The pipeline has {num} stages; {serve}."
+            if nodes
+            else f"The pipeline has {num} stages, and no node serves one.",
             hint="Start it somewhere with `shardhub serve` and name its address with --node.",
         )
     for index in missing:
@@ -93,6 +94,14 @@ def _node_hop(manifest: Manifest, address: str, description: Description) -> Nod
         )
     digests = [stage.digest for stage in manifest.stages]
     if unknown := [digest for digest in facts.digests if digest not in digests]:
+        if is_same_model(manifest, description):
+            raise HandshakeError(
+                f"{address} serves a shard of another pipeline: another version or cut of {manifest.name}.",
+                why=f"Its stage digest is {unknown[0][:12]}, which this manifest does not name; the model's "
+                "configuration is the same. The Hub probably has a newer version than one of the two was started with.",
+                hint="Restart the older of the two: that node, to fetch what the Hub has now, or this command. To stay "
+                "with an older version, name its commit on both sides: PIPELINE@COMMIT (shardhub ls shows commits).",
+            )
         raise HandshakeError(
             f"{address} serves a shard of another pipeline.",
             why=f"Its stage digest is {unknown[0][:16]}..., the manifest {manifest.name!r} has "
@@ -113,6 +122,19 @@ def _node_hop(manifest: Manifest, address: str, description: Description) -> Nod
             why=f"Its config digest is {facts.config_digest[:16]}..., the manifest's {manifest.config_digest[:16]}....",
         )
     return NodeHop(address=address, description=description, first=first, last=last)
+
+
+def stages_text(manifest: Manifest, indices: Sequence[int]) -> str:
+    """Stages with their layers, for messages."""
+    return ", ".join(
+        f"{index} (layers {manifest.stages[index].start} to {manifest.stages[index].stop - 1})" for index in indices
+    )
+
+
+def is_same_model(manifest: Manifest, description: Description) -> bool:
+    """Whether a node serves layers of the manifest's model, of whatever version or cut."""
+    facts = description.stage
+    return facts.config_digest == manifest.config_digest and facts.num_layers == manifest.num_layers
 
 
 def _layers(hop: NodeHop) -> str:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shardhub.errors import UsageError
+from shardhub.naming import NODE_PORT
 from shardhub.shard import Pipeline
 
 NODES_VARIABLE = "SHARDHUB_NODES"
 NODES_FILE = "nodes.toml"
+_MAX_PORT = 65535
+_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})?")
 
 
 def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[str]:
     """Addresses of nodes: --node, else SHARDHUB_NODES (separated by commas), else nodes.toml here or at the pipeline.
 
     Raises:
-        UsageError: An address has no port, or nodes.toml is not `nodes = ["host:port", ...]`.
+        UsageError: An address is none, or nodes.toml is not `nodes = ["host:port", ...]`.
     """
     if options:
         return _checked(options, "--node")
@@ -56,11 +61,44 @@ def read_nodes_file(path: Path) -> list[str]:
     return _checked(addresses, str(path))
 
 
-def _checked(addresses: Sequence[Any], where: str) -> list[str]:
-    for address in addresses:
-        if not isinstance(address, str) or not address.rpartition(":")[2].isdigit() or not address.rpartition(":")[0]:
-            raise UsageError(f"{where}: {address!r} is no HOST:PORT.", hint="Write it like 192.168.1.7:50051.")
+def with_port(text: str, port: int = NODE_PORT) -> str | None:
+    """`HOST:PORT` of an address that may leave its port out: a name, an IPv4 or an IPv6 address, in brackets or bare.
+
+    Returns:
+        The address; None where it is none.
+    """
+    host, colon, number = text.strip().rpartition(":")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        host, colon, number = text.strip(), "", ""  # an IPv6 address without brackets has no port
+    elif not colon or number.endswith("]"):
+        host, colon, number = text.strip(), "", ""
+    if colon and not (number.isascii() and number.isdigit() and 0 < int(number) <= _MAX_PORT):
+        return None
+    if host.startswith("[") != host.endswith("]"):
+        return None
+    bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    if ":" in bare:
+        try:
+            ipaddress.IPv6Address(bare)
+        except ValueError:
+            return None
+        host = f"[{bare}]"
+    elif not _HOST.fullmatch(bare) or host != bare:
+        return None
+    return f"{host}:{number or port}"
+
+
+def _checked(texts: Sequence[Any], where: str) -> list[str]:
+    addresses: list[str] = []
+    for text in texts:
+        address = with_port(text) if isinstance(text, str) else None
+        if address is None:
+            raise UsageError(
+                f"{where}: {text!r} is not HOST:PORT.",
+                hint=f"Write it like 192.168.1.7:{NODE_PORT}, or 192.168.1.7 for that port.",
+            )
+        addresses.append(address)
     if len(set(addresses)) != len(addresses):
         twice = next(address for address in addresses if addresses.count(address) > 1)
         raise UsageError(f"{where}: {twice} is named twice.", hint="Name each node once.")
-    return list(addresses)
+    return addresses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -13,7 +14,10 @@ from shardhub.cli.certs import certs_app
 from shardhub.cli.commands import gateway, generate, publish, serve, verify
 from shardhub.cli.hub import hub_app
 from shardhub.cli.options import BlasChoice, BlasOption, Debug, Json
-from shardhub.cli.run import run
+from shardhub.cli.run import print_error, run
+from shardhub.cli.streams import OutputFailed, drop_output, output_error, prepare_streams
+from shardhub.errors import ShardhubError, outcome
+from shardhub.shortage import shortage
 
 app = typer.Typer(
     name="shardhub",
@@ -89,7 +93,22 @@ app.add_typer(certs_app)
 
 def main() -> None:
     """Entry point of the console script."""
-    app(prog_name="shardhub")
+    prepare_streams()
+    try:
+        app(prog_name="shardhub")
+    except OutputFailed as error:  # of help and versions, which no command prints
+        drop_output()
+        sys.exit(_tell(output_error(error)))
+    except Exception as error:
+        # A command's modules are imported before it runs: with too little memory that fails already.
+        if (lacking := shortage(error)) is None:
+            raise
+        sys.exit(_tell(lacking))
+
+
+def _tell(error: ShardhubError) -> int:
+    print_error(error)
+    return outcome(error).exit
 
 
 __all__ = ["__version__", "app", "main"]

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from shardhub.cli.run import error_record, note
+from shardhub.cli.streams import announce
 from shardhub.cli.trust import default_authority, default_folder
 from shardhub.errors import AddressError, ShardhubError, UsageError, outcome
 from shardhub.security.authority import OWN_NAME, Authority
@@ -31,6 +32,8 @@ from shardhub.wire.options import client_options
 from shardhub.wire.secure import open_channel
 
 DESK_PORT = 50049
+# Where a machine that was invited is answered, beside `certs serve`.
+INVITE_PORT = 50048
 _NODES_VARIABLE = "SHARDHUB_NODES"
 _MESSAGE_BYTES = 4 << 20
 _NOBODY_CAME = 1
@@ -70,7 +73,7 @@ def issue(authority: Path | None, folder: Path | None, name: str, role: str, *, 
 
 
 def invite(
-    authority: Path | None, name: str, role: str, *, host: str | None, port: int, life_s: float, as_json: bool
+    authority: Path | None, name: str, role: str, *, host: str | None, port: int | None, life_s: float, as_json: bool
 ) -> int:
     """Print a line and answer the one machine that brings it."""
     opened = Authority.open(authority or default_authority())
@@ -82,7 +85,7 @@ def invite(
     async def answer() -> bool:
         made = Invite(name, Role(role), clock=time.monotonic, life_s=life_s)
         desk = Desk(opened, clock=utc_now, invite=made)
-        bound = await _start(desk, host, port)
+        bound = await _start_invited(desk, host, port)
         line = made.line(_join(host, bound), opened.fingerprint).text()
         print(json.dumps({"line": line, "seconds": life_s}) if as_json else line, flush=True)
         note(f"On {name}, within {life_s / 60:.0f} minutes, run `shardhub certs join` and give it this line.")
@@ -137,7 +140,7 @@ def serve(authority: Path | None, *, as_json: bool) -> int:
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
         bound = await _start(desk, host, port)
         shown = _join(host, bound)
-        print(json.dumps({"address": shown, "fingerprint": opened.fingerprint}) if as_json else shown, flush=True)
+        announce(json.dumps({"address": shown, "fingerprint": opened.fingerprint}) if as_json else shown)
         await ended.wait()
         await desk.stop()
         return 0
@@ -185,6 +188,18 @@ async def _tell(
             return None
 
         return dict(zip(addresses, await asyncio.gather(*map(one, addresses)), strict=True))
+
+
+async def _start_invited(desk: Desk, host: str, port: int | None) -> int:
+    """Listen for who is invited: at the usual port, which a firewall can be told, else at a free one."""
+    if port is not None:
+        return await _start(desk, host, port)
+    try:
+        return await _start(desk, host, INVITE_PORT)
+    except AddressError:
+        bound = await _start(desk, host, 0)
+        note(f"Port {INVITE_PORT} is in use: listening on {bound}, which a firewall must let through.")
+        return bound
 
 
 async def _start(desk: Desk, host: str, port: int) -> int:

@@ -149,12 +149,19 @@ def _rm(repo: str, cache_dir: Path | None, *, as_json: bool) -> int:
     from shardhub.errors import NotFound, UsageError
     from shardhub.hub.cache import Cache
     from shardhub.hub.evict import held, remove
-    from shardhub.naming import COMMIT_PATTERN, REPO_PATTERN
+    from shardhub.naming import COMMIT_PATTERN, REPO_PATTERN, SHORT_COMMIT_PATTERN
 
     name, at, commit = repo.partition("@")
-    if not re.fullmatch(REPO_PATTERN, name) or (at and not re.fullmatch(COMMIT_PATTERN, commit)):
-        raise UsageError(f"{repo[:200]!r} is no repo.", hint="Write ORG/NAME, or ORG/NAME@COMMIT with all 40 digits.")
+    is_commit = re.fullmatch(COMMIT_PATTERN, commit) or re.fullmatch(SHORT_COMMIT_PATTERN, commit)
+    if not re.fullmatch(REPO_PATTERN, name) or (at and not is_commit):
+        hint = "Write ORG/NAME, or ORG/NAME@COMMIT with 7 or more of its digits, as `shardhub ls` shows them."
+        raise UsageError(f"{repo[:200]!r} is not a repo, or not a commit of one.", hint=hint)
     cache = Cache(cache_dir)
+    if commit:
+        commits = sorted({one.commit for one in held(cache) if one.repo == name and one.commit.startswith(commit)})
+        if len(commits) > 1:
+            raise UsageError(f"{repo} names {len(commits)} commits.", hint="Give more of the digits.")
+        commit = commits[0] if commits else commit
     known = cache.repo_folder(name).is_dir() or (cache.root / "sources" / name).is_dir()
     if not known or (commit and commit not in {one.commit for one in held(cache) if one.repo == name}):
         raise NotFound(f"{repo} is not in the cache {cache.root}.", hint="See what is: shardhub ls")

@@ -81,7 +81,10 @@ def invite(
     role: RoleOption = MachineRole.NODE,
     authority: Authority = None,
     host: Annotated[str | None, typer.Option(help="Where the machine reaches this one; as at init by default.")] = None,
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 0,
+    port: Annotated[
+        int | None,
+        typer.Option(help="Port; 50048, or a free one where that is in use; 0 takes a free one.", min=0, max=65535),
+    ] = None,
     minutes: Annotated[float, typer.Option(help="How long it may be used.", min=0.01, max=60)] = 10.0,
     json_: Json = False,
     debug: Debug = False,

@@ -8,7 +8,7 @@ import sys
 from shardhub.chain.head import Timing
 from shardhub.cli.generate import HeadOptions, SamplingOptions, note_limits, prefill_progress, start_head, summary
 from shardhub.cli.loop import LoopThread
-from shardhub.cli.run import note, print_error
+from shardhub.cli.run import end_answer, note, print_error, write_answer
 from shardhub.errors import PromptError
 
 
@@ -46,12 +46,11 @@ def chat(head_options: HeadOptions, sampling: SamplingOptions, *, system: str | 
                     )
                     for piece in loop.iterate(answer):
                         text += piece.text
-                        sys.stdout.write(piece.text)
-                        sys.stdout.flush()
-                    print()
+                        write_answer(piece.text)
+                    end_answer()
                     note(summary(timing))
                 except KeyboardInterrupt:
-                    print()
+                    end_answer()
                     note("stopped")
                 except PromptError as error:
                     print_error(error)

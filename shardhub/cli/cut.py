@@ -15,6 +15,7 @@ from shardhub.checkpoint.costs import model_costs
 from shardhub.cli.run import note
 from shardhub.cli.sizes import default_context
 from shardhub.errors import PlanError, UnsupportedModel, UsageError
+from shardhub.memory_limits import installed_memory
 from shardhub.planning.borders import Borders, CutFacts, crossing_text
 from shardhub.planning.cutting import cut_at, cut_evenly, parse_cuts
 from shardhub.planning.machine import cut_for_machines, parse_machine
@@ -26,6 +27,9 @@ from shardhub.tensors import TensorSpec
 
 if TYPE_CHECKING:
     from shardhub.model.dissection import Dissection
+
+# Stands for the memory of the machine that plans.
+_HERE = "here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +171,14 @@ def batch_text(refusal: str | None) -> str:
     return f"not proven for several sessions in one batch: {refusal}"
 
 
+def with_own_memory(machine: str) -> str:
+    """`NAME=here` with the memory that this machine has, or that this process may have of it."""
+    name, equals, ram = machine.partition("=")
+    if not equals or ram.strip().lower() != _HERE:
+        return machine
+    return f"{name}={installed_memory() // 10**6}MB"
+
+
 def _plan(cut: CutOptions, costs: ModelCosts, context: int, borders: Borders | None) -> Plan:
     if cut.stages is not None:
         return cut_evenly(costs, cut.stages, borders=borders)
@@ -178,5 +190,5 @@ def _plan(cut: CutOptions, costs: ModelCosts, context: int, borders: Borders | N
         except OSError as error:
             raise PlanError(f"{cut.plan} cannot be read.", why=f"{error.strerror}.") from error
         return parse_plan(data, costs, where=str(cut.plan), borders=borders)
-    machines = [parse_machine(text) for text in cut.machines]
+    machines = [parse_machine(with_own_memory(text)) for text in cut.machines]
     return cut_for_machines(costs, machines, context=context, borders=borders)

@@ -20,6 +20,7 @@ from shardhub.errors import ShardhubError
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api, is_offline, token_source
 from shardhub.hub.failures import hub_failures
+from shardhub.naming import NODE_PORT
 from shardhub.toolchain import check_compiler
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -28,8 +29,6 @@ _OLDEST_PYTHON = (3, 11)
 # Under this a single large stage does not fit.
 _LITTLE_DISK_BYTES = 20 * 10**9
 _LITTLE_MEMORY_BYTES = 4 * 10**9
-# `shardhub serve` listens here unless told otherwise.
-_PORT = 50051
 # A doctor who waits is no help; a Hub that takes longer is as good as away.
 _HUB_TIMEOUT_S = 5.0
 # What looks like a Hub's token, for the report.
@@ -167,13 +166,14 @@ def _memory() -> list[Check]:
     try:
         import psutil
 
-        from shardhub.model.memory import installed_memory, memory_budget
+        from shardhub.memory_limits import available_memory, limit_text
+        from shardhub.model.memory import memory_budget
     except (ImportError, OSError, RuntimeError) as error:
         return [Check(name="memory", state=WARN, found=f"{type(error).__name__}", advice="See mlx above.")]
-    budget, free = memory_budget(), psutil.virtual_memory().available
+    budget, free, limit = memory_budget(), available_memory(), limit_text()
     found = (
-        f"{budget / 1e9:.1f} GB for a node, of {installed_memory() / 1e9:.1f} GB installed; "
-        f"{free / 1e9:.1f} GB free now"
+        f"{budget / 1e9:.1f} GB for a node, of {psutil.virtual_memory().total / 1e9:.1f} GB installed; "
+        f"{free / 1e9:.1f} GB free now" + (f"; {limit}" if limit else "")
     )
     if free < min(_LITTLE_MEMORY_BYTES, budget // 2):
         return [Check(name="memory", state=WARN, found=found, advice="End what you do not need before you serve.")]
@@ -195,20 +195,33 @@ def check_disk(folder: Path) -> Check:
 
 
 def _ports() -> list[Check]:
-    return [check_port(_PORT)]
+    return [check_port(NODE_PORT)]
 
 
 def check_port(port: int) -> Check:
     """Whether a node could listen there."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError as error:
-            advice = "A node may be running already; for another: shardhub serve --port 0"
-            found = f"{port} cannot be used: {error.strerror}"
-            return Check(name="ports", state=WARN, found=found, advice=advice)
+    # All addresses at once first; a system that lets somebody else listen on one of them is asked for each.
+    for host in dict.fromkeys(("0.0.0.0", *_own_addresses())):  # noqa: S104 - nobody is answered there
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((host, port))
+            except OSError as error:
+                place = "" if host == "0.0.0.0" else f" on {host}"  # noqa: S104
+                advice = "A node may be running already; for another: shardhub serve --port 0"
+                found = f"{port} cannot be used{place}: {error.strerror}"
+                return Check(name="ports", state=WARN, found=found, advice=advice)
     return Check(name="ports", state=OK, found=f"{port} is free")
+
+
+def _own_addresses() -> list[str]:
+    import psutil
+
+    try:
+        interfaces = psutil.net_if_addrs().values()
+    except OSError:
+        return ["127.0.0.1"]
+    return [one.address for interface in interfaces for one in interface if one.family == socket.AF_INET]
 
 
 def _hub() -> list[Check]:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from shardhub.chain.head import Head
 from shardhub.cli.awake import awake
 from shardhub.cli.demo_chain import demo_chain
-from shardhub.cli.generate import HeadOptions, start_head
+from shardhub.cli.generate import HeadOptions, Starting
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.run import note
-from shardhub.errors import UsageError
+from shardhub.cli.streams import announce
+from shardhub.errors import ChainError, UsageError
 from shardhub.gateway.keys import new_key, read_keys
 from shardhub.gateway.server import Gateway, check_host, listening
 from shardhub.gateway.settings import GatewaySettings, ReasoningField
+from shardhub.gateway.waiting import Waiting
 
 _CUT_SHORT = 143
+# Between two attempts to start over nodes that are not there yet.
+_BETWEEN_STARTS_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +89,7 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
     if options.insecure_lan and not settings.keys:
         note("warning: --insecure-lan without a key: everyone who reaches this port can use the model")
     with awake(allow_sleep=options.allow_sleep), listening(settings) as listener, LoopThread() as loop:
-        head = start_head(loop, head_options)
+        head = _started(loop, Starting(head_options), listener)
 
         def ready(url: str) -> None:
             name = serving.model_name
@@ -94,9 +101,9 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
                     "keys": len(settings.keys.digests),
                     "inexact": head.inexact,
                 }
-                print(json.dumps(record), flush=True)
+                announce(json.dumps(record))
             else:
-                print(f"{name}: {url}/v1", flush=True)
+                announce(f"{name}: {url}/v1")
                 key = ", with a key as the password," if settings.keys else ""
                 note(f"open {url}/ in a browser{key} to chat and to watch the chain; Ctrl+C ends it")
 
@@ -108,6 +115,26 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
             loop.wait(head.stop())
             head.tokenizer.close()
     return _CUT_SHORT if serving.was_cut_short else 0
+
+
+def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> Head:
+    """The head, once its nodes serve every stage; till then requests are told what is missing."""
+    waiting, said = Waiting(), ""
+    loop.wait(waiting.start(listener))
+    try:
+        while True:
+            try:
+                return starting.start(loop)
+            except ChainError as error:
+                if not starting.names_nodes:
+                    raise
+                waiting.wait_for(error)
+            if waiting.reason != said:
+                said = waiting.reason
+                note(f"waiting, and answering 503: {said}")
+            time.sleep(_BETWEEN_STARTS_S)
+    finally:
+        loop.wait(waiting.stop())
 
 
 @contextmanager

@@ -21,14 +21,13 @@ from shardhub.cli.addresses import node_addresses, nodes_file, read_nodes_file
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.parity import warn_inexact
 from shardhub.cli.places import Places
-from shardhub.cli.run import Status, note
+from shardhub.cli.run import Status, end_answer, note, note_between, write_answer
 from shardhub.cli.signing import check_pipeline
 from shardhub.cli.sizes import parse_memory, served_context
 from shardhub.cli.trust import head_security
 from shardhub.errors import PromptError, RouteError, UsageError
 from shardhub.naming import CONFIG_FILE
 from shardhub.parameters import MAX_SEED, SamplingParameters
-from shardhub.parity import describe, newest_record
 from shardhub.shard import copy_named, read_config, read_pipeline
 
 # Prompts from a file or pipe: more text than any model's context holds.
@@ -48,6 +47,7 @@ class HeadOptions:
     cache_dir: Path | None = None
     tls: Path | None = None
     insecure_lan: bool = False
+    insecure_flag: str = "--insecure-lan"
     require_signature: str | None = None
     recovery: Recovery = Recovery.EXACT
     recover_wait_s: float = 60.0
@@ -132,8 +132,7 @@ def generate(
             for piece in loop.iterate(answer):
                 pieces.append(piece)
                 if not as_json:
-                    sys.stdout.write(piece.text)
-                    sys.stdout.flush()
+                    write_answer(piece.text)
             if as_json:
                 record = {
                     "text": "".join(piece.text for piece in pieces),
@@ -147,7 +146,7 @@ def generate(
                 }
                 print(json.dumps(record, ensure_ascii=False))
             else:
-                print()
+                end_answer()
                 note(summary(timing))
         finally:
             loop.wait(head.stop())
@@ -161,47 +160,57 @@ def _temporary_folder() -> Path:
     return made
 
 
-def start_head(loop: LoopThread, options: HeadOptions) -> Head:
-    """Connect to the nodes an invocation names; a pipeline that is a repo is fetched first.
+class Starting:
+    """A head that can be started, again if its nodes are not there yet; a pipeline that is a repo is fetched first.
 
-    Stages that no node serves run here if their shards are here. On a terminal it is asked whether those that are
-    not are to be fetched. Nodes that are written into nodes.toml later join the chain.
+    Attributes:
+        pipeline: What is to run.
     """
-    places = Places(options.cache_dir)
-    security = head_security(options.tls, insecure_lan=options.insecure_lan)
-    folder = places.folder(pipeline_named(options))
-    check_pipeline(folder, options.require_signature)
-    pipeline = read_pipeline(folder)
-    if options.require_signature is not None:
-        pipeline = copy_named(pipeline, _temporary_folder())
-    config = read_config(pipeline.folder / CONFIG_FILE, pipeline.manifest.config_digest)
-    context = served_context(config, options.context)
-    if text := warning(config, context.positions):
-        note(f"warning: {text}")
-    addresses = node_addresses(options.nodes, pipeline)
-    file = nodes_file(options.nodes, pipeline)
-    lacking: list[int] = []
 
-    def find(index: int) -> Path | None:
-        found = places.here(pipeline, index)
-        if found is None:
-            lacking.append(index)
-        return found
+    def __init__(self, options: HeadOptions) -> None:
+        self._options = options
+        self._places = Places(options.cache_dir)
+        self._security = head_security(options.tls, insecure_lan=options.insecure_lan, flag=options.insecure_flag)
+        folder = self._places.pipeline_folder(pipeline_named(options))
+        check_pipeline(folder, options.require_signature)
+        self.pipeline = read_pipeline(folder)
+        if options.require_signature is not None:
+            self.pipeline = copy_named(self.pipeline, _temporary_folder())
+        config = read_config(self.pipeline.folder / CONFIG_FILE, self.pipeline.manifest.config_digest)
+        self._context = served_context(config, options.context)
+        if text := warning(config, self._context.positions):
+            note(f"warning: {text}")
+        self._lacking: list[int] = []
 
-    def start() -> Head:
+    @property
+    def names_nodes(self) -> bool:
+        """Whether nodes are named, or may be later, in a nodes.toml."""
+        file = nodes_file(self._options.nodes, self.pipeline)
+        return file is not None or bool(node_addresses(self._options.nodes, self.pipeline))
+
+    def start(self, loop: LoopThread) -> Head:
+        """Connect to the nodes that are named now. Those that are written into nodes.toml later join the chain.
+
+        Raises:
+            As `Head.start`.
+        """
+        options, pipeline = self._options, self.pipeline
+        addresses = node_addresses(options.nodes, pipeline)
+        file = nodes_file(options.nodes, pipeline)
+        self._lacking = []
         status = Status()
         try:
             head = loop.wait(
                 Head.start(
                     pipeline,
                     addresses,
-                    context=context.positions,
-                    may_be_less=context.may_be_less,
+                    context=self._context.positions,
+                    may_be_less=self._context.may_be_less,
                     budget_bytes=parse_memory(options.memory),
                     allow_local=not options.no_local,
-                    find=find,
+                    find=self._find,
                     progress=status,
-                    security=security,
+                    security=self._security,
                     scheduling=SchedulerSettings(
                         recovery=options.recovery,
                         recover_wait_s=options.recover_wait_s,
@@ -212,34 +221,57 @@ def start_head(loop: LoopThread, options: HeadOptions) -> Head:
         finally:
             status.clear()
         note(head.line())
-        note(context.line(head.chain.max_context))
-        head.scheduler.healer.on_event = lambda event: note(event.text)
+        note(self._context.line(head.chain.max_context))
+        for address, error in head.absent.items():
+            note(f"going on without {address}, which is used once it can be: {error.what} {error.why}".rstrip())
+        head.scheduler.healer.on_event = lambda event: note_between(event.text)
         if file is not None:
             loop.wait(head.follow(lambda: read_nodes_file(file)))
-        # No manifest names a record: where only what it names may be read, none is shown.
-        record = newest_record(pipeline.folder, pipeline.manifest.pipeline_id) if pipeline.only_named is None else None
-        if record is not None:
-            note(f"parity: {describe(record)}")
+        elif head.absent:
+            loop.wait(head.follow(lambda: addresses))
         warn_inexact(head.inexact)
         return head
 
-    try:
-        return start()
-    except RouteError as error:
-        wanted = [index for index in lacking if places.published(pipeline, index)]
-        if options.no_local or not wanted or wanted != lacking:
-            raise
-        size = sum(pipeline.manifest.stages[index].size_bytes for index in wanted)
-        text = f"stage {', '.join(map(str, wanted))} ({size / 1e9:.2f} GB)"
+    def asked(self, error: RouteError) -> None:
+        """Ask on a terminal whether the shards of stages nobody serves are to be fetched, and fetch them.
+
+        Raises:
+            RouteError: The error, with what can be done, where they are not.
+        """
+        manifest = self.pipeline.manifest
+        missing = [index for index in self._lacking if self._places.published(self.pipeline, index)]
+        if self._options.no_local or not missing or missing != self._lacking:
+            raise error
+        size = sum(manifest.stages[index].size_bytes for index in missing)
+        text = f"stage {', '.join(map(str, missing))} ({size / 1e9:.2f} GB)"
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            repos = " ".join(places.published(pipeline, index) for index in wanted)
+            repos = " ".join(self._places.published(self.pipeline, index) for index in missing)
             hint = f"Serve it somewhere and name it with --node; or, to run {text} here: shardhub pull {repos}"
             raise RouteError(error.what, why=error.why, hint=hint) from error
         if not confirm(f"Nobody serves {text}. Fetch it and run it here?"):
-            raise
-        for index in wanted:
-            places.shard(pipeline, index)
-        return start()
+            raise error
+        for index in missing:
+            self._places.shard(self.pipeline, index)
+
+    def _find(self, index: int) -> Path | None:
+        folder = self._places.here(self.pipeline, index)
+        if folder is None:
+            self._lacking.append(index)
+        return folder
+
+
+def start_head(loop: LoopThread, options: HeadOptions) -> Head:
+    """Connect to the nodes an invocation names.
+
+    Stages that no node serves run here if their shards are here. On a terminal it is asked whether those that are
+    not are to be fetched.
+    """
+    starting = Starting(options)
+    try:
+        return starting.start(loop)
+    except RouteError as error:
+        starting.asked(error)
+        return starting.start(loop)
 
 
 def note_limits(head: Head, sampling: SamplingOptions) -> None:
@@ -255,8 +287,11 @@ def confirm(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def pipeline_named(options: HeadOptions) -> str:
+def pipeline_named(options: HeadOptions, example: str = "generate ORG/MODEL-pipeline --prompt ...") -> str:
     """The pipeline given as an argument or by --manifest.
+
+    Args:
+        example: Of the command with a pipeline, for messages.
 
     Raises:
         UsageError: Neither, or two different ones.
@@ -265,7 +300,7 @@ def pipeline_named(options: HeadOptions) -> str:
     if len(given) != 1:
         raise UsageError(
             "Which pipeline?" if not given else "Two pipelines were named.",
-            hint="Give its folder or repo, such as: shardhub generate ORG/MODEL-pipeline --prompt ...",
+            hint=f"Give its folder or repo, such as: shardhub {example}",
         )
     return given.pop()
 
@@ -304,7 +339,8 @@ def summary(timing: Timing) -> str:
     """One line about an answer."""
     reused = f" ({timing.num_reused} of them reused)" if timing.num_reused else ""
     drafts = f", {timing.num_accepted} of {timing.num_drafted} guesses right" if timing.num_drafted else ""
-    losses = f", went on after {timing.num_recoveries} losses" if timing.num_recoveries else ""
+    losses = f", went on after {timing.num_recoveries} loss" if timing.num_recoveries else ""
+    losses += "es" if timing.num_recoveries > 1 else ""
     losses += "" if timing.is_exact else " (not bit-exact)"
     return (
         f"{timing.num_prompt} prompt tokens{reused}, {timing.num_generated} generated, "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.run import note, run
+from shardhub.cli.streams import announce
 from shardhub.errors import UsageError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _serve(folder: Path | None, settings: ServerSettings, *, as_json: bool) -> i
         note("warning: --insecure-lan: everyone on the way can read weights and tokens, and use the tokens")
 
     def ready(running: RunningHub) -> None:
-        print(json.dumps({"endpoint": running.endpoint}) if as_json else running.endpoint, flush=True)
+        announce(json.dumps({"endpoint": running.endpoint}) if as_json else running.endpoint)
 
     return run_server(_existing(folder), settings, on_ready=ready)
 

@@ -13,6 +13,7 @@ from shardhub.chain.recovery import Recovery
 from shardhub.cli.run import print_error
 from shardhub.errors import ShardhubError, outcome
 from shardhub.parameters import REPETITION_CONTEXT
+from shardhub.threads import check_threads
 
 
 def choose_blas(choice: Blas) -> Blas:
@@ -20,6 +21,7 @@ def choose_blas(choice: Blas) -> Blas:
     # What the command starts computes alike.
     os.environ[BLAS_VARIABLE] = choice
     try:
+        check_threads()
         use_blas(choice)
     except ShardhubError as error:
         print_error(error)
@@ -39,7 +41,10 @@ Stages = Annotated[int | None, typer.Option(help="Number of stages, balanced by 
 Cuts = Annotated[str | None, typer.Option(help="Layers before which to cut: 10,20.", metavar="L,L,...")]
 Machine = Annotated[
     list[str] | None,
-    typer.Option(help="A machine and its memory: mac=64GB. Give one for each, in order.", metavar="NAME=RAM"),
+    typer.Option(
+        help="A machine and its memory: mac=64GB, or mini=here for this one. Give one for each, in order.",
+        metavar="NAME=RAM",
+    ),
 ]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan written by `shardhub plan --json`.")]
 Context = Annotated[int | None, typer.Option(help="Positions of a session, prompt and answer, to keep KV for.")]

@@ -128,6 +128,18 @@ class Places:
         with _no_folder(place):
             return self.fetcher.fetch(place)
 
+    def pipeline_folder(self, text: str) -> Path:
+        """Folder of a pipeline, fetched if it is a repo; of a shard's repo nothing is fetched.
+
+        Raises:
+            UsageError: The repo is not a pipeline's.
+        """
+        place = parse_reference(text)
+        if isinstance(place, Path):
+            return place
+        with _no_folder(place):
+            return self.fetcher.fetch(place, only_pipeline=True)
+
     def shard(self, pipeline: Pipeline, index: int) -> Shard | None:
         """The shard of a pipeline's stage, fetched if it is a repo; None if it is named nowhere.
 

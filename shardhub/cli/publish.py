@@ -246,7 +246,7 @@ def _report(done: Published, job: SplitJob, seconds: float, *, as_json: bool) ->
         f"done in {seconds:.1f} s: {_size(done.uploaded_bytes)} uploaded, {_size(done.given_bytes)} copied at the Hub, "
         f"{_size(sum(shard.size_bytes for shard in job.shards))} in all"
     )
-    note(f"Serve each stage:  shardhub serve {done.shards[0].repo}")
+    note(f"Serve each stage, on machine after machine:  shardhub serve {done.shards[0].repo} [--host ADDRESS]")
     note(f"Then generate:  shardhub generate --manifest {done.pipeline.repo} --node HOST:PORT ... --prompt ...")
 
 

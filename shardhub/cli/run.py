@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,10 +13,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 from shardhub.blas import describe_blas
+from shardhub.cli.streams import OutputFailed, drop_output, finish_output, output_error
 from shardhub.errors import ShardhubError, outcome
+from shardhub.shortage import shortage
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+# Whether the answer on stdout stands in the midst of a line.
+_is_line_open = False
 
 
 def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool = False) -> None:
@@ -33,6 +38,9 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
     )
     for noisy in ("asyncio", "grpc._cython.cygrpc", "urllib3", "filelock", "httpx2", "httpcore2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Of each peer that calls without TLS or goes away, gRPC's core writes lines that only its makers can read.
+    if not debug:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if debug:
         logging.getLogger(__name__).debug("BLAS: %s", describe_blas() or "MLX's own")
     try:
@@ -41,24 +49,40 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
     except ShardhubError as error:
         if debug:
             logging.getLogger(__name__).exception("command failed")
-        if as_json:
-            print(json.dumps(error_record(error)))
-        print_error(error)
-        code = outcome(error).exit
+        code = _tell(error, as_json=as_json)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         code = 1
+    except OutputFailed as error:
+        drop_output()
+        code = _tell(output_error(error), as_json=False)
     except Exception as error:
+        lacking = shortage(error)
         if debug:
-            raise
-        hint = "This is a fault of shardhub's: please report it with the output of the same command and --debug."
-        print_error(ShardhubError("Something went wrong.", why=f"{type(error).__name__}: {error}", hint=hint))
-        code = 1
-    sys.stdout.flush()
+            if lacking is None:
+                raise
+            logging.getLogger(__name__).exception("command failed")
+        code = _tell(lacking or _fault(error), as_json=as_json)
+    if (failed := finish_output()) is not None and not code:
+        code = _tell(failed, as_json=False) if failed.what else 1
     sys.exit(code)
+
+
+def _tell(error: ShardhubError, *, as_json: bool) -> int:
+    """Say what went wrong; its exit code."""
+    if as_json:
+        with contextlib.suppress(OSError):  # the exit code tells, too
+            print(json.dumps(error_record(error)), flush=True)
+    print_error(error)
+    return outcome(error).exit
+
+
+def _fault(error: Exception) -> ShardhubError:
+    hint = "This is a fault of shardhub's: please report it with the output of the same command and --debug."
+    return ShardhubError("Something went wrong.", why=f"{type(error).__name__}: {error}", hint=hint)
 
 
 @contextmanager
@@ -102,6 +126,28 @@ def error_record(error: ShardhubError) -> dict[str, object]:
 def note(text: str) -> None:
     """A line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def write_answer(text: str) -> None:
+    """A piece of an answer on stdout, at once."""
+    global _is_line_open
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    if text:
+        _is_line_open = not text.endswith("\n")
+
+
+def end_answer() -> None:
+    """End an answer's last line."""
+    global _is_line_open
+    print(flush=True)
+    _is_line_open = False
+
+
+def note_between(text: str) -> None:
+    """A line on stderr that may come in the midst of an answer: on a terminal it begins a line of its own."""
+    is_shared = _is_line_open and sys.stdout.isatty() and sys.stderr.isatty()
+    note(f"\n{text}" if is_shared else text)
 
 
 class Status:

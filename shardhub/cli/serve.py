@@ -18,6 +18,7 @@ from shardhub.cli.places import Places
 from shardhub.cli.run import Status, note
 from shardhub.cli.signing import check_pipeline
 from shardhub.cli.sizes import parse_memory, served_context
+from shardhub.cli.streams import announce
 from shardhub.cli.trust import node_trust
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.engine.metrics import StageMetrics
@@ -26,7 +27,7 @@ from shardhub.hub.snapshot import other_stage
 from shardhub.model.memory import memory_budget
 from shardhub.naming import MANIFEST_FILE
 from shardhub.node.lifecycle import NodeSettings, check_host, is_loopback, run_node
-from shardhub.node.metrics import MetricsEndpoint
+from shardhub.node.metrics import MetricsEndpoint, check_metrics
 from shardhub.node.peers import DEFAULT_PEERS
 from shardhub.parity import inexactness
 from shardhub.protocol import KvQuantization
@@ -50,6 +51,7 @@ class ServeOptions:
     memory: str | None
     shutdown_timeout_s: float
     metrics: str | None = None
+    insecure_metrics: bool = False
     cache_dir: Path | None = None
     cache_limit: str | None = None
     tls: Path | None = None
@@ -73,6 +75,8 @@ def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
     is_local = is_loopback(options.host)
     trust = node_trust(options.tls, insecure_lan=options.insecure_lan, is_loopback=is_local)
     check_host(options.host, insecure_lan=options.insecure_lan, has_tls=trust is not None)
+    if options.metrics is not None:
+        check_metrics(options.metrics, insecure=options.insecure_lan or options.insecure_metrics)
     budget = parse_memory(options.memory)
     check_compiler()
     with contextlib.ExitStack() as stack:
@@ -122,38 +126,43 @@ def _serve(
                 "metrics": endpoint.address if endpoint else None,
                 "inexact": inexact_of(shards),
             }
-            print(json.dumps(record), flush=True)
+            announce(json.dumps(record))
         else:
-            print(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {address}", flush=True)
+            announce(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {address}")
             note(context.line(engine.limits.max_context))
+            if is_loopback(options.host):
+                note("reachable from this machine only; for others: --host ADDRESS, this machine's own, or 0.0.0.0")
             if engine.batch_refusal is not None:
                 note(f"sessions take turns, one in a step: {engine.batch_refusal}")
             if endpoint is not None:
                 note(f"metrics at http://{endpoint.address}/metrics")
 
-    return asyncio.run(
-        run_node(
-            shards,
-            EngineSettings(
-                context=context.positions,
-                max_sessions=options.max_sessions,
-                budget_bytes=budget,
-                kv=kv,
-                may_be_less=context.may_be_less,
-            ),
-            NodeSettings(
-                host=options.host,
-                port=options.port,
-                advertise=options.advertise,
-                insecure_lan=options.insecure_lan,
-                trust=trust,
-                shutdown_timeout_s=options.shutdown_timeout_s,
-                peers=_networks(options.peers),
-            ),
-            on_ready=ready,
-            progress=status,
+    try:
+        return asyncio.run(
+            run_node(
+                shards,
+                EngineSettings(
+                    context=context.positions,
+                    max_sessions=options.max_sessions,
+                    budget_bytes=budget,
+                    kv=kv,
+                    may_be_less=context.may_be_less,
+                ),
+                NodeSettings(
+                    host=options.host,
+                    port=options.port,
+                    advertise=options.advertise,
+                    insecure_lan=options.insecure_lan,
+                    trust=trust,
+                    shutdown_timeout_s=options.shutdown_timeout_s,
+                    peers=_networks(options.peers),
+                ),
+                on_ready=ready,
+                progress=status,
+            )
         )
-    )
+    finally:
+        status.clear()
 
 
 def choose_shards(

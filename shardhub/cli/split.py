@@ -105,7 +105,7 @@ def split(
         print(f"{shard.folder}" + ("  (already there)" if shard.already_there else ""))
     if result.pipeline is not None:
         print(result.pipeline)
-        note(f"done in {seconds:.1f} s. Serve each stage:  shardhub serve {result.shards[0].folder}")
+        note(f"done in {seconds:.1f} s. Serve each stage:  shardhub serve {result.shards[0].folder} [--host ADDRESS]")
         note(f"Then generate:  shardhub generate {result.pipeline} --node HOST:PORT ... --prompt ...")
     else:
         missing = ", ".join(shard_name(name, index) for index in result.missing)

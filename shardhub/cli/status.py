@@ -30,6 +30,10 @@ from shardhub.shard import Pipeline, read_pipeline
 
 # A table into a pipe is as wide as it needs to be.
 _PIPE_WIDTH = 400
+_LEGEND = (
+    "sessions: running+parked/most; KV: promised/budget; queue: steps that wait; rows: sessions in a decode step; "
+    "compute, wait: of one"
+)
 _SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend", INEXACT)
 
 
@@ -58,7 +62,9 @@ def status(options: StatusOptions, *, as_json: bool) -> int:
         memory=None,
         cache_dir=options.cache_dir,
     )
-    pipeline = read_pipeline(Places(options.cache_dir).folder(pipeline_named(head)))
+    pipeline = read_pipeline(
+        Places(options.cache_dir).pipeline_folder(pipeline_named(head, "status ORG/MODEL-pipeline"))
+    )
     warn_inexact(inexactness(pipeline.folder, pipeline.manifest))
     addresses = node_addresses(options.nodes, pipeline)
     security = head_security(options.tls, insecure_lan=options.insecure_lan)
@@ -112,7 +118,7 @@ def render(found: Survey) -> Group:
         stage = found.manifest.stages[index]
         cells = [str(index), f"{stage.start}-{stage.stop - 1}", "-", "nobody serves it"]
         table.add_row(*cells, style="red")
-    lines: list[Any] = [table, Text(""), Text(found.limit)]
+    lines: list[Any] = [table, Text(_LEGEND, style="dim"), Text(""), Text(found.limit)]
     if found.problem is not None and found.problem.hint:
         lines.append(Text(f"Try: {found.problem.hint}"))
     if (alone := _alone(found)) is not None:

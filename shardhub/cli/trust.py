@@ -28,11 +28,12 @@ def default_authority() -> Path:
     return platformdirs.user_config_path("shardhub") / "authority"
 
 
-def head_security(tls: Path | None, *, insecure_lan: bool) -> Security:
+def head_security(tls: Path | None, *, insecure_lan: bool, flag: str = "--insecure-lan") -> Security:
     """How a head reaches its nodes: loopback without TLS, other machines with the certificate it has.
 
     Args:
         tls: Folder that was named: its certificate is used on loopback too.
+        flag: The option that `insecure_lan` was given by.
 
     Raises:
         UsageError: Both were asked for.
@@ -40,9 +41,12 @@ def head_security(tls: Path | None, *, insecure_lan: bool) -> Security:
     """
     trust = _trust(_named(tls, insecure_lan=insecure_lan), Role.HEAD, insecure_lan=insecure_lan)
     if insecure_lan:
-        note("warning: --insecure-lan: everyone on the way to a node can read prompts and alter answers")
+        note(f"warning: {flag}: everyone on the way to a node can read prompts and alter answers")
     return Security(
-        trust=trust, everywhere=_named(tls, insecure_lan=insecure_lan) is not None, insecure_lan=insecure_lan
+        trust=trust,
+        everywhere=_named(tls, insecure_lan=insecure_lan) is not None,
+        insecure_lan=insecure_lan,
+        insecure_flag=flag,
     )
 
 

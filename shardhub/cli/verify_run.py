@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from shardhub.chain.head import Head
 from shardhub.chain.replay import replay
@@ -14,7 +15,7 @@ from shardhub.cli.run import Status, note
 from shardhub.cli.verify_target import EXIT_DIFFERENT, open_target
 from shardhub.errors import UsageError
 from shardhub.manifest import NumericClass, Parity
-from shardhub.parity import describe_class, fixed_prompt, newest, numeric_class, one_class
+from shardhub.parity import describe_class, difference, fixed_prompt, newest, numeric_class, one_class
 
 
 def verify_run(options: HeadOptions, pipeline: str, *, as_json: bool) -> int:
@@ -70,14 +71,30 @@ def verify_run(options: HeadOptions, pipeline: str, *, as_json: bool) -> int:
         width = max(len(name) for name, _ in (("record", record.numeric_class), *classes))
         for name, found in (("record", record.numeric_class), *classes):
             print(f"{name:<{width}}  {describe_class(found)}, {found.cpu or 'cpu unknown'}, {found.blas or 'no BLAS'}")
-        why = "one numeric class" if is_one_class else "the numeric classes differ"
-        print(f"exactness is {'promised' if is_promised else 'not promised'}: {why}")
+        print(promise([record.numeric_class, *(known for _, known in classes)], is_promised=is_promised))
         print(f"{num_equal} of {record.num_tokens} tokens are the record's")
         if first:
             print(first)
     if wrong and not is_promised:
         note("note: this is how far the machines agree; other hardware or libraries round differently")
     return EXIT_DIFFERENT if wrong and is_promised else 0
+
+
+def promise(classes: Sequence[NumericClass], *, is_promised: bool) -> str:
+    """Whether the record's tokens must come again on these machines, and why not, in a sentence.
+
+    Args:
+        classes: The record's first, then the nodes'.
+    """
+    if is_promised:
+        return "the same tokens are promised: record and nodes compute alike"
+    differences = dict.fromkeys(filter(None, (difference(classes[0], other) for other in classes[1:])))
+    if not differences:
+        return "the same tokens are not promised: the record was made in larger chunks, or is itself inexact"
+    return (
+        "the split is exact; the last digits differ between machines, so that the same tokens are likely and not "
+        f"promised. The record's machine and the nodes differ in {'; '.join(differences)}"
+    )
 
 
 def _classes(head: Head) -> list[tuple[str, NumericClass]]:

@@ -82,7 +82,7 @@ def open_target(pipeline: str, cache_dir: Path | None) -> Target:
     """
     places = Places(cache_dir)
     place = parse_reference(pipeline)
-    folder = places.folder(pipeline)
+    folder = places.pipeline_folder(pipeline)
     path = folder / MANIFEST_FILE
     if not path.is_file():
         raise UsageError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-import re
+import subprocess
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,20 +13,25 @@ import mlx.core as mx
 
 from shardhub import __version__
 from shardhub.blas import describe_blas
-from shardhub.model.memory import installed_memory, memory_budget
+from shardhub.memory_limits import installed_memory
+from shardhub.model.memory import memory_budget
+
+_MAX_NAME = 100
+# It answers in milliseconds.
+_SYSCTL_S = 5
 
 
 def host_facts() -> dict[str, str]:
     """Versions, operating system, chip, BLAS, MLX backend and memory."""
-    device = mx.default_device()
+    device, chip = mx.default_device(), _chip()
     return {
         "shardhub": __version__,
         "mlx": version("mlx"),
         "mlx_lm": version("mlx-lm"),
         "python": platform.python_version(),
         "os": f"{platform.system()} {platform.release()}",
-        "chip": platform.processor() or platform.machine(),
-        "cpu": _processor(),
+        "chip": chip.chip,
+        "cpu": chip.cpu,
         "blas": _blas(),
         "backend": "metal" if mx.metal.is_available() else ("cpu" if device.type == mx.DeviceType.cpu else "cuda"),
         "memory_bytes": str(installed_memory()),
@@ -33,14 +39,87 @@ def host_facts() -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a machine's own tools say of its processors; empty where they say nothing.
+
+    Attributes:
+        system: `platform.system()`.
+        architecture: `platform.machine()`: arm64, x86_64.
+        brand: macOS's machdep.cpu.brand_string, such as Apple M4 Max.
+        gpu: Name of MLX's device, such as Apple M4 Max.
+        cpuinfo: Linux's /proc/cpuinfo.
+    """
+
+    system: str
+    architecture: str
+    brand: str = ""
+    gpu: str = ""
+    cpuinfo: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chip:
+    """The names by which machines are held against each other.
+
+    Attributes:
+        chip: What MLX's kernels are made for: the chip on a Mac, else the architecture.
+        cpu: The processor, by which libraries choose their kernels.
+    """
+
+    chip: str
+    cpu: str
+
+
+def name_chip(reading: Reading) -> Chip:
+    """The chip's and the processor's names.
+
+    `platform.processor()` is "arm" on every Mac, so that an M1 and an M4 would seem to compute alike.
+    """
+    if reading.system == "Darwin":
+        chip = reading.gpu or reading.brand
+        return Chip(chip=chip[:_MAX_NAME], cpu=(reading.brand or reading.gpu)[:_MAX_NAME])
+    fields: dict[str, str] = {}
+    for line in reading.cpuinfo.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip().lower(), value.strip())
+    cpu = fields.get("model name") or fields.get("cpu") or ""
+    if not cpu and "cpu implementer" in fields:  # 64-bit ARM under Linux names no model
+        cpu = f"ARM {fields['cpu implementer']} part {fields.get('cpu part', '?')}"
+    return Chip(chip=reading.architecture[:_MAX_NAME], cpu=cpu[:_MAX_NAME])
+
+
 @cache
-def _processor() -> str:
-    """The processor's own name: libraries choose their kernels by it."""
+def _chip() -> Chip:
+    """The names of this machine's."""
+    device = mx.device_info() if mx.metal.is_available() else {}
+    return name_chip(
+        Reading(
+            system=platform.system(),
+            architecture=platform.machine(),
+            brand=_brand() if platform.system() == "Darwin" else "",
+            gpu=str(device.get("device_name", "")),
+            cpuinfo=_cpuinfo(),
+        )
+    )
+
+
+def _brand() -> str:
+    """The processor's name as macOS has it; empty where it is not told."""
+    command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SYSCTL_S, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        found = None
-    return found[1].strip()[:100] if found else platform.processor() or platform.machine()
+        return ""
 
 
 @cache

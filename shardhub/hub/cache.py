@@ -160,6 +160,12 @@ class Cache:
         folder = self.repo_folder(repo) / commit
         return folder if folder.is_dir() and self.is_whole(folder) else None
 
+    def commits_like(self, repo: str, digits: str) -> list[str]:
+        """Commits of a repo that are whole here and begin with these digits."""
+        folder = self.repo_folder(repo)
+        names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+        return sorted(name for name in names if name.startswith(digits) and self.snapshot(repo, name) is not None)
+
     def is_whole(self, folder: Path) -> bool:
         """Whether every link of a folder leads to a file that is here.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardhub import __version__
 from shardhub.errors import UsageError
+from shardhub.hub.proxies import make_transport
 
 if TYPE_CHECKING:
     import httpx2
@@ -63,12 +64,16 @@ def token_source(api: HfApi) -> str:
 
 
 def make_http_client(transport: httpx2.BaseTransport | None = None) -> httpx2.Client:
-    """The HTTP client below: as huggingface_hub makes it, with timeouts, and without redirects to plain http."""
+    """The HTTP client below: as huggingface_hub makes it, with timeouts, and without redirects to plain http.
+
+    Args:
+        transport: What sends requests; by default `proxies.make_transport`.
+    """
     import httpx2
     from huggingface_hub.utils._http import hf_request_event_hook
 
     return httpx2.Client(
-        transport=transport,
+        transport=transport or make_transport(),
         event_hooks={"request": [hf_request_event_hook], "response": [_refuse_downgrade]},
         follow_redirects=True,
         timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from shardhub.errors import (
     AccessError,
@@ -18,6 +19,7 @@ from shardhub.errors import (
     UsageError,
 )
 from shardhub.hub.client import token_source
+from shardhub.hub.proxies import proxy_of, shown
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -135,7 +137,7 @@ def _no_repo(error: Exception, at: Circumstances) -> ShardhubError:
 def _no_revision(error: Exception, at: Circumstances) -> ShardhubError:
     return NotFound(
         f"{at.place} has no revision {at.revision!r}." if at.revision else f"{at.place} has no such revision.",
-        hint="Leave out @REVISION for the newest, or give a branch, a tag or a commit's 40 digits.",
+        hint="Leave out @REVISION for the newest, or give a branch, a tag, or 7 or more digits of a commit.",
     )
 
 
@@ -202,9 +204,12 @@ def _unreachable(error: Exception, at: Circumstances) -> ShardhubError:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         hint = "Check this machine's clock, or set SSL_CERT_FILE to the certificate of your own Hub or proxy."
         return HubUnreachable(f"{at.api.endpoint} has no certificate this machine trusts.", why=text, hint=hint)
+    url = urlsplit(at.api.endpoint)
+    proxy = proxy_of(url.scheme, url.hostname or "", None)
+    way = f" (through the proxy {shown(proxy)} that the environment sets)" if proxy else ""
     return HubUnreachable(
         f"No answer from {at.api.endpoint}.",
-        why=f"While {at.what}: {text}",
+        why=f"While {at.what}{way}: {text}",
         hint="Check the network and HF_ENDPOINT, then run the same command again: it goes on where it stopped.",
     )
 

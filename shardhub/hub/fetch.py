@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +14,7 @@ from shardhub.errors import (
     Conflict,
     HubUnreachable,
     ShardhubError,
+    UsageError,
 )
 from shardhub.hub.cache import Cache
 from shardhub.hub.evict import make_room
@@ -27,7 +29,7 @@ from shardhub.manifest import (
     Stage,
     decode_identified,
 )
-from shardhub.naming import STAGE_FILE
+from shardhub.naming import MANIFEST_FILE, SHORT_COMMIT_PATTERN, STAGE_FILE
 from shardhub.shard import Pipeline, Shard, read_pipeline, read_shard
 
 if TYPE_CHECKING:
@@ -74,25 +76,26 @@ class Fetcher:
             self._api = self._make_api()
         return self._api
 
-    def fetch(self, reference: Reference, *, digest: str | None = None) -> Path:
+    def fetch(self, reference: Reference, *, digest: str | None = None, only_pipeline: bool = False) -> Path:
         """Folder of a shard or pipeline, fetched if it is not here.
 
         Args:
             reference: Repo and revision. A shard without a revision is taken at the commit its pipeline pins.
             digest: Stage digest it must have, where a manifest says so.
+            only_pipeline: Refuse a shard before its weights are fetched.
 
         Raises:
-            UsageError: The repo is neither.
+            UsageError: The repo is neither, or a shard where only a pipeline will do.
             NotFound, AccessError: As `hub_failures`.
             HubUnreachable: Not all of it is here, and the Hub does not answer.
             IntegrityError: It is not what was published.
             DiskFull: No room.
         """
-        return self._at(reference, reference.commit or self._commit(reference), digest)
+        return self._at(reference, self._commit(reference), digest, only_pipeline=only_pipeline)
 
     def pull(self, reference: Reference) -> Path:
         """As `fetch`, and what is here already is read again: files that the disk has damaged are fetched anew."""
-        commit = reference.commit or self._commit(reference)
+        commit = self._commit(reference)
         if (folder := self.cache.snapshot(reference.repo, commit)) is not None:
             for path in folder.iterdir():
                 if self.cache.drop_if_damaged(path.resolve().name):
@@ -114,8 +117,12 @@ class Fetcher:
         """A pipeline, fetched if it is not here; as `fetch`."""
         return read_pipeline(self.fetch(reference))
 
-    def _at(self, reference: Reference, commit: str, digest: str | None) -> Path:
-        folder = self.cache.snapshot(reference.repo, commit) or self._bring(reference, commit, digest)
+    def _at(self, reference: Reference, commit: str, digest: str | None, *, only_pipeline: bool = False) -> Path:
+        folder = self.cache.snapshot(reference.repo, commit)
+        if folder is None:
+            if only_pipeline:
+                _check_pipeline(PinnedRepo(self.api, reference.repo, commit, self._patience))
+            folder = self._bring(reference, commit, digest)
         with suppress(AccessError):  # a cache that cannot be written is used all the same
             self.cache.remember(reference.repo, reference.revision or DEFAULT_REF, commit)
         self.cache.use(folder)
@@ -123,7 +130,13 @@ class Fetcher:
 
     def _commit(self, reference: Reference) -> str:
         """What a revision stands for now, or, where the Hub cannot be asked, stood for when it was asked last."""
+        if reference.commit is not None:
+            return reference.commit
         repo, ref = reference.repo, reference.revision or DEFAULT_REF
+        if re.fullmatch(SHORT_COMMIT_PATTERN, ref):
+            here = self.cache.commits_like(repo, ref)
+            if len(here) == 1:
+                return here[0]
         known = self.cache.recalled(repo, ref)
         is_here = known is not None and self.cache.snapshot(repo, known) is not None
         patience = replace(self._patience, num_tries=min(2, self._patience.num_tries)) if is_here else self._patience
@@ -188,3 +201,17 @@ class Fetcher:
         names = [file.name for file in stage.weight_files if not self.cache.has(file.sha256, file.size_bytes)]
         more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
         return f"Missing: {', '.join(names[:_NAMES_SHOWN])}{more}."
+
+
+def _check_pipeline(repo: PinnedRepo) -> None:
+    """Refuse a shard where a pipeline is needed.
+
+    Raises:
+        UsageError: It is one.
+    """
+    if STAGE_FILE in repo.files and MANIFEST_FILE not in repo.files:
+        raise UsageError(
+            f"{repo.repo} is a shard, not a pipeline.",
+            why="One stage's weights are in it; nothing of it was fetched.",
+            hint="Name the repo that ends in -pipeline; the shard's page on the Hub links to it.",
+        )

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from shardhub.errors import DigestMismatch, FormatError, HubUnreachable, NotFound
+from shardhub.errors import DigestMismatch, FormatError, HubUnreachable, NotFound, UsageError
 from shardhub.hub.client import is_offline
 from shardhub.hub.failures import hub_failures
 from shardhub.hub.ranges import Patience, RemoteFile
 from shardhub.hub.retry import with_retries
-from shardhub.naming import COMMIT_PATTERN, DIGEST_PATTERN, PLAIN_FILE_PATTERN
+from shardhub.naming import COMMIT_PATTERN, DIGEST_PATTERN, PLAIN_FILE_PATTERN, SHORT_COMMIT_PATTERN
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+T = TypeVar("T")
 
 # For an answer about a repo; its files have a limit of their own.
 _INFO_TIMEOUT_S = 10.0
@@ -62,10 +64,27 @@ def find_commit(api: HfApi, repo: str, revision: str | None, patience: Patience)
     def ask() -> str | None:
         return api.repo_info(repo, revision=revision, timeout=_INFO_TIMEOUT_S).sha
 
-    with hub_failures(what, api=api, repo=repo, revision=revision):
-        commit = with_retries(
-            ask, what=what, notice=patience.notice, sleep=patience.sleep, num_tries=patience.num_tries
-        )
+    def call(asked: Callable[[], T]) -> T:
+        with hub_failures(what, api=api, repo=repo, revision=revision):
+            return with_retries(
+                asked, what=what, notice=patience.notice, sleep=patience.sleep, num_tries=patience.num_tries
+            )
+
+    try:
+        commit = call(ask)
+    except NotFound:
+        if revision is None or not re.fullmatch(SHORT_COMMIT_PATTERN, revision):
+            raise
+        digits = revision
+        known = {one.commit_id for one in call(lambda: api.list_repo_commits(repo))}
+        commits = sorted(one for one in known if one.startswith(digits))
+        if len(commits) > 1:
+            raise UsageError(
+                f"{repo} has {len(commits)} commits that begin with {digits}.", hint="Give more of the digits."
+            ) from None
+        if not commits:
+            raise
+        commit = commits[0]
     if commit is None or not re.fullmatch(COMMIT_PATTERN, commit):
         raise HubUnreachable(f"{api.endpoint} named no commit of {repo}.", why=f"It said {str(commit)[:60]!r}.")
     return commit

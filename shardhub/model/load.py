@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from shardhub.checkpoint.checkpoint import verify_weight_file
 from shardhub.errors import DoesNotFit, FormatError, ProofFailed, UnsupportedModel
 from shardhub.manifest import Stage as StageDocument
+from shardhub.memory_limits import limit_text, memory_left
 from shardhub.model import poison
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.batching import rewind_limit
@@ -118,10 +119,19 @@ def load_stage(
     # Of a model object of its own: kimi_k3 keeps what its first forward derives from weights, here placeholders.
     trial = Trial(blueprint, anatomy, first.start, first.crossings_in)
     kv_bytes = kv_cost(made(), trial) if kv is None else quantized_kv_cost(made(), trial)
-    usable = int(budget * (1 - _HEADROOM))
+    usable, left = int(budget * (1 - _HEADROOM)), memory_left()
     if may_be_less:
+        usable = usable if left is None else min(usable, left)
         context = largest_context(kv_bytes, usable - weight_bytes, most=context)
     session_bytes = kv_bytes(context)
+    # Whatever budget was given: beyond a limit the kernel ends the process without a word.
+    if left is not None and weight_bytes + session_bytes > left:
+        raise DoesNotFit(
+            f"{names} does not fit into what this process may take.",
+            why=f"Weights {_gb(weight_bytes)} and KV cache {_gb(session_bytes)} for {context} positions exceed "
+            f"{_gb(left)}, which is left of its limits ({limit_text()}).",
+            hint="Raise the limit (ulimit -v, a container's memory), serve fewer layers here, or lower --context.",
+        )
     if weight_bytes + session_bytes > usable:
         raise DoesNotFit(
             f"{names} does not fit on this machine.",

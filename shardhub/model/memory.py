@@ -9,14 +9,13 @@ import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import psutil
 from mlx_lm.models import cache as caches
 
 from shardhub.errors import UnsupportedModel
+from shardhub.memory_limits import installed_memory, memory_left
 from shardhub.model.batching import widest_window
 from shardhub.model.stage import Stage, cache_arrays
 from shardhub.model.tracing import unevaluated
@@ -24,6 +23,8 @@ from shardhub.model.trial import Trial
 
 # Share of installed memory a process may take where the system names no working set: Apple's own figure for its GPU.
 _ASSUMED_SHARE = 0.75
+# Of what a limit leaves, beyond which the kernel ends the process, or refuses: the rest is for threads and buffers.
+_SHARE_OF_LIMIT = 0.9
 _PLAIN = "Leave out --kv-bits, or try another --kv-group-size."
 # Beyond what glibc serves from its bins of small pieces.
 _NOT_SMALL_BYTES = 8192
@@ -32,20 +33,14 @@ _LARGEST_CHUNK = 512
 
 
 def memory_budget() -> int:
-    """Bytes this process may take: Metal's recommended working set, else three quarters of what is installed."""
+    """Bytes this process may take: Metal's recommended working set, else three quarters of what is installed.
+
+    Where a control group or a resource limit stops it earlier, most of what is left up to there.
+    """
     if mx.metal.is_available():
         return int(mx.device_info()["max_recommended_working_set_size"])
-    return int(installed_memory() * _ASSUMED_SHARE)
-
-
-def installed_memory() -> int:
-    """Bytes of memory, or of the control group's limit where that is smaller."""
-    total = psutil.virtual_memory().total
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        return int(total)
-    return min(int(total), int(limit)) if limit.isdigit() else int(total)
+    budget, left = int(installed_memory() * _ASSUMED_SHARE), memory_left()
+    return budget if left is None else min(budget, int(left * _SHARE_OF_LIMIT))
 
 
 def release_unused() -> None:

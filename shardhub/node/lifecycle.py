@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import os
@@ -196,6 +197,12 @@ def _bind(server: grpc.aio.Server, host: str, port: int, trust: Trust | None) ->
         try:
             trial.bind((host, port))
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise AddressError(
+                    f"Cannot listen on {_printable(host, port)}.",
+                    why=f"{host} is not an address of this machine, whose addresses are {', '.join(_own_addresses())}.",
+                    hint="Give one of those with --host, or 0.0.0.0 for all of them.",
+                ) from error
             raise AddressError(
                 f"Cannot listen on {_printable(host, port)}.",
                 why=f"{error.strerror}{_owner(port)}.",
@@ -229,14 +236,18 @@ def _addresses(host: str, port: int) -> tuple[str, ...]:
     """Addresses at which others may find a node that listens on `host`."""
     if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
         return (_printable(host, port),)
-    found = [
+    return tuple(_printable(address, port) for address in _own_addresses())
+
+
+def _own_addresses() -> list[str]:
+    """IPv4 addresses of this machine; loopback last: it is of use only to nodes on this machine."""
+    addresses = [
         address.address
-        for addresses in psutil.net_if_addrs().values()
-        for address in addresses
+        for interface in psutil.net_if_addrs().values()
+        for address in interface
         if address.family == socket.AF_INET
     ]
-    # Loopback last: it is of use only to nodes on this machine.
-    return tuple(_printable(a, port) for a in sorted(found, key=lambda a: a.startswith("127.")))
+    return sorted(addresses, key=lambda address: address.startswith("127."))
 
 
 async def _report(health: HealthServicer, status: Any) -> None:

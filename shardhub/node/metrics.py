@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from types import TracebackType
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
@@ -50,6 +52,30 @@ class MetricsEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def check_metrics(listen: str, *, insecure: bool) -> None:
+    """Refuse to answer off loopback unless told so: there is neither TLS nor a key.
+
+    Args:
+        listen: As `MetricsEndpoint` takes it.
+
+    Raises:
+        UsageError: That is no address.
+        AddressError: The host is not loopback, or not an address.
+    """
+    host, _ = parse_listen(listen)
+    try:
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError as error:
+        raise AddressError(f"{host} is not an address.", why=f"{error}.", hint="Give one of this machine.") from error
+    if insecure or all(ipaddress.ip_address(one.split("%", 1)[0]).is_loopback for one in addresses):
+        return
+    raise AddressError(
+        f"Refusing to answer metrics on {host}.",
+        why="Off loopback everyone who reaches the port can read what this node does: there is no TLS and no key.",
+        hint="Listen on 127.0.0.1, or, on a network you trust, add --insecure-metrics.",
+    )
 
 
 def parse_listen(text: str) -> tuple[str, int]:

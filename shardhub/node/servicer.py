@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from shardhub.engine.engine import Engine, Ran
-from shardhub.errors import HandshakeError, NodeUnreachable, Overloaded, ShardhubError, WireError
+from shardhub.errors import HandshakeError, NodeLoading, NodeUnreachable, Overloaded, ShardhubError, WireError
 from shardhub.node.gate import require
 from shardhub.node.peers import DEFAULT_PEERS, Network, Peers
 from shardhub.protocol import (
@@ -286,7 +286,7 @@ class StageServicer(NodeServicer):
 
     def _ready(self) -> Engine:
         if self._engine is None:
-            raise NodeUnreachable("The node is still loading its stage.", hint="Try again in a moment.")
+            raise NodeLoading("The node is still loading its stage.", hint="Try again in a moment.")
         return self._engine
 
 

@@ -66,7 +66,7 @@ async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S)
         raise NodeUnreachable(
             f"No node answers at {address}.",
             why=f"{error}.",
-            hint="Is `shardhub serve` running there, and is the address right?",
+            hint="Is `shardhub serve` running there, with --host for other machines, and is the address right?",
         ) from error
     return peer
 

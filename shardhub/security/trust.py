@@ -126,11 +126,13 @@ class Security:
         trust: Whom this process trusts; None has no certificates.
         everywhere: Use TLS on loopback too.
         insecure_lan: Dial other machines without TLS.
+        insecure_flag: The option that says so, for messages.
     """
 
     trust: Trust | None = None
     everywhere: bool = False
     insecure_lan: bool = False
+    insecure_flag: str = "--insecure-lan"
 
     async def for_address(self, address: str) -> Trust | None:
         """What a channel to HOST:PORT needs; None is a plain one.
@@ -148,7 +150,8 @@ class Security:
             raise AddressError(
                 f"Refusing to send anything to {address} without TLS.",
                 why="It is another machine, and this one has no certificate: everyone on the way could read prompts.",
-                hint="Join the cluster with `shardhub certs join`, or, on a network you trust, add --insecure-lan.",
+                hint="Join the cluster with `shardhub certs join`, or, on a network you trust, add "
+                f"{self.insecure_flag}.",
             )
         return self.trust
 

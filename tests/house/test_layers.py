@@ -18,11 +18,14 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.stem.endswit
 # The layer of each module and subpackage directly under shardhub/.
 LAYERS = {
     "errors": 0,
+    "memory_limits": 0,
     "naps": 0,
     "open_files": 0,
     "regular_files": 0,
     "resources": 0,
     "seldom": 0,
+    "shortage": 0,
+    "threads": 0,
     # Decisions: pure, no files, no network, no MLX.
     "manifest": 1,
     "naming": 1,

@@ -108,6 +108,7 @@ def gateway(
         cache_dir=cache_dir,
         tls=tls,
         insecure_lan=insecure_nodes,
+        insecure_flag="--insecure-nodes",
         require_signature=require_signature,
         recovery=recover,
         recover_wait_s=recover_wait,

@@ -23,6 +23,7 @@ from shardhub.cli.options import (
     Tls,
 )
 from shardhub.cli.run import run
+from shardhub.naming import NODE_PORT
 
 
 def serve(
@@ -32,7 +33,7 @@ def serve(
     ],
     stages: Annotated[str | None, typer.Option(help="Of a pipeline: which stages.", metavar="K[-L]")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 50051,
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = NODE_PORT,
     insecure_lan: Annotated[
         bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
     ] = False,
@@ -54,6 +55,9 @@ def serve(
         str | None,
         typer.Option(help="Answer Prometheus there, over HTTP; loopback without a host.", metavar="[HOST:]PORT"),
     ] = None,
+    insecure_metrics: Annotated[
+        bool, typer.Option("--insecure-metrics", help="Answer --metrics off loopback, on a network you trust.")
+    ] = False,
     allow_sleep: AllowSleep = False,
     cache_dir: CacheDir = None,
     cache_limit: CacheLimit = None,
@@ -82,6 +86,7 @@ def serve(
         shutdown_timeout_s=shutdown_timeout,
         allow_sleep=allow_sleep,
         metrics=metrics,
+        insecure_metrics=insecure_metrics,
         cache_dir=cache_dir,
         cache_limit=cache_limit,
     )

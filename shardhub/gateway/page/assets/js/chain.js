@@ -35,7 +35,7 @@ export class ChainView {
     const inexact = state.inexact ? `This chain is inexact; against the whole model: ${state.inexact}` : "";
     const text = [state.problem, inexact].filter(Boolean).join(" ");
     problem.hidden = !text;
-    say(problem, text);
+    say(problem, text.replaceAll("`", ""));
     const lost = places.filter((place) => place.health === "lost").map((place) => place.name);
     this.#health = lost.length || state.problem ? "lost" : places.some((place) => place.nodes.some((n) => n.health === "lost")) ? "quiet" : "ready";
     this.#sum = lost.length ? `: ${lost.join(", ")} lost` : this.#health === "ready" ? ": ready" : ": a node is lost";

@@ -104,9 +104,14 @@ export class Chat {
     const times = { first: null, last: null };
     let numParts = 0;
     let usage = null;
+    // What the prompt takes, until it is counted: what was there before, and four characters a token.
+    let numPrompt = this.#used() + Math.ceil(asked.at(-1).content.length / 4);
     try {
       for await (const part of answerTo({ messages: asked, ...sampling() }, stopping.signal)) {
-        if (part.progress) view.progress(...part.progress);
+        if (part.progress) {
+          view.progress(...part.progress);
+          numPrompt = part.progress[1];
+        }
         if (part.finish) message.finish = part.finish;
         if (part.usage) usage = part.usage;
         if (part.text === undefined && part.reasoning === undefined) continue;
@@ -124,7 +129,7 @@ export class Chat {
         this.failed(error);
       }
     }
-    message.stats = statsOf(times, started, usage, numParts);
+    message.stats = statsOf(times, started, usage, numParts, numPrompt);
     view.end();
     this.#keep(conversation);
     if (this.#stopping === stopping) {
@@ -158,8 +163,13 @@ export class Chat {
     $("to-end").hidden = true;
   }
 
+  /** Positions that the conversation takes, as far as was counted. */
+  #used() {
+    return this.conversation?.messages.findLast((m) => m.stats?.numContext)?.stats.numContext ?? 0;
+  }
+
   #meter() {
-    const used = this.conversation?.messages.findLast((m) => m.stats?.numContext)?.stats.numContext ?? 0;
+    const used = this.#used();
     $("context").hidden = !this.#context || !used;
     if (!this.#context) return;
     const share = Math.min(100, (100 * used) / this.#context);
@@ -171,7 +181,7 @@ export class Chat {
   }
 }
 
-function statsOf(times, started, usage, numParts) {
+function statsOf(times, started, usage, numParts, numPrompt) {
   const numTokens = usage?.completion_tokens ?? numParts;
   const took = times.first === null ? 0 : times.last - times.first;
   return {
@@ -179,6 +189,6 @@ function statsOf(times, started, usage, numParts) {
     isCounted: usage !== null,
     firstMs: times.first === null ? null : times.first - started,
     tokensPerS: took > 0 && numTokens > 1 ? ((numTokens - 1) * 1000) / took : null,
-    numContext: usage?.total_tokens ?? null,
+    numContext: usage?.total_tokens ?? (numParts ? numPrompt + numParts : null),
   };
 }

@@ -46,3 +46,10 @@ export async function copy(text) {
   document.execCommand("copy");
   field.remove();
 }
+
+/** A message of the gateway as text and elements: what stands between backticks is code. */
+export function withCode(text) {
+  const parts = text.split("`");
+  if (parts.length % 2 === 0) return [text];
+  return parts.map((part, index) => (index % 2 ? make("code", {}, part) : part)).filter((part) => part !== "");
+}

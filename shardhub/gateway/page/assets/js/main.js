@@ -3,7 +3,7 @@ import { call } from "./api.js";
 import { ChainView } from "./chain.js";
 import { Chat } from "./chat.js";
 import * as conversations from "./conversations.js";
-import { $, icon, make, say } from "./dom.js";
+import { $, icon, make, say, withCode } from "./dom.js";
 import { Feed } from "./feed.js";
 import { Plots } from "./plots.js";
 import { Readings } from "./readings.js";
@@ -33,7 +33,7 @@ const feed = new Feed({
     plots.add(state, places);
     chat.hold(state.problem !== null);
     named(state.model, state.context);
-    const num = places.length;
+    const num = new Set(state.stages.flatMap((stage) => stage.stages)).size;
     const text = `${state.model} runs here in ${num} ${num === 1 ? "stage" : "stages"}, one after the other. Each token of an answer passes through all of them; watch the chain while you ask.`;
     say($("welcome-text"), text);
   },
@@ -66,7 +66,7 @@ function failed(error) {
 
 function banner(text, action = null, onclick = null) {
   $("banner").hidden = text === null;
-  $("banner").replaceChildren(text ?? "", action ? make("button", { class: "button", type: "button", onclick }, action) : "");
+  $("banner").replaceChildren(...withCode(text ?? ""), action ? make("button", { class: "button", type: "button", onclick }, action) : "");
 }
 
 function list() {

@@ -8,7 +8,10 @@ const TAGS = [
   "p", "br", "hr", "strong", "em", "del", "code", "pre", "ul", "ol", "li", "blockquote", "a", "h3", "h4", "h5", "h6",
   "table", "thead", "tbody", "tr", "th", "td", "sup", "sub",
 ];
-const ATTRIBUTES = ["href", "title", "start", "class"];
+const ATTRIBUTES = ["href", "title", "start", "class", "align"];
+const SIDES = new Set(["left", "center", "right"]);
+// Formulas as models write them: \\( \\), \\[ \\] and $$ $$.
+const FORMULA = /^(?:\\\([\s\S]+?\\\)|\\\[[\s\S]+?\\\]|\$\$[\s\S]+?\$\$)/;
 const LINK = /^(?:https?:|mailto:)/i;
 
 const escape = (text) =>
@@ -19,6 +22,19 @@ let lastLevel = 2;
 marked.use({
   gfm: true,
   breaks: false,
+  extensions: [
+    {
+      // Shown as it was written: Markdown would take the backslashes away, and stars and underscores for emphasis.
+      name: "formula",
+      level: "inline",
+      start: (text) => /\\\(|\\\[|\$\$/.exec(text)?.index,
+      tokenizer(text) {
+        const found = FORMULA.exec(text);
+        return found ? { type: "formula", raw: found[0] } : undefined;
+      },
+      renderer: ({ raw }) => escape(raw),
+    },
+  ],
   renderer: {
     // The page has headings of its own above these, and levels are not to be left out, whatever the model does.
     heading({ tokens, depth }) {
@@ -45,6 +61,7 @@ purify.addHook("afterSanitizeAttributes", (element) => {
     element.setAttribute("target", "_blank");
     element.setAttribute("rel", "noopener noreferrer nofollow");
   }
+  if (element.hasAttribute("align") && !SIDES.has(element.getAttribute("align"))) element.removeAttribute("align");
   if (element.hasAttribute("class") && !/^language-[\w+#.-]{1,30}$/.test(element.className)) element.removeAttribute("class");
 });
 

@@ -1,5 +1,5 @@
 // Messages as elements.
-import { copy, make } from "./dom.js";
+import { copy, make, withCode } from "./dom.js";
 import { render } from "./markdown.js";
 import { duration, short } from "./units.js";
 
@@ -108,7 +108,7 @@ export class AnswerView {
     this.held.hidden = true;
     const { message } = this;
     const parts = [];
-    if (message.error) parts.push(make("p", { class: "failure", role: "alert" }, message.error));
+    if (message.error) parts.push(make("p", { class: "failure", role: "alert" }, ...withCode(message.error)));
     else if (message.finish === "stopped") parts.push(make("p", { class: "note" }, "Stopped."));
     else if (message.finish === "length") parts.push(make("p", { class: "note" }, "It ended at the most tokens allowed; settings can allow more."));
     else if (!message.content && !message.reasoning) parts.push(make("p", { class: "note" }, "The model said nothing."));

@@ -63,7 +63,7 @@ export class Readings {
   }
 }
 
-const nameOf = (stages) => (stages.length === 1 ? `Stage ${stages[0] + 1}` : `Stages ${stages[0] + 1} to ${stages.at(-1) + 1}`);
+const nameOf = (stages) => (stages.length === 1 ? `Stage ${stages[0]}` : `Stages ${stages[0]} to ${stages.at(-1)}`);
 
 function about(node) {
   if (!node) return "";

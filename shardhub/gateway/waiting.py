@@ -1,0 +1,81 @@
+"""What a gateway answers before its chain is whole: that it is there, and what it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from shardhub.errors import ShardhubError
+from shardhub.gateway.connections import Limits, connections_allowed, protocol
+from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
+
+_STALL_S = 10.0
+_STOP_TIMEOUT_S = 1
+_LIVE = "/health/live"
+
+
+class Waiting:
+    """Answers 503 with the reason, on a gateway's address, until it is stopped."""
+
+    def __init__(self) -> None:
+        self.reason = "The chain is starting."
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    def wait_for(self, error: ShardhubError) -> None:
+        """Say from now on that this is what is missing."""
+        self.reason = f"{error.what} {error.why}".strip()
+
+    async def start(self, listener: socket.socket) -> None:
+        """Answer on a socket that listens, which stays the caller's."""
+        num_connections, at_once = connections_allowed()
+        config = uvicorn.Config(
+            self._answer,
+            interface="asgi3",
+            log_config=None,
+            http=protocol(Limits(num=num_connections, stall_s=_STALL_S)),
+            access_log=False,
+            backlog=at_once,
+            lifespan="off",
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=_STOP_TIMEOUT_S,
+        )
+        self._server = _Server(config)
+        # A copy: uvicorn closes what it has served.
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener.dup()]))
+
+    async def stop(self) -> None:
+        """Finish the answers on their way; who connects from now on waits for the next server on the socket."""
+        if self._server is not None and self._serving is not None:
+            self._server.should_exit = True
+            await self._serving
+
+    async def _answer(
+        self, scope: MutableMapping[str, Any], receive: Callable[..., Any], send: Callable[..., Any]
+    ) -> None:
+        if scope["type"] != "http":
+            return
+        path = Request(scope).url.path
+        response: Response
+        if path == _LIVE:
+            response = JSONResponse({"status": "ok"})
+        else:
+            headers = {"Retry-After": str(RETRY_AFTER_S)}
+            response = Refusal(503, self.reason, code="unavailable", headers=headers).response(path)
+        await response(scope, receive, send)
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None: whoever made it stops it."""
+        yield

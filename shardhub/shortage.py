@@ -1,0 +1,81 @@
+"""What a machine ran out of, by what Python, MLX and the system raise then."""
+
+from __future__ import annotations
+
+import errno
+import resource
+
+from shardhub.errors import DiskFull, DoesNotFit, ResourceError, ShardhubError
+
+# What the dynamic linker, C++ and MLX say where memory or address space is refused.
+_MEMORY_WORDS = (
+    "cannot allocate memory",
+    "unable to allocate",
+    "failed to map segment",
+    "bad_alloc",
+    "out of memory",
+    "cannot map zero-fill pages",
+    "cannot create shared object descriptor",
+)
+# What Python's threads, C++'s and fork say at the limit of processes.
+_PROCESS_WORDS = ("can't start new thread", "resource temporarily unavailable", "thread constructor failed")
+_MAX_TEXT = 200
+
+
+def shortage(error: BaseException) -> ShardhubError | None:
+    """Our error for one that says that something has run out, or that was raised because of such; None for others."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ShardhubError):
+            return None
+        if (known := _of(cause)) is not None:
+            return known
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _of(error: BaseException) -> ShardhubError | None:
+    text = str(error)
+    lower = text.lower()
+    number = error.errno if isinstance(error, OSError) else None
+    said = f"{type(error).__name__}: {text[:_MAX_TEXT]}" if text else type(error).__name__
+    if number in (errno.EMFILE, errno.ENFILE):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        whose = "This process" if number == errno.EMFILE else "The system"
+        return ResourceError(
+            f"{whose} may open no more files.",
+            why=f"{said}; the limit is {_shown(soft)}, and may be raised to {_shown(hard)}.",
+            hint="Raise it: ulimit -n 4096 (LimitNOFILE=4096 for a systemd unit).",
+        )
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        place = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        return DiskFull(f"There is no room to write{place}.", why=f"{said}.", hint="Make room on the disk.")
+    is_process = number == errno.EAGAIN or (isinstance(error, RuntimeError) and _has(lower, _PROCESS_WORDS))
+    if is_process:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+        return ResourceError(
+            "No further thread or process can be started.",
+            why=f"{said}; this user may have {_shown(soft)}, and a container may allow fewer{_within()}.",
+            hint="Raise the limit: ulimit -u 4096 (TasksMax for a systemd unit, --pids-limit for a container).",
+        )
+    is_memory = isinstance(error, MemoryError) or number == errno.ENOMEM
+    if is_memory or (isinstance(error, ImportError | RuntimeError | OSError) and _has(lower, _MEMORY_WORDS)):
+        return DoesNotFit(
+            "This process gets no more memory.",
+            why=f"{said}{_within()}.",
+            hint="Give it more (ulimit -v, a container's memory), or serve fewer layers with a shorter --context.",
+        )
+    return None
+
+
+def _has(text: str, words: tuple[str, ...]) -> bool:
+    return any(word in text for word in words)
+
+
+def _within() -> str:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return "" if limit == resource.RLIM_INFINITY else f"; its address space is limited to {limit / 1e6:.0f} MB"
+
+
+def _shown(limit: int) -> str:
+    return "any number" if limit == resource.RLIM_INFINITY else str(limit)

@@ -1,0 +1,36 @@
+"""Addresses of nodes as people write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from shardhub.cli.addresses import with_port
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("10.77.0.1", "10.77.0.1:50051"),
+        ("10.77.0.1:1234", "10.77.0.1:1234"),
+        ("studio", "studio:50051"),
+        ("studio.local:7", "studio.local:7"),
+        (" studio ", "studio:50051"),
+        ("::1", "[::1]:50051"),
+        ("[::1]", "[::1]:50051"),
+        ("[::1]:7", "[::1]:7"),
+        ("fd00::7", "[fd00::7]:50051"),
+        ("[fe80::1%en0]:7", "[fe80::1%en0]:7"),
+    ],
+)
+def test_port_may_be_left_out(text: str, address: str) -> None:
+    """An address without a port has the one that `serve` listens on, in every family."""
+    assert with_port(text) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ":50051", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "a:b", "http://a:1", "a b", "[::1", "::1]:7", "[a]"],
+)
+def test_what_is_not_an_address_is_told(text: str) -> None:
+    """What no node can be reached by is not guessed at."""
+    assert with_port(text) is None

@@ -1,0 +1,78 @@
+"""What a machine ran out of, told from what Python, MLX and the system raise."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from shardhub.errors import ChainError, DiskFull, DoesNotFit, ResourceError, outcome
+from shardhub.shortage import shortage
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("[malloc] Unable to allocate 123 bytes."),
+        RuntimeError("std::bad_alloc"),
+        ImportError("libmlx.so: failed to map segment from shared object"),
+        ImportError("cannot allocate memory in static TLS block"),
+    ],
+)
+def test_lack_of_memory_is_told(error: Exception) -> None:
+    """Whoever refuses memory, the exit code is that of memory."""
+    assert type(shortage(error)) is DoesNotFit
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        RuntimeError("thread constructor failed: Resource temporarily unavailable"),
+        BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"),
+    ],
+)
+def test_lack_of_processes_is_told(error: Exception) -> None:
+    """A thread or process that cannot be started names the limit and how to raise it."""
+    found = shortage(error)
+    assert type(found) is ResourceError
+    assert "ulimit -u" in found.hint
+
+
+def test_lack_of_files_and_room_is_told() -> None:
+    """So are files that cannot be opened, and a disk that is full."""
+    files, disk = shortage(OSError(errno.EMFILE, "Too many open files")), shortage(OSError(errno.ENOSPC, "No space"))
+    assert type(files) is ResourceError
+    assert "ulimit -n" in files.hint
+    assert type(disk) is DiskFull
+    assert all(outcome(error).exit == 6 for error in (files, disk))
+
+
+def test_cause_behind_an_error_counts() -> None:
+    """What ran out is found behind what was raised because of it; other errors, and our own, are left alone."""
+    wrapped = ValueError("loading failed")
+    wrapped.__cause__ = MemoryError()
+    assert type(shortage(wrapped)) is DoesNotFit
+    assert shortage(ValueError("fault")) is None
+    assert shortage(RuntimeError("shapes differ")) is None
+    assert shortage(ChainError("gone")) is None
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))
+sys.argv = ["shardhub", "generate", "/nowhere", "--prompt", "x"]
+from shardhub.cli import main
+main()
+"""
+
+
+def test_little_address_space_is_no_fault() -> None:
+    """Where MLX cannot even be loaded the command ends with the exit code of memory, and the limit is named."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 6, done.stderr
+    assert "address space is limited to 629 MB" in done.stderr
