@@ -12,7 +12,6 @@ from shardhub.gateway.legacy import modern
 from shardhub.gateway.masks import TokenRules
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.scalars import Flag, Real, Whole
-from shardhub.gateway.schema import ChatRequest
 from shardhub.gateway.turn import chat_request
 
 HI = [{"role": "user", "content": "hi"}]
@@ -119,21 +118,19 @@ def test_long_values_are_told_by_their_beginning() -> None:
 
 def test_functions_become_tools() -> None:
     """With their history, and one call at a time."""
-    fields = modern(
-        {
-            "functions": [{"name": "f"}],
-            "function_call": {"name": "f"},
-            "messages": [
-                *HI,
-                {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
-                {"role": "function", "name": "f", "content": "1"},
-            ],
-        }
-    )
-    body = ChatRequest(**fields)
+    fields = {
+        "functions": [{"name": "f"}],
+        "function_call": {"name": "f"},
+        "messages": [
+            *HI,
+            {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+            {"role": "function", "name": "f", "content": "1"},
+        ],
+    }
+    body = chat_request(**fields)
     assert body.tools[0].function.name == "f"
     assert body.parallel_tool_calls is False
-    call, result = fields["messages"][1]["tool_calls"][0], fields["messages"][2]
+    call, result = body.messages[1].tool_calls[0], body.messages[2].model_dump()
     assert (result["role"], result["tool_call_id"]) == ("tool", call["id"])
     with pytest.raises(Refusal):
         modern({"functions": [{"name": "f"}], "tools": [{}]})

@@ -14,6 +14,7 @@ from tests.gateway.serving import GatewayProcess
 
 HI = [{"role": "user", "content": "hi"}]
 MIDDLE = "<|fim_middle|>"
+CALL = '{"name": "f", "arguments": {"a": 1}}'
 SCRIPTS = {
     scripted.GO: [
         "<think>",
@@ -43,7 +44,7 @@ def http(tmp_path_factory):
     """A client of a gateway whose model thinks, calls a tool and fills in."""
     folder = tmp_path_factory.mktemp("ollama")
     model = scripted.save(folder / "model", SCRIPTS, template=TEMPLATE, added=TAGS)
-    process = GatewayProcess(cut.cut(model, folder / "out", (1,)).folder, [], ("--model-name", "tiny", "--allow-local"))
+    process = GatewayProcess(cut.cut(model, folder / "out", (1,)).folder, [], ("--model-name", "tiny"))
     try:
         with httpx.Client(base_url=process.url, timeout=60) as client:
             yield client
@@ -189,7 +190,7 @@ def test_stops_may_be_kept_and_ends_put_off(http) -> None:
     ids = http.post("/tokenize", json={"prompt": "Fine, ok", "add_special_tokens": False}).json()["tokens"]
     assert said(stop=["ine"]) == "F"
     assert said(stop=["ine"], include_stop_str_in_output=True) == "Fine"
-    assert said(max_tokens=9) == "Fine, ok" + "<tool_call>" + SCRIPTS[scripted.GO][7] + "</tool_call>"
+    assert said(max_tokens=9) == "Fine, ok" + "<tool_call>" + CALL + "</tool_call>"
     thought = http.post("/v1/completions", json={"prompt": "<|go|>", "max_tokens": 3, "allowed_token_ids": ids[:1]})
     assert len(set(thought.json()["choices"][0]["text"])) == 1
 
