@@ -80,8 +80,7 @@ def _writer(service: Service, body: OllamaRequest, *, is_chat: bool, with_contex
 
 def _warnings(service: Service, body: OllamaRequest, ignored: list[str], remarks: Sequence[str] = ()) -> dict[str, str]:
     options = body.options.ignored(service.max_context) if body.options is not None else []
-    thinks = ["think"] if body.think and not service.segmenters.thinks and "think" not in ignored else []
-    return warnings_of(body, [*ignored, *thinks, *options], remarks=remarks)
+    return warnings_of(body, [*ignored, *options], remarks=remarks)
 
 
 def _loaded(service: Service, body: OllamaRequest, writer: LineWriter) -> Response:
