@@ -9,6 +9,7 @@ from typing import Any
 from shardhub.gateway.parts import Told, joined, told_part
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Message, Tool
+from shardhub.gateway.strict import num_chars
 
 # Switches of a template that are not the client's to set: some replace what the gateway itself says.
 _RESERVED = {
@@ -88,7 +89,7 @@ def switches_of(given: dict[str, Any] | None) -> dict[str, Any]:
         if not allowed:
             raise Refusal(400, f"chat_template_kwargs: {name[:64]!r} cannot be set.", param="chat_template_kwargs")
         most = _MAX_LIST_CHARS if isinstance(value, list | dict) else _MAX_SWITCH_CHARS
-        if isinstance(value, str | list | dict) and len(json.dumps(value)) > most:
+        if isinstance(value, str | list | dict) and num_chars(value, param="chat_template_kwargs") > most:
             raise Refusal(400, f"chat_template_kwargs: {name} is too long.", param="chat_template_kwargs")
     return dict(given or {})
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import ChatRequest
+from shardhub.gateway.strict import num_chars
 
 # More do not fit into a context.
 MAX_DOCUMENTS = 256
@@ -32,6 +32,10 @@ def documents_of(body: ChatRequest, template: str | None) -> dict[str, Any]:
             param="documents",
             code="unsupported_value",
         )
-    if len(body.documents) > MAX_DOCUMENTS or len(json.dumps(body.documents)) > MAX_DOCUMENTS_CHARS:
-        raise Refusal(400, f"documents are too many: at most {MAX_DOCUMENTS}.", param="documents")
+    if len(body.documents) > MAX_DOCUMENTS or num_chars(body.documents, param="documents") > MAX_DOCUMENTS_CHARS:
+        raise Refusal(
+            400,
+            f"documents are too many: at most {MAX_DOCUMENTS}, of {MAX_DOCUMENTS_CHARS} characters.",
+            param="documents",
+        )
     return {"documents": body.documents}
