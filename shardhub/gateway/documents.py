@@ -33,9 +33,6 @@ def documents_of(body: ChatRequest, template: str | None) -> dict[str, Any]:
             code="unsupported_value",
         )
     if len(body.documents) > MAX_DOCUMENTS or num_chars(body.documents, param="documents") > MAX_DOCUMENTS_CHARS:
-        raise Refusal(
-            400,
-            f"documents are too many: at most {MAX_DOCUMENTS}, of {MAX_DOCUMENTS_CHARS} characters.",
-            param="documents",
-        )
+        most = f"{MAX_DOCUMENTS}, of {MAX_DOCUMENTS_CHARS} characters in all"
+        raise Refusal(400, f"documents are too many: at most {most}.", param="documents")
     return {"documents": body.documents}
