@@ -17,7 +17,6 @@ from shardhub.gateway.message_history import chat_messages, instructions
 from shardhub.gateway.message_tools import MessageTools, choice_of
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.scalars import Whole
-from shardhub.gateway.scalars import Whole
 from shardhub.gateway.schema import MAX_MESSAGES, MAX_TOOLS, Body, ChatRequest, Sampling, Stop
 from shardhub.gateway.service import Service, service_of, tenant_of, unless_gone, warnings_of
 from shardhub.gateway.strict import StrictRoute
