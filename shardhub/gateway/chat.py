@@ -11,9 +11,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from shardhub.gateway.answers import Delta, FinishReason
+from shardhub.gateway.answers import Answer, Delta
 from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
 from shardhub.gateway.ignored import ignored_of_messages
+from shardhub.gateway.legacy import old_finish, old_message
 from shardhub.gateway.likelihoods import chat_logprobs
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import ChatRequest
@@ -45,6 +46,14 @@ class _Chat:
         body = self.turn.body
         is_left_out = isinstance(body.reasoning, dict) and body.reasoning.get("exclude") is True
         return () if body.include_reasoning is False or is_left_out else self.turn.service.settings.reasoning_fields
+
+    def shaped(self, message: dict[str, Any]) -> dict[str, Any]:
+        """A message, or a part of one, in the form that the request has: an old one has functions, not tools."""
+        return old_message(message) if self.turn.body.functions else message
+
+    def finish(self, answer: Answer) -> str:
+        """Why an answer ended, in the same form."""
+        return old_finish(answer.finish) if self.turn.body.functions else answer.finish
 
 
 @router.post("/v1/chat/completions", summary="Answer a conversation", responses=RESPONSES)
@@ -87,9 +96,9 @@ async def _whole(service: Service, chat: _Chat, num: int) -> dict[str, Any]:
     choices = [
         {
             "index": index,
-            "message": _message(deltas, chat.reasoning_fields),
+            "message": chat.shaped(_message(deltas, chat.reasoning_fields)),
             "logprobs": _logprobs(service, chat, deltas),
-            "finish_reason": answer.finish,
+            "finish_reason": chat.finish(answer),
         }
         for index, (answer, deltas) in enumerate(zip(answers, found, strict=True))
     ]
@@ -130,7 +139,7 @@ async def _stream(service: Service, chat: _Chat, num: int) -> AsyncGenerator[byt
                     begun.add(index)
                     yield writer.chunk(index, {"role": "assistant", "content": ""})
                 if delta is None:
-                    yield writer.chunk(index, {}, finish=answers[index].finish)
+                    yield writer.chunk(index, {}, finish=chat.finish(answers[index]))
                     continue
                 entries = delta.entries
                 for part in _parts(delta, chat.reasoning_fields):
@@ -140,7 +149,7 @@ async def _stream(service: Service, chat: _Chat, num: int) -> AsyncGenerator[byt
                         else None
                     )
                     entries = []
-                    yield writer.chunk(index, part, logprobs=told)
+                    yield writer.chunk(index, chat.shaped(part), logprobs=told)
         finally:
             for answer in answers:
                 answer.cancel()
@@ -181,7 +190,7 @@ class _Writer:
         delta: dict[str, Any],
         *,
         logprobs: dict[str, Any] | None = None,
-        finish: FinishReason | None = None,
+        finish: str | None = None,
     ) -> bytes:
         """One event."""
         inside = json.dumps(delta, ensure_ascii=False, separators=(",", ":"))

@@ -9,6 +9,7 @@ from typing import Any
 from shardhub.gateway.parts import Told, joined, told_part
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Message, Tool
+from shardhub.gateway.strict import num_chars
 
 # Switches of a template that are not the client's to set: some replace what the gateway itself says.
 _RESERVED = {
@@ -31,6 +32,8 @@ _RESERVED = {
 _SWITCH = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_SWITCHES = 32
 _MAX_SWITCH_CHARS = 1024
+# Lists and objects are tools and documents in forms of a template's own.
+_MAX_LIST_CHARS = 1 << 18
 
 
 def messages_of(messages: Sequence[Message], *, strict: bool = False) -> list[dict[str, Any]]:
@@ -74,7 +77,7 @@ def tools_of(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
 
 
 def switches_of(given: dict[str, Any] | None) -> dict[str, Any]:
-    """Variables a client may set in a chat template: flags, numbers and short texts of names that are not reserved.
+    """Variables a client may set in a chat template: values of names that are not reserved, of bounded size.
 
     Raises:
         Refusal: One is something else.
@@ -83,9 +86,10 @@ def switches_of(given: dict[str, Any] | None) -> dict[str, Any]:
         raise Refusal(400, f"chat_template_kwargs has more than {_MAX_SWITCHES} entries.", param="chat_template_kwargs")
     for name, value in (given or {}).items():
         allowed = _SWITCH.fullmatch(name) and name not in _RESERVED and not name.endswith("_token")
-        if not allowed or not isinstance(value, bool | int | float | str | None):
+        if not allowed:
             raise Refusal(400, f"chat_template_kwargs: {name[:64]!r} cannot be set.", param="chat_template_kwargs")
-        if isinstance(value, str) and len(value) > _MAX_SWITCH_CHARS:
+        most = _MAX_LIST_CHARS if isinstance(value, list | dict) else _MAX_SWITCH_CHARS
+        if isinstance(value, str | list | dict) and num_chars(value, param="chat_template_kwargs") > most:
             raise Refusal(400, f"chat_template_kwargs: {name} is too long.", param="chat_template_kwargs")
     return dict(given or {})
 

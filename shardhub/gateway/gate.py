@@ -33,7 +33,7 @@ _SMALL_BODY_BYTES = 64 << 10
 # What a body must come with, in all, beyond a first pause: a slow line carries it, a client that drips bytes does not.
 _LEAST_BYTES_PER_S = 4096
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_METHODS = "GET, HEAD, POST, OPTIONS"
+_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 _MAX_AGE_S = "600"
 _VERSIONS = ("1.0", "1.1")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +43,7 @@ async def chat(body: OllamaChat, request: Request) -> Response:
         turn = await unless_gone(request, understand(service, chat_of(body), tenant_of(request)))
     except Refusal as refusal:
         raise refusal.renamed(NAMES) from refusal
-    headers = _warnings(service, body, ignored_of_messages(body.messages, None))
+    headers = _warnings(service, body, ignored_of_messages(body.messages, None), turn.remarks)
     return await _answered(service, body, request, writer, turn.begin, headers)
 
 
@@ -57,18 +57,19 @@ async def generate(body: OllamaGenerate, request: Request) -> Response:
     if not (body.prompt or body.suffix):
         return _loaded(service, body, writer)
     service.admission.check()
+    remarks: tuple[str, ...] = ()
     ignored = [name for name in ("system", "context", "images", "think") if is_raw and getattr(body, name)]
     try:
         if is_raw:
             begin = await unless_gone(request, begun(service, completion_of(body), tenant_of(request)))
         else:
             turn = await unless_gone(request, understand(service, text_chat_of(body), tenant_of(request)))
-            begin = _continued(service, turn, body.context or []).begin
+            begin, remarks = _continued(service, turn, body.context or []).begin, turn.remarks
     except ValidationError as error:
         raise refusal_of_fields(error.errors()).renamed(NAMES) from error
     except Refusal as refusal:
         raise refusal.renamed(NAMES) from refusal
-    return await _answered(service, body, request, writer, begin, _warnings(service, body, ignored))
+    return await _answered(service, body, request, writer, begin, _warnings(service, body, ignored, remarks))
 
 
 def _writer(service: Service, body: OllamaRequest, *, is_chat: bool, with_context: bool = False) -> LineWriter:
@@ -77,10 +78,9 @@ def _writer(service: Service, body: OllamaRequest, *, is_chat: bool, with_contex
     return LineWriter(tokenizer, model=body.model, is_chat=is_chat, num_top=num_top, with_context=with_context)
 
 
-def _warnings(service: Service, body: OllamaRequest, ignored: list[str]) -> dict[str, str]:
+def _warnings(service: Service, body: OllamaRequest, ignored: list[str], remarks: Sequence[str] = ()) -> dict[str, str]:
     options = body.options.ignored(service.max_context) if body.options is not None else []
-    thinks = ["think"] if body.think and not service.segmenters.thinks and "think" not in ignored else []
-    return warnings_of(body, [*ignored, *thinks, *options])
+    return warnings_of(body, [*ignored, *options], remarks=remarks)
 
 
 def _loaded(service: Service, body: OllamaRequest, writer: LineWriter) -> Response:

@@ -180,14 +180,14 @@ def refusal_of_fields(errors: Sequence[Any]) -> Refusal:
         return Refusal(400, "The body is not JSON.", code="invalid_json")
     if first.get("type") == "model_attributes_type" and not place:
         return Refusal(400, "The body must be a JSON object, sent with Content-Type: application/json.")
-    param = place = _param_of(first)
+    param = field = _param_of(first)
     inner = [dict(error) for error in errors if (_param_of(error) or "").startswith(f"{param}.")]
     if isinstance(first.get("input"), list) and len({_param_of(error) for error in inner}) == 1:
-        first, place = inner[0], _param_of(inner[0])  # one entry of a list that is right but for it
+        first, field = inner[0], _param_of(inner[0])  # one entry of a list that is right but for it
     code = "missing_required_parameter" if first.get("type") == "missing" else "invalid_value"
     # Of a value of one of several types, pydantic tells each.
-    same = [dict(error) for error in errors if _param_of(error) == place]
-    return Refusal(400, f"{place or 'The body'} {fault_of(same)}.", param=param, code=code)
+    same = [dict(error) for error in errors if _param_of(error) == field]
+    return Refusal(400, f"{field or 'The body'} {fault_of(same)}.", param=param, code=code)
 
 
 def _param_of(error: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from shardhub.gateway.foreign import check_foreign
+from shardhub.gateway.legacy import modern
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.scalars import Flag, Real, Whole
 from shardhub.parameters import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, MIN_REPETITION_PENALTY
@@ -214,6 +215,22 @@ class ChatRequest(Generation):
     include_reasoning: Flag | None = None
     parallel_tool_calls: Any = None
     modalities: Any = None
+    documents: list[dict[str, Any]] | None = None
+    functions: Any = None  # the old form of tools
+    function_call: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _modern(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        fields = modern(fields)
+        switches = fields.get("chat_template_kwargs")
+        if isinstance(switches, dict) and switches.get("documents") and not fields.get("documents"):
+            # vLLM's clients may give them either way.
+            fields["documents"] = switches["documents"]
+            fields["chat_template_kwargs"] = {name: value for name, value in switches.items() if name != "documents"}
+        return fields
 
     @model_validator(mode="after")
     def _check_modalities(self) -> ChatRequest:

@@ -14,6 +14,8 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from shardhub.gateway.refusals import Refusal
+
 # Headers that browsers send with what a page asks for.
 BROWSER_MARKS = ("origin", "referer", "cookie", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest")
 
@@ -45,6 +47,21 @@ class StrictRoute(APIRoute):
             return await handler(StrictRequest(scope, request.receive))
 
         return strict
+
+
+def num_chars(value: Any, *, param: str) -> int:
+    """Characters of a value as JSON.
+
+    Args:
+        param: The field it came in.
+
+    Raises:
+        Refusal: It is nested too deeply.
+    """
+    try:
+        return len(json.dumps(value))
+    except RecursionError as error:
+        raise Refusal(400, f"{param} is nested too deeply.", param=param) from error
 
 
 def _is_json_unsaid(request: Request) -> bool:

@@ -16,6 +16,7 @@ from shardhub.gateway.answers import Answer, Ask, Delta, Tools
 from shardhub.gateway.conversations import messages_of, switches_of, tools_of
 from shardhub.gateway.defaults import kept_of_prompt, parameters_of
 from shardhub.gateway.deferred import DeferredGrammar
+from shardhub.gateway.documents import documents_of
 from shardhub.gateway.endings import CONTINUE, PROMPT, ending_of
 from shardhub.gateway.masks import end_ids_of, rules_of
 from shardhub.gateway.merge import merge
@@ -126,6 +127,7 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     shown, forced = tools_of(choice.shown), choice.forced
     ending = ending_of(body.model_dump(include={CONTINUE, PROMPT}), messages)
     switches = switches_of(body.chat_template_kwargs)
+    switches |= documents_of(body, service.head.tokenizer.chat_template)
     parameters = parameters_of(
         body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.top_logprobs or 0
     )

@@ -1,0 +1,38 @@
+"""Documents that a chat's answer is to be made from, for templates that have a place for them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.schema import ChatRequest
+from shardhub.gateway.strict import num_chars
+
+# More do not fit into a context.
+MAX_DOCUMENTS = 256
+MAX_DOCUMENTS_CHARS = 4 << 20
+
+
+def documents_of(body: ChatRequest, template: str | None) -> dict[str, Any]:
+    """The variable that a chat template reads documents from, or nothing without any.
+
+    Args:
+        template: The model's.
+
+    Raises:
+        Refusal: The template has no place for them, or they are too many.
+    """
+    if not body.documents:
+        return {}
+    if re.search(r"\bdocuments\b", template or "") is None:
+        raise Refusal(
+            400,
+            "This model's chat template has no place for documents: put them into a message.",
+            param="documents",
+            code="unsupported_value",
+        )
+    if len(body.documents) > MAX_DOCUMENTS or num_chars(body.documents, param="documents") > MAX_DOCUMENTS_CHARS:
+        most = f"{MAX_DOCUMENTS}, of {MAX_DOCUMENTS_CHARS} characters in all"
+        raise Refusal(400, f"documents are too many: at most {most}.", param="documents")
+    return {"documents": body.documents}
