@@ -114,7 +114,9 @@ def _bounds(schema: dict[str, Any]) -> None:
 def _items(schema: dict[str, Any]) -> None:
     """Before 2020, a list under `items` had a schema for each place."""
     if isinstance(schema.get("items"), list):
-        schema["prefixItems"] = schema.pop("items")
+        places = schema.pop("items")
+        if places:
+            schema["prefixItems"] = places
         if "additionalItems" in schema:
             schema["items"] = schema["additionalItems"]
     schema.pop("additionalItems", None)
