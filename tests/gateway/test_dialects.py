@@ -107,9 +107,7 @@ schemas = st.recursive(
     lambda inner: st.one_of(
         st.builds(lambda item: {"type": "array", "items": item, "maxItems": 2}, inner),
         st.builds(lambda item: {"type": "object", "properties": {"a": item}, "required": ["a"]}, inner),
-        st.builds(
-            lambda items: {"type": "array", "items": items, "additionalItems": False}, st.lists(inner, max_size=2)
-        ),
+        st.builds(lambda items: {"items": items, "additionalItems": False}, st.lists(inner, min_size=1, max_size=2)),
         st.builds(lambda options: {"anyOf": options}, st.lists(inner, min_size=1, max_size=2)),
     ),
     max_leaves=4,

@@ -96,7 +96,7 @@ def test_references_of_several_tools_lead_to_their_own_schemas() -> None:
         ({"type": "function", "name": "flat", "parameters": {"type": "object"}}, "flat", False),
         ({"type": "custom", "custom": {"name": "patch", "format": {"type": "text"}}}, "patch", True),
         (
-            {"type": "function", "function": {"name": "text", "parameters": '{"properties": {"input": {}}}'}},
+            {"function": {"name": "text", "parameters": '{"properties": {"input": {}}}'}},
             "text",
             True,
         ),
