@@ -18,22 +18,15 @@ _LISTED = ("prefixItems", "anyOf", "oneOf", "allOf")
 _ALONE = ("items", "additionalProperties", "additionalItems", "contains", "not", "if", "then", "else", "propertyNames")
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 # Source: JSON Schema 2020-12, validation, section 7.3. A format of another name is a remark for people.
-_FORMATS = frozenset(
-    ("date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6", "uri")
-    + (
-        "uri-reference",
-        "iri",
-        "iri-reference",
-        "uuid",
-        "uri-template",
-        "json-pointer",
-        "relative-json-pointer",
-        "regex",
-    )
-)
+_FORMATS = {
+    *("date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6", "uri"),
+    *("uri-reference", "iri", "iri-reference", "uuid", "uri-template", "json-pointer", "relative-json-pointer"),
+    "regex",
+}
 _NUMBER_TYPES = frozenset(("integer", "number"))
 # What finite automata cannot follow: looking around, and back at what was matched.
 _LOOKS = re.compile(r"\(\?<?[=!]|\\[1-9]|\(\?P=")
+_PLAIN_NAME = re.compile(r"[\w-]+")
 # Keywords that ask for nothing with this value.
 _EMPTY: dict[str, tuple[Any, ...]] = {
     "uniqueItems": (False,),
@@ -121,7 +114,9 @@ def _bounds(schema: dict[str, Any]) -> None:
 def _items(schema: dict[str, Any]) -> None:
     """Before 2020, a list under `items` had a schema for each place."""
     if isinstance(schema.get("items"), list):
-        schema["prefixItems"] = schema.pop("items")
+        places = schema.pop("items")
+        if places:
+            schema["prefixItems"] = places
         if "additionalItems" in schema:
             schema["items"] = schema["additionalItems"]
     schema.pop("additionalItems", None)
@@ -161,6 +156,24 @@ def _further(schema: dict[str, Any]) -> None:
         schema.setdefault("additionalProperties", further)
 
 
+def _patterns(schema: dict[str, Any]) -> None:
+    """A pattern that is just the name of a property is one more schema of that property.
+
+    llguidance cannot go on where a name stands in both.
+    """
+    named, patterns = schema.get("properties"), schema.get("patternProperties")
+    if not isinstance(named, dict) or not isinstance(patterns, dict):
+        return
+    for pattern in list(patterns):
+        name = pattern.removeprefix("^").removesuffix("$")
+        if name in named and pattern == f"^{name}$" and _PLAIN_NAME.fullmatch(name):
+            schema["properties"] = {**schema["properties"], name: {"allOf": [named[name], patterns[pattern]]}}
+            schema["patternProperties"] = {key: inner for key, inner in patterns.items() if key != pattern}
+            patterns = schema["patternProperties"]
+    if not patterns:
+        del schema["patternProperties"]
+
+
 _REWRITES: tuple[Callable[[dict[str, Any]], None], ...] = (
     _types,
     _bounds,
@@ -169,4 +182,5 @@ _REWRITES: tuple[Callable[[dict[str, Any]], None], ...] = (
     _formats,
     _options,
     _further,
+    _patterns,
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shardhub.errors import PromptError
+from shardhub.gateway.blanks import MAX_BLANKS, Blanks, blanks_of
 from shardhub.gateway.closed import closed
 from shardhub.gateway.dialects import plain_schema
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
@@ -167,6 +168,7 @@ class Structured:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._compiled_for: Any = None
+        self._blanks: Blanks | None = None
         # Threads of its own: who waits for a schema keeps none from rendering, tokenizing or drawing.
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="shardhub-grammar")
         self._sandboxes = Sandboxes(_COMPILING, _AT_ONCE)
@@ -211,7 +213,8 @@ class Structured:
         try:
             grammar = self._tried(shape)
             with panics_told("The grammar cannot be compiled."):
-                return LlGrammar(compiled(grammar, self._llguidance_tokenizer()))
+                matcher = compiled(grammar, self._llguidance_tokenizer())
+            return LlGrammar(matcher, self._blanks if shape.kind == "json" else None)
         except (ValueError, RecursionError) as error:
             raise Refusal(400, f"{shape.param}: {_short(error)}", param=shape.param, code="invalid_schema") from error
 
@@ -248,6 +251,7 @@ class Structured:
                 ends = sorted(self._tokenizer.eos_ids)
                 if not ends:
                     raise PromptError("The model has no end-of-sequence token.", why="A shaped answer could not end.")
+                self._blanks = blanks_of(self._tokenizer)
                 self._compiled_for = LLTokenizer(self._tokenizer.serialized(), eos_token=ends)
             return self._compiled_for
 
@@ -257,14 +261,17 @@ class LlGrammar:
 
     Args:
         matcher: llguidance's.
+        blanks: Those of the vocabulary, if a run of them is to end.
     """
 
-    def __init__(self, matcher: Any) -> None:
+    def __init__(self, matcher: Any, blanks: Blanks | None = None) -> None:
         self._matcher = matcher
+        self._blanks = blanks
+        self._num_blanks = 0
 
     def copy(self) -> LlGrammar:
         """The same for another answer, from the beginning."""
-        return LlGrammar(self._matcher.deep_copy())
+        return LlGrammar(self._matcher.deep_copy(), self._blanks)
 
     def mask(self) -> bytes:
         """A bit for each token id that may come next.
@@ -276,10 +283,14 @@ class LlGrammar:
             allowed: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
             raise PromptError("The answer's grammar cannot go on.", why=_short(self._matcher.get_error()))
+        if self._blanks is not None and self._num_blanks >= MAX_BLANKS:
+            return self._blanks.without(allowed)
         return allowed
 
     def accept(self, token: int) -> None:
         """Go on with a token that was drawn."""
+        if self._blanks is not None:
+            self._num_blanks = self._num_blanks + 1 if self._blanks.is_blank(token) else 0
         with contextlib.suppress(PromptError), panics_told("The answer's grammar cannot go on."):
             self._matcher.consume_token(token)
 

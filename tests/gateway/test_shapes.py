@@ -148,6 +148,49 @@ def test_without_tools_tags_are_text(http) -> None:
         assert answer(http, guided_choice=[said], **more)["message"]["content"] == said
 
 
+def test_one_call_is_all_where_no_more_are_wanted(http) -> None:
+    """With parallel_tool_calls false the answer ends with its first call, whole and streamed."""
+    call = '<tool_call>{"name": "weather", "arguments": {"CITY": "%s"}}</tool_call>'
+    body = {"tools": TOOLS, "guided_choice": [call % "ROME" + "\n" + call % "OSLO"]}
+    assert len(answer(http, **body)["message"]["tool_calls"]) == 2
+    choice = answer(http, **body, parallel_tool_calls=False)
+    (only,) = choice["message"]["tool_calls"]
+    assert json.loads(only["function"]["arguments"]) == {"CITY": "ROME"}
+    assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+    body |= {"messages": HI, "stream": True, "max_tokens": 200, "parallel_tool_calls": False}
+    lines = http.post(CHAT, json=body).text.split("\n\n")
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
+    assert {piece["index"] for delta in deltas for piece in delta.get("tool_calls", [])} == {0}
+
+
+def test_a_forced_function_without_parameters_gets_none(http) -> None:
+    """Alone or as one of several: its arguments are an empty object."""
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    (call,) = answer(http, tools=tools, tool_choice="required")["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {}
+    tools.append({"type": "function", "function": {"name": "later", "parameters": {"type": "object"}}})
+    (call,) = answer(http, tools=tools, tool_choice="required")["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {}
+
+
+@pytest.mark.parametrize(
+    "response_format",
+    [{"type": "json_object", "schema": SCHEMA}, {"type": "json_schema", "schema": SCHEMA, "name": "who"}],
+)
+def test_a_schema_is_followed_wherever_it_stands(http, response_format) -> None:
+    """In the forms of llama.cpp, Together and OpenAI's other API, too."""
+    choice = answer(http, response_format=response_format, seed=5)
+    assert json.loads(choice["message"]["content"])["NAME"] in ("ADA", "BOB")
+
+
+def test_a_schema_that_cannot_be_followed_is_refused_by_name(http) -> None:
+    """With 400 and the keyword, before anything runs."""
+    body = {"messages": HI, "guided_json": {"type": "array", "uniqueItems": True}}
+    refused = http.post(CHAT, json=body)
+    assert refused.status_code == 400
+    assert "uniqueItems cannot be followed" in refused.json()["error"]["message"]
+
+
 def endless(num=20):
     """A schema that llguidance compiles without end."""
     return {"allOf": [{"type": "string", "pattern": f".*{letter}.*"} for letter in string.ascii_letters[:num]]}

@@ -13,7 +13,7 @@ _NAME = r"""(?:"(?P<quoted>[^"<>]*)"|'(?P<single>[^'<>]*)'|(?P<plain>[^\s<>"']+)
 # Source: the templates of Qwen3-Coder and Seed-OSS (function=), MiniMax, Muse Spark, Step 3 and DeepSeek V3.2 (invoke,
 # with a prefix), MiniCPM (function name=).
 _PREFIX = r"(?:[\w-]+:|｜DSML｜)?"
-_FUNCTION = re.compile(rf"<{_PREFIX}(?:function|invoke)(?:\s*=\s*|\s+name\s*=\s*){_NAME}[^<>\n]*>?")
+_FUNCTION = re.compile(rf"<{_PREFIX}(?:function|invoke)(?:\s*=\s*|\s+name\s*=\s*){_NAME}[^<>\n]*[>\n]")
 _PARAMETER = re.compile(rf"<{_PREFIX}param(?:eter)?(?:\s*=\s*|\s+name\s*=\s*){_NAME}(?P<more>[^<>\n]*)>?")
 _PARAMETER_END = re.compile(rf"</{_PREFIX}param(?:eter)?>")
 _FUNCTION_END = re.compile(rf"</{_PREFIX}(?:function|invoke)>")
