@@ -343,6 +343,8 @@ def _read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
         raise FormatError(
             f"{path} is missing.", why="A head needs the model's tokenizer.", hint="Give the pipeline's folder."
         ) from error
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read.", why=f"{error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON.", why=str(error)) from error
     if not isinstance(content, dict):
