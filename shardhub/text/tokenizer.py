@@ -290,8 +290,12 @@ def load_tokenizer(folder: Path) -> Any:
             raise
         raise UnsupportedModel(
             f"The tokenizer in {folder} cannot be used.",
-            why=str(error).strip().split("\n")[0][:300],
-            hint="Code from model folders is never run; convert the tokenizer to a fast one (tokenizer.json) first.",
+            why="A field in its files is of another type than transformers reads."
+            if isinstance(error, TypeError | AttributeError)
+            else str(error).strip().split("\n")[0][:300],
+            hint="Code from model folders is never run; convert the tokenizer to a fast one (tokenizer.json) first."
+            if "code" in str(error)
+            else "Get tokenizer.json, tokenizer_config.json and special_tokens_map.json again from the model's publisher.",
         ) from error
     if not tokenizer.is_fast:
         raise UnsupportedModel(
