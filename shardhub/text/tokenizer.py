@@ -295,7 +295,7 @@ def load_tokenizer(folder: Path) -> Any:
             else str(error).strip().split("\n")[0][:300],
             hint="Code from model folders is never run; convert the tokenizer to a fast one (tokenizer.json) first."
             if "code" in str(error)
-            else "Get tokenizer.json, tokenizer_config.json and special_tokens_map.json again from the model's publisher.",
+            else "Get tokenizer.json and tokenizer_config.json again from the model's publisher.",
         ) from error
     if not tokenizer.is_fast:
         raise UnsupportedModel(
