@@ -121,7 +121,7 @@ def read_shard(folder: Path) -> Shard:
     )
     config = read_config(folder / CONFIG_FILE, stage.config_digest)
     proof_path = folder / PROOF_FILE
-    proof = decode(Proof, read_bytes(proof_path), where=str(proof_path)) if proof_path.is_file() else None
+    proof = decode(Proof, read_bytes(proof_path), where=str(proof_path)) if proof_path.exists() else None
     if proof is not None and proof.stage_digest != stage.digest:
         raise DigestMismatch(
             f"{proof_path} is the proof of another stage.",

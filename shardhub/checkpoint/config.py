@@ -58,6 +58,7 @@ _NAMES = ("quant_method", "format")
 # Packed in a way that mlx-lm unpacks when it loads a model, which mlx_lm.convert does.
 _CONVERTIBLE = ("awq", "gptq", "bitnet")
 _CONVERT = "Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER"
+_NUMBERS = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "partial_rotary_factor")
 _FINITE = ("rope_theta", "rope_scaling", "rms_norm_eps", "layer_norm_eps", "partial_rotary_factor")
 
 
@@ -200,6 +201,8 @@ def _check(config: Mapping[str, Any], where: str) -> None:
         for field in _FINITE:
             value = part.get(field)
             for number in value.values() if isinstance(value, dict) else [value]:
+                if isinstance(number, str) and field in _NUMBERS:
+                    raise _broken(where, f"{prefix}{field} is {json.dumps(number)[:40]}, expected a number")
                 if isinstance(number, float) and not math.isfinite(number):
                     raise _broken(where, f"{prefix}{field} has the value {number}, expected a finite number")
 

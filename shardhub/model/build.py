@@ -230,7 +230,7 @@ def _reason(error: Exception) -> str:
     if (absent := _ABSENT.search(text)) is not None:
         return f"It lacks {absent[1]}."
     if isinstance(error, TypeError | AttributeError):
-        return f"A value in it is of the wrong type ({text[:200]})."
+        return "A value in it is of another type than mlx-lm's module reads."
     return f"{text[:1].upper()}{text[1:300]}." if text else "It gives no reason."
 
 

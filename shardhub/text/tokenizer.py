@@ -290,8 +290,12 @@ def load_tokenizer(folder: Path) -> Any:
             raise
         raise UnsupportedModel(
             f"The tokenizer in {folder} cannot be used.",
-            why=str(error).strip().split("\n")[0][:300],
-            hint="Code from model folders is never run; convert the tokenizer to a fast one (tokenizer.json) first.",
+            why="A field in its files is of another type than transformers reads."
+            if isinstance(error, TypeError | AttributeError)
+            else str(error).strip().split("\n")[0][:300],
+            hint="Code from model folders is never run; convert the tokenizer to a fast one (tokenizer.json) first."
+            if "code" in str(error)
+            else "Get tokenizer.json and tokenizer_config.json again from the model's publisher.",
         ) from error
     if not tokenizer.is_fast:
         raise UnsupportedModel(
@@ -343,6 +347,8 @@ def _read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
         raise FormatError(
             f"{path} is missing.", why="A head needs the model's tokenizer.", hint="Give the pipeline's folder."
         ) from error
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read.", why=f"{error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON.", why=str(error)) from error
     if not isinstance(content, dict):
