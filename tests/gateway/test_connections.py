@@ -7,7 +7,6 @@ import contextlib
 import socket
 import threading
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -189,10 +188,17 @@ def test_an_answer_that_is_read_slowly_is_given_whole() -> None:
         assert state.connections
 
 
+class Client:
+    """A connection that is nothing but its client's address."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+
 def test_room_is_made_at_the_address_that_has_most() -> None:
     """One address with many connections pushes none of another's out, though that has waited longer."""
     waiting = Waiting()
-    other, *many = (SimpleNamespace(address=address) for address in ("10.0.0.2", "10.0.0.1", "10.0.0.1", "10.0.0.1"))
+    other, *many = (Client(address) for address in ("10.0.0.2", "10.0.0.1", "10.0.0.1", "10.0.0.1"))
     for connection in (other, *many):
         waiting.add(connection)
     waiting.begin_anew(many[0])
