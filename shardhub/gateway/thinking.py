@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardhub.errors import ShardhubError
-from shardhub.gateway.reasoning import Reasoning
+from shardhub.gateway.reasoning import Reasoning, sources_of
 from shardhub.text.tokenizer import Tokenizer
 
 Value = bool | int | str
@@ -108,7 +108,7 @@ def find_thinking(tokenizer: Tokenizer, reasoning: Reasoning | None) -> Thinking
     Args:
         reasoning: The tags of the model's reasoning, if it has some.
     """
-    source = tokenizer.chat_template or ""
+    source = sources_of(tokenizer)
     trial = _Trial(tokenizer, reasoning)
     usual = trial.prompt()
     if usual is None:
