@@ -118,12 +118,18 @@ _FAMILIES = (
 )
 
 
+def sources_of(tokenizer: Tokenizer) -> str:
+    """All chat templates of a model: that for conversations with tools may be another."""
+    templates = (tokenizer.template_source(with_tools=False), tokenizer.template_source(with_tools=True))
+    return "\n".join(dict.fromkeys(template for template in templates if template))
+
+
 def find_reasoning(tokenizer: Tokenizer) -> Reasoning | None:
     """The tags of a model that thinks, or None.
 
     What the template names goes before what the vocabulary holds: models are made of others and keep their tokens.
     """
-    template = tokenizer.chat_template or ""
+    template = sources_of(tokenizer)
     for family in _FAMILIES:
         if any(end in template for end in family.ends) and (family.tokens or any(s in template for s in family.starts)):
             return _shown_in(family, template)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -93,6 +93,8 @@ class Service:
         head.scheduler.on_drawn = drew
         self.structured = Structured(head.tokenizer)
         self.segmenters = Segmenters(head.tokenizer)
+        self._trying = threading.Lock()
+        self._thinking: Thinking | None = None
         self.infill = find_infill(head.tokenizer)
         self.call_formats = find_call_formats(head.tokenizer)
         links = head.chain.links
@@ -105,10 +107,13 @@ class Service:
         self.answers = ResponseStore()
         self.fingerprint = f"fp_{manifest.pipeline_id[:12]}"
 
-    @cached_property
+    @property
     def thinking(self) -> Thinking:
         """How the model is told to think or not; found out when it is first asked, which takes a part of a second."""
-        return find_thinking(self.head.tokenizer, self.segmenters.reasoning)
+        with self._trying:
+            if self._thinking is None:
+                self._thinking = find_thinking(self.head.tokenizer, self.segmenters.reasoning)
+            return self._thinking
 
     @property
     def max_context(self) -> int:

@@ -133,9 +133,13 @@ class TagSegmenter:
                 self._say(segments, at)
             return False
         if self._is_patient:
+            if not self._is_ended and tag in self._tags.ends and not self._held[at + len(tag) :].strip():
+                return False  # without an answer after it, there was no reasoning before it
             self._is_patient = False
             num_fences, line = self._held.count(_FENCE, 0, at), self._held[:at].rpartition("\n")[2]
-            if tag in self._tags.ends and self._held[:at].strip() and not self._is_text(num_fences, line, after):
+            parts = self._held[:at], self._held[at + len(tag) :]
+            is_closing = tag in self._tags.ends and not self._is_text(num_fences, line, after)
+            if is_closing and all(part.strip() for part in parts):
                 self._inside = True
                 return True
         self._say(segments, at)

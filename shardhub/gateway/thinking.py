@@ -8,12 +8,13 @@ unopened.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from shardhub.errors import ShardhubError
-from shardhub.gateway.reasoning import Reasoning
+from shardhub.gateway.reasoning import Reasoning, sources_of
 from shardhub.text.tokenizer import Tokenizer
 
 Value = bool | int | str
@@ -27,6 +28,8 @@ _ON = ("on", "enabled", "enable", "thinking", "think", "true", "auto", "adaptive
 _SOFT_OFF = ("/no_think", "/nothink")
 # Each variable costs a few renderings of a short prompt, once a model; templates read 4 that have to do with thinking.
 _MAX_NAMES = 24
+# Templates of 70 public models take 0.5 to 1.5 s; one that is slow on purpose keeps a thread no longer than this.
+_MAX_S = 10.0
 _MAX_VALUES = 12
 _MEANT = re.compile(r"think|reason|effort|thought")
 _NEGATIVE = re.compile(r"(^|_)(no|non|not|disable|skip|without|exclude|hide|quiet)(_|think|reason)|^nothink")
@@ -105,7 +108,7 @@ def find_thinking(tokenizer: Tokenizer, reasoning: Reasoning | None) -> Thinking
     Args:
         reasoning: The tags of the model's reasoning, if it has some.
     """
-    source = tokenizer.chat_template or ""
+    source = sources_of(tokenizer)
     trial = _Trial(tokenizer, reasoning)
     usual = trial.prompt()
     if usual is None:
@@ -141,9 +144,12 @@ class _Trial:
     def __init__(self, tokenizer: Tokenizer, reasoning: Reasoning | None) -> None:
         self._tokenizer = tokenizer
         self._reasoning = reasoning
+        self._stop = time.monotonic() + _MAX_S
 
     def prompt(self, variables: Mapping[str, Any] = _NOTHING, *, text: str = "Hello") -> _Prompt | None:
-        """The prompt, or None where the template fails."""
+        """The prompt, or None where the template fails, or has taken too long already."""
+        if time.monotonic() > self._stop:
+            return None
         messages = [{"role": "user", "content": text}]
         try:
             rendered = self._tokenizer.render_chat(messages, **variables)

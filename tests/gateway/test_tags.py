@@ -68,6 +68,7 @@ def test_a_closing_tag_alone_tells_of_reasoning_where_nothing_was_told_yet() -> 
     """An answer that is not streamed can wait for it; one without any is text."""
     assert cut("Hmm.", "</think>", "42", is_patient=True) == [("reasoning", "Hmm."), ("text", "42")]
     assert cut("Use `</think>`.", is_patient=True) == [("text", "Use `</think>`.")]
+    assert cut("Answer.", "</think>", "\n", is_patient=True) == [("text", "Answer.")]
     assert cut("No tag", is_patient=True) == [("text", "No tag")]
 
 
