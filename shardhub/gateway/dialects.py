@@ -86,8 +86,8 @@ def _is_empty(name: str, value: Any) -> bool:
 def _types(schema: dict[str, Any]) -> None:
     """Gemini writes STRING; `any` is no limit; OpenAPI's nullable adds null."""
     kind = schema.get("type")
-    names = kind if isinstance(kind, list) else [kind]
-    if kind is not None and all(isinstance(name, str) for name in names):
+    names = [name for name in (kind if isinstance(kind, list) else [kind]) if isinstance(name, str)]
+    if names and len(names) == (len(kind) if isinstance(kind, list) else 1):
         lower = [name.lower() if name.lower() in _TYPES else name for name in names]
         schema["type"] = lower if isinstance(kind, list) else lower[0]
         if "any" in names:

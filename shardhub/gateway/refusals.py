@@ -195,3 +195,8 @@ def _param_of(error: Mapping[str, Any]) -> str | None:
     place = [part for part in error.get("loc", ()) if part != "body"]
     names = [str(part) for part in place if not (isinstance(part, str) and ("[" in part or part in _TYPE_NAMES))]
     return ".".join(names) or None
+
+
+def unreadable(status: int, message: str) -> JSONResponse:
+    """The answer to what could not be read as a request."""
+    return Refusal(status, message, code="invalid_request").response("")

@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.responses import Response
 
 from shardhub.chain.head import Head
 from shardhub.connections import Limits, QuietLoop, connections_allowed, protocol
 from shardhub.errors import AddressError
 from shardhub.gateway.app import build_app, guarded
-from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.refusals import unreadable
 from shardhub.gateway.service import Service, in_thread, told_names
 from shardhub.gateway.settings import GatewaySettings
 
@@ -75,7 +74,7 @@ class Gateway:
             uvicorn.Config(
                 guarded(app),
                 log_config=None,
-                http=protocol(limits, _refuse),
+                http=protocol(limits, unreadable),
                 access_log=False,  # the gate has a log line of its own
                 backlog=at_once,
                 lifespan="off",
@@ -114,10 +113,6 @@ class Gateway:
                 await asyncio.wait({idle, now}, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
         now.cancel()
-
-
-def _refuse(status: int, message: str) -> Response:
-    return Refusal(status, message, code="invalid_request").response("")
 
 
 def url_of(host: str, port: int) -> str:
