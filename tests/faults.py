@@ -488,6 +488,36 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("stale partial files", "swept", "tests/hub/test_fetch.py::test_stale_partial_files_are_swept"),
         ("blob lost from the cache", "fetched again", "tests/hub/test_fetch.py::test_lost_blob_is_fetched_again"),
+        (
+            "a card with halves of UTF-16 pairs, dates, huge numbers or depth",
+            "shown as far as JSON carries it; lists go on",
+            "tests/localhub/test_card.py::test_no_card_ends_a_listing",
+        ),
+        (
+            "own Hub's database locked by another process",
+            "reads go on, writes get 503 and when to ask again",
+            "tests/localhub/test_catalog.py::test_reads_go_on_and_writes_are_told_later_while_another_process_writes",
+        ),
+        (
+            "own Hub's disk full",
+            "507, nothing half-made, and writes again once there is room",
+            "tests/localhub/test_catalog.py::test_a_full_disk_is_507_for_a_route_that_writes_rows",
+        ),
+        (
+            "own Hub's files left open to other users",
+            "closed, and the signing key replaced",
+            "tests/localhub/test_catalog.py::test_a_signing_key_that_others_could_read_is_replaced",
+        ),
+        (
+            "idle connections to the own Hub",
+            "others are answered",
+            "tests/localhub/test_connections.py::test_idle_connections_lock_nobody_out",
+        ),
+        (
+            "upload over a slow line",
+            "goes on while bytes come",
+            "tests/localhub/test_connections.py::test_an_upload_over_a_slow_line_goes_on_as_long_as_it_comes",
+        ),
     ],
     "Clients": [
         (
@@ -504,6 +534,26 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
             "header or body that drips, an answer that nobody reads",
             "the connection ends",
             "tests/gateway/test_connections.py::test_a_request_that_does_not_come_ends_its_connection",
+        ),
+        (
+            "an answer that is read slowly",
+            "given whole",
+            "tests/gateway/test_connections.py::test_an_answer_that_is_read_slowly_is_given_whole",
+        ),
+        (
+            "a head that keeps nodes full",
+            "a second one gets its share as sessions end",
+            "tests/chain/test_two_heads.py::test_a_head_that_keeps_nodes_full_does_not_shut_another_out",
+        ),
+        (
+            "tenants whose clients leave while nodes come and go",
+            "nobody waits for ever, nothing is left",
+            "tests/soak/test_soak.py::test_tenants_whose_clients_leave_leave_nothing",
+        ),
+        (
+            "messages to a node that cannot be parsed",
+            "refused, a line in the log for many",
+            "tests/node/test_servicer.py::test_messages_that_cannot_be_parsed_are_refused_and_fill_no_log",
         ),
         (
             "schemas that compile without end",
