@@ -30,8 +30,9 @@ from shardhub.gateway.service import (
     unless_gone,
     warnings_of,
 )
+from shardhub.gateway.shapes import shape_of
 from shardhub.gateway.strict import StrictRoute
-from shardhub.gateway.structured import LlGrammar, shape_of
+from shardhub.gateway.structured import LlGrammar
 from shardhub.gateway.usage import usage
 from shardhub.text.encoder import MAX_IDS
 

@@ -7,17 +7,15 @@ import contextlib
 import json
 import re
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from shardhub.errors import PromptError
 from shardhub.gateway.blanks import MAX_BLANKS, Blanks, blanks_of
 from shardhub.gateway.closed import closed
 from shardhub.gateway.dialects import plain_schema
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
-from shardhub.gateway.schema import ChatRequest, Generation, ResponseFormat, Tool
+from shardhub.gateway.shapes import Shape
 from shardhub.text.panics import panics_told
 from shardhub.text.sandbox import Program, Sandboxes
 from shardhub.text.tokenizer import Tokenizer
@@ -38,8 +36,6 @@ _COMPILING = Program(
     cpu_s=COMPILE_S,
     hint="Check that llguidance is installed.",
 )
-# What a schema of arguments may have beside its limits.
-_REMARKS = ("title", "description", "$schema", "$id", "examples", "example", "default")
 # What llguidance calls by its own names, in words for who wrote the schema.
 _REASONS = (
     ("NoExtensionBias", "no answer can fit: the schema refers to itself without end, or its parts exclude each other"),
@@ -56,105 +52,6 @@ _REASONS = (
 _UNKNOWN_KEYWORDS = re.compile(r"Unimplemented keys: \[(.*?)\]")
 # A grammar is the schema or expression with little around it; escaped characters may take six bytes each, twice.
 _MAX_ANSWER_BYTES = 64 * MAX_SOURCE_CHARS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What an answer must be like.
-
-    Attributes:
-        kind: What `source` is.
-        param: The field of the request it came from.
-    """
-
-    kind: Literal["json", "regex", "choice"]
-    source: Any
-    param: str
-
-
-def shape_of(body: Generation) -> Shape | None:
-    """What a request says its answer must be like, if anything.
-
-    Raises:
-        Refusal: It says two things.
-    """
-    found: list[Shape] = []
-    given: list[tuple[Literal["json", "regex", "choice"], Any, str]] = [
-        ("json", body.guided_json, "guided_json"),
-        ("regex", body.guided_regex, "guided_regex"),
-        ("choice", body.guided_choice, "guided_choice"),
-    ]
-    if (nested := body.structured_outputs) is not None:
-        given += [
-            ("json", nested.json_, "structured_outputs.json"),
-            ("regex", nested.regex, "structured_outputs.regex"),
-            ("choice", nested.choice, "structured_outputs.choice"),
-        ]
-    found += [Shape(kind=kind, source=source, param=param) for kind, source, param in given if source is not None]
-    if body.structured_outputs is not None and body.structured_outputs.json_object:
-        found.append(Shape(kind="json", source={"type": "object"}, param="structured_outputs.json_object"))
-    if isinstance(body, ChatRequest) and body.response_format is not None:
-        found += _shapes_of_format(body.response_format)
-    if len(found) > 1:
-        raise Refusal(400, "The answer can only be made to be like one thing.", param=found[1].param)
-    return found[0] if found else None
-
-
-def _shapes_of_format(response_format: ResponseFormat) -> list[Shape]:
-    """The shape a response format asks for: at most one."""
-    kind, nested = response_format.type, response_format.json_schema
-    schema = response_format.schema_ if nested is None else nested.schema_
-    if kind == "text":
-        return []
-    if schema is None:
-        if kind == "json_schema":
-            raise Refusal(400, "json_schema needs a schema.", param="response_format.json_schema")
-        schema = {"type": "object"}
-    # With a schema, json_object is what llama.cpp and Together have beside OpenAI's form.
-    return [Shape(kind="json", source=schema, param="response_format")]
-
-
-def shape_of_calls(tools: Sequence[Tool]) -> Shape:
-    """An answer that is a call of one of several tools: of one, just its arguments."""
-    if len(tools) == 1:
-        return Shape(kind="json", source=_arguments(tools[0]), param="tools")
-    options = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": tool.function.name},
-                "arguments": _moved(_arguments(tool), f"#/anyOf/{index}/properties/arguments"),
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for index, tool in enumerate(tools)
-    ]
-    return Shape(kind="json", source={"anyOf": options}, param="tools")
-
-
-def _arguments(tool: Tool) -> dict[str, Any]:
-    """The schema of a tool's arguments; one without parameters takes an empty object."""
-    schema = tool.function.parameters or {}
-    limits = {name: value for name, value in schema.items() if name not in _REMARKS and value not in ({}, [], None)}
-    if limits.get("additionalProperties") is False:
-        del limits["additionalProperties"]
-    if limits in ({}, {"type": "object"}):
-        return {"type": "object", "properties": {}, "additionalProperties": False}
-    return schema
-
-
-def _moved(schema: Any, place: str) -> Any:
-    """A schema that stands at a place in another one: references to its own root lead there."""
-    if isinstance(schema, list):
-        return [_moved(item, place) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    moved = {name: _moved(value, place) for name, value in schema.items() if name != "$schema"}
-    reference = schema.get("$ref")
-    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
-        moved["$ref"] = place + reference[1:]
-    return moved
 
 
 class Structured:

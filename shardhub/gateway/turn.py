@@ -24,7 +24,8 @@ from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
 from shardhub.gateway.schema import ChatRequest
 from shardhub.gateway.segments import Segmenter
 from shardhub.gateway.service import Service, cut_remark, in_thread
-from shardhub.gateway.structured import LlGrammar, shape_of, shape_of_calls
+from shardhub.gateway.shapes import shape_of, shape_of_calls
+from shardhub.gateway.structured import LlGrammar
 from shardhub.gateway.thinking import Wish
 from shardhub.gateway.tool_choice import choice_of
 from shardhub.gateway.wishes import Directed, directed, wish_of

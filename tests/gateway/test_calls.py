@@ -127,6 +127,19 @@ WRITTEN = {
         "</tool_call>\n</tool_calls>",
         [ROME],
     ),
+    "Hunyuan 3": (
+        "<tool_calls:opensource>\n<tool_call:opensource>weather<tool_sep:opensource>\n<arg_key:opensource>city"
+        "</arg_key:opensource>\n<arg_value:opensource>Rome</arg_value:opensource>\n</tool_call:opensource>\n"
+        "</tool_calls:opensource>",
+        [ROME],
+    ),
+    "Solar": (
+        '<|tool_calls|><|tool_call:begin|>abc-1<|tool_call:name|>weather<|tool_call:args|>{"city": "Rome"}'
+        "<|tool_call:end|><|tool_call:begin|>abc-2<|tool_call:name|>clock<|tool_call:args|>{}<|tool_call:end|>",
+        [ROME, CLOCK],
+    ),
+    "GigaChat 3.1": (f"<|function_call|>{JSON_ROME}", [ROME]),
+    "GigaChat 3": (f"function call<|role_sep|>\n{JSON_ROME}", [ROME]),
     "Jamba": (f"<tool_calls>[{JSON_ROME}]</tool_calls>", [ROME]),
     "Command R": (
         'Action: ```json\n[\n  {"tool_name": "weather", "parameters": {"city": "Rome"}}\n]\n```',

@@ -6,7 +6,7 @@ import pytest
 
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Tool
-from shardhub.gateway.structured import shape_of_calls
+from shardhub.gateway.shapes import shape_of_calls
 from shardhub.gateway.tool_choice import choice_of
 
 

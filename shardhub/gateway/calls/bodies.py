@@ -18,11 +18,14 @@ _INNER = (
     ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
     ("<｜tool_call_begin｜>", "<｜tool_call_end｜>"),
     ("<|tool_call_begin|>", "<|tool_call_end|>"),
+    ("<|tool_call:begin|>", "<|tool_call:end|>"),
     ("<tool_call>", "</tool_call>"),
 )
-_SEPARATOR = r"(?:<｜tool(?:▁|_)sep｜>|<\|tool_call_argument_begin\|>|<tool_sep>|\[ARGS\]|<\|message\|>)"
+_SEPARATOR = r"(?:<｜tool(?:▁|_)sep｜>|<\|tool_call_argument_begin\|>|<tool_sep>|\[ARGS\]|<\|tool_call:args\|>)"
 # What a call is of, in DeepSeek's and Step's words; nothing but functions are called.
 _KIND = re.compile(r"\s*function\s*<｜tool(?:▁|_)sep｜>\s*(?!\{)")
+# Solar writes a call's id before its name; nothing reads it again.
+_IDENTITY = re.compile(r"\s*[\w-]*<\|tool_call:name\|>")
 _HEADER = re.compile(
     rf"\s*(?P<name>[\w.:/$-]+)\s*(?:\[CALL_ID\]\s*(?P<id>\w+)\s*)?{_SEPARATOR}?\s*(?:```\w*\s*)?(?=[{{\[])"
 )
@@ -31,6 +34,8 @@ _FENCE = re.compile(r"\s*```\w*\s*(.*?)\s*(?:```\s*)?", re.DOTALL)
 _GEMMA = re.compile(r"\s*call:([\w.:/-]+)\s*(?=\{)")
 # Kimi K2 reads the ids of its calls again: its template writes them and no name.
 _KIMI_ID = re.compile(r"functions\.[\w.-]+:\d+")
+# At the end of each name of a tag of Hunyuan 3.
+_HUNYUAN = ":opensource"
 _BETWEEN = " \t\r\n,;"
 
 
@@ -40,6 +45,8 @@ def calls_in(body: str, tools: CallableTools, *, cut: bool = False) -> list[Writ
     Args:
         cut: The text ends where the answer was cut off: nothing is added to it.
     """
+    if f"<tool_call{_HUNYUAN}>" in body:
+        body = body.replace(f"{_HUNYUAN}>", ">")
     for opening, closing in _INNER:
         if body.lstrip().startswith(opening):
             calls: list[Written] = []
@@ -50,7 +57,7 @@ def calls_in(body: str, tools: CallableTools, *, cut: bool = False) -> list[Writ
                     return None
                 calls += one
             return calls
-    text = _KIND.sub("", body, count=1)
+    text = _KIND.sub("", _IDENTITY.sub("", body, count=1), count=1)
     if fenced := _FENCE.fullmatch(text):
         text = fenced[1]
     start = text.lstrip()

@@ -35,11 +35,15 @@ FORMATS = (
     _between("<tool_call>", "</tool_call>"),  # Hermes, Qwen, GLM, Granite 4, Ernie, Nemotron 3, Exaone and many others
     _between("<tool_calls>", "</tool_calls>"),  # Jamba, Hunyuan, MiniMax M1
     _between("<tools_call>", "</tools_call>"),
+    _between("<tool_calls:opensource>", "</tool_calls:opensource>", marks=("'<tool_calls{}>'",)),  # Hunyuan 3
     _between("<TOOLCALL>", "</TOOLCALL>"),  # Nemotron Nano
     _between("<function_call>", "</function_call>"),  # Granite 20B
     _between("<function_calls>", "</function_calls>"),  # OLMo 3
     _between("<|tool_call|>", "<|/tool_call|>"),  # Phi 4 mini, Granite 3
     _between("<|tool_calls|>", "<|/tool_calls|>"),
+    _between("<|tool_call:begin|>", "<|tool_call:end|>"),  # Solar
+    _between("<|function_call|>"),  # GigaChat 3.1
+    _between("function call<|role_sep|>", marks=("'function call'",)),  # GigaChat 3
     _between("functools", marks=("functools[",)),  # Phi 4 mini, FireFunction
     _between("[TOOL_CALLS]"),  # Mistral
     _between("[TOOL_REQUEST]", "[END_TOOL_REQUEST]"),  # LM Studio's own words for models without any
@@ -47,12 +51,12 @@ FORMATS = (
     _between("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
     _between("<｜tool_calls_begin｜>", "<｜tool_calls_end｜>"),  # Step 3
     _between("<｜tool_call_begin｜>", "<｜tool_call_end｜>"),
-    _between("<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),  # DeepSeek V3.2
-    _between("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>"),
+    _between("<｜DSML｜function_calls>", "</｜DSML｜function_calls>", marks=("｜DSML｜",)),  # DeepSeek V3.2
+    _between("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", marks=("｜DSML｜",)),  # DeepSeek V4
     _between("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),  # Kimi K2
     _between("<|tool_call_section_begin|>", "<|tool_call_section_end|>"),
     _between("<|tool_call_begin|>", "<|tool_call_end|>"),
-    _between("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),  # Kimi K3
+    _between("<|open|>tools<|sep|>", "<|close|>tools<|sep|>", marks=("<|open|>",)),  # Kimi K3
     _between("<minimax:tool_call>", "</minimax:tool_call>"),  # MiniMax M2
     _between("<seed:tool_call>", "</seed:tool_call>"),  # Seed OSS
     _between("<longcat_tool_call>", "</longcat_tool_call>"),
@@ -63,7 +67,7 @@ FORMATS = (
     _between("Action:```json", *_COMMAND_R),
     _between("<start_function_call>", "<end_function_call>"),  # FunctionGemma
     _between("<|tool_call>", "<tool_call|>"),  # Gemma 4
-    _between("<|tool_call_start|>", "<|tool_call_end|>"),  # LFM 2
+    _between("<|tool_call_start|>", "<|tool_call_end|>", marks=("<|tool_list_start|>",)),  # LFM 2
     _between("<|tool_list_start|>", "<|tool_list_end|>"),
     _between("<|python_start|>", "<|python_end|>"),  # Llama 4
     _between("<|python_tag|>"),  # Llama 3
