@@ -18,7 +18,6 @@ from shardhub.gateway.masks import TokenRules
 from shardhub.gateway.segments import Segment, Segmenter
 from shardhub.gateway.toolcalls import CallFormats, CallPiece, call_id, call_pieces
 from shardhub.parameters import SamplingParameters
-from shardhub.protocol import TopTokens
 from shardhub.text.stops import StopMatcher
 from shardhub.text.tokenizer import Tokenizer
 
@@ -330,19 +329,3 @@ class Answer:
 
 def _plain(text: str) -> Sequence[Segment]:
     return [Segment(kind="text", text=text)] if text else []
-
-
-def prompt_entries(tokenizer: Tokenizer, stream: Stream, *, first_char: int = 0) -> list[Entry]:
-    """The tokens of a scored prompt with their places in its text; the first one has no log probability."""
-    detokenizer = tokenizer.text_detokenizer()
-    entries: list[Entry] = []
-    start = first_char
-    logprobs: list[float | None] = [None, *stream.prompt_logprobs]
-    tops = [TopTokens(), *stream.prompt_top] if stream.prompt_top else [TopTokens()] * len(logprobs)
-    for token, logprob, top in zip(stream.request.prompt, logprobs, tops, strict=True):
-        entries.append(Entry(token=token, start=max(0, start), logprob=logprob, top=top))
-        if start < 0:  # what the tokenizer put before the text, which begins behind it
-            start = 0
-            continue
-        start += len(detokenizer.add(token))
-    return entries

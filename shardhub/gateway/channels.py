@@ -34,6 +34,11 @@ def speaks_harmony(tokenizer: Tokenizer) -> bool:
     return all(map(tokenizer.knows, TOKENS))
 
 
+def call_header(function: str) -> str:
+    """The header of a call, after the role that the prompt ends with."""
+    return f"{CHANNEL}commentary to={_FUNCTIONS}{function} <|constrain|>json{MESSAGE}"
+
+
 class ChannelSegmenter:
     """Cuts an answer in harmony at the headers of its messages.
 

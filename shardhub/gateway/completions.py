@@ -12,10 +12,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from shardhub.errors import PromptError
-from shardhub.gateway.answers import Answer, Ask, Delta, prompt_entries
+from shardhub.gateway.answers import Answer, Ask, Delta
 from shardhub.gateway.defaults import kept_of_prompt, parameters_of
 from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
-from shardhub.gateway.likelihoods import Entry, completion_logprobs
+from shardhub.gateway.likelihoods import Entry, completion_logprobs, prompt_entries
 from shardhub.gateway.masks import end_ids_of, rules_of
 from shardhub.gateway.merge import merge
 from shardhub.gateway.refusals import Refusal, refusal_of

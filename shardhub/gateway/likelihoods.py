@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shardhub.chain.stream import Stream
 from shardhub.protocol import TopTokens
 from shardhub.text.tokenizer import Tokenizer
 
@@ -89,3 +90,19 @@ def _token(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str,
         "logprob": finite(logprob if logprob is not None else -math.inf),
         "bytes": list(piece),
     }
+
+
+def prompt_entries(tokenizer: Tokenizer, stream: Stream, *, first_char: int = 0) -> list[Entry]:
+    """The tokens of a scored prompt with their places in its text; the first one has no log probability."""
+    detokenizer = tokenizer.text_detokenizer()
+    entries: list[Entry] = []
+    start = first_char
+    logprobs: list[float | None] = [None, *stream.prompt_logprobs]
+    tops = [TopTokens(), *stream.prompt_top] if stream.prompt_top else [TopTokens()] * len(logprobs)
+    for token, logprob, top in zip(stream.request.prompt, logprobs, tops, strict=True):
+        entries.append(Entry(token=token, start=max(0, start), logprob=logprob, top=top))
+        if start < 0:  # what the tokenizer put before the text, which begins behind it
+            start = 0
+            continue
+        start += len(detokenizer.add(token))
+    return entries

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from shardhub.gateway.channels import END_TOKENS, ChannelSegmenter, speaks_harmony
+from shardhub.gateway.channels import END_TOKENS, ChannelSegmenter, call_header, speaks_harmony
 from shardhub.gateway.reasoning import find_reasoning
 from shardhub.gateway.segments import Segmenter
 from shardhub.gateway.tags import TagSegmenter
@@ -24,6 +24,7 @@ class Segmenters:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
         self.speaks_harmony = speaks_harmony(tokenizer)
         self.reasoning = None if self.speaks_harmony else find_reasoning(tokenizer)
         ends = [token for token in END_TOKENS if tokenizer.knows(token)] if self.speaks_harmony else []
@@ -41,6 +42,12 @@ class Segmenters:
             opening: What the template wrote after the last message.
         """
         return self.speaks_harmony or (self.reasoning is not None and self.reasoning.is_open(opening))
+
+    def lead(self, forced: Sequence[str]) -> list[int]:
+        """Ids that begin a call of the one function that must be called, for models that put a header before it."""
+        if not self.speaks_harmony or len(forced) != 1:
+            return []
+        return self._tokenizer.encode(call_header(forced[0]), add_special_tokens=False)
 
     def make(
         self,

@@ -143,12 +143,15 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     kept = kept_of_prompt(body, service.max_context)
     max_ids = service.max_context if kept is None else MAX_IDS
     rendered = await _rendered(service, directions, shown, ending=ending, max_ids=max_ids)
-    prompt = rendered.ids if kept is None else rendered.ids[-kept:]
+    names = [tool.function.name for tool in forced]
+    prompt = [*rendered.ids, *await in_thread(lambda: service.segmenters.lead(names))]
+    if kept is not None:
+        prompt = prompt[-kept:]
     service.check_ids(prompt, param="messages")
     known = Tools(
         formats=service.call_formats,
         known=shown or (),
-        forced=[tool.function.name for tool in forced],
+        forced=names,
         one_call=body.parallel_tool_calls is False,
     )
     asked = body.asked_tokens if body.max_completion_tokens is None else body.max_completion_tokens

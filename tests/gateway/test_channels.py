@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardhub.gateway.channels import ChannelSegmenter
+from shardhub.gateway.channels import ChannelSegmenter, call_header
 
 OPENING = "<|start|>assistant"
 ANALYSIS = "<|channel|>analysis<|message|>Think.<|end|>"
@@ -63,6 +63,11 @@ def test_what_goes_to_a_function_is_a_call(header) -> None:
 def test_a_call_may_have_no_arguments() -> None:
     """Its header alone tells of it."""
     assert cut("<|channel|>commentary to=functions.add<|message|>") == [("call", "add", "")]
+
+
+def test_a_header_that_a_prompt_gives_begins_a_call() -> None:
+    """For a call that is forced."""
+    assert cut("{}", opening=OPENING + call_header("add")) == [("call", "add", "{}")]
 
 
 def test_a_preamble_is_shown() -> None:
