@@ -22,9 +22,7 @@ def shardhub(*arguments: object) -> Result:
 
 
 def saved(folder: Path, config: dict[str, Any]) -> Path:
-    tiny.save(tiny.build(config), config, folder)
-    tiny.save_tokenizer(folder)
-    return folder
+    return tiny.save(tiny.build(config), config, folder)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +48,7 @@ def test_plan_is_proven(model: Path) -> None:
     assert lines[-2].startswith("proven by graph: 3 stages compute what the whole model computes (mlx-lm ")
     assert lines[-1] == "proven for several sessions in one batch too"
     assert sorted(path.name for path in model.iterdir()) == sorted(
-        ["config.json", "model.safetensors", "model.safetensors.index.json"]
+        ["config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"]
     )
     report = json.loads(shardhub("plan", model, "--stages", 3, "--json").stdout)["report"]
     assert report["proof"]["state"] == "proven"
@@ -123,6 +121,7 @@ def refused(folder: Path, *texts: str) -> None:
     proof = json.loads(as_json.stdout)["report"]["proof"]
     assert proof["state"] == "refused"
     assert proof["error"]["what"] in result.stdout
+    tiny.save_tokenizer(folder)
     split = shardhub("split", folder, folder.parent / "out", "--stages", 2)
     assert split.exit_code == 1
     assert not (folder.parent / "out").exists()
