@@ -169,7 +169,7 @@ def _prompt(
 ) -> _Prompt:
     """A prompt as token ids: cut, and with its suffix, if the request says so."""
     if suffix is None or service.infill is None:
-        kept = kept_of_prompt(body, service.max_context)
+        kept = kept_of_prompt(body, service.max_context, asked=body.asked_tokens)
         prompt = _plain_prompt(service, text_or_ids, max_ids=service.max_context if kept is None else MAX_IDS)
         if kept is None or kept >= len(prompt.ids):
             return prompt

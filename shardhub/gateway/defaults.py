@@ -93,8 +93,11 @@ def parameters_of(body: Generation, defaults: Defaults, *, vocab_size: int, top_
     )
 
 
-def kept_of_prompt(body: Sampling, max_context: int) -> int | None:
-    """How many ids at the end of a prompt are kept, or None for all; -1 keeps what the context has room for.
+def kept_of_prompt(body: Sampling, max_context: int, *, asked: int | None) -> int | None:
+    """How many ids at the end of a prompt are kept, or None for all; -1 keeps what the answer leaves of the context.
+
+    Args:
+        asked: Tokens of the answer, if the request says how many.
 
     Raises:
         Refusal: None would be kept.
@@ -102,7 +105,7 @@ def kept_of_prompt(body: Sampling, max_context: int) -> int | None:
     num = body.truncate_prompt_tokens
     if num == 0:
         raise Refusal(400, "truncate_prompt_tokens of 0 leaves no prompt.", param="truncate_prompt_tokens")
-    return max_context - 1 if num == -1 else num
+    return max(1, max_context - (asked or 1)) if num == -1 else num
 
 
 def _context_of_penalty(body: Generation) -> int:

@@ -140,7 +140,8 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     grammar = await service.structured.grammar(shape) if shape is not None else None
     # Without a wish for it, a model that is to write a shape does not think first, if its template can say so.
     directions = await _directed(service, body, messages, switches, Wish(thinks=False) if grammar else Wish())
-    kept = kept_of_prompt(body, service.max_context)
+    asked = body.asked_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    kept = kept_of_prompt(body, service.max_context, asked=asked)
     max_ids = service.max_context if kept is None else MAX_IDS
     rendered = await _rendered(service, directions, shown, ending=ending, max_ids=max_ids)
     names = [tool.function.name for tool in forced]
@@ -154,7 +155,6 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
         forced=names,
         one_call=body.parallel_tool_calls is False,
     )
-    asked = body.asked_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     if asked == 0:
         raise Refusal(400, "max_tokens must be at least 1.", param="max_tokens")

@@ -29,7 +29,7 @@ SCRIPTS = {
     ],
     MIDDLE: [" mid", "dle", "<|fim_pad|>", " never"],
 }
-TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_pad|>")
+FILLING = ("<|fim_prefix|>", "<|fim_suffix|>")
 TEMPLATE = (
     "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -43,7 +43,7 @@ TOOLS = [{"type": "function", "function": FUNCTION}]
 def http(tmp_path_factory):
     """A client of a gateway whose model thinks, calls a tool and fills in."""
     folder = tmp_path_factory.mktemp("ollama")
-    model = scripted.save(folder / "model", SCRIPTS, template=TEMPLATE, added=TAGS)
+    model = scripted.save(folder / "model", SCRIPTS, template=TEMPLATE, added=FILLING)
     process = GatewayProcess(cut.cut(model, folder / "out", (1,)).folder, [], ("--model-name", "tiny"))
     try:
         with httpx.Client(base_url=process.url, timeout=60) as client:
