@@ -75,4 +75,4 @@ def call_id() -> str:
 
 def find_call_formats(tokenizer: Tokenizer) -> CallFormats:
     """How a model writes calls, as far as its chat template and its vocabulary show."""
-    return CallFormats(own=own_formats(tokenizer.chat_template or "", tokenizer.knows))
+    return CallFormats(own=own_formats(tokenizer.template_source(with_tools=True) or "", tokenizer.knows))
