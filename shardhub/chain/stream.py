@@ -82,6 +82,19 @@ class Request:
     grammar: Grammar | None = None
     score: bool = False
 
+    def check_ids(self, num_rows: int) -> None:
+        """Check that the model has a row for each id of the prompt; its tokenizer may know more tokens than it.
+
+        Raises:
+            PromptError: It has none for one.
+        """
+        if (most := max(self.prompt, default=0)) >= num_rows:
+            raise PromptError(
+                f"The prompt holds the token id {most}, which the model does not know.",
+                why=f"Its ids are 0 to {num_rows - 1}; the tokenizer has more.",
+                hint="Leave out the name of the special token that stands in the prompt.",
+            )
+
     def positions(self, max_context: int) -> int:
         """Positions a session needs for the prompt and its answer.
 

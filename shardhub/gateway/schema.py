@@ -127,7 +127,7 @@ class Generation(Sampling):
 class Message(Body):
     """One message of a conversation."""
 
-    role: str = Field(min_length=1, max_length=64)
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[str | dict[str, Any]] | None = None
     tool_calls: list[dict[str, Any]] | None = None
 

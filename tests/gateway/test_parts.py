@@ -1,0 +1,131 @@
+"""Parts of messages of all APIs as text, and where a prompt ends."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from shardhub.gateway.conversations import messages_of
+from shardhub.gateway.endings import ending_of
+from shardhub.gateway.parts import told_part
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.schema import Message
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+NOTE = base64.b64encode(b"hello").decode()
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ({"type": "text", "text": "hello"}, "hello"),
+        ({"type": "input_text", "text": "hello"}, "hello"),
+        ({"type": "refusal", "refusal": "no"}, "no"),
+        (PICTURE, "[an image that this model cannot see: image/png]"),
+        ({"type": "input_image", "image_url": "https://example.org/a.png"}, "[an image that this model cannot see]"),
+        (
+            {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "AA=="}},
+            "[an image that this model cannot see: image/jpeg]",
+        ),
+        (
+            {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}},
+            "[an audio recording that this model cannot hear: audio/wav]",
+        ),
+        ({"type": "video_url", "video_url": {"url": "https://example.org/a"}}, "[a video that this model cannot see]"),
+        ({"type": "document", "title": "T", "source": {"type": "text", "data": "hello"}}, "[file: T]\nhello"),
+        ({"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "hello"}]}}, "hello"),
+        (
+            {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "AA=="}},
+            "[a file that this model cannot read: application/pdf]",
+        ),
+        (
+            {"type": "file", "file": {"filename": "a.txt", "file_data": f"data:text/plain;base64,{NOTE}"}},
+            "[file: a.txt]\nhello",
+        ),
+        ({"type": "input_file", "filename": "a.md", "file_data": NOTE}, "[file: a.md]\nhello"),
+        (
+            {"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,AA=="},
+            "[a file that this model cannot read: a.pdf application/pdf]",
+        ),
+        ({"type": "input_file", "file_id": "file-1"}, "[a file that this model cannot read]"),
+        ({"type": "odd", "value": 1}, '[{"type": "odd", "value": 1}]'),
+    ],
+)
+def test_part_becomes_text(part: dict[str, Any], text: str) -> None:
+    """Text is itself, a file is what is written in it, and what cannot be taken is a line that says so."""
+    assert told_part(part).text == text
+
+
+def history(*messages: dict[str, Any], strict: bool = False) -> list[str]:
+    made = messages_of([Message.model_validate(message) for message in messages], strict=strict)
+    return [message["content"] for message in made]
+
+
+def test_image_beside_words_is_a_line() -> None:
+    """A picture in a message with text leaves the text, and a line in its place."""
+    parts = [{"type": "text", "text": "What is this?"}, PICTURE]
+    told = "What is this?\n[an image that this model cannot see: image/png]"
+    assert history({"role": "user", "content": parts}) == [told]
+
+
+def test_image_that_a_tool_read_is_a_line() -> None:
+    """A result that is a picture alone is answered: the session goes on."""
+    assert history({"role": "tool", "tool_call_id": "c1", "content": [PICTURE]})[0].startswith("[an image")
+
+
+def test_image_alone_is_refused_and_forgiven_later() -> None:
+    """A turn that is nothing but a picture is refused; in the history, or with words behind it, it is a line."""
+    alone = {"role": "user", "content": [PICTURE]}
+    with pytest.raises(Refusal) as caught:
+        history({"role": "system", "content": "Be brief."}, alone)
+    assert (caught.value.status, caught.value.param) == (400, "messages[1].content[0]")
+    assert len(history(alone, {"role": "user", "content": "Go on."})) == 2
+    assert len(history(alone, {"role": "assistant", "content": "?"}, {"role": "user", "content": "Go on."})) == 3
+
+
+def test_strict_content_refuses_each_image() -> None:
+    """Where content is strict, a picture beside words is refused, too."""
+    with pytest.raises(Refusal, match="text only"):
+        history({"role": "user", "content": [{"type": "text", "text": "What?"}, PICTURE]}, strict=True)
+
+
+def test_text_without_a_text_is_refused() -> None:
+    """A part that names itself a text and has none is a mistake of the client's."""
+    with pytest.raises(Refusal, match="must have a type"):
+        history({"role": "user", "content": [{"type": "text"}]})
+
+
+ANSWER = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "Sure: {"}]
+
+
+@pytest.mark.parametrize(
+    ("continues", "prompts", "ending"),
+    [
+        (None, None, "turn"),
+        (False, True, "turn"),
+        (None, False, "history"),
+        (True, None, "prefix"),
+        (True, False, "prefix"),
+    ],
+)
+def test_prompt_ends_where_it_is_asked_to(continues: bool | None, prompts: bool | None, ending: str) -> None:
+    """The two fields choose between a new turn, none, and the last answer's going on."""
+    assert ending_of({"continue_final_message": continues, "add_generation_prompt": prompts}, ANSWER) == ending
+
+
+@pytest.mark.parametrize(
+    ("fields", "messages"),
+    [
+        ({"continue_final_message": True, "add_generation_prompt": True}, ANSWER),
+        ({"continue_final_message": True}, ANSWER[:1]),
+        ({"continue_final_message": True}, [{"role": "assistant", "content": " "}]),
+        ({"continue_final_message": True}, [{"role": "assistant", "content": "x", "tool_calls": [{}]}]),
+    ],
+)
+def test_prompt_without_an_end_is_refused(fields: dict[str, bool], messages: list[dict[str, Any]]) -> None:
+    """Both fields at once, and nothing to continue, are refused by name."""
+    with pytest.raises(Refusal) as caught:
+        ending_of(fields, messages)
+    assert caught.value.param == "continue_final_message"
