@@ -93,8 +93,8 @@ def parameters_of(body: Generation, defaults: Defaults, *, vocab_size: int, top_
     )
 
 
-def kept_of_prompt(body: Sampling, max_context: int) -> int | None:
-    """How many ids at the end of a prompt are kept, or None for all; -1 keeps what the context has room for.
+def kept_of_prompt(body: Generation, max_context: int) -> int | None:
+    """How many ids at the end of a prompt are kept, or None for all; -1 keeps what the answer leaves of the context.
 
     Raises:
         Refusal: None would be kept.
@@ -102,7 +102,9 @@ def kept_of_prompt(body: Sampling, max_context: int) -> int | None:
     num = body.truncate_prompt_tokens
     if num == 0:
         raise Refusal(400, "truncate_prompt_tokens of 0 leaves no prompt.", param="truncate_prompt_tokens")
-    return max_context - 1 if num == -1 else num
+    if num != -1:
+        return num
+    return max_context - min(max(1, body.asked_tokens or 1), max_context - 1)
 
 
 def _context_of_penalty(body: Generation) -> int:
