@@ -23,6 +23,7 @@ _TYPES = {
     408: "invalid_request_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
+    501: "invalid_request_error",
 }
 
 
