@@ -11,7 +11,7 @@ from typing import Any
 
 from shardhub.errors import FormatError, UsageError
 from shardhub.gateway.refusals import Refusal
-from shardhub.gateway.schema import Generation, Sampling
+from shardhub.gateway.schema import Generation
 from shardhub.parameters import MAX_LOGIT_BIAS, MAX_SEED, REPETITION_CONTEXT, SamplingParameters
 from shardhub.regular_files import read_file
 from shardhub.text.tokenizer import MAX_CONFIG_BYTES
@@ -105,7 +105,7 @@ def kept_of_prompt(body: Sampling, max_context: int, *, asked: int | None) -> in
     num = body.truncate_prompt_tokens
     if num == 0:
         raise Refusal(400, "truncate_prompt_tokens of 0 leaves no prompt.", param="truncate_prompt_tokens")
-    return max(1, max_context - (asked or 1)) if num == -1 else num
+    return max_context - min(max(1, asked or 1), max_context - 1) if num == -1 else num
 
 
 def _context_of_penalty(body: Generation) -> int:

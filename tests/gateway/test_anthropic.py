@@ -171,7 +171,6 @@ BAD = {
     "no max_tokens": ({"max_tokens": None}, "max_tokens"),
     "max_tokens of 0": ({"max_tokens": 0}, "max_tokens"),
     "no messages": ({"messages": []}, "messages"),
-    "an unknown role": ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages.0.role"),
     "no content": ({"messages": [{"role": "user"}]}, "messages.0.content"),
     "an image": ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]"),
     "a system of numbers": ({"system": [1]}, "system"),
