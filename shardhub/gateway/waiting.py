@@ -12,10 +12,12 @@ import uvicorn
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from shardhub.connections import Limits, connections_allowed, protocol
 from shardhub.errors import ShardhubError
-from shardhub.gateway.connections import Limits, connections_allowed, protocol
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 
+# Few have a reason to wait here long.
+_MAX_CONNECTIONS = 256
 _STALL_S = 10.0
 _STOP_TIMEOUT_S = 1
 _LIVE = "/health/live"
@@ -35,12 +37,12 @@ class Waiting:
 
     async def start(self, listener: socket.socket) -> None:
         """Answer on a socket that listens, which stays the caller's."""
-        num_connections, at_once = connections_allowed()
+        num_connections, at_once = connections_allowed(_MAX_CONNECTIONS)
         config = uvicorn.Config(
             self._answer,
             interface="asgi3",
             log_config=None,
-            http=protocol(Limits(num=num_connections, stall_s=_STALL_S)),
+            http=protocol(Limits(num=num_connections, stall_s=_STALL_S), _refuse),
             access_log=False,
             backlog=at_once,
             lifespan="off",
@@ -79,3 +81,7 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """None: whoever made it stops it."""
         yield
+
+
+def _refuse(status: int, message: str) -> Response:
+    return Refusal(status, message).response("")
