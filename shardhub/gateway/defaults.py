@@ -11,7 +11,7 @@ from typing import Any
 
 from shardhub.errors import FormatError, UsageError
 from shardhub.gateway.refusals import Refusal
-from shardhub.gateway.schema import Generation
+from shardhub.gateway.schema import Generation, Sampling
 from shardhub.parameters import MAX_LOGIT_BIAS, MAX_SEED, REPETITION_CONTEXT, SamplingParameters
 from shardhub.regular_files import read_file
 from shardhub.text.tokenizer import MAX_CONFIG_BYTES
