@@ -18,6 +18,7 @@ from shardhub.text.fitting import fitted, flat, formed, plain
 from shardhub.text.openings import Opened
 from shardhub.text.skeletons import Skeleton, skeleton
 from shardhub.text.template import ChatTemplate, Ending
+from shardhub.text.tool_prompt import with_tools_told
 from shardhub.text.traits import Traits, observe, strictest
 
 Message = dict[str, Any]
@@ -25,7 +26,7 @@ Message = dict[str, Any]
 # Shapes of conversations whose form is known; an agent's history has a new one with each turn.
 _MAX_SHAPES = 256
 # Shows what a template does where there are tools; the names are no model's.
-_TOOL: Final = {
+_TOOL: Final[dict[str, Any]] = {
     "type": "function",
     "function": {
         "name": "look",
@@ -33,6 +34,9 @@ _TOOL: Final = {
         "parameters": {"type": "object", "properties": {"at": {"type": "string", "description": "What."}}},
     },
 }
+
+_MARK: Final = "qztoolzq"
+_MARKED_TOOL: Final[dict[str, Any]] = {**_TOOL, "function": {**_TOOL["function"], "name": _MARK}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ class Fitter:
     """Renders any conversation with one template.
 
     A conversation that the template takes is rendered as it is. Another one is brought into a form that it takes:
-    see `shardhub.text.fitting`.
+    see `shardhub.text.fitting`. Tools that a template leaves out are told in words.
 
     Args:
         template: The template.
@@ -65,6 +69,7 @@ class Fitter:
         self._orders: OrderedDict[bytes, Sequence[int]] = OrderedDict()
         self._lock = threading.Lock()
         self._none_is_empty: bool | None = None
+        self._writes_tools: bool | None = None
 
     def open(
         self,
@@ -89,6 +94,8 @@ class Fitter:
         history = plain(messages)
         if not history:
             raise PromptError("There is no message to answer.", hint="Give at least one.")
+        if with_tools and not self._shows_tools():
+            history = with_tools_told(history, tools or ())
         forms = _forms(history, self.traits(with_tools=with_tools), continues=continues)
         variables = {**self._constants, **(variables or {})}
         order = self._order(forms, variables | {"tools": self._sample(with_tools)}, continues=continues)
@@ -125,6 +132,16 @@ class Fitter:
             empty = self._template.render_each([conversation], {**self._constants, "tools": []})
             self._none_is_empty = without == [None] and empty not in ([None], [])
         return [] if self._none_is_empty else None
+
+    def _shows_tools(self) -> bool:
+        """Whether the template writes what may be called; a model does not hear of it otherwise."""
+        if self._writes_tools is None:
+            user: Message = {"role": "user", "content": "User."}
+            conversations: list[list[Message]] = [[user], [{"role": "system", "content": "System."}, user]]
+            texts = self._template.render_each(conversations, {**self._constants, "tools": [_MARKED_TOOL]})
+            rendered = [text for text in texts if text is not None]
+            self._writes_tools = not rendered or any(_MARK in text for text in rendered)
+        return self._writes_tools
 
     def _order(self, forms: Sequence[_Form], variables: dict[str, Any], *, continues: bool) -> Sequence[int]:
         """Which form to render, and which ones to try after it, by how the template renders their shapes."""

@@ -223,6 +223,29 @@ def test_tools_get_what_a_template_reads_of_them(sandbox: Sandbox) -> None:
     assert fitter(source, sandbox).open([user("u1")], ending="turn", tools=tools).text == "object"
 
 
+def test_tools_that_a_template_leaves_out_are_told_in_words(sandbox: Sandbox) -> None:
+    """A model hears what it may call, and how, in its system message, or where such a template puts one."""
+    tools = [{"type": "function", "function": {"name": "look_up", "description": "Looks.", "parameters": {}}}]
+    for name in ("anything", "no system", "turns, no tools"):
+        for history in ([user("u1")], [system("s1"), user("u1")]):
+            text = fitter(TEMPLATES[name], sandbox).open(history, ending="turn", tools=tools).text
+            assert '{"name": "look_up", "description": "Looks.", "parameters": {}}' in text
+            assert text.count("<tools>\n") == 1
+            assert all(message["content"] in text for message in history)
+    assert "look_up" not in fitter(TEMPLATES["anything"], sandbox).open([user("u1")], ending="turn").text
+
+
+def test_tools_that_a_template_writes_are_told_once(sandbox: Sandbox) -> None:
+    """Also where it writes them beside a system message only."""
+    source = (
+        "{% if messages[0].role == 'system' %}{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% endif %}"
+        + TEMPLATES["anything"]
+    )
+    tools = [{"type": "function", "function": {"name": "look_up"}}]
+    text = fitter(source, sandbox).open([system("s1"), user("u1")], ending="turn", tools=tools).text
+    assert text == "look_up[system:s1][user:u1]<go>"
+
+
 def test_refusal_has_the_words_of_the_template(sandbox: Sandbox) -> None:
     """Where no form is taken, what is told is why the template refuses the history as it is."""
     source = (

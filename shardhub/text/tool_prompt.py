@@ -1,0 +1,35 @@
+"""Tools told in words, for a chat template that writes none: what may be called, and how a call is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Message = dict[str, Any]
+
+# In the words that most models were trained on, which small ones follow, too. Source: the template of Qwen2.5 and of
+# Hermes 2 Pro. The form is the one that `shardhub.text.calls.call_text` gives to calls of the history.
+_WORDS = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{signatures}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
+
+
+def with_tools_told(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """A history whose first message is a system message that ends with the tools."""
+    signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    words = _WORDS.format(signatures=signatures)
+    first = messages[0] if messages else None
+    if first is not None and first["role"] == "system" and isinstance(first.get("content"), str):
+        return [{**first, "content": f"{first['content']}\n\n{words}".lstrip()}, *messages[1:]]
+    return [{"role": "system", "content": words}, *messages]
