@@ -108,7 +108,7 @@ def _parts(block: Any, where: str) -> list[str | dict[str, Any]]:
             return [_titled(block, source["data"])]
         if source.get("type") == "content":
             inner = source.get("content")
-            inner = [inner] if isinstance(inner, str) else inner or []
+            inner = inner if isinstance(inner, list) else [] if inner is None else [inner]
             return [part for at, each in enumerate(inner) for part in _parts(each, f"{where}.source.content[{at}]")]
     if kind in _MEDIA:
         return [block]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.response_store import is_reference
 from shardhub.gateway.response_tools import Toolbox, built_in_name
 
 _TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
@@ -39,19 +41,24 @@ def history_of(
     items: Sequence[dict[str, Any]],
     toolbox: Toolbox,
     *,
-    stored: Callable[[str], dict[str, Any] | None] = lambda name: None,
+    stored: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> History:
     """Messages of a chat: calls go to the message before them, reasoning to what follows.
 
     Args:
         items: As they were sent.
         toolbox: Takes in the tools that come with items.
-        stored: Finds an item of an earlier answer by its id.
+        stored: Items of earlier answers that these refer to, by their ids.
 
     Raises:
         Refusal: An item is malformed.
     """
     return _Reader(items, toolbox, stored).read()
+
+
+def referred_ids(items: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Ids of the items that some items stand for."""
+    return (str(item.get("id")) for item in items if is_reference(item))
 
 
 def text_or_parts(content: Any, where: str) -> str | list[dict[str, Any]]:
@@ -77,7 +84,7 @@ class _Reader:
         self,
         items: Sequence[dict[str, Any]],
         toolbox: Toolbox,
-        stored: Callable[[str], dict[str, Any] | None],
+        stored: Mapping[str, dict[str, Any]],
     ) -> None:
         self._items = items
         self._toolbox = toolbox
@@ -85,7 +92,7 @@ class _Reader:
         self._history = History()
         self._reasoning = ""
         # Calls of any kind that have a result of their own among the items.
-        self._answered = {item.get("call_id") for item in items if str(item.get("type") or "").endswith("_output")}
+        self._answered = {str(item["call_id"]) for item in items if "call_id" in item and _is_result(item)}
 
     def read(self) -> History:
         for index, item in enumerate(self._items):
@@ -93,10 +100,8 @@ class _Reader:
         return self._history
 
     def _read(self, item: dict[str, Any], where: str) -> None:
-        kind = item.get("type")
-        if kind is None:
-            kind = "message" if "role" in item else "item_reference" if "id" in item else None
-        if kind == "item_reference":
+        kind = item.get("type") or ("message" if "role" in item else None)
+        if is_reference(item):
             self._refer(str(item.get("id")), where)
         elif kind == "message":
             if "content" not in item:
@@ -107,10 +112,10 @@ class _Reader:
             thought = text_or_parts(item.get("content"), where) or _paragraphs(item.get("summary"))
             self._reasoning += thought if isinstance(thought, str) else ""
         elif kind == _OF_TOOLS:
-            self._toolbox.add(item.get("tools") or (), f"{where}.tools")
-        elif str(kind).endswith("_output"):
+            self._toolbox.add(_listed(item.get("tools")), f"{where}.tools")
+        elif _is_result(item):
             self._result(item, str(kind), where)
-        elif kind in ("function_call", "custom_tool_call") or item.get("call_id") in self._answered:
+        elif kind in ("function_call", "custom_tool_call") or str(item.get("call_id")) in self._answered:
             self._call(item, str(kind), where)
         elif kind in ("compaction_trigger", "mcp_list_tools"):
             return  # nothing was said
@@ -119,7 +124,7 @@ class _Reader:
 
     def _refer(self, name: str, where: str) -> None:
         """An item that was sent by its id: the model is told of one that is lost, but for what it thought."""
-        known = self._stored(name)
+        known = self._stored.get(name)
         if known is not None:
             self._read(known, where)
             return
@@ -157,9 +162,9 @@ class _Reader:
     def _result(self, item: dict[str, Any], kind: str, where: str) -> None:
         content: str | list[dict[str, Any]]
         if kind == "tool_search_output":
-            found = [tool for tool in item.get("tools") or () if isinstance(tool, dict)]
-            self._toolbox.add(found, f"{where}.tools")
-            content = json.dumps(found, ensure_ascii=False) if found else "No tools."
+            tools = [tool for tool in _listed(item.get("tools")) if isinstance(tool, dict)]
+            self._toolbox.add(tools, f"{where}.tools")
+            content = json.dumps(tools, ensure_ascii=False) if tools else "No tools."
         else:
             output = next((item[field] for field in _RESULTS if item.get(field) is not None), "")
             if isinstance(output, dict) and isinstance(output.get("type"), str):
@@ -188,6 +193,14 @@ class _Reader:
             message["reasoning_content"] = self._reasoning
         self._reasoning = ""
         self._history.messages.append(message)
+
+
+def _is_result(item: dict[str, Any]) -> bool:
+    return str(item.get("type")).endswith("_output")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _text(part: dict[str, Any]) -> str | None:
