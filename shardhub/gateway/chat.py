@@ -75,7 +75,6 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
             _stream(service, chat, num),
             comment=chat.turn.comment,
             keepalive_s=service.settings.keepalive_s,
-            stall_s=service.settings.stall_s,
             headers=headers,
         )
     return JSONResponse(await unless_gone(request, _whole(service, chat, num)), headers=headers)

@@ -116,7 +116,6 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
             comment=turn.comment,
             failure=writer.failure,
             keepalive_s=service.settings.keepalive_s,
-            stall_s=service.settings.stall_s,
             headers=headers,
         )
     content = encoded(await unless_gone(request, _whole(service, turn, writer, keep)))
