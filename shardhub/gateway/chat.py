@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from shardhub.gateway.answers import Answer, Delta
+from shardhub.gateway.answers import Answer
+from shardhub.gateway.deltas import Delta
 from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
 from shardhub.gateway.ignored import ignored_of_messages
 from shardhub.gateway.legacy import old_finish, old_message

@@ -11,8 +11,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from shardhub.gateway.answers import Answer, Ask, Delta
+from shardhub.gateway.answers import Answer
+from shardhub.gateway.asks import Ask
 from shardhub.gateway.defaults import parameters_of
+from shardhub.gateway.deltas import Delta
 from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
 from shardhub.gateway.likelihoods import Entry, completion_logprobs, prompt_entries
 from shardhub.gateway.masks import end_ids_of, rules_of

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from shardhub.gateway.answers import Answer, Delta
+from shardhub.gateway.answers import Answer
 from shardhub.gateway.blocks import Blocks, Step
+from shardhub.gateway.deltas import Delta
 from shardhub.gateway.events import encoded
 from shardhub.gateway.likelihoods import chat_logprobs
 from shardhub.gateway.refusals import Refusal

@@ -12,10 +12,12 @@ from pydantic import ValidationError
 
 from shardhub.chain.stream import Grammar
 from shardhub.errors import PromptError
-from shardhub.gateway.answers import Answer, Ask, Delta, Tools
+from shardhub.gateway.answers import Answer
+from shardhub.gateway.asks import Ask, Tools
 from shardhub.gateway.conversations import messages_of, switches_of, tools_of
 from shardhub.gateway.defaults import kept_of_prompt, parameters_of
 from shardhub.gateway.deferred import DeferredGrammar
+from shardhub.gateway.deltas import Delta
 from shardhub.gateway.documents import documents_of
 from shardhub.gateway.endings import CONTINUE, PROMPT, ending_of
 from shardhub.gateway.masks import end_ids_of, rules_of
