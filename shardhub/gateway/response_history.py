@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from shardhub.gateway.parts import fields_text, text_of
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.response_store import is_reference
 from shardhub.gateway.response_tools import Toolbox, built_in_name
 
-_TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
 # Fields of an item that say nothing to a model.
 _UNSHOWN = ("id", "type", "status", "role", "call_id", "encrypted_content", "created_by", "approval_request_id")
-# Longer texts of an item that is carried as text are pictures and the like, in letters.
-_MAX_SHOWN_CHARS = 1 << 16
 # Where the fields of a call stand, and its result.
 _ARGUMENTS = ("arguments", "action", "operation", "actions")
 _RESULTS = ("output", "content", "result", "error")
@@ -73,7 +71,7 @@ def text_or_parts(content: Any, where: str) -> str | list[dict[str, Any]]:
         content = [{"type": "input_text", "text": part} if isinstance(part, str) else part for part in content]
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise Refusal(400, f"{where} must be a text, or a list of parts.", param=where)
-    texts = [_text(part) for part in content]
+    texts = [text_of(part) for part in content]
     if None not in texts:
         return "".join(text or "" for text in texts)
     return [part if text is None else {"type": "text", "text": text} for part, text in zip(content, texts, strict=True)]
@@ -120,7 +118,7 @@ class _Reader:
         elif kind in ("compaction_trigger", "mcp_list_tools"):
             return  # nothing was said
         else:
-            self._carry(item, _shown(item))
+            self._carry(item, fields_text(str(kind or "item")[:64], item, without=_UNSHOWN))
 
     def _refer(self, name: str, where: str) -> None:
         """An item that was sent by its id: the model is told of one that is lost, but for what it thought."""
@@ -203,36 +201,8 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _text(part: dict[str, Any]) -> str | None:
-    """The text of a part, or None if it is something else."""
-    kind, text = part.get("type"), part.get("text")
-    if kind in _TEXTS and isinstance(text, str):
-        return text
-    if kind == "refusal" and isinstance(part.get("refusal"), str):
-        return str(part["refusal"])
-    return None
-
-
 def _paragraphs(summary: Any) -> str:
     if not isinstance(summary, list):
         return summary if isinstance(summary, str) else ""
     texts = [part if isinstance(part, str) else part.get("text") for part in summary if isinstance(part, str | dict)]
     return "\n\n".join(text for text in texts if isinstance(text, str))
-
-
-def _shown(item: dict[str, Any]) -> str:
-    """An item that is of no kind a chat has, as a text: what it is, and its fields."""
-    kind = str(item.get("type") or "item")[:64]
-    fields = {name: _cut(value) for name, value in item.items() if name not in _UNSHOWN and value not in (None, [], {})}
-    return f"[{kind}: {json.dumps(fields, ensure_ascii=False, default=str)}]" if fields else f"[{kind}]"
-
-
-def _cut(value: Any) -> Any:
-    """A value without what is too long for a text: pictures and the like."""
-    if isinstance(value, str):
-        return value if len(value) <= _MAX_SHOWN_CHARS and not value.startswith("data:") else "(left out)"
-    if isinstance(value, list):
-        return [_cut(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: _cut(entry) for name, entry in value.items()}
-    return value

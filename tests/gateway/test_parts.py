@@ -9,7 +9,7 @@ import pytest
 
 from shardhub.gateway.conversations import messages_of
 from shardhub.gateway.endings import ending_of
-from shardhub.gateway.parts import told_part
+from shardhub.gateway.parts import read_part
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Message
 
@@ -55,7 +55,7 @@ NOTE = base64.b64encode(b"hello").decode()
 )
 def test_part_becomes_text(part: dict[str, Any], text: str) -> None:
     """Text is itself, a file is what is written in it, and what cannot be taken is a line that says so."""
-    assert told_part(part).text == text
+    assert read_part(part).text == text
 
 
 def history(*messages: dict[str, Any], strict: bool = False) -> list[str]:
