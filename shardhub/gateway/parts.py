@@ -25,6 +25,9 @@ _TEXT_FILES = tuple(
 _UNSHOWN = ("cache_control", "data", "encrypted_content")
 # Longer texts of a part that is carried as JSON are bytes in letters.
 _MAX_SHOWN_CHARS = 1 << 16
+# Values inside each other that are shown; JSON that is parsed may have a thousand.
+_MAX_DEPTH = 64
+_LEFT_OUT = "(left out)"
 _MAX_NAME_CHARS = 200
 
 
@@ -162,12 +165,14 @@ def _unseen(what: str, verb: str, detail: str) -> ReadPart:
     return ReadPart(text=f"[{what} that this model cannot {verb}{': ' + detail if detail else ''}]", kind="unseen")
 
 
-def _cut(value: Any) -> Any:
-    """A value without what is too long for a text: bytes in letters."""
+def _cut(value: Any, depth: int = 0) -> Any:
+    """A value without what is too long or too deep for a text: bytes in letters."""
     if isinstance(value, str):
-        return value if len(value) <= _MAX_SHOWN_CHARS and not value.startswith("data:") else "(left out)"
+        return value if len(value) <= _MAX_SHOWN_CHARS and not value.startswith("data:") else _LEFT_OUT
+    if depth > _MAX_DEPTH and isinstance(value, list | dict):
+        return _LEFT_OUT
     if isinstance(value, list):
-        return [_cut(each) for each in value]
+        return [_cut(each, depth + 1) for each in value]
     if isinstance(value, dict):
-        return {name: _cut(each) for name, each in value.items() if name not in _UNSHOWN}
+        return {name: _cut(each, depth + 1) for name, each in value.items() if name not in _UNSHOWN}
     return value

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
 
 from shardhub.gateway.conversations import messages_of
 from shardhub.gateway.endings import ending_of
-from shardhub.gateway.parts import read_part
+from shardhub.gateway.parts import fields_text, read_part
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Message
 
@@ -129,3 +130,10 @@ def test_prompt_without_an_end_is_refused(fields: dict[str, bool], messages: lis
     with pytest.raises(Refusal) as caught:
         ending_of(fields, messages)
     assert caught.value.param == "continue_final_message"
+
+
+def test_a_value_that_nests_deeply_is_shown_as_far_as_it_is_read() -> None:
+    """Each level of it would take one of Python's own."""
+    nested = json.loads("[" * 900 + "]" * 900)
+    assert fields_text("odd_item", {"value": nested}).count("[") < 100
+    assert read_part({"type": "odd", "value": nested}).kind == "document"
