@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from shardhub.gateway.answers import Answer, Delta
+from shardhub.gateway.answers import Answer
+from shardhub.gateway.deltas import Delta
 
 Kind = Literal["reasoning", "text", "call"]
 

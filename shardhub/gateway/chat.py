@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from shardhub.gateway.answers import Answer, Delta
+from shardhub.gateway.answers import Answer
+from shardhub.gateway.deltas import Delta
 from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
 from shardhub.gateway.ignored import ignored_of_messages
 from shardhub.gateway.legacy import old_finish, old_message
@@ -75,7 +76,6 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
             _stream(service, chat, num),
             comment=chat.turn.comment,
             keepalive_s=service.settings.keepalive_s,
-            stall_s=service.settings.stall_s,
             headers=headers,
         )
     return JSONResponse(await unless_gone(request, _whole(service, chat, num)), headers=headers)

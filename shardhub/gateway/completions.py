@@ -11,15 +11,17 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from shardhub.errors import PromptError
-from shardhub.gateway.answers import Answer, Ask, Delta
-from shardhub.gateway.defaults import kept_of_prompt, parameters_of
+from shardhub.gateway.answers import Answer
+from shardhub.gateway.asks import Ask
+from shardhub.gateway.defaults import parameters_of
+from shardhub.gateway.deltas import Delta
 from shardhub.gateway.events import DONE, RESPONSES, EventStream, event
 from shardhub.gateway.likelihoods import Entry, completion_logprobs, prompt_entries
 from shardhub.gateway.masks import end_ids_of, rules_of
 from shardhub.gateway.merge import merge
-from shardhub.gateway.refusals import Refusal, refusal_of
-from shardhub.gateway.schema import MAX_PROMPTS, CompletionRequest
+from shardhub.gateway.prompts import Prompt, prompts_of
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.schema import CompletionRequest
 from shardhub.gateway.service import (
     Envelope,
     Service,
@@ -34,21 +36,11 @@ from shardhub.gateway.shapes import shape_of
 from shardhub.gateway.strict import StrictRoute
 from shardhub.gateway.structured import LlGrammar
 from shardhub.gateway.usage import usage
-from shardhub.text.encoder import MAX_IDS
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute)
 
 # Choices of one request that run side by side; others of it wait for them, not for the whole chain.
 _AT_ONCE = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Prompt:
-    """A prompt and the text it is echoed as."""
-
-    ids: tuple[int, ...]
-    text: str
-    num_added: int  # characters of special tokens that the tokenizer put before the text
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +49,7 @@ class _Completion:
 
     body: CompletionRequest
     envelope: Envelope
-    prompts: list[_Prompt]
+    prompts: list[Prompt]
     asks: list[Ask]
     grammar: LlGrammar | None
     answers: dict[int, Answer] = field(default_factory=dict)
@@ -83,7 +75,6 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         return EventStream(
             _stream(service, completion),
             keepalive_s=service.settings.keepalive_s,
-            stall_s=service.settings.stall_s,
             headers=headers,
         )
     return JSONResponse(await unless_gone(request, _whole(service, completion)), headers=headers)
@@ -93,14 +84,13 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
     envelope = service.envelope(body.model, "text_completion", "cmpl")
     if body.best_of not in (None, body.n or 1):
         raise Refusal(400, "best_of must equal n.", param="best_of")
-    # One after the other: what is left is not begun for a client that has gone.
-    suffix = await in_thread(partial(_suffix, service, body)) if body.suffix else None
-    prompts = [await in_thread(partial(_prompt, service, body, each, suffix)) for each in _listed(body.prompt)]
+    prompts = await prompts_of(service, body)
     parameters = parameters_of(body, service.defaults, vocab_size=service.vocab_size, top_logprobs=body.logprobs or 0)
     end_ids = end_ids_of(body, service.head.tokenizer)
-    if suffix is not None and service.infill is not None and not body.ignore_eos:
+    if body.suffix and service.infill is not None and not body.ignore_eos:
         end_ids |= service.infill.end_ids
-    rules = rules_of(body, service.head.tokenizer, num_ids=service.vocab_size, end_ids=end_ids)
+    tokenizer, num_ids = service.head.tokenizer, service.vocab_size
+    rules = await in_thread(partial(rules_of, body, tokenizer, num_ids=num_ids, end_ids=end_ids))
     shape = shape_of(body)
     grammar = await service.structured.grammar(shape) if shape is not None else None
     ids = [prompt.ids for prompt in prompts]
@@ -128,94 +118,6 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
         for choice in range(body.n or 1)
     ]
     return _Completion(body=body, envelope=envelope, prompts=prompts, asks=asks, grammar=grammar)
-
-
-def _listed(given: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """Prompts one by one.
-
-    Raises:
-        Refusal: There is none, or there are too many.
-    """
-    if isinstance(given, str):
-        listed: list[str | list[int]] = [given]
-    elif given and all(isinstance(each, int) for each in given):
-        listed = [[each for each in given if isinstance(each, int)]]
-    else:
-        listed = [each for each in given if not isinstance(each, int)]
-    if not listed or len(listed) > MAX_PROMPTS:
-        raise Refusal(400, f"There must be 1 to {MAX_PROMPTS} prompts, not {len(listed)}.", param="prompt")
-    return listed
-
-
-def _suffix(service: Service, body: CompletionRequest) -> list[int]:
-    """The ids of the text behind the answer.
-
-    Raises:
-        Refusal: The model cannot fill in, or the request asks for what makes no sense then.
-    """
-    if service.infill is None:
-        message = "This model cannot fill in text before a suffix: its tokenizer has no tokens for it."
-        raise Refusal(400, message, param="suffix", code="unsupported_value")
-    if body.echo:
-        raise Refusal(400, "echo and suffix exclude each other.", param="echo")
-    try:
-        return service.head.tokenizer.encode(body.suffix or "", add_special_tokens=False, max_ids=service.max_context)
-    except PromptError as error:
-        raise refusal_of(error, param="suffix") from error
-
-
-def _prompt(
-    service: Service, body: CompletionRequest, text_or_ids: str | list[int], suffix: list[int] | None
-) -> _Prompt:
-    """A prompt as token ids: cut, and with its suffix, if the request says so."""
-    if suffix is None or service.infill is None:
-        kept = kept_of_prompt(body, service.max_context, asked=body.asked_tokens)
-        prompt = _plain_prompt(service, text_or_ids, max_ids=service.max_context if kept is None else MAX_IDS)
-        if kept is None or kept >= len(prompt.ids):
-            return prompt
-        # The text of what is left may begin in the midst of a character.
-        detokenizer = service.head.tokenizer.text_detokenizer()
-        ids = prompt.ids[-kept:]
-        return _Prompt(ids=ids, text="".join(map(detokenizer.add, ids)) + detokenizer.finish(), num_added=0)
-    tokenizer = service.head.tokenizer
-    first = tokenizer.encode("")
-    if text_or_ids:
-        prompt = _plain_prompt(service, text_or_ids, max_ids=service.max_context)
-        ids = prompt.ids[len(first) :] if prompt.num_added else prompt.ids
-    else:
-        ids = ()
-    return _Prompt(ids=tuple(service.infill.prompt(first, ids, suffix)), text="", num_added=0)
-
-
-def _plain_prompt(service: Service, given: str | list[int], *, max_ids: int) -> _Prompt:
-    """A prompt as token ids; ids are taken as they are, without a first token.
-
-    Args:
-        max_ids: Most ids of a text.
-
-    Raises:
-        Refusal: It is empty, too long, or holds what is not a token id.
-    """
-    tokenizer = service.head.tokenizer
-    if not given:
-        raise Refusal(400, "A prompt is empty.", param="prompt")
-    if not isinstance(given, str):
-        if not all(0 <= token < service.vocab_size for token in given):
-            raise Refusal(400, f"A token id of a prompt is not in 0 to {service.vocab_size - 1}.", param="prompt")
-        if max_ids <= service.max_context:
-            service.max_tokens(None, [given], param="prompt")  # before its text is made
-        detokenizer = tokenizer.text_detokenizer()
-        text = "".join(detokenizer.add(token) for token in given) + detokenizer.finish()
-        return _Prompt(ids=tuple(given), text=text, num_added=0)
-    try:
-        ids = tuple(tokenizer.encode(given, max_ids=max_ids))
-    except PromptError as error:
-        raise refusal_of(error, param="prompt") from error
-    if not ids:
-        raise Refusal(400, "A prompt has no tokens.", param="prompt")
-    first = tokenizer.special_tokens.get("bos_token")
-    added = first is not None and not given.startswith(first) and tokenizer.token_bytes(ids[0]) == first.encode()
-    return _Prompt(ids=ids, text=given, num_added=len(first or "") if added else 0)
 
 
 async def begun(service: Service, body: CompletionRequest, tenant: str) -> Callable[[], Answer]:
@@ -259,18 +161,18 @@ async def _run(service: Service, completion: _Completion) -> AsyncGenerator[tupl
 
 
 async def _whole(service: Service, completion: _Completion) -> dict[str, Any]:
-    found: list[list[Delta]] = [[] for _ in completion.asks]
+    deltas_of: list[list[Delta]] = [[] for _ in completion.asks]
     with service.admission.enter(min(_AT_ONCE, len(completion.asks))):
         try:
             async with aclosing(_run(service, completion)) as items:
                 async for index, delta in items:
                     if delta is not None:
-                        found[index].append(delta)
+                        deltas_of[index].append(delta)
         finally:
             for answer in completion.answers.values():
                 answer.cancel()
     choices = []
-    for index, deltas in enumerate(found):
+    for index, deltas in enumerate(deltas_of):
         echo, entries = _echo(service, completion, index)
         entries += [_moved(entry, len(echo)) for delta in deltas for entry in delta.entries]
         choices.append(
@@ -290,8 +192,8 @@ async def _stream(service: Service, completion: _Completion) -> AsyncGenerator[b
     tail: dict[str, Any] = {"usage": None} if with_usage else {}
 
     def chunk(index: int, text: str, entries: list[Entry], finish: str | None = None) -> bytes:
-        told = _logprobs(service, completion, entries) if finish is None else None
-        choice = {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
+        logprobs = _logprobs(service, completion, entries) if finish is None else None
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
         return event(completion.envelope.around(choices=[choice], **tail))
 
     echoed: dict[int, int] = {}  # characters that stand before each choice's own text

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from shardhub.gateway.parts import Told, joined, told_part
+from shardhub.gateway.parts import ReadPart, joined, read_part
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Message, Tool
 from shardhub.gateway.strict import num_chars
@@ -94,9 +94,9 @@ def switches_of(given: dict[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
 
 
-def _told(part: Any, where: str) -> Told:
+def _told(part: Any, where: str) -> ReadPart:
     try:
-        return told_part(part)
+        return read_part(part)
     except ValueError as error:
         raise Refusal(400, "A part of a message must have a type, and a text.", param=where) from error
 

@@ -105,7 +105,8 @@ def kept_of_prompt(body: Sampling, max_context: int, *, asked: int | None) -> in
     num = body.truncate_prompt_tokens
     if num == 0:
         raise Refusal(400, "truncate_prompt_tokens of 0 leaves no prompt.", param="truncate_prompt_tokens")
-    return max_context - min(max(1, asked or 1), max_context - 1) if num == -1 else num
+    # An answer that may fill the context leaves half of it to the prompt; it is cut to what is left then.
+    return max_context - min(max(1, asked or 1), max_context // 2) if num == -1 else num
 
 
 def _context_of_penalty(body: Generation) -> int:

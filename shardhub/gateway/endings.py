@@ -38,5 +38,6 @@ def continues_well(messages: Sequence[Mapping[str, Any]]) -> bool:
     last = messages[-1] if messages else {}
     content = last.get("content")
     if isinstance(content, list):
-        content = "".join(part if isinstance(part, str) else str(part.get("text") or "") for part in content)
+        texts = (part.get("text") if isinstance(part, dict) else part for part in content)
+        content = "".join(text for text in texts if isinstance(text, str))
     return last.get("role") == "assistant" and bool(str(content or "").strip()) and not last.get("tool_calls")

@@ -38,14 +38,14 @@ class EventStream(Response):
     """Sends what a generator yields, as it yields it.
 
     Until the first bytes, or the first comment, nothing is sent: what fails before is answered with its own status.
-    What fails later becomes an error event, and the stream ends without [DONE].
+    What fails later becomes an error event, and the stream ends without [DONE]. A client that reads slowly is waited
+    for; the connection of one that reads nothing is ended by `shardhub.connections`, and the stream with it.
 
     Args:
         source: Whole events.
         comment: What to say in silence.
         failure: What a failure that comes later becomes: whole events.
         keepalive_s: Length of silence.
-        stall_s: How long a client may take to accept what is sent.
         headers: More headers.
     """
 
@@ -58,7 +58,6 @@ class EventStream(Response):
         comment: Callable[[], str] = lambda: "keepalive",
         failure: Callable[[Refusal], bytes] = lambda refusal: event(refusal.body()),
         keepalive_s: float,
-        stall_s: float,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status_code = 200
@@ -69,9 +68,9 @@ class EventStream(Response):
         self._comment = comment
         self._failure = failure
         self._keepalive_s = keepalive_s
-        self._stall_s = stall_s
         self._is_started = False
         self._sent_at = time.monotonic()
+        self._sending = asyncio.Lock()
         self._sending_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +78,8 @@ class EventStream(Response):
         self._send = send
         self._receive = receive
         pumping = asyncio.create_task(self._pump(scope))
-        others = {asyncio.create_task(self._until_gone()), asyncio.create_task(self._keep_alive())}
+        watching = (self._until_gone(), self._keep_alive())
+        others = [asyncio.create_task(each) for each in watching]
         try:
             await asyncio.wait({pumping, *others}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -115,12 +115,12 @@ class EventStream(Response):
         return True
 
     async def _put(self, chunk: bytes) -> None:
-        if not self._is_started:
+        async with self._sending:
+            self._sending_since = time.monotonic()
             await self._start()
-        self._sending_since = time.monotonic()
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-        self._sending_since = None
-        self._sent_at = time.monotonic()
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+            self._sending_since = None
+            self._sent_at = time.monotonic()
 
     async def _start(self) -> None:
         if self._is_started:
@@ -136,18 +136,14 @@ class EventStream(Response):
             pass
 
     async def _keep_alive(self) -> None:
-        """Break silence; returns when the client does not read any more."""
+        """Break silence."""
         while True:
-            since = self._sending_since
-            now = time.monotonic()
-            if since is not None and now - since > self._stall_s:
-                return
-            left = self._keepalive_s - (now - self._sent_at)
-            if since is None and left <= 0:
-                with contextlib.suppress(OSError):
-                    await self._put(self._silence())
+            left_s = self._keepalive_s - (time.monotonic() - self._sent_at)
+            if left_s > 0 or self._sending_since is not None:
+                await asyncio.sleep(min(1.0, max(left_s, 0.05)))
                 continue
-            await asyncio.sleep(min(1.0, max(left, 0.05)))
+            with contextlib.suppress(OSError):
+                await self._put(self._silence())
 
 
 class LineStream(EventStream):

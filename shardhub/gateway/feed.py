@@ -159,7 +159,7 @@ async def events(request: Request) -> Response:
     service = service_of(request)
     feed: Feed = request.app.state.feed
     settings = service.settings
-    return EventStream(feed.watch(), keepalive_s=settings.keepalive_s, stall_s=settings.stall_s)
+    return EventStream(feed.watch(), keepalive_s=settings.keepalive_s)
 
 
 @router.get("/shardhub/state", summary="The chain at this moment")

@@ -10,28 +10,20 @@ import logging
 import re
 import secrets
 import time
-import zlib
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shardhub.gateway.inflating import ENCODINGS, Inflater
 from shardhub.gateway.keys import Keys
 from shardhub.gateway.paths import plain_path, split_target
-from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
+from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.request_body import Bodies, RequestBody
 from shardhub.gateway.strict import BROWSER_MARKS
 
 log = logging.getLogger(__name__)
 
-# A batch of 128 prompts of 2,048 token ids has about 2 MB; a long document as one prompt about as much.
-MAX_BODY_BYTES = 16 << 20
-# What the bodies of all requests may hold together; beyond it larger ones have to come again.
-MAX_BODIES_BYTES = 256 << 20
-_SMALL_BODY_BYTES = 64 << 10
-# What a body must come with, in all, beyond a first pause: a slow line carries it, a client that drips bytes does not.
-_LEAST_BYTES_PER_S = 4096
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 _MAX_AGE_S = "600"
@@ -50,10 +42,7 @@ class Gate:
         hosts: Names by which clients may call, besides those of loopback.
         any_address: Clients may call by any address, too; an address, unlike a name, cannot be pointed elsewhere.
         origins: Pages that may call, besides the gateway's own.
-        stall_s: How long a body may take beyond what `_LEAST_BYTES_PER_S` allows its bytes.
-
-    Attributes:
-        held_bytes: Of the bodies of all requests that are being served.
+        stall_s: How long a body may pause in all; see `RequestBody`.
     """
 
     def __init__(
@@ -71,8 +60,8 @@ class Gate:
         self._hosts = frozenset(host.lower() for host in hosts) | {"localhost"}
         self._any_address = any_address
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
-        self.stall_s = stall_s
-        self.held_bytes = 0
+        self._stall_s = stall_s
+        self._bodies = Bodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -82,8 +71,9 @@ class Gate:
         host, path = split_target(scope["path"])
         scope = {**scope, "path": plain_path(path)}
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+        request_id = headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = f"req-{secrets.token_hex(12)}"
         origin = headers.get("origin", "").lower()
         is_known = origin in self._origins
         started, status = time.perf_counter(), 0
@@ -99,14 +89,14 @@ class Gate:
                     allow = f"{Headers(scope=message).get('allow', 'GET')}, OPTIONS".encode()
                     message, has_body = {**message, "status": 204, "headers": [(b"allow", allow)]}, False
                 status = message["status"]
-                found = MutableHeaders(scope=message)
-                found["X-Request-Id"] = request_id
-                found["X-Content-Type-Options"] = "nosniff"
-                found.setdefault("Cache-Control", "no-store")
+                answered = MutableHeaders(scope=message)
+                answered["X-Request-Id"] = request_id
+                answered["X-Content-Type-Options"] = "nosniff"
+                answered.setdefault("Cache-Control", "no-store")
                 if is_known:
-                    found["Access-Control-Allow-Origin"] = headers["origin"]
-                    found["Access-Control-Expose-Headers"] = "X-Request-Id, X-Shardhub-Warning, Retry-After"
-                    found.add_vary_header("Origin")
+                    answered["Access-Control-Allow-Origin"] = headers["origin"]
+                    answered["Access-Control-Expose-Headers"] = "X-Request-Id, X-Shardhub-Warning, Retry-After"
+                    answered.add_vary_header("Origin")
             await send(message)
 
         try:
@@ -118,7 +108,7 @@ class Gate:
             else:
                 state = scope.setdefault("state", {})
                 state["key"] = self._check(scope, headers, origin, host)
-                body = _Body(self, headers, receive)
+                body = RequestBody(self._bodies, headers, receive, stall_s=self._stall_s)
                 try:
                     if scope["method"] == "OPTIONS" and path == "*":
                         await _options(send_on)
@@ -127,7 +117,7 @@ class Gate:
                     else:
                         await self._app(body.scope(scope), body, send_on)
                 finally:
-                    self.held_bytes -= body.num_bytes
+                    body.release()
         except Refusal as refusal:
             await refusal.response(scope["path"])(scope, receive, send_on)
         # The path only: headers carry keys.
@@ -146,8 +136,8 @@ class Gate:
             raise Refusal(403, "Pages of other origins may not call this gateway.", code="origin_not_allowed")
         if not self._keys:
             return ""
-        found = self._keys.find(_key(headers))
-        if found is None:
+        digest = self._keys.find(_key(headers))
+        if digest is None:
             # Browsers ask for a key where they are told they may.
             scheme = (
                 "Bearer" if scope["path"].startswith(("/v1/", "/api/")) else 'Basic realm="shardhub", charset="UTF-8"'
@@ -158,7 +148,7 @@ class Gate:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": scheme},
             )
-        return found
+        return digest
 
     def _check_host(self, scope: Scope, headers: Headers, in_target: str | None) -> None:
         """See whether a request came by a name of this gateway's.
@@ -193,103 +183,6 @@ def _is_own(origin: str, host: str) -> bool:
         return bool(origin) and urlsplit(origin).netloc == host.lower() != ""
     except ValueError:
         return False
-
-
-class _Body:
-    """A request's body as it comes, inflated, as long as it is neither too big nor too slow.
-
-    Args:
-        gate: Knows how much all bodies hold.
-
-    Raises:
-        Refusal: It says itself that it is too big, or is compressed in a way that is not known here.
-    """
-
-    def __init__(self, gate: Gate, headers: Headers, receive: Receive) -> None:
-        length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
-            raise _too_big()
-        self.num_bytes = 0
-        self._num_received = 0
-        self._inflater = _inflater(headers)
-        self._gate = gate
-        self._receive = receive
-        self._is_whole = False
-        self._began_at = asyncio.get_running_loop().time()
-
-    async def __call__(self) -> Message:
-        """The next part.
-
-        Raises:
-            Refusal: It is too big or too slow, or all bodies together are too big.
-        """
-        if self._is_whole:
-            return await self._receive()
-        try:
-            async with asyncio.timeout_at(
-                self._began_at + self._gate.stall_s + self._num_received / _LEAST_BYTES_PER_S
-            ):
-                message = await self._receive()
-        except TimeoutError as error:
-            raise Refusal(408, "The request's body did not come.", headers={"Connection": "close"}) from error
-        self._num_received += len(message.get("body", b""))
-        if self._inflater is not None and message["type"] == "http.request":
-            message = {**message, "body": self._inflated(message)}
-        num_bytes = len(message.get("body", b""))
-        self.num_bytes += num_bytes
-        self._gate.held_bytes += num_bytes
-        self._is_whole = message["type"] != "http.request" or not message.get("more_body", False)
-        if self.num_bytes > MAX_BODY_BYTES:
-            raise _too_big()
-        if self._gate.held_bytes > MAX_BODIES_BYTES and self.num_bytes > _SMALL_BODY_BYTES:
-            headers = {"Connection": "close", "Retry-After": str(RETRY_AFTER_S)}
-            raise Refusal(503, "Too many large requests come at once.", code="overloaded", headers=headers)
-        return message
-
-    def scope(self, scope: Scope) -> Scope:
-        """What the application is told of a request: a body that was inflated has neither encoding nor length."""
-        if self._inflater is None:
-            return scope
-        dropped = (b"content-encoding", b"content-length")
-        return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name not in dropped]}
-
-    def _inflated(self, message: Message) -> bytes:
-        assert self._inflater is not None
-        broken = Refusal(400, "The body is not compressed as Content-Encoding says.", headers={"Connection": "close"})
-        try:
-            inflated = self._inflater.feed(message.get("body", b""), most=MAX_BODY_BYTES - self.num_bytes)
-        except zlib.error as error:
-            raise broken from error
-        if self.num_bytes + len(inflated) > MAX_BODY_BYTES:
-            raise _too_big()
-        if not message.get("more_body", False) and not self._inflater.is_whole and self._num_received:
-            raise broken
-        return inflated
-
-
-def _inflater(headers: Headers) -> Inflater | None:
-    """What inflates a body, or None for one that comes as it is.
-
-    Raises:
-        Refusal: It is compressed in another way.
-    """
-    encoding = headers.get("content-encoding", "").strip().lower()
-    if encoding in ("", "identity"):
-        return None
-    if encoding not in ENCODINGS:
-        raise Refusal(
-            415,
-            f"A body may come as it is, or as gzip or deflate, not as {encoding[:40]!r}.",
-            code="unsupported_encoding",
-            headers={"Accept-Encoding": "gzip, deflate", "Connection": "close"},
-        )
-    return Inflater(encoding)
-
-
-def _too_big() -> Refusal:
-    return Refusal(
-        413, f"The body has more than {MAX_BODY_BYTES} bytes.", code="body_too_large", headers={"Connection": "close"}
-    )
 
 
 def _key(headers: Headers) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from shardhub.chain.stream import Grammar
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Sampling
 from shardhub.text.tokenizer import Tokenizer
+
+# Each is tokenized twice; a longer text is not a word.
+_MAX_WORD_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,19 +50,21 @@ class MaskedGrammar:
     def __init__(self, rules: TokenRules, grammar: Grammar | None) -> None:
         self._rules = rules
         self._grammar = grammar
-        self._ids: list[int] = []
-        self._longest = max(map(len, rules.bad), default=0)
+        self._num_tokens = 0
+        longest = max(map(len, rules.bad), default=1)
+        self._last: deque[int] = deque(maxlen=max(0, longest - 1))
 
     def mask(self) -> bytes:
         """A bit for each token id that may come next; see `Grammar.mask`."""
         rules = self._rules
         inner = None if self._grammar is None else int.from_bytes(self._grammar.mask(), "little")
         bits = rules.allowed if inner is None else rules.allowed & inner
-        if len(self._ids) < rules.min_tokens:
+        if self._num_tokens < rules.min_tokens:
             bits &= ~rules.ends
+        last = tuple(self._last)
         for word in rules.bad:
             before = word[:-1]
-            if not before or tuple(self._ids[-len(before) :]) == before:
+            if not before or last[-len(before) :] == before:
                 bits &= ~(1 << word[-1])
         if not bits:
             bits = rules.allowed if inner is None else inner
@@ -66,9 +72,8 @@ class MaskedGrammar:
 
     def accept(self, token: int) -> None:
         """Go on with a token that was drawn."""
-        self._ids.append(token)
-        if len(self._ids) > self._rules.min_tokens + self._longest:
-            del self._ids[: len(self._ids) - self._rules.min_tokens - self._longest]
+        self._num_tokens += 1
+        self._last.append(token)
         if self._grammar is not None:
             self._grammar.accept(token)
 
@@ -80,7 +85,7 @@ def end_ids_of(body: Sampling, tokenizer: Tokenizer) -> frozenset[int]:
 
 
 def rules_of(body: Sampling, tokenizer: Tokenizer, *, num_ids: int, end_ids: Collection[int]) -> TokenRules | None:
-    """The rules of a request, or None where it has none.
+    """The rules of a request, or None where it has none. Words are tokenized: call it in a thread of its own.
 
     Args:
         num_ids: Ids that the model has.
@@ -100,12 +105,14 @@ def rules_of(body: Sampling, tokenizer: Tokenizer, *, num_ids: int, end_ids: Col
                 400, f"A token id of allowed_token_ids is not in 0 to {num_ids - 1}.", param="allowed_token_ids"
             )
         allowed = _bits(body.allowed_token_ids)
+    spelled = _spelled(body.bad_words or [], tokenizer, num_ids)
+    single = _bits([word[0] for word in spelled if len(word) == 1])
     return TokenRules(
         num_ids=num_ids,
-        allowed=allowed,
-        ends=_bits([token for token in end_ids if token < num_ids]),
+        allowed=allowed & ~single or allowed,
+        ends=_bits([token for token in end_ids if 0 <= token < num_ids]),
         min_tokens=body.min_tokens or 0,
-        bad=tuple(_spelled(body.bad_words or [], tokenizer, num_ids)),
+        bad=tuple(word for word in spelled if len(word) > 1),
     )
 
 
@@ -120,8 +127,8 @@ def _spelled(words: Sequence[str], tokenizer: Tokenizer, num_ids: int) -> list[t
     """Each word as ids, as it stands alone and after a blank. Source: vLLM's SamplingParams.update_from_tokenizer."""
     spelled: dict[tuple[int, ...], None] = {}
     for word in words:
-        if not word.strip():
-            raise Refusal(400, "A word of bad_words is empty.", param="bad_words")
+        if not word.strip() or len(word) > _MAX_WORD_CHARS:
+            raise Refusal(400, f"A word of bad_words must have 1 to {_MAX_WORD_CHARS} characters.", param="bad_words")
         for text in (word.lstrip(), f" {word.lstrip()}"):
             ids = tuple(tokenizer.encode(text, add_special_tokens=False))
             if ids and all(token < num_ids for token in ids):

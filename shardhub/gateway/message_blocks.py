@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from typing import Any
 
@@ -10,6 +9,7 @@ from shardhub.gateway.answers import Answer
 from shardhub.gateway.blocks import Block, Step
 from shardhub.gateway.events import event
 from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.toolcalls import read_arguments
 
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -33,19 +33,19 @@ class MessageWriter:
 
     def step(self, step: Step, answer: Answer) -> bytes:
         """Take in a step of the answer; the events that tell of it."""
-        block, told = step.block, self._begin(answer)
+        block, events = step.block, self._begin(answer)
         if step.what == "start":
-            return told + _event("content_block_start", index=block.index, content_block=_empty(block))
+            return events + _event("content_block_start", index=block.index, content_block=_empty(block))
         if step.what == "more":
-            return told + _event("content_block_delta", index=block.index, delta=_delta(block, step.text))
+            return events + _event("content_block_delta", index=block.index, delta=_delta(block, step.text))
         self._content.append(_whole(block))
-        return told + _event("content_block_stop", index=block.index)
+        return events + _event("content_block_stop", index=block.index)
 
     def end(self, answer: Answer) -> bytes:
         """The events after the last block."""
-        told = self._begin(answer)
-        told += _event("message_delta", delta=self._ending(answer), usage=self._usage(answer))
-        return told + _event("message_stop")
+        events = self._begin(answer)
+        events += _event("message_delta", delta=self._ending(answer), usage=self._usage(answer))
+        return events + _event("message_stop")
 
     def ended(self, answer: Answer) -> dict[str, Any]:
         """The whole message."""
@@ -116,18 +116,9 @@ def _delta(block: Block, text: str) -> dict[str, str]:
 
 def _whole(block: Block) -> dict[str, Any]:
     if block.kind == "call":
-        return {**_empty(block), "input": _input(block.text)}
+        return {**_empty(block), "input": read_arguments(block.text)}
     return {**_empty(block), "thinking" if block.kind == "reasoning" else "text": block.text}
 
 
 def _call_id(block: Block) -> str:
     return f"toolu_{block.call_id.removeprefix('call_')}"
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    """A call's arguments as an object; nothing where they were cut short."""
-    try:
-        found = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

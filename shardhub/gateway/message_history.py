@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from shardhub.gateway.message_tools import MessageTools
+from shardhub.gateway.parts import fields_text
 from shardhub.gateway.refusals import Refusal
 
 # Kinds of blocks that a model without eyes and ears cannot read; what becomes of them is not decided here.
 _MEDIA = ("image", "document", "audio", "video")
 # Fields of a block that say nothing to a model.
 _UNSHOWN = ("type", "id", "tool_use_id", "cache_control", "citations", "signature", "encrypted_content", "caller")
-# Longer texts of a block that is carried as text are pictures and the like, in letters.
-_MAX_SHOWN_CHARS = 1 << 16
 
 
 def chat_messages(
@@ -108,7 +107,7 @@ def _parts(block: Any, where: str) -> list[str | dict[str, Any]]:
             return [_titled(block, source["data"])]
         if source.get("type") == "content":
             inner = source.get("content")
-            inner = [inner] if isinstance(inner, str) else inner or []
+            inner = inner if isinstance(inner, list) else [] if inner is None else [inner]
             return [part for at, each in enumerate(inner) for part in _parts(each, f"{where}.source.content[{at}]")]
     if kind in _MEDIA:
         return [block]
@@ -118,7 +117,7 @@ def _parts(block: Any, where: str) -> list[str | dict[str, Any]]:
         return [_titled(block, ""), *texts]
     if kind == "compaction" and isinstance(content, str):
         return [content]
-    return [_shown(block)]
+    return [fields_text(str(kind)[:64], block, without=_UNSHOWN) + "\n"]
 
 
 def _titled(block: dict[str, Any], text: str) -> str:
@@ -132,23 +131,3 @@ def _joined(parts: Sequence[str | dict[str, Any]], joint: str) -> str | list[dic
     if all(isinstance(part, str) for part in parts):
         return joint.join(str(part) for part in parts)
     return [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
-
-
-def _shown(block: dict[str, Any]) -> str:
-    """A block that is of no kind a chat has, as a text: what it is, and its fields."""
-    fields = {
-        name: _cut(value) for name, value in block.items() if name not in _UNSHOWN and value not in (None, [], {})
-    }
-    kind = str(block.get("type"))[:64]
-    return f"[{kind}: {json.dumps(fields, ensure_ascii=False, default=str)}]\n" if fields else f"[{kind}]\n"
-
-
-def _cut(value: Any) -> Any:
-    """A value without what is too long for a text, and what only its server can read."""
-    if isinstance(value, str):
-        return value if len(value) <= _MAX_SHOWN_CHARS and not value.startswith("data:") else "(left out)"
-    if isinstance(value, list):
-        return [_cut(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: _cut(entry) for name, entry in value.items() if name not in ("encrypted_content", "data")}
-    return value

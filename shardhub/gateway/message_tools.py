@@ -102,7 +102,7 @@ def choice_of(given: dict[str, Any] | str | None) -> str | dict[str, Any] | None
     kind = given if isinstance(given, str) else given.get("type")
     if kind == "tool" and isinstance(given, dict):
         return {"type": "function", "function": {"name": given.get("name")}}
-    if kind not in _CHOICES:
+    if not isinstance(kind, str) or kind not in _CHOICES:
         raise Refusal(400, "tool_choice must be of type auto, any, tool or none.", param="tool_choice")
     return _CHOICES[kind]
 

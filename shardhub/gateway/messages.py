@@ -87,7 +87,6 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
             comment=lambda: turn.comment() + _PING,
             failure=failure,
             keepalive_s=service.settings.keepalive_s,
-            stall_s=service.settings.stall_s,
             headers=headers,
         )
     content = encoded(await unless_gone(request, _whole(service, turn, writer)))

@@ -124,7 +124,6 @@ async def _answered(
             _stream(service, writer, begin),
             failure=failure,
             keepalive_s=service.settings.keepalive_s,
-            stall_s=service.settings.stall_s,
             headers=headers,
         )
     content = encoded(await unless_gone(request, _whole(service, writer, begin)))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from shardhub.gateway.answers import Answer, Delta
+from shardhub.gateway.answers import Answer
 from shardhub.gateway.blocks import Blocks, Step
+from shardhub.gateway.deltas import Delta
 from shardhub.gateway.events import encoded
 from shardhub.gateway.likelihoods import chat_logprobs
 from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.toolcalls import read_arguments
 from shardhub.text.tokenizer import Tokenizer
 
 
@@ -119,11 +120,7 @@ class LineWriter:
 
     def _call(self, step: Step) -> dict[str, Any]:
         block = step.block
-        try:
-            arguments = json.loads(block.text or "{}")
-        except ValueError:  # the answer was cut short
-            arguments = {"arguments": block.text}
-        function = {"index": self._num_calls, "name": block.name, "arguments": arguments}
+        function = {"index": self._num_calls, "name": block.name, "arguments": read_arguments(block.text)}
         self._num_calls += 1
         return {"id": block.call_id, "function": function}
 

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import mimetypes
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,13 +21,18 @@ _TEXT_FILES = tuple(
     f"application/{name}"
     for name in ("json", "xml", "yaml", "x-yaml", "toml", "javascript", "x-sh", "x-ndjson", "sql", "csv", "x-httpd-php")
 )
+# Fields that say nothing to a model, wherever they stand.
+_UNSHOWN = ("cache_control", "data", "encrypted_content")
 # Longer texts of a part that is carried as JSON are bytes in letters.
 _MAX_SHOWN_CHARS = 1 << 16
+# Values inside each other that are shown; JSON that is parsed may have a thousand.
+_MAX_DEPTH = 64
+_LEFT_OUT = "(left out)"
 _MAX_NAME_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class ReadPart:
     """What a part comes to.
 
     Attributes:
@@ -40,19 +45,17 @@ class Told:
     kind: Literal["text", "document", "unseen"] = "text"
 
 
-def told_part(part: Any) -> Told:
+def read_part(part: Any) -> ReadPart:
     """A part of a message, of any API.
 
     Raises:
         ValueError: It is a text that has none, or says nothing of itself.
     """
     if not isinstance(part, dict):
-        return Told(text=part if isinstance(part, str) else json.dumps(part, ensure_ascii=False))
-    kind, text = part.get("type"), part.get("text")
-    if (kind in _TEXTS or kind is None) and isinstance(text, str):
-        return Told(text=text)
-    if kind == "refusal" and isinstance(part.get("refusal"), str):
-        return Told(text=part["refusal"])
+        return ReadPart(text=part if isinstance(part, str) else json.dumps(part, ensure_ascii=False))
+    kind = part.get("type")
+    if (text := text_of(part)) is not None:
+        return ReadPart(text=text)
     if kind in (*_TEXTS, "refusal"):
         raise ValueError("a text that has none")
     if kind in _IMAGES or (kind is None and ("image_url" in part or "image" in part)):
@@ -65,10 +68,28 @@ def told_part(part: Any) -> Told:
         return _file(part)
     if not isinstance(kind, str):
         raise ValueError("neither a type nor a text")
-    return Told(text=f"[{json.dumps(_cut(part), ensure_ascii=False, default=str)}]", kind="document")
+    return ReadPart(text=f"[{json.dumps(_cut(part), ensure_ascii=False, default=str)}]", kind="document")
 
 
-def joined(parts: Sequence[Told]) -> str:
+def text_of(part: dict[str, Any]) -> str | None:
+    """The text of a part that is one, in the words of any API; None where it is something else."""
+    kind, text, refusal = part.get("type"), part.get("text"), part.get("refusal")
+    if (kind in _TEXTS or kind is None) and isinstance(text, str):
+        return text
+    return refusal if kind == "refusal" and isinstance(refusal, str) else None
+
+
+def fields_text(kind: str, fields: Mapping[str, Any], *, without: Collection[str] = ()) -> str:
+    """What is of no kind that a chat has, as a text: what it is, and its fields.
+
+    Args:
+        without: Names of fields that say nothing to a model.
+    """
+    shown = {name: _cut(value) for name, value in fields.items() if name not in without and value not in (None, [], {})}
+    return f"[{kind}: {json.dumps(shown, ensure_ascii=False, default=str)}]" if shown else f"[{kind}]"
+
+
+def joined(parts: Sequence[ReadPart]) -> str:
     """The text of several parts: documents and the like on lines of their own."""
     text = ""
     apart = False
@@ -79,7 +100,7 @@ def joined(parts: Sequence[Told]) -> str:
     return text
 
 
-def _file(part: dict[str, Any]) -> Told:
+def _file(part: dict[str, Any]) -> ReadPart:
     """A file: what is written in it, or that it cannot be read."""
     inner = part["file"] if isinstance(part.get("file"), dict) else part
     source = part["source"] if isinstance(part.get("source"), dict) else {}
@@ -88,15 +109,15 @@ def _file(part: dict[str, Any]) -> Told:
     media_type = _media_type(part) or (mimetypes.guess_type(name)[0] or "" if name else "")
     head = f"[file: {name}]\n" if name else ""
     if source.get("type") == "text" and isinstance(source.get("data"), str):
-        return Told(text=head + source["data"], kind="document")
+        return ReadPart(text=head + source["data"], kind="document")
     if source.get("type") == "content":
         content = source.get("content")
-        pieces = [told_part(each) for each in (content if isinstance(content, list) else [content])]
-        return Told(text=head + joined(pieces), kind="document")
+        pieces = [read_part(each) for each in (content if isinstance(content, list) else [content])]
+        return ReadPart(text=head + joined(pieces), kind="document")
     data = next((each for each in (inner.get("file_data"), source.get("data")) if isinstance(each, str)), "")
     written = _written(data, media_type)
     if written is not None:
-        return Told(text=head + written, kind="document")
+        return ReadPart(text=head + written, kind="document")
     return _unseen("a file", "read", " ".join(filter(None, [name, media_type])))
 
 
@@ -140,16 +161,18 @@ def _short(text: str) -> str:
     return "".join(char for char in text[:80] if char.isascii() and char.isprintable() and char not in "[]")
 
 
-def _unseen(what: str, verb: str, detail: str) -> Told:
-    return Told(text=f"[{what} that this model cannot {verb}{': ' + detail if detail else ''}]", kind="unseen")
+def _unseen(what: str, verb: str, detail: str) -> ReadPart:
+    return ReadPart(text=f"[{what} that this model cannot {verb}{': ' + detail if detail else ''}]", kind="unseen")
 
 
-def _cut(value: Any) -> Any:
-    """A value without what is too long for a text: bytes in letters."""
+def _cut(value: Any, depth: int = 0) -> Any:
+    """A value without what is too long or too deep for a text: bytes in letters."""
     if isinstance(value, str):
-        return value if len(value) <= _MAX_SHOWN_CHARS and not value.startswith("data:") else "(left out)"
+        return value if len(value) <= _MAX_SHOWN_CHARS and not value.startswith("data:") else _LEFT_OUT
+    if depth > _MAX_DEPTH and isinstance(value, list | dict):
+        return _LEFT_OUT
     if isinstance(value, list):
-        return [_cut(each) for each in value]
+        return [_cut(each, depth + 1) for each in value]
     if isinstance(value, dict):
-        return {name: _cut(each) for name, each in value.items() if name not in ("cache_control", "data")}
+        return {name: _cut(each, depth + 1) for name, each in value.items() if name not in _UNSHOWN}
     return value

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from shardhub.gateway.blocks import Block
 from shardhub.gateway.response_tools import CallKind, OfferedTool, custom_input
+from shardhub.gateway.toolcalls import read_arguments
 
 _TYPES: dict[CallKind, str] = {
     "function": "function_call",
@@ -45,33 +45,25 @@ def call_item(block: Block, tool: OfferedTool) -> dict[str, Any]:
             item["namespace"] = tool.namespace
         written = {"arguments": block.text} if tool.kind == "function" else {"input": custom_input(block.text)}
         return {**item, **written}
-    arguments = _read(block.text)
+    arguments = read_arguments(block.text)
     if tool.kind == "tool_search":
         return {**item, "execution": "client", "arguments": arguments}
     if tool.kind == "apply_patch":
         return {**item, "operation": arguments}
     if tool.kind == "shell":
         commands = arguments.get("commands")
-        told = {
+        action = {
             "commands": [commands] if isinstance(commands, str) else commands or [],
             "timeout_ms": arguments.get("timeout_ms"),
             "max_output_length": arguments.get("max_output_length"),
         }
-        return {**item, "action": told, "environment": None}
+        return {**item, "action": action, "environment": None}
     command = arguments.get("command")
-    told = {
+    action = {
         "type": "exec",
         "command": ["bash", "-lc", command] if isinstance(command, str) else command or [],
         "env": {},
         "timeout_ms": arguments.get("timeout_ms"),
         "working_directory": arguments.get("working_directory"),
     }
-    return {**item, "action": told}
-
-
-def _read(arguments: str) -> dict[str, Any]:
-    try:
-        read = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return {}
-    return read if isinstance(read, dict) else {}
+    return {**item, "action": action}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+from shardhub.gateway.parts import fields_text, text_of
 from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.response_store import is_reference
 from shardhub.gateway.response_tools import Toolbox, built_in_name
 
-_TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
 # Fields of an item that say nothing to a model.
 _UNSHOWN = ("id", "type", "status", "role", "call_id", "encrypted_content", "created_by", "approval_request_id")
-# Longer texts of an item that is carried as text are pictures and the like, in letters.
-_MAX_SHOWN_CHARS = 1 << 16
 # Where the fields of a call stand, and its result.
 _ARGUMENTS = ("arguments", "action", "operation", "actions")
 _RESULTS = ("output", "content", "result", "error")
@@ -39,19 +39,24 @@ def history_of(
     items: Sequence[dict[str, Any]],
     toolbox: Toolbox,
     *,
-    stored: Callable[[str], dict[str, Any] | None] = lambda name: None,
+    stored: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> History:
     """Messages of a chat: calls go to the message before them, reasoning to what follows.
 
     Args:
         items: As they were sent.
         toolbox: Takes in the tools that come with items.
-        stored: Finds an item of an earlier answer by its id.
+        stored: Items of earlier answers that these refer to, by their ids.
 
     Raises:
         Refusal: An item is malformed.
     """
     return _Reader(items, toolbox, stored).read()
+
+
+def referred_ids(items: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Ids of the items that some items stand for."""
+    return (str(item.get("id")) for item in items if is_reference(item))
 
 
 def text_or_parts(content: Any, where: str) -> str | list[dict[str, Any]]:
@@ -66,7 +71,7 @@ def text_or_parts(content: Any, where: str) -> str | list[dict[str, Any]]:
         content = [{"type": "input_text", "text": part} if isinstance(part, str) else part for part in content]
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise Refusal(400, f"{where} must be a text, or a list of parts.", param=where)
-    texts = [_text(part) for part in content]
+    texts = [text_of(part) for part in content]
     if None not in texts:
         return "".join(text or "" for text in texts)
     return [part if text is None else {"type": "text", "text": text} for part, text in zip(content, texts, strict=True)]
@@ -77,7 +82,7 @@ class _Reader:
         self,
         items: Sequence[dict[str, Any]],
         toolbox: Toolbox,
-        stored: Callable[[str], dict[str, Any] | None],
+        stored: Mapping[str, dict[str, Any]],
     ) -> None:
         self._items = items
         self._toolbox = toolbox
@@ -85,7 +90,7 @@ class _Reader:
         self._history = History()
         self._reasoning = ""
         # Calls of any kind that have a result of their own among the items.
-        self._answered = {item.get("call_id") for item in items if str(item.get("type") or "").endswith("_output")}
+        self._answered = {str(item["call_id"]) for item in items if "call_id" in item and _is_result(item)}
 
     def read(self) -> History:
         for index, item in enumerate(self._items):
@@ -93,10 +98,8 @@ class _Reader:
         return self._history
 
     def _read(self, item: dict[str, Any], where: str) -> None:
-        kind = item.get("type")
-        if kind is None:
-            kind = "message" if "role" in item else "item_reference" if "id" in item else None
-        if kind == "item_reference":
+        kind = item.get("type") or ("message" if "role" in item else None)
+        if is_reference(item):
             self._refer(str(item.get("id")), where)
         elif kind == "message":
             if "content" not in item:
@@ -107,19 +110,19 @@ class _Reader:
             thought = text_or_parts(item.get("content"), where) or _paragraphs(item.get("summary"))
             self._reasoning += thought if isinstance(thought, str) else ""
         elif kind == _OF_TOOLS:
-            self._toolbox.add(item.get("tools") or (), f"{where}.tools")
-        elif str(kind).endswith("_output"):
+            self._toolbox.add(_listed(item.get("tools")), f"{where}.tools")
+        elif _is_result(item):
             self._result(item, str(kind), where)
-        elif kind in ("function_call", "custom_tool_call") or item.get("call_id") in self._answered:
+        elif kind in ("function_call", "custom_tool_call") or str(item.get("call_id")) in self._answered:
             self._call(item, str(kind), where)
         elif kind in ("compaction_trigger", "mcp_list_tools"):
             return  # nothing was said
         else:
-            self._carry(item, _shown(item))
+            self._carry(item, fields_text(str(kind or "item")[:64], item, without=_UNSHOWN))
 
     def _refer(self, name: str, where: str) -> None:
         """An item that was sent by its id: the model is told of one that is lost, but for what it thought."""
-        known = self._stored(name)
+        known = self._stored.get(name)
         if known is not None:
             self._read(known, where)
             return
@@ -157,9 +160,9 @@ class _Reader:
     def _result(self, item: dict[str, Any], kind: str, where: str) -> None:
         content: str | list[dict[str, Any]]
         if kind == "tool_search_output":
-            found = [tool for tool in item.get("tools") or () if isinstance(tool, dict)]
-            self._toolbox.add(found, f"{where}.tools")
-            content = json.dumps(found, ensure_ascii=False) if found else "No tools."
+            tools = [tool for tool in _listed(item.get("tools")) if isinstance(tool, dict)]
+            self._toolbox.add(tools, f"{where}.tools")
+            content = json.dumps(tools, ensure_ascii=False) if tools else "No tools."
         else:
             output = next((item[field] for field in _RESULTS if item.get(field) is not None), "")
             if isinstance(output, dict) and isinstance(output.get("type"), str):
@@ -190,14 +193,12 @@ class _Reader:
         self._history.messages.append(message)
 
 
-def _text(part: dict[str, Any]) -> str | None:
-    """The text of a part, or None if it is something else."""
-    kind, text = part.get("type"), part.get("text")
-    if kind in _TEXTS and isinstance(text, str):
-        return text
-    if kind == "refusal" and isinstance(part.get("refusal"), str):
-        return str(part["refusal"])
-    return None
+def _is_result(item: dict[str, Any]) -> bool:
+    return str(item.get("type")).endswith("_output")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _paragraphs(summary: Any) -> str:
@@ -205,21 +206,3 @@ def _paragraphs(summary: Any) -> str:
         return summary if isinstance(summary, str) else ""
     texts = [part if isinstance(part, str) else part.get("text") for part in summary if isinstance(part, str | dict)]
     return "\n\n".join(text for text in texts if isinstance(text, str))
-
-
-def _shown(item: dict[str, Any]) -> str:
-    """An item that is of no kind a chat has, as a text: what it is, and its fields."""
-    kind = str(item.get("type") or "item")[:64]
-    fields = {name: _cut(value) for name, value in item.items() if name not in _UNSHOWN and value not in (None, [], {})}
-    return f"[{kind}: {json.dumps(fields, ensure_ascii=False, default=str)}]" if fields else f"[{kind}]"
-
-
-def _cut(value: Any) -> Any:
-    """A value without what is too long for a text: pictures and the like."""
-    if isinstance(value, str):
-        return value if len(value) <= _MAX_SHOWN_CHARS and not value.startswith("data:") else "(left out)"
-    if isinstance(value, list):
-        return [_cut(entry) for entry in value]
-    if isinstance(value, dict):
-        return {name: _cut(entry) for name, entry in value.items()}
-    return value

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,18 +32,32 @@ class StoredAnswer:
     @property
     def input(self) -> list[dict[str, Any]]:
         """The items that were sent with the request, each with an id."""
-        items: list[dict[str, Any]] = json.loads(self.body)["input"]
-        return items
+        return self.parsed()[0]
 
     @property
     def response(self) -> dict[str, Any]:
         """What was answered."""
-        response: dict[str, Any] = json.loads(self.body)["response"]
-        return response
+        return self.parsed()[1]
+
+    def parsed(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The items that were sent, and the response. It takes a second for 100 MB."""
+        body = json.loads(self.body)
+        return body["input"], body["response"]
+
+    def all_items(self) -> list[dict[str, Any]]:
+        """The items that were sent and said, in order."""
+        sent, response = self.parsed()
+        return [*sent, *response["output"]]
+
+
+def is_reference(item: dict[str, Any]) -> bool:
+    """Whether an item only names another one; its type may be missing. Source: openai-python, ItemReference."""
+    kind = item.get("type")
+    return kind == "item_reference" or (kind is None and "role" not in item and "id" in item)
 
 
 class ResponseStore:
-    """Keeps the answers of all keys, each by itself.
+    """Keeps the answers of all keys, each by itself. Any thread may use it.
 
     Args:
         max_answers, max_bytes: Of one key.
@@ -52,6 +67,7 @@ class ResponseStore:
         self._max_answers = max_answers
         self._max_bytes = max_bytes
         self._by_key: dict[str, _Answers] = {}
+        self._lock = threading.Lock()
 
     def add(self, key: str, response: dict[str, Any], sent: Sequence[dict[str, Any]]) -> None:
         """Keep an answer; one that is larger than all that may be kept is not.
@@ -65,30 +81,44 @@ class ResponseStore:
         body = json.dumps({"input": items, "response": response}, ensure_ascii=False).encode("utf-8", "replace")
         if len(body) > self._max_bytes:
             return
-        names = tuple(str(item["id"]) for item in (*items, *response["output"]) if item.get("id"))
+        own = (item for item in (*items, *response["output"]) if not is_reference(item))
+        names = tuple(str(item["id"]) for item in own if item.get("id"))
         answer = StoredAnswer(id=response["id"], previous=response.get("previous_response_id"), items=names, body=body)
-        answers = self._by_key.setdefault(key, _Answers())
-        answers.put(answer)
-        while len(answers) > self._max_answers or answers.size_bytes > self._max_bytes:
-            answers.drop_oldest()
+        with self._lock:
+            answers = self._by_key.setdefault(key, _Answers())
+            answers.put(answer)
+            while len(answers) > self._max_answers or answers.size_bytes > self._max_bytes:
+                answers.drop_oldest()
 
     def find(self, key: str, name: str) -> StoredAnswer | None:
         """An answer of this key, by its id."""
-        answers = self._by_key.get(key)
-        return answers.use(name) if answers is not None else None
+        with self._lock:
+            answers = self._by_key.get(key)
+            return answers.use(name) if answers is not None else None
 
     def remove(self, key: str, name: str) -> bool:
         """Forget an answer; whether it was there."""
-        answers = self._by_key.get(key)
-        return answers is not None and answers.remove(name)
+        with self._lock:
+            answers = self._by_key.get(key)
+            return answers is not None and answers.remove(name)
 
-    def item(self, key: str, name: str) -> dict[str, Any] | None:
-        """An item that was sent or said, by its id."""
-        answers = self._by_key.get(key)
-        answer = answers.with_item(name) if answers is not None else None
-        if answer is None:
-            return None
-        return next((item for item in (*answer.input, *answer.response["output"]) if item.get("id") == name), None)
+    def items(self, key: str, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Items that were sent or said, by their ids; those that are not kept are missing.
+
+        An answer is parsed once, however many of its items are asked for.
+        """
+        referred = set(names)
+        with self._lock:
+            answers = self._by_key.get(key)
+            holders = map(answers.with_item, referred) if answers is not None else ()
+            known = {answer.id: answer for answer in holders if answer is not None}
+        items: dict[str, dict[str, Any]] = {}
+        for answer in known.values():
+            for item in answer.all_items():
+                name = str(item.get("id"))
+                if name in referred and not is_reference(item):
+                    items.setdefault(name, item)
+        return items
 
     def history(self, key: str, name: str) -> list[dict[str, Any]] | None:
         """All items that led to an answer and its own, the oldest first; None where one of the answers is gone."""
@@ -100,7 +130,7 @@ class ResponseStore:
                 return None
             turns.append(answer)
             at = answer.previous
-        return [item for turn in reversed(turns) for item in (*turn.input, *turn.response["output"])]
+        return [item for turn in reversed(turns) for item in turn.all_items()]
 
 
 class _Answers:

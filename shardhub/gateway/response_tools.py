@@ -104,9 +104,12 @@ class Toolbox:
             place = f"{where}[{index}]"
             if not isinstance(tool, dict):
                 raise Refusal(400, f"{place} must be an object.", param=place)
-            kind = tool.get("type") or "function"
+            kind = str(tool.get("type") or "function")
             if kind == "namespace":
-                self.add(tool.get("tools") or (), f"{place}.tools", namespace=str(tool.get("name") or ""))
+                inner = tool.get("tools")
+                self.add(
+                    inner if isinstance(inner, list) else (), f"{place}.tools", namespace=str(tool.get("name") or "")
+                )
             elif kind == "function":
                 told = tool["function"] if isinstance(tool.get("function"), dict) else tool
                 self._put(_function(told, self._name(told, place), namespace, kind="function"))
@@ -119,7 +122,7 @@ class Toolbox:
             elif kind in _BUILT_IN:
                 self._put(_built_in(kind))
             elif f"tools.{kind}" not in self.left_out:
-                self.left_out.append(f"tools.{str(kind)[:40]}")
+                self.left_out.append(f"tools.{kind[:40]}")
 
     def functions(self) -> list[dict[str, Any]]:
         """All of them as tools of a chat request."""
@@ -163,13 +166,13 @@ class Toolbox:
         """The shown name of a tool that a choice names."""
         if not isinstance(entry, dict):
             return None
-        kind, name = entry.get("type"), entry.get("name")
+        kind, name = str(entry.get("type")), entry.get("name")
         if kind in _BUILT_IN or kind == "tool_search":
-            return str(kind)
+            return kind
         if kind == "mcp":
             namespace = entry.get("server_label")
             return joined(f"mcp__{namespace}", str(name)) if name else None
-        inner = entry.get(str(kind))
+        inner = entry.get(kind)
         name = inner.get("name") if isinstance(inner, dict) else name
         if kind not in ("function", "custom") or not isinstance(name, str):
             return None

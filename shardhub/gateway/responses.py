@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,17 @@ from pydantic import Field
 from shardhub.gateway.blocks import steps_of
 from shardhub.gateway.events import RESPONSES, EventStream, encoded
 from shardhub.gateway.refusals import Overflow, Refusal
-from shardhub.gateway.response_history import history_of
+from shardhub.gateway.response_history import history_of, referred_ids
 from shardhub.gateway.response_items import ResponseWriter
 from shardhub.gateway.response_tools import Toolbox
 from shardhub.gateway.scalars import Flag, Whole
 from shardhub.gateway.schema import MAX_MESSAGES, MAX_TOOLS, Body, ChatRequest, Message, Sampling
-from shardhub.gateway.service import Service, service_of, tenant_of, unless_gone, warnings_of
+from shardhub.gateway.service import Service, in_thread, service_of, tenant_of, unless_gone, warnings_of
 from shardhub.gateway.strict import StrictRoute
 from shardhub.gateway.turn import Turn, chat_request, num_prompt, understand
+
+# Keeps an answer for later requests, where the request does not say otherwise.
+Keep = Callable[[dict[str, Any]], Awaitable[None]]
 
 router = APIRouter(tags=["responses"], route_class=StrictRoute)
 
@@ -93,7 +96,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     service.admission.check()
     model = service.check_model(body.model)
     try:
-        asked = _read(body, service, tenant)
+        asked = await unless_gone(request, in_thread(lambda: _read(body, service, tenant)))
         turn, num_dropped = await unless_gone(request, _understand(service, asked.chat, tenant, body.truncation))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
@@ -103,9 +106,9 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
         remarks.append(f"truncation: the oldest {num_dropped} messages were left out")
     headers = warnings_of(body, asked.left_out, remarks=remarks)
 
-    def keep(response: dict[str, Any]) -> None:
+    async def keep(response: dict[str, Any]) -> None:
         if body.store is not False:
-            service.answers.add(tenant, response, asked.sent)
+            await in_thread(lambda: service.answers.add(tenant, response, asked.sent))
 
     if body.stream:
         return EventStream(
@@ -113,7 +116,6 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
             comment=turn.comment,
             failure=writer.failure,
             keepalive_s=service.settings.keepalive_s,
-            stall_s=service.settings.stall_s,
             headers=headers,
         )
     content = encoded(await unless_gone(request, _whole(service, turn, writer, keep)))
@@ -126,16 +128,14 @@ async def input_tokens(body: ResponsesRequest, request: Request) -> dict[str, An
     service = service_of(request)
     service.check_model(body.model)
     try:
-        asked = _read(body, service, tenant_of(request))
+        asked = await unless_gone(request, in_thread(lambda: _read(body, service, tenant_of(request))))
         num_tokens = await unless_gone(request, num_prompt(service, asked.chat))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
     return {"object": "response.input_tokens", "input_tokens": num_tokens}
 
 
-async def _stream(
-    service: Service, turn: Turn, writer: ResponseWriter, keep: Callable[[dict[str, Any]], None]
-) -> AsyncGenerator[bytes, None]:
+async def _stream(service: Service, turn: Turn, writer: ResponseWriter, keep: Keep) -> AsyncGenerator[bytes, None]:
     with service.admission.enter():
         answer = turn.begin()
         try:
@@ -144,13 +144,11 @@ async def _stream(
         finally:
             answer.cancel()
         response = writer.ended(answer)
-        keep(response)
+        await keep(response)
         yield writer.end(response)
 
 
-async def _whole(
-    service: Service, turn: Turn, writer: ResponseWriter, keep: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
+async def _whole(service: Service, turn: Turn, writer: ResponseWriter, keep: Keep) -> dict[str, Any]:
     with service.admission.enter():
         answer = turn.begin()
         try:
@@ -159,7 +157,7 @@ async def _whole(
         finally:
             answer.cancel()
     response = writer.ended(answer)
-    keep(response)
+    await keep(response)
     return response
 
 
@@ -218,8 +216,10 @@ def _read(body: ResponsesRequest, service: Service, tenant: str) -> _Asked:
     sent = list(sent or ())
     toolbox = Toolbox()
     toolbox.add(body.tools or (), "tools")
-    history = history_of([*before, *sent], toolbox, stored=lambda name: service.answers.item(tenant, name))
-    if history.lost and len(history.lost) == len(before) + len(sent):
+    items = [*before, *sent]
+    stored = service.answers.items(tenant, referred_ids(items))
+    history = history_of(items, toolbox, stored=stored)
+    if history.lost and len(history.lost) == len(items):
         raise Refusal(404, f"Item with id {history.lost[0][:200]!r} not found.", param="input")
     choice = toolbox.choose(body.tool_choice)
     instructions = [{"role": "system", "content": body.instructions}] if body.instructions else []

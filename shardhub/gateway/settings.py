@@ -38,7 +38,8 @@ class GatewaySettings:
         strict_limits: Refuse a request for more tokens than the context leaves, in the place of cutting it.
         strict_content: Refuse images and the like, in the place of telling the model that they cannot be seen.
         keepalive_s: Silence in a stream after which a comment is sent.
-        stall_s: How long a client that does not read, or does not go on sending, holds a connection.
+        stall_s: How long a client that does not go on sending holds a connection; one that does not read, ten times
+            as long.
         shutdown_timeout_s: How long a drain waits for answers.
     """
 

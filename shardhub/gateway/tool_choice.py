@@ -40,6 +40,8 @@ def choice_of(choice: str | dict[str, Any] | None, tools: Sequence[Tool] | None)
     if choice is None or isinstance(choice, str):
         return _of_word(choice or "auto", everything)
     kind = choice.get("type", "function")
+    if not isinstance(kind, str):
+        raise _malformed()
     if kind in _WORDS:
         return _of_word(kind, everything)
     if kind == "allowed_tools":

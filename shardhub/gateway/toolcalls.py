@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,15 @@ def call_pieces(index: int, name: str, arguments: str, identity: str | None = No
     yield CallPiece(index=index, id=identity or call_id(), name=name)
     for at in range(0, len(arguments), _PIECE_CHARS):
         yield CallPiece(index=index, arguments=arguments[at : at + _PIECE_CHARS])
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """A call's arguments as an object; nothing where they were cut short."""
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def call_id() -> str:

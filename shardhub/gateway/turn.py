@@ -12,10 +12,12 @@ from pydantic import ValidationError
 
 from shardhub.chain.stream import Grammar
 from shardhub.errors import PromptError
-from shardhub.gateway.answers import Answer, Ask, Delta, Tools
+from shardhub.gateway.answers import Answer
+from shardhub.gateway.asks import Ask, Tools
 from shardhub.gateway.conversations import messages_of, switches_of, tools_of
 from shardhub.gateway.defaults import kept_of_prompt, parameters_of
 from shardhub.gateway.deferred import DeferredGrammar
+from shardhub.gateway.deltas import Delta
 from shardhub.gateway.documents import documents_of
 from shardhub.gateway.endings import CONTINUE, PROMPT, ending_of
 from shardhub.gateway.masks import end_ids_of, rules_of
@@ -135,7 +137,8 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     end_ids = end_ids_of(body, service.head.tokenizer)
     if not body.ignore_eos:
         end_ids |= service.segmenters.end_ids
-    rules = rules_of(body, service.head.tokenizer, num_ids=service.vocab_size, end_ids=end_ids)
+    tokenizer, num_ids = service.head.tokenizer, service.vocab_size
+    rules = await in_thread(partial(rules_of, body, tokenizer, num_ids=num_ids, end_ids=end_ids))
     shape = shape_of_calls(forced) if forced else shape_of(body)
     grammar = await service.structured.grammar(shape) if shape is not None else None
     # Without a wish for it, a model that is to write a shape does not think first, if its template can say so.

@@ -35,7 +35,7 @@ _GAP = "\n\n"
 def plain(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Messages as clients send them, without what says nothing: null entries, empty lists of calls.
 
-    Roles get the names that templates know. A call without a function's name becomes text.
+    Roles get the names that templates know, and ids are text. A call without a function's name becomes text.
     """
     history = []
     for message in messages:
@@ -43,12 +43,12 @@ def plain(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
         bare["role"] = _ROLES.get(message["role"], message["role"])
         bare.setdefault("content", "")
         calls = bare.pop("tool_calls", None) or []
-        named = [call for call in calls if _is_named(call)]
+        named = [_with_text_id(call, "id") for call in calls if _is_named(call)]
         if texts := [call_text(call) for call in calls if not _is_named(call)]:
             bare["content"] = _GAP.join([*filter(None, [_text(bare)]), *texts])
         if named:
             bare["tool_calls"] = named
-        history.append(bare)
+        history.append(_with_text_id(bare, "tool_call_id"))
     return history
 
 
@@ -138,6 +138,11 @@ def _call(call: Message, traits: Traits) -> Message:
     if traits.ids == "short":
         made["id"] = short_id(call.get("id"))
     return made
+
+
+def _with_text_id(fields: Message, name: str) -> Message:
+    """The same with an id that is a text, if it has one."""
+    return {**fields, name: str(fields[name])} if fields.get(name) is not None else fields
 
 
 def _is_named(call: Any) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shardhub.gateway.answers import Delta
 from shardhub.gateway.blocks import Blocks
+from shardhub.gateway.deltas import Delta, Deltas
 from shardhub.gateway.toolcalls import CallPiece
 
 CALL = [
@@ -52,3 +52,14 @@ def test_blocks_do_not_overlap() -> None:
     """Each ends before the next one starts: streams of other APIs know no other order."""
     steps, _ = told([Delta(reasoning="R", text="A", calls=CALL), Delta(calls=OTHER)])
     assert [what for what, _, _ in steps if what != "more"] == ["start", "end"] * 4
+
+
+def test_text_behind_a_call_stays_behind_it() -> None:
+    """One token may end a call and begin the text after it: each delta is told in its own order."""
+    deltas = Deltas()
+    deltas.say("A")
+    deltas.call(CALL)
+    deltas.say("B")
+    deltas.think("R")
+    _, blocks = told(deltas)
+    assert [block.kind for block in blocks] == ["text", "call", "text", "reasoning"]

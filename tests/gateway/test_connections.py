@@ -14,8 +14,10 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 
 from shardhub.connections import Limits, Waiting, protocol
-from shardhub.gateway.gate import MAX_BODY_BYTES, Gate
+from shardhub.gateway.events import EventStream
+from shardhub.gateway.gate import Gate
 from shardhub.gateway.keys import Keys, digest_of
+from shardhub.gateway.request_body import MAX_BODY_BYTES
 from tests.gateway.serving import GatewayProcess
 from tests.waiting import wait_until
 
@@ -68,11 +70,20 @@ def test_idle_connections_lock_nobody_out(narrow, kind) -> None:
         assert httpx.post(f"{narrow.url}/v1/completions", json=body, timeout=20).status_code == 200
 
 
+async def unending():
+    """Much, and then nothing more."""
+    yield BIG
+    await asyncio.Event().wait()
+
+
 async def application(scope, receive, send) -> None:
     """Answers much where that is asked for, and reads no body unless it is POST."""
     if scope["method"] == "POST":
         while (await receive()).get("more_body"):
             pass
+    if scope["path"] == "/stream":
+        await EventStream(unending(), keepalive_s=0.05)(scope, receive, send)
+        return
     body = BIG if scope["path"] == "/big" else b"{}"
     headers = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -162,11 +173,12 @@ def test_a_body_after_a_refusal_ends_its_connection() -> None:
         wait_until(lambda: not state.connections)
 
 
+@pytest.mark.parametrize("path", [b"/big", b"/stream"])
 @pytest.mark.parametrize("ending", [b"", b"Connection: close\r\n"])
-def test_an_answer_that_nobody_reads_ends_its_connection(ending) -> None:
-    """The last of it would lie here for ever, whether the connection was to stay or not."""
-    with listening() as (port, state), connected(port) as connection:
-        connection.sendall(b"GET /big HTTP/1.1\r\nHost: localhost\r\n" + ending + b"\r\n")
+def test_an_answer_that_nobody_reads_ends_its_connection(path, ending) -> None:
+    """The last of it would lie here for ever, whether the connection was to stay or not; a stream's comments, too."""
+    with listening(stall_s=0.1) as (port, state), connected(port) as connection:
+        connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + ending + b"\r\n")
         assert answered(connection) == b"HTTP/1.1 200 OK"
         wait_until(lambda: not state.connections)
 

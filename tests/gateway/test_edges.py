@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from shardhub.gateway.gate import MAX_BODY_BYTES
 from shardhub.gateway.paths import plain_path, split_target
+from shardhub.gateway.request_body import MAX_BODY_BYTES
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
 BODY = json.dumps(CHAT).encode()

@@ -315,7 +315,7 @@ def test_silence_is_broken_by_comments(served) -> None:
             await commented.wait()
             yield b"data: 1\n\n"
 
-        stream = EventStream(slow(), comment=lambda: "keepalive 3/4", keepalive_s=0.1, stall_s=60)
+        stream = EventStream(slow(), comment=lambda: "keepalive 3/4", keepalive_s=0.1)
 
         async def send(message):
             sent.append(message.get("body", b""))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
 
 from shardhub.gateway.conversations import messages_of
 from shardhub.gateway.endings import ending_of
-from shardhub.gateway.parts import told_part
+from shardhub.gateway.parts import fields_text, read_part
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Message
 
@@ -55,7 +56,7 @@ NOTE = base64.b64encode(b"hello").decode()
 )
 def test_part_becomes_text(part: dict[str, Any], text: str) -> None:
     """Text is itself, a file is what is written in it, and what cannot be taken is a line that says so."""
-    assert told_part(part).text == text
+    assert read_part(part).text == text
 
 
 def history(*messages: dict[str, Any], strict: bool = False) -> list[str]:
@@ -129,3 +130,10 @@ def test_prompt_without_an_end_is_refused(fields: dict[str, bool], messages: lis
     with pytest.raises(Refusal) as caught:
         ending_of(fields, messages)
     assert caught.value.param == "continue_final_message"
+
+
+def test_a_value_that_nests_deeply_is_shown_as_far_as_it_is_read() -> None:
+    """Each level of it would take one of Python's own."""
+    nested = json.loads("[" * 900 + "]" * 900)
+    assert fields_text("odd_item", {"value": nested}).count("[") < 100
+    assert read_part({"type": "odd", "value": nested}).kind == "document"

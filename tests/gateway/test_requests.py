@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from shardhub.gateway.gate import MAX_BODY_BYTES
+from shardhub.gateway.request_body import MAX_BODY_BYTES
 from tests import tiny
 
 CHAT = "/v1/chat/completions"

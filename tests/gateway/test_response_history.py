@@ -16,7 +16,7 @@ IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
 
 def messages(*items, stored=None):
     """What items come to."""
-    return history_of(list(items), Toolbox(), stored=(stored or {}).get).messages
+    return history_of(list(items), Toolbox(), stored=stored or {}).messages
 
 
 def called(name, arguments, identity="c"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from shardhub.gateway.response_store import ResponseStore
 
 
@@ -21,8 +23,8 @@ def test_an_answers_history_is_all_that_led_to_it() -> None:
     store.add("key", answer("b", "resp_a"), sent("2"))
     history = store.history("key", "resp_b")
     assert [item["content"] for item in history] == ["1", "a", "2", "b"]
-    assert store.item("key", "msg_a")["content"] == "a"
-    assert store.item("key", history[0]["id"])["content"] == "1"
+    assert store.items("key", ["msg_a"])["msg_a"]["content"] == "a"
+    assert store.items("key", [history[0]["id"]])[history[0]["id"]]["content"] == "1"
 
 
 def test_another_keys_answers_are_not_there() -> None:
@@ -30,7 +32,7 @@ def test_another_keys_answers_are_not_there() -> None:
     store = ResponseStore()
     store.add("key", answer("a"), sent("1"))
     assert store.find("other", "resp_a") is None
-    assert store.item("other", "msg_a") is None
+    assert store.items("other", ["msg_a"]) == {}
     assert store.history("other", "resp_a") is None
     assert not store.remove("other", "resp_a")
     assert store.find("key", "resp_a") is not None
@@ -44,7 +46,7 @@ def test_the_longest_unused_go_first() -> None:
         if index == 2:
             assert store.history("key", "resp_a") is not None
     assert store.find("key", "resp_b") is None
-    assert store.item("key", "msg_b") is None
+    assert store.items("key", ["msg_b"]) == {}
     assert store.find("key", "resp_a") is not None
     small = ResponseStore(max_bytes=600)
     for name in "abcdefgh":
@@ -64,3 +66,14 @@ def test_a_history_with_a_gap_is_none() -> None:
     assert store.remove("key", "resp_a")
     assert not store.remove("key", "resp_a")
     assert store.history("key", "resp_b") is None
+
+
+@pytest.mark.parametrize("kind", [{"type": "item_reference"}, {}])
+def test_a_reference_never_stands_for_itself(kind) -> None:
+    """A client refers to an item in turn after turn: each time it is the item that is meant."""
+    store = ResponseStore()
+    store.add("key", answer("a"), sent("1"))
+    store.add("key", answer("b"), [{"id": "msg_a", **kind}, *sent("2")])
+    assert store.items("key", ["msg_a"])["msg_a"]["content"] == "a"
+    assert store.remove("key", "resp_a")
+    assert store.items("key", ["msg_a"]) == {}

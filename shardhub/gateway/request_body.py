@@ -1,0 +1,137 @@
+"""Bodies of requests as they come: inflated, within bounds of size, of time, and of what all of them hold together."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import Message, Receive, Scope
+
+from shardhub.gateway.inflating import ENCODINGS, Inflater
+from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
+
+# A batch of 128 prompts of 2,048 token ids has about 2 MB; a long document as one prompt about as much.
+MAX_BODY_BYTES = 16 << 20
+# What the bodies of all requests may hold together; beyond it larger ones have to come again.
+MAX_BODIES_BYTES = 256 << 20
+_SMALL_BODY_BYTES = 64 << 10
+# What a body must come with, in all, beyond a first pause: a slow line carries it, a client that drips bytes does not.
+_LEAST_BYTES_PER_S = 4096
+
+
+@dataclass(slots=True)
+class Bodies:
+    """The bodies of all requests that are being served.
+
+    Attributes:
+        held_bytes: Of all of them together.
+    """
+
+    held_bytes: int = 0
+
+
+class RequestBody:
+    """A request's body as it comes, inflated, as long as it is neither too big nor too slow.
+
+    Args:
+        bodies: Of all requests that are being served.
+        stall_s: How long it may take beyond what `_LEAST_BYTES_PER_S` allows its bytes.
+
+    Raises:
+        Refusal: It says itself that it is too big, or is compressed in a way that is not known here.
+    """
+
+    def __init__(self, bodies: Bodies, headers: Headers, receive: Receive, *, stall_s: float) -> None:
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length[:20]) > MAX_BODY_BYTES:
+            raise _too_big()
+        self.num_bytes = 0
+        self._num_received = 0
+        self._inflater = _inflater(headers)
+        self._bodies = bodies
+        self._stall_s = stall_s
+        self._receive = receive
+        self._is_whole = False
+        self._began_at = asyncio.get_running_loop().time()
+
+    async def __call__(self) -> Message:
+        """The next part.
+
+        Raises:
+            Refusal: It is too big or too slow, or all bodies together are too big.
+        """
+        if self._is_whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._began_at + self._stall_s + self._num_received / _LEAST_BYTES_PER_S):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise Refusal(408, "The request's body did not come.", headers={"Connection": "close"}) from error
+        self._num_received += len(message.get("body", b""))
+        if self._inflater is not None and message["type"] == "http.request":
+            message = {**message, "body": self._inflated(message)}
+        num_bytes = len(message.get("body", b""))
+        self.num_bytes += num_bytes
+        self._bodies.held_bytes += num_bytes
+        self._is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+        if self.num_bytes > MAX_BODY_BYTES:
+            raise _too_big()
+        if self._bodies.held_bytes > MAX_BODIES_BYTES and self.num_bytes > _SMALL_BODY_BYTES:
+            headers = {"Connection": "close", "Retry-After": str(RETRY_AFTER_S)}
+            raise Refusal(503, "Too many large requests come at once.", code="overloaded", headers=headers)
+        return message
+
+    def release(self) -> None:
+        """It is not held any more."""
+        self._bodies.held_bytes -= self.num_bytes
+        self.num_bytes = 0
+
+    def scope(self, scope: Scope) -> Scope:
+        """What the application is told of a request: a body that was inflated has neither encoding nor length."""
+        if self._inflater is None:
+            return scope
+        dropped = (b"content-encoding", b"content-length")
+        return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name not in dropped]}
+
+    def _inflated(self, message: Message) -> bytes:
+        assert self._inflater is not None
+        try:
+            inflated = self._inflater.feed(message.get("body", b""), most=MAX_BODY_BYTES - self.num_bytes)
+        except zlib.error as error:
+            raise _broken() from error
+        if self.num_bytes + len(inflated) > MAX_BODY_BYTES:
+            raise _too_big()
+        if not message.get("more_body", False) and not self._inflater.is_whole and self._num_received:
+            raise _broken()
+        return inflated
+
+
+def _inflater(headers: Headers) -> Inflater | None:
+    """What inflates a body, or None for one that comes as it is.
+
+    Raises:
+        Refusal: It is compressed in another way.
+    """
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
+        return None
+    if encoding not in ENCODINGS:
+        raise Refusal(
+            415,
+            f"A body may come as it is, or as gzip or deflate, not as {encoding[:40]!r}.",
+            code="unsupported_encoding",
+            headers={"Accept-Encoding": "gzip, deflate", "Connection": "close"},
+        )
+    return Inflater(encoding)
+
+
+def _broken() -> Refusal:
+    return Refusal(400, "The body is not compressed as Content-Encoding says.", headers={"Connection": "close"})
+
+
+def _too_big() -> Refusal:
+    return Refusal(
+        413, f"The body has more than {MAX_BODY_BYTES} bytes.", code="body_too_large", headers={"Connection": "close"}
+    )
