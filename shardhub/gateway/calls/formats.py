@@ -51,7 +51,7 @@ FORMATS = (
     _between("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
     _between("<｜tool_calls_begin｜>", "<｜tool_calls_end｜>"),  # Step 3
     _between("<｜tool_call_begin｜>", "<｜tool_call_end｜>"),
-    _between("<｜tool calls begin｜>", "<｜tool calls end｜>", marks=("<｜tool▁calls▁begin｜>",)),  # R1's distilled ones
+    _between("<｜tool calls begin｜>", "<｜tool calls end｜>", marks=("<｜tool▁calls▁begin｜>",)),  # R1 distilled
     _between("<｜tool call begin｜>", "<｜tool call end｜>", marks=("<｜tool▁calls▁begin｜>",)),
     _between("<｜DSML｜function_calls>", "</｜DSML｜function_calls>", marks=("｜DSML｜",)),  # DeepSeek V3.2
     _between("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", marks=("｜DSML｜",)),  # DeepSeek V4
