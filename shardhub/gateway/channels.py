@@ -24,9 +24,10 @@ _HEADS = (START, CHANNEL, MESSAGE, "<|constrain|>", "to=", "assistant", *_ENDS)
 # A header has a role, a channel, a recipient and a format; what is longer is a text without one.
 _MAX_HEADER_CHARS = 512
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
-_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_RECIPIENT = re.compile(r"\bto=\s*([^\s<]+)")
 _ROLE = re.compile(r"<\|start\|>\s*([\w.:-]+)")
 _FUNCTIONS = "functions."
+_CHANNELS = ("analysis", "commentary", "final")
 
 
 def speaks_harmony(tokenizer: Tokenizer) -> bool:
@@ -107,7 +108,11 @@ class ChannelSegmenter:
         self._is_body, self._is_begun, self._prefix, self._name = True, False, "", ""
         channels, recipients = _CHANNEL.findall(header), _RECIPIENT.findall(header)
         roles = _ROLE.findall(header)
+        if roles and roles[-1] in _CHANNELS:  # in long conversations models leave out the role
+            channels.insert(0, roles.pop())
         channel = channels[-1] if channels else "final"
+        # Or they write the function in the place of a channel.
+        recipients += [each for each in channels if self._functions is not None and each in self._functions]
         recipient = recipients[-1] if recipients else ""
         name = recipient.removeprefix(_FUNCTIONS)
         if roles and roles[-1] != "assistant":

@@ -57,6 +57,7 @@ _REFUSED: Mapping[str, tuple[_Neutral, str]] = {
     # Forms of an answer.
     "grammar": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
     "guided_grammar": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
+    "ebnf": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
     "structural_tag": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
     "prompt_logprobs": (_is_off, "ask /v1/completions with echo and logprobs for how likely a prompt is"),
     "audio": (_is_empty, _AUDIO),

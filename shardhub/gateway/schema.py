@@ -86,6 +86,8 @@ class Sampling(Body):
     guided_json: dict[str, Any] | bool | str | None = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
+    json_schema: dict[str, Any] | bool | str | None = None  # llama.cpp's name, and SGLang's
+    regex: str | None = None  # SGLang's name
     structured_outputs: StructuredOutputs | None = None
     # They keep books, and change no answer.
     skip_special_tokens: Any = None  # what is special is shown here, but for what ends an answer

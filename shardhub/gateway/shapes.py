@@ -38,6 +38,8 @@ def shape_of(body: Generation) -> Shape | None:
         ("json", body.guided_json, "guided_json"),
         ("regex", body.guided_regex, "guided_regex"),
         ("choice", body.guided_choice, "guided_choice"),
+        ("json", body.json_schema, "json_schema"),
+        ("regex", body.regex, "regex"),
     ]
     if (nested := body.structured_outputs) is not None:
         given += [

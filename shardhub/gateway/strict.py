@@ -15,6 +15,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from shardhub.gateway.refusals import Refusal
+from shardhub.gateway.surrogates import without_lone_surrogates
 
 # Headers that browsers send with what a page asks for.
 BROWSER_MARKS = ("origin", "referer", "cookie", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest")
@@ -29,7 +30,7 @@ class StrictRequest(Request):
         Raises:
             ValueError: It is not JSON.
         """
-        return json.loads(await self.body(), parse_constant=_refuse)
+        return json.loads(without_lone_surrogates(await self.body()), parse_constant=_refuse)
 
 
 class StrictRoute(APIRoute):

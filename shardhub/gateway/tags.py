@@ -9,6 +9,8 @@ from shardhub.gateway.segments import Segment, SegmentKind, first_of, overlap
 
 _FENCE = "```"
 _BLANKS = (" ", "\t")
+# How tags of calls begin that are tokens of their own, which no sentence holds.
+_CONTROLS = ("<|", "<｜", "[")
 _SENTENCE_GOES_ON = (" ", ",", ";", ":", ")")
 
 
@@ -85,6 +87,14 @@ class TagSegmenter:
         return self._think(segments) if self._inside else self._speak(segments)
 
     def _think(self, segments: list[Segment]) -> bool:
+        if self._is_blank and (start := self._held.lstrip("\n")) and not self._held.startswith(self._inner):
+            tag = next((each for each in self._tags.starts if start.startswith(each)), None)
+            if tag is not None:  # again, after the one that the prompt ends with
+                self._say(segments, len(self._held) - len(start))
+                self._mark(segments, tag)
+                return True
+            if not self._is_ended and any(each.startswith(start) for each in self._tags.starts):
+                return False
         place = first_of(self._held, self._inner)
         if place is None:
             self._say(segments, len(self._held) - overlap(self._held, self._inner))
@@ -106,7 +116,7 @@ class TagSegmenter:
         return True
 
     def _begins_call(self, tag: str) -> bool:
-        return tag.startswith("<|") or not self._line.strip()
+        return tag.startswith(_CONTROLS) or not self._line.strip()
 
     def _thought_of(self, start: str) -> int:
         """Length of a call that is held back, where the reasoning goes on after it; else 0."""
@@ -127,8 +137,9 @@ class TagSegmenter:
             return False
         at, tag = place
         after = self._held[at + len(tag) : at + len(tag) + 1]
-        if not after and not self._is_ended and self._held[:at].endswith(_BLANKS):
-            # Whether a sentence goes on after the tag, the next character tells.
+        is_awaited = self._held[:at].endswith(_BLANKS) or (tag in self._tags.starts and not self._opens_after(at))
+        if not after and not self._is_ended and is_awaited:
+            # Whether a sentence goes on after the tag, or nothing does, the next character tells.
             if not self._is_patient:
                 self._say(segments, at)
             return False
@@ -158,7 +169,8 @@ class TagSegmenter:
         tags = self._tags
         is_text = self._is_text(self._num_fences, self._line, after)
         if tag in tags.starts:
-            is_mark = tags.is_control or (not is_text and self._may_open())
+            is_last = self._is_ended and not self._held[len(tag) :].strip()
+            is_mark = tags.is_control or (not is_text and (is_last or self._may_open()))
             self._inside = self._begins = is_mark
             self._num_shown_starts += not is_mark
         elif tag in tags.ends:
@@ -174,8 +186,14 @@ class TagSegmenter:
         else:
             self._say(segments, len(tag))
 
-    def _may_open(self) -> bool:
-        line = self._line.rstrip()
+    def _opens_after(self, num_chars: int) -> bool:
+        """Whether a tag after so many characters of what is held opens the reasoning."""
+        before = self._held[:num_chars]
+        return self._tags.is_control or self._may_open(before)
+
+    def _may_open(self, more: str = "") -> bool:
+        _, is_broken, line = more.rpartition("\n")
+        line = (line if is_broken else self._line + more).rstrip()
         return not line or any(end and line.endswith(end) for end in self._calls.values())
 
     def _mark(self, segments: list[Segment], tag: str) -> None:

@@ -40,6 +40,9 @@ WRITTEN = {
     "without closing tags": (f"<tool_call>{JSON_ROME}\n<tool_call>{JSON_CLOCK}", [ROME, CLOCK]),
     "in a fence": (f"<tool_call>\n```json\n{JSON_ROME}\n```\n</tool_call>", [ROME]),
     "a bracket too many": (f"<tool_call>{JSON_ROME}}}</tool_call>", [ROME]),
+    "two brackets for one": (f"<tool_call>{{{JSON_ROME}}}</tool_call>", [ROME]),
+    "arguments beside the name": ('<tool_call>{"name": "weather", "city": "Rome"}</tool_call>', [ROME]),
+    "an opening tag in the place of the closing one": (f"<tool_call>{JSON_ROME}\n<tool_call>", [ROME]),
     "a bracket too few": (f"<tool_call>{JSON_ROME[:-1]}</tool_call>", [ROME]),
     "Python's words": (
         "<tool_call>{'name': 'weather', 'arguments': {'now': True, 'note': None}}</tool_call>",
@@ -87,6 +90,16 @@ WRITTEN = {
         "<｜tool▁call▁begin｜>clock<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
         [ROME, CLOCK],
     ),
+    "DeepSeek R1, distilled": (
+        "<｜tool calls begin｜><｜tool call begin｜>function<｜tool sep｜>weather\n```json\n"
+        '{"city": "Rome"}\n```<｜tool call end｜><｜tool calls end｜>',
+        [ROME],
+    ),
+    "DeepSeek V3.2 without its outer tag": (
+        '<｜DSML｜invoke name="weather">\n<｜DSML｜parameter name="city" string="true">Rome</｜DSML｜parameter>\n'
+        "</｜DSML｜invoke>",
+        [ROME],
+    ),
     "DeepSeek V3.2": (
         '<｜DSML｜function_calls>\n<｜DSML｜invoke name="weather">\n'
         '<｜DSML｜parameter name="city" string="true">Rome</｜DSML｜parameter>\n'
@@ -109,6 +122,10 @@ WRITTEN = {
         "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n<arg_key>days</arg_key>\n"
         "<arg_value>5</arg_value>\n</tool_call>\n<tool_call>clock\n</tool_call>",
         [("weather", {"city": "Rome", "days": 5}), CLOCK],
+    ),
+    "GLM 4.5, a tag left out": (
+        "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome\n<arg_key>days</arg_key>\n<arg_value>5</tool_call>",
+        [("weather", {"city": "Rome\n", "days": 5})],
     ),
     "LongCat": (
         "<longcat_tool_call>weather\n<longcat_arg_key>city</longcat_arg_key>\n"
@@ -255,7 +272,11 @@ def test_what_is_not_a_call_is_the_text_it_is(text) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ['[TOOL_CALLS]weather[ARGS]{"city": "Ro', '<tool_call>{"name": "weather", "argum', "<tool_call>\n<function=w"],
+    [
+        '[TOOL_CALLS]weather[ARGS]{"city": "Ro',
+        '<tool_call>{"name": "weather", "argum',
+        "<tool_call>\n<function=w",
+    ],
 )
 @pytest.mark.parametrize("cut", [True, False])
 def test_half_a_call_is_text(text, cut) -> None:
@@ -269,6 +290,9 @@ def test_brackets_are_added_only_where_the_model_ended() -> None:
     assert read(text) == ("", [ROME])
     assert read(text, cut=True) == (text, [])
     assert read(f"<tool_call>{JSON_ROME}", cut=True) == ("", [ROME])
+    assert read(f"<tool_call>{JSON_ROME}</tool_", cut=True) == ("", [ROME])
+    keyed = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Ro"
+    assert read(keyed, cut=True) == (keyed, [])
 
 
 def test_a_name_must_be_known_in_formats_of_others() -> None:

@@ -52,12 +52,19 @@ def test_analysis_is_reasoning_and_final_is_the_answer() -> None:
         "<|channel|>commentary to=functions.add<|channel|>commentary json<|message|>",
         "<|channel|>analysis to=functions.add code<|message|>",
         " to=add<|channel|>commentary<|message|>",
+        "<|channel|>commentary to= functions.add<|message|>",
+        "<|channel|>add<|channel|>commentary<|message|>",
     ],
 )
 def test_what_goes_to_a_function_is_a_call(header) -> None:
     """Wherever the header names the recipient."""
     answer = f'{ANALYSIS}<|start|>assistant{header}{{"a": 1}}<|call|>'
     assert cut(answer) == [("reasoning", "", "Think."), ("call", "add", '{"a": 1}')]
+
+
+def test_a_channel_may_stand_in_the_place_of_the_role() -> None:
+    """As in long conversations, where models leave out the role."""
+    assert cut(f"{ANALYSIS}<|start|>final<|message|>42") == [("reasoning", "", "Think."), ("text", "", "42")]
 
 
 def test_a_call_may_have_no_arguments() -> None:

@@ -22,6 +22,7 @@ SCHEMA = {
     "required": ["NAME", "AGE"],
     "additionalProperties": False,
 }
+ONE = {"type": "object", "properties": {"A": {"enum": [1]}}}
 # Two processes that compile, at their limits: without them, three schemas took several times as much.
 MOST_BYTES = 1 << 30
 
@@ -44,7 +45,7 @@ def test_an_answer_follows_its_schema(http, seed) -> None:
     assert choice["finish_reason"] == "stop"
 
 
-@pytest.mark.parametrize("more", [{"guided_json": '{"properties": {"A": {"enum": [1]}}, "type": "object"}'}, {}])
+@pytest.mark.parametrize("more", [{"guided_json": json.dumps(ONE)}, {"json_schema": ONE}, {}])
 def test_properties_are_not_made_up(http, more) -> None:
     """A schema that does not forbid further ones: there are none, and the answer ends."""
     schema = {"type": "object", "properties": {"A": {"enum": [1]}}, "required": ["A"]}

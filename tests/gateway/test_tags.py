@@ -52,6 +52,8 @@ def test_pieces_do_not_matter(texts, inside, is_whole) -> None:
         ("</think>42", [("text", "42")]),
         ("42</think>", [("text", "42")]),
         ("a <thing", [("text", "a <thing")]),
+        ("42.<think>", [("text", "42.")]),
+        ("42.<think>b", [("text", "42.<think>b")]),
     ],
 )  # fmt: skip
 def test_tags_count_where_the_model_thinks(answer, segments) -> None:
@@ -62,6 +64,12 @@ def test_tags_count_where_the_model_thinks(answer, segments) -> None:
 def test_an_answer_may_begin_inside() -> None:
     """Where the prompt opened the reasoning the first closing tag ends it."""
     assert cut("hm <think> hm</thi", "nk>\n\nyes", inside=True) == [("reasoning", "hm <think> hm"), ("text", "yes")]
+
+
+@pytest.mark.parametrize("answer", ["<think>hm</think>42", "\n<think>\nhm</think>42"])
+def test_an_opening_tag_after_that_of_the_prompt_is_not_shown(answer) -> None:
+    """Models write the tag again that the template ended with."""
+    assert cut(answer, inside=True) == [("reasoning", "hm"), ("text", "42")]
 
 
 def test_a_closing_tag_alone_tells_of_reasoning_where_nothing_was_told_yet() -> None:
@@ -86,6 +94,9 @@ def test_a_call_ends_a_reasoning_that_is_never_closed() -> None:
     answer = "so\n<tool_call>{}</tool_call>"
     assert cut(answer, inside=True, calls=CALLS) == [("reasoning", "so\n"), ("text", "<tool_call>{}</tool_call>")]
     assert cut(answer, inside=True, calls=CALLS, is_whole=False) == [("reasoning", answer)]
+    tags = ("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>")
+    call = "".join(tags)
+    assert cut(f"so {call}", inside=True, calls=(tags,)) == [("reasoning", "so "), ("text", call)]
 
 
 def test_frames_of_the_answer_are_not_shown() -> None:

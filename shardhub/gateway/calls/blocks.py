@@ -67,6 +67,8 @@ class Block:
     def _at(self, text: str, state: State, *, final: bool) -> State:
         if state != "more" or not final:
             return state
+        if self._after:  # its values are whole; a tag after them was left out, cut off or mistaken for another
+            return self._ended(self._after, len(text), closed=False)
         # Quotes may be broken so that the closing tag seems to stand in a text.
         self._searched = self._start
         if self._in_plain(text) != "end":

@@ -17,13 +17,14 @@ WRAPPER_KEYS = ("tool_call", "function_call", "tool_calls", "function")
 _INNER = (
     ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
     ("<｜tool_call_begin｜>", "<｜tool_call_end｜>"),
+    ("<｜tool call begin｜>", "<｜tool call end｜>"),
     ("<|tool_call_begin|>", "<|tool_call_end|>"),
     ("<|tool_call:begin|>", "<|tool_call:end|>"),
     ("<tool_call>", "</tool_call>"),
 )
-_SEPARATOR = r"(?:<｜tool(?:▁|_)sep｜>|<\|tool_call_argument_begin\|>|<tool_sep>|\[ARGS\]|<\|tool_call:args\|>)"
+_SEPARATOR = r"(?:<｜tool[▁_ ]sep｜>|<\|tool_call_argument_begin\|>|<tool_sep>|\[ARGS\]|<\|tool_call:args\|>)"
 # What a call is of, in DeepSeek's and Step's words; nothing but functions are called.
-_KIND = re.compile(r"\s*function\s*<｜tool(?:▁|_)sep｜>\s*(?!\{)")
+_KIND = re.compile(r"\s*function\s*<｜tool[▁_ ]sep｜>\s*(?!\{)")
 # Solar writes a call's id before its name; nothing reads it again.
 _IDENTITY = re.compile(r"\s*[\w-]*<\|tool_call:name\|>")
 _HEADER = re.compile(
@@ -34,6 +35,8 @@ _FENCE = re.compile(r"\s*```\w*\s*(.*?)\s*(?:```\s*)?", re.DOTALL)
 _GEMMA = re.compile(r"\s*call:([\w.:/-]+)\s*(?=\{)")
 # Kimi K2 reads the ids of its calls again: its template writes them and no name.
 _KIMI_ID = re.compile(r"functions\.[\w.-]+:\d+")
+# What may stand beside a call's name without being one of its arguments.
+_BOOKKEEPING = (*NAME_KEYS, "type", "id", "tool_call_id")
 # At the end of each name of a tag of Hunyuan 3.
 _HUNYUAN = ":opensource"
 _BETWEEN = " \t\r\n,;"
@@ -66,7 +69,7 @@ def calls_in(body: str, tools: CallableTools, *, cut: bool = False) -> list[Writ
     if start.startswith("<"):
         return function_calls(text, tools, cut=cut)
     if "arg_key>" in text:
-        return keyed_calls(text)
+        return keyed_calls(text, cut=cut)
     if _GEMMA.match(text):
         return _headed(text, _GEMMA, words=True)
     if start.startswith("{") or re.match(r"\[\s*[{\[\"\]]", start):
@@ -102,6 +105,9 @@ def calls_of(value: Any) -> list[Written] | None:
     if isinstance(name, dict):
         name = name.get("name")
     if isinstance(name, str):
+        beside = {key: item for key, item in value.items() if key not in _BOOKKEEPING}
+        if arguments is None and beside and not any(key in value for key in ARGUMENT_KEYS):
+            return [Written(name=name, arguments=beside, is_flat=True)]
         return [Written(name=name, arguments=arguments)]
     if len(value) == 1:
         ((name, arguments),) = value.items()
@@ -117,6 +123,8 @@ def _json_calls(text: str, *, repair: bool) -> list[Written] | None:
         if calls and not rest.strip("}]) \n`"):
             break  # a bracket too many
         at = len(text) - len(rest)
+        if rest.startswith("{{"):
+            at += 1  # as in a prompt that was written for str.format; the closing one is a bracket too many
         try:
             value, at = read_value(text, at, repair=repair)
         except ValueError:

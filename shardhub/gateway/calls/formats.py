@@ -51,6 +51,8 @@ FORMATS = (
     _between("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
     _between("<｜tool_calls_begin｜>", "<｜tool_calls_end｜>"),  # Step 3
     _between("<｜tool_call_begin｜>", "<｜tool_call_end｜>"),
+    _between("<｜tool calls begin｜>", "<｜tool calls end｜>", marks=("<｜tool▁calls▁begin｜>",)),  # R1 distilled
+    _between("<｜tool call begin｜>", "<｜tool call end｜>", marks=("<｜tool▁calls▁begin｜>",)),
     _between("<｜DSML｜function_calls>", "</｜DSML｜function_calls>", marks=("｜DSML｜",)),  # DeepSeek V3.2
     _between("<｜DSML｜tool_calls>", "</｜DSML｜tool_calls>", marks=("｜DSML｜",)),  # DeepSeek V4
     _between("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),  # Kimi K2
@@ -77,6 +79,9 @@ FORMATS = (
     Format(opening="<function=", closings=("</function>",), keeps_opening=True),  # Qwen3-Coder without its tag, Llama
     Format(opening="<function name=", closings=("</function>",), keeps_opening=True),  # MiniCPM
     Format(opening="<invoke name=", closings=("</invoke>",), keeps_opening=True),  # MiniMax M2 without its tag
+    Format(  # DeepSeek V3.2 and V4 without theirs
+        opening="<｜DSML｜invoke name=", closings=("</｜DSML｜invoke>",), keeps_opening=True, marks=("｜DSML｜",)
+    ),
 )
 
 

@@ -65,8 +65,12 @@ def function_calls(body: str, tools: CallableTools, *, cut: bool) -> list[Writte
     return calls or None
 
 
-def keyed_calls(body: str) -> list[Written] | None:
-    """A call of the form `name<arg_key>key</arg_key><arg_value>value</arg_value>`."""
+def keyed_calls(body: str, *, cut: bool) -> list[Written] | None:
+    """A call of the form `name<arg_key>key</arg_key><arg_value>value</arg_value>`.
+
+    Args:
+        cut: The text may go on behind its end: a value that is open there is none.
+    """
     first = _KEY.search(body)
     name = body[: first.start() if first else len(body)].replace("<tool_sep>", "").strip()
     arguments: dict[str, Any] = {}
@@ -77,10 +81,11 @@ def keyed_calls(body: str) -> list[Written] | None:
             return None
         next_key = _KEY.search(body, value.end())
         ends = list(_VALUE_END.finditer(body, value.end(), next_key.start() if next_key else len(body)))
-        if not ends:
+        if not ends and next_key is None and cut:
             return None
         # A text that holds the closing tag itself goes on to the last one before the next key.
-        arguments[match[1].strip()] = _unwrapped(body[value.end() : ends[-1].start()])
+        stop = ends[-1].start() if ends else next_key.start() if next_key else len(body)
+        arguments[match[1].strip()] = _unwrapped(body[value.end() : stop])
         match = next_key
     return [Written(name=name, arguments=arguments, as_text=True)]
 

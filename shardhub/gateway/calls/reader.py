@@ -174,8 +174,8 @@ class CallReader:
 
     def _calls(self, body: str, *, must_be_known: bool, cut: bool, is_bare: bool = False) -> list[Call] | None:
         written = calls_in(body, self._tools, cut=cut)
-        if is_bare and any(each.arguments is None for each in written or ()):
-            return None  # {"name": ...} alone may be anything
+        if is_bare and any(each.arguments is None or each.is_flat for each in written or ()):
+            return None  # {"name": ...} may be anything
         calls = [self._tools.called(each, must_be_known=must_be_known) for each in written or ()]
         certain = [call for call in calls if call is not None]
         return certain if certain and len(certain) == len(calls) else None

@@ -23,12 +23,14 @@ class Written:
     Attributes:
         arguments: As they were read; None where there are none.
         as_text: The format writes every value as text.
+        is_flat: The arguments stand beside the name, in the same object.
         id: The model's own, where the format has one that it reads again.
     """
 
     name: str
     arguments: Any
     as_text: bool = False
+    is_flat: bool = False
     id: str | None = None
 
 
