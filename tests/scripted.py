@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tests import tiny
 
@@ -24,6 +24,8 @@ GO = "<|go|>"
 # Rows of matrices are multiples of it, as quantisation would want.
 _MULTIPLE = 64
 _MIN_PIECE_CHARS = 4
+# The letter that stands for several characters of a prompt.
+_CONDENSED = "x"
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -39,6 +41,7 @@ def save(
     added: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     tokenizer_config: Mapping[str, Any] | None = None,
+    chars_per_token: int = 1,
 ) -> Path:
     """Save a model that says a script after the token the script is named for, and then ends.
 
@@ -48,12 +51,17 @@ def save(
         added: Added tokens that are not special, such as tags the model is trained on.
         config: More of config.json.
         tokenizer_config: More of tokenizer_config.json.
+        chars_per_token: How many characters of a prompt become one token, which stands for them all: prompts of coding
+            agents have 100,000.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys([*specials, END, *scripts]))
     used: set[str] = set(names) | set(added) | set(_byte_letters().values())
     pieces = {name: list(_pieces(script, used)) for name, script in scripts.items()}
     tokenizer = _tokenizer([piece for script in pieces.values() for piece in script], names, added)
+    if chars_per_token > 1:
+        pattern = Regex(rf"[^\x00]{{{chars_per_token}}}")
+        tokenizer.normalizer = normalizers.Replace(pattern, _CONDENSED)
     tokenizer.save(str(folder / "tokenizer.json"))
     ids = {name: tokenizer.token_to_id(name) for name in names}
     follows = dict.fromkeys(range(tokenizer.get_vocab_size()), ids[END])
