@@ -19,6 +19,8 @@ MAX_CHOICES = 8
 MAX_PROMPTS = 128
 MAX_MESSAGES = 4096
 MAX_TOOLS = 256
+# Some clients have roles of their own, such as "critic"; none that is known is longer than "environment".
+MAX_ROLE_CHARS = 64
 MAX_TEXT_CHARS = 16 << 20
 # OpenAI takes 64; namespaces of agents make them longer.
 MAX_NAME_CHARS = 256
@@ -129,7 +131,7 @@ class Generation(Sampling):
 class Message(Body):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: str = Field(min_length=1, max_length=MAX_ROLE_CHARS)
     content: str | list[str | dict[str, Any]] | None = None
     tool_calls: list[dict[str, Any]] | None = None
 

@@ -127,9 +127,8 @@ def test_conversations_are_exported_and_deleted(visit) -> None:
 
 def test_a_refusal_is_shown(visit) -> None:
     """What the gateway refuses is told under the question, and can be tried again."""
-    visit.limit(CONTEXT * 4)
-    visit.ask("Hello")
-    assert f"the context is {CONTEXT}" in visit.answer.locator(".failure").inner_text()
+    visit.ask("Hello " * CONTEXT)
+    assert f"maximum context length is {CONTEXT}" in visit.answer.locator(".failure").inner_text()
     assert visit.answer.get_by_role("button", name="Answer again").inner_text() == "Try again"
     visit.said.clear()  # the browser itself notes an answer of 400
 
