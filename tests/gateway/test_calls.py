@@ -291,6 +291,7 @@ def test_brackets_are_added_only_where_the_model_ended() -> None:
     assert read(text, cut=True) == (text, [])
     assert read(f"<tool_call>{JSON_ROME}", cut=True) == ("", [ROME])
     assert read(f"<tool_call>{JSON_ROME}</tool_", cut=True) == ("", [ROME])
+    assert read('[TOOL_CALLS]weather[ARGS]{"city": "Rome"}clo', cut=True) == ("clo", [ROME])
     keyed = "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Ro"
     assert read(keyed, cut=True) == (keyed, [])
 

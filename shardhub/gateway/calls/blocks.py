@@ -68,7 +68,9 @@ class Block:
         if state != "more" or not final:
             return state
         if self._after:  # its values are whole; a tag after them was left out, cut off or mistaken for another
-            return self._ended(self._after, len(text), closed=False)
+            rest = text[self._after :].lstrip(_BETWEEN)
+            is_tag = any(tag.startswith(rest) for tag in (*self.format.closings, *_OPENINGS))
+            return self._ended(self._after, len(text) if is_tag else self._after, closed=False)
         # Quotes may be broken so that the closing tag seems to stand in a text.
         self._searched = self._start
         if self._in_plain(text) != "end":
