@@ -136,16 +136,23 @@ def _formats(schema: dict[str, Any]) -> None:
 
 
 def _options(schema: dict[str, Any]) -> None:
-    """Options whose expressions look around are left out where others remain: pydantic's decimals are also numbers."""
+    """Options whose expressions look around are left out where others remain: pydantic's decimals are also numbers.
+
+    So are options that nothing fits: Zod writes `{"not": {}}` for what may be left out.
+    """
     options = schema.get("anyOf")
     if isinstance(options, list):
-        kept = [option for option in options if not _looks_around(option)]
+        kept = [option for option in options if not _looks_around(option) and not _fits_nothing(option)]
         schema["anyOf"] = kept or options
 
 
 def _looks_around(schema: Any) -> bool:
     pattern = schema.get("pattern") if isinstance(schema, dict) else None
     return isinstance(pattern, str) and _LOOKS.search(pattern) is not None
+
+
+def _fits_nothing(schema: Any) -> bool:
+    return isinstance(schema, dict) and "not" in schema and schema["not"] in ({}, True)
 
 
 def _further(schema: dict[str, Any]) -> None:

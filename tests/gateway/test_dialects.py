@@ -35,6 +35,7 @@ FOLLOWED = [
     ({"type": "string", "maxLength": 2.0}, '"ab"', '"abc"'),
     ({"$schema": "http://json-schema.org/draft-04/schema#", **INTEGER}, "1", '"1"'),
     (DECIMAL, "1.5", '"x"'),
+    ({"anyOf": [{"not": {}}, INTEGER]}, "1", "null"),
     (
         {
             "type": "object",
