@@ -36,8 +36,13 @@ _MAX_PROMPT_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadOptions:
-    """The options that say which pipeline runs where."""
+    """The options that say which pipeline runs where.
 
+    Attributes:
+        command: Which command they were given to, for messages.
+    """
+
+    command: str
     pipeline: str | None
     manifest: str | None
     nodes: list[str] | None
@@ -287,11 +292,8 @@ def confirm(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def pipeline_named(options: HeadOptions, example: str = "generate ORG/MODEL-pipeline --prompt ...") -> str:
+def pipeline_named(options: HeadOptions) -> str:
     """The pipeline given as an argument or by --manifest.
-
-    Args:
-        example: Of the command with a pipeline, for messages.
 
     Raises:
         UsageError: Neither, or two different ones.
@@ -300,7 +302,7 @@ def pipeline_named(options: HeadOptions, example: str = "generate ORG/MODEL-pipe
     if len(given) != 1:
         raise UsageError(
             "Which pipeline?" if not given else "Two pipelines were named.",
-            hint=f"Give its folder or repo, such as: shardhub {example}",
+            hint=f"Give its folder or repo, such as: shardhub {options.command} ORG/MODEL-pipeline",
         )
     return given.pop()
 
