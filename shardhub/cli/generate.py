@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import secrets
 import shutil
 import sys
@@ -117,7 +118,7 @@ def generate(
             if raw:
                 ids = head.tokenizer.encode(text)
             else:
-                messages = ([{"role": "system", "content": system}] if system else []) + [
+                messages = ([{"role": "system", "content": typed_text(system)}] if system else []) + [
                     {"role": "user", "content": text}
                 ]
                 ids = head.tokenizer.render_chat(messages).ids
@@ -363,4 +364,20 @@ def _read_prompt(prompt: str | None) -> str:
             raise PromptError("The prompt is not UTF-8 text.", why=f"{error}.") from error
     if not prompt:
         raise PromptError("The prompt is empty.", hint="Give some text.")
-    return prompt
+    return typed_text(prompt)
+
+
+def typed_text(text: str) -> str:
+    """Text of an option as it was typed: terminals send UTF-8 also where the locale names another encoding.
+
+    Raises:
+        PromptError: It is not UTF-8.
+    """
+    try:
+        return os.fsencode(text).decode("utf-8") if any(map(_is_surrogate, text)) else text
+    except UnicodeError as error:
+        raise PromptError("An option's text is not UTF-8.", why=f"{error}.") from error
+
+
+def _is_surrogate(character: str) -> bool:
+    return 0xD800 <= ord(character) <= 0xDFFF

@@ -19,7 +19,7 @@ from shardhub.model import poison
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.batching import rewind_limit
 from shardhub.model.build import Blueprint
-from shardhub.model.memory import kv_cost, memory_budget, quantized_kv_cost
+from shardhub.model.memory import kv_cost, left_for_stage, memory_budget, quantized_kv_cost
 from shardhub.model.proof import Scenario, StageCut, prove_chain, trace_chain
 from shardhub.model.selfcheck import batch_refusal
 from shardhub.model.stage import Stage
@@ -30,9 +30,6 @@ from shardhub.splitting.contents import StageContents
 
 # What a forward needs beside weights and KV: buffers of one chunk. Share of the budget that is kept free for it.
 _HEADROOM = 0.10
-# What a node takes after its stage is loaded, whatever its size: a warm-up's buffers, compiled kernels, threads, gRPC.
-# Measured on two cores with stages of 0.17 to 0.30 GB: 60 to 100 MB.
-_BESIDE_BYTES = 128 << 20
 _NOT_SHOWN_WHEN_SPLIT = (
     "When the model was split, sequences side by side were not shown to give what each gives alone: its twin gave "
     "something else, or a condition depends on a row's neighbours."
@@ -122,9 +119,7 @@ def load_stage(
     # Of a model object of its own: kimi_k3 keeps what its first forward derives from weights, here placeholders.
     trial = Trial(blueprint, anatomy, first.start, first.crossings_in)
     kv_bytes = kv_cost(made(), trial) if kv is None else quantized_kv_cost(made(), trial)
-    usable, left = int(budget * (1 - _HEADROOM)), memory_left()
-    if left is not None:
-        left = max(0, left - _BESIDE_BYTES)
+    usable, left = int(budget * (1 - _HEADROOM)), left_for_stage(memory_left())
     if may_be_less:
         usable = usable if left is None else min(usable, left)
         context = largest_context(kv_bytes, usable - weight_bytes, most=context)
