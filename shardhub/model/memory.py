@@ -47,7 +47,7 @@ def memory_budget() -> int:
 
 
 def left_for_stage(left_bytes: int | None) -> int | None:
-    """Bytes for weights and KV of what limits leave this process, or None without a limit; the rest is the node's own."""
+    """Bytes for weights and KV of what limits leave this process; None without a limit."""
     return None if left_bytes is None else max(0, left_bytes - _BESIDE_BYTES)
 
 
