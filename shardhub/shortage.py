@@ -23,19 +23,22 @@ _MAX_TEXT = 200
 
 
 def shortage(error: BaseException) -> ShardhubError | None:
-    """Our error for one that says that something has run out, or that was raised because of such; None for others."""
+    """Our error for one that says that something has run out, or that was raised because of such; None for others.
+
+    Where several of its causes say so, the first of them counts: later ones are packages' advice about installing them.
+    """
     cause: BaseException | None = error
+    first: ShardhubError | None = None
     while cause is not None:
         if isinstance(cause, ShardhubError):
-            return None
-        if (known := _of(cause)) is not None:
-            return known
+            return first
+        first = _of(cause) or first
         cause = cause.__cause__ or cause.__context__
-    return None
+    return first
 
 
 def _of(error: BaseException) -> ShardhubError | None:
-    text = str(error)
+    text = " ".join(str(error).split())
     lower = text.lower()
     number = error.errno if isinstance(error, OSError) else None
     said = f"{type(error).__name__}: {text[:_MAX_TEXT]}" if text else type(error).__name__

@@ -76,3 +76,18 @@ def test_little_address_space_is_no_fault() -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 6, done.stderr
     assert "address space is limited to 629 MB" in done.stderr
+
+
+def test_first_cause_is_told_and_on_one_line() -> None:
+    """A package that wraps the loader's error in advice of many lines does not hide it."""
+    try:
+        try:
+            raise ImportError("libz.so: failed to map segment from shared object")
+        except ImportError as error:
+            raise ImportError(f"IMPORTANT:\n\nPLEASE READ THIS\n{error}") from error
+    except ImportError as error:
+        lacking = shortage(error)
+    assert isinstance(lacking, DoesNotFit)
+    assert "ImportError: libz.so: failed to map segment" in lacking.why
+    assert "\n" not in lacking.why
+    assert "PLEASE" not in lacking.why

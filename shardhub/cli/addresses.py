@@ -14,6 +14,7 @@ from shardhub.errors import UsageError
 from shardhub.naming import NODE_PORT
 from shardhub.shard import Pipeline
 
+NODE_OPTION = "--node"
 NODES_VARIABLE = "SHARDHUB_NODES"
 NODES_FILE = "nodes.toml"
 _MAX_PORT = 65535
@@ -27,7 +28,7 @@ def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[st
         UsageError: An address is none, or nodes.toml is not `nodes = ["host:port", ...]`.
     """
     if options:
-        return _checked(options, "--node")
+        return _checked(options, NODE_OPTION)
     if text := os.environ.get(NODES_VARIABLE, "").strip():
         return _checked([part.strip() for part in text.split(",") if part.strip()], NODES_VARIABLE)
     file = nodes_file(options, pipeline)
@@ -52,12 +53,14 @@ def read_nodes_file(path: Path) -> list[str]:
     Raises:
         UsageError: It is not `nodes = ["host:port", ...]`, or cannot be read.
     """
+    hint = f'Write: nodes = ["192.168.1.7", "studio.local:{NODE_PORT}"]'
     try:
-        addresses = tomllib.loads(path.read_text(encoding="utf-8"))["nodes"]
-    except (tomllib.TOMLDecodeError, KeyError, UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"{path} names no nodes.", why=f"{error}.", hint='Write: nodes = ["host:port"]') from error
+        addresses = tomllib.loads(path.read_text(encoding="utf-8")).get("nodes")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"{path} cannot be read.", why=f"{error}.", hint=hint) from error
     if not isinstance(addresses, list):
-        raise UsageError(f"{path} names no nodes.", why="`nodes` is no list.", hint='Write: nodes = ["host:port"]')
+        why = "It has no line `nodes = [...]`." if addresses is None else "`nodes` is not a list."
+        raise UsageError(f"{path} names no nodes.", why=why, hint=hint)
     return _checked(addresses, str(path))
 
 
@@ -92,6 +95,12 @@ def _checked(texts: Sequence[Any], where: str) -> list[str]:
     addresses: list[str] = []
     for text in texts:
         address = with_port(text) if isinstance(text, str) else None
+        if address is None and where == NODE_OPTION and "," in text:
+            raise UsageError(
+                f"{where}: {text!r} is not HOST:PORT.",
+                why="It has a comma.",
+                hint=f"Name each node with a {where} of its own.",
+            )
         if address is None:
             raise UsageError(
                 f"{where}: {text!r} is not HOST:PORT.",

@@ -6,7 +6,15 @@ import contextlib
 import sys
 
 from shardhub.chain.head import Timing
-from shardhub.cli.generate import HeadOptions, SamplingOptions, note_limits, prefill_progress, start_head, summary
+from shardhub.cli.generate import (
+    HeadOptions,
+    SamplingOptions,
+    note_limits,
+    prefill_progress,
+    start_head,
+    summary,
+    typed_text,
+)
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.run import end_answer, note, print_error, write_answer
 from shardhub.errors import PromptError
@@ -15,7 +23,7 @@ from shardhub.errors import PromptError
 def chat(head_options: HeadOptions, sampling: SamplingOptions, *, system: str | None) -> int:
     """Talk until the end of input; Ctrl-C stops an answer and leaves the chat as it is."""
     parameters = sampling.parameters()
-    opening = [{"role": "system", "content": system}] if system else []
+    opening = [{"role": "system", "content": typed_text(system)}] if system else []
     messages = list(opening)
     with contextlib.suppress(ImportError):  # line editing and history, where Python has it
         import readline  # noqa: F401

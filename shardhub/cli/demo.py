@@ -15,7 +15,7 @@ from typing import Any
 from shardhub.chain.head import Timing
 from shardhub.cli.generate import HeadOptions, start_head, summary
 from shardhub.cli.loop import LoopThread
-from shardhub.cli.run import note
+from shardhub.cli.run import end_answer, note, write_answer
 from shardhub.demo.smollm2 import fetch_and_convert
 from shardhub.errors import ChainError, DigestMismatch
 from shardhub.naming import pipeline_name, shard_name
@@ -162,6 +162,7 @@ def _log(work: Path, number: int) -> Path:
 
 def _generate(pipeline: str, addresses: list[str], *, echo: bool) -> tuple[list[int], str, Timing]:
     options = HeadOptions(
+        command="demo",
         pipeline=pipeline,
         manifest=None,
         nodes=addresses,
@@ -182,9 +183,9 @@ def _generate(pipeline: str, addresses: list[str], *, echo: bool) -> tuple[list[
                 if piece.token is not None:
                     tokens.append(piece.token)
                 if echo:
-                    print(piece.text, end="", flush=True)
+                    write_answer(piece.text)
             if echo:
-                print()
+                end_answer()
         finally:
             loop.wait(head.stop())
     return tokens, text, timing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import secrets
 import shutil
 import sys
@@ -36,8 +37,13 @@ _MAX_PROMPT_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadOptions:
-    """The options that say which pipeline runs where."""
+    """The options that say which pipeline runs where.
 
+    Attributes:
+        command: Which command they were given to, for messages.
+    """
+
+    command: str
     pipeline: str | None
     manifest: str | None
     nodes: list[str] | None
@@ -112,7 +118,7 @@ def generate(
             if raw:
                 ids = head.tokenizer.encode(text)
             else:
-                messages = ([{"role": "system", "content": system}] if system else []) + [
+                messages = ([{"role": "system", "content": typed_text(system)}] if system else []) + [
                     {"role": "user", "content": text}
                 ]
                 ids = head.tokenizer.render_chat(messages).ids
@@ -287,11 +293,8 @@ def confirm(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def pipeline_named(options: HeadOptions, example: str = "generate ORG/MODEL-pipeline --prompt ...") -> str:
+def pipeline_named(options: HeadOptions) -> str:
     """The pipeline given as an argument or by --manifest.
-
-    Args:
-        example: Of the command with a pipeline, for messages.
 
     Raises:
         UsageError: Neither, or two different ones.
@@ -300,7 +303,7 @@ def pipeline_named(options: HeadOptions, example: str = "generate ORG/MODEL-pipe
     if len(given) != 1:
         raise UsageError(
             "Which pipeline?" if not given else "Two pipelines were named.",
-            hint=f"Give its folder or repo, such as: shardhub {example}",
+            hint=f"Give its folder or repo, such as: shardhub {options.command} ORG/MODEL-pipeline",
         )
     return given.pop()
 
@@ -361,4 +364,20 @@ def _read_prompt(prompt: str | None) -> str:
             raise PromptError("The prompt is not UTF-8 text.", why=f"{error}.") from error
     if not prompt:
         raise PromptError("The prompt is empty.", hint="Give some text.")
-    return prompt
+    return typed_text(prompt)
+
+
+def typed_text(text: str) -> str:
+    """Text of an option as it was typed: terminals send UTF-8 also where the locale names another encoding.
+
+    Raises:
+        PromptError: It is not UTF-8.
+    """
+    try:
+        return os.fsencode(text).decode("utf-8") if any(map(_is_surrogate, text)) else text
+    except UnicodeError as error:
+        raise PromptError("An option's text is not UTF-8.", why=f"{error}.") from error
+
+
+def _is_surrogate(character: str) -> bool:
+    return 0xD800 <= ord(character) <= 0xDFFF

@@ -23,13 +23,14 @@ from shardhub.cli.parity import warn_inexact
 from shardhub.cli.places import Places
 from shardhub.cli.run import error_record
 from shardhub.cli.trust import head_security
-from shardhub.errors import outcome
+from shardhub.errors import NodeLoading, ShardhubError, outcome
 from shardhub.parity import inexactness
 from shardhub.protocol import INEXACT, Description
 from shardhub.shard import Pipeline, read_pipeline
 
 # A table into a pipe is as wide as it needs to be.
 _PIPE_WIDTH = 400
+_LOADING = "loading"
 _LEGEND = (
     "sessions: running+parked/most; KV: promised/budget; queue: steps that wait; rows: sessions in a decode step; "
     "compute, wait: of one"
@@ -54,6 +55,7 @@ class StatusOptions:
 def status(options: StatusOptions, *, as_json: bool) -> int:
     """Show the stages: again and again on a terminal, else once. Exit code 5 if the chain cannot run."""
     head = HeadOptions(
+        command="status",
         pipeline=options.pipeline,
         manifest=options.manifest,
         nodes=options.nodes,
@@ -62,9 +64,7 @@ def status(options: StatusOptions, *, as_json: bool) -> int:
         memory=None,
         cache_dir=options.cache_dir,
     )
-    pipeline = read_pipeline(
-        Places(options.cache_dir).pipeline_folder(pipeline_named(head, "status ORG/MODEL-pipeline"))
-    )
+    pipeline = read_pipeline(Places(options.cache_dir).pipeline_folder(pipeline_named(head)))
     warn_inexact(inexactness(pipeline.folder, pipeline.manifest))
     addresses = node_addresses(options.nodes, pipeline)
     security = head_security(options.tls, insecure_lan=options.insecure_lan)
@@ -119,8 +119,8 @@ def render(found: Survey) -> Group:
         cells = [str(index), f"{stage.start}-{stage.stop - 1}", "-", "nobody serves it"]
         table.add_row(*cells, style="red")
     lines: list[Any] = [table, Text(_LEGEND, style="dim"), Text(""), Text(found.limit)]
-    if found.problem is not None and found.problem.hint:
-        lines.append(Text(f"Try: {found.problem.hint}"))
+    if found.problem is not None and (hint := _hint(found, found.problem)):
+        lines.append(Text(f"Try: {hint}"))
     if (alone := _alone(found)) is not None:
         lines.append(Text(alone))
     lines += [
@@ -133,7 +133,7 @@ def render(found: Survey) -> Group:
         for node in found.nodes
         if node.reading.description is not None and node.reading.description.host.get(INEXACT)
     ]
-    lines += [Text(f"{node.reading.address}: {node.reading.error}") for node in found.nodes if node.reading.error]
+    lines += [Text(_failure(node.reading)) for node in found.nodes if node.reading.error]
     return Group(*lines, *map(Text, _runs_on(found)))
 
 
@@ -162,15 +162,15 @@ def _cells(node: NodeStatus, *, is_slowest: bool) -> list[str]:
     reading, rates = node.reading, node.rates
     description = reading.description
     if description is None:
-        return ["?", "?", reading.address, "unreachable"]
+        return ["?", "?", reading.address, _state(reading)]
     if reading.first is None:
-        return ["-", "-", reading.address, "serves something else"]
+        return ["-", "-", reading.address, _state(reading)]
     load, first, last = reading.load, reading.first, reading.last
     return [
         str(first) if first == last else f"{first}-{last}",
         f"{description.stage.start}-{description.stage.stop - 1}",
         reading.address,
-        "slowest" if is_slowest else "ready",
+        "slowest" if is_slowest else _state(reading),
         f"{load.get('sessions', 0):.0f}+{load.get('parked_sessions', 0):.0f}/{description.limits.max_sessions}",
         f"{_mb(load.get('kv_reserved_bytes', 0))}/{_mb(load.get('kv_budget_bytes', 0))}",
         f"{load.get('queued_steps', 0):.0f}",
@@ -179,6 +179,26 @@ def _cells(node: NodeStatus, *, is_slowest: bool) -> list[str]:
         f"{rates.wait_s * 1000:.1f} ms" if rates else "-",
         f"{rates.tokens_per_s:.1f}" if rates and rates.tokens_per_s is not None else "-",
     ]
+
+
+def _state(reading: Reading) -> str:
+    if reading.first is not None:
+        return "ready"
+    if reading.description is not None:
+        return "serves something else"
+    return _LOADING if isinstance(reading.error, NodeLoading) else "unreachable"
+
+
+def _hint(found: Survey, problem: ShardhubError) -> str:
+    """What to do about a chain that cannot run."""
+    loading = [node.reading.address for node in found.nodes if _state(node.reading) == _LOADING]
+    return f"Wait until {' and '.join(loading)} has loaded its stage." if loading else problem.hint
+
+
+def _failure(reading: Reading) -> str:
+    """Why a node is not used, with its address, which an error that it sent begins with already."""
+    text = str(reading.error)
+    return text if text.startswith(reading.address) else f"{reading.address}: {text}"
 
 
 def _alone(found: Survey) -> str | None:
@@ -205,7 +225,7 @@ def _node_record(node: NodeStatus, *, is_slowest: bool) -> dict[str, Any]:
     is_ready = reading.first is not None
     return {
         "address": reading.address,
-        "state": "ready" if is_ready else "unreachable" if description is None else "serves something else",
+        "state": _state(reading),
         "error": error_record(reading.error) if reading.error else None,
         "stages": list(range(reading.first, reading.last + 1))
         if reading.first is not None and reading.last is not None

@@ -41,6 +41,7 @@ def verify(options: VerifyOptions) -> int:
         UsageError: They ask for several, or give something that does not go with the one.
     """
     head = HeadOptions(
+        command="verify",
         pipeline=options.pipeline,
         manifest=options.manifest,
         nodes=options.nodes,

@@ -30,7 +30,7 @@ async def ready(request: Request) -> JSONResponse:
         raise Refusal(503, "The gateway is going away.", code="draining", headers=retry)
     if gaps := service.head.chain.paths.gaps:
         missing = " ".join(
-            f"Nothing serves layers {link.facts.start} to {link.facts.stop - 1} now; last {link.name} did: "
+            f"Nothing serves layers {link.facts.start} to {link.facts.stop - 1} now. {link.name} did last: "
             f"{error.what} {error.why}".strip()
             for link, error in gaps
         )

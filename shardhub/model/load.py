@@ -19,7 +19,7 @@ from shardhub.model import poison
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.batching import rewind_limit
 from shardhub.model.build import Blueprint
-from shardhub.model.memory import kv_cost, memory_budget, quantized_kv_cost
+from shardhub.model.memory import kv_cost, left_for_stage, memory_budget, quantized_kv_cost
 from shardhub.model.proof import Scenario, StageCut, prove_chain, trace_chain
 from shardhub.model.selfcheck import batch_refusal
 from shardhub.model.stage import Stage
@@ -119,7 +119,7 @@ def load_stage(
     # Of a model object of its own: kimi_k3 keeps what its first forward derives from weights, here placeholders.
     trial = Trial(blueprint, anatomy, first.start, first.crossings_in)
     kv_bytes = kv_cost(made(), trial) if kv is None else quantized_kv_cost(made(), trial)
-    usable, left = int(budget * (1 - _HEADROOM)), memory_left()
+    usable, left = int(budget * (1 - _HEADROOM)), left_for_stage(memory_left())
     if may_be_less:
         usable = usable if left is None else min(usable, left)
         context = largest_context(kv_bytes, usable - weight_bytes, most=context)
@@ -129,7 +129,7 @@ def load_stage(
         raise DoesNotFit(
             f"{names} does not fit into what this process may take.",
             why=f"Weights {_gb(weight_bytes)} and KV cache {_gb(session_bytes)} for {context} positions exceed "
-            f"{_gb(left)}, which is left of its limits ({limit_text()}).",
+            f"{_gb(left)}, which its limits leave for them ({limit_text()}).",
             hint="Raise the limit (ulimit -v, a container's memory), serve fewer layers here, or lower --context.",
         )
     if weight_bytes + session_bytes > usable:

@@ -26,6 +26,8 @@ _NETWORK_WORDS = (
     ("name or service not known", "the name has no address"),
     ("domain name not found", "the name has no address"),
     ("dns resolution failed", "the name has no address"),
+    ("address lookup failed", "the name has no address"),
+    ("errors resolving", "the name has no address"),
     ("keepalive", "it stopped answering"),
     ("ping timeout", "it stopped answering"),
     ("timed out", "it did not answer in time"),
@@ -77,7 +79,7 @@ def from_rpc(error: grpc.RpcError, *, peer: str, doing: str) -> ShardhubError:
         return NodeLost(f"The call to {peer} was cut off.", why=f"Tried to {doing}.")
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return ChainError(
-            f"{peer} is no shardhub node, or one of another age.",
+            f"{peer} is not a shardhub node, or one of another version.",
             why=f"It does not know how to {doing}.",
             hint="Upgrade shardhub on both machines.",
         )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shardhub.cli.addresses import with_port
+from shardhub.cli.addresses import node_addresses, read_nodes_file, with_port
+from shardhub.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,28 @@ def test_port_may_be_left_out(text: str, address: str) -> None:
 def test_what_is_not_an_address_is_told(text: str) -> None:
     """What no node can be reached by is not guessed at."""
     assert with_port(text) is None
+
+
+def test_addresses_in_one_option_are_told_apart() -> None:
+    """--node takes one address; several with commas get the way to write them."""
+    with pytest.raises(UsageError, match="HOST:PORT") as caught:
+        node_addresses(["10.77.0.1,10.77.0.2"], None)
+    assert "Name each node with a --node of its own" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "It has no line `nodes = [...]`."),
+        ('nodes = "studio"', "`nodes` is not a list."),
+        ("nodes = [", "Invalid"),
+    ],
+)
+def test_nodes_file_that_names_nothing_says_what_it_lacks(tmp_path, text, why) -> None:
+    """The reason is in words, and the hint is a line that can be copied."""
+    file = tmp_path / "nodes.toml"
+    file.write_text(text)
+    with pytest.raises(UsageError) as caught:
+        read_nodes_file(file)
+    assert why in caught.value.why
+    assert 'nodes = ["192.168.1.7", "studio.local:50051"]' in caught.value.hint

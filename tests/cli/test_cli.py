@@ -341,3 +341,19 @@ def describe(address):
     from shardhub.chain.links import describe as ask
 
     return asyncio.run(ask(address))
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "gateway", "bench", "verify", "status"])
+def test_each_command_without_a_pipeline_names_itself(command) -> None:
+    """The hint is the same command with a pipeline, and not another one."""
+    prompt = ("--prompt", "x") if command == "generate" else ()
+    fails(nodes.shardhub(command, *prompt), 2, f"shardhub {command} ORG/MODEL-pipeline")
+
+
+def test_prompt_in_another_locale_is_what_was_typed(pipeline, served) -> None:
+    """Where the locale names ASCII, an option in UTF-8 is read as such."""
+    command = ("generate", pipeline.folder, *node_options(served), "--raw", "--max-tokens", "3", "--json", "--prompt")
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    results = [nodes.shardhub(*command, "Zürich 日本", env=more) for more in ({}, env)]
+    assert [result.returncode for result in results] == [0, 0], results[1].stderr
+    assert json.loads(results[0].stdout)["tokens"] == json.loads(results[1].stdout)["tokens"]

@@ -18,8 +18,9 @@ from shardhub.chain.chain import Chain
 from shardhub.chain.links import NodeLink, describe
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.stream import Request
-from shardhub.chain.survey import read_nodes, survey
-from shardhub.cli.status import StatusOptions, status, text
+from shardhub.chain.survey import Reading, read_nodes, survey
+from shardhub.cli.status import StatusOptions, record, status, text
+from shardhub.errors import NodeLoading
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes
 
@@ -117,6 +118,18 @@ def test_status_into_a_pipe_is_one_plain_table(pipeline, served) -> None:
     assert sorted(row[3] for row in rows[1:3]) == ["ready", "slowest"]
     assert result.stdout.count("Nothing was decoded just now") == 1
     assert result.stdout.count("alone") == 1
+
+
+def test_status_tells_a_node_that_loads_from_one_that_is_gone(pipeline) -> None:
+    """Its row says that it loads, its address stands there once, and the hint is to wait."""
+    address = "10.0.0.1:50051"
+    error = NodeLoading(f"{address}: The node is still loading its stage.", hint="Try again in a moment.")
+    found = survey(pipeline.manifest, [Reading(address=address, at=0.0, error=error)])
+    lines = text(found).splitlines()
+    assert lines[1].split() == ["?", "?", address, "loading"]
+    assert "Try: Wait until 10.0.0.1:50051 has loaded its stage." in lines
+    assert str(error) in lines
+    assert [node["state"] for node in record(found, pipeline)["nodes"]] == ["loading"]
 
 
 def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> None:

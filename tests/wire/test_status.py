@@ -7,7 +7,7 @@ import grpc.aio
 import pytest
 
 from shardhub.errors import OUTCOMES, ChainError, NodeLost, NodeUnreachable, StepTimeout
-from shardhub.wire.status import from_rpc, to_status
+from shardhub.wire.status import from_rpc, network_words, to_status
 
 
 def rpc_error(code, details="", trailing=()):
@@ -49,3 +49,16 @@ def test_broken_metadata_is_no_reason_to_fail(value) -> None:
     """A peer that lies in its metadata is still only an error."""
     error = rpc_error(grpc.StatusCode.UNAVAILABLE, "x", (("shardhub-error", value),))
     assert isinstance(from_rpc(error, peer="node:1", doing="x"), ChainError)
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        "DNS resolution failed for studio.local:50051: UNAVAILABLE",
+        "errors resolving studio:50051: [field:hostname lookup error:address lookup failed for studio:50051: "
+        "Could not contact DNS servers]",
+    ],
+)
+def test_names_without_an_address_are_said_to_be_such(details) -> None:
+    """What gRPC's resolver says of a name becomes words for people, whichever resolver it is."""
+    assert network_words(details) == "the name has no address"

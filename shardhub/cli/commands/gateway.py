@@ -99,6 +99,7 @@ def gateway(
     if new_key is not None:
         run(lambda: make_key(new_key), debug=debug, as_json=json_)
     head = HeadOptions(
+        command="gateway",
         pipeline=pipeline,
         manifest=manifest,
         nodes=node,

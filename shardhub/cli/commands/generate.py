@@ -75,6 +75,7 @@ def generate(
     from shardhub.cli.generate import generate as command
 
     head = HeadOptions(
+        command="generate",
         pipeline=pipeline,
         manifest=manifest,
         nodes=node,
@@ -139,6 +140,7 @@ def chat(
     from shardhub.cli.generate import HeadOptions, SamplingOptions
 
     head = HeadOptions(
+        command="chat",
         pipeline=pipeline,
         manifest=manifest,
         nodes=node,
@@ -201,6 +203,7 @@ def bench(
     from shardhub.cli.generate import HeadOptions
 
     head = HeadOptions(
+        command="bench",
         pipeline=pipeline,
         manifest=manifest,
         nodes=node,
