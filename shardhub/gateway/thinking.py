@@ -34,7 +34,8 @@ _MAX_VALUES = 12
 _MEANT = re.compile(r"think|reason|effort|thought")
 _NEGATIVE = re.compile(r"(^|_)(no|non|not|disable|skip|without|exclude|hide|quiet)(_|think|reason)|^nothink")
 _EFFORT = re.compile(r"effort|strength|level")
-_CODE = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
+# Code that is not closed reaches to the end: it is looked at once, and not again from each bracket.
+_CODE = re.compile(r"\{[%{](.*?)(?:[%}]\}|\Z)", re.DOTALL)
 _STRING = re.compile(r"'([^'\\]{0,64})'|\"([^\"\\]{0,64})\"")
 # Identifiers that are neither attributes nor called nor given by name in a call.
 _NAME = re.compile(r"(?<![\w.'\"])([a-z][a-z0-9_]{0,63})(?![\w(.'\"\[])")
