@@ -76,14 +76,14 @@ def group_limits(root: Path = Path("/")) -> list[GroupLimit]:
 
     Source: cgroups(7), proc_pid_mountinfo(5).
     """
-    found = []
+    limits = []
     for folder, version in _own_folders(root):
         names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
         limit, usage = (_number(folder / name) for name in names)
         if limit is not None and limit < _NO_LIMIT:
             used = max(0, (usage or 0) - _reclaimable(folder))
-            found.append(GroupLimit(folder=folder, limit_bytes=limit, used_bytes=used))
-    return found
+            limits.append(GroupLimit(folder=folder, limit_bytes=limit, used_bytes=used))
+    return limits
 
 
 def _own_folders(root: Path) -> Iterator[tuple[Path, int]]:

@@ -101,7 +101,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_invalid(request: Request, error: Exception) -> Response:
-    """A body that is no JSON, or not as it must be: 400, with the field that is wrong."""
+    """A body that is not JSON, or is wrong in a field: 400, with the field that is wrong."""
     assert isinstance(error, RequestValidationError)
     return refusal_of_fields(error.errors()).response(request.url.path)
 

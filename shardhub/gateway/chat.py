@@ -84,23 +84,23 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 async def _whole(service: Service, chat: _Chat, num: int) -> dict[str, Any]:
     with service.admission.enter(num):
         answers = [chat.turn.begin(index) for index in range(num)]
-        found: list[list[Delta]] = [[] for _ in answers]
+        deltas: list[list[Delta]] = [[] for _ in answers]
         try:
             async with aclosing(deltas_of(answers)) as items:
                 async for index, delta in items:
                     if delta is not None:
-                        found[index].append(delta)
+                        deltas[index].append(delta)
         finally:
             for answer in answers:
                 answer.cancel()
     choices = [
         {
             "index": index,
-            "message": chat.shaped(_message(deltas, chat.reasoning_fields)),
-            "logprobs": _logprobs(service, chat, deltas),
+            "message": chat.shaped(_message(parts, chat.reasoning_fields)),
+            "logprobs": _logprobs(service, chat, parts),
             "finish_reason": chat.finish(answer),
         }
-        for index, (answer, deltas) in enumerate(zip(answers, found, strict=True))
+        for index, (answer, parts) in enumerate(zip(answers, deltas, strict=True))
     ]
     return chat.envelope.around(choices=choices, usage=usage(answers, len(chat.turn.ask.prompt)))
 
@@ -143,13 +143,13 @@ async def _stream(service: Service, chat: _Chat, num: int) -> AsyncGenerator[byt
                     continue
                 entries = delta.entries
                 for part in _parts(delta, chat.reasoning_fields):
-                    told = (
+                    logprobs = (
                         chat_logprobs(service.head.tokenizer, entries, chat.num_top)
                         if chat.num_top is not None
                         else None
                     )
                     entries = []
-                    yield writer.chunk(index, chat.shaped(part), logprobs=told)
+                    yield writer.chunk(index, chat.shaped(part), logprobs=logprobs)
         finally:
             for answer in answers:
                 answer.cancel()
@@ -194,7 +194,7 @@ class _Writer:
     ) -> bytes:
         """One event."""
         inside = json.dumps(delta, ensure_ascii=False, separators=(",", ":"))
-        told = "null" if logprobs is None else json.dumps(logprobs, ensure_ascii=False, separators=(",", ":"))
+        likelihoods = "null" if logprobs is None else json.dumps(logprobs, ensure_ascii=False, separators=(",", ":"))
         reason = "null" if finish is None else f'"{finish}"'
-        text = f'{self._head}{index},"delta":{inside},"logprobs":{told},"finish_reason":{reason}{self._tail}'
+        text = f'{self._head}{index},"delta":{inside},"logprobs":{likelihoods},"finish_reason":{reason}{self._tail}'
         return text.encode("utf-8", "replace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -79,12 +80,13 @@ def _of_value(value: Any, path: str) -> Iterator[str]:
                 yield from _of_model(each, f"{path}[{index}].")
 
 
-def _read_by(template: str) -> set[str]:
+@lru_cache(maxsize=8)
+def _read_by(template: str) -> frozenset[str]:
     """Names that a template reads of its messages: `message.name`, `m['name']`, `messages[0].get("name")`."""
-    loops = set(re.findall(r"\bfor\s+(\w+)\s+in\s+[^%{}]*messages", template))
+    loops = set(re.findall(r"\bfor\s+(\w+)\s+in\s+[^%{}]{0,200}messages", template))
     one = "|".join(map(re.escape, sorted(loops | {"message"}))) + r"|\w*messages\s*\[[^\]]{1,40}\]"
-    found = re.findall(
+    places = re.findall(
         rf"""(?:\b(?:{one}))\s*(?:\.get\(\s*['"](\w+)|\.(\w+)|\[\s*['"](\w+)['"]\s*\])|['"](\w+)['"]\s+in\s+(?:{one})\b""",
         template,
     )
-    return {name for names in found for name in names if name}
+    return frozenset(name for names in places for name in names if name)

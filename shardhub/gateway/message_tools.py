@@ -91,24 +91,24 @@ class MessageTools:
         self.functions.pop(name, None)
 
 
-def choice_of(given: dict[str, Any] | str | None) -> str | dict[str, Any] | None:
+def choice_of(choice: dict[str, Any] | str | None) -> str | dict[str, Any] | None:
     """`tool_choice` as a chat request has it.
 
     Raises:
         Refusal: It is of an unknown type.
     """
-    if given is None:
+    if choice is None:
         return None
-    kind = given if isinstance(given, str) else given.get("type")
-    if kind == "tool" and isinstance(given, dict):
-        return {"type": "function", "function": {"name": given.get("name")}}
+    kind = choice if isinstance(choice, str) else choice.get("type")
+    if kind == "tool" and isinstance(choice, dict):
+        return {"type": "function", "function": {"name": choice.get("name")}}
     if not isinstance(kind, str) or kind not in _CHOICES:
         raise Refusal(400, "tool_choice must be of type auto, any, tool or none.", param="tool_choice")
     return _CHOICES[kind]
 
 
-def _schema(given: Any) -> dict[str, Any]:
+def _schema(schema: Any) -> dict[str, Any]:
     """A schema of arguments, which are always an object."""
-    if not isinstance(given, dict) or not given:
+    if not isinstance(schema, dict) or not schema:
         return dict(_NOTHING)
-    return given if "type" in given else {"type": "object", **given}
+    return schema if "type" in schema else {"type": "object", **schema}

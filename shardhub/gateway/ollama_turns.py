@@ -88,12 +88,12 @@ def _thinking(think: bool | str | None) -> dict[str, Any]:
     return {"reasoning_effort": think} if think else {}
 
 
-def _format(wanted: str | dict[str, Any] | None) -> dict[str, Any] | None:
-    if not wanted:
+def _format(form: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    if not form:
         return None
-    if isinstance(wanted, str):
+    if isinstance(form, str):
         return {"type": "json_object"}
-    return {"type": "json_schema", "json_schema": {"name": "format", "schema": wanted}}
+    return {"type": "json_schema", "json_schema": {"name": "format", "schema": form}}
 
 
 def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:

@@ -170,7 +170,7 @@ def refusal_of(error: ShardhubError, *, param: str | None = None) -> Refusal:
 
 
 def refusal_of_fields(errors: Sequence[Any]) -> Refusal:
-    """What a client is told of a body that is no JSON, or not as it must be: the first field that is wrong.
+    """What a client is told of a body that is not JSON, or is wrong in a field: the first field that is wrong.
 
     Args:
         errors: pydantic's.

@@ -72,10 +72,10 @@ class OfferedTool:
 
     def function(self) -> dict[str, Any]:
         """It as a tool of a chat request."""
-        told: dict[str, Any] = {"name": self.shown, "description": self.description, "parameters": self.parameters}
+        fields: dict[str, Any] = {"name": self.shown, "description": self.description, "parameters": self.parameters}
         if self.strict is not None:
-            told["strict"] = self.strict
-        return {"type": "function", "function": {key: value for key, value in told.items() if value is not None}}
+            fields["strict"] = self.strict
+        return {"type": "function", "function": {key: value for key, value in fields.items() if value is not None}}
 
 
 @dataclass(slots=True)
@@ -111,11 +111,11 @@ class Toolbox:
                     inner if isinstance(inner, list) else (), f"{place}.tools", namespace=str(tool.get("name") or "")
                 )
             elif kind == "function":
-                told = tool["function"] if isinstance(tool.get("function"), dict) else tool
-                self._put(_function(told, self._name(told, place), namespace, kind="function"))
+                function = tool["function"] if isinstance(tool.get("function"), dict) else tool
+                self._put(_function(function, self._name(function, place), namespace, kind="function"))
             elif kind == "custom":
-                told = tool["custom"] if isinstance(tool.get("custom"), dict) else tool
-                self._put(_custom(told, self._name(told, place), namespace))
+                custom = tool["custom"] if isinstance(tool.get("custom"), dict) else tool
+                self._put(_custom(custom, self._name(custom, place), namespace))
             elif kind == "tool_search" and tool.get("execution") == "client":
                 search = {"parameters": _SEARCH_PARAMETERS, **{k: v for k, v in tool.items() if v is not None}}
                 self._put(_function(search, "tool_search", namespace, kind="tool_search"))
@@ -150,8 +150,8 @@ class Toolbox:
             return chosen
         kind = chosen.get("type")
         if kind == "allowed_tools":
-            told = chosen["allowed_tools"] if isinstance(chosen.get("allowed_tools"), dict) else chosen
-            mode, allowed = told.get("mode", "auto"), told.get("tools")
+            choice = chosen["allowed_tools"] if isinstance(chosen.get("allowed_tools"), dict) else chosen
+            mode, allowed = choice.get("mode", "auto"), choice.get("tools")
             if mode not in ("auto", "required") or not isinstance(allowed, list):
                 raise Refusal(400, "allowed_tools must have a mode and tools.", param="tool_choice")
             names = {name for entry in allowed if (name := self._named(entry)) is not None}

@@ -16,7 +16,7 @@ from shardhub.connections import Limits, QuietLoop, connections_allowed, protoco
 from shardhub.errors import AddressError
 from shardhub.gateway.app import build_app, guarded
 from shardhub.gateway.refusals import unreadable
-from shardhub.gateway.service import Service, in_thread, told_names
+from shardhub.gateway.service import Service, in_thread, names_of
 from shardhub.gateway.settings import GatewaySettings
 
 # Connections: more than answers, as some wait to be refused.
@@ -50,7 +50,7 @@ class Gateway:
     @property
     def model_name(self) -> str:
         """The model's first name, which clients are told."""
-        return told_names(self._settings, self._head)[0]
+        return names_of(self._settings, self._head)[0]
 
     @property
     def was_cut_short(self) -> bool:

@@ -103,7 +103,7 @@ class Service:
         sizes = [link.facts.vocab_size for link in links if link.facts.vocab_size]
         self.vocab_size = min(sizes, default=head.tokenizer.vocab_size)
         manifest = head.pipeline.manifest
-        self.model_names = told_names(settings, head)
+        self.model_names = names_of(settings, head)
         self.answers = ResponseStore()
         self.fingerprint = f"fp_{manifest.pipeline_id[:12]}"
 
@@ -190,7 +190,7 @@ class Service:
         return min(asked, left)
 
 
-def told_names(settings: GatewaySettings, head: Head) -> tuple[str, ...]:
+def names_of(settings: GatewaySettings, head: Head) -> tuple[str, ...]:
     """The names of the model that clients are told."""
     return tuple(name for name in settings.model_names if name != ANY_MODEL) or (head.pipeline.manifest.name,)
 

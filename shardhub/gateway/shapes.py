@@ -33,8 +33,8 @@ def shape_of(body: Generation) -> Shape | None:
     Raises:
         Refusal: It says two things.
     """
-    found: list[Shape] = []
-    given: list[tuple[Literal["json", "regex", "choice"], Any, str]] = [
+    shapes: list[Shape] = []
+    fields: list[tuple[Literal["json", "regex", "choice"], Any, str]] = [
         ("json", body.guided_json, "guided_json"),
         ("regex", body.guided_regex, "guided_regex"),
         ("choice", body.guided_choice, "guided_choice"),
@@ -42,19 +42,19 @@ def shape_of(body: Generation) -> Shape | None:
         ("regex", body.regex, "regex"),
     ]
     if (nested := body.structured_outputs) is not None:
-        given += [
+        fields += [
             ("json", nested.json_, "structured_outputs.json"),
             ("regex", nested.regex, "structured_outputs.regex"),
             ("choice", nested.choice, "structured_outputs.choice"),
         ]
-    found += [Shape(kind=kind, source=source, param=param) for kind, source, param in given if source is not None]
+    shapes += [Shape(kind=kind, source=source, param=param) for kind, source, param in fields if source is not None]
     if body.structured_outputs is not None and body.structured_outputs.json_object:
-        found.append(Shape(kind="json", source={"type": "object"}, param="structured_outputs.json_object"))
+        shapes.append(Shape(kind="json", source={"type": "object"}, param="structured_outputs.json_object"))
     if isinstance(body, ChatRequest) and body.response_format is not None:
-        found += _shapes_of_format(body.response_format)
-    if len(found) > 1:
-        raise Refusal(400, "The answer can only be made to be like one thing.", param=found[1].param)
-    return found[0] if found else None
+        shapes += _shapes_of_format(body.response_format)
+    if len(shapes) > 1:
+        raise Refusal(400, "The answer can only be made to be like one thing.", param=shapes[1].param)
+    return shapes[0] if shapes else None
 
 
 def _shapes_of_format(response_format: ResponseFormat) -> list[Shape]:

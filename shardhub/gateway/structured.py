@@ -196,7 +196,7 @@ def _dumped(shape: Shape) -> str:
     try:
         return json.dumps(shape.source)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"{shape.param} is no JSON.", param=shape.param) from error
+        raise Refusal(400, f"{shape.param} nests too deeply, or is not JSON.", param=shape.param) from error
 
 
 def _short(error: object) -> str:

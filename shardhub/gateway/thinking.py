@@ -34,7 +34,8 @@ _MAX_VALUES = 12
 _MEANT = re.compile(r"think|reason|effort|thought")
 _NEGATIVE = re.compile(r"(^|_)(no|non|not|disable|skip|without|exclude|hide|quiet)(_|think|reason)|^nothink")
 _EFFORT = re.compile(r"effort|strength|level")
-_CODE = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
+# Code that is not closed reaches to the end: it is looked at once, and not again from each bracket.
+_CODE = re.compile(r"\{[%{](.*?)(?:[%}]\}|\Z)", re.DOTALL)
 _STRING = re.compile(r"'([^'\\]{0,64})'|\"([^\"\\]{0,64})\"")
 # Identifiers that are neither attributes nor called nor given by name in a call.
 _NAME = re.compile(r"(?<![\w.'\"])([a-z][a-z0-9_]{0,63})(?![\w(.'\"\[])")
@@ -122,8 +123,8 @@ def find_thinking(tokenizer: Tokenizer, reasoning: Reasoning | None) -> Thinking
         if is_effort and not effort_name:
             efforts = _efforts(trial, name, source)
             effort_name = name if efforts else ""
-        if off is None and (found := _switch(trial, name, source, usual)) is not None:
-            off, on = found
+        if off is None and (values := _switch(trial, name, source, usual)) is not None:
+            off, on = values
     soft_off = ""
     if off is None:
         soft_off = next((word for word in _SOFT_OFF if word in source and trial.is_soft_switch(word, usual)), "")
@@ -228,13 +229,13 @@ def _preferred(values: Sequence[Value], order: Sequence[Value]) -> Value:
 
 def _names(source: str) -> list[str]:
     """Variables that a template may read, those first that have to do with thinking."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for code in _CODE.findall(source):
         for match in _NAME.finditer(_STRING.sub("''", code)):
             if match[1] not in _KNOWN:
-                found.setdefault(match[1])
-    meant = sorted((name for name in found if _MEANT.search(name)), key=_order)
-    others = [name for name in found if not _MEANT.search(name) and re.search(_asked(name), source)]
+                names.setdefault(match[1])
+    meant = sorted((name for name in names if _MEANT.search(name)), key=_order)
+    others = [name for name in names if not _MEANT.search(name) and re.search(_asked(name), source)]
     return [*meant, *others][:_MAX_NAMES]
 
 

@@ -55,10 +55,10 @@ def directed(
     Args:
         switches: Variables the client set itself; they go before the wish.
     """
-    given = dict(switches)
+    own = dict(switches)
     for name in _SWITCHES:
-        if name in given and name not in thinking.names and isinstance(given[name], bool):
-            wish = Wish(thinks=given.pop(name), effort=wish.effort)
+        if name in own and name not in thinking.names and isinstance(own[name], bool):
+            wish = Wish(thinks=own.pop(name), effort=wish.effort)
     effort = wish.effort
     variables: dict[str, Value] = thinking.variables(wish)
     if effort and "reasoning_effort" in thinking.names and not thinking.efforts and not thinking.is_off(wish):
@@ -68,7 +68,7 @@ def directed(
     if is_soft:
         _add_word(plain, thinking.soft_off)
     is_idle = wish != Wish() and not variables and not is_soft
-    return Directed(messages=plain, switches={**variables, **given}, remark=_IDLE if is_idle else "")
+    return Directed(messages=plain, switches={**variables, **own}, remark=_IDLE if is_idle else "")
 
 
 def _read(field: Any) -> tuple[bool | None, str | None]:

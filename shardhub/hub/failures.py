@@ -206,10 +206,10 @@ def _unreachable(error: Exception, at: Circumstances) -> ShardhubError:
         return HubUnreachable(f"{at.api.endpoint} has no certificate this machine trusts.", why=text, hint=hint)
     url = urlsplit(at.api.endpoint)
     proxy = proxy_of(url.scheme, url.hostname or "", None)
-    way = f" (through the proxy {shown(proxy)} that the environment sets)" if proxy else ""
+    through = f" (through the proxy {shown(proxy)} that the environment sets)" if proxy else ""
     return HubUnreachable(
         f"No answer from {at.api.endpoint}.",
-        why=f"While {at.what}{way}: {text}",
+        why=f"While {at.what}{through}: {text}",
         hint="Check the network and HF_ENDPOINT, then run the same command again: it goes on where it stopped.",
     )
 

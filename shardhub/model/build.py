@@ -222,6 +222,11 @@ def _check_names(parameters: Mapping[str, mx.array], weights: Mapping[str, mx.ar
             )
 
 
+def first_line(error: Exception) -> str:
+    """What an error of mlx-lm's says, in a line; whose class it is tells nothing to who reads it."""
+    return str(error).partition("\n")[0].rstrip(".")[:300] or "no reason was told"
+
+
 def _reason(error: Exception) -> str:
     """What an error of mlx-lm's says, without the names of its classes and functions."""
     text = str(error).partition("\n")[0].rstrip(".")

@@ -11,6 +11,7 @@ from mlx_lm.models import cache as caches
 from shardhub.errors import ShardhubError, UnsupportedModel
 from shardhub.model import poison
 from shardhub.model.arrays import dtype_name
+from shardhub.model.build import first_line
 from shardhub.model.tracing import unevaluated
 from shardhub.tensors import TensorSpec
 
@@ -45,5 +46,5 @@ def run_lazily(model: nn.Module, ids: mx.array, cache: list[Any]) -> None:
     except Exception as error:  # upstream's forwards raise whatever they like
         raise UnsupportedModel(
             "The model's forward cannot be run on placeholders, so that it cannot be cut.",
-            why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
+            why=f"mlx-lm's code stopped: {first_line(error)}.",
         ) from error

@@ -17,7 +17,7 @@ import numpy as np
 
 from shardhub.errors import ShardhubError, UnsupportedModel
 from shardhub.model import poison
-from shardhub.model.build import RUN_WHOLE
+from shardhub.model.build import RUN_WHOLE, first_line
 from shardhub.model.hostvalues import Answer, Failures, catching
 
 # How inputs are named that are token ids.
@@ -158,7 +158,7 @@ def trace(
                 raise used from error
             raise UnsupportedModel(
                 "The model's computation cannot be traced, so that a split of it cannot be proven.",
-                why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}",
+                why=f"mlx-lm's code stopped: {first_line(error)}.",
             ) from error
     questions.failures.check()
     for index in range(len(graph.outputs) - len(questions), len(graph.outputs)):

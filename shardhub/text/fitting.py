@@ -103,9 +103,9 @@ def fitted(messages: Sequence[Message], traits: Traits, *, continues: bool) -> l
 def flat(messages: Sequence[Message], traits: Traits, *, continues: bool) -> list[Message]:
     """A history as one message of a user that tells it, for a template that takes nothing else."""
     last = [messages[-1]] if continues else []
-    told = as_text(_known_roles(messages[: len(messages) - len(last)]))
+    texts = as_text(_known_roles(messages[: len(messages) - len(last)]))
     pieces = [
-        _text(message) if message["role"] == "system" else f"{message['role']}: {_text(message)}" for message in told
+        _text(message) if message["role"] == "system" else f"{message['role']}: {_text(message)}" for message in texts
     ]
     whole = pieces[0].removeprefix("user: ") if len(pieces) == 1 else _GAP.join(pieces)
     return formed([{"role": "user", "content": whole or BEGIN}, *last], traits)

@@ -168,8 +168,8 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of a token of the vocabulary by its name, or None."""
-        found = self._hf.get_vocab().get(token)
-        return None if found is None else int(found)
+        number = self._hf.get_vocab().get(token)
+        return None if number is None else int(number)
 
     def serialized(self) -> str:
         """The whole tokenizer as the JSON of tokenizer.json, added tokens included."""

@@ -75,6 +75,7 @@ GOOD = {
     "detokenize": ("/detokenize", {"tokens": [1, 2]}),
     "whole numbers as floats": (CHAT, chat(top_k=20.0, n=1.0, seed=1.0, max_tokens=2.0)),
     "numbers and flags in quotes": (CHAT, chat(temperature="0.5", max_tokens="2", seed="3", logprobs="false")),
+    "no limit, as LM Studio writes it": (CHAT, chat(max_tokens=-1, guided_choice=["A"])),
     "flags as numbers": (CHAT, chat(stream=0, logprobs=1)),
     "top_k of -1": (CHAT, chat(top_k=-1)),
     "any seed": (CHAT, chat(seed=-1)),

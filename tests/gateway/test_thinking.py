@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from shardhub.gateway.ignored import ignored_of_messages
 from shardhub.gateway.reasoning import find_reasoning
+from shardhub.gateway.schema import Message
 from shardhub.gateway.thinking import Thinking, Wish, find_thinking
 from shardhub.gateway.wishes import directed
 from shardhub.text.tokenizer import Tokenizer
@@ -99,3 +101,11 @@ def test_a_wish_that_no_switch_fulfils_is_told() -> None:
     assert directions.switches == {"tone": "dry"}
     assert "no switch" in directions.remark
     assert directed(Thinking(), Wish(), [], {}).remark == ""
+
+
+@pytest.mark.parametrize("piece", ["{%", "{{ '", "{% for x in ", "messages[", "{{ thinking | "])
+def test_a_template_of_unclosed_code_holds_nobody_up(thinking_of, piece) -> None:
+    """Templates are strangers': 200,000 characters of beginnings are looked at once each."""
+    template = piece * (200_000 // len(piece))
+    assert thinking_of(template) == Thinking()
+    assert ignored_of_messages([Message(role="user", content="", odd=1)], template) == ["messages[0].odd"]
