@@ -105,8 +105,8 @@ async def count_tokens(body: CountRequest, request: Request) -> dict[str, int]:
         raise refusal.renamed(_NAMES) from refusal
 
 
-@router.api_route("/v1/messages/batches", methods=["GET", "POST"], summary="Not served here")
-@router.api_route("/v1/messages/batches/{rest:path}", methods=["GET", "POST", "DELETE"], summary="Not served here")
+@router.api_route("/v1/messages/batches", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/v1/messages/batches/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
 async def batches(request: Request) -> None:
     """Batches would be kept for hours."""
     raise Refusal(404, "Message batches are not served here; send each message to /v1/messages.")
