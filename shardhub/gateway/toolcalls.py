@@ -84,5 +84,6 @@ def call_id() -> str:
 
 
 def find_call_formats(tokenizer: Tokenizer) -> CallFormats:
-    """How a model writes calls, as far as its chat template and its vocabulary show."""
-    return CallFormats(own=own_formats(tokenizer.template_source(with_tools=True) or "", tokenizer.knows))
+    """How a model writes calls, as far as its chat template, what it is told beside, and its vocabulary show."""
+    template = tokenizer.template_source(with_tools=True) or ""
+    return CallFormats(own=own_formats(template + tokenizer.tool_words, tokenizer.knows))

@@ -94,7 +94,7 @@ class Fitter:
         history = plain(messages)
         if not history:
             raise PromptError("There is no message to answer.", hint="Give at least one.")
-        if with_tools and not self._shows_tools():
+        if with_tools and not self.shows_tools():
             history = with_tools_told(history, tools or ())
         forms = _forms(history, self.traits(with_tools=with_tools), continues=continues)
         variables = {**self._constants, **(variables or {})}
@@ -120,6 +120,16 @@ class Fitter:
             )
         return self._traits[with_tools]
 
+    def shows_tools(self) -> bool:
+        """Whether the template writes what may be called; a model does not hear of it otherwise."""
+        if self._writes_tools is None:
+            user: Message = {"role": "user", "content": "User."}
+            conversations: list[list[Message]] = [[user], [{"role": "system", "content": "System."}, user]]
+            texts = self._template.render_each(conversations, {**self._constants, "tools": [_MARKED_TOOL]})
+            rendered = [text for text in texts if text is not None]
+            self._writes_tools = not rendered or any(_MARK in text for text in rendered)
+        return self._writes_tools
+
     def _sample(self, with_tools: bool) -> list[Any] | None:
         """Tools that are as good as any, or none."""
         return [_TOOL] if with_tools else self._no_tools()
@@ -132,16 +142,6 @@ class Fitter:
             empty = self._template.render_each([conversation], {**self._constants, "tools": []})
             self._none_is_empty = without == [None] and empty not in ([None], [])
         return [] if self._none_is_empty else None
-
-    def _shows_tools(self) -> bool:
-        """Whether the template writes what may be called; a model does not hear of it otherwise."""
-        if self._writes_tools is None:
-            user: Message = {"role": "user", "content": "User."}
-            conversations: list[list[Message]] = [[user], [{"role": "system", "content": "System."}, user]]
-            texts = self._template.render_each(conversations, {**self._constants, "tools": [_MARKED_TOOL]})
-            rendered = [text for text in texts if text is not None]
-            self._writes_tools = not rendered or any(_MARK in text for text in rendered)
-        return self._writes_tools
 
     def _order(self, forms: Sequence[_Form], variables: dict[str, Any], *, continues: bool) -> Sequence[int]:
         """Which form to render, and which ones to try after it, by how the template renders their shapes."""

@@ -25,6 +25,7 @@ from shardhub.text.encoder import Encoder
 from shardhub.text.fitter import Fitter
 from shardhub.text.panics import is_panic, panics_told
 from shardhub.text.template import ChatTemplate, Ending, Message
+from shardhub.text.tool_prompt import TOOL_WORDS
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_SETTINGS = "tokenizer_config.json"
@@ -259,6 +260,16 @@ class Tokenizer:
         if source not in self._templates:
             self._templates[source] = ChatTemplate(source, max_output_chars=self._max_chat_chars)
         return self._templates[source]
+
+    @property
+    def tool_words(self) -> str:
+        """In which words a model is told how to call tools where its template leaves them out; empty elsewhere."""
+        if self.template_source(with_tools=True) is None:
+            return ""
+        try:
+            return "" if self._fitter(with_tools=True).shows_tools() else TOOL_WORDS
+        except PromptError:  # a template without an answer is told of when it renders a conversation
+            return ""
 
     def _fitter(self, *, with_tools: bool) -> Fitter:
         template = self._template(with_tools=with_tools)

@@ -10,7 +10,7 @@ Message = dict[str, Any]
 
 # In the words that most models were trained on, which small ones follow, too. Source: the template of Qwen2.5 and of
 # Hermes 2 Pro. The form is the one that `shardhub.text.calls.call_text` gives to calls of the history.
-_WORDS = """# Tools
+TOOL_WORDS = """# Tools
 
 You may call one or more functions to assist with the user query.
 
@@ -28,7 +28,7 @@ For each function call, return a json object with function name and arguments wi
 def with_tools_told(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
     """A history whose first message is a system message that ends with the tools."""
     signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    words = _WORDS.format(signatures=signatures)
+    words = TOOL_WORDS.format(signatures=signatures)
     first = messages[0] if messages else None
     if first is not None and first["role"] == "system" and isinstance(first.get("content"), str):
         return [{**first, "content": f"{first['content']}\n\n{words}".lstrip()}, *messages[1:]]

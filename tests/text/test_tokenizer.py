@@ -96,6 +96,20 @@ def test_chat_ids_equal_transformers(tokenizer: Tokenizer, folder: Path) -> None
         assert tokenizer.render_chat(messages, ending="history").ids == expected
 
 
+def test_words_of_calls_are_told_where_a_template_has_none(folder: Path, tmp_path: Path) -> None:
+    """A template that leaves tools out is helped out with words; one that writes them is not."""
+    for template, is_helped in (("{{ messages }}", True), ("{{ tools }}{{ messages }}", False), ("{{", False)):
+        model = shutil.copytree(folder, tmp_path / str(len(template)))
+        configuration = json.loads((model / "tokenizer_config.json").read_text())
+        (model / "tokenizer_config.json").write_text(json.dumps({**configuration, "chat_template": template}))
+        (model / "chat_template.jinja").unlink(missing_ok=True)
+        tokenizer = Tokenizer(model)
+        try:
+            assert ("<tool_call>" in tokenizer.tool_words) == is_helped
+        finally:
+            tokenizer.close()
+
+
 def test_chat_gets_no_second_first_token(folder: Path, tmp_path: Path) -> None:
     """A template that writes the first token itself, and a tokenizer that adds one, make one together."""
     made = copy_with(
