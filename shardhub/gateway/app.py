@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -30,7 +32,7 @@ from shardhub.gateway import (
 from shardhub.gateway.gate import Gate
 from shardhub.gateway.page import routes as page
 from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
-from shardhub.gateway.schema import ErrorBody
+from shardhub.gateway.schema import ErrorBody, OllamaErrorBody
 from shardhub.gateway.service import Service
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ def build_app(service: Service) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # the gate has brought paths into their form
         # With a default, FastAPI does not tell of its own 422, which is never sent.
-        responses={status: {"model": ErrorBody} for status in (*_STATUSES, "default")},
+        responses=_errors(ErrorBody),
         exception_handlers={
             Refusal: _answer_refusal,
             ShardhubError: _answer_error,
@@ -65,14 +67,14 @@ def build_app(service: Service) -> FastAPI:
         responses,
         stored_responses,
         messages,
-        ollama,
-        ollama_models,
         embeddings,
         models,
         tokens,
     )
     for module in (*apis, health, feed, docs, page):
         app.include_router(module.router)
+    for module in (ollama, ollama_models):
+        app.include_router(module.router, responses=_errors(OllamaErrorBody))
     return app
 
 
@@ -88,6 +90,11 @@ def guarded(app: FastAPI) -> ASGIApp:
         origins=settings.origins,
         stall_s=settings.stall_s,
     )
+
+
+def _errors(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """What the description of an API's routes tells of answers that are refusals or failures."""
+    return {status: {"model": body} for status in (*_STATUSES, "default")}
 
 
 async def _answer_refusal(request: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 
 from shardhub.gateway.refusals import Refusal
 
-router = APIRouter(tags=["other models"])
+router = APIRouter(include_in_schema=False)
 
 _EMBEDDINGS = (
     "This gateway serves a model that writes text, which is not trained to give embeddings. Run a server with an "
@@ -20,34 +20,34 @@ _EMBEDDINGS = (
 _OTHERS = "This gateway serves a model that writes text: run a server for {what} beside it."
 
 
-@router.post("/v1/embeddings", summary="501: run an embedding model beside", responses={501: {}})
-@router.post("/api/embed", summary="501: run an embedding model beside", responses={501: {}})
-@router.post("/api/embeddings", summary="501: run an embedding model beside", responses={501: {}})
+@router.post("/v1/embeddings")
+@router.post("/api/embed")
+@router.post("/api/embeddings")
 async def embeddings() -> Response:
     """Why there are none."""
     raise _absent(_EMBEDDINGS)
 
 
-@router.post("/v1/rerank", summary="501", responses={501: {}})
-@router.post("/v1/score", summary="501", responses={501: {}})
+@router.post("/v1/rerank")
+@router.post("/v1/score")
 async def rerank() -> Response:
     """Why there is none."""
     raise _absent(_OTHERS.format(what="ranking"))
 
 
-@router.post("/v1/audio/{what:path}", summary="501", responses={501: {}})
+@router.post("/v1/audio/{what:path}")
 async def audio(what: str) -> Response:
     """Why there is none."""
     raise _absent(_OTHERS.format(what="audio"))
 
 
-@router.post("/v1/images/{what:path}", summary="501", responses={501: {}})
+@router.post("/v1/images/{what:path}")
 async def images(what: str) -> Response:
     """Why there are none."""
     raise _absent(_OTHERS.format(what="images"))
 
 
-@router.post("/v1/moderations", summary="501", responses={501: {}})
+@router.post("/v1/moderations")
 async def moderations() -> Response:
     """Why there are none."""
     raise _absent(_OTHERS.format(what="moderation"))

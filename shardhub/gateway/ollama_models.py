@@ -94,17 +94,17 @@ async def pull(body: OllamaName, request: Request) -> Response:
     return Response(content, media_type="application/x-ndjson")
 
 
-@router.post("/api/push", summary="Refused")
-@router.post("/api/create", summary="Refused")
-@router.post("/api/copy", summary="Refused")
-@router.delete("/api/delete", summary="Refused")
-@router.post("/api/blobs/{name}", summary="Refused")
+@router.post("/api/push", include_in_schema=False)
+@router.post("/api/create", include_in_schema=False)
+@router.post("/api/copy", include_in_schema=False)
+@router.delete("/api/delete", include_in_schema=False)
+@router.post("/api/blobs/{name}", include_in_schema=False)
 async def change(request: Request) -> Response:
     """Models are changed by whoever runs the gateway, with `shardhub`."""
     raise _refused("changed")
 
 
-@router.get("/api/blobs/{name}", summary="Refused")
+@router.get("/api/blobs/{name}", include_in_schema=False)
 async def blob(name: str) -> Response:
     """There are none."""
     raise Refusal(404, "This gateway keeps no blobs.")

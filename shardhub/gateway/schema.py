@@ -284,6 +284,12 @@ class ErrorObject(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is none."""
+    """The body of a refusal or a failure."""
 
     error: ErrorObject
+
+
+class OllamaErrorBody(BaseModel):
+    """The same in Ollama's API."""
+
+    error: str
