@@ -92,8 +92,8 @@ def promise(classes: Sequence[NumericClass], *, is_promised: bool) -> str:
     if not differences:
         return "the same tokens are not promised: the record was made in larger chunks, or is itself inexact"
     return (
-        "the split is exact; the last digits differ between machines, so that the same tokens are likely and not "
-        f"promised. The record's machine and the nodes differ in {'; '.join(differences)}"
+        "the same tokens are likely but not promised: the split is exact, but the record's machine and the nodes round "
+        f"differently, as they differ in {'; '.join(differences)}"
     )
 
 

@@ -91,9 +91,10 @@ def marked(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("strength", [WRONG, SLIGHTLY_WRONG])
-def test_split_is_refused_and_leaves_nothing(strength: float, tmp_path: Path) -> None:
+def test_split_is_refused_and_leaves_nothing(strength: float, tmp_path: Path, tiny_tokenizer) -> None:
     """Other tokens, or the same tokens of other logits, end a split with 3 before a byte is written."""
     model = inexact.save(tmp_path / "model", strength=strength)
+    tiny_tokenizer(model)
     result = shardhub("split", model, tmp_path / "out", "--cuts", "2")
     assert result.exit_code == 3
     assert not (tmp_path / "out").exists()
@@ -103,9 +104,10 @@ def test_split_is_refused_and_leaves_nothing(strength: float, tmp_path: Path) ->
         assert text in result.stderr
 
 
-def test_the_same_module_is_split_where_it_is_exact(tmp_path: Path) -> None:
+def test_the_same_module_is_split_where_it_is_exact(tmp_path: Path, tiny_tokenizer) -> None:
     """The control: without the difference the model passes, and its manifest has no word of it."""
     model = inexact.save(tmp_path / "model", strength=0.0)
+    tiny_tokenizer(model)
     result = shardhub("split", model, tmp_path / "out", "--cuts", "2", "--name", "m", "--allow-inexact", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["inexact"] is None
