@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from shardhub.chain.links import describe
 from shardhub.chain.route import plan_route, stages_text
-from shardhub.errors import ChainError, HandshakeError, NodeLoading, RouteError, ShardhubError, UsageError
+from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLoading, RouteError, ShardhubError, UsageError
 from shardhub.manifest import Manifest
 from shardhub.protocol import Description
 from shardhub.security.trust import PLAIN, Security
@@ -59,6 +59,7 @@ async def muster(
 
     Raises:
         RouteError: Nobody serves a stage.
+        AccessError: A stage is missing, and a node does not let this machine in.
         HandshakeError: A stage is missing, and a node serves something else.
         ChainError: None of the nodes answers.
         AddressError: One must not be reached like that.
@@ -102,10 +103,11 @@ async def _ask(manifest: Manifest, address: str, liveness: Liveness, security: S
 def _nobody(
     manifest: Manifest, nobody: Sequence[int], num_nodes: int, absent: Mapping[str, ShardhubError]
 ) -> ShardhubError:
-    """Why the chain cannot begin: what a node that answers is wrong about, else who does not answer, else who lacks."""
-    refused = next((error for error in absent.values() if isinstance(error, HandshakeError)), None)
-    if refused is not None:
-        return refused
+    """Why the chain cannot begin: what a node refuses or serves instead, else who does not answer, else who lacks."""
+    for kind in (AccessError, HandshakeError):
+        refusal = next((error for error in absent.values() if isinstance(error, kind)), None)
+        if refusal is not None:
+            return refusal
     if absent and not num_nodes and len(absent) == 1:
         return next(iter(absent.values()))
     why = "; ".join(f"{error.what} {error.why}".strip() for error in list(absent.values())[:_SHOWN])
