@@ -209,8 +209,8 @@ def check_port(port: int) -> Check:
             except OSError as error:
                 place = "" if host == "0.0.0.0" else f" on {host}"  # noqa: S104
                 advice = "A node may be running already; for another: shardhub serve --port 0"
-                found = f"{port} cannot be used{place}: {error.strerror}"
-                return Check(name="ports", state=WARN, found=found, advice=advice)
+                fault = f"{port} cannot be used{place}: {error.strerror}"
+                return Check(name="ports", state=WARN, found=fault, advice=advice)
     return Check(name="ports", state=OK, found=f"{port} is free")
 
 

@@ -47,21 +47,21 @@ def read_defaults(folder: Path) -> Defaults:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise FormatError(f"{path} is too big.")
-        found = json.loads(read_file(path))
+        settings = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON.", why=str(error)) from error
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise FormatError(f"{path} is not a JSON object.")
-    values: dict[str, Any] = {"temperature": 1.0} if found.get("do_sample") is True else {}
+    values: dict[str, Any] = {"temperature": 1.0} if settings.get("do_sample") is True else {}
     for name in Defaults.__slots__:
-        value = found.get(name)
+        value = settings.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             values[name] = int(value) if name == "top_k" else float(value)
             try:
                 SamplingParameters(**{name: values[name]})
             except UsageError:
                 del values[name]
-    if found.get("do_sample") is False:
+    if settings.get("do_sample") is False:
         values["temperature"] = 0.0
     return Defaults(**values)
 

@@ -73,7 +73,7 @@ def check_metrics(listen: str, *, insecure: bool) -> None:
         return
     raise AddressError(
         f"Refusing to answer metrics on {host}.",
-        why="Off loopback everyone who reaches the port can read what this node does: there is no TLS and no key.",
+        why="The metrics have no TLS and no key, so everyone who reaches this address can read what the node does.",
         hint="Listen on 127.0.0.1, or, on a network you trust, add --insecure-metrics.",
     )
 

@@ -124,12 +124,12 @@ def test_status_tells_a_node_that_loads_from_one_that_is_gone(pipeline) -> None:
     """Its row says that it loads, its address stands there once, and the hint is to wait."""
     address = "10.0.0.1:50051"
     error = NodeLoading(f"{address}: The node is still loading its stage.", hint="Try again in a moment.")
-    found = survey(pipeline.manifest, [Reading(address=address, at=0.0, error=error)])
-    lines = text(found).splitlines()
+    chain = survey(pipeline.manifest, [Reading(address=address, at=0.0, error=error)])
+    lines = text(chain).splitlines()
     assert lines[1].split() == ["?", "?", address, "loading"]
     assert "Try: Wait until 10.0.0.1:50051 has loaded its stage." in lines
     assert str(error) in lines
-    assert [node["state"] for node in record(found, pipeline)["nodes"]] == ["loading"]
+    assert [node["state"] for node in record(chain, pipeline)["nodes"]] == ["loading"]
 
 
 def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> None:

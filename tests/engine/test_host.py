@@ -68,5 +68,5 @@ def test_old_record_of_a_mac_has_an_unknown_chip() -> None:
 
 def test_this_machine_names_its_processor() -> None:
     """What a node says of itself holds a class that equals itself."""
-    found = numeric_class(host_facts())
-    assert one_class([found, found])
+    own = numeric_class(host_facts())
+    assert one_class([own, own])

@@ -67,8 +67,8 @@ def history(*messages: dict[str, Any], strict: bool = False) -> list[str]:
 def test_image_beside_words_is_a_line() -> None:
     """A picture in a message with text leaves the text, and a line in its place."""
     parts = [{"type": "text", "text": "What is this?"}, PICTURE]
-    told = "What is this?\n[an image that this model cannot see: image/png]"
-    assert history({"role": "user", "content": parts}) == [told]
+    text = "What is this?\n[an image that this model cannot see: image/png]"
+    assert history({"role": "user", "content": parts}) == [text]
 
 
 def test_image_that_a_tool_read_is_a_line() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests import cut, scripted
-from tests.gateway.clients import agents
+from tests.gateway.clients import agents, npm
 from tests.gateway.serving import GatewayProcess
 
 CONTEXT = 131072
@@ -40,13 +40,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory):
     """A folder with the agents. Claude Code's program is fetched by a script of its package."""
-    folder = tmp_path_factory.mktemp("agents")
     packages = [agent.package for agent in agents.AGENTS]
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--foreground-scripts", *packages]
-    installed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if installed.returncode != 0:
-        pytest.skip("the npm packages are not to be had here")
-    return folder
+    return npm.install(tmp_path_factory.mktemp("agents"), packages, "--foreground-scripts")
 
 
 @pytest.fixture(scope="module")

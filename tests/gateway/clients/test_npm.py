@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gateway.clients import npm
 from tests.waiting import wait_until
 
 HERE = Path(__file__).parent
@@ -22,12 +23,7 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def modules(tmp_path_factory):
     """A folder with the packages."""
-    folder = tmp_path_factory.mktemp("npm")
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", *PACKAGES]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip("the npm packages are not to be had here")
-    return folder
+    return npm.install(tmp_path_factory.mktemp("npm"), PACKAGES)
 
 
 @pytest.mark.parametrize("script", ["openai.mjs", "ai.mjs"])

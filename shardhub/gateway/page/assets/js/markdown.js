@@ -29,8 +29,8 @@ marked.use({
       level: "inline",
       start: (text) => /\\\(|\\\[|\$\$/.exec(text)?.index,
       tokenizer(text) {
-        const found = FORMULA.exec(text);
-        return found ? { type: "formula", raw: found[0] } : undefined;
+        const match = FORMULA.exec(text);
+        return match ? { type: "formula", raw: match[0] } : undefined;
       },
       renderer: ({ raw }) => escape(raw),
     },
