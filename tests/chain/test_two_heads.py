@@ -79,19 +79,22 @@ def test_a_head_has_the_whole_node_again_once_the_other_is_done(served) -> None:
             scheduler_of(pipeline, addresses, liveness=PATIENT) as first,
             scheduler_of(pipeline, addresses, liveness=PATIENT) as second,
         ):
-            held = [first.submit(request(number, 200)) for number in range(MAX_SESSIONS)]
-            for stream in held:
-                await anext(aiter(stream))
-            waiting = [second.submit(request(number, 200)) for number in range(MAX_SESSIONS)]
-            async with asyncio.timeout(60):
-                await until(lambda: some_wait(second))
-                for stream in held:
-                    stream.cancel()
-                for stream in waiting:
-                    await anext(aiter(stream))
-                assert sum(stream.is_served for stream in waiting) == MAX_SESSIONS
-                for stream in waiting:
-                    stream.cancel()
-                    await stream.ended.wait()
+            users = [asyncio.create_task(keep_busy(first)) for _ in range(2 * MAX_SESSIONS)]
+            late = [asyncio.create_task(keep_busy(second)) for _ in range(2 * MAX_SESSIONS)]
+
+            async def all_run() -> bool:
+                return sum(stream.is_served for stream in second.streams) == MAX_SESSIONS
+
+            try:
+                async with asyncio.timeout(180):
+                    await until(lambda: some_wait(first))
+                    await until(lambda: some_wait(second))
+                    for user in users:
+                        user.cancel()
+                    await until(all_run)
+            finally:
+                for user in (*users, *late):
+                    user.cancel()
+                await asyncio.wait((*users, *late))
 
     asyncio.run(run())
