@@ -64,6 +64,7 @@ class Prefill:
             nonlocal done
             waiting.popleft()
             done += sizes.popleft()
+            stream.made_progress()
             stream.prompt_logprobs += result.target_logprobs
             stream.prompt_top += result.target_top
             request.progress(done, num_prompt)

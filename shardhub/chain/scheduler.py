@@ -62,7 +62,7 @@ class SchedulerSettings:
         max_waiting: Requests that may wait for room.
         wait_s: How long one may wait.
         recovery: How a sequence goes on after a node was lost.
-        recover_wait_s: How long one waits for another node.
+        recover_wait_s: How long one waits for other nodes without any progress, however many fail meanwhile.
         first_answer: Positions a session is opened for beyond its prompt; it is moved to a larger one when they are
             full, so that requests that name no limit do not keep memory from each other that they never use.
     """
@@ -244,7 +244,7 @@ class Scheduler:
         # A node that came back may not be reached by its neighbours at once: each further loss waits a little longer.
         await asyncio.sleep(_BETWEEN_ATTEMPTS_S * stream.num_recoveries)
         began_at, delay_s = time.monotonic(), _FIRST_ATTEMPT_S
-        deadline = began_at + settings.recover_wait_s
+        deadline = began_at - stream.since_lost() + settings.recover_wait_s
         shapes, before = list(session.shapes), session.path
         ids = [*stream.request.prompt, *stream.answer][: stream.num_held]
         while True:
@@ -397,7 +397,7 @@ class Scheduler:
                 if not self._may_recover(stream, error):
                     raise
                 await self.healer.look_at(self.chain.paths.everything())
-                await self.chain.paths.until_usable(self.settings.recover_wait_s)
+                await self.chain.paths.until_usable(self.settings.recover_wait_s - stream.since_lost())
                 continue
             else:
                 self._turns.next()  # there may be room for more: other heads' sessions end, too

@@ -127,6 +127,7 @@ class Stream:
         left: Done once no step of it is on its way.
         interruption: What a node's failure did to its last step; it can go on from there.
         num_recoveries: How often it went on after one.
+        lost_at: When a node failed it first since its last progress, on the monotonic clock; None if none has.
         is_exact: Whether its tokens are those of a run without failures, as far as one numeric class promises it.
         ended: Set once its session is parked or gone.
     """
@@ -144,6 +145,7 @@ class Stream:
         self.ended = asyncio.Event()
         self.interruption: ShardhubError | None = None
         self.num_recoveries = 0
+        self.lost_at: float | None = None
         self.is_exact = True
         self.on_drained: Callable[[], None] = lambda: None
         self.on_drawn: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
@@ -264,6 +266,7 @@ class Stream:
                 self.request.grammar.accept(token)
             self._unread.append(Token(id=token, logprob=logprob, is_end=is_end, top=top))
         if self.num_generated > num_before:
+            self.made_progress()
             before, self._drawn_at = self._drawn_at, time.monotonic()
             self.on_drawn(self, self.num_generated - num_before, self._drawn_at - before)
         self._news.set()
@@ -320,6 +323,17 @@ class Stream:
             self.interruption = error
         else:
             self.fail(error)
+
+    def since_lost(self) -> float:
+        """Note that a node failed it, and return the seconds since the first failure after its last progress."""
+        now = time.monotonic()
+        if self.lost_at is None:
+            self.lost_at = now
+        return now - self.lost_at
+
+    def made_progress(self) -> None:
+        """All stages hold more of its prompt, or its answer is longer: the next failure has its own time."""
+        self.lost_at = None
 
     @property
     def num_held(self) -> int:

@@ -210,3 +210,21 @@ def test_work_for_a_stream_ends_with_it() -> None:
         assert steps == ["begun", "cleaned up"]
 
     asyncio.run(run())
+
+
+def test_losses_without_progress_share_one_wait() -> None:
+    """A second failure gets the rest of the first one's time; after progress the next one has all of it."""
+
+    async def run():
+        stream = Stream(request())
+        assert stream.since_lost() == 0.0
+        await until(lambda: later(stream))
+        before = stream.since_lost()
+        assert stream.since_lost() >= before > 0.0
+        stream.made_progress()
+        assert stream.since_lost() == 0.0
+
+    async def later(stream) -> bool:
+        return stream.since_lost() > 0.02
+
+    asyncio.run(run())

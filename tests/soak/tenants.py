@@ -15,6 +15,7 @@ import psutil
 from shardhub.chain.head import Head
 from shardhub.chain.links import describe
 from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.stream import Stream
 from shardhub.errors import ShardhubError
 from shardhub.gateway.keys import Keys, digest_of
 from shardhub.gateway.server import Gateway, listening
@@ -26,6 +27,8 @@ KEYS = tuple(letter * 32 for letter in "abc")
 _CLIENTS_A_KEY = 3
 # What a gateway may answer while nodes are gone: everything else is broken.
 _STATUSES = {200, 429, 500, 502, 503, 504}
+# Seconds a client waits for a whole answer: node after node may be lost meanwhile, and it goes on each time.
+_ANSWER_S = 5 * HANG_S
 # Tasks of clients' connections that are kept a while, and of a look at nodes.
 _MOST_TASKS_MORE = 4
 
@@ -33,8 +36,8 @@ _MOST_TASKS_MORE = 4
 async def tenants_soak(cluster: Cluster, *, seed: int, seconds: float) -> Report:
     """Run clients and faults for so long; then every tenant is answered, and nothing of all that is left.
 
-    Invariants: no client that stays waits for ever; afterwards all tenants are answered, no answer is on its way, no
-    stream, task or session is left, and no descriptor.
+    Invariants: no stream stands still for long, and each client that stays is answered; afterwards all tenants are
+    answered, no answer is on its way, no stream, task or session is left, and no descriptor.
     """
     report = Report(seed=seed)
     head = await Head.start(
@@ -52,6 +55,7 @@ async def tenants_soak(cluster: Cluster, *, seed: int, seconds: float) -> Report
                     assert await _is_answered(client, key)
                 num_tasks, num_descriptors = len(asyncio.all_tasks()), psutil.Process().num_fds()
             ends_at = time.monotonic() + seconds
+            watching = asyncio.create_task(_watch_progress(head, report))
             breaking = asyncio.create_task(_come_and_go(cluster, random.Random(seed + 1), ends_at, report))
             await asyncio.gather(
                 *(
@@ -61,6 +65,8 @@ async def tenants_soak(cluster: Cluster, *, seed: int, seconds: float) -> Report
                 )
             )
             await breaking
+            watching.cancel()
+            await asyncio.wait({watching})
             async with httpx.AsyncClient(base_url=url, timeout=HANG_S) as client:
                 await _settled(cluster, head, client, report)
                 for key in KEYS:
@@ -112,7 +118,7 @@ async def _client(url: str, key: str, dice: random.Random, ends_at: float, repor
         try:
             async with (
                 asyncio.timeout(leaves_s),
-                httpx.AsyncClient(base_url=url, timeout=HANG_S) as client,
+                httpx.AsyncClient(base_url=url, timeout=_ANSWER_S) as client,
                 client.stream("POST", path, json=body | said, headers=_headers(key)) as answer,
             ):
                 async for _ in answer.aiter_bytes():
@@ -121,11 +127,27 @@ async def _client(url: str, key: str, dice: random.Random, ends_at: float, repor
             report.outcomes["left"] += 1
         except httpx.TimeoutException:
             report.outcomes["hang"] += 1
-            report.broken.append(f"{path} was not answered within {HANG_S:.0f} s")
+            report.broken.append(f"{path} was not answered within {_ANSWER_S:.0f} s")
         else:
             report.outcomes[str(answer.status_code)] += 1
             if answer.status_code not in _STATUSES:
                 report.broken.append(f"{path} was answered with {answer.status_code}")
+
+
+async def _watch_progress(head: Head, report: Report) -> None:
+    """Note each stream that neither computes nor draws anything for so long that it hangs."""
+    last: dict[Stream, tuple[tuple[int, int], float]] = {}
+    while True:
+        now = time.monotonic()
+        for stream in head.scheduler.streams:
+            at = (stream.num_generated, stream.session.position if stream.is_served else 0)
+            if stream not in last or last[stream][0] != at:
+                last[stream] = (at, now)
+            elif now - last[stream][1] > HANG_S:
+                report.broken.append(f"a stream stood still at {at} for {HANG_S:.0f} s")
+                last[stream] = (at, now)
+        last = {stream: seen for stream, seen in last.items() if stream in head.scheduler.streams}
+        await asyncio.sleep(1.0)
 
 
 async def _come_and_go(cluster: Cluster, dice: random.Random, ends_at: float, report: Report) -> None:
