@@ -45,29 +45,18 @@ def messages_of(messages: Sequence[Message], *, strict: bool = False) -> list[di
         strict: Refuse it instead.
 
     Raises:
-        Refusal: There is nothing else in the turn that is to be answered; or `strict`; or a part is malformed.
+        Refusal: `strict`; or a part is malformed.
     """
     history = []
-    first_unseen: tuple[str, str] | None = None
-    has_words = False
     for index, message in enumerate(messages):
         plain = message.model_dump(exclude_none=True)
-        if plain["role"] == "assistant":
-            first_unseen, has_words = None, False
         content = message.content if isinstance(message.content, list) else [message.content or ""]
         parts = [_told(part, f"messages[{index}].content[{at}]") for at, part in enumerate(content)]
         plain["content"] = joined(parts)
         for at, part in enumerate(parts):
-            where = f"messages[{index}].content[{at}]"
             if part.kind == "unseen" and strict:
-                raise _unseen_refusal(part.text, where)
-            if part.kind == "unseen" and plain["role"] == "user":
-                first_unseen = first_unseen or (part.text, where)
-            elif plain["role"] in ("user", "tool", "function") and part.text.strip():
-                has_words = True
+                raise _unseen_refusal(part.text, f"messages[{index}].content[{at}]")
         history.append(plain)
-    if first_unseen is not None and not has_words:
-        raise _unseen_refusal(*first_unseen)
     return history
 
 

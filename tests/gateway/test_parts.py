@@ -76,20 +76,19 @@ def test_image_that_a_tool_read_is_a_line() -> None:
     assert history({"role": "tool", "tool_call_id": "c1", "content": [PICTURE]})[0].startswith("[an image")
 
 
-def test_image_alone_is_refused_and_forgiven_later() -> None:
-    """A turn that is nothing but a picture is refused; in the history, or with words behind it, it is a line."""
+def test_image_alone_is_a_line() -> None:
+    """A turn that is nothing but a picture is answered, too: the model says itself that it cannot see."""
     alone = {"role": "user", "content": [PICTURE]}
-    with pytest.raises(Refusal) as caught:
-        history({"role": "system", "content": "Be brief."}, alone)
-    assert (caught.value.status, caught.value.param) == (400, "messages[1].content[0]")
-    assert len(history(alone, {"role": "user", "content": "Go on."})) == 2
-    assert len(history(alone, {"role": "assistant", "content": "?"}, {"role": "user", "content": "Go on."})) == 3
+    line = "[an image that this model cannot see: image/png]"
+    assert history({"role": "system", "content": "Be brief."}, alone) == ["Be brief.", line]
 
 
-def test_strict_content_refuses_each_image() -> None:
-    """Where content is strict, a picture beside words is refused, too."""
-    with pytest.raises(Refusal, match="text only"):
-        history({"role": "user", "content": [{"type": "text", "text": "What?"}, PICTURE]}, strict=True)
+@pytest.mark.parametrize("words", [[], [{"type": "text", "text": "What?"}]], ids=["alone", "beside words"])
+def test_strict_content_refuses_each_image(words) -> None:
+    """Where content is strict, a picture is refused, alone and beside words, and the error says where it stands."""
+    with pytest.raises(Refusal, match="text only") as caught:
+        history({"role": "user", "content": [*words, PICTURE]}, strict=True)
+    assert (caught.value.status, caught.value.param) == (400, f"messages[0].content[{len(words)}]")
 
 
 def test_text_without_a_text_is_refused() -> None:
