@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -86,7 +87,7 @@ def load_openblas() -> None:
     Raises:
         ShardhubError: None can be loaded, or MLX is loaded already, and bound to its own.
     """
-    if sys.platform != "linux":
+    if not _is_linux():
         raise ShardhubError("OpenBLAS is not used on this system.", why=f"MLX on {sys.platform} brings its own BLAS.")
     if _file_of("cblas_sgemm", ctypes.CDLL(None)):
         return
@@ -126,7 +127,7 @@ def blas_path(mlx_file: str | None = None) -> str:
     Args:
         mlx_file: `mlx.core.__file__`; without it only a BLAS in front of MLX's own is seen.
     """
-    if sys.platform != "linux":
+    if not _is_linux():
         return ""
     scope = ctypes.CDLL(None)
     if _is_forwarded(scope):
@@ -163,10 +164,16 @@ def default_threads() -> int:
 
 def num_cores() -> int:
     """Physical cores this process may use: those of its affinity, within its control group's quota."""
-    if sys.platform != "linux":
+    if sys.platform == "linux":
+        cores = {_core(cpu) for cpu in os.sched_getaffinity(0)}
+        return max(1, int(min(len(cores), _quota_cores())))
+    else:  # noqa: RET505 - type checkers pass over the branch of another system, not over what follows it
         return os.cpu_count() or 1
-    cores = {_core(cpu) for cpu in os.sched_getaffinity(0)}
-    return max(1, int(min(len(cores), _quota_cores())))
+
+
+def _is_linux() -> bool:
+    # Not sys.platform: type checkers for another system would take all that follows for unreachable.
+    return platform.system() == "Linux"
 
 
 def _load_wheel() -> None:

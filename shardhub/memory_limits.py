@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -146,7 +147,7 @@ def _reclaimable(folder: Path) -> int:
 
 def _resources_left() -> list[int]:
     """Bytes left of the limits on address space and data, Linux alone; other systems do not hold to them."""
-    if sys.platform != "linux":
+    if platform.system() != "Linux":
         return []
     left = []
     for limit, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):

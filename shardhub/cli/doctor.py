@@ -105,7 +105,7 @@ def _python() -> list[Check]:
 
 
 def _compiler() -> list[Check]:
-    if sys.platform != "linux":
+    if platform.system() != "Linux":
         return [Check(name="compiler", state=OK, found="not needed on this system")]
     try:
         check_compiler()
@@ -126,7 +126,7 @@ def check_blas(choice: Blas) -> Check:
         import mlx.core as mx
     except (ImportError, OSError) as error:
         return Check(name="blas", state=WARN, found=f"{type(error).__name__}", advice="See mlx below.")
-    if sys.platform == "darwin":
+    if platform.system() == "Darwin":
         return Check(name="blas", state=OK, found="Accelerate")
     found = f"{describe_blas(mx.__file__)}: {blas_path(mx.__file__)}"
     if missing is not None:
