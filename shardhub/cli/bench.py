@@ -15,13 +15,13 @@ from shardhub.chain.head import Head
 from shardhub.chain.route import NodeHop
 from shardhub.chain.stream import Request
 from shardhub.chain.together import all_of
-from shardhub.cli.generate import HeadOptions, start_head
-from shardhub.cli.loop import LoopThread
 from shardhub.cli.plot import check_plot, plot_levels
-from shardhub.cli.run import Status, note
 from shardhub.engine.host import host_facts
 from shardhub.errors import UsageError
 from shardhub.parameters import SamplingParameters
+from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.start_head import HeadOptions, start_head
+from shardhub.usecases.terminal import Status, note
 
 PERCENTILES = (50, 90, 99)
 # Tokens of the answers that come before each level is measured: prompts as long, so that all kernels have run.
