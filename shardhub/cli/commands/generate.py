@@ -200,8 +200,9 @@ def bench(
 
     Prompts are random ids, decoding is greedy, and no KV is reused.
     """
-    from shardhub.cli.bench import BenchOptions
+
     from shardhub.cli.bench import bench as command
+    from shardhub.usecases.bench import BenchOptions
     from shardhub.usecases.start_head import HeadOptions
 
     head = HeadOptions(
