@@ -167,7 +167,7 @@ def num_cores() -> int:
     if sys.platform == "linux":
         cores = {_core(cpu) for cpu in os.sched_getaffinity(0)}
         return max(1, int(min(len(cores), _quota_cores())))
-    else:  # noqa: RET505 - type checkers pass over the branch of another system, not over what follows it
+    else:
         return os.cpu_count() or 1
 
 

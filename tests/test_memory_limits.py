@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shardhub.cli.cut import with_own_memory
 from shardhub.memory_limits import group_limits, installed_memory, tightest
+from shardhub.usecases.cut import with_own_memory
 
 MOUNT_1 = "35 31 0:32 {root} /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
 MOUNT_2 = "30 23 0:26 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"

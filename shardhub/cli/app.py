@@ -31,7 +31,7 @@ app = typer.Typer(
 
 def _version(value: bool) -> None:
     if value:
-        from shardhub.cli.versions import versions
+        from shardhub.usecases.versions import versions
 
         typer.echo(versions())
         raise typer.Exit

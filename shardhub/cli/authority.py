@@ -16,9 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from shardhub.cli.run import error_record, note
+from shardhub.cli.run import error_record
 from shardhub.cli.streams import announce
-from shardhub.cli.trust import default_authority, default_folder
 from shardhub.errors import AddressError, ShardhubError, UsageError, outcome
 from shardhub.security.authority import OWN_NAME, Authority
 from shardhub.security.certificates import Role, check_name, new_key
@@ -28,6 +27,8 @@ from shardhub.security.identity import AUTHORITY_FILE, REVOKED_FILE, check_folde
 from shardhub.security.invite import Invite
 from shardhub.security.revocations import Revocations
 from shardhub.security.trust import Security, Trust, utc_now
+from shardhub.usecases.terminal import note
+from shardhub.usecases.trust import default_authority, default_folder
 from shardhub.wire.options import client_options
 from shardhub.wire.secure import open_channel
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardhub.cli.run import note, run
+from shardhub.cli.run import run
+from shardhub.usecases.terminal import note
 
 if TYPE_CHECKING:
     from shardhub.hub.evict import Held
@@ -70,11 +71,11 @@ def prune(cache_dir: CacheDir = None, json_: Json = False, debug: Debug = False)
 
 
 def _pull(repos: list[str], shards: bool, cache_dir: Path | None, cache_limit: str | None, *, as_json: bool) -> int:
-    from shardhub.cli.places import Places
     from shardhub.errors import UsageError
     from shardhub.hub.reference import Reference, parse_reference
     from shardhub.naming import MANIFEST_FILE
     from shardhub.shard import read_pipeline
+    from shardhub.usecases.places import Places
 
     places = Places(cache_dir, cache_limit)
     rows = []
@@ -97,9 +98,9 @@ def _pull(repos: list[str], shards: bool, cache_dir: Path | None, cache_limit: s
 
 
 def _ls(cache_dir: Path | None, *, offline: bool, as_json: bool) -> int:
-    from shardhub.cli.places import Places
     from shardhub.errors import ChainError, ShardhubError
     from shardhub.hub.evict import held
+    from shardhub.usecases.places import Places
 
     places = Places(cache_dir)
     rows = []

@@ -6,18 +6,12 @@ import contextlib
 import sys
 
 from shardhub.chain.head import Timing
-from shardhub.cli.generate import (
-    HeadOptions,
-    SamplingOptions,
-    note_limits,
-    prefill_progress,
-    start_head,
-    summary,
-    typed_text,
-)
-from shardhub.cli.loop import LoopThread
-from shardhub.cli.run import end_answer, note, print_error, write_answer
+from shardhub.cli.generate import SamplingOptions, note_limits, prefill_progress, summary, typed_text
+from shardhub.cli.run import print_error
 from shardhub.errors import PromptError
+from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.start_head import HeadOptions, start_head
+from shardhub.usecases.terminal import end_answer, note, write_answer
 
 
 def chat(head_options: HeadOptions, sampling: SamplingOptions, *, system: str | None) -> int:

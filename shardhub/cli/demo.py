@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from shardhub.chain.head import Timing
-from shardhub.cli.generate import HeadOptions, start_head, summary
-from shardhub.cli.loop import LoopThread
-from shardhub.cli.run import end_answer, note, write_answer
+from shardhub.cli.generate import summary
 from shardhub.demo.smollm2 import fetch_and_convert
 from shardhub.errors import ChainError, DigestMismatch
 from shardhub.naming import pipeline_name, shard_name
 from shardhub.parameters import SamplingParameters
 from shardhub.toolchain import check_compiler
+from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.start_head import HeadOptions, start_head
+from shardhub.usecases.terminal import end_answer, note, write_answer
 
 USER = "demo"
 MODEL = "SmolLM2-135M-Instruct"

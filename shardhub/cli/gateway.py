@@ -13,17 +13,17 @@ from pathlib import Path
 from types import FrameType
 
 from shardhub.chain.head import Head
-from shardhub.cli.awake import awake
 from shardhub.cli.demo_chain import demo_chain
-from shardhub.cli.generate import HeadOptions, Starting
-from shardhub.cli.loop import LoopThread
-from shardhub.cli.run import note
 from shardhub.cli.streams import announce
 from shardhub.errors import ChainError, UsageError
 from shardhub.gateway.keys import new_key, read_keys
 from shardhub.gateway.server import Gateway, check_host, listening
 from shardhub.gateway.settings import GatewaySettings, ReasoningField
 from shardhub.gateway.waiting import Waiting
+from shardhub.usecases.awake import awake
+from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.start_head import HeadOptions, Starting
+from shardhub.usecases.terminal import note
 
 _CUT_SHORT = 143
 # Between two attempts to start over nodes that are not there yet.

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardhub.cli.run import note, run
+from shardhub.cli.run import run
 from shardhub.cli.streams import announce
 from shardhub.errors import UsageError
+from shardhub.usecases.terminal import note
 
 if TYPE_CHECKING:
     from shardhub.localhub.server import RunningHub, ServerSettings

@@ -10,14 +10,15 @@ from importlib.metadata import version
 from typing import Any
 
 from shardhub.checkpoint.checkpoint import Checkpoint
-from shardhub.cli.cut import CutOptions, Planned, batch_text, decide, load_dissection, proven_text, specs
-from shardhub.cli.places import Model, open_model
-from shardhub.cli.run import error_record, note, print_error
-from shardhub.cli.tokenizer import with_tokenizer
+from shardhub.cli.run import error_record, print_error
 from shardhub.errors import ShardhubError, UnsupportedModel, UsageError, outcome
 from shardhub.planning.borders import allowed_text, bytes_text
 from shardhub.planning.plan_file import plan_to_json
 from shardhub.planning.table import plan_table
+from shardhub.usecases.cut import CutOptions, Planned, batch_text, decide, load_dissection, proven_text, specs
+from shardhub.usecases.places import Model, open_model
+from shardhub.usecases.terminal import note
+from shardhub.usecases.tokenizer import with_tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

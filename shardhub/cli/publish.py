@@ -10,12 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardhub.cli.cut import CutOptions, decide_and_prove
-from shardhub.cli.parity import ParityOptions, measure_split, parity_report, settle_numbers, twin_findings
-from shardhub.cli.places import Model, base_name, hub, open_model
-from shardhub.cli.run import note
-from shardhub.cli.signing import signer_of
-from shardhub.cli.tokenizer import with_tokenizer
 from shardhub.errors import UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
@@ -30,6 +24,12 @@ from shardhub.naming import check_model_name, check_namespace
 from shardhub.parity import Numbers
 from shardhub.splitting.job import SplitJob, prepare
 from shardhub.splitting.source_card import Value, reservations, source_fields
+from shardhub.usecases.cut import CutOptions, decide_and_prove
+from shardhub.usecases.parity import ParityOptions, measure_split, parity_report, settle_numbers, twin_findings
+from shardhub.usecases.places import Model, base_name, hub, open_model
+from shardhub.usecases.signing import signer_of
+from shardhub.usecases.terminal import note
+from shardhub.usecases.tokenizer import with_tokenizer
 
 if TYPE_CHECKING:
     from shardhub.hub.weights import PushProgress

@@ -6,8 +6,12 @@ import json
 import time
 from pathlib import Path
 
-from shardhub.cli.cut import CutOptions, decide_and_prove
-from shardhub.cli.parity import (
+from shardhub.naming import check_is_text, check_model_name, shard_name
+from shardhub.parity import UNMEASURED, Numbers
+from shardhub.splitting.split import preview
+from shardhub.splitting.split import split as split_checkpoint
+from shardhub.usecases.cut import CutOptions, decide_and_prove
+from shardhub.usecases.parity import (
     ParityOptions,
     known_numbers,
     measure_split,
@@ -15,15 +19,11 @@ from shardhub.cli.parity import (
     settle_numbers,
     twin_findings,
 )
-from shardhub.cli.places import base_name, open_model
-from shardhub.cli.progress import bytes_progress
-from shardhub.cli.run import note
-from shardhub.cli.signing import signer_of
-from shardhub.cli.tokenizer import with_tokenizer
-from shardhub.naming import check_is_text, check_model_name, shard_name
-from shardhub.parity import UNMEASURED, Numbers
-from shardhub.splitting.split import preview
-from shardhub.splitting.split import split as split_checkpoint
+from shardhub.usecases.places import base_name, open_model
+from shardhub.usecases.progress import bytes_progress
+from shardhub.usecases.signing import signer_of
+from shardhub.usecases.terminal import note
+from shardhub.usecases.tokenizer import with_tokenizer
 
 
 def split(

@@ -16,17 +16,17 @@ from rich.table import Table
 from rich.text import Text
 
 from shardhub.chain.survey import NodeStatus, Reading, Survey, read_nodes, survey
-from shardhub.cli.addresses import node_addresses
-from shardhub.cli.generate import HeadOptions, pipeline_named
-from shardhub.cli.loop import LoopThread
-from shardhub.cli.parity import warn_inexact
-from shardhub.cli.places import Places
 from shardhub.cli.run import error_record
-from shardhub.cli.trust import head_security
 from shardhub.errors import NodeLoading, ShardhubError, outcome
 from shardhub.parity import inexactness
 from shardhub.protocol import INEXACT, Description
 from shardhub.shard import Pipeline, read_pipeline
+from shardhub.usecases.addresses import node_addresses
+from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.parity import warn_inexact
+from shardhub.usecases.places import Places
+from shardhub.usecases.start_head import HeadOptions, pipeline_named
+from shardhub.usecases.trust import head_security
 
 # A table into a pipe is as wide as it needs to be.
 _PIPE_WIDTH = 400

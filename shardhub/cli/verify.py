@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.cli.generate import HeadOptions, pipeline_named
 from shardhub.errors import UsageError
+from shardhub.usecases.start_head import HeadOptions, pipeline_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +69,11 @@ def verify(options: VerifyOptions) -> int:
         if is_given and mode != wanted:
             raise UsageError(f"{name} goes with {wanted}.", hint=f"Add {wanted}, or leave out {name}.")
     if mode == "--run":
-        from shardhub.cli.verify_run import verify_run
+        from shardhub.usecases.verify_run import verify_run
 
         return verify_run(head, pipeline, as_json=options.as_json)
     if mode == "--reference":
-        from shardhub.cli.verify_reference import ReferenceOptions, verify_reference
+        from shardhub.usecases.verify_reference import ReferenceOptions, verify_reference
 
         reference = ReferenceOptions(
             source_folder=options.source_folder,
@@ -85,7 +85,7 @@ def verify(options: VerifyOptions) -> int:
         )
         return verify_reference(pipeline, reference, as_json=options.as_json)
     if mode == "--source":
-        from shardhub.cli.verify_source import SourceOptions, verify_source
+        from shardhub.usecases.verify_source import SourceOptions, verify_source
 
         source = SourceOptions(
             source_folder=options.source_folder,
@@ -95,7 +95,7 @@ def verify(options: VerifyOptions) -> int:
             cache_dir=options.cache_dir,
         )
         return verify_source(pipeline, source, as_json=options.as_json)
-    from shardhub.cli.verify_files import verify_files
+    from shardhub.usecases.verify_files import verify_files
 
     return verify_files(
         pipeline, fetch=options.fetch, cache_dir=options.cache_dir, as_json=options.as_json, key=options.key

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from shardhub.chain.links import describe
-from shardhub.cli.bench import Answered, parse_levels, percentiles, random_prompts, summarize
+from shardhub.cli.bench import parse_levels
 from shardhub.cli.plot import check_plot
 from shardhub.errors import UsageError
+from shardhub.usecases.bench import Answered, percentiles, random_prompts, summarize
 from tests import cut, nodes
 
 NUM_PROMPT = 20

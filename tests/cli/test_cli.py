@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from shardhub.cli.sizes import DEFAULT_CONTEXT
+from shardhub.usecases.sizes import DEFAULT_CONTEXT
 from tests import cut, nodes, tiny
 from tests.waiting import wait_until
 

@@ -14,8 +14,8 @@ from starlette.responses import HTMLResponse
 from typer.testing import CliRunner
 
 from shardhub.cli.app import app
-from shardhub.cli.doctor import Check, check_disk, check_port, report_text, token_check
 from shardhub.localhub.server import RunningHub
+from shardhub.usecases.doctor import Check, check_disk, check_port, report_text, token_check
 from tests.hub.pushing import Wire, pushing_hub
 
 

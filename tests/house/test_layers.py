@@ -55,8 +55,10 @@ LAYERS = {
     "chain": 5,
     "demo": 6,
     "gateway": 6,
-    "cli": 7,
-    "__main__": 8,
+    # What a command, a program or a resident does with all that.
+    "usecases": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 # The layers whose modules are plain modules and may import each other.
 SHARED_LAYERS = {0, 1, 2}

@@ -12,7 +12,6 @@ import pytest
 from mlx.utils import tree_unflatten
 
 from shardhub.checkpoint.checkpoint import open_checkpoint
-from shardhub.cli.parity import ParityOptions, measure_split, record
 from shardhub.errors import DigestMismatch, FormatError, ProofExceeded, WeightFileError
 from shardhub.manifest import Parity, Source, encode
 from shardhub.model.dissection import Dissection
@@ -32,6 +31,7 @@ from shardhub.parity import (
     read_record_files,
 )
 from shardhub.splitting.cards import parity_line, with_parity_line
+from shardhub.usecases.parity import ParityOptions, measure_split, record
 from tests import cut, tiny
 
 FOLDER = Source(repo=None, commit=None)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from shardhub.cli.places import Places
-from shardhub.cli.serve import choose_shards
-from shardhub.cli.signing import check_pipeline
-from shardhub.cli.trust import default_folder, head_security, node_trust
-from shardhub.cli.verify_files import verify_files
 from shardhub.errors import DigestMismatch, IdentityError, SignatureError, UsageError
 from shardhub.security.certificates import Role
 from shardhub.security.signatures import make_signing_key
+from shardhub.usecases.choose_shards import choose_shards
+from shardhub.usecases.places import Places
+from shardhub.usecases.signing import check_pipeline
+from shardhub.usecases.trust import default_folder, head_security, node_trust
+from shardhub.usecases.verify_files import verify_files
 from tests import cut, nodes, tiny
 from tests.nodes import Node, shardhub
 from tests.ports import kept

@@ -94,7 +94,7 @@ def gateway(
     """Serve an OpenAI-compatible API over the nodes until SIGTERM; prints its URL when it is ready."""
     from shardhub.cli.gateway import GatewayOptions, make_key
     from shardhub.cli.gateway import gateway as command
-    from shardhub.cli.generate import HeadOptions
+    from shardhub.usecases.start_head import HeadOptions
 
     if new_key is not None:
         run(lambda: make_key(new_key), debug=debug, as_json=json_)

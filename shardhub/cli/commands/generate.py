@@ -71,8 +71,9 @@ def generate(
     debug: Debug = False,
 ) -> None:
     """Generate an answer over the nodes; stages nobody serves run here."""
-    from shardhub.cli.generate import HeadOptions, SamplingOptions
+    from shardhub.cli.generate import SamplingOptions
     from shardhub.cli.generate import generate as command
+    from shardhub.usecases.start_head import HeadOptions
 
     head = HeadOptions(
         command="generate",
@@ -137,7 +138,8 @@ def chat(
 ) -> None:
     """Talk with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
     from shardhub.cli.chat import chat as command
-    from shardhub.cli.generate import HeadOptions, SamplingOptions
+    from shardhub.cli.generate import SamplingOptions
+    from shardhub.usecases.start_head import HeadOptions
 
     head = HeadOptions(
         command="chat",
@@ -198,9 +200,10 @@ def bench(
 
     Prompts are random ids, decoding is greedy, and no KV is reused.
     """
-    from shardhub.cli.bench import BenchOptions
+
     from shardhub.cli.bench import bench as command
-    from shardhub.cli.generate import HeadOptions
+    from shardhub.usecases.bench import BenchOptions
+    from shardhub.usecases.start_head import HeadOptions
 
     head = HeadOptions(
         command="bench",

@@ -46,8 +46,8 @@ def plan(
 
     Writes nothing, and reads no weights.
     """
-    from shardhub.cli.cut import CutOptions
     from shardhub.cli.plan import plan as command
+    from shardhub.usecases.cut import CutOptions
 
     cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
     run(
@@ -88,9 +88,9 @@ def split(
 
     A run that was interrupted is finished by the same command.
     """
-    from shardhub.cli.cut import CutOptions
-    from shardhub.cli.parity import ParityOptions
     from shardhub.cli.split import split as command
+    from shardhub.usecases.cut import CutOptions
+    from shardhub.usecases.parity import ParityOptions
 
     cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
     run(
@@ -144,10 +144,10 @@ def split_and_push(
 
     A run that was interrupted is finished by the same command, and uploads nothing twice.
     """
-    from shardhub.cli.cut import CutOptions
-    from shardhub.cli.parity import ParityOptions
     from shardhub.cli.publish import PushOptions
     from shardhub.cli.publish import split_and_push as command
+    from shardhub.usecases.cut import CutOptions
+    from shardhub.usecases.parity import ParityOptions
 
     cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
     options = PushOptions(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from shardhub.cli.run import note
+from shardhub.usecases.terminal import note
 
 # Progress lines into a pipe: one each time this share of the bytes is done.
 _REPORT_SHARE = 0.1

@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from shardhub.checkpoint.unread_fields import is_named, read_fields
-from shardhub.cli.progress import bytes_progress
-from shardhub.cli.run import Status, note
-from shardhub.cli.sizes import default_context, parse_memory
 from shardhub.errors import HubUnreachable, NotFound, UnsupportedModel
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
@@ -23,6 +20,9 @@ from shardhub.hub.source import open_remote_checkpoint
 from shardhub.manifest import RepoLocation, Source
 from shardhub.naming import model_name
 from shardhub.shard import Pipeline, Shard, read_shard
+from shardhub.usecases.progress import bytes_progress
+from shardhub.usecases.sizes import default_context, parse_memory
+from shardhub.usecases.terminal import Status, note
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

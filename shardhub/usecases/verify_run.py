@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from shardhub.chain.head import Head
 from shardhub.chain.replay import replay
 from shardhub.chain.route import NodeHop
-from shardhub.cli.generate import HeadOptions, start_head
-from shardhub.cli.loop import LoopThread
-from shardhub.cli.parity import progress_of
-from shardhub.cli.run import Status, note
-from shardhub.cli.verify_target import EXIT_DIFFERENT, open_target
 from shardhub.errors import UsageError
 from shardhub.manifest import NumericClass, Parity
 from shardhub.parity import describe_class, difference, fixed_prompt, newest, numeric_class, one_class
+from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.parity import progress_of
+from shardhub.usecases.start_head import HeadOptions, start_head
+from shardhub.usecases.terminal import Status, note
+from shardhub.usecases.verify_target import EXIT_DIFFERENT, open_target
 
 
 def verify_run(options: HeadOptions, pipeline: str, *, as_json: bool) -> int:

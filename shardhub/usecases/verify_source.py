@@ -13,14 +13,14 @@ from pathlib import Path
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.difference import Difference, find_difference
 from shardhub.checkpoint.header import ByteSource, FileSource, StoredTensor, read_header
-from shardhub.cli.places import open_model
-from shardhub.cli.progress import bytes_progress
-from shardhub.cli.run import note
-from shardhub.cli.verify_target import EXIT_DIFFERENT, Target, open_target
 from shardhub.errors import UsageError
 from shardhub.parameters import MAX_SEED
 from shardhub.shard import Shard
 from shardhub.splitting.contents import ModelContents
+from shardhub.usecases.places import open_model
+from shardhub.usecases.progress import bytes_progress
+from shardhub.usecases.terminal import note
+from shardhub.usecases.verify_target import EXIT_DIFFERENT, Target, open_target
 
 # Differing tensors that are printed.
 _DIFFERENCES_SHOWN = 20

@@ -12,11 +12,6 @@ from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import open_checkpoint
 from shardhub.checkpoint.unread_fields import read_fields
-from shardhub.cli.parity import record, warn_inexact
-from shardhub.cli.places import hub
-from shardhub.cli.run import Status, note
-from shardhub.cli.sizes import parse_memory
-from shardhub.cli.verify_target import Target, open_target
 from shardhub.errors import DigestMismatch, DoesNotFit, UsageError
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.records import push_record
@@ -28,6 +23,11 @@ from shardhub.splitting.cards import with_parity_line
 from shardhub.splitting.job import prepare
 from shardhub.splitting.shard_folder import disk_errors
 from shardhub.splitting.weight_copy import Copier
+from shardhub.usecases.parity import record, warn_inexact
+from shardhub.usecases.places import hub
+from shardhub.usecases.sizes import parse_memory
+from shardhub.usecases.terminal import Status, note
+from shardhub.usecases.verify_target import Target, open_target
 
 if TYPE_CHECKING:
     import mlx.core as mx

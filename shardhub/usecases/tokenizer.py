@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.config import text_config
-from shardhub.cli.places import Model
-from shardhub.cli.run import note
 from shardhub.splitting.shard_folder import pipeline_file_names, template_file_names
 from shardhub.text.rehearsal import rehearse
+from shardhub.usecases.places import Model
+from shardhub.usecases.terminal import note
 
 
 def with_tokenizer(model: Model, *, ignore_code: bool = False, is_needed: bool = True) -> Model:

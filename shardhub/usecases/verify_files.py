@@ -10,10 +10,6 @@ from typing import TypeVar
 
 from shardhub.checkpoint.checkpoint import verify_weight_file
 from shardhub.checkpoint.weight_files import INDEX_FILE
-from shardhub.cli.parity import warn_inexact
-from shardhub.cli.progress import bytes_progress
-from shardhub.cli.run import Status, note
-from shardhub.cli.verify_target import EXIT_DIFFERENT, Target, open_target
 from shardhub.errors import ChainError, FormatError, IntegrityError, UnsupportedModel, UsageError
 from shardhub.manifest import Parity, check_digest, parse_json
 from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, SIGNATURE_FILE, STAGE_FILE
@@ -21,6 +17,10 @@ from shardhub.parity import PARITY_FOLDER, describe, newest, parse_record, said_
 from shardhub.security.signatures import check_signature, check_unchanged, parse_public_key
 from shardhub.shard import Shard, join_adjacent, read_bytes, read_config, read_shard
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
+from shardhub.usecases.parity import warn_inexact
+from shardhub.usecases.progress import bytes_progress
+from shardhub.usecases.terminal import Status, note
+from shardhub.usecases.verify_target import EXIT_DIFFERENT, Target, open_target
 
 T = TypeVar("T")
 

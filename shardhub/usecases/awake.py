@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shardhub.cli.run import note
+from shardhub.usecases.terminal import note
 
 # `-s` holds on mains power only; `-w` ends it with this process, however that ends.
 _CAFFEINATE = ("caffeinate", "-s", "-w")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from shardhub.cli.run import note
 from shardhub.errors import UsageError
 from shardhub.security.certificates import Role
 from shardhub.security.identity import identity_file
 from shardhub.security.trust import Security, Trust
+from shardhub.usecases.terminal import note
 
 TLS_VARIABLE = "SHARDHUB_TLS"
 

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from shardhub.cli.awake import awake
+from shardhub.usecases.awake import awake
 from tests.waiting import wait_until
 
 

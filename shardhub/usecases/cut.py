@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, TextIO
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.costs import model_costs
-from shardhub.cli.run import note
-from shardhub.cli.sizes import default_context
 from shardhub.errors import PlanError, UnsupportedModel, UsageError
 from shardhub.memory_limits import installed_memory
 from shardhub.planning.borders import Borders, CutFacts, crossing_text
@@ -24,6 +22,8 @@ from shardhub.planning.plan_file import parse_plan
 from shardhub.planning.table import format_table, plan_table
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.tensors import TensorSpec
+from shardhub.usecases.sizes import default_context
+from shardhub.usecases.terminal import note
 
 if TYPE_CHECKING:
     from shardhub.model.dissection import Dissection

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shardhub.cli.run import note
 from shardhub.errors import SignatureError
 from shardhub.naming import SIGNATURE_FILE
 from shardhub.security.signatures import Signer, check_signature, check_unchanged, load_signer, parse_public_key
+from shardhub.usecases.terminal import note
 
 
 def signer_of(path: Path | None) -> Signer | None:

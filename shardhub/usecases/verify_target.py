@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.cli.places import Places, hub
-from shardhub.cli.run import note
 from shardhub.errors import DigestMismatch, UsageError
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.records import read_remote_records
@@ -15,6 +13,8 @@ from shardhub.manifest import Manifest, Parity, decode_identified
 from shardhub.naming import MANIFEST_FILE
 from shardhub.parity import PARITY_FOLDER, parse_record, read_record_files
 from shardhub.shard import Pipeline, Shard, read_bytes, read_shard
+from shardhub.usecases.places import Places, hub
+from shardhub.usecases.terminal import note
 
 # Exit code of a command that found what it checks to be something else.
 EXIT_DIFFERENT = 3

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shardhub.cli.addresses import node_addresses, read_nodes_file, with_port
 from shardhub.errors import UsageError
+from shardhub.usecases.addresses import node_addresses, read_nodes_file, with_port
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint
-from shardhub.cli.run import Status, note
-from shardhub.cli.sizes import parse_memory
 from shardhub.errors import ProofFailed, UnsupportedModel
 from shardhub.manifest import Parity, ParityPrompt, Source
 from shardhub.parity import (
@@ -26,6 +24,8 @@ from shardhub.parity import (
 )
 from shardhub.shard import read_pipeline
 from shardhub.splitting.contents import ModelContents, StageContents
+from shardhub.usecases.sizes import parse_memory
+from shardhub.usecases.terminal import Status, note
 
 if TYPE_CHECKING:
     import mlx.core as mx

@@ -1,0 +1,190 @@
+"""Measuring a live chain: requests side by side, their times, and what they ran on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardhub.chain.head import Head
+from shardhub.chain.route import NodeHop
+from shardhub.chain.stream import Request
+from shardhub.chain.together import all_of
+from shardhub.engine.host import host_facts
+from shardhub.errors import UsageError
+from shardhub.parameters import SamplingParameters
+
+PERCENTILES = (50, 90, 99)
+# Tokens of the answers that come before each level is measured: prompts as long, so that all kernels have run.
+WARM_TOKENS = 4
+_SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """The options of `bench` as they were given."""
+
+    concurrency: str | None
+    num_prompt: int
+    num_tokens: int
+    num_rounds: int
+    seed: int
+    plot: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """One request's times, in seconds: to its first token, and between its tokens."""
+
+    first_s: float
+    between_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """What so many requests side by side were given.
+
+    Attributes:
+        wall_s: From the first request to the last token.
+        num_tokens: Tokens of all answers.
+        tokens_per_s: Those over `wall_s`: prompts take their part of it.
+        request_tokens_per_s: Median rate of one answer after its first token.
+        first_token_s, inter_token_s: Percentiles by name: `p50` and so on.
+    """
+
+    concurrency: int
+    num_requests: int
+    num_prompt_tokens: int
+    num_tokens: int
+    wall_s: float
+    tokens_per_s: float
+    request_tokens_per_s: float
+    first_token_s: dict[str, float]
+    inter_token_s: dict[str, float]
+
+
+async def measure(
+    head: Head, options: BenchOptions, concurrency: int, *, num_rounds: int | None = None, num_tokens: int | None = None
+) -> Level:
+    """Run `concurrency` clients side by side, each with its requests one after the other.
+
+    Raises:
+        ShardhubError: A request failed; the others are given up.
+    """
+    rounds, tokens = num_rounds or options.num_rounds, num_tokens or options.num_tokens
+    prompts = random_prompts(
+        np.random.default_rng([options.seed, concurrency, rounds]),
+        num_prompts=concurrency * rounds,
+        length=options.num_prompt,
+        vocab_size=vocab_size(head),
+    )
+
+    async def client(index: int) -> list[Answered]:
+        return [await answer(head, prompts[index * rounds + turn], tokens) for turn in range(rounds)]
+
+    started = time.monotonic()
+    answered = await all_of(client(index) for index in range(concurrency))
+    wall_s = time.monotonic() - started
+    return summarize(concurrency, options.num_prompt, [one for found in answered for one in found], wall_s=wall_s)
+
+
+async def answer(head: Head, prompt: Sequence[int], num_tokens: int) -> Answered:
+    """Run one request to its last token; no token ends it early."""
+    started = time.monotonic()
+    request = Request(prompt=prompt, parameters=SamplingParameters(), max_tokens=num_tokens, reuse=False)
+    stream = head.scheduler.submit(request)
+    try:
+        times = [time.monotonic() async for _ in stream]
+    finally:
+        stream.cancel()
+    await stream.ended.wait()
+    return Answered(first_s=times[0] - started, between_s=tuple(np.diff(times).tolist()))
+
+
+def summarize(concurrency: int, num_prompt: int, answers: Sequence[Answered], *, wall_s: float) -> Level:
+    """Put the requests of a level together."""
+    num_tokens = sum(1 + len(a.between_s) for a in answers)
+    return Level(
+        concurrency=concurrency,
+        num_requests=len(answers),
+        num_prompt_tokens=num_prompt * len(answers),
+        num_tokens=num_tokens,
+        wall_s=wall_s,
+        tokens_per_s=num_tokens / wall_s,
+        request_tokens_per_s=float(np.median([len(a.between_s) / sum(a.between_s) for a in answers])),
+        first_token_s=percentiles([a.first_s for a in answers]),
+        inter_token_s=percentiles([s for a in answers for s in a.between_s]),
+    )
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """`p50`, `p90` and `p99`."""
+    return {f"p{p}": float(v) for p, v in zip(PERCENTILES, np.percentile(seconds, PERCENTILES), strict=True)}
+
+
+def random_prompts(rng: np.random.Generator, *, num_prompts: int, length: int, vocab_size: int) -> list[list[int]]:
+    """Prompts of ids below `vocab_size`; the same ones for the same generator."""
+    found: list[list[int]] = rng.integers(0, vocab_size, (num_prompts, length)).tolist()
+    return found
+
+
+def vocab_size(head: Head) -> int:
+    """Ids the model knows; the tokenizer's where a config does not say."""
+    sizes = [link.facts.vocab_size for link in head.chain.links if link.facts.vocab_size]
+    return min([*sizes, head.tokenizer.vocab_size])
+
+
+def default_levels(head: Head) -> list[int]:
+    """1, 2, 4 and so on, up to what keeps every stage busy with full steps and all nodes hold."""
+    chain = head.chain
+    sessions = min(sum(chain.links[index].limits.max_sessions for index in place) for place in chain.places)
+    most = min(chain.max_rows * len(chain.places), sessions)
+    return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
+
+
+def check_room(head: Head, options: BenchOptions) -> None:
+    """Refuse requests that no session can hold.
+
+    Raises:
+        UsageError: Prompt and answer have more positions than the chain's context.
+    """
+    if options.num_prompt + options.num_tokens > head.chain.max_context:
+        raise UsageError(
+            f"A prompt of {options.num_prompt} ids and {options.num_tokens} tokens do not fit.",
+            why=f"The chain's context is {head.chain.max_context} positions.",
+            hint="Lower --prompt-tokens or --tokens, or serve with a larger --context.",
+        )
+
+
+def hosts_of(head: Head) -> list[dict[str, str]]:
+    """What each stage runs on: numbers can be compared only beside it."""
+    hosts = []
+    for hop in head.hops:
+        facts = hop.description.host if isinstance(hop, NodeHop) else host_facts()
+        at = hop.address if isinstance(hop, NodeHop) else "this process"
+        layers = f"stages {hop.first} to {hop.last}" if hop.last > hop.first else f"stage {hop.first}"
+        hosts.append({"at": f"{layers} at {at}", **{key: facts[key] for key in _SHOWN_FACTS if facts.get(key)}})
+    return hosts
+
+
+def record(
+    head: Head, options: BenchOptions, hosts: Sequence[dict[str, str]], levels: Sequence[Level]
+) -> dict[str, Any]:
+    """All of it as JSON-able data; times in seconds."""
+    return {
+        "pipeline": head.pipeline.manifest.name,
+        "pipeline_id": head.pipeline.manifest.pipeline_id,
+        "inexact": head.inexact,
+        "stages": head.describe_hops(),
+        "hosts": list(hosts),
+        "head": host_facts(),
+        "prompt_tokens": options.num_prompt,
+        "tokens": options.num_tokens,
+        "rounds": options.num_rounds,
+        "seed": options.seed,
+        "levels": [asdict(level) for level in levels],
+    }

@@ -1,0 +1,100 @@
+"""Which shards a node serves: those that are named, or stages of a pipeline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from shardhub.errors import DoesNotFit, UsageError
+from shardhub.hub.snapshot import other_stage
+from shardhub.model.memory import memory_budget
+from shardhub.naming import MANIFEST_FILE
+from shardhub.parity import inexactness
+from shardhub.shard import Pipeline, Shard, inexact_of, read_pipeline, read_shard
+from shardhub.usecases.parity import warn_inexact
+from shardhub.usecases.places import Places
+from shardhub.usecases.signing import check_pipeline
+from shardhub.usecases.terminal import note
+
+
+def choose_shards(
+    places: Places,
+    named: Sequence[str],
+    stages: str | None,
+    budget_bytes: int | None,
+    require_signature: str | None = None,
+) -> list[Shard]:
+    """The shards a command line names: shards, or stages of a pipeline; fetched where they are repos.
+
+    Raises:
+        UsageError: It names none, or both kinds.
+        DoesNotFit: No stage of the pipeline fits here.
+        SignatureError: The pipeline is not signed with the key that is required.
+        As `Fetcher.fetch`.
+    """
+    folders = [places.folder(text) for text in named]
+    pipelines = [folder for folder in folders if (folder / MANIFEST_FILE).is_file()]
+    if require_signature is not None and not pipelines:
+        raise UsageError(
+            "--require-signature needs the pipeline.",
+            why="A signature covers the manifest, which names the shards.",
+            hint="Write: shardhub serve PIPELINE --stages K --require-signature ...",
+        )
+    if not pipelines:
+        if stages is not None:
+            raise UsageError("--stages chooses from a pipeline.", hint="Give a pipeline, or leave it out.")
+        shards = [read_shard(folder) for folder in folders]
+        warn_inexact(inexact_of(shards))
+        return shards
+    if len(folders) > 1:
+        raise UsageError("Give either one pipeline, or shards of one.", why=f"{len(folders)} were named.")
+    check_pipeline(pipelines[0], require_signature)
+    pipeline = read_pipeline(pipelines[0])
+    warn_inexact(inexactness(pipeline.folder, pipeline.manifest, only_named=require_signature is not None))
+    if stages is not None:
+        return [_shard(places, pipeline, index) for index in _indices(stages, len(pipeline.manifest.stages))]
+    budget = budget_bytes if budget_bytes is not None else memory_budget()
+    chosen: int | None = None
+    for index, entry in enumerate(pipeline.manifest.stages):
+        fits = entry.size_bytes < budget and _is_to_be_had(places, pipeline, index)
+        mark = "<- serving this one" if fits and chosen is None else ""
+        note(
+            f"stage {index}: layers {entry.start} to {entry.stop - 1}, {entry.size_bytes / 1e9:.2f} GB {mark}".rstrip()
+        )
+        if fits and chosen is None:
+            chosen = index
+    if chosen is None:
+        raise DoesNotFit(
+            f"No stage of {pipeline.manifest.name} is to be had and fits into {budget / 1e9:.1f} GB.",
+            hint="Split it into more stages, or set --memory if the budget is wrong.",
+        )
+    return [_shard(places, pipeline, chosen)]
+
+
+def _is_to_be_had(places: Places, pipeline: Pipeline, index: int) -> bool:
+    return places.here(pipeline, index) is not None or places.published(pipeline, index) != ""
+
+
+def _shard(places: Places, pipeline: Pipeline, index: int) -> Shard:
+    shard = places.shard(pipeline, index)
+    if shard is None:
+        raise UsageError(
+            f"The shard of stage {index} is not beside {pipeline.folder}.",
+            why=f"{pipeline.folder} names {', '.join(repr(loc) for loc in pipeline.manifest.stages[index].locations)}.",
+            hint="Copy the shard's folder there.",
+        )
+    if shard.digest != (expected := pipeline.manifest.stages[index].digest):
+        raise other_stage(str(shard.folder), shard.digest, expected)
+    return shard
+
+
+def _indices(text: str, num_stages: int) -> list[int]:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+    if not match or not first <= last < num_stages:
+        raise UsageError(
+            f"--stages {text} names no stages.",
+            why=f"The pipeline has stages 0 to {num_stages - 1}.",
+            hint="Write K or K-L, such as --stages 1-2.",
+        )
+    return list(range(first, last + 1))

@@ -1,0 +1,274 @@
+"""Whether this machine is ready to split, serve and publish: checks, each with what was seen and what to do."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardhub.blas import Blas, blas_path, carries_reference_blas, describe_blas, load_openblas
+from shardhub.errors import ShardhubError
+from shardhub.hub.cache import Cache
+from shardhub.hub.client import hub_api, is_offline, token_source
+from shardhub.hub.failures import hub_failures
+from shardhub.naming import NODE_PORT
+from shardhub.toolchain import check_compiler
+from shardhub.usecases.versions import versions
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+_OLDEST_PYTHON = (3, 11)
+# Under this a single large stage does not fit.
+_LITTLE_DISK_BYTES = 20 * 10**9
+_LITTLE_MEMORY_BYTES = 4 * 10**9
+# A doctor who waits is no help; a Hub that takes longer is as good as away.
+_HUB_TIMEOUT_S = 5.0
+# What looks like a Hub's token, for the report.
+_TOKEN = re.compile(r"hf_[A-Za-z0-9_]{8,}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What was found.
+
+    Attributes:
+        state: `ok`, `warn` (something will not work, or not well) or `fail` (nothing will).
+        found: What is there.
+        advice: What to do; empty where nothing is to be done.
+    """
+
+    name: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+def report_text(checks: list[Check]) -> str:
+    """Everything to paste into an issue: no token, no account, no home folder."""
+    lines = ["```", f"{platform.system()} {platform.release()} {platform.machine()}", *versions().splitlines(), ""]
+    found = [f"{check.state:<5} {check.name:<9} {check.found}" for check in checks]
+    text = "\n".join([*lines, *found, "```"]).replace(str(Path.home()), "~")
+    return _TOKEN.sub("hf_...", text)
+
+
+def checks_of(cache_dir: Path | None, blas: Blas) -> list[Callable[[], list[Check]]]:
+    # BLAS before MLX: the first import of MLX decides.
+    return [
+        _python,
+        _compiler,
+        lambda: [check_blas(blas)],
+        _mlx,
+        _memory,
+        lambda: [check_disk(Cache(cache_dir).root)],
+        _ports,
+        _hub,
+    ]
+
+
+def _python() -> list[Check]:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.version_info < _OLDEST_PYTHON:
+        return [Check(name="python", state=FAIL, found=found, advice="Install Python 3.11 or later.")]
+    return [Check(name="python", state=OK, found=found)]
+
+
+def _compiler() -> list[Check]:
+    if platform.system() != "Linux":
+        return [Check(name="compiler", state=OK, found="not needed on this system")]
+    try:
+        check_compiler()
+    except ShardhubError as error:
+        return [Check(name="compiler", state=FAIL, found=error.what, advice=error.hint)]
+    return [Check(name="compiler", state=OK, found=str(shutil.which("g++")))]
+
+
+def check_blas(choice: Blas) -> Check:
+    """Which BLAS MLX computes with; loads what `serve` would."""
+    missing: ShardhubError | None = None
+    if choice is Blas.OPENBLAS or (choice is Blas.AUTO and carries_reference_blas()):
+        try:
+            load_openblas()
+        except ShardhubError as error:
+            missing = error
+    try:
+        import mlx.core as mx
+    except (ImportError, OSError) as error:
+        return Check(name="blas", state=WARN, found=f"{type(error).__name__}", advice="See mlx below.")
+    if platform.system() == "Darwin":
+        return Check(name="blas", state=OK, found="Accelerate")
+    found = f"{describe_blas(mx.__file__)}: {blas_path(mx.__file__)}"
+    if missing is not None:
+        state = FAIL if choice is Blas.OPENBLAS else WARN
+        return Check(
+            name="blas",
+            state=state,
+            found=f"{found}; slow: {missing.what} {missing.why}",
+            advice=missing.hint,
+        )
+    return Check(name="blas", state=OK, found=f"{found}, by --blas" if choice is Blas.REFERENCE else found)
+
+
+def _mlx() -> list[Check]:
+    advice = "Install it again: pip install --force-reinstall shardhub"
+    try:
+        import mlx.core as mx
+
+        total = (mx.arange(4) * 2).sum().item()
+    except (ImportError, OSError, RuntimeError) as error:
+        return [Check(name="mlx", state=FAIL, found=f"{type(error).__name__}: {error}"[:200], advice=advice)]
+    if total != 12:
+        return [Check(name="mlx", state=FAIL, found=f"computes 0+2+4+6 = {total}", advice=advice)]
+    backend = "Metal" if mx.metal.is_available() else "CUDA" if _has_cuda(mx) else "CPU"
+    if backend == "CPU" and sys.platform == "darwin":
+        advice = "Use a native arm64 Python on Apple silicon, not one under Rosetta."
+        return [Check(name="mlx", state=WARN, found="CPU only, on a Mac", advice=advice)]
+    return [Check(name="mlx", state=OK, found=f"{backend}, {mx.default_device()}")]
+
+
+def _has_cuda(mx: Any) -> bool:
+    cuda = getattr(mx, "cuda", None)
+    return bool(cuda is not None and cuda.is_available())
+
+
+def _memory() -> list[Check]:
+    try:
+        import psutil
+
+        from shardhub.memory_limits import available_memory, limit_text
+        from shardhub.model.memory import memory_budget
+    except (ImportError, OSError, RuntimeError) as error:
+        return [Check(name="memory", state=WARN, found=f"{type(error).__name__}", advice="See mlx above.")]
+    budget, free, limit = memory_budget(), available_memory(), limit_text()
+    found = (
+        f"{budget / 1e9:.1f} GB for a node, of {psutil.virtual_memory().total / 1e9:.1f} GB installed; "
+        f"{free / 1e9:.1f} GB free now" + (f"; {limit}" if limit else "")
+    )
+    if free < min(_LITTLE_MEMORY_BYTES, budget // 2):
+        return [Check(name="memory", state=WARN, found=found, advice="End what you do not need before you serve.")]
+    return [Check(name="memory", state=OK, found=found)]
+
+
+def check_disk(folder: Path) -> Check:
+    """Whether the cache can be written and has room."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        advice = "Make it writable, or give another with --cache-dir or SHARDHUB_CACHE."
+        return Check(name="disk", state=FAIL, found=f"the cache {folder} cannot be written", advice=advice)
+    free = shutil.disk_usage(existing).free
+    found = f"{free / 1e9:.1f} GB free for the cache in {folder}"
+    if free < _LITTLE_DISK_BYTES:
+        advice = "Make room (shardhub prune), or give another folder with --cache-dir or SHARDHUB_CACHE."
+        return Check(name="disk", state=WARN, found=found, advice=advice)
+    return Check(name="disk", state=OK, found=found)
+
+
+def _ports() -> list[Check]:
+    return [check_port(NODE_PORT)]
+
+
+def check_port(port: int) -> Check:
+    """Whether a node could listen there."""
+    # All addresses at once first; a system that lets somebody else listen on one of them is asked for each.
+    for host in dict.fromkeys(("0.0.0.0", *_own_addresses())):  # noqa: S104 - nobody is answered there
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((host, port))
+            except OSError as error:
+                place = "" if host == "0.0.0.0" else f" on {host}"  # noqa: S104
+                advice = "A node may be running already; for another: shardhub serve --port 0"
+                fault = f"{port} cannot be used{place}: {error.strerror}"
+                return Check(name="ports", state=WARN, found=fault, advice=advice)
+    return Check(name="ports", state=OK, found=f"{port} is free")
+
+
+def _own_addresses() -> list[str]:
+    import psutil
+
+    try:
+        interfaces = psutil.net_if_addrs().values()
+    except OSError:
+        return ["127.0.0.1"]
+    return [one.address for interface in interfaces for one in interface if one.family == socket.AF_INET]
+
+
+def _hub() -> list[Check]:
+    """Two checks: whether the Hub answers, and what the token may do."""
+    if is_offline():
+        return [
+            Check(name="hub", state=WARN, found="HF_HUB_OFFLINE is set", advice="Unset it to fetch or publish."),
+            Check(name="token", state=WARN, found="not asked, offline"),
+        ]
+    try:
+        api = hub_api()
+        status, answer = _ask(api)
+    except ShardhubError as error:
+        return [
+            Check(name="hub", state=WARN, found=f"{error.what} {error.why}".strip(), advice=error.hint),
+            Check(name="token", state=WARN, found="not asked", advice="See hub above."),
+        ]
+    reached = Check(name="hub", state=OK, found=f"{api.endpoint} answers")
+    return [reached, token_check(status, answer, token_source(api))]
+
+
+def token_check(status: int, answer: dict[str, Any], source: str) -> Check:
+    """What the Hub says of the token, never its value.
+
+    Args:
+        status: HTTP status of whoami; 401 for none and for a wrong one.
+        answer: Its body.
+        source: Where the token came from.
+    """
+    if source == "no token":
+        advice = "Fine for public models. To publish, or for private ones: hf auth login, or set HF_TOKEN."
+        return Check(name="token", state=WARN, found="none", advice=advice)
+    if status != 200:
+        advice = "Log in again (hf auth login), or set HF_TOKEN to a token of this Hub."
+        return Check(name="token", state=FAIL, found=f"{source} is not accepted ({status})", advice=advice)
+    token = (answer.get("auth") or {}).get("accessToken") or {}
+    role = str(token.get("role", "of unknown scope"))
+    if role == "read":
+        advice = "Enough to fetch. To publish, make one that may write."
+        return Check(name="token", state=WARN, found=f"{source}: read", advice=advice)
+    if role == "fineGrained":
+        granted = _granted(token)
+        found = f"{source}: fine-grained, {', '.join(sorted(granted)) or 'no permissions'}"
+        if "repo.write" not in granted:
+            advice = "To publish, give it write access to the contents of your repos."
+            return Check(name="token", state=WARN, found=found, advice=advice)
+        return Check(name="token", state=OK, found=found)
+    return Check(name="token", state=OK, found=f"{source}: {role}")
+
+
+def _granted(token: dict[str, Any]) -> set[str]:
+    scopes = (token.get("fineGrained") or {}).get("scoped") or []
+    return {str(name) for scope in scopes if isinstance(scope, dict) for name in scope.get("permissions") or []}
+
+
+def _ask(api: Any) -> tuple[int, dict[str, Any]]:
+    """Status and body of whoami, asked once.
+
+    Raises:
+        HubUnreachable: No answer, or not a Hub's.
+    """
+    from huggingface_hub import get_session
+
+    with hub_failures("asking whose token this is", api=api):
+        response = get_session().get(
+            f"{api.endpoint}/api/whoami-v2", headers=api._build_hf_headers(), timeout=_HUB_TIMEOUT_S
+        )
+        if response.status_code == 200:
+            return 200, dict(response.json())
+        if response.status_code >= 500 or response.status_code == 429:
+            response.raise_for_status()
+        if response.status_code != 401:
+            # A Hub answers this call with 200 or 401; anything else is another server's.
+            response.json()
+    return response.status_code, {}
