@@ -20,8 +20,8 @@ from shardhub.chain.links import Arrival, StageLink
 from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
-from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES
 from shardhub.errors import ChainError, HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
+from shardhub.limits import MESSAGE_OVERHEAD_BYTES
 from shardhub.model.memory import release_unused
 from shardhub.naps import Naps
 from shardhub.parameters import SamplingParameters

@@ -15,6 +15,7 @@ from shardhub.engine.masks import MaskTable
 from shardhub.engine.meter import Meter
 from shardhub.engine.sessions import Entry, SessionTable
 from shardhub.errors import NodeFailure, ProofExceeded, ShardhubError, StepTimeout, WireError
+from shardhub.limits import MAX_PADDING, MAX_SCORED, MESSAGE_OVERHEAD_BYTES
 from shardhub.model import batching
 from shardhub.model.load import LoadedStage, load_stage
 from shardhub.model.memory import release_unused, settle
@@ -59,8 +60,6 @@ LEASE_S = 30.0
 # What an id of a chunk, or a decode step, is taken to cost before any was measured; weight of the newest measurement.
 _UNKNOWN_ID_S = 0.01
 _NEWEST = 0.3
-# Room in a message for everything that is not a tensor.
-MESSAGE_OVERHEAD_BYTES = 64 << 10
 # Prefill chunk and rows the warm-up runs, so that MLX has compiled its kernels before the first request.
 _WARM_CHUNK = 8
 _MAX_VOCAB = 1 << 22
@@ -69,11 +68,6 @@ _WARM_ROWS = 2
 # Parallel sessions a node admits unless told otherwise, and most of them in one step.
 MAX_SESSIONS = 16
 MAX_ROWS = 16
-# Padding that sessions of different lengths may cost in one step, as a share of what they were promised.
-MAX_PADDING = 0.25
-# Positions of a prompt whose logits are computed at once where it is asked how likely its ids were: of a long chunk
-# and a large vocabulary they would take gigabytes.
-MAX_SCORED = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
