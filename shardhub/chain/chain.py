@@ -22,7 +22,6 @@ from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
 from shardhub.errors import ChainError, HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
 from shardhub.limits import MESSAGE_OVERHEAD_BYTES
-from shardhub.model.memory import release_unused
 from shardhub.naps import Naps
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
@@ -377,7 +376,6 @@ class Chain:
         self.paths.mark_dead(index, ended)
         self._fail_over(link, ended)
         await link.stop()
-        await asyncio.get_running_loop().run_in_executor(None, release_unused)
 
     def _fail_over(self, link: StageLink, error: ShardhubError) -> None:
         for session in list(self._sessions.values()):

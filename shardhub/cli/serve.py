@@ -20,8 +20,9 @@ from shardhub.cli.signing import check_pipeline
 from shardhub.cli.sizes import parse_memory, served_context
 from shardhub.cli.streams import announce
 from shardhub.cli.trust import node_trust
-from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.engine.engine import Engine
 from shardhub.engine.metrics import StageMetrics
+from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DoesNotFit, UsageError
 from shardhub.hub.snapshot import other_stage
 from shardhub.model.memory import memory_budget
