@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 import os
 import platform
 import subprocess
@@ -21,6 +22,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from shardhub.errors import ShardhubError
+
+log = logging.getLogger(__name__)
 
 # Sonames of OpenBLAS with 32-bit integers and plain names, threaded first where a system has both.
 SYSTEM_LIBRARIES = ("libopenblasp.so.0", "libopenblas.so.0")
@@ -54,6 +57,10 @@ class Blas(StrEnum):
     REFERENCE = "reference"
 
 
+# What to do when MLX is imported; a program that chose nothing computes with what MLX brings.
+_chosen = Blas.REFERENCE
+
+
 class _Address(ctypes.Structure):
     """Dl_info of dladdr(3): what is loaded at an address."""
 
@@ -63,6 +70,26 @@ class _Address(ctypes.Structure):
         ("symbol", ctypes.c_char_p),
         ("symbol_address", ctypes.c_void_p),
     )
+
+
+def choose_blas(choice: Blas) -> None:
+    """Have MLX compute with a BLAS once it is imported, if it ever is.
+
+    A library that was named is loaded now, so that the command says at once where it cannot be; `auto` waits.
+
+    Raises:
+        ShardhubError: `openblas` was chosen and cannot be loaded.
+    """
+    global _chosen
+    _chosen = choice
+    if choice is Blas.OPENBLAS:
+        load_openblas()
+
+
+def use_chosen_blas() -> None:
+    """Put the chosen BLAS in front of MLX's own; called when MLX is about to be imported."""
+    use_blas(_chosen)
+    log.debug("BLAS: %s", describe_blas() or "MLX's own")
 
 
 def use_blas(choice: Blas) -> None:

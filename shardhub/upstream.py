@@ -8,6 +8,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
 
+from shardhub.blas import use_chosen_blas
 from shardhub.kernel_folder import use_private_folder
 from shardhub.open_files import allow_open_files, limit_kept
 
@@ -26,11 +27,20 @@ def watch() -> None:
             use_private_folder()
 
 
+def hide_torch() -> None:
+    """Have this process do without PyTorch, also where it is installed: transformers loads it beside any tokenizer.
+
+    For a program of our own, not for a library: nobody else in the process can import it either.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # what the import system takes for "not there"
+
+
 class _Watch(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """A module's spec where its import needs care; None leaves it to others."""
         if name == _COMPILING:
             use_private_folder()
+            use_chosen_blas()
         if name != _LIMITING:
             return None
         spec = PathFinder.find_spec(name, path, target)

@@ -20,9 +20,8 @@ from shardhub.chain.links import Arrival, StageLink
 from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.together import all_of
-from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES
 from shardhub.errors import ChainError, HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
-from shardhub.model.memory import release_unused
+from shardhub.limits import MESSAGE_OVERHEAD_BYTES
 from shardhub.naps import Naps
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
@@ -377,7 +376,6 @@ class Chain:
         self.paths.mark_dead(index, ended)
         self._fail_over(link, ended)
         await link.stop()
-        await asyncio.get_running_loop().run_in_executor(None, release_unused)
 
     def _fail_over(self, link: StageLink, error: ShardhubError) -> None:
         for session in list(self._sessions.values()):

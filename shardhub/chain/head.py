@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
@@ -16,7 +17,7 @@ from shardhub.chain.muster import muster
 from shardhub.chain.route import Hop, LocalHop, NodeHop, plan_route
 from shardhub.chain.scheduler import Scheduler, SchedulerSettings
 from shardhub.chain.stream import Finish, Request, Stream
-from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.parity import inexactness
@@ -27,6 +28,9 @@ from shardhub.shard import Pipeline, read_shard
 from shardhub.text.stops import StopMatcher
 from shardhub.text.tokenizer import Tokenizer
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness
+
+if TYPE_CHECKING:
+    from shardhub.engine.engine import Engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,6 +360,8 @@ async def _load_local(
     progress(f"stage {hop.first}" + (f" to {hop.last}" if hop.last > hop.first else "") + " runs in this process")
     for shard, entry in zip(shards, stages, strict=True):
         _check_shard(shard.digest, entry.digest, shard.folder)
+    from shardhub.engine.engine import Engine  # loads MLX, which a head without stages of its own needs not have
+
     return await asyncio.get_running_loop().run_in_executor(
         None, lambda: Engine.start(shards, settings, progress=progress)
     )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 import grpc.aio
 
-from shardhub.engine.engine import Engine, Ran
 from shardhub.engine.host import host_facts
 from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, ShardhubError, StepTimeout, WireError
 from shardhub.protocol import (
@@ -35,6 +34,9 @@ from shardhub.wire.outbox import Outbox
 from shardhub.wire.secure import open_channel, while_trusted, with_tls_hint
 from shardhub.wire.shardhub_pb2_grpc import NodeStub
 from shardhub.wire.status import from_rpc, network_words
+
+if TYPE_CHECKING:
+    from shardhub.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +134,7 @@ class LocalLink:
             if future.cancelled() or self._loop.is_closed():
                 return
             outcome = future.result()
-            arrival = outcome.output if isinstance(outcome, Ran) else outcome
+            arrival = outcome if isinstance(outcome, StepFailure) else outcome.output
             self._loop.call_soon_threadsafe(self._arrived, arrival)
 
         self._engine.step(self._head, step).add_done_callback(done)
@@ -141,7 +143,11 @@ class LocalLink:
         self._engine.mask(self._head, masks)
 
     async def stop(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self._engine.stop)
+        from shardhub.model.memory import release_unused  # loads MLX, as the engine has
+
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._engine.stop)
+        await loop.run_in_executor(None, release_unused)
 
 
 async def describe(address: str, *, liveness: Liveness = DEFAULT_LIVENESS, security: Security = PLAIN) -> Description:

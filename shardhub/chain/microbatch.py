@@ -10,10 +10,8 @@ from typing import Protocol
 from shardhub.chain.session import Path, RowToSend
 from shardhub.chain.stream import Stream
 from shardhub.errors import ShardhubError
+from shardhub.limits import MAX_PADDING
 from shardhub.protocol import Lane, RowResult
-
-# Positions that padding may add where streams of different lengths go together, as a share of their own.
-MAX_PADDING = 0.25
 
 
 class StepSender(Protocol):

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from shardhub.chain.chain import Chain
 from shardhub.chain.pace import Pace
 from shardhub.chain.stream import Stream
-from shardhub.engine.engine import MAX_SCORED
+from shardhub.limits import MAX_SCORED
 from shardhub.protocol import Lane, RowResult
 
 # Chunks of one prompt on their way beyond one for each stage.

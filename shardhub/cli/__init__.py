@@ -3,7 +3,7 @@
 import os
 
 from shardhub.cli.app import main
-from shardhub.upstream import watch
+from shardhub.upstream import hide_torch, watch
 
 __all__ = ["main"]
 
@@ -12,3 +12,4 @@ __all__ = ["main"]
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 watch()
+hide_torch()

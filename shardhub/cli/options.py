@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from shardhub.blas import Blas, use_blas
+from shardhub.blas import Blas, choose_blas
 from shardhub.chain.recovery import Recovery
 from shardhub.cli.run import print_error
 from shardhub.errors import ShardhubError, outcome
@@ -16,13 +16,13 @@ from shardhub.parameters import REPETITION_CONTEXT
 from shardhub.threads import check_threads
 
 
-def choose_blas(choice: Blas) -> Blas:
-    """Load the BLAS that was asked for while options are read: MLX binds to what is there when it is imported."""
+def read_blas(choice: Blas) -> Blas:
+    """Choose the BLAS while options are read: MLX binds to what is there when it is imported."""
     # What the command starts computes alike.
     os.environ[BLAS_VARIABLE] = choice
     try:
         check_threads()
-        use_blas(choice)
+        choose_blas(choice)
     except ShardhubError as error:
         print_error(error)
         raise typer.Exit(outcome(error).exit) from error
@@ -32,7 +32,7 @@ def choose_blas(choice: Blas) -> Blas:
 BLAS_VARIABLE = "SHARDHUB_BLAS"
 _BLAS_HELP = "On Linux's CPUs: OpenBLAS, or the slow reference BLAS of MLX's wheel."
 BlasOption = Annotated[
-    Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, callback=choose_blas, help=_BLAS_HELP)
+    Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, callback=read_blas, help=_BLAS_HELP)
 ]
 # Without loading it, for a command that looks whether it can be.
 BlasChoice = Annotated[Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, help=_BLAS_HELP)]

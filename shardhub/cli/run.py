@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from shardhub.blas import describe_blas
 from shardhub.cli.streams import OutputFailed, drop_output, finish_output, output_error
 from shardhub.errors import ShardhubError, outcome
 from shardhub.shortage import shortage
@@ -39,8 +38,6 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
     # Of each peer that calls without TLS or goes away, gRPC's core writes lines that only its makers can read.
     if not debug:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    if debug:
-        logging.getLogger(__name__).debug("BLAS: %s", describe_blas() or "MLX's own")
     try:
         with _sigterm_exits():
             code = command() or 0

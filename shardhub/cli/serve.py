@@ -12,8 +12,9 @@ from pathlib import Path
 
 from shardhub.checkpoint.unread_fields import warning
 from shardhub.cli.streams import announce
-from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.engine.engine import Engine
 from shardhub.engine.metrics import StageMetrics
+from shardhub.engine.settings import EngineSettings
 from shardhub.errors import UsageError
 from shardhub.node.lifecycle import NodeSettings, check_host, is_loopback, run_node
 from shardhub.node.metrics import MetricsEndpoint, check_metrics

@@ -14,7 +14,9 @@ from shardhub.engine.compute import ComputeThread
 from shardhub.engine.masks import MaskTable
 from shardhub.engine.meter import Meter
 from shardhub.engine.sessions import Entry, SessionTable
+from shardhub.engine.settings import MAX_CHUNK, EngineSettings
 from shardhub.errors import NodeFailure, ProofExceeded, ShardhubError, StepTimeout, WireError
+from shardhub.limits import MAX_PADDING, MAX_SCORED, MESSAGE_OVERHEAD_BYTES
 from shardhub.model import batching
 from shardhub.model.load import LoadedStage, load_stage
 from shardhub.model.memory import release_unused, settle
@@ -28,7 +30,6 @@ from shardhub.protocol import (
     COMPUTATION,
     ONE_AT_A_TIME,
     PROVEN_ANEW,
-    KvQuantization,
     Lane,
     Limits,
     Mask,
@@ -49,54 +50,19 @@ from shardhub.tensors import DTYPE_SIZES
 
 log = logging.getLogger(__name__)
 
-# Largest chunk of a prompt in one step: enough to keep matmuls busy, small enough that other sessions' decode steps
-# wait for one chunk only.
-MAX_CHUNK = 512
 # Steps and bytes queued for one head.
 QUEUE_STEPS = 32
 QUEUE_BYTES = 256 << 20
-LEASE_S = 30.0
 # What an id of a chunk, or a decode step, is taken to cost before any was measured; weight of the newest measurement.
 _UNKNOWN_ID_S = 0.01
 _NEWEST = 0.3
-# Room in a message for everything that is not a tensor.
-MESSAGE_OVERHEAD_BYTES = 64 << 10
 # Prefill chunk and rows the warm-up runs, so that MLX has compiled its kernels before the first request.
 _WARM_CHUNK = 8
 _MAX_VOCAB = 1 << 22
 _MASK_ROOM_BYTES = 256
 _WARM_ROWS = 2
-# Parallel sessions a node admits unless told otherwise, and most of them in one step.
-MAX_SESSIONS = 16
+# Most sessions in one step.
 MAX_ROWS = 16
-# Padding that sessions of different lengths may cost in one step, as a share of what they were promised.
-MAX_PADDING = 0.25
-# Positions of a prompt whose logits are computed at once where it is asked how likely its ids were: of a long chunk
-# and a large vocabulary they would take gigabytes.
-MAX_SCORED = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSettings:
-    """How an engine is to run.
-
-    Attributes:
-        context: Most positions of a session.
-        max_sessions: Sessions at once.
-        budget_bytes: Memory to stay within; None asks the machine.
-        lease_s: See `Limits`.
-        max_chunk: Most ids of a row in one step.
-        kv: How K and V are quantised; None keeps them in the model's dtype.
-        may_be_less: Whether a smaller context will do where memory is short: the largest that a session has room for.
-    """
-
-    context: int
-    max_sessions: int = MAX_SESSIONS
-    budget_bytes: int | None = None
-    lease_s: float = LEASE_S
-    max_chunk: int = MAX_CHUNK
-    kv: KvQuantization | None = None
-    may_be_less: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,12 +9,9 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-import mlx.core as mx
-
 from shardhub import __version__
 from shardhub.blas import describe_blas
 from shardhub.memory_limits import installed_memory
-from shardhub.model.memory import memory_budget
 
 _MAX_NAME = 100
 # It answers in milliseconds.
@@ -22,7 +19,11 @@ _SYSCTL_S = 5
 
 
 def host_facts() -> dict[str, str]:
-    """Versions, operating system, chip, BLAS, MLX backend and memory."""
+    """Versions, operating system, chip, BLAS, MLX backend and memory; loads MLX, which is asked for some."""
+    import mlx.core as mx
+
+    from shardhub.model.memory import memory_budget
+
     device, chip = mx.default_device(), _chip()
     return {
         "shardhub": __version__,
@@ -93,6 +94,8 @@ def name_chip(reading: Reading) -> Chip:
 @cache
 def _chip() -> Chip:
     """The names of this machine's."""
+    import mlx.core as mx
+
     device = mx.device_info() if mx.metal.is_available() else {}
     return name_chip(
         Reading(
@@ -125,4 +128,6 @@ def _cpuinfo() -> str:
 @cache
 def _blas() -> str:
     """The library that multiplies MLX's matrices in this process, and what its numbers depend on."""
+    import mlx.core as mx
+
     return "Accelerate" if platform.system() == "Darwin" else describe_blas(mx.__file__)[:200]

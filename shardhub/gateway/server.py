@@ -64,7 +64,7 @@ class Gateway:
             listener: See `listening`.
             on_ready: Told the URL once requests are answered.
         """
-        # Finding out how the model calls tools imports mlx_lm, which takes its time.
+        # Finding out how the model calls tools takes its time.
         service = await in_thread(lambda: Service(self._head, self._settings))
         await in_thread(self._head.tokenizer.start)
         app = build_app(service)

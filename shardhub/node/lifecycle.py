@@ -19,8 +19,9 @@ import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from shardhub.engine.engine import Engine, EngineSettings, message_bytes
+from shardhub.engine.engine import Engine, message_bytes
 from shardhub.engine.host import host_facts
+from shardhub.engine.settings import EngineSettings
 from shardhub.errors import AddressError
 from shardhub.node.gate import Gate
 from shardhub.node.parser import Parser

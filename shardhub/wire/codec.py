@@ -9,7 +9,7 @@ from itertools import islice
 from pydantic import ValidationError
 
 from shardhub.errors import UsageError, WireError, by_name
-from shardhub.manifest import MAX_STAGES, Crossing
+from shardhub.manifest import MAX_CROSSINGS, MAX_DIMS, MAX_STAGES, Crossing
 from shardhub.parameters import MAX_LOGIT_BIAS, SamplingParameters
 from shardhub.protocol import (
     KV_BITS,
@@ -34,9 +34,6 @@ from shardhub.protocol import (
 from shardhub.tensors import DTYPE_SIZES, RawTensor
 from shardhub.wire import shardhub_pb2 as pb
 
-# No layer hands on more tensors than this, and no tensor has more dimensions.
-MAX_CROSSINGS = 4096
-MAX_DIMS = 8
 # Rows of a step beyond which a message is an attack.
 MAX_ROWS = 4096
 # Figures of a node's load that are read.

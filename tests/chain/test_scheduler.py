@@ -16,8 +16,9 @@ from shardhub.chain.links import LocalLink, NodeLink, describe
 from shardhub.chain.route import plan_route
 from shardhub.chain.scheduler import Scheduler, SchedulerSettings
 from shardhub.chain.stream import MAX_UNREAD, Request
-from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES, Engine, EngineSettings
+from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import ContextExceeded, Overloaded, PromptError
+from shardhub.limits import MESSAGE_OVERHEAD_BYTES
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import Lane
 from tests import cut, nodes, tiny

@@ -14,8 +14,9 @@ from shardhub.chain.chain import Chain
 from shardhub.chain.links import LocalLink
 from shardhub.chain.scheduler import Scheduler, SchedulerSettings
 from shardhub.chain.stream import Request
-from shardhub.engine.engine import MAX_SCORED, Engine, EngineSettings
+from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import ContextExceeded, UsageError, WireError
+from shardhub.limits import MAX_SCORED
 from shardhub.parameters import MAX_LOGIT_BIAS, SamplingParameters
 from shardhub.protocol import HopKind, Lane, Mask, NextHop, OpenSession, Row, Step, StepFailure, new_id
 from tests import cut, tiny

@@ -27,6 +27,7 @@ LAYERS = {
     "shortage": 0,
     "threads": 0,
     # Decisions: pure, no files, no network, no MLX.
+    "limits": 1,
     "manifest": 1,
     "naming": 1,
     "parameters": 1,
