@@ -15,11 +15,11 @@ import numpy as np
 
 from shardhub.chain.agreement import check_one_model
 from shardhub.chain.credit import Credit, Deadlines
-from shardhub.chain.laggard import find_laggard
+from shardhub.chain.gather import all_of
 from shardhub.chain.links import Arrival, StageLink
 from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
-from shardhub.chain.together import all_of
+from shardhub.chain.slow_stage import find_slow_stage
 from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES
 from shardhub.errors import ChainError, HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
 from shardhub.model.memory import release_unused
@@ -299,7 +299,7 @@ class Chain:
 
     async def _tell_late(self, rows: Sequence[RowToSend], step: Step, timeout_s: float) -> None:
         """End the sessions of a step that did not come round in time, naming who keeps it."""
-        error = await find_laggard(rows[0].session.path.links, timeout_s)
+        error = await find_slow_stage(rows[0].session.path.links, timeout_s)
         for row, sent in zip(rows, step.rows, strict=True):
             row.session.on_failure(sent.epoch, error)
 

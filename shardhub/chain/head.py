@@ -12,7 +12,7 @@ from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
 from shardhub.chain.links import LocalLink, NodeLink, StageLink
 from shardhub.chain.membership import Membership
-from shardhub.chain.muster import muster
+from shardhub.chain.roll_call import roll_call
 from shardhub.chain.route import Hop, LocalHop, NodeHop, plan_route
 from shardhub.chain.scheduler import Scheduler, SchedulerSettings
 from shardhub.chain.stream import Finish, Request, Stream
@@ -135,7 +135,7 @@ class Head:
             scheduling: How requests are scheduled.
 
         Raises:
-            ChainError: As `muster`; nodes that do not answer are left out where the others serve every stage.
+            ChainError: As `roll_call`; nodes that do not answer are left out where the others serve every stage.
             DoesNotFit: Stages nobody serves are here but do not fit.
             AddressError, CertificateRefused: A node cannot be reached safely.
         """
@@ -148,11 +148,13 @@ class Head:
             return index in folders
 
         asking = asyncio.ensure_future(
-            muster(pipeline.manifest, nodes, is_here=is_here, progress=progress, liveness=liveness, security=security)
+            roll_call(
+                pipeline.manifest, nodes, is_here=is_here, progress=progress, liveness=liveness, security=security
+            )
         )
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
-            mustered = await asking
+            present = await asking
             # The first prompt waits for the tokenizer's process as little as can be; what is wrong with it, it is told.
             starting = asyncio.get_running_loop().run_in_executor(None, tokenizer.start)
             starting.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -161,8 +163,8 @@ class Head:
             await asyncio.wait({asking})
             if not asking.cancelled():
                 asking.exception()  # seen: the first error is the one that is raised
-        described = [description for _, description in mustered.nodes]
-        hops = plan_route(pipeline.manifest, mustered.nodes, folders)
+        described = [description for _, description in present.nodes]
+        hops = plan_route(pipeline.manifest, present.nodes, folders)
         links: list[StageLink] = []
         try:
             for hop in hops:
@@ -196,7 +198,7 @@ class Head:
 
         scheduler = Scheduler(chain, scheduling, stand_in=stand_in)
         membership = Membership(pipeline.manifest, scheduler, liveness=liveness, security=security)
-        head = cls(pipeline, chain, tokenizer, scheduler, membership, absent=mustered.absent)
+        head = cls(pipeline, chain, tokenizer, scheduler, membership, absent=present.absent)
         if security.trust is not None:
             head._tasks.append(asyncio.create_task(keep(security.trust)))
         return head

@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from shardhub.chain.chain_status import Reading, read_nodes
 from shardhub.chain.links import NodeLink, describe
 from shardhub.chain.recovery import describe_error
 from shardhub.chain.route import plan_route
 from shardhub.chain.scheduler import Scheduler
-from shardhub.chain.survey import Reading, read_nodes
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest
 from shardhub.security.trust import PLAIN, Security
@@ -59,7 +59,7 @@ class Membership:
             if isinstance(link, NodeLink) and found.boot_id == link.description.boot_id:
                 raise RouteError(f"{address} is in the chain already, as {link.name}.")
         node = NodeLink(address, found, liveness=self._liveness, security=self._security)
-        self._scheduler.healer.bring_in(chain.add(node))
+        self._scheduler.reconnector.bring_in(chain.add(node))
 
     async def readings(self) -> tuple[Reading, ...]:
         """What the chain's nodes say of themselves now."""
@@ -96,4 +96,4 @@ class Membership:
     def _tell_once(self, told: dict[str, str], address: str, why: str) -> None:
         if told.get(address) != why:
             told[address] = why
-            self._scheduler.healer.tell("refused", f"{address} is not taken in: {why}" if address else why)
+            self._scheduler.reconnector.tell("refused", f"{address} is not taken in: {why}" if address else why)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import pairwise
 
+from shardhub.chain.gather import all_of
 from shardhub.chain.links import NodeLink, StageLink
 from shardhub.chain.session import Path
-from shardhub.chain.together import all_of
 from shardhub.errors import RouteError, ShardhubError
 from shardhub.parity import describe_class, numeric_class, one_class
 from shardhub.protocol import HopKind, NextHop, Way

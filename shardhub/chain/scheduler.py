@@ -13,17 +13,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from shardhub.chain.admission_queue import AdmissionQueue
 from shardhub.chain.chain import Chain
-from shardhub.chain.healing import Healer, StandIn
 from shardhub.chain.microbatch import Microbatch
 from shardhub.chain.pace import Pace
 from shardhub.chain.paths import changed_classes
 from shardhub.chain.prefill import Prefill
 from shardhub.chain.prefixes import LEAST_REUSED, Prefix, Prefixes
+from shardhub.chain.reconnect import Reconnector, StandIn
 from shardhub.chain.recovery import Recovery, chunks_to_replay, describe_error, is_recoverable
 from shardhub.chain.session import ChainSession, Path
 from shardhub.chain.stream import Request, Stream
-from shardhub.chain.turns import Turns
 from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
 from shardhub.protocol import Lane, RowResult
 
@@ -84,7 +84,7 @@ class Scheduler:
         chain: Live stages.
         prefixes: Finished sequences that new prompts may begin with.
         streams: Requests that are running or waiting.
-        healer: Brings lost links back.
+        reconnector: Brings lost links back.
         on_drawn: Told of each stream's new tokens: how many, and the seconds since the ones before or the request.
         on_ended: Told of each stream whose session is parked or gone.
         on_refused: Told why a request was not taken.
@@ -119,11 +119,11 @@ class Scheduler:
             at_mark=self._snapshot,
         )
         self._prefilling = asyncio.Semaphore(_PREFILLS)
-        self._turns = Turns()
+        self._queue = AdmissionQueue()
         self._asking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
-        self.healer = Healer(chain, stand_in=stand_in)
+        self.reconnector = Reconnector(chain, stand_in=stand_in)
         chain.on_times = self.pace.took
 
     @property
@@ -134,7 +134,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests that wait for room."""
-        return len(self._turns)
+        return len(self._queue)
 
     def submit(self, request: Request) -> Stream:
         """Run a request; its tokens come out of the stream, which must be read to its end or cancelled.
@@ -171,7 +171,7 @@ class Scheduler:
             await asyncio.wait(self._ending)
         if self._asking is not None:
             self._asking.cancel()
-        await self.healer.stop()
+        await self.reconnector.stop()
         for microbatch in self._microbatches:
             microbatch.stop()
 
@@ -248,7 +248,7 @@ class Scheduler:
         shapes, before = list(session.shapes), session.path
         ids = [*stream.request.prompt, *stream.answer][: stream.num_held]
         while True:
-            await self.healer.look_at(session.path)
+            await self.reconnector.look_at(session.path)
             try:
                 await self.chain.paths.until_usable(deadline - time.monotonic())
                 session.path = self.chain.choose_path(session.path)
@@ -263,7 +263,7 @@ class Scheduler:
                 # A node that takes over for another may have to end other sessions first.
                 may_come = is_recoverable(again) or isinstance(again, Overloaded)
                 if not may_come or stream.is_done or time.monotonic() >= deadline:
-                    self.healer.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(again)}")
+                    self.reconnector.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(again)}")
                     raise
             else:
                 break
@@ -277,7 +277,7 @@ class Scheduler:
         if settings.recovery is Recovery.FAST and stream.num_generated and kept < len(ids):
             stream.is_exact = False
         if stream.num_generated:
-            self.healer.tell(
+            self.reconnector.tell(
                 "recovered",
                 f"A sequence goes on at position {len(ids)}: {len(ids) - kept} ids were computed again "
                 f"({settings.recovery.value}) within {time.monotonic() - began_at:.1f} s."
@@ -364,7 +364,7 @@ class Scheduler:
             if session is not None:
                 await session.close()
         finally:
-            self._turns.next()
+            self._queue.next()
             self.streams.discard(stream)
             self.on_ended(stream)
             stream.ended.set()
@@ -383,7 +383,7 @@ class Scheduler:
         """
         deadline = time.monotonic() + (_GROWING_WAIT_S if goes_on else self.settings.wait_s)
         if self.num_waiting and not goes_on:
-            await self._turns.wait(stream, deadline)
+            await self._queue.wait(stream, deadline)
         while True:
             try:
                 admitted = await opening()
@@ -391,26 +391,26 @@ class Scheduler:
                 if time.monotonic() >= deadline:
                     raise
                 if goes_on:
-                    self._turns.next()  # what it has given up may be enough for another
+                    self._queue.next()  # what it has given up may be enough for another
             except ShardhubError as error:
                 stream.num_recoveries += 1
                 if not self._may_recover(stream, error):
                     raise
-                await self.healer.look_at(self.chain.paths.everything())
+                await self.reconnector.look_at(self.chain.paths.everything())
                 await self.chain.paths.until_usable(self.settings.recover_wait_s - stream.since_lost())
                 continue
             else:
-                self._turns.next()  # there may be room for more: other heads' sessions end, too
+                self._queue.next()  # there may be room for more: other heads' sessions end, too
                 return admitted
             if self._asking is None or self._asking.done():
                 self._asking = asyncio.create_task(self._ask_again())
-            await self._turns.wait(stream, deadline, again=True)
+            await self._queue.wait(stream, deadline, again=True)
 
     async def _ask_again(self) -> None:
         """Let a request that waits look now and then whether there is room."""
         await asyncio.sleep(_ASK_AGAIN_S)
         while self.num_waiting:
-            self._turns.next()
+            self._queue.next()
             await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _open(self, request: Request, positions: int) -> tuple[ChainSession, Prefix | None]:

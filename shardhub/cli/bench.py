@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from shardhub.chain.gather import all_of
 from shardhub.chain.head import Head
 from shardhub.chain.route import NodeHop
 from shardhub.chain.stream import Request
-from shardhub.chain.together import all_of
 from shardhub.cli.generate import HeadOptions, start_head
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.plot import check_plot, plot_levels

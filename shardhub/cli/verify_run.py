@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 
 from shardhub.chain.head import Head
-from shardhub.chain.replay import replay
 from shardhub.chain.route import NodeHop
+from shardhub.chain.teacher_forcing import greedy_choices
 from shardhub.cli.generate import HeadOptions, start_head
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.parity import progress_of
@@ -125,7 +125,7 @@ def _replay(loop: LoopThread, head: Head, record: Parity, status: Status) -> lis
 
     async def run() -> list[list[int]]:
         return [
-            await replay(
+            await greedy_choices(
                 head.chain,
                 fixed_prompt(index, prompt.length, record.vocab_size),
                 prompt.tokens,

@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from shardhub.chain.chain_status import Reading
 from shardhub.chain.links import LocalLink
 from shardhub.chain.recovery import Event
-from shardhub.chain.survey import Reading
 from shardhub.errors import ShardhubError
 from shardhub.gateway.events import RESPONSES, EventStream, event
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
@@ -44,16 +44,16 @@ class Feed:
         self._events: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
         self._num_events = 0
         self._closing = asyncio.Event()
-        healer = service.head.scheduler.healer
-        for past in healer.events:
+        reconnector = service.head.scheduler.reconnector
+        for past in reconnector.events:
             self._happened(past)
-        told = healer.on_event
+        told = reconnector.on_event
 
         def happened(new: Event) -> None:
             told(new)
             self._happened(new)
 
-        healer.on_event = happened
+        reconnector.on_event = happened
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
         """States as they are read, with the events since the last one, as server-sent events.

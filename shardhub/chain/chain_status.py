@@ -79,7 +79,7 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class ChainStatus:
     """A chain as it is now.
 
     Attributes:
@@ -113,7 +113,7 @@ async def read_nodes(
     return tuple(await asyncio.gather(*(_read(manifest, address, liveness, security) for address in addresses)))
 
 
-def survey(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading] = ()) -> Survey:
+def chain_status(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading] = ()) -> ChainStatus:
     """Put readings together.
 
     Args:
@@ -140,7 +140,7 @@ def survey(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading]
         at = max(range(len(places)), key=lambda index: max(costs[index]) / len(costs[index]))
         chain_s = max(costs[at]) / len(costs[at])
         slowest = places[at][costs[at].index(max(costs[at]))]
-    return Survey(
+    return ChainStatus(
         manifest=manifest,
         nodes=nodes,
         nobody=nobody,

@@ -33,7 +33,7 @@ _RELIEF_S = 0.5
 StandIn = Callable[[int], Awaitable[StageLink | None]]
 
 
-class Healer:
+class Reconnector:
     """Watches a chain's links.
 
     Attributes:
