@@ -19,7 +19,7 @@ from shardhub.cli.sizes import parse_memory
 from shardhub.cli.verify_target import Target, open_target
 from shardhub.errors import DigestMismatch, DoesNotFit, UsageError
 from shardhub.hub.calls import HubCalls
-from shardhub.hub.records import push_record
+from shardhub.hub.parity_records import push_record
 from shardhub.manifest import Parity, config_digest, encode
 from shardhub.naming import CARD_FILE
 from shardhub.parity import Numbers, describe, file_name, mismatch

@@ -9,7 +9,7 @@ from shardhub.cli.places import Places, hub
 from shardhub.cli.run import note
 from shardhub.errors import DigestMismatch, UsageError
 from shardhub.hub.calls import HubCalls
-from shardhub.hub.records import read_remote_records
+from shardhub.hub.parity_records import read_remote_records
 from shardhub.hub.reference import parse_reference
 from shardhub.manifest import Manifest, Parity, decode_identified
 from shardhub.naming import MANIFEST_FILE
