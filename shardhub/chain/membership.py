@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain_status import Reading, read_nodes
 from shardhub.chain.links import NodeLink, describe
 from shardhub.chain.recovery import describe_error
-from shardhub.chain.route import plan_route
 from shardhub.chain.scheduler import Scheduler
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest
@@ -54,7 +54,7 @@ class Membership:
         """
         chain, manifest = self._scheduler.chain, self._manifest
         found = await describe(address, liveness=self._liveness, security=self._security)
-        plan_route(manifest, [(address, found)], range(len(manifest.stages)))
+        assign_stages(manifest, [(address, found)], range(len(manifest.stages)))
         for link in chain.links:
             if isinstance(link, NodeLink) and found.boot_id == link.description.boot_id:
                 raise RouteError(f"{address} is in the chain already, as {link.name}.")

@@ -86,7 +86,7 @@ class Reconnector:
         await asyncio.gather(*(self._look_at(index) for index in indices))
         dead = self._chain.paths.dead
         is_whole_chain = len(indices) == len(self._chain.links)
-        # A node that is gone is reason enough: probes of the ways between the others would hold the stream up.
+        # A node that is gone is reason enough: probes of the hops between the others would hold the stream up.
         if is_whole_chain or not any(index in dead for index in indices):
             await self._chain.paths.find_hops([index for index in indices if index not in dead])
 

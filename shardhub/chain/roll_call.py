@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from shardhub.chain.assignment import assign_stages, stages_text
 from shardhub.chain.links import describe
-from shardhub.chain.route import plan_route, stages_text
 from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLoading, RouteError, ShardhubError, UsageError
 from shardhub.manifest import Manifest
 from shardhub.protocol import Description
@@ -96,7 +96,7 @@ async def roll_call(
 
 async def _ask(manifest: Manifest, address: str, liveness: Liveness, security: Security) -> Description:
     description = await describe(address, liveness=liveness, security=security)
-    plan_route(manifest, [(address, description)], range(len(manifest.stages)))
+    assign_stages(manifest, [(address, description)], range(len(manifest.stages)))
     return description
 
 

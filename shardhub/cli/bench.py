@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from shardhub.chain.assignment import NodeStages
 from shardhub.chain.gather import all_of
 from shardhub.chain.head import Head
-from shardhub.chain.route import NodeHop
 from shardhub.chain.stream import Request
 from shardhub.cli.generate import HeadOptions, start_head
 from shardhub.cli.loop import LoopThread
@@ -226,9 +226,9 @@ def check_room(head: Head, options: BenchOptions) -> None:
 def hosts_of(head: Head) -> list[dict[str, str]]:
     """What each stage runs on: numbers can be compared only beside it."""
     hosts = []
-    for hop in head.hops:
-        facts = hop.description.host if isinstance(hop, NodeHop) else host_facts()
-        at = hop.address if isinstance(hop, NodeHop) else "this process"
+    for hop in head.assignments:
+        facts = hop.description.host if isinstance(hop, NodeStages) else host_facts()
+        at = hop.address if isinstance(hop, NodeStages) else "this process"
         layers = f"stages {hop.first} to {hop.last}" if hop.last > hop.first else f"stage {hop.first}"
         hosts.append({"at": f"{layers} at {at}", **{key: facts[key] for key in _SHOWN_FACTS if facts.get(key)}})
     return hosts
@@ -250,7 +250,7 @@ def record(
         "pipeline": head.pipeline.manifest.name,
         "pipeline_id": head.pipeline.manifest.pipeline_id,
         "inexact": head.inexact,
-        "stages": head.describe_hops(),
+        "stages": head.describe_stages(),
         "hosts": list(hosts),
         "head": host_facts(),
         "prompt_tokens": options.num_prompt,

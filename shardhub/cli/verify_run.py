@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from shardhub.chain.assignment import NodeStages
 from shardhub.chain.head import Head
-from shardhub.chain.route import NodeHop
 from shardhub.chain.teacher_forcing import greedy_choices
 from shardhub.cli.generate import HeadOptions, start_head
 from shardhub.cli.loop import LoopThread
@@ -102,8 +102,8 @@ def _classes(head: Head) -> list[tuple[str, NumericClass]]:
     from shardhub.engine.host import host_facts
 
     return [
-        (link.name, numeric_class(hop.description.host if isinstance(hop, NodeHop) else host_facts()))
-        for hop, link in zip(head.hops, (head.chain.links[at] for at in head.chain.paths.in_use), strict=True)
+        (link.name, numeric_class(hop.description.host if isinstance(hop, NodeStages) else host_facts()))
+        for hop, link in zip(head.assignments, (head.chain.links[at] for at in head.chain.paths.in_use), strict=True)
     ]
 
 

@@ -119,10 +119,10 @@ class Feed:
 
     def _stages(self) -> list[dict[str, Any]]:
         manifest = self._service.head.pipeline.manifest
-        hops: list[dict[str, Any]] = self._service.head.describe_hops()
-        for hop in hops:
-            hop["weight_bytes"] = sum(manifest.stages[index].size_bytes for index in hop["stages"])
-        return hops
+        rows: list[dict[str, Any]] = self._service.head.describe_stages()
+        for row in rows:
+            row["weight_bytes"] = sum(manifest.stages[index].size_bytes for index in row["stages"])
+        return rows
 
     def _requests(self) -> dict[str, Any]:
         scheduler = self._service.head.scheduler

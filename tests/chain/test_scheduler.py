@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 
+from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import prompt_lookup
 from shardhub.chain.links import LocalLink, NodeLink, describe
-from shardhub.chain.route import plan_route
 from shardhub.chain.scheduler import Scheduler, SchedulerSettings
 from shardhub.chain.stream import MAX_UNREAD, Request
 from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES, Engine, EngineSettings
@@ -372,8 +372,8 @@ def test_replicas_share_the_sessions(llama) -> None:
 
     async def run():
         described = [(node.address, await describe(node.address)) for node in started]
-        hops = plan_route(llama.manifest, described)
-        chain = await Chain.start([NodeLink(hop.address, hop.description) for hop in hops])
+        assigned = assign_stages(llama.manifest, described)
+        chain = await Chain.start([NodeLink(node.address, node.description) for node in assigned])
         scheduler = Scheduler(chain)
         try:
             assert [len(place) for place in chain.places] == [1, 2]
