@@ -157,7 +157,7 @@ class Rounds:
 
     async def run(self) -> Outcome:
         """All of them."""
-        from shardhub.chain.recovery import Recovery
+        from shardhub.chain.settings import Recovery
         from tests.running import scheduler_of
 
         settings = {"recovery": Recovery(self.options.recover), "recover_wait_s": 120.0, "prefill_chunk": CHUNK}
@@ -312,7 +312,8 @@ class Rounds:
 
     async def _replay(self, chain: Any, request: Any, ids: list[int]) -> float:
         """Seconds of what a recovery sends, on a session of its own: it is opened anew, the ids go without waiting."""
-        from shardhub.chain.recovery import Recovery, chunks_to_replay
+        from shardhub.chain.recovery import chunks_to_replay
+        from shardhub.chain.settings import Recovery
         from shardhub.protocol import Lane
 
         num_prompt = len(request.prompt) - 1

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import NodeLink, describe
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.wire.options import Liveness
 
 # A silent peer is noticed within two seconds, and so is one whose machine stood still for one.

@@ -13,7 +13,7 @@ from benchmarks.engine.processes import Placing, Talker, shown, start_alone, sta
 from benchmarks.engine.report import Report, say
 from shardhub.chain.assignment import NodeStages
 from shardhub.chain.head import Head
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.shard import Pipeline, read_pipeline
 from tests.nodes import Node, stop_all
 

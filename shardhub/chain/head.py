@@ -14,7 +14,8 @@ from shardhub.chain.drafts import Drafter
 from shardhub.chain.links import LocalLink, NodeLink, StageLink
 from shardhub.chain.membership import Membership
 from shardhub.chain.roll_call import roll_call
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stream import Finish, Request, Stream
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError

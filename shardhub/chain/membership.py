@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain_status import Reading, read_nodes
+from shardhub.chain.failures import describe_error
 from shardhub.chain.links import NodeLink, describe
-from shardhub.chain.recovery import describe_error
 from shardhub.chain.scheduler import Scheduler
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest

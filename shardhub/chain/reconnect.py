@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
 from shardhub.chain.chain import Chain
+from shardhub.chain.events import Event
+from shardhub.chain.failures import describe_error
 from shardhub.chain.links import NodeLink, StageLink
-from shardhub.chain.recovery import Event, describe_error
 from shardhub.chain.session import Path
 from shardhub.errors import AccessError, HandshakeError, ShardhubError, StepTimeout
 

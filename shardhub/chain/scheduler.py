@@ -9,39 +9,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 from shardhub.chain.admission_queue import AdmissionQueue
 from shardhub.chain.chain import Chain
 from shardhub.chain.microbatch import Microbatch
 from shardhub.chain.pace import Pace
-from shardhub.chain.paths import changed_classes
 from shardhub.chain.prefill import Prefill
 from shardhub.chain.prefixes import LEAST_REUSED, Prefix, Prefixes
 from shardhub.chain.reconnect import Reconnector, StandIn
-from shardhub.chain.recovery import Recovery, chunks_to_replay, describe_error, is_recoverable
+from shardhub.chain.recovery import Recoverer
 from shardhub.chain.session import ChainSession, Path
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stream import Request, Stream
 from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
-from shardhub.protocol import Lane, RowResult
 
 # Opens a session, and says which parked one it was forked from.
 Opening = Callable[[], Awaitable[tuple[ChainSession, Prefix | None]]]
 # Long prompts that are prefilled at once: the second fills the stages while the first one's last chunks go round.
 _PREFILLS = 2
-# Losses one request goes on after, and seconds between attempts to go on: soon at first, then seldom.
-_MAX_RECOVERIES = 16
-_FIRST_ATTEMPT_S = 0.02
-_BETWEEN_ATTEMPTS_S = 0.2
 # Positions between snapshots of a long prompt, and about how many are kept of one.
 _LEAST_SNAPSHOT = 256
 _MAX_SNAPSHOTS = 8
 # Seconds a request waits for sessions that are being parked: milliseconds as a rule, but a node may hang just then.
 _PARKING_S = 5.0
-# Most answers are shorter; a longer one is moved now and then, which takes about as long as one step.
-FIRST_ANSWER = 2048
 # Seconds an answer that has begun waits for room: its reader has a part of it already.
 _GROWING_WAIT_S = 600.0
 # A prompt with no more ids left than this does not wait for longer ones.
@@ -49,32 +42,6 @@ _SHORT_PROMPT = 64
 # Between two looks whether nodes that were full have room: other heads' sessions end without a word. Below the time for
 # which a node keeps a place for a head that was refused.
 _ASK_AGAIN_S = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerSettings:
-    """How a scheduler is to run.
-
-    Attributes:
-        max_rows: Most streams in a microbatch; None takes what the nodes allow.
-        num_microbatches: Microbatches on their way; None takes one for each stage.
-        prefill_chunk: Ids of every chunk; None sizes them by time and bytes.
-        max_waiting: Requests that may wait for room.
-        wait_s: How long one may wait.
-        recovery: How a sequence goes on after a node was lost.
-        recover_wait_s: How long one waits for other nodes without any progress, however many fail meanwhile.
-        first_answer: Positions a session is opened for beyond its prompt; it is moved to a larger one when they are
-            full, so that requests that name no limit do not keep memory from each other that they never use.
-    """
-
-    max_rows: int | None = None
-    num_microbatches: int | None = None
-    prefill_chunk: int | None = None
-    max_waiting: int = 256
-    wait_s: float = 120.0
-    recovery: Recovery = Recovery.EXACT
-    recover_wait_s: float = 60.0
-    first_answer: int = FIRST_ANSWER
 
 
 class Scheduler:
@@ -85,6 +52,7 @@ class Scheduler:
         prefixes: Finished sequences that new prompts may begin with.
         streams: Requests that are running or waiting.
         reconnector: Brings lost links back.
+        recoverer: Brings streams back that a lost link broke.
         on_drawn: Told of each stream's new tokens: how many, and the seconds since the ones before or the request.
         on_ended: Told of each stream whose session is parked or gone.
         on_refused: Told why a request was not taken.
@@ -124,6 +92,7 @@ class Scheduler:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self.reconnector = Reconnector(chain, stand_in=stand_in)
+        self.recoverer = Recoverer(chain, self.settings, self.reconnector)
         chain.on_times = self.pace.took
 
     @property
@@ -190,7 +159,7 @@ class Scheduler:
             while not stream.is_done:
                 await self._run(stream)
                 if stream.interruption is not None:
-                    await stream.while_wanted(self._recover(stream, stream.interruption))
+                    await stream.while_wanted(self.recoverer.recover(stream, stream.interruption))
                 elif stream.is_outgrown:
                     session = await self._grow(stream)
         except ShardhubError as error:
@@ -232,59 +201,6 @@ class Scheduler:
             if not place.cancelled():  # also where this task was cancelled just when it had one
                 self._prefilling.release()
 
-    async def _recover(self, stream: Stream, error: ShardhubError) -> None:
-        """Bring a stream's session to where it was, on nodes that are there.
-
-        Raises:
-            ShardhubError: The error, or the last one, if that was not possible in time or too often.
-        """
-        settings, session = self.settings, stream.session
-        if not self._may_recover(stream, error):
-            raise error
-        # A node that came back may not be reached by its neighbours at once: each further loss waits a little longer.
-        await asyncio.sleep(_BETWEEN_ATTEMPTS_S * stream.num_recoveries)
-        began_at, delay_s = time.monotonic(), _FIRST_ATTEMPT_S
-        deadline = began_at - stream.since_lost() + settings.recover_wait_s
-        shapes, before = list(session.shapes), session.path
-        ids = [*stream.request.prompt, *stream.answer][: stream.num_held]
-        while True:
-            await self.reconnector.look_at(session.path)
-            try:
-                await self.chain.paths.until_usable(deadline - time.monotonic())
-                session.path = self.chain.choose_path(session.path)
-                # Not beyond the ids before the next step's, though stages may hold them: their numbers were lost.
-                at = min(session.position, len(ids))
-                if not stream.num_generated and stream.request.score:
-                    at = min(at, len(stream.prompt_logprobs))
-                kept = await session.resume(at)
-                if stream.num_generated:
-                    await self._replay(session, ids, kept, shapes)
-            except ShardhubError as again:
-                # A node that takes over for another may have to end other sessions first.
-                may_come = is_recoverable(again) or isinstance(again, Overloaded)
-                if not may_come or stream.is_done or time.monotonic() >= deadline:
-                    self.reconnector.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(again)}")
-                    raise
-            else:
-                break
-            await asyncio.sleep(delay_s)
-            delay_s = min(_BETWEEN_ATTEMPTS_S, 2 * delay_s)
-        del stream.prompt_logprobs[session.position :]
-        del stream.prompt_top[session.position :]
-        stream.go_on()
-        if changed := changed_classes(before.links, session.path.links):
-            stream.is_exact = False
-        if settings.recovery is Recovery.FAST and stream.num_generated and kept < len(ids):
-            stream.is_exact = False
-        if stream.num_generated:
-            self.reconnector.tell(
-                "recovered",
-                f"A sequence goes on at position {len(ids)}: {len(ids) - kept} ids were computed again "
-                f"({settings.recovery.value}) within {time.monotonic() - began_at:.1f} s."
-                + ("" if stream.is_exact else " It is continued, not bit-exact.")
-                + (f" Machines compute otherwise: {changed}." if changed else ""),
-            )
-
     async def _grow(self, stream: Stream) -> ChainSession | None:
         """Move a stream whose session is full to a larger one; without room for it, its answer ends there.
 
@@ -313,7 +229,7 @@ class Scheduler:
                 return await self.chain.open(context=context, parameters=parameters, fork_of=full, position=kept), None
             session = await self.chain.open(context=context, parameters=parameters)
             try:
-                await self._replay(session, ids, 0, shapes)
+                await self.recoverer.replay(session, ids, 0, shapes)
             except BaseException:
                 await session.close()
                 raise
@@ -331,21 +247,6 @@ class Scheduler:
             await full.close()
         stream.move_to(larger)
         return larger
-
-    def _may_recover(self, stream: Stream, error: ShardhubError) -> bool:
-        allowed = self.settings.recovery is not Recovery.OFF and not stream.is_done
-        return allowed and is_recoverable(error) and stream.num_recoveries <= _MAX_RECOVERIES
-
-    async def _replay(self, session: ChainSession, ids: Sequence[int], kept: int, shapes: Sequence[int]) -> None:
-        """Send ids again that a session held, from position `kept` on, without waiting for each step."""
-        mode = self.settings.recovery
-        waiting: list[asyncio.Future[RowResult]] = []
-        at = kept
-        for length in chunks_to_replay(shapes, kept, len(ids), mode=mode, largest=self.chain.max_chunk):
-            waiting.append(await session.send(ids[at : at + length], sample=False, lane=Lane.PREFILL))
-            at += length
-        for future in waiting:
-            await future
 
     async def _end(self, stream: Stream, session: ChainSession | None, prefix: Prefix | None) -> None:
         """Park the session of a request that ended well, free any other; then let the next one in."""
@@ -394,7 +295,7 @@ class Scheduler:
                     self._queue.next()  # what it has given up may be enough for another
             except ShardhubError as error:
                 stream.num_recoveries += 1
-                if not self._may_recover(stream, error):
+                if not self.recoverer.may_recover(stream, error):
                     raise
                 await self.reconnector.look_at(self.chain.paths.everything())
                 await self.chain.paths.until_usable(self.settings.recover_wait_s - stream.since_lost())

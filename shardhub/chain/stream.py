@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 from shardhub.chain.drafts import Drafter
-from shardhub.chain.recovery import is_recoverable
+from shardhub.chain.failures import is_recoverable
 from shardhub.chain.session import ChainSession, RowToSend
 from shardhub.errors import ContextExceeded, Overloaded, PromptError, ShardhubError
 from shardhub.parameters import SamplingParameters

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from shardhub.chain.drafts import Drafter, prompt_lookup, why_limited
 from shardhub.chain.head import Head, Piece, Timing
-from shardhub.chain.recovery import Recovery
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import Recovery, SchedulerSettings
 from shardhub.checkpoint.unread_fields import warning
 from shardhub.cli.addresses import node_addresses, nodes_file, read_nodes_file
 from shardhub.cli.loop import LoopThread

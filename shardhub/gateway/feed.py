@@ -12,8 +12,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from shardhub.chain.chain_status import Reading
+from shardhub.chain.events import Event
 from shardhub.chain.links import LocalLink
-from shardhub.chain.recovery import Event
 from shardhub.errors import ShardhubError
 from shardhub.gateway.events import RESPONSES, EventStream, event
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal

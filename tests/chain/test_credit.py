@@ -8,8 +8,7 @@ import threading
 import pytest
 
 from shardhub.chain.credit import Credit
-from shardhub.chain.recovery import Recovery
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import Recovery, SchedulerSettings
 from shardhub.chain.slow_stage import find_slow_stage
 from shardhub.errors import StepTimeout
 from tests import cut

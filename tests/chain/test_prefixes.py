@@ -8,7 +8,7 @@ import random
 import pytest
 
 from shardhub.chain.drafts import prompt_lookup, why_limited
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stream import Request
 from shardhub.parameters import SamplingParameters
 from tests import cut, tiny

@@ -8,7 +8,8 @@ import signal
 import pytest
 
 from shardhub.chain.links import describe
-from shardhub.chain.recovery import Recovery, chunks_to_replay
+from shardhub.chain.recovery import chunks_to_replay
+from shardhub.chain.settings import Recovery
 from shardhub.chain.stream import Request
 from shardhub.errors import NodeLost, NodeUnreachable
 from shardhub.parameters import SamplingParameters

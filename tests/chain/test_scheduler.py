@@ -14,7 +14,8 @@ from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import prompt_lookup
 from shardhub.chain.links import LocalLink, NodeLink, describe
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stream import MAX_UNREAD, Request
 from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES, Engine, EngineSettings
 from shardhub.errors import ContextExceeded, Overloaded, PromptError
