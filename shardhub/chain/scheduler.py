@@ -15,13 +15,13 @@ from functools import partial
 
 from shardhub.chain.admission_queue import AdmissionQueue
 from shardhub.chain.chain import Chain
-from shardhub.chain.microbatch import Microbatch
+from shardhub.chain.microbatches import Microbatches
 from shardhub.chain.pace import Pace
 from shardhub.chain.prefill import Prefill
 from shardhub.chain.prefixes import LEAST_REUSED, Prefix, Prefixes
 from shardhub.chain.reconnect import Reconnector, StandIn
 from shardhub.chain.recovery import Recoverer
-from shardhub.chain.session import ChainSession, Path
+from shardhub.chain.session import ChainSession
 from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stream import Request, Stream
 from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
@@ -76,9 +76,11 @@ class Scheduler:
             bytes_per_s=chain.paths.bytes_per_s,
             fixed=self.settings.prefill_chunk,
         )
-        self._max_rows = min(chain.max_rows, self.settings.max_rows or chain.max_rows)
-        self._num_microbatches = self.settings.num_microbatches or num_stages
-        self._microbatches: list[Microbatch] = []
+        self._microbatches = Microbatches(
+            chain,
+            max_rows=min(chain.max_rows, self.settings.max_rows or chain.max_rows),
+            number=self.settings.num_microbatches or num_stages,
+        )
         self._prefill = Prefill(
             chain,
             self.pace,
@@ -98,7 +100,7 @@ class Scheduler:
     @property
     def num_decoding(self) -> int:
         """Streams in microbatches."""
-        return sum(len(microbatch) for microbatch in self._microbatches)
+        return sum(self._microbatches.sizes)
 
     @property
     def num_waiting(self) -> int:
@@ -141,8 +143,7 @@ class Scheduler:
         if self._asking is not None:
             self._asking.cancel()
         await self.reconnector.stop()
-        for microbatch in self._microbatches:
-            microbatch.stop()
+        self._microbatches.stop()
 
     async def _serve(self, stream: Stream, positions: int) -> None:
         """One request from admission to the end of its session."""
@@ -187,7 +188,7 @@ class Scheduler:
         except ShardhubError as error:
             stream.interrupt(error)
         if not stream.is_done and stream.interruption is None:
-            self._place(stream).join(stream)
+            self._microbatches.join(stream)
             await stream.left
 
     @contextlib.asynccontextmanager
@@ -376,39 +377,4 @@ class Scheduler:
         """Whether a prompt whose last id is left goes on in a microbatch that is there; a long one waits for none."""
         request, session = stream.request, stream.session
         is_short = len(request.prompt) - stream.num_reused <= _SHORT_PROMPT
-        return is_short and session.position > 0 and not request.score and self._fitting(stream) is not None
-
-    def _place(self, stream: Stream) -> Microbatch:
-        """The microbatch a stream joins: one that is there, or one more while stages could stay idle."""
-        return self._fitting(stream) or self._new_microbatch(stream.session.path)
-
-    def _fitting(self, stream: Stream) -> Microbatch | None:
-        """The smallest microbatch a stream fits into; none while stages could stay idle."""
-        same = [microbatch for microbatch in self._microbatches if microbatch.path == stream.session.path]
-        fitting = [m for m in same if len(m) < self._max_rows and m.fits(stream)]
-        return min(fitting, key=len) if fitting and len(same) >= self._num_microbatches else None
-
-    def _new_microbatch(self, path: Path) -> Microbatch:
-        microbatch = Microbatch(
-            self.chain,
-            path,
-            give_away=self._give_away,
-            come_back=lambda stream: self._place(stream).join(stream),
-            ended=self._microbatches.remove,
-        )
-        self._microbatches.append(microbatch)
-        return microbatch
-
-    def _give_away(self, microbatch: Microbatch) -> Stream | None:
-        """A stream that moves from a microbatch to a smaller one, so that all stages have as much to do."""
-        same = [other for other in self._microbatches if other.path == microbatch.path and other is not microbatch]
-        stream = microbatch.rows[-1]
-        if len(same) + 1 < self._num_microbatches:
-            target = self._new_microbatch(microbatch.path)
-        else:
-            smaller = [other for other in same if len(other) + 1 < len(microbatch) and other.fits(stream)]
-            if not smaller:
-                return None
-            target = min(smaller, key=len)
-        target.join(stream)
-        return stream
+        return is_short and session.position > 0 and not request.score and self._microbatches.has_room(stream)
