@@ -214,7 +214,7 @@ class Rounds:
             outcome.bound_s.append(lost_at[0] - hit_at[0] + REPLAY_FACTOR * replay_s)
 
     def _request(self) -> Any:
-        from shardhub.chain.stream import Request
+        from shardhub.chain.request import Request
         from shardhub.parameters import SamplingParameters
 
         dice = self.dice

@@ -13,10 +13,11 @@ from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
 from shardhub.chain.links import LocalLink, NodeLink, StageLink
 from shardhub.chain.membership import Membership
+from shardhub.chain.request import Request
 from shardhub.chain.roll_call import roll_call
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import SchedulerSettings
-from shardhub.chain.stream import Finish, Request, Stream
+from shardhub.chain.stream import Finish, Stream
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError
 from shardhub.parameters import SamplingParameters

@@ -21,9 +21,10 @@ from shardhub.chain.prefill import Prefill
 from shardhub.chain.prefixes import LEAST_REUSED, Prefix, Prefixes
 from shardhub.chain.reconnect import Reconnector, StandIn
 from shardhub.chain.recovery import Recoverer
+from shardhub.chain.request import Request
 from shardhub.chain.session import ChainSession
 from shardhub.chain.settings import SchedulerSettings
-from shardhub.chain.stream import Request, Stream
+from shardhub.chain.stream import Stream
 from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
 
 # Opens a session, and says which parked one it was forked from.

@@ -14,7 +14,7 @@ import numpy as np
 from shardhub.chain.assignment import NodeStages
 from shardhub.chain.gather import all_of
 from shardhub.chain.head import Head
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
 from shardhub.cli.generate import HeadOptions, start_head
 from shardhub.cli.loop import LoopThread
 from shardhub.cli.plot import check_plot, plot_levels

@@ -6,7 +6,8 @@ import asyncio
 import time
 
 from shardhub.chain.admission_queue import AdmissionQueue
-from shardhub.chain.stream import Request, Stream
+from shardhub.chain.request import Request
+from shardhub.chain.stream import Stream
 from shardhub.parameters import SamplingParameters
 
 

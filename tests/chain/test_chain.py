@@ -14,9 +14,10 @@ from mlx_lm.models import cache as caches
 from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import LocalLink, NodeLink, describe
+from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import Recovery, SchedulerSettings
-from shardhub.chain.stream import MAX_UNREAD, Request
+from shardhub.chain.stream import MAX_UNREAD
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import (
     ContextExceeded,

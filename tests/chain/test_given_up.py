@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shardhub.chain.links import describe
-from shardhub.chain.stream import Request, Stream
+from shardhub.chain.request import Request
+from shardhub.chain.stream import Stream
 from shardhub.errors import Overloaded
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny

@@ -11,7 +11,8 @@ import pytest
 from shardhub.chain.head import Head
 from shardhub.chain.links import LocalLink, NodeLink, describe
 from shardhub.chain.membership import Membership
-from shardhub.chain.stream import MAX_UNREAD, Request
+from shardhub.chain.request import Request
+from shardhub.chain.stream import MAX_UNREAD
 from shardhub.errors import ChainError, HandshakeError, RouteError
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny
 from tests.running import PATIENT, scheduler_of, tokens_of

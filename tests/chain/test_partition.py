@@ -8,7 +8,7 @@ import pytest
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import NodeLink, describe
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
 from shardhub.errors import ChainError
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import HopKind

@@ -9,8 +9,8 @@ import pytest
 
 from shardhub.chain.links import describe
 from shardhub.chain.recovery import chunks_to_replay
+from shardhub.chain.request import Request
 from shardhub.chain.settings import Recovery
-from shardhub.chain.stream import Request
 from shardhub.errors import NodeLost, NodeUnreachable
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny

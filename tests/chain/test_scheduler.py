@@ -14,9 +14,10 @@ from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import prompt_lookup
 from shardhub.chain.links import LocalLink, NodeLink, describe
+from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import SchedulerSettings
-from shardhub.chain.stream import MAX_UNREAD, Request
+from shardhub.chain.stream import MAX_UNREAD
 from shardhub.engine.engine import MESSAGE_OVERHEAD_BYTES, Engine, EngineSettings
 from shardhub.errors import ContextExceeded, Overloaded, PromptError
 from shardhub.parameters import SamplingParameters

@@ -17,8 +17,8 @@ import pytest
 from shardhub.chain.chain import Chain
 from shardhub.chain.chain_status import Reading, chain_status, read_nodes
 from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
-from shardhub.chain.stream import Request
 from shardhub.cli.status import StatusOptions, record, status, text
 from shardhub.errors import NodeLoading
 from shardhub.parameters import SamplingParameters

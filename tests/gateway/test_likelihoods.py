@@ -12,9 +12,9 @@ from mlx_lm.models import cache as caches
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import LocalLink
+from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import SchedulerSettings
-from shardhub.chain.stream import Request
 from shardhub.engine.engine import MAX_SCORED, Engine, EngineSettings
 from shardhub.errors import ContextExceeded, UsageError, WireError
 from shardhub.parameters import MAX_LOGIT_BIAS, SamplingParameters

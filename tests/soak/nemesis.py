@@ -20,9 +20,10 @@ import psutil
 from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import SchedulerSettings
-from shardhub.chain.stream import Request, Stream
+from shardhub.chain.stream import Stream
 from shardhub.errors import ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.shard import Pipeline
