@@ -175,9 +175,7 @@ class Rounds:
         expected = [tokens for tokens, _ in await self._together(scheduler, requests)]
         hit_at: list[float] = []
         lost_at: list[float] = []
-        scheduler.reconnector.on_event = lambda event: (
-            lost_at.append(time.monotonic()) if event.kind == "lost" else None
-        )
+        scheduler.events.watch(lambda event: lost_at.append(time.monotonic()) if event.kind == "lost" else None)
         victims: list[int] = []
 
         def strike(streams: list[Any]) -> None:

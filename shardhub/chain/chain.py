@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from shardhub.chain.agreement import check_one_model
 from shardhub.chain.credit import Credit, Deadlines
 from shardhub.chain.gather import all_of
 from shardhub.chain.links import Arrival, StageLink
+from shardhub.chain.observers import ChainObserver
 from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.slow_stage import find_slow_stage
@@ -30,7 +31,6 @@ from shardhub.protocol import (
     Mask,
     Row,
     RowResult,
-    StageTime,
     Step,
     StepFailure,
     StepResult,
@@ -56,9 +56,6 @@ class Chain:
         max_chunk: Most ids of a row in one step, over all stages.
         max_rows: Most rows of one step, over all stages.
         max_context: Most positions of a session, over all stages.
-        on_times: Told of what each step took on each stage.
-        on_slept: Told for how many seconds this machine slept.
-        on_round: Told of each step that came round: its lane, rows, and seconds.
         sent_bytes, received_bytes: Ids and tensors this process sent to nodes and got from them.
     """
 
@@ -67,10 +64,7 @@ class Chain:
         self.paths = Paths(links)
         self.links = self.paths.links
         self.places = self.paths.places
-        self.on_lost: Callable[[int, ShardhubError], None] = lambda index, error: None
-        self.on_times: Callable[[Lane, int, tuple[StageTime, ...]], None] = lambda lane, num_ids, times: None
-        self.on_round: Callable[[Lane, int, float], None] = lambda lane, num_rows, seconds: None
-        self.on_slept: Callable[[float], None] = lambda seconds: None
+        self._observers: tuple[ChainObserver, ...] = ()
         self.sent_bytes = self.received_bytes = 0
         self._sessions: dict[bytes, ChainSession] = {}
         self._num_ids_out = 0
@@ -111,6 +105,10 @@ class Chain:
             raise
         chain._renewing = asyncio.create_task(chain._renew())
         return chain
+
+    def watch(self, observer: ChainObserver) -> None:
+        """Tell an observer of everything from now on."""
+        self._observers = (*self._observers, observer)
 
     async def stop(self) -> None:
         """Close all sessions and links."""
@@ -262,7 +260,8 @@ class Chain:
             if not future.cancelled() and future.exception() is None:
                 seconds = time.monotonic() - now
                 self.deadlines.took(on_the_way, seconds)
-                self.on_round(lane, len(rows), seconds)
+                for observer in self._observers:
+                    observer.went_round(lane, len(rows), seconds)
 
         for future in futures:
             future.add_done_callback(ended)
@@ -326,7 +325,8 @@ class Chain:
         if not self.paths.mark_dead(index, error):
             return
         self._fail_over(self.links[index], error)
-        self.on_lost(index, error)
+        for observer in self._observers:
+            observer.lost(index, error)
 
     def add(self, link: StageLink) -> int:
         """Set a place aside for one more link, to be opened by `replace`; returns its index.
@@ -447,7 +447,8 @@ class Chain:
         elif isinstance(arrival, StepResult):
             first = arrival.rows[0]
             if (num_ids := self._sizes.get((first.session, first.position))) is not None:
-                self.on_times(arrival.lane, num_ids, arrival.times)
+                for observer in self._observers:
+                    observer.took(arrival.lane, num_ids, arrival.times)
             for row in arrival.rows:
                 if (session := self._sessions.get(row.session)) is not None:
                     session.on_result(row)
@@ -462,7 +463,8 @@ class Chain:
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
             if slept_s := naps.slept_s():
-                self.on_slept(slept_s)
+                for observer in self._observers:
+                    observer.slept(slept_s)
             if not self._sessions:
                 continue
             # One node that does not answer must not hold up the others' leases; what waits there is not taken back, or

@@ -96,4 +96,4 @@ class Membership:
     def _tell_once(self, told: dict[str, str], address: str, why: str) -> None:
         if told.get(address) != why:
             told[address] = why
-            self._scheduler.reconnector.tell("refused", f"{address} is not taken in: {why}" if address else why)
+            self._scheduler.events.tell("refused", f"{address} is not taken in: {why}" if address else why)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from shardhub.chain.chain import Chain
+from shardhub.chain.events import Events
 from shardhub.chain.failures import describe_error, is_recoverable
 from shardhub.chain.paths import changed_classes
 from shardhub.chain.reconnect import Reconnector
@@ -28,13 +29,15 @@ class Recoverer:
     Args:
         chain: What they run over.
         settings: How a sequence is computed again, and how long another node is waited for.
-        reconnector: Looks at the nodes, and takes note of what happened.
+        reconnector: Looks at the nodes.
+        events: Where people are told who goes on, and who cannot.
     """
 
-    def __init__(self, chain: Chain, settings: SchedulerSettings, reconnector: Reconnector) -> None:
+    def __init__(self, chain: Chain, settings: SchedulerSettings, reconnector: Reconnector, events: Events) -> None:
         self._chain = chain
         self._settings = settings
         self._reconnector = reconnector
+        self._events = events
 
     def may_recover(self, stream: Stream, error: ShardhubError) -> bool:
         """Whether a stream can go on after an error, and has not done so too often."""
@@ -72,7 +75,7 @@ class Recoverer:
                 # A node that takes over for another may have to end other sessions first.
                 may_come = is_recoverable(again) or isinstance(again, Overloaded)
                 if not may_come or stream.is_done or time.monotonic() >= deadline:
-                    self._reconnector.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(again)}")
+                    self._events.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(again)}")
                     raise
             else:
                 break
@@ -86,7 +89,7 @@ class Recoverer:
         if settings.recovery is Recovery.FAST and stream.num_generated and kept < len(ids):
             stream.is_exact = False
         if stream.num_generated:
-            self._reconnector.tell(
+            self._events.tell(
                 "recovered",
                 f"A sequence goes on at position {len(ids)}: {len(ids) - kept} ids were computed again "
                 f"({settings.recovery.value}) within {time.monotonic() - began_at:.1f} s."

@@ -15,7 +15,9 @@ from functools import partial
 
 from shardhub.chain.admission_queue import AdmissionQueue
 from shardhub.chain.chain import Chain
+from shardhub.chain.events import Events
 from shardhub.chain.microbatches import Microbatches
+from shardhub.chain.observers import StreamObserver
 from shardhub.chain.pace import Pace
 from shardhub.chain.prefill import Prefill
 from shardhub.chain.prefixes import LEAST_REUSED, Prefix, Prefixes
@@ -51,12 +53,10 @@ class Scheduler:
     Attributes:
         chain: Live stages.
         prefixes: Finished sequences that new prompts may begin with.
-        streams: Requests that are running or waiting.
+        streams: Requests that are running or waiting, in the order they came.
         reconnector: Brings lost links back.
         recoverer: Brings streams back that a lost link broke.
-        on_drawn: Told of each stream's new tokens: how many, and the seconds since the ones before or the request.
-        on_ended: Told of each stream whose session is parked or gone.
-        on_refused: Told why a request was not taken.
+        events: What happened to the chain and the streams on it, for people.
     """
 
     def __init__(
@@ -65,10 +65,9 @@ class Scheduler:
         self.chain = chain
         self.settings = settings or SchedulerSettings()
         self.prefixes = Prefixes()
-        self.streams: set[Stream] = set()
-        self.on_drawn: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
-        self.on_ended: Callable[[Stream], None] = lambda stream: None
-        self.on_refused: Callable[[ShardhubError], None] = lambda error: None
+        self.streams: dict[Stream, None] = {}
+        self.events = Events()
+        self._observers: tuple[StreamObserver, ...] = ()
         num_stages = len(chain.places)
         self.pace = Pace(
             num_stages=num_stages,
@@ -94,9 +93,9 @@ class Scheduler:
         self._asking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
-        self.reconnector = Reconnector(chain, stand_in=stand_in)
-        self.recoverer = Recoverer(chain, self.settings, self.reconnector)
-        chain.on_times = self.pace.took
+        self.reconnector = Reconnector(chain, self.events, stand_in=stand_in)
+        self.recoverer = Recoverer(chain, self.settings, self.reconnector, self.events)
+        chain.watch(self.pace)
 
     @property
     def num_decoding(self) -> int:
@@ -123,15 +122,23 @@ class Scheduler:
             if self.num_waiting >= self.settings.max_waiting:
                 raise Overloaded(f"{self.num_waiting} requests wait for the chain.", hint="Try again later.")
         except ShardhubError as error:
-            self.on_refused(error)
+            for observer in self._observers:
+                observer.refused(error)
             raise
-        stream = Stream(request)
-        stream.on_drawn = self.on_drawn
-        self.streams.add(stream)
+        stream = Stream(request, drew=self._drew)
+        self.streams[stream] = None
         task = asyncio.create_task(self._serve(stream, positions))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return stream
+
+    def watch(self, observer: StreamObserver) -> None:
+        """Tell an observer of all requests from now on."""
+        self._observers = (*self._observers, observer)
+
+    def _drew(self, stream: Stream, num_tokens: int, seconds: float) -> None:
+        for observer in self._observers:
+            observer.drew(stream, num_tokens, seconds)
 
     async def stop(self) -> None:
         """End all streams; the chain is the caller's to stop."""
@@ -268,8 +275,9 @@ class Scheduler:
                 await session.close()
         finally:
             self._queue.next()
-            self.streams.discard(stream)
-            self.on_ended(stream)
+            self.streams.pop(stream, None)
+            for observer in self._observers:
+                observer.ended(stream)
             stream.ended.set()
 
     async def _admit(

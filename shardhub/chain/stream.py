@@ -43,6 +43,10 @@ class Token:
 class Stream:
     """A request's tokens, in order; iterate over it.
 
+    Args:
+        request: What is asked.
+        drew: Told of new tokens: how many, and the seconds since the ones before, or since the request.
+
     Attributes:
         request: What was asked.
         num_reused: Prompt ids whose KV was there already.
@@ -57,8 +61,11 @@ class Stream:
         ended: Set once its session is parked or gone.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(
+        self, request: Request, *, drew: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
+    ) -> None:
         self.request = request
+        self._drew = drew
         self.num_reused = 0
         self.num_generated = 0
         self.num_drafted = 0
@@ -73,7 +80,6 @@ class Stream:
         self.lost_at: float | None = None
         self.is_exact = True
         self.on_drained: Callable[[], None] = lambda: None
-        self.on_drawn: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
         self._drawn_at = time.monotonic()
         self._session: ChainSession | None = None
         self._most_positions = 0
@@ -193,7 +199,7 @@ class Stream:
         if self.num_generated > num_before:
             self.made_progress()
             before, self._drawn_at = self._drawn_at, time.monotonic()
-            self.on_drawn(self, self.num_generated - num_before, self._drawn_at - before)
+            self._drew(self, self.num_generated - num_before, self._drawn_at - before)
         self._news.set()
 
     def kept_ids(self) -> int:

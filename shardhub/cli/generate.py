@@ -229,7 +229,7 @@ class Starting:
         note(self._context.line(head.chain.max_context))
         for address, error in head.absent.items():
             note(f"going on without {address}, which is used once it can be: {error.what} {error.why}".rstrip())
-        head.scheduler.reconnector.on_event = lambda event: note_between(event.text)
+        head.scheduler.events.watch(lambda event: note_between(event.text))
         if file is not None:
             loop.wait(head.follow(lambda: read_nodes_file(file)))
         elif head.absent:

@@ -44,16 +44,10 @@ class Feed:
         self._events: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
         self._num_events = 0
         self._closing = asyncio.Event()
-        reconnector = service.head.scheduler.reconnector
-        for past in reconnector.events:
+        happened = service.head.scheduler.events
+        for past in happened:
             self._happened(past)
-        told = reconnector.on_event
-
-        def happened(new: Event) -> None:
-            told(new)
-            self._happened(new)
-
-        reconnector.on_event = happened
+        happened.watch(self._happened)
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
         """States as they are read, with the events since the last one, as server-sent events.

@@ -47,7 +47,7 @@ def request(num_tokens=20) -> Request:
 
 async def is_served(scheduler, address) -> None:
     async def told() -> bool:
-        return any(event.kind in ("back", "joined") and address in event.text for event in scheduler.reconnector.events)
+        return any(event.kind in ("back", "joined") and address in event.text for event in scheduler.events)
 
     await until(told)
 
@@ -115,7 +115,7 @@ def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_t
             await is_served(head.scheduler, served[1])
             assert [node.address for node in head.assignments] == [served[0], served[2], served[1]]
             assert [row["stages"] for row in head.describe_stages()] == [[0], [0], [1]]
-            told = [event.text for event in head.scheduler.reconnector.events if event.kind == "refused"]
+            told = [event.text for event in head.scheduler.events if event.kind == "refused"]
             assert len(told) == 1
             assert served[3] in told[0]
         finally:
@@ -139,7 +139,7 @@ def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> N
             return [str(row["at"]) for row in head.describe_stages()]
 
         async def is_back() -> bool:
-            return any(event.text.endswith(f"by {lost} again.") for event in head.scheduler.reconnector.events)
+            return any(event.text.endswith(f"by {lost} again.") for event in head.scheduler.events)
 
         async def is_freed() -> bool:
             gc.collect()
