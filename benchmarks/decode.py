@@ -39,7 +39,7 @@ _CHAIN = """
 import asyncio, json, sys, time
 from pathlib import Path
 from shardhub.chain.head import Head
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
 from shardhub.parameters import SamplingParameters
 from shardhub.shard import read_pipeline
 async def main():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shardhub.chain.head import Head
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
 from shardhub.cli.demo_chain import demo_chain
 from shardhub.gateway.server import Gateway, listening
 from shardhub.gateway.settings import GatewaySettings

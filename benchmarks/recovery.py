@@ -157,7 +157,7 @@ class Rounds:
 
     async def run(self) -> Outcome:
         """All of them."""
-        from shardhub.chain.recovery import Recovery
+        from shardhub.chain.settings import Recovery
         from tests.running import scheduler_of
 
         settings = {"recovery": Recovery(self.options.recover), "recover_wait_s": 120.0, "prefill_chunk": CHUNK}
@@ -175,7 +175,7 @@ class Rounds:
         expected = [tokens for tokens, _ in await self._together(scheduler, requests)]
         hit_at: list[float] = []
         lost_at: list[float] = []
-        scheduler.healer.on_event = lambda event: lost_at.append(time.monotonic()) if event.kind == "lost" else None
+        scheduler.events.watch(lambda event: lost_at.append(time.monotonic()) if event.kind == "lost" else None)
         victims: list[int] = []
 
         def strike(streams: list[Any]) -> None:
@@ -212,7 +212,7 @@ class Rounds:
             outcome.bound_s.append(lost_at[0] - hit_at[0] + REPLAY_FACTOR * replay_s)
 
     def _request(self) -> Any:
-        from shardhub.chain.stream import Request
+        from shardhub.chain.request import Request
         from shardhub.parameters import SamplingParameters
 
         dice = self.dice
@@ -310,7 +310,8 @@ class Rounds:
 
     async def _replay(self, chain: Any, request: Any, ids: list[int]) -> float:
         """Seconds of what a recovery sends, on a session of its own: it is opened anew, the ids go without waiting."""
-        from shardhub.chain.recovery import Recovery, chunks_to_replay
+        from shardhub.chain.recovery import chunks_to_replay
+        from shardhub.chain.settings import Recovery
         from shardhub.protocol import Lane
 
         num_prompt = len(request.prompt) - 1

@@ -87,7 +87,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class HopSpeed:
     """What was measured between two neighbours before the first token.
 
     Attributes:

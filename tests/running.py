@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 
+from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import NodeLink, describe
-from shardhub.chain.route import plan_route
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.wire.options import Liveness
 
 # A silent peer is noticed within two seconds, and so is one whose machine stood still for one.
@@ -20,8 +21,8 @@ PATIENT = Liveness(ping_s=1.0, timeout_s=6.0)
 async def scheduler_of(pipeline, addresses, *, liveness=QUICK, **settings):
     """A scheduler over nodes that are noticed soon when they are gone."""
     described = [(address, await describe(address)) for address in addresses]
-    hops = plan_route(pipeline.manifest, described)
-    chain = await Chain.start([NodeLink(hop.address, hop.description, liveness=liveness) for hop in hops])
+    assigned = assign_stages(pipeline.manifest, described)
+    chain = await Chain.start([NodeLink(node.address, node.description, liveness=liveness) for node in assigned])
     scheduler = Scheduler(chain, SchedulerSettings(**{"recover_wait_s": 30.0, "prefill_chunk": 16} | settings))
     try:
         yield scheduler

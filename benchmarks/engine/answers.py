@@ -13,7 +13,7 @@ import numpy as np
 
 from shardhub.chain.drafts import Drafter
 from shardhub.chain.head import Head
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
 from shardhub.parameters import SamplingParameters
 
 

@@ -10,7 +10,7 @@ from benchmarks.engine.processes import Placing
 from benchmarks.engine.report import Report
 from benchmarks.engine.stand import Stand
 from shardhub.chain.head import Head
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import SchedulerSettings
 
 _LENGTH = 1024
 # Under the reference BLAS, which mlx_lm's wheel comes with, a longer one takes minutes.

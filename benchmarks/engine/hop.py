@@ -16,7 +16,7 @@ from benchmarks.engine.report import Report
 from benchmarks.engine.rounds import Round, Rounds
 from benchmarks.engine.stand import Stand
 from shardhub.chain.head import Head
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import SchedulerSettings
 
 _PROMPT = list(range(20, 40))
 

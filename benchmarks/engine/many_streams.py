@@ -15,7 +15,7 @@ from benchmarks.engine.prompts import stories
 from benchmarks.engine.report import Report
 from benchmarks.engine.stand import Stand
 from shardhub.chain.head import Head
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import SchedulerSettings
 
 _NUM_MICROBATCHES = 2
 _START_TIMEOUT_S = 120

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from shardhub.chain.head import Head
+from shardhub.chain.observers import ChainObserver
 from shardhub.protocol import Lane, StageTime
 
 
@@ -34,7 +35,7 @@ class Round:
         return self.trip_s - self.compute_s
 
 
-class Rounds:
+class Rounds(ChainObserver):
     """Notes the steps of a head from now on.
 
     Attributes:
@@ -44,22 +45,21 @@ class Rounds:
     def __init__(self, head: Head) -> None:
         self.found: list[Round] = []
         self._times: deque[tuple[int, tuple[StageTime, ...]]] = deque()
-        self._before = head.chain.on_times
-        head.chain.on_times = self._note_times
-        head.chain.on_round = self._note_round
+        head.chain.watch(self)
 
-    def _note_times(self, lane: Lane, num_ids: int, times: tuple[StageTime, ...]) -> None:
+    def took(self, lane: Lane, num_ids: int, times: tuple[StageTime, ...]) -> None:
+        """Note what a step took on each stage."""
         self._times.append((num_ids, times))
-        self._before(lane, num_ids, times)
 
-    def _note_round(self, lane: Lane, num_rows: int, trip_s: float) -> None:
+    def went_round(self, lane: Lane, num_rows: int, seconds: float) -> None:
+        """Note what it took in all."""
         num_ids, times = self._times.popleft()
         self.found.append(
             Round(
                 ended=time.perf_counter(),
                 lane=lane,
                 num_ids=num_ids,
-                trip_s=trip_s,
+                trip_s=seconds,
                 compute_s=sum(stage.compute_s for stage in times),
                 wait_s=sum(stage.wait_s for stage in times),
             )

@@ -11,9 +11,9 @@ from pathlib import Path
 from benchmarks.engine.delay import DelayProxies
 from benchmarks.engine.processes import Placing, Talker, shown, start_alone, start_node
 from benchmarks.engine.report import Report, say
+from shardhub.chain.assignment import NodeStages
 from shardhub.chain.head import Head
-from shardhub.chain.route import NodeHop
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.shard import Pipeline, read_pipeline
 from tests.nodes import Node, stop_all
 
@@ -94,9 +94,9 @@ class Stand:
         pipeline = self.cut(len(nodes))
         head = await Head.start(pipeline, addresses, context=self.context, allow_local=False, scheduling=scheduling)
         self._heads.append(head)
-        hop = head.hops[0]
-        assert isinstance(hop, NodeHop)
-        self._report.machines.setdefault(f"nodes {self._kind}", shown(dict(hop.description.host)))
+        node = head.assignments[0]
+        assert isinstance(node, NodeStages)
+        self._report.machines.setdefault(f"nodes {self._kind}", shown(dict(node.description.host)))
         return head
 
     async def drop(self, head: Head) -> None:

@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,11 +15,12 @@ import numpy as np
 
 from shardhub.chain.agreement import check_one_model
 from shardhub.chain.credit import Credit, Deadlines
-from shardhub.chain.laggard import find_laggard
+from shardhub.chain.gather import all_of
 from shardhub.chain.links import Arrival, StageLink
+from shardhub.chain.observers import ChainObserver
 from shardhub.chain.paths import Paths
 from shardhub.chain.session import ChainSession, Path, RowToSend
-from shardhub.chain.together import all_of
+from shardhub.chain.slow_stage import find_slow_stage
 from shardhub.errors import ChainError, HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
 from shardhub.limits import MESSAGE_OVERHEAD_BYTES
 from shardhub.naps import Naps
@@ -29,7 +30,6 @@ from shardhub.protocol import (
     Mask,
     Row,
     RowResult,
-    StageTime,
     Step,
     StepFailure,
     StepResult,
@@ -55,9 +55,6 @@ class Chain:
         max_chunk: Most ids of a row in one step, over all stages.
         max_rows: Most rows of one step, over all stages.
         max_context: Most positions of a session, over all stages.
-        on_times: Told of what each step took on each stage.
-        on_slept: Told for how many seconds this machine slept.
-        on_round: Told of each step that came round: its lane, rows, and seconds.
         sent_bytes, received_bytes: Ids and tensors this process sent to nodes and got from them.
     """
 
@@ -66,10 +63,7 @@ class Chain:
         self.paths = Paths(links)
         self.links = self.paths.links
         self.places = self.paths.places
-        self.on_lost: Callable[[int, ShardhubError], None] = lambda index, error: None
-        self.on_times: Callable[[Lane, int, tuple[StageTime, ...]], None] = lambda lane, num_ids, times: None
-        self.on_round: Callable[[Lane, int, float], None] = lambda lane, num_rows, seconds: None
-        self.on_slept: Callable[[float], None] = lambda seconds: None
+        self._observers: tuple[ChainObserver, ...] = ()
         self.sent_bytes = self.received_bytes = 0
         self._sessions: dict[bytes, ChainSession] = {}
         self._num_ids_out = 0
@@ -110,6 +104,10 @@ class Chain:
             raise
         chain._renewing = asyncio.create_task(chain._renew())
         return chain
+
+    def watch(self, observer: ChainObserver) -> None:
+        """Tell an observer of everything from now on."""
+        self._observers = (*self._observers, observer)
 
     async def stop(self) -> None:
         """Close all sessions and links."""
@@ -261,7 +259,8 @@ class Chain:
             if not future.cancelled() and future.exception() is None:
                 seconds = time.monotonic() - now
                 self.deadlines.took(on_the_way, seconds)
-                self.on_round(lane, len(rows), seconds)
+                for observer in self._observers:
+                    observer.went_round(lane, len(rows), seconds)
 
         for future in futures:
             future.add_done_callback(ended)
@@ -298,7 +297,7 @@ class Chain:
 
     async def _tell_late(self, rows: Sequence[RowToSend], step: Step, timeout_s: float) -> None:
         """End the sessions of a step that did not come round in time, naming who keeps it."""
-        error = await find_laggard(rows[0].session.path.links, timeout_s)
+        error = await find_slow_stage(rows[0].session.path.links, timeout_s)
         for row, sent in zip(rows, step.rows, strict=True):
             row.session.on_failure(sent.epoch, error)
 
@@ -325,7 +324,8 @@ class Chain:
         if not self.paths.mark_dead(index, error):
             return
         self._fail_over(self.links[index], error)
-        self.on_lost(index, error)
+        for observer in self._observers:
+            observer.lost(index, error)
 
     def add(self, link: StageLink) -> int:
         """Set a place aside for one more link, to be opened by `replace`; returns its index.
@@ -445,7 +445,8 @@ class Chain:
         elif isinstance(arrival, StepResult):
             first = arrival.rows[0]
             if (num_ids := self._sizes.get((first.session, first.position))) is not None:
-                self.on_times(arrival.lane, num_ids, arrival.times)
+                for observer in self._observers:
+                    observer.took(arrival.lane, num_ids, arrival.times)
             for row in arrival.rows:
                 if (session := self._sessions.get(row.session)) is not None:
                     session.on_result(row)
@@ -460,7 +461,8 @@ class Chain:
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
             if slept_s := naps.slept_s():
-                self.on_slept(slept_s)
+                for observer in self._observers:
+                    observer.slept(slept_s)
             if not self._sessions:
                 continue
             # One node that does not answer must not hold up the others' leases; what waits there is not taken back, or

@@ -9,19 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardhub.chain.assignment import Assignment, LocalStages, NodeStages, assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
 from shardhub.chain.links import LocalLink, NodeLink, StageLink
 from shardhub.chain.membership import Membership
-from shardhub.chain.muster import muster
-from shardhub.chain.route import Hop, LocalHop, NodeHop, plan_route
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
-from shardhub.chain.stream import Finish, Request, Stream
+from shardhub.chain.request import Request
+from shardhub.chain.roll_call import roll_call
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.settings import SchedulerSettings
+from shardhub.chain.stream import Finish, Stream
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.parity import inexactness
-from shardhub.protocol import INEXACT, Way
+from shardhub.protocol import INEXACT, HopSpeed
 from shardhub.security.keeper import keep
 from shardhub.security.trust import PLAIN, Security
 from shardhub.shard import Pipeline, read_shard
@@ -139,7 +141,7 @@ class Head:
             scheduling: How requests are scheduled.
 
         Raises:
-            ChainError: As `muster`; nodes that do not answer are left out where the others serve every stage.
+            ChainError: As `roll_call`; nodes that do not answer are left out where the others serve every stage.
             DoesNotFit: Stages nobody serves are here but do not fit.
             AddressError, CertificateRefused: A node cannot be reached safely.
         """
@@ -152,11 +154,13 @@ class Head:
             return index in folders
 
         asking = asyncio.ensure_future(
-            muster(pipeline.manifest, nodes, is_here=is_here, progress=progress, liveness=liveness, security=security)
+            roll_call(
+                pipeline.manifest, nodes, is_here=is_here, progress=progress, liveness=liveness, security=security
+            )
         )
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
-            mustered = await asking
+            present = await asking
             # The first prompt waits for the tokenizer's process as little as can be; what is wrong with it, it is told.
             starting = asyncio.get_running_loop().run_in_executor(None, tokenizer.start)
             starting.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -165,20 +169,20 @@ class Head:
             await asyncio.wait({asking})
             if not asking.cancelled():
                 asking.exception()  # seen: the first error is the one that is raised
-        described = [description for _, description in mustered.nodes]
-        hops = plan_route(pipeline.manifest, mustered.nodes, folders)
+        described = [description for _, description in present.nodes]
+        assignments = assign_stages(pipeline.manifest, present.nodes, folders)
         links: list[StageLink] = []
         try:
-            for hop in hops:
-                if isinstance(hop, NodeHop):
-                    links.append(NodeLink(hop.address, hop.description, liveness=liveness, security=security))
+            for assigned in assignments:
+                if isinstance(assigned, NodeStages):
+                    links.append(NodeLink(assigned.address, assigned.description, liveness=liveness, security=security))
                 else:
                     # Stages here keep K and V as the nodes do.
                     kv = described[0].stage.kv if described else None
                     settings = EngineSettings(
                         context=context, budget_bytes=budget_bytes, kv=kv, may_be_less=may_be_less
                     )
-                    links.append(LocalLink(await _load_local(pipeline, hop, folders, settings, progress)))
+                    links.append(LocalLink(await _load_local(pipeline, assigned, folders, settings, progress)))
             chain = await Chain.start(links)
         except BaseException:
             for link in links:
@@ -187,12 +191,12 @@ class Head:
 
         async def stand_in(index: int) -> StageLink | None:
             """Stages of this process in the place of a node's, if their shards are here and fit."""
-            hop = head.hops[index]
-            there = {number: find(number) for number in range(hop.first, hop.last + 1)} if allow_local else {}
+            assigned = head.assignments[index]
+            there = {number: find(number) for number in range(assigned.first, assigned.last + 1)} if allow_local else {}
             folders = {number: folder for number, folder in there.items() if folder is not None}
             if not allow_local or len(folders) < len(there):
                 return None
-            local = LocalHop(first=hop.first, last=hop.last)
+            local = LocalStages(first=assigned.first, last=assigned.last)
             facts = chain.links[index].facts
             # What the chain has promised, whatever stages of this process were to serve.
             settings = EngineSettings(context=chain.max_context, budget_bytes=budget_bytes, kv=facts.kv)
@@ -200,7 +204,7 @@ class Head:
 
         scheduler = Scheduler(chain, scheduling, stand_in=stand_in)
         membership = Membership(pipeline.manifest, scheduler, liveness=liveness, security=security)
-        head = cls(pipeline, chain, tokenizer, scheduler, membership, absent=mustered.absent)
+        head = cls(pipeline, chain, tokenizer, scheduler, membership, absent=present.absent)
         if security.trust is not None:
             head._tasks.append(asyncio.create_task(keep(security.trust)))
         return head
@@ -210,17 +214,17 @@ class Head:
         self._tasks.append(asyncio.create_task(self.membership.follow(named)))
 
     @property
-    def hops(self) -> tuple[Hop, ...]:
+    def assignments(self) -> tuple[Assignment, ...]:
         """Where each stage runs now: in stage order, replicas side by side; those that came later are last."""
         digests = [stage.digest for stage in self.pipeline.manifest.stages]
-        found: list[Hop] = []
+        found: list[Assignment] = []
         for link in [self.chain.links[index] for index in self.chain.paths.in_use]:
             first = digests.index(link.facts.digests[0])
             last = first + len(link.facts.digests) - 1
             if isinstance(link, NodeLink):
-                found.append(NodeHop(address=link.name, description=link.description, first=first, last=last))
+                found.append(NodeStages(address=link.name, description=link.description, first=first, last=last))
             else:
-                found.append(LocalHop(first=first, last=last))
+                found.append(LocalStages(first=first, last=last))
         return tuple(found)
 
     async def stop(self) -> None:
@@ -232,21 +236,21 @@ class Head:
         await self.scheduler.stop()
         await self.chain.stop()
 
-    def describe_hops(self) -> list[dict[str, object]]:
+    def describe_stages(self) -> list[dict[str, object]]:
         """Where each stage runs, for people and `--json`."""
         rows: list[dict[str, object]] = []
-        places = list(zip(self.chain.paths.in_use, self.hops, strict=True))
+        places = list(zip(self.chain.paths.in_use, self.assignments, strict=True))
         onwards = self.chain.paths.hops
-        for index, hop in sorted(places, key=lambda place: place[1].first):
+        for index, assigned in sorted(places, key=lambda place: place[1].first):
             link, onward = self.chain.links[index], onwards[index]
             row: dict[str, object] = {
-                "stages": list(range(hop.first, hop.last + 1)),
+                "stages": list(range(assigned.first, assigned.last + 1)),
                 "layers": [link.facts.start, link.facts.stop],
                 "at": link.name,
                 "next": onward.kind.value,
             }
-            if (way := self._way_from(index)) is not None:
-                row |= {"round_trip_s": round(way.round_trip_s, 6), "bytes_per_s": round(way.bytes_per_s)}
+            if (speed := self._speed_from(index)) is not None:
+                row |= {"round_trip_s": round(speed.round_trip_s, 6), "bytes_per_s": round(speed.bytes_per_s)}
             rows.append(row)
         return rows
 
@@ -255,20 +259,20 @@ class Head:
         text = ""
         for number, place in enumerate(self.chain.places):
             if number:
-                way = self._way_from(self.chain.places[number - 1][0])
+                speed = self._speed_from(self.chain.places[number - 1][0])
                 text += (
                     " --by this process--> "
-                    if way is None
-                    else f" --{way.round_trip_s * 1000:.1f} ms, {way.bytes_per_s / 1e6:.0f} MB/s--> "
+                    if speed is None
+                    else f" --{speed.round_trip_s * 1000:.1f} ms, {speed.bytes_per_s / 1e6:.0f} MB/s--> "
                 )
             links = [self.chain.links[index] for index in place]
             facts = links[0].facts
             text += f"layers {facts.start} to {facts.stop - 1} at {' and '.join(link.name for link in links)}"
         return text
 
-    def _way_from(self, index: int) -> Way | None:
+    def _speed_from(self, index: int) -> HopSpeed | None:
         """What was measured from a link to the first of the next stage."""
-        return next((way for (here, _), way in self.chain.paths.ways.items() if here == index), None)
+        return next((speed for (here, _), speed in self.chain.paths.speeds.items() if here == index), None)
 
     async def answer(
         self,
@@ -350,14 +354,18 @@ def _note_time(timing: Timing, stream: Stream) -> None:
 
 async def _load_local(
     pipeline: Pipeline,
-    hop: LocalHop,
+    assigned: LocalStages,
     folders: dict[int, Path],
     settings: EngineSettings,
     progress: Callable[[str], None],
 ) -> Engine:
-    shards = [read_shard(folders[index]) for index in range(hop.first, hop.last + 1)]
-    stages = pipeline.manifest.stages[hop.first : hop.last + 1]
-    progress(f"stage {hop.first}" + (f" to {hop.last}" if hop.last > hop.first else "") + " runs in this process")
+    shards = [read_shard(folders[index]) for index in range(assigned.first, assigned.last + 1)]
+    stages = pipeline.manifest.stages[assigned.first : assigned.last + 1]
+    progress(
+        f"stage {assigned.first}"
+        + (f" to {assigned.last}" if assigned.last > assigned.first else "")
+        + " runs in this process"
+    )
     for shard, entry in zip(shards, stages, strict=True):
         _check_shard(shard.digest, entry.digest, shard.folder)
     from shardhub.engine.engine import Engine  # loads MLX, which a head without stages of its own needs not have

@@ -15,6 +15,7 @@ from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, ShardhubE
 from shardhub.protocol import (
     PROTOCOL_VERSIONS,
     Description,
+    HopSpeed,
     Lane,
     Limits,
     Mask,
@@ -24,7 +25,6 @@ from shardhub.protocol import (
     Step,
     StepFailure,
     StepResult,
-    Way,
 )
 from shardhub.security.trust import PLAIN, Security
 from shardhub.wire import codec
@@ -286,7 +286,7 @@ class NodeLink:
         message = pb.RenewRequest(head=head, sessions=sessions)
         return list((await self._unary(self._stub.Renew, message, "renew leases")).gone)
 
-    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> Way:
+    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
         """Have the node try its way to another one.
 
         Raises:
@@ -294,7 +294,7 @@ class NodeLink:
         """
         message = pb.ProbeRequest(address=address, timeout_ms=int(timeout_s * 1000), boot_id=boot_id)
         reply = await self._unary(self._stub.Probe, message, f"probe the way to {address}")
-        return Way(round_trip_s=reply.round_trip_s, bytes_per_s=reply.bytes_per_s)
+        return HopSpeed(round_trip_s=reply.round_trip_s, bytes_per_s=reply.bytes_per_s)
 
     def send(self, step: Step) -> None:
         if self._is_lost or step.lane not in self._outboxes:

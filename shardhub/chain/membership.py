@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
+from shardhub.chain.assignment import assign_stages
+from shardhub.chain.chain_status import Reading, read_nodes
+from shardhub.chain.failures import describe_error
 from shardhub.chain.links import NodeLink, describe
-from shardhub.chain.recovery import describe_error
-from shardhub.chain.route import plan_route
 from shardhub.chain.scheduler import Scheduler
-from shardhub.chain.survey import Reading, read_nodes
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest
 from shardhub.security.trust import PLAIN, Security
@@ -54,12 +54,12 @@ class Membership:
         """
         chain, manifest = self._scheduler.chain, self._manifest
         found = await describe(address, liveness=self._liveness, security=self._security)
-        plan_route(manifest, [(address, found)], range(len(manifest.stages)))
+        assign_stages(manifest, [(address, found)], range(len(manifest.stages)))
         for link in chain.links:
             if isinstance(link, NodeLink) and found.boot_id == link.description.boot_id:
                 raise RouteError(f"{address} is in the chain already, as {link.name}.")
         node = NodeLink(address, found, liveness=self._liveness, security=self._security)
-        self._scheduler.healer.bring_in(chain.add(node))
+        self._scheduler.reconnector.bring_in(chain.add(node))
 
     async def readings(self) -> tuple[Reading, ...]:
         """What the chain's nodes say of themselves now."""
@@ -96,4 +96,4 @@ class Membership:
     def _tell_once(self, told: dict[str, str], address: str, why: str) -> None:
         if told.get(address) != why:
             told[address] = why
-            self._scheduler.healer.tell("refused", f"{address} is not taken in: {why}" if address else why)
+            self._scheduler.events.tell("refused", f"{address} is not taken in: {why}" if address else why)

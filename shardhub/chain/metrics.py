@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from shardhub.chain.links import LocalLink
+from shardhub.chain.observers import ChainObserver, StreamObserver
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.stream import Stream
 from shardhub.engine.metrics import ROW_BUCKETS, STEP_BUCKETS_S, StageMetrics
@@ -21,7 +22,7 @@ _FIRST_TOKEN_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 
 _TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 
 
-class HeadMetrics(Collector):
+class HeadMetrics(Collector, StreamObserver, ChainObserver):
     """Counts a head's requests from now on. Labels: a request's outcome, an error's class, the lane.
 
     Args:
@@ -60,10 +61,8 @@ class HeadMetrics(Collector):
         self._accepted = Counter("shardhub_accepted_tokens", "Proposed tokens that were right.", registry=own)
         for outcome in ("stop", "length", "cancelled", "failed", "refused"):
             self._requests.labels(outcome)
-        scheduler.on_drawn = self._drew
-        scheduler.on_ended = self._ended
-        scheduler.on_refused = self._refused
-        scheduler.chain.on_round = self._went_round
+        scheduler.watch(self)
+        scheduler.chain.watch(self)
         self.registry.register(self)
         stages = StageMetrics(self.registry)
         for link in scheduler.chain.links:
@@ -90,11 +89,13 @@ class HeadMetrics(Collector):
         )
         yield from self._own.collect()
 
-    def _went_round(self, lane: Lane, num_rows: int, seconds: float) -> None:
+    def went_round(self, lane: Lane, num_rows: int, seconds: float) -> None:
+        """Count a step that came round."""
         self._round_s.labels(lane.value).observe(seconds)
         self._round_rows.labels(lane.value).observe(num_rows)
 
-    def _drew(self, stream: Stream, num_tokens: int, seconds: float) -> None:
+    def drew(self, stream: Stream, num_tokens: int, seconds: float) -> None:
+        """Count new tokens, and their time."""
         self._generated.inc(num_tokens)
         if stream.num_generated == num_tokens:
             self._first_token_s.observe(seconds)
@@ -102,7 +103,8 @@ class HeadMetrics(Collector):
         for _ in range(num_tokens):
             self._token_s.observe(seconds / num_tokens)
 
-    def _ended(self, stream: Stream) -> None:
+    def ended(self, stream: Stream) -> None:
+        """Count a request that ended."""
         if stream.is_served:
             self._prompt.inc(len(stream.request.prompt))
             self._reused.inc(stream.num_reused)
@@ -112,6 +114,7 @@ class HeadMetrics(Collector):
             self._failures.labels(type(stream.error).__name__).inc()
         self._requests.labels("failed" if stream.error is not None else stream.finish or "cancelled").inc()
 
-    def _refused(self, error: ShardhubError) -> None:
+    def refused(self, error: ShardhubError) -> None:
+        """Count a request that was not taken."""
         self._failures.labels(type(error).__name__).inc()
         self._requests.labels("refused").inc()

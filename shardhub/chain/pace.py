@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from statistics import fmean
 
+from shardhub.chain.observers import ChainObserver
 from shardhub.protocol import Lane, StageTime
 
 # Chunk before anything was measured.
@@ -30,7 +31,7 @@ _NEWEST = 0.3
 _REMEMBERED = 16
 
 
-class Pace:
+class Pace(ChainObserver):
     """Measures steps and sizes chunks.
 
     A chunk of n ids takes a + b n seconds: reading a stage's weights, and computing with each id.

@@ -1,4 +1,4 @@
-"""The ways through a chain: which links serve each stage, which of them are there, and how each reaches the next."""
+"""The paths through a chain: which links serve each stage, which of them are there, and how each reaches the next."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import pairwise
 
+from shardhub.chain.gather import all_of
 from shardhub.chain.links import NodeLink, StageLink
 from shardhub.chain.session import Path
-from shardhub.chain.together import all_of
 from shardhub.errors import RouteError, ShardhubError
 from shardhub.parity import describe_class, numeric_class, one_class
-from shardhub.protocol import HopKind, NextHop, Way
+from shardhub.protocol import HopKind, HopSpeed, NextHop
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Paths:
     Attributes:
         links: In stage order, links of one stage side by side; then those that were added.
         places: Indices of the links that serve each stage: several where it has replicas.
-        ways: What was measured between a node and the next, by their indices.
+        speeds: What was measured between a node and the next, by their indices.
     """
 
     def __init__(self, links: Sequence[StageLink]) -> None:
@@ -37,7 +37,7 @@ class Paths:
             if not self.places or self.links[self.places[-1][0]].facts.start != link.facts.start:
                 self.places.append([])
             self.places[-1].append(index)
-        self.ways: dict[tuple[int, int], Way] = {}
+        self.speeds: dict[tuple[int, int], HopSpeed] = {}
         self._hops: dict[tuple[int, int], NextHop] = {}
         self._dead: dict[int, ShardhubError] = {}
         self._relieved: set[int] = set()
@@ -198,7 +198,7 @@ class Paths:
     async def find_hops(self, indices: Collection[int]) -> None:
         """Find how each of these links reaches the next stage's, and is reached by those before.
 
-        Others that are broken are left out: a probe of the way to them would only wait.
+        Others that are broken are left out: a probe of the hop to them would only wait.
         """
         there_too = {index for index in range(len(self.links)) if index not in self._dead} | set(indices)
         await all_of(
@@ -216,23 +216,23 @@ class Paths:
         if not isinstance(here, NodeLink) or not isinstance(there, NodeLink):
             self._hops[here_at, there_at] = by_us
             return
-        # What was found before stays in use until this is known: a stream that moves meanwhile keeps its way.
+        # What was found before stays in use until this is known: a stream that moves meanwhile keeps its path.
         self._hops.setdefault((here_at, there_at), by_us)
         for address in dict.fromkeys((*there.description.advertise, there.name)):
             try:
-                way = await here.probe(address, there.description.boot_id, _PROBE_TIMEOUT_S)
+                speed = await here.probe(address, there.description.boot_id, _PROBE_TIMEOUT_S)
             except ShardhubError as error:
                 log.info("%s cannot reach %s: %s", here.name, address, error)
             else:
-                self.ways[here_at, there_at] = way
+                self.speeds[here_at, there_at] = speed
                 self._hops[here_at, there_at] = NextHop(kind=HopKind.DIAL, address=address)
                 return
         self._hops[here_at, there_at] = by_us
         log.warning("%s cannot reach %s: what they exchange goes through this process", here.name, there.name)
 
     def bytes_per_s(self) -> float:
-        """What the slowest way between two nodes was measured to carry; infinite where none was."""
-        return min((way.bytes_per_s for way in self.ways.values()), default=math.inf)
+        """What the slowest hop between two nodes was measured to carry; infinite where none was."""
+        return min((speed.bytes_per_s for speed in self.speeds.values()), default=math.inf)
 
     def _update_usable(self) -> None:
         is_usable = all(any(index not in self._dead for index in place) for place in self.places)

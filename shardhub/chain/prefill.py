@@ -1,4 +1,4 @@
-"""A prompt's way through the chain: in chunks, several of them on their way at once."""
+"""How a prompt goes through the chain: in chunks, several of them on their way at once."""
 
 from __future__ import annotations
 

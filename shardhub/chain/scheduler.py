@@ -9,39 +9,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
+from shardhub.chain.admission_queue import AdmissionQueue
 from shardhub.chain.chain import Chain
-from shardhub.chain.healing import Healer, StandIn
-from shardhub.chain.microbatch import Microbatch
+from shardhub.chain.events import Events
+from shardhub.chain.microbatches import Microbatches
+from shardhub.chain.observers import StreamObserver
 from shardhub.chain.pace import Pace
-from shardhub.chain.paths import changed_classes
 from shardhub.chain.prefill import Prefill
 from shardhub.chain.prefixes import LEAST_REUSED, Prefix, Prefixes
-from shardhub.chain.recovery import Recovery, chunks_to_replay, describe_error, is_recoverable
-from shardhub.chain.session import ChainSession, Path
-from shardhub.chain.stream import Request, Stream
-from shardhub.chain.turns import Turns
+from shardhub.chain.reconnect import Reconnector, StandIn
+from shardhub.chain.recovery import Recoverer
+from shardhub.chain.request import Request
+from shardhub.chain.session import ChainSession
+from shardhub.chain.settings import SchedulerSettings
+from shardhub.chain.stream import Stream
 from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
-from shardhub.protocol import Lane, RowResult
 
 # Opens a session, and says which parked one it was forked from.
 Opening = Callable[[], Awaitable[tuple[ChainSession, Prefix | None]]]
 # Long prompts that are prefilled at once: the second fills the stages while the first one's last chunks go round.
 _PREFILLS = 2
-# Losses one request goes on after, and seconds between attempts to go on: soon at first, then seldom.
-_MAX_RECOVERIES = 16
-_FIRST_ATTEMPT_S = 0.02
-_BETWEEN_ATTEMPTS_S = 0.2
 # Positions between snapshots of a long prompt, and about how many are kept of one.
 _LEAST_SNAPSHOT = 256
 _MAX_SNAPSHOTS = 8
 # Seconds a request waits for sessions that are being parked: milliseconds as a rule, but a node may hang just then.
 _PARKING_S = 5.0
-# Most answers are shorter; a longer one is moved now and then, which takes about as long as one step.
-FIRST_ANSWER = 2048
 # Seconds an answer that has begun waits for room: its reader has a part of it already.
 _GROWING_WAIT_S = 600.0
 # A prompt with no more ids left than this does not wait for longer ones.
@@ -51,43 +47,16 @@ _SHORT_PROMPT = 64
 _ASK_AGAIN_S = 0.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerSettings:
-    """How a scheduler is to run.
-
-    Attributes:
-        max_rows: Most streams in a microbatch; None takes what the nodes allow.
-        num_microbatches: Microbatches on their way; None takes one for each stage.
-        prefill_chunk: Ids of every chunk; None sizes them by time and bytes.
-        max_waiting: Requests that may wait for room.
-        wait_s: How long one may wait.
-        recovery: How a sequence goes on after a node was lost.
-        recover_wait_s: How long one waits for other nodes without any progress, however many fail meanwhile.
-        first_answer: Positions a session is opened for beyond its prompt; it is moved to a larger one when they are
-            full, so that requests that name no limit do not keep memory from each other that they never use.
-    """
-
-    max_rows: int | None = None
-    num_microbatches: int | None = None
-    prefill_chunk: int | None = None
-    max_waiting: int = 256
-    wait_s: float = 120.0
-    recovery: Recovery = Recovery.EXACT
-    recover_wait_s: float = 60.0
-    first_answer: int = FIRST_ANSWER
-
-
 class Scheduler:
     """Runs requests over a chain.
 
     Attributes:
         chain: Live stages.
         prefixes: Finished sequences that new prompts may begin with.
-        streams: Requests that are running or waiting.
-        healer: Brings lost links back.
-        on_drawn: Told of each stream's new tokens: how many, and the seconds since the ones before or the request.
-        on_ended: Told of each stream whose session is parked or gone.
-        on_refused: Told why a request was not taken.
+        streams: Requests that are running or waiting, in the order they came.
+        reconnector: Brings lost links back.
+        recoverer: Brings streams back that a lost link broke.
+        events: What happened to the chain and the streams on it, for people.
     """
 
     def __init__(
@@ -96,10 +65,9 @@ class Scheduler:
         self.chain = chain
         self.settings = settings or SchedulerSettings()
         self.prefixes = Prefixes()
-        self.streams: set[Stream] = set()
-        self.on_drawn: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
-        self.on_ended: Callable[[Stream], None] = lambda stream: None
-        self.on_refused: Callable[[ShardhubError], None] = lambda error: None
+        self.streams: dict[Stream, None] = {}
+        self.events = Events()
+        self._observers: tuple[StreamObserver, ...] = ()
         num_stages = len(chain.places)
         self.pace = Pace(
             num_stages=num_stages,
@@ -108,9 +76,11 @@ class Scheduler:
             bytes_per_s=chain.paths.bytes_per_s,
             fixed=self.settings.prefill_chunk,
         )
-        self._max_rows = min(chain.max_rows, self.settings.max_rows or chain.max_rows)
-        self._num_microbatches = self.settings.num_microbatches or num_stages
-        self._microbatches: list[Microbatch] = []
+        self._microbatches = Microbatches(
+            chain,
+            max_rows=min(chain.max_rows, self.settings.max_rows or chain.max_rows),
+            number=self.settings.num_microbatches or num_stages,
+        )
         self._prefill = Prefill(
             chain,
             self.pace,
@@ -119,22 +89,23 @@ class Scheduler:
             at_mark=self._snapshot,
         )
         self._prefilling = asyncio.Semaphore(_PREFILLS)
-        self._turns = Turns()
+        self._queue = AdmissionQueue()
         self._asking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
-        self.healer = Healer(chain, stand_in=stand_in)
-        chain.on_times = self.pace.took
+        self.reconnector = Reconnector(chain, self.events, stand_in=stand_in)
+        self.recoverer = Recoverer(chain, self.settings, self.reconnector, self.events)
+        chain.watch(self.pace)
 
     @property
     def num_decoding(self) -> int:
         """Streams in microbatches."""
-        return sum(len(microbatch) for microbatch in self._microbatches)
+        return sum(self._microbatches.sizes)
 
     @property
     def num_waiting(self) -> int:
         """Requests that wait for room."""
-        return len(self._turns)
+        return len(self._queue)
 
     def submit(self, request: Request) -> Stream:
         """Run a request; its tokens come out of the stream, which must be read to its end or cancelled.
@@ -151,15 +122,23 @@ class Scheduler:
             if self.num_waiting >= self.settings.max_waiting:
                 raise Overloaded(f"{self.num_waiting} requests wait for the chain.", hint="Try again later.")
         except ShardhubError as error:
-            self.on_refused(error)
+            for observer in self._observers:
+                observer.refused(error)
             raise
-        stream = Stream(request)
-        stream.on_drawn = self.on_drawn
-        self.streams.add(stream)
+        stream = Stream(request, drew=self._drew)
+        self.streams[stream] = None
         task = asyncio.create_task(self._serve(stream, positions))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return stream
+
+    def watch(self, observer: StreamObserver) -> None:
+        """Tell an observer of all requests from now on."""
+        self._observers = (*self._observers, observer)
+
+    def _drew(self, stream: Stream, num_tokens: int, seconds: float) -> None:
+        for observer in self._observers:
+            observer.drew(stream, num_tokens, seconds)
 
     async def stop(self) -> None:
         """End all streams; the chain is the caller's to stop."""
@@ -171,9 +150,8 @@ class Scheduler:
             await asyncio.wait(self._ending)
         if self._asking is not None:
             self._asking.cancel()
-        await self.healer.stop()
-        for microbatch in self._microbatches:
-            microbatch.stop()
+        await self.reconnector.stop()
+        self._microbatches.stop()
 
     async def _serve(self, stream: Stream, positions: int) -> None:
         """One request from admission to the end of its session."""
@@ -190,7 +168,7 @@ class Scheduler:
             while not stream.is_done:
                 await self._run(stream)
                 if stream.interruption is not None:
-                    await stream.while_wanted(self._recover(stream, stream.interruption))
+                    await stream.while_wanted(self.recoverer.recover(stream, stream.interruption))
                 elif stream.is_outgrown:
                     session = await self._grow(stream)
         except ShardhubError as error:
@@ -218,7 +196,7 @@ class Scheduler:
         except ShardhubError as error:
             stream.interrupt(error)
         if not stream.is_done and stream.interruption is None:
-            self._place(stream).join(stream)
+            self._microbatches.join(stream)
             await stream.left
 
     @contextlib.asynccontextmanager
@@ -231,59 +209,6 @@ class Scheduler:
         finally:
             if not place.cancelled():  # also where this task was cancelled just when it had one
                 self._prefilling.release()
-
-    async def _recover(self, stream: Stream, error: ShardhubError) -> None:
-        """Bring a stream's session to where it was, on nodes that are there.
-
-        Raises:
-            ShardhubError: The error, or the last one, if that was not possible in time or too often.
-        """
-        settings, session = self.settings, stream.session
-        if not self._may_recover(stream, error):
-            raise error
-        # A node that came back may not be reached by its neighbours at once: each further loss waits a little longer.
-        await asyncio.sleep(_BETWEEN_ATTEMPTS_S * stream.num_recoveries)
-        began_at, delay_s = time.monotonic(), _FIRST_ATTEMPT_S
-        deadline = began_at - stream.since_lost() + settings.recover_wait_s
-        shapes, before = list(session.shapes), session.path
-        ids = [*stream.request.prompt, *stream.answer][: stream.num_held]
-        while True:
-            await self.healer.look_at(session.path)
-            try:
-                await self.chain.paths.until_usable(deadline - time.monotonic())
-                session.path = self.chain.choose_path(session.path)
-                # Not beyond the ids before the next step's, though stages may hold them: their numbers were lost.
-                at = min(session.position, len(ids))
-                if not stream.num_generated and stream.request.score:
-                    at = min(at, len(stream.prompt_logprobs))
-                kept = await session.resume(at)
-                if stream.num_generated:
-                    await self._replay(session, ids, kept, shapes)
-            except ShardhubError as again:
-                # A node that takes over for another may have to end other sessions first.
-                may_come = is_recoverable(again) or isinstance(again, Overloaded)
-                if not may_come or stream.is_done or time.monotonic() >= deadline:
-                    self.healer.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(again)}")
-                    raise
-            else:
-                break
-            await asyncio.sleep(delay_s)
-            delay_s = min(_BETWEEN_ATTEMPTS_S, 2 * delay_s)
-        del stream.prompt_logprobs[session.position :]
-        del stream.prompt_top[session.position :]
-        stream.go_on()
-        if changed := changed_classes(before.links, session.path.links):
-            stream.is_exact = False
-        if settings.recovery is Recovery.FAST and stream.num_generated and kept < len(ids):
-            stream.is_exact = False
-        if stream.num_generated:
-            self.healer.tell(
-                "recovered",
-                f"A sequence goes on at position {len(ids)}: {len(ids) - kept} ids were computed again "
-                f"({settings.recovery.value}) within {time.monotonic() - began_at:.1f} s."
-                + ("" if stream.is_exact else " It is continued, not bit-exact.")
-                + (f" Machines compute otherwise: {changed}." if changed else ""),
-            )
 
     async def _grow(self, stream: Stream) -> ChainSession | None:
         """Move a stream whose session is full to a larger one; without room for it, its answer ends there.
@@ -313,7 +238,7 @@ class Scheduler:
                 return await self.chain.open(context=context, parameters=parameters, fork_of=full, position=kept), None
             session = await self.chain.open(context=context, parameters=parameters)
             try:
-                await self._replay(session, ids, 0, shapes)
+                await self.recoverer.replay(session, ids, 0, shapes)
             except BaseException:
                 await session.close()
                 raise
@@ -332,21 +257,6 @@ class Scheduler:
         stream.move_to(larger)
         return larger
 
-    def _may_recover(self, stream: Stream, error: ShardhubError) -> bool:
-        allowed = self.settings.recovery is not Recovery.OFF and not stream.is_done
-        return allowed and is_recoverable(error) and stream.num_recoveries <= _MAX_RECOVERIES
-
-    async def _replay(self, session: ChainSession, ids: Sequence[int], kept: int, shapes: Sequence[int]) -> None:
-        """Send ids again that a session held, from position `kept` on, without waiting for each step."""
-        mode = self.settings.recovery
-        waiting: list[asyncio.Future[RowResult]] = []
-        at = kept
-        for length in chunks_to_replay(shapes, kept, len(ids), mode=mode, largest=self.chain.max_chunk):
-            waiting.append(await session.send(ids[at : at + length], sample=False, lane=Lane.PREFILL))
-            at += length
-        for future in waiting:
-            await future
-
     async def _end(self, stream: Stream, session: ChainSession | None, prefix: Prefix | None) -> None:
         """Park the session of a request that ended well, free any other; then let the next one in."""
         try:
@@ -364,9 +274,10 @@ class Scheduler:
             if session is not None:
                 await session.close()
         finally:
-            self._turns.next()
-            self.streams.discard(stream)
-            self.on_ended(stream)
+            self._queue.next()
+            self.streams.pop(stream, None)
+            for observer in self._observers:
+                observer.ended(stream)
             stream.ended.set()
 
     async def _admit(
@@ -383,7 +294,7 @@ class Scheduler:
         """
         deadline = time.monotonic() + (_GROWING_WAIT_S if goes_on else self.settings.wait_s)
         if self.num_waiting and not goes_on:
-            await self._turns.wait(stream, deadline)
+            await self._queue.wait(stream, deadline)
         while True:
             try:
                 admitted = await opening()
@@ -391,26 +302,26 @@ class Scheduler:
                 if time.monotonic() >= deadline:
                     raise
                 if goes_on:
-                    self._turns.next()  # what it has given up may be enough for another
+                    self._queue.next()  # what it has given up may be enough for another
             except ShardhubError as error:
                 stream.num_recoveries += 1
-                if not self._may_recover(stream, error):
+                if not self.recoverer.may_recover(stream, error):
                     raise
-                await self.healer.look_at(self.chain.paths.everything())
+                await self.reconnector.look_at(self.chain.paths.everything())
                 await self.chain.paths.until_usable(self.settings.recover_wait_s - stream.since_lost())
                 continue
             else:
-                self._turns.next()  # there may be room for more: other heads' sessions end, too
+                self._queue.next()  # there may be room for more: other heads' sessions end, too
                 return admitted
             if self._asking is None or self._asking.done():
                 self._asking = asyncio.create_task(self._ask_again())
-            await self._turns.wait(stream, deadline, again=True)
+            await self._queue.wait(stream, deadline, again=True)
 
     async def _ask_again(self) -> None:
         """Let a request that waits look now and then whether there is room."""
         await asyncio.sleep(_ASK_AGAIN_S)
         while self.num_waiting:
-            self._turns.next()
+            self._queue.next()
             await asyncio.sleep(_ASK_AGAIN_S)
 
     async def _open(self, request: Request, positions: int) -> tuple[ChainSession, Prefix | None]:
@@ -475,39 +386,4 @@ class Scheduler:
         """Whether a prompt whose last id is left goes on in a microbatch that is there; a long one waits for none."""
         request, session = stream.request, stream.session
         is_short = len(request.prompt) - stream.num_reused <= _SHORT_PROMPT
-        return is_short and session.position > 0 and not request.score and self._fitting(stream) is not None
-
-    def _place(self, stream: Stream) -> Microbatch:
-        """The microbatch a stream joins: one that is there, or one more while stages could stay idle."""
-        return self._fitting(stream) or self._new_microbatch(stream.session.path)
-
-    def _fitting(self, stream: Stream) -> Microbatch | None:
-        """The smallest microbatch a stream fits into; none while stages could stay idle."""
-        same = [microbatch for microbatch in self._microbatches if microbatch.path == stream.session.path]
-        fitting = [m for m in same if len(m) < self._max_rows and m.fits(stream)]
-        return min(fitting, key=len) if fitting and len(same) >= self._num_microbatches else None
-
-    def _new_microbatch(self, path: Path) -> Microbatch:
-        microbatch = Microbatch(
-            self.chain,
-            path,
-            give_away=self._give_away,
-            come_back=lambda stream: self._place(stream).join(stream),
-            ended=self._microbatches.remove,
-        )
-        self._microbatches.append(microbatch)
-        return microbatch
-
-    def _give_away(self, microbatch: Microbatch) -> Stream | None:
-        """A stream that moves from a microbatch to a smaller one, so that all stages have as much to do."""
-        same = [other for other in self._microbatches if other.path == microbatch.path and other is not microbatch]
-        stream = microbatch.rows[-1]
-        if len(same) + 1 < self._num_microbatches:
-            target = self._new_microbatch(microbatch.path)
-        else:
-            smaller = [other for other in same if len(other) + 1 < len(microbatch) and other.fits(stream)]
-            if not smaller:
-                return None
-            target = min(smaller, key=len)
-        target.join(stream)
-        return stream
+        return is_short and session.position > 0 and not request.score and self._microbatches.has_room(stream)

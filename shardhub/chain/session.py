@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shardhub.chain.gather import all_of
 from shardhub.chain.links import StageLink
-from shardhub.chain.together import all_of
 from shardhub.errors import (
     ContextExceeded,
     NodeLost,

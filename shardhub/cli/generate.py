@@ -109,7 +109,7 @@ def generate(
                     "usage": usage(timing),
                     "pipeline_id": head.pipeline.manifest.pipeline_id,
                     "inexact": head.inexact,
-                    "stages": head.describe_hops(),
+                    "stages": head.describe_stages(),
                 }
                 print(json.dumps(record, ensure_ascii=False))
             else:

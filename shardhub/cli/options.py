@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from shardhub.blas import Blas, choose_blas
-from shardhub.chain.recovery import Recovery
+from shardhub.chain.settings import Recovery
 from shardhub.cli.run import print_error
 from shardhub.errors import ShardhubError, outcome
 from shardhub.parameters import REPETITION_CONTEXT

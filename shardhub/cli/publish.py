@@ -14,12 +14,12 @@ from shardhub.errors import UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.publish import Published, publish
+from shardhub.hub.push_decisions import Action
 from shardhub.hub.push_journal import PushJournal
+from shardhub.hub.push_plan import PushPlan, plan_push
+from shardhub.hub.push_weights import check_weights
 from shardhub.hub.reference import parse_reference
-from shardhub.hub.standing import Action
-from shardhub.hub.survey import Survey, survey
 from shardhub.hub.unpublish import Removal, find_removal, remove
-from shardhub.hub.weights import check_weights
 from shardhub.naming import check_model_name, check_namespace
 from shardhub.parity import Numbers
 from shardhub.splitting.job import SplitJob, prepare
@@ -32,7 +32,7 @@ from shardhub.usecases.terminal import note
 from shardhub.usecases.tokenizer import with_tokenizer
 
 if TYPE_CHECKING:
-    from shardhub.hub.weights import PushProgress
+    from shardhub.hub.push_weights import PushProgress
 
 # A home connection, for the estimate.
 _BYTES_PER_S = 100e6 / 8
@@ -88,14 +88,14 @@ def split_and_push(model: str, cut: CutOptions, options: PushOptions) -> int:
     journal = PushJournal(work, checked=options.check_weights)
     gate = _gate(opened, calls)
     fields = source_fields(checkpoint.folder)
-    plan = survey(job, calls, journal, private=options.private, gate=gate, replace=options.replace)
+    plan = plan_push(job, calls, journal, private=options.private, gate=gate, replace=options.replace)
     _show(plan)
     reasons = reservations(fields, gated=gate is not None) if plan.is_public else []
     if options.dry_run:
         for reason in reasons:
             note(f"note: everyone could read it, but {reason}: add --private, or --yes to mean it")
         if options.as_json:
-            print(json.dumps(_survey_record(plan, reasons)))
+            print(json.dumps(_plan_record(plan, reasons)))
         else:
             note("dry run: nothing was written")
         return 0
@@ -147,14 +147,14 @@ def unpublish(pipeline: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
     return 0
 
 
-def _is_published(plan: Survey) -> bool:
+def _is_published(plan: PushPlan) -> bool:
     """Whether all of it is at the Hub, as far as is known before a weight is read."""
     at = plan.pipeline
     has_manifest = at.action is not Action.REPLACE and at.remote is not None and at.remote.manifest is not None
     return has_manifest and all(shard.action is Action.KEEP for shard in plan.shards)
 
 
-def _recorded(plan: Survey) -> str | None:
+def _recorded(plan: PushPlan) -> str | None:
     """What the manifest that is there says is inexact; one that is replaced says nothing of this cut."""
     at = plan.pipeline
     manifest = at.remote.manifest if at.remote is not None and at.action is not Action.REPLACE else None
@@ -175,16 +175,16 @@ def _gate(model: Model, calls: HubCalls) -> str | None:
     return info.gated if isinstance(info.gated, str) else None
 
 
-def _show(plan: Survey) -> None:
+def _show(plan: PushPlan) -> None:
     """The repos a push writes, their sizes, and how long it may take."""
     job = plan.job
-    width = max(len(at.repo) for at in plan.standings)
+    width = max(len(at.repo) for at in plan.decisions)
     sizes = [*(shard.size_bytes for shard in job.shards), job.files_bytes]
-    for at, size in zip(plan.standings, sizes, strict=True):
+    for at, size in zip(plan.decisions, sizes, strict=True):
         private = plan.private if at.remote is None else at.remote.private
         state = at.action.value + (f" ({at.why})" if at.why else "")
         note(f"{at.repo:<{width}}  {_size(size):>10}  {'private' if private else 'public':<7}  {state}")
-    if any(at.action is Action.REPLACE for at in plan.standings):
+    if any(at.action is Action.REPLACE for at in plan.decisions):
         note("what is replaced stays under a tag: manifests that name those commits keep working")
     minutes = plan.upload_bytes / _BYTES_PER_S / 60
     note(
@@ -250,7 +250,7 @@ def _report(done: Published, job: SplitJob, seconds: float, *, as_json: bool) ->
     note(f"Then generate:  shardhub generate --manifest {done.pipeline.repo} --node HOST:PORT ... --prompt ...")
 
 
-def _survey_record(plan: Survey, reasons: list[str]) -> dict[str, object]:
+def _plan_record(plan: PushPlan, reasons: list[str]) -> dict[str, object]:
     return {
         "dry_run": True,
         "repos": [
@@ -259,7 +259,7 @@ def _survey_record(plan: Survey, reasons: list[str]) -> dict[str, object]:
                 "action": at.action.value,
                 "private": plan.private if at.remote is None else at.remote.private,
             }
-            for at in plan.standings
+            for at in plan.decisions
         ],
         "size_bytes": [shard.size_bytes for shard in plan.job.shards],
         "upload_bytes": plan.upload_bytes,

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from shardhub.chain.survey import NodeStatus, Reading, Survey, read_nodes, survey
+from shardhub.chain.chain_status import ChainStatus, NodeStatus, Reading, chain_status, read_nodes
 from shardhub.cli.run import error_record
 from shardhub.errors import NodeLoading, ShardhubError, outcome
 from shardhub.parity import inexactness
@@ -75,18 +75,18 @@ def status(options: StatusOptions, *, as_json: bool) -> int:
             return loop.wait(read_nodes(pipeline.manifest, addresses, security=security))
 
         before = read()
-        found = survey(pipeline.manifest, before)
+        found = chain_status(pipeline.manifest, before)
         if is_live:
             found = _watch(read, before, found, options.interval_s)
         else:
             if any(node.reading.load for node in found.nodes):  # figures are of what happens between two readings
                 time.sleep(options.interval_s)
-                found = survey(pipeline.manifest, read(), before)
+                found = chain_status(pipeline.manifest, read(), before)
             print(json.dumps(record(found, pipeline)) if as_json else text(found))
     return 0 if found.problem is None else outcome(found.problem).exit
 
 
-def record(found: Survey, pipeline: Pipeline) -> dict[str, Any]:
+def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
     """A survey as JSON-able data; times in seconds."""
     manifest = pipeline.manifest
     return {
@@ -104,7 +104,7 @@ def record(found: Survey, pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def render(found: Survey) -> Group:
+def render(found: ChainStatus) -> Group:
     """A survey as a table and two sentences."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("stage", "layers", "node", "state"):
@@ -137,7 +137,7 @@ def render(found: Survey) -> Group:
     return Group(*lines, *map(Text, _runs_on(found)))
 
 
-def text(found: Survey) -> str:
+def text(found: ChainStatus) -> str:
     """A survey as lines; with colours on a terminal only."""
     console = Console(file=sys.stdout, highlight=False) if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
     with console.capture() as capture:
@@ -145,14 +145,14 @@ def text(found: Survey) -> str:
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
-def _watch(read: Any, before: Sequence[Reading], found: Survey, interval_s: float) -> Survey:
+def _watch(read: Any, before: Sequence[Reading], found: ChainStatus, interval_s: float) -> ChainStatus:
     """Show it until Ctrl-C, which is how this ends well."""
     with Live(render(found), console=Console(highlight=False), auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(interval_s)
                 now = read()
-                found, before = survey(found.manifest, now, before), now
+                found, before = chain_status(found.manifest, now, before), now
                 live.update(render(found), refresh=True)
         except KeyboardInterrupt:
             return found
@@ -189,7 +189,7 @@ def _state(reading: Reading) -> str:
     return _LOADING if isinstance(reading.error, NodeLoading) else "unreachable"
 
 
-def _hint(found: Survey, problem: ShardhubError) -> str:
+def _hint(found: ChainStatus, problem: ShardhubError) -> str:
     """What to do about a chain that cannot run."""
     loading = [node.reading.address for node in found.nodes if _state(node.reading) == _LOADING]
     return f"Wait until {' and '.join(loading)} has loaded its stage." if loading else problem.hint
@@ -201,7 +201,7 @@ def _failure(reading: Reading) -> str:
     return text if text.startswith(reading.address) else f"{reading.address}: {text}"
 
 
-def _alone(found: Survey) -> str | None:
+def _alone(found: ChainStatus) -> str | None:
     """What one machine would take, in a sentence; it is an estimate, from machines that may differ."""
     if found.alone_s is None or not found.chain_s:
         return None
@@ -243,7 +243,7 @@ def _host(description: Description) -> dict[str, str]:
     return {key: description.host[key] for key in _SHOWN_FACTS if key in description.host}
 
 
-def _runs_on(found: Survey) -> list[str]:
+def _runs_on(found: ChainStatus) -> list[str]:
     """Versions and device of the nodes, a line for each kind: several lines mean that numbers may differ."""
     kinds: dict[str, list[str]] = {}
     for node in found.nodes:

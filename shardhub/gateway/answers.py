@@ -6,8 +6,9 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal
 
+from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
-from shardhub.chain.stream import Request, Stream, Token
+from shardhub.chain.stream import Stream, Token
 from shardhub.gateway.asks import Ask
 from shardhub.gateway.calls.arguments import json_text
 from shardhub.gateway.calls.reader import CallReader

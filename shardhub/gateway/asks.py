@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardhub.chain.stream import Grammar
+from shardhub.chain.request import Grammar
 from shardhub.gateway.masks import TokenRules
 from shardhub.gateway.segments import Segmenter
 from shardhub.gateway.toolcalls import CallFormats

@@ -5,7 +5,7 @@ As vLLM does where a model thinks whatever it is told.
 
 from __future__ import annotations
 
-from shardhub.chain.stream import Grammar
+from shardhub.chain.request import Grammar
 from shardhub.gateway.segments import Segmenter
 from shardhub.text.detokenizer import Detokenizer
 

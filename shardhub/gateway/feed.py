@@ -11,9 +11,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from shardhub.chain.chain_status import Reading
+from shardhub.chain.events import Event
 from shardhub.chain.links import LocalLink
-from shardhub.chain.recovery import Event
-from shardhub.chain.survey import Reading
 from shardhub.errors import ShardhubError
 from shardhub.gateway.events import RESPONSES, EventStream, event
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
@@ -44,16 +44,10 @@ class Feed:
         self._events: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
         self._num_events = 0
         self._closing = asyncio.Event()
-        healer = service.head.scheduler.healer
-        for past in healer.events:
+        happened = service.head.scheduler.events
+        for past in happened:
             self._happened(past)
-        told = healer.on_event
-
-        def happened(new: Event) -> None:
-            told(new)
-            self._happened(new)
-
-        healer.on_event = happened
+        happened.watch(self._happened)
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
         """States as they are read, with the events since the last one, as server-sent events.
@@ -119,10 +113,10 @@ class Feed:
 
     def _stages(self) -> list[dict[str, Any]]:
         manifest = self._service.head.pipeline.manifest
-        hops: list[dict[str, Any]] = self._service.head.describe_hops()
-        for hop in hops:
-            hop["weight_bytes"] = sum(manifest.stages[index].size_bytes for index in hop["stages"])
-        return hops
+        rows: list[dict[str, Any]] = self._service.head.describe_stages()
+        for row in rows:
+            row["weight_bytes"] = sum(manifest.stages[index].size_bytes for index in row["stages"])
+        return rows
 
     def _requests(self) -> dict[str, Any]:
         scheduler = self._service.head.scheduler

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from shardhub.chain.stream import Grammar
+from shardhub.chain.request import Grammar
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Sampling
 from shardhub.text.tokenizer import Tokenizer

@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from shardhub.chain.head import Head
 from shardhub.chain.metrics import HeadMetrics
+from shardhub.chain.observers import StreamObserver
 from shardhub.chain.stream import Stream
 from shardhub.gateway.admission import Admission
 from shardhub.gateway.defaults import read_defaults
@@ -58,7 +59,7 @@ class Envelope:
         return fields | parts
 
 
-class Service:
+class Service(StreamObserver):
     """A head behind an API.
 
     Args:
@@ -83,14 +84,7 @@ class Service:
         self.metrics = HeadMetrics(head.scheduler)
         self.num_drawn = 0
         self.rate = Rate()
-        counted = head.scheduler.on_drawn
-
-        def drew(stream: Stream, num_tokens: int, seconds: float) -> None:
-            self.num_drawn += num_tokens
-            self.rate.add(num_tokens)
-            counted(stream, num_tokens, seconds)
-
-        head.scheduler.on_drawn = drew
+        head.scheduler.watch(self)
         self.structured = Structured(head.tokenizer)
         self.segmenters = Segmenters(head.tokenizer)
         self._trying = threading.Lock()
@@ -106,6 +100,11 @@ class Service:
         self.model_names = names_of(settings, head)
         self.answers = ResponseStore()
         self.fingerprint = f"fp_{manifest.pipeline_id[:12]}"
+
+    def drew(self, stream: Stream, num_tokens: int, seconds: float) -> None:
+        """Count tokens that were drawn."""
+        self.num_drawn += num_tokens
+        self.rate.add(num_tokens)
 
     @property
     def thinking(self) -> Thinking:

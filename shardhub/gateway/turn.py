@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shardhub.chain.stream import Grammar
+from shardhub.chain.request import Grammar
 from shardhub.errors import PromptError
 from shardhub.gateway.answers import Answer
 from shardhub.gateway.asks import Ask, Tools

@@ -10,7 +10,7 @@ from pathlib import Path
 from shardhub.errors import DigestMismatch, WeightFileError
 from shardhub.hub.cache import Cache, sync_folder
 from shardhub.hub.locks import locked
-from shardhub.hub.pinned import NUM_CONTENT_TRIES, PinnedRepo
+from shardhub.hub.pinned_repo import NUM_CONTENT_TRIES, PinnedRepo
 
 _BUFFER_BYTES = 1 << 20
 

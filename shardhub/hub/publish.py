@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from shardhub.errors import Conflict, ShardhubError
 from shardhub.hub.calls import HubCalls
+from shardhub.hub.holders import agree_on_transfer
+from shardhub.hub.push_decisions import Action, Decision, obsolete_files
 from shardhub.hub.push_journal import PushJournal, scratch_folder
+from shardhub.hub.push_plan import PushPlan, holders_of
+from shardhub.hub.push_weights import PushProgress, WeightFiles
 from shardhub.hub.remote_repo import RemoteRepo, look, read_small
-from shardhub.hub.standing import Action, Standing, obsolete_files
-from shardhub.hub.stored import agree_on_transfer
-from shardhub.hub.survey import Survey, holders_of
-from shardhub.hub.weights import PushProgress, WeightFiles
 from shardhub.manifest import Manifest, RepoLocation, Stage, encode
 from shardhub.naming import SIGNATURE_FILE
 from shardhub.parity import PARITY_FOLDER
@@ -65,19 +65,19 @@ class Published:
 
 
 def publish(
-    plan: Survey,
+    plan: PushPlan,
     calls: HubCalls,
     journal: PushJournal,
     work: Path,
     *,
     progress: Callable[[PushProgress], None] = lambda _: None,
 ) -> Published:
-    """Do what a survey says.
+    """Do what a push plan says.
 
     Args:
-        plan: The survey.
+        plan: What to do with each repo.
         calls: The Hub.
-        journal: As in the survey.
+        journal: As in `plan_push`.
         work: Folder of the cache, with room for the largest weight file.
         progress: Told after every few megabytes.
 
@@ -109,7 +109,7 @@ class _Contents:
 class _Push:
     """One run of `publish`."""
 
-    def __init__(self, plan: Survey, calls: HubCalls, journal: PushJournal, files: WeightFiles) -> None:
+    def __init__(self, plan: PushPlan, calls: HubCalls, journal: PushJournal, files: WeightFiles) -> None:
         self._plan = plan
         self._job = plan.job
         self._calls = calls
@@ -119,8 +119,8 @@ class _Push:
 
     def run(self) -> Published:
         digests, shards = [], []
-        for shard, standing in zip(self._job.shards, self._plan.shards, strict=True):
-            digest, published = self._shard(shard, standing)
+        for shard, decision in zip(self._job.shards, self._plan.shards, strict=True):
+            digest, published = self._shard(shard, decision)
             digests.append(digest)
             shards.append(published)
         locations = [RepoLocation(repo=at.repo, commit=at.commit) for at in shards]
@@ -134,32 +134,32 @@ class _Push:
             given_bytes=self._files.given_bytes,
         )
 
-    def _shard(self, shard: ShardJob, standing: Standing) -> tuple[str, PublishedRepo]:
-        remote = standing.remote
-        if standing.action is Action.KEEP and remote is not None:
+    def _shard(self, shard: ShardJob, decision: Decision) -> tuple[str, PublishedRepo]:
+        remote = decision.remote
+        if decision.action is Action.KEEP and remote is not None:
             self._files.skip(shard)
             stage = self._job.stage(shard, self._journal.digests)
-            return stage.digest, PublishedRepo(repo=standing.repo, commit=remote.commit, action=Action.KEEP)
-        there = remote or self._create(standing.repo)
+            return stage.digest, PublishedRepo(repo=decision.repo, commit=remote.commit, action=Action.KEEP)
+        there = remote or self._create(decision.repo)
         self._agree(there.repo)
         weights = self._files.bring(shard, there)
         stage = self._job.stage(shard, self._journal.digests)
         if there.stage == stage:  # only now that every sha256 is known
-            return stage.digest, PublishedRepo(repo=standing.repo, commit=there.commit, action=Action.KEEP)
+            return stage.digest, PublishedRepo(repo=decision.repo, commit=there.commit, action=Action.KEEP)
         contents = _Contents(
             documents=shard_documents(self._job, shard, stage),
             weights=weights,
             names={file.name for file in stage.weight_files},
         )
         message = f"Layers {stage.start} to {stage.stop - 1} of {stage.num_layers}"
-        commit = self._commit(standing, there, contents, message, lambda found: _same_stage(found, stage))
-        return stage.digest, PublishedRepo(repo=standing.repo, commit=commit, action=standing.action)
+        commit = self._commit(decision, there, contents, message, lambda found: _same_stage(found, stage))
+        return stage.digest, PublishedRepo(repo=decision.repo, commit=commit, action=decision.action)
 
     def _pipeline(self, manifest: Manifest) -> PublishedRepo:
-        standing = self._plan.pipeline
-        there = standing.remote or self._create(standing.repo)
+        decision = self._plan.pipeline
+        there = decision.remote or self._create(decision.repo)
         if self._is_there(there, manifest):
-            return PublishedRepo(repo=standing.repo, commit=there.commit, action=Action.KEEP)
+            return PublishedRepo(repo=decision.repo, commit=there.commit, action=Action.KEEP)
         self._agree(there.repo)
         contents = _Contents(documents=pipeline_documents(self._job, manifest))
         if there.manifest is not None and there.manifest.pipeline_id != manifest.pipeline_id:
@@ -167,8 +167,8 @@ class _Push:
         if self._job.signer is None and SIGNATURE_FILE in there.files:  # of the manifest before
             contents.stale.add(SIGNATURE_FILE)
         message = f"Pipeline of {len(manifest.stages)} stages"
-        commit = self._commit(standing, there, contents, message, lambda found: self._is_there(found, manifest))
-        return PublishedRepo(repo=standing.repo, commit=commit, action=standing.action)
+        commit = self._commit(decision, there, contents, message, lambda found: self._is_there(found, manifest))
+        return PublishedRepo(repo=decision.repo, commit=commit, action=decision.action)
 
     def _is_there(self, there: RemoteRepo, manifest: Manifest) -> bool:
         """Whether a repo holds the manifest, and its signature if there is to be one."""
@@ -207,7 +207,7 @@ class _Push:
 
     def _commit(
         self,
-        standing: Standing,
+        decision: Decision,
         there: RemoteRepo,
         contents: _Contents,
         message: str,
@@ -216,7 +216,7 @@ class _Push:
         """Make one commit on what was seen; returns its id.
 
         Args:
-            standing: The repo.
+            decision: The repo.
             there: The repo as it was seen, which is the commit's parent.
             contents: What it is to hold.
             message: Title of the commit.
@@ -228,11 +228,11 @@ class _Push:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         api = self._calls.api
-        if standing.action is Action.REPLACE:
+        if decision.action is Action.REPLACE:
             self._keep_old(there)
         deletes: list[CommitOperationDelete] = [
             CommitOperationDelete(path_in_repo=path)
-            for path in sorted({*obsolete_files(standing, {*contents.names, *contents.documents}), *contents.stale})
+            for path in sorted({*obsolete_files(decision, {*contents.names, *contents.documents}), *contents.stale})
         ]
 
         def send() -> str:

@@ -9,7 +9,7 @@ from shardhub.checkpoint.checkpoint import check_weight_header
 from shardhub.errors import DigestMismatch, DiskFull, FormatError, UsageError
 from shardhub.hub.cache import Cache
 from shardhub.hub.download import fetch_blob
-from shardhub.hub.pinned import PinnedRepo
+from shardhub.hub.pinned_repo import PinnedRepo
 from shardhub.manifest import (
     MAX_CATALOGUE_BYTES,
     MAX_DOCUMENT_BYTES,

@@ -10,7 +10,7 @@ from shardhub.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from shardhub.checkpoint.header import Header, parse_header
 from shardhub.checkpoint.weight_files import INDEX_FILE, is_loaded
 from shardhub.hub.cache import Cache
-from shardhub.hub.pinned import PinnedRepo, find_commit
+from shardhub.hub.pinned_repo import PinnedRepo, find_commit
 from shardhub.hub.ranges import Patience, RemoteFile
 from shardhub.hub.reference import Reference
 from shardhub.hub.source_weights import SourceWeights

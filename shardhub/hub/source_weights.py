@@ -11,7 +11,7 @@ from shardhub.errors import Conflict, DiskFull, WeightFileError
 from shardhub.hub.cache import Cache
 from shardhub.hub.download import fetch_blob
 from shardhub.hub.locks import locked_at_once
-from shardhub.hub.pinned import PinnedRepo
+from shardhub.hub.pinned_repo import PinnedRepo
 
 # Weight files the Hub keeps in git have no sha256 in the listing; it takes none of more than 10 MB.
 _MAX_GIT_BYTES = 16 << 20

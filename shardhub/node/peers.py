@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLost, NodeUnreachable, ShardhubError
-from shardhub.protocol import PROTOCOL_VERSIONS, Lane, Row, Step, StepFailure, Way
+from shardhub.protocol import PROTOCOL_VERSIONS, HopSpeed, Lane, Row, Step, StepFailure
 from shardhub.security.certificates import Peer
 from shardhub.security.trust import PLAIN, Security, Trust
 from shardhub.wire import codec
@@ -113,7 +113,7 @@ class Peers:
                     hint="Start it with --peers NETWORK to allow it.",
                 )
 
-    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> Way:
+    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
         """Round trip and rate to a neighbour.
 
         Raises:
@@ -126,7 +126,7 @@ class Peers:
         except TimeoutError as error:
             raise NodeUnreachable(f"{address} did not answer within {timeout_s:.0f} s.") from error
 
-    async def _probe(self, address: str, boot_id: bytes, timeout_s: float) -> Way:
+    async def _probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
         await self._check_network(address)
         # On a channel of its own: a failed probe ends nothing that runs, and waits for no backoff of an older failure.
         opened = await open_channel(address, self._security, client_options(self._message_bytes))
@@ -147,7 +147,7 @@ class Peers:
         await self._adopt(address, opened)
         # Below a tenth of the whole the difference is noise.
         transfer_s = max(loaded_s - round_trip_s, loaded_s / 10)
-        return Way(round_trip_s=round_trip_s, bytes_per_s=len(payload) / transfer_s)
+        return HopSpeed(round_trip_s=round_trip_s, bytes_per_s=len(payload) / transfer_s)
 
     def send(self, head: bytes, address: str, step: Step) -> None:
         """Queue a step for a neighbour, dialling it if need be. Whether it may be dialled was checked at Open.

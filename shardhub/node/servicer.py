@@ -178,8 +178,8 @@ class StageServicer(NodeServicer):
             return pb.ProbeReply()
         require(Role.HEAD, "send a node to another one")
         timeout_s = min(max(request.timeout_ms, 1), 60_000) / 1000
-        way = await self._peers.probe(request.address, request.boot_id, timeout_s)
-        return pb.ProbeReply(round_trip_s=way.round_trip_s, bytes_per_s=way.bytes_per_s)
+        speed = await self._peers.probe(request.address, request.boot_id, timeout_s)
+        return pb.ProbeReply(round_trip_s=speed.round_trip_s, bytes_per_s=speed.bytes_per_s)
 
     @answers
     async def Link(self, request: Any, context: Context) -> None:  # noqa: N802

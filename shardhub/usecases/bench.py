@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from shardhub.chain.assignment import NodeStages
+from shardhub.chain.gather import all_of
 from shardhub.chain.head import Head
-from shardhub.chain.route import NodeHop
-from shardhub.chain.stream import Request
-from shardhub.chain.together import all_of
+from shardhub.chain.request import Request
 from shardhub.engine.host import host_facts
 from shardhub.errors import UsageError
 from shardhub.parameters import SamplingParameters
@@ -163,10 +163,14 @@ def check_room(head: Head, options: BenchOptions) -> None:
 def hosts_of(head: Head) -> list[dict[str, str]]:
     """What each stage runs on: numbers can be compared only beside it."""
     hosts = []
-    for hop in head.hops:
-        facts = hop.description.host if isinstance(hop, NodeHop) else host_facts()
-        at = hop.address if isinstance(hop, NodeHop) else "this process"
-        layers = f"stages {hop.first} to {hop.last}" if hop.last > hop.first else f"stage {hop.first}"
+    for assigned in head.assignments:
+        facts = assigned.description.host if isinstance(assigned, NodeStages) else host_facts()
+        at = assigned.address if isinstance(assigned, NodeStages) else "this process"
+        layers = (
+            f"stages {assigned.first} to {assigned.last}"
+            if assigned.last > assigned.first
+            else f"stage {assigned.first}"
+        )
         hosts.append({"at": f"{layers} at {at}", **{key: facts[key] for key in _SHOWN_FACTS if facts.get(key)}})
     return hosts
 
@@ -179,7 +183,7 @@ def record(
         "pipeline": head.pipeline.manifest.name,
         "pipeline_id": head.pipeline.manifest.pipeline_id,
         "inexact": head.inexact,
-        "stages": head.describe_hops(),
+        "stages": head.describe_stages(),
         "hosts": list(hosts),
         "head": host_facts(),
         "prompt_tokens": options.num_prompt,

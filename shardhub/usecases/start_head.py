@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardhub.chain.head import Head
-from shardhub.chain.recovery import Recovery
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import Recovery, SchedulerSettings
 from shardhub.checkpoint.unread_fields import warning
 from shardhub.errors import RouteError, UsageError
 from shardhub.naming import CONFIG_FILE
@@ -122,7 +121,7 @@ class Starting:
         note(self._context.line(head.chain.max_context))
         for address, error in head.absent.items():
             note(f"going on without {address}, which is used once it can be: {error.what} {error.why}".rstrip())
-        head.scheduler.healer.on_event = lambda event: note_between(event.text)
+        head.scheduler.events.watch(lambda event: note_between(event.text))
         if file is not None:
             loop.wait(head.follow(lambda: read_nodes_file(file)))
         elif head.absent:

@@ -14,7 +14,7 @@ from shardhub.checkpoint.checkpoint import open_checkpoint
 from shardhub.checkpoint.unread_fields import read_fields
 from shardhub.errors import DigestMismatch, DoesNotFit, UsageError
 from shardhub.hub.calls import HubCalls
-from shardhub.hub.records import push_record
+from shardhub.hub.parity_records import push_record
 from shardhub.manifest import Parity, config_digest, encode
 from shardhub.naming import CARD_FILE
 from shardhub.parity import Numbers, describe, file_name, mismatch

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from shardhub.chain.assignment import NodeStages
 from shardhub.chain.head import Head
-from shardhub.chain.replay import replay
-from shardhub.chain.route import NodeHop
+from shardhub.chain.teacher_forcing import greedy_choices
 from shardhub.errors import UsageError
 from shardhub.manifest import NumericClass, Parity
 from shardhub.parity import describe_class, difference, fixed_prompt, newest, numeric_class, one_class
@@ -101,9 +101,12 @@ def _classes(head: Head) -> list[tuple[str, NumericClass]]:
     """Numeric class of each place of the chain, by its name."""
     from shardhub.engine.host import host_facts
 
+    links = [head.chain.links[index] for index in head.chain.paths.in_use]
     return [
-        (link.name, numeric_class(hop.description.host if isinstance(hop, NodeHop) else host_facts()))
-        for hop, link in zip(head.hops, (head.chain.links[at] for at in head.chain.paths.in_use), strict=True)
+        (link.name, numeric_class(assigned.description.host if isinstance(assigned, NodeStages) else host_facts()))
+        for assigned, link in zip(
+            head.assignments, (head.chain.links[at] for at in head.chain.paths.in_use), strict=True
+        )
     ]
 
 
@@ -125,7 +128,7 @@ def _replay(loop: LoopThread, head: Head, record: Parity, status: Status) -> lis
 
     async def run() -> list[list[int]]:
         return [
-            await replay(
+            await greedy_choices(
                 head.chain,
                 fixed_prompt(index, prompt.length, record.vocab_size),
                 prompt.tokens,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shardhub.errors import DigestMismatch, UsageError
 from shardhub.hub.calls import HubCalls
-from shardhub.hub.records import read_remote_records
+from shardhub.hub.parity_records import read_remote_records
 from shardhub.hub.reference import parse_reference
 from shardhub.manifest import Manifest, Parity, decode_identified
 from shardhub.naming import MANIFEST_FILE

@@ -11,12 +11,13 @@ from functools import partial
 import pytest
 from mlx_lm.models import cache as caches
 
+from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import LocalLink, NodeLink, describe
-from shardhub.chain.recovery import Recovery
-from shardhub.chain.route import plan_route
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
-from shardhub.chain.stream import MAX_UNREAD, Request
+from shardhub.chain.request import Request
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.settings import Recovery, SchedulerSettings
+from shardhub.chain.stream import MAX_UNREAD
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import (
     ContextExceeded,
@@ -136,9 +137,9 @@ def test_chain_over_grpc_equals_mlx_lm(models, served) -> None:
     async def run():
         addresses = [served[2].address, served[0].address, served[1].address]
         described = [(address, await describe(address)) for address in addresses]
-        hops = plan_route(pipeline.manifest, described)
-        assert [hop.address for hop in hops] == [served[0].address, served[1].address, served[2].address]
-        async with chain_of(await node_links([hop.address for hop in hops])) as chain:
+        assigned = assign_stages(pipeline.manifest, described)
+        assert [node.address for node in assigned] == [served[0].address, served[1].address, served[2].address]
+        async with chain_of(await node_links([node.address for node in assigned])) as chain:
             assert [hop.kind for hop in chain.paths.hops] == [HopKind.DIAL, HopKind.DIAL, HopKind.END]
             return await tokens_of(chain)
 
@@ -395,10 +396,10 @@ def test_route_says_what_is_missing_and_what_is_there_twice(models, served) -> N
     async def run():
         described = [(node.address, await describe(node.address)) for node in served]
         with pytest.raises(RouteError, match=r"Nobody serves stage 3 \(layers 4 to 5\)"):
-            plan_route(pipeline.manifest, described[:2])
+            assign_stages(pipeline.manifest, described[:2])
         with pytest.raises(RouteError, match="the same node"):
-            plan_route(pipeline.manifest, [*described, ("other:1", described[1][1])])
-        assert plan_route(pipeline.manifest, described[:2], local={3})[-1].first == 3
+            assign_stages(pipeline.manifest, [*described, ("other:1", described[1][1])])
+        assert assign_stages(pipeline.manifest, described[:2], local={3})[-1].first == 3
 
     asyncio.run(run())
 
@@ -410,7 +411,7 @@ def test_node_of_another_pipeline_is_refused(models, served, tmp_path) -> None:
     async def run():
         described = [(node.address, await describe(node.address)) for node in served]
         with pytest.raises(HandshakeError, match="another pipeline"):
-            plan_route(other.manifest, described)
+            assign_stages(other.manifest, described)
 
     asyncio.run(run())
 

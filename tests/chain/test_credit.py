@@ -8,9 +8,8 @@ import threading
 import pytest
 
 from shardhub.chain.credit import Credit
-from shardhub.chain.laggard import find_laggard
-from shardhub.chain.recovery import Recovery
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import Recovery, SchedulerSettings
+from shardhub.chain.slow_stage import find_slow_stage
 from shardhub.errors import StepTimeout
 from tests import cut
 from tests.chain.test_scheduler import NUM_TOKENS, PROMPTS, request, scheduler_of, tokens_of
@@ -110,7 +109,7 @@ def test_a_late_step_names_the_stage_that_keeps_it(pipeline) -> None:
             await stream.ended.wait()
 
             async def all_are_idle():  # the step goes on through the stages behind the slow one
-                return "was lost" in (await find_laggard(chain.links, 1.0)).why
+                return "was lost" in (await find_slow_stage(chain.links, 1.0)).why
 
             await until(all_are_idle)
 

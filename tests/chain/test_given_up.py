@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shardhub.chain.links import describe
-from shardhub.chain.stream import Request, Stream
+from shardhub.chain.request import Request
+from shardhub.chain.stream import Stream
 from shardhub.errors import Overloaded
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny
@@ -83,7 +84,7 @@ def test_a_request_given_up_while_a_node_is_away_holds_up_nobody(pipeline, serve
             await is_lost(scheduler)
             given_up = [scheduler.submit(request()) for _ in range(num)]
             # They are on their way into the wait for the node, however far they have come.
-            await scheduler.healer.look_at(scheduler.chain.paths.everything())
+            await scheduler.reconnector.look_at(scheduler.chain.paths.everything())
             for stream in given_up:
                 stream.cancel()
             async with asyncio.timeout(ANSWER_S):

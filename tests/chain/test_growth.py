@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import SchedulerSettings
 from tests import cut
 from tests.chain.test_scheduler import request, scheduler_of, tokens_of
 

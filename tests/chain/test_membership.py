@@ -11,7 +11,8 @@ import pytest
 from shardhub.chain.head import Head
 from shardhub.chain.links import LocalLink, NodeLink, describe
 from shardhub.chain.membership import Membership
-from shardhub.chain.stream import MAX_UNREAD, Request
+from shardhub.chain.request import Request
+from shardhub.chain.stream import MAX_UNREAD
 from shardhub.errors import ChainError, HandshakeError, RouteError
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny
@@ -46,7 +47,7 @@ def request(num_tokens=20) -> Request:
 
 async def is_served(scheduler, address) -> None:
     async def told() -> bool:
-        return any(event.kind in ("back", "joined") and address in event.text for event in scheduler.healer.events)
+        return any(event.kind in ("back", "joined") and address in event.text for event in scheduler.events)
 
     await until(told)
 
@@ -112,9 +113,9 @@ def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_t
             await head.follow(lambda: named)
             named.extend(["127.0.0.1:9", served[3], served[1]])
             await is_served(head.scheduler, served[1])
-            assert [hop.address for hop in head.hops] == [served[0], served[2], served[1]]
-            assert [row["stages"] for row in head.describe_hops()] == [[0], [0], [1]]
-            told = [event.text for event in head.scheduler.healer.events if event.kind == "refused"]
+            assert [node.address for node in head.assignments] == [served[0], served[2], served[1]]
+            assert [row["stages"] for row in head.describe_stages()] == [[0], [0], [1]]
+            told = [event.text for event in head.scheduler.events if event.kind == "refused"]
             assert len(told) == 1
             assert served[3] in told[0]
         finally:
@@ -135,10 +136,10 @@ def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> N
         head = await Head.start(pipeline, [node.address for node in started], context=512)
 
         def at() -> list[str]:
-            return [str(row["at"]) for row in head.describe_hops()]
+            return [str(row["at"]) for row in head.describe_stages()]
 
         async def is_back() -> bool:
-            return any(event.text.endswith(f"by {lost} again.") for event in head.scheduler.healer.events)
+            return any(event.text.endswith(f"by {lost} again.") for event in head.scheduler.events)
 
         async def is_freed() -> bool:
             gc.collect()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny
 from tests.running import PATIENT, scheduler_of, tokens_of
@@ -41,7 +41,7 @@ def test_a_move_to_another_numeric_class_is_told(tmp_path) -> None:
                 found.append(token.id)
             assert not stream.is_exact
             assert len(found) == len(expected)
-            told = [event.text for event in scheduler.healer.events if event.kind == "recovered"]
+            told = [event.text for event in scheduler.events if event.kind == "recovered"]
             assert "not bit-exact" not in told[0]
             assert "continued, not bit-exact" in told[-1]
             assert started[3].address in told[-1]

@@ -8,7 +8,7 @@ import pytest
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import NodeLink, describe
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
 from shardhub.errors import ChainError
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import HopKind
@@ -186,7 +186,7 @@ def test_a_draw_that_is_lost_on_its_way_back_is_drawn_again(pipeline, net, expec
                 if event.kind == "lost":
                     net.heal()
 
-            scheduler.healer.on_event = happened
+            scheduler.events.watch(happened)
             stream = scheduler.submit(request(grammar=Anything(asked)))
             assert await rest_of(stream, aiter(stream), []) == expected
             assert stream.num_recoveries >= 1
@@ -234,7 +234,7 @@ def test_an_idle_link_is_missed_by_keepalive(pipeline, net) -> None:
             net.proxies[1].silence()
 
             async def is_lost() -> bool:
-                return any(net.addresses[1] in event.text for event in scheduler.healer.events)
+                return any(net.addresses[1] in event.text for event in scheduler.events)
 
             await until(is_lost, timeout_s=30)
 
@@ -269,7 +269,7 @@ def test_a_slow_network_is_no_fault(pipeline, net, expected) -> None:
             stream = scheduler.submit(request())
             assert await rest_of(stream, aiter(stream), []) == expected
             assert stream.num_recoveries == 0
-            assert not scheduler.healer.events
+            assert not scheduler.events
 
     asyncio.run(run())
 

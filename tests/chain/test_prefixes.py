@@ -8,8 +8,8 @@ import random
 import pytest
 
 from shardhub.chain.drafts import prompt_lookup, why_limited
-from shardhub.chain.scheduler import SchedulerSettings
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.parameters import SamplingParameters
 from tests import cut, tiny
 from tests.chain.test_scheduler import scheduler_of

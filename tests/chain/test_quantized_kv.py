@@ -14,8 +14,8 @@ from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import prompt_lookup
 from shardhub.chain.head import Head
 from shardhub.chain.links import LocalLink
+from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
-from shardhub.chain.stream import Request
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import HandshakeError, UnsupportedModel, UsageError
 from shardhub.parameters import SamplingParameters

@@ -8,8 +8,9 @@ import signal
 import pytest
 
 from shardhub.chain.links import describe
-from shardhub.chain.recovery import Recovery, chunks_to_replay
-from shardhub.chain.stream import Request
+from shardhub.chain.recovery import chunks_to_replay
+from shardhub.chain.request import Request
+from shardhub.chain.settings import Recovery
 from shardhub.errors import NodeLost, NodeUnreachable
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny
@@ -54,7 +55,7 @@ def test_killed_node_with_a_replica_changes_no_token(pipeline, victim) -> None:
                 tokens += [token.id async for token in reader]
             assert found == expected
             assert sum(stream.num_recoveries for stream in streams) >= 1
-            assert {event.kind for event in scheduler.healer.events} >= {"lost", "recovered"}
+            assert {event.kind for event in scheduler.events} >= {"lost", "recovered"}
             assert await tokens_of(scheduler, wanted[0]) == expected[0], "new work goes to those that are left"
 
     try:
@@ -84,7 +85,7 @@ def test_node_that_comes_back_empty_goes_on(pipeline) -> None:
             started.extend(again)
             found += [token.id async for token in reader]
             assert found == expected
-            assert [event.kind for event in scheduler.healer.events][-1] == "recovered"
+            assert [event.kind for event in scheduler.events][-1] == "recovered"
 
     try:
         asyncio.run(run())

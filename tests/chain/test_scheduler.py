@@ -10,12 +10,15 @@ from dataclasses import replace
 
 import pytest
 
+from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import prompt_lookup
 from shardhub.chain.links import LocalLink, NodeLink, describe
-from shardhub.chain.route import plan_route
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
-from shardhub.chain.stream import MAX_UNREAD, Request
+from shardhub.chain.observers import ChainObserver, StreamObserver
+from shardhub.chain.request import Request
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.settings import SchedulerSettings
+from shardhub.chain.stream import MAX_UNREAD
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import ContextExceeded, Overloaded, PromptError
 from shardhub.limits import MESSAGE_OVERHEAD_BYTES
@@ -63,6 +66,16 @@ async def scheduler_of(pipeline, *, max_sessions=16, context=CONTEXT, settings=N
         await chain.stop()
 
 
+class Rounds(ChainObserver):
+    """Tells of each step that came round: its lane, and its streams."""
+
+    def __init__(self, note) -> None:
+        self._note = note
+
+    def went_round(self, lane, num_rows, seconds) -> None:
+        self._note(lane, num_rows)
+
+
 def request(index, **changes) -> Request:
     wanted = {"prompt": PROMPTS[index], "parameters": PARAMETERS[index], "max_tokens": NUM_TOKENS, "reuse": False}
     return Request(**(wanted | changes))
@@ -73,6 +86,41 @@ async def tokens_of(scheduler, wanted: Request) -> list[int]:
     found = [token.id async for token in stream]
     await stream.ended.wait()
     return found
+
+
+def test_every_observer_hears_every_stream(pipeline) -> None:
+    """Metrics, a gateway and a test may all watch one head: whoever comes later silences nobody."""
+
+    class Ears(StreamObserver):
+        def __init__(self) -> None:
+            self.num_tokens, self.ended_with, self.refusals = 0, [], []
+
+        def drew(self, stream, num_tokens, seconds) -> None:
+            self.num_tokens += num_tokens
+
+        def ended(self, stream) -> None:
+            self.ended_with.append(stream.finish)
+
+        def refused(self, error) -> None:
+            self.refusals.append(type(error))
+
+    async def run():
+        async with scheduler_of(pipeline) as (scheduler, _):
+            ears = [Ears() for _ in range(2)]
+            for each in ears:
+                scheduler.watch(each)
+            rounds: list[list[Lane]] = [[], []]
+            for heard in rounds:
+                scheduler.chain.watch(Rounds(lambda lane, num_rows, heard=heard: heard.append(lane)))
+            assert len(await tokens_of(scheduler, request(0))) == NUM_TOKENS
+            with pytest.raises(PromptError):
+                scheduler.submit(request(0, prompt=[]))
+            for each in ears:
+                assert (each.num_tokens, each.ended_with, each.refusals) == (NUM_TOKENS, ["length"], [PromptError])
+            assert rounds[0] == rounds[1]
+            assert rounds[0].count(Lane.DECODE) == NUM_TOKENS - 1
+
+    asyncio.run(run())
 
 
 def test_streams_together_draw_what_each_draws_alone(pipeline) -> None:
@@ -102,7 +150,7 @@ def test_every_stage_has_a_microbatch(pipeline) -> None:
             for reader in readers:
                 for _ in range(4):
                     await anext(reader)
-            sizes = sorted(len(microbatch) for microbatch in scheduler._microbatches)
+            sizes = scheduler._microbatches.sizes
             assert len(sizes) >= 3
             assert sum(sizes) == 6
             for stream in streams:
@@ -120,7 +168,7 @@ def test_a_short_prompt_joins_a_step_of_others(pipeline) -> None:
     async def run():
         async with scheduler_of(pipeline, settings=SchedulerSettings(num_microbatches=1)) as (scheduler, _):
             steps: list[Lane] = []
-            scheduler.chain.on_round = lambda lane, num_rows, seconds: steps.append(lane)
+            scheduler.chain.watch(Rounds(lambda lane, num_rows: steps.append(lane)))
             prompts = [[(7 * i + shift) % tiny.VOCAB for i in range(50)] for shift in range(2)]
             alone = await tokens_of(scheduler, request(1, prompt=prompts[1]))
             assert steps.count(Lane.PREFILL) == 2
@@ -286,7 +334,7 @@ def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
     async def run():
         async with scheduler_of(llama, settings=SchedulerSettings(num_microbatches=1)) as (scheduler, engines):
             widths: dict[Lane, set[int]] = {lane: set() for lane in Lane}
-            scheduler.chain.on_round = lambda lane, num_rows, seconds: widths[lane].add(num_rows)
+            scheduler.chain.watch(Rounds(lambda lane, num_rows: widths[lane].add(num_rows)))
             wanted = [request(i, max_tokens=100) for i in range(6)]
             free = await asyncio.gather(*(tokens_of(scheduler, each) for each in wanted))
             assert max(widths[Lane.DECODE]) > 2
@@ -373,8 +421,8 @@ def test_replicas_share_the_sessions(llama) -> None:
 
     async def run():
         described = [(node.address, await describe(node.address)) for node in started]
-        hops = plan_route(llama.manifest, described)
-        chain = await Chain.start([NodeLink(hop.address, hop.description) for hop in hops])
+        assigned = assign_stages(llama.manifest, described)
+        chain = await Chain.start([NodeLink(node.address, node.description) for node in assigned])
         scheduler = Scheduler(chain)
         try:
             assert [len(place) for place in chain.places] == [1, 2]

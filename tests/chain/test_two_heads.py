@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
 from shardhub.errors import ShardhubError
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes

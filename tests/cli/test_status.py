@@ -15,10 +15,10 @@ from dataclasses import replace
 import pytest
 
 from shardhub.chain.chain import Chain
+from shardhub.chain.chain_status import Reading, chain_status, read_nodes
 from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
-from shardhub.chain.stream import Request
-from shardhub.chain.survey import Reading, read_nodes, survey
 from shardhub.cli.status import StatusOptions, record, status, text
 from shardhub.errors import NodeLoading
 from shardhub.parameters import SamplingParameters
@@ -124,7 +124,7 @@ def test_status_tells_a_node_that_loads_from_one_that_is_gone(pipeline) -> None:
     """Its row says that it loads, its address stands there once, and the hint is to wait."""
     address = "10.0.0.1:50051"
     error = NodeLoading(f"{address}: The node is still loading its stage.", hint="Try again in a moment.")
-    chain = survey(pipeline.manifest, [Reading(address=address, at=0.0, error=error)])
+    chain = chain_status(pipeline.manifest, [Reading(address=address, at=0.0, error=error)])
     lines = text(chain).splitlines()
     assert lines[1].split() == ["?", "?", address, "loading"]
     assert "Try: Wait until 10.0.0.1:50051 has loaded its stage." in lines
@@ -202,5 +202,5 @@ def test_a_node_that_slept_is_named(pipeline, served) -> None:
     first, *others = asyncio.run(read_nodes(pipeline.manifest, addresses))
     slept = {**first.load, "slept_s": 90.0, "slept_at": time.time() - 600}
     readings = [replace(first, description=replace(first.description, load=slept)), *others]
-    assert f"{addresses[0]}: its machine slept for 90 s, 10 min ago" in text(survey(pipeline.manifest, readings))
-    assert "slept" not in text(survey(pipeline.manifest, others))
+    assert f"{addresses[0]}: its machine slept for 90 s, 10 min ago" in text(chain_status(pipeline.manifest, readings))
+    assert "slept" not in text(chain_status(pipeline.manifest, others))

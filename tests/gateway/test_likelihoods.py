@@ -12,8 +12,9 @@ from mlx_lm.models import cache as caches
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import LocalLink
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import ContextExceeded, UsageError, WireError
 from shardhub.limits import MAX_SCORED

@@ -20,7 +20,7 @@ from shardhub.hub.calls import HubCalls
 from shardhub.hub.client import hub_api
 from shardhub.hub.publish import Published, publish
 from shardhub.hub.push_journal import PushJournal
-from shardhub.hub.survey import Survey, survey
+from shardhub.hub.push_plan import PushPlan, plan_push
 from shardhub.localhub import server
 from shardhub.localhub.server import RunningHub, running_hub
 from shardhub.manifest import Source, sha256_hex
@@ -147,13 +147,13 @@ class Pusher:
             **more,
         )
 
-    def survey(self, job: SplitJob, **options) -> Survey:
-        return survey(job, self.calls, PushJournal(self.cache), **options)
+    def plan(self, job: SplitJob, **options) -> PushPlan:
+        return plan_push(job, self.calls, PushJournal(self.cache), **options)
 
     def push(
         self, model: Path, cuts: Sequence[int], *, name: str = "m", source: Source = FOLDER, **options
     ) -> Published:
-        """Survey and publish."""
+        """Plan and publish."""
         journal = PushJournal(self.cache)
-        seen = survey(self.job(model, cuts, name=name, source=source), self.calls, journal, **options)
+        seen = plan_push(self.job(model, cuts, name=name, source=source), self.calls, journal, **options)
         return publish(seen, self.calls, journal, self.cache)

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from shardhub.errors import AccessError, Conflict, UsageError
 from shardhub.hub.publish import Published
-from shardhub.hub.standing import Action
+from shardhub.hub.push_decisions import Action
 from shardhub.localhub.server import RunningHub
 from shardhub.manifest import Manifest, RepoLocation, Source, Stage, decode_identified
 from shardhub.naming import PICTURE_FILE
@@ -107,11 +107,11 @@ def test_push_needs_room_for_one_weight_file(ann: Pusher, model: Path, monkeypat
     assert not list(ann.cache.rglob("*.safetensors"))
 
 
-def test_survey_writes_nothing(ann: Pusher, model: Path, wire: Wire) -> None:
-    """A survey changes neither Hub nor cache, and says what a push would do."""
+def test_plan_writes_nothing(ann: Pusher, model: Path, wire: Wire) -> None:
+    """A plan changes neither Hub nor cache, and says what a push would do."""
     job = ann.job(model, [4])
-    plan = ann.survey(job)
-    assert [at.action for at in plan.standings] == [Action.CREATE] * 3
+    plan = ann.plan(job)
+    assert [at.action for at in plan.decisions] == [Action.CREATE] * 3
     assert plan.upload_bytes == sum(shard.size_bytes for shard in job.shards)
     assert {method for method, _ in wire.calls} == {"GET"}
     assert list(ann.api.list_models(author="ann")) == []
@@ -145,7 +145,7 @@ def test_push_of_a_commit_takes_digests_from_the_hub(ann: Pusher, model: Path, w
     source = Source(repo="org/model", commit="e" * 40)
     first = ann.push(model, [4], source=source)
     ann.cache = tmp_path / "other-cache"
-    plan = ann.survey(ann.job(model, [4], source=source))
+    plan = ann.plan(ann.job(model, [4], source=source))
     assert [at.action for at in plan.shards] == [Action.KEEP, Action.KEEP]
     assert plan.upload_bytes == 0
     assert ann.push(model, [4], source=source).pipeline.commit == first.pipeline.commit

@@ -14,8 +14,8 @@ from starlette.responses import HTMLResponse, JSONResponse
 
 from shardhub.errors import AccessError, Conflict, HubRefused, HubUnreachable, WeightFileError
 from shardhub.hub.publish import publish
+from shardhub.hub.push_decisions import Action
 from shardhub.hub.push_journal import PushJournal
-from shardhub.hub.standing import Action
 from shardhub.localhub.server import RunningHub
 from tests.checkpoints import write_checkpoint
 from tests.hub.pushing import OVER_LFS, Pusher, Wire, pushing_hub
@@ -175,7 +175,7 @@ def test_of_two_pushers_the_later_is_told_to_run_again(
     write_checkpoint(tmp_path / "second", 8, rows=ROWS, tied=False, seed=1)
     other = Pusher(served[0], tmp_path / "other-cache")
     other.push(model, [4])
-    plan = ann.survey(ann.job(tmp_path / "second", [4]))
+    plan = ann.plan(ann.job(tmp_path / "second", [4]))
     assert {at.action for at in plan.shards} == {Action.UPDATE}
     write_checkpoint(tmp_path / "third", 8, rows=ROWS, tied=False, seed=2)
     theirs = other.push(tmp_path / "third", [4])
@@ -190,7 +190,7 @@ def test_of_two_pushers_the_later_is_told_to_run_again(
 def test_of_two_pushers_of_a_new_name_one_gives_way(
     served: tuple[RunningHub, Wire], ann: Pusher, model: Path, tmp_path: Path
 ) -> None:
-    plan = ann.survey(ann.job(model, [4]))
+    plan = ann.plan(ann.job(model, [4]))
     Pusher(served[0], tmp_path / "other-cache").push(model, [4])
     with pytest.raises(Conflict, match="changed meanwhile"):
         publish(plan, ann.calls, PushJournal(ann.cache), ann.cache)

@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import LocalLink, NodeLink, describe
 from shardhub.chain.metrics import HeadMetrics
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
-from shardhub.chain.stream import Request
+from shardhub.chain.request import Request
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import ContextExceeded, UsageError, WireError
 from shardhub.node.metrics import parse_listen

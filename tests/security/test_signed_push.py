@@ -10,11 +10,11 @@ from shardhub.errors import SignatureError
 from shardhub.hub.cache import Cache
 from shardhub.hub.fetch import Fetcher
 from shardhub.hub.publish import publish
+from shardhub.hub.push_decisions import Action
 from shardhub.hub.push_journal import PushJournal
+from shardhub.hub.push_plan import plan_push
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
-from shardhub.hub.standing import Action
-from shardhub.hub.survey import survey
 from shardhub.security.signatures import check_signature, make_signing_key
 from tests.checkpoints import write_checkpoint
 from tests.hub.pushing import OVER_LFS, Pusher, pushing_hub
@@ -33,7 +33,7 @@ def test_a_push_signs_what_it_publishes(tmp_path):
         def push(cuts, key, **options):
             journal = PushJournal(ann.cache)
             job = replace(ann.job(tmp_path / "model", cuts), signer=key)
-            return publish(survey(job, ann.calls, journal, **options), ann.calls, journal, ann.cache).pipeline
+            return publish(plan_push(job, ann.calls, journal, **options), ann.calls, journal, ann.cache).pipeline
 
         def fetched(pipeline):
             return fetcher.fetch(Reference(repo=pipeline.repo, revision=pipeline.commit))

@@ -17,11 +17,13 @@ from pathlib import Path
 
 import psutil
 
+from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import NodeLink, describe
-from shardhub.chain.route import plan_route
-from shardhub.chain.scheduler import Scheduler, SchedulerSettings
-from shardhub.chain.stream import Request, Stream
+from shardhub.chain.request import Request
+from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.settings import SchedulerSettings
+from shardhub.chain.stream import Stream
 from shardhub.errors import ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.shard import Pipeline
@@ -118,8 +120,8 @@ async def soak(cluster: Cluster, *, seed: int, seconds: float) -> Report:
     dice = random.Random(seed)
     requests = [_request(dice) for _ in range(_NUM_REQUESTS)]
     described = [(address, await describe(address)) for address in cluster.addresses]
-    hops = plan_route(cluster.pipeline.manifest, described)
-    chain = await Chain.start([NodeLink(hop.address, hop.description, liveness=QUICK) for hop in hops])
+    assigned = assign_stages(cluster.pipeline.manifest, described)
+    chain = await Chain.start([NodeLink(node.address, node.description, liveness=QUICK) for node in assigned])
     scheduler = Scheduler(chain, SchedulerSettings(recover_wait_s=60.0, prefill_chunk=16))
     try:
         expected = [await _collect(scheduler.submit(request)) for request in requests]

@@ -14,7 +14,7 @@ import psutil
 
 from shardhub.chain.head import Head
 from shardhub.chain.links import describe
-from shardhub.chain.scheduler import SchedulerSettings
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stream import Stream
 from shardhub.errors import ShardhubError
 from shardhub.gateway.keys import Keys, digest_of

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shardhub.blas import Blas
-from shardhub.chain.recovery import Recovery
+from shardhub.chain.settings import Recovery
 from shardhub.cli.cache import CacheDir
 from shardhub.cli.options import (
     BlasOption,

@@ -11,7 +11,7 @@ from shardhub.protocol import PROTOCOL_VERSIONS, Description
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeHop:
+class NodeStages:
     """Stages `[first, last]` of the manifest run on a node."""
 
     address: str
@@ -21,19 +21,19 @@ class NodeHop:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LocalHop:
+class LocalStages:
     """Stages `[first, last]` of the manifest run in this process."""
 
     first: int
     last: int
 
 
-Hop = NodeHop | LocalHop
+Assignment = NodeStages | LocalStages
 
 
-def plan_route(
+def assign_stages(
     manifest: Manifest, nodes: Sequence[tuple[str, Description]], local: Collection[int] = ()
-) -> tuple[Hop, ...]:
+) -> tuple[Assignment, ...]:
     """Order the nodes by the layers they serve and fill gaps with stages of this process.
 
     Nodes that serve the same layers stand side by side: they are replicas, which share the sessions.
@@ -47,23 +47,23 @@ def plan_route(
         HandshakeError: A node serves something else, or speaks another protocol.
         RouteError: Nobody serves a stage, or nodes serve layers that overlap in part.
     """
-    hops: list[Hop] = [_node_hop(manifest, address, description) for address, description in nodes]
-    served: dict[int, NodeHop] = {}
-    for hop in hops:
-        assert isinstance(hop, NodeHop)
-        for index in range(hop.first, hop.last + 1):
+    assignments: list[Assignment] = [_node_stages(manifest, address, description) for address, description in nodes]
+    served: dict[int, NodeStages] = {}
+    for assigned in assignments:
+        assert isinstance(assigned, NodeStages)
+        for index in range(assigned.first, assigned.last + 1):
             other = served.get(index)
-            if other is not None and (other.first, other.last) != (hop.first, hop.last):
+            if other is not None and (other.first, other.last) != (assigned.first, assigned.last):
                 raise RouteError(
-                    f"Stage {index} is served in two ways: by {other.address} and by {hop.address}.",
-                    why=f"They serve layers {_layers(other)} and {_layers(hop)}; replicas serve the same.",
+                    f"Stage {index} is served in two ways: by {other.address} and by {assigned.address}.",
+                    why=f"They serve layers {_layers(other)} and {_layers(assigned)}; replicas serve the same.",
                     hint="Name only one of them with --node.",
                 )
-            if other is not None and other.description.boot_id == hop.description.boot_id:
+            if other is not None and other.description.boot_id == assigned.description.boot_id:
                 raise RouteError(
-                    f"{other.address} and {hop.address} are the same node.", hint="Name it once with --node."
+                    f"{other.address} and {assigned.address} are the same node.", hint="Name it once with --node."
                 )
-            served[index] = hop
+            served[index] = assigned
     missing = [index for index in range(len(manifest.stages)) if index not in served]
     if nobody := [index for index in missing if index not in local]:
         num = len(manifest.stages)
@@ -76,15 +76,15 @@ def plan_route(
             hint="Start it somewhere with `shardhub serve` and name its address with --node.",
         )
     for index in missing:
-        before = hops[-1] if hops else None
-        if isinstance(before, LocalHop) and before.last == index - 1:
-            hops[-1] = LocalHop(first=before.first, last=index)
+        before = assignments[-1] if assignments else None
+        if isinstance(before, LocalStages) and before.last == index - 1:
+            assignments[-1] = LocalStages(first=before.first, last=index)
         else:
-            hops.append(LocalHop(first=index, last=index))
-    return tuple(sorted(hops, key=lambda hop: hop.first))
+            assignments.append(LocalStages(first=index, last=index))
+    return tuple(sorted(assignments, key=lambda assigned: assigned.first))
 
 
-def _node_hop(manifest: Manifest, address: str, description: Description) -> NodeHop:
+def _node_stages(manifest: Manifest, address: str, description: Description) -> NodeStages:
     facts = description.stage
     if not set(PROTOCOL_VERSIONS) & set(description.protocol_versions):
         raise HandshakeError(
@@ -121,7 +121,7 @@ def _node_hop(manifest: Manifest, address: str, description: Description) -> Nod
             f"{address} serves another configuration of the model.",
             why=f"Its config digest is {facts.config_digest[:16]}..., the manifest's {manifest.config_digest[:16]}....",
         )
-    return NodeHop(address=address, description=description, first=first, last=last)
+    return NodeStages(address=address, description=description, first=first, last=last)
 
 
 def stages_text(manifest: Manifest, indices: Sequence[int]) -> str:
@@ -137,5 +137,5 @@ def is_same_model(manifest: Manifest, description: Description) -> bool:
     return facts.config_digest == manifest.config_digest and facts.num_layers == manifest.num_layers
 
 
-def _layers(hop: NodeHop) -> str:
-    return f"[{hop.description.stage.start}, {hop.description.stage.stop})"
+def _layers(assigned: NodeStages) -> str:
+    return f"[{assigned.description.stage.start}, {assigned.description.stage.stop})"

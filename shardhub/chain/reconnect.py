@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 
 from shardhub.chain.chain import Chain
+from shardhub.chain.events import Events
+from shardhub.chain.failures import describe_error
 from shardhub.chain.links import NodeLink, StageLink
-from shardhub.chain.recovery import Event, describe_error
+from shardhub.chain.observers import ChainObserver
 from shardhub.chain.session import Path
 from shardhub.errors import AccessError, HandshakeError, ShardhubError, StepTimeout
 
@@ -24,7 +25,6 @@ _LAST_DELAY_S = 2.0
 _STAND_IN_AFTER_S = 5.0
 # A node that does not answer this long when a step failed is taken for lost.
 _ANSWER_S = 3.0
-_MAX_EVENTS = 200
 
 # How soon a stand-in that was relieved is looked at again: it ends when it carries nobody any more.
 _RELIEF_S = 0.5
@@ -33,18 +33,18 @@ _RELIEF_S = 0.5
 StandIn = Callable[[int], Awaitable[StageLink | None]]
 
 
-class Healer:
+class Reconnector(ChainObserver):
     """Watches a chain's links.
 
-    Attributes:
-        events: What happened, the latest last.
-        on_event: Told of each.
+    Args:
+        chain: Whose links they are.
+        events: Where people are told what happens to them.
+        stand_in: Makes stages in this process, if there may be any.
     """
 
-    def __init__(self, chain: Chain, *, stand_in: StandIn | None = None) -> None:
-        self.events: deque[Event] = deque(maxlen=_MAX_EVENTS)
-        self.on_event: Callable[[Event], None] = lambda event: None
+    def __init__(self, chain: Chain, events: Events, *, stand_in: StandIn | None = None) -> None:
         self._chain = chain
+        self._events = events
         self._stand_in = stand_in
         self._tasks: dict[int, asyncio.Task[None]] = {}
         # Two links of one stage may be gone: one stage of this process is enough.
@@ -53,15 +53,7 @@ class Healer:
         self._stand_ins: dict[int, int] = {}
         self._reliefs: dict[int, asyncio.Task[None]] = {}
         self._looks: dict[frozenset[int], asyncio.Task[None]] = {}
-        chain.on_lost = self._lost
-        chain.on_slept = self._slept
-
-    def tell(self, kind: str, text: str) -> None:
-        """Take note of something that happened."""
-        event = Event(kind=kind, text=text)
-        log.info("%s", text)  # whoever shows events to people does so by `on_event`
-        self.events.append(event)
-        self.on_event(event)
+        chain.watch(self)
 
     async def look_at(self, path: Path) -> None:
         """Find out which nodes of a path are gone or stuck; if none is, which cannot reach each other any more.
@@ -86,7 +78,7 @@ class Healer:
         await asyncio.gather(*(self._look_at(index) for index in indices))
         dead = self._chain.paths.dead
         is_whole_chain = len(indices) == len(self._chain.links)
-        # A node that is gone is reason enough: probes of the ways between the others would hold the stream up.
+        # A node that is gone is reason enough: probes of the hops between the others would hold the stream up.
         if is_whole_chain or not any(index in dead for index in indices):
             await self._chain.paths.find_hops([index for index in indices if index not in dead])
 
@@ -110,13 +102,17 @@ class Healer:
                     index, StepTimeout(f"{link.name} is stuck.", why=f"It has been at one step for {busy_s:.0f} s.")
                 )
 
-    def _slept(self, seconds: float) -> None:
-        self.tell("slept", f"This machine slept for {seconds:.0f} s: what nodes gave up meanwhile is computed again.")
+    def slept(self, seconds: float) -> None:
+        """Tell people what follows from the machine's sleep."""
+        text = f"This machine slept for {seconds:.0f} s: what nodes gave up meanwhile is computed again."
+        self._events.tell("slept", text)
 
-    def _lost(self, index: int, error: ShardhubError) -> None:
+    def lost(self, index: int, error: ShardhubError) -> None:
+        """Try to bring the link back, until it is."""
         link = self._chain.links[index]
         facts = link.facts
-        self.tell("lost", f"Layers {facts.start} to {facts.stop - 1} at {link.name} are lost: {describe_error(error)}")
+        layers = f"Layers {facts.start} to {facts.stop - 1}"
+        self._events.tell("lost", f"{layers} at {link.name} are lost: {describe_error(error)}")
         self._call_back(index)
         self._try(index, "back")
 
@@ -134,7 +130,7 @@ class Healer:
             del self._tasks[index]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("attempts to bring back %s ended", self._chain.links[index].name, exc_info=error)
-            self.tell("gave-up", f"{self._chain.links[index].name} is not tried again: {type(error).__name__}.")
+            self._events.tell("gave-up", f"{self._chain.links[index].name} is not tried again: {type(error).__name__}.")
 
     async def _bring_back(self, index: int, kind: str) -> None:
         link, began_at, delay_s = self._chain.links[index], time.monotonic(), _FIRST_DELAY_S
@@ -152,7 +148,7 @@ class Healer:
                     self._chain.paths.refuse(index, error)
                     if (why := describe_error(error)) != refused:
                         refused = why
-                        self.tell("refused", f"{link.name} answers, and is not used: {why}")
+                        self._events.tell("refused", f"{link.name} answers, and is not used: {why}")
                 except (ShardhubError, TimeoutError):
                     pass
             if may_stand_in and self._is_missed(index) and time.monotonic() - began_at > _STAND_IN_AFTER_S:
@@ -162,7 +158,7 @@ class Healer:
                             may_stand_in = False
                             await self._stand_in_for(index)
                 except ShardhubError as error:
-                    self.tell("gave-up", f"{link.name} cannot be stood in for: {describe_error(error)}")
+                    self._events.tell("gave-up", f"{link.name} cannot be stood in for: {describe_error(error)}")
             await asyncio.sleep(delay_s)
             delay_s = min(_LAST_DELAY_S, 1.5 * delay_s)
 
@@ -213,4 +209,4 @@ class Healer:
         link = self._chain.links[index]
         facts = link.facts
         how = "again" if kind == "back" else "too"
-        self.tell(kind, f"Layers {facts.start} to {facts.stop - 1} are served by {link.name} {how}.")
+        self._events.tell(kind, f"Layers {facts.start} to {facts.stop - 1} are served by {link.name} {how}.")

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from shardhub.chain.assignment import assign_stages, stages_text
 from shardhub.chain.links import describe
-from shardhub.chain.route import plan_route, stages_text
 from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLoading, RouteError, ShardhubError, UsageError
 from shardhub.manifest import Manifest
 from shardhub.protocol import Description
@@ -24,7 +24,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mustered:
+class RollCall:
     """Who answered.
 
     Attributes:
@@ -36,7 +36,7 @@ class Mustered:
     absent: Mapping[str, ShardhubError]
 
 
-async def muster(
+async def roll_call(
     manifest: Manifest,
     addresses: Sequence[str],
     *,
@@ -45,7 +45,7 @@ async def muster(
     loading_s: float = LOADING_S,
     liveness: Liveness = DEFAULT_LIVENESS,
     security: Security = PLAIN,
-) -> Mustered:
+) -> RollCall:
     """Ask nodes what they serve. Whoever does not answer is left out where the others serve every stage.
 
     Nodes that are loading are waited for while they may serve what is missing.
@@ -91,12 +91,12 @@ async def muster(
         if nobody := [index for index in missing if not is_here(index)]:
             raise _nobody(manifest, nobody, len(described), absent)
         nodes = tuple((address, described[address]) for address in addresses if address in described)
-        return Mustered(nodes=nodes, absent=absent)
+        return RollCall(nodes=nodes, absent=absent)
 
 
 async def _ask(manifest: Manifest, address: str, liveness: Liveness, security: Security) -> Description:
     description = await describe(address, liveness=liveness, security=security)
-    plan_route(manifest, [(address, description)], range(len(manifest.stages)))
+    assign_stages(manifest, [(address, description)], range(len(manifest.stages)))
     return description
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from shardhub.errors import WeightFileError
 from shardhub.hub.calls import HubCalls
+from shardhub.hub.holders import Holders, give, placed, present, to_upload
 from shardhub.hub.push_journal import PushJournal
 from shardhub.hub.remote_repo import RemoteRepo, RepoEntry
-from shardhub.hub.stored import Holders, give, placed, present, to_upload
 from shardhub.splitting.job import ShardJob, SplitJob
 from shardhub.splitting.weight_copy import Copier
 from shardhub.splitting.weight_layout import FileLayout

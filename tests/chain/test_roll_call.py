@@ -7,7 +7,7 @@ import asyncio
 import grpc.aio
 import pytest
 
-from shardhub.chain.muster import muster
+from shardhub.chain.roll_call import roll_call
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import HandshakeError, NodeUnreachable, RouteError
 from shardhub.node.servicer import StageServicer
@@ -21,7 +21,7 @@ DEAD = "127.0.0.1:9"
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     """A tiny model cut in two."""
-    folder = tmp_path_factory.mktemp("muster")
+    folder = tmp_path_factory.mktemp("roll-call")
     return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
 
 
@@ -35,31 +35,31 @@ def served(pipeline):
 
 def test_dead_address_is_left_out_where_the_others_serve_all(pipeline, served) -> None:
     """A chain begins with the nodes that answer, and says who does not and why."""
-    mustered = asyncio.run(muster(pipeline.manifest, [DEAD, served[1], served[0]]))
-    assert [address for address, _ in mustered.nodes] == [served[1], served[0]]
-    assert "the connection was refused" in mustered.absent[DEAD].why
+    present = asyncio.run(roll_call(pipeline.manifest, [DEAD, served[1], served[0]]))
+    assert [address for address, _ in present.nodes] == [served[1], served[0]]
+    assert "the connection was refused" in present.absent[DEAD].why
 
 
 def test_missing_stage_names_who_does_not_answer(pipeline, served) -> None:
     """Where a stage has nobody the error names the stage, and the addresses that gave no answer."""
     with pytest.raises(RouteError, match=r"stage 1 \(layers 3 to 5\)") as caught:
-        asyncio.run(muster(pipeline.manifest, [served[0], DEAD]))
+        asyncio.run(roll_call(pipeline.manifest, [served[0], DEAD]))
     assert DEAD in caught.value.why
     with pytest.raises(NodeUnreachable, match="No node answers"):
-        asyncio.run(muster(pipeline.manifest, [DEAD]))
+        asyncio.run(roll_call(pipeline.manifest, [DEAD]))
 
 
 def test_stage_that_can_run_here_needs_no_node(pipeline, served) -> None:
     """A stage whose node is away may run in the calling process."""
-    mustered = asyncio.run(muster(pipeline.manifest, [served[0], DEAD], is_here=lambda index: index == 1))
-    assert [address for address, _ in mustered.nodes] == [served[0]]
+    present = asyncio.run(roll_call(pipeline.manifest, [served[0], DEAD], is_here=lambda index: index == 1))
+    assert [address for address, _ in present.nodes] == [served[0]]
 
 
 def test_other_version_is_said_to_be_one(pipeline, served, tmp_path) -> None:
     """A node of the same model in another cut or version is told from one of another pipeline, with the way out."""
     other = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", (2,))
     with pytest.raises(HandshakeError, match="another version") as caught:
-        asyncio.run(muster(other.manifest, [served[0]]))
+        asyncio.run(roll_call(other.manifest, [served[0]]))
     assert "PIPELINE@COMMIT" in caught.value.hint
     assert "newer version" in caught.value.why
 
@@ -81,8 +81,8 @@ def test_node_that_loads_is_waited_for(pipeline, served) -> None:
             servicer.serve(engine)
 
         try:
-            mustered = await muster(pipeline.manifest, [served[0], address], progress=progress)
-            assert [name for name, _ in mustered.nodes] == [served[0], address]
+            present = await roll_call(pipeline.manifest, [served[0], address], progress=progress)
+            assert [name for name, _ in present.nodes] == [served[0], address]
             assert address in told[0]
         finally:
             await servicer.close()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from shardhub.chain.survey import Reading, survey
+from shardhub.chain.chain_status import Reading, chain_status
 from shardhub.errors import NodeUnreachable, RouteError
 from shardhub.protocol import PROTOCOL_VERSIONS, Description, Limits, StageFacts
 from tests import cut
@@ -81,7 +81,7 @@ def test_rates_are_of_what_was_done_between_two_readings(manifest, read) -> None
         read(i, at=5.0, **decoded(110, 50.0 + (i + 1) * 0.5, decode_wait_s=0.2, prefill_compute_s=1.0))
         for i in range(3)
     ]
-    found = survey(manifest, now, before)
+    found = chain_status(manifest, now, before)
     rates = [node.rates for node in found.nodes]
     assert [r.compute_s for r in rates] == pytest.approx([0.05, 0.1, 0.15])
     assert [r.tokens_per_s for r in rates] == [5.0] * 3
@@ -98,7 +98,7 @@ def test_busy_stage_limits_the_chain(manifest, read) -> None:
     """The slowest, once it computes nearly always."""
     before = [read(i) for i in range(3)]
     now = [read(i, at=10.0, **decoded(10, 9.5 if i == 1 else 2.0)) for i in range(3)]
-    found = survey(manifest, now, before)
+    found = chain_status(manifest, now, before)
     assert found.slowest == 1
     assert found.limit == "Stage 1 limits the chain: it computes 95% of the time, 950.0 ms a decode step."
 
@@ -111,7 +111,7 @@ def test_replicas_share_a_stages_steps(manifest, read) -> None:
         read(1, address="b:1", **decoded(10, 4.0)),
         read(2, **decoded(10, 1.0)),
     ]
-    found = survey(manifest, now)
+    found = chain_status(manifest, now)
     assert found.nodes[found.slowest].reading.address == "node0:1"
     assert found.alone_s == pytest.approx(0.3 + 0.4 + 0.1)
     assert found.chain_s == pytest.approx(0.3)
@@ -122,7 +122,7 @@ def test_node_that_was_started_again_counts_from_its_start(manifest, read) -> No
     """Counters that fell are no rates: means are since the start, and nothing is said of the time before."""
     before = [read(i, **decoded(100, 50.0)) for i in range(3)]
     now = [read(i, at=1.0, boot=b"again", **decoded(10, 1.0)) for i in range(3)]
-    for node in survey(manifest, now, before).nodes:
+    for node in chain_status(manifest, now, before).nodes:
         assert node.rates.compute_s == pytest.approx(0.1)
         assert node.rates.tokens_per_s is None
         assert not node.rates.is_current
@@ -131,17 +131,17 @@ def test_node_that_was_started_again_counts_from_its_start(manifest, read) -> No
 def test_full_stage_limits_before_a_slow_one(manifest, read) -> None:
     """All sessions in use, or the KV memory promised; what is parked does not count: it is given up."""
     calm = [read(0), read(2)]
-    full = survey(manifest, [*calm, read(1, sessions=4.0)])
+    full = chain_status(manifest, [*calm, read(1, sessions=4.0)])
     assert full.limit.startswith("Stage 1 at node1:1 has all its 4 sessions in use")
-    assert "KV memory" in survey(manifest, [*calm, read(1, kv_reserved_bytes=990.0)]).limit
-    parked = survey(manifest, [*calm, read(1, kv_reserved_bytes=990.0, kv_parked_bytes=900.0)])
+    assert "KV memory" in chain_status(manifest, [*calm, read(1, kv_reserved_bytes=990.0)]).limit
+    parked = chain_status(manifest, [*calm, read(1, kv_reserved_bytes=990.0, kv_parked_bytes=900.0)])
     assert parked.limit == "Nothing has been decoded yet on every stage."
 
 
 def test_nobody_and_unreachable_are_told(manifest, read) -> None:
     """A node that does not answer is last, its stage has nobody, and the chain cannot run."""
     gone = Reading(address="a:1", at=0.0, error=NodeUnreachable("No node answers at a:1."))
-    found = survey(manifest, [gone, read(2), read(0)])
+    found = chain_status(manifest, [gone, read(2), read(0)])
     assert [node.reading.address for node in found.nodes] == ["node0:1", "node2:1", "a:1"]
     assert found.nobody == (1,)
     assert isinstance(found.problem, RouteError)
@@ -152,7 +152,7 @@ def test_nobody_and_unreachable_are_told(manifest, read) -> None:
 def test_one_node_named_by_two_addresses_is_told(manifest, read) -> None:
     """All stages are served, and yet no head could start: the reason is given."""
     twice = replace(read(1, address="b:1"), description=read(1).description)
-    found = survey(manifest, [read(0), read(1), read(2), twice])
+    found = chain_status(manifest, [read(0), read(1), read(2), twice])
     assert found.nobody == ()
     assert "the same node" in found.limit
 
@@ -163,6 +163,6 @@ def test_nodes_that_keep_kv_in_different_forms_are_told(manifest, read) -> None:
     assert plain.description is not None
     quantised = replace(plain.description.stage, kv_bits=8, kv_group_size=64)
     other = replace(plain, description=replace(plain.description, stage=quantised))
-    found = survey(manifest, [read(0), other, read(2)])
+    found = chain_status(manifest, [read(0), other, read(2)])
     assert found.limit == "The chain cannot run: node0:1 and node1:1 keep K and V in different forms."
     assert "--kv-bits" in found.problem.hint

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardhub.hub.calls import HubCalls
+from shardhub.hub.holders import Holders
+from shardhub.hub.push_decisions import Decision, adopted_digests, check_visibility, decide_pipeline, decide_shard
 from shardhub.hub.push_journal import PushJournal
 from shardhub.hub.remote_repo import RemoteRepo, look
-from shardhub.hub.standing import Standing, adopted_digests, check_visibility, pipeline_standing, shard_standing
-from shardhub.hub.stored import Holders
 from shardhub.splitting.cards import model_tag
 from shardhub.splitting.job import ShardJob, SplitJob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class PushPlan:
     """What a push will do, as far as it can be told before a weight is read.
 
     Attributes:
@@ -30,22 +30,22 @@ class Survey:
     job: SplitJob
     private: bool
     gate: str | None
-    shards: tuple[Standing, ...]
-    pipeline: Standing
+    shards: tuple[Decision, ...]
+    pipeline: Decision
     upload_bytes: int
 
     @property
-    def standings(self) -> tuple[Standing, ...]:
+    def decisions(self) -> tuple[Decision, ...]:
         """All repos, in the order they are written."""
         return (*self.shards, self.pipeline)
 
     @property
     def is_public(self) -> bool:
         """Whether any repo will be open to everyone."""
-        return any(not (self.private if at.remote is None else at.remote.private) for at in self.standings)
+        return any(not (self.private if at.remote is None else at.remote.private) for at in self.decisions)
 
 
-def survey(
+def plan_push(
     job: SplitJob,
     calls: HubCalls,
     journal: PushJournal,
@@ -53,7 +53,7 @@ def survey(
     private: bool = False,
     gate: str | None = None,
     replace: bool = False,
-) -> Survey:
+) -> PushPlan:
     """See what is at the Hub, and decide what a push will do; changes nothing anywhere.
 
     Args:
@@ -74,9 +74,9 @@ def survey(
         repo = job.shard_label(shard)
         remote = look(calls, repo)
         _adopt(job, shard, remote, journal)
-        shards.append(shard_standing(repo, remote, job.stage(shard, journal.digests), replace=replace))
+        shards.append(decide_shard(repo, remote, job.stage(shard, journal.digests), replace=replace))
     wanted = job.manifest([f"{index:064x}" for index in range(len(job.shards))])
-    pipeline = pipeline_standing(job.pipeline_label, look(calls, job.pipeline_label), wanted, replace=replace)
+    pipeline = decide_pipeline(job.pipeline_label, look(calls, job.pipeline_label), wanted, replace=replace)
     check_visibility([*shards, pipeline], private=private)
     holders = holders_of(job, calls, shards)
     for shard in job.shards:
@@ -84,7 +84,7 @@ def survey(
             sha256 = journal.digests.get(key)
             if sha256 is None or holders.find(sha256) is None:
                 upload_bytes += layout.size_bytes
-    return Survey(
+    return PushPlan(
         job=job, private=private, gate=gate, shards=tuple(shards), pipeline=pipeline, upload_bytes=upload_bytes
     )
 
@@ -96,7 +96,7 @@ def _adopt(job: SplitJob, shard: ShardJob, remote: RemoteRepo | None, journal: P
             journal.digests.setdefault(key, digests[layout.name])
 
 
-def holders_of(job: SplitJob, calls: HubCalls, shards: Sequence[Standing]) -> Holders:
+def holders_of(job: SplitJob, calls: HubCalls, shards: Sequence[Decision]) -> Holders:
     """Which of our repos hold which weight files of the model that is published."""
     own = {at.repo: at.remote.files for at in shards if at.remote is not None}
     tag = model_tag(job.stage(job.shards[0], {}).catalogue_digest)

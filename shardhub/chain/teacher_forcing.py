@@ -9,7 +9,7 @@ from shardhub.parameters import SamplingParameters
 from shardhub.protocol import Lane
 
 
-async def replay(
+async def greedy_choices(
     chain: Chain,
     prompt: Sequence[int],
     known: Sequence[int],

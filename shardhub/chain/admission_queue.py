@@ -10,7 +10,7 @@ from shardhub.chain.stream import Stream
 from shardhub.errors import Overloaded
 
 
-class Turns:
+class AdmissionQueue:
     """A queue for each tenant."""
 
     def __init__(self) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shardhub.chain.agreement import check_one_kv
+from shardhub.chain.assignment import NodeStages, assign_stages
 from shardhub.chain.links import describe
-from shardhub.chain.route import NodeHop, plan_route
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest
 from shardhub.protocol import Description
@@ -79,7 +79,7 @@ class NodeStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class ChainStatus:
     """A chain as it is now.
 
     Attributes:
@@ -113,7 +113,7 @@ async def read_nodes(
     return tuple(await asyncio.gather(*(_read(manifest, address, liveness, security) for address in addresses)))
 
 
-def survey(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading] = ()) -> Survey:
+def chain_status(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading] = ()) -> ChainStatus:
     """Put readings together.
 
     Args:
@@ -127,7 +127,7 @@ def survey(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading]
     problem: ShardhubError | None = None
     try:
         serving = [(r.address, r.description) for r in now if r.first is not None and r.description]
-        plan_route(manifest, serving)
+        assign_stages(manifest, serving)
         check_one_kv([(address, description.stage) for address, description in serving])
     except ShardhubError as error:
         problem = error
@@ -140,7 +140,7 @@ def survey(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading]
         at = max(range(len(places)), key=lambda index: max(costs[index]) / len(costs[index]))
         chain_s = max(costs[at]) / len(costs[at])
         slowest = places[at][costs[at].index(max(costs[at]))]
-    return Survey(
+    return ChainStatus(
         manifest=manifest,
         nodes=nodes,
         nobody=nobody,
@@ -163,11 +163,11 @@ async def _read(manifest: Manifest, address: str, liveness: Liveness, security: 
         return Reading(address=address, at=time.monotonic(), error=error)
     at = time.monotonic()
     try:
-        hops = plan_route(manifest, [(address, description)], range(len(manifest.stages)))
+        assignments = assign_stages(manifest, [(address, description)], range(len(manifest.stages)))
     except ShardhubError as error:
         return Reading(address=address, at=at, description=description, error=error)
-    hop = next(hop for hop in hops if isinstance(hop, NodeHop))
-    return Reading(address=address, at=at, description=description, first=hop.first, last=hop.last)
+    node = next(each for each in assignments if isinstance(each, NodeStages))
+    return Reading(address=address, at=at, description=description, first=node.first, last=node.last)
 
 
 def _places(nodes: Sequence[NodeStatus]) -> list[list[int]]:

@@ -12,7 +12,7 @@ from shardhub.errors import ShardhubError, StepTimeout
 _ANSWER_S = 2.0
 
 
-async def find_laggard(links: Sequence[StageLink], timeout_s: float) -> StepTimeout:
+async def find_slow_stage(links: Sequence[StageLink], timeout_s: float) -> StepTimeout:
     """Ask the stages of a path what they are busy with, and name the one that keeps the others waiting.
 
     Args:

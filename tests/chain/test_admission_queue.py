@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-from shardhub.chain.stream import Request, Stream
-from shardhub.chain.turns import Turns
+from shardhub.chain.admission_queue import AdmissionQueue
+from shardhub.chain.request import Request
+from shardhub.chain.stream import Stream
 from shardhub.parameters import SamplingParameters
 
 
@@ -18,7 +19,7 @@ def test_a_turn_without_room_is_no_turn() -> None:
     """Whoever had one in vain has the next, and tenants take turns by what they got, not by how often they looked."""
 
     async def run():
-        turns, got = Turns(), []
+        turns, got = AdmissionQueue(), []
 
         async def wait(tenant: str, num_in_vain: int) -> None:
             stream, deadline = stream_of(tenant), time.monotonic() + 60

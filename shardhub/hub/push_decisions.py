@@ -25,7 +25,7 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Decision:
     """A repo of a push.
 
     Attributes:
@@ -40,7 +40,7 @@ class Standing:
     why: str = ""
 
 
-def shard_standing(repo: str, remote: RemoteRepo | None, expected: Stage, *, replace: bool) -> Standing:
+def decide_shard(repo: str, remote: RemoteRepo | None, expected: Stage, *, replace: bool) -> Decision:
     """What to do with a shard's repo.
 
     Args:
@@ -53,7 +53,7 @@ def shard_standing(repo: str, remote: RemoteRepo | None, expected: Stage, *, rep
         Conflict: Something else is there.
     """
     if remote is None or remote.is_empty:
-        return Standing(repo=repo, action=Action.CREATE, remote=remote)
+        return Decision(repo=repo, action=Action.CREATE, remote=remote)
     if (stage := remote.stage) is None:
         return _replacement(repo, remote, "it is not a shard", replace=replace)
     if (stage.start, stage.stop, stage.num_layers) != (expected.start, expected.stop, expected.num_layers):
@@ -65,17 +65,17 @@ def shard_standing(repo: str, remote: RemoteRepo | None, expected: Stage, *, rep
     if not _same_model(stage, expected):
         return _replacement(repo, remote, "it holds the same layers of another model", replace=replace)
     action = Action.KEEP if stage == expected else Action.UPDATE
-    return Standing(repo=repo, action=action, remote=remote)
+    return Decision(repo=repo, action=action, remote=remote)
 
 
-def pipeline_standing(repo: str, remote: RemoteRepo | None, expected: Manifest, *, replace: bool) -> Standing:
+def decide_pipeline(repo: str, remote: RemoteRepo | None, expected: Manifest, *, replace: bool) -> Decision:
     """What to do with the manifest repo; digests and locations do not count, since they are known only later.
 
     Raises:
         Conflict: Something else is there.
     """
     if remote is None or remote.is_empty:
-        return Standing(repo=repo, action=Action.CREATE, remote=remote)
+        return Decision(repo=repo, action=Action.CREATE, remote=remote)
     if (manifest := remote.manifest) is None:
         return _replacement(repo, remote, "it is not a pipeline", replace=replace)
     there, wanted = _cuts(manifest), _cuts(expected)
@@ -85,7 +85,7 @@ def pipeline_standing(repo: str, remote: RemoteRepo | None, expected: Manifest, 
             f"this one has {expected.num_layers} layers cut at {_shown(wanted)}"
         )
         return _replacement(repo, remote, why, replace=replace)
-    return Standing(repo=repo, action=Action.UPDATE, remote=remote)
+    return Decision(repo=repo, action=Action.UPDATE, remote=remote)
 
 
 def adopted_digests(remote: RemoteRepo | None, expected: Stage) -> dict[str, str]:
@@ -107,13 +107,13 @@ def adopted_digests(remote: RemoteRepo | None, expected: Stage) -> dict[str, str
     }
 
 
-def check_visibility(standings: Sequence[Standing], *, private: bool) -> None:
+def check_visibility(decisions: Sequence[Decision], *, private: bool) -> None:
     """Refuse to put what is to be private into repos everyone can read.
 
     Raises:
         UsageError: A repo is there, and public.
     """
-    public = [at.repo for at in standings if at.remote is not None and not at.remote.private]
+    public = [at.repo for at in decisions if at.remote is not None and not at.remote.private]
     if private and public:
         raise UsageError(
             f"{public[0]} is public, and --private was given.",
@@ -127,14 +127,14 @@ def is_complete(stage: Stage) -> bool:
     return all(file.sha256 != UNKNOWN for file in stage.weight_files)
 
 
-def obsolete_files(standing: Standing, kept: Collection[str]) -> list[str]:
+def obsolete_files(decision: Decision, kept: Collection[str]) -> list[str]:
     """Paths that a commit has to delete, so that the repo holds this shard or pipeline and nothing of the one before.
 
     Args:
-        standing: The repo.
+        decision: The repo.
         kept: What the commit leaves there.
     """
-    remote = standing.remote
+    remote = decision.remote
     if remote is None:
         return []
     if remote.stage is not None:
@@ -152,9 +152,9 @@ def _same_model(there: Stage, expected: Stage) -> bool:
     return there.catalogue_digest == expected.catalogue_digest
 
 
-def _replacement(repo: str, remote: RemoteRepo, why: str, *, replace: bool) -> Standing:
+def _replacement(repo: str, remote: RemoteRepo, why: str, *, replace: bool) -> Decision:
     if replace:
-        return Standing(repo=repo, action=Action.REPLACE, remote=remote, why=why)
+        return Decision(repo=repo, action=Action.REPLACE, remote=remote, why=why)
     raise Conflict(
         f"{repo} is there already, and is something else.",
         why=f"{why[:1].upper()}{why[1:]}.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.config import parse_config
 from shardhub.errors import HubUnreachable, ShardhubError
-from shardhub.hub.pinned import PinnedRepo, find_commit
+from shardhub.hub.pinned_repo import PinnedRepo, find_commit
 from shardhub.hub.ranges import Patience
 from shardhub.manifest import (
     MAX_DOCUMENT_BYTES,

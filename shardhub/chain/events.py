@@ -1,0 +1,54 @@
+"""What happened to a chain, for people."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+log = logging.getLogger(__name__)
+
+_MAX_EVENTS = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to the chain, for people.
+
+    Attributes:
+        kind: `lost`, `back`, `joined`, `refused`, `recovered`, `slept` or `gave-up`.
+        text: In a sentence.
+        at: Seconds since the epoch.
+    """
+
+    kind: str
+    text: str
+    at: float = field(default_factory=time.time)
+
+
+class Events:
+    """What happened lately, the latest last."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
+        self._observers: tuple[Callable[[Event], None], ...] = ()
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._events)
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    def watch(self, observer: Callable[[Event], None]) -> None:
+        """Tell an observer of every event from now on."""
+        self._observers = (*self._observers, observer)
+
+    def tell(self, kind: str, text: str) -> None:
+        """Take note of something that happened."""
+        event = Event(kind=kind, text=text)
+        log.info("%s", text)  # whoever shows events to people watches
+        self._events.append(event)
+        for observer in self._observers:
+            observer(event)
