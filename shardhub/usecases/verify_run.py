@@ -104,9 +104,7 @@ def _classes(head: Head) -> list[tuple[str, NumericClass]]:
     links = [head.chain.links[index] for index in head.chain.paths.in_use]
     return [
         (link.name, numeric_class(assigned.description.host if isinstance(assigned, NodeStages) else host_facts()))
-        for assigned, link in zip(
-            head.assignments, (head.chain.links[at] for at in head.chain.paths.in_use), strict=True
-        )
+        for assigned, link in zip(head.assignments, links, strict=True)
     ]
 
 
