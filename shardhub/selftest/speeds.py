@@ -1,0 +1,102 @@
+"""What this machine's device does a second: reading weights, multiplying, starting a step, crossing a cut."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from shardhub.model.arrays import from_raw, to_raw
+
+# Weights that are read for a step, in pieces of a layer's size: beyond the caches of every chip.
+_READ_BYTES = 256 << 20
+# Of the machine's budget, at most: a small machine is not to be filled.
+_READ_SHARE = 0.05
+_WIDTH = 4096
+_GROUP_SIZE = 64
+_PROMPT = 512
+# Hidden states of a large model's step.
+_CROSSING_WIDTH = 8192
+# Each measurement runs so long, at least twice, after one run that warms up; the best run counts.
+_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speeds:
+    """What was measured.
+
+    Attributes:
+        read_gb_per_s: 4-bit weights multiplied with one row, in bytes of weights: what bounds a token's time.
+        multiply_tflops: A prompt of 512 rows times dense weights.
+        dtype: Of those.
+        step_ms: An operation of one number, evaluated: what each step costs at least.
+        crossing_ms: Hidden states of 8192 values from the device to bytes and back.
+    """
+
+    read_gb_per_s: float
+    multiply_tflops: float
+    dtype: str
+    step_ms: float
+    crossing_ms: float
+
+
+def measure_speeds(budget_bytes: int) -> Speeds:
+    """Measure, within a twentieth of a budget; a few seconds."""
+    is_gpu = mx.default_device().type == mx.DeviceType.gpu
+    dtype = mx.bfloat16 if is_gpu else mx.float32
+    try:
+        return Speeds(
+            read_gb_per_s=_read_gb_per_s(min(_READ_BYTES, int(budget_bytes * _READ_SHARE))),
+            multiply_tflops=_multiply_tflops(dtype),
+            dtype=str(dtype).removeprefix("mlx.core."),
+            step_ms=_best_s(lambda: mx.eval(mx.array(1.0) + 1.0)) * 1000,
+            crossing_ms=_crossing_s() * 1000,
+        )
+    finally:
+        mx.clear_cache()
+
+
+def _read_gb_per_s(most_bytes: int) -> float:
+    weight = mx.random.normal((_WIDTH, _WIDTH)).astype(mx.bfloat16)
+    layers = [mx.quantize(weight, group_size=_GROUP_SIZE, bits=4)]
+    row = mx.random.normal((1, _WIDTH)).astype(mx.bfloat16)
+    mx.eval(layers, row)
+    layer_bytes = sum(part.nbytes for part in layers[0])
+
+    def read() -> None:
+        mx.eval([
+            mx.quantized_matmul(row, *layer, transpose=True, group_size=_GROUP_SIZE, bits=4) for layer in layers
+        ])
+
+    # On a slow device one layer takes long enough, and is no faster for being in a cache.
+    num_layers = min(most_bytes // layer_bytes, int(_SECONDS / 2 / _best_s(read)))
+    for _ in range(1, num_layers):
+        layers.append([part + 0 for part in layers[0]])
+        mx.eval(layers[-1])
+    return layer_bytes * len(layers) / _best_s(read) / 1e9
+
+
+def _multiply_tflops(dtype: mx.Dtype) -> float:
+    rows, weight = (mx.random.normal((size, _WIDTH)).astype(dtype) for size in (_PROMPT, _WIDTH))
+    mx.eval(rows, weight)
+    seconds = _best_s(lambda: mx.eval(rows @ weight.T))
+    return 2 * _PROMPT * _WIDTH * _WIDTH / seconds / 1e12
+
+
+def _crossing_s() -> float:
+    hidden = mx.random.normal((1, 1, _CROSSING_WIDTH)).astype(mx.bfloat16)
+    mx.eval(hidden)
+    return _best_s(lambda: mx.eval(from_raw(to_raw(hidden + 0)) + 0))
+
+
+def _best_s(run: Callable[[], None]) -> float:
+    run()
+    best, num_runs, until = float("inf"), 0, time.perf_counter() + _SECONDS
+    while num_runs < 2 or time.perf_counter() < until:
+        started = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - started)
+        num_runs += 1
+    return best
