@@ -86,6 +86,14 @@ def doctor(
     run(lambda: command(report=report, as_json=json_, cache_dir=cache_dir, blas=blas), debug=debug, as_json=json_)
 
 
+@app.command()
+def selftest(blas: BlasOption = Blas.AUTO, json_: Json = False, debug: Debug = False) -> None:
+    """Try this machine in a minute, without a network: kernels, tiny models in stages, speeds; prints a report."""
+    from shardhub.cli.selftest import selftest as command
+
+    run(lambda: command(as_json=json_), debug=debug, as_json=json_)
+
+
 app.add_typer(cache_app)
 app.add_typer(hub_app)
 app.add_typer(certs_app)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from shardhub.cli.run import Status
+from shardhub.usecases.terminal import Status
 
 
 def selftest(*, as_json: bool) -> int:
-    """Try this machine and print the report; exit code 3 where its numbers are wrong, 1 where something does not run."""
+    """Try this machine and print the report; 3 where its numbers are wrong, 1 where something does not run."""
     from shardhub.selftest.report import run_selftest
 
     status = Status()

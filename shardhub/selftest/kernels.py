@@ -70,7 +70,7 @@ _Kernel = Callable[[], tuple[mx.array, Array]]
 
 
 def _kernels() -> dict[str, tuple[mx.Dtype, _Kernel]]:
-    """By name: the dtype that decides what is rounding, and a run that gives the kernel's values and the reference's."""
+    """By name: the dtype, which decides what is rounding, and a run that gives values and the reference's."""
     kernels: dict[str, tuple[mx.Dtype, _Kernel]] = {}
     is_gpu = mx.default_device().type == mx.DeviceType.gpu
     dtypes = (mx.float32, mx.float16, mx.bfloat16) if is_gpu else (mx.float32, mx.bfloat16)
@@ -137,9 +137,7 @@ def _quantized_experts(dtype: mx.Dtype) -> tuple[mx.array, Array]:
     (x, x64), (w, _) = _made(dtype, 5, 1, 256, seed=5), _made(dtype, 4, 128, 256, seed=6)
     packed, scales, biases = mx.quantize(w, group_size=_GROUP_SIZE, bits=4)
     chosen = mx.array([2, 0, 3, 3, 1], mx.uint32)
-    got = mx.gather_qmm(
-        x, packed, scales, biases, rhs_indices=chosen, transpose=True, group_size=_GROUP_SIZE, bits=4
-    )
+    got = mx.gather_qmm(x, packed, scales, biases, rhs_indices=chosen, transpose=True, group_size=_GROUP_SIZE, bits=4)
     experts = _unpacked(packed, scales, biases, bits=4)[np.array(chosen)]
     return got, np.einsum("bld,bod->blo", x64, experts)
 
@@ -160,7 +158,11 @@ def _rms_norm(dtype: mx.Dtype) -> tuple[mx.array, Array]:
 
 
 def _layer_norm(dtype: mx.Dtype) -> tuple[mx.array, Array]:
-    (x, x64), (w, w64), (b, b64) = (_made(dtype, 7, 256, seed=9), _made(dtype, 256, seed=10), _made(dtype, 256, seed=11))
+    (x, x64), (w, w64), (b, b64) = (
+        _made(dtype, 7, 256, seed=9),
+        _made(dtype, 256, seed=10),
+        _made(dtype, 256, seed=11),
+    )
     centred = x64 - x64.mean(-1, keepdims=True)
     expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w64 + b64
     return mx.fast.layer_norm(x, w, b, 1e-5), expected

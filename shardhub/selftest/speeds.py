@@ -14,12 +14,14 @@ from shardhub.model.arrays import from_raw, to_raw
 _READ_BYTES = 256 << 20
 # Of the machine's budget, at most: a small machine is not to be filled.
 _READ_SHARE = 0.05
-_WIDTH = 4096
+_WIDTH = 2048
 _GROUP_SIZE = 64
 _PROMPT = 512
+# Multiplications of a prompt that are evaluated at once, where the device is quick.
+_MOST_PROMPTS = 64
 # Hidden states of a large model's step.
 _CROSSING_WIDTH = 8192
-# Each measurement runs so long, at least twice, after one run that warms up; the best run counts.
+# What is measured is repeated so long, at least twice, after one run that warms up; the best run counts.
 _SECONDS = 0.5
 
 
@@ -66,23 +68,29 @@ def _read_gb_per_s(most_bytes: int) -> float:
     layer_bytes = sum(part.nbytes for part in layers[0])
 
     def read() -> None:
-        mx.eval([
-            mx.quantized_matmul(row, *layer, transpose=True, group_size=_GROUP_SIZE, bits=4) for layer in layers
-        ])
+        mx.eval([mx.quantized_matmul(row, *layer, transpose=True, group_size=_GROUP_SIZE, bits=4) for layer in layers])
 
-    # On a slow device one layer takes long enough, and is no faster for being in a cache.
-    num_layers = min(most_bytes // layer_bytes, int(_SECONDS / 2 / _best_s(read)))
-    for _ in range(1, num_layers):
+    for _ in range(1, _as_many(read, most=most_bytes // layer_bytes)):
         layers.append([part + 0 for part in layers[0]])
         mx.eval(layers[-1])
     return layer_bytes * len(layers) / _best_s(read) / 1e9
 
 
 def _multiply_tflops(dtype: mx.Dtype) -> float:
-    rows, weight = (mx.random.normal((size, _WIDTH)).astype(dtype) for size in (_PROMPT, _WIDTH))
-    mx.eval(rows, weight)
-    seconds = _best_s(lambda: mx.eval(rows @ weight.T))
-    return 2 * _PROMPT * _WIDTH * _WIDTH / seconds / 1e12
+    weight = mx.random.normal((_WIDTH, _WIDTH)).astype(dtype)
+    prompts = [mx.random.normal((_PROMPT, _WIDTH)).astype(dtype)]
+    mx.eval(weight, prompts)
+
+    def multiply() -> None:
+        mx.eval([rows @ weight.T for rows in prompts])
+
+    prompts *= _as_many(multiply, most=_MOST_PROMPTS)
+    return 2 * _PROMPT * _WIDTH * _WIDTH * len(prompts) / _best_s(multiply) / 1e12
+
+
+def _as_many(run: Callable[[], None], *, most: int) -> int:
+    """How often something fits into half of the time it is measured for: once on a slow device."""
+    return max(1, min(most, int(_SECONDS / 2 / _best_s(run, seconds=0))))
 
 
 def _crossing_s() -> float:
@@ -91,9 +99,9 @@ def _crossing_s() -> float:
     return _best_s(lambda: mx.eval(from_raw(to_raw(hidden + 0)) + 0))
 
 
-def _best_s(run: Callable[[], None]) -> float:
+def _best_s(run: Callable[[], None], *, seconds: float = _SECONDS) -> float:
     run()
-    best, num_runs, until = float("inf"), 0, time.perf_counter() + _SECONDS
+    best, num_runs, until = float("inf"), 0, time.perf_counter() + seconds
     while num_runs < 2 or time.perf_counter() < until:
         started = time.perf_counter()
         run()

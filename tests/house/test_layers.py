@@ -56,6 +56,7 @@ LAYERS = {
     "chain": 5,
     "demo": 6,
     "gateway": 6,
+    "selftest": 6,
     # What a command, a program or a resident does with all that.
     "usecases": 7,
     "cli": 8,
@@ -65,7 +66,7 @@ LAYERS = {
 SHARED_LAYERS = {0, 1, 2}
 # What takes long to import, and who may do so when it is imported itself.
 HEAVY = {
-    "mlx": ("model", "engine"),
+    "mlx": ("model", "engine", "selftest"),
     "mlx_lm": ("model", "engine"),
     "transformers": (),
     "tokenizers": (),
