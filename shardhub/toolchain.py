@@ -1,4 +1,4 @@
-"""The C++ compiler that MLX's CPU backend calls when it first runs a kernel on Linux."""
+"""What has to be on a machine beside this package: MLX, and on Linux the C++ compiler that MLX's CPU backend calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import shutil
 import sys
 
 from shardhub.errors import ShardhubError
+from shardhub.requirements import Machine, this_machine, unfitness
+
+_MLX = ("mlx", "mlx_lm")
+_INSTALL_AGAIN = "Install it again: pip install --force-reinstall shardhub"
 
 
 def check_compiler() -> None:
@@ -20,3 +24,17 @@ def check_compiler() -> None:
             why="On Linux MLX compiles its kernels with g++ when they first run.",
             hint="Install it: apt-get install g++ (Debian, Ubuntu) or dnf install gcc-c++ (Fedora)",
         )
+
+
+def mlx_missing(error: BaseException, machine: Machine | None = None) -> ShardhubError | None:
+    """What to say where an import of MLX failed; None for any other error.
+
+    Args:
+        error: As it was raised.
+        machine: Held against what MLX asks for; this one by default.
+    """
+    if not isinstance(error, ImportError) or (error.name or "").partition(".")[0] not in _MLX:
+        return None
+    reason = unfitness(machine or this_machine())
+    why = reason or f"{str(error).partition(chr(10))[0].rstrip('.')[:300]}."
+    return ShardhubError("MLX cannot be loaded.", why=why, hint="" if reason else _INSTALL_AGAIN)

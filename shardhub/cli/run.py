@@ -15,6 +15,7 @@ from types import FrameType
 from shardhub.cli.streams import OutputFailed, drop_output, finish_output, output_error
 from shardhub.errors import ShardhubError, outcome
 from shardhub.shortage import shortage
+from shardhub.toolchain import mlx_missing
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -55,7 +56,7 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
         drop_output()
         code = _tell(output_error(error), as_json=False)
     except Exception as error:
-        lacking = shortage(error)
+        lacking = shortage(error) or mlx_missing(error)
         if debug:
             if lacking is None:
                 raise

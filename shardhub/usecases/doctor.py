@@ -19,6 +19,7 @@ from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api, is_offline, token_source
 from shardhub.hub.failures import hub_failures
 from shardhub.naming import NODE_PORT
+from shardhub.requirements import this_machine, unfitness
 from shardhub.toolchain import check_compiler
 from shardhub.usecases.versions import versions
 
@@ -122,6 +123,8 @@ def _mlx() -> list[Check]:
 
         total = (mx.arange(4) * 2).sum().item()
     except (ImportError, OSError, RuntimeError) as error:
+        if reason := unfitness(this_machine()):
+            return [Check(name="mlx", state=FAIL, found="cannot be installed on this machine", advice=reason)]
         return [Check(name="mlx", state=FAIL, found=f"{type(error).__name__}: {error}"[:200], advice=advice)]
     if total != 12:
         return [Check(name="mlx", state=FAIL, found=f"computes 0+2+4+6 = {total}", advice=advice)]

@@ -22,6 +22,7 @@ LAYERS = {
     "naps": 0,
     "open_files": 0,
     "regular_files": 0,
+    "requirements": 0,
     "resources": 0,
     "seldom": 0,
     "shortage": 0,
