@@ -1,6 +1,6 @@
 """What MLX's wheels ask of a machine, and a sentence for one that is another.
 
-Only the standard library, and nothing newer than Python 3.9 has: the build reads this file before anything is installed,
+Only the standard library, and nothing that Python 3.9 lacks: the build reads this file before anything is installed,
 with whatever Python there is.
 """
 
