@@ -27,6 +27,7 @@ LAYERS = {
     "shortage": 0,
     "threads": 0,
     # Decisions: pure, no files, no network, no MLX.
+    "address": 1,
     "limits": 1,
     "manifest": 1,
     "naming": 1,
@@ -39,6 +40,7 @@ LAYERS = {
     "checkpoint": 2,
     "connections": 2,
     "kernel_folder": 2,
+    "listening": 2,
     "parity": 2,
     "security": 2,
     "shard": 2,
