@@ -27,6 +27,7 @@ from shardhub.errors import AccessError, DiskFull, IntegrityError, UsageError
 from shardhub.hub.locks import hold_shared
 from shardhub.naming import COMMIT_PATTERN, DIGEST_PATTERN
 from shardhub.regular_files import opened
+from shardhub.sizes import size_text
 
 CACHE_VARIABLE = "SHARDHUB_CACHE"
 # A partial file this old belongs to no download that still runs.
@@ -253,7 +254,7 @@ class Cache:
         if error.errno in _FULL:
             return DiskFull(
                 f"The disk is full: {where} could not be written.",
-                why=f"{error.strerror}; {self.free_bytes() / 1e9:.2f} GB are free.",
+                why=f"{error.strerror}; {size_text(self.free_bytes())} are free.",
                 hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: --cache-dir DIR.",
             )
         if isinstance(error, NotADirectoryError | FileExistsError):

@@ -16,6 +16,7 @@ from shardhub.errors import DiskFull
 from shardhub.manifest import canonical
 from shardhub.naming import DIGEST_PATTERN
 from shardhub.regular_files import read_file
+from shardhub.sizes import size_text
 from shardhub.splitting.shard_folder import disk_errors
 
 _JOURNAL = "push.journal"
@@ -81,7 +82,7 @@ def scratch_folder(folder: Path, need_bytes: int) -> Iterator[Path]:
         if need > free:
             raise DiskFull(
                 f"There is not enough room in {folder}.",
-                why=f"The largest weight file needs {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free.",
+                why=f"The largest weight file needs {size_text(need)}, {size_text(free)} are free.",
                 hint="Make room, or give another folder with --cache-dir.",
             )
         with _locked(folder):  # so that no other run sweeps the new folder before it has its lock

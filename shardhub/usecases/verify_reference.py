@@ -19,6 +19,7 @@ from shardhub.manifest import Parity, config_digest, encode
 from shardhub.naming import CARD_FILE
 from shardhub.parity import Numbers, describe, file_name, mismatch
 from shardhub.shard import Shard, join_adjacent
+from shardhub.sizes import size_text
 from shardhub.splitting.cards import with_parity_line
 from shardhub.splitting.job import prepare
 from shardhub.splitting.shard_folder import disk_errors
@@ -203,7 +204,7 @@ def _check_fits(blueprint: Blueprint, options: ReferenceOptions) -> None:
     if not fits(size, budget):
         raise DoesNotFit(
             "The whole model does not fit on this machine.",
-            why=f"Its weights have {size / 1e9:.2f} GB, the memory budget is {budget / 1e9:.2f} GB.",
+            why=f"Its weights have {size_text(size)}, the memory budget is {size_text(budget)}.",
             hint="Run it on a machine with more memory; the live chain can be compared by: shardhub verify --run",
         )
 

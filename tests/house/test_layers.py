@@ -25,6 +25,7 @@ LAYERS = {
     "resources": 0,
     "seldom": 0,
     "shortage": 0,
+    "sizes": 0,
     "threads": 0,
     # Decisions: pure, no files, no network, no MLX.
     "address": 1,
