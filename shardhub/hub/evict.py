@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shardhub.errors import Conflict, ShardhubError
 from shardhub.hub.cache import Cache
-from shardhub.hub.locks import is_used, locked_at_once
+from shardhub.locks import is_used, locked_at_once
 from shardhub.naming import COMMIT_PATTERN, MANIFEST_FILE, STAGE_FILE
 from shardhub.shard import read_pipeline, read_shard
 from shardhub.sizes import size_text

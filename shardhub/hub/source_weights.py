@@ -10,8 +10,8 @@ from shardhub.checkpoint.weight_files import is_loaded
 from shardhub.errors import Conflict, DiskFull, WeightFileError
 from shardhub.hub.cache import Cache
 from shardhub.hub.download import fetch_blob
-from shardhub.hub.locks import locked_at_once
 from shardhub.hub.pinned_repo import PinnedRepo
+from shardhub.locks import locked_at_once
 from shardhub.sizes import size_text
 
 # Weight files the Hub keeps in git have no sha256 in the listing; it takes none of more than 10 MB.

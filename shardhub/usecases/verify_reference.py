@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from shardhub.usecases.places import hub
 from shardhub.usecases.sizes import parse_memory
 from shardhub.usecases.terminal import Status, note
 from shardhub.usecases.verify_target import Target, open_target
+from shardhub.whole_files import write_whole
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -215,15 +215,9 @@ def _keep(folder: Path, parity: Parity) -> Path:
     card = folder / CARD_FILE
     with disk_errors(folder):
         path.parent.mkdir(exist_ok=True)
-        _write(path, encode(parity))
+        write_whole(path, encode(parity))
         if card.is_file():
             text = card.read_text(encoding="utf-8", errors="replace")
             if (told := with_parity_line(text, Numbers(parity=parity))) != text:
-                _write(card, told.encode())
+                write_whole(card, told.encode())
     return path
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -18,6 +18,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.stem.endswit
 # The layer of each module and subpackage directly under shardhub/.
 LAYERS = {
     "errors": 0,
+    "locks": 0,
     "memory_limits": 0,
     "naps": 0,
     "open_files": 0,
@@ -27,6 +28,7 @@ LAYERS = {
     "shortage": 0,
     "sizes": 0,
     "threads": 0,
+    "whole_files": 0,
     # Decisions: pure, no files, no network, no MLX.
     "address": 1,
     "limits": 1,

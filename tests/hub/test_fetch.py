@@ -28,11 +28,11 @@ from shardhub.errors import (
 from shardhub.hub.cache import Cache
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
-from shardhub.hub.locks import locked
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
 from shardhub.hub.snapshot import FetchProgress
 from shardhub.localhub.server import RunningHub
+from shardhub.locks import locked
 from shardhub.manifest import encode
 from shardhub.naming import MANIFEST_FILE
 from shardhub.shard import Pipeline, read_pipeline, read_shard
