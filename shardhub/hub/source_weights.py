@@ -83,7 +83,7 @@ class SourceWeights:
         missing = sum(
             file.size_bytes
             for file in self._repo.files.values()
-            if is_loaded(file.name) and not (file.sha256 is not None and self._cache.has(file.sha256, file.size_bytes))
+            if is_loaded(file.path) and not (file.sha256 is not None and self._cache.has(file.sha256, file.size_bytes))
         )
         self._notice(
             f"tensors of {self._repo.repo} must be computed, so its weight files are fetched first: "
