@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+from shardhub.sizes import size_text
+
 # Version 1 writes a number near 2**63 where there is no limit, version 2 the word max.
 _NO_LIMIT = 1 << 60
 # What a group's processes take that the kernel can take back: pages of files.
@@ -56,11 +58,11 @@ def limit_text() -> str:
     parts = []
     group = tightest(group_limits())
     if group is not None and group.limit_bytes < int(psutil.virtual_memory().total):
-        parts.append(f"its control group may have {group.limit_bytes / 1e9:.2f} GB")
+        parts.append(f"its control group may have {size_text(group.limit_bytes)}")
     if sys.platform == "linux":
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:
-            parts.append(f"its address space is limited to {limit / 1e9:.2f} GB")
+            parts.append(f"its address space is limited to {size_text(limit)}")
     return ", ".join(parts)
 
 

@@ -6,6 +6,7 @@ import errno
 import resource
 
 from shardhub.errors import DiskFull, DoesNotFit, ResourceError, ShardhubError
+from shardhub.sizes import size_text
 
 # What the dynamic linker, C++ and MLX say where memory or address space is refused.
 _MEMORY_WORDS = (
@@ -77,7 +78,7 @@ def _has(text: str, words: tuple[str, ...]) -> bool:
 
 def _within() -> str:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return "" if limit == resource.RLIM_INFINITY else f"; its address space is limited to {limit / 1e6:.0f} MB"
+    return "" if limit == resource.RLIM_INFINITY else f"; its address space is limited to {size_text(limit)}"
 
 
 def _shown(limit: int) -> str:

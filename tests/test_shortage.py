@@ -75,7 +75,7 @@ def test_little_address_space_is_no_fault() -> None:
     """Where MLX cannot even be loaded the command ends with the exit code of memory, and the limit is named."""
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 6, done.stderr
-    assert "address space is limited to 629 MB" in done.stderr
+    assert "address space is limited to 0.63 GB" in done.stderr
 
 
 def test_first_cause_is_told_and_on_one_line() -> None:

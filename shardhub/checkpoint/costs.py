@@ -12,6 +12,7 @@ from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.config import num_layers, text_config
 from shardhub.checkpoint.tensor_names import is_expert, layer_index, place
 from shardhub.planning.plan import LayerCosts, ModelCosts
+from shardhub.sizes import size_text
 from shardhub.tensors import DTYPE_SIZES
 
 # Positions of a prefill chunk the peak is estimated for.
@@ -76,7 +77,7 @@ def model_costs(checkpoint: Checkpoint, context: int) -> ModelCosts:
         else:
             other += size
     if other:
-        notes.append(f"{other / 1e9:.2f} GB of towers and draft heads are not counted: mlx-lm's text models drop them.")
+        notes.append(f"{size_text(other)} of towers and draft heads are not counted: mlx-lm's text models drop them.")
     trained = config.get("max_position_embeddings")
     if isinstance(trained, int) and context > trained:
         notes.append(f"A context of {context} is more than the {trained} positions config.json states.")

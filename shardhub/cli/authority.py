@@ -16,9 +16,11 @@ from pathlib import Path
 
 import psutil
 
+from shardhub.address import Address
 from shardhub.cli.run import error_record
 from shardhub.cli.streams import announce
 from shardhub.errors import AddressError, ShardhubError, UsageError, outcome
+from shardhub.naming import NODE_PORT
 from shardhub.security.authority import OWN_NAME, Authority
 from shardhub.security.certificates import Role, check_name, new_key
 from shardhub.security.desk import Desk
@@ -44,8 +46,7 @@ def init(authority: Path | None, folder: Path | None, name: str | None, address:
     """Make an authority, and a head's certificate for this machine."""
     place, own = authority or default_authority(), folder or default_folder()
     name = _host_name() if name is None else check_name(name)
-    desk = address or f"{_lan_address()}:{DESK_PORT}"
-    _split(desk)
+    desk = str(_desk(address))
     if (own / AUTHORITY_FILE).exists():
         raise UsageError(
             f"{own} holds certificates of a cluster already.",
@@ -81,13 +82,13 @@ def invite(
     opened.check_not_revoked(check_name(name))
     if any(one.name == name and one.role == role for one in opened.ledger().issued):
         note(f"note: {name} has a certificate already; whoever joins now has the same name")
-    host = host or _split(opened.ledger().desk or f"{_lan_address()}:{DESK_PORT}")[0]
+    host = host or _desk(opened.ledger().desk).host
 
     async def answer() -> bool:
         made = Invite(name, Role(role), clock=time.monotonic, life_s=life_s)
         desk = Desk(opened, clock=utc_now, invite=made)
         bound = await _start_invited(desk, host, port)
-        line = made.line(_join(host, bound), opened.fingerprint).text()
+        line = made.line(str(Address(host, bound)), opened.fingerprint).text()
         print(json.dumps({"line": line, "seconds": life_s}) if as_json else line, flush=True)
         note(f"On {name}, within {life_s / 60:.0f} minutes, run `shardhub certs join` and give it this line.")
         try:
@@ -106,12 +107,13 @@ def invite(
 
 def revoke(authority: Path | None, folder: Path | None, name: str, nodes: Sequence[str], *, as_json: bool) -> int:
     """Take back a name's certificates, and tell this machine's processes and the nodes that are named."""
+    named = list(nodes) or [text for text in os.environ.get(_NODES_VARIABLE, "").split(",") if text.strip()]
+    addresses = [str(Address.parse(text, port=NODE_PORT)) for text in named]
     opened = Authority.open(authority or default_authority())
     made = opened.revoke(name, now=utc_now())
     own = folder or default_folder()
     if (own / AUTHORITY_FILE).exists() and read_file(own / AUTHORITY_FILE, private=False) == opened.pem:
         write_file(own / REVOKED_FILE, made.pem, private=False)
-    addresses = list(nodes) or [text.strip() for text in os.environ.get(_NODES_VARIABLE, "").split(",") if text.strip()]
     results = asyncio.run(_tell(opened, made, addresses)) if addresses else {}
     failed = [error for error in results.values() if error is not None]
     if as_json:
@@ -132,15 +134,15 @@ def serve(authority: Path | None, *, as_json: bool) -> int:
     address = opened.ledger().desk
     if address is None:
         raise UsageError("This authority was made without an address.", hint="Make it with: shardhub certs init")
-    host, port = _split(address)
+    at = _desk(address)
 
     async def answer() -> int:
         desk = Desk(opened, clock=utc_now)
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
-        bound = await _start(desk, host, port)
-        shown = _join(host, bound)
+        bound = await _start(desk, at.host, at.port)
+        shown = str(Address(at.host, bound))
         announce(json.dumps({"address": shown, "fingerprint": opened.fingerprint}) if as_json else shown)
         await ended.wait()
         await desk.stop()
@@ -211,19 +213,15 @@ async def _start(desk: Desk, host: str, port: int) -> int:
         return await desk.start(bind, port)
     except OSError as error:
         raise AddressError(
-            f"Cannot listen on {bind}:{port}.", why=f"{error.strerror}.", hint="Is it running already?"
+            f"Cannot listen on {Address(bind, port)}.", why=f"{error.strerror}.", hint="Is it running already?"
         ) from error
 
 
-def _split(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not re.fullmatch(r"[^\s/]{1,255}", host) or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"{address[:100]!r} is no HOST:PORT.", hint="Write it like 192.168.1.7:50049.")
-    return host.strip("[]"), int(port)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _desk(text: str | None) -> Address:
+    """Where machines reach the authority: the address in a text, else this machine's in its network."""
+    if text is None:
+        return Address(_lan_address(), DESK_PORT)
+    return Address.parse(text, port=DESK_PORT, may_be_zero=True)
 
 
 def _lan_address() -> str:

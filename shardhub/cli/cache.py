@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardhub.cli.run import run
+from shardhub.sizes import size_text
 from shardhub.usecases.terminal import note
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ def _ls(cache_dir: Path | None, *, offline: bool, as_json: bool) -> int:
         days = (time.time() - one.used_at) / _DAY_S
         used = "in use" if one.is_used else "used today" if days < 1 else f"used {days:.0f} days ago"
         state = {None: "", True: "  newer on the Hub", False: ""}[moved]
-        print(f"{one.repo}  {one.commit[:12]}  {layers}  {one.size_bytes / 1e9:.2f} GB  {used}{state}")
+        print(f"{one.repo}  {one.commit[:12]}  {layers}  {size_text(one.size_bytes)}  {used}{state}")
     size = sum(path.stat().st_size for path in places.cache.root.glob("blobs/*"))
-    note(f"{size / 1e9:.2f} GB in {places.cache.root}")
+    note(f"{size_text(size)} in {places.cache.root}")
     return 0
 
 
@@ -177,5 +178,5 @@ def _prune(cache_dir: Path | None, *, as_json: bool) -> int:
 
 
 def _freed(num_bytes: int, *, as_json: bool) -> int:
-    print(json.dumps({"freed_bytes": num_bytes}) if as_json else f"{num_bytes / 1e9:.2f} GB freed")
+    print(json.dumps({"freed_bytes": num_bytes}) if as_json else f"{size_text(num_bytes)} freed")
     return 0

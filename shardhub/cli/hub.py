@@ -11,6 +11,7 @@ import typer
 from shardhub.cli.run import run
 from shardhub.cli.streams import announce
 from shardhub.errors import UsageError
+from shardhub.sizes import size_text
 from shardhub.usecases.terminal import note
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _gc(folder: Path | None, min_age_hours: float, *, as_json: bool) -> int:
         record = {"commits": done.num_commits, "blobs": done.num_blobs, "freed_bytes": done.freed_bytes}
         print(json.dumps(record))
     else:
-        print(f"{done.num_commits} commits and {done.num_blobs} blobs deleted, {done.freed_bytes / 1e6:.1f} MB freed")
+        print(f"{done.num_commits} commits and {done.num_blobs} blobs deleted, {size_text(done.freed_bytes)} freed")
     return 0
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.cli.run import error_record, print_error
 from shardhub.errors import ShardhubError, UnsupportedModel, UsageError, outcome
-from shardhub.planning.borders import allowed_text, bytes_text
+from shardhub.planning.borders import allowed_text
 from shardhub.planning.plan_file import plan_to_json
 from shardhub.planning.table import plan_table
+from shardhub.sizes import traffic_text
 from shardhub.usecases.cut import CutOptions, Planned, batch_text, decide, load_dissection, proven_text, specs
 from shardhub.usecases.places import Model, open_model
 from shardhub.usecases.terminal import note
@@ -115,11 +116,11 @@ def _cut_lines(planned: Planned) -> list[str]:
 def _facts(checkpoint: Checkpoint, planned: Planned) -> str:
     """The model in a line."""
     parts = [str(checkpoint.config.get("model_type")), f"{planned.costs.num_layers} layers"]
-    parts.append(bytes_text(sum(tensor.stop - tensor.start for tensor in checkpoint.tensors.values())))
+    parts.append(traffic_text(sum(tensor.stop - tensor.start for tensor in checkpoint.tensors.values())))
     if planned.borders is not None and planned.borders.cuts:
         tolls = sorted(cut.bytes_per_token(planned.context) for cut in planned.borders.cuts if cut.refusal is None)
         if tolls:
-            span = bytes_text(tolls[0]) + (f" to {bytes_text(tolls[-1])}" if tolls[-1] > tolls[0] else "")
+            span = traffic_text(tolls[0]) + (f" to {traffic_text(tolls[-1])}" if tolls[-1] > tolls[0] else "")
             parts.append(f"{span} a token across a cut")
     return ", ".join(parts)
 

@@ -22,6 +22,7 @@ from shardhub.hub.reference import parse_reference
 from shardhub.hub.unpublish import Removal, find_removal, remove
 from shardhub.naming import check_model_name, check_namespace
 from shardhub.parity import Numbers
+from shardhub.sizes import size_text
 from shardhub.splitting.job import SplitJob, prepare
 from shardhub.splitting.source_card import Value, reservations, source_fields
 from shardhub.usecases.cut import CutOptions, decide_and_prove
@@ -183,16 +184,16 @@ def _show(plan: PushPlan) -> None:
     for at, size in zip(plan.decisions, sizes, strict=True):
         private = plan.private if at.remote is None else at.remote.private
         state = at.action.value + (f" ({at.why})" if at.why else "")
-        note(f"{at.repo:<{width}}  {_size(size):>10}  {'private' if private else 'public':<7}  {state}")
+        note(f"{at.repo:<{width}}  {size_text(size):>10}  {'private' if private else 'public':<7}  {state}")
     if any(at.action is Action.REPLACE for at in plan.decisions):
         note("what is replaced stays under a tag: manifests that name those commits keep working")
     minutes = plan.upload_bytes / _BYTES_PER_S / 60
     note(
-        f"{_size(sum(sizes))} in all, at most {_size(plan.upload_bytes)} of it to upload"
+        f"{size_text(sum(sizes))} in all, at most {size_text(plan.upload_bytes)} of it to upload"
         + (f": about {minutes:.0f} min at 100 Mbit/s" if minutes >= 1 else "")
     )
     largest = max(layout.size_bytes for shard in job.shards for layout in shard.layouts)
-    note(f"disk needed meanwhile: {_size(largest)}")
+    note(f"disk needed meanwhile: {size_text(largest)}")
 
 
 def _ask_publicly(reasons: list[str], fields: dict[str, Value]) -> None:
@@ -243,8 +244,8 @@ def _report(done: Published, job: SplitJob, seconds: float, *, as_json: bool) ->
     for at in (*done.shards, done.pipeline):
         print(at.repo + (f"  ({at.action.value})" if at.action is Action.KEEP else ""))
     note(
-        f"done in {seconds:.1f} s: {_size(done.uploaded_bytes)} uploaded, {_size(done.given_bytes)} copied at the Hub, "
-        f"{_size(sum(shard.size_bytes for shard in job.shards))} in all"
+        f"done in {seconds:.1f} s: {size_text(done.uploaded_bytes)} uploaded, {size_text(done.given_bytes)} "
+        f"copied at the Hub, {size_text(sum(shard.size_bytes for shard in job.shards))} in all"
     )
     note(f"Serve each stage, on machine after machine:  shardhub serve {done.shards[0].repo} [--host ADDRESS]")
     note(f"Then generate:  shardhub generate --manifest {done.pipeline.repo} --node HOST:PORT ... --prompt ...")
@@ -290,7 +291,7 @@ def _progress() -> Callable[[PushProgress], None]:
         share = state.done_bytes / max(1, state.total_bytes)
         if not is_terminal:
             if share - shown_share >= _REPORT_SHARE:
-                note(f"{share:.0%} of {_size(state.total_bytes)}")
+                note(f"{share:.0%} of {size_text(state.total_bytes)}")
                 shown_share = share
             return
         left_s = (time.monotonic() - start) / share * (1 - share) if share > 0 else 0.0
@@ -301,7 +302,3 @@ def _progress() -> Callable[[PushProgress], None]:
             shown_line = line
 
     return show
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 10**8 else f"{size_bytes / 1e6:.2f} MB"

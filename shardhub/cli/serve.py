@@ -16,7 +16,8 @@ from shardhub.engine.engine import Engine
 from shardhub.engine.metrics import StageMetrics
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import UsageError
-from shardhub.node.lifecycle import NodeSettings, check_host, is_loopback, run_node
+from shardhub.listening import is_loopback
+from shardhub.node.lifecycle import NodeSettings, check_host, run_node
 from shardhub.node.metrics import MetricsEndpoint, check_metrics
 from shardhub.node.peers import DEFAULT_PEERS
 from shardhub.protocol import KvQuantization
@@ -118,7 +119,7 @@ def _serve(
                 "one_at_a_time": engine.batch_refusal,
                 "tls": trust.identity.peer.name if trust else None,
                 "boot_id": engine.boot_id.hex(),
-                "metrics": endpoint.address if endpoint else None,
+                "metrics": str(endpoint.address) if endpoint else None,
                 "inexact": inexact_of(shards),
             }
             announce(json.dumps(record))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shardhub.naming import check_is_text, check_model_name, shard_name
 from shardhub.parity import UNMEASURED, Numbers
+from shardhub.sizes import size_text
 from shardhub.splitting.split import preview
 from shardhub.splitting.split import split as split_checkpoint
 from shardhub.usecases.cut import CutOptions, decide_and_prove
@@ -52,8 +53,8 @@ def split(
     contents, stages = decide_and_prove(checkpoint, cut)
     shown = preview(checkpoint, contents, stages, out, name=name, source=source, only=only, check_weights=check_weights)
     note(
-        f"reading {shown.read_bytes / 1e9:.2f} GB from {model}, writing {shown.write_bytes / 1e9:.2f} GB to {out} "
-        f"({shown.free_bytes / 1e9:.1f} GB free)"
+        f"reading {size_text(shown.read_bytes)} from {model}, writing {size_text(shown.write_bytes)} to {out} "
+        f"({size_text(shown.free_bytes)} free)"
     )
     numbers, recorded = UNMEASURED, None
     if shown.pipeline.exists():

@@ -21,6 +21,7 @@ from shardhub.errors import NodeLoading, ShardhubError, outcome
 from shardhub.parity import inexactness
 from shardhub.protocol import INEXACT, Description
 from shardhub.shard import Pipeline, read_pipeline
+from shardhub.sizes import size_text
 from shardhub.usecases.addresses import node_addresses
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.parity import warn_inexact
@@ -172,7 +173,7 @@ def _cells(node: NodeStatus, *, is_slowest: bool) -> list[str]:
         reading.address,
         "slowest" if is_slowest else _state(reading),
         f"{load.get('sessions', 0):.0f}+{load.get('parked_sessions', 0):.0f}/{description.limits.max_sessions}",
-        f"{_mb(load.get('kv_reserved_bytes', 0))}/{_mb(load.get('kv_budget_bytes', 0))}",
+        f"{size_text(load.get('kv_reserved_bytes', 0))}/{size_text(load.get('kv_budget_bytes', 0))}",
         f"{load.get('queued_steps', 0):.0f}",
         f"{rates.rows:.1f}" if rates else "-",
         f"{rates.compute_s * 1000:.1f} ms" if rates else "-",
@@ -253,7 +254,3 @@ def _runs_on(found: ChainStatus) -> list[str]:
             facts += [host[name] for name in ("backend", "cpu", "blas") if host.get(name)]
             kinds.setdefault(", ".join(facts), []).append(node.reading.address)
     return [f"{' and '.join(addresses)}: {facts}" for facts, addresses in kinds.items()]
-
-
-def _mb(size_bytes: float) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"

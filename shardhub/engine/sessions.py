@@ -13,6 +13,7 @@ from shardhub.engine.claims import Claims, Held
 from shardhub.errors import ContextExceeded, Overloaded, SessionUnknown, StaleEpoch, WireError
 from shardhub.model.session import Session
 from shardhub.protocol import SESSION_ID_BYTES, Limits, NextHop, Opened, OpenSession, Row
+from shardhub.sizes import size_text
 
 
 @dataclass(slots=True)
@@ -198,7 +199,7 @@ class SessionTable:
         if needed > self._kv_budget_bytes:
             raise ContextExceeded(
                 f"A session of {call.context} positions was asked for.",
-                why=f"It takes {needed / 1e6:.0f} MB of KV memory, this node has {self._kv_budget_bytes / 1e6:.0f} MB.",
+                why=f"It takes {size_text(needed)} of KV memory, this node has {size_text(self._kv_budget_bytes)}.",
                 hint="Shorten the prompt or --max-tokens, or give the node more memory.",
             )
         try:
@@ -255,7 +256,7 @@ class SessionTable:
         if needed > free:
             raise Overloaded(
                 f"No KV memory for a session of {context} positions.",
-                why=f"It takes {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free.",
+                why=f"It takes {size_text(needed)}, {size_text(free)} are free.",
                 hint="Wait for other sessions to end, or ask for a shorter context.",
             )
         if len(live) + kept.num_sessions >= self._limits.max_sessions or needed + kept.kv_bytes > free:

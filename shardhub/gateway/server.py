@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
 
+from shardhub.address import Address
 from shardhub.chain.head import Head
 from shardhub.connections import Limits, QuietLoop, connections_allowed, protocol
-from shardhub.errors import AddressError
 from shardhub.gateway.app import build_app, guarded
 from shardhub.gateway.refusals import unreadable
 from shardhub.gateway.service import Service, in_thread, names_of
 from shardhub.gateway.settings import GatewaySettings
+from shardhub.listening import check_reach, listen_on
 
 # Connections: more than answers, as some wait to be refused.
 _MAX_CONNECTIONS = 2048
@@ -117,7 +117,7 @@ class Gateway:
 
 def url_of(host: str, port: int) -> str:
     """The URL of a gateway on an address."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{Address(host, port)}"
 
 
 @contextmanager
@@ -128,18 +128,7 @@ def listening(settings: GatewaySettings) -> Iterator[socket.socket]:
         AddressError: It cannot or must not listen there.
     """
     check_host(settings)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        listener = socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        raise AddressError(
-            f"Cannot listen on {settings.host}, port {settings.port}.",
-            why=f"{error.strerror or error}.",
-            hint="Choose another port with --port, or 0 for any free one.",
-        ) from error
-    with listener:
-        # Connections inherit it: without it, a chunk of two segments waits 40 ms for a delayed acknowledgement.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with listen_on(settings.host, settings.port) as listener:
         yield listener
 
 
@@ -147,19 +136,11 @@ def check_host(settings: GatewaySettings) -> None:
     """Refuse to listen off loopback without a key unless told so.
 
     Raises:
-        AddressError: The host is not loopback, or not an address of this machine.
+        AddressError: The host is not loopback, or has no address.
     """
-    try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(settings.host, None, type=socket.SOCK_STREAM)}
-    except OSError as error:
-        raise AddressError(
-            f"{settings.host} is no address.", why=f"{error}.", hint="Give an address of this machine."
-        ) from error
-    is_loopback = all(ipaddress.ip_address(a.split("%", 1)[0]).is_loopback for a in addresses)
-    if is_loopback or settings.keys or settings.insecure_lan:
-        return
-    raise AddressError(
-        f"Refusing to listen on {settings.host}.",
+    check_reach(
+        settings.host,
+        is_safe=bool(settings.keys) or settings.insecure_lan,
         why="Off loopback everyone who reaches the port could use the model: no API key is set.",
         hint="Make a key (--new-key FILE) and give --api-key-file FILE; or, on a network you trust, --insecure-lan.",
     )

@@ -24,16 +24,17 @@ from pathlib import Path
 from urllib.parse import quote
 
 from shardhub.errors import AccessError, DiskFull, IntegrityError, UsageError
-from shardhub.hub.locks import hold_shared
+from shardhub.locks import hold_shared
 from shardhub.naming import COMMIT_PATTERN, DIGEST_PATTERN
 from shardhub.regular_files import opened
+from shardhub.sizes import size_text
+from shardhub.whole_files import sync_folder, write_whole
 
 CACHE_VARIABLE = "SHARDHUB_CACHE"
 # A partial file this old belongs to no download that still runs.
 STALE_PARTIAL_S = 24 * 3600.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 def default_cache() -> Path:
@@ -129,15 +130,7 @@ class Cache:
         """Write a small file: it appears whole or not at all."""
         with self.writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._temporary()
-            try:
-                with os.fdopen(os.open(temporary, _NEW_FILE, 0o644), "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_whole(path, data, temporary=self._temporary())
 
     def source_folder(self, repo: str, commit: str) -> Path:
         """Where a source model's small files are kept."""
@@ -253,7 +246,7 @@ class Cache:
         if error.errno in _FULL:
             return DiskFull(
                 f"The disk is full: {where} could not be written.",
-                why=f"{error.strerror}; {self.free_bytes() / 1e9:.2f} GB are free.",
+                why=f"{error.strerror}; {size_text(self.free_bytes())} are free.",
                 hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: --cache-dir DIR.",
             )
         if isinstance(error, NotADirectoryError | FileExistsError):
@@ -273,15 +266,6 @@ class Cache:
 
     def _ref(self, repo: str, revision: str) -> Path:
         return self.repo_folder(repo) / "refs" / quote(revision, safe="")
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the disk keep a folder's names."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _parts(repo: str) -> Path:

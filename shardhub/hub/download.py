@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shardhub.errors import DigestMismatch, WeightFileError
-from shardhub.hub.cache import Cache, sync_folder
-from shardhub.hub.locks import locked
-from shardhub.hub.pinned_repo import NUM_CONTENT_TRIES, PinnedRepo
+from shardhub.hub.cache import Cache
+from shardhub.hub.listed import NUM_CONTENT_TRIES
+from shardhub.hub.pinned_repo import PinnedRepo
+from shardhub.locks import locked
+from shardhub.whole_files import sync_folder
 
 _BUFFER_BYTES = 1 << 20
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from shardhub.errors import Conflict, ShardhubError
 from shardhub.hub.cache import Cache
-from shardhub.hub.locks import is_used, locked_at_once
+from shardhub.locks import is_used, locked_at_once
 from shardhub.naming import COMMIT_PATTERN, MANIFEST_FILE, STAGE_FILE
 from shardhub.shard import read_pipeline, read_shard
+from shardhub.sizes import size_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +114,9 @@ def make_room(
                 _delete(one.folder)
                 freed = _sweep(cache, keep)
                 size -= freed
-                notice(f"deleted {one.repo} at {one.commit[:12]} from the cache: {freed / 1e9:.2f} GB")
+                notice(f"deleted {one.repo} at {one.commit[:12]} from the cache: {size_text(freed)}")
     if size + need_bytes > limit_bytes:
-        notice(f"warning: the cache grows to {(size + need_bytes) / 1e9:.2f} GB, past its limit: the rest is in use")
+        notice(f"warning: the cache grows to {size_text(size + need_bytes)}, past its limit: the rest is in use")
 
 
 @contextmanager

@@ -18,12 +18,12 @@ from shardhub.errors import (
 )
 from shardhub.hub.cache import Cache
 from shardhub.hub.evict import make_room
-from shardhub.hub.locks import locked, locked_at_once
 from shardhub.hub.pinned_repo import PinnedRepo, find_commit
 from shardhub.hub.published_commit import pinned_by_pipeline
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
 from shardhub.hub.snapshot import FetchProgress, Snapshot, other_stage
+from shardhub.locks import locked, locked_at_once
 from shardhub.manifest import (
     MAX_DOCUMENT_BYTES,
     Stage,

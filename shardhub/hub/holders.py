@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from shardhub.errors import AccessError, Conflict, HubRefused, HubUnreachable, NotFound
 from shardhub.hub.calls import HubCalls
-from shardhub.hub.remote_repo import RepoEntry, list_files
+from shardhub.hub.listed import ListedFile
+from shardhub.hub.remote_repo import list_files
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -29,20 +30,20 @@ class Holders:
         own: Repos known to hold some, such as the targets of this push.
     """
 
-    def __init__(self, calls: HubCalls, namespace: str, tag: str, own: Mapping[str, Mapping[str, RepoEntry]]) -> None:
+    def __init__(self, calls: HubCalls, namespace: str, tag: str, own: Mapping[str, Mapping[str, ListedFile]]) -> None:
         self._calls = calls
         self._namespace = namespace
         self._tag = tag
         self._own = own
-        self._found: dict[str, tuple[str, RepoEntry]] | None = None
+        self._found: dict[str, tuple[str, ListedFile]] | None = None
 
-    def find(self, sha256: str) -> tuple[str, RepoEntry] | None:
+    def find(self, sha256: str) -> tuple[str, ListedFile] | None:
         """A repo and the file in it that has these bytes, or None."""
         if self._found is None:
             self._found = self._look()
         return self._found.get(sha256)
 
-    def _look(self) -> dict[str, tuple[str, RepoEntry]]:
+    def _look(self) -> dict[str, tuple[str, ListedFile]]:
         api = self._calls.api
 
         def listed() -> list[tuple[str, str]]:
@@ -102,7 +103,7 @@ def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
     return found & set(sizes)
 
 
-def give(calls: HubCalls, source: str, target: str, files: Collection[RepoEntry]) -> set[str]:
+def give(calls: HubCalls, source: str, target: str, files: Collection[ListedFile]) -> set[str]:
     """Have the Hub give a repo what another one holds; returns the sha256 of what it gave.
 
     What it does not give has to be uploaded, so a Hub that cannot do this costs time only.

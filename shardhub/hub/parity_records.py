@@ -31,7 +31,7 @@ def read_remote_records(calls: HubCalls, repo: str, commit: str) -> dict[str, by
             f"{repo}/{PARITY_FOLDER} holds no parity records.",
             why=f"There are at most {MAX_RECORDS} of at most {MAX_RECORD_BYTES} bytes each.",
         )
-    return {PurePosixPath(entry.path).name: read_small(calls, repo, entry.path, commit) for entry in found}
+    return {PurePosixPath(entry.path).name: read_small(calls, repo, commit, entry) for entry in found}
 
 
 def push_record(calls: HubCalls, repo: str, parity: Parity) -> str:
@@ -57,7 +57,7 @@ def push_record(calls: HubCalls, repo: str, parity: Parity) -> str:
     path = file_name(parity)
     documents = {path: encode(parity)}
     if CARD_FILE in there.files:
-        card = read_small(calls, repo, CARD_FILE, there.commit).decode("utf-8", "replace")
+        card = read_small(calls, repo, there.commit, there.files[CARD_FILE]).decode("utf-8", "replace")
         if (told := with_parity_line(card, Numbers(parity=parity))) != card:
             documents[CARD_FILE] = told.encode()
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
-from shardhub.errors import DigestMismatch, FormatError, HubUnreachable, NotFound, UsageError
+from shardhub.errors import FormatError, HubUnreachable, NotFound, UsageError
 from shardhub.hub.client import is_offline
 from shardhub.hub.failures import hub_failures
+from shardhub.hub.listed import ListedFile, listed_file, read_listed
 from shardhub.hub.ranges import Patience, RemoteFile
 from shardhub.hub.retry import with_retries
-from shardhub.naming import COMMIT_PATTERN, DIGEST_PATTERN, PLAIN_FILE_PATTERN, SHORT_COMMIT_PATTERN
+from shardhub.naming import COMMIT_PATTERN, PLAIN_FILE_PATTERN, SHORT_COMMIT_PATTERN
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -25,27 +24,6 @@ T = TypeVar("T")
 _INFO_TIMEOUT_S = 10.0
 # Beside which a listing is an attack. A shard of 65,536 files is the largest the format allows.
 _MAX_FILES = 100_000
-NUM_CONTENT_TRIES = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedFile:
-    """A file as a repo's listing has it.
-
-    Attributes:
-        sha256: Of its bytes, where the Hub keeps it outside git.
-        git_oid: Of its git blob; of a pointer where `sha256` is set.
-    """
-
-    name: str
-    size_bytes: int
-    sha256: str | None
-    git_oid: str
-
-    @property
-    def version(self) -> str:
-        """Another one if the bytes are others."""
-        return self.sha256 or self.git_oid
 
 
 def find_commit(api: HfApi, repo: str, revision: str | None, patience: Patience) -> str:
@@ -110,12 +88,7 @@ class PinnedRepo:
             found: dict[str, ListedFile] = {}
             for entry in self._api.list_repo_tree(self.repo, revision=self.commit):
                 if isinstance(entry, RepoFile) and re.fullmatch(PLAIN_FILE_PATTERN, entry.path):
-                    sha256 = entry.lfs.sha256 if entry.lfs is not None else None
-                    if sha256 is not None and not re.fullmatch(DIGEST_PATTERN, sha256):
-                        raise FormatError(f"{self.repo}: the listing gives {sha256[:80]!r} as a sha256.")
-                    found[entry.path] = ListedFile(
-                        name=entry.path, size_bytes=entry.size, sha256=sha256, git_oid=entry.blob_id
-                    )
+                    found[entry.path] = listed_file(entry, self.repo)
                 if len(found) > _MAX_FILES:
                     raise FormatError(f"{self.repo} has more than {_MAX_FILES} files.")
             return found
@@ -158,28 +131,4 @@ class PinnedRepo:
             FormatError: It is larger than `limit_bytes`.
             DigestMismatch: What comes is something else, twice.
         """
-        listed = self.file(name)
-        if listed.size_bytes > limit_bytes:
-            raise FormatError(
-                f"{self.repo}/{name} is larger than {limit_bytes} bytes.",
-                why=f"It has {listed.size_bytes}.",
-                hint="It was not written by shardhub.",
-            )
-        for _ in range(NUM_CONTENT_TRIES):
-            buffer = bytearray(listed.size_bytes)
-            with self.open(name) as file:
-                file.read_into(0, memoryview(buffer))
-            if _digest(buffer, listed) == listed.version:
-                return bytes(buffer)
-        raise DigestMismatch(
-            f"{self.repo}/{name} came damaged twice.",
-            why=f"Its size is right, its digest is not {listed.version[:16]}....",
-            hint="Run the same command again; if it stays so, what answers is not the Hub, or its storage is damaged.",
-        )
-
-
-def _digest(data: bytearray, listed: ListedFile) -> str:
-    if listed.sha256 is not None:
-        return hashlib.sha256(data).hexdigest()
-    header = f"blob {len(data)}\0".encode()
-    return hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
+        return read_listed(self.file(name), lambda: self.open(name), repo=self.repo, limit_bytes=limit_bytes)

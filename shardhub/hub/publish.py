@@ -176,7 +176,7 @@ class _Push:
             return there.manifest == manifest
         if SIGNATURE_FILE not in there.files:
             return False
-        signature = read_small(self._calls, there.repo, SIGNATURE_FILE, there.commit)
+        signature = read_small(self._calls, there.repo, there.commit, there.files[SIGNATURE_FILE])
         return signature == self._job.signer.sign(encode(manifest))
 
     def _agree(self, repo: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -13,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shardhub.errors import DiskFull
+from shardhub.locks import lock_held, lock_open
 from shardhub.manifest import canonical
 from shardhub.naming import DIGEST_PATTERN
 from shardhub.regular_files import read_file
+from shardhub.sizes import size_text
 from shardhub.splitting.shard_folder import disk_errors
 
 _JOURNAL = "push.journal"
@@ -81,29 +82,19 @@ def scratch_folder(folder: Path, need_bytes: int) -> Iterator[Path]:
         if need > free:
             raise DiskFull(
                 f"There is not enough room in {folder}.",
-                why=f"The largest weight file needs {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free.",
+                why=f"The largest weight file needs {size_text(need)}, {size_text(free)} are free.",
                 hint="Make room, or give another folder with --cache-dir.",
             )
-        with _locked(folder):  # so that no other run sweeps the new folder before it has its lock
+        with lock_held(folder):  # so that no other run sweeps the new folder before it has its lock
             _sweep(folder)
             made = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
             descriptor = os.open(made, os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_open(descriptor)
     try:
         yield made
     finally:
         os.close(descriptor)
         shutil.rmtree(made, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _sweep(folder: Path) -> None:
@@ -114,10 +105,8 @@ def _sweep(folder: Path) -> None:
         except OSError:
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
-        except BlockingIOError:
-            continue
+            if lock_open(descriptor):
+                shutil.rmtree(left, ignore_errors=True)
         finally:
             os.close(descriptor)
 

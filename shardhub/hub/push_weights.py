@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from shardhub.errors import WeightFileError
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.holders import Holders, give, placed, present, to_upload
+from shardhub.hub.listed import ListedFile
 from shardhub.hub.push_journal import PushJournal
-from shardhub.hub.remote_repo import RemoteRepo, RepoEntry
+from shardhub.hub.remote_repo import RemoteRepo
 from shardhub.splitting.job import ShardJob, SplitJob
 from shardhub.splitting.weight_copy import Copier
 from shardhub.splitting.weight_layout import FileLayout
@@ -147,7 +148,7 @@ class WeightFiles:
         return here | self._get_given(remote.repo, {sha256: sizes[sha256] for sha256 in sizes if sha256 not in here})
 
     def _get_given(self, repo: str, sizes: dict[str, int]) -> set[str]:
-        by_source: dict[str, list[RepoEntry]] = {}
+        by_source: dict[str, list[ListedFile]] = {}
         for sha256, size in sizes.items():
             holder = self._holders.find(sha256)
             if holder is not None and holder[0] != repo and holder[1].size_bytes == size:

@@ -5,28 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from shardhub.errors import FormatError, HubRefused, NotFound
+from shardhub.errors import FormatError, NotFound
 from shardhub.hub.calls import HubCalls
+from shardhub.hub.listed import ListedFile, listed_file, read_listed
+from shardhub.hub.ranges import Patience, RemoteFile
 from shardhub.manifest import MAX_DOCUMENT_BYTES, Manifest, Stage, decode_identified
 from shardhub.naming import MANIFEST_FILE, STAGE_FILE
 
 # What a new repo holds before anything is put into it.
 GITATTRIBUTES = ".gitattributes"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepoEntry:
-    """A file of a repo.
-
-    Attributes:
-        sha256: Of its bytes, where the Hub keeps it outside git (all weight files).
-        xet_hash: The Hub's own name for its bytes, if it has one.
-    """
-
-    path: str
-    size_bytes: int
-    sha256: str | None
-    xet_hash: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +31,7 @@ class RemoteRepo:
     commit: str
     private: bool
     gated: bool
-    files: Mapping[str, RepoEntry]
+    files: Mapping[str, ListedFile]
     stage: Stage | None
     manifest: Manifest | None
 
@@ -77,12 +64,12 @@ def look(calls: HubCalls, repo: str) -> RemoteRepo | None:
         private=bool(info.private),
         gated=bool(info.gated),
         files=files,
-        stage=read_stage(calls, repo, commit) if STAGE_FILE in files else None,
-        manifest=read_manifest(calls, repo, commit) if MANIFEST_FILE in files else None,
+        stage=read_stage(calls, repo, commit, files[STAGE_FILE]) if STAGE_FILE in files else None,
+        manifest=read_manifest(calls, repo, commit, files[MANIFEST_FILE]) if MANIFEST_FILE in files else None,
     )
 
 
-def list_files(calls: HubCalls, repo: str, commit: str) -> dict[str, RepoEntry]:
+def list_files(calls: HubCalls, repo: str, commit: str) -> dict[str, ListedFile]:
     """All files of a repo at a commit, by path."""
     from huggingface_hub.hf_api import RepoFile
 
@@ -90,57 +77,46 @@ def list_files(calls: HubCalls, repo: str, commit: str) -> dict[str, RepoEntry]:
         return list(calls.api.list_repo_tree(repo, recursive=True, revision=commit))
 
     found = calls.run(entries, what=f"listing {repo}", repo=repo, revision=commit)
-    return {
-        entry.path: RepoEntry(
-            path=entry.path,
-            size_bytes=entry.size,
-            sha256=entry.lfs.sha256 if entry.lfs else None,
-            xet_hash=entry.xet_hash,
-        )
-        for entry in found
-        if isinstance(entry, RepoFile)
-    }
+    return {entry.path: listed_file(entry, repo) for entry in found if isinstance(entry, RepoFile)}
 
 
-def read_stage(calls: HubCalls, repo: str, commit: str) -> Stage | None:
-    """stage.json of a shard's repo; None where it is none of ours."""
-    data = read_small(calls, repo, STAGE_FILE, commit)
+def read_stage(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> Stage | None:
+    """stage.json of a shard's repo; None where it is not a stage of ours."""
+    data = read_small(calls, repo, commit, listed)
     try:
         return decode_identified(Stage, data, where=f"{repo}/{STAGE_FILE}")
     except FormatError:
         return None
 
 
-def read_manifest(calls: HubCalls, repo: str, commit: str) -> Manifest | None:
-    """shardhub.json of a pipeline's repo; None where it is none of ours."""
-    data = read_small(calls, repo, MANIFEST_FILE, commit)
+def read_manifest(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> Manifest | None:
+    """shardhub.json of a pipeline's repo; None where it is not a manifest of ours."""
+    data = read_small(calls, repo, commit, listed)
     try:
         return decode_identified(Manifest, data, where=f"{repo}/{MANIFEST_FILE}")
     except FormatError:
         return None
 
 
-def read_small(calls: HubCalls, repo: str, path: str, commit: str) -> bytes:
-    """A document of a repo, kept in no cache.
+def read_small(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> bytes:
+    """A document of a repo, checked against its listing, kept in no cache.
 
     Raises:
-        HubRefused: It is larger than any document of ours.
+        FormatError: It is larger than any document of ours.
+        DigestMismatch: What comes is something else, twice.
         NotFound, AccessError, HubUnreachable: It cannot be read.
     """
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils._http import hf_raise_for_status
+    patience = Patience(notice=calls.notice, sleep=calls.sleep)
 
-    api = calls.api
-    url = hf_hub_url(repo, path, revision=commit, endpoint=api.endpoint)
+    def open_file() -> RemoteFile:
+        return RemoteFile(
+            calls.api,
+            repo,
+            commit,
+            listed.path,
+            size_bytes=listed.size_bytes,
+            version=listed.version,
+            patience=patience,
+        )
 
-    def get() -> bytes:
-        data = bytearray()
-        with get_session().stream("GET", url, headers=api._build_hf_headers()) as response:
-            hf_raise_for_status(response)
-            for chunk in response.iter_bytes():
-                data += chunk
-                if len(data) > MAX_DOCUMENT_BYTES:
-                    raise HubRefused(f"{repo}/{path} is larger than {MAX_DOCUMENT_BYTES} bytes.")
-        return bytes(data)
-
-    return calls.run(get, what=f"reading {repo}/{path}", repo=repo, revision=commit)
+    return read_listed(listed, open_file, repo=repo, limit_bytes=MAX_DOCUMENT_BYTES)

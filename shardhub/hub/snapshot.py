@@ -23,6 +23,7 @@ from shardhub.manifest import (
 from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, SIGNATURE_FILE, STAGE_FILE
 from shardhub.regular_files import read_file
 from shardhub.shard import read_shard
+from shardhub.sizes import size_text
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 
 # Kept free beyond what is computed.
@@ -178,7 +179,7 @@ class Snapshot:
         if need > free:
             raise DiskFull(
                 f"There is not enough room for {self._repo.repo} in {self._cache.root}.",
-                why=f"{need / 1e9:.3f} GB are needed, {free / 1e9:.3f} GB are free.",
+                why=f"{size_text(need)} are needed, {size_text(free)} are free.",
                 hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: --cache-dir DIR.",
             )
 

@@ -10,8 +10,9 @@ from shardhub.checkpoint.weight_files import is_loaded
 from shardhub.errors import Conflict, DiskFull, WeightFileError
 from shardhub.hub.cache import Cache
 from shardhub.hub.download import fetch_blob
-from shardhub.hub.locks import locked_at_once
 from shardhub.hub.pinned_repo import PinnedRepo
+from shardhub.locks import locked_at_once
+from shardhub.sizes import size_text
 
 # Weight files the Hub keeps in git have no sha256 in the listing; it takes none of more than 10 MB.
 _MAX_GIT_BYTES = 16 << 20
@@ -62,7 +63,7 @@ class SourceWeights:
             def told(count: int) -> None:
                 nonlocal done_bytes
                 done_bytes += count
-                self._progress(f"fetching {name}: {done_bytes / 1e9:.2f} of {listed.size_bytes / 1e9:.2f} GB")
+                self._progress(f"fetching {name}: {size_text(done_bytes)} of {size_text(listed.size_bytes)}")
 
             return fetch_blob(
                 self._repo,
@@ -82,16 +83,16 @@ class SourceWeights:
         missing = sum(
             file.size_bytes
             for file in self._repo.files.values()
-            if is_loaded(file.name) and not (file.sha256 is not None and self._cache.has(file.sha256, file.size_bytes))
+            if is_loaded(file.path) and not (file.sha256 is not None and self._cache.has(file.sha256, file.size_bytes))
         )
         self._notice(
             f"tensors of {self._repo.repo} must be computed, so its weight files are fetched first: "
-            f"{missing / 1e9:.2f} GB into {self._cache.root} (shardhub prune deletes them)"
+            f"{size_text(missing)} into {self._cache.root} (shardhub prune deletes them)"
         )
         if missing > (free := self._cache.free_bytes()):
             raise DiskFull(
                 f"There is not enough room in {self._cache.root} for the weight files of {self._repo.repo}.",
-                why=f"They need {missing / 1e9:.2f} GB, {free / 1e9:.2f} GB are free.",
+                why=f"They need {size_text(missing)}, {size_text(free)} are free.",
                 hint="Set SHARDHUB_CACHE to a folder on a larger disk, or split a conversion of the model that has "
                 "MLX's layout: it is read by ranges.",
             )

@@ -100,10 +100,12 @@ def _manifests(calls: HubCalls, remote: RemoteRepo) -> list[Manifest]:
         lambda: calls.api.list_repo_refs(remote.repo), what=f"reading the tags of {remote.repo}", repo=remote.repo
     )
     for tag in refs.tags:
-        if is_old_tag(tag.name) and MANIFEST_FILE in list_files(calls, remote.repo, tag.target_commit):
-            old = read_manifest(calls, remote.repo, tag.target_commit)
-            if old is not None:
-                found.append(old)
+        if not is_old_tag(tag.name):
+            continue
+        listed = list_files(calls, remote.repo, tag.target_commit).get(MANIFEST_FILE)
+        old = None if listed is None else read_manifest(calls, remote.repo, tag.target_commit, listed)
+        if old is not None:
+            found.append(old)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from shardhub.localhub.signing import Signer
 from shardhub.localhub.store import BlobStore
 from shardhub.localhub.tokens import make_token
 from shardhub.localhub.uploads import Uploads
+from shardhub.locks import lock_open
 
 _LOCK_FILE = "lock"
 
@@ -90,13 +90,11 @@ def check_folder(folder: Path) -> None:
 
 def _locked(path: Path) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not lock_open(handle):
         os.close(handle)
         raise UsageError(
             f"The Hub in {path.parent} is in use.",
             why="Another process serves it, or collects its garbage.",
             hint="Stop that one first, or name another folder.",
-        ) from error
+        )
     return handle

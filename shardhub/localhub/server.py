@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
 import socket
 import threading
@@ -16,8 +15,10 @@ from types import FrameType
 import uvicorn
 from starlette.responses import Response
 
+from shardhub.address import Address
 from shardhub.connections import Limits, QuietLoop, connections_allowed, protocol
 from shardhub.errors import AddressError
+from shardhub.listening import check_reach, listen_on
 from shardhub.localhub.app import build_app
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.refusals import Refusal
@@ -62,8 +63,7 @@ class RunningHub:
     def __init__(self, hub: LocalHub, settings: ServerSettings, port: int) -> None:
         self.hub = hub
         self.port = port
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        self.endpoint = settings.public_url or f"http://{host}:{port}"
+        self.endpoint = settings.public_url or f"http://{Address(settings.host, port)}"
 
     def token(self, user: str, *, role: str = "write") -> str:
         """A new token for a user."""
@@ -118,16 +118,9 @@ def check_host(host: str, *, insecure_lan: bool) -> None:
     Raises:
         AddressError: The host is not loopback, or not an address of this machine.
     """
-    try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError as error:
-        raise AddressError(
-            f"{host} is no address.", why=f"{error}.", hint="Give an address of this machine."
-        ) from error
-    if insecure_lan or all(ipaddress.ip_address(a.split("%", 1)[0]).is_loopback for a in addresses):
-        return
-    raise AddressError(
-        f"Refusing to listen on {host}.",
+    check_reach(
+        host,
+        is_safe=insecure_lan,
         why="Off loopback, tokens and weights travel in the clear, and everyone on the way can read and use them.",
         hint="On a network you trust, add --insecure-lan.",
     )
@@ -191,17 +184,5 @@ def _refuse(status: int, message: str) -> Response:
 @contextmanager
 def _listening(settings: ServerSettings) -> Iterator[socket.socket]:
     check_host(settings.host, insecure_lan=settings.insecure_lan)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=128)
-    except OSError as error:
-        raise AddressError(
-            f"Cannot listen on {settings.host}, port {settings.port}.",
-            why=f"{error.strerror or error}.",
-            hint="Choose another port with --port, or 0 for any free one.",
-        ) from error
-    with listener:
-        # Connections inherit it. asyncio sets it only on sockets made with an explicit protocol; without it every
-        # answer of two segments waits 40 ms for the client's delayed acknowledgement (measured).
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with listen_on(settings.host, settings.port) as listener:
         yield listener

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from shardhub.localhub.refusals import no_room
+from shardhub.whole_files import sync_folder, write_synced
 
 # Kept free, so that the database can always write: a Hub without room for a row cannot even delete.
 RESERVE_BYTES = 64 << 20
@@ -54,15 +55,12 @@ class BlobStore:
             os.utime(self.path(sha256))  # young again: garbage collection leaves it alone until it is committed
             return sha256
         self.check_room(len(data))
-        handle, name = tempfile.mkstemp(dir=self.temporary)
+        temporary = self.temporary / secrets.token_hex(8)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            self.adopt(Path(name), sha256)
+            write_synced(temporary, data, mode=0o600)
+            self.adopt(temporary, sha256)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         return sha256
 
@@ -71,10 +69,10 @@ class BlobStore:
         target = self.path(sha256)
         if not target.parent.exists():
             target.parent.mkdir(mode=0o700, exist_ok=True)
-            _sync_folder(self.blobs)
+            sync_folder(self.blobs)
         os.utime(file)
         file.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
     def check_room(self, num_bytes: int) -> None:
         """Refuse what the disk cannot take.
@@ -103,11 +101,3 @@ class BlobStore:
         """Delete the temporary files an earlier process left behind."""
         for file in self.temporary.iterdir():
             file.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

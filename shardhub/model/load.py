@@ -26,6 +26,7 @@ from shardhub.model.stage import Stage
 from shardhub.model.trial import Trial
 from shardhub.protocol import KvQuantization, StageFacts
 from shardhub.shard import Shard, join_adjacent
+from shardhub.sizes import size_text
 from shardhub.splitting.contents import StageContents
 
 # What a forward needs beside weights and KV: buffers of one chunk. Share of the budget that is kept free for it.
@@ -128,15 +129,15 @@ def load_stage(
     if left is not None and weight_bytes + session_bytes > left:
         raise DoesNotFit(
             f"{names} does not fit into what this process may take.",
-            why=f"Weights {_gb(weight_bytes)} and KV cache {_gb(session_bytes)} for {context} positions exceed "
-            f"{_gb(left)}, which its limits leave for them ({limit_text()}).",
+            why=f"Weights {size_text(weight_bytes)} and KV cache {size_text(session_bytes)} for {context} positions "
+            f"exceed {size_text(left)}, which its limits leave for them ({limit_text()}).",
             hint="Raise the limit (ulimit -v, a container's memory), serve fewer layers here, or lower --context.",
         )
     if weight_bytes + session_bytes > usable:
         raise DoesNotFit(
             f"{names} does not fit on this machine.",
-            why=f"Weights {_gb(weight_bytes)} and KV cache {_gb(session_bytes)} for {context} positions exceed "
-            f"{_gb(usable)}, which is the memory budget of {_gb(budget)} less {_HEADROOM:.0%}.",
+            why=f"Weights {size_text(weight_bytes)} and KV cache {size_text(session_bytes)} for {context} positions "
+            f"exceed {size_text(usable)}, which is the memory budget of {size_text(budget)} less {_HEADROOM:.0%}.",
             hint="Serve fewer layers here, lower --context, or set --memory if the budget is wrong.",
         )
 
@@ -148,7 +149,7 @@ def load_stage(
         arrays = mx.load(str(shard.folder / file.name), format="safetensors")
         assert isinstance(arrays, dict)
         weights.update(arrays)
-    progress(f"loading {_gb(weight_bytes)}")
+    progress(f"loading {size_text(weight_bytes)}")
     stage = made()
     stage.model.load_weights(list(weights.items()), strict=False)
     del weights
@@ -344,7 +345,3 @@ def _config_int(config: dict[str, Any], *fields: str) -> int:
             if isinstance(block.get(field), int):
                 return int(block[field])
     return 0
-
-
-def _gb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.2f} GB"

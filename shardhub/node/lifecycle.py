@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import logging
 import os
 import signal
@@ -19,10 +18,12 @@ import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
+from shardhub.address import Address
 from shardhub.engine.engine import Engine, message_bytes
 from shardhub.engine.host import host_facts
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import AddressError
+from shardhub.listening import check_reach
 from shardhub.node.gate import Gate
 from shardhub.node.parser import Parser
 from shardhub.node.peers import DEFAULT_PEERS, Network
@@ -141,7 +142,7 @@ async def run_node(
             await _report(health, status.SERVING if is_ready else status.NOT_SERVING)
 
         watching = asyncio.create_task(watch(engine, report, stuck_s=settings.stuck_s, on_slept=servicer.note_sleep))
-        on_ready(engine, _printable(settings.host, port))
+        on_ready(engine, str(Address(settings.host, port)))
         await stopping.wait()
         watching.cancel()
         await health.enter_graceful_shutdown()
@@ -166,28 +167,12 @@ def check_host(host: str, *, insecure_lan: bool, has_tls: bool = False) -> None:
     Raises:
         AddressError: The host is not loopback, or not an address of this machine.
     """
-    if is_loopback(host) or insecure_lan or has_tls:
-        return
-    raise AddressError(
-        f"Refusing to listen on {host}.",
+    check_reach(
+        host,
+        is_safe=insecure_lan or has_tls,
         why="Off loopback, without TLS, everyone who reaches the port can read prompts and alter answers.",
         hint="Give this machine a certificate (shardhub certs join), or, on a network you trust, add --insecure-lan.",
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine alone.
-
-    Raises:
-        AddressError: It is none.
-    """
-    try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError as error:
-        raise AddressError(
-            f"{host} is no address.", why=f"{error}.", hint="Give an address of this machine."
-        ) from error
-    return all(ipaddress.ip_address(a.split("%", 1)[0]).is_loopback for a in addresses)
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, trust: Trust | None) -> int:
@@ -200,22 +185,22 @@ def _bind(server: grpc.aio.Server, host: str, port: int, trust: Trust | None) ->
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise AddressError(
-                    f"Cannot listen on {_printable(host, port)}.",
+                    f"Cannot listen on {Address(host, port)}.",
                     why=f"{host} is not an address of this machine, whose addresses are {', '.join(_own_addresses())}.",
                     hint="Give one of those with --host, or 0.0.0.0 for all of them.",
                 ) from error
             raise AddressError(
-                f"Cannot listen on {_printable(host, port)}.",
+                f"Cannot listen on {Address(host, port)}.",
                 why=f"{error.strerror}{_owner(port)}.",
                 hint="Choose another port with --port, or 0 for any free one.",
             ) from error
     try:
-        address = _printable(host, port)
+        address = str(Address(host, port))
         if trust is not None:
             return int(server.add_secure_port(address, server_credentials(trust)))
         return int(server.add_insecure_port(address))
     except RuntimeError as error:
-        raise AddressError(f"Cannot listen on {_printable(host, port)}.", why=f"{error}.") from error
+        raise AddressError(f"Cannot listen on {Address(host, port)}.", why=f"{error}.") from error
 
 
 def _owner(port: int) -> str:
@@ -229,15 +214,11 @@ def _owner(port: int) -> str:
     return ""
 
 
-def _printable(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _addresses(host: str, port: int) -> tuple[str, ...]:
     """Addresses at which others may find a node that listens on `host`."""
     if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
-        return (_printable(host, port),)
-    return tuple(_printable(address, port) for address in _own_addresses())
+        return (str(Address(host, port)),)
+    return tuple(str(Address(address, port)) for address in _own_addresses())
 
 
 def _own_addresses() -> list[str]:

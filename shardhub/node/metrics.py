@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 from types import TracebackType
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
+from shardhub.address import Address
 from shardhub.errors import AddressError, UsageError
+from shardhub.listening import check_reach
 
 _DEFAULT_HOST = "127.0.0.1"
-_MAX_PORT = 65535
 
 
 class MetricsEndpoint:
@@ -30,18 +29,18 @@ class MetricsEndpoint:
     """
 
     def __init__(self, listen: str) -> None:
-        host, port = parse_listen(listen)
+        at = parse_listen(listen)
         self.registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self.registry)
         try:
-            self._server, self._thread = start_http_server(port, addr=host, registry=self.registry)
+            self._server, self._thread = start_http_server(at.port, addr=at.host, registry=self.registry)
         except OSError as error:
             raise AddressError(
                 f"Cannot listen for metrics on {listen}.",
                 why=f"{error.strerror or error}.",
                 hint="Choose another port, or 0 for any free one.",
             ) from error
-        self.address = f"[{host}]:{self._server.server_port}" if ":" in host else f"{host}:{self._server.server_port}"
+        self.address = Address(at.host, self._server.server_port)
 
     def __enter__(self) -> MetricsEndpoint:
         return self
@@ -64,27 +63,22 @@ def check_metrics(listen: str, *, insecure: bool) -> None:
         UsageError: That is no address.
         AddressError: The host is not loopback, or not an address.
     """
-    host, _ = parse_listen(listen)
-    try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except OSError as error:
-        raise AddressError(f"{host} is not an address.", why=f"{error}.", hint="Give one of this machine.") from error
-    if insecure or all(ipaddress.ip_address(one.split("%", 1)[0]).is_loopback for one in addresses):
-        return
-    raise AddressError(
-        f"Refusing to answer metrics on {host}.",
+    check_reach(
+        parse_listen(listen).host,
+        is_safe=insecure,
+        what="answer metrics",
         why="The metrics have no TLS and no key, so everyone who reaches this address can read what the node does.",
         hint="Listen on 127.0.0.1, or, on a network you trust, add --insecure-metrics.",
     )
 
 
-def parse_listen(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT`, `[IPV6]:PORT`, `:PORT` or `PORT`.
+def parse_listen(text: str) -> Address:
+    """The address in `HOST:PORT`, `[IPV6]:PORT`, `:PORT` or `PORT`.
 
     Raises:
         UsageError: It is none of them.
     """
-    host, _, port = text.rpartition(":")
-    if not port.isascii() or not port.isdigit() or int(port) > _MAX_PORT or (":" in host and not host.startswith("[")):
-        raise UsageError(f"--metrics {text}: that is no HOST:PORT.", hint="Write it like 127.0.0.1:9400.")
-    return host.strip("[]") or _DEFAULT_HOST, int(port)
+    try:
+        return Address.parse(text if ":" in text else f":{text}", host=_DEFAULT_HOST, may_be_zero=True)
+    except AddressError as error:
+        raise UsageError(f"--metrics {text}: that is not HOST:PORT.", hint="Write it like 127.0.0.1:9400.") from error

@@ -13,7 +13,16 @@ from functools import partial
 import grpc
 import grpc.aio
 
-from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLost, NodeUnreachable, ShardhubError
+from shardhub.address import Address, ip_of
+from shardhub.errors import (
+    AccessError,
+    AddressError,
+    ChainError,
+    HandshakeError,
+    NodeLost,
+    NodeUnreachable,
+    ShardhubError,
+)
 from shardhub.protocol import PROTOCOL_VERSIONS, HopSpeed, Lane, Row, Step, StepFailure
 from shardhub.security.certificates import Peer
 from shardhub.security.trust import PLAIN, Security, Trust
@@ -99,13 +108,13 @@ class Peers:
             await self._adopt(address, opened)
 
     async def _check_network(self, address: str) -> None:
-        host = address.rsplit(":", 1)[0].strip("[]")
         try:
+            host = Address.parse(address).host
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, AddressError) as error:
             raise ChainError(f"The peer {address} has no address.", why=f"{error}.") from error
         for info in found:
-            ip = ipaddress.ip_address(str(info[4][0]).split("%", 1)[0])
+            ip = ip_of(str(info[4][0]))
             if not any(ip in network for network in self._allowed):
                 raise AccessError(
                     f"This node does not dial {address}.",

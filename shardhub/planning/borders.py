@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from shardhub.errors import PlanError
 from shardhub.manifest import Crossing
 from shardhub.planning.plan import Plan
+from shardhub.sizes import traffic_text
 from shardhub.tensors import DTYPE_SIZES
 
 
@@ -79,7 +80,7 @@ class Borders:
             raise self._refuse(refused)
         notes = [
             f"What crosses before layer {cut.position} grows with the context: "
-            f"{bytes_text(cut.bytes_per_token(self.context))} with each token at {self.context:,} positions."
+            f"{traffic_text(cut.bytes_per_token(self.context))} with each token at {self.context:,} positions."
             for cut in found
             if cut.grows
         ]
@@ -116,7 +117,7 @@ def allowed_text(borders: Borders) -> str:
         up_to = "up to " if len(growing) > 1 else ""
         parts.append(
             f"before {runs(cut.position for cut in growing)} something that grows with the context would cross: "
-            f"{up_to}{bytes_text(most)} a token at {borders.context:,} positions"
+            f"{up_to}{traffic_text(most)} a token at {borders.context:,} positions"
         )
     if refused := [cut for cut in borders.cuts if cut.refusal is not None]:
         parts.append(f"not before {runs(cut.position for cut in refused)}: {refused[0].refusal}")
@@ -132,7 +133,7 @@ def crossing_text(cut: CutFacts, context: int) -> str | None:
     )
     more = f" and {len(cut.extras) - 4} more" if len(cut.extras) > 4 else ""
     size = sum(crossing_bytes(crossing, context) for crossing in cut.extras)
-    return f"before layer {cut.position}, beside the hidden states: {shown}{more}, {bytes_text(size)} a token"
+    return f"before layer {cut.position}, beside the hidden states: {shown}{more}, {traffic_text(size)} a token"
 
 
 def runs(positions: Iterable[int]) -> str:
@@ -147,14 +148,6 @@ def runs(positions: Iterable[int]) -> str:
     for group in groups:
         shown += [f"{group[0]}-{group[-1]}"] if len(group) > 2 else map(str, group)
     return ", ".join(shown)
-
-
-def bytes_text(size_bytes: int) -> str:
-    """`512 B`, `16.4 kB`, `1.2 MB`."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size_bytes >= unit:
-            return f"{size_bytes / unit:.1f} {name}"
-    return f"{size_bytes} B"
 
 
 def _layers(positions: Sequence[int]) -> str:

@@ -7,20 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from shardhub.errors import DoesNotFit, PlanError
+from shardhub.errors import DoesNotFit, PlanError, UsageError
 from shardhub.manifest import MAX_STAGES
 from shardhub.planning.balance import balance
 from shardhub.planning.borders import Borders, unchecked
 from shardhub.planning.cutting import GROWING_NOTE
 from shardhub.planning.plan import ModelCosts, Plan, StagePlan
+from shardhub.sizes import parse_size, size_text
 
 # Share of installed memory that Metal recommends as a working set on machines of 64 GB and more; less is not known
 # to be safe to exceed. Where a node runs it asks for the real figure.
 WORKING_SET_SHARE = (75, 100)
 # What is kept free of that: allocator slack, the interpreter, buffers on their way.
 HEADROOM_SHARE = (10, 100)
-_UNITS = {"": 10**9, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_RAM = re.compile(r"(\d{1,7}(?:\.\d{1,6})?)\s*([A-Za-z]*)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -49,17 +48,18 @@ def parse_machine(text: str) -> Machine:
         PlanError: It is not that.
     """
     name, equals, ram = text.partition("=")
-    found = _RAM.fullmatch(ram.strip())
-    unit = _UNITS.get(found.group(2).upper()) if found else None
-    size = int(float(found.group(1)) * unit) if found and unit else 0
-    if not equals or not _NAME.fullmatch(name.strip()) or size <= 0:
-        raise PlanError(
-            f"--machine {text[:80]!r} is not NAME=RAM.",
-            why="RAM is a positive number with GB, GiB, MB, MiB, TB, TiB or nothing (GB); "
-            "a name has letters, digits, '.', '_' and '-'.",
-            hint="Write for instance: --machine studio=64GB --machine mini=16GB",
-        )
-    return Machine(name=name.strip(), ram_bytes=size)
+    refused = PlanError(
+        f"--machine {text[:80]!r} is not NAME=RAM.",
+        why="RAM is a positive number with GB, GiB, MB, MiB, TB, TiB or nothing (GB); "
+        "a name has letters, digits, '.', '_' and '-'.",
+        hint="Write for instance: --machine studio=64GB --machine mini=16GB",
+    )
+    if not equals or not _NAME.fullmatch(name.strip()):
+        raise refused
+    try:
+        return Machine(name=name.strip(), ram_bytes=parse_size(ram))
+    except UsageError as error:
+        raise refused from error
 
 
 def cut_for_machines(
@@ -163,16 +163,16 @@ def _does_not_fit(
     need = weights + kv + (costs.tied_bytes if len(machines) > 1 else 0)
     have = sum(budgets)
     each = ", ".join(
-        f"{machine.name} {budget / 1e9:.2f} of {machine.ram_bytes / 1e9:.2f} GB"
+        f"{machine.name} {size_text(budget)} of {size_text(machine.ram_bytes)}"
         for machine, budget in zip(machines[:8], budgets[:8], strict=True)
     )
     each += f" and {len(machines) - 8} more" if len(machines) > 8 else ""
-    lacking = f"{(need - have) / 1e9:.2f} GB are missing"
+    lacking = f"{size_text(need - have)} are missing"
     if have >= need:
         lacking = f"together that is enough, but no cut at one of the {num_cuts} possible layer borders fits"
     return DoesNotFit(
         f"The model does not fit on {len(machines)} machine{'s' if len(machines) > 1 else ''}.",
-        why=f"It needs {weights / 1e9:.2f} GB of weights and {kv / 1e9:.2f} GB of KV for {context} positions, "
-        f"{need / 1e9:.2f} GB in all; there is room on {each}: {lacking}.",
+        why=f"It needs {size_text(weights)} of weights and {size_text(kv)} of KV for {context} positions, "
+        f"{size_text(need)} in all; there is room on {each}: {lacking}.",
         hint="Add a machine, shorten --context, or take the model with fewer bits.",
     )

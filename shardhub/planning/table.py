@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shardhub.planning.plan import ModelCosts, Plan
+from shardhub.sizes import size_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,4 @@ def format_table(rows: Sequence[StageRow]) -> str:
 
 
 def _gb(size_bytes: int | None) -> str:
-    if size_bytes is None:
-        return "-"
-    return f"{size_bytes / 1e9:.2f} GB" if abs(size_bytes) >= 10**8 else f"{size_bytes / 1e6:.2f} MB"
+    return "-" if size_bytes is None else size_text(size_bytes)

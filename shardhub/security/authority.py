@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from cryptography.x509 import Certificate
 from pydantic import Field
 
 from shardhub.errors import CertificateRefused, IdentityError, UsageError
+from shardhub.locks import lock_held
 from shardhub.manifest import Document, decode, encode
 from shardhub.security.certificates import (
     LIFE,
@@ -229,12 +228,8 @@ class Authority:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Issue and revoke one at a time, over all processes."""
-        handle = os.open(self.folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with lock_held(self.folder / _LOCK_FILE, mode=0o600):
             yield
-        finally:
-            os.close(handle)
 
 
 def _is_recent(one: Issued, now: dt.datetime) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import stat
 from pathlib import Path
 
 from shardhub.errors import IdentityError
+from shardhub.whole_files import write_whole
 
 PRIVATE_MODE, PUBLIC_MODE = 0o600, 0o644
 # More than any key, certificate or revocation list of a cluster of machines has.
@@ -33,17 +32,9 @@ def write_file(path: Path, data: bytes, *, private: bool) -> None:
     Raises:
         IdentityError: It cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_MODE if private else PUBLIC_MODE)
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, data, mode=PRIVATE_MODE if private else PUBLIC_MODE)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise _unusable(path, error) from error
 
 

@@ -12,7 +12,8 @@ import ssl
 
 from cryptography import x509
 
-from shardhub.errors import CertificateRefused, NodeUnreachable
+from shardhub.address import Address
+from shardhub.errors import AddressError, CertificateRefused, NodeUnreachable
 from shardhub.security.certificates import NODE_HOST, Peer, peer_of
 from shardhub.security.identity import Identity
 from shardhub.security.trust import Trust
@@ -30,13 +31,11 @@ async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S)
         CertificateRefused: It is no node of this cluster, was revoked, speaks no TLS, or refuses our certificate.
         NodeUnreachable: Nobody answers.
     """
-    host, _, port = address.rpartition(":")
+    at = Address.parse(address)
     context = client_context(trust.identity)
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection(
-                host.strip("[]"), int(port), ssl=context, server_hostname=NODE_HOST
-            )
+            reader, writer = await asyncio.open_connection(at.host, at.port, ssl=context, server_hostname=NODE_HOST)
             try:
                 peer = peer_of(x509.load_der_x509_certificate(_certificate(writer)))
                 trust.check(peer)
@@ -76,12 +75,12 @@ async def speaks_tls(address: str, *, timeout_s: float = 2.0) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # who it is does not matter here
     context.set_alpn_protocols(["h2"])
-    host, _, port = address.rpartition(":")
     try:
+        at = Address.parse(address)
         async with asyncio.timeout(timeout_s):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context)
+            _, writer = await asyncio.open_connection(at.host, at.port, ssl=context)
             writer.transport.abort()
-    except (OSError, ValueError, TimeoutError, EOFError):
+    except (AddressError, OSError, ValueError, TimeoutError, EOFError):
         return False
     return True
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shardhub.address import Address
 from shardhub.errors import (
     CertificateRefused,
     NodeUnreachable,
@@ -140,11 +141,11 @@ async def ask(
         NodeUnreachable, StepTimeout, WireError: No answer, or none that can be read.
         ShardhubError: What the desk itself said.
     """
-    name, _, port = address.rpartition(":")
+    at = Address.parse(address)
     try:
         async with asyncio.timeout(ASK_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(
-                name.strip("[]"), int(port), ssl=context, server_hostname=host or name.strip("[]"), limit=MAX_LINE_BYTES
+                at.host, at.port, ssl=context, server_hostname=host or at.host, limit=MAX_LINE_BYTES
             )
             try:
                 writer.write(json.dumps(asked).encode() + b"\n")

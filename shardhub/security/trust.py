@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import ipaddress
 import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardhub.address import Address, ip_of
 from shardhub.errors import AddressError, CertificateRefused, ChainError, ShardhubError
 from shardhub.security.certificates import Peer, Role
 from shardhub.security.files import write_file
@@ -143,8 +143,7 @@ class Security:
         """
         if self.insecure_lan or (self.trust is not None and self.everywhere):
             return self.trust
-        host = address.rpartition(":")[0].strip("[]")
-        if await _is_loopback(host, address):
+        if await _is_loopback(Address.parse(address)):
             return None
         if self.trust is None:
             raise AddressError(
@@ -156,18 +155,18 @@ class Security:
         return self.trust
 
 
-async def _is_loopback(host: str, address: str) -> bool:
-    if host == "localhost":
+async def _is_loopback(address: Address) -> bool:
+    if address.host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.split("%", 1)[0]).is_loopback
+        return ip_of(address.host).is_loopback
     except ValueError:
         pass
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ChainError(f"{address} has no address.", why=f"{error}.", hint="Is the name right?") from error
-    return all(ipaddress.ip_address(str(info[4][0]).split("%", 1)[0]).is_loopback for info in found)
+    return all(ip_of(str(info[4][0])).is_loopback for info in found)
 
 
 PLAIN = Security()

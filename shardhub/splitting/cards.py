@@ -14,6 +14,7 @@ from shardhub.manifest import Manifest, Proof, ShardHint, Stage
 from shardhub.naming import PICTURE_FILE
 from shardhub.parity import UNMEASURED, Numbers
 from shardhub.resources import resource
+from shardhub.sizes import size_text
 from shardhub.splitting.source_card import Value
 
 _MAX_TEXT = 200
@@ -203,7 +204,7 @@ def _render(template: str, **values: Any) -> str:
     )
     environment.filters["text"] = one_line
     environment.filters["link"] = _link
-    environment.filters["gb"] = lambda size: f"{size / 1e9:.2f} GB" if size >= 10**8 else f"{size / 1e6:.2f} MB"
+    environment.filters["gb"] = size_text
     environment.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     return environment.get_template(template).render(values)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardhub.errors import UsageError
+from shardhub.locks import lock_open
 from shardhub.manifest import canonical
 from shardhub.regular_files import read_file
 
@@ -41,15 +41,13 @@ class Journal:
     def __init__(self, folder: Path, *, checked: bool = False) -> None:
         self._checked = checked
         self._descriptor = os.open(folder / JOURNAL_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock_open(self._descriptor):
             os.close(self._descriptor)
             raise UsageError(
                 f"Another split is writing to {folder}.",
                 why=f"It holds {JOURNAL_FILE}.",
                 hint="Wait until it is done, or give another folder.",
-            ) from error
+            )
         self.entries = read_journal(folder, checked=checked)
 
     def __enter__(self) -> Journal:

@@ -16,6 +16,7 @@ from shardhub.manifest import Manifest, Stage, decode_identified, sha256_hex
 from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE
 from shardhub.regular_files import check_regular, read_file
 from shardhub.splitting.weight_copy import FULL
+from shardhub.whole_files import sync_folder, write_synced, write_whole
 
 # Files a pipeline carries beside its manifest, so that a client needs no weights: configuration, tokenizer, template.
 PIPELINE_FILES = (
@@ -187,30 +188,24 @@ def write_files(partial: Path, files: Mapping[str, bytes]) -> None:
     for folder in inner:
         folder.mkdir(exist_ok=True)
     for name, data in files.items():
-        descriptor = os.open(partial / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
+        (partial / name).unlink(missing_ok=True)
+        write_synced(partial / name, data)
     for folder in inner:
-        _sync(folder)
+        sync_folder(folder)
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Replace small files of a folder that is in place, each at once."""
-    hidden = {f".{name}.writing": data for name, data in files.items()}
-    write_files(folder, hidden)
-    for name in files:
-        os.replace(folder / f".{name}.writing", folder / name)
-    _sync(folder)
+    for name, data in files.items():
+        write_whole(folder / name, data)
 
 
 def put_in_place(folder: Path) -> None:
     """Give a folder that is whole its name: it appears at once or not at all."""
     partial = partial_folder(folder)
-    _sync(partial)
+    sync_folder(partial)
     os.rename(partial, folder)
-    _sync(folder.parent)
+    sync_folder(folder.parent)
 
 
 @contextmanager
@@ -241,14 +236,6 @@ def disk_errors(folder: Path) -> Iterator[None]:
         if isinstance(error, NotADirectoryError | FileExistsError):
             raise UsageError(f"{folder} is not a folder.", why=f"{error.strerror}: {error.filename}.") from error
         raise
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def in_the_way(folder: Path, why: str) -> UsageError:

@@ -13,6 +13,7 @@ from shardhub.errors import DiskFull, UsageError, WeightFileError
 from shardhub.manifest import Source, encode
 from shardhub.naming import CARD_FILE, CONFIG_FILE, SIGNATURE_FILE
 from shardhub.parity import UNMEASURED, Numbers
+from shardhub.sizes import size_text
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
 from shardhub.splitting.documents import pipeline_documents, shard_documents
 from shardhub.splitting.job import ShardJob, SplitJob, prepare
@@ -153,7 +154,7 @@ def split(
             if estimate.write_bytes and estimate.need_bytes > estimate.free_bytes:
                 raise DiskFull(
                     f"There is not enough room in {out}.",
-                    why=f"{estimate.need_bytes / 1e9:.3f} GB are needed, {estimate.free_bytes / 1e9:.3f} GB are free.",
+                    why=f"{size_text(estimate.need_bytes)} are needed, {size_text(estimate.free_bytes)} are free.",
                     hint="Make room, give another folder, or write one shard at a time: --only K",
                 )
             return _Splitter(job, journal, copier, estimate.read_bytes, progress).run(selected)

@@ -14,6 +14,7 @@ from shardhub.checkpoint.checkpoint import Checkpoint, check_unchanged
 from shardhub.checkpoint.header import ByteSource, StoredTensor
 from shardhub.checkpoint.nonfinite import first_nonfinite
 from shardhub.errors import DiskFull, NonFiniteWeights, WeightFileError
+from shardhub.sizes import size_text
 from shardhub.splitting.contents import ComputedTensors
 from shardhub.splitting.weight_layout import ComputedTensor, FileLayout
 from shardhub.tensors import DTYPE_SIZES
@@ -223,8 +224,8 @@ def _disk_full(folder: Path, layout: FileLayout, cause: OSError) -> DiskFull:
     status = os.statvfs(folder)
     return DiskFull(
         f"The disk is full: {layout.name} could not be written.",
-        why=f"{cause.strerror}; the file needs {layout.size_bytes / 1e9:.2f} GB, "
-        f"{status.f_bavail * status.f_frsize / 1e9:.2f} GB are free at {folder.parent}.",
+        why=f"{cause.strerror}; the file needs {size_text(layout.size_bytes)}, "
+        f"{size_text(status.f_bavail * status.f_frsize)} are free at {folder.parent}.",
         hint="Make room and run the same command again: it goes on where it stopped. What is finished is kept in "
         f"{folder.name}, which nothing takes for a shard.",
     )

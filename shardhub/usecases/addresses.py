@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shardhub.errors import UsageError
+from shardhub.address import Address
+from shardhub.errors import AddressError, UsageError
 from shardhub.naming import NODE_PORT
 from shardhub.shard import Pipeline
 
 NODE_OPTION = "--node"
 NODES_VARIABLE = "SHARDHUB_NODES"
 NODES_FILE = "nodes.toml"
-_MAX_PORT = 65535
-_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})?")
 
 
 def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[str]:
@@ -64,49 +61,20 @@ def read_nodes_file(path: Path) -> list[str]:
     return _checked(addresses, str(path))
 
 
-def with_port(text: str, port: int = NODE_PORT) -> str | None:
-    """`HOST:PORT` of an address that may leave its port out: a name, an IPv4 or an IPv6 address, in brackets or bare.
-
-    Returns:
-        The address; None where it is none.
-    """
-    host, colon, number = text.strip().rpartition(":")
-    if ":" in host and not (host.startswith("[") and host.endswith("]")):
-        host, colon, number = text.strip(), "", ""  # an IPv6 address without brackets has no port
-    elif not colon or number.endswith("]"):
-        host, colon, number = text.strip(), "", ""
-    if colon and not (number.isascii() and number.isdigit() and 0 < int(number) <= _MAX_PORT):
-        return None
-    if host.startswith("[") != host.endswith("]"):
-        return None
-    bare = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if ":" in bare:
-        try:
-            ipaddress.IPv6Address(bare)
-        except ValueError:
-            return None
-        host = f"[{bare}]"
-    elif not _HOST.fullmatch(bare) or host != bare:
-        return None
-    return f"{host}:{number or port}"
-
-
 def _checked(texts: Sequence[Any], where: str) -> list[str]:
     addresses: list[str] = []
     for text in texts:
-        address = with_port(text) if isinstance(text, str) else None
-        if address is None and where == NODE_OPTION and "," in text:
-            raise UsageError(
-                f"{where}: {text!r} is not HOST:PORT.",
-                why="It has a comma.",
-                hint=f"Name each node with a {where} of its own.",
-            )
-        if address is None:
+        try:
+            addresses.append(str(Address.parse(text if isinstance(text, str) else "", port=NODE_PORT)))
+        except AddressError as error:
+            if where == NODE_OPTION and "," in text:
+                raise UsageError(
+                    f"{where}: {error.what}", why="It has a comma.", hint=f"Name each node with a {where} of its own."
+                ) from error
             raise UsageError(
                 f"{where}: {text!r} is not HOST:PORT.",
                 hint=f"Write it like 192.168.1.7:{NODE_PORT}, or 192.168.1.7 for that port.",
-            )
-        addresses.append(address)
+            ) from error
     if len(set(addresses)) != len(addresses):
         twice = next(address for address in addresses if addresses.count(address) > 1)
         raise UsageError(f"{where}: {twice} is named twice.", hint="Name each node once.")

@@ -11,6 +11,7 @@ from shardhub.model.memory import memory_budget
 from shardhub.naming import MANIFEST_FILE
 from shardhub.parity import inexactness
 from shardhub.shard import Pipeline, Shard, inexact_of, read_pipeline, read_shard
+from shardhub.sizes import size_text
 from shardhub.usecases.parity import warn_inexact
 from shardhub.usecases.places import Places
 from shardhub.usecases.signing import check_pipeline
@@ -58,14 +59,12 @@ def choose_shards(
     for index, entry in enumerate(pipeline.manifest.stages):
         fits = entry.size_bytes < budget and _is_to_be_had(places, pipeline, index)
         mark = "<- serving this one" if fits and chosen is None else ""
-        note(
-            f"stage {index}: layers {entry.start} to {entry.stop - 1}, {entry.size_bytes / 1e9:.2f} GB {mark}".rstrip()
-        )
+        note(f"stage {index}: layers {entry.start} to {entry.stop - 1}, {size_text(entry.size_bytes)} {mark}".rstrip())
         if fits and chosen is None:
             chosen = index
     if chosen is None:
         raise DoesNotFit(
-            f"No stage of {pipeline.manifest.name} is to be had and fits into {budget / 1e9:.1f} GB.",
+            f"No stage of {pipeline.manifest.name} is to be had and fits into {size_text(budget)}.",
             hint="Split it into more stages, or set --memory if the budget is wrong.",
         )
     return [_shard(places, pipeline, chosen)]

@@ -20,6 +20,7 @@ from shardhub.hub.client import hub_api, is_offline, token_source
 from shardhub.hub.failures import hub_failures
 from shardhub.naming import NODE_PORT
 from shardhub.requirements import this_machine, unfitness
+from shardhub.sizes import size_text
 from shardhub.toolchain import check_compiler
 from shardhub.usecases.versions import versions
 
@@ -150,8 +151,8 @@ def _memory() -> list[Check]:
         return [Check(name="memory", state=WARN, found=f"{type(error).__name__}", advice="See mlx above.")]
     budget, free, limit = memory_budget(), available_memory(), limit_text()
     found = (
-        f"{budget / 1e9:.1f} GB for a node, of {psutil.virtual_memory().total / 1e9:.1f} GB installed; "
-        f"{free / 1e9:.1f} GB free now" + (f"; {limit}" if limit else "")
+        f"{size_text(budget)} for a node, of {size_text(psutil.virtual_memory().total)} installed; "
+        f"{size_text(free)} free now" + (f"; {limit}" if limit else "")
     )
     if free < min(_LITTLE_MEMORY_BYTES, budget // 2):
         return [Check(name="memory", state=WARN, found=found, advice="End what you do not need before you serve.")]
@@ -165,7 +166,7 @@ def check_disk(folder: Path) -> Check:
         advice = "Make it writable, or give another with --cache-dir or SHARDHUB_CACHE."
         return Check(name="disk", state=FAIL, found=f"the cache {folder} cannot be written", advice=advice)
     free = shutil.disk_usage(existing).free
-    found = f"{free / 1e9:.1f} GB free for the cache in {folder}"
+    found = f"{size_text(free)} free for the cache in {folder}"
     if free < _LITTLE_DISK_BYTES:
         advice = "Make room (shardhub prune), or give another folder with --cache-dir or SHARDHUB_CACHE."
         return Check(name="disk", state=WARN, found=found, advice=advice)

@@ -23,6 +23,7 @@ from shardhub.parity import (
     settle,
 )
 from shardhub.shard import read_pipeline
+from shardhub.sizes import size_text
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.usecases.sizes import parse_memory
 from shardhub.usecases.terminal import Status, note
@@ -134,7 +135,9 @@ def _measured(
     if options.skip:
         return Numbers(not_run="--no-parity was given")
     if source.repo is not None:
-        return Numbers(not_run=f"the weights ({_gb(checkpoint.size_bytes)}) were read from the Hub piece by piece")
+        return Numbers(
+            not_run=f"the weights ({size_text(checkpoint.size_bytes)}) were read from the Hub piece by piece"
+        )
     from shardhub.model.anatomy import examine
     from shardhub.model.build import Blueprint
     from shardhub.model.load import stage_cut_of
@@ -146,7 +149,7 @@ def _measured(
     specs |= contents.computed.specs if contents.computed is not None else {}
     size_bytes = sum(spec.size_bytes for spec in specs.values())
     if not fits(size_bytes, budget):
-        return Numbers(not_run=f"weights {_gb(size_bytes)}, this machine's budget is {_gb(budget)}")
+        return Numbers(not_run=f"weights {size_text(size_bytes)}, this machine's budget is {size_text(budget)}")
     blueprint = Blueprint({key: value for key, value in checkpoint.config.items() if key != "shardhub"}, specs)
     chain = [
         StageTensors(
@@ -257,9 +260,3 @@ def known_numbers(folder: Path) -> tuple[Numbers, str | None]:
     parity = newest_record(folder, manifest.pipeline_id)
     not_run = "" if parity is not None else "the pipeline was there already"
     return Numbers(parity=parity, not_run=not_run), manifest.inexact
-
-
-def _gb(size_bytes: int) -> str:
-    if size_bytes < 10**8:
-        return f"{size_bytes / 1e6:.2f} MB"
-    return f"{size_bytes / 1e9:.2f} GB" if size_bytes < 10**10 else f"{size_bytes / 1e9:.0f} GB"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from shardhub.sizes import size_text
 from shardhub.usecases.terminal import note
 
 # Progress lines into a pipe: one each time this share of the bytes is done.
@@ -59,7 +60,7 @@ def bytes_progress() -> Callable[[Progress], None]:
             sys.stderr.flush()
             shown_at = now
         elif not is_terminal and share - shown_share >= _REPORT_SHARE:
-            note(f"{share:.0%} of {state.total_bytes / 1e9:.2f} GB")
+            note(f"{share:.0%} of {size_text(state.total_bytes)}")
             shown_share = share
 
     return show

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 from shardhub.checkpoint.positions import own_positions
 from shardhub.checkpoint.unread_fields import right_until
 from shardhub.errors import UsageError
+from shardhub.sizes import parse_size
 
 # Positions a plan counts with unless told otherwise; less where the model takes less. What runs a model takes more.
 DEFAULT_CONTEXT = 8192
-_UNITS = {"": 10**9, "GB": 10**9, "G": 10**9, "MB": 10**6, "M": 10**6, "GIB": 2**30, "MIB": 2**20, "TB": 10**12}
 
 
 def parse_memory(text: str | None) -> int | None:
@@ -22,12 +21,7 @@ def parse_memory(text: str | None) -> int | None:
     Raises:
         UsageError: It is no size.
     """
-    if text is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
-        raise UsageError(f"{text!r} is no amount of memory.", hint="Write it like 12GB, 512MB or 16GiB.")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return None if text is None else parse_size(text)
 
 
 def default_context(config: Mapping[str, Any], asked: int | None) -> int:

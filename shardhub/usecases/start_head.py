@@ -15,6 +15,7 @@ from shardhub.checkpoint.unread_fields import warning
 from shardhub.errors import RouteError, UsageError
 from shardhub.naming import CONFIG_FILE
 from shardhub.shard import copy_named, read_config, read_pipeline
+from shardhub.sizes import size_text
 from shardhub.usecases.addresses import node_addresses, nodes_file, read_nodes_file
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.parity import warn_inexact
@@ -140,7 +141,7 @@ class Starting:
         if self._options.no_local or not missing or missing != self._lacking:
             raise error
         size = sum(manifest.stages[index].size_bytes for index in missing)
-        text = f"stage {', '.join(map(str, missing))} ({size / 1e9:.2f} GB)"
+        text = f"stage {', '.join(map(str, missing))} ({size_text(size)})"
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             repos = " ".join(self._places.published(self.pipeline, index) for index in missing)
             hint = f"Serve it somewhere and name it with --node; or, to run {text} here: shardhub pull {repos}"

@@ -16,6 +16,7 @@ from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FI
 from shardhub.parity import PARITY_FOLDER, describe, newest, parse_record, said_inexact
 from shardhub.security.signatures import check_signature, check_unchanged, parse_public_key
 from shardhub.shard import Shard, join_adjacent, read_bytes, read_config, read_shard
+from shardhub.sizes import size_text
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 from shardhub.usecases.parity import warn_inexact
 from shardhub.usecases.progress import bytes_progress
@@ -150,7 +151,7 @@ def _check_shards(target: Target, report: Report, *, fetch: bool) -> dict[int, S
         if folder is None and fetch and (fetched := places.shard(target.pipeline, index)) is not None:
             folder = fetched.folder
         if folder is None:
-            report.add(named, "not here", f"{entry.size_bytes / 1e9:.2f} GB of weights were not checked")
+            report.add(named, "not here", f"{size_text(entry.size_bytes)} of weights were not checked")
             continue
         shard = _check_documents(index, folder, target, report)
         if shard is not None:

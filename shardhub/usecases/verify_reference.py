@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from shardhub.manifest import Parity, config_digest, encode
 from shardhub.naming import CARD_FILE
 from shardhub.parity import Numbers, describe, file_name, mismatch
 from shardhub.shard import Shard, join_adjacent
+from shardhub.sizes import size_text
 from shardhub.splitting.cards import with_parity_line
 from shardhub.splitting.job import prepare
 from shardhub.splitting.shard_folder import disk_errors
@@ -28,6 +28,7 @@ from shardhub.usecases.places import hub
 from shardhub.usecases.sizes import parse_memory
 from shardhub.usecases.terminal import Status, note
 from shardhub.usecases.verify_target import Target, open_target
+from shardhub.whole_files import write_whole
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -203,7 +204,7 @@ def _check_fits(blueprint: Blueprint, options: ReferenceOptions) -> None:
     if not fits(size, budget):
         raise DoesNotFit(
             "The whole model does not fit on this machine.",
-            why=f"Its weights have {size / 1e9:.2f} GB, the memory budget is {budget / 1e9:.2f} GB.",
+            why=f"Its weights have {size_text(size)}, the memory budget is {size_text(budget)}.",
             hint="Run it on a machine with more memory; the live chain can be compared by: shardhub verify --run",
         )
 
@@ -214,15 +215,9 @@ def _keep(folder: Path, parity: Parity) -> Path:
     card = folder / CARD_FILE
     with disk_errors(folder):
         path.parent.mkdir(exist_ok=True)
-        _write(path, encode(parity))
+        write_whole(path, encode(parity))
         if card.is_file():
             text = card.read_text(encoding="utf-8", errors="replace")
             if (told := with_parity_line(text, Numbers(parity=parity))) != text:
-                _write(card, told.encode())
+                write_whole(card, told.encode())
     return path
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

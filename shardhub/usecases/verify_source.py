@@ -16,6 +16,7 @@ from shardhub.checkpoint.header import ByteSource, FileSource, StoredTensor, rea
 from shardhub.errors import UsageError
 from shardhub.parameters import MAX_SEED
 from shardhub.shard import Shard
+from shardhub.sizes import size_text
 from shardhub.splitting.contents import ModelContents
 from shardhub.usecases.places import open_model
 from shardhub.usecases.progress import bytes_progress
@@ -107,7 +108,7 @@ def verify_source(pipeline: str, options: SourceOptions, *, as_json: bool) -> in
         if len(different) > _DIFFERENCES_SHOWN:
             print(f"MISMATCH  {len(different) - _DIFFERENCES_SHOWN} more; --json names them all")
         verdict = f"{len(different)} of them DIFFER" if different else "all are the source's, byte for byte"
-        print(f"{len(chosen)} of {len(own)} tensors ({size / 1e9:.3f} GB) compared with {checkpoint.where}: {verdict}")
+        print(f"{len(chosen)} of {len(own)} tensors ({size_text(size)}) compared with {checkpoint.where}: {verdict}")
     return EXIT_DIFFERENT if different else 0
 
 

@@ -18,6 +18,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if not path.stem.endswit
 # The layer of each module and subpackage directly under shardhub/.
 LAYERS = {
     "errors": 0,
+    "locks": 0,
     "memory_limits": 0,
     "naps": 0,
     "open_files": 0,
@@ -26,8 +27,11 @@ LAYERS = {
     "resources": 0,
     "seldom": 0,
     "shortage": 0,
+    "sizes": 0,
     "threads": 0,
+    "whole_files": 0,
     # Decisions: pure, no files, no network, no MLX.
+    "address": 1,
     "limits": 1,
     "manifest": 1,
     "naming": 1,
@@ -40,6 +44,7 @@ LAYERS = {
     "checkpoint": 2,
     "connections": 2,
     "kernel_folder": 2,
+    "listening": 2,
     "parity": 2,
     "security": 2,
     "shard": 2,

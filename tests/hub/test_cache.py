@@ -13,9 +13,9 @@ from shardhub.errors import Conflict, IntegrityError
 from shardhub.hub.cache import Cache, default_cache
 from shardhub.hub.evict import held, make_room, prune, remove
 from shardhub.hub.fetch import Fetcher
-from shardhub.hub.locks import is_used, locked_at_once
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
+from shardhub.locks import is_used, locked_at_once
 from shardhub.shard import read_shard
 from tests.hub import faulty
 from tests.hub.published import OVER_LFS, Published

@@ -26,13 +26,15 @@ from shardhub.errors import (
     UsageError,
 )
 from shardhub.hub.cache import Cache
+from shardhub.hub.calls import HubCalls
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
-from shardhub.hub.locks import locked
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
+from shardhub.hub.remote_repo import look
 from shardhub.hub.snapshot import FetchProgress
 from shardhub.localhub.server import RunningHub
+from shardhub.locks import locked
 from shardhub.manifest import encode
 from shardhub.naming import MANIFEST_FILE
 from shardhub.shard import Pipeline, read_pipeline, read_shard
@@ -306,6 +308,20 @@ def test_flipped_bit_in_a_document(fetcher: Fetcher, published: Published, net: 
         fetcher.fetch(shard_of(published))
 
 
+def test_flipped_bit_in_a_document_that_is_looked_at(reader: HfApi, published: Published, net: faulty.Network) -> None:
+    """What a push or a removal decides by is checked too: read again, then refused."""
+    calls = HubCalls(api=reader)
+    repo = shard_of(published).repo
+    stage = read_shard(cut.shard_folder(published.local, 0)).stage
+    net.when("stage.json", faulty.flip)
+    remote = look(calls, repo)
+    assert remote is not None
+    assert remote.stage == stage
+    net.when("stage.json", faulty.flip, times=2)
+    with pytest.raises(DigestMismatch, match="came damaged twice"):
+        look(calls, repo)
+
+
 @pytest.mark.parametrize("part", ["/api/models", "stage.json", LAYER])
 def test_login_page_instead_of_an_answer(
     fetcher: Fetcher, published: Published, net: faulty.Network, part: str
@@ -455,10 +471,12 @@ import sys
 from pathlib import Path
 from shardhub.errors import ShardhubError
 from shardhub.hub.cache import Cache
+from shardhub.hub.calls import HubCalls
 from shardhub.hub.client import hub_api
 from shardhub.hub.fetch import Fetcher
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
+from shardhub.hub.remote_repo import look
 from shardhub.hub.snapshot import FetchProgress
 from shardhub.localhub.server import RunningHub
 endpoint, token, repo, commit, cache = sys.argv[1:]

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from shardhub.address import Address
 from shardhub.chain.chain import Chain
 from shardhub.chain.links import LocalLink, NodeLink, describe
 from shardhub.chain.metrics import HeadMetrics
@@ -271,7 +272,7 @@ def test_metrics_port_in_use_is_told_before_anything_is_loaded(pipeline) -> None
 )
 def test_metrics_address_is_read(text, expected) -> None:
     """Host and port, or a port alone."""
-    assert parse_listen(text) == expected
+    assert parse_listen(text) == Address(*expected)
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", "127.0.0.1:65536", "::1:9400", "host:9x", "host:-1"])

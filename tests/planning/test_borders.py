@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shardhub.errors import PlanError
 from shardhub.manifest import Crossing
-from shardhub.planning.borders import Borders, CutFacts, allowed_text, bytes_text, crossing_text, runs
+from shardhub.planning.borders import Borders, CutFacts, allowed_text, crossing_text, runs
 from shardhub.planning.cutting import cut_at, cut_evenly
 from shardhub.planning.machine import cut_for_machines, parse_machine
 from shardhub.planning.plan import LayerCosts, ModelCosts
@@ -181,10 +181,3 @@ def test_what_crosses_beside_the_hidden_states_is_named() -> None:
 def test_positions_are_drawn_together() -> None:
     assert runs([1, 2, 4, 5, 6, 9]) == "1, 2, 4-6, 9"
     assert runs([]) == ""
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (10**6, "1.0 MB"), (25 * 10**8, "2.5 GB")]
-)
-def test_bytes_are_shown_with_a_unit(size: int, text: str) -> None:
-    assert bytes_text(size) == text

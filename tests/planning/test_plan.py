@@ -167,7 +167,7 @@ def test_does_not_fit_names_what_is_missing() -> None:
     # 10 GB of weights, 1 GB of KV, 8 * 0.75 * 0.9 = 5.4 GB of room.
     assert "10.00 GB of weights" in text
     assert "1.00 GB of KV" in text
-    assert "mini 5.40 of 8.00 GB" in text
+    assert "mini 5.40 GB of 8.00 GB" in text
     assert "5.60 GB are missing" in text
 
 

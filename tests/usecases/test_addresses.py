@@ -5,36 +5,19 @@ from __future__ import annotations
 import pytest
 
 from shardhub.errors import UsageError
-from shardhub.usecases.addresses import node_addresses, read_nodes_file, with_port
+from shardhub.usecases.addresses import node_addresses, read_nodes_file
 
 
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("10.77.0.1", "10.77.0.1:50051"),
-        ("10.77.0.1:1234", "10.77.0.1:1234"),
-        ("studio", "studio:50051"),
-        ("studio.local:7", "studio.local:7"),
-        (" studio ", "studio:50051"),
-        ("::1", "[::1]:50051"),
-        ("[::1]", "[::1]:50051"),
-        ("[::1]:7", "[::1]:7"),
-        ("fd00::7", "[fd00::7]:50051"),
-        ("[fe80::1%en0]:7", "[fe80::1%en0]:7"),
-    ],
-)
-def test_port_may_be_left_out(text: str, address: str) -> None:
-    """An address without a port has the one that `serve` listens on, in every family."""
-    assert with_port(text) == address
+def test_nodes_are_named_with_or_without_a_port() -> None:
+    """An address without a port has the one that `serve` listens on."""
+    assert node_addresses(["studio", "::1", "10.77.0.1:7"], None) == ["studio:50051", "[::1]:50051", "10.77.0.1:7"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", ":50051", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "a:b", "http://a:1", "a b", "[::1", "::1]:7", "[a]"],
-)
+@pytest.mark.parametrize("text", ["", "studio:0", "http://studio:1", "[::1"])
 def test_what_is_not_an_address_is_told(text: str) -> None:
-    """What no node can be reached by is not guessed at."""
-    assert with_port(text) is None
+    """What no node can be reached by is not guessed at; the option is named."""
+    with pytest.raises(UsageError, match=r"--node: .* is not HOST:PORT"):
+        node_addresses([text], None)
 
 
 def test_addresses_in_one_option_are_told_apart() -> None:

@@ -1,4 +1,4 @@
-"""Locks between processes that share a cache: given back by the system when their holder dies."""
+"""Locks between processes, given back by the system when their holder dies."""
 
 from __future__ import annotations
 
@@ -60,6 +60,30 @@ def locked(
         yield held is True
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def lock_held(path: Path, *, mode: int = 0o644) -> Iterator[None]:
+    """Hold the lock of a file or folder for as long as the block runs; its holders take turns.
+
+    Args:
+        mode: Permissions of a file that is made for it.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def lock_open(descriptor: int) -> bool:
+    """Lock an open file or folder until it is closed; False where another process holds it.
+
+    A file system without locks gives no protection, and is used all the same.
+    """
+    return _try(descriptor, fcntl.LOCK_EX) is not False
 
 
 def hold_shared(path: Path) -> int | None:

@@ -1,0 +1,91 @@
+"""A file as a repo's listing has it, and its bytes, checked against that."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardhub.errors import DigestMismatch, FormatError
+from shardhub.hub.ranges import RemoteFile
+from shardhub.naming import DIGEST_PATTERN
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+NUM_CONTENT_TRIES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedFile:
+    """A file of a repo at a commit.
+
+    Attributes:
+        sha256: Of its bytes, where the Hub keeps it outside git (all weight files).
+        git_oid: Of its git blob; of a pointer where `sha256` is set.
+        xet_hash: The Hub's own name for its bytes, if it has one.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str | None
+    git_oid: str
+    xet_hash: str | None = None
+
+    @property
+    def version(self) -> str:
+        """Another one if the bytes are others."""
+        return self.sha256 or self.git_oid
+
+    def describes(self, data: bytes | bytearray) -> bool:
+        """Whether these are its bytes."""
+        if self.sha256 is not None:
+            return hashlib.sha256(data).hexdigest() == self.sha256
+        header = f"blob {len(data)}\0".encode()
+        return hashlib.sha1(header + data, usedforsecurity=False).hexdigest() == self.git_oid
+
+
+def listed_file(entry: RepoFile, repo: str) -> ListedFile:
+    """A file of a listing of huggingface_hub's.
+
+    Raises:
+        FormatError: What it gives as a sha256 is something else.
+    """
+    sha256 = entry.lfs.sha256 if entry.lfs is not None else None
+    if sha256 is not None and not re.fullmatch(DIGEST_PATTERN, sha256):
+        raise FormatError(f"{repo}: the listing gives {sha256[:80]!r} as a sha256.")
+    return ListedFile(
+        path=entry.path, size_bytes=entry.size, sha256=sha256, git_oid=entry.blob_id, xet_hash=entry.xet_hash
+    )
+
+
+def read_listed(listed: ListedFile, open_file: Callable[[], RemoteFile], *, repo: str, limit_bytes: int) -> bytes:
+    """Bytes of a small file, checked against the listing's digest.
+
+    Args:
+        open_file: Opens it.
+
+    Raises:
+        FormatError: It is larger than `limit_bytes`.
+        DigestMismatch: What comes is something else, twice.
+        As `RemoteFile.read_into`.
+    """
+    if listed.size_bytes > limit_bytes:
+        raise FormatError(
+            f"{repo}/{listed.path} is larger than {limit_bytes} bytes.",
+            why=f"It has {listed.size_bytes}.",
+            hint="It was not written by shardhub.",
+        )
+    for _ in range(NUM_CONTENT_TRIES):
+        buffer = bytearray(listed.size_bytes)
+        with open_file() as file:
+            file.read_into(0, memoryview(buffer))
+        if listed.describes(buffer):
+            return bytes(buffer)
+    raise DigestMismatch(
+        f"{repo}/{listed.path} came damaged twice.",
+        why=f"Its size is right, its digest is not {listed.version[:16]}....",
+        hint="Run the same command again; if it stays so, what answers is not the Hub, or its storage is damaged.",
+    )
