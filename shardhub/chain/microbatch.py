@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from shardhub.chain.session import Path, RowToSend
+from shardhub.chain.status import Status
 from shardhub.chain.stream import Stream
 from shardhub.errors import ShardhubError
 from shardhub.limits import MAX_PADDING
@@ -110,22 +112,13 @@ class Microbatch:
         """Let streams leave and join; whether any is left."""
         stay: list[Stream] = []
         for stream in (*self.rows, *self._joining):
-            if stream.is_done or stream.interruption is not None or stream.is_outgrown:
+            if stream.status is not Status.RUNNING:
                 stream.leave()
             elif stream.is_full:
-                self._pause(stream)
+                stream.pause(partial(self._come_back, stream))  # this microbatch may have ended by then
             else:
                 stay.append(stream)
         self.rows, self._joining = stay, []
         if len(self.rows) > 1 and (given := self._give_away(self)) is not None:
             self.rows.remove(given)
         return bool(self.rows)
-
-    def _pause(self, stream: Stream) -> None:
-        """Leave out a stream whose reader is behind, until it has caught up or gone."""
-
-        def drained() -> None:
-            stream.on_drained = lambda: None
-            self._come_back(stream)  # this one may have ended meanwhile
-
-        stream.on_drained = drained

@@ -44,13 +44,14 @@ class Recoverer:
         allowed = self._settings.recovery is not Recovery.OFF and not stream.is_done
         return allowed and is_recoverable(error) and stream.num_recoveries <= _MAX_RECOVERIES
 
-    async def recover(self, stream: Stream, error: ShardhubError) -> None:
-        """Bring a stream's session to where it was, on nodes that are there.
+    async def recover(self, stream: Stream) -> None:
+        """Bring the session of an interrupted stream to where it was, on nodes that are there.
 
         Raises:
-            ShardhubError: The error, or the last one, if that was not possible in time or too often.
+            ShardhubError: What interrupted it, or the last error, if that was not possible in time or too often.
         """
-        settings, session = self._settings, stream.session
+        settings, session, error = self._settings, stream.session, stream.interruption
+        assert error is not None
         if not self.may_recover(stream, error):
             raise error
         # A node that came back may not be reached by its neighbours at once: each further loss waits a little longer.

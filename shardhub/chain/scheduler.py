@@ -26,6 +26,7 @@ from shardhub.chain.recovery import Recoverer
 from shardhub.chain.request import Request
 from shardhub.chain.session import ChainSession
 from shardhub.chain.settings import SchedulerSettings
+from shardhub.chain.status import Status
 from shardhub.chain.stream import Stream
 from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
 
@@ -166,11 +167,12 @@ class Scheduler:
             stream.begin(admitted, rewind_limit=self.chain.rewind_limit, most_positions=positions)
             stream.num_reused = admitted.position
             while not stream.is_done:
-                await self._run(stream)
-                if stream.interruption is not None:
-                    await stream.while_wanted(self.recoverer.recover(stream, stream.interruption))
-                elif stream.is_outgrown:
+                if stream.status is Status.INTERRUPTED:
+                    await stream.while_wanted(self.recoverer.recover(stream))
+                elif stream.status is Status.OUTGROWN:
                     session = await self._grow(stream)
+                else:
+                    await self._run(stream)
         except ShardhubError as error:
             stream.fail(error)
         except asyncio.CancelledError:
@@ -195,9 +197,10 @@ class Scheduler:
                     await self._prefill.run(stream, marks=self._marks(stream))
         except ShardhubError as error:
             stream.interrupt(error)
-        if not stream.is_done and stream.interruption is None:
+        if stream.status is Status.RUNNING:
+            left = stream.enter()
             self._microbatches.join(stream)
-            await stream.left
+            await left
 
     @contextlib.asynccontextmanager
     async def _turn_to_prefill(self, stream: Stream) -> AsyncIterator[None]:
