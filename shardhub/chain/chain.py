@@ -19,6 +19,7 @@ from shardhub.chain.gather import all_of
 from shardhub.chain.links import Arrival, StageLink
 from shardhub.chain.observers import ChainObserver
 from shardhub.chain.paths import Paths
+from shardhub.chain.place import Place, PlaceState
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.slow_stage import find_slow_stage
 from shardhub.errors import ChainError, HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
@@ -49,9 +50,7 @@ class Chain:
 
     Attributes:
         head: This head's id.
-        links: In stage order, links of one stage side by side; then those that were added.
-        places: Indices of the links that serve each stage: several where it has replicas.
-        paths: Which links are there, and how each reaches the next.
+        paths: Its places, which of them are there, and how each reaches the next.
         max_chunk: Most ids of a row in one step, over all stages.
         max_rows: Most rows of one step, over all stages.
         max_context: Most positions of a session, over all stages.
@@ -61,8 +60,6 @@ class Chain:
     def __init__(self, links: Sequence[StageLink]) -> None:
         self.head = new_id()
         self.paths = Paths(links)
-        self.links = self.paths.links
-        self.places = self.paths.places
         self._observers: tuple[ChainObserver, ...] = ()
         self.sent_bytes = self.received_bytes = 0
         self._sessions: dict[bytes, ChainSession] = {}
@@ -95,15 +92,30 @@ class Chain:
         try:
             check_one_model(links)
             await all_of(
-                link.start(chain.head, partial(chain._arrived, index), partial(chain.lose, index))
-                for index, link in enumerate(links)
+                place.link.start(chain.head, partial(chain._arrived, place), partial(chain.lose, place))
+                for place in chain.places
             )
-            await chain.paths.find_hops(range(len(links)))
+            await chain.paths.find_hops(chain.places)
         except BaseException:
             await chain.stop()
             raise
         chain._renewing = asyncio.create_task(chain._renew())
         return chain
+
+    @property
+    def places(self) -> list[Place]:
+        """In stage order, places of one stage side by side; then those that were added."""
+        return self.paths.places
+
+    @property
+    def links(self) -> list[StageLink]:
+        """The link that stands at each place now."""
+        return [place.link for place in self.places]
+
+    @property
+    def num_stages(self) -> int:
+        """Stages; replicas of one count once."""
+        return len(self.paths.stages)
 
     def watch(self, observer: ChainObserver) -> None:
         """Tell an observer of everything from now on."""
@@ -166,7 +178,7 @@ class Chain:
 
         Without that the node would hold it, and refuse others for it, until its lease ends.
         """
-        there = [other for index, other in enumerate(self.links) if index not in self.paths.dead]
+        there = [place.link for place in self.places if place.is_there]
         again = next((other for other in there if other.name == link.name), None)
         if again is None:
             self._left_open.setdefault(link.name, []).append((session, epoch))
@@ -311,24 +323,27 @@ class Chain:
             ChainError: What broke the last link of a stage.
         """
         carried = Counter(
-            id(link) for session in self._sessions.values() if not session.is_parked for link in session.path.links
+            link for session in self._sessions.values() if not session.is_parked for link in session.path.links
         )
-        return self.paths.choose(lambda link: carried[id(link)], before)
+        return self.paths.choose(lambda link: carried[link], before)
 
     def check(self, path: Path) -> None:
         """Raise what broke a link of the path, if anything did."""
         self.paths.check(path)
 
-    def lose(self, index: int, error: ShardhubError) -> None:
+    def lose(self, place: Place, error: ShardhubError) -> None:
         """A link is of no use any more: nothing comes of the steps that are on their way through it."""
-        if not self.paths.mark_dead(index, error):
+        if not self.paths.lose(place, error):
             return
-        self._fail_over(self.links[index], error)
+        self._fail_over(place.link, error)
         for observer in self._observers:
-            observer.lost(index, error)
+            observer.lost(place, error)
 
-    def add(self, link: StageLink) -> int:
-        """Set a place aside for one more link, to be opened by `replace`; returns its index.
+    def add(self, link: StageLink, state: PlaceState = PlaceState.LOST) -> Place:
+        """Make a place for one more link, to be opened by `replace`.
+
+        Args:
+            state: ENDED where it is a stand-in.
 
         Raises:
             HandshakeError: It takes less than the chain has promised, or computes a part of another model.
@@ -336,10 +351,13 @@ class Chain:
         """
         check_one_model([*self.links, link])
         self._check_limits(link)
-        return self.paths.add(link, NodeUnreachable(f"{link.name} is being taken in."))
+        return self.paths.add(link, NodeUnreachable(f"{link.name} is being taken in."), state)
 
-    async def replace(self, index: int, link: StageLink) -> None:
-        """Put another link to the same stage in the place of a broken one.
+    async def replace(self, place: Place, link: StageLink, state: PlaceState = PlaceState.LIVE) -> None:
+        """Put another link to the same stage where a broken one stands.
+
+        Args:
+            state: What the place is to the chain then.
 
         Raises:
             HandshakeError: It takes less than the chain has promised, or computes a part of another model.
@@ -349,31 +367,31 @@ class Chain:
 
         def lost(error: ShardhubError) -> None:
             broken.append(error)
-            self.lose(index, error)
+            self.lose(place, error)
 
         try:
-            check_one_model([*(other for at, other in enumerate(self.links) if at != index), link])
+            check_one_model([*(other.link for other in self.places if other is not place), link])
             self._check_limits(link)
-            await link.start(self.head, partial(self._arrived, index), lost)
-            await self.paths.put(index, link)
+            await link.start(self.head, partial(self._arrived, place), lost)
+            await self.paths.put(place, link)
             await self._close_on(link, self._left_open.pop(link.name, []))
             if broken:
                 raise broken[0]
         except BaseException:
             await link.stop()
             raise
-        self.paths.revive(index)
+        self.paths.revive(place, state)
 
-    def is_carrying(self, index: int) -> bool:
-        """Whether sessions that are not parked go over a link."""
-        link = self.links[index]
+    def is_carrying(self, place: Place) -> bool:
+        """Whether sessions that are not parked go over a place."""
+        link = place.link
         return any(link in session.path.links and not session.is_parked for session in self._sessions.values())
 
-    async def release(self, index: int) -> None:
-        """Use a relieved link no more, and free what it holds; what it carried goes on elsewhere."""
-        link = self.links[index]
+    async def release(self, place: Place) -> None:
+        """Use a relieved stand-in no more, and free what it holds; what it carried goes on elsewhere."""
+        link = place.link
         ended = NodeLost(f"{link.name} has been relieved.")
-        self.paths.mark_dead(index, ended)
+        self.paths.lose(place, ended, PlaceState.ENDED)
         self._fail_over(link, ended)
         await link.stop()
 
@@ -407,8 +425,8 @@ class Chain:
     def fits_messages(self, num_rows: int, context: int) -> bool:
         """Whether decode steps of so many sessions, each opened for at most `context` positions, fit into messages."""
         return num_rows == 1 or all(
-            size + MESSAGE_OVERHEAD_BYTES <= link.limits.message_bytes
-            for link, size in zip(self.links, self._step_bytes(num_rows, 1, context), strict=True)
+            size + MESSAGE_OVERHEAD_BYTES <= place.link.limits.message_bytes
+            for place, size in zip(self.places, self._step_bytes(num_rows, 1, context), strict=True)
         )
 
     def _step_bytes(self, batch: int, length: int, total: int) -> list[int]:
@@ -416,32 +434,32 @@ class Chain:
         shape = batch, length
         sizes = self._step_sizes.get(shape, [])
         # Where something grows with the context every context has sizes of its own: they are not looked up.
-        if self._grows or len(sizes) < len(self.links):
+        if self._grows or len(sizes) < len(self.places):
             sizes = self._step_sizes[shape] = [
                 4 * batch * length
                 + sum(
                     DTYPE_SIZES[c.dtype] * math.prod(c.expected_shape(batch=batch, length=length, total=total))
-                    for c in link.facts.crossings_in
+                    for c in place.link.facts.crossings_in
                 )
-                for link in self.links
+                for place in self.places
             ]
         return sizes
 
-    def _arrived(self, index: int, arrival: Arrival) -> None:
-        """Hand on what came back from a link."""
+    def _arrived(self, place: Place, arrival: Arrival) -> None:
+        """Hand on what came back from a place's link."""
         if isinstance(arrival, Step):
             self.received_bytes += arrival.size_bytes
             session = self._sessions.get(arrival.rows[0].session)
             if session is None:
                 return
             links = session.path.links
-            if arrival.rows[0].epoch != session.epoch or self.links[index] not in links:
+            if arrival.rows[0].epoch != session.epoch or place.link not in links:
                 return  # of an older epoch: it changes nothing
             try:
-                links[links.index(self.links[index]) + 1].send(arrival)
+                links[links.index(place.link) + 1].send(arrival)
                 self.sent_bytes += arrival.size_bytes
             except ShardhubError as error:
-                self._arrived(index, StepFailure(rows=arrival.rows, error=error))
+                self._arrived(place, StepFailure(rows=arrival.rows, error=error))
         elif isinstance(arrival, StepResult):
             first = arrival.rows[0]
             if (num_ids := self._sizes.get((first.session, first.position))) is not None:
@@ -457,7 +475,7 @@ class Chain:
 
     async def _renew(self) -> None:
         naps = Naps()
-        waiting: dict[int, asyncio.Task[None]] = {}
+        waiting: dict[Place, asyncio.Task[None]] = {}
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
             if slept_s := naps.slept_s():
@@ -467,10 +485,10 @@ class Chain:
                 continue
             # One node that does not answer must not hold up the others' leases; what waits there is not taken back, or
             # a step that takes longer than a lease would end its own session.
-            for index, link in enumerate(self.links):
-                if index in self.paths.dead or (index in waiting and not waiting[index].done()):
+            for place in self.places:
+                if not place.is_there or (place in waiting and not waiting[place].done()):
                     continue
-                task = waiting[index] = asyncio.create_task(self._renew_at(link))
+                task = waiting[place] = asyncio.create_task(self._renew_at(place.link))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 

@@ -14,6 +14,7 @@ from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
 from shardhub.chain.links import LocalLink, NodeLink, StageLink
 from shardhub.chain.membership import Membership
+from shardhub.chain.place import Place
 from shardhub.chain.request import Request
 from shardhub.chain.roll_call import roll_call
 from shardhub.chain.scheduler import Scheduler
@@ -23,7 +24,7 @@ from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.parity import inexactness
-from shardhub.protocol import INEXACT, HopSpeed
+from shardhub.protocol import INEXACT, HopSpeed, StageFacts
 from shardhub.security.keeper import keep
 from shardhub.security.trust import PLAIN, Security
 from shardhub.shard import Pipeline, read_shard
@@ -189,18 +190,17 @@ class Head:
                 await link.stop()
             raise
 
-        async def stand_in(index: int) -> StageLink | None:
-            """Stages of this process in the place of a node's, if their shards are here and fit."""
-            assigned = head.assignments[index]
+        async def stand_in(place: Place) -> StageLink | None:
+            """Stages of this process in a node's stead, if their shards are here and fit."""
+            facts = place.link.facts
+            assigned = head.stages_of(facts)
             there = {number: find(number) for number in range(assigned.first, assigned.last + 1)} if allow_local else {}
             folders = {number: folder for number, folder in there.items() if folder is not None}
             if not allow_local or len(folders) < len(there):
                 return None
-            local = LocalStages(first=assigned.first, last=assigned.last)
-            facts = chain.links[index].facts
             # What the chain has promised, whatever stages of this process were to serve.
             settings = EngineSettings(context=chain.max_context, budget_bytes=budget_bytes, kv=facts.kv)
-            return LocalLink(await _load_local(pipeline, local, folders, settings, progress))
+            return LocalLink(await _load_local(pipeline, assigned, folders, settings, progress))
 
         scheduler = Scheduler(chain, scheduling, stand_in=stand_in)
         membership = Membership(pipeline.manifest, scheduler, liveness=liveness, security=security)
@@ -216,16 +216,22 @@ class Head:
     @property
     def assignments(self) -> tuple[Assignment, ...]:
         """Where each stage runs now: in stage order, replicas side by side; those that came later are last."""
-        digests = [stage.digest for stage in self.pipeline.manifest.stages]
-        found: list[Assignment] = []
-        for link in [self.chain.links[index] for index in self.chain.paths.in_use]:
-            first = digests.index(link.facts.digests[0])
-            last = first + len(link.facts.digests) - 1
+        assignments: list[Assignment] = []
+        for link in (place.link for place in self.chain.paths.in_use):
+            stages = self.stages_of(link.facts)
             if isinstance(link, NodeLink):
-                found.append(NodeStages(address=link.name, description=link.description, first=first, last=last))
+                assignments.append(
+                    NodeStages(address=link.name, description=link.description, first=stages.first, last=stages.last)
+                )
             else:
-                found.append(LocalStages(first=first, last=last))
-        return tuple(found)
+                assignments.append(stages)
+        return tuple(assignments)
+
+    def stages_of(self, facts: StageFacts) -> LocalStages:
+        """Which of the manifest's stages a link serves."""
+        digests = [stage.digest for stage in self.pipeline.manifest.stages]
+        first = digests.index(facts.digests[0])
+        return LocalStages(first=first, last=first + len(facts.digests) - 1)
 
     async def stop(self) -> None:
         """End all requests and close the chain."""
@@ -240,16 +246,16 @@ class Head:
         """Where each stage runs, for people and `--json`."""
         rows: list[dict[str, object]] = []
         places = list(zip(self.chain.paths.in_use, self.assignments, strict=True))
-        onwards = self.chain.paths.hops
-        for index, assigned in sorted(places, key=lambda place: place[1].first):
-            link, onward = self.chain.links[index], onwards[index]
+        onwards = dict(zip(self.chain.places, self.chain.paths.hops, strict=True))
+        for place, assigned in sorted(places, key=lambda pair: pair[1].first):
+            link, onward = place.link, onwards[place]
             row: dict[str, object] = {
                 "stages": list(range(assigned.first, assigned.last + 1)),
                 "layers": [link.facts.start, link.facts.stop],
                 "at": link.name,
                 "next": onward.kind.value,
             }
-            if (speed := self._speed_from(index)) is not None:
+            if (speed := self._speed_from(place)) is not None:
                 row |= {"round_trip_s": round(speed.round_trip_s, 6), "bytes_per_s": round(speed.bytes_per_s)}
             rows.append(row)
         return rows
@@ -257,22 +263,22 @@ class Head:
     def line(self) -> str:
         """The chain in one line: layers, addresses, and what was measured between neighbours."""
         text = ""
-        for number, place in enumerate(self.chain.places):
+        for number, stage in enumerate(self.chain.paths.stages):
             if number:
-                speed = self._speed_from(self.chain.places[number - 1][0])
+                speed = self._speed_from(self.chain.paths.stages[number - 1][0])
                 text += (
                     " --by this process--> "
                     if speed is None
                     else f" --{speed.round_trip_s * 1000:.1f} ms, {speed.bytes_per_s / 1e6:.0f} MB/s--> "
                 )
-            links = [self.chain.links[index] for index in place]
+            links = [place.link for place in stage]
             facts = links[0].facts
             text += f"layers {facts.start} to {facts.stop - 1} at {' and '.join(link.name for link in links)}"
         return text
 
-    def _speed_from(self, index: int) -> HopSpeed | None:
-        """What was measured from a link to the first of the next stage."""
-        return next((speed for (here, _), speed in self.chain.paths.speeds.items() if here == index), None)
+    def _speed_from(self, place: Place) -> HopSpeed | None:
+        """What was measured from a place to the first of the next stage."""
+        return next((speed for (here, _), speed in self.chain.paths.speeds.items() if here is place), None)
 
     async def answer(
         self,

@@ -61,7 +61,7 @@ class Recoverer:
         shapes, before = list(session.shapes), session.path
         ids = [*stream.request.prompt, *stream.answer][: stream.num_held]
         while True:
-            await self._reconnector.look_at(session.path)
+            await self._reconnector.look_at(session.path.links)
             try:
                 await self._chain.paths.until_usable(deadline - time.monotonic())
                 session.path = self._chain.choose_path(session.path)

@@ -69,7 +69,7 @@ class Scheduler:
         self.streams: dict[Stream, None] = {}
         self.events = Events()
         self._observers: tuple[StreamObserver, ...] = ()
-        num_stages = len(chain.places)
+        num_stages = chain.num_stages
         self.pace = Pace(
             num_stages=num_stages,
             max_chunk=chain.max_chunk,
@@ -310,7 +310,7 @@ class Scheduler:
                 stream.num_recoveries += 1
                 if not self.recoverer.may_recover(stream, error):
                     raise
-                await self.reconnector.look_at(self.chain.paths.everything())
+                await self.reconnector.look_at(self.chain.links)
                 await self.chain.paths.until_usable(self.settings.recover_wait_s - stream.since_lost())
                 continue
             else:

@@ -90,7 +90,7 @@ class Feed:
         readings = await head.membership.readings()
         local = [
             {"at": link.name, "alive": True, "load": link.engine.load()}
-            for link in (head.chain.links[index] for index in head.chain.paths.in_use)
+            for link in (place.link for place in head.chain.paths.in_use)
             if isinstance(link, LocalLink)
         ]
         problem: str | None = None

@@ -92,7 +92,7 @@ class Service(StreamObserver):
         self.infill = find_infill(head.tokenizer)
         self.call_formats = find_call_formats(head.tokenizer)
         links = head.chain.links
-        sessions = min(sum(links[index].limits.max_sessions for index in place) for place in head.chain.places)
+        sessions = min(sum(place.link.limits.max_sessions for place in stage) for stage in head.chain.paths.stages)
         self.admission = Admission(sessions + settings.max_queue)
         sizes = [link.facts.vocab_size for link in links if link.facts.vocab_size]
         self.vocab_size = min(sizes, default=head.tokenizer.vocab_size)

@@ -141,8 +141,8 @@ def vocab_size(head: Head) -> int:
 def default_levels(head: Head) -> list[int]:
     """1, 2, 4 and so on, up to what keeps every stage busy with full steps and all nodes hold."""
     chain = head.chain
-    sessions = min(sum(chain.links[index].limits.max_sessions for index in place) for place in chain.places)
-    most = min(chain.max_rows * len(chain.places), sessions)
+    sessions = min(sum(place.link.limits.max_sessions for place in stage) for stage in chain.paths.stages)
+    most = min(chain.max_rows * chain.num_stages, sessions)
     return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
 
 

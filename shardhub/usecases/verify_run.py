@@ -101,7 +101,7 @@ def _classes(head: Head) -> list[tuple[str, NumericClass]]:
     """Numeric class of each place of the chain, by its name."""
     from shardhub.engine.host import host_facts
 
-    links = [head.chain.links[index] for index in head.chain.paths.in_use]
+    links = [place.link for place in head.chain.paths.in_use]
     return [
         (link.name, numeric_class(assigned.description.host if isinstance(assigned, NodeStages) else host_facts()))
         for assigned, link in zip(head.assignments, links, strict=True)

@@ -93,7 +93,7 @@ def test_nodes_that_help_nobody_are_refused(pipeline, served, tmp_path) -> None:
                 await membership.join("127.0.0.1:9")
             short = NodeLink(served[3], await describe(served[3]))
             with pytest.raises(HandshakeError, match="less than the chain has promised"):
-                await scheduler.chain.replace(0, short)
+                await scheduler.chain.replace(scheduler.chain.places[0], short)
             assert len(scheduler.chain.links) == 2
 
     try:
@@ -155,7 +155,7 @@ def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> N
             found += [token.id async for token in reader]
             assert found == expected
             assert at().count("this process") == 1
-            assert len(head.chain.paths.dead) == 2
+            assert len(head.chain.paths.lost) == 2
             (local,) = (link for link in head.chain.links if isinstance(link, LocalLink))
             stage = weakref.ref(local.engine._stage)
 

@@ -428,7 +428,7 @@ def test_replicas_share_the_sessions(llama) -> None:
         chain = await Chain.start([NodeLink(node.address, node.description) for node in assigned])
         scheduler = Scheduler(chain)
         try:
-            assert [len(place) for place in chain.places] == [1, 2]
+            assert [len(stage) for stage in chain.paths.stages] == [1, 2]
             alone = [await tokens_of(scheduler, request(i)) for i in range(4)]
             assert await asyncio.gather(*(tokens_of(scheduler, request(i)) for i in range(4))) == alone
             loads = [(await describe(node.address)).load["decode_ids"] for node in started]
