@@ -133,6 +133,11 @@ class Chain:
             await link.stop()
 
     @property
+    def vocab_size(self) -> int | None:
+        """Rows of the smallest embedding: ids are below it; None where no config says."""
+        return min((size for link in self.links if (size := link.facts.vocab_size)), default=None)
+
+    @property
     def rewind_limit(self) -> int:
         """Most positions from which a session can go back on every stage."""
         return min(link.limits.rewind_limit for link in self.links)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardhub.chain.assignment import Assignment, LocalStages, NodeStages, assign_stages
+from shardhub.chain.assignment import LocalStages, NodeStages, assign_stages, stages_of
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
 from shardhub.chain.links import LocalLink, NodeLink, StageLink
@@ -18,13 +18,14 @@ from shardhub.chain.place import Place
 from shardhub.chain.request import Request
 from shardhub.chain.roll_call import roll_call
 from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.served import Capacity, ServedStages, capacity_of, chain_line, describe_stages, served_stages
 from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stream import Finish, Stream
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.parity import inexactness
-from shardhub.protocol import INEXACT, HopSpeed, StageFacts
+from shardhub.protocol import INEXACT
 from shardhub.security.keeper import keep
 from shardhub.security.trust import PLAIN, Security
 from shardhub.shard import Pipeline, read_shard
@@ -193,7 +194,7 @@ class Head:
         async def stand_in(place: Place) -> StageLink | None:
             """Stages of this process in a node's stead, if their shards are here and fit."""
             facts = place.link.facts
-            assigned = head.stages_of(facts)
+            assigned = stages_of(pipeline.manifest, facts)
             there = {number: find(number) for number in range(assigned.first, assigned.last + 1)} if allow_local else {}
             folders = {number: folder for number, folder in there.items() if folder is not None}
             if not allow_local or len(folders) < len(there):
@@ -214,24 +215,34 @@ class Head:
         self._tasks.append(asyncio.create_task(self.membership.follow(named)))
 
     @property
-    def assignments(self) -> tuple[Assignment, ...]:
-        """Where each stage runs now: in stage order, replicas side by side; those that came later are last."""
-        assignments: list[Assignment] = []
-        for link in (place.link for place in self.chain.paths.in_use):
-            stages = self.stages_of(link.facts)
-            if isinstance(link, NodeLink):
-                assignments.append(
-                    NodeStages(address=link.name, description=link.description, first=stages.first, last=stages.last)
-                )
-            else:
-                assignments.append(stages)
-        return tuple(assignments)
+    def served(self) -> tuple[ServedStages, ...]:
+        """Who serves which stages now: in stage order, replicas side by side; those that came later are last."""
+        return served_stages(self.pipeline.manifest, self.chain.paths)
 
-    def stages_of(self, facts: StageFacts) -> LocalStages:
-        """Which of the manifest's stages a link serves."""
-        digests = [stage.digest for stage in self.pipeline.manifest.stages]
-        first = digests.index(facts.digests[0])
-        return LocalStages(first=first, last=first + len(facts.digests) - 1)
+    @property
+    def capacity(self) -> Capacity:
+        """How much runs at once."""
+        return capacity_of(self.chain)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of prompts and biases are below it: the model's, or the tokenizer's where a config does not say."""
+        return self.chain.vocab_size or self.tokenizer.vocab_size
+
+    @property
+    def gaps(self) -> tuple[Place, ...]:
+        """Of each stage that nothing serves now, the place that did so last."""
+        return tuple(self.chain.paths.gaps)
+
+    @property
+    def problem(self) -> ShardhubError | None:
+        """Why no request could be run now, if that is so."""
+        return next((place.error for place in self.gaps), None)
+
+    def local_loads(self) -> list[dict[str, float]]:
+        """What each stage of this process is busy with."""
+        links = (place.link for place in self.chain.paths.in_use)
+        return [link.engine.load() for link in links if isinstance(link, LocalLink)]
 
     async def stop(self) -> None:
         """End all requests and close the chain."""
@@ -244,41 +255,11 @@ class Head:
 
     def describe_stages(self) -> list[dict[str, object]]:
         """Where each stage runs, for people and `--json`."""
-        rows: list[dict[str, object]] = []
-        places = list(zip(self.chain.paths.in_use, self.assignments, strict=True))
-        onwards = dict(zip(self.chain.places, self.chain.paths.hops, strict=True))
-        for place, assigned in sorted(places, key=lambda pair: pair[1].first):
-            link, onward = place.link, onwards[place]
-            row: dict[str, object] = {
-                "stages": list(range(assigned.first, assigned.last + 1)),
-                "layers": [link.facts.start, link.facts.stop],
-                "at": link.name,
-                "next": onward.kind.value,
-            }
-            if (speed := self._speed_from(place)) is not None:
-                row |= {"round_trip_s": round(speed.round_trip_s, 6), "bytes_per_s": round(speed.bytes_per_s)}
-            rows.append(row)
-        return rows
+        return describe_stages(self.pipeline.manifest, self.chain.paths)
 
     def line(self) -> str:
         """The chain in one line: layers, addresses, and what was measured between neighbours."""
-        text = ""
-        for number, stage in enumerate(self.chain.paths.stages):
-            if number:
-                speed = self._speed_from(self.chain.paths.stages[number - 1][0])
-                text += (
-                    " --by this process--> "
-                    if speed is None
-                    else f" --{speed.round_trip_s * 1000:.1f} ms, {speed.bytes_per_s / 1e6:.0f} MB/s--> "
-                )
-            links = [place.link for place in stage]
-            facts = links[0].facts
-            text += f"layers {facts.start} to {facts.stop - 1} at {' and '.join(link.name for link in links)}"
-        return text
-
-    def _speed_from(self, place: Place) -> HopSpeed | None:
-        """What was measured from a place to the first of the next stage."""
-        return next((speed for (here, _), speed in self.chain.paths.speeds.items() if here is place), None)
+        return chain_line(self.chain.paths)
 
     async def answer(
         self,

@@ -117,9 +117,8 @@ class Scheduler:
         """
         try:
             positions = request.positions(self.chain.max_context)
-            sizes = [link.facts.vocab_size for link in self.chain.links if link.facts.vocab_size]
-            if sizes:
-                request.check_ids(min(sizes))
+            if (vocab_size := self.chain.vocab_size) is not None:
+                request.check_ids(vocab_size)
             if self.num_waiting >= self.settings.max_waiting:
                 raise Overloaded(f"{self.num_waiting} requests wait for the chain.", hint="Try again later.")
         except ShardhubError as error:

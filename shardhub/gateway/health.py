@@ -29,7 +29,7 @@ async def ready(request: Request) -> JSONResponse:
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     if service.admission.is_draining:
         raise Refusal(503, "The gateway is going away.", code="draining", headers=retry)
-    if gaps := service.head.chain.paths.gaps:
+    if gaps := service.head.gaps:
         missing = " ".join(
             f"Nothing serves layers {place.link.facts.start} to {place.link.facts.stop - 1} now. "
             f"{place.link.name} did last: {describe_error(place.error)}"

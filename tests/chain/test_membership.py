@@ -113,7 +113,7 @@ def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_t
             await head.follow(lambda: named)
             named.extend(["127.0.0.1:9", served[3], served[1]])
             await is_served(head.scheduler, served[1])
-            assert [node.address for node in head.assignments] == [served[0], served[2], served[1]]
+            assert [each.at for each in head.served] == [served[0], served[2], served[1]]
             assert [row["stages"] for row in head.describe_stages()] == [[0], [0], [1]]
             told = [event.text for event in head.scheduler.events if event.kind == "refused"]
             assert len(told) == 1
