@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from shardhub.chain.paths import Paths
 from shardhub.chain.place import Place, PlaceState
 from shardhub.chain.session import ChainSession, Path, RowToSend
 from shardhub.chain.slow_stage import find_slow_stage
+from shardhub.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
 from shardhub.errors import ChainError, HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
 from shardhub.limits import MESSAGE_OVERHEAD_BYTES
 from shardhub.naps import Naps
@@ -34,7 +34,6 @@ from shardhub.protocol import (
     Step,
     StepFailure,
     StepResult,
-    new_id,
 )
 from shardhub.tensors import DTYPE_SIZES
 
@@ -49,6 +48,7 @@ class Chain:
     """A head's links to all stages. Make it with `Chain.start`.
 
     Attributes:
+        clock, dice: What all that runs over it takes time and chance from.
         head: This head's id.
         paths: Its places, which of them are there, and how each reaches the next.
         max_chunk: Most ids of a row in one step, over all stages.
@@ -57,9 +57,11 @@ class Chain:
         sent_bytes, received_bytes: Ids and tensors this process sent to nodes and got from them.
     """
 
-    def __init__(self, links: Sequence[StageLink]) -> None:
-        self.head = new_id()
-        self.paths = Paths(links)
+    def __init__(self, links: Sequence[StageLink], *, clock: Clock = SYSTEM_CLOCK, dice: Dice = SYSTEM_DICE) -> None:
+        self.clock = clock
+        self.dice = dice
+        self.head = dice.new_id()
+        self.paths = Paths(links, clock=clock)
         self._observers: tuple[ChainObserver, ...] = ()
         self.sent_bytes = self.received_bytes = 0
         self._sessions: dict[bytes, ChainSession] = {}
@@ -77,18 +79,18 @@ class Chain:
         self.credit = Credit(steps=self._queue_steps, size_bytes=self._queue_bytes)
         self.deadlines = Deadlines()
         self._renewing: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         # By a link's name: sessions, with their epochs, that were given up while it was broken.
         self._left_open: dict[str, list[tuple[bytes, int]]] = {}
 
     @classmethod
-    async def start(cls, links: Sequence[StageLink]) -> Chain:
+    async def start(cls, links: Sequence[StageLink], *, clock: Clock = SYSTEM_CLOCK, dice: Dice = SYSTEM_DICE) -> Chain:
         """Open all links and find how each stage reaches the next.
 
         Raises:
             ShardhubError: A node does not answer, or answers wrongly; all links are stopped then.
         """
-        chain = cls(links)
+        chain = cls(links, clock=clock, dice=dice)
         try:
             check_one_model(links)
             await all_of(
@@ -125,7 +127,7 @@ class Chain:
         """Close all sessions and links."""
         if self._renewing is not None:
             self._renewing.cancel()
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
         for session in list(self._sessions.values()):
             await session.close()
@@ -222,7 +224,7 @@ class Chain:
         try:
             for row in rows:
                 row.session.check(row)
-            now = time.monotonic()
+            now = self.clock.now()
             timeout_s = self.deadlines.timeout_s(self._num_ids_out + num_ids)
             step = Step(
                 rows=tuple(
@@ -255,7 +257,7 @@ class Chain:
         sent_as = (rows[0].session.id, rows[0].session.position)
         self._sizes[sent_as] = num_ids
         late: list[asyncio.Task[None]] = []
-        timer = asyncio.get_running_loop().call_later(
+        timer = self.clock.call_later(
             timeout_s, lambda: late.append(self._begin(self._tell_late(rows, step, timeout_s)))
         )
         if any(row.mask is not None for row in rows):
@@ -274,7 +276,7 @@ class Chain:
             self._num_ids_out -= num_ids
             self.credit.give(credit)
             if not future.cancelled() and future.exception() is None:
-                seconds = time.monotonic() - now
+                seconds = self.clock.now() - now
                 self.deadlines.took(on_the_way, seconds)
                 for observer in self._observers:
                     observer.went_round(lane, len(rows), seconds)
@@ -308,13 +310,13 @@ class Chain:
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return task
 
     async def _tell_late(self, rows: Sequence[RowToSend], step: Step, timeout_s: float) -> None:
         """End the sessions of a step that did not come round in time, naming who keeps it."""
-        error = await find_slow_stage(rows[0].session.path.links, timeout_s)
+        error = await find_slow_stage(rows[0].session.path.links, timeout_s, clock=self.clock)
         for row, sent in zip(rows, step.rows, strict=True):
             row.session.on_failure(sent.epoch, error)
 
@@ -479,10 +481,10 @@ class Chain:
                     session.on_failure(failed.epoch, arrival.error)
 
     async def _renew(self) -> None:
-        naps = Naps()
+        naps = Naps(self.clock.with_sleep, awake=self.clock.now)
         waiting: dict[Place, asyncio.Task[None]] = {}
         while True:
-            await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
+            await self.clock.sleep(self._lease_s / _RENEWALS_A_LEASE)
             if slept_s := naps.slept_s():
                 for observer in self._observers:
                     observer.slept(slept_s)
@@ -493,9 +495,7 @@ class Chain:
             for place in self.places:
                 if not place.is_there or (place in waiting and not waiting[place].done()):
                     continue
-                task = waiting[place] = asyncio.create_task(self._renew_at(place.link))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                waiting[place] = self._begin(self._renew_at(place.link))
 
     async def _renew_at(self, link: StageLink) -> None:
         ids = [key for key, session in self._sessions.items() if link in session.path.links]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from shardhub.chain.assignment import LocalStages, NodeStages, assign_stages, stages_of
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
-from shardhub.chain.links import LocalLink, NodeLink, StageLink
+from shardhub.chain.links import LocalLink, NodeDialer, StageLink
 from shardhub.chain.membership import Membership
 from shardhub.chain.place import Place
 from shardhub.chain.request import Request
@@ -148,6 +147,7 @@ class Head:
             AddressError, CertificateRefused: A node cannot be reached safely.
         """
         find = find or pipeline.shard_folder
+        dialer = NodeDialer(liveness=liveness, security=security)
         folders: dict[int, Path] = {}
 
         def is_here(index: int) -> bool:
@@ -156,9 +156,7 @@ class Head:
             return index in folders
 
         asking = asyncio.ensure_future(
-            roll_call(
-                pipeline.manifest, nodes, is_here=is_here, progress=progress, liveness=liveness, security=security
-            )
+            roll_call(pipeline.manifest, nodes, is_here=is_here, progress=progress, dialer=dialer)
         )
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
@@ -177,7 +175,7 @@ class Head:
         try:
             for assigned in assignments:
                 if isinstance(assigned, NodeStages):
-                    links.append(NodeLink(assigned.address, assigned.description, liveness=liveness, security=security))
+                    links.append(dialer.link(assigned.address, assigned.description))
                 else:
                     # Stages here keep K and V as the nodes do.
                     kv = described[0].stage.kv if described else None
@@ -204,7 +202,7 @@ class Head:
             return LocalLink(await _load_local(pipeline, assigned, folders, settings, progress))
 
         scheduler = Scheduler(chain, scheduling, stand_in=stand_in)
-        membership = Membership(pipeline.manifest, scheduler, liveness=liveness, security=security)
+        membership = Membership(pipeline.manifest, scheduler, dialer=dialer)
         head = cls(pipeline, chain, tokenizer, scheduler, membership, absent=present.absent)
         if security.trust is not None:
             head._tasks.append(asyncio.create_task(keep(security.trust)))
@@ -292,7 +290,7 @@ class Head:
         """
         timing = timing or Timing()
         timing.num_prompt = len(prompt)
-        timing.started_at = time.monotonic()
+        timing.started_at = self.chain.clock.now()
         detokenizer = self.tokenizer.detokenizer()
         matcher = StopMatcher(stops)
         finish: Finish = "length"
@@ -310,7 +308,7 @@ class Head:
         )
         try:
             async for token in stream:
-                _note_time(timing, stream)
+                _note_time(timing, stream, self.chain.clock.now())
                 if token.is_end:
                     finish = "stop"
                     break
@@ -329,8 +327,8 @@ class Head:
         yield Piece(text=rest, finish=finish)
 
 
-def _note_time(timing: Timing, stream: Stream) -> None:
-    timing.total_s = time.monotonic() - timing.started_at
+def _note_time(timing: Timing, stream: Stream, now: float) -> None:
+    timing.total_s = now - timing.started_at
     timing.num_generated += 1
     timing.num_reused = stream.num_reused
     timing.num_drafted, timing.num_accepted = stream.num_drafted, stream.num_accepted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import grpc
 import grpc.aio
@@ -82,6 +82,13 @@ class StageLink(Protocol):
     async def renew(self, head: bytes, sessions: Sequence[bytes]) -> list[bytes]:
         """Extend leases; returns the sessions that are gone."""
 
+    async def load(self) -> Mapping[str, float]:
+        """What the stage is busy with.
+
+        Raises:
+            ChainError: It does not answer.
+        """
+
     def send(self, step: Step) -> None:
         """Queue a step."""
 
@@ -89,6 +96,53 @@ class StageLink(Protocol):
         """Queue what draws on the last stage may choose from."""
 
     async def stop(self) -> None: ...
+
+
+@runtime_checkable
+class RemoteLink(StageLink, Protocol):
+    """A stage on a node, which can be asked about itself, and reached again once it is lost.
+
+    Attributes:
+        description: What the node said of itself when the link was made.
+    """
+
+    description: Description
+
+    async def describe(self) -> Description:
+        """Ask the node what it serves and what it is busy with.
+
+        Raises:
+            ChainError: It does not answer.
+        """
+
+    async def again(self) -> RemoteLink:
+        """A new link to the node, not started, once it answers and serves what it served.
+
+        Raises:
+            ChainError: It does not answer.
+            HandshakeError: It serves something else now, or speaks another protocol.
+        """
+
+    async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
+        """Have the node try the hop to another one.
+
+        Raises:
+            ChainError: It cannot reach it.
+        """
+
+
+class Dialer(Protocol):
+    """How a head reaches nodes."""
+
+    async def describe(self, address: str) -> Description:
+        """Ask a node what it serves.
+
+        Raises:
+            ChainError: It does not answer.
+        """
+
+    def link(self, address: str, description: Description) -> RemoteLink:
+        """A link to a node that has said what it serves; not started."""
 
 
 class LocalLink:
@@ -141,6 +195,9 @@ class LocalLink:
 
     def send_masks(self, masks: Sequence[Mask], lane: Lane) -> None:
         self._engine.mask(self._head, masks)
+
+    async def load(self) -> Mapping[str, float]:
+        return self._engine.load()
 
     async def stop(self) -> None:
         from shardhub.model.memory import release_unused  # loads MLX, as the engine has
@@ -249,6 +306,9 @@ class NodeLink:
             ChainError: It does not answer.
         """
         return await describe(self.name, liveness=self._liveness, security=self._security)
+
+    async def load(self) -> Mapping[str, float]:
+        return (await self.describe()).load
 
     async def again(self) -> NodeLink:
         """A new link to the node, not started, once it answers and serves what it served.
@@ -389,3 +449,31 @@ class NodeLink:
                 hint="Start it again with `shardhub serve`.",
             )
         self._lost(found)
+
+
+class NodeDialer:
+    """Reaches nodes over gRPC.
+
+    Args:
+        liveness, security: How.
+    """
+
+    def __init__(self, *, liveness: Liveness = DEFAULT_LIVENESS, security: Security = PLAIN) -> None:
+        self._liveness = liveness
+        self._security = security
+
+    async def describe(self, address: str) -> Description:
+        """Ask a node what it serves.
+
+        Raises:
+            As `describe`.
+        """
+        return await describe(address, liveness=self._liveness, security=self._security)
+
+    def link(self, address: str, description: Description) -> NodeLink:
+        """A link to a node that has said what it serves; not started."""
+        return NodeLink(address, description, liveness=self._liveness, security=self._security)
+
+
+# Reaches nodes without TLS.
+PLAIN_DIALER = NodeDialer()

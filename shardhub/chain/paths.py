@@ -10,9 +10,10 @@ from functools import partial
 from itertools import pairwise
 
 from shardhub.chain.gather import all_of
-from shardhub.chain.links import NodeLink, StageLink
+from shardhub.chain.links import RemoteLink, StageLink
 from shardhub.chain.place import Place, PlaceState
 from shardhub.chain.session import Path
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import RouteError, ShardhubError
 from shardhub.parity import describe_class, numeric_class, one_class
 from shardhub.protocol import HopKind, HopSpeed, NextHop
@@ -31,7 +32,8 @@ class Paths:
         speeds: What was measured between a node and the next.
     """
 
-    def __init__(self, links: Sequence[StageLink]) -> None:
+    def __init__(self, links: Sequence[StageLink], *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self.places: list[Place] = []
         self.stages: list[list[Place]] = []
         for link in links:
@@ -119,7 +121,7 @@ class Paths:
         """
         self._raise_if_hopeless()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._clock.timeout(timeout_s):
                 await self._settled.wait()
         except TimeoutError as error:
             if gaps := self.gaps:
@@ -214,7 +216,7 @@ class Paths:
         """How one place's output goes to another: straight where the two nodes can reach each other, else by us."""
         sender, receiver = here.link, after.link
         by_us = NextHop(kind=HopKind.OPENER)
-        if not isinstance(sender, NodeLink) or not isinstance(receiver, NodeLink):
+        if not isinstance(sender, RemoteLink) or not isinstance(receiver, RemoteLink):
             self._hops[here, after] = by_us
             return
         # What was known before stays in use until this is: a stream that moves meanwhile keeps its path.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.events import Events
 from shardhub.chain.failures import describe_error
-from shardhub.chain.links import NodeLink, StageLink
+from shardhub.chain.links import RemoteLink, StageLink
 from shardhub.chain.observers import ChainObserver
 from shardhub.chain.place import Place, PlaceState
 from shardhub.errors import AccessError, HandshakeError, ShardhubError, StepTimeout
@@ -45,6 +44,7 @@ class Reconnector(ChainObserver):
     def __init__(self, chain: Chain, events: Events, *, stand_in: StandIn | None = None) -> None:
         self._chain = chain
         self._events = events
+        self._clock = chain.clock
         self._stand_in = stand_in
         self._attempts: dict[Place, asyncio.Task[None]] = {}
         # Two places of one stage may be lost: one stage of this process is enough.
@@ -83,10 +83,10 @@ class Reconnector(ChainObserver):
 
     async def _look_at(self, place: Place) -> None:
         link = place.link
-        if not isinstance(link, NodeLink) or not place.is_there:
+        if not isinstance(link, RemoteLink) or not place.is_there:
             return
         try:
-            async with asyncio.timeout(_ANSWER_S):
+            async with self._clock.timeout(_ANSWER_S):
                 description = await link.describe()
         except TimeoutError:
             why = f"Nothing came within {_ANSWER_S:.0f} s."
@@ -129,12 +129,12 @@ class Reconnector(ChainObserver):
             self._events.tell("gave-up", f"{place.link.name} is not tried again: {type(error).__name__}.")
 
     async def _bring_back(self, place: Place, kind: str) -> None:
-        link, began_at, delay_s = place.link, time.monotonic(), _FIRST_DELAY_S
+        link, began_at, delay_s = place.link, self._clock.now(), _FIRST_DELAY_S
         may_stand_in, refused = self._stand_in is not None, ""
         while True:
-            if isinstance(link, NodeLink):
+            if isinstance(link, RemoteLink):
                 try:
-                    async with asyncio.timeout(_ANSWER_S):
+                    async with self._clock.timeout(_ANSWER_S):
                         again = await link.again()
                     await self._chain.replace(place, again)
                     self._tell_served(place, kind)
@@ -147,7 +147,7 @@ class Reconnector(ChainObserver):
                         self._events.tell("refused", f"{link.name} answers, and is not used: {why}")
                 except (ShardhubError, TimeoutError):
                     pass
-            if may_stand_in and not place.is_served and time.monotonic() - began_at > _STAND_IN_AFTER_S:
+            if may_stand_in and not place.is_served and self._clock.now() - began_at > _STAND_IN_AFTER_S:
                 try:
                     async with self._standing_in:
                         if not place.is_served:
@@ -155,7 +155,7 @@ class Reconnector(ChainObserver):
                             await self._stand_in_for(place)
                 except ShardhubError as error:
                     self._events.tell("gave-up", f"{link.name} cannot be stood in for: {describe_error(error)}")
-            await asyncio.sleep(delay_s)
+            await self._clock.sleep(delay_s)
             delay_s = min(_LAST_DELAY_S, 1.5 * delay_s)
 
     async def _stand_in_for(self, place: Place) -> None:
@@ -179,8 +179,8 @@ class Reconnector(ChainObserver):
             del self._reliefs[stand_in]
 
     async def _end_when_idle(self, stand_in: Place) -> None:
-        while self._chain.is_carrying(stand_in):  # noqa: ASYNC110 - sessions end in many places, nobody waits for this
-            await asyncio.sleep(_RELIEF_S)
+        while self._chain.is_carrying(stand_in):
+            await self._clock.sleep(_RELIEF_S)
         await self._chain.release(stand_in)
         log.info("the stand-in for layers from %d on has ended", stand_in.link.facts.start)
 

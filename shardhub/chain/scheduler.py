@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -65,9 +64,9 @@ class Scheduler:
     ) -> None:
         self.chain = chain
         self.settings = settings or SchedulerSettings()
-        self.prefixes = Prefixes()
+        self.prefixes = Prefixes(clock=chain.clock)
         self.streams: dict[Stream, None] = {}
-        self.events = Events()
+        self.events = Events(clock=chain.clock)
         self._observers: tuple[StreamObserver, ...] = ()
         num_stages = chain.num_stages
         self.pace = Pace(
@@ -90,10 +89,10 @@ class Scheduler:
             at_mark=self._snapshot,
         )
         self._prefilling = asyncio.Semaphore(_PREFILLS)
-        self._queue = AdmissionQueue()
+        self._queue = AdmissionQueue(clock=chain.clock)
         self._asking: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._ending: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._ending: dict[asyncio.Task[None], None] = {}
         self.reconnector = Reconnector(chain, self.events, stand_in=stand_in)
         self.recoverer = Recoverer(chain, self.settings, self.reconnector, self.events)
         chain.watch(self.pace)
@@ -125,11 +124,11 @@ class Scheduler:
             for observer in self._observers:
                 observer.refused(error)
             raise
-        stream = Stream(request, drew=self._drew)
+        stream = Stream(request, drew=self._drew, clock=self.chain.clock)
         self.streams[stream] = None
         task = asyncio.create_task(self._serve(stream, positions))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
         return stream
 
     def watch(self, observer: StreamObserver) -> None:
@@ -142,7 +141,7 @@ class Scheduler:
 
     async def stop(self) -> None:
         """End all streams; the chain is the caller's to stop."""
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -183,8 +182,8 @@ class Scheduler:
         finally:
             # A task of its own: it goes on where this one is cancelled meanwhile, and `stop` waits for it.
             ending = asyncio.create_task(self._end(stream, session, prefix))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._ending[ending] = None
+            ending.add_done_callback(lambda done: self._ending.pop(done, None))
             await asyncio.shield(ending)
 
     async def _run(self, stream: Stream) -> None:
@@ -294,14 +293,14 @@ class Scheduler:
         Raises:
             Overloaded: There was none in time.
         """
-        deadline = time.monotonic() + (_GROWING_WAIT_S if goes_on else self.settings.wait_s)
+        deadline = self.chain.clock.now() + (_GROWING_WAIT_S if goes_on else self.settings.wait_s)
         if self.num_waiting and not goes_on:
             await self._queue.wait(stream, deadline)
         while True:
             try:
                 admitted = await opening()
             except Overloaded:
-                if time.monotonic() >= deadline:
+                if self.chain.clock.now() >= deadline:
                     raise
                 if goes_on:
                     self._queue.next()  # what it has given up may be enough for another
@@ -321,10 +320,10 @@ class Scheduler:
 
     async def _ask_again(self) -> None:
         """Let a request that waits look now and then whether there is room."""
-        await asyncio.sleep(_ASK_AGAIN_S)
+        await self.chain.clock.sleep(_ASK_AGAIN_S)
         while self.num_waiting:
             self._queue.next()
-            await asyncio.sleep(_ASK_AGAIN_S)
+            await self.chain.clock.sleep(_ASK_AGAIN_S)
 
     async def _open(self, request: Request, positions: int) -> tuple[ChainSession, Prefix | None]:
         """A session that holds as much of the prompt as an earlier one has left on the nodes."""
@@ -352,7 +351,7 @@ class Scheduler:
         """Wait for what ended just now: a prompt may begin with it, as a chat's turn does with the one before."""
         ending = [other for other in self.streams if other.will_be_kept and other.request.tenant == tenant]
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_PARKING_S):
+            async with self.chain.clock.timeout(_PARKING_S):
                 for other in ending:
                     await other.ended.wait()
 

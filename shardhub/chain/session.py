@@ -9,6 +9,7 @@ from typing import Protocol
 
 from shardhub.chain.gather import all_of
 from shardhub.chain.links import StageLink
+from shardhub.clock import Dice
 from shardhub.errors import (
     ContextExceeded,
     NodeLost,
@@ -18,7 +19,7 @@ from shardhub.errors import (
     StaleEpoch,
 )
 from shardhub.parameters import SamplingParameters
-from shardhub.protocol import Lane, NextHop, Opened, OpenSession, RowResult, new_id
+from shardhub.protocol import Lane, NextHop, Opened, OpenSession, RowResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Carrier(Protocol):
     """What a session needs of the chain that carries it."""
 
     head: bytes
+    dice: Dice
 
     def check(self, path: Path) -> None:
         """Raise what broke a link of the path, if anything did."""
@@ -83,7 +85,7 @@ class ChainSession:
     """
 
     def __init__(self, chain: Carrier, path: Path, *, context: int, parameters: SamplingParameters) -> None:
-        self.id = new_id()
+        self.id = chain.dice.new_id()
         self.epoch = 0
         self.path = path
         self.ids: list[int] = []

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from shardhub.chain.failures import is_recoverable
 from shardhub.chain.request import Request
 from shardhub.chain.session import ChainSession, RowToSend
 from shardhub.chain.status import Status
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import Overloaded, ShardhubError
 from shardhub.protocol import RowResult, TopTokens
 
@@ -47,6 +47,7 @@ class Stream:
     Args:
         request: What is asked.
         drew: Told of new tokens: how many, and the seconds since the ones before, or since the request.
+        clock: The chain's.
 
     Attributes:
         request: What was asked.
@@ -63,8 +64,13 @@ class Stream:
     """
 
     def __init__(
-        self, request: Request, *, drew: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
+        self,
+        request: Request,
+        *,
+        drew: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        self._clock = clock
         self.request = request
         self._drew = drew
         self.num_reused = 0
@@ -80,7 +86,7 @@ class Stream:
         self.num_recoveries = 0
         self.lost_at: float | None = None
         self.is_exact = True
-        self._drawn_at = time.monotonic()
+        self._drawn_at = self._clock.now()
         self._session: ChainSession | None = None
         self._most_positions = 0
         self._answer: list[int] = []
@@ -213,7 +219,7 @@ class Stream:
             self._unread.append(Token(id=token, logprob=logprob, is_end=is_end, top=top))
         if self.num_generated > num_before:
             self.made_progress()
-            before, self._drawn_at = self._drawn_at, time.monotonic()
+            before, self._drawn_at = self._drawn_at, self._clock.now()
             self._drew(self, self.num_generated - num_before, self._drawn_at - before)
         if self._is_outgrown:
             self._become(Status.OUTGROWN)
@@ -272,12 +278,11 @@ class Stream:
         task = asyncio.ensure_future(work)
         try:
             if not self._over.done():
-                both: set[asyncio.Future[Any]] = {task, self._over}
-                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((task, self._over), return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not task.done():
                 task.cancel()
-                await asyncio.wait({task})
+                await asyncio.wait((task,))
         if task.cancelled():
             raise Overloaded("The request was given up while it waited.")
         return task.result()
@@ -292,7 +297,7 @@ class Stream:
 
     def since_lost(self) -> float:
         """Note that a node failed it, and return the seconds since the first failure after its last progress."""
-        now = time.monotonic()
+        now = self._clock.now()
         if self.lost_at is None:
             self.lost_at = now
         return now - self.lost_at
