@@ -10,6 +10,7 @@ from typing import Protocol
 
 from shardhub.chain.session import Path, RowToSend
 from shardhub.chain.status import Status
+from shardhub.chain.step_sizes import StepSizes
 from shardhub.chain.stream import Stream
 from shardhub.errors import ShardhubError
 from shardhub.limits import MAX_PADDING
@@ -22,8 +23,9 @@ class StepSender(Protocol):
     async def send(self, rows: list[RowToSend], *, lane: Lane, verify: bool = False) -> list[asyncio.Future[RowResult]]:
         """Send one step of several sessions as soon as credit allows."""
 
-    def fits_messages(self, num_rows: int, context: int) -> bool:
-        """Whether decode steps of so many sessions, each opened for at most `context` positions, fit into a message."""
+    @property
+    def sizes(self) -> StepSizes:
+        """What a step becomes on each link."""
 
 
 class Microbatch:
@@ -66,7 +68,7 @@ class Microbatch:
         together = [*self.rows, *self._joining, stream]
         if any(row.request.drafter is not None for row in together):
             return False
-        if not self._chain.fits_messages(len(together), max(row.session.context for row in together)):
+        if not self._chain.sizes.fit(len(together), max(row.session.context for row in together)):
             return False
         positions = [row.session.position for row in together]
         return len(positions) * max(positions) <= (1 + MAX_PADDING) * sum(positions)

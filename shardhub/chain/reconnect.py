@@ -95,7 +95,7 @@ class Reconnector(ChainObserver):
             self._chain.lose(place, error)
         else:
             busy_s = description.load.get("busy_s", 0.0)
-            if busy_s > self._chain.deadlines.timeout_s(self._chain.max_chunk):
+            if busy_s > self._chain.steps.deadlines.timeout_s(self._chain.max_chunk):
                 why = f"It has been at one step for {busy_s:.0f} s."
                 self._chain.lose(place, StepTimeout(f"{link.name} is stuck.", why=why))
 

@@ -27,6 +27,7 @@ from shardhub.chain.session import ChainSession
 from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.status import Status
 from shardhub.chain.stream import Stream
+from shardhub.chain.tasks import Tasks
 from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
 
 # Opens a session, and says which parked one it was forked from.
@@ -72,7 +73,7 @@ class Scheduler:
         self.pace = Pace(
             num_stages=num_stages,
             max_chunk=chain.max_chunk,
-            id_bytes=chain.id_bytes,
+            id_bytes=chain.sizes.id_bytes,
             bytes_per_s=chain.paths.bytes_per_s,
             fixed=self.settings.prefill_chunk,
         )
@@ -91,8 +92,8 @@ class Scheduler:
         self._prefilling = asyncio.Semaphore(_PREFILLS)
         self._queue = AdmissionQueue(clock=chain.clock)
         self._asking: asyncio.Task[None] | None = None
-        self._tasks: dict[asyncio.Task[None], None] = {}
-        self._ending: dict[asyncio.Task[None], None] = {}
+        self._serving = Tasks()
+        self._ending = Tasks()
         self.reconnector = Reconnector(chain, self.events, stand_in=stand_in)
         self.recoverer = Recoverer(chain, self.settings, self.reconnector, self.events)
         chain.watch(self.pace)
@@ -126,9 +127,7 @@ class Scheduler:
             raise
         stream = Stream(request, drew=self._drew, clock=self.chain.clock)
         self.streams[stream] = None
-        task = asyncio.create_task(self._serve(stream, positions))
-        self._tasks[task] = None
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+        self._serving.begin(self._serve(stream, positions))
         return stream
 
     def watch(self, observer: StreamObserver) -> None:
@@ -141,12 +140,9 @@ class Scheduler:
 
     async def stop(self) -> None:
         """End all streams; the chain is the caller's to stop."""
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        if self._ending:
-            await asyncio.wait(self._ending)
+        self._serving.cancel()
+        await self._serving.wait()
+        await self._ending.wait()
         if self._asking is not None:
             self._asking.cancel()
         await self.reconnector.stop()
@@ -181,10 +177,7 @@ class Scheduler:
             raise
         finally:
             # A task of its own: it goes on where this one is cancelled meanwhile, and `stop` waits for it.
-            ending = asyncio.create_task(self._end(stream, session, prefix))
-            self._ending[ending] = None
-            ending.add_done_callback(lambda done: self._ending.pop(done, None))
-            await asyncio.shield(ending)
+            await asyncio.shield(self._ending.begin(self._end(stream, session, prefix)))
 
     async def _run(self, stream: Stream) -> None:
         """Prefill and decode until the stream ends or is interrupted."""
