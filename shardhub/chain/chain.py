@@ -12,11 +12,11 @@ from shardhub.chain.agreement import check_one_model
 from shardhub.chain.credit import Credit
 from shardhub.chain.gather import all_of
 from shardhub.chain.leases import Leases
-from shardhub.chain.links import Arrival, StageLink
 from shardhub.chain.observers import ChainObserver
 from shardhub.chain.paths import Paths
 from shardhub.chain.place import Place, PlaceState
 from shardhub.chain.session import ChainSession, Path, RowToSend
+from shardhub.chain.stage_link import Arrival, StageLink
 from shardhub.chain.step_sizes import StepSizes
 from shardhub.chain.steps import Steps
 from shardhub.chain.tasks import Tasks

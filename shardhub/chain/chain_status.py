@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from shardhub.chain.agreement import check_one_kv
 from shardhub.chain.assignment import NodeStages, assign_stages
-from shardhub.chain.links import PLAIN_DIALER, Dialer
+from shardhub.chain.links import PLAIN_DIALER
+from shardhub.chain.stage_link import Dialer
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from shardhub.chain.assignment import LocalStages, NodeStages, assign_stages, stages_of
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
-from shardhub.chain.links import LocalLink, NodeDialer, StageLink
+from shardhub.chain.links import LocalLink, NodeDialer
 from shardhub.chain.membership import Membership
 from shardhub.chain.place import Place
 from shardhub.chain.request import Request
@@ -19,6 +19,7 @@ from shardhub.chain.roll_call import roll_call
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.served import Capacity, ServedStages, capacity_of, chain_line, describe_stages, served_stages
 from shardhub.chain.settings import SchedulerSettings
+from shardhub.chain.stage_link import StageLink
 from shardhub.chain.stream import Finish, Stream
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
-from shardhub.chain.links import StageLink
 from shardhub.chain.place import Place
 from shardhub.chain.session import ChainSession
+from shardhub.chain.stage_link import StageLink
 from shardhub.chain.tasks import Tasks
 from shardhub.clock import Clock
 from shardhub.errors import ChainError, SessionUnknown, ShardhubError

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain_status import Reading, read_nodes
 from shardhub.chain.failures import describe_error
-from shardhub.chain.links import PLAIN_DIALER, Dialer, RemoteLink
+from shardhub.chain.links import PLAIN_DIALER
 from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.stage_link import Dialer, RemoteLink
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest
 

@@ -10,9 +10,9 @@ from functools import partial
 from itertools import pairwise
 
 from shardhub.chain.gather import all_of
-from shardhub.chain.links import RemoteLink, StageLink
 from shardhub.chain.place import Place, PlaceState
 from shardhub.chain.session import Path
+from shardhub.chain.stage_link import RemoteLink, StageLink
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import RouteError, ShardhubError
 from shardhub.parity import describe_class, numeric_class, one_class

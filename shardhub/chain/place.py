@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from shardhub.chain.links import StageLink
+from shardhub.chain.stage_link import StageLink
 from shardhub.errors import ShardhubError
 
 

@@ -10,9 +10,9 @@ from functools import partial
 from shardhub.chain.chain import Chain
 from shardhub.chain.events import Events
 from shardhub.chain.failures import describe_error
-from shardhub.chain.links import RemoteLink, StageLink
 from shardhub.chain.observers import ChainObserver
 from shardhub.chain.place import Place, PlaceState
+from shardhub.chain.stage_link import RemoteLink, StageLink
 from shardhub.errors import AccessError, HandshakeError, ShardhubError, StepTimeout
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shardhub.chain.assignment import assign_stages, stages_text
-from shardhub.chain.links import PLAIN_DIALER, Dialer
+from shardhub.chain.links import PLAIN_DIALER
+from shardhub.chain.stage_link import Dialer
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLoading, RouteError, ShardhubError, UsageError
 from shardhub.manifest import Manifest

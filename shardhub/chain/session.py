@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shardhub.chain.gather import all_of
-from shardhub.chain.links import StageLink
+from shardhub.chain.stage_link import StageLink
 from shardhub.clock import Dice
 from shardhub.errors import (
     ContextExceeded,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from shardhub.chain.links import StageLink
+from shardhub.chain.stage_link import StageLink
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import ShardhubError, StepTimeout
 
