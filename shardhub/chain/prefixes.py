@@ -76,10 +76,9 @@ class Prefixes:
             tenant: Whose it is.
             replaces: A parked session that this one has outgrown.
         """
-        if not await session.park():
+        if not await session.park(lost=lambda: self.drop(session)):
             return
         self._parked[session.id] = _Parked(session, tenant, self._clock.now())
-        session.on_lost = lambda: self.drop(session)
         if replaces is not None and replaces.id in self._parked and _extends(session, replaces):
             await self._let_go(replaces)
         while len(self._parked) > self._limit:

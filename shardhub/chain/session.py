@@ -81,7 +81,6 @@ class ChainSession:
         ids: Token ids the stages hold once the steps on their way have arrived.
         shapes: Lengths of the steps they came in, for a replay in the same ones.
         is_parked: It takes no more steps, and can be forked from as long as no node needs its memory.
-        on_lost: Called when a parked session is gone from a node.
     """
 
     def __init__(self, chain: Carrier, path: Path, *, context: int, parameters: SamplingParameters) -> None:
@@ -94,7 +93,7 @@ class ChainSession:
         self.parameters = parameters
         self.is_open = False
         self.is_parked = False
-        self.on_lost: Callable[[], None] = lambda: None
+        self._lost: Callable[[], None] = lambda: None
         self._chain = chain
         self._pending: dict[int, asyncio.Future[RowResult]] = {}
         self._failure: ShardhubError | None = None
@@ -240,7 +239,7 @@ class ChainSession:
                 waiting.exception()  # seen, even if nobody waits for this chunk
         if self.is_parked:
             self._chain.forget(self)
-            self.on_lost()
+            self._lost()
 
     def _cut_shapes(self) -> None:
         """Make the shapes those of the ids that are left."""
@@ -251,9 +250,14 @@ class ChainSession:
                 self.shapes.append(last - over)
             over -= last
 
-    async def park(self) -> bool:
-        """Take no more steps, but keep the KV to fork from; whether all stages did."""
+    async def park(self, *, lost: Callable[[], None] = lambda: None) -> bool:
+        """Take no more steps, but keep the KV to fork from; whether all stages did.
+
+        Args:
+            lost: Called when it is gone from a node.
+        """
         self.is_open = False
+        self._lost = lost
         done = await asyncio.gather(*(self._close_at(link, park=True) for link in self.path.links))
         self.is_parked = all(done)
         if not self.is_parked:
