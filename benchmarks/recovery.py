@@ -302,7 +302,7 @@ class Rounds:
             self.cluster.proxies[index].heal()
 
         async def is_whole() -> bool:
-            return not chain.paths.dead
+            return not chain.paths.lost
 
         # What was not noticed before it was mended is noticed with its connections' end.
         await asyncio.sleep(0.2)

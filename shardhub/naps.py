@@ -22,14 +22,18 @@ class Naps:
 
     Args:
         clock: Seconds, sleep included.
+        awake: Seconds, sleep left out.
     """
 
-    def __init__(self, clock: Callable[[], float] = elapsed_with_sleep) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = elapsed_with_sleep, *, awake: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
-        self._ahead = clock() - time.monotonic()
+        self._awake = awake
+        self._ahead = clock() - awake()
 
     def slept_s(self) -> float:
         """Seconds the machine slept since the last look; 0 where it did not."""
-        ahead = self._clock() - time.monotonic()
+        ahead = self._clock() - self._awake()
         slept, self._ahead = ahead - self._ahead, ahead
         return slept if slept > _LEAST_S else 0.0

@@ -11,7 +11,6 @@ from pathlib import Path
 from benchmarks.engine.delay import DelayProxies
 from benchmarks.engine.processes import Placing, Talker, shown, start_alone, start_node
 from benchmarks.engine.report import Report, say
-from shardhub.chain.assignment import NodeStages
 from shardhub.chain.head import Head
 from shardhub.chain.settings import SchedulerSettings
 from shardhub.shard import Pipeline, read_pipeline
@@ -94,9 +93,7 @@ class Stand:
         pipeline = self.cut(len(nodes))
         head = await Head.start(pipeline, addresses, context=self.context, allow_local=False, scheduling=scheduling)
         self._heads.append(head)
-        node = head.assignments[0]
-        assert isinstance(node, NodeStages)
-        self._report.machines.setdefault(f"nodes {self._kind}", shown(dict(node.description.host)))
+        self._report.machines.setdefault(f"nodes {self._kind}", shown(dict(head.served[0].host)))
         return head
 
     async def drop(self, head: Head) -> None:

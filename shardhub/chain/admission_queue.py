@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 
 from shardhub.chain.stream import Stream
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import Overloaded
 
 
 class AdmissionQueue:
     """A queue for each tenant."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
 
     def __len__(self) -> int:
@@ -24,13 +25,13 @@ class AdmissionQueue:
 
         Args:
             stream: Whose request it is.
-            deadline: On the monotonic clock, seconds.
+            deadline: On the clock, seconds.
             again: It had a turn, and there was no room: the next turn is its own, too, before those of all others.
 
         Raises:
             Overloaded: None came in time.
         """
-        began_at = time.monotonic()
+        began_at = self._clock.now()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         tenant = stream.request.tenant
         queue = self._waiting.setdefault(tenant, deque())
@@ -40,7 +41,7 @@ class AdmissionQueue:
         else:
             queue.append(turn)
         try:
-            async with asyncio.timeout(max(0.0, deadline - began_at)):
+            async with self._clock.timeout(max(0.0, deadline - began_at)):
                 await turn
         except TimeoutError as error:
             raise Overloaded(

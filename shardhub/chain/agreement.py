@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shardhub.chain.links import StageLink
+from shardhub.chain.stage_link import StageLink
 from shardhub.errors import HandshakeError
 from shardhub.protocol import COMPUTATION, PROVEN_ANEW, KvQuantization, StageFacts
 

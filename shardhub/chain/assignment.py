@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shardhub.errors import HandshakeError, RouteError
 from shardhub.manifest import Manifest
-from shardhub.protocol import PROTOCOL_VERSIONS, Description
+from shardhub.protocol import PROTOCOL_VERSIONS, Description, StageFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,13 @@ def assign_stages(
         else:
             assignments.append(LocalStages(first=index, last=index))
     return tuple(sorted(assignments, key=lambda assigned: assigned.first))
+
+
+def stages_of(manifest: Manifest, facts: StageFacts) -> LocalStages:
+    """The manifest's stages that a link of a running chain serves, as stages of this process."""
+    digests = [stage.digest for stage in manifest.stages]
+    first = digests.index(facts.digests[0])
+    return LocalStages(first=first, last=first + len(facts.digests) - 1)
 
 
 def _node_stages(manifest: Manifest, address: str, description: Description) -> NodeStages:

@@ -4,72 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import time
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
-
-import numpy as np
 
 from shardhub.chain.agreement import check_one_model
-from shardhub.chain.credit import Credit, Deadlines
+from shardhub.chain.credit import Credit
 from shardhub.chain.gather import all_of
-from shardhub.chain.links import Arrival, StageLink
+from shardhub.chain.leases import Leases
 from shardhub.chain.observers import ChainObserver
 from shardhub.chain.paths import Paths
+from shardhub.chain.place import Place, PlaceState
 from shardhub.chain.session import ChainSession, Path, RowToSend
-from shardhub.chain.slow_stage import find_slow_stage
-from shardhub.errors import ChainError, HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
-from shardhub.limits import MESSAGE_OVERHEAD_BYTES
-from shardhub.naps import Naps
+from shardhub.chain.stage_link import Arrival, StageLink
+from shardhub.chain.step_sizes import StepSizes
+from shardhub.chain.steps import Steps
+from shardhub.chain.tasks import Tasks
+from shardhub.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
+from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, SessionUnknown, ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import (
     Lane,
-    Mask,
-    Row,
     RowResult,
     Step,
     StepFailure,
     StepResult,
-    new_id,
 )
-from shardhub.tensors import DTYPE_SIZES
 
 log = logging.getLogger(__name__)
-
-# Leases are renewed this many times within their length.
-_RENEWALS_A_LEASE = 3
-_ANY_MASK = b"\xff"
 
 
 class Chain:
     """A head's links to all stages. Make it with `Chain.start`.
 
     Attributes:
+        clock, dice: What all that runs over it takes time and chance from.
         head: This head's id.
-        links: In stage order, links of one stage side by side; then those that were added.
-        places: Indices of the links that serve each stage: several where it has replicas.
-        paths: Which links are there, and how each reaches the next.
+        paths: Its places, which of them are there, and how each reaches the next.
         max_chunk: Most ids of a row in one step, over all stages.
         max_rows: Most rows of one step, over all stages.
         max_context: Most positions of a session, over all stages.
-        sent_bytes, received_bytes: Ids and tensors this process sent to nodes and got from them.
+        received_bytes: Tensors this process got from nodes, to hand on.
+        sizes: What a step becomes on each link.
+        steps: Those on their way.
+        leases: What the nodes hold for this head.
     """
 
-    def __init__(self, links: Sequence[StageLink]) -> None:
-        self.head = new_id()
-        self.paths = Paths(links)
-        self.links = self.paths.links
-        self.places = self.paths.places
+    def __init__(self, links: Sequence[StageLink], *, clock: Clock = SYSTEM_CLOCK, dice: Dice = SYSTEM_DICE) -> None:
+        self.clock = clock
+        self.dice = dice
+        self.head = dice.new_id()
+        self.paths = Paths(links, clock=clock)
         self._observers: tuple[ChainObserver, ...] = ()
-        self.sent_bytes = self.received_bytes = 0
+        self.received_bytes = 0
         self._sessions: dict[bytes, ChainSession] = {}
-        self._num_ids_out = 0
-        self._sizes: dict[tuple[bytes, int], int] = {}
-        self._step_sizes: dict[tuple[int, int], list[int]] = {}
-        self._grows = any(crossing.grows for link in links for crossing in link.facts.crossings_in)
+        self._tasks = Tasks()
+        self.sizes = StepSizes(self.places)
         limits = [link.limits for link in links]
         self.max_chunk = min(limit.max_chunk for limit in limits)
         self.max_rows = min(limit.max_rows for limit in limits)
@@ -77,48 +67,82 @@ class Chain:
         self._lease_s = min(limit.lease_s for limit in limits)
         self._queue_steps = min(limit.queue_steps for limit in limits)
         self._queue_bytes = min(limit.queue_bytes for limit in limits)
-        self.credit = Credit(steps=self._queue_steps, size_bytes=self._queue_bytes)
-        self.deadlines = Deadlines()
-        self._renewing: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        # By a link's name: sessions, with their epochs, that were given up while it was broken.
-        self._left_open: dict[str, list[tuple[bytes, int]]] = {}
+        self.steps = Steps(
+            self.sizes,
+            Credit(steps=self._queue_steps, size_bytes=self._queue_bytes),
+            clock=clock,
+            tasks=self._tasks,
+            went_round=self._went_round,
+        )
+        self.leases = Leases(
+            self.head, self.places, self._sessions, self._lease_s, clock=clock, tasks=self._tasks, slept=self._slept
+        )
 
     @classmethod
-    async def start(cls, links: Sequence[StageLink]) -> Chain:
+    async def start(cls, links: Sequence[StageLink], *, clock: Clock = SYSTEM_CLOCK, dice: Dice = SYSTEM_DICE) -> Chain:
         """Open all links and find how each stage reaches the next.
 
         Raises:
             ShardhubError: A node does not answer, or answers wrongly; all links are stopped then.
         """
-        chain = cls(links)
+        chain = cls(links, clock=clock, dice=dice)
         try:
             check_one_model(links)
             await all_of(
-                link.start(chain.head, partial(chain._arrived, index), partial(chain.lose, index))
-                for index, link in enumerate(links)
+                place.link.start(chain.head, partial(chain._arrived, place), partial(chain.lose, place))
+                for place in chain.places
             )
-            await chain.paths.find_hops(range(len(links)))
+            await chain.paths.find_hops(chain.places)
         except BaseException:
             await chain.stop()
             raise
-        chain._renewing = asyncio.create_task(chain._renew())
+        chain.leases.start()
         return chain
+
+    @property
+    def places(self) -> list[Place]:
+        """In stage order, places of one stage side by side; then those that were added."""
+        return self.paths.places
+
+    @property
+    def links(self) -> list[StageLink]:
+        """The link that stands at each place now."""
+        return [place.link for place in self.places]
+
+    @property
+    def num_stages(self) -> int:
+        """Stages; replicas of one count once."""
+        return len(self.paths.stages)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Ids and tensors this process sent to nodes."""
+        return self.steps.sent_bytes
 
     def watch(self, observer: ChainObserver) -> None:
         """Tell an observer of everything from now on."""
         self._observers = (*self._observers, observer)
 
+    def _went_round(self, lane: Lane, num_rows: int, seconds: float) -> None:
+        for observer in self._observers:
+            observer.went_round(lane, num_rows, seconds)
+
+    def _slept(self, seconds: float) -> None:
+        for observer in self._observers:
+            observer.slept(seconds)
+
     async def stop(self) -> None:
         """Close all sessions and links."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.cancel()
         for session in list(self._sessions.values()):
             await session.close()
         for link in self.links:
             await link.stop()
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Rows of the smallest embedding: ids are below it; None where no config says."""
+        return min((size for link in self.links if (size := link.facts.vocab_size)), default=None)
 
     @property
     def rewind_limit(self) -> int:
@@ -162,144 +186,14 @@ class Chain:
         self._sessions.pop(session.id, None)
 
     def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:
-        """Close a session on a link that has broken once there is another to the same node, which has kept it.
-
-        Without that the node would hold it, and refuse others for it, until its lease ends.
-        """
-        there = [other for index, other in enumerate(self.links) if index not in self.paths.dead]
-        again = next((other for other in there if other.name == link.name), None)
-        if again is None:
-            self._left_open.setdefault(link.name, []).append((session, epoch))
-        elif again is not link:
-            self._begin(self._close_on(again, [(session, epoch)]))
-
-    async def _close_on(self, link: StageLink, sessions: Sequence[tuple[bytes, int]]) -> None:
-        """Close sessions that are on no book any more; a node that cannot be told frees them with their leases."""
-        for session, epoch in sessions:
-            try:
-                await link.close_session(self.head, session, epoch)
-            except ChainError:
-                return
-            except ShardhubError:
-                continue  # this one is gone already; the others are not
+        """Take note of a session that could not be closed on a link."""
+        self.leases.left_open(link, session, epoch)
 
     async def send(
         self, rows: Sequence[RowToSend], *, lane: Lane, verify: bool = False
     ) -> list[asyncio.Future[RowResult]]:
-        """Send one step of several sessions as soon as credit allows; the results come with the futures.
-
-        Args:
-            rows: Sessions of one path, each with as many ids.
-            lane: The stream it travels on; a session's steps keep their order within one only.
-            verify: The ids after the first of each row are drafts.
-
-        Raises:
-            ContextExceeded: A session was opened for fewer positions; nothing was sent.
-            ChainError, SessionError: A session or the chain has failed; nothing was sent.
-        """
-        length, num_ids = len(rows[0].ids), sum(len(row.ids) for row in rows)
-        for row in rows:
-            row.session.check(row)
-        total = max(row.session.context for row in rows)
-        credit = await self.credit.take(max(self._step_bytes(len(rows), length, total)))
-        try:
-            for row in rows:
-                row.session.check(row)
-            now = time.monotonic()
-            timeout_s = self.deadlines.timeout_s(self._num_ids_out + num_ids)
-            step = Step(
-                rows=tuple(
-                    Row(
-                        session=row.session.id,
-                        epoch=row.session.epoch,
-                        position=row.session.position - row.discard,
-                        sample=row.sample,
-                        discard=row.discard,
-                        masked=row.mask is not None,
-                        targets=tuple(row.targets),
-                    )
-                    for row in rows
-                ),
-                length=length,
-                ids=np.asarray([row.ids for row in rows], np.int32).tobytes(),
-                crossings={},
-                deadline=now + timeout_s,
-                lane=lane,
-                verify=verify,
-            )
-            rows[0].session.path.links[0].send(step)
-            self.sent_bytes += step.size_bytes
-        except BaseException:
-            self.credit.give(credit)
-            raise
-        self._num_ids_out += num_ids
-        on_the_way = self._num_ids_out
-        futures = [row.session.sent(row) for row in rows]
-        sent_as = (rows[0].session.id, rows[0].session.position)
-        self._sizes[sent_as] = num_ids
-        late: list[asyncio.Task[None]] = []
-        timer = asyncio.get_running_loop().call_later(
-            timeout_s, lambda: late.append(self._begin(self._tell_late(rows, step, timeout_s)))
-        )
-        if any(row.mask is not None for row in rows):
-            self._begin(self._send_masks(rows, step))
-        left = len(futures)
-
-        def ended(future: asyncio.Future[RowResult]) -> None:
-            nonlocal left
-            left -= 1
-            if left:
-                return
-            timer.cancel()
-            for task in late:
-                task.cancel()
-            self._sizes.pop(sent_as, None)
-            self._num_ids_out -= num_ids
-            self.credit.give(credit)
-            if not future.cancelled() and future.exception() is None:
-                seconds = time.monotonic() - now
-                self.deadlines.took(on_the_way, seconds)
-                for observer in self._observers:
-                    observer.went_round(lane, len(rows), seconds)
-
-        for future in futures:
-            future.add_done_callback(ended)
-        return futures
-
-    async def _send_masks(self, rows: Sequence[RowToSend], step: Step) -> None:
-        """Make the masks of a step that is on its way, and send them to the last stage."""
-        loop = asyncio.get_running_loop()
-        link = rows[0].session.path.links[-1]
-
-        async def made(row: RowToSend, sent: Row) -> Mask:
-            assert row.mask is not None
-            try:
-                allowed = await loop.run_in_executor(None, row.mask)
-            except ShardhubError as error:
-                row.session.on_failure(sent.epoch, error)
-                allowed = _ANY_MASK  # nobody waits for what is drawn, but other rows of the step do for the step
-            at = sent.position + step.length
-            return Mask(session=sent.session, epoch=sent.epoch, position=at, allowed=allowed)
-
-        waiting = [made(row, sent) for row, sent in zip(rows, step.rows, strict=True) if row.mask is not None]
-        masks = await asyncio.gather(*waiting)
-        try:
-            link.send_masks(masks, step.lane)
-        except ShardhubError as error:
-            for row, sent in zip(rows, step.rows, strict=True):
-                row.session.on_failure(sent.epoch, error)
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _tell_late(self, rows: Sequence[RowToSend], step: Step, timeout_s: float) -> None:
-        """End the sessions of a step that did not come round in time, naming who keeps it."""
-        error = await find_slow_stage(rows[0].session.path.links, timeout_s)
-        for row, sent in zip(rows, step.rows, strict=True):
-            row.session.on_failure(sent.epoch, error)
+        """Send one step of several sessions; see `Steps.send`."""
+        return await self.steps.send(rows, lane=lane, verify=verify)
 
     def choose_path(self, before: Path | None = None) -> Path:
         """The replica of each stage that carries the fewest sessions, of those that are there.
@@ -311,24 +205,27 @@ class Chain:
             ChainError: What broke the last link of a stage.
         """
         carried = Counter(
-            id(link) for session in self._sessions.values() if not session.is_parked for link in session.path.links
+            link for session in self._sessions.values() if not session.is_parked for link in session.path.links
         )
-        return self.paths.choose(lambda link: carried[id(link)], before)
+        return self.paths.choose(lambda link: carried[link], before)
 
     def check(self, path: Path) -> None:
         """Raise what broke a link of the path, if anything did."""
         self.paths.check(path)
 
-    def lose(self, index: int, error: ShardhubError) -> None:
+    def lose(self, place: Place, error: ShardhubError) -> None:
         """A link is of no use any more: nothing comes of the steps that are on their way through it."""
-        if not self.paths.mark_dead(index, error):
+        if not self.paths.lose(place, error):
             return
-        self._fail_over(self.links[index], error)
+        self._fail_over(place.link, error)
         for observer in self._observers:
-            observer.lost(index, error)
+            observer.lost(place, error)
 
-    def add(self, link: StageLink) -> int:
-        """Set a place aside for one more link, to be opened by `replace`; returns its index.
+    def add(self, link: StageLink, state: PlaceState = PlaceState.LOST) -> Place:
+        """Make a place for one more link, to be opened by `replace`.
+
+        Args:
+            state: ENDED where it is a stand-in.
 
         Raises:
             HandshakeError: It takes less than the chain has promised, or computes a part of another model.
@@ -336,10 +233,13 @@ class Chain:
         """
         check_one_model([*self.links, link])
         self._check_limits(link)
-        return self.paths.add(link, NodeUnreachable(f"{link.name} is being taken in."))
+        return self.paths.add(link, NodeUnreachable(f"{link.name} is being taken in."), state)
 
-    async def replace(self, index: int, link: StageLink) -> None:
-        """Put another link to the same stage in the place of a broken one.
+    async def replace(self, place: Place, link: StageLink, state: PlaceState = PlaceState.LIVE) -> None:
+        """Put another link to the same stage where a broken one stands.
+
+        Args:
+            state: What the place is to the chain then.
 
         Raises:
             HandshakeError: It takes less than the chain has promised, or computes a part of another model.
@@ -349,31 +249,31 @@ class Chain:
 
         def lost(error: ShardhubError) -> None:
             broken.append(error)
-            self.lose(index, error)
+            self.lose(place, error)
 
         try:
-            check_one_model([*(other for at, other in enumerate(self.links) if at != index), link])
+            check_one_model([*(other.link for other in self.places if other is not place), link])
             self._check_limits(link)
-            await link.start(self.head, partial(self._arrived, index), lost)
-            await self.paths.put(index, link)
-            await self._close_on(link, self._left_open.pop(link.name, []))
+            await link.start(self.head, partial(self._arrived, place), lost)
+            await self.paths.put(place, link)
+            await self.leases.close_left_open(link)
             if broken:
                 raise broken[0]
         except BaseException:
             await link.stop()
             raise
-        self.paths.revive(index)
+        self.paths.revive(place, state)
 
-    def is_carrying(self, index: int) -> bool:
-        """Whether sessions that are not parked go over a link."""
-        link = self.links[index]
+    def is_carrying(self, place: Place) -> bool:
+        """Whether sessions that are not parked go over a place."""
+        link = place.link
         return any(link in session.path.links and not session.is_parked for session in self._sessions.values())
 
-    async def release(self, index: int) -> None:
-        """Use a relieved link no more, and free what it holds; what it carried goes on elsewhere."""
-        link = self.links[index]
+    async def release(self, place: Place) -> None:
+        """Use a relieved stand-in no more, and free what it holds; what it carried goes on elsewhere."""
+        link = place.link
         ended = NodeLost(f"{link.name} has been relieved.")
-        self.paths.mark_dead(index, ended)
+        self.paths.lose(place, ended, PlaceState.ENDED)
         self._fail_over(link, ended)
         await link.stop()
 
@@ -399,52 +299,23 @@ class Chain:
                     hint="Start it with the options of the other nodes.",
                 )
 
-    @property
-    def id_bytes(self) -> int:
-        """What a prompt's id becomes on the link that carries most."""
-        return max(self._step_bytes(1, 1, 1))
-
-    def fits_messages(self, num_rows: int, context: int) -> bool:
-        """Whether decode steps of so many sessions, each opened for at most `context` positions, fit into messages."""
-        return num_rows == 1 or all(
-            size + MESSAGE_OVERHEAD_BYTES <= link.limits.message_bytes
-            for link, size in zip(self.links, self._step_bytes(num_rows, 1, context), strict=True)
-        )
-
-    def _step_bytes(self, batch: int, length: int, total: int) -> list[int]:
-        """Bytes of the message into each link that a step of so many rows and ids becomes, `total` positions in."""
-        shape = batch, length
-        sizes = self._step_sizes.get(shape, [])
-        # Where something grows with the context every context has sizes of its own: they are not looked up.
-        if self._grows or len(sizes) < len(self.links):
-            sizes = self._step_sizes[shape] = [
-                4 * batch * length
-                + sum(
-                    DTYPE_SIZES[c.dtype] * math.prod(c.expected_shape(batch=batch, length=length, total=total))
-                    for c in link.facts.crossings_in
-                )
-                for link in self.links
-            ]
-        return sizes
-
-    def _arrived(self, index: int, arrival: Arrival) -> None:
-        """Hand on what came back from a link."""
+    def _arrived(self, place: Place, arrival: Arrival) -> None:
+        """Hand on what came back from a place's link."""
         if isinstance(arrival, Step):
             self.received_bytes += arrival.size_bytes
             session = self._sessions.get(arrival.rows[0].session)
             if session is None:
                 return
             links = session.path.links
-            if arrival.rows[0].epoch != session.epoch or self.links[index] not in links:
+            if arrival.rows[0].epoch != session.epoch or place.link not in links:
                 return  # of an older epoch: it changes nothing
             try:
-                links[links.index(self.links[index]) + 1].send(arrival)
-                self.sent_bytes += arrival.size_bytes
+                links[links.index(place.link) + 1].send(arrival)
+                self.steps.sent_bytes += arrival.size_bytes
             except ShardhubError as error:
-                self._arrived(index, StepFailure(rows=arrival.rows, error=error))
+                self._arrived(place, StepFailure(rows=arrival.rows, error=error))
         elif isinstance(arrival, StepResult):
-            first = arrival.rows[0]
-            if (num_ids := self._sizes.get((first.session, first.position))) is not None:
+            if (num_ids := self.steps.num_ids(arrival.rows[0])) is not None:
                 for observer in self._observers:
                     observer.took(arrival.lane, num_ids, arrival.times)
             for row in arrival.rows:
@@ -454,35 +325,3 @@ class Chain:
             for failed in arrival.rows:
                 if (session := self._sessions.get(failed.session)) is not None:
                     session.on_failure(failed.epoch, arrival.error)
-
-    async def _renew(self) -> None:
-        naps = Naps()
-        waiting: dict[int, asyncio.Task[None]] = {}
-        while True:
-            await asyncio.sleep(self._lease_s / _RENEWALS_A_LEASE)
-            if slept_s := naps.slept_s():
-                for observer in self._observers:
-                    observer.slept(slept_s)
-            if not self._sessions:
-                continue
-            # One node that does not answer must not hold up the others' leases; what waits there is not taken back, or
-            # a step that takes longer than a lease would end its own session.
-            for index, link in enumerate(self.links):
-                if index in self.paths.dead or (index in waiting and not waiting[index].done()):
-                    continue
-                task = waiting[index] = asyncio.create_task(self._renew_at(link))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
-
-    async def _renew_at(self, link: StageLink) -> None:
-        ids = [key for key, session in self._sessions.items() if link in session.path.links]
-        try:
-            gone = await link.renew(self.head, ids)
-        except ShardhubError as error:
-            log.warning("leases at %s were not renewed: %s", link.name, error)
-            return
-        for session_id in gone:
-            session = self._sessions.get(session_id)
-            if session is not None and (session.is_open or session.is_parked):
-                lost = SessionUnknown(f"{link.name} does not hold the session any more.")
-                session.on_failure(session.epoch, lost)

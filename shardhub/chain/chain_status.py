@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shardhub.chain.agreement import check_one_kv
 from shardhub.chain.assignment import NodeStages, assign_stages
-from shardhub.chain.links import describe
+from shardhub.chain.links import PLAIN_DIALER
+from shardhub.chain.stage_link import Dialer
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest
 from shardhub.protocol import Description
-from shardhub.security.trust import PLAIN, Security
-from shardhub.wire.options import DEFAULT_LIVENESS, Liveness
 
 # A node that has not said anything for so long is shown as unreachable.
 _ANSWER_S = 5.0
@@ -106,11 +105,11 @@ async def read_nodes(
     manifest: Manifest,
     addresses: Sequence[str],
     *,
-    liveness: Liveness = DEFAULT_LIVENESS,
-    security: Security = PLAIN,
+    dialer: Dialer = PLAIN_DIALER,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> tuple[Reading, ...]:
     """Ask all nodes at once; one that does not answer is a reading too."""
-    return tuple(await asyncio.gather(*(_read(manifest, address, liveness, security) for address in addresses)))
+    return tuple(await asyncio.gather(*(_read(manifest, address, dialer, clock) for address in addresses)))
 
 
 def chain_status(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading] = ()) -> ChainStatus:
@@ -152,16 +151,16 @@ def chain_status(manifest: Manifest, now: Sequence[Reading], before: Sequence[Re
     )
 
 
-async def _read(manifest: Manifest, address: str, liveness: Liveness, security: Security) -> Reading:
+async def _read(manifest: Manifest, address: str, dialer: Dialer, clock: Clock) -> Reading:
     try:
-        async with asyncio.timeout(_ANSWER_S):
-            description = await describe(address, liveness=liveness, security=security)
+        async with clock.timeout(_ANSWER_S):
+            description = await dialer.describe(address)
     except TimeoutError:
         error = NodeUnreachable(f"{address} did not answer within {_ANSWER_S:.0f} s.")
-        return Reading(address=address, at=time.monotonic(), error=error)
+        return Reading(address=address, at=clock.now(), error=error)
     except ShardhubError as error:
-        return Reading(address=address, at=time.monotonic(), error=error)
-    at = time.monotonic()
+        return Reading(address=address, at=clock.now(), error=error)
+    at = clock.now()
     try:
         assignments = assign_stages(manifest, [(address, description)], range(len(manifest.stages)))
     except ShardhubError as error:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from shardhub.clock import SYSTEM_CLOCK, Clock
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +26,14 @@ class Event:
 
     kind: str
     text: str
-    at: float = field(default_factory=time.time)
+    at: float
 
 
 class Events:
     """What happened lately, the latest last."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._events: deque[Event] = deque(maxlen=_MAX_EVENTS)
         self._observers: tuple[Callable[[Event], None], ...] = ()
 
@@ -47,7 +49,7 @@ class Events:
 
     def tell(self, kind: str, text: str) -> None:
         """Take note of something that happened."""
-        event = Event(kind=kind, text=text)
+        event = Event(kind=kind, text=text, at=self._clock.date())
         log.info("%s", text)  # whoever shows events to people watches
         self._events.append(event)
         for observer in self._observers:

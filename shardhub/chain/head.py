@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shardhub.chain.assignment import Assignment, LocalStages, NodeStages, assign_stages
+from shardhub.chain.assignment import LocalStages, NodeStages, assign_stages, stages_of
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
-from shardhub.chain.links import LocalLink, NodeLink, StageLink
+from shardhub.chain.links import LocalLink, NodeDialer
 from shardhub.chain.membership import Membership
+from shardhub.chain.place import Place
 from shardhub.chain.request import Request
 from shardhub.chain.roll_call import roll_call
 from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.served import Capacity, ServedStages, capacity_of, chain_line, describe_stages, served_stages
 from shardhub.chain.settings import SchedulerSettings
+from shardhub.chain.stage_link import StageLink
 from shardhub.chain.stream import Finish, Stream
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.parity import inexactness
-from shardhub.protocol import INEXACT, HopSpeed
+from shardhub.protocol import INEXACT
 from shardhub.security.keeper import keep
 from shardhub.security.trust import PLAIN, Security
 from shardhub.shard import Pipeline, read_shard
@@ -146,6 +148,7 @@ class Head:
             AddressError, CertificateRefused: A node cannot be reached safely.
         """
         find = find or pipeline.shard_folder
+        dialer = NodeDialer(liveness=liveness, security=security)
         folders: dict[int, Path] = {}
 
         def is_here(index: int) -> bool:
@@ -154,9 +157,7 @@ class Head:
             return index in folders
 
         asking = asyncio.ensure_future(
-            roll_call(
-                pipeline.manifest, nodes, is_here=is_here, progress=progress, liveness=liveness, security=security
-            )
+            roll_call(pipeline.manifest, nodes, is_here=is_here, progress=progress, dialer=dialer)
         )
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
@@ -175,7 +176,7 @@ class Head:
         try:
             for assigned in assignments:
                 if isinstance(assigned, NodeStages):
-                    links.append(NodeLink(assigned.address, assigned.description, liveness=liveness, security=security))
+                    links.append(dialer.link(assigned.address, assigned.description))
                 else:
                     # Stages here keep K and V as the nodes do.
                     kv = described[0].stage.kv if described else None
@@ -189,21 +190,20 @@ class Head:
                 await link.stop()
             raise
 
-        async def stand_in(index: int) -> StageLink | None:
-            """Stages of this process in the place of a node's, if their shards are here and fit."""
-            assigned = head.assignments[index]
+        async def stand_in(place: Place) -> StageLink | None:
+            """Stages of this process in a node's stead, if their shards are here and fit."""
+            facts = place.link.facts
+            assigned = stages_of(pipeline.manifest, facts)
             there = {number: find(number) for number in range(assigned.first, assigned.last + 1)} if allow_local else {}
             folders = {number: folder for number, folder in there.items() if folder is not None}
             if not allow_local or len(folders) < len(there):
                 return None
-            local = LocalStages(first=assigned.first, last=assigned.last)
-            facts = chain.links[index].facts
             # What the chain has promised, whatever stages of this process were to serve.
             settings = EngineSettings(context=chain.max_context, budget_bytes=budget_bytes, kv=facts.kv)
-            return LocalLink(await _load_local(pipeline, local, folders, settings, progress))
+            return LocalLink(await _load_local(pipeline, assigned, folders, settings, progress))
 
         scheduler = Scheduler(chain, scheduling, stand_in=stand_in)
-        membership = Membership(pipeline.manifest, scheduler, liveness=liveness, security=security)
+        membership = Membership(pipeline.manifest, scheduler, dialer=dialer)
         head = cls(pipeline, chain, tokenizer, scheduler, membership, absent=present.absent)
         if security.trust is not None:
             head._tasks.append(asyncio.create_task(keep(security.trust)))
@@ -214,18 +214,34 @@ class Head:
         self._tasks.append(asyncio.create_task(self.membership.follow(named)))
 
     @property
-    def assignments(self) -> tuple[Assignment, ...]:
-        """Where each stage runs now: in stage order, replicas side by side; those that came later are last."""
-        digests = [stage.digest for stage in self.pipeline.manifest.stages]
-        found: list[Assignment] = []
-        for link in [self.chain.links[index] for index in self.chain.paths.in_use]:
-            first = digests.index(link.facts.digests[0])
-            last = first + len(link.facts.digests) - 1
-            if isinstance(link, NodeLink):
-                found.append(NodeStages(address=link.name, description=link.description, first=first, last=last))
-            else:
-                found.append(LocalStages(first=first, last=last))
-        return tuple(found)
+    def served(self) -> tuple[ServedStages, ...]:
+        """Who serves which stages now: in stage order, replicas side by side; those that came later are last."""
+        return served_stages(self.pipeline.manifest, self.chain.paths)
+
+    @property
+    def capacity(self) -> Capacity:
+        """How much runs at once."""
+        return capacity_of(self.chain)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids of prompts and biases are below it: the model's, or the tokenizer's where a config does not say."""
+        return self.chain.vocab_size or self.tokenizer.vocab_size
+
+    @property
+    def gaps(self) -> tuple[Place, ...]:
+        """Of each stage that nothing serves now, the place that did so last."""
+        return tuple(self.chain.paths.gaps)
+
+    @property
+    def problem(self) -> ShardhubError | None:
+        """Why no request could be run now, if that is so."""
+        return next((place.error for place in self.gaps), None)
+
+    def local_loads(self) -> list[dict[str, float]]:
+        """What each stage of this process is busy with."""
+        links = (place.link for place in self.chain.paths.in_use)
+        return [link.engine.load() for link in links if isinstance(link, LocalLink)]
 
     async def stop(self) -> None:
         """End all requests and close the chain."""
@@ -238,41 +254,11 @@ class Head:
 
     def describe_stages(self) -> list[dict[str, object]]:
         """Where each stage runs, for people and `--json`."""
-        rows: list[dict[str, object]] = []
-        places = list(zip(self.chain.paths.in_use, self.assignments, strict=True))
-        onwards = self.chain.paths.hops
-        for index, assigned in sorted(places, key=lambda place: place[1].first):
-            link, onward = self.chain.links[index], onwards[index]
-            row: dict[str, object] = {
-                "stages": list(range(assigned.first, assigned.last + 1)),
-                "layers": [link.facts.start, link.facts.stop],
-                "at": link.name,
-                "next": onward.kind.value,
-            }
-            if (speed := self._speed_from(index)) is not None:
-                row |= {"round_trip_s": round(speed.round_trip_s, 6), "bytes_per_s": round(speed.bytes_per_s)}
-            rows.append(row)
-        return rows
+        return describe_stages(self.pipeline.manifest, self.chain.paths)
 
     def line(self) -> str:
         """The chain in one line: layers, addresses, and what was measured between neighbours."""
-        text = ""
-        for number, place in enumerate(self.chain.places):
-            if number:
-                speed = self._speed_from(self.chain.places[number - 1][0])
-                text += (
-                    " --by this process--> "
-                    if speed is None
-                    else f" --{speed.round_trip_s * 1000:.1f} ms, {speed.bytes_per_s / 1e6:.0f} MB/s--> "
-                )
-            links = [self.chain.links[index] for index in place]
-            facts = links[0].facts
-            text += f"layers {facts.start} to {facts.stop - 1} at {' and '.join(link.name for link in links)}"
-        return text
-
-    def _speed_from(self, index: int) -> HopSpeed | None:
-        """What was measured from a link to the first of the next stage."""
-        return next((speed for (here, _), speed in self.chain.paths.speeds.items() if here == index), None)
+        return chain_line(self.chain.paths)
 
     async def answer(
         self,
@@ -305,7 +291,7 @@ class Head:
         """
         timing = timing or Timing()
         timing.num_prompt = len(prompt)
-        timing.started_at = time.monotonic()
+        timing.started_at = self.chain.clock.now()
         detokenizer = self.tokenizer.detokenizer()
         matcher = StopMatcher(stops)
         finish: Finish = "length"
@@ -323,7 +309,7 @@ class Head:
         )
         try:
             async for token in stream:
-                _note_time(timing, stream)
+                _note_time(timing, stream, self.chain.clock.now())
                 if token.is_end:
                     finish = "stop"
                     break
@@ -342,8 +328,8 @@ class Head:
         yield Piece(text=rest, finish=finish)
 
 
-def _note_time(timing: Timing, stream: Stream) -> None:
-    timing.total_s = time.monotonic() - timing.started_at
+def _note_time(timing: Timing, stream: Stream, now: float) -> None:
+    timing.total_s = now - timing.started_at
     timing.num_generated += 1
     timing.num_reused = stream.num_reused
     timing.num_drafted, timing.num_accepted = stream.num_drafted, stream.num_accepted

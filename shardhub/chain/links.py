@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
+from shardhub.chain.stage_link import Arrival
 from shardhub.engine.host import host_facts
 from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, ShardhubError, StepTimeout, WireError
 from shardhub.protocol import (
@@ -24,7 +25,6 @@ from shardhub.protocol import (
     StageFacts,
     Step,
     StepFailure,
-    StepResult,
 )
 from shardhub.security.trust import PLAIN, Security
 from shardhub.wire import codec
@@ -40,55 +40,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Arrival = Step | StepResult | StepFailure
 CONNECT_TIMEOUT_S = 10.0
 # Control calls wait for the step that runs: as long as a large chunk on a slow machine takes.
 CONTROL_TIMEOUT_S = 120.0
 # Describe carries no tensors; a node's own limit is known only after it.
 _DESCRIBE_BYTES = 4 << 20
-
-
-class StageLink(Protocol):
-    """What the chain needs of a stage, wherever it runs."""
-
-    @property
-    def name(self) -> str:
-        """Address, or "this process"; for messages."""
-
-    @property
-    def facts(self) -> StageFacts: ...
-
-    @property
-    def limits(self) -> Limits: ...
-
-    @property
-    def host(self) -> Mapping[str, str]:
-        """Facts of the machine it runs on."""
-
-    async def start(
-        self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
-    ) -> None:
-        """Open the link for a head.
-
-        Args:
-            arrived: Told of everything that comes back.
-            lost: Told once if the link breaks.
-        """
-
-    async def open(self, call: OpenSession) -> Opened: ...
-
-    async def close_session(self, head: bytes, session: bytes, epoch: int, *, park: bool = False) -> None: ...
-
-    async def renew(self, head: bytes, sessions: Sequence[bytes]) -> list[bytes]:
-        """Extend leases; returns the sessions that are gone."""
-
-    def send(self, step: Step) -> None:
-        """Queue a step."""
-
-    def send_masks(self, masks: Sequence[Mask], lane: Lane) -> None:
-        """Queue what draws on the last stage may choose from."""
-
-    async def stop(self) -> None: ...
 
 
 class LocalLink:
@@ -141,6 +97,9 @@ class LocalLink:
 
     def send_masks(self, masks: Sequence[Mask], lane: Lane) -> None:
         self._engine.mask(self._head, masks)
+
+    async def load(self) -> Mapping[str, float]:
+        return self._engine.load()
 
     async def stop(self) -> None:
         from shardhub.model.memory import release_unused  # loads MLX, as the engine has
@@ -249,6 +208,9 @@ class NodeLink:
             ChainError: It does not answer.
         """
         return await describe(self.name, liveness=self._liveness, security=self._security)
+
+    async def load(self) -> Mapping[str, float]:
+        return (await self.describe()).load
 
     async def again(self) -> NodeLink:
         """A new link to the node, not started, once it answers and serves what it served.
@@ -389,3 +351,31 @@ class NodeLink:
                 hint="Start it again with `shardhub serve`.",
             )
         self._lost(found)
+
+
+class NodeDialer:
+    """Reaches nodes over gRPC.
+
+    Args:
+        liveness, security: How.
+    """
+
+    def __init__(self, *, liveness: Liveness = DEFAULT_LIVENESS, security: Security = PLAIN) -> None:
+        self._liveness = liveness
+        self._security = security
+
+    async def describe(self, address: str) -> Description:
+        """Ask a node what it serves.
+
+        Raises:
+            As `describe`.
+        """
+        return await describe(address, liveness=self._liveness, security=self._security)
+
+    def link(self, address: str, description: Description) -> NodeLink:
+        """A link to a node that has said what it serves; not started."""
+        return NodeLink(address, description, liveness=self._liveness, security=self._security)
+
+
+# Reaches nodes without TLS.
+PLAIN_DIALER = NodeDialer()

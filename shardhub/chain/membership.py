@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain_status import Reading, read_nodes
 from shardhub.chain.failures import describe_error
-from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.links import PLAIN_DIALER
 from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.stage_link import Dialer, RemoteLink
 from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest
-from shardhub.security.trust import PLAIN, Security
-from shardhub.wire.options import DEFAULT_LIVENESS, Liveness
 
 log = logging.getLogger(__name__)
 
@@ -28,21 +27,13 @@ class Membership:
     Args:
         manifest: The pipeline's.
         scheduler: The head's; its chain runs.
-        liveness, security: How nodes are reached.
+        dialer: How nodes are reached.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        scheduler: Scheduler,
-        *,
-        liveness: Liveness = DEFAULT_LIVENESS,
-        security: Security = PLAIN,
-    ) -> None:
+    def __init__(self, manifest: Manifest, scheduler: Scheduler, *, dialer: Dialer = PLAIN_DIALER) -> None:
         self._manifest = manifest
         self._scheduler = scheduler
-        self._liveness = liveness
-        self._security = security
+        self._dialer = dialer
 
     async def join(self, address: str) -> None:
         """Use one more node for new work; if it breaks it is brought back as any other.
@@ -53,18 +44,18 @@ class Membership:
             RouteError: It serves layers that no node of the chain serves together, or is in the chain already.
         """
         chain, manifest = self._scheduler.chain, self._manifest
-        found = await describe(address, liveness=self._liveness, security=self._security)
-        assign_stages(manifest, [(address, found)], range(len(manifest.stages)))
+        description = await self._dialer.describe(address)
+        assign_stages(manifest, [(address, description)], range(len(manifest.stages)))
         for link in chain.links:
-            if isinstance(link, NodeLink) and found.boot_id == link.description.boot_id:
+            if isinstance(link, RemoteLink) and description.boot_id == link.description.boot_id:
                 raise RouteError(f"{address} is in the chain already, as {link.name}.")
-        node = NodeLink(address, found, liveness=self._liveness, security=self._security)
-        self._scheduler.reconnector.bring_in(chain.add(node))
+        self._scheduler.reconnector.bring_in(chain.add(self._dialer.link(address, description)))
 
     async def readings(self) -> tuple[Reading, ...]:
         """What the chain's nodes say of themselves now."""
-        names = [link.name for link in self._scheduler.chain.links if isinstance(link, NodeLink)]
-        return await read_nodes(self._manifest, names, liveness=self._liveness, security=self._security)
+        chain = self._scheduler.chain
+        names = [link.name for link in chain.links if isinstance(link, RemoteLink)]
+        return await read_nodes(self._manifest, names, dialer=self._dialer, clock=chain.clock)
 
     async def follow(self, named: Callable[[], Sequence[str]]) -> None:
         """Take in what is named, as long as this runs.
@@ -91,7 +82,7 @@ class Membership:
                     self._tell_once(told, address, describe_error(error))
                 else:
                     told.pop(address, None)
-            await asyncio.sleep(_LOOK_S)
+            await self._scheduler.chain.clock.sleep(_LOOK_S)
 
     def _tell_once(self, told: dict[str, str], address: str, why: str) -> None:
         if told.get(address) != why:

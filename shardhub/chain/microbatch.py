@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from shardhub.chain.session import Path, RowToSend
+from shardhub.chain.status import Status
+from shardhub.chain.step_sizes import StepSizes
 from shardhub.chain.stream import Stream
 from shardhub.errors import ShardhubError
 from shardhub.limits import MAX_PADDING
@@ -20,8 +23,9 @@ class StepSender(Protocol):
     async def send(self, rows: list[RowToSend], *, lane: Lane, verify: bool = False) -> list[asyncio.Future[RowResult]]:
         """Send one step of several sessions as soon as credit allows."""
 
-    def fits_messages(self, num_rows: int, context: int) -> bool:
-        """Whether decode steps of so many sessions, each opened for at most `context` positions, fit into a message."""
+    @property
+    def sizes(self) -> StepSizes:
+        """What a step becomes on each link."""
 
 
 class Microbatch:
@@ -64,7 +68,7 @@ class Microbatch:
         together = [*self.rows, *self._joining, stream]
         if any(row.request.drafter is not None for row in together):
             return False
-        if not self._chain.fits_messages(len(together), max(row.session.context for row in together)):
+        if not self._chain.sizes.fit(len(together), max(row.session.context for row in together)):
             return False
         positions = [row.session.position for row in together]
         return len(positions) * max(positions) <= (1 + MAX_PADDING) * sum(positions)
@@ -110,22 +114,13 @@ class Microbatch:
         """Let streams leave and join; whether any is left."""
         stay: list[Stream] = []
         for stream in (*self.rows, *self._joining):
-            if stream.is_done or stream.interruption is not None or stream.is_outgrown:
+            if stream.status is not Status.RUNNING:
                 stream.leave()
             elif stream.is_full:
-                self._pause(stream)
+                stream.pause(partial(self._come_back, stream))  # this microbatch may have ended by then
             else:
                 stay.append(stream)
         self.rows, self._joining = stay, []
         if len(self.rows) > 1 and (given := self._give_away(self)) is not None:
             self.rows.remove(given)
         return bool(self.rows)
-
-    def _pause(self, stream: Stream) -> None:
-        """Leave out a stream whose reader is behind, until it has caught up or gone."""
-
-        def drained() -> None:
-            stream.on_drained = lambda: None
-            self._come_back(stream)  # this one may have ended meanwhile
-
-        stream.on_drained = drained

@@ -16,14 +16,15 @@ from shardhub.errors import ShardhubError
 from shardhub.protocol import Lane, StageTime
 
 if TYPE_CHECKING:
+    from shardhub.chain.place import Place
     from shardhub.chain.stream import Stream
 
 
 class ChainObserver:
     """Told of links and steps."""
 
-    def lost(self, index: int, error: ShardhubError) -> None:
-        """A link broke."""
+    def lost(self, place: Place, error: ShardhubError) -> None:
+        """The link at a place broke."""
 
     def took(self, lane: Lane, num_ids: int, times: tuple[StageTime, ...]) -> None:
         """A step of so many ids took so long on each stage."""

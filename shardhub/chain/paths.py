@@ -1,4 +1,4 @@
-"""The paths through a chain: which links serve each stage, which of them are there, and how each reaches the next."""
+"""The paths through a chain: which places serve each stage, which of them are there, and how each reaches the next."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from functools import partial
 from itertools import pairwise
 
 from shardhub.chain.gather import all_of
-from shardhub.chain.links import NodeLink, StageLink
+from shardhub.chain.place import Place, PlaceState
 from shardhub.chain.session import Path
+from shardhub.chain.stage_link import RemoteLink, StageLink
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import RouteError, ShardhubError
 from shardhub.parity import describe_class, numeric_class, one_class
 from shardhub.protocol import HopKind, HopSpeed, NextHop
@@ -22,66 +24,60 @@ _PROBE_TIMEOUT_S = 5.0
 
 
 class Paths:
-    """The links of a chain, by stage.
+    """The places of a chain, by stage. It alone changes what state a place is in.
 
     Attributes:
-        links: In stage order, links of one stage side by side; then those that were added.
-        places: Indices of the links that serve each stage: several where it has replicas.
-        speeds: What was measured between a node and the next, by their indices.
+        places: In stage order, places of one stage side by side; then those that were added.
+        stages: The places that serve each stage: several where it has replicas.
+        speeds: What was measured between a node and the next.
     """
 
-    def __init__(self, links: Sequence[StageLink]) -> None:
-        self.links = list(links)
-        self.places: list[list[int]] = []
-        for index, link in enumerate(self.links):
-            if not self.places or self.links[self.places[-1][0]].facts.start != link.facts.start:
-                self.places.append([])
-            self.places[-1].append(index)
-        self.speeds: dict[tuple[int, int], HopSpeed] = {}
-        self._hops: dict[tuple[int, int], NextHop] = {}
-        self._dead: dict[int, ShardhubError] = {}
-        self._relieved: set[int] = set()
-        self._refused: set[int] = set()
-        # Nothing is to be waited for: every stage has a link, or one will have none.
+    def __init__(self, links: Sequence[StageLink], *, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
+        self.places: list[Place] = []
+        self.stages: list[list[Place]] = []
+        for link in links:
+            if not self.stages or self.stages[-1][0].link.facts.start != link.facts.start:
+                self.stages.append([])
+            self._append(Place(link, self.stages[-1]))
+        self.speeds: dict[tuple[Place, Place], HopSpeed] = {}
+        self._hops: dict[tuple[Place, Place], NextHop] = {}
+        self._lost: dict[Place, None] = {}
+        # Nothing is to be waited for: every stage is served, or one will not be.
         self._settled = asyncio.Event()
         self._settled.set()
 
+    def _append(self, place: Place) -> None:
+        self.places.append(place)
+        place.stage.append(place)
+
     @property
     def hops(self) -> list[NextHop]:
-        """How each link's output goes on, to the first link of the next stage."""
-        following = dict.fromkeys(self.places[-1], NextHop(kind=HopKind.END))
-        for place, there in pairwise(self.places):
-            following |= {here: self._hops.get((here, there[0]), NextHop(kind=HopKind.OPENER)) for here in place}
-        return [following[index] for index in range(len(self.links))]
+        """How each place's output goes on, to the first place of the next stage."""
+        following = dict.fromkeys(self.stages[-1], NextHop(kind=HopKind.END))
+        for stage, after in pairwise(self.stages):
+            following |= {here: self._hops.get((here, after[0]), NextHop(kind=HopKind.OPENER)) for here in stage}
+        return [following[place] for place in self.places]
 
     @property
-    def dead(self) -> dict[int, ShardhubError]:
-        """Links that are broken, by index, and why."""
-        return dict(self._dead)
+    def lost(self) -> list[Place]:
+        """Places that sessions cannot go over now, in the order in which they were lost."""
+        return list(self._lost)
 
     @property
-    def gaps(self) -> list[tuple[StageLink, ShardhubError]]:
-        """Of each stage that nothing serves now, the link that did so last, and what broke it."""
-        lost = list(self._dead)  # in the order in which they were
-        last = [max(place, key=lost.index) for place in self.places if all(index in self._dead for index in place)]
-        return [(self.links[index], self._dead[index]) for index in last]
+    def gaps(self) -> list[Place]:
+        """Of each stage that nothing serves now, the place that did so last."""
+        missing = [stage for stage in self.stages if not stage[0].is_served]
+        return [[place for place in self._lost if place in stage][-1] for stage in missing]
 
     @property
-    def in_use(self) -> list[int]:
-        """Indices of all links but those that were relieved and have ended."""
-        return [index for index in range(len(self.links)) if index not in self._relieved or index not in self._dead]
-
-    def relieve(self, index: int) -> None:
-        """Give a link no new sessions while its stage has another."""
-        self._relieved.add(index)
-
-    def call_back(self, index: int) -> None:
-        """Use a relieved link like any other again."""
-        self._relieved.discard(index)
+    def in_use(self) -> list[Place]:
+        """All places but those of stand-ins that have ended."""
+        return [place for place in self.places if place.state is not PlaceState.ENDED]
 
     def is_relieved(self, path: Path) -> bool:
-        """Whether a link of the path is to get no new sessions."""
-        return any(self.links[index] in path.links for index in self._relieved)
+        """Whether a place of the path is to get no new sessions."""
+        return any(place.link in path.links for place in self.places if not place.is_wanted)
 
     def choose(self, num_carried: Callable[[StageLink], int], before: Path | None = None) -> Path:
         """The replica of each stage that carries the fewest sessions, of those that are there.
@@ -94,152 +90,168 @@ class Paths:
             ChainError: What broke the link that served a stage last.
         """
 
-        def rank(index: int, at: int) -> tuple[bool, int]:
-            link = self.links[index]
-            is_other = before is not None and not one_class(map(numeric_class, (before.links[at].host, link.host)))
-            return is_other, num_carried(link)
+        def rank(place: Place, at: int) -> tuple[bool, int]:
+            is_other = before is not None and not one_class(
+                map(numeric_class, (before.links[at].host, place.link.host))
+            )
+            return is_other, num_carried(place.link)
 
-        chosen: list[int] = []
-        for at, place in enumerate(self.places):
-            alive = [index for index in place if index not in self._dead]
-            if not alive:
-                raise self.gaps[0][1]
-            kept = [index for index in alive if before is not None and self.links[index] in before.links]
-            alive = [index for index in alive if index not in self._relieved] or alive
-            chosen.append(kept[0] if kept else min(alive, key=partial(rank, at=at)))
-        hops = [self._hops[here, there] for here, there in pairwise(chosen)]
-        return Path(tuple(self.links[index] for index in chosen), (*hops, NextHop(kind=HopKind.END)))
-
-    def everything(self) -> Path:
-        """Every link, for a look at all of them."""
-        return Path(tuple(self.links), tuple(self.hops))
+        chosen: list[Place] = []
+        for at, stage in enumerate(self.stages):
+            there = [place for place in stage if place.is_there]
+            if not there:
+                raise _error_of(self.gaps[0])
+            kept = [place for place in there if before is not None and place.link in before.links]
+            there = [place for place in there if place.is_wanted] or there
+            chosen.append(kept[0] if kept else min(there, key=partial(rank, at=at)))
+        hops = [self._hops[here, after] for here, after in pairwise(chosen)]
+        return Path(tuple(place.link for place in chosen), (*hops, NextHop(kind=HopKind.END)))
 
     def check(self, path: Path) -> None:
         """Raise what broke a link of the path, if anything did."""
-        for index, error in self._dead.items():
-            if self.links[index] in path.links:
-                raise error
+        for place in self._lost:
+            if place.link in path.links:
+                raise _error_of(place)
 
     async def until_usable(self, timeout_s: float) -> None:
-        """Wait until every stage has a link.
+        """Wait until every stage is served.
 
         Raises:
-            ChainError: One has none in time, or whoever served it serves something else: what broke it.
+            ChainError: One is not in time, or whoever served it serves something else: what broke it.
         """
-        if (hopeless := self._hopeless()) is not None:
-            raise hopeless
+        self._raise_if_hopeless()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._clock.timeout(timeout_s):
                 await self._settled.wait()
         except TimeoutError as error:
             if gaps := self.gaps:
-                raise gaps[0][1] from error
-        if (hopeless := self._hopeless()) is not None:
-            raise hopeless
+                raise _error_of(gaps[0]) from error
+        self._raise_if_hopeless()
 
-    def refuse(self, index: int, error: ShardhubError) -> None:
-        """Note that in a broken link's place somebody answers who helps nobody: no time is worth waiting for that."""
-        if index in self._dead:
-            self._dead[index] = error
-            self._refused.add(index)
-            self._update_usable()
+    def _raise_if_hopeless(self) -> None:
+        if (place := self._hopeless()) is not None:
+            raise _error_of(place)
 
-    def _hopeless(self) -> ShardhubError | None:
-        """Why a stage has nobody, where all who served it answer, and serve something else now."""
-        for place in self.places:
-            expected = [index for index in place if index not in self._relieved]
-            if place and all(index in self._dead for index in place) and self._refused.issuperset(expected):
-                return self._dead[expected[-1] if expected else place[-1]]
+    def _hopeless(self) -> Place | None:
+        """A place of a stage that nobody serves, where all who served it answer, and serve something else now."""
+        for stage in self.stages:
+            expected = [place for place in stage if place.is_wanted]
+            if not stage[0].is_served and all(place.state is PlaceState.REFUSED for place in expected):
+                return expected[-1] if expected else stage[-1]
         return None
 
-    def mark_dead(self, index: int, error: ShardhubError) -> bool:
-        """Leave a link out from now on; whether it was in use."""
-        if index in self._dead:
+    def lose(self, place: Place, error: ShardhubError, state: PlaceState = PlaceState.LOST) -> bool:
+        """Leave a place out from now on; whether it was there."""
+        if not place.is_there:
             return False
-        self._dead[index] = error
-        self._update_usable()
+        self._leave_out(place, error, state)
+        self._update_settled()
         return True
 
-    def add(self, link: StageLink, error: ShardhubError) -> int:
-        """Set a place aside for one more link; nothing goes over it before `put` and `revive`. Returns its index.
+    def refuse(self, place: Place, error: ShardhubError) -> None:
+        """Note that at a lost place somebody answers who helps nobody: no time is worth waiting for that."""
+        if place.state in (PlaceState.LOST, PlaceState.REFUSED):
+            place.state, place.error = PlaceState.REFUSED, error
+            self._update_settled()
+
+    def relieve(self, place: Place) -> None:
+        """Give a stand-in no new sessions while its stage has another place."""
+        place.state = PlaceState.RELIEVED
+
+    def call_back(self, place: Place) -> None:
+        """Use a relieved stand-in like any other again."""
+        place.state = PlaceState.STAND_IN
+
+    def add(self, link: StageLink, error: ShardhubError, state: PlaceState) -> Place:
+        """Make a place for one more link; nothing goes over it before `put` and `revive`.
 
         Args:
             error: Why it is of no use yet.
+            state: LOST for a node's, ENDED for a stand-in's.
 
         Raises:
-            RouteError: No link serves the same layers.
+            RouteError: No place serves the same layers.
         """
-        for place in self.places:
-            if self.links[place[0]].facts.digests == link.facts.digests:
-                index = len(self.links)
-                self._dead[index] = error
-                self.links.append(link)
-                place.append(index)
-                return index
+        for stage in self.stages:
+            if stage[0].link.facts.digests == link.facts.digests:
+                place = Place(link, stage)
+                self._leave_out(place, error, state)
+                self._append(place)
+                return place
         raise RouteError(
             f"{link.name} serves layers {link.facts.start} to {link.facts.stop - 1}.",
             why="No node of the chain serves just these, so it can replace none.",
             hint="Serve the same shards as one of the others.",
         )
 
-    async def put(self, index: int, link: StageLink) -> None:
-        """Put another link, which is open, in the place of a broken one; nothing goes over it before `revive`."""
-        before, self.links[index] = self.links[index], link
+    async def put(self, place: Place, link: StageLink) -> None:
+        """Put another link, which is open, where a broken one was; nothing goes over it before `revive`."""
+        before, place.link = place.link, link
         if before is not link:  # as one is that was just added
             await before.stop()
-        await self.find_hops([index])
+        await self.find_hops([place])
 
-    def revive(self, index: int) -> None:
-        """Use the link again that stands in a broken one's place."""
-        self._dead.pop(index, None)
-        self._refused.discard(index)
-        self._update_usable()
+    def revive(self, place: Place, state: PlaceState = PlaceState.LIVE) -> None:
+        """Let sessions go over the link that stands there now."""
+        place.state, place.error = state, None
+        self._lost.pop(place, None)
+        self._update_settled()
 
-    async def find_hops(self, indices: Collection[int]) -> None:
-        """Find how each of these links reaches the next stage's, and is reached by those before.
+    async def find_hops(self, places: Collection[Place]) -> None:
+        """Find how each of these places reaches the next stage's, and is reached by those before.
 
         Others that are broken are left out: a probe of the hop to them would only wait.
         """
-        there_too = {index for index in range(len(self.links)) if index not in self._dead} | set(indices)
+        asked = dict.fromkeys(places)
+        there_too = {place: None for place in self.places if place.is_there} | asked
         await all_of(
-            self._find_hop(here, there)
-            for place, following in pairwise(self.places)
-            for here in place
-            for there in following
-            if (here in indices or there in indices) and {here, there} <= there_too
+            self._find_hop(here, after)
+            for stage, following in pairwise(self.stages)
+            for here in stage
+            for after in following
+            if (here in asked or after in asked) and here in there_too and after in there_too
         )
 
-    async def _find_hop(self, here_at: int, there_at: int) -> None:
-        """How one link's output goes to another: straight where the two nodes can reach each other, else by us."""
-        here, there = self.links[here_at], self.links[there_at]
+    async def _find_hop(self, here: Place, after: Place) -> None:
+        """How one place's output goes to another: straight where the two nodes can reach each other, else by us."""
+        sender, receiver = here.link, after.link
         by_us = NextHop(kind=HopKind.OPENER)
-        if not isinstance(here, NodeLink) or not isinstance(there, NodeLink):
-            self._hops[here_at, there_at] = by_us
+        if not isinstance(sender, RemoteLink) or not isinstance(receiver, RemoteLink):
+            self._hops[here, after] = by_us
             return
-        # What was found before stays in use until this is known: a stream that moves meanwhile keeps its path.
-        self._hops.setdefault((here_at, there_at), by_us)
-        for address in dict.fromkeys((*there.description.advertise, there.name)):
+        # What was known before stays in use until this is: a stream that moves meanwhile keeps its path.
+        self._hops.setdefault((here, after), by_us)
+        for address in dict.fromkeys((*receiver.description.advertise, receiver.name)):
             try:
-                speed = await here.probe(address, there.description.boot_id, _PROBE_TIMEOUT_S)
+                speed = await sender.probe(address, receiver.description.boot_id, _PROBE_TIMEOUT_S)
             except ShardhubError as error:
-                log.info("%s cannot reach %s: %s", here.name, address, error)
+                log.info("%s cannot reach %s: %s", sender.name, address, error)
             else:
-                self.speeds[here_at, there_at] = speed
-                self._hops[here_at, there_at] = NextHop(kind=HopKind.DIAL, address=address)
+                self.speeds[here, after] = speed
+                self._hops[here, after] = NextHop(kind=HopKind.DIAL, address=address)
                 return
-        self._hops[here_at, there_at] = by_us
-        log.warning("%s cannot reach %s: what they exchange goes through this process", here.name, there.name)
+        self._hops[here, after] = by_us
+        log.warning("%s cannot reach %s: what they exchange goes through this process", sender.name, receiver.name)
 
     def bytes_per_s(self) -> float:
         """What the slowest hop between two nodes was measured to carry; infinite where none was."""
         return min((speed.bytes_per_s for speed in self.speeds.values()), default=math.inf)
 
-    def _update_usable(self) -> None:
-        is_usable = all(any(index not in self._dead for index in place) for place in self.places)
+    def _leave_out(self, place: Place, error: ShardhubError, state: PlaceState) -> None:
+        place.state, place.error = state, error
+        self._lost[place] = None
+
+    def _update_settled(self) -> None:
+        is_usable = all(stage[0].is_served for stage in self.stages)
         if is_usable or self._hopeless() is not None:
             self._settled.set()
         else:
             self._settled.clear()
+
+
+def _error_of(place: Place) -> ShardhubError:
+    assert place.error is not None
+    return place.error
 
 
 def changed_classes(before: Sequence[StageLink], after: Sequence[StageLink]) -> str:
@@ -248,7 +260,7 @@ def changed_classes(before: Sequence[StageLink], after: Sequence[StageLink]) -> 
     Args:
         before, after: The links of each stage.
     """
-    found = []
+    changes = []
     for old, new in zip(before, after, strict=True):
         if old is new:
             continue
@@ -256,5 +268,5 @@ def changed_classes(before: Sequence[StageLink], after: Sequence[StageLink]) -> 
         if not one_class(classes):
             was, now = (describe_class(one) for one in classes)
             layers = f"layers {new.facts.start} to {new.facts.stop - 1}"
-            found.append(f"{layers} moved from {old.name} ({was}) to {new.name} ({now})")
-    return "; ".join(found)
+            changes.append(f"{layers} moved from {old.name} ({was}) to {new.name} ({now})")
+    return "; ".join(changes)

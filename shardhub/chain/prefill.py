@@ -55,7 +55,7 @@ class Prefill:
         session, request = stream.session, stream.request
         num_prompt = len(request.prompt)
         waiting: deque[asyncio.Future[RowResult]] = deque()
-        most = len(self._chain.places) + _CHUNKS_AHEAD
+        most = self._chain.num_stages + _CHUNKS_AHEAD
         at = done = session.position
         sizes: deque[int] = deque()
         ahead = deque(marks)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from shardhub.chain.session import ChainSession
+from shardhub.clock import SYSTEM_CLOCK, Clock
 
 # Parked sessions a head keeps; the nodes let go of them earlier when they need the memory.
 MAX_PARKED = 32
@@ -18,7 +18,7 @@ LEAST_REUSED = 8
 class _Parked:
     session: ChainSession
     tenant: str
-    used_at: float = field(default_factory=time.monotonic)
+    used_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,8 @@ class Prefix:
 class Prefixes:
     """The parked sessions of a chain, the longest unused going first."""
 
-    def __init__(self, *, limit: int = MAX_PARKED) -> None:
+    def __init__(self, *, limit: int = MAX_PARKED, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._limit = limit
         self._parked: dict[bytes, _Parked] = {}
 
@@ -58,7 +59,7 @@ class Prefixes:
             if length >= LEAST_REUSED and (best is None or length > best.length):
                 best = Prefix(session=parked.session, length=length)
         if best is not None:
-            self._parked[best.session.id].used_at = time.monotonic()
+            self._parked[best.session.id].used_at = self._clock.now()
         return best
 
     def shared(self, ids: Sequence[int], tenant: str) -> int:
@@ -75,10 +76,9 @@ class Prefixes:
             tenant: Whose it is.
             replaces: A parked session that this one has outgrown.
         """
-        if not await session.park():
+        if not await session.park(lost=lambda: self.drop(session)):
             return
-        self._parked[session.id] = _Parked(session, tenant)
-        session.on_lost = lambda: self.drop(session)
+        self._parked[session.id] = _Parked(session, tenant, self._clock.now())
         if replaces is not None and replaces.id in self._parked and _extends(session, replaces):
             await self._let_go(replaces)
         while len(self._parked) > self._limit:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 
 from shardhub.chain.chain import Chain
@@ -38,31 +37,33 @@ class Recoverer:
         self._settings = settings
         self._reconnector = reconnector
         self._events = events
+        self._clock = chain.clock
 
     def may_recover(self, stream: Stream, error: ShardhubError) -> bool:
         """Whether a stream can go on after an error, and has not done so too often."""
         allowed = self._settings.recovery is not Recovery.OFF and not stream.is_done
         return allowed and is_recoverable(error) and stream.num_recoveries <= _MAX_RECOVERIES
 
-    async def recover(self, stream: Stream, error: ShardhubError) -> None:
-        """Bring a stream's session to where it was, on nodes that are there.
+    async def recover(self, stream: Stream) -> None:
+        """Bring the session of an interrupted stream to where it was, on nodes that are there.
 
         Raises:
-            ShardhubError: The error, or the last one, if that was not possible in time or too often.
+            ShardhubError: What interrupted it, or the last error, if that was not possible in time or too often.
         """
-        settings, session = self._settings, stream.session
+        settings, session, error = self._settings, stream.session, stream.interruption
+        assert error is not None
         if not self.may_recover(stream, error):
             raise error
         # A node that came back may not be reached by its neighbours at once: each further loss waits a little longer.
-        await asyncio.sleep(_BETWEEN_ATTEMPTS_S * stream.num_recoveries)
-        began_at, delay_s = time.monotonic(), _FIRST_ATTEMPT_S
+        await self._clock.sleep(_BETWEEN_ATTEMPTS_S * stream.num_recoveries)
+        began_at, delay_s = self._clock.now(), _FIRST_ATTEMPT_S
         deadline = began_at - stream.since_lost() + settings.recover_wait_s
         shapes, before = list(session.shapes), session.path
         ids = [*stream.request.prompt, *stream.answer][: stream.num_held]
         while True:
-            await self._reconnector.look_at(session.path)
+            await self._reconnector.look_at(session.path.links)
             try:
-                await self._chain.paths.until_usable(deadline - time.monotonic())
+                await self._chain.paths.until_usable(deadline - self._clock.now())
                 session.path = self._chain.choose_path(session.path)
                 # Not beyond the ids before the next step's, though stages may hold them: their numbers were lost.
                 at = min(session.position, len(ids))
@@ -74,12 +75,12 @@ class Recoverer:
             except ShardhubError as again:
                 # A node that takes over for another may have to end other sessions first.
                 may_come = is_recoverable(again) or isinstance(again, Overloaded)
-                if not may_come or stream.is_done or time.monotonic() >= deadline:
+                if not may_come or stream.is_done or self._clock.now() >= deadline:
                     self._events.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(again)}")
                     raise
             else:
                 break
-            await asyncio.sleep(delay_s)
+            await self._clock.sleep(delay_s)
             delay_s = min(_BETWEEN_ATTEMPTS_S, 2 * delay_s)
         del stream.prompt_logprobs[session.position :]
         del stream.prompt_top[session.position :]
@@ -92,7 +93,7 @@ class Recoverer:
             self._events.tell(
                 "recovered",
                 f"A sequence goes on at position {len(ids)}: {len(ids) - kept} ids were computed again "
-                f"({settings.recovery.value}) within {time.monotonic() - began_at:.1f} s."
+                f"({settings.recovery.value}) within {self._clock.now() - began_at:.1f} s."
                 + ("" if stream.is_exact else " It is continued, not bit-exact.")
                 + (f" Machines compute otherwise: {changed}." if changed else ""),
             )

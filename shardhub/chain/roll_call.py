@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from shardhub.chain.assignment import assign_stages, stages_text
-from shardhub.chain.links import describe
+from shardhub.chain.links import PLAIN_DIALER
+from shardhub.chain.stage_link import Dialer
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLoading, RouteError, ShardhubError, UsageError
 from shardhub.manifest import Manifest
 from shardhub.protocol import Description
-from shardhub.security.trust import PLAIN, Security
-from shardhub.wire.options import DEFAULT_LIVENESS, Liveness
 
 # As long as a large stage takes to be verified and loaded from a slow disk.
 LOADING_S = 1800.0
@@ -43,8 +42,8 @@ async def roll_call(
     is_here: Callable[[int], bool] = lambda index: False,
     progress: Callable[[str], None] = lambda _: None,
     loading_s: float = LOADING_S,
-    liveness: Liveness = DEFAULT_LIVENESS,
-    security: Security = PLAIN,
+    dialer: Dialer = PLAIN_DIALER,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> RollCall:
     """Ask nodes what they serve. Whoever does not answer is left out where the others serve every stage.
 
@@ -56,6 +55,7 @@ async def roll_call(
         is_here: Whether a stage can run in this process.
         progress: Told who is waited for.
         loading_s: How long nodes that load are waited for.
+        dialer: How nodes are reached.
 
     Raises:
         RouteError: Nobody serves a stage.
@@ -64,14 +64,12 @@ async def roll_call(
         ChainError: None of the nodes answers.
         AddressError: One must not be reached like that.
     """
-    began_at = time.monotonic()
+    began_at = clock.now()
     described: dict[str, Description] = {}
     absent: dict[str, ShardhubError] = {}
     while True:
         asked = [address for address in addresses if address not in described]
-        answers = await asyncio.gather(
-            *(_ask(manifest, address, liveness, security) for address in asked), return_exceptions=True
-        )
+        answers = await asyncio.gather(*(_ask(manifest, address, dialer) for address in asked), return_exceptions=True)
         for address, answer in zip(asked, answers, strict=True):
             if isinstance(answer, Description):
                 described[address] = answer
@@ -83,10 +81,10 @@ async def roll_call(
         digests = {digest for description in described.values() for digest in description.stage.digests}
         missing = [index for index, stage in enumerate(manifest.stages) if stage.digest not in digests]
         loading = [address for address, error in absent.items() if isinstance(error, NodeLoading)]
-        waited_s = time.monotonic() - began_at
+        waited_s = clock.now() - began_at
         if missing and loading and waited_s < loading_s:
             progress(f"waiting for {' and '.join(loading)} to load: {waited_s:.0f} s")
-            await asyncio.sleep(_AGAIN_S)
+            await clock.sleep(_AGAIN_S)
             continue
         if nobody := [index for index in missing if not is_here(index)]:
             raise _nobody(manifest, nobody, len(described), absent)
@@ -94,8 +92,8 @@ async def roll_call(
         return RollCall(nodes=nodes, absent=absent)
 
 
-async def _ask(manifest: Manifest, address: str, liveness: Liveness, security: Security) -> Description:
-    description = await describe(address, liveness=liveness, security=security)
+async def _ask(manifest: Manifest, address: str, dialer: Dialer) -> Description:
+    description = await dialer.describe(address)
     assign_stages(manifest, [(address, description)], range(len(manifest.stages)))
     return description
 

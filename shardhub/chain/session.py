@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shardhub.chain.gather import all_of
-from shardhub.chain.links import StageLink
+from shardhub.chain.stage_link import StageLink
+from shardhub.clock import Dice
 from shardhub.errors import (
     ContextExceeded,
     NodeLost,
@@ -18,7 +19,7 @@ from shardhub.errors import (
     StaleEpoch,
 )
 from shardhub.parameters import SamplingParameters
-from shardhub.protocol import Lane, NextHop, Opened, OpenSession, RowResult, new_id
+from shardhub.protocol import Lane, NextHop, Opened, OpenSession, RowResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class Carrier(Protocol):
     """What a session needs of the chain that carries it."""
 
     head: bytes
+    dice: Dice
 
     def check(self, path: Path) -> None:
         """Raise what broke a link of the path, if anything did."""
@@ -79,11 +81,10 @@ class ChainSession:
         ids: Token ids the stages hold once the steps on their way have arrived.
         shapes: Lengths of the steps they came in, for a replay in the same ones.
         is_parked: It takes no more steps, and can be forked from as long as no node needs its memory.
-        on_lost: Called when a parked session is gone from a node.
     """
 
     def __init__(self, chain: Carrier, path: Path, *, context: int, parameters: SamplingParameters) -> None:
-        self.id = new_id()
+        self.id = chain.dice.new_id()
         self.epoch = 0
         self.path = path
         self.ids: list[int] = []
@@ -92,7 +93,7 @@ class ChainSession:
         self.parameters = parameters
         self.is_open = False
         self.is_parked = False
-        self.on_lost: Callable[[], None] = lambda: None
+        self._lost: Callable[[], None] = lambda: None
         self._chain = chain
         self._pending: dict[int, asyncio.Future[RowResult]] = {}
         self._failure: ShardhubError | None = None
@@ -238,7 +239,7 @@ class ChainSession:
                 waiting.exception()  # seen, even if nobody waits for this chunk
         if self.is_parked:
             self._chain.forget(self)
-            self.on_lost()
+            self._lost()
 
     def _cut_shapes(self) -> None:
         """Make the shapes those of the ids that are left."""
@@ -249,9 +250,14 @@ class ChainSession:
                 self.shapes.append(last - over)
             over -= last
 
-    async def park(self) -> bool:
-        """Take no more steps, but keep the KV to fork from; whether all stages did."""
+    async def park(self, *, lost: Callable[[], None] = lambda: None) -> bool:
+        """Take no more steps, but keep the KV to fork from; whether all stages did.
+
+        Args:
+            lost: Called when it is gone from a node.
+        """
         self.is_open = False
+        self._lost = lost
         done = await asyncio.gather(*(self._close_at(link, park=True) for link in self.path.links))
         self.is_parked = all(done)
         if not self.is_parked:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from shardhub.chain.failures import is_recoverable
 from shardhub.chain.request import Request
 from shardhub.chain.session import ChainSession, RowToSend
+from shardhub.chain.status import Status
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import Overloaded, ShardhubError
 from shardhub.protocol import RowResult, TopTokens
 
@@ -46,15 +47,16 @@ class Stream:
     Args:
         request: What is asked.
         drew: Told of new tokens: how many, and the seconds since the ones before, or since the request.
+        clock: The chain's.
 
     Attributes:
         request: What was asked.
         num_reused: Prompt ids whose KV was there already.
-        finish: Why it ended, once it has.
+        status: Where it is in its life.
+        finish: Why it finished, once it has.
         num_drafted, num_accepted: Tokens guessed, and how many of them were right.
         prompt_logprobs, prompt_top: If asked for: of the prompt's ids from the second on, once there is a token.
-        left: Done once no step of it is on its way.
-        interruption: What a node's failure did to its last step; it can go on from there.
+        interruption: The failure that broke its last step, until its session is brought back.
         num_recoveries: How often it went on after one.
         lost_at: When a node failed it first since its last progress, on the monotonic clock; None if none has.
         is_exact: Whether its tokens are those of a run without failures, as far as one numeric class promises it.
@@ -62,8 +64,13 @@ class Stream:
     """
 
     def __init__(
-        self, request: Request, *, drew: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None
+        self,
+        request: Request,
+        *,
+        drew: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        self._clock = clock
         self.request = request
         self._drew = drew
         self.num_reused = 0
@@ -72,15 +79,14 @@ class Stream:
         self.num_accepted = 0
         self.prompt_logprobs: list[float] = []
         self.prompt_top: list[TopTokens] = []
+        self.status = Status.WAITING
         self.finish: Finish | None = None
-        self.left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.ended = asyncio.Event()
         self.interruption: ShardhubError | None = None
         self.num_recoveries = 0
         self.lost_at: float | None = None
         self.is_exact = True
-        self.on_drained: Callable[[], None] = lambda: None
-        self._drawn_at = time.monotonic()
+        self._drawn_at = self._clock.now()
         self._session: ChainSession | None = None
         self._most_positions = 0
         self._answer: list[int] = []
@@ -88,7 +94,9 @@ class Stream:
         self._rewind_limit = 0
         self._unread: deque[Token] = deque()
         self._error: BaseException | None = None
-        self._given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._left: asyncio.Future[None] | None = None
+        self._resume: Callable[[], None] | None = None
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._news = asyncio.Event()
 
     @property
@@ -105,7 +113,7 @@ class Stream:
     @property
     def will_be_kept(self) -> bool:
         """Whether it has ended well, so that its KV is kept for prompts that begin alike; it waits for no other."""
-        return self.request.reuse and self.finish is not None and self.interruption is None
+        return self.request.reuse and self.status is Status.FINISHED and self.interruption is None
 
     @property
     def error(self) -> BaseException | None:
@@ -115,7 +123,7 @@ class Stream:
     @property
     def is_done(self) -> bool:
         """Whether it takes no further step."""
-        return self._given_up.done() or self.finish is not None or self._error is not None
+        return self.status.is_end
 
     @property
     def is_full(self) -> bool:
@@ -138,13 +146,26 @@ class Stream:
         self._session = session
         self._rewind_limit = rewind_limit
         self._most_positions = max(session.context, most_positions or 0)
+        self._become(Status.RUNNING)
+
+    def _become(self, status: Status) -> None:
+        """Go on to another status; a stream that has ended stays as it is.
+
+        Raises:
+            ValueError: No stream goes from one to the other.
+        """
+        if self.is_done:
+            return
+        if not self.status.may_become(status):
+            raise ValueError(f"A stream that is {self.status.value} does not become {status.value}.")
+        self.status = status
+        if status.is_end:
+            self._over.set_result(None)
 
     @property
-    def is_outgrown(self) -> bool:
+    def _is_outgrown(self) -> bool:
         """Whether its session is full, and it may go on in a larger one."""
-        if self._session is None or self.is_done or self.interruption is not None:
-            return False
-        return self.kept_ids() >= self._session.context < self._most_positions
+        return self.kept_ids() >= self.session.context < self._most_positions
 
     @property
     def next_context(self) -> int:
@@ -156,7 +177,7 @@ class Stream:
         """Go on in another session that holds what this one held; None while there is room for none."""
         self._session = session
         self._discard = 0
-        self.left = asyncio.get_running_loop().create_future()
+        self._become(Status.RUNNING if session is not None else Status.WAITING)
 
     def next_row(self) -> RowToSend:
         """What its next step sends: the last token, or the prompt's last id, and drafts of those that follow."""
@@ -190,16 +211,18 @@ class Stream:
             is_end = token in self.request.end_ids
             position = self.session.position - self._discard
             if is_end:
-                self.finish = "stop"
+                self._end("stop")
             elif self.num_generated >= self.request.max_tokens or position >= self._most_positions:
-                self.finish = "length"
+                self._end("length")
             if self.request.grammar is not None and not is_end:
                 self.request.grammar.accept(token)
             self._unread.append(Token(id=token, logprob=logprob, is_end=is_end, top=top))
         if self.num_generated > num_before:
             self.made_progress()
-            before, self._drawn_at = self._drawn_at, time.monotonic()
+            before, self._drawn_at = self._drawn_at, self._clock.now()
             self._drew(self, self.num_generated - num_before, self._drawn_at - before)
+        if self._is_outgrown:
+            self._become(Status.OUTGROWN)
         self._news.set()
 
     def kept_ids(self) -> int:
@@ -208,42 +231,58 @@ class Stream:
 
     def end_full(self) -> None:
         """End it where it is: there is no room for more."""
-        self.finish = self.finish or "length"
+        self._end("length")
         self._news.set()
+
+    def _end(self, finish: Finish) -> None:
+        if not self.is_done:
+            self.finish = finish
+            self._become(Status.FINISHED)
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, once what was drawn before has been read."""
         if not self.is_done:
             self._error = error
+            self._become(Status.FAILED)
         self._news.set()
 
     def stop(self) -> None:
         """Its reader has what it wants: it takes no further step, and its KV may be kept."""
-        self.finish = self.finish or "stop"
+        self._end("stop")
         self.cancel()
 
     def cancel(self) -> None:
         """Nobody reads it any more: it takes no further step."""
-        if not self._given_up.done():
-            self._given_up.set_result(None)
+        self._become(Status.CANCELLED)
         self._news.set()
-        self.on_drained()
+        self._drained()
+
+    def pause(self, resume: Callable[[], None]) -> None:
+        """Take no step until its reader has caught up, or is gone; `resume` is called then."""
+        self._become(Status.PAUSED)
+        self._resume = resume
+
+    def _drained(self) -> None:
+        """Its reader is not behind any more."""
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            self._become(Status.RUNNING)
+            resume()
 
     async def while_wanted(self, work: Awaitable[T]) -> T:
         """Do some work for whoever reads the stream; once nobody does, the work is cancelled.
 
         Raises:
-            Overloaded: The stream was cancelled before the work was done.
+            Overloaded: The stream ended before the work was done.
         """
         task = asyncio.ensure_future(work)
         try:
-            if not self._given_up.done():
-                both: set[asyncio.Future[Any]] = {task, self._given_up}
-                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if not self._over.done():
+                await asyncio.wait((task, self._over), return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not task.done():
                 task.cancel()
-                await asyncio.wait({task})
+                await asyncio.wait((task,))
         if task.cancelled():
             raise Overloaded("The request was given up while it waited.")
         return task.result()
@@ -252,12 +291,13 @@ class Stream:
         """A step failed: leave the microbatch to go on elsewhere if that can help, or end with the error."""
         if isinstance(error, ShardhubError) and is_recoverable(error) and not self.is_done:
             self.interruption = error
+            self._become(Status.INTERRUPTED)
         else:
             self.fail(error)
 
     def since_lost(self) -> float:
         """Note that a node failed it, and return the seconds since the first failure after its last progress."""
-        now = time.monotonic()
+        now = self._clock.now()
         if self.lost_at is None:
             self.lost_at = now
         return now - self.lost_at
@@ -276,19 +316,24 @@ class Stream:
         self._discard = 0
         self.interruption = None
         self.num_recoveries += 1
-        self.left = asyncio.get_running_loop().create_future()
+        self._become(Status.OUTGROWN if self._is_outgrown else Status.RUNNING)
+
+    def enter(self) -> asyncio.Future[None]:
+        """Its steps begin to travel with others'; the future is done once it has left them."""
+        self._left = asyncio.get_running_loop().create_future()
+        return self._left
 
     def leave(self) -> None:
         """No step of it is on its way any more."""
-        if not self.left.done():
-            self.left.set_result(None)
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
 
     async def __aiter__(self) -> AsyncIterator[Token]:
         while True:
             while self._unread:
                 token = self._unread.popleft()
                 if len(self._unread) == MAX_UNREAD // 2:
-                    self.on_drained()
+                    self._drained()
                 yield token
             if self._error is not None:
                 raise self._error

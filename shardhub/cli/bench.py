@@ -94,4 +94,4 @@ def row(level: Level) -> str:
 
 def _title(head: Head, hosts: Sequence[dict[str, str]]) -> str:
     kinds = sorted({f"{host.get('backend', '?')}, mlx {host.get('mlx', '?')}" for host in hosts})
-    return f"{head.pipeline.manifest.name}, {len(head.chain.places)} stages on {'; '.join(kinds)}"
+    return f"{head.pipeline.manifest.name}, {head.chain.num_stages} stages on {'; '.join(kinds)}"

@@ -97,7 +97,7 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
                 record = {
                     "url": url,
                     "model": name,
-                    "context": head.chain.max_context,
+                    "context": head.capacity.max_context,
                     "keys": len(settings.keys.digests),
                     "inexact": head.inexact,
                 }

@@ -122,7 +122,7 @@ def generate(
 
 def note_limits(head: Head, sampling: SamplingOptions) -> None:
     """Say why drafts that were asked for do not come, or not always."""
-    if sampling.draft and (why := why_limited(head.chain.rewind_limit, head.chain.max_context)):
+    if sampling.draft and (why := why_limited(head.chain.rewind_limit, head.capacity.max_context)):
         note(why)
 
 

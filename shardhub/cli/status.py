@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shardhub.chain.chain_status import ChainStatus, NodeStatus, Reading, chain_status, read_nodes
+from shardhub.chain.links import NodeDialer
 from shardhub.cli.run import error_record
 from shardhub.errors import NodeLoading, ShardhubError, outcome
 from shardhub.parity import inexactness
@@ -73,7 +74,7 @@ def status(options: StatusOptions, *, as_json: bool) -> int:
     with LoopThread() as loop:
 
         def read() -> tuple[Reading, ...]:
-            return loop.wait(read_nodes(pipeline.manifest, addresses, security=security))
+            return loop.wait(read_nodes(pipeline.manifest, addresses, dialer=NodeDialer(security=security)))
 
         before = read()
         found = chain_status(pipeline.manifest, before)

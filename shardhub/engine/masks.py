@@ -25,10 +25,12 @@ class MaskTable:
 
     Args:
         most: Masks kept; beyond them the oldest goes, as its step will not come any more.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, *, most: int) -> None:
+    def __init__(self, *, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most = most
+        self._clock = clock
         self._lock = threading.Lock()
         self._masks: dict[_Key, bytes] = {}
         self._held: list[_Held] = []
@@ -76,7 +78,7 @@ class MaskTable:
 
     def expire(self) -> None:
         """Give up steps whose deadline has passed."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             late = [held for held in self._held if held.step.deadline < now]
             self._held = [held for held in self._held if held.step.deadline >= now]

@@ -13,8 +13,6 @@ from fastapi.responses import Response
 
 from shardhub.chain.chain_status import Reading
 from shardhub.chain.events import Event
-from shardhub.chain.links import LocalLink
-from shardhub.errors import ShardhubError
 from shardhub.gateway.events import RESPONSES, EventStream, event
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 from shardhub.gateway.service import Service, service_of
@@ -88,23 +86,15 @@ class Feed:
         """The chain as it is at this moment."""
         service, head = self._service, self._service.head
         readings = await head.membership.readings()
-        local = [
-            {"at": link.name, "alive": True, "load": link.engine.load()}
-            for link in (head.chain.links[index] for index in head.chain.paths.in_use)
-            if isinstance(link, LocalLink)
-        ]
-        problem: str | None = None
-        try:
-            head.chain.choose_path()
-        except ShardhubError as error:
-            problem = str(error)
+        local = [{"at": "this process", "alive": True, "load": load} for load in head.local_loads()]
+        problem = head.problem
         return {
             "time": time.time(),
             "model": service.model_names[0],
             "pipeline_id": head.pipeline.manifest.pipeline_id,
             "context": service.max_context,
             "ready": problem is None and not service.admission.is_draining,
-            "problem": problem,
+            "problem": None if problem is None else str(problem),
             "inexact": head.inexact,
             "stages": self._stages(),
             "nodes": [*map(_node, readings), *local],

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from shardhub import __version__
+from shardhub.chain.failures import describe_error
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 from shardhub.gateway.service import service_of
 
@@ -28,11 +29,12 @@ async def ready(request: Request) -> JSONResponse:
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     if service.admission.is_draining:
         raise Refusal(503, "The gateway is going away.", code="draining", headers=retry)
-    if gaps := service.head.chain.paths.gaps:
+    if gaps := service.head.gaps:
         missing = " ".join(
-            f"Nothing serves layers {link.facts.start} to {link.facts.stop - 1} now. {link.name} did last: "
-            f"{error.what} {error.why}".strip()
-            for link, error in gaps
+            f"Nothing serves layers {place.link.facts.start} to {place.link.facts.stop - 1} now. "
+            f"{place.link.name} did last: {describe_error(place.error)}"
+            for place in gaps
+            if place.error is not None
         )
         raise Refusal(503, missing, code="unavailable", headers=retry)
     return JSONResponse({"status": "ok", "model": service.model_names[0], "answers": service.admission.num})

@@ -91,11 +91,8 @@ class Service(StreamObserver):
         self._thinking: Thinking | None = None
         self.infill = find_infill(head.tokenizer)
         self.call_formats = find_call_formats(head.tokenizer)
-        links = head.chain.links
-        sessions = min(sum(links[index].limits.max_sessions for index in place) for place in head.chain.places)
-        self.admission = Admission(sessions + settings.max_queue)
-        sizes = [link.facts.vocab_size for link in links if link.facts.vocab_size]
-        self.vocab_size = min(sizes, default=head.tokenizer.vocab_size)
+        self.admission = Admission(head.capacity.max_sessions + settings.max_queue)
+        self.vocab_size = head.vocab_size
         manifest = head.pipeline.manifest
         self.model_names = names_of(settings, head)
         self.answers = ResponseStore()
@@ -117,7 +114,7 @@ class Service(StreamObserver):
     @property
     def max_context(self) -> int:
         """Positions of a prompt and its answer."""
-        return self.head.chain.max_context
+        return self.head.capacity.max_context
 
     def check_model(self, name: str | None) -> str:
         """The model's name as it is told to clients: the one they asked for.

@@ -92,7 +92,7 @@ class Peers:
         # Who answered at an address, None on a plain channel; and where a link broke since: met again before the next.
         self._met: dict[str, tuple[Trust, Peer] | None] = {}
         self._doubtful: set[str] = set()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], None] = {}
         self._unwatch = security.trust.watch(self._cut) if security.trust is not None else lambda: None
 
     async def check(self, address: str) -> None:
@@ -231,8 +231,8 @@ class Peers:
             self._end_links(address, NodeLost(f"The certificate of {met[1]} was revoked.", why="Its link is cut."))
             if (channel := self._channels.pop(address, None)) is not None:
                 task = asyncio.ensure_future(channel.close())
-                self._closing.add(task)
-                task.add_done_callback(self._closing.discard)
+                self._closing[task] = None
+                task.add_done_callback(lambda done: self._closing.pop(done, None))
 
     def _end_links(self, address: str, error: ShardhubError) -> None:
         """Tell the steps on the way to an address as lost: calls on a channel that is closed end without a word."""

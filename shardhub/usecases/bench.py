@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from shardhub.chain.assignment import NodeStages
 from shardhub.chain.gather import all_of
 from shardhub.chain.head import Head
 from shardhub.chain.request import Request
@@ -80,7 +79,7 @@ async def measure(
         np.random.default_rng([options.seed, concurrency, rounds]),
         num_prompts=concurrency * rounds,
         length=options.num_prompt,
-        vocab_size=vocab_size(head),
+        vocab_size=min(head.vocab_size, head.tokenizer.vocab_size),
     )
 
     async def client(index: int) -> list[Answered]:
@@ -132,17 +131,9 @@ def random_prompts(rng: np.random.Generator, *, num_prompts: int, length: int, v
     return found
 
 
-def vocab_size(head: Head) -> int:
-    """Ids the model knows; the tokenizer's where a config does not say."""
-    sizes = [link.facts.vocab_size for link in head.chain.links if link.facts.vocab_size]
-    return min([*sizes, head.tokenizer.vocab_size])
-
-
 def default_levels(head: Head) -> list[int]:
     """1, 2, 4 and so on, up to what keeps every stage busy with full steps and all nodes hold."""
-    chain = head.chain
-    sessions = min(sum(chain.links[index].limits.max_sessions for index in place) for place in chain.places)
-    most = min(chain.max_rows * len(chain.places), sessions)
+    most = head.capacity.busy_rows
     return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
 
 
@@ -152,10 +143,10 @@ def check_room(head: Head, options: BenchOptions) -> None:
     Raises:
         UsageError: Prompt and answer have more positions than the chain's context.
     """
-    if options.num_prompt + options.num_tokens > head.chain.max_context:
+    if options.num_prompt + options.num_tokens > head.capacity.max_context:
         raise UsageError(
             f"A prompt of {options.num_prompt} ids and {options.num_tokens} tokens do not fit.",
-            why=f"The chain's context is {head.chain.max_context} positions.",
+            why=f"The chain's context is {head.capacity.max_context} positions.",
             hint="Lower --prompt-tokens or --tokens, or serve with a larger --context.",
         )
 
@@ -163,15 +154,10 @@ def check_room(head: Head, options: BenchOptions) -> None:
 def hosts_of(head: Head) -> list[dict[str, str]]:
     """What each stage runs on: numbers can be compared only beside it."""
     hosts = []
-    for assigned in head.assignments:
-        facts = assigned.description.host if isinstance(assigned, NodeStages) else host_facts()
-        at = assigned.address if isinstance(assigned, NodeStages) else "this process"
-        layers = (
-            f"stages {assigned.first} to {assigned.last}"
-            if assigned.last > assigned.first
-            else f"stage {assigned.first}"
-        )
-        hosts.append({"at": f"{layers} at {at}", **{key: facts[key] for key in _SHOWN_FACTS if facts.get(key)}})
+    for served in head.served:
+        stages = f"stages {served.first} to {served.last}" if served.last > served.first else f"stage {served.first}"
+        facts = {key: served.host[key] for key in _SHOWN_FACTS if served.host.get(key)}
+        hosts.append({"at": f"{stages} at {served.at}", **facts})
     return hosts
 
 

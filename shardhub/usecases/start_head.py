@@ -119,7 +119,7 @@ class Starting:
         finally:
             status.clear()
         note(head.line())
-        note(self._context.line(head.chain.max_context))
+        note(self._context.line(head.capacity.max_context))
         for address, error in head.absent.items():
             note(f"going on without {address}, which is used once it can be: {error.what} {error.why}".rstrip())
         head.scheduler.events.watch(lambda event: note_between(event.text))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from shardhub.chain.assignment import NodeStages
 from shardhub.chain.head import Head
 from shardhub.chain.teacher_forcing import greedy_choices
 from shardhub.errors import UsageError
@@ -99,13 +98,7 @@ def promise(classes: Sequence[NumericClass], *, is_promised: bool) -> str:
 
 def _classes(head: Head) -> list[tuple[str, NumericClass]]:
     """Numeric class of each place of the chain, by its name."""
-    from shardhub.engine.host import host_facts
-
-    links = [head.chain.links[index] for index in head.chain.paths.in_use]
-    return [
-        (link.name, numeric_class(assigned.description.host if isinstance(assigned, NodeStages) else host_facts()))
-        for assigned, link in zip(head.assignments, links, strict=True)
-    ]
+    return [(served.at, numeric_class(served.host)) for served in head.served]
 
 
 def _closest(records: list[Parity], classes: list[NumericClass]) -> Parity:

@@ -312,7 +312,7 @@ def test_a_head_that_is_gone_frees_its_sessions(models) -> None:
                 await leases.is_renewed(engine)
             assert await leases.num_expired(engine) == 0
             assert engine.num_sessions == 1
-            chain._renewing.cancel()
+            chain.leases.stop()
 
             async def none_left():
                 leases.go_on(1.0)  # also if one last renewal was on its way

@@ -29,7 +29,7 @@ def test_a_window_of_one_step_or_byte_ends_in_no_deadlock(pipeline, steps, size_
     async def run():
         async with scheduler_of(pipeline, settings=SchedulerSettings(prefill_chunk=8)) as (scheduler, _):
             alone = [await tokens_of(scheduler, request(i, prompt=PROMPTS[i] * 2)) for i in range(4)]
-            scheduler.chain.credit = Credit(steps=steps, size_bytes=size_bytes)
+            scheduler.chain.steps.credit = Credit(steps=steps, size_bytes=size_bytes)
             lazy = scheduler.submit(request(0, prompt=PROMPTS[0] * 2))
             async with asyncio.timeout(120):
                 together = await asyncio.gather(
@@ -97,7 +97,7 @@ def test_a_late_step_names_the_stage_that_keeps_it(pipeline) -> None:
             reader = aiter(stream)
             await anext(reader)
             goes_on = threading.Event()
-            chain.deadlines.timeout_s = lambda num_ids: 5.0
+            chain.steps.deadlines.timeout_s = lambda num_ids: 5.0
             engines[1]._compute.control(goes_on.wait)
             try:
                 with pytest.raises(StepTimeout, match="did not come round") as late:

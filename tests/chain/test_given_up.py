@@ -61,14 +61,14 @@ def request(num_tokens=20, **changes) -> Request:
 
 async def is_lost(scheduler) -> None:
     async def lost() -> bool:
-        return bool(scheduler.chain.paths.dead)
+        return bool(scheduler.chain.paths.lost)
 
     await until(lost)
 
 
 async def is_back(scheduler) -> None:
     async def back() -> bool:
-        return not scheduler.chain.paths.dead
+        return not scheduler.chain.paths.lost
 
     await until(back)
 
@@ -84,13 +84,13 @@ def test_a_request_given_up_while_a_node_is_away_holds_up_nobody(pipeline, serve
             await is_lost(scheduler)
             given_up = [scheduler.submit(request()) for _ in range(num)]
             # They are on their way into the wait for the node, however far they have come.
-            await scheduler.reconnector.look_at(scheduler.chain.paths.everything())
+            await scheduler.reconnector.look_at(scheduler.chain.links)
             for stream in given_up:
                 stream.cancel()
             async with asyncio.timeout(ANSWER_S):
                 for stream in given_up:
                     await stream.ended.wait()
-            assert scheduler.chain.paths.dead, "the node came back too soon"
+            assert scheduler.chain.paths.lost, "the node came back too soon"
             line.heal()
             await is_back(scheduler)
             async with asyncio.timeout(ANSWER_S):
@@ -110,8 +110,8 @@ def test_a_request_given_up_just_when_the_node_is_back_holds_up_nobody(pipeline,
             streams = [scheduler.submit(request()) for _ in range(2)]
             revive = scheduler.chain.paths.revive
 
-            def revived(index) -> None:
-                revive(index)
+            def revived(place, state) -> None:
+                revive(place, state)
                 for stream in streams:
                     stream.cancel()
 
@@ -143,7 +143,7 @@ def test_an_answer_given_up_in_recovery_frees_its_sessions(pipeline, served) -> 
             async with asyncio.timeout(ANSWER_S):
                 for stream in streams:
                     await stream.ended.wait()
-            assert scheduler.chain.paths.dead, "the node came back too soon"
+            assert scheduler.chain.paths.lost, "the node came back too soon"
             assert (await describe(started[0].address)).num_sessions == 0
             assert not scheduler.streams
             line.heal()

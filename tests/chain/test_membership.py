@@ -93,7 +93,7 @@ def test_nodes_that_help_nobody_are_refused(pipeline, served, tmp_path) -> None:
                 await membership.join("127.0.0.1:9")
             short = NodeLink(served[3], await describe(served[3]))
             with pytest.raises(HandshakeError, match="less than the chain has promised"):
-                await scheduler.chain.replace(0, short)
+                await scheduler.chain.replace(scheduler.chain.places[0], short)
             assert len(scheduler.chain.links) == 2
 
     try:
@@ -113,7 +113,7 @@ def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_t
             await head.follow(lambda: named)
             named.extend(["127.0.0.1:9", served[3], served[1]])
             await is_served(head.scheduler, served[1])
-            assert [node.address for node in head.assignments] == [served[0], served[2], served[1]]
+            assert [each.at for each in head.served] == [served[0], served[2], served[1]]
             assert [row["stages"] for row in head.describe_stages()] == [[0], [0], [1]]
             told = [event.text for event in head.scheduler.events if event.kind == "refused"]
             assert len(told) == 1
@@ -155,7 +155,7 @@ def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> N
             found += [token.id async for token in reader]
             assert found == expected
             assert at().count("this process") == 1
-            assert len(head.chain.paths.dead) == 2
+            assert len(head.chain.paths.lost) == 2
             (local,) = (link for link in head.chain.links if isinstance(link, LocalLink))
             stage = weakref.ref(local.engine._stage)
 

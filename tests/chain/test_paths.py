@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from shardhub.chain.paths import Paths
+from shardhub.chain.place import PlaceState
 from shardhub.errors import NodeLost, NodeUnreachable
 
 
@@ -23,6 +26,8 @@ class Facts:
 class Link:
     """A link that carries nothing."""
 
+    host: Mapping[str, str] = {}
+
     def __init__(self, name: str, start: int) -> None:
         self.name = name
         self.facts = Facts(start=start, stop=start + 2, digests=(str(start),))
@@ -37,17 +42,64 @@ def test_what_is_missing_is_told_by_the_link_that_served_it_last() -> None:
     """An address that another has replaced long before is not named, nor is a stage that is served."""
     paths = paths_of(Link("first:1", 0), Link("second:1", 2))
     assert paths.gaps == []
-    paths.mark_dead(1, NodeLost("second:1 is gone."))
+    first, second = paths.places
+    paths.lose(second, NodeLost("second:1 is gone."))
     newer: Any = Link("second:2", 2)
-    paths.revive(paths.add(newer, NodeUnreachable("second:2 is being taken in.")))
+    third = paths.add(newer, NodeUnreachable("second:2 is being taken in."), PlaceState.LOST)
+    paths.revive(third)
     assert paths.gaps == []
-    paths.mark_dead(0, NodeLost("first:1 is gone."))
-    assert [link.name for link, _ in paths.gaps] == ["first:1"]
-    paths.mark_dead(2, NodeLost("second:2 is gone."))
-    assert [(link.name, error.what) for link, error in paths.gaps] == [
+    paths.lose(first, NodeLost("first:1 is gone."))
+    assert paths.gaps == [first]
+    paths.lose(third, NodeLost("second:2 is gone."))
+    assert paths.gaps == [first, third]
+    assert [(place.link.name, place.error.what) for place in paths.gaps] == [
         ("first:1", "first:1 is gone."),
         ("second:2", "second:2 is gone."),
     ]
-    paths.revive(0)
+    paths.revive(first)
     with pytest.raises(NodeLost, match="second:2"):
         paths.choose(lambda link: 0)
+
+
+def test_a_relieved_stand_in_gets_no_new_sessions_and_is_not_missed() -> None:
+    """It carries what it has while a node serves its stage, serves again where the node is lost, and ends for good."""
+    paths = paths_of(Link("first:1", 0))
+    (node,) = paths.places
+    paths.lose(node, NodeLost("first:1 is gone."))
+    local: Any = Link("this process", 0)
+    stand_in = paths.add(local, NodeUnreachable("It is being taken in."), PlaceState.ENDED)
+    assert paths.in_use == [node]
+    paths.revive(stand_in, PlaceState.STAND_IN)
+    assert paths.choose(num_carried=lambda link: 0).links == (local,)
+    paths.revive(node)
+    paths.relieve(stand_in)
+    kept = paths.choose(num_carried=lambda link: 0)
+    assert kept.links == (node.link,)
+    assert not paths.is_relieved(kept)
+    paths.lose(node, NodeLost("first:1 is gone."))
+    assert paths.choose(num_carried=lambda link: 0).links == (local,)
+    paths.revive(node)
+    assert paths.lose(stand_in, NodeLost("It has been relieved."), PlaceState.ENDED)
+    assert not paths.lose(stand_in, NodeLost("It was lost before."))
+    assert (paths.in_use, paths.gaps) == ([node], [])
+
+
+def test_nobody_waits_where_all_who_served_a_stage_refuse() -> None:
+    """One that is lost may come back; once each answers and serves something else, waiting ends with what it said."""
+
+    async def run():
+        paths = paths_of(Link("first:1", 0), Link("first:2", 0))
+        one, other = paths.places
+        for place in (one, other):
+            paths.lose(place, NodeLost(f"{place.link.name} is gone."))
+        paths.refuse(one, NodeUnreachable("first:1 serves something else."))
+        waiting = asyncio.ensure_future(paths.until_usable(60.0))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        paths.refuse(other, NodeUnreachable("first:2 serves something else."))
+        with pytest.raises(NodeUnreachable, match="first:2"):
+            await waiting
+        paths.revive(one)
+        await paths.until_usable(0.0)
+
+    asyncio.run(run())

@@ -18,6 +18,7 @@ from shardhub.chain.observers import ChainObserver, StreamObserver
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import SchedulerSettings
+from shardhub.chain.status import Status
 from shardhub.chain.stream import MAX_UNREAD
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import ContextExceeded, Overloaded, PromptError
@@ -363,7 +364,9 @@ def test_a_reader_who_does_not_read_holds_nobody_up(llama) -> None:
             await until(is_full)
             assert len(await tokens_of(scheduler, request(1))) == NUM_TOKENS
             assert lazy.num_generated < MAX_UNREAD + 20
+            assert lazy.status is Status.PAUSED
             assert len([token async for token in lazy]) == MAX_UNREAD + 20
+            assert lazy.status is Status.FINISHED
             await lazy.ended.wait()
             gc.collect()  # a task that failed unseen tells then
 
@@ -425,7 +428,7 @@ def test_replicas_share_the_sessions(llama) -> None:
         chain = await Chain.start([NodeLink(node.address, node.description) for node in assigned])
         scheduler = Scheduler(chain)
         try:
-            assert [len(place) for place in chain.places] == [1, 2]
+            assert [len(stage) for stage in chain.paths.stages] == [1, 2]
             alone = [await tokens_of(scheduler, request(i)) for i in range(4)]
             assert await asyncio.gather(*(tokens_of(scheduler, request(i)) for i in range(4))) == alone
             loads = [(await describe(node.address)).load["decode_ids"] for node in started]

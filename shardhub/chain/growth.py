@@ -1,0 +1,74 @@
+"""Growth: a stream whose session is full moves to a larger one, and its answer goes on there."""
+
+from __future__ import annotations
+
+import contextlib
+
+from shardhub.chain.admission import Admission
+from shardhub.chain.chain import Chain
+from shardhub.chain.recovery import Recoverer
+from shardhub.chain.session import ChainSession
+from shardhub.chain.stream import Stream
+from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
+
+
+class Growth:
+    """Moves streams to larger sessions.
+
+    Args:
+        chain: What they run over.
+        admission: Where one waits for room.
+        recoverer: Computes again what a session held.
+    """
+
+    def __init__(self, chain: Chain, admission: Admission, recoverer: Recoverer) -> None:
+        self._chain = chain
+        self._admission = admission
+        self._recoverer = recoverer
+
+    async def grow(self, stream: Stream) -> ChainSession | None:
+        """Move a stream whose session is full to a larger one; without room for it, its answer ends there.
+
+        Returns:
+            The session it has then.
+        """
+        full, context, kept = stream.session, stream.next_context, stream.kept_ids()
+        try:
+            larger = await self._chain.open(context=context, parameters=full.parameters, fork_of=full, position=kept)
+        except (ContextExceeded, Overloaded, SessionNotRewindable):
+            return await self._make_way(stream, full, context, kept)
+        except ShardhubError as error:
+            stream.interrupt(error)
+            return full
+        stream.move_to(larger)
+        await full.close()
+        return larger
+
+    async def _make_way(self, stream: Stream, full: ChainSession, context: int, kept: int) -> ChainSession | None:
+        """Give up a full session's claim on memory, and wait for a larger one like a request that is new."""
+        ids, shapes, parameters = full.ids[:kept], list(full.shapes), full.parameters
+        stream.move_to(None)
+
+        async def again() -> tuple[ChainSession, None]:
+            with contextlib.suppress(SessionUnknown, SessionNotRewindable):
+                return await self._chain.open(context=context, parameters=parameters, fork_of=full, position=kept), None
+            session = await self._chain.open(context=context, parameters=parameters)
+            try:
+                await self._recoverer.replay(session, ids, 0, shapes)
+            except BaseException:
+                await session.close()
+                raise
+            return session, None
+
+        try:
+            if full.position != kept:
+                await full.resume(kept)
+            await full.park()
+            larger, _ = await stream.while_wanted(self._admission.admit(stream, again, goes_on=True))
+        except (ContextExceeded, Overloaded):
+            stream.end_full()
+            larger = None
+        finally:
+            await full.close()
+        stream.move_to(larger)
+        return larger

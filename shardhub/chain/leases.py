@@ -1,0 +1,119 @@
+"""Leases: what a head holds on nodes is renewed while it needs it, and freed on a node that was away meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from shardhub.chain.place import Place
+from shardhub.chain.session import ChainSession
+from shardhub.chain.stage_link import StageLink
+from shardhub.chain.tasks import Tasks
+from shardhub.clock import Clock
+from shardhub.errors import ChainError, SessionUnknown, ShardhubError
+from shardhub.naps import Naps
+
+log = logging.getLogger(__name__)
+
+# Leases are renewed this many times within their length.
+_RENEWALS_A_LEASE = 3
+
+
+class Leases:
+    """Renews the leases of a chain's sessions.
+
+    Args:
+        head: The head's id.
+        places: The chain's.
+        sessions: Those on the chain's books, by id.
+        lease_s: Length of the shortest lease.
+        clock, tasks: The chain's.
+        slept: Told for how many seconds this machine slept.
+    """
+
+    def __init__(
+        self,
+        head: bytes,
+        places: Sequence[Place],
+        sessions: Mapping[bytes, ChainSession],
+        lease_s: float,
+        *,
+        clock: Clock,
+        tasks: Tasks,
+        slept: Callable[[float], None],
+    ) -> None:
+        self._head = head
+        self._places = places
+        self._sessions = sessions
+        self._lease_s = lease_s
+        self._clock = clock
+        self._tasks = tasks
+        self._slept = slept
+        self._renewing: asyncio.Task[None] | None = None
+        # By a link's name: sessions, with their epochs, that were given up while it was broken.
+        self._left_open: dict[str, list[tuple[bytes, int]]] = {}
+
+    def start(self) -> None:
+        """Renew them from now on."""
+        self._renewing = self._tasks.begin(self._renew())
+
+    def stop(self) -> None:
+        """Renew them no more."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+
+    def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:
+        """Close a session on a link that has broken once there is another to the same node, which has kept it.
+
+        Without that the node would hold it, and refuse others for it, until its lease ends.
+        """
+        there = [place.link for place in self._places if place.is_there]
+        again = next((other for other in there if other.name == link.name), None)
+        if again is None:
+            self._left_open.setdefault(link.name, []).append((session, epoch))
+        elif again is not link:
+            self._tasks.begin(self._close(again, [(session, epoch)]))
+
+    async def _close(self, link: StageLink, sessions: Sequence[tuple[bytes, int]]) -> None:
+        """Close sessions that are on no book any more; a node that cannot be told frees them with their leases."""
+        for session, epoch in sessions:
+            try:
+                await link.close_session(self._head, session, epoch)
+            except ChainError:
+                return
+            except ShardhubError:
+                continue  # this one is gone already; the others are not
+
+    async def close_left_open(self, link: StageLink) -> None:
+        """Close on a link to a node that is back what was given up while it was away."""
+        await self._close(link, self._left_open.pop(link.name, []))
+
+    async def _renew(self) -> None:
+        naps = Naps(self._clock.with_sleep, awake=self._clock.now)
+        waiting: dict[Place, asyncio.Task[None]] = {}
+        while True:
+            await self._clock.sleep(self._lease_s / _RENEWALS_A_LEASE)
+            if slept_s := naps.slept_s():
+                self._slept(slept_s)
+            if not self._sessions:
+                continue
+            # One node that does not answer must not hold up the others' leases; what waits there is not taken back, or
+            # a step that takes longer than a lease would end its own session.
+            for place in self._places:
+                if not place.is_there or (place in waiting and not waiting[place].done()):
+                    continue
+                waiting[place] = self._tasks.begin(self._renew_at(place.link))
+
+    async def _renew_at(self, link: StageLink) -> None:
+        ids = [key for key, session in self._sessions.items() if link in session.path.links]
+        try:
+            gone = await link.renew(self._head, ids)
+        except ShardhubError as error:
+            log.warning("leases at %s were not renewed: %s", link.name, error)
+            return
+        for session_id in gone:
+            session = self._sessions.get(session_id)
+            if session is not None and (session.is_open or session.is_parked):
+                lost = SessionUnknown(f"{link.name} does not hold the session any more.")
+                session.on_failure(session.epoch, lost)
