@@ -126,7 +126,7 @@ def run_selftest(
     started = time.monotonic()
     doing("kernels")
     kernels = run_kernels()
-    chains = []
+    chains: list[ChainResult] = []
     for name in families:
         for form in forms:
             doing(f"families: {name}, {form.value} ({len(chains) + 1} of {len(families) * len(forms)})")

@@ -140,5 +140,3 @@ def test_build_on_an_unfit_machine_ends_with_the_sentence(tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
     environment["SHARDHUB_BUILD_ANYWHERE"] = "1"
     subprocess.run(run, cwd=ROOT, env=environment, check=True)
-
-
