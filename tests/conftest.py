@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from shardhub.demo.smollm2 import fetch_and_convert
+from tests import selection
 
 # An example's time says how busy the machine is, nothing of the code.
 settings.register_profile("shardhub", deadline=None)
@@ -23,6 +24,34 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Markers whose tests must run and not skip, separated by commas: where everything they need has been installed.
 REQUIRED = {name for name in os.environ.get("SHARDHUB_REQUIRED_TESTS", "").split(",") if name}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark tests before pytest chooses among them."""
+    selection.mark(items)
+
+
+def pytest_deselected(items):
+    """Count what a run leaves out."""
+    selection.note_left_out(items)
+
+
+def pytest_sessionfinish(session):
+    """Hand the counts of a worker to the process that prints."""
+    selection.hand_on(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Take the counts of a worker."""
+    selection.take_over(node.config, getattr(node, "workeroutput", {}))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say what was left out."""
+    if (line := selection.summary(config)) is not None:
+        terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

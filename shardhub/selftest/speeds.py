@@ -62,7 +62,7 @@ def measure_speeds(budget_bytes: int) -> Speeds:
 
 def _read_gb_per_s(most_bytes: int) -> float:
     weight = mx.random.normal((_WIDTH, _WIDTH)).astype(mx.bfloat16)
-    layers: list[tuple[mx.array, ...]] = [mx.quantize(weight, group_size=_GROUP_SIZE, bits=4)]
+    layers = [mx.quantize(weight, group_size=_GROUP_SIZE, bits=4)]
     row = mx.random.normal((1, _WIDTH)).astype(mx.bfloat16)
     mx.eval(layers, row)
     layer_bytes = sum(part.nbytes for part in layers[0])
@@ -71,7 +71,8 @@ def _read_gb_per_s(most_bytes: int) -> float:
         mx.eval([mx.quantized_matmul(row, *layer, transpose=True, group_size=_GROUP_SIZE, bits=4) for layer in layers])
 
     for _ in range(1, _as_many(read, most=most_bytes // layer_bytes)):
-        layers.append(tuple(part + 0 for part in layers[0]))
+        values, scales, biases = layers[0]
+        layers.append((values + 0, scales + 0, biases + 0))
         mx.eval(layers[-1])
     return layer_bytes * len(layers) / _best_s(read) / 1e9
 

@@ -14,6 +14,8 @@ from shardhub.model.stage import StageCache, cache_arrays
 from tests.architectures import abilities
 from tests.architectures.matrix import CONFIGS, Chain, Specimen, Whole, difference, token_ids
 
+pytestmark = pytest.mark.architectures
+
 # Full and sliding attention with ghosts for both; one cache list a layer; recurrent and attention; recurrent alone;
 # shared K and V; attention alone.
 MODULES = ("llama", "deepseek_v32", "qwen3_next", "rwkv7", "gemma4_text", "qwen2")

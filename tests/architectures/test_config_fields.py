@@ -19,6 +19,8 @@ from tests.architectures.config_reads import module_reads
 from tests.architectures.matrix import CONFIGS, Whole, random_model, run, token_ids, upstream_modules
 from tests.architectures.standins import standing_in
 
+pytestmark = pytest.mark.architectures
+
 TABLE: dict[str, Any] = json.loads(Path(unread_fields.__file__).with_name("config_fields.json").read_text())
 READS: dict[str, list[str]] = json.loads(Path(__file__).with_name("config_reads.json").read_text())
 AGAIN = "python benchmarks/config_fields.py"

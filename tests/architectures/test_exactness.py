@@ -29,6 +29,8 @@ from tests.architectures.matrix import (
 )
 from tests.architectures.standins import standing_in
 
+pytestmark = pytest.mark.architectures
+
 # What each of these shows that no other does.
 MECHANISMS = {
     "afm7": "the last layers use K and V of one earlier layer's cache",

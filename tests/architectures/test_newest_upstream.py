@@ -17,6 +17,8 @@ from packaging.version import Version
 
 from tests.architectures.matrix import CONFIGS, LOOPED, upstream_modules
 
+pytestmark = pytest.mark.architectures
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

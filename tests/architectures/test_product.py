@@ -13,6 +13,8 @@ from tests.architectures import drawn, product
 from tests.architectures.matrix import CONFIGS, random_model
 from tests.architectures.standins import standing_in
 
+pytestmark = pytest.mark.architectures
+
 # One for each kind of cache, and for each way that what crosses a cut was once taken wrongly.
 USUAL = {
     "gemma3n": "the batch is the second axis of what crosses; K and V of earlier layers; zeros give no numbers",

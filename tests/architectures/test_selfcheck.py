@@ -13,6 +13,8 @@ from shardhub.model.selfcheck import batch_refusal, batches_alike
 from shardhub.model.trial import Trial
 from tests.architectures import matrix
 
+pytestmark = pytest.mark.architectures
+
 
 def refusals(config: dict[str, Any], position: int | None = None) -> list[str | None]:
     """Why each half of a tiny model is not to run sequences side by side."""

@@ -19,6 +19,8 @@ from shardhub.shard import Pipeline
 from tests import originals, tiny
 from tests.cut import cut, shards
 
+pytestmark = pytest.mark.architectures
+
 CUTS = (2, 4)
 BUDGET_BYTES = 1 << 30
 # Quantisations by mlx_lm.convert's own options.

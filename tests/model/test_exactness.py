@@ -16,6 +16,8 @@ from shardhub.model.reach import Needs, find_needs, stage_cut, stage_tensors
 from shardhub.model.stage import Stage, cache_arrays
 from tests import tiny
 
+pytestmark = pytest.mark.architectures
+
 
 class Taken:
     """A model taken apart, ready to be run in stages."""

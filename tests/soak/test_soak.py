@@ -11,6 +11,8 @@ from tests.gateway.conftest import save_model
 from tests.soak.nemesis import Cluster, small_pipeline, soak
 from tests.soak.tenants import tenants_soak
 
+pytestmark = pytest.mark.soak
+
 
 @pytest.mark.timeout(900)
 def test_streams_survive_random_faults(tmp_path) -> None:

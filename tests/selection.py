@@ -1,0 +1,93 @@
+"""Which tests a run takes: marks from what a test uses, and what a run left out.
+
+The default (pyproject.toml, `addopts`) leaves out what takes long; `pytest -m ""` runs everything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+import pytest
+
+# Marks that the default leaves out, as in pyproject.toml.
+HEAVY = ("architectures", "soak", "clients", "browser", "registry")
+# Modules that start processes: a test whose own module or whose fixtures' modules import one is marked `process`.
+_STARTERS = ("subprocess", "multiprocessing", "tests.nodes", "tests.soak.nemesis")
+_LEFT_OUT = pytest.StashKey[Counter[str]]()
+_WORKER_KEY = "left_out"
+
+
+def mark(items: Sequence[pytest.Item]) -> None:
+    """Mark each test by what it uses: `process` if it starts processes, `fast` if it needs neither those nor long."""
+    for item in items:
+        if any(_starts_processes(module) for module in _modules(item)):
+            item.add_marker("process")
+        if not any(item.get_closest_marker(name) for name in ("process", *HEAVY)):
+            item.add_marker("fast")
+
+
+def note_left_out(items: Sequence[pytest.Item]) -> None:
+    """Count tests that are left out, by the mark that keeps them out of the default."""
+    for item in items:
+        name = next((name for name in HEAVY if item.get_closest_marker(name)), None)
+        if name is not None:
+            item.config.stash.setdefault(_LEFT_OUT, Counter())[name] += 1
+
+
+def hand_on(config: pytest.Config) -> None:
+    """In a worker: hand the counts to the process that prints the summary."""
+    if hasattr(config, "workeroutput"):
+        config.workeroutput[_WORKER_KEY] = dict(config.stash.get(_LEFT_OUT, Counter()))
+
+
+def take_over(config: pytest.Config, output: dict[str, object]) -> None:
+    """In the process that prints the summary: take a worker's counts; each worker collects every test."""
+    counts = output.get(_WORKER_KEY)
+    if isinstance(counts, dict):
+        config.stash[_LEFT_OUT] = Counter(counts)
+
+
+def summary(config: pytest.Config) -> str | None:
+    """What was left out and how to run it, in a line; None if nothing was."""
+    counts = config.stash.get(_LEFT_OUT, Counter())
+    if not counts:
+        return None
+    names = ", ".join(f"{name} {counts[name]}" for name in HEAVY if counts[name])
+    return f'left out: {names}. `pytest -m ""` runs everything, `pytest -m NAME` one of them.'
+
+
+def _modules(item: pytest.Item) -> Iterator[ModuleType]:
+    """The test's module, and those of the fixtures that it uses."""
+    assert isinstance(item, pytest.Function)
+    yield item.module
+    for name in item.fixturenames:
+        for definition in item.session._fixturemanager.getfixturedefs(name, item) or ():
+            if (module := sys.modules.get(definition.func.__module__)) is not None:
+                yield module
+
+
+def _starts_processes(module: ModuleType) -> bool:
+    """Whether a module of the tests imports one that starts processes, itself or through another of ours."""
+    return bool(_reached(module.__name__, module) & set(_STARTERS))
+
+
+_known: dict[str, frozenset[str]] = {}
+
+
+def _reached(name: str, module: ModuleType) -> frozenset[str]:
+    if name not in _known:
+        _known[name] = frozenset()  # ends circles
+        reached = {name}
+        for value in list(vars(module).values()):
+            used = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
+            if used is None:
+                continue
+            if used.__name__ in _STARTERS:
+                reached.add(used.__name__)
+            elif used.__name__.startswith("tests."):
+                reached |= _reached(used.__name__, used)
+        _known[name] = frozenset(reached)
+    return _known[name]
