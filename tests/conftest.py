@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ settings.register_profile("shardhub", deadline=None)
 settings.load_profile("shardhub")
 # Nodes in processes of their own are held against MLX in this one, which keeps the reference BLAS.
 os.environ["SHARDHUB_BLAS"] = "reference"
+# Processes that tests start by the hundred would each compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # A shell has what it starts in the background ignore Ctrl-C, and so would every command the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
