@@ -99,7 +99,7 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
     asked = body.asked_tokens
     if asked == 0 and not body.echo:
         raise Refusal(400, "max_tokens of 0 needs echo.", param="max_tokens")
-    max_tokens = service.max_tokens(asked, ids, param="max_tokens")
+    max_tokens = service.max_tokens(asked, ids, param="prompt")
     asks = [
         Ask(
             prompt=prompt,

@@ -165,12 +165,15 @@ class Service(StreamObserver):
             code="invalid_value",
         )
 
-    def max_tokens(self, asked: int | None, prompts: Sequence[Sequence[int]], *, param: str) -> int:
+    def max_tokens(
+        self, asked: int | None, prompts: Sequence[Sequence[int]], *, param: str, limit_param: str = "max_tokens"
+    ) -> int:
         """Most tokens of each answer: what was asked for, as far as the context leaves room; the rest of it else.
 
         Args:
             asked: None or -1 where a request names no limit.
-            param: The field that names it.
+            param: The field that holds the prompts.
+            limit_param: The field that names the limit.
 
         Raises:
             Refusal: A prompt leaves no room; or the answer does not fit, where limits are strict.
@@ -182,7 +185,7 @@ class Service(StreamObserver):
         if asked is None or asked < 0:
             return left if self.settings.max_tokens is None else min(self.settings.max_tokens, left)
         if asked > left and self.settings.strict_limits:
-            raise Overflow(num_prompt=longest, max_context=self.max_context, num_asked=asked, param=param)
+            raise Overflow(num_prompt=longest, max_context=self.max_context, num_asked=asked, param=limit_param)
         return min(asked, left)
 
 

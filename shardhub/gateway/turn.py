@@ -158,10 +158,10 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
         forced=names,
         one_call=body.parallel_tool_calls is False,
     )
-    param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    limit_param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     if asked == 0:
         raise Refusal(400, "max_tokens must be at least 1.", param="max_tokens")
-    max_tokens = service.max_tokens(asked, [prompt], param=param)
+    max_tokens = service.max_tokens(asked, [prompt], param="messages", limit_param=limit_param)
     ask = Ask(
         prompt=prompt,
         parameters=parameters,
@@ -175,7 +175,7 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
         tools=known if shown else None,
         likelihoods=bool(body.logprobs),
     )
-    remark = cut_remark(asked, max_tokens, param=param)
+    remark = cut_remark(asked, max_tokens, param=limit_param)
     return Turn(
         service=service,
         body=body,

@@ -42,3 +42,23 @@ def test_a_limit_beyond_the_context_is_refused(strict, path, field, words) -> No
     assert refused.status_code == 400
     assert refused.json()["error"]["param"] == field
     assert words in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/chat/completions", "messages"),
+        ("/v1/completions", "prompt"),
+        ("/v1/messages", "messages"),
+        ("/v1/responses", "input"),
+    ],
+)
+@pytest.mark.parametrize("num_chars", [CONTEXT, 3 * CONTEXT])
+def test_a_prompt_beyond_the_context_is_the_field_that_is_wrong(http, path, field, num_chars) -> None:
+    """Not the limit of the answer beside it, however little the prompt is too long."""
+    text = "A" * num_chars
+    body = {field: text if field in ("prompt", "input") else [{"role": "user", "content": text}], "max_tokens": 8}
+    refused = http.post(path, json=body)
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert refused.json()["error"]["param"] == field

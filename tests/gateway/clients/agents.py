@@ -34,6 +34,7 @@ class Agent:
             second command.
         prepare: Writes its settings for a folder, a gateway's URL and a prompt; returns the arguments and the
             environment of its process.
+        resuming: The same arguments where the last session of the folder is to go on.
     """
 
     name: str
@@ -41,6 +42,12 @@ class Agent:
     program: str
     calls: Callable[[Path], list[Call]]
     prepare: Callable[[Path, str, str], tuple[list[str], Mapping[str, str]]]
+    resuming: Callable[[list[str]], list[str]]
+
+    @property
+    def reunion(self) -> str:
+        """The text of the turn after a session is resumed."""
+        return f"The session of {self.name} goes on."
 
     @property
     def farewell(self) -> str:
@@ -48,9 +55,9 @@ class Agent:
         return f"All five turns of {self.name} are done."
 
     def scripts(self, folder: Path) -> dict[str, Call | str]:
-        """The model's turns by name: four calls, then a text."""
-        names = [f"{self.name}{turn}" for turn in range(1, NUM_TURNS + 1)]
-        return dict(zip(names, [*self.calls(folder), self.farewell], strict=True))
+        """The model's turns by name: four calls, then a text, and a text after the session is resumed."""
+        names = [f"{self.name}{turn}" for turn in range(1, NUM_TURNS + 2)]
+        return dict(zip(names, [*self.calls(folder), self.farewell, self.reunion], strict=True))
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -168,13 +175,21 @@ def _prepare_continue(folder: Path, url: str, prompt: str) -> tuple[list[str], M
 
 
 AGENTS = (
-    Agent(name="codex", package="@openai/codex@0.171.0", program="codex", calls=_codex_calls, prepare=_prepare_codex),
+    Agent(
+        name="codex",
+        package="@openai/codex@0.171.0",
+        program="codex",
+        calls=_codex_calls,
+        prepare=_prepare_codex,
+        resuming=lambda arguments: [arguments[0], "resume", "--last", *arguments[1:]],
+    ),
     Agent(
         name="claude",
         package="@anthropic-ai/claude-code@2.1.197",
         program="claude",
         calls=_claude_calls,
         prepare=_prepare_claude,
+        resuming=lambda arguments: [*arguments, "--continue"],
     ),
     Agent(
         name="continue",
@@ -182,6 +197,7 @@ AGENTS = (
         program="cn",
         calls=_continue_calls,
         prepare=_prepare_continue,
+        resuming=lambda arguments: ["--resume", *arguments],
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,22 @@ def strict_gateway(tmp_path_factory, folders):
 
 @pytest.mark.parametrize("agent", agents.AGENTS, ids=lambda agent: agent.name)
 def test_a_session_reaches_its_last_turn(strict_gateway, modules, folders, agent) -> None:
-    """A command, an image that the model cannot see, an MCP tool and a second command lead to the last words."""
+    """A command, an image, an MCP tool and a second command lead to the last words; resumed, the session goes on."""
     folder = folders[agent.name]
     folder.mkdir()
     agents.write_image(agents.image_of(agent.name, folder))
+    program = agents.program_of(agent, modules)
     arguments, env = agent.prepare(folder, strict_gateway.url, f"Please begin: next_{agent.name}1_end")
+    assert agent.farewell in _said([program, *arguments], folder, env)
+    assert _lines(folder) == [f"next_{agent.name}{turn}_end" for turn in (2, 5)]
+    arguments, env = agent.prepare(folder, strict_gateway.url, f"Please go on: next_{agent.name}6_end")
+    assert agent.reunion in _said([program, *agent.resuming(arguments)], folder, env)
+
+
+def _said(command: list[str], folder: Path, env: Mapping[str, str]) -> str:
+    """What an agent's process writes on stdout until it ends well."""
     session = subprocess.run(
-        [agents.program_of(agent, modules), *arguments],
+        command,
         cwd=folder,
         env=env,
         stdin=subprocess.DEVNULL,
@@ -91,10 +101,8 @@ def test_a_session_reaches_its_last_turn(strict_gateway, modules, folders, agent
         timeout=SESSION_TIMEOUT_S,
         check=False,
     )
-    output = session.stdout[-2000:] + session.stderr[-2000:]
-    assert session.returncode == 0, output
-    assert agent.farewell in session.stdout, output
-    assert _lines(folder) == [f"next_{agent.name}{turn}_end" for turn in (2, 5)], output
+    assert session.returncode == 0, session.stdout[-2000:] + session.stderr[-2000:]
+    return session.stdout
 
 
 def _lines(folder: Path) -> list[str]:
