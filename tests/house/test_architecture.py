@@ -1,4 +1,4 @@
-"""docs/architecture.md says what the code is: its files and names exist, its layers are those, long files are explained."""
+"""docs/architecture.md says what the code is: its files and names exist, its layers are those, long files are told."""
 
 from __future__ import annotations
 
