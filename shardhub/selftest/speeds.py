@@ -62,17 +62,19 @@ def measure_speeds(budget_bytes: int) -> Speeds:
 
 def _read_gb_per_s(most_bytes: int) -> float:
     weight = mx.random.normal((_WIDTH, _WIDTH)).astype(mx.bfloat16)
-    layers = [mx.quantize(weight, group_size=_GROUP_SIZE, bits=4)]
+    packed, scales, biases = mx.quantize(weight, group_size=_GROUP_SIZE, bits=4)
     row = mx.random.normal((1, _WIDTH)).astype(mx.bfloat16)
+    layers = [(packed, scales, biases)]
     mx.eval(layers, row)
-    layer_bytes = sum(part.nbytes for part in layers[0])
+    layer_bytes = packed.nbytes + scales.nbytes + biases.nbytes
 
     def read() -> None:
-        mx.eval([mx.quantized_matmul(row, *layer, transpose=True, group_size=_GROUP_SIZE, bits=4) for layer in layers])
+        mx.eval(
+            [mx.quantized_matmul(row, w, s, b, transpose=True, group_size=_GROUP_SIZE, bits=4) for w, s, b in layers]
+        )
 
     for _ in range(1, _as_many(read, most=most_bytes // layer_bytes)):
-        values, scales, biases = layers[0]
-        layers.append((values + 0, scales + 0, biases + 0))
+        layers.append((packed + 0, scales + 0, biases + 0))
         mx.eval(layers[-1])
     return layer_bytes * len(layers) / _best_s(read) / 1e9
 
