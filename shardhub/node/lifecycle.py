@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health import aio as health_aio
 
 from shardhub.address import Address
 from shardhub.engine.engine import Engine, message_bytes
@@ -110,7 +110,7 @@ async def run_node(
         # A node with certificates has neighbours with certificates, on this machine too.
         security=Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan),
     )
-    health = HealthServicer()
+    health = health_aio.HealthServicer()
     add_NodeServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     keeper: asyncio.Task[None] | None = None
@@ -232,7 +232,7 @@ def _own_addresses() -> list[str]:
     return sorted(addresses, key=lambda address: address.startswith("127."))
 
 
-async def _report(health: HealthServicer, status: Any) -> None:
+async def _report(health: health_aio.HealthServicer, status: Any) -> None:
     for service in ("", SERVICE):
         await health.set(service, status)
 
