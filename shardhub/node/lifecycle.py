@@ -171,7 +171,7 @@ def check_host(host: str, *, insecure_lan: bool, has_tls: bool = False) -> None:
         host,
         is_safe=insecure_lan or has_tls,
         why="Off loopback, without TLS, everyone who reaches the port can read prompts and alter answers.",
-        hint="Give this machine a certificate (shardhub certs join), or, on a network you trust, add --insecure-lan.",
+        hint="Give this machine a certificate (shardhub certs join), or, on a network you trust, add `insecure_lan`.",
     )
 
 
@@ -187,12 +187,12 @@ def _bind(server: grpc.aio.Server, host: str, port: int, trust: Trust | None) ->
                 raise AddressError(
                     f"Cannot listen on {Address(host, port)}.",
                     why=f"{host} is not an address of this machine, whose addresses are {', '.join(_own_addresses())}.",
-                    hint="Give one of those with --host, or 0.0.0.0 for all of them.",
+                    hint="Give one of those with `host`, or 0.0.0.0 for all of them.",
                 ) from error
             raise AddressError(
                 f"Cannot listen on {Address(host, port)}.",
                 why=f"{error.strerror}{_owner(port)}.",
-                hint="Choose another port with --port, or 0 for any free one.",
+                hint="Choose another port with `port`, or 0 for any free one.",
             ) from error
     try:
         address = str(Address(host, port))
