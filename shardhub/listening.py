@@ -55,7 +55,7 @@ def listen_on(host: str, port: int, *, backlog: int = 128) -> Iterator[socket.so
         raise AddressError(
             f"Cannot listen on {host}, port {port}.",
             why=f"{error.strerror or error}.",
-            hint="Choose another port with --port, or 0 for any free one.",
+            hint="Choose another port with `port`, or 0 for any free one.",
         ) from error
     with listener:
         # Connections inherit it. asyncio sets it only on sockets made with an explicit protocol; without it every

@@ -69,7 +69,7 @@ def model_name(source: str) -> str:
         raise UsageError(
             f"No name for the shards can be made from {parts[-1][:80]!r}.",
             why="Names of repos have letters from a to z, digits, '-', '_' and '.' only.",
-            hint="Give one with --name NAME.",
+            hint="Give one with `name` NAME.",
         )
     return name
 
@@ -86,7 +86,7 @@ def check_model_name(name: str) -> str:
     raise UsageError(
         f"{name[:120]!r} is not a name that repos can have.",
         why=f"{_RULE}, at most {MAX_NAME_CHARS} characters before what is added to it (-shard-0, -pipeline).",
-        hint=f"Write --name {plain}" if plain else "Write a plain name, such as --name my-model",
+        hint=f"Write `name` {plain}" if plain else "Write a plain name, such as `name` my-model",
     )
 
 
@@ -100,7 +100,7 @@ def check_namespace(namespace: str) -> str:
         raise UsageError(
             f"{namespace[:120]!r} is not the name of a user or an organisation.",
             why=f"{_RULE}.",
-            hint="Write --namespace NAME, as it stands in the addresses of its repos.",
+            hint="Write `namespace` NAME, as it stands in the addresses of its repos.",
         )
     return namespace
 

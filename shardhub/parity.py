@@ -161,7 +161,7 @@ def settle(findings: Sequence[str], *, where: str, allow_inexact: bool) -> str |
             f"The stages of {where} do not give the whole model's numbers.",
             why=f"{'; '.join(findings)}.",
             hint="This run wrote nothing. Try another cut (shardhub plan shows where) and report the model, or add "
-            "--allow-inexact: manifest, cards, nodes and clients will then say that the chain is inexact.",
+            "`allow_inexact`: manifest, cards, nodes and clients will then say that the chain is inexact.",
         )
     line = " ".join("; ".join(findings).encode("ascii", "replace").decode().split())
     return line if len(line) <= _MAX_REMARK else f"{line[: _MAX_REMARK - 3]}..."

@@ -287,8 +287,8 @@ class KvQuantization:
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
-            ("--kv-bits", self.bits, KV_BITS),
-            ("--kv-group-size", self.group_size, KV_GROUP_SIZES),
+            ("`kv_bits`", self.bits, KV_BITS),
+            ("`kv_group_size`", self.group_size, KV_GROUP_SIZES),
         ):
             if value not in allowed:
                 raise UsageError(f"{name} is {value}.", why=f"It must be one of {', '.join(map(str, allowed))}.")

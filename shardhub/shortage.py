@@ -67,7 +67,7 @@ def _of(error: BaseException) -> ShardhubError | None:
         return DoesNotFit(
             "This process gets no more memory.",
             why=f"{said}{_within()}.",
-            hint="Give it more (ulimit -v, a container's memory), or serve fewer layers with a shorter --context.",
+            hint="Give it more (ulimit -v, a container's memory), or serve fewer layers with a shorter `context`.",
         )
     return None
 

@@ -416,7 +416,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         (
             "another user's code where MLX looks for compiled kernels",
             "a private folder is used",
-            "tests/test_upstream.py::test_compiled_kernels_lie_in_a_private_folder",
+            "tests/upstream/test_imports.py::test_compiled_kernels_lie_in_a_private_folder",
         ),
         ("code in a repo", "never fetched, never run", "tests/hub/test_fetch.py::test_code_is_never_fetched"),
         (

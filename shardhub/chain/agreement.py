@@ -49,7 +49,7 @@ def check_one_kv(stages: Sequence[tuple[str, StageFacts]]) -> None:
             raise HandshakeError(
                 f"{first} and {name} keep K and V in different forms.",
                 why=f"{first} has {_form(known.kv)}, {name} {_form(facts.kv)}.",
-                hint="Start all nodes of a pipeline with the same --kv-bits and --kv-group-size.",
+                hint="Start all nodes of a pipeline with the same `kv_bits` and `kv_group_size`.",
             )
 
 

@@ -57,11 +57,11 @@ def assign_stages(
                 raise RouteError(
                     f"Stage {index} is served in two ways: by {other.address} and by {assigned.address}.",
                     why=f"They serve layers {_layers(other)} and {_layers(assigned)}; replicas serve the same.",
-                    hint="Name only one of them with --node.",
+                    hint="Name only one of them with `node`.",
                 )
             if other is not None and other.description.boot_id == assigned.description.boot_id:
                 raise RouteError(
-                    f"{other.address} and {assigned.address} are the same node.", hint="Name it once with --node."
+                    f"{other.address} and {assigned.address} are the same node.", hint="Name it once with `node`."
                 )
             served[index] = assigned
     missing = [index for index in range(len(manifest.stages)) if index not in served]
@@ -73,7 +73,7 @@ def assign_stages(
             why=f"The pipeline has {num} stages; {serve}."
             if nodes
             else f"The pipeline has {num} stages, and no node serves one.",
-            hint="Start it somewhere with `shardhub serve` and name its address with --node.",
+            hint="Start it somewhere with `shardhub serve` and name its address with `node`.",
         )
     for index in missing:
         before = assignments[-1] if assignments else None

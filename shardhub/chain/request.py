@@ -78,7 +78,7 @@ class Request:
             raise ContextExceeded(
                 f"The prompt has {len(self.prompt)} tokens.",
                 why=f"The chain's context is {max_context} positions, answer included.",
-                hint="Shorten it, or start the nodes with a larger --context.",
+                hint="Shorten it, or start the nodes with a larger `context`.",
                 num_tokens=len(self.prompt),
                 most=max_context,
             )

@@ -113,7 +113,7 @@ def _nobody(
     return RouteError(
         f"Nobody serves stage {stages_text(manifest, nobody)}.",
         why=f"{why}{more}" if why else f"{num_nodes} of {len(manifest.stages)} stages' nodes answer.",
-        hint="Start it somewhere with `shardhub serve`, and name its address with --node.",
+        hint="Start it somewhere with `shardhub serve`, and name its address with `node`.",
     )
 
 

@@ -61,7 +61,7 @@ class Reading:
         left = [field for field in self.unread if _matters(field, context) and not is_named(field.name, ignored)]
         if not left:
             return
-        names = " ".join(f"--ignore-field {field.name}" for field in left)
+        names = " ".join(f"`ignore_field` {field.name}" for field in left)
         raise UnsupportedModel(
             f"mlx-lm would compute other numbers than {where} has: it never reads {_listed(left)}.",
             why=" ".join(f"{field.name}: {field.why}." for field in left),

@@ -3,7 +3,7 @@
 import os
 
 from shardhub.cli.app import main
-from shardhub.upstream import hide_torch, watch
+from shardhub.upstream.imports import hide_torch, watch
 
 __all__ = ["main"]
 

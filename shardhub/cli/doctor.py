@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from shardhub.cli.setting_names import with_flags
 from shardhub.blas import Blas
 from shardhub.usecases.doctor import FAIL, Check, checks_of, report_text
 from shardhub.usecases.versions import versions
@@ -32,4 +33,4 @@ def _print(checks: list[Check]) -> None:
     for check in checks:
         print(f"{check.state:<5} {check.name:<9} {check.found}", flush=True)
         if check.advice:
-            print(f"      {'':<9} -> {check.advice}", flush=True)
+            print(f"      {'':<9} -> {with_flags(check.advice)}", flush=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from shardhub.cli.setting_names import with_flags
 from shardhub.chain.head import Head
 from shardhub.cli.demo_chain import demo_chain
 from shardhub.cli.streams import announce
@@ -131,7 +132,7 @@ def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> H
                 waiting.wait_for(error)
             if waiting.reason != said:
                 said = waiting.reason
-                note(f"waiting, and answering 503: {said}")
+                note(f"waiting, and answering 503: {with_flags(said)}")
             time.sleep(_BETWEEN_STARTS_S)
     finally:
         loop.wait(waiting.stop())

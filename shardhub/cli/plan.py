@@ -11,6 +11,7 @@ from typing import Any
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.cli.run import error_record, print_error
+from shardhub.cli.setting_names import with_flags
 from shardhub.errors import ShardhubError, UnsupportedModel, UsageError, outcome
 from shardhub.planning.borders import allowed_text
 from shardhub.planning.plan_file import plan_to_json
@@ -65,7 +66,7 @@ def plan(
             print(_facts(opened.checkpoint, planned))
         planned.show(sys.stdout)
         for line in _cut_lines(planned):
-            print(line)
+            print(with_flags(line))
         print(verdict.line)
         if verdict.batch:
             print(verdict.batch)
@@ -132,7 +133,7 @@ def _report(planned: Planned, verdict: Verdict, opened: Model) -> dict[str, Any]
         "model_type": opened.checkpoint.config.get("model_type"),
         "config": {"notes": list(opened.notes), "ignored_fields": list(opened.checkpoint.ignored_fields)},
         "stages": [asdict(row) for row in plan_table(planned.plan, planned.costs, planned.context)],
-        "notes": list(planned.plan.notes),
+        "notes": list(map(with_flags, planned.plan.notes)),
         "proof": {
             "state": verdict.state,
             "note": verdict.line if verdict.state == "unchecked" else "",

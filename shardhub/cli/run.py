@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from shardhub.cli.setting_names import with_flags
 from shardhub.cli.streams import OutputFailed, drop_output, finish_output, output_error
 from shardhub.errors import ShardhubError, outcome
 from shardhub.shortage import shortage
@@ -105,15 +106,15 @@ def print_error(error: ShardhubError) -> None:
         lines.append(f"Why: {error.why}")
     if error.hint:
         lines.append(f"Try: {error.hint}")
-    print("\n".join(lines), file=sys.stderr)
+    print(with_flags("\n".join(lines)), file=sys.stderr)
 
 
 def error_record(error: ShardhubError) -> dict[str, object]:
     """An error as JSON-able data."""
     return {
         "error": type(error).__name__,
-        "what": error.what,
-        "why": error.why,
-        "hint": error.hint,
+        "what": with_flags(error.what),
+        "why": with_flags(error.why),
+        "hint": with_flags(error.hint),
         "exit_code": outcome(error).exit,
     }

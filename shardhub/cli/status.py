@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from shardhub.cli.setting_names import with_flags
 from shardhub.chain.chain_status import ChainStatus, NodeStatus, Reading, chain_status, read_nodes
 from shardhub.chain.links import NodeDialer
 from shardhub.cli.run import error_record
@@ -194,7 +195,7 @@ def _state(reading: Reading) -> str:
 def _hint(found: ChainStatus, problem: ShardhubError) -> str:
     """What to do about a chain that cannot run."""
     loading = [node.reading.address for node in found.nodes if _state(node.reading) == _LOADING]
-    return f"Wait until {' and '.join(loading)} has loaded its stage." if loading else problem.hint
+    return f"Wait until {' and '.join(loading)} has loaded its stage." if loading else with_flags(problem.hint)
 
 
 def _failure(reading: Reading) -> str:

@@ -1,5 +1,5 @@
 """What runs a stage, in a node or in the caller: one compute thread, its sessions, its KV budget."""
 
-from shardhub.upstream import watch
+from shardhub.upstream.imports import watch
 
 watch()

@@ -193,14 +193,14 @@ class SessionTable:
             raise ContextExceeded(
                 f"A session of {call.context} positions was asked for.",
                 why=f"This node serves up to {self._limits.max_context}.",
-                hint="Shorten the prompt or --max-tokens, or start the node with a larger --context.",
+                hint="Shorten the prompt or `max_tokens`, or start the node with a larger `context`.",
             )
         needed = self._kv_bytes(call.context)
         if needed > self._kv_budget_bytes:
             raise ContextExceeded(
                 f"A session of {call.context} positions was asked for.",
                 why=f"It takes {size_text(needed)} of KV memory, this node has {size_text(self._kv_budget_bytes)}.",
-                hint="Shorten the prompt or --max-tokens, or give the node more memory.",
+                hint="Shorten the prompt or `max_tokens`, or give the node more memory.",
             )
         try:
             self._check_room(call.head, call.context, needed)

@@ -1,5 +1,5 @@
 """The gateway: a chain behind an HTTP API that OpenAI's clients speak, and a page."""
 
-from shardhub.upstream import watch
+from shardhub.upstream.imports import watch
 
 watch()

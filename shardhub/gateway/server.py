@@ -142,7 +142,7 @@ def check_host(settings: GatewaySettings) -> None:
         settings.host,
         is_safe=bool(settings.keys) or settings.insecure_lan,
         why="Off loopback everyone who reaches the port could use the model: no API key is set.",
-        hint="Make a key (--new-key FILE) and give --api-key-file FILE; or, on a network you trust, --insecure-lan.",
+        hint="Make a key (`new_key` FILE) and give `api_key_file` FILE; or, on a network you trust, `insecure_lan`.",
     )
 
 

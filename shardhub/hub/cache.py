@@ -238,7 +238,7 @@ class Cache:
     def explain(self, error: OSError) -> AccessError | DiskFull | UsageError | None:
         """Our error for one of the file system's."""
         where = error.filename or self.root
-        hint = f"Give a folder you may write to: --cache-dir DIR or {CACHE_VARIABLE}=DIR."
+        hint = f"Give a folder you may write to: `cache_dir` DIR or {CACHE_VARIABLE}=DIR."
         if error.errno in _DENIED:
             return AccessError(
                 f"The cache {self.root} cannot be written.", why=f"{error.strerror}: {where}.", hint=hint
@@ -247,7 +247,7 @@ class Cache:
             return DiskFull(
                 f"The disk is full: {where} could not be written.",
                 why=f"{error.strerror}; {size_text(self.free_bytes())} are free.",
-                hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: --cache-dir DIR.",
+                hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: `cache_dir` DIR.",
             )
         if isinstance(error, NotADirectoryError | FileExistsError):
             return UsageError(f"{self.root} is not a folder.", why=f"{error.strerror}: {where}.", hint=hint)

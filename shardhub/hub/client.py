@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardhub import __version__
 from shardhub.errors import UsageError
 from shardhub.hub.proxies import make_transport
+from shardhub.upstream.hub_client import request_hook
 
 if TYPE_CHECKING:
     import httpx2
@@ -70,11 +71,10 @@ def make_http_client(transport: httpx2.BaseTransport | None = None) -> httpx2.Cl
         transport: What sends requests; by default `proxies.make_transport`.
     """
     import httpx2
-    from huggingface_hub.utils._http import hf_request_event_hook
 
     return httpx2.Client(
         transport=transport or make_transport(),
-        event_hooks={"request": [hf_request_event_hook], "response": [_refuse_downgrade]},
+        event_hooks={"request": [request_hook()], "response": [_refuse_downgrade]},
         follow_redirects=True,
         timeout=httpx2.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
     )

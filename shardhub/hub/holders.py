@@ -10,6 +10,7 @@ from shardhub.errors import AccessError, Conflict, HubRefused, HubUnreachable, N
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.listed import ListedFile
 from shardhub.hub.remote_repo import list_files
+from shardhub.upstream.hub_client import has_xet, hub_headers, use_lfs
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -79,7 +80,7 @@ def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
     from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
     api, found = calls.api, set[str]()
-    headers = api._build_hf_headers()
+    headers = hub_headers(api)
     wanted = sorted(sizes.items())
     for start in range(0, len(wanted), _BATCH):
         infos = [
@@ -111,8 +112,7 @@ def give(calls: HubCalls, source: str, target: str, files: Collection[ListedFile
     Source: `_duplicate_lfs_files`, huggingface_hub 2.4.0, which we do not call because it refuses files without a Xet
     hash before it asks.
     """
-    from huggingface_hub import get_session
-    from huggingface_hub.utils._http import hf_raise_for_status
+    from huggingface_hub import get_session, hf_raise_for_status
 
     api, given = calls.api, set[str]()
     url = f"{api.endpoint}/api/models/{source}/lfs-files/duplicate"
@@ -126,7 +126,7 @@ def give(calls: HubCalls, source: str, target: str, files: Collection[ListedFile
         body: dict[str, object] = {"target": {"type": "model", "name": target}, "files": items}
 
         def ask(body: dict[str, object] = body) -> dict[str, object]:
-            response = get_session().post(url, headers=api._build_hf_headers(), json=body)
+            response = get_session().post(url, headers=hub_headers(api), json=body)
             hf_raise_for_status(response)
             answer = response.json()
             return answer if isinstance(answer, dict) else {}
@@ -151,16 +151,14 @@ def agree_on_transfer(calls: HubCalls, repo: str) -> None:
         calls: The Hub.
         repo: A repo that may be written.
     """
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.utils._http import hf_raise_for_status
-    from huggingface_hub.utils._runtime import is_xet_available
+    from huggingface_hub import constants, get_session, hf_raise_for_status
 
-    if not is_xet_available():
+    if not has_xet():
         return
     url = f"{calls.api.endpoint}/api/models/{repo}/xet-write-token/main"
 
     def ask() -> bool:
-        response = get_session().get(url, headers=calls.api._build_hf_headers())
+        response = get_session().get(url, headers=hub_headers(calls.api))
         if response.status_code in (400, 404):
             return False
         hf_raise_for_status(response)
@@ -179,23 +177,19 @@ def to_upload(path: str, file: Path, sha256: str) -> CommitOperationAdd:
 
     operation = CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(file))
     operation.upload_info.sha256 = bytes.fromhex(sha256)
-    operation._upload_mode = "lfs"
-    operation._should_ignore = False
+    use_lfs(operation)
     return operation
 
 
 def placed(path: str, sha256: str, size_bytes: int) -> CommitOperationAdd:
     """The operation that commits a weight file the repo has the bytes of.
 
-    It is what `HfApi.preupload_lfs_files` leaves of an operation after an upload, its bytes given away; a test holds
-    that the client commits it without sending any.
+    A test holds that the client commits it without sending any bytes.
     """
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.lfs import UploadInfo
 
     operation = CommitOperationAdd(path_in_repo=path, path_or_fileobj=b"")
     operation.upload_info = UploadInfo(size=size_bytes, sample=b"", sha256=bytes.fromhex(sha256))
-    operation._upload_mode = "lfs"
-    operation._should_ignore = False
-    operation._is_uploaded = True
+    use_lfs(operation, is_uploaded=True)
     return operation

@@ -116,9 +116,9 @@ def check_visibility(decisions: Sequence[Decision], *, private: bool) -> None:
     public = [at.repo for at in decisions if at.remote is not None and not at.remote.private]
     if private and public:
         raise UsageError(
-            f"{public[0]} is public, and --private was given.",
+            f"{public[0]} is public, and `private` was given.",
             why=f"Public already: {', '.join(public[:_SHOWN])}.",
-            hint="Make them private in their settings, give another --name, or leave out --private.",
+            hint="Make them private in their settings, give another `name`, or leave out `private`.",
         )
 
 
@@ -158,7 +158,7 @@ def _replacement(repo: str, remote: RemoteRepo, why: str, *, replace: bool) -> D
     raise Conflict(
         f"{repo} is there already, and is something else.",
         why=f"{why[:1].upper()}{why[1:]}.",
-        hint="Give another name with --name, or --replace: it keeps the old commits under a tag, and manifests that "
+        hint="Give another name with `name`, or `replace`: it keeps the old commits under a tag, and manifests that "
         "name them keep working.",
     )
 

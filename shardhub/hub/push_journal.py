@@ -83,7 +83,7 @@ def scratch_folder(folder: Path, need_bytes: int) -> Iterator[Path]:
             raise DiskFull(
                 f"There is not enough room in {folder}.",
                 why=f"The largest weight file needs {size_text(need)}, {size_text(free)} are free.",
-                hint="Make room, or give another folder with --cache-dir.",
+                hint="Make room, or give another folder with `cache_dir`.",
             )
         with lock_held(folder):  # so that no other run sweeps the new folder before it has its lock
             _sweep(folder)

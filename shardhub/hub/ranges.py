@@ -12,6 +12,7 @@ from shardhub.errors import WeightFileError
 from shardhub.hub.client import CONNECT_TIMEOUT_S
 from shardhub.hub.failures import hub_failures
 from shardhub.hub.retry import NUM_TRIES, headers_of, is_passing, reason, wait_before
+from shardhub.upstream.hub_client import hub_headers
 
 if TYPE_CHECKING:
     import httpx2
@@ -138,12 +139,12 @@ class RemoteFile:
 
     def _open(self, start: int, stop: int) -> _Stream:
         import httpx2
-        from huggingface_hub.utils._http import get_session, hf_raise_for_status
+        from huggingface_hub import get_session, hf_raise_for_status
 
         session = get_session()
         headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
         if self._direct is None:
-            headers |= self._api._build_hf_headers()
+            headers |= hub_headers(self._api)
         timeout = httpx2.Timeout(self._patience.stall_timeout_s, connect=CONNECT_TIMEOUT_S)
         request = session.build_request("GET", self._direct or self._url, headers=headers, timeout=timeout)
         response = session.send(request, stream=True)

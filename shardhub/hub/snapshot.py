@@ -180,7 +180,7 @@ class Snapshot:
             raise DiskFull(
                 f"There is not enough room for {self._repo.repo} in {self._cache.root}.",
                 why=f"{size_text(need)} are needed, {size_text(free)} are free.",
-                hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: --cache-dir DIR.",
+                hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: `cache_dir` DIR.",
             )
 
 

@@ -86,7 +86,7 @@ class Gate:
         if self._knows(host):
             await self._app(scope, receive, send_safely)
         else:
-            refusal = Refusal(403, f"This Hub is not called {host[:100]!r}. Start it with --public-url to name it so.")
+            refusal = Refusal(403, f"This Hub is not called {host[:100]!r}. Start it with `public_url` to name it so.")
             await refusal.response()(scope, receive, send_safely)
         # The path only: queries carry signatures, headers carry tokens.
         elapsed_ms = (time.perf_counter() - started) * 1000

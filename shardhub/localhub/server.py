@@ -122,7 +122,7 @@ def check_host(host: str, *, insecure_lan: bool) -> None:
         host,
         is_safe=insecure_lan,
         why="Off loopback, tokens and weights travel in the clear, and everyone on the way can read and use them.",
-        hint="On a network you trust, add --insecure-lan.",
+        hint="On a network you trust, add `insecure_lan`.",
     )
 
 

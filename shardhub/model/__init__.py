@@ -1,5 +1,5 @@
 """The only place that runs MLX: building upstream's models, tapping their layers, proving and running stages."""
 
-from shardhub.upstream import watch
+from shardhub.upstream.imports import watch
 
 watch()

@@ -14,6 +14,7 @@ from shardhub.checkpoint.config import mlx_quantization
 from shardhub.errors import UnsupportedModel
 from shardhub.model.arrays import dtype_name, placeholder
 from shardhub.tensors import TensorSpec
+from shardhub.upstream.mlx_lm_code import decode_infinities, model_classes, takes_global_scale
 
 # Names of mlx-lm's modules: a path would leave them.
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
@@ -103,10 +104,6 @@ def instantiate(config: Mapping[str, Any]) -> nn.Module:
     Raises:
         UnsupportedModel: Unknown architecture, a config it cannot be built from, or one that names code of its own.
     """
-    # Upstream's own registry, and its reading of infinities that transformers writes as {"__float__": "Infinity"};
-    # neither has a public name.
-    from mlx_lm.utils import _decode_tagged_floats, _get_classes
-
     for field in ("model_file", "auto_map"):
         if field in config:
             raise UnsupportedModel(
@@ -125,11 +122,11 @@ def instantiate(config: Mapping[str, Any]) -> nn.Module:
     if not _MODEL_TYPE.fullmatch(model_type):
         raise unknown
     try:
-        model_class, args_class = _get_classes(config=dict(config))
+        model_class, args_class = model_classes(config)
     except (ValueError, AttributeError, TypeError) as error:  # it has no such module, or one that is not a model's
         raise unknown from error
     try:
-        model: nn.Module = model_class(args_class.from_dict(_decode_tagged_floats(dict(config))))
+        model: nn.Module = model_class(args_class.from_dict(decode_infinities(config)))
     except Exception as error:  # the code of 126 modules, which check nothing, on a stranger's values
         raise UnsupportedModel(
             f"mlx-lm cannot build {model_type!r} from this config.json.",
@@ -160,7 +157,7 @@ def sanitize(model: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.arr
 
 def _quantize(model: nn.Module, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> None:
     """Turn modules into their quantised classes as upstream does. Source: mlx_lm/utils.py, load_model."""
-    from mlx_lm.utils import _takes_global_scale, infer_quant_config
+    from mlx_lm.utils import infer_quant_config
 
     if config.get("quantize_activations"):
         raise UnsupportedModel(
@@ -179,7 +176,7 @@ def _quantize(model: nn.Module, config: Mapping[str, Any], weights: Mapping[str,
         if not hasattr(module, "to_quantized") or f"{path}.scales" not in weights:
             return False
         params: dict[str, Any] = infer_quant_config(path, module, weights)
-        if f"{path}.global_scale" in weights and _takes_global_scale(module):
+        if f"{path}.global_scale" in weights and takes_global_scale(module):
             params["global_scale"] = True
         return params
 

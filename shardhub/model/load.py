@@ -131,14 +131,14 @@ def load_stage(
             f"{names} does not fit into what this process may take.",
             why=f"Weights {size_text(weight_bytes)} and KV cache {size_text(session_bytes)} for {context} positions "
             f"exceed {size_text(left)}, which its limits leave for them ({limit_text()}).",
-            hint="Raise the limit (ulimit -v, a container's memory), serve fewer layers here, or lower --context.",
+            hint="Raise the limit (ulimit -v, a container's memory), serve fewer layers here, or lower `context`.",
         )
     if weight_bytes + session_bytes > usable:
         raise DoesNotFit(
             f"{names} does not fit on this machine.",
             why=f"Weights {size_text(weight_bytes)} and KV cache {size_text(session_bytes)} for {context} positions "
             f"exceed {size_text(usable)}, which is the memory budget of {size_text(budget)} less {_HEADROOM:.0%}.",
-            hint="Serve fewer layers here, lower --context, or set --memory if the budget is wrong.",
+            hint="Serve fewer layers here, lower `context`, or set `memory` if the budget is wrong.",
         )
 
     weights: dict[str, mx.array] = {}

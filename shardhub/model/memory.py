@@ -28,7 +28,7 @@ _SHARE_OF_LIMIT = 0.9
 # What a node takes after its stage is loaded, whatever its size: a warm-up's buffers, compiled kernels, threads, gRPC.
 # Measured on two cores with stages of 0.17 to 0.30 GB: 60 to 100 MB.
 _BESIDE_BYTES = 128 << 20
-_PLAIN = "Leave out --kv-bits, or try another --kv-group-size."
+_PLAIN = "Leave out `kv_bits`, or try another `kv_group_size`."
 # Beyond what glibc serves from its bins of small pieces.
 _NOT_SMALL_BYTES = 8192
 # A window's cache holds the window and the chunk that comes in; no chunk is larger.

@@ -21,7 +21,7 @@ from shardhub.model.stage import Stage, StageCache
 from shardhub.model.tracing import Graph, Questions, trace
 from shardhub.tensors import TensorSpec
 
-_OTHER_CUTS = "Try other cuts (--cuts). No shard was written."
+_OTHER_CUTS = "Try other cuts (`cuts`). No shard was written."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,7 +104,7 @@ class Session:
             raise ContextExceeded(
                 f"{position + length} positions were asked for.",
                 why=f"The session was opened for {self.context}.",
-                hint="Shorten the prompt or raise --context on every node.",
+                hint="Shorten the prompt or raise `context` on every node.",
             )
 
     def _can_trim(self) -> bool:

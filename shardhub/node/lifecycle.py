@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health import aio as health_aio
 
 from shardhub.address import Address
 from shardhub.engine.engine import Engine, message_bytes
@@ -110,7 +110,7 @@ async def run_node(
         # A node with certificates has neighbours with certificates, on this machine too.
         security=Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan),
     )
-    health = HealthServicer()
+    health = health_aio.HealthServicer()
     add_NodeServicer_to_server(servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     keeper: asyncio.Task[None] | None = None
@@ -171,7 +171,7 @@ def check_host(host: str, *, insecure_lan: bool, has_tls: bool = False) -> None:
         host,
         is_safe=insecure_lan or has_tls,
         why="Off loopback, without TLS, everyone who reaches the port can read prompts and alter answers.",
-        hint="Give this machine a certificate (shardhub certs join), or, on a network you trust, add --insecure-lan.",
+        hint="Give this machine a certificate (shardhub certs join), or, on a network you trust, add `insecure_lan`.",
     )
 
 
@@ -187,12 +187,12 @@ def _bind(server: grpc.aio.Server, host: str, port: int, trust: Trust | None) ->
                 raise AddressError(
                     f"Cannot listen on {Address(host, port)}.",
                     why=f"{host} is not an address of this machine, whose addresses are {', '.join(_own_addresses())}.",
-                    hint="Give one of those with --host, or 0.0.0.0 for all of them.",
+                    hint="Give one of those with `host`, or 0.0.0.0 for all of them.",
                 ) from error
             raise AddressError(
                 f"Cannot listen on {Address(host, port)}.",
                 why=f"{error.strerror}{_owner(port)}.",
-                hint="Choose another port with --port, or 0 for any free one.",
+                hint="Choose another port with `port`, or 0 for any free one.",
             ) from error
     try:
         address = str(Address(host, port))
@@ -232,7 +232,7 @@ def _own_addresses() -> list[str]:
     return sorted(addresses, key=lambda address: address.startswith("127."))
 
 
-async def _report(health: HealthServicer, status: Any) -> None:
+async def _report(health: health_aio.HealthServicer, status: Any) -> None:
     for service in ("", SERVICE):
         await health.set(service, status)
 

@@ -68,7 +68,7 @@ def check_metrics(listen: str, *, insecure: bool) -> None:
         is_safe=insecure,
         what="answer metrics",
         why="The metrics have no TLS and no key, so everyone who reaches this address can read what the node does.",
-        hint="Listen on 127.0.0.1, or, on a network you trust, add --insecure-metrics.",
+        hint="Listen on 127.0.0.1, or, on a network you trust, add `insecure_metrics`.",
     )
 
 
@@ -81,4 +81,4 @@ def parse_listen(text: str) -> Address:
     try:
         return Address.parse(text if ":" in text else f":{text}", host=_DEFAULT_HOST, may_be_zero=True)
     except AddressError as error:
-        raise UsageError(f"--metrics {text}: that is not HOST:PORT.", hint="Write it like 127.0.0.1:9400.") from error
+        raise UsageError(f"`metrics` {text}: that is not HOST:PORT.", hint="Write it like 127.0.0.1:9400.") from error

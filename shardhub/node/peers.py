@@ -119,7 +119,7 @@ class Peers:
                 raise AccessError(
                     f"This node does not dial {address}.",
                     why=f"{ip} is outside the networks it is allowed to dial.",
-                    hint="Start it with --peers NETWORK to allow it.",
+                    hint="Start it with `peers` NETWORK to allow it.",
                 )
 
     async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:

@@ -72,7 +72,7 @@ def _unevenness(costs: ModelCosts, stages: Sequence[StagePlan], even: Sequence[S
     cuts = ",".join(str(stage.start) for stage in even[1:])
     return [
         f"The stages are uneven, because elsewhere something that grows with the context would cross. "
-        f"The slowest reads {slowest / best:.1f} times what it would with --cuts {cuts}."
+        f"The slowest reads {slowest / best:.1f} times what it would with the cuts {cuts}."
     ]
 
 
@@ -92,7 +92,7 @@ def cut_at(costs: ModelCosts, cuts: Sequence[int], *, borders: Borders | None = 
             )
         if before is not None and cut <= before:
             fault = "stands twice" if cut == before else f"comes after {before}"
-            raise PlanError(f"The cut {cut} {fault}.", hint="Give cuts in rising order, each once: --cuts 10,20")
+            raise PlanError(f"The cut {cut} {fault}.", hint="Give cuts in rising order, each once: `cuts` 10,20")
     boundaries = [0, *cuts, num]
     plan = Plan(
         num_layers=num,
@@ -112,8 +112,8 @@ def parse_cuts(text: str) -> tuple[int, ...]:
     wrong = next((part for part in parts if not (part.isascii() and part.isdigit() and len(part) <= 6)), None)
     if wrong is not None:
         raise PlanError(
-            f"--cuts {text[:80]!r} is not a list of layers.",
+            f"`cuts` {text[:80]!r} is not a list of layers.",
             why=f"{wrong[:40]!r} is not a whole number.",
-            hint="Write the first layer of every stage but the first: --cuts 10,20",
+            hint="Write the first layer of every stage but the first: `cuts` 10,20",
         )
     return tuple(int(part) for part in parts)

@@ -49,10 +49,10 @@ def parse_machine(text: str) -> Machine:
     """
     name, equals, ram = text.partition("=")
     refused = PlanError(
-        f"--machine {text[:80]!r} is not NAME=RAM.",
+        f"`machine` {text[:80]!r} is not NAME=RAM.",
         why="RAM is a positive number with GB, GiB, MB, MiB, TB, TiB or nothing (GB); "
         "a name has letters, digits, '.', '_' and '-'.",
-        hint="Write for instance: --machine studio=64GB --machine mini=16GB",
+        hint="Write for instance: `machine` studio=64GB `machine` mini=16GB",
     )
     if not equals or not _NAME.fullmatch(name.strip()):
         raise refused
@@ -83,7 +83,7 @@ def cut_for_machines(
     """
     _check_names(machines)
     if context < 1:
-        raise PlanError(f"A context of {context} positions holds nothing.", hint="Give --context 1 or more.")
+        raise PlanError(f"A context of {context} positions holds nothing.", hint="Give `context` 1 or more.")
     num = costs.num_layers
     reads = list(accumulate((layer.read_bytes for layer in costs.layers), initial=0))
     held = list(accumulate((layer.size_bytes + layer.kv_bytes(context) for layer in costs.layers), initial=0))
@@ -146,7 +146,7 @@ def _budget(machine: Machine, costs: ModelCosts) -> int:
 
 def _check_names(machines: Sequence[Machine]) -> None:
     if not machines:
-        raise PlanError("There is no machine to plan for.", hint="Give at least one: --machine studio=64GB")
+        raise PlanError("There is no machine to plan for.", hint="Give at least one: `machine` studio=64GB")
     if len(machines) > MAX_STAGES:
         raise PlanError(f"{len(machines)} machines are too many.", why=f"A plan has at most {MAX_STAGES} stages.")
     names = [machine.name for machine in machines]
@@ -174,5 +174,5 @@ def _does_not_fit(
         f"The model does not fit on {len(machines)} machine{'s' if len(machines) > 1 else ''}.",
         why=f"It needs {size_text(weights)} of weights and {size_text(kv)} of KV for {context} positions, "
         f"{size_text(need)} in all; there is room on {each}: {lacking}.",
-        hint="Add a machine, shorten --context, or take the model with fewer bits.",
+        hint="Add a machine, shorten `context`, or take the model with fewer bits.",
     )

@@ -57,7 +57,7 @@ async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S)
         raise CertificateRefused(
             f"{address} does not speak TLS.",
             why="A handshake got another kind of answer.",
-            hint="Nothing was sent to it. Start the node with --tls, or leave out --tls here.",
+            hint="Nothing was sent to it. Start the node with `tls`, or leave out `tls` here.",
         ) from error
     except TimeoutError as error:
         raise NodeUnreachable(f"{address} did not answer within {timeout_s:.0f} s.", why="A TLS handshake.") from error
@@ -65,7 +65,7 @@ async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S)
         raise NodeUnreachable(
             f"No node answers at {address}.",
             why=f"{error}.",
-            hint="Is `shardhub serve` running there, with --host for other machines, and is the address right?",
+            hint="Is `shardhub serve` running there, with `host` for other machines, and is the address right?",
         ) from error
     return peer
 

@@ -75,7 +75,7 @@ def check_folder(folder: Path, authority_pem: bytes) -> None:
         raise IdentityError(
             f"{folder} holds certificates of another cluster.",
             why="A folder belongs to one authority.",
-            hint="Name another folder with --dir, or move that one away.",
+            hint="Name another folder with `dir`, or move that one away.",
         )
 
 

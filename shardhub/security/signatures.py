@@ -129,7 +129,7 @@ def check_signature(folder: Path, key: str) -> None:
         raise SignatureError(
             f"The pipeline in {folder} is not signed.",
             why=f"It has no {SIGNATURE_FILE}, and {_short(key)} is required to have signed it.",
-            hint="Ask its publisher, or leave out --require-signature.",
+            hint="Ask its publisher, or leave out `require_signature`.",
         )
     found = _read(path)
     if found.key != key:

@@ -132,7 +132,7 @@ class Security:
     trust: Trust | None = None
     everywhere: bool = False
     insecure_lan: bool = False
-    insecure_flag: str = "--insecure-lan"
+    insecure_flag: str = "`insecure_lan`"
 
     async def for_address(self, address: str) -> Trust | None:
         """What a channel to HOST:PORT needs; None is a plain one.

@@ -234,7 +234,7 @@ class SplitJob:
             raise UsageError(
                 f"There is no shard {only}.",
                 why=f"This cut has {len(self.shards)}, counted from 0.",
-                hint=f"Give --only 0 to {len(self.shards) - 1}.",
+                hint=f"Give `only` 0 to {len(self.shards) - 1}.",
             )
         return (self.shards[only],)
 
@@ -276,7 +276,7 @@ def prepare(
         WeightFileError: The checkpoint lacks tensors of the model.
         UnsupportedModel: Two weight files would have one name.
     """
-    check_file_name(pipeline_name(name), where="--name")
+    check_file_name(pipeline_name(name), where="`name`")
     _check_cover(contents.num_layers, stages)
     missing = sorted({final for final, stored in contents.stored_names.items() if stored not in checkpoint.tensors})
     if missing:

@@ -231,7 +231,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise UsageError(
                 f"{folder} cannot be written: a name is longer than the file system takes.",
                 why=f"It takes {_MAX_NAME_BYTES} bytes a name, and there is {Path(name).name[:120]!r}.",
-                hint="Give a shorter --name, or another folder.",
+                hint="Give a shorter `name`, or another folder.",
             ) from error
         if isinstance(error, NotADirectoryError | FileExistsError):
             raise UsageError(f"{folder} is not a folder.", why=f"{error.strerror}: {error.filename}.") from error
@@ -243,5 +243,5 @@ def in_the_way(folder: Path, why: str) -> UsageError:
     return UsageError(
         f"{folder} exists, and is not overwritten.",
         why=f"{why[:1].upper()}{why[1:]}.",
-        hint="Give another name (--name) or another folder, or delete it first.",
+        hint="Give another name (`name`) or another folder, or delete it first.",
     )

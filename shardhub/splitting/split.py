@@ -155,7 +155,7 @@ def split(
                 raise DiskFull(
                     f"There is not enough room in {out}.",
                     why=f"{size_text(estimate.need_bytes)} are needed, {size_text(estimate.free_bytes)} are free.",
-                    hint="Make room, give another folder, or write one shard at a time: --only K",
+                    hint="Make room, give another folder, or write one shard at a time: `only` K",
                 )
             return _Splitter(job, journal, copier, estimate.read_bytes, progress).run(selected)
 

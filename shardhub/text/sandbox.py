@@ -51,7 +51,7 @@ RENDERING = Program(
     packages=("shardhub", "jinja2", "markupsafe"),
     subject="The chat template",
     cpu_s=RENDER_TIMEOUT_S,
-    hint="Check that jinja2 is installed; --raw sends a prompt without a template.",
+    hint="Check that jinja2 is installed; `raw` sends a prompt without a template.",
 )
 
 

@@ -29,7 +29,7 @@ _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 Message = Mapping[str, Any]
 Ending = Literal["history", "turn", "prefix"]
 
-_RAW_HINT: Final = "Ask the publisher of the model to repair the template, or send the prompt without it (--raw)."
+_RAW_HINT: Final = "Ask the publisher of the model to repair the template, or send the prompt without it (`raw`)."
 _WHAT = {
     "raised": "The chat template refuses these messages.",
     "security": "The chat template is not allowed what it tries.",

@@ -255,7 +255,7 @@ class Tokenizer:
         source = self.template_source(with_tools=with_tools)
         if source is None:
             raise PromptError(
-                "The model has no chat template.", hint="Use --raw to send the prompt as it is: it may be a base model."
+                "The model has no chat template.", hint="Use `raw` to send the prompt as it is: it may be a base model."
             )
         if source not in self._templates:
             self._templates[source] = ChatTemplate(source, max_output_chars=self._max_chat_chars)

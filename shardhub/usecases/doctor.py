@@ -22,6 +22,7 @@ from shardhub.naming import NODE_PORT
 from shardhub.requirements import this_machine, unfitness
 from shardhub.sizes import size_text
 from shardhub.toolchain import check_compiler
+from shardhub.upstream.hub_client import hub_headers
 from shardhub.usecases.versions import versions
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -265,9 +266,7 @@ def _ask(api: Any) -> tuple[int, dict[str, Any]]:
     from huggingface_hub import get_session
 
     with hub_failures("asking whose token this is", api=api):
-        response = get_session().get(
-            f"{api.endpoint}/api/whoami-v2", headers=api._build_hf_headers(), timeout=_HUB_TIMEOUT_S
-        )
+        response = get_session().get(f"{api.endpoint}/api/whoami-v2", headers=hub_headers(api), timeout=_HUB_TIMEOUT_S)
         if response.status_code == 200:
             return 200, dict(response.json())
         if response.status_code >= 500 or response.status_code == 429:

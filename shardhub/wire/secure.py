@@ -155,6 +155,6 @@ async def with_tls_hint(error: ShardhubError, address: str) -> ShardhubError:
         return NodeUnreachable(
             f"{address} speaks TLS, and was called without.",
             why="It wants a certificate, also on loopback.",
-            hint="Add --tls DIR, with a folder that `shardhub certs join` filled.",
+            hint="Add `tls` DIR, with a folder that `shardhub certs join` filled.",
         )
     return error

@@ -15,7 +15,7 @@ _MAX_TEXT = 1000
 # What to do where nobody answers.
 NOBODY_HINT = (
     "Is `shardhub serve` running there, and is the address right? It listens on 127.0.0.1, for its own machine alone, "
-    "unless it was started with --host."
+    "unless it was started with `host`."
 )
 # What gRPC's core says of connections, the most telling first. Source: grpc 1.85, what was seen in faults.
 _NETWORK_WORDS = (

@@ -165,4 +165,4 @@ def test_nodes_that_keep_kv_in_different_forms_are_told(manifest, read) -> None:
     other = replace(plain, description=replace(plain.description, stage=quantised))
     found = chain_status(manifest, [read(0), other, read(2)])
     assert found.limit == "The chain cannot run: node0:1 and node1:1 keep K and V in different forms."
-    assert "--kv-bits" in found.problem.hint
+    assert "`kv_bits`" in found.problem.hint

@@ -456,7 +456,7 @@ def test_read_only_cache(reader: HfApi, published: Published) -> None:
     """A cache that cannot be written is named, with the option for another."""
     with pytest.raises(AccessError, match="cache /sys/shardhub cannot be written") as caught:
         Fetcher(lambda: reader, Cache(Path("/sys/shardhub"))).fetch(shard_of(published))
-    assert "--cache-dir" in caught.value.hint
+    assert "`cache_dir`" in caught.value.hint
 
 
 def test_cache_that_is_a_file(reader: HfApi, published: Published, tmp_path: Path) -> None:

@@ -203,8 +203,8 @@ def test_other_cuts_are_refused_with_the_ways_to_go_on(ann: Pusher, model: Path,
     with pytest.raises(Conflict) as refused:
         ann.push(model, [2])
     assert refused.value.why == "It holds layers [0, 4) of 8, this cut has [0, 2) of 8 there."
-    assert "--name" in refused.value.hint
-    assert "--replace" in refused.value.hint
+    assert "`name`" in refused.value.hint
+    assert "`replace`" in refused.value.hint
     assert {method for method, _ in wire.calls} == {"GET"}
 
 
@@ -248,7 +248,7 @@ def test_private_push_makes_private_repos(ann: Pusher, model: Path) -> None:
 
 def test_private_push_into_a_public_repo_is_refused(ann: Pusher, model: Path) -> None:
     ann.push(model, [4])
-    with pytest.raises(UsageError, match="is public, and --private was given"):
+    with pytest.raises(UsageError, match="is public, and `private` was given"):
         ann.push(model, [4], private=True)
 
 

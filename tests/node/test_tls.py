@@ -264,7 +264,7 @@ async def test_a_plain_head_is_told_that_the_node_speaks_tls(engine, node):
         error = await refusal(address, None)
     assert isinstance(error, NodeUnreachable)
     assert "speaks TLS" in error.what
-    assert "--tls" in error.hint
+    assert "`tls`" in error.hint
 
 
 @in_loop

@@ -64,7 +64,7 @@ def test_growing_cuts_are_avoided() -> None:
     plan = cut_evenly(uniform(8), 2, borders=far)
     assert plan.cuts == (1,)
     assert "1.8 times" in plan.notes[0]
-    assert "--cuts 4" in plan.notes[0]
+    assert "with the cuts 4" in plan.notes[0]
 
 
 def test_growing_cuts_are_taken_when_there_is_no_other_way() -> None:

@@ -269,7 +269,7 @@ def test_another_shard_is_never_overwritten(
     _split(model, out)
     before = _tree(out)
     change(model)
-    with pytest.raises(UsageError, match="--name"):
+    with pytest.raises(UsageError, match="`name`"):
         _split(model, out, cuts)
     assert _tree(out) == before
     assert _split(model, out, cuts, name="other").pipeline is not None

@@ -364,7 +364,7 @@ def test_model_without_template_says_so(folder: Path, tmp_path: Path) -> None:
     """A base model has no chat; the error names the way to go on."""
     base = Tokenizer(copy_with(folder, tmp_path / "m", "tokenizer_config.json", chat_template=None))
     assert not base.has_chat_template
-    with pytest.raises(PromptError, match="--raw"):
+    with pytest.raises(PromptError, match="`raw`"):
         base.render_chat(CHAT)
 
 

@@ -1,0 +1,28 @@
+"""Settings in messages, as the command line writes them.
+
+What is below the command line names a setting as a program does, in backticks: `kv_bits`. Here it becomes `--kv-bits`.
+A command that can be run as it stands (`shardhub serve --port 0`) is the same for everybody.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Every setting that a message below the command line may name, and the option that sets it.
+FLAGS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        *("allow_inexact", "api_key_file", "blas", "cache_dir", "context", "cuts", "dir", "fetch", "host"),
+        *("ignore_code", "ignore_field", "insecure_lan", "insecure_metrics", "json", "key", "kv_bits"),
+        *("kv_group_size", "machine", "max_tokens", "memory", "metrics", "name", "namespace", "new_key", "no_parity"),
+        *("node", "only", "peers", "plan", "port", "private", "prompt_tokens", "public_url", "push", "raw"),
+        *("reference", "replace", "require_signature", "role", "run", "seed", "source", "source_folder", "stages"),
+        *("tls", "tokens"),
+    )
+}
+_SETTING = re.compile(r"`([a-z_]+)`")
+
+
+def with_flags(text: str) -> str:
+    """A message with the options of the command line in the place of settings."""
+    return _SETTING.sub(lambda match: FLAGS.get(match[1], match[0]), text)

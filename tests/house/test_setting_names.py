@@ -1,0 +1,100 @@
+"""Below the command line messages name settings, not options; the command line puts options in their place."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+import shardhub
+from shardhub.cli.app import app
+from shardhub.cli.run import error_record, print_error
+from shardhub.cli.setting_names import FLAGS, with_flags
+from shardhub.errors import UsageError
+
+PACKAGE = Path(shardhub.__file__).parent
+# The command line itself; what it shares with programs still speaks as it does; and options of pip's.
+LEFT_OUT = {"cli", "usecases", "demo"}
+# Inside such a command an option is right for everybody who reads it.
+_COMMAND = re.compile(r"\b(shardhub [a-z]|pip |mlx_lm\.[a-z]|generate )[^.;`]*$")
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+
+
+def options() -> set[str]:
+    """Every long option of every command."""
+
+    def of(command: click.Command) -> Iterator[str]:
+        for parameter in command.params:
+            yield from (name for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("--"))
+        for inner in getattr(command, "commands", {}).values():
+            yield from of(inner)
+
+    return set(of(typer.main.get_command(app)))
+
+
+def messages(tree: ast.Module) -> Iterator[str]:
+    """Every text of a module that is not a docstring, its placeholders as X."""
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    parts = {id(value) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for value in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(value.value) if isinstance(value, ast.Constant) else "X" for value in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings | parts:
+            yield node.value
+
+
+def below() -> Iterator[tuple[Path, str]]:
+    """The messages of all modules below the command line."""
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0] not in LEFT_OUT and not path.stem.endswith(("_pb2", "_pb2_grpc")):
+            yield from ((path, text) for text in messages(ast.parse(path.read_text())))
+
+
+def test_no_message_below_the_command_line_names_an_option() -> None:
+    """Except inside a command that can be run as it stands."""
+    known = options()
+    for path, text in below():
+        for match in _OPTION.finditer(text):
+            assert match[0] not in known or _COMMAND.search(text[: match.start()]), f"{path}: {text}"
+
+
+def test_every_setting_that_is_named_has_its_option() -> None:
+    """The table holds options that exist, and each setting that a message names in backticks and that is one."""
+    known = options()
+    assert set(FLAGS.values()) <= known
+    for path, text in below():
+        for name in re.findall(r"`([a-z_]+)`", text):
+            assert f"--{name.replace('_', '-')}" not in known or name in FLAGS, f"{path}: {text}"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Raise `context` on every node.", "Raise --context on every node."),
+        ("Start it with `shardhub serve`, and `kv_bits` 4.", "Start it with `shardhub serve`, and --kv-bits 4."),
+        ("`verify` and `nonsense` stay.", "`verify` and `nonsense` stay."),
+    ],
+)
+def test_settings_are_shown_as_options(text: str, shown: str) -> None:
+    """Commands and other words in backticks stay what they are."""
+    assert with_flags(text) == shown
+
+
+def test_errors_are_shown_with_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr and as JSON, in each of their parts; a program reads the setting's name."""
+    error = UsageError("`cuts` is wrong.", why="`stages` was given.", hint="Leave out `cuts`.")
+    assert "`cuts`" in str(error)
+    print_error(error)
+    assert capsys.readouterr().err == "Error: --cuts is wrong.\nWhy: --stages was given.\nTry: Leave out --cuts.\n"
+    assert error_record(error)["hint"] == "Leave out --cuts."
