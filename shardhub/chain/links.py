@@ -124,8 +124,8 @@ async def describe(address: str, *, liveness: Liveness = DEFAULT_LIVENESS, secur
         try:
             reply = await NodeStub(channel).Describe(pb.DescribeRequest(), timeout=CONNECT_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
-            found = from_rpc(error, peer=address, doing="describe it")
-            raise (found if opened.trust else await with_tls_hint(found, address)) from error
+            refusal = from_rpc(error, peer=address, doing="describe it")
+            raise (refusal if opened.trust else await with_tls_hint(refusal, address)) from error
         except grpc.aio.UsageError as error:
             raise NodeUnreachable(f"{address} is no address of a node.", why=f"{error}.") from error
     return codec.description_value(reply)
@@ -219,10 +219,10 @@ class NodeLink:
             ChainError: It does not answer.
             HandshakeError: It serves something else now, or speaks another protocol.
         """
-        found = await self.describe()
-        if not set(PROTOCOL_VERSIONS) & set(found.protocol_versions):
+        description = await self.describe()
+        if not set(PROTOCOL_VERSIONS) & set(description.protocol_versions):
             raise HandshakeError(f"{self.name} speaks another protocol now.", hint="Upgrade shardhub on both machines.")
-        now, before = found.stage, self.facts
+        now, before = description.stage, self.facts
         if (now.digests, now.boundaries, now.config_digest) != (
             before.digests,
             before.boundaries,
@@ -234,7 +234,7 @@ class NodeLink:
                 hint="Restart this command, so that it reads the newest version; or restart that node with "
                 "PIPELINE@COMMIT for the version that is running here.",
             )
-        return NodeLink(self.name, found, liveness=self._liveness, security=self._security)
+        return NodeLink(self.name, description, liveness=self._liveness, security=self._security)
 
     async def open(self, call: OpenSession) -> Opened:
         reply = await self._unary(self._stub.Open, codec.open_message(call), "open a session")
@@ -316,14 +316,14 @@ class NodeLink:
             return NodeLost(f"{self.name} ended the link.", hint="Is the node going away?")
         details, trailing = await call.details(), await call.trailing_metadata()
         status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing or grpc.aio.Metadata(), details)
-        found = from_rpc(status, peer=self.name, doing="keep the link open")
-        if isinstance(found, NodeUnreachable) and self._readers:
+        lost = from_rpc(status, peer=self.name, doing="keep the link open")
+        if isinstance(lost, NodeUnreachable) and self._readers:
             return NodeLost(
                 f"The node at {self.name} is gone.",
                 why=f"Its link broke: {network_words(details)}.",
                 hint="Start it again with `shardhub serve`.",
             )
-        return found
+        return lost
 
     def _cut(self, error: ShardhubError) -> None:
         """End the link to a node that is not to be trusted any more: nothing more is sent to it or read of it."""
@@ -343,14 +343,14 @@ class NodeLink:
             self._lost(known)
 
     async def _tell_lost(self, error: grpc.aio.AioRpcError) -> None:
-        found = from_rpc(error, peer=self.name, doing="keep the link open")
-        if isinstance(found, NodeUnreachable):
-            found = NodeLost(
+        lost = from_rpc(error, peer=self.name, doing="keep the link open")
+        if isinstance(lost, NodeUnreachable):
+            lost = NodeLost(
                 f"The node at {self.name} is gone.",
                 why=f"Its link broke: {network_words(error.details())}.",
                 hint="Start it again with `shardhub serve`.",
             )
-        self._lost(found)
+        self._lost(lost)
 
 
 class NodeDialer:

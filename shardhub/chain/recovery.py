@@ -1,4 +1,15 @@
-"""Going on after a node is lost: a stream's session is brought back, on nodes that are there, to where it was."""
+"""Recovery: a stream goes on after a node was lost, with the tokens it would have had without the loss.
+
+What happens, in order:
+
+1. A link breaks, or a node is found gone or stuck. `Chain.lose` marks its place LOST and fails the sessions that go
+   over it; the `Reconnector` begins to bring the place back.
+2. The streams of these sessions are interrupted by the step that failed: `Status.INTERRUPTED`.
+3. Each is brought back here: the nodes of its path are looked at; every stage must be served again, by whoever; a path
+   is chosen that keeps the links that are there; the session's next epoch is opened on all of them, at a position that
+   all hold; and the ids from there on are sent again, in the shapes they had.
+4. The stream is RUNNING again, and joins a microbatch.
+"""
 
 from __future__ import annotations
 
@@ -50,60 +61,79 @@ class Recoverer:
         Raises:
             ShardhubError: What interrupted it, or the last error, if that was not possible in time or too often.
         """
-        settings, session, error = self._settings, stream.session, stream.interruption
+        session, error = stream.session, stream.interruption
         assert error is not None
         if not self.may_recover(stream, error):
             raise error
         # A node that came back may not be reached by its neighbours at once: each further loss waits a little longer.
         await self._clock.sleep(_BETWEEN_ATTEMPTS_S * stream.num_recoveries)
-        began_at, delay_s = self._clock.now(), _FIRST_ATTEMPT_S
-        deadline = began_at - stream.since_lost() + settings.recover_wait_s
-        shapes, before = list(session.shapes), session.path
+        began_at, links_before = self._clock.now(), session.path.links
+        deadline = began_at - stream.since_lost() + self._settings.recover_wait_s
         ids = [*stream.request.prompt, *stream.answer][: stream.num_held]
-        while True:
-            await self._reconnector.look_at(session.path.links)
-            try:
-                await self._chain.paths.until_usable(deadline - self._clock.now())
-                session.path = self._chain.choose_path(session.path)
-                # Not beyond the ids before the next step's, though stages may hold them: their numbers were lost.
-                at = min(session.position, len(ids))
-                if not stream.num_generated and stream.request.score:
-                    at = min(at, len(stream.prompt_logprobs))
-                kept = await session.resume(at)
-                if stream.num_generated:
-                    await self.replay(session, ids, kept, shapes)
-            except ShardhubError as again:
-                # A node that takes over for another may have to end other sessions first.
-                may_come = is_recoverable(again) or isinstance(again, Overloaded)
-                if not may_come or stream.is_done or self._clock.now() >= deadline:
-                    self._events.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(again)}")
-                    raise
-            else:
-                break
-            await self._clock.sleep(delay_s)
-            delay_s = min(_BETWEEN_ATTEMPTS_S, 2 * delay_s)
+        num_kept = await self._until_back(stream, ids, deadline)
         del stream.prompt_logprobs[session.position :]
         del stream.prompt_top[session.position :]
         stream.go_on()
-        if changed := changed_classes(before.links, session.path.links):
-            stream.is_exact = False
-        if settings.recovery is Recovery.FAST and stream.num_generated and kept < len(ids):
+        changed = changed_classes(links_before, session.path.links)
+        is_quick = self._settings.recovery is Recovery.FAST and stream.num_generated > 0 and num_kept < len(ids)
+        if changed or is_quick:
             stream.is_exact = False
         if stream.num_generated:
             self._events.tell(
                 "recovered",
-                f"A sequence goes on at position {len(ids)}: {len(ids) - kept} ids were computed again "
-                f"({settings.recovery.value}) within {self._clock.now() - began_at:.1f} s."
+                f"A sequence goes on at position {len(ids)}: {len(ids) - num_kept} ids were computed again "
+                f"({self._settings.recovery.value}) within {self._clock.now() - began_at:.1f} s."
                 + ("" if stream.is_exact else " It is continued, not bit-exact.")
                 + (f" Machines compute otherwise: {changed}." if changed else ""),
             )
 
-    async def replay(self, session: ChainSession, ids: Sequence[int], kept: int, shapes: Sequence[int]) -> None:
-        """Send ids again that a session held, from position `kept` on, without waiting for each step."""
+    async def _until_back(self, stream: Stream, ids: Sequence[int], deadline: float) -> int:
+        """Try to bring a stream's session back until that is done.
+
+        Args:
+            ids: What it is to hold; of a prompt that is being sent, all of it.
+            deadline: On the clock, seconds.
+
+        Returns:
+            How many of the ids the nodes had kept.
+
+        Raises:
+            ShardhubError: The last error after the deadline, or one that would come again.
+        """
+        shapes, delay_s = list(stream.session.shapes), _FIRST_ATTEMPT_S
+        while True:
+            await self._reconnector.look_at(stream.session.path.links)
+            try:
+                return await self._bring_back(stream, ids, shapes, deadline)
+            except ShardhubError as error:
+                # A node that takes over for another may have to end other sessions first.
+                may_come = is_recoverable(error) or isinstance(error, Overloaded)
+                if not may_come or stream.is_done or self._clock.now() >= deadline:
+                    self._events.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(error)}")
+                    raise
+            await self._clock.sleep(delay_s)
+            delay_s = min(_BETWEEN_ATTEMPTS_S, 2 * delay_s)
+
+    async def _bring_back(self, stream: Stream, ids: Sequence[int], shapes: Sequence[int], deadline: float) -> int:
+        """One attempt: a path of links that are there, a new epoch on it, and the ids that it lacks."""
+        session = stream.session
+        await self._chain.paths.until_usable(deadline - self._clock.now())
+        session.path = self._chain.choose_path(session.path)
+        # Not beyond the ids before the next step's, though stages may hold them: their numbers were lost.
+        at = min(session.position, len(ids))
+        if not stream.num_generated and stream.request.score:
+            at = min(at, len(stream.prompt_logprobs))
+        num_kept = await session.resume(at)
+        if stream.num_generated:  # else the rest of the prompt goes on as it began
+            await self.replay(session, ids, num_kept, shapes)
+        return num_kept
+
+    async def replay(self, session: ChainSession, ids: Sequence[int], num_kept: int, shapes: Sequence[int]) -> None:
+        """Send ids again that a session held, from position `num_kept` on, without waiting for each step."""
         mode = self._settings.recovery
         waiting: list[asyncio.Future[RowResult]] = []
-        at = kept
-        for length in chunks_to_replay(shapes, kept, len(ids), mode=mode, largest=self._chain.max_chunk):
+        at = num_kept
+        for length in chunks_to_replay(shapes, num_kept, len(ids), mode=mode, largest=self._chain.max_chunk):
             waiting.append(await session.send(ids[at : at + length], sample=False, lane=Lane.PREFILL))
             at += length
         for future in waiting:
@@ -124,12 +154,12 @@ def chunks_to_replay(shapes: Sequence[int], start: int, stop: int, *, mode: Reco
         at = start
     else:
         at = 0
-    found: list[int] = []
+    lengths: list[int] = []
     for length in shapes:
         end = min(at + length, stop)
         if end > max(at, start):
-            found.append(end - max(at, start))
+            lengths.append(end - max(at, start))
         at = end
     if at < stop:
         raise ValueError(f"shapes of {at} positions for {stop}")
-    return found
+    return lengths

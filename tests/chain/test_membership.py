@@ -115,6 +115,12 @@ def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_t
             await is_served(head.scheduler, served[1])
             assert [each.at for each in head.served] == [served[0], served[2], served[1]]
             assert [row["stages"] for row in head.describe_stages()] == [[0], [0], [1]]
+            assert [(each.first, each.last) for each in head.served] == [(0, 0), (1, 1), (0, 0)]
+            assert all(each.host["mlx"] for each in head.served)
+            sessions = [place.link.limits.max_sessions for place in head.chain.places]
+            assert head.capacity.max_sessions == min(sessions[0] + sessions[2], sessions[1])
+            assert head.capacity.busy_rows == min(2 * head.chain.max_rows, head.capacity.max_sessions)
+            assert (head.vocab_size, head.gaps, head.problem) == (tiny.VOCAB, (), None)
             told = [event.text for event in head.scheduler.events if event.kind == "refused"]
             assert len(told) == 1
             assert served[3] in told[0]

@@ -51,7 +51,7 @@ def test_the_first_end_stays(ends) -> None:
     asyncio.run(run())
 
 
-def test_work_for_a_stream_ends_with_it() -> None:
+def test_whatever_ends_a_stream_ends_the_work_for_it() -> None:
     """Who waits on behalf of a stream is not left waiting once it has ended, however it did."""
 
     async def run():
