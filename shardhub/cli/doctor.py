@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from shardhub.cli.setting_names import with_flags
 from shardhub.blas import Blas
+from shardhub.cli.setting_names import with_flags
 from shardhub.usecases.doctor import FAIL, Check, checks_of, report_text
 from shardhub.usecases.versions import versions
 

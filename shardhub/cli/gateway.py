@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from shardhub.cli.setting_names import with_flags
 from shardhub.chain.head import Head
 from shardhub.cli.demo_chain import demo_chain
+from shardhub.cli.setting_names import with_flags
 from shardhub.cli.streams import announce
 from shardhub.errors import ChainError, UsageError
 from shardhub.gateway.keys import new_key, read_keys

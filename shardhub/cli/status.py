@@ -15,10 +15,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from shardhub.cli.setting_names import with_flags
 from shardhub.chain.chain_status import ChainStatus, NodeStatus, Reading, chain_status, read_nodes
 from shardhub.chain.links import NodeDialer
 from shardhub.cli.run import error_record
+from shardhub.cli.setting_names import with_flags
 from shardhub.errors import NodeLoading, ShardhubError, outcome
 from shardhub.parity import inexactness
 from shardhub.protocol import INEXACT, Description
