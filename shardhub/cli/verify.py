@@ -109,20 +109,14 @@ def verify(options: VerifyOptions) -> int:
 
 def _files(pipeline: str, options: VerifyOptions) -> int:
     """Each check as it is made, and the verdict; exit code 3 if anything is wrong, 1 if the stages are unproven."""
-    from shardhub.usecases.verify_files import Check, verify_files
+    from shardhub.usecases.verify_files import Check, VerifySettings, verify_files
 
     def show(check: Check) -> None:
         if not options.as_json:
             print(f"{check.state:<8}  {check.what}" + (f": {check.why}" if check.why else ""), flush=True)
 
-    made = verify_files(
-        pipeline,
-        fetch=options.fetch,
-        cache_dir=options.cache_dir,
-        key=options.key,
-        on_check=show,
-        watcher=Terminal(),
-    )
+    settings = VerifySettings(fetch=options.fetch, key=options.key, cache_dir=options.cache_dir)
+    made = verify_files(pipeline, settings, Terminal(), on_check=show)
     if options.as_json:
         record = {
             "pipeline_id": made.pipeline_id,

@@ -13,7 +13,8 @@ from typing import Any
 from shardhub.chain.drafts import prompt_lookup, why_limited
 from shardhub.chain.head import Head as ChainHead
 from shardhub.chain.head import Piece, Timing
-from shardhub.chain.request import Finish, Request
+from shardhub.chain.request import Request
+from shardhub.chain.stream import Finish
 from shardhub.errors import PromptError, RouteError
 from shardhub.parameters import MAX_SEED, SamplingParameters
 from shardhub.usecases.forwarding import prompt_of

@@ -119,34 +119,48 @@ class Report:
         return result
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifySettings:
+    """How a pipeline is verified.
+
+    Attributes:
+        fetch: Fetch the shards that are not here.
+        key: Public key that must have signed it, or its file.
+        cache_dir: The cache's folder; None takes the user's.
+    """
+
+    fetch: bool = False
+    key: str | None = None
+    cache_dir: Path | None = None
+
+
 def verify_files(
     pipeline: str,
-    *,
-    fetch: bool = False,
-    cache_dir: Path | None = None,
-    key: str | None = None,
-    on_check: Callable[[Check], None] = lambda _: None,
+    settings: VerifySettings = VerifySettings(),
     watcher: Watcher = SILENT,
+    *,
+    on_check: Callable[[Check], None] = lambda _: None,
 ) -> Verification:
     """Check digests, structure, graph proof and records of all of a pipeline that is here.
 
     Args:
         pipeline: Its folder or Hub id.
-        fetch: Fetch the shards that are not here.
-        cache_dir: The cache's folder; None takes the user's.
-        key: Public key that must have signed it, or its file.
-        on_check: Told of each check as it is made.
+        settings: How.
         watcher: Told what is being done.
+        on_check: Told of each check as it is made.
+
+    Returns:
+        All that was looked at; what is wrong is in it, and is not raised.
 
     Raises:
         UsageError: It is not a pipeline.
         FormatError: Its manifest breaks the specification.
     """
-    target = open_target(pipeline, cache_dir, watcher)
+    target = open_target(pipeline, settings.cache_dir, watcher)
     report = Report(on_check)
     _check_pipeline(target, report)
-    _check_signature(target, report, key)
-    shards = _check_shards(target, report, fetch=fetch)
+    _check_signature(target, report, settings.key)
+    shards = _check_shards(target, report, fetch=settings.fetch)
     _check_graph(target, shards, report)
     records = _check_records(target, report)
     inexact = said_inexact(target.pipeline.manifest, newest(records))

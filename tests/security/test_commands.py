@@ -21,7 +21,7 @@ from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.places import Places
 from shardhub.usecases.signing import check_pipeline
 from shardhub.usecases.trust import default_folder, head_security, node_trust
-from shardhub.usecases.verify_files import verify_files
+from shardhub.usecases.verify_files import VerifySettings, verify_files
 from tests import cut, nodes, tiny
 from tests.nodes import Node, shardhub
 from tests.ports import kept
@@ -215,8 +215,8 @@ def test_files_beside_a_signed_manifest_change_nothing(home, pipeline, tmp_path)
     signer = make_signing_key(tmp_path / "key")
     folder = shutil.copytree(pipeline.folder.parent, tmp_path / "out") / pipeline.folder.name
     (folder / "shardhub.json.sig").write_bytes(signer.sign((folder / "shardhub.json").read_bytes()))
-    verified = {"fetch": False, "cache_dir": tmp_path, "key": signer.public}
-    assert verify_files(str(folder), **verified).ok
+    verified = VerifySettings(cache_dir=tmp_path, key=signer.public)
+    assert verify_files(str(folder), verified).ok
     # Whatever token comes first ends the answer; a list of nodes that is none.
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(tiny.VOCAB))}))
     (folder / "nodes.toml").write_text("nodes = 7")
@@ -224,11 +224,11 @@ def test_files_beside_a_signed_manifest_change_nothing(home, pipeline, tmp_path)
     said = shardhub(*ask, env=home)
     assert said.returncode == 0, said.stderr
     assert said.stdout.strip()
-    checked = verify_files(str(folder), **verified)
+    checked = verify_files(str(folder), verified)
     assert [check.what for check in checked.checks if check.state == "MISMATCH"] == ["generation_config.json"]
     (folder / "generation_config.json").unlink()
     (folder / "additional_chat_templates").mkdir()
-    assert not verify_files(str(folder), **verified).is_published
+    assert not verify_files(str(folder), verified).is_published
 
 
 def test_a_signature_is_made_and_required(home, pipeline, tmp_path):
@@ -245,8 +245,8 @@ def test_a_signature_is_made_and_required(home, pipeline, tmp_path):
     refused = shardhub("serve", folder, "--stages", "0", "--require-signature", other, env=home)
     assert refused.returncode == 3
     assert "another key" in refused.stderr
-    assert verify_files(str(folder), fetch=False, cache_dir=tmp_path, key=public).ok
-    assert not verify_files(str(folder), fetch=False, cache_dir=tmp_path, key=other).is_published
+    assert verify_files(str(folder), VerifySettings(cache_dir=tmp_path, key=public)).ok
+    assert not verify_files(str(folder), VerifySettings(cache_dir=tmp_path, key=other)).is_published
     places = Places(tmp_path)
     assert choose_shards(places, [str(folder)], "0", None, public)[0].folder == out / "s-shard-0"
     with pytest.raises(SignatureError):
