@@ -282,7 +282,7 @@ class AsyncHead:
         return HeadStatus(
             pipeline=head.pipeline.manifest.name,
             pipeline_id=head.pipeline.manifest.pipeline_id,
-            context=head.chain.max_context,
+            context=head.capacity.max_context,
             stages=tuple(_stages_at(row) for row in head.describe_stages()),
             inexact=head.inexact,
         )
@@ -408,7 +408,7 @@ class _Collected:
 
     async def run(self, head: ChainHead, prompt: Prompt, watcher: Watcher, *, raw: bool) -> AsyncGenerator[Piece, None]:
         sampling = self._sampling
-        if sampling.draft and (why := why_limited(head.chain.rewind_limit, head.chain.max_context)):
+        if sampling.draft and (why := why_limited(head.chain.rewind_limit, head.capacity.max_context)):
             watcher.note(why)
         answer = head.answer(
             await asyncio.to_thread(_ids, head, prompt, raw=raw),
