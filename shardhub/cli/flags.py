@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from copy import copy
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import typer
@@ -25,7 +26,8 @@ def flags(panel: str) -> Callable[[type[T]], type[T]]:
     """
 
     def decorate(kind: type[T]) -> type[T]:
-        made: type[T] = dataclass(frozen=True, kw_only=True)(kind)
+        # Made for every command whenever one runs: what nobody compares or prints needs no methods for it.
+        made: type[T] = dataclass(frozen=True, kw_only=True, repr=False, eq=False)(kind)
         setattr(made, _PANEL, panel)
         return made
 
@@ -82,11 +84,12 @@ def flattened(body: Callable[..., int | None]) -> Callable[..., None]:
     return command
 
 
-def _parameters(kind: type[Any]) -> list[inspect.Parameter]:
+@cache
+def _parameters(kind: type[Any]) -> tuple[inspect.Parameter, ...]:
     """The fields of a dataclass as keyword parameters under its panel."""
     hints = get_type_hints(kind, include_extras=True)
     panel: str = getattr(kind, _PANEL)
-    return [_parameter(one, hints[one.name], panel) for one in fields(kind)]
+    return tuple(_parameter(one, hints[one.name], panel) for one in fields(kind))
 
 
 def _parameter(one: Field[Any], hint: Any, panel: str) -> inspect.Parameter:
