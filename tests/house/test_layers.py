@@ -198,3 +198,21 @@ def test_forbidden_modules_and_calls_are_absent() -> None:
         assert not packages & forbidden_modules, path
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         assert not names & forbidden_calls, path
+
+
+def test_use_cases_know_no_terminal() -> None:
+    """Use cases print nothing, read no keys, end no process and look at no stream: a watcher is told, and asked."""
+    for path in (PACKAGE / "usecases").glob("*.py"):
+        tree = parsed(path)
+        packages = {target.split(".")[0] for target in imported(tree, path)}
+        assert not packages & {"rich", "typer", "click", "getpass"}, path
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert not names & {"print", "input", "exit", "breakpoint"}, path
+        streams = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & {
+            "sys.stdin",
+            "sys.stdout",
+            "sys.stderr",
+            "sys.exit",
+            "os._exit",
+        }
+        assert not streams, path
