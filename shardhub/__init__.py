@@ -1,5 +1,287 @@
-"""Pipeline-parallel LLM inference with MLX: split, publish, serve and run a model across several machines."""
+"""Pipeline-parallel LLM inference with MLX: split, publish, serve and run a model across several machines.
+
+The names in `__all__` are the library, see docs/library.md. It is provisional until version 1.0: a minor release may
+change it, and the changelog says how. Each name is imported when it is first used, so that `import shardhub` is quick
+and brings no MLX.
+"""
+
+from __future__ import annotations
+
+# Importing `typing` would take most of the time that this module takes; type checkers know the name.
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from shardhub.chain.head import (
+        Piece,
+    )
+    from shardhub.chain.settings import (
+        Recovery,
+    )
+    from shardhub.errors import (
+        AccessError,
+        AddressError,
+        CertificateRefused,
+        ChainError,
+        Conflict,
+        ContextExceeded,
+        DigestMismatch,
+        DiskFull,
+        DoesNotFit,
+        FormatError,
+        HandshakeError,
+        HubRefused,
+        HubUnreachable,
+        IdentityError,
+        IntegrityError,
+        NewerFormat,
+        NodeFailure,
+        NodeLoading,
+        NodeLost,
+        NodeUnreachable,
+        NonFiniteWeights,
+        NotFound,
+        Overloaded,
+        ParityFailed,
+        PlanError,
+        PositionMismatch,
+        PromptError,
+        ProofExceeded,
+        ProofFailed,
+        ResourceError,
+        RouteError,
+        SessionError,
+        SessionNotRewindable,
+        SessionUnknown,
+        ShardhubError,
+        SignatureError,
+        StaleEpoch,
+        StepTimeout,
+        UnsupportedModel,
+        UsageError,
+        WeightFileError,
+        WireError,
+    )
+    from shardhub.usecases.cache import (
+        Pulled,
+        PullSettings,
+        pull,
+    )
+    from shardhub.usecases.cut import (
+        Cut,
+    )
+    from shardhub.usecases.open_head import (
+        Answer,
+        AnswerStream,
+        AsyncAnswerStream,
+        AsyncHead,
+        Head,
+        HeadStatus,
+        Sampling,
+        ScoredToken,
+        StagesAt,
+        Usage,
+        open_head,
+    )
+    from shardhub.usecases.parity import (
+        ParitySettings,
+    )
+    from shardhub.usecases.plan import (
+        ModelPlan,
+        PlanSettings,
+        Verdict,
+        plan,
+    )
+    from shardhub.usecases.publish import (
+        Publication,
+        PublishSettings,
+        publish,
+    )
+    from shardhub.usecases.serve import (
+        Node,
+        NodeFacts,
+        ServeSettings,
+        serve,
+    )
+    from shardhub.usecases.split import (
+        Split,
+        SplitSettings,
+        split,
+    )
+    from shardhub.usecases.start_head import (
+        HeadSettings,
+    )
+    from shardhub.usecases.verify_files import (
+        Check,
+        Verification,
+        VerifySettings,
+    )
+    from shardhub.usecases.verify_files import (
+        verify_files as verify,
+    )
+    from shardhub.usecases.watcher import (
+        Progress,
+        Watcher,
+    )
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "AccessError",
+    "AddressError",
+    "Answer",
+    "AnswerStream",
+    "AsyncAnswerStream",
+    "AsyncHead",
+    "CertificateRefused",
+    "ChainError",
+    "Check",
+    "Conflict",
+    "ContextExceeded",
+    "Cut",
+    "DigestMismatch",
+    "DiskFull",
+    "DoesNotFit",
+    "FormatError",
+    "HandshakeError",
+    "Head",
+    "HeadSettings",
+    "HeadStatus",
+    "HubRefused",
+    "HubUnreachable",
+    "IdentityError",
+    "IntegrityError",
+    "ModelPlan",
+    "NewerFormat",
+    "Node",
+    "NodeFacts",
+    "NodeFailure",
+    "NodeLoading",
+    "NodeLost",
+    "NodeUnreachable",
+    "NonFiniteWeights",
+    "NotFound",
+    "Overloaded",
+    "ParityFailed",
+    "ParitySettings",
+    "Piece",
+    "PlanError",
+    "PlanSettings",
+    "PositionMismatch",
+    "Progress",
+    "PromptError",
+    "ProofExceeded",
+    "ProofFailed",
+    "Publication",
+    "PublishSettings",
+    "PullSettings",
+    "Pulled",
+    "Recovery",
+    "ResourceError",
+    "RouteError",
+    "Sampling",
+    "ScoredToken",
+    "ServeSettings",
+    "SessionError",
+    "SessionNotRewindable",
+    "SessionUnknown",
+    "ShardhubError",
+    "SignatureError",
+    "Split",
+    "SplitSettings",
+    "StagesAt",
+    "StaleEpoch",
+    "StepTimeout",
+    "UnsupportedModel",
+    "Usage",
+    "UsageError",
+    "Verdict",
+    "Verification",
+    "VerifySettings",
+    "Watcher",
+    "WeightFileError",
+    "WireError",
+    "__version__",
+    "open_head",
+    "plan",
+    "publish",
+    "pull",
+    "serve",
+    "split",
+    "verify",
+]
+
+# Where each name is: the module under shardhub, and its name there if that is another.
+_HOMES: dict[str, tuple[str, ...]] = {
+    "chain.head": ("Piece",),
+    "chain.settings": ("Recovery",),
+    "usecases.cache": (
+        "PullSettings",
+        "Pulled",
+        "pull",
+    ),
+    "usecases.cut": ("Cut",),
+    "usecases.open_head": (
+        "Answer",
+        "AnswerStream",
+        "AsyncAnswerStream",
+        "AsyncHead",
+        "Head",
+        "HeadStatus",
+        "Sampling",
+        "ScoredToken",
+        "StagesAt",
+        "Usage",
+        "open_head",
+    ),
+    "usecases.parity": ("ParitySettings",),
+    "usecases.plan": (
+        "ModelPlan",
+        "PlanSettings",
+        "Verdict",
+        "plan",
+    ),
+    "usecases.publish": (
+        "Publication",
+        "PublishSettings",
+        "publish",
+    ),
+    "usecases.serve": (
+        "Node",
+        "NodeFacts",
+        "ServeSettings",
+        "serve",
+    ),
+    "usecases.split": (
+        "Split",
+        "SplitSettings",
+        "split",
+    ),
+    "usecases.start_head": ("HeadSettings",),
+    "usecases.verify_files": (
+        "Check",
+        "Verification",
+        "VerifySettings",
+        "verify",
+    ),
+    "usecases.watcher": (
+        "Progress",
+        "Watcher",
+    ),
+}
+_OTHER_NAMES = {"verify": "verify_files"}
+
+
+def __getattr__(name: str) -> object:
+    """A name of the library, imported now that it is used."""
+    from importlib import import_module
+
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((module for module, names in _HOMES.items() if name in names), "errors")
+    value: object = getattr(import_module(f"{__name__}.{home}"), _OTHER_NAMES.get(name, name))
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from shardhub import __version__
 from shardhub.blas import Blas
-from shardhub.cli.cache import CacheDir, cache_app
+from shardhub.cli import cache
 from shardhub.cli.certs import certs_app
 from shardhub.cli.commands import gateway, generate, publish, serve, verify
+from shardhub.cli.flags import Output, flags, flattened
+from shardhub.cli.help import Command, Group
 from shardhub.cli.hub import hub_app
-from shardhub.cli.options import BlasChoice, BlasOption, Debug, Json
-from shardhub.cli.run import print_error, run
+from shardhub.cli.options import BlasChoice, BlasOption, CacheDir
+from shardhub.cli.run import print_error
 from shardhub.cli.streams import OutputFailed, drop_output, output_error, prepare_streams
 from shardhub.errors import ShardhubError, outcome
 from shardhub.shortage import shortage
@@ -23,6 +26,7 @@ app = typer.Typer(
     name="shardhub",
     help="Run a model across several machines: cut it into shards, serve each on its own node, generate exactly.",
     no_args_is_help=True,
+    cls=Group,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -46,57 +50,70 @@ def root(
     """Run a model across several machines: cut it into shards, serve each on its own node, generate exactly."""
 
 
-@app.command()
-def demo(
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the nodes running and show what to do next.")] = False,
-    blas: BlasOption = Blas.AUTO,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+@flags("Demo")
+class DemoFlags:
+    """What is left afterwards."""
+
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the nodes running and show what to do next.")] = False
+    blas: BlasOption = Blas.AUTO
+
+
+def demo(running: DemoFlags, output: Output) -> int:
     """The whole way on this machine: a local Hub, a real small model, two nodes, text equal to the unsplit model's."""
     from shardhub.cli.demo import demo as command
 
-    run(lambda: command(keep=keep, as_json=json_), debug=debug, as_json=json_)
+    return command(keep=running.keep, as_json=output.as_json)
 
 
-app.command()(publish.plan)
-app.command()(publish.split)
-app.command("split-and-push")(publish.split_and_push)
-app.command()(publish.unpublish)
-app.command()(serve.serve)
-app.command()(generate.generate)
-app.command()(generate.chat)
-app.command()(gateway.gateway)
-app.command()(verify.verify)
-app.command()(serve.status)
-app.command()(generate.bench)
+@flags("Numbers")
+class NumberFlags:
+    """What it computes with."""
+
+    blas: BlasOption = Blas.AUTO
 
 
-@app.command()
-def doctor(
-    report: Annotated[bool, typer.Option("--report", help="Print a text to paste into an issue.")] = False,
-    cache_dir: CacheDir = None,
-    blas: BlasChoice = Blas.AUTO,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """See whether this machine is ready to split, serve and publish; exit code 1 if it is not."""
-    from shardhub.cli.doctor import doctor as command
-
-    run(lambda: command(report=report, as_json=json_, cache_dir=cache_dir, blas=blas), debug=debug, as_json=json_)
-
-
-@app.command()
-def selftest(blas: BlasOption = Blas.AUTO, json_: Json = False, debug: Debug = False) -> None:
+def selftest(numbers: NumberFlags, output: Output) -> int:
     """Try this machine in a minute, without a network: kernels, tiny models in stages, speeds; prints a report."""
     from shardhub.cli.selftest import selftest as command
 
-    run(lambda: command(as_json=json_), debug=debug, as_json=json_)
+    return command(as_json=output.as_json)
 
 
-app.add_typer(cache_app)
-app.add_typer(hub_app)
-app.add_typer(certs_app)
+@flags("Checks")
+class DoctorFlags:
+    """What is looked at, and how it is told."""
+
+    report: Annotated[bool, typer.Option("--report", help="Print a text to paste into an issue.")] = False
+    cache_dir: CacheDir = None
+    blas: BlasChoice = Blas.AUTO
+
+
+def doctor(checking: DoctorFlags, output: Output) -> int:
+    """See whether this machine is ready to split, serve and publish; exit code 1 if it is not."""
+    from shardhub.cli.doctor import doctor as command
+
+    return command(report=checking.report, as_json=output.as_json, cache_dir=checking.cache_dir, blas=checking.blas)
+
+
+# In the order of use.
+COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
+    "Begin here": {"demo": demo, "doctor": doctor, "selftest": selftest},
+    "Cut and publish": {
+        "plan": publish.plan,
+        "split": publish.split,
+        "split-and-push": publish.split_and_push,
+        "unpublish": publish.unpublish,
+    },
+    "Serve": {"serve": serve.serve, "status": serve.status},
+    "Use": {"generate": generate.generate, "chat": generate.chat, "gateway": gateway.gateway},
+    "Check": {"verify": verify.verify, "bench": generate.bench},
+    "This machine's cache": {"pull": cache.pull, "ls": cache.ls, "rm": cache.rm, "prune": cache.prune},
+}
+for panel, commands in COMMANDS.items():
+    for name, body in commands.items():
+        app.command(name, cls=Command, rich_help_panel=panel)(flattened(body))
+app.add_typer(hub_app, rich_help_panel="A Hub and a cluster of your own")
+app.add_typer(certs_app, rich_help_panel="A Hub and a cluster of your own")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import psutil
 from shardhub.address import Address
 from shardhub.cli.run import error_record
 from shardhub.cli.streams import announce
+from shardhub.cli.terminal import note
 from shardhub.errors import AddressError, ShardhubError, UsageError, outcome
 from shardhub.naming import NODE_PORT
 from shardhub.security.authority import OWN_NAME, Authority
@@ -29,7 +30,6 @@ from shardhub.security.identity import AUTHORITY_FILE, REVOKED_FILE, check_folde
 from shardhub.security.invite import Invite
 from shardhub.security.revocations import Revocations
 from shardhub.security.trust import Security, Trust, utc_now
-from shardhub.usecases.terminal import note
 from shardhub.usecases.trust import default_authority, default_folder
 from shardhub.wire.options import client_options
 from shardhub.wire.secure import open_channel

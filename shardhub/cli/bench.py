@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from shardhub.chain.head import Head
 from shardhub.cli.plot import check_plot, plot_levels
+from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import UsageError
 from shardhub.usecases.bench import (
     PERCENTILES,
@@ -21,8 +22,7 @@ from shardhub.usecases.bench import (
     record,
 )
 from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.start_head import HeadOptions, start_head
-from shardhub.usecases.terminal import Status, note
+from shardhub.usecases.start_head import HeadSettings, start_head
 
 _COLUMNS = (
     "concurrency",
@@ -32,12 +32,13 @@ _COLUMNS = (
 )
 
 
-def bench(head_options: HeadOptions, options: BenchOptions, *, as_json: bool) -> int:
+def bench(head_options: HeadSettings, options: BenchOptions, *, as_json: bool) -> int:
     """Print a row for each level of concurrency."""
     may_plot = check_plot(options.plot) if options.plot is not None else False
+    terminal = Terminal()
     asked = parse_levels(options.concurrency)
     with LoopThread() as loop:
-        head = start_head(loop, head_options)
+        head = start_head(loop, head_options, terminal)
         try:
             check_room(head, options)
             levels = asked or default_levels(head)
@@ -51,13 +52,12 @@ def bench(head_options: HeadOptions, options: BenchOptions, *, as_json: bool) ->
             if not as_json:
                 print("  ".join(_COLUMNS), flush=True)
             measured: list[Level] = []
-            status = Status()
             for level in levels:
-                status(f"{level} side by side: warming up")
+                terminal.doing(f"{level} side by side: warming up")
                 loop.wait(measure(head, options, level, num_rounds=1, num_tokens=WARM_TOKENS))
-                status(f"{level} side by side: measuring")
+                terminal.doing(f"{level} side by side: measuring")
                 measured.append(loop.wait(measure(head, options, level)))
-                status.clear()
+                terminal.doing("")
                 if not as_json:
                     print(row(measured[-1]), flush=True)
             if as_json:

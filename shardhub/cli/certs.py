@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from shardhub.cli.help import Command, Group
 from shardhub.cli.run import run
 
 certs_app = typer.Typer(
     name="certs",
     help="Certificates for a cluster of machines, and keys that sign manifests.",
     no_args_is_help=True,
+    cls=Group,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -42,7 +44,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
 
 
-@certs_app.command()
+@certs_app.command(cls=Command)
 def init(
     authority: Authority = None,
     folder: Folder = None,
@@ -60,7 +62,7 @@ def init(
     run(lambda: command(authority, folder, name, address, as_json=json_), debug=debug, as_json=json_)
 
 
-@certs_app.command()
+@certs_app.command(cls=Command)
 def issue(
     name: Name,
     role: RoleOption = MachineRole.NODE,
@@ -75,7 +77,7 @@ def issue(
     run(lambda: command(authority, folder, name, role.value, as_json=json_), debug=debug, as_json=json_)
 
 
-@certs_app.command()
+@certs_app.command(cls=Command)
 def invite(
     name: Name,
     role: RoleOption = MachineRole.NODE,
@@ -99,7 +101,7 @@ def invite(
     )
 
 
-@certs_app.command()
+@certs_app.command(cls=Command)
 def join(
     line: Annotated[
         str | None, typer.Argument(metavar="[LINE]", help="What `certs invite` printed; asked for, or - for stdin.")
@@ -114,7 +116,7 @@ def join(
     run(lambda: command(line, folder, as_json=json_, debug=debug), debug=debug, as_json=json_)
 
 
-@certs_app.command()
+@certs_app.command(cls=Command)
 def revoke(
     name: Name,
     authority: Authority = None,
@@ -131,7 +133,7 @@ def revoke(
     run(lambda: command(authority, folder, name, node or [], as_json=json_), debug=debug, as_json=json_)
 
 
-@certs_app.command()
+@certs_app.command(cls=Command)
 def serve(authority: Authority = None, json_: Json = False, debug: Debug = False) -> None:
     """Renew certificates and tell what was revoked, until SIGTERM; nobody can join here."""
     from shardhub.cli.authority import serve as command
@@ -139,7 +141,7 @@ def serve(authority: Authority = None, json_: Json = False, debug: Debug = False
     run(lambda: command(authority, as_json=json_), debug=debug, as_json=json_)
 
 
-@certs_app.command()
+@certs_app.command(cls=Command)
 def renew(folder: Folder = None, json_: Json = False, debug: Debug = False) -> None:
     """Renew this machine's certificates now; running nodes and heads do that by themselves."""
     from shardhub.cli.membership import renew as command
@@ -147,7 +149,7 @@ def renew(folder: Folder = None, json_: Json = False, debug: Debug = False) -> N
     run(lambda: command(folder, as_json=json_), debug=debug, as_json=json_)
 
 
-@certs_app.command()
+@certs_app.command(cls=Command)
 def show(authority: Authority = None, folder: Folder = None, json_: Json = False, debug: Debug = False) -> None:
     """Show this machine's certificates, and what the authority here has issued."""
     from shardhub.cli.membership import show as command
@@ -155,7 +157,7 @@ def show(authority: Authority = None, folder: Folder = None, json_: Json = False
     run(lambda: command(authority, folder, as_json=json_), debug=debug, as_json=json_)
 
 
-@certs_app.command()
+@certs_app.command(cls=Command)
 def keygen(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="For the private key; the public one goes to FILE.pub.")],
     json_: Json = False,

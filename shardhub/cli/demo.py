@@ -12,16 +12,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from shardhub.chain.head import Timing
 from shardhub.cli.generate import summary
+from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.demo.smollm2 import fetch_and_convert
 from shardhub.errors import ChainError, DigestMismatch
 from shardhub.naming import pipeline_name, shard_name
-from shardhub.parameters import SamplingParameters
 from shardhub.toolchain import check_compiler
-from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.start_head import HeadOptions, start_head
-from shardhub.usecases.terminal import end_answer, note, write_answer
+from shardhub.usecases.open_head import Answer, Sampling, open_head
+from shardhub.usecases.start_head import HeadSettings
 
 USER = "demo"
 MODEL = "SmolLM2-135M-Instruct"
@@ -64,9 +62,10 @@ def demo(*, keep: bool, as_json: bool) -> int:
         pipeline = f"{USER}/{pipeline_name(MODEL)}"
         generate = f"shardhub generate --manifest {pipeline} " + " ".join(f"--node {address}" for address in addresses)
         note(f'5/5  {generate} --prompt "{PROMPT}"')
-        tokens, text, timing = _generate(pipeline, addresses, echo=not as_json)
+        answer = _generate(pipeline, addresses, echo=not as_json)
+        tokens = list(answer.tokens)
         expected, reference = _unsplit(model)
-        note(f"     chain:   {summary(timing)}")
+        note(f"     chain:   {summary(answer.usage)}")
         note(f"     unsplit: {reference:.1f} tokens/s in one process")
         if tokens != expected:
             raise DigestMismatch(
@@ -77,12 +76,12 @@ def demo(*, keep: bool, as_json: bool) -> int:
         note(f"     by numbers: {parity}")
         if as_json:
             record = {
-                "text": text,
+                "text": answer.text,
                 "tokens": tokens,
                 "unsplit_tokens": expected,
                 "equal": True,
                 "parity": parity,
-                "tokens_per_s": round(timing.tokens_per_s, 3),
+                "tokens_per_s": round(answer.usage.tokens_per_s, 3),
                 "unsplit_tokens_per_s": round(reference, 3),
             }
             print(json.dumps(record, ensure_ascii=False))
@@ -161,35 +160,16 @@ def _log(work: Path, number: int) -> Path:
     return work / f"process-{number}.log"
 
 
-def _generate(pipeline: str, addresses: list[str], *, echo: bool) -> tuple[list[int], str, Timing]:
-    options = HeadOptions(
-        command="demo",
-        pipeline=pipeline,
-        manifest=None,
-        nodes=addresses,
-        no_local=True,
-        context=None,
-        memory=None,
-        cache_dir=None,
-    )
-    timing = Timing()
-    with LoopThread() as loop:
-        head = start_head(loop, options)
-        try:
-            ids = head.tokenizer.render_chat([{"role": "user", "content": PROMPT}]).ids
-            answer = head.answer(ids, SamplingParameters(), max_tokens=MAX_TOKENS, timing=timing)
-            tokens, text = [], ""
-            for piece in loop.iterate(answer):
-                text += piece.text
-                if piece.token is not None:
-                    tokens.append(piece.token)
-                if echo:
-                    write_answer(piece.text)
+def _generate(pipeline: str, addresses: list[str], *, echo: bool) -> Answer:
+    settings = HeadSettings(pipeline=pipeline, nodes=tuple(addresses), allow_local=False)
+    with open_head(settings, Terminal()) as head:
+        stream = head.stream(PROMPT, Sampling(max_tokens=MAX_TOKENS))
+        for piece in stream:
             if echo:
-                end_answer()
-        finally:
-            loop.wait(head.stop())
-    return tokens, text, timing
+                write_answer(piece.text)
+        if echo:
+            end_answer()
+        return stream.answer
 
 
 def _unsplit(model: Path) -> tuple[list[int], float]:

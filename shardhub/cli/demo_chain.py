@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardhub.cli.terminal import note
 from shardhub.demo.smollm2 import fetch_and_convert
 from shardhub.errors import ChainError
 from shardhub.naming import pipeline_name, shard_name
 from shardhub.toolchain import check_compiler
-from shardhub.usecases.terminal import note
 
 MODEL = "SmolLM2-135M-Instruct"
 NUM_STAGES = 2

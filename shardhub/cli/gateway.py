@@ -16,6 +16,7 @@ from shardhub.chain.head import Head
 from shardhub.cli.demo_chain import demo_chain
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.streams import announce
+from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import ChainError, UsageError
 from shardhub.gateway.keys import new_key, read_keys
 from shardhub.gateway.server import Gateway, check_host, listening
@@ -23,8 +24,7 @@ from shardhub.gateway.settings import GatewaySettings, ReasoningField
 from shardhub.gateway.waiting import Waiting
 from shardhub.usecases.awake import awake
 from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.start_head import HeadOptions, Starting
-from shardhub.usecases.terminal import note
+from shardhub.usecases.start_head import HeadSettings, Starting
 
 _CUT_SHORT = 143
 # Between two attempts to start over nodes that are not there yet.
@@ -59,18 +59,18 @@ def make_key(file: Path) -> int:
     return 0
 
 
-def gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: bool) -> int:
+def gateway(head_options: HeadSettings, options: GatewayOptions, *, as_json: bool) -> int:
     """Serve the API until a signal comes."""
     if not options.demo:
         return _gateway(head_options, options, as_json=as_json)
-    if head_options.pipeline or head_options.manifest or head_options.nodes:
+    if head_options.pipeline or head_options.nodes:
         raise UsageError("--demo brings a pipeline and nodes of its own.", hint="Give either, not both.")
     with demo_chain() as chain:
-        head_options = replace(head_options, pipeline=str(chain.pipeline), nodes=list(chain.addresses), no_local=True)
+        head_options = replace(head_options, pipeline=str(chain.pipeline), nodes=chain.addresses, allow_local=False)
         return _gateway(head_options, options, as_json=as_json)
 
 
-def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: bool) -> int:
+def _gateway(head_options: HeadSettings, options: GatewayOptions, *, as_json: bool) -> int:
     settings = GatewaySettings(
         host=options.host,
         port=options.port,
@@ -89,8 +89,12 @@ def _gateway(head_options: HeadOptions, options: GatewayOptions, *, as_json: boo
     check_host(settings)
     if options.insecure_lan and not settings.keys:
         note("warning: --insecure-lan without a key: everyone who reaches this port can use the model")
-    with awake(allow_sleep=options.allow_sleep), listening(settings) as listener, LoopThread() as loop:
-        head = _started(loop, Starting(head_options), listener)
+    with (
+        awake(allow_sleep=options.allow_sleep, watcher=Terminal()),
+        listening(settings) as listener,
+        LoopThread() as loop,
+    ):
+        head = _started(loop, Starting(head_options, Terminal()), listener)
 
         def ready(url: str) -> None:
             name = serving.model_name
@@ -125,7 +129,7 @@ def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> H
     try:
         while True:
             try:
-                return starting.start(loop)
+                return loop.wait(starting.start())
             except ChainError as error:
                 if not starting.names_nodes:
                     raise

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shardhub.cli.help import Command, Group
 from shardhub.cli.run import run
 from shardhub.cli.streams import announce
+from shardhub.cli.terminal import note
 from shardhub.errors import UsageError
 from shardhub.sizes import size_text
-from shardhub.usecases.terminal import note
 
 if TYPE_CHECKING:
     from shardhub.localhub.server import RunningHub, ServerSettings
@@ -21,6 +22,7 @@ hub_app = typer.Typer(
     name="hub",
     help="A Hub of your own, for the real Hub's clients: weights stay on this machine or network.",
     no_args_is_help=True,
+    cls=Group,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -30,7 +32,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
 
 
-@hub_app.command()
+@hub_app.command(cls=Command)
 def init(
     folder: Folder = None,
     user: Annotated[str | None, typer.Option(help="Whose token to make; you by default.")] = None,
@@ -41,7 +43,7 @@ def init(
     run(lambda: _init(folder, user, as_json=json_), debug=debug, as_json=json_)
 
 
-@hub_app.command()
+@hub_app.command(cls=Command)
 def serve(
     folder: Folder = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -62,7 +64,7 @@ def serve(
     run(lambda: _serve(folder, settings, as_json=json_), debug=debug, as_json=json_)
 
 
-@hub_app.command()
+@hub_app.command(cls=Command)
 def token(
     user: Annotated[str | None, typer.Argument(help="Whose token to make.")] = None,
     folder: Folder = None,
@@ -78,7 +80,7 @@ def token(
     run(lambda: _token(folder, user, role, group or [], revoke, as_json=json_), debug=debug, as_json=json_)
 
 
-@hub_app.command()
+@hub_app.command(cls=Command)
 def gc(
     folder: Folder = None,
     min_age: Annotated[float, typer.Option(help="Hours; what is younger stays.", min=0)] = 24.0,

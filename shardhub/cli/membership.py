@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from shardhub.cli.terminal import note
 from shardhub.errors import ShardhubError, UsageError
 from shardhub.security.authority import KEY_FILE, Authority
 from shardhub.security.certificates import Role, fingerprint
@@ -20,7 +21,6 @@ from shardhub.security.joining import join as join_cluster
 from shardhub.security.joining import renew as renew_certificate
 from shardhub.security.signatures import make_signing_key
 from shardhub.security.trust import Trust, utc_now
-from shardhub.usecases.terminal import note
 from shardhub.usecases.trust import default_authority, default_folder
 
 _MAX_LINE = 1024

@@ -1,19 +1,29 @@
-"""Options that several commands share."""
+"""Options that several commands share, in the groups that they are used and explained in."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardhub.blas import Blas, choose_blas
 from shardhub.chain.settings import Recovery
+from shardhub.cli.flags import flags
 from shardhub.cli.run import print_error
-from shardhub.errors import ShardhubError, outcome
+from shardhub.errors import ShardhubError, UsageError, outcome
 from shardhub.parameters import REPETITION_CONTEXT
 from shardhub.threads import check_threads
+
+if TYPE_CHECKING:
+    from shardhub.usecases.cut import Cut
+    from shardhub.usecases.open_head import Sampling
+    from shardhub.usecases.parity import ParitySettings
+    from shardhub.usecases.start_head import HeadSettings
+
+BLAS_VARIABLE = "SHARDHUB_BLAS"
+_BLAS_HELP = "On Linux's CPUs: OpenBLAS, or the slow reference BLAS of MLX's wheel."
 
 
 def read_blas(choice: Blas) -> Blas:
@@ -29,88 +39,27 @@ def read_blas(choice: Blas) -> Blas:
     return choice
 
 
-BLAS_VARIABLE = "SHARDHUB_BLAS"
-_BLAS_HELP = "On Linux's CPUs: OpenBLAS, or the slow reference BLAS of MLX's wheel."
 BlasOption = Annotated[
     Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, callback=read_blas, help=_BLAS_HELP)
 ]
 # Without loading it, for a command that looks whether it can be.
 BlasChoice = Annotated[Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, help=_BLAS_HELP)]
 Model = Annotated[str, typer.Argument(help="Model: a Hub id ORG/NAME[@REVISION], or a folder.")]
-Stages = Annotated[int | None, typer.Option(help="Number of stages, balanced by the bytes each reads per token.")]
-Cuts = Annotated[str | None, typer.Option(help="Layers before which to cut: 10,20.", metavar="L,L,...")]
-Machine = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A machine and its memory: mac=64GB, or mini=here for this one. Give one for each, in order.",
-        metavar="NAME=RAM",
-    ),
+CacheDir = Annotated[
+    Path | None, typer.Option("--cache-dir", help="The cache's folder; also SHARDHUB_CACHE.", metavar="DIR")
 ]
-PlanFile = Annotated[Path | None, typer.Option("--plan", help="A plan written by `shardhub plan --json`.")]
-Context = Annotated[int | None, typer.Option(help="Positions of a session, prompt and answer, to keep KV for.")]
+CacheLimit = Annotated[
+    str | None,
+    typer.Option("--cache-limit", help="Delete the shards used longest ago beyond this.", metavar="SIZE"),
+]
+Memory = Annotated[str | None, typer.Option(help="Memory to stay within, such as 12GB.", metavar="SIZE")]
 RunContext = Annotated[
     int | None,
     typer.Option(
         "--context", help="Positions of a session, prompt and answer; by default the model's own, as memory allows."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer questions with yes.")]
-CheckWeights = Annotated[
-    bool,
-    typer.Option("--check-weights", help="Refuse NaN and infinite weights; a push then reads all of them first."),
-]
-IgnoreCode = Annotated[
-    bool,
-    typer.Option(
-        "--ignore-code", help="Take a model whose repo has code of its own (auto_map, .py), and leave that code out."
-    ),
-]
-IgnoreField = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--ignore-field",
-        help="Go on although mlx-lm never reads this field of config.json, with other numbers; repeatable.",
-        metavar="NAME",
-    ),
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
-Memory = Annotated[str | None, typer.Option(help="Memory to stay within, such as 12GB.", metavar="SIZE")]
-NoParity = Annotated[
-    bool, typer.Option("--no-parity", help="Do not run the stages against the whole model to record their numbers.")
-]
-AllowInexact = Annotated[
-    bool,
-    typer.Option(
-        "--allow-inexact", help="Go on where the stages' numbers are not the whole model's; everything then says so."
-    ),
-]
-PipelineArgument = Annotated[
-    str | None, typer.Argument(metavar="PIPELINE", help="Pipeline: a Hub id ORG/NAME[@REVISION], or a folder.")
-]
-ManifestOption = Annotated[str | None, typer.Option("--manifest", help="The same, by name.")]
-Recover = Annotated[
-    Recovery,
-    typer.Option("--recover", help="When a node is lost: compute again in the same steps, in large ones, or end."),
-]
-RecoverWait = Annotated[float, typer.Option("--recover-wait", help="Seconds to wait for another node.", min=0)]
-PrefillChunk = Annotated[
-    int | None,
-    typer.Option(
-        "--prefill-chunk",
-        help="Ids of a prompt's chunks; by default sized by what they take to compute and to send.",
-        min=1,
-    ),
-]
-Draft = Annotated[
-    int,
-    typer.Option(
-        "--draft",
-        help="Guess so many tokens at once from earlier text and verify them in one pass; for slow networks.",
-        min=0,
-        max=32,
-    ),
-]
 Tls = Annotated[
     Path | None,
     typer.Option(
@@ -121,36 +70,261 @@ Tls = Annotated[
         metavar="DIR",
     ),
 ]
-AllowSleep = Annotated[
-    bool,
-    typer.Option("--allow-sleep", help="Let a Mac on mains power sleep while this runs."),
-]
-InsecureLan = Annotated[
-    bool, typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust.")
-]
-SignKey = Annotated[
-    Path | None,
-    typer.Option("--sign-key", help="Sign the manifest with this key; `certs keygen` makes one.", metavar="FILE"),
-]
 RequireSignature = Annotated[
     str | None,
     typer.Option(
         "--require-signature", help="Refuse a pipeline that this public key has not signed.", metavar="KEY|FILE.pub"
     ),
 ]
+AllowSleep = Annotated[bool, typer.Option("--allow-sleep", help="Let a Mac on mains power sleep while this runs.")]
 Node = Annotated[
     list[str] | None,
     typer.Option(help="Address of a node, any order; also SHARDHUB_NODES and nodes.toml.", metavar="HOST:PORT"),
 ]
 NoLocal = Annotated[bool, typer.Option("--no-local", help="Never run a stage in this process.")]
-MaxTokens = Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)]
-Temp = Annotated[float, typer.Option(help="Temperature; 0 takes the most likely token.", min=0.0)]
-TopP = Annotated[float, typer.Option(help="Keep the most likely tokens with this mass.")]
-TopK = Annotated[int, typer.Option(help="Keep this many most likely tokens; 0 keeps all.", min=0)]
-MinP = Annotated[float, typer.Option(help="Keep tokens at least this likely, relative to the most likely one.")]
-Penalty = Annotated[
-    float, typer.Option("--repetition-penalty", help=f"Penalty on the last {REPETITION_CONTEXT} tokens; 1 is none.")
+PrefillChunk = Annotated[
+    int | None,
+    typer.Option(
+        "--prefill-chunk",
+        help="Ids of a prompt's chunks; by default sized by what they take to compute and to send.",
+        min=1,
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the draws; random by default.", min=0)]
-Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")]
 System = Annotated[str | None, typer.Option(help="System prompt.")]
+
+
+@flags("Where to cut (one of the first four)")
+class CutFlags:
+    """Where a model is cut."""
+
+    stages: Annotated[
+        int | None, typer.Option(help="Number of stages, balanced by the bytes each reads per token.")
+    ] = None
+    cuts: Annotated[str | None, typer.Option(help="Layers before which to cut: 10,20.", metavar="L,L,...")] = None
+    machine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A machine and its memory: mac=64GB, or mini=here for this one. Give one for each, in order.",
+            metavar="NAME=RAM",
+        ),
+    ] = None
+    plan: Annotated[Path | None, typer.Option("--plan", help="A plan written by `shardhub plan --json`.")] = None
+    context: Annotated[int | None, typer.Option(help="Positions of a session, prompt and answer, to keep KV for.")] = (
+        None
+    )
+
+    def cut(self) -> Cut:
+        """Where to cut.
+
+        Raises:
+            PlanError: The layers are not a list of whole numbers.
+        """
+        from shardhub.planning.cutting import parse_cuts
+        from shardhub.usecases.cut import Cut
+
+        return Cut(
+            stages=self.stages,
+            cuts=None if self.cuts is None else parse_cuts(self.cuts),
+            machines=tuple(self.machine or ()),
+            plan=self.plan,
+            context=self.context,
+        )
+
+
+@flags("Models that need a decision")
+class ModelFlags:
+    """What of a model may be left out."""
+
+    ignore_code: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-code",
+            help="Take a model whose repo has code of its own (auto_map, .py), and leave that code out.",
+        ),
+    ] = False
+    ignore_field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ignore-field",
+            help="Go on although mlx-lm never reads this field of config.json, with other numbers; repeatable.",
+            metavar="NAME",
+        ),
+    ] = None
+
+    @property
+    def ignore_fields(self) -> tuple[str, ...]:
+        """Names of fields that are ignored."""
+        return tuple(self.ignore_field or ())
+
+
+@flags("What is checked")
+class CheckFlags:
+    """What is checked before shards are written."""
+
+    check_weights: Annotated[
+        bool,
+        typer.Option("--check-weights", help="Refuse NaN and infinite weights; a push then reads all of them first."),
+    ] = False
+    no_parity: Annotated[
+        bool,
+        typer.Option("--no-parity", help="Do not run the stages against the whole model to record their numbers."),
+    ] = False
+    allow_inexact: Annotated[
+        bool,
+        typer.Option(
+            "--allow-inexact",
+            help="Go on where the stages' numbers are not the whole model's; everything then says so.",
+        ),
+    ] = False
+    memory: Memory = None
+    sign_key: Annotated[
+        Path | None,
+        typer.Option("--sign-key", help="Sign the manifest with this key; `certs keygen` makes one.", metavar="FILE"),
+    ] = None
+
+    def parity(self) -> ParitySettings:
+        """Whether the stages are run against the whole model."""
+        from shardhub.usecases.parity import ParitySettings
+
+        return ParitySettings(skip=self.no_parity, memory=self.memory, allow_inexact=self.allow_inexact)
+
+
+@flags("Pipeline")
+class PipelineFlags:
+    """The pipeline, given as an argument or by name."""
+
+    pipeline: Annotated[
+        str | None, typer.Argument(metavar="PIPELINE", help="Pipeline: a Hub id ORG/NAME[@REVISION], or a folder.")
+    ] = None
+    manifest: Annotated[str | None, typer.Option("--manifest", help="The same, by name.")] = None
+
+    def named(self, command: str) -> str:
+        """The pipeline's folder or Hub id.
+
+        Args:
+            command: Which command it was given to, for messages.
+
+        Raises:
+            UsageError: None, or two different ones.
+        """
+        given = {text for text in (self.pipeline, self.manifest) if text is not None}
+        if len(given) != 1:
+            raise UsageError(
+                "Which pipeline?" if not given else "Two pipelines were named.",
+                hint=f"Give its folder or repo, such as: shardhub {command} ORG/MODEL-pipeline",
+            )
+        return given.pop()
+
+
+@flags("Nodes")
+class NodeFlags:
+    """The nodes, and how they are reached."""
+
+    node: Node = None
+    tls: Tls = None
+    insecure_lan: Annotated[
+        bool,
+        typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
+    ] = False
+    require_signature: RequireSignature = None
+
+
+@flags("This machine's part")
+class LocalFlags:
+    """What runs in this process."""
+
+    no_local: NoLocal = False
+    context: RunContext = None
+    memory: Memory = None
+    cache_dir: CacheDir = None
+    blas: BlasOption = Blas.AUTO
+
+
+@flags("Lost nodes and long prompts")
+class RecoveryFlags:
+    """What happens when a node is lost, and how prompts are cut."""
+
+    recover: Annotated[
+        Recovery,
+        typer.Option("--recover", help="When a node is lost: compute again in the same steps, in large ones, or end."),
+    ] = Recovery.EXACT
+    recover_wait: Annotated[float, typer.Option("--recover-wait", help="Seconds to wait for another node.", min=0)] = (
+        60.0
+    )
+    prefill_chunk: PrefillChunk = None
+
+
+@flags("Tokens")
+class SamplingFlags:
+    """How tokens are chosen, and when an answer ends."""
+
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 256
+    temp: Annotated[float, typer.Option(help="Temperature; 0 takes the most likely token.", min=0.0)] = 0.0
+    top_p: Annotated[float, typer.Option(help="Keep the most likely tokens with this mass.")] = 1.0
+    top_k: Annotated[int, typer.Option(help="Keep this many most likely tokens; 0 keeps all.", min=0)] = 0
+    min_p: Annotated[float, typer.Option(help="Keep tokens at least this likely, relative to the most likely one.")] = (
+        0.0
+    )
+    repetition_penalty: Annotated[
+        float,
+        typer.Option("--repetition-penalty", help=f"Penalty on the last {REPETITION_CONTEXT} tokens; 1 is none."),
+    ] = 1.0
+    seed: Seed = None
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")] = (
+        None
+    )
+    draft: Annotated[
+        int,
+        typer.Option(
+            "--draft",
+            help="Guess so many tokens at once from earlier text and verify them in one pass; for slow networks.",
+            min=0,
+            max=32,
+        ),
+    ] = 0
+
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
+        from shardhub.usecases.open_head import Sampling
+
+        return Sampling(
+            max_tokens=self.max_tokens,
+            temperature=self.temp,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            stop=tuple(self.stop or ()),
+            draft=self.draft,
+        )
+
+
+def head_settings(
+    pipeline: str,
+    nodes: NodeFlags,
+    local: LocalFlags,
+    *,
+    recovery: RecoveryFlags | None = None,
+    insecure_flag: str = "--insecure-lan",
+) -> HeadSettings:
+    """Which pipeline runs, and where."""
+    from shardhub.usecases.start_head import HeadSettings
+
+    recovery = recovery or RecoveryFlags()
+    return HeadSettings(
+        pipeline=pipeline,
+        nodes=tuple(nodes.node or ()),
+        allow_local=not local.no_local,
+        context=local.context,
+        memory=local.memory,
+        cache_dir=local.cache_dir,
+        tls=nodes.tls,
+        insecure_lan=nodes.insecure_lan,
+        insecure_flag=insecure_flag,
+        require_signature=nodes.require_signature,
+        recovery=recovery.recover,
+        recover_wait_s=recovery.recover_wait,
+        prefill_chunk=recovery.prefill_chunk,
+    )

@@ -3,108 +3,40 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.cli.run import error_record, print_error
 from shardhub.cli.setting_names import with_flags
-from shardhub.errors import ShardhubError, UnsupportedModel, UsageError, outcome
+from shardhub.cli.terminal import Terminal, note
+from shardhub.errors import outcome
 from shardhub.planning.borders import allowed_text
 from shardhub.planning.plan_file import plan_to_json
-from shardhub.planning.table import plan_table
 from shardhub.sizes import traffic_text
-from shardhub.usecases.cut import CutOptions, Planned, batch_text, decide, load_dissection, proven_text, specs
-from shardhub.usecases.places import Model, open_model
-from shardhub.usecases.terminal import note
-from shardhub.usecases.tokenizer import with_tokenizer
+from shardhub.usecases.cut import Cut, Planned
+from shardhub.usecases.plan import ModelPlan, PlanSettings
+from shardhub.usecases.plan import plan as plan_model
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether the stages were shown to compute what the whole model computes.
-
-    Attributes:
-        state: `proven`, `refused`, or `unchecked`.
-        line: The same in a sentence.
-        error: Why it is refused.
-        batch: Whether that holds for several sessions in one batch too, in a sentence; empty where it was not asked.
-    """
-
-    state: str
-    line: str
-    error: ShardhubError | None = None
-    batch: str = ""
-
-
-def plan(
-    model: str,
-    cut: CutOptions,
-    *,
-    proof: bool,
-    as_json: bool,
-    ignore_code: bool = False,
-    ignore_fields: tuple[str, ...] = (),
-) -> int:
+def plan(model: str, cut: Cut, settings: PlanSettings, *, as_json: bool) -> int:
     """Print the table of stages, where the model can be cut, and whether the stages are proven; exit code 1 if not."""
-    opened = open_model(model, ignore_code=ignore_code, ignore_fields=ignore_fields, context=cut.context)
-    opened = with_tokenizer(opened, ignore_code=ignore_code, is_needed=False)
-    is_asked = bool(cut.given)
-    if not is_asked:
-        cut = replace(cut, stages=1)
-    planned = decide(opened.checkpoint, cut)
-    verdict = Verdict(state="unchecked", line="cuts and proof were not checked: --no-proof was given")
-    if proof:
-        planned, verdict = _looked_into(opened.checkpoint, cut, planned, prove_it=is_asked)
+    made = plan_model(model, cut, settings, Terminal())
+    planned, verdict = made.planned, made.verdict
     if as_json:
-        print(json.dumps(plan_to_json(planned.plan, report=_report(planned, verdict, opened))))
+        print(json.dumps(plan_to_json(planned.plan, report=_report(made))))
     else:
-        if not is_asked:
-            print(_facts(opened.checkpoint, planned))
-        planned.show(sys.stdout)
-        for line in _cut_lines(planned):
+        if not cut.given:
+            print(_facts(made.model.checkpoint, planned))
+        for line in [*planned.lines(), *_cut_lines(planned), verdict.line, *([verdict.batch] if verdict.batch else [])]:
             print(with_flags(line))
-        print(verdict.line)
-        if verdict.batch:
-            print(verdict.batch)
-    if not is_asked:
+    if not cut.given:
         note("Where to cut it: --stages N, --cuts 10,20, --machine NAME=RAM ..., or --plan plan.json.")
     if verdict.error is None:
         return 0
     print_error(verdict.error)
     return outcome(verdict.error).exit
-
-
-def _looked_into(
-    checkpoint: Checkpoint, cut: CutOptions, planned: Planned, *, prove_it: bool
-) -> tuple[Planned, Verdict]:
-    """The plan with what the model's own graph says about cuts, as far as it can be had, and the verdict on it."""
-    try:
-        dissection_class = load_dissection()
-    except UsageError as error:
-        return planned, Verdict(state="unchecked", line=f"cuts and proof were not checked: {error.what} {error.why}")
-    start = time.monotonic()
-    try:
-        dissection = dissection_class(checkpoint.config, specs(checkpoint))
-        planned = decide(checkpoint, cut, dissection.cuts())
-    except UnsupportedModel as error:
-        return planned, _refused(error, time.monotonic() - start)
-    if not prove_it:
-        return planned, Verdict(state="unchecked", line="nothing to prove: one stage is the whole model")
-    try:
-        cuts = dissection.prove([(stage.start, stage.stop) for stage in planned.plan.stages])
-    except UnsupportedModel as error:
-        return planned, _refused(error, time.monotonic() - start)
-    line = proven_text(planned.plan, time.monotonic() - start)
-    return planned, Verdict(state="proven", line=line, batch=batch_text(dissection.batch_refusal(cuts)))
-
-
-def _refused(error: UnsupportedModel, seconds: float) -> Verdict:
-    line = f"not proven, so that it would not be split: {error.what} (mlx-lm {version('mlx-lm')}, {seconds:.1f} s)"
-    return Verdict(state="refused", line=line, error=error)
 
 
 def _cut_lines(planned: Planned) -> list[str]:
@@ -126,13 +58,14 @@ def _facts(checkpoint: Checkpoint, planned: Planned) -> str:
     return ", ".join(parts)
 
 
-def _report(planned: Planned, verdict: Verdict, opened: Model) -> dict[str, Any]:
+def _report(made: ModelPlan) -> dict[str, Any]:
     """What `plan --json` tells beside the plan itself; the same in every run, so that plans can be compared."""
+    planned, verdict, opened = made.planned, made.verdict, made.model
     report: dict[str, Any] = {
         "context": planned.context,
         "model_type": opened.checkpoint.config.get("model_type"),
         "config": {"notes": list(opened.notes), "ignored_fields": list(opened.checkpoint.ignored_fields)},
-        "stages": [asdict(row) for row in plan_table(planned.plan, planned.costs, planned.context)],
+        "stages": [asdict(row) for row in made.rows],
         "notes": list(map(with_flags, planned.plan.notes)),
         "proof": {
             "state": verdict.state,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shardhub.cli.terminal import note
 from shardhub.errors import UsageError
-from shardhub.usecases.terminal import note
 
 _SUFFIXES = (".png", ".svg")
 

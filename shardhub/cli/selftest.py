@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 
-from shardhub.usecases.terminal import Status
+from shardhub.cli.terminal import Terminal
 
 
 def selftest(*, as_json: bool) -> int:
     """Try this machine and print the report; 3 where its numbers are wrong, 1 where something does not run."""
     from shardhub.selftest.report import run_selftest
 
-    status = Status()
+    terminal = Terminal()
     try:
-        report = run_selftest(doing=status)
+        report = run_selftest(doing=terminal.doing)
     finally:
-        status.clear()
+        terminal.doing("")
     print(json.dumps(report.record()) if as_json else report.text())
     return report.exit_code

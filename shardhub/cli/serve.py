@@ -2,169 +2,71 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import ipaddress
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
-from shardhub.checkpoint.unread_fields import warning
 from shardhub.cli.streams import announce
-from shardhub.engine.engine import Engine
-from shardhub.engine.metrics import StageMetrics
-from shardhub.engine.settings import EngineSettings
-from shardhub.errors import UsageError
+from shardhub.cli.terminal import Terminal, note
 from shardhub.listening import is_loopback
-from shardhub.node.lifecycle import NodeSettings, check_host, run_node
-from shardhub.node.metrics import MetricsEndpoint, check_metrics
-from shardhub.node.peers import DEFAULT_PEERS
-from shardhub.protocol import KvQuantization
-from shardhub.security.trust import Trust
-from shardhub.shard import inexact_of, join_adjacent
-from shardhub.toolchain import check_compiler
-from shardhub.usecases.awake import awake
-from shardhub.usecases.choose_shards import choose_shards
-from shardhub.usecases.places import Places
-from shardhub.usecases.sizes import parse_memory, served_context
-from shardhub.usecases.terminal import Status, note
-from shardhub.usecases.trust import node_trust
+from shardhub.usecases.serve import NodeFacts, ServeSettings, Serving
+from shardhub.usecases.serve import serve as serve_stage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServeOptions:
-    """The options of `serve` as they were given."""
-
-    stages: str | None
-    host: str
-    port: int
-    insecure_lan: bool
-    advertise: tuple[str, ...]
-    peers: tuple[str, ...]
-    context: int | None
-    max_sessions: int
-    memory: str | None
-    shutdown_timeout_s: float
-    metrics: str | None = None
-    insecure_metrics: bool = False
-    cache_dir: Path | None = None
-    cache_limit: str | None = None
-    tls: Path | None = None
-    require_signature: str | None = None
-    allow_sleep: bool = False
-    kv_bits: int | None = None
-    kv_group_size: int = 64
-
-    @property
-    def kv(self) -> KvQuantization | None:
-        """How K and V are to be quantised.
-
-        Raises:
-            UsageError: In no form there is.
-        """
-        return KvQuantization(bits=self.kv_bits, group_size=self.kv_group_size) if self.kv_bits is not None else None
-
-
-def serve(named: Sequence[str], options: ServeOptions, *, as_json: bool) -> int:
+def serve(named: Sequence[str], settings: ServeSettings, *, as_json: bool) -> int:
     """Serve shards as one stage until a signal comes."""
-    is_local = is_loopback(options.host)
-    trust = node_trust(options.tls, insecure_lan=options.insecure_lan, is_loopback=is_local)
-    check_host(options.host, insecure_lan=options.insecure_lan, has_tls=trust is not None)
-    if options.metrics is not None:
-        check_metrics(options.metrics, insecure=options.insecure_lan or options.insecure_metrics)
-    budget = parse_memory(options.memory)
-    check_compiler()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(awake(allow_sleep=options.allow_sleep))
-        endpoint = stack.enter_context(MetricsEndpoint(options.metrics)) if options.metrics is not None else None
-        return _serve(named, options, budget, endpoint, trust, as_json=as_json)
-
-
-def _serve(
-    named: Sequence[str],
-    options: ServeOptions,
-    budget: int | None,
-    endpoint: MetricsEndpoint | None,
-    trust: Trust | None,
-    *,
-    as_json: bool,
-) -> int:
-    kv = options.kv
-    places = Places(options.cache_dir, options.cache_limit)
-    shards = join_adjacent(choose_shards(places, named, options.stages, budget, options.require_signature))
-    context = served_context(shards[0].config, options.context)
-    if text := warning(shards[0].config, context.positions):
-        note(f"warning: {text}")
-    if options.insecure_lan:
-        note("warning: --insecure-lan: everyone who reaches this port can read prompts and alter answers")
-
-    status = Status()
-
-    def ready(engine: Engine, address: str) -> None:
-        status.clear()
-        if endpoint is not None:
-            StageMetrics(endpoint.registry).watch(engine)
-        facts = engine.facts
-        names = "+".join(shard.name for shard in shards)
+    serving = serve_stage(named, settings, Terminal(), end=os._exit)
+    with _signals(serving), serving as node:
         if as_json:
-            record = {
-                "address": address,
-                "shards": [str(shard.folder) for shard in shards],
-                "layers": [facts.start, facts.stop],
-                "num_layers": facts.num_layers,
-                "weight_bytes": engine.weight_bytes,
-                "kv_budget_bytes": engine.kv_budget_bytes,
-                "context": engine.limits.max_context,
-                "one_at_a_time": engine.batch_refusal,
-                "tls": trust.identity.peer.name if trust else None,
-                "boot_id": engine.boot_id.hex(),
-                "metrics": str(endpoint.address) if endpoint else None,
-                "inexact": inexact_of(shards),
-            }
-            announce(json.dumps(record))
+            announce(json.dumps(_record(node.facts)))
         else:
-            announce(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {address}")
-            note(context.line(engine.limits.max_context))
-            if is_loopback(options.host):
-                note("reachable from this machine only; for others: --host ADDRESS, this machine's own, or 0.0.0.0")
-            if engine.batch_refusal is not None:
-                note(f"sessions take turns, one in a step: {engine.batch_refusal}")
-            if endpoint is not None:
-                note(f"metrics at http://{endpoint.address}/metrics")
+            _tell(node.facts, settings.host)
+        return node.wait()
 
+
+def _tell(facts: NodeFacts, host: str) -> None:
+    names = "+".join(shard.name for shard in facts.shards)
+    announce(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {facts.address}")
+    note(facts.context_line)
+    if is_loopback(host):
+        note("reachable from this machine only; for others: --host ADDRESS, this machine's own, or 0.0.0.0")
+    if facts.batch_refusal is not None:
+        note(f"sessions take turns, one in a step: {facts.batch_refusal}")
+    if facts.metrics is not None:
+        note(f"metrics at http://{facts.metrics}/metrics")
+
+
+def _record(facts: NodeFacts) -> dict[str, object]:
+    return {
+        "address": facts.address,
+        "shards": [str(shard.folder) for shard in facts.shards],
+        "layers": [facts.start, facts.stop],
+        "num_layers": facts.num_layers,
+        "weight_bytes": facts.weight_bytes,
+        "kv_budget_bytes": facts.kv_budget_bytes,
+        "context": facts.context,
+        "one_at_a_time": facts.batch_refusal,
+        "tls": facts.tls_name,
+        "boot_id": facts.boot_id,
+        "metrics": facts.metrics,
+        "inexact": facts.inexact,
+    }
+
+
+@contextmanager
+def _signals(serving: Serving) -> Iterator[None]:
+    """SIGTERM and SIGINT drain the node, a second one ends it at once; before there is a node they end the command."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not serving.ask_to_stop(number):
+            raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return asyncio.run(
-            run_node(
-                shards,
-                EngineSettings(
-                    context=context.positions,
-                    max_sessions=options.max_sessions,
-                    budget_bytes=budget,
-                    kv=kv,
-                    may_be_less=context.may_be_less,
-                ),
-                NodeSettings(
-                    host=options.host,
-                    port=options.port,
-                    advertise=options.advertise,
-                    insecure_lan=options.insecure_lan,
-                    trust=trust,
-                    shutdown_timeout_s=options.shutdown_timeout_s,
-                    peers=_networks(options.peers),
-                ),
-                on_ready=ready,
-                progress=status,
-            )
-        )
+        yield
     finally:
-        status.clear()
-
-
-def _networks(texts: Sequence[str]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    if not texts:
-        return DEFAULT_PEERS
-    try:
-        return tuple(ipaddress.ip_network(text) for text in texts)
-    except ValueError as error:
-        raise UsageError(f"--peers: {error}.", hint="Write a network such as 192.168.1.0/24.") from error
+        for number, handler in before.items():
+            signal.signal(number, handler)

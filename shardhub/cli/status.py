@@ -19,6 +19,7 @@ from shardhub.chain.chain_status import ChainStatus, NodeStatus, Reading, chain_
 from shardhub.chain.links import NodeDialer
 from shardhub.cli.run import error_record
 from shardhub.cli.setting_names import with_flags
+from shardhub.cli.terminal import Terminal
 from shardhub.errors import NodeLoading, ShardhubError, outcome
 from shardhub.parity import inexactness
 from shardhub.protocol import INEXACT, Description
@@ -28,7 +29,6 @@ from shardhub.usecases.addresses import node_addresses
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.parity import warn_inexact
 from shardhub.usecases.places import Places
-from shardhub.usecases.start_head import HeadOptions, pipeline_named
 from shardhub.usecases.trust import head_security
 
 # A table into a pipe is as wide as it needs to be.
@@ -45,9 +45,8 @@ _SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "bac
 class StatusOptions:
     """The options of `status` as they were given."""
 
-    pipeline: str | None
-    manifest: str | None
-    nodes: list[str] | None
+    pipeline: str
+    nodes: tuple[str, ...]
     once: bool
     interval_s: float
     cache_dir: Path | None
@@ -57,20 +56,11 @@ class StatusOptions:
 
 def status(options: StatusOptions, *, as_json: bool) -> int:
     """Show the stages: again and again on a terminal, else once. Exit code 5 if the chain cannot run."""
-    head = HeadOptions(
-        command="status",
-        pipeline=options.pipeline,
-        manifest=options.manifest,
-        nodes=options.nodes,
-        no_local=True,
-        context=None,
-        memory=None,
-        cache_dir=options.cache_dir,
-    )
-    pipeline = read_pipeline(Places(options.cache_dir).pipeline_folder(pipeline_named(head)))
-    warn_inexact(inexactness(pipeline.folder, pipeline.manifest))
+    terminal = Terminal()
+    pipeline = read_pipeline(Places(options.cache_dir, watcher=terminal).pipeline_folder(options.pipeline))
+    warn_inexact(inexactness(pipeline.folder, pipeline.manifest), terminal)
     addresses = node_addresses(options.nodes, pipeline)
-    security = head_security(options.tls, insecure_lan=options.insecure_lan)
+    security = head_security(options.tls, insecure_lan=options.insecure_lan, watcher=terminal)
     is_live = sys.stdout.isatty() and not options.once and not as_json
     with LoopThread() as loop:
 

@@ -77,22 +77,24 @@ async def run_node(
     on_ready: Callable[[Engine, str], None],
     progress: Callable[[str], None] = lambda _: None,
     end: Callable[[int], None] = os._exit,
+    stopping: Stopping | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT, then drain.
+    """Serve until it is asked to stop, then drain.
 
     Args:
-        end: Ends the process when a signal comes while it loads.
+        end: Called when it is asked to stop while it loads: a thread that loads cannot be ended, but a process can.
+        stopping: Who asks; None listens for SIGTERM and SIGINT.
         on_ready: Told once, with the engine and the address, when requests are answered.
 
     Returns:
-        The exit code: 0 after a drain, 143 or 130 if a second signal cut it short.
+        The exit code: 0 after a drain, or, if it was asked again meanwhile, 128 plus the signal.
 
     Raises:
         AddressError: It cannot or must not listen there.
         ShardhubError: As `load_stage`.
     """
     check_host(settings.host, insecure_lan=settings.insecure_lan, has_tls=settings.trust is not None)
-    stopping = _Stopping()
+    stopping = stopping or Stopping.by_signals()
     largest = message_bytes(shards, context=engine_settings.context, max_chunk=engine_settings.max_chunk)
     trust = settings.trust
     gate = Gate(trust) if trust is not None else None
@@ -237,7 +239,7 @@ async def _report(health: health_aio.HealthServicer, status: Any) -> None:
         await health.set(service, status)
 
 
-async def _drained(engine: Engine, stopping: _Stopping, timeout_s: float) -> None:
+async def _drained(engine: Engine, stopping: Stopping, timeout_s: float) -> None:
     """Wait until all sessions have ended, the time is over, or a second signal came."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -246,16 +248,22 @@ async def _drained(engine: Engine, stopping: _Stopping, timeout_s: float) -> Non
         await asyncio.sleep(_DRAIN_POLL_S)
 
 
-class _Stopping:
-    """The first signal asks for a drain, the second one for an end."""
+class Stopping:
+    """The first time it is asked for a drain, the second time for an end. Belongs to the running loop."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
         self._count = 0
         self.exit_code = 0
+
+    @classmethod
+    def by_signals(cls) -> Stopping:
+        """Asked by SIGTERM and SIGINT; in the main thread only."""
+        stopping = cls()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signal, number)
+            loop.add_signal_handler(number, stopping.ask, number)
+        return stopping
 
     @property
     def twice(self) -> bool:
@@ -278,7 +286,8 @@ class _Stopping:
             return False
         return True
 
-    def _signal(self, number: int) -> None:
+    def ask(self, number: int = signal.SIGTERM) -> None:
+        """Ask it to stop, as a signal would."""
         self._count += 1
         self.exit_code = 128 + number
         self._asked.set()

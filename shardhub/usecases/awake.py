@@ -9,24 +9,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from shardhub.usecases.terminal import note
+from shardhub.usecases.watcher import SILENT, Watcher
 
 # `-s` holds on mains power only; `-w` ends it with this process, however that ends.
 _CAFFEINATE = ("caffeinate", "-s", "-w")
 
 
 @contextmanager
-def awake(*, allow_sleep: bool, platform: str = sys.platform) -> Iterator[None]:
+def awake(*, allow_sleep: bool, platform: str = sys.platform, watcher: Watcher = SILENT) -> Iterator[None]:
     """Hold off sleep where that is macOS's to decide; elsewhere the system's own settings stand.
 
     Args:
         allow_sleep: Leave it alone.
         platform: As `sys.platform` names it.
+        watcher: Told where sleep cannot be held off.
     """
     program = shutil.which(_CAFFEINATE[0]) if platform == "darwin" and not allow_sleep else None
     if program is None:
         if platform == "darwin" and not allow_sleep:
-            note("warning: there is no `caffeinate`: this machine may sleep while it serves")
+            watcher.note("warning: there is no `caffeinate`: this machine may sleep while it serves")
         yield
         return
     holding = subprocess.Popen([program, *_CAFFEINATE[1:], str(os.getpid())], stdin=subprocess.DEVNULL)

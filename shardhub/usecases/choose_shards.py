@@ -15,7 +15,7 @@ from shardhub.sizes import size_text
 from shardhub.usecases.parity import warn_inexact
 from shardhub.usecases.places import Places
 from shardhub.usecases.signing import check_pipeline
-from shardhub.usecases.terminal import note
+from shardhub.usecases.watcher import SILENT, Watcher
 
 
 def choose_shards(
@@ -24,8 +24,10 @@ def choose_shards(
     stages: str | None,
     budget_bytes: int | None,
     require_signature: str | None = None,
+    *,
+    watcher: Watcher = SILENT,
 ) -> list[Shard]:
-    """The shards a command line names: shards, or stages of a pipeline; fetched where they are repos.
+    """The shards that are named: shards, or stages of a pipeline; fetched where they are repos.
 
     Raises:
         UsageError: It names none, or both kinds.
@@ -45,13 +47,13 @@ def choose_shards(
         if stages is not None:
             raise UsageError("--stages chooses from a pipeline.", hint="Give a pipeline, or leave it out.")
         shards = [read_shard(folder) for folder in folders]
-        warn_inexact(inexact_of(shards))
+        warn_inexact(inexact_of(shards), watcher)
         return shards
     if len(folders) > 1:
         raise UsageError("Give either one pipeline, or shards of one.", why=f"{len(folders)} were named.")
-    check_pipeline(pipelines[0], require_signature)
+    check_pipeline(pipelines[0], require_signature, watcher)
     pipeline = read_pipeline(pipelines[0])
-    warn_inexact(inexactness(pipeline.folder, pipeline.manifest, only_named=require_signature is not None))
+    warn_inexact(inexactness(pipeline.folder, pipeline.manifest, only_named=require_signature is not None), watcher)
     if stages is not None:
         return [_shard(places, pipeline, index) for index in _indices(stages, len(pipeline.manifest.stages))]
     budget = budget_bytes if budget_bytes is not None else memory_budget()
@@ -59,7 +61,9 @@ def choose_shards(
     for index, entry in enumerate(pipeline.manifest.stages):
         fits = entry.size_bytes < budget and _is_to_be_had(places, pipeline, index)
         mark = "<- serving this one" if fits and chosen is None else ""
-        note(f"stage {index}: layers {entry.start} to {entry.stop - 1}, {size_text(entry.size_bytes)} {mark}".rstrip())
+        watcher.note(
+            f"stage {index}: layers {entry.start} to {entry.stop - 1}, {size_text(entry.size_bytes)} {mark}".rstrip()
+        )
         if fits and chosen is None:
             chosen = index
     if chosen is None:

@@ -1,21 +1,20 @@
-"""Where to cut, for every command that asks: the options, the plan they mean, and its proof."""
+"""Where to cut a model: what says it, the plan that means, and its proof."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.checkpoint.costs import model_costs
 from shardhub.errors import PlanError, UnsupportedModel, UsageError
 from shardhub.memory_limits import installed_memory
 from shardhub.planning.borders import Borders, CutFacts, crossing_text
-from shardhub.planning.cutting import cut_at, cut_evenly, parse_cuts
+from shardhub.planning.cutting import cut_at, cut_evenly
 from shardhub.planning.machine import cut_for_machines, parse_machine
 from shardhub.planning.plan import ModelCosts, Plan
 from shardhub.planning.plan_file import parse_plan
@@ -23,7 +22,7 @@ from shardhub.planning.table import format_table, plan_table
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.tensors import TensorSpec
 from shardhub.usecases.sizes import default_context
-from shardhub.usecases.terminal import note
+from shardhub.usecases.watcher import SILENT, Watcher
 
 if TYPE_CHECKING:
     from shardhub.model.dissection import Dissection
@@ -33,20 +32,28 @@ _HERE = "here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CutOptions:
-    """The options that say where to cut; the same for every command that plans."""
+class Cut:
+    """Where to cut a model: one of the first four says it.
 
-    stages: int | None
-    cuts: str | None
-    machines: list[str]
-    plan: Path | None
-    context: int | None
+    Attributes:
+        stages: Into so many stages, balanced by the bytes each reads per token.
+        cuts: Before these layers.
+        machines: For machines with so much memory: `mac=64GB`, or `mini=here` for this one; a stage for each, in order.
+        plan: As a file says that `shardhub plan --json` wrote.
+        context: Positions of a session to count KV for; None takes 8192, or what the model takes.
+    """
+
+    stages: int | None = None
+    cuts: tuple[int, ...] | None = None
+    machines: tuple[str, ...] = ()
+    plan: Path | None = None
+    context: int | None = None
 
     @property
     def given(self) -> list[str]:
-        """The options that were given; exactly one of them says where to cut."""
+        """The options that say where to cut; exactly one of them may."""
         options = {"--stages": self.stages, "--cuts": self.cuts, "--machine": self.machines, "--plan": self.plan}
-        return [option for option, value in options.items() if value is not None and value != []]
+        return [option for option, value in options.items() if value is not None and value != ()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +69,11 @@ class Planned:
     context: int
     borders: Borders | None
 
-    def show(self, out: TextIO) -> None:
-        """Print the table of stages, with notes before it."""
-        for text in self.plan.notes:
-            print(f"note: {text}", file=out)
-        print(format_table(plan_table(self.plan, self.costs, self.context)), file=out)
-        print(f"KV for one session of {self.context} positions", file=out)
+    def lines(self) -> list[str]:
+        """The table of stages, with notes before it."""
+        notes = [f"note: {text}" for text in self.plan.notes]
+        table = format_table(plan_table(self.plan, self.costs, self.context))
+        return [*notes, table, f"KV for one session of {self.context} positions"]
 
     def crossing_lines(self) -> list[str]:
         """What crosses the plan's cuts beside the hidden states, where anything does."""
@@ -77,16 +83,16 @@ class Planned:
         return [line for cut in cuts if (line := crossing_text(cut, self.context)) is not None]
 
 
-def decide(checkpoint: Checkpoint, cut: CutOptions, cuts: Sequence[CutFacts] | None = None) -> Planned:
-    """The plan the options ask for.
+def decide(checkpoint: Checkpoint, cut: Cut, cuts: Sequence[CutFacts] | None = None) -> Planned:
+    """The plan that a cut means.
 
     Args:
         checkpoint: The model's headers.
-        cut: The options.
+        cut: Where to cut.
         cuts: Where the model can be cut; None allows every cut.
 
     Raises:
-        PlanError: None of the options, more than one, or a plan that cannot be.
+        PlanError: Nothing says where to cut, more than one thing does, or a plan that cannot be.
         DoesNotFit: The machines are too small.
     """
     if len(cut.given) != 1:
@@ -107,8 +113,10 @@ def decide(checkpoint: Checkpoint, cut: CutOptions, cuts: Sequence[CutFacts] | N
     return Planned(plan=_plan(cut, costs, context, borders), costs=costs, context=context, borders=borders)
 
 
-def decide_and_prove(checkpoint: Checkpoint, cut: CutOptions) -> tuple[ModelContents, list[StageContents]]:
-    """What the stages of the plan that is asked for need, proven; told on stderr.
+def decide_and_prove(
+    checkpoint: Checkpoint, cut: Cut, watcher: Watcher = SILENT
+) -> tuple[ModelContents, list[StageContents]]:
+    """What the stages of the plan that is asked for need, proven.
 
     Raises:
         ProofFailed: The chained stages would not compute what the whole model computes.
@@ -116,22 +124,21 @@ def decide_and_prove(checkpoint: Checkpoint, cut: CutOptions) -> tuple[ModelCont
         As `decide`.
     """
     decide(checkpoint, cut)  # what cannot be meant is refused before the model is looked into
-    note("checking where the model can be cut")
+    watcher.note("checking where the model can be cut")
     dissection_class = load_dissection()
     start = time.monotonic()
     dissection = dissection_class(checkpoint.config, specs(checkpoint))
     planned = decide(checkpoint, cut, dissection.cuts())
-    planned.show(sys.stderr)
-    for line in planned.crossing_lines():
-        note(line)
+    for line in [*planned.lines(), *planned.crossing_lines()]:
+        watcher.note(line)
     if computed := dissection.conversion.specs:
         num_computed, num_all = len(computed), len(dissection.blueprint.tensors)
-        note(f"{num_computed} of {num_all} tensors are not in MLX's layout: mlx-lm's sanitize makes them, once")
-    note("checking that the chain of stages computes what the whole model computes")
+        watcher.note(f"{num_computed} of {num_all} tensors are not in MLX's layout: mlx-lm's sanitize makes them, once")
+    watcher.note("checking that the chain of stages computes what the whole model computes")
     stages = dissection.stages([(stage.start, stage.stop) for stage in planned.plan.stages])
     contents = dissection.model()
-    note(proven_text(planned.plan, time.monotonic() - start))
-    note(f"twin: {dissection.twin.line}")
+    watcher.note(proven_text(planned.plan, time.monotonic() - start))
+    watcher.note(f"twin: {dissection.twin.line}")
     return contents, stages
 
 
@@ -179,11 +186,11 @@ def with_own_memory(machine: str) -> str:
     return f"{name}={installed_memory() // 10**6}MB"
 
 
-def _plan(cut: CutOptions, costs: ModelCosts, context: int, borders: Borders | None) -> Plan:
+def _plan(cut: Cut, costs: ModelCosts, context: int, borders: Borders | None) -> Plan:
     if cut.stages is not None:
         return cut_evenly(costs, cut.stages, borders=borders)
     if cut.cuts is not None:
-        return cut_at(costs, parse_cuts(cut.cuts), borders=borders)
+        return cut_at(costs, cut.cuts, borders=borders)
     if cut.plan is not None:
         try:
             data = cut.plan.read_bytes()

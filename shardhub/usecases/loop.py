@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
@@ -41,14 +41,17 @@ class LoopThread:
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine and return its result; Ctrl-C cancels it, waits until it has cleaned up, and is raised."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        return self._result(future)
+        return self._result(self.submit(coroutine))
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin a coroutine that goes on by itself."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def call(self, work: Callable[[], None]) -> None:
         """Have the loop call something soon."""
         self._loop.call_soon_threadsafe(work)
 
-    def iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+    def iterate(self, source: AsyncIterator[T]) -> Generator[T, None, None]:
         """Items of an asynchronous iterator as they come. Ctrl-C, or leaving the loop, ends it and its clean-up."""
         items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
 
@@ -78,14 +81,19 @@ class LoopThread:
             self._settle(future)
             raise
 
+    @staticmethod
+    def result_of(future: Future[T]) -> T:
+        """Wait for a result so that signals are seen meanwhile; what is waited for goes on if this is interrupted."""
+        while True:
+            try:
+                return future.result(timeout=_POLL_S)
+            except TimeoutError:
+                if future.done():
+                    raise
+
     def _result(self, future: Future[T]) -> T:
         try:
-            while True:
-                try:
-                    return future.result(timeout=_POLL_S)
-                except TimeoutError:
-                    if future.done():
-                        raise
+            return self.result_of(future)
         except KeyboardInterrupt:
             future.cancel()
             self._settle(future)

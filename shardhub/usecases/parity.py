@@ -26,7 +26,7 @@ from shardhub.shard import read_pipeline
 from shardhub.sizes import size_text
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.usecases.sizes import parse_memory
-from shardhub.usecases.terminal import Status, note
+from shardhub.usecases.watcher import SILENT, Watcher
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ParityOptions:
-    """The options of commands that split.
+class ParitySettings:
+    """How stages are run against the whole model before they are published.
 
     Attributes:
         skip: Do not run the stages.
@@ -56,9 +56,10 @@ def measure_split(
     contents: ModelContents,
     stages: Sequence[StageContents],
     source: Source,
-    options: ParityOptions,
+    options: ParitySettings,
+    watcher: Watcher = SILENT,
 ) -> Numbers:
-    """Run the stages of a cut against the whole model, if its weights are here and fit; told on stderr.
+    """Run the stages of a cut against the whole model, if its weights are here and fit.
 
     Args:
         checkpoint, contents, stages: As `splitting.split`.
@@ -69,8 +70,8 @@ def measure_split(
         UsageError: The memory is no size.
         WeightFileError: A file changed since its header was read.
     """
-    numbers = _measured(checkpoint, contents, stages, source, options)
-    note(f"parity: {numbers.line}")
+    numbers = _measured(checkpoint, contents, stages, source, options, watcher)
+    watcher.note(f"parity: {numbers.line}")
     return numbers
 
 
@@ -82,8 +83,9 @@ def settle_numbers(
     stages: Sequence[StageContents],
     allow_inexact: bool,
     others: Sequence[str] = (),
+    watcher: Watcher = SILENT,
 ) -> str | None:
-    """Refuse stages whose numbers differ, or say on stderr and in one line how they do.
+    """Refuse stages whose numbers differ, or warn, and say in one line how they do.
 
     Args:
         numbers: What was measured now, or is known of the pipeline in place.
@@ -108,7 +110,7 @@ def settle_numbers(
     cut = ", ".join(f"[{stage.start}, {stage.stop})" for stage in stages)
     inexact = settle(findings, where=f"{where}, cut into the layers {cut},", allow_inexact=allow_inexact)
     if inexact is not None:
-        warn_inexact(inexact)
+        warn_inexact(inexact, watcher)
     return inexact
 
 
@@ -118,10 +120,10 @@ def twin_findings(contents: ModelContents) -> list[str]:
     return [twin.line] if twin is not None and twin.finding is not None else []
 
 
-def warn_inexact(inexact: str | None) -> None:
-    """Say on stderr that a chain is inexact, if it is."""
+def warn_inexact(inexact: str | None, watcher: Watcher) -> None:
+    """Warn that a chain is inexact, if it is."""
     if inexact is not None:
-        note(f"warning: this chain is inexact; against the whole model: {inexact}")
+        watcher.note(f"warning: this chain is inexact; against the whole model: {inexact}")
 
 
 def _measured(
@@ -129,7 +131,8 @@ def _measured(
     contents: ModelContents,
     stages: Sequence[StageContents],
     source: Source,
-    options: ParityOptions,
+    options: ParitySettings,
+    watcher: Watcher,
 ) -> Numbers:
     budget_bytes = parse_memory(options.memory)
     if options.skip:
@@ -168,6 +171,7 @@ def _measured(
             dtype=contents.dtype,
             made_by="split",
             pipeline_id=UNKNOWN,
+            watcher=watcher,
         )
     except ProofFailed:
         raise
@@ -186,8 +190,9 @@ def record(
     made_by: str,
     pipeline_id: str,
     num_tokens: int = NUM_TOKENS,
+    watcher: Watcher = SILENT,
 ) -> Parity:
-    """Run stages and whole model side by side, with progress on stderr, and write down what came out."""
+    """Run stages and whole model side by side, and write down what came out."""
     from importlib.metadata import version
 
     import mlx.core as mx
@@ -196,14 +201,13 @@ def record(
     from shardhub.engine.host import host_facts
     from shardhub.model.parity import compare
 
-    status = Status()
     start = time.monotonic()
     try:
-        status("running the stages against the whole model")
-        found = compare(blueprint, anatomy, chain, weights, num_tokens=num_tokens, progress=progress_of(status))
+        watcher.doing("running the stages against the whole model")
+        found = compare(blueprint, anatomy, chain, weights, num_tokens=num_tokens, progress=comparing(watcher))
     finally:
-        status.clear()
-    note(f"stages and whole model ran {num_tokens} tokens in {time.monotonic() - start:.1f} s")
+        watcher.doing("")
+    watcher.note(f"stages and whole model ran {num_tokens} tokens in {time.monotonic() - start:.1f} s")
     return Parity.model_validate(
         {
             "pipeline_id": pipeline_id,
@@ -228,11 +232,11 @@ def record(
     )
 
 
-def progress_of(status: Status) -> Callable[[int, int], None]:
-    """Tokens done and in all, shown as a status."""
+def comparing(watcher: Watcher) -> Callable[[int, int], None]:
+    """Tells of tokens compared, and of all."""
 
     def show(done: int, total: int) -> None:
-        status(f"comparing tokens: {done} of {total}")
+        watcher.doing(f"comparing tokens: {done} of {total}")
 
     return show
 

@@ -1,4 +1,4 @@
-"""MODEL, SHARD and PIPELINE on the command line: folders of this machine or repos on the Hub."""
+"""Models, shards and pipelines by name: folders of this machine or repos on the Hub."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from shardhub.hub.source import open_remote_checkpoint
 from shardhub.manifest import RepoLocation, Source
 from shardhub.naming import model_name
 from shardhub.shard import Pipeline, Shard, read_shard
-from shardhub.usecases.progress import bytes_progress
+from shardhub.usecases.forwarding import bytes_of
 from shardhub.usecases.sizes import default_context, parse_memory
-from shardhub.usecases.terminal import Status, note
+from shardhub.usecases.watcher import SILENT, Watcher
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -53,6 +53,7 @@ def open_model(
     ignore_code: bool = False,
     ignore_fields: Collection[str] | None = (),
     context: int | None = None,
+    watcher: Watcher = SILENT,
 ) -> Model:
     """A model folder or a Hub model, by its headers.
 
@@ -61,6 +62,7 @@ def open_model(
         ignore_code: Take a model that has code of its own, without that code.
         ignore_fields: Names of fields of config.json that change numbers and that mlx-lm never reads; None for all.
         context: Positions of a session, for fields that change numbers of longer texts only; see `default_context`.
+        watcher: Told what a reader of a plan should know, and of waits.
 
     Raises:
         UsageError: It is neither.
@@ -69,31 +71,35 @@ def open_model(
     """
     place = parse_reference(text)
     if isinstance(place, Path):
-        checkpoint = _without_code(_told(open_checkpoint(place)), ignore_code=ignore_code)
+        checkpoint = _without_code(_told(open_checkpoint(place), watcher), ignore_code=ignore_code)
         source = Source(repo=None, commit=None)
-        return _translated(checkpoint, source, model_name(str(place.resolve())), ignore_fields, context)
-    status = Status()
+        return _translated(checkpoint, source, model_name(str(place.resolve())), ignore_fields, context, watcher)
     try:
         with _no_folder(place):
-            remote = open_remote_checkpoint(hub(), place, Cache(), patience=Patience(notice=note), progress=status)
+            remote = open_remote_checkpoint(
+                hub(), place, Cache(), patience=Patience(notice=watcher.note), progress=watcher.doing
+            )
     finally:
-        status.clear()
-    checkpoint = _without_code(_told(remote.checkpoint), ignore_code=ignore_code)
-    return _translated(checkpoint, remote.source, model_name(place.repo), ignore_fields, context)
+        watcher.doing("")
+    checkpoint = _without_code(_told(remote.checkpoint, watcher), ignore_code=ignore_code)
+    return _translated(checkpoint, remote.source, model_name(place.repo), ignore_fields, context, watcher)
 
 
-def base_name(model: Model, name: str | None) -> str:
+def base_name(model: Model, name: str | None, watcher: Watcher = SILENT) -> str:
     """The name that shards and pipeline are named after; said where it is not the model's own.
 
     Args:
         model: The model.
         name: The one that was given, if any.
+        watcher: Told of a name that is not the model's own.
     """
     if name is not None:
         return name
     own = model.source.repo or str(model.checkpoint.folder.resolve())
     if model.name != own.rsplit("/", 1)[-1]:
-        note(f"named after {model.name}: a Hub takes no other characters than those; --name NAME gives another name")
+        watcher.note(
+            f"named after {model.name}: a Hub takes no other characters than those; --name NAME gives another name"
+        )
     return model.name
 
 
@@ -108,15 +114,17 @@ class Places:
     Args:
         cache_dir: The cache's folder; see `default_cache` without one.
         limit: Size to keep the cache within, as text.
+        watcher: Told of waits and of what is fetched.
     """
 
-    def __init__(self, cache_dir: Path | None = None, limit: str | None = None) -> None:
+    def __init__(self, cache_dir: Path | None = None, limit: str | None = None, *, watcher: Watcher = SILENT) -> None:
+        self.watcher = watcher
         self.cache = Cache(cache_dir)
         self.fetcher = Fetcher(
             hub,
             self.cache,
-            patience=Patience(notice=note),
-            progress=bytes_progress(),
+            patience=Patience(notice=watcher.note),
+            progress=bytes_of("fetching", watcher),
             limit_bytes=parse_memory(limit),
         )
 
@@ -184,9 +192,9 @@ class Places:
         return None
 
 
-def _told(checkpoint: Checkpoint) -> Checkpoint:
+def _told(checkpoint: Checkpoint, watcher: Watcher) -> Checkpoint:
     for text in checkpoint.notes:
-        note(f"note: {text}")
+        watcher.note(f"note: {text}")
     return checkpoint
 
 
@@ -205,7 +213,12 @@ def _without_code(checkpoint: Checkpoint, *, ignore_code: bool) -> Checkpoint:
 
 
 def _translated(
-    checkpoint: Checkpoint, source: Source, name: str, ignore_fields: Collection[str] | None, context: int | None
+    checkpoint: Checkpoint,
+    source: Source,
+    name: str,
+    ignore_fields: Collection[str] | None,
+    context: int | None,
+    watcher: Watcher,
 ) -> Model:
     """A model with its configuration as mlx-lm reads it.
 
@@ -228,7 +241,7 @@ def _translated(
     ]
     notes += [f"--ignore-field {field}: mlx-lm reads it, or it changes nothing" for field in unknown]
     for text in notes:
-        note(f"note: {text}")
+        watcher.note(f"note: {text}")
     return Model(checkpoint=checkpoint, source=source, name=name, notes=tuple(notes))
 
 

@@ -1,4 +1,4 @@
-"""Signed manifests on the command line: keys that sign, and keys that must have signed."""
+"""Signed manifests: keys that sign, and keys that must have signed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from shardhub.errors import SignatureError
 from shardhub.naming import SIGNATURE_FILE
 from shardhub.security.signatures import Signer, check_signature, check_unchanged, load_signer, parse_public_key
-from shardhub.usecases.terminal import note
+from shardhub.usecases.watcher import SILENT, Watcher
 
 
 def signer_of(path: Path | None) -> Signer | None:
@@ -19,7 +19,7 @@ def signer_of(path: Path | None) -> Signer | None:
     return None if path is None else load_signer(path)
 
 
-def check_pipeline(folder: Path, required: str | None) -> None:
+def check_pipeline(folder: Path, required: str | None, watcher: Watcher = SILENT) -> None:
     """Refuse a pipeline that `--require-signature` does not let through; without it, warn of a signature that is wrong.
 
     Raises:
@@ -32,4 +32,4 @@ def check_pipeline(folder: Path, required: str | None) -> None:
         try:
             check_unchanged(folder)
         except SignatureError as error:
-            note(f"WARNING: {error}")
+            watcher.note(f"WARNING: {error}")

@@ -9,11 +9,13 @@ from shardhub.checkpoint.config import text_config
 from shardhub.splitting.shard_folder import pipeline_file_names, template_file_names
 from shardhub.text.rehearsal import rehearse
 from shardhub.usecases.places import Model
-from shardhub.usecases.terminal import note
+from shardhub.usecases.watcher import SILENT, Watcher
 
 
-def with_tokenizer(model: Model, *, ignore_code: bool = False, is_needed: bool = True) -> Model:
-    """The model with the tokenizer files that its pipeline is to carry, seen to work; told on stderr.
+def with_tokenizer(
+    model: Model, *, ignore_code: bool = False, is_needed: bool = True, watcher: Watcher = SILENT
+) -> Model:
+    """The model with the tokenizer files that its pipeline is to carry, seen to work.
 
     Args:
         model: The model.
@@ -34,7 +36,7 @@ def with_tokenizer(model: Model, *, ignore_code: bool = False, is_needed: bool =
         is_needed=is_needed,
     )
     for text in rehearsal.notes:
-        note(f"note: {text}")
+        watcher.note(f"note: {text}")
     checkpoint = checkpoint.with_files(rehearsal.files, without=rehearsal.left_out)
     return replace(model, checkpoint=checkpoint, notes=(*model.notes, *rehearsal.notes))
 

@@ -1,4 +1,4 @@
-"""Which certificates a command uses, and where they are kept."""
+"""Which certificates are used, and where they are kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shardhub.errors import UsageError
 from shardhub.security.certificates import Role
 from shardhub.security.identity import identity_file
 from shardhub.security.trust import Security, Trust
-from shardhub.usecases.terminal import note
+from shardhub.usecases.watcher import SILENT, Watcher
 
 TLS_VARIABLE = "SHARDHUB_TLS"
 
@@ -28,12 +28,15 @@ def default_authority() -> Path:
     return platformdirs.user_config_path("shardhub") / "authority"
 
 
-def head_security(tls: Path | None, *, insecure_lan: bool, flag: str = "--insecure-lan") -> Security:
+def head_security(
+    tls: Path | None, *, insecure_lan: bool, flag: str = "--insecure-lan", watcher: Watcher = SILENT
+) -> Security:
     """How a head reaches its nodes: loopback without TLS, other machines with the certificate it has.
 
     Args:
         tls: Folder that was named: its certificate is used on loopback too.
         flag: The option that `insecure_lan` was given by.
+        watcher: Warned where links are open to others.
 
     Raises:
         UsageError: Both were asked for.
@@ -41,7 +44,7 @@ def head_security(tls: Path | None, *, insecure_lan: bool, flag: str = "--insecu
     """
     trust = _trust(_named(tls, insecure_lan=insecure_lan), Role.HEAD, insecure_lan=insecure_lan)
     if insecure_lan:
-        note(f"warning: {flag}: everyone on the way to a node can read prompts and alter answers")
+        watcher.note(f"warning: {flag}: everyone on the way to a node can read prompts and alter answers")
     return Security(
         trust=trust,
         everywhere=_named(tls, insecure_lan=insecure_lan) is not None,

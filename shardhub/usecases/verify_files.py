@@ -1,8 +1,7 @@
-"""`shardhub verify` without an option: digests, structure, graph proof and records of everything that is here."""
+"""Verifying a pipeline by what is here: digests, structure, graph proof and records of everything that is here."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,15 @@ from shardhub.shard import Shard, join_adjacent, read_bytes, read_config, read_s
 from shardhub.sizes import size_text
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 from shardhub.usecases.parity import warn_inexact
-from shardhub.usecases.progress import bytes_progress
-from shardhub.usecases.terminal import Status, note
-from shardhub.usecases.verify_target import EXIT_DIFFERENT, Target, open_target
+from shardhub.usecases.verify_target import Target, open_target
+from shardhub.usecases.watcher import SILENT, Progress, Watcher
 
 T = TypeVar("T")
 
 # A folder of chat templates that tokenizers read, too; shardhub publishes none.
 _TEMPLATES = "additional_chat_templates"
+# States of a check.
+OK, MISMATCH, ABSENT = "ok", "MISMATCH", "not here"
 # The bytes may be right and the stages still be no proof here: under another version of mlx-lm.
 UNPROVEN = "UNPROVEN"
 # The index of a shard names each of its tensors.
@@ -47,66 +47,130 @@ class Check:
     why: str = ""
 
 
-class Report:
-    """What was looked at so far; each check is printed as it is made, unless the result is JSON."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What was found of a pipeline.
 
-    def __init__(self, *, as_json: bool) -> None:
-        self.checks: list[Check] = []
-        self._as_json = as_json
+    Attributes:
+        checks: Everything that was looked at, in order.
+        inexact: What the publisher says is inexact about it, if anything.
+        records: Its parity records that are whole.
+    """
 
-    def add(self, what: str, state: str = "ok", why: str = "") -> None:
-        """Note a check."""
-        self.checks.append(Check(what=what, state=state, why=why))
-        if not self._as_json:
-            print(f"{state:<8}  {what}" + (f": {why}" if why else ""), flush=True)
+    pipeline_id: str
+    checks: tuple[Check, ...]
+    inexact: str | None
+    records: tuple[Parity, ...]
 
-    def attempt(self, what: str, call: Callable[[], T], why: str = "") -> T | None:
-        """Make a check; what it finds wrong is noted."""
-        try:
-            result = call()
-        except (IntegrityError, UsageError) as error:
-            self.add(what, "MISMATCH", " ".join(part for part in (error.what, error.why) if part))
-            return None
-        self.add(what, "ok", why)
-        return result
+    @property
+    def is_published(self) -> bool:
+        """Whether all that is here is what was published."""
+        return not self.count(MISMATCH)
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether its stages are proven with the versions of this machine too, as far as they are here."""
+        return not self.count(UNPROVEN)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing that was looked at is wrong."""
+        return self.is_published and self.is_proven
+
+    @property
+    def verdict(self) -> str:
+        """All of it in a sentence."""
+        if num_bad := self.count(MISMATCH):
+            return f"{num_bad} of {len(self.checks)} checks FAILED: this is not what was published"
+        text = f"{self.count(OK)} checks passed"
+        if num_absent := self.count(ABSENT):
+            text += f", {num_absent} stages are not here and were not checked (--fetch fetches them)"
+        if not self.is_proven:
+            text += (
+                ", but with this machine's mlx-lm the stages are NOT PROVEN to compute what the whole model computes"
+            )
+        return text
 
     def count(self, state: str) -> int:
         """How many checks ended so."""
         return sum(check.state == state for check in self.checks)
 
 
-def verify_files(pipeline: str, *, fetch: bool, cache_dir: Path | None, as_json: bool, key: str | None = None) -> int:
-    """Check digests, structure, graph proof and records of all that is here; 3 if anything is wrong, 1 if unproven."""
-    target = open_target(pipeline, cache_dir)
-    report = Report(as_json=as_json)
+class Report:
+    """What was looked at so far; whoever listens is told of each check as it is made."""
+
+    def __init__(self, on_check: Callable[[Check], None]) -> None:
+        self.checks: list[Check] = []
+        self._on_check = on_check
+
+    def add(self, what: str, state: str = OK, why: str = "") -> None:
+        """Take a check in."""
+        self.checks.append(Check(what=what, state=state, why=why))
+        self._on_check(self.checks[-1])
+
+    def attempt(self, what: str, call: Callable[[], T], why: str = "") -> T | None:
+        """Make a check; what it finds wrong is taken in."""
+        try:
+            result = call()
+        except (IntegrityError, UsageError) as error:
+            self.add(what, MISMATCH, " ".join(part for part in (error.what, error.why) if part))
+            return None
+        self.add(what, OK, why)
+        return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifySettings:
+    """How a pipeline is verified.
+
+    Attributes:
+        fetch: Fetch the shards that are not here.
+        key: Public key that must have signed it, or its file.
+        cache_dir: The cache's folder; None takes the user's.
+    """
+
+    fetch: bool = False
+    key: str | None = None
+    cache_dir: Path | None = None
+
+
+def verify_files(
+    pipeline: str,
+    settings: VerifySettings = VerifySettings(),
+    watcher: Watcher = SILENT,
+    *,
+    on_check: Callable[[Check], None] = lambda _: None,
+) -> Verification:
+    """Check digests, structure, graph proof and records of all of a pipeline that is here.
+
+    Args:
+        pipeline: Its folder or Hub id.
+        settings: How.
+        watcher: Told what is being done.
+        on_check: Told of each check as it is made.
+
+    Returns:
+        All that was looked at; what is wrong is in it, and is not raised.
+
+    Raises:
+        UsageError: It is not a pipeline.
+        FormatError: Its manifest breaks the specification.
+    """
+    target = open_target(pipeline, settings.cache_dir, watcher)
+    report = Report(on_check)
     _check_pipeline(target, report)
-    _check_signature(target, report, key)
-    shards = _check_shards(target, report, fetch=fetch)
+    _check_signature(target, report, settings.key)
+    shards = _check_shards(target, report, fetch=settings.fetch)
     _check_graph(target, shards, report)
     records = _check_records(target, report)
-    num_bad, num_absent, is_unproven = report.count("MISMATCH"), report.count("not here"), report.count(UNPROVEN) > 0
-    verdict = f"{report.count('ok')} checks passed"
-    if num_absent:
-        verdict += f", {num_absent} stages are not here and were not checked (--fetch fetches them)"
-    if is_unproven:
-        verdict += ", but with this machine's mlx-lm the stages are NOT PROVEN to compute what the whole model computes"
-    if num_bad:
-        verdict = f"{num_bad} of {len(report.checks)} checks FAILED: this is not what was published"
     inexact = said_inexact(target.pipeline.manifest, newest(records))
-    warn_inexact(inexact)
-    if as_json:
-        record = {
-            "pipeline_id": target.pipeline.manifest.pipeline_id,
-            "ok": num_bad == 0 and not is_unproven,
-            "verdict": verdict,
-            "inexact": inexact,
-            "checks": [{"what": one.what, "state": one.state, "why": one.why} for one in report.checks],
-            "parity": [json.loads(one.model_dump_json()) for one in records],
-        }
-        print(json.dumps(record))
-    else:
-        print(verdict)
-    return EXIT_DIFFERENT if num_bad else int(is_unproven)
+    warn_inexact(inexact, watcher)
+    return Verification(
+        pipeline_id=target.pipeline.manifest.pipeline_id,
+        checks=tuple(report.checks),
+        inexact=inexact,
+        records=tuple(records),
+    )
 
 
 def _check_pipeline(target: Target, report: Report) -> None:
@@ -132,7 +196,7 @@ def _check_signature(target: Target, report: Report, key: str | None) -> None:
         for name in sorted(path.name for path in folder.iterdir()):
             is_used = is_pipeline_file(name) or name == _TEMPLATES
             if is_used and name not in target.pipeline.manifest.files:
-                report.add(name, "MISMATCH", "the manifest, which is signed, does not name it, and a head would use it")
+                report.add(name, MISMATCH, "the manifest, which is signed, does not name it, and a head would use it")
     elif (folder / SIGNATURE_FILE).is_file():
         report.attempt(SIGNATURE_FILE, lambda: check_unchanged(folder), "whether the publisher signed it, --key tells")
 
@@ -146,17 +210,17 @@ def _check_shards(target: Target, report: Report, *, fetch: bool) -> dict[int, S
         try:
             folder = places.here(target.pipeline, index)
         except IntegrityError as error:
-            report.add(named, "MISMATCH", f"{error.what} {error.why}")
+            report.add(named, MISMATCH, f"{error.what} {error.why}")
             continue
         if folder is None and fetch and (fetched := places.shard(target.pipeline, index)) is not None:
             folder = fetched.folder
         if folder is None:
-            report.add(named, "not here", f"{size_text(entry.size_bytes)} of weights were not checked")
+            report.add(named, ABSENT, f"{size_text(entry.size_bytes)} of weights were not checked")
             continue
         shard = _check_documents(index, folder, target, report)
         if shard is not None:
             found[index] = shard
-    _check_weights(found, report)
+    _check_weights(found, report, places.watcher)
     return found
 
 
@@ -194,17 +258,10 @@ def _check_index(path: Path, shard: Shard) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Hashing:
-    file: str
-    done_bytes: int
-    total_bytes: int
-
-
-def _check_weights(shards: dict[int, Shard], report: Report) -> None:
+def _check_weights(shards: dict[int, Shard], report: Report, watcher: Watcher) -> None:
     """Hash every weight file that is here."""
     files = [(index, shard, file) for index, shard in shards.items() for file in shard.stage.weight_files]
-    total, done, show = sum(file.size_bytes for _, _, file in files), 0, bytes_progress()
+    total, done = sum(file.size_bytes for _, _, file in files), 0
     for index, shard, file in files:
         path = shard.folder / file.name
         report.attempt(
@@ -213,7 +270,7 @@ def _check_weights(shards: dict[int, Shard], report: Report) -> None:
             f"{file.size_bytes} bytes, sha256 {file.sha256[:16]}...",
         )
         done += file.size_bytes
-        show(_Hashing(file=file.name, done_bytes=done, total_bytes=total))
+        watcher.progress(Progress(activity="checking", item=file.name, done=done, total=total))
 
 
 def _check_graph(target: Target, shards: dict[int, Shard], report: Report) -> None:
@@ -233,15 +290,15 @@ def _check_graph(target: Target, shards: dict[int, Shard], report: Report) -> No
             join_adjacent(ordered)
         return prove_again(ordered, is_whole=is_whole)
 
-    status = Status()
-    status("tracing the computation again")
+    watcher = target.places.watcher
+    watcher.doing("tracing the computation again")
     graphs: list[ShardGraph] | None = None
     try:
         graphs = report.attempt("graph", prove, f"the stages compute what the whole model computes, with {versions}")
     except UnsupportedModel as error:
         report.add("graph", UNPROVEN, f"{error.what} {error.why}".strip())
     finally:
-        status.clear()
+        watcher.doing("")
     for index, graph in zip(sorted(shards), graphs or [], strict=False):
         if not graph.published:
             continue
@@ -249,18 +306,19 @@ def _check_graph(target: Target, shards: dict[int, Shard], report: Report) -> No
         if not graph.agrees:
             wrong = next(pair for pair in zip(graph.published, graph.hashes, strict=True) if pair[0] != pair[1])
             why = f"It says {wrong[0][:16]}..., traced here it is {wrong[1][:16]}..."
-            report.add(what, "MISMATCH", why)
+            report.add(what, MISMATCH, why)
         elif graph.is_comparable:
-            report.add(what, "ok", f"graph hash {graph.hashes[0][:16]}... again")
+            report.add(what, OK, f"graph hash {graph.hashes[0][:16]}... again")
         else:
-            report.add(what, "ok", f"proven again here; it was made with {graph.made_by}")
+            report.add(what, OK, f"proven again here; it was made with {graph.made_by}")
 
 
 def _check_records(target: Target, report: Report) -> list[Parity]:
+    watcher = target.places.watcher
     try:
         files = target.record_files()
     except ChainError as error:
-        note(f"warning: {error.what} Parity records were not read.")
+        watcher.note(f"warning: {error.what} Parity records were not read.")
         return []
     found = []
     for name, data in files.items():
@@ -268,10 +326,10 @@ def _check_records(target: Target, report: Report) -> list[Parity]:
         try:
             record = parse_record(name, data, pipeline_id=target.pipeline.manifest.pipeline_id, where=where)
         except IntegrityError as error:
-            report.add(f"{PARITY_FOLDER}/{name}", "MISMATCH", f"{error.what} {error.why}")
+            report.add(f"{PARITY_FOLDER}/{name}", MISMATCH, f"{error.what} {error.why}")
             continue
-        report.add(f"{PARITY_FOLDER}/{name}", "ok", describe(record))
+        report.add(f"{PARITY_FOLDER}/{name}", OK, describe(record))
         found.append(record)
     if not files:
-        note("no parity record: the stages' numbers were never compared with the whole model's")
+        watcher.note("no parity record: the stages' numbers were never compared with the whole model's")
     return found

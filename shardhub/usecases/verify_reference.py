@@ -1,8 +1,7 @@
-"""`shardhub verify --reference`: a parity record made later, where the whole model fits."""
+"""Verifying a pipeline by numbers: a parity record made later, where the whole model fits."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from shardhub.hub.calls import HubCalls
 from shardhub.hub.parity_records import push_record
 from shardhub.manifest import Parity, config_digest, encode
 from shardhub.naming import CARD_FILE
-from shardhub.parity import Numbers, describe, file_name, mismatch
+from shardhub.parity import Numbers, file_name, mismatch
 from shardhub.shard import Shard, join_adjacent
 from shardhub.sizes import size_text
 from shardhub.splitting.cards import with_parity_line
@@ -26,8 +25,8 @@ from shardhub.splitting.weight_copy import Copier
 from shardhub.usecases.parity import record, warn_inexact
 from shardhub.usecases.places import hub
 from shardhub.usecases.sizes import parse_memory
-from shardhub.usecases.terminal import Status, note
 from shardhub.usecases.verify_target import Target, open_target
+from shardhub.usecases.watcher import SILENT, Watcher
 from shardhub.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -38,15 +37,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReferenceOptions:
-    """The options of `verify --reference`; see the command's help."""
+class ReferenceSettings:
+    """How stages are run against the whole model.
 
-    source_folder: Path | None
-    push: bool
-    fetch: bool
-    num_tokens: int
-    memory: str | None
-    cache_dir: Path | None
+    Attributes:
+        source_folder: Folder of the model the pipeline was made from; None puts it together from all shards.
+        push: Add the record to the pipeline's repo.
+        fetch: Fetch the shards that are not here.
+        num_tokens: Tokens to decode.
+        memory: To stay within, such as `12GB`; None asks the machine.
+        cache_dir: The cache's folder; None takes the user's.
+    """
+
+    source_folder: Path | None = None
+    push: bool = False
+    fetch: bool = False
+    num_tokens: int = 64
+    memory: str | None = None
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A parity record that was made, and where it is kept: a file, or a repo and its commit."""
+
+    record: Parity
+    place: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +76,20 @@ class _Whole:
     dtype: str
 
 
-def verify_reference(pipeline: str, options: ReferenceOptions, *, as_json: bool) -> int:
-    """Run the published stages against the whole model and keep the record beside the manifest."""
-    target = open_target(pipeline, options.cache_dir)
-    if options.push and target.repo is None:
+def verify_reference(
+    pipeline: str, settings: ReferenceSettings = ReferenceSettings(), watcher: Watcher = SILENT
+) -> Reference:
+    """Run the published stages against the whole model and keep the record beside the manifest.
+
+    Raises:
+        UsageError: Not all of the model is here, or it is not said where the record goes.
+        DoesNotFit: The whole model does not fit here.
+        DigestMismatch: The source is not what the pipeline was made of.
+    """
+    target = open_target(pipeline, settings.cache_dir, watcher)
+    if settings.push and target.repo is None:
         raise UsageError(f"{pipeline} is a folder.", why="--push adds the record to a repo.", hint="Leave out --push.")
-    if not options.push and target.repo is not None:
+    if not settings.push and target.repo is not None:
         raise UsageError(
             "Where is the record to be kept?",
             why=f"{pipeline} is a repo on the Hub.",
@@ -73,14 +97,13 @@ def verify_reference(pipeline: str, options: ReferenceOptions, *, as_json: bool)
         )
     from shardhub.model.anatomy import examine
 
-    status = Status()
     try:
-        if options.source_folder is not None:
-            whole = _from_source(target, options.source_folder, options, status)
+        if settings.source_folder is not None:
+            whole = _from_source(target, settings.source_folder, settings, watcher)
         else:
-            whole = _from_shards(target, options, status)
+            whole = _from_shards(target, settings, watcher)
     finally:
-        status.clear()
+        watcher.doing("")
     parity = record(
         whole.blueprint,
         examine(whole.blueprint, whole.chunks),
@@ -89,30 +112,26 @@ def verify_reference(pipeline: str, options: ReferenceOptions, *, as_json: bool)
         dtype=whole.dtype,
         made_by="reference",
         pipeline_id=target.pipeline.manifest.pipeline_id,
-        num_tokens=options.num_tokens,
+        num_tokens=settings.num_tokens,
+        watcher=watcher,
     )
-    warn_inexact(mismatch(parity))
+    warn_inexact(mismatch(parity), watcher)
     if target.repo is not None:
-        calls = HubCalls(api=hub(), notice=note)
+        calls = HubCalls(api=hub(), notice=watcher.note)
         calls.writer()
         place = f"{target.repo}@{push_record(calls, target.repo, parity)}"
     else:
         place = str(_keep(target.pipeline.folder, parity))
-    if as_json:
-        print(json.dumps({"record": json.loads(encode(parity)), "summary": describe(parity), "at": place}))
-    else:
-        print(describe(parity))
-        print(place)
-    return 0
+    return Reference(record=parity, place=place)
 
 
-def _from_shards(target: Target, options: ReferenceOptions, status: Status) -> _Whole:
+def _from_shards(target: Target, settings: ReferenceSettings, watcher: Watcher) -> _Whole:
     """The whole model out of all its shards."""
     from shardhub.model.load import stage_cut_of
     from shardhub.model.parity import StageTensors, shard_weights
     from shardhub.model.recheck import open_blueprint
 
-    found = target.shards(fetch=options.fetch)
+    found = target.shards(fetch=settings.fetch)
     manifest = target.pipeline.manifest
     if absent := [index for index in range(len(manifest.stages)) if index not in found]:
         hint = "Add --fetch, or give the model the pipeline was made from: --source-folder DIR"
@@ -125,7 +144,7 @@ def _from_shards(target: Target, options: ReferenceOptions, status: Status) -> _
         )
     shards: list[Shard] = join_adjacent([found[index] for index in sorted(found)])
     blueprint = open_blueprint(shards[0])
-    _check_fits(blueprint, options)
+    _check_fits(blueprint, settings)
     chain = [
         StageTensors(
             cut=stage_cut_of(shard.stage), tensors={name for file in shard.stage.weight_files for name in file.tensors}
@@ -136,12 +155,12 @@ def _from_shards(target: Target, options: ReferenceOptions, status: Status) -> _
         blueprint=blueprint,
         chunks=shards[0].proof.chunks if shards[0].proof is not None else None,
         chain=chain,
-        weights=shard_weights(shards, status),
+        weights=shard_weights(shards, watcher.doing),
         dtype=shards[0].stage.dtype,
     )
 
 
-def _from_source(target: Target, folder: Path, options: ReferenceOptions, status: Status) -> _Whole:
+def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watcher: Watcher) -> _Whole:
     """The whole model out of its source's folder, once it is shown that the shards are made of these very bytes."""
     from shardhub.model.dissection import Dissection
     from shardhub.model.load import stage_cut_of
@@ -159,7 +178,7 @@ def _from_source(target: Target, folder: Path, options: ReferenceOptions, status
             hint="Give the folder it was split from, or one with the same files.",
         )
     dissection = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
-    _check_fits(dissection.blueprint, options)
+    _check_fits(dissection.blueprint, settings)
     contents = dissection.model()
     stages = dissection.stages([(entry.start, entry.stop) for entry in manifest.stages])
     job = prepare(checkpoint, contents, stages, Path(tempfile.gettempdir()), name=manifest.name, source=manifest.source)
@@ -168,7 +187,7 @@ def _from_source(target: Target, folder: Path, options: ReferenceOptions, status
         for shard, entry in zip(job.shards, manifest.stages, strict=True):
             for key, layout in zip(shard.keys, shard.layouts, strict=True):
                 if key not in digests:
-                    status(f"hashing the source: {layout.name}")
+                    watcher.doing(f"hashing the source: {layout.name}")
                     copier.write(layout, [], lambda _: None, lambda digest, key=key: digests.update({key: digest}))  # type: ignore[misc]
             copier.wait()
             if (found := job.stage(shard, digests).digest) != entry.digest:
@@ -194,12 +213,12 @@ def _from_source(target: Target, folder: Path, options: ReferenceOptions, status
     )
 
 
-def _check_fits(blueprint: Blueprint, options: ReferenceOptions) -> None:
+def _check_fits(blueprint: Blueprint, settings: ReferenceSettings) -> None:
     from shardhub.model.memory import memory_budget
     from shardhub.model.parity import fits
 
     size = sum(spec.size_bytes for spec in blueprint.tensors.values())
-    given = parse_memory(options.memory)
+    given = parse_memory(settings.memory)
     budget = memory_budget() if given is None else given
     if not fits(size, budget):
         raise DoesNotFit(
@@ -218,6 +237,6 @@ def _keep(folder: Path, parity: Parity) -> Path:
         write_whole(path, encode(parity))
         if card.is_file():
             text = card.read_text(encoding="utf-8", errors="replace")
-            if (told := with_parity_line(text, Numbers(parity=parity))) != text:
-                write_whole(card, told.encode())
+            if (line := with_parity_line(text, Numbers(parity=parity))) != text:
+                write_whole(card, line.encode())
     return path

@@ -1,82 +1,103 @@
-"""`shardhub verify --run`: a record's prompts again, on the live chain."""
+"""Verifying a live chain: a record's prompts again, on the live chain."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from shardhub.chain.head import Head
 from shardhub.chain.teacher_forcing import greedy_choices
 from shardhub.errors import UsageError
 from shardhub.manifest import NumericClass, Parity
-from shardhub.parity import describe_class, difference, fixed_prompt, newest, numeric_class, one_class
+from shardhub.parity import difference, fixed_prompt, newest, numeric_class, one_class
 from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.parity import progress_of
-from shardhub.usecases.start_head import HeadOptions, start_head
-from shardhub.usecases.terminal import Status, note
-from shardhub.usecases.verify_target import EXIT_DIFFERENT, open_target
+from shardhub.usecases.parity import comparing
+from shardhub.usecases.start_head import HeadSettings, start_head
+from shardhub.usecases.verify_target import open_target
+from shardhub.usecases.watcher import SILENT, Watcher
 
 
-def verify_run(options: HeadOptions, pipeline: str, *, as_json: bool) -> int:
-    """Feed the record's ids to the nodes and compare what they choose; 3 if they differ though they must not."""
-    target = open_target(pipeline, options.cache_dir)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A token that the chain chose, and the record has otherwise."""
+
+    prompt: int
+    token: int
+    recorded: int
+    chosen: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunVerification:
+    """A parity record's prompts, run again on a live chain.
+
+    Attributes:
+        record: What they are compared with.
+        nodes: Name and numeric class of each place of the chain.
+        differences: Tokens that are not the record's, in order.
+        is_promised: Whether record and nodes compute alike, so that none may differ.
+    """
+
+    pipeline_id: str
+    record: Parity
+    nodes: tuple[tuple[str, NumericClass], ...]
+    differences: tuple[Difference, ...]
+    is_promised: bool
+
+    @property
+    def tokens_equal(self) -> int:
+        """Tokens that are the record's."""
+        return self.record.num_tokens - len(self.differences)
+
+    @property
+    def ok(self) -> bool:
+        """Whether no token differs that must not."""
+        return not (self.differences and self.is_promised)
+
+    @property
+    def promise(self) -> str:
+        """Whether the record's tokens must come again on these machines, and why not, in a sentence."""
+        return promise([self.record.numeric_class, *(known for _, known in self.nodes)], is_promised=self.is_promised)
+
+
+def verify_run(settings: HeadSettings, watcher: Watcher = SILENT) -> RunVerification:
+    """Feed a parity record's ids to the nodes and compare what they choose.
+
+    Raises:
+        UsageError: The pipeline has no record.
+        As `start_head`.
+    """
+    target = open_target(settings.pipeline, settings.cache_dir, watcher)
     records = target.records()
     if not records:
         raise UsageError(
-            f"{pipeline} has no parity record to compare with.",
-            hint=f"Make one where the whole model fits: shardhub verify {pipeline} --reference",
+            f"{settings.pipeline} has no parity record to compare with.",
+            hint=f"Make one where the whole model fits: shardhub verify {settings.pipeline} --reference",
         )
     with LoopThread() as loop:
-        head = start_head(loop, options)
-        status = Status()
+        head = start_head(loop, settings, watcher)
         try:
             classes = _classes(head)
-            record = _closest(records, [found for _, found in classes])
-            chosen = _replay(loop, head, record, status)
+            record = _closest(records, [known for _, known in classes])
+            chosen = _replay(loop, head, record, watcher)
             max_chunk = head.chain.max_chunk
         finally:
-            status.clear()
+            watcher.doing("")
             loop.wait(head.stop())
-    expected = [list(prompt.tokens) for prompt in record.prompts]
-    wrong = [
-        (prompt, position, known, found)
-        for prompt, (knowns, founds) in enumerate(zip(expected, chosen, strict=True))
-        for position, (known, found) in enumerate(zip(knowns, founds, strict=True))
-        if known != found
+    differences = [
+        Difference(prompt=prompt, token=position, recorded=token, chosen=other)
+        for prompt, (recorded, others) in enumerate(zip((one.tokens for one in record.prompts), chosen, strict=True))
+        for position, (token, other) in enumerate(zip(recorded, others, strict=True))
+        if token != other
     ]
-    num_equal = record.num_tokens - len(wrong)
-    is_one_class = one_class([record.numeric_class, *(found for _, found in classes)])
-    is_promised = is_one_class and record.tokens_equal == record.num_tokens and max_chunk >= record.chunk
-    first = (
-        ""
-        if not wrong
-        else f"first difference: prompt {wrong[0][0]}, token {wrong[0][1]}: the record has {wrong[0][2]}, "
-        f"the chain chose {wrong[0][3]}"
+    is_one_class = one_class([record.numeric_class, *(known for _, known in classes)])
+    return RunVerification(
+        pipeline_id=target.pipeline.manifest.pipeline_id,
+        record=record,
+        nodes=tuple(classes),
+        differences=tuple(differences),
+        is_promised=is_one_class and record.tokens_equal == record.num_tokens and max_chunk >= record.chunk,
     )
-    if as_json:
-        result = {
-            "pipeline_id": target.pipeline.manifest.pipeline_id,
-            "num_tokens": record.num_tokens,
-            "tokens_equal": num_equal,
-            "first_difference": dict(zip(("prompt", "token", "recorded", "chosen"), wrong[0], strict=True))
-            if wrong
-            else None,
-            "exactness_promised": is_promised,
-            "record": {"made_at": record.made_at, "class": record.numeric_class.model_dump()},
-            "nodes": [{"at": name, "class": found.model_dump()} for name, found in classes],
-        }
-        print(json.dumps(result))
-    else:
-        width = max(len(name) for name, _ in (("record", record.numeric_class), *classes))
-        for name, found in (("record", record.numeric_class), *classes):
-            print(f"{name:<{width}}  {describe_class(found)}, {found.cpu or 'cpu unknown'}, {found.blas or 'no BLAS'}")
-        print(promise([record.numeric_class, *(known for _, known in classes)], is_promised=is_promised))
-        print(f"{num_equal} of {record.num_tokens} tokens are the record's")
-        if first:
-            print(first)
-    if wrong and not is_promised:
-        note("note: this is how far the machines agree; other hardware or libraries round differently")
-    return EXIT_DIFFERENT if wrong and is_promised else 0
 
 
 def promise(classes: Sequence[NumericClass], *, is_promised: bool) -> str:
@@ -109,8 +130,8 @@ def _closest(records: list[Parity], classes: list[NumericClass]) -> Parity:
     return found
 
 
-def _replay(loop: LoopThread, head: Head, record: Parity, status: Status) -> list[list[int]]:
-    show, done = progress_of(status), 0
+def _replay(loop: LoopThread, head: Head, record: Parity, watcher: Watcher) -> list[list[int]]:
+    show, done = comparing(watcher), 0
 
     def step() -> None:
         nonlocal done

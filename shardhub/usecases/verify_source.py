@@ -1,8 +1,7 @@
-"""`shardhub verify --source`: tensors of the shards against the bytes of the model they were made from."""
+"""Verifying a pipeline by its source: tensors of the shards against the bytes of the model they were made from."""
 
 from __future__ import annotations
 
-import json
 import random
 import secrets
 from collections.abc import Callable, Iterator
@@ -16,26 +15,56 @@ from shardhub.checkpoint.header import ByteSource, FileSource, StoredTensor, rea
 from shardhub.errors import UsageError
 from shardhub.parameters import MAX_SEED
 from shardhub.shard import Shard
-from shardhub.sizes import size_text
 from shardhub.splitting.contents import ModelContents
 from shardhub.usecases.places import open_model
-from shardhub.usecases.progress import bytes_progress
-from shardhub.usecases.terminal import note
-from shardhub.usecases.verify_target import EXIT_DIFFERENT, Target, open_target
-
-# Differing tensors that are printed.
-_DIFFERENCES_SHOWN = 20
+from shardhub.usecases.verify_target import Target, open_target
+from shardhub.usecases.watcher import SILENT, Progress, Watcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceOptions:
-    """The options of `verify --source`; see the command's help."""
+class SourceSettings:
+    """How tensors are compared with the source's.
 
-    source_folder: Path | None
-    num_tensors: int | None
+    Attributes:
+        source_folder: Folder of the model the pipeline was made from; None reads ranges of its repo.
+        num_tensors: So many, drawn at random; None compares all.
+        seed: Of the draw; None draws one.
+        fetch: Fetch the shards that are not here.
+        cache_dir: The cache's folder; None takes the user's.
+    """
+
+    source_folder: Path | None = None
+    num_tensors: int | None = None
+    seed: int | None = None
+    fetch: bool = False
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceVerification:
+    """Tensors of a pipeline's shards, compared with the source's.
+
+    Attributes:
+        source: Where the model is.
+        num_compared, num_tensors: Tensors that were compared, and all that are here.
+        seed: They were drawn with; None where all were compared.
+        absent: Stages that are not here, and were not compared.
+        different: Tensors that are not the source's.
+    """
+
+    pipeline_id: str
+    source: str
+    num_compared: int
+    num_tensors: int
+    compared_bytes: int
     seed: int | None
-    fetch: bool
-    cache_dir: Path | None
+    absent: tuple[int, ...]
+    different: tuple[Difference, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that was compared is the source's, byte for byte."""
+        return not self.different
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,78 +80,69 @@ class _Own:
         return self.stored.stop - self.stored.start
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Comparing:
-    file: str
-    done_bytes: int
-    total_bytes: int
+def verify_source(
+    pipeline: str, settings: SourceSettings = SourceSettings(), watcher: Watcher = SILENT
+) -> SourceVerification:
+    """Compare tensors byte by byte, all of them or some drawn at random.
 
-
-def verify_source(pipeline: str, options: SourceOptions, *, as_json: bool) -> int:
-    """Compare tensors byte by byte, all of them or some drawn at random; 3 if one is another."""
-    target = open_target(pipeline, options.cache_dir)
-    checkpoint = _open_source(target, options)
-    shards = target.shards(fetch=options.fetch)
+    Raises:
+        UsageError: No shard is here, or nobody knows where the source is.
+    """
+    target = open_target(pipeline, settings.cache_dir, watcher)
+    checkpoint = _open_source(target, settings, watcher)
+    shards = target.shards(fetch=settings.fetch)
     if not shards:
         raise UsageError(f"No shard of {pipeline} is here.", hint="Add --fetch, or fetch some: shardhub pull SHARD")
     absent = [index for index in range(len(target.pipeline.manifest.stages)) if index not in shards]
     if absent:
-        note(f"not here, not compared: stage {', '.join(map(str, absent))}")
+        watcher.note(f"not here, not compared: stage {', '.join(map(str, absent))}")
     own = _tensors(shards)
     from shardhub.model.dissection import Dissection
 
     contents = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()}).model()
     computed = {} if contents.computed is None else contents.computed.specs
     # Computing one may take every weight file, which ranges of a repo do not give.
-    is_whole = options.source_folder is not None
+    is_whole = settings.source_folder is not None
     chosen = own if is_whole else [tensor for tensor in own if tensor.name not in computed]
     if len(chosen) < len(own):
-        note(
+        watcher.note(
             f"{len(own) - len(chosen)} tensors are computed of the source's, not copied, and are not compared: "
             "--source-folder DIR with the model's files computes and compares them"
         )
     seed = None
-    if options.num_tensors is not None and options.num_tensors < len(chosen):
-        seed = secrets.randbelow(MAX_SEED) if options.seed is None else options.seed
-        picked = set(random.Random(seed).sample(range(len(chosen)), options.num_tensors))  # noqa: S311 - no secret
+    if settings.num_tensors is not None and settings.num_tensors < len(chosen):
+        seed = secrets.randbelow(MAX_SEED) if settings.seed is None else settings.seed
+        picked = set(random.Random(seed).sample(range(len(chosen)), settings.num_tensors))  # noqa: S311 - no secret
         chosen = [tensor for index, tensor in enumerate(chosen) if index in picked]
-        note(f"drawn with --seed {seed}")
-    different = _compare(chosen, checkpoint, contents)
-    size = sum(tensor.size_bytes for tensor in chosen)
-    if as_json:
-        result = {
-            "pipeline_id": target.pipeline.manifest.pipeline_id,
-            "source": checkpoint.where,
-            "ok": not different,
-            "num_compared": len(chosen),
-            "num_tensors": len(own),
-            "compared_bytes": size,
-            "seed": seed,
-            "stages_not_here": absent,
-            "different": [{"tensor": one.name, "why": one.why} for one in different],
-        }
-        print(json.dumps(result))
-    else:
-        for one in different[:_DIFFERENCES_SHOWN]:
-            print(f"MISMATCH  {one.name}: {one.why}")
-        if len(different) > _DIFFERENCES_SHOWN:
-            print(f"MISMATCH  {len(different) - _DIFFERENCES_SHOWN} more; --json names them all")
-        verdict = f"{len(different)} of them DIFFER" if different else "all are the source's, byte for byte"
-        print(f"{len(chosen)} of {len(own)} tensors ({size_text(size)}) compared with {checkpoint.where}: {verdict}")
-    return EXIT_DIFFERENT if different else 0
+        watcher.note(f"drawn with --seed {seed}")
+    different = _compare(chosen, checkpoint, contents, watcher)
+    return SourceVerification(
+        pipeline_id=target.pipeline.manifest.pipeline_id,
+        source=checkpoint.where,
+        num_compared=len(chosen),
+        num_tensors=len(own),
+        compared_bytes=sum(tensor.size_bytes for tensor in chosen),
+        seed=seed,
+        absent=tuple(absent),
+        different=tuple(different),
+    )
 
 
-def _open_source(target: Target, options: SourceOptions) -> Checkpoint:
+def _open_source(target: Target, settings: SourceSettings, watcher: Watcher) -> Checkpoint:
     source = target.pipeline.manifest.source
-    if options.source_folder is not None:
-        return open_model(str(options.source_folder.absolute()), ignore_code=True, ignore_fields=None).checkpoint
+    if settings.source_folder is not None:
+        return open_model(
+            str(settings.source_folder.absolute()), ignore_code=True, ignore_fields=None, watcher=watcher
+        ).checkpoint
     if source.repo is None:
         raise UsageError(
             f"{target.text} was made from a folder.",
             why="Its manifest names no repo of the model.",
             hint="Give that folder: --source-folder DIR",
         )
-    return open_model(f"{source.repo}@{source.commit}", ignore_code=True, ignore_fields=None).checkpoint
+    return open_model(
+        f"{source.repo}@{source.commit}", ignore_code=True, ignore_fields=None, watcher=watcher
+    ).checkpoint
 
 
 def _tensors(shards: dict[int, Shard]) -> list[_Own]:
@@ -135,10 +155,10 @@ def _tensors(shards: dict[int, Shard]) -> list[_Own]:
     ]
 
 
-def _compare(chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents) -> list[Difference]:
+def _compare(chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents, watcher: Watcher) -> list[Difference]:
     different: list[Difference] = []
     made = _computed(chosen, checkpoint, contents)
-    total, done, show = sum(tensor.size_bytes for tensor in chosen), 0, bytes_progress()
+    total, done = sum(tensor.size_bytes for tensor in chosen), 0
     here, there = _Opened(lambda name: FileSource(Path(name))), _Opened(checkpoint.open_file)
     with closing(here), closing(there):
         for tensor in chosen:
@@ -153,7 +173,7 @@ def _compare(chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents
             if (found := find_difference(tensor.name, own, other)) is not None:
                 different.append(found)
             done += tensor.size_bytes
-            show(_Comparing(file=tensor.name, done_bytes=done, total_bytes=total))
+            watcher.progress(Progress(activity="comparing", item=tensor.name, done=done, total=total))
     return different
 
 

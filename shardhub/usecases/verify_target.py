@@ -1,4 +1,4 @@
-"""The pipeline that `shardhub verify` looks at: its folder, its shards that are here, its parity records."""
+"""The pipeline that is verified: its folder, its shards that are here, its parity records."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from shardhub.naming import MANIFEST_FILE
 from shardhub.parity import PARITY_FOLDER, parse_record, read_record_files
 from shardhub.shard import Pipeline, Shard, read_bytes, read_shard
 from shardhub.usecases.places import Places, hub
-from shardhub.usecases.terminal import note
-
-# Exit code of a command that found what it checks to be something else.
-EXIT_DIFFERENT = 3
+from shardhub.usecases.watcher import SILENT, Watcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +37,7 @@ class Target:
         """Bytes of its parity records by file name, from where it is published."""
         if self.repo is None or self.commit is None:
             return read_record_files(self.pipeline.folder)
-        return read_remote_records(HubCalls(api=hub(), notice=note), self.repo, self.commit)
+        return read_remote_records(HubCalls(api=hub(), notice=self.places.watcher.note), self.repo, self.commit)
 
     def records(self) -> list[Parity]:
         """Its parity records.
@@ -73,14 +70,14 @@ class Target:
         return found
 
 
-def open_target(pipeline: str, cache_dir: Path | None) -> Target:
+def open_target(pipeline: str, cache_dir: Path | None, watcher: Watcher = SILENT) -> Target:
     """Find a pipeline by folder or Hub id; its manifest must be whole.
 
     Raises:
         UsageError: It is no pipeline.
         FormatError: Its manifest breaks the specification.
     """
-    places = Places(cache_dir)
+    places = Places(cache_dir, watcher=watcher)
     place = parse_reference(pipeline)
     folder = places.pipeline_folder(pipeline)
     path = folder / MANIFEST_FILE

@@ -49,7 +49,7 @@ def shown(capsys):
 
     def status_of(pipeline, addresses, *, as_json=True):
         options = StatusOptions(
-            pipeline=str(pipeline.folder), manifest=None, nodes=addresses, once=True, interval_s=0.1, cache_dir=None
+            pipeline=str(pipeline.folder), nodes=tuple(addresses), once=True, interval_s=0.1, cache_dir=None
         )
         code = status(options, as_json=as_json)
         printed = capsys.readouterr().out

@@ -17,7 +17,7 @@ TEXT = "caf\u00e9 \U0001f600 \ud800"
 PRINTS = """
 import sys
 from shardhub.cli.run import run
-from shardhub.usecases.terminal import write_answer
+from shardhub.cli.terminal import write_answer
 from shardhub.cli.streams import prepare_streams
 prepare_streams()
 def command():

@@ -139,7 +139,7 @@ def test_imports_point_down(path: Path) -> None:
     """No module imports from a layer above its own, nor from another subpackage of its layer."""
     name = unit(path)
     if name == "__init__":
-        assert not [target for target in imported(parsed(path), path) if target.startswith("shardhub")]
+        assert not [target for target in imported(at_import(parsed(path)), path) if target.startswith("shardhub")]
         return
     assert name in LAYERS, f"shardhub/{name} has no layer: give it one in this test"
     targets = {target.split(".")[1] for target in imported(parsed(path), path) if target.startswith("shardhub.")}
@@ -199,3 +199,21 @@ def test_forbidden_modules_and_calls_are_absent() -> None:
         assert not packages & forbidden_modules, path
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         assert not names & forbidden_calls, path
+
+
+def test_use_cases_know_no_terminal() -> None:
+    """Use cases print nothing, read no keys, end no process and look at no stream: a watcher is told, and asked."""
+    for path in (PACKAGE / "usecases").glob("*.py"):
+        tree = parsed(path)
+        packages = {target.split(".")[0] for target in imported(tree, path)}
+        assert not packages & {"rich", "typer", "click", "getpass"}, path
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert not names & {"print", "input", "exit", "breakpoint"}, path
+        streams = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & {
+            "sys.stdin",
+            "sys.stdout",
+            "sys.stderr",
+            "sys.exit",
+            "os._exit",
+        }
+        assert not streams, path

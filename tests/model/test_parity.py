@@ -31,7 +31,7 @@ from shardhub.parity import (
     read_record_files,
 )
 from shardhub.splitting.cards import parity_line, with_parity_line
-from shardhub.usecases.parity import ParityOptions, measure_split, record
+from shardhub.usecases.parity import ParitySettings, measure_split, record
 from tests import cut, tiny
 
 FOLDER = Source(repo=None, commit=None)
@@ -99,7 +99,7 @@ def made(opened: Opened) -> Parity:
 def test_chain_of_stages_gives_the_very_numbers(name: str, tmp_path: Path) -> None:
     """Full attention, and windows shorter than a chunk: 64 of 64 tokens, and no logit differs at all."""
     model = Opened(tmp_path / "m", name)
-    numbers = measure_split(model.checkpoint, model.contents, model.stages, FOLDER, ParityOptions())
+    numbers = measure_split(model.checkpoint, model.contents, model.stages, FOLDER, ParitySettings())
     found = numbers.parity
     assert found is not None
     assert (found.num_tokens, found.tokens_equal) == (64, 64)
@@ -180,12 +180,12 @@ def test_damaged_file_never_reaches_mlx(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "source", "texts"),
     [
-        (ParityOptions(skip=True), FOLDER, ("--no-parity",)),
-        (ParityOptions(memory="1MB"), FOLDER, ("weights 1.4", "budget is 1.00 MB")),
-        (ParityOptions(), Source(repo="a/b", commit="c" * 40), ("read from the Hub", "1.4")),
+        (ParitySettings(skip=True), FOLDER, ("--no-parity",)),
+        (ParitySettings(memory="1MB"), FOLDER, ("weights 1.4", "budget is 1.00 MB")),
+        (ParitySettings(), Source(repo="a/b", commit="c" * 40), ("read from the Hub", "1.4")),
     ],
 )
-def test_what_was_not_run_is_said(opened: Opened, options: ParityOptions, source: Source, texts: tuple[str]) -> None:
+def test_what_was_not_run_is_said(opened: Opened, options: ParitySettings, source: Source, texts: tuple[str]) -> None:
     """Without a record the line says what was proven instead, and why the stages were not run."""
     numbers = measure_split(opened.checkpoint, opened.contents, opened.stages, source, options)
     assert numbers.parity is None

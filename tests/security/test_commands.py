@@ -21,11 +21,12 @@ from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.places import Places
 from shardhub.usecases.signing import check_pipeline
 from shardhub.usecases.trust import default_folder, head_security, node_trust
-from shardhub.usecases.verify_files import verify_files
+from shardhub.usecases.verify_files import VerifySettings, verify_files
 from tests import cut, nodes, tiny
 from tests.nodes import Node, shardhub
 from tests.ports import kept
 from tests.security.cluster import Cluster
+from tests.watching import Listener
 
 CERTS = (sys.executable, "-m", "shardhub", "certs")
 
@@ -192,7 +193,7 @@ def test_a_node_without_certificate_listens_on_loopback_alone(home, pipeline, mo
         head_security(None, insecure_lan=False)
 
 
-def test_a_certificate_that_is_kept_is_for_other_machines(home, tmp_path, monkeypatch, capsys):
+def test_a_certificate_that_is_kept_is_for_other_machines(home, tmp_path, monkeypatch):
     """Without an option, the certificate `certs join` put down is used off loopback, and not on loopback."""
     for name, value in home.items():
         monkeypatch.setenv(name, value)
@@ -204,17 +205,18 @@ def test_a_certificate_that_is_kept_is_for_other_machines(home, tmp_path, monkey
     assert kept is not None
     assert kept.identity.peer.name == "mini"
     assert head_security(None, insecure_lan=False).trust is None
-    assert head_security(None, insecure_lan=True).insecure_lan
-    assert "everyone on the way" in capsys.readouterr().err
+    listener = Listener()
+    assert head_security(None, insecure_lan=True, watcher=listener).insecure_lan
+    assert "everyone on the way" in listener.notes[0]
 
 
-def test_files_beside_a_signed_manifest_change_nothing(home, pipeline, tmp_path, capsys):
+def test_files_beside_a_signed_manifest_change_nothing(home, pipeline, tmp_path):
     """Under a required signature only what the manifest names is read; `verify --key` names what else there is."""
     signer = make_signing_key(tmp_path / "key")
     folder = shutil.copytree(pipeline.folder.parent, tmp_path / "out") / pipeline.folder.name
     (folder / "shardhub.json.sig").write_bytes(signer.sign((folder / "shardhub.json").read_bytes()))
-    verified = {"fetch": False, "cache_dir": tmp_path, "as_json": True, "key": signer.public}
-    assert verify_files(str(folder), **verified) == 0
+    verified = VerifySettings(cache_dir=tmp_path, key=signer.public)
+    assert verify_files(str(folder), verified).ok
     # Whatever token comes first ends the answer; a list of nodes that is none.
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(tiny.VOCAB))}))
     (folder / "nodes.toml").write_text("nodes = 7")
@@ -222,15 +224,14 @@ def test_files_beside_a_signed_manifest_change_nothing(home, pipeline, tmp_path,
     said = shardhub(*ask, env=home)
     assert said.returncode == 0, said.stderr
     assert said.stdout.strip()
-    capsys.readouterr()
-    assert verify_files(str(folder), **verified) == 3
-    assert "generation_config.json" in capsys.readouterr().out
+    checked = verify_files(str(folder), verified)
+    assert [check.what for check in checked.checks if check.state == "MISMATCH"] == ["generation_config.json"]
     (folder / "generation_config.json").unlink()
     (folder / "additional_chat_templates").mkdir()
-    assert verify_files(str(folder), **verified) == 3
+    assert not verify_files(str(folder), verified).is_published
 
 
-def test_a_signature_is_made_and_required(home, pipeline, tmp_path, capsys):
+def test_a_signature_is_made_and_required(home, pipeline, tmp_path):
     """`split --sign-key` signs; `generate`, `serve` and `verify` tell right from wrong, by exit code 3."""
     model, out = pipeline.folder.parent.parent / "model", tmp_path / "out"
     public = make_signing_key(tmp_path / "key").public
@@ -244,8 +245,8 @@ def test_a_signature_is_made_and_required(home, pipeline, tmp_path, capsys):
     refused = shardhub("serve", folder, "--stages", "0", "--require-signature", other, env=home)
     assert refused.returncode == 3
     assert "another key" in refused.stderr
-    assert verify_files(str(folder), fetch=False, cache_dir=tmp_path, as_json=True, key=public) == 0
-    assert verify_files(str(folder), fetch=False, cache_dir=tmp_path, as_json=True, key=other) == 3
+    assert verify_files(str(folder), VerifySettings(cache_dir=tmp_path, key=public)).ok
+    assert not verify_files(str(folder), VerifySettings(cache_dir=tmp_path, key=other)).is_published
     places = Places(tmp_path)
     assert choose_shards(places, [str(folder)], "0", None, public)[0].folder == out / "s-shard-0"
     with pytest.raises(SignatureError):
@@ -260,9 +261,9 @@ def test_a_signature_is_made_and_required(home, pipeline, tmp_path, capsys):
     # Without a key that is required, a manifest that was changed is warned of.
     manifest = folder / "shardhub.json"
     manifest.write_bytes(manifest.read_bytes().replace(b'"name":"s"', b'"name":"t"'))
-    capsys.readouterr()
-    check_pipeline(folder, None)
-    assert "WARNING" in capsys.readouterr().err
+    listener = Listener()
+    check_pipeline(folder, None, listener)
+    assert "WARNING" in listener.notes[0]
     secret = (tmp_path / "key").read_text().splitlines()[1]
     for one in (split, refused):
         assert secret not in one.stdout + one.stderr

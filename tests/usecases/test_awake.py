@@ -9,6 +9,7 @@ import pytest
 
 from shardhub.usecases.awake import awake
 from tests.waiting import wait_until
+from tests.watching import Listener
 
 
 @pytest.fixture
@@ -38,9 +39,10 @@ def test_nobody_else_is_kept_awake(caffeinate, allow_sleep, platform) -> None:
     assert not caffeinate.exists()
 
 
-def test_a_mac_without_the_program_says_so(tmp_path, monkeypatch, capsys) -> None:
+def test_a_mac_without_the_program_says_so(tmp_path, monkeypatch) -> None:
     """It serves all the same."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with awake(allow_sleep=False, platform="darwin"):
+    listener = Listener()
+    with awake(allow_sleep=False, platform="darwin", watcher=listener):
         pass
-    assert "may sleep" in capsys.readouterr().err
+    assert "may sleep" in listener.notes[0]

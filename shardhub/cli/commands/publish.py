@@ -7,175 +7,135 @@ from typing import Annotated
 
 import typer
 
-from shardhub.cli.cache import CacheDir
-from shardhub.cli.options import (
-    AllowInexact,
-    CheckWeights,
-    Context,
-    Cuts,
-    Debug,
-    IgnoreCode,
-    IgnoreField,
-    Json,
-    Machine,
-    Memory,
-    Model,
-    NoParity,
-    PlanFile,
-    SignKey,
-    Stages,
-    Yes,
-)
-from shardhub.cli.run import run
+from shardhub.cli.flags import Output, flags
+from shardhub.cli.options import CacheDir, CheckFlags, CutFlags, Model, ModelFlags, Yes
+
+
+@flags("What is checked")
+class ProofFlags:
+    """Whether a plan is proven."""
+
+    no_proof: Annotated[bool, typer.Option("--no-proof", help="Only the table: check neither cuts nor proof.")] = False
 
 
 def plan(
     model: Model,
-    stages: Stages = None,
-    cuts: Cuts = None,
-    machine: Machine = None,
-    plan: PlanFile = None,
-    no_proof: Annotated[bool, typer.Option("--no-proof", help="Only the table: check neither cuts nor proof.")] = False,
-    context: Context = None,
-    ignore_code: IgnoreCode = False,
-    ignore_field: IgnoreField = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+    cut: CutFlags,
+    proof: ProofFlags,
+    leaving: ModelFlags,
+    output: Output,
+) -> int:
     """Show how a model would be cut, whether that is proven, and where else it can be cut, from headers alone.
 
     Writes nothing, and reads no weights.
     """
     from shardhub.cli.plan import plan as command
-    from shardhub.usecases.cut import CutOptions
+    from shardhub.usecases.plan import PlanSettings
 
-    cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
-    run(
-        lambda: command(
-            model,
-            cut,
-            proof=not no_proof,
-            as_json=json_,
-            ignore_code=ignore_code,
-            ignore_fields=tuple(ignore_field or ()),
-        ),
-        debug=debug,
-        as_json=json_,
+    settings = PlanSettings(
+        proof=not proof.no_proof, ignore_code=leaving.ignore_code, ignore_fields=leaving.ignore_fields
     )
+    return command(model, cut.cut(), settings, as_json=output.as_json)
+
+
+@flags("What is written")
+class SplitFlags:
+    """Which shards are written, and their name."""
+
+    only: Annotated[int | None, typer.Option(help="Write this stage's shard only.", min=0, metavar="K")] = None
+    name: Annotated[str | None, typer.Option(help="Base name of the shards; the model's by default.")] = None
 
 
 def split(
     model: Model,
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the shards' folders into.")],
-    stages: Stages = None,
-    cuts: Cuts = None,
-    machine: Machine = None,
-    plan: PlanFile = None,
-    only: Annotated[int | None, typer.Option(help="Write this stage's shard only.", min=0, metavar="K")] = None,
-    name: Annotated[str | None, typer.Option(help="Base name of the shards; the model's by default.")] = None,
-    check_weights: CheckWeights = False,
-    no_parity: NoParity = False,
-    allow_inexact: AllowInexact = False,
-    sign_key: SignKey = None,
-    memory: Memory = None,
-    context: Context = None,
-    ignore_code: IgnoreCode = False,
-    ignore_field: IgnoreField = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+    cut: CutFlags,
+    writing: SplitFlags,
+    checks: CheckFlags,
+    leaving: ModelFlags,
+    output: Output,
+) -> int:
     """Cut a model into shard folders, proven to compute what the whole model computes.
 
     A run that was interrupted is finished by the same command.
     """
     from shardhub.cli.split import split as command
-    from shardhub.usecases.cut import CutOptions
-    from shardhub.usecases.parity import ParityOptions
+    from shardhub.usecases.split import SplitSettings
 
-    cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
-    run(
-        lambda: command(
-            model,
-            out,
-            cut,
-            only=only,
-            name=name,
-            check_weights=check_weights,
-            parity=ParityOptions(skip=no_parity, memory=memory, allow_inexact=allow_inexact),
-            as_json=json_,
-            sign_key=sign_key,
-            ignore_code=ignore_code,
-            ignore_fields=tuple(ignore_field or ()),
-        ),
-        debug=debug,
-        as_json=json_,
+    settings = SplitSettings(
+        only=writing.only,
+        name=writing.name,
+        check_weights=checks.check_weights,
+        parity=checks.parity(),
+        sign_key=checks.sign_key,
+        ignore_code=leaving.ignore_code,
+        ignore_fields=leaving.ignore_fields,
     )
+    return command(model, out, cut.cut(), settings, as_json=output.as_json)
+
+
+@flags("Where it is published")
+class PublishFlags:
+    """Where shards are published, and who may read them."""
+
+    namespace: Annotated[
+        str | None, typer.Option(help="User or organisation to publish as; the token's by default.", metavar="USER")
+    ] = None
+    name: Annotated[str | None, typer.Option(help="Base name of the repos; the model's by default.")] = None
+    private: Annotated[bool, typer.Option("--private", help="Make repos that only you can read.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made; write nothing.")] = False
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace other cuts of this name; the old commits stay, tagged.")
+    ] = False
+    yes: Yes = False
+    cache_dir: CacheDir = None
 
 
 def split_and_push(
     model: Model,
-    stages: Stages = None,
-    cuts: Cuts = None,
-    machine: Machine = None,
-    plan: PlanFile = None,
-    namespace: Annotated[
-        str | None, typer.Option(help="User or organisation to publish as; the token's by default.", metavar="USER")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Base name of the repos; the model's by default.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make repos that only you can read.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made; write nothing.")] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Replace other cuts of this name; the old commits stay, tagged.")
-    ] = False,
-    yes: Yes = False,
-    check_weights: CheckWeights = False,
-    no_parity: NoParity = False,
-    allow_inexact: AllowInexact = False,
-    sign_key: SignKey = None,
-    memory: Memory = None,
-    context: Context = None,
-    ignore_code: IgnoreCode = False,
-    ignore_field: IgnoreField = None,
-    cache_dir: CacheDir = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+    cut: CutFlags,
+    publishing: PublishFlags,
+    checks: CheckFlags,
+    leaving: ModelFlags,
+    output: Output,
+) -> int:
     """Cut a model and publish its stages on the Hub, each in a repo of its own; needs disk for one weight file.
 
     A run that was interrupted is finished by the same command, and uploads nothing twice.
     """
-    from shardhub.cli.publish import PushOptions
     from shardhub.cli.publish import split_and_push as command
-    from shardhub.usecases.cut import CutOptions
-    from shardhub.usecases.parity import ParityOptions
+    from shardhub.usecases.publish import PublishSettings
 
-    cut = CutOptions(stages=stages, cuts=cuts, machines=machine or [], plan=plan, context=context)
-    options = PushOptions(
-        namespace=namespace,
-        name=name,
-        private=private,
-        dry_run=dry_run,
-        replace=replace,
-        yes=yes,
-        check_weights=check_weights,
-        cache_dir=cache_dir,
-        parity=ParityOptions(skip=no_parity, memory=memory, allow_inexact=allow_inexact),
-        as_json=json_,
-        sign_key=sign_key,
-        ignore_code=ignore_code,
-        ignore_fields=tuple(ignore_field or ()),
+    settings = PublishSettings(
+        namespace=publishing.namespace,
+        name=publishing.name,
+        private=publishing.private,
+        replace=publishing.replace,
+        assume_yes=publishing.yes,
+        check_weights=checks.check_weights,
+        cache_dir=publishing.cache_dir,
+        parity=checks.parity(),
+        sign_key=checks.sign_key,
+        ignore_code=leaving.ignore_code,
+        ignore_fields=leaving.ignore_fields,
     )
-    run(lambda: command(model, cut, options), debug=debug, as_json=json_)
+    return command(model, cut.cut(), settings, dry_run=publishing.dry_run, as_json=output.as_json)
+
+
+@flags("What is deleted")
+class UnpublishFlags:
+    """Whether anything is deleted."""
+
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted; delete nothing.")] = False
+    yes: Yes = False
 
 
 def unpublish(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="Its repo: USER/NAME-pipeline.")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted; delete nothing.")] = False,
-    yes: Yes = False,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+    deleting: UnpublishFlags,
+    output: Output,
+) -> int:
     """Delete a pipeline on the Hub: its manifest first, then the shards that no other pipeline names."""
     from shardhub.cli.publish import unpublish as command
 
-    run(lambda: command(pipeline, dry_run=dry_run, yes=yes, as_json=json_), debug=debug, as_json=json_)
+    return command(pipeline, dry_run=deleting.dry_run, yes=deleting.yes, as_json=output.as_json)

@@ -1,0 +1,67 @@
+"""Help in panels, in the order of use, with no line cut off; plain text, so that it is quick and goes into a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+_OPTIONS = "Options"
+_COMMANDS = "Commands"
+
+
+class Command(TyperCommand):
+    """A command whose options stand under the headings they were declared with."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, heading by heading in the order of their first option."""
+        _write_options(self.get_params(ctx), ctx, formatter)
+
+
+class Group(TyperGroup):
+    """A group whose commands stand under headings; each is described in a whole sentence."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, and the commands after them."""
+        _write_options(self.get_params(ctx), ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands, heading by heading."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is None or command.hidden:
+                continue
+            summary = (command.help or "").strip().partition("\n\n")[0].replace("\n", " ")
+            panels.setdefault(_panel_of(command, _COMMANDS), []).append((name, summary))
+        _write(panels, formatter)
+
+
+def _write_options(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for parameter in parameters:
+        if (row := parameter.get_help_record(ctx)) is not None:
+            default = "Arguments" if parameter.param_type_name == "argument" else _OPTIONS
+            # What a pipeline is named by stands first, whatever it is declared with.
+            panel = default if default == "Arguments" else _panel_of(parameter, default)
+            panels.setdefault(panel, []).append(row)
+    _write(panels, formatter)
+
+
+def _write(panels: dict[str, list[tuple[str, str]]], formatter: Any) -> None:
+    width = max((len(name) for rows in panels.values() for name, _ in rows), default=0)
+    for panel, rows in panels.items():
+        with formatter.section(panel):
+            # Columns of all panels begin alike, where the names leave room for it.
+            formatter.write_dl([(name.ljust(min(width, _COLUMN)), text) for name, text in rows])
+
+
+# Names as long as this have a line of their own.
+_COLUMN = 28
+
+
+def _panel_of(thing: Any, default: str) -> str:
+    panel = getattr(thing, "rich_help_panel", None)
+    return panel if isinstance(panel, str) else default

@@ -1,0 +1,196 @@
+"""The terminal: notes and progress on stderr, pieces of an answer on stdout, and questions."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from shardhub.sizes import size_text
+from shardhub.usecases.watcher import Progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+# A line that changes does so this often at most.
+_REFRESH_S = 0.1
+# Into a pipe: one line each time this share is done.
+_REPORT_SHARE = 0.1
+# Rates of less time than this say nothing.
+_RATE_S = 0.2
+# A prompt of fewer ids is over before a line could be read.
+_LONG_PROMPT = 256
+_BAR_WIDTH = 24
+_ITEM_WIDTH = 40
+_UPLOADING = "uploading"
+# Whether the answer on stdout stands in the midst of a line.
+_is_line_open = False
+# The line that changes, of which a terminal has one.
+_line: _Line | None = None
+
+
+def note(text: str) -> None:
+    """A line on stderr: above the one that changes, and on a line of its own where an answer is being written."""
+    is_shared = _is_line_open and sys.stdout.isatty() and sys.stderr.isatty()
+    if _line is not None:
+        _line.clear()
+    print(f"\n{text}" if is_shared else text, file=sys.stderr, flush=True)
+
+
+def write_answer(text: str) -> None:
+    """A piece of an answer on stdout, at once."""
+    global _is_line_open
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    if text:
+        _is_line_open = not text.endswith("\n")
+
+
+def end_answer() -> None:
+    """End an answer's last line."""
+    global _is_line_open
+    print(flush=True)
+    _is_line_open = False
+
+
+def ask(question: str) -> bool | None:
+    """Ask on the terminal; anything but yes is no, and without a terminal nobody is asked."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    if _line is not None:
+        _line.clear()
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+class Terminal:
+    """Shows a person, or a log, what a use case does; asks the person.
+
+    On a terminal one line changes as things go on. Into a pipe goes a line for each new activity, and one for each
+    tenth of what has bytes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_terminal = sys.stderr.isatty()
+        self._activity = ""
+        self._copy = ""
+        self._uploaded = ""
+        self._began_at = 0.0
+        self._began_share = 0.0
+        self._shown_share = 0.0
+        self._shown_at = 0.0
+
+    def note(self, text: str) -> None:
+        """A line on stderr."""
+        note(text)
+
+    def doing(self, activity: str) -> None:
+        """Show what is being done now; an empty text clears the line."""
+        from rich.text import Text
+
+        name = activity.partition(":")[0]
+        with self._lock:
+            if self._is_terminal:
+                _shown_line().show(Text(activity, no_wrap=True, overflow="ellipsis")) if activity else _cleared()
+            elif name and name != self._activity:
+                note(activity)
+            self._activity = name
+
+    def progress(self, state: Progress) -> None:
+        """Show how far it is."""
+        with self._lock:
+            if state.activity != self._copy or state.share < self._shown_share:
+                self._copy, self._began_at, self._began_share = state.activity, time.monotonic(), state.share
+                self._shown_share = self._shown_at = 0.0
+            if self._is_terminal:
+                self._draw(state)
+            elif state.unit == "bytes" and state.share - self._shown_share >= _REPORT_SHARE:
+                note(f"{state.share:.0%} of {size_text(state.total)}")
+                self._shown_share = state.share
+
+    def ask(self, question: str) -> bool | None:
+        """The answer of whoever sits at the terminal; None without one."""
+        return ask(question)
+
+    def _draw(self, state: Progress) -> None:
+        if state.unit == "tokens" and state.total <= _LONG_PROMPT:
+            return
+        now = time.monotonic()
+        if state.activity == _UPLOADING and not state.is_finished:  # the Hub's client draws a bar below this line
+            if state.item != self._uploaded:
+                note(f"{state.share:6.1%}  {state.activity} {state.item}")
+            self._uploaded = state.item
+        elif state.is_finished:
+            _cleared()
+        elif now - self._shown_at >= _REFRESH_S:
+            _shown_line().show(progress_line(state, now - self._began_at, self._began_share))
+            self._shown_at = now
+        self._shown_share = state.share
+
+
+def progress_line(state: Progress, elapsed_s: float, began_share: float = 0.0) -> RenderableType:
+    """How far something is, with a bar; with rate and time left once enough was done to tell them.
+
+    Args:
+        elapsed_s: Since `began_share` was done.
+    """
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    cells = [f"{state.share:6.1%}"]
+    share = state.share - began_share
+    if share > 0 and elapsed_s >= _RATE_S:
+        rate, left_s = share * state.total / elapsed_s, (1 - state.share) / share * elapsed_s
+        cells.append(f"{rate / 1e6:.0f} MB/s" if state.unit == "bytes" else f"{rate:.0f} tokens/s")
+        cells.append(f"{left_s:.0f} s left" if left_s < 600 else f"{left_s / 60:.0f} min left")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row(
+        state.activity,
+        ProgressBar(total=max(1, state.total), completed=state.done, width=_BAR_WIDTH),
+        *cells,
+        state.item[-_ITEM_WIDTH:],
+    )
+    return grid
+
+
+class _Line:
+    """The last line of the terminal, which changes; only shown on one."""
+
+    def __init__(self) -> None:
+        self._live: Live | None = None
+
+    def show(self, content: RenderableType) -> None:
+        """Show something instead of what is there."""
+        from rich.console import Console
+        from rich.live import Live
+
+        if self._live is None:
+            console = Console(file=sys.stderr, highlight=False)
+            self._live = Live(
+                console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
+            self._live.start()
+            console.show_cursor(True)  # whoever ends the process need not restore it
+        self._live.update(content, refresh=True)
+
+    def clear(self) -> None:
+        """Make the line free for other output."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def _shown_line() -> _Line:
+    global _line
+    if _line is None:
+        _line = _Line()
+    return _line
+
+
+def _cleared() -> None:
+    if _line is not None:
+        _line.clear()

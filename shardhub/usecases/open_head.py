@@ -1,0 +1,479 @@
+"""A head for programs: a pipeline over its nodes, as a context manager, for threads and for coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+from shardhub.chain.drafts import prompt_lookup, why_limited
+from shardhub.chain.head import Head as ChainHead
+from shardhub.chain.head import Piece, Timing
+from shardhub.chain.request import Request
+from shardhub.chain.stream import Finish
+from shardhub.errors import PromptError, RouteError
+from shardhub.parameters import MAX_SEED, SamplingParameters
+from shardhub.usecases.forwarding import prompt_of
+from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.start_head import HeadSettings, Starting
+from shardhub.usecases.watcher import SILENT, Watcher
+
+# A prompt: text that is one message of a user, messages of a chat, or token ids.
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How an answer's tokens are chosen, and when it ends; greedy by default.
+
+    Attributes:
+        max_tokens: Most tokens of the answer.
+        temperature: 0 takes the most likely token.
+        top_p: Keep the most likely tokens with this mass; 1 keeps all.
+        top_k: Keep this many of the most likely tokens; 0 keeps all.
+        min_p: Keep tokens at least this likely, relative to the most likely one.
+        repetition_penalty: On recent tokens; 1 changes nothing.
+        seed: Of the draws; None draws one.
+        stop: Texts that end the answer, and are not part of it.
+        draft: Tokens to guess at once from earlier text and to verify in one pass; 0 goes one by one.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    draft: int = 0
+
+    def with_seed(self) -> Sampling:
+        """The same with a seed, drawn where there is none."""
+        return self if self.seed is not None else replace(self, seed=secrets.randbelow(MAX_SEED))
+
+    def parameters(self) -> SamplingParameters:
+        """What the last stage is told.
+
+        Raises:
+            UsageError: One is out of its range.
+        """
+        return SamplingParameters(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed or 0,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an answer took: sizes in tokens, times in seconds since the prompt was sent.
+
+    Attributes:
+        num_reused: Of the prompt, whose KV was there already.
+        num_drafted, num_accepted: Tokens that were guessed, and guessed right.
+        num_recoveries: Lost nodes that it went on after.
+        is_exact: Whether none of them can have changed a number.
+        tokens_per_s: Rate after the first token.
+    """
+
+    num_prompt: int
+    num_reused: int
+    num_generated: int
+    num_drafted: int
+    num_accepted: int
+    num_recoveries: int
+    is_exact: bool
+    first_token_s: float
+    total_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole answer.
+
+    Attributes:
+        tokens: Ids of its tokens.
+        finish: `stop` at its end or at a stop text, `length` where it was cut.
+        seed: What it was drawn with.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish: Finish
+    seed: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredToken:
+    """A token of a scored prompt.
+
+    Attributes:
+        logprob: Log probability after what comes before it; None for the first.
+    """
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagesAt:
+    """Where some stages run.
+
+    Attributes:
+        stages: Their indexes.
+        layers: Half-open range of their layers.
+        at: Address of the node, or `this process`.
+        next: How their output goes on: `dial` to the next node, or `opener`, by this process.
+        round_trip_s, bytes_per_s: To the stage after them; None where that was not measured.
+    """
+
+    stages: tuple[int, ...]
+    layers: tuple[int, int]
+    at: str
+    next: str
+    round_trip_s: float | None
+    bytes_per_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadStatus:
+    """A live chain.
+
+    Attributes:
+        context: Positions of a session.
+        stages: Where each runs, in order; several nodes may serve the same.
+        inexact: What is inexact about the chain's numbers, if anything.
+    """
+
+    pipeline: str
+    pipeline_id: str
+    context: int
+    stages: tuple[StagesAt, ...]
+    inexact: str | None
+
+
+class AnswerStream:
+    """Pieces of an answer as they come; give it up by leaving the loop, or by `close`."""
+
+    def __init__(self, pieces: Generator[Piece, None, None], collected: _Collected) -> None:
+        self._pieces = pieces
+        self._collected = collected
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Give the answer up; its session is freed on every node."""
+        self._pieces.close()
+
+    @property
+    def answer(self) -> Answer:
+        """What has come so far; whole after the last piece."""
+        return self._collected.answer()
+
+
+class AsyncAnswerStream:
+    """Pieces of an answer as they come; give it up by `aclose`."""
+
+    def __init__(self, pieces: AsyncGenerator[Piece, None], collected: _Collected) -> None:
+        self._pieces = pieces
+        self._collected = collected
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        return await anext(self._pieces)
+
+    async def aclose(self) -> None:
+        """Give the answer up; its session is freed on every node."""
+        await self._pieces.aclose()
+
+    @property
+    def answer(self) -> Answer:
+        """What has come so far; whole after the last piece."""
+        return self._collected.answer()
+
+
+class AsyncHead:
+    """Runs prompts over a chain; for coroutines of the loop that opened it."""
+
+    def __init__(self, head: ChainHead, watcher: Watcher) -> None:
+        self._head = head
+        self._watcher = watcher
+
+    async def answer(self, prompt: Prompt, sampling: Sampling = Sampling(), *, raw: bool = False) -> Answer:
+        """Answer a prompt.
+
+        Args:
+            prompt: Text, which is one message of a user; messages of a chat; or token ids.
+            sampling: How tokens are chosen.
+            raw: Send text as it is, without the chat template.
+
+        Raises:
+            PromptError: The prompt cannot be run; `ContextExceeded`: it is too long.
+            ChainError: A stage failed, and could not be recovered.
+        """
+        stream = self.stream(prompt, sampling, raw=raw)
+        async for _ in stream:
+            pass
+        return stream.answer
+
+    async def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = Sampling()) -> Answer:
+        """The next message of a chat.
+
+        Args:
+            messages: Each with `role` (`system`, `user`, `assistant`) and `content`.
+            sampling: How tokens are chosen.
+
+        Raises:
+            As `answer`.
+        """
+        return await self.answer(messages, sampling)
+
+    def stream(self, prompt: Prompt, sampling: Sampling = Sampling(), *, raw: bool = False) -> AsyncAnswerStream:
+        """Answer a prompt piece by piece; arguments and errors as for `answer`."""
+        collected = _Collected(sampling.with_seed())
+        return AsyncAnswerStream(collected.run(self._head, prompt, self._watcher, raw=raw), collected)
+
+    async def score(self, prompt: str | Sequence[int]) -> tuple[ScoredToken, ...]:
+        """How likely each token of a text is after those before it.
+
+        Args:
+            prompt: Text, sent as it is, or token ids; two at least.
+
+        Raises:
+            PromptError: The prompt cannot be run.
+            ChainError: A stage failed.
+        """
+        tokenizer = self._head.tokenizer
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        stream = self._head.scheduler.submit(
+            Request(prompt=ids, parameters=SamplingParameters(), max_tokens=1, reuse=False, score=True)
+        )
+        try:
+            async for _ in stream:
+                pass
+        finally:
+            stream.cancel()
+        logprobs = (None, *stream.prompt_logprobs)
+        return tuple(
+            ScoredToken(id=token, text=tokenizer.token_bytes(token).decode("utf-8", "replace"), logprob=logprob)
+            for token, logprob in zip(ids, logprobs, strict=True)
+        )
+
+    def status(self) -> HeadStatus:
+        """Where each stage runs now."""
+        head = self._head
+        return HeadStatus(
+            pipeline=head.pipeline.manifest.name,
+            pipeline_id=head.pipeline.manifest.pipeline_id,
+            context=head.capacity.max_context,
+            stages=tuple(_stages_at(row) for row in head.describe_stages()),
+            inexact=head.inexact,
+        )
+
+
+class Head:
+    """Runs prompts over a chain; for the threads of a program. Its methods are `AsyncHead`'s, and wait."""
+
+    def __init__(self, head: AsyncHead, loop: LoopThread) -> None:
+        self._head = head
+        self._loop = loop
+
+    def answer(self, prompt: Prompt, sampling: Sampling = Sampling(), *, raw: bool = False) -> Answer:
+        """Answer a prompt; see `AsyncHead.answer`."""
+        return self._loop.wait(self._head.answer(prompt, sampling, raw=raw))
+
+    def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = Sampling()) -> Answer:
+        """The next message of a chat; see `AsyncHead.chat`."""
+        return self._loop.wait(self._head.chat(messages, sampling))
+
+    def stream(self, prompt: Prompt, sampling: Sampling = Sampling(), *, raw: bool = False) -> AnswerStream:
+        """Answer a prompt piece by piece; see `AsyncHead.answer`."""
+        collected = _Collected(sampling.with_seed())
+        pieces = collected.run(self._head._head, prompt, self._head._watcher, raw=raw)
+        return AnswerStream(self._loop.iterate(pieces), collected)
+
+    def score(self, prompt: str | Sequence[int]) -> tuple[ScoredToken, ...]:
+        """How likely each token of a text is after those before it; see `AsyncHead.score`."""
+        return self._loop.wait(self._head.score(prompt))
+
+    def status(self) -> HeadStatus:
+        """Where each stage runs now."""
+
+        async def read() -> HeadStatus:
+            return self._head.status()
+
+        return self._loop.wait(read())
+
+
+class OpenHead:
+    """A head as a context manager, for `with` and for `async with`; see `open_head`."""
+
+    def __init__(self, settings: HeadSettings, watcher: Watcher) -> None:
+        self._settings = settings
+        self._watcher = watcher
+        self._loop: LoopThread | None = None
+        self._head: ChainHead | None = None
+
+    def __enter__(self) -> Head:
+        loop = self._loop = LoopThread()
+        loop.__enter__()
+        try:
+            starting = Starting(self._settings, self._watcher)
+            try:
+                head = self._head = loop.wait(starting.start())
+            except RouteError as error:
+                starting.fetch_lacking(error)
+                head = self._head = loop.wait(starting.start())
+        except BaseException:
+            loop.__exit__(None, None, None)
+            raise
+        return Head(AsyncHead(head, self._watcher), loop)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._loop is not None
+        assert self._head is not None
+        try:
+            self._loop.wait(self._head.stop())
+        finally:
+            self._head.tokenizer.close()
+            self._loop.__exit__(kind, error, traceback)
+
+    async def __aenter__(self) -> AsyncHead:
+        starting = await asyncio.to_thread(Starting, self._settings, self._watcher)
+        try:
+            self._head = await starting.start()
+        except RouteError as error:
+            await asyncio.to_thread(starting.fetch_lacking, error)
+            self._head = await starting.start()
+        return AsyncHead(self._head, self._watcher)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._head is not None
+        try:
+            await self._head.stop()
+        finally:
+            self._head.tokenizer.close()
+
+
+def open_head(settings: HeadSettings | str, watcher: Watcher = SILENT) -> OpenHead:
+    """Connect to the nodes of a pipeline, for as long as a `with` or `async with` block runs.
+
+    Stages that no node serves run in this process if their shards are on this machine.
+
+    Args:
+        settings: Which pipeline, and where; or just the pipeline's folder or Hub id.
+        watcher: Told what is being done, and of nodes that come and go; asked before shards are fetched.
+
+    Returns:
+        A context manager that gives a `Head`, or, to `async with`, an `AsyncHead`.
+
+    Raises:
+        RouteError: Nobody serves a stage.
+        HandshakeError: A node serves something else.
+        NodeUnreachable, CertificateRefused: A node cannot be reached, or not safely.
+        SignatureError: The pipeline is not signed with the key that is required.
+        NotFound, AccessError, HubUnreachable: The pipeline cannot be fetched.
+    """
+    return OpenHead(HeadSettings(pipeline=settings) if isinstance(settings, str) else settings, watcher)
+
+
+class _Collected:
+    """What has come of an answer."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._timing = Timing()
+        self._pieces: list[Piece] = []
+
+    async def run(self, head: ChainHead, prompt: Prompt, watcher: Watcher, *, raw: bool) -> AsyncGenerator[Piece, None]:
+        sampling = self._sampling
+        if sampling.draft and (why := why_limited(head.chain.rewind_limit, head.capacity.max_context)):
+            watcher.note(why)
+        answer = head.answer(
+            await asyncio.to_thread(_ids, head, prompt, raw=raw),
+            sampling.parameters(),
+            max_tokens=sampling.max_tokens,
+            stops=sampling.stop,
+            drafter=prompt_lookup(num_drafts=sampling.draft) if sampling.draft else None,
+            timing=self._timing,
+            progress=prompt_of(watcher),
+        )
+        async with aclosing(answer):
+            async for piece in answer:
+                self._pieces.append(piece)
+                yield piece
+
+    def answer(self) -> Answer:
+        timing = self._timing
+        return Answer(
+            text="".join(piece.text for piece in self._pieces),
+            tokens=tuple(piece.token for piece in self._pieces if piece.token is not None),
+            finish=next((piece.finish for piece in reversed(self._pieces) if piece.finish is not None), "length"),
+            seed=self._sampling.seed or 0,
+            usage=Usage(
+                num_prompt=timing.num_prompt,
+                num_reused=timing.num_reused,
+                num_generated=timing.num_generated,
+                num_drafted=timing.num_drafted,
+                num_accepted=timing.num_accepted,
+                num_recoveries=timing.num_recoveries,
+                is_exact=timing.is_exact,
+                first_token_s=timing.first_token_s,
+                total_s=timing.total_s,
+                tokens_per_s=timing.tokens_per_s,
+            ),
+        )
+
+
+def _ids(head: ChainHead, prompt: Prompt, *, raw: bool) -> list[int]:
+    """Token ids of a prompt.
+
+    Raises:
+        PromptError: It is empty, or holds messages and ids.
+    """
+    if isinstance(prompt, str):
+        if raw:
+            return head.tokenizer.encode(prompt)
+        return head.tokenizer.render_chat([{"role": "user", "content": prompt}]).ids
+    ids = [part for part in prompt if isinstance(part, int)]
+    messages = [dict(part) for part in prompt if isinstance(part, Mapping)]
+    if len(ids) + len(messages) != len(prompt) or (ids and messages) or not prompt:
+        raise PromptError(
+            "The prompt cannot be read.",
+            why="It is empty." if not prompt else "It is neither text, nor messages of a chat, nor token ids.",
+            hint='Give text, or messages such as {"role": "user", "content": "Hello"}.',
+        )
+    return ids or head.tokenizer.render_chat(messages).ids
+
+
+def _stages_at(row: Mapping[str, Any]) -> StagesAt:
+    start, stop = row["layers"]
+    return StagesAt(
+        stages=tuple(row["stages"]),
+        layers=(start, stop),
+        at=row["at"],
+        next=row["next"],
+        round_trip_s=row.get("round_trip_s"),
+        bytes_per_s=row.get("bytes_per_s"),
+    )

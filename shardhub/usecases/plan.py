@@ -1,0 +1,139 @@
+"""Planning: how a model would be cut, from headers alone, and whether that is proven."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+from shardhub.checkpoint.checkpoint import Checkpoint
+from shardhub.errors import ShardhubError, UnsupportedModel, UsageError
+from shardhub.planning.plan import StagePlan
+from shardhub.planning.table import StageRow, plan_table
+from shardhub.usecases.cut import Cut, Planned, batch_text, decide, load_dissection, proven_text, specs
+from shardhub.usecases.places import Model, open_model
+from shardhub.usecases.tokenizer import with_tokenizer
+from shardhub.usecases.watcher import SILENT, Watcher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """How a model is planned.
+
+    Attributes:
+        proof: Whether to look where the model can be cut, and to prove the plan.
+        ignore_code: Take a model whose repo has code of its own, and leave that code out.
+        ignore_fields: Fields of config.json that mlx-lm never reads, and that are to change nothing.
+    """
+
+    proof: bool = True
+    ignore_code: bool = False
+    ignore_fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether the stages were shown to compute what the whole model computes.
+
+    Attributes:
+        state: `proven`, `refused`, or `unchecked`.
+        line: The same in a sentence.
+        error: Why it is refused.
+        batch: Whether that holds for several sessions in one batch too, in a sentence; empty where it was not asked.
+    """
+
+    state: str
+    line: str
+    error: ShardhubError | None = None
+    batch: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPlan:
+    """A model, and how it would be cut.
+
+    Attributes:
+        model: Its headers and configuration.
+        planned: The plan, and what it was decided from.
+        verdict: Whether it is proven.
+    """
+
+    model: Model
+    planned: Planned
+    verdict: Verdict
+
+    @property
+    def stages(self) -> tuple[StagePlan, ...]:
+        """The stages, in order."""
+        return self.planned.plan.stages
+
+    @property
+    def rows(self) -> list[StageRow]:
+        """Bytes, KV and what is spare, stage by stage."""
+        return plan_table(self.planned.plan, self.planned.costs, self.planned.context)
+
+
+def plan(
+    model: str, cut: Cut | None = None, settings: PlanSettings = PlanSettings(), watcher: Watcher = SILENT
+) -> ModelPlan:
+    """Plan where a model is cut; writes nothing, and reads no weights.
+
+    Args:
+        model: Its folder or Hub id.
+        cut: Where to cut; without one the whole model is one stage, and nothing is proven.
+        settings: How.
+        watcher: Told what is being done.
+
+    Returns:
+        The plan and the verdict on it. A plan that is refused is returned, not raised.
+
+    Raises:
+        PlanError: It is not said where to cut, or the model cannot be cut there.
+        UnsupportedModel: This model cannot be split at all.
+        DoesNotFit: The machines are too small.
+        NotFound, AccessError, HubUnreachable: The model cannot be read.
+    """
+    cut = cut or Cut()
+    opened = open_model(
+        model,
+        ignore_code=settings.ignore_code,
+        ignore_fields=settings.ignore_fields,
+        context=cut.context,
+        watcher=watcher,
+    )
+    opened = with_tokenizer(opened, ignore_code=settings.ignore_code, is_needed=False, watcher=watcher)
+    is_cut = bool(cut.given)
+    if not is_cut:
+        cut = replace(cut, stages=1)
+    planned = decide(opened.checkpoint, cut)
+    verdict = Verdict(state="unchecked", line="cuts and proof were not checked: --no-proof was given")
+    if settings.proof:
+        planned, verdict = _looked_into(opened.checkpoint, cut, planned, prove_it=is_cut)
+    return ModelPlan(model=opened, planned=planned, verdict=verdict)
+
+
+def _looked_into(checkpoint: Checkpoint, cut: Cut, planned: Planned, *, prove_it: bool) -> tuple[Planned, Verdict]:
+    """The plan with what the model's own graph says about cuts, as far as it can be had, and the verdict on it."""
+    try:
+        dissection_class = load_dissection()
+    except UsageError as error:
+        return planned, Verdict(state="unchecked", line=f"cuts and proof were not checked: {error.what} {error.why}")
+    start = time.monotonic()
+    try:
+        dissection = dissection_class(checkpoint.config, specs(checkpoint))
+        planned = decide(checkpoint, cut, dissection.cuts())
+    except UnsupportedModel as error:
+        return planned, _refused(error, time.monotonic() - start)
+    if not prove_it:
+        return planned, Verdict(state="unchecked", line="nothing to prove: one stage is the whole model")
+    try:
+        cuts = dissection.prove([(stage.start, stage.stop) for stage in planned.plan.stages])
+    except UnsupportedModel as error:
+        return planned, _refused(error, time.monotonic() - start)
+    line = proven_text(planned.plan, time.monotonic() - start)
+    return planned, Verdict(state="proven", line=line, batch=batch_text(dissection.batch_refusal(cuts)))
+
+
+def _refused(error: UnsupportedModel, seconds: float) -> Verdict:
+    line = f"not proven, so that it would not be split: {error.what} (mlx-lm {version('mlx-lm')}, {seconds:.1f} s)"
+    return Verdict(state="refused", line=line, error=error)

@@ -1,0 +1,324 @@
+"""Publishing a model's stages on a Hub, each in a repo of its own, and taking them back."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shardhub.errors import UsageError
+from shardhub.hub.cache import Cache
+from shardhub.hub.calls import HubCalls
+from shardhub.hub.publish import Published
+from shardhub.hub.publish import publish as push
+from shardhub.hub.push_decisions import Action
+from shardhub.hub.push_journal import PushJournal
+from shardhub.hub.push_plan import PushPlan, plan_push
+from shardhub.hub.push_weights import check_weights
+from shardhub.hub.reference import parse_reference
+from shardhub.hub.unpublish import Removal, find_removal, remove
+from shardhub.naming import check_model_name, check_namespace
+from shardhub.parity import Numbers
+from shardhub.splitting.job import prepare
+from shardhub.splitting.source_card import Value, reservations, source_fields
+from shardhub.usecases.cut import Cut, decide_and_prove
+from shardhub.usecases.parity import ParitySettings, measure_split, settle_numbers, twin_findings
+from shardhub.usecases.places import Model, base_name, hub, open_model
+from shardhub.usecases.signing import signer_of
+from shardhub.usecases.tokenizer import with_tokenizer
+from shardhub.usecases.watcher import SILENT, Progress, Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shardhub.hub.push_weights import PushProgress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishSettings:
+    """Where and how a model's stages are published.
+
+    Attributes:
+        namespace: User or organisation to publish as; None takes the token's.
+        name: Base name of the repos; None takes the model's.
+        private: Make repos that only their owner can read.
+        replace: Replace other cuts of this name; the old commits stay, tagged.
+        assume_yes: Publish to everyone without being asked, whatever the model's licence and gate say.
+        check_weights: Refuse NaN and infinite weights; all of them are then read first.
+        cache_dir: The cache's folder; None takes the user's.
+        parity: Whether the stages are run against the whole model.
+        sign_key: File of the key that signs the manifest.
+        ignore_code: Take a model whose repo has code of its own, and leave that code out.
+        ignore_fields: Fields of config.json that mlx-lm never reads, and that are to change nothing.
+        client_bars: Let the Hub's client draw bars on stderr while a file goes up.
+    """
+
+    namespace: str | None = None
+    name: str | None = None
+    private: bool = False
+    replace: bool = False
+    assume_yes: bool = False
+    check_weights: bool = False
+    cache_dir: Path | None = None
+    parity: ParitySettings = field(default_factory=ParitySettings)
+    sign_key: Path | None = None
+    ignore_code: bool = False
+    ignore_fields: tuple[str, ...] = ()
+    client_bars: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """A model that was published.
+
+    Attributes:
+        pushed: Its repos and commits, and the bytes that went there.
+        size_bytes: Of all its weight files.
+        numbers: What is known of the stages' numbers.
+        inexact: What is inexact about them, if anything.
+    """
+
+    pushed: Published
+    size_bytes: int
+    numbers: Numbers
+    inexact: str | None
+    duration_s: float
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """Repos of the shards, in order."""
+        return tuple(repo.repo for repo in self.pushed.shards)
+
+    @property
+    def pipeline(self) -> str:
+        """Repo of the manifest."""
+        return self.pushed.pipeline.repo
+
+    @property
+    def pipeline_id(self) -> str:
+        """The pipeline's identity."""
+        return self.pushed.pipeline_id
+
+
+class Push:
+    """A push that was decided on: what it will do is known, and nothing was written yet.
+
+    Attributes:
+        plan: What it will do, repo by repo.
+        reasons: Why everyone should perhaps not read it; empty where it is private, or nothing speaks against it.
+        fields: What the source's card says.
+    """
+
+    def __init__(self, model: str, cut: Cut, settings: PublishSettings, watcher: Watcher) -> None:
+        self._settings = settings
+        self._watcher = watcher
+        if settings.name is not None:
+            check_model_name(settings.name)
+        if settings.namespace is not None:
+            check_namespace(settings.namespace)
+        self._signer = signer_of(settings.sign_key)
+        self._calls = HubCalls(api=hub(), notice=watcher.note)
+        account = self._calls.writer()
+        opened = open_model(
+            model,
+            ignore_code=settings.ignore_code,
+            ignore_fields=settings.ignore_fields,
+            context=cut.context,
+            watcher=watcher,
+        )
+        self._model = with_tokenizer(opened, ignore_code=settings.ignore_code, watcher=watcher)
+        checkpoint = self._model.checkpoint
+        name = base_name(self._model, settings.name, watcher)
+        self._contents, self._stages = decide_and_prove(checkpoint, cut, watcher)
+        self._work = Cache(settings.cache_dir).root / "push"
+        job = prepare(
+            checkpoint,
+            self._contents,
+            self._stages,
+            self._work / "folders",  # of which only the names are used
+            name=name,
+            source=self._model.source,
+            namespace=check_namespace(settings.namespace or account.name),
+        )
+        self._journal = PushJournal(self._work, checked=settings.check_weights)
+        gate = _gate(self._model, self._calls)
+        self.fields: dict[str, Value] = source_fields(checkpoint.folder)
+        self.plan = plan_push(
+            job, self._calls, self._journal, private=settings.private, gate=gate, replace=settings.replace
+        )
+        self.reasons = reservations(self.fields, gated=gate is not None) if self.plan.is_public else []
+
+    def run(self) -> Publication:
+        """Write the shards' repos, and the manifest's last.
+
+        Raises:
+            As `publish`.
+        """
+        settings, watcher, plan = self._settings, self._watcher, self.plan
+        if self.reasons and not settings.assume_yes:
+            self._ask_publicly()
+        start = time.monotonic()
+        checkpoint = self._model.checkpoint
+        with _client_bars(shown=settings.client_bars):
+            if settings.check_weights:
+                check_weights(plan.job, self._journal, _push_progress(watcher))
+            if _is_published(plan):
+                numbers = Numbers(not_run="all of it was published already")
+            else:
+                numbers = measure_split(
+                    checkpoint, self._contents, self._stages, self._model.source, settings.parity, watcher
+                )
+            inexact = settle_numbers(
+                numbers,
+                _recorded(plan) if numbers.parity is None else None,
+                where=checkpoint.where,
+                stages=self._stages,
+                allow_inexact=settings.parity.allow_inexact,
+                others=twin_findings(self._contents),
+                watcher=watcher,
+            )
+            job = replace(plan.job, numbers=numbers, inexact=inexact, signer=self._signer)
+            done = push(
+                replace(plan, job=job), self._calls, self._journal, self._work, progress=_push_progress(watcher)
+            )
+        return Publication(
+            pushed=done,
+            size_bytes=sum(shard.size_bytes for shard in job.shards),
+            numbers=numbers,
+            inexact=inexact,
+            duration_s=time.monotonic() - start,
+        )
+
+    def _ask_publicly(self) -> None:
+        for reason in self.reasons:
+            self._watcher.note(f"Everyone will be able to read it, but {reason}.")
+        if link := self.fields.get("license_link"):
+            self._watcher.note(f"Its licence: {str(link)[:200]}")
+        answer = self._watcher.ask("May you publish it, and do you want to?")
+        if answer is None:
+            raise UsageError(
+                "The model is not published to everyone without being asked.",
+                why=f"{self.reasons[0][:1].upper()}{self.reasons[0][1:]}.",
+                hint="Add --private, or --yes if you may publish it.",
+            )
+        if not answer:
+            raise UsageError(
+                "Nothing was published; --private publishes it to you alone.", why="The answer was not yes."
+            )
+
+
+def publish(
+    model: str, cut: Cut, settings: PublishSettings = PublishSettings(), watcher: Watcher = SILENT
+) -> Publication:
+    """Publish a model's stages, each to a repo of its own, and the manifest last. Another run finishes a killed one.
+
+    Args:
+        model: Its folder or Hub id.
+        cut: Where to cut.
+        settings: Where and how.
+        watcher: Told what is being done; asked whether a model with a licence or a gate may be read by everyone.
+
+    Raises:
+        PlanError, UnsupportedModel, ProofFailed, ParityFailed: As `split`.
+        UsageError: It would be public, and nobody says that it may.
+        AccessError: The token may not write there.
+        Conflict: The name is taken by another cut, or somebody else changed a repo meanwhile.
+        WeightFileError: The source changed, or its bytes are not what they were.
+        DiskFull: No room for a weight file.
+        HubUnreachable, HubRefused: The Hub does not do its part.
+    """
+    return Push(model, cut, settings, watcher).run()
+
+
+class Unpublish:
+    """A pipeline at the Hub that is to be deleted; nothing was deleted yet.
+
+    Attributes:
+        removal: What goes, and what stays because others name it.
+        endpoint: Where.
+
+    Raises:
+        UsageError: It is not a pipeline's repo.
+        AccessError: The token may not delete it.
+    """
+
+    def __init__(self, pipeline: str, watcher: Watcher = SILENT) -> None:
+        place = parse_reference(pipeline)
+        if isinstance(place, Path):
+            raise UsageError(
+                f"{pipeline} is a folder.", why="Only what is on a Hub is unpublished.", hint="Give ORG/NAME."
+            )
+        self._watcher = watcher
+        self._calls = HubCalls(api=hub(), notice=watcher.note)
+        self._calls.writer()
+        self.removal: Removal = find_removal(self._calls, place.repo)
+        self.endpoint: str = self._calls.api.endpoint
+
+    @property
+    def repos(self) -> list[str]:
+        """Repos to delete, the manifest's first."""
+        return [*([self.removal.pipeline] if self.removal.pipeline else []), *self.removal.shards]
+
+    def run(self) -> None:
+        """Delete them, for good."""
+        remove(self._calls, self.removal, progress=lambda repo: self._watcher.note(f"deleting {repo}"))
+
+
+def _is_published(plan: PushPlan) -> bool:
+    """Whether all of it is at the Hub, as far as is known before a weight is read."""
+    at = plan.pipeline
+    has_manifest = at.action is not Action.REPLACE and at.remote is not None and at.remote.manifest is not None
+    return has_manifest and all(shard.action is Action.KEEP for shard in plan.shards)
+
+
+def _recorded(plan: PushPlan) -> str | None:
+    """What the manifest that is there says is inexact; one that is replaced says nothing of this cut."""
+    at = plan.pipeline
+    manifest = at.remote.manifest if at.remote is not None and at.action is not Action.REPLACE else None
+    return manifest.inexact if manifest is not None else None
+
+
+def _gate(model: Model, calls: HubCalls) -> str | None:
+    """What readers of the source's repo have to do: `auto`, `manual` or None."""
+    repo = model.source.repo
+    if repo is None:
+        return None
+    info = calls.run(
+        lambda: calls.api.model_info(repo, revision=model.source.commit),
+        what=f"asking whether {repo} is gated",
+        repo=repo,
+        revision=model.source.commit,
+    )
+    return info.gated if isinstance(info.gated, str) else None
+
+
+def _push_progress(watcher: Watcher) -> Callable[[PushProgress], None]:
+    def forward(state: PushProgress) -> None:
+        watcher.progress(
+            Progress(
+                activity=state.activity,
+                item=f"{state.file} for {state.repo}",
+                done=state.done_bytes,
+                total=state.total_bytes,
+            )
+        )
+
+    return forward
+
+
+@contextlib.contextmanager
+def _client_bars(*, shown: bool) -> Iterator[None]:
+    """The Hub's client draws bars on stderr unless it is told not to; afterwards it does as before."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

@@ -1,0 +1,323 @@
+"""Running a node: the stage it serves, from its shards' names to the last session."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from shardhub.checkpoint.unread_fields import warning
+from shardhub.engine.engine import Engine
+from shardhub.engine.metrics import StageMetrics
+from shardhub.engine.settings import EngineSettings
+from shardhub.errors import NodeFailure, UsageError
+from shardhub.listening import is_loopback
+from shardhub.node.lifecycle import NodeSettings, Stopping, check_host, run_node
+from shardhub.node.metrics import MetricsEndpoint, check_metrics
+from shardhub.node.peers import DEFAULT_PEERS
+from shardhub.protocol import KvQuantization
+from shardhub.shard import Shard, inexact_of, join_adjacent
+from shardhub.toolchain import check_compiler
+from shardhub.usecases.awake import awake
+from shardhub.usecases.choose_shards import choose_shards
+from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.places import Places
+from shardhub.usecases.sizes import parse_memory, served_context
+from shardhub.usecases.trust import node_trust
+from shardhub.usecases.watcher import SILENT, Watcher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """How a node serves.
+
+    Attributes:
+        stages: Of a pipeline, which: `K` or `K-L`; None takes the first that fits.
+        host, port: Where to listen; port 0 takes a free one.
+        insecure_lan: Listen off loopback without TLS.
+        tls: Folder of this machine's certificates, for loopback too.
+        require_signature: Public key that must have signed the pipeline, or its file.
+        advertise: Addresses for other nodes; found from the interfaces if empty.
+        peers: Networks the node may dial, such as `192.168.1.0/24`; private ones if empty.
+        context: Positions of a session, prompt and answer; None takes the model's own, as memory allows.
+        max_sessions: Most sessions at once.
+        kv_bits: Keep K and V in 4 or 8 bits; None keeps them as they are.
+        kv_group_size: Elements that share a scale.
+        memory: To stay within, such as `12GB`; None asks the machine.
+        shutdown_timeout_s: How long a drain waits for sessions.
+        metrics: Where to answer Prometheus: `[HOST:]PORT`.
+        insecure_metrics: Answer it off loopback too.
+        allow_sleep: Let a Mac on mains power sleep meanwhile.
+        cache_dir, cache_limit: The cache's folder, and the size to keep it within, such as `200GB`.
+    """
+
+    stages: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    insecure_lan: bool = False
+    tls: Path | None = None
+    require_signature: str | None = None
+    advertise: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    context: int | None = None
+    max_sessions: int = 16
+    kv_bits: int | None = None
+    kv_group_size: int = 64
+    memory: str | None = None
+    shutdown_timeout_s: float = 30.0
+    metrics: str | None = None
+    insecure_metrics: bool = False
+    allow_sleep: bool = False
+    cache_dir: Path | None = None
+    cache_limit: str | None = None
+
+    @property
+    def kv(self) -> KvQuantization | None:
+        """How K and V are to be quantised.
+
+        Raises:
+            UsageError: Not in one of the forms there are.
+        """
+        return KvQuantization(bits=self.kv_bits, group_size=self.kv_group_size) if self.kv_bits is not None else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """A node that is ready.
+
+    Attributes:
+        address: Where it listens.
+        shards: What it serves, as one stage.
+        start, stop: Half-open range of its layers, of `num_layers`.
+        weight_bytes, kv_budget_bytes: Memory for weights, and for KV.
+        context: Positions of a session.
+        context_line: Why so many, in a sentence.
+        batch_refusal: Why sessions take turns, one in a step; None where they go together.
+        tls_name: Name in its certificate; None without TLS.
+        boot_id: Tells it from the node that listened there before.
+        metrics: Where Prometheus is answered.
+        inexact: What is inexact about its numbers, if anything.
+    """
+
+    address: str
+    shards: tuple[Shard, ...]
+    start: int
+    stop: int
+    num_layers: int
+    weight_bytes: int
+    kv_budget_bytes: int
+    context: int
+    context_line: str
+    batch_refusal: str | None
+    tls_name: str | None
+    boot_id: str
+    metrics: str | None
+    inexact: str | None
+
+
+class Node:
+    """A node that serves. It is made by `serve`, and ends with the block.
+
+    Attributes:
+        facts: What it serves, and where.
+    """
+
+    def __init__(self, facts: NodeFacts, running: Future[int], ask_to_stop: Callable[[], object]) -> None:
+        self.facts = facts
+        self._running = running
+        self._ask_to_stop = ask_to_stop
+
+    @property
+    def address(self) -> str:
+        """Where it listens, for heads."""
+        return self.facts.address
+
+    def stop(self) -> None:
+        """Have it finish its sessions and end; returns at once. A second time ends it without waiting for them."""
+        self._ask_to_stop()
+
+    def wait(self) -> int:
+        """Wait until it has ended.
+
+        Returns:
+            0 after a drain; 128 plus the signal's number if it was cut short.
+
+        Raises:
+            ShardhubError: It could not go on.
+        """
+        return LoopThread.result_of(self._running)
+
+
+class Serving:
+    """A node as a context manager; see `serve`."""
+
+    def __init__(
+        self,
+        shards: Sequence[str],
+        settings: ServeSettings,
+        watcher: Watcher,
+        end: Callable[[int], None],
+    ) -> None:
+        self._named = shards
+        self._settings = settings
+        self._watcher = watcher
+        self._end = end
+        self._stack = contextlib.ExitStack()
+        self._loop: LoopThread | None = None
+        self._stopping: Stopping | None = None
+
+    def __enter__(self) -> Node:
+        try:
+            return self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self._stopping = None  # nobody is there to be asked any more
+
+    def ask_to_stop(self, number: int = 15) -> bool:
+        """Have the node end, as a signal would; whether there is one yet that can be asked."""
+        if self._loop is None or (stopping := self._stopping) is None:
+            return False
+        self._loop.call(lambda: stopping.ask(number))
+        return True
+
+    def _start(self) -> Node:
+        settings, watcher = self._settings, self._watcher
+        trust = node_trust(settings.tls, insecure_lan=settings.insecure_lan, is_loopback=is_loopback(settings.host))
+        check_host(settings.host, insecure_lan=settings.insecure_lan, has_tls=trust is not None)
+        if settings.metrics is not None:
+            check_metrics(settings.metrics, insecure=settings.insecure_lan or settings.insecure_metrics)
+        budget = parse_memory(settings.memory)
+        check_compiler()
+        self._stack.enter_context(awake(allow_sleep=settings.allow_sleep, watcher=watcher))
+        endpoint = None
+        if settings.metrics is not None:
+            endpoint = self._stack.enter_context(MetricsEndpoint(settings.metrics))
+        kv = settings.kv
+        places = Places(settings.cache_dir, settings.cache_limit, watcher=watcher)
+        shards = join_adjacent(
+            choose_shards(places, self._named, settings.stages, budget, settings.require_signature, watcher=watcher)
+        )
+        context = served_context(shards[0].config, settings.context)
+        if text := warning(shards[0].config, context.positions):
+            watcher.note(f"warning: {text}")
+        if settings.insecure_lan:
+            watcher.note("warning: --insecure-lan: everyone who reaches this port can read prompts and alter answers")
+        ready: Future[NodeFacts] = Future()
+
+        def on_ready(engine: Engine, address: str) -> None:
+            watcher.doing("")
+            if endpoint is not None:
+                StageMetrics(endpoint.registry).watch(engine)
+            ready.set_result(
+                NodeFacts(
+                    address=address,
+                    shards=tuple(shards),
+                    start=engine.facts.start,
+                    stop=engine.facts.stop,
+                    num_layers=engine.facts.num_layers,
+                    weight_bytes=engine.weight_bytes,
+                    kv_budget_bytes=engine.kv_budget_bytes,
+                    context=engine.limits.max_context,
+                    context_line=context.line(engine.limits.max_context),
+                    batch_refusal=engine.batch_refusal,
+                    tls_name=trust.identity.peer.name if trust else None,
+                    boot_id=engine.boot_id.hex(),
+                    metrics=str(endpoint.address) if endpoint else None,
+                    inexact=inexact_of(shards),
+                )
+            )
+
+        async def run() -> int:
+            self._stopping = Stopping()
+            try:
+                return await run_node(
+                    shards,
+                    EngineSettings(
+                        context=context.positions,
+                        max_sessions=settings.max_sessions,
+                        budget_bytes=budget,
+                        kv=kv,
+                        may_be_less=context.may_be_less,
+                    ),
+                    NodeSettings(
+                        host=settings.host,
+                        port=settings.port,
+                        advertise=settings.advertise,
+                        insecure_lan=settings.insecure_lan,
+                        trust=trust,
+                        shutdown_timeout_s=settings.shutdown_timeout_s,
+                        peers=_networks(settings.peers),
+                    ),
+                    on_ready=on_ready,
+                    progress=watcher.doing,
+                    end=self._end,
+                    stopping=self._stopping,
+                )
+            finally:
+                watcher.doing("")
+
+        self._loop = self._stack.enter_context(LoopThread())
+        running = self._loop.submit(run())
+        # Whoever waits for it to be ready is told too that it ended before that.
+        running.add_done_callback(lambda _: ready.cancel())
+        self._stack.callback(self._stop, running)
+        try:
+            facts = LoopThread.result_of(ready)
+        except CancelledError:
+            code = running.result()
+            raise NodeFailure("The node was stopped before it was ready.", why=f"Its exit code is {code}.") from None
+        return Node(facts, running, self.ask_to_stop)
+
+    def _stop(self, running: Future[int]) -> None:
+        """Drain it, if it still runs; what went wrong is raised where somebody waits for it."""
+        self.ask_to_stop()
+        wait([running])
+
+
+def serve(
+    shards: str | Sequence[str],
+    settings: ServeSettings = ServeSettings(),
+    watcher: Watcher = SILENT,
+    *,
+    end: Callable[[int], None] = lambda code: None,
+) -> Serving:
+    """Serve a stage from this process for as long as a `with` block runs.
+
+    The block is entered once the node is ready, and left once its sessions have ended or the time for that is over.
+
+    Args:
+        shards: A shard, several adjacent ones, or a pipeline: folders or Hub ids.
+        settings: How.
+        watcher: Told what is being done.
+        end: Called, with an exit code, when the node is asked to stop while it loads: loading goes on in a thread that
+            only the end of the process ends.
+
+    Returns:
+        A context manager that gives a `Node`.
+
+    Raises:
+        UsageError, AddressError: It is not said what to serve, or it cannot listen there.
+        DoesNotFit: Nothing of it fits into the memory budget.
+        IntegrityError: A shard is not what was published.
+        NotFound, AccessError, HubUnreachable: A shard cannot be fetched.
+    """
+    return Serving([shards] if isinstance(shards, str) else shards, settings, watcher, end)
+
+
+def _networks(texts: Sequence[str]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    if not texts:
+        return DEFAULT_PEERS
+    try:
+        return tuple(ipaddress.ip_network(text) for text in texts)
+    except ValueError as error:
+        raise UsageError(f"--peers: {error}.", hint="Write a network such as 192.168.1.0/24.") from error

@@ -1,0 +1,160 @@
+"""Splitting a model into folders: one for each stage, and one for the pipeline."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shardhub.naming import check_is_text, check_model_name
+from shardhub.parity import UNMEASURED, Numbers
+from shardhub.sizes import size_text
+from shardhub.splitting.split import ShardResult, preview
+from shardhub.splitting.split import split as split_checkpoint
+from shardhub.usecases.cut import Cut, decide_and_prove
+from shardhub.usecases.forwarding import bytes_of
+from shardhub.usecases.parity import ParitySettings, known_numbers, measure_split, settle_numbers, twin_findings
+from shardhub.usecases.places import base_name, open_model
+from shardhub.usecases.signing import signer_of
+from shardhub.usecases.tokenizer import with_tokenizer
+from shardhub.usecases.watcher import SILENT, Watcher
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSettings:
+    """How a model is split.
+
+    Attributes:
+        only: Index of the one shard to write; the pipeline's folder is written once all are there.
+        name: Base name of the shards; None takes the model's.
+        check_weights: Refuse NaN and infinite weights.
+        parity: Whether the stages are run against the whole model.
+        sign_key: File of the key that signs the manifest.
+        ignore_code: Take a model whose repo has code of its own, and leave that code out.
+        ignore_fields: Fields of config.json that mlx-lm never reads, and that are to change nothing.
+    """
+
+    only: int | None = None
+    name: str | None = None
+    check_weights: bool = False
+    parity: ParitySettings = field(default_factory=ParitySettings)
+    sign_key: Path | None = None
+    ignore_code: bool = False
+    ignore_fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """A model that was split.
+
+    Attributes:
+        name: Base name of the folders.
+        shards: Those that are in place now.
+        pipeline: Folder of the pipeline; None while shards of this cut are missing.
+        pipeline_id: Its identity.
+        missing: Indexes of the shards that are missing.
+        numbers: What is known of the stages' numbers.
+        inexact: What is inexact about them, if anything.
+        duration_s: What the copying took.
+    """
+
+    name: str
+    shards: tuple[ShardResult, ...]
+    pipeline: Path | None
+    pipeline_id: str | None
+    missing: tuple[int, ...]
+    numbers: Numbers
+    inexact: str | None
+    duration_s: float
+
+
+def split(
+    model: str, out: Path, cut: Cut, settings: SplitSettings = SplitSettings(), watcher: Watcher = SILENT
+) -> Split:
+    """Write shard folders and, once all are there, the pipeline's folder. A run that was killed is finished by another.
+
+    Args:
+        model: Its folder or Hub id.
+        out: Folder to write into; made if needed.
+        cut: Where to cut.
+        settings: How.
+        watcher: Told what is being done.
+
+    Raises:
+        PlanError, DoesNotFit: The cut cannot be.
+        UnsupportedModel: This model cannot be split; `ProofFailed`: the stages are not proven.
+        ParityFailed: Their numbers are not the whole model's, and that is not allowed.
+        WeightFileError, NonFiniteWeights: The checkpoint is not whole, or changed meanwhile.
+        DiskFull: No room; what is finished is kept for the next run.
+        UsageError: Another shard or pipeline has the name.
+    """
+    signer = signer_of(settings.sign_key)
+    if settings.name is not None:
+        check_model_name(settings.name)
+    check_is_text(out)
+    opened = open_model(
+        model,
+        ignore_code=settings.ignore_code,
+        ignore_fields=settings.ignore_fields,
+        context=cut.context,
+        watcher=watcher,
+    )
+    opened = with_tokenizer(opened, ignore_code=settings.ignore_code, watcher=watcher)
+    checkpoint, source = opened.checkpoint, opened.source
+    name = base_name(opened, settings.name, watcher)
+    contents, stages = decide_and_prove(checkpoint, cut, watcher)
+    ahead = preview(
+        checkpoint,
+        contents,
+        stages,
+        out,
+        name=name,
+        source=source,
+        only=settings.only,
+        check_weights=settings.check_weights,
+    )
+    watcher.note(
+        f"reading {size_text(ahead.read_bytes)} from {model}, writing {size_text(ahead.write_bytes)} to {out} "
+        f"({size_text(ahead.free_bytes)} free)"
+    )
+    numbers, recorded = UNMEASURED, None
+    if ahead.pipeline.exists():
+        numbers, recorded = known_numbers(ahead.pipeline)
+    elif settings.only is not None:
+        numbers = Numbers(not_run="shards were written one at a time, with --only")
+    elif ahead.need_bytes <= ahead.free_bytes:
+        numbers = measure_split(checkpoint, contents, stages, source, settings.parity, watcher)
+    inexact = settle_numbers(
+        numbers,
+        recorded,
+        where=checkpoint.where,
+        stages=stages,
+        allow_inexact=settings.parity.allow_inexact,
+        others=twin_findings(contents),
+        watcher=watcher,
+    )
+    start = time.monotonic()
+    result = split_checkpoint(
+        checkpoint,
+        contents,
+        stages,
+        out,
+        name=name,
+        source=source,
+        only=settings.only,
+        check_weights=settings.check_weights,
+        numbers=numbers,
+        inexact=inexact,
+        signer=signer,
+        progress=bytes_of("copying", watcher),
+    )
+    return Split(
+        name=name,
+        shards=result.shards,
+        pipeline=result.pipeline,
+        pipeline_id=result.pipeline_id,
+        missing=result.missing,
+        numbers=numbers,
+        inexact=inexact,
+        duration_s=time.monotonic() - start,
+    )

@@ -1,0 +1,109 @@
+"""A program that uses all of the library, for a type checker; it is never run."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import shardhub
+
+
+class Watching:
+    """A watcher."""
+
+    def note(self, text: str) -> None:
+        print(text)
+
+    def doing(self, activity: str) -> None:
+        print(activity)
+
+    def progress(self, state: shardhub.Progress) -> None:
+        print(state.activity, state.item, state.share, state.unit, state.is_finished)
+
+    def ask(self, question: str) -> bool | None:
+        return None
+
+
+WATCHER: shardhub.Watcher = Watching()
+
+
+def prepare(model: str) -> str:
+    """Plan, split and publish; returns the pipeline's folder."""
+    cut = shardhub.Cut(machines=("mini=16GB", "studio=64GB"), context=4096)
+    made: shardhub.ModelPlan = shardhub.plan(model, cut, shardhub.PlanSettings(proof=True), WATCHER)
+    verdict: shardhub.Verdict = made.verdict
+    if verdict.error is not None:
+        raise verdict.error
+    parity = shardhub.ParitySettings(memory="8GB", allow_inexact=False)
+    split: shardhub.Split = shardhub.split(
+        model, Path("out"), cut, shardhub.SplitSettings(name="example", parity=parity), WATCHER
+    )
+    publication: shardhub.Publication = shardhub.publish(
+        model, cut, shardhub.PublishSettings(private=True, parity=parity), WATCHER
+    )
+    print(publication.shards, publication.pipeline, publication.pipeline_id)
+    pulled: tuple[shardhub.Pulled, ...] = shardhub.pull(
+        publication.pipeline, shardhub.PullSettings(shards=True), WATCHER
+    )
+    print([folder.name for one in pulled for folder in one.folders])
+    assert split.pipeline is not None
+    return str(split.pipeline)
+
+
+def check(pipeline: str) -> bool:
+    """Verify, check by check."""
+
+    def show(check: shardhub.Check) -> None:
+        print(check.state, check.what, check.why)
+
+    report: shardhub.Verification = shardhub.verify(
+        pipeline, shardhub.VerifySettings(fetch=True), WATCHER, on_check=show
+    )
+    return report.ok and report.is_proven
+
+
+def run(pipeline: str) -> None:
+    """A node and a head in threads."""
+    with shardhub.serve(pipeline, shardhub.ServeSettings(stages="0", port=0), WATCHER) as node:
+        serving: shardhub.Node = node
+        facts: shardhub.NodeFacts = serving.facts
+        print(facts.start, facts.stop, facts.context)
+        settings = shardhub.HeadSettings(
+            pipeline=pipeline, nodes=(node.address,), recovery=shardhub.Recovery.EXACT, recover_wait_s=5.0
+        )
+        with shardhub.open_head(settings, WATCHER) as opened:
+            head: shardhub.Head = opened
+            stream: shardhub.AnswerStream = head.stream("Hello", shardhub.Sampling(max_tokens=8))
+            for each in stream:
+                piece: shardhub.Piece = each
+                print(piece.text)
+            answer: shardhub.Answer = head.answer([1, 2, 3])
+            usage: shardhub.Usage = answer.usage
+            print(usage.tokens_per_s, head.chat([{"role": "user", "content": "Hello"}]).text)
+            scored: tuple[shardhub.ScoredToken, ...] = head.score("a b c")
+            status: shardhub.HeadStatus = head.status()
+            places: tuple[shardhub.StagesAt, ...] = status.stages
+            print(scored[0].logprob, places[0].at)
+        node.stop()
+        print(node.wait())
+
+
+async def run_async(pipeline: str) -> None:
+    """A head for coroutines."""
+    try:
+        async with shardhub.open_head(pipeline) as opened:
+            head: shardhub.AsyncHead = opened
+            stream: shardhub.AsyncAnswerStream = head.stream("Hello")
+            async for piece in stream:
+                print(piece.text)
+            print(stream.answer.text, (await head.answer("Hello")).text, head.status().context)
+            await head.score("a b c")
+    except shardhub.ShardhubError as error:
+        print(error.what, error.why, error.hint)
+
+
+if __name__ == "__main__":
+    folder = prepare("ORG/MODEL")
+    if check(folder):
+        run(folder)
+        asyncio.run(run_async(folder))
