@@ -120,7 +120,7 @@ def test_generate_by_id_runs_cached_stages_here(published: Published, env: dict[
     refused = here(env, "generate", published.pipeline, *options)
     assert refused.returncode == 5
     assert f"shardhub pull {published.shards[0]}@{published.commits[0]}" in refused.stderr
-    assert "GB" in refused.stderr
+    assert "MB" in refused.stderr
     assert record_list(here(env, "pull", "--shards", published.pipeline, "--json"))
     expected = record(here(env, "generate", published.local.folder, *options))
     assert record(here(env, "generate", published.pipeline, *options))["tokens"] == expected["tokens"]
