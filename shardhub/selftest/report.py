@@ -15,6 +15,7 @@ from shardhub.selftest.chains import ChainResult, Form, run_family
 from shardhub.selftest.families import FAMILIES
 from shardhub.selftest.kernels import KernelResult, run_kernels
 from shardhub.selftest.speeds import Speeds, measure_speeds
+from shardhub.sizes import size_text
 from shardhub.toolchain import check_compiler
 
 # Exit codes, as every command has them: done, failure, integrity.
@@ -174,4 +175,4 @@ def _fault(chain: ChainResult) -> str:
 
 
 def _gb(size_bytes: str) -> str:
-    return f"{int(size_bytes) / 1e9:.1f} GB"
+    return size_text(int(size_bytes))
