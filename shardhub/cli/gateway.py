@@ -14,7 +14,6 @@ from types import FrameType
 
 from shardhub.chain.head import Head
 from shardhub.cli.demo_chain import demo_chain
-from shardhub.cli.setting_names import with_flags
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import ChainError, UsageError
@@ -136,7 +135,7 @@ def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> H
                 waiting.wait_for(error)
             if waiting.reason != said:
                 said = waiting.reason
-                note(f"waiting, and answering 503: {with_flags(said)}")
+                note(f"waiting, and answering 503: {said}")
             time.sleep(_BETWEEN_STARTS_S)
     finally:
         loop.wait(waiting.stop())

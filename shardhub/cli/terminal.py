@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from shardhub.cli.setting_names import with_flags
 from shardhub.sizes import size_text
 from shardhub.usecases.watcher import Progress
 
@@ -32,7 +33,11 @@ _line: _Line | None = None
 
 
 def note(text: str) -> None:
-    """A line on stderr: above the one that changes, and on a line of its own where an answer is being written."""
+    """A line on stderr: above the one that changes, and on a line of its own where an answer is being written.
+
+    Settings that it names are shown as options.
+    """
+    text = with_flags(text)
     is_shared = _is_line_open and sys.stdout.isatty() and sys.stderr.isatty()
     if _line is not None:
         _line.clear()

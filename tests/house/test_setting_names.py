@@ -15,6 +15,7 @@ import shardhub
 from shardhub.cli.app import app
 from shardhub.cli.run import error_record, print_error
 from shardhub.cli.setting_names import FLAGS, with_flags
+from shardhub.cli.terminal import note
 from shardhub.errors import UsageError
 
 PACKAGE = Path(shardhub.__file__).parent
@@ -98,3 +99,5 @@ def test_errors_are_shown_with_options(capsys: pytest.CaptureFixture[str]) -> No
     print_error(error)
     assert capsys.readouterr().err == "Error: --cuts is wrong.\nWhy: --stages was given.\nTry: Leave out --cuts.\n"
     assert error_record(error)["hint"] == "Leave out --cuts."
+    note(f"going on: {error.hint}")
+    assert capsys.readouterr().err == "going on: Leave out --cuts.\n"
