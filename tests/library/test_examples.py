@@ -41,6 +41,7 @@ def run(code: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.timeout(600)  # six programs, each of which imports MLX
 def test_examples_of_the_page_run_as_they_stand(folder: Path) -> None:
     """Each block is a program of its own; together they take a model to an answer, and leave its folders behind."""
     outputs = [run(code, folder) for needs_hub, code in EXAMPLES if not needs_hub]
