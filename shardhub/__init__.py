@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         WeightFileError,
         WireError,
     )
+    from shardhub.usecases.answer import Answer, HeadStatus, Sampling, ScoredToken, StagesAt, Usage
     from shardhub.usecases.cache import (
         Pulled,
         PullSettings,
@@ -69,19 +70,7 @@ if TYPE_CHECKING:
     from shardhub.usecases.cut import (
         Cut,
     )
-    from shardhub.usecases.open_head import (
-        Answer,
-        AnswerStream,
-        AsyncAnswerStream,
-        AsyncHead,
-        Head,
-        HeadStatus,
-        Sampling,
-        ScoredToken,
-        StagesAt,
-        Usage,
-        open_head,
-    )
+    from shardhub.usecases.open_head import AnswerStream, AsyncAnswerStream, AsyncHead, Head, open_head
     from shardhub.usecases.parity import (
         ParitySettings,
     )
@@ -220,17 +209,19 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "pull",
     ),
     "usecases.cut": ("Cut",),
-    "usecases.open_head": (
+    "usecases.answer": (
         "Answer",
-        "AnswerStream",
-        "AsyncAnswerStream",
-        "AsyncHead",
-        "Head",
         "HeadStatus",
         "Sampling",
         "ScoredToken",
         "StagesAt",
         "Usage",
+    ),
+    "usecases.open_head": (
+        "AnswerStream",
+        "AsyncAnswerStream",
+        "AsyncHead",
+        "Head",
         "open_head",
     ),
     "usecases.parity": ("ParitySettings",),

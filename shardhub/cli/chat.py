@@ -9,7 +9,8 @@ from shardhub.cli.generate import summary, system_messages
 from shardhub.cli.run import print_error
 from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError
-from shardhub.usecases.open_head import Sampling, open_head
+from shardhub.usecases.answer import Sampling
+from shardhub.usecases.open_head import open_head
 from shardhub.usecases.start_head import HeadSettings
 
 

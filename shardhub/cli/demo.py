@@ -18,7 +18,8 @@ from shardhub.demo.smollm2 import fetch_and_convert
 from shardhub.errors import ChainError, DigestMismatch
 from shardhub.naming import pipeline_name, shard_name
 from shardhub.toolchain import check_compiler
-from shardhub.usecases.open_head import Answer, Sampling, open_head
+from shardhub.usecases.answer import Answer, Sampling
+from shardhub.usecases.open_head import open_head
 from shardhub.usecases.start_head import HeadSettings
 
 USER = "demo"

@@ -8,7 +8,8 @@ import sys
 
 from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError, UsageError
-from shardhub.usecases.open_head import HeadStatus, Prompt, Sampling, Usage, open_head
+from shardhub.usecases.answer import HeadStatus, Prompt, Sampling, Usage
+from shardhub.usecases.open_head import open_head
 from shardhub.usecases.start_head import HeadSettings
 
 # Prompts from a file or pipe: more text than any model's context holds.

@@ -17,8 +17,8 @@ from shardhub.parameters import REPETITION_CONTEXT
 from shardhub.threads import check_threads
 
 if TYPE_CHECKING:
+    from shardhub.usecases.answer import Sampling
     from shardhub.usecases.cut import Cut
-    from shardhub.usecases.open_head import Sampling
     from shardhub.usecases.parity import ParitySettings
     from shardhub.usecases.start_head import HeadSettings
 
@@ -286,7 +286,7 @@ class SamplingFlags:
 
     def sampling(self) -> Sampling:
         """How tokens are chosen."""
-        from shardhub.usecases.open_head import Sampling
+        from shardhub.usecases.answer import Sampling
 
         return Sampling(
             max_tokens=self.max_tokens,
