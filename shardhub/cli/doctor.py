@@ -25,12 +25,12 @@ def doctor(*, report: bool, as_json: bool, cache_dir: Path | None = None, blas: 
         record = {"ok": not failed, "checks": [asdict(check) for check in checks], "versions": versions().splitlines()}
         print(json.dumps(record))
     elif report:
-        print(report_text(checks))
+        print(with_flags(report_text(checks)))
     return int(failed)
 
 
 def _print(checks: list[Check]) -> None:
     for check in checks:
-        print(f"{check.state:<5} {check.name:<9} {check.found}", flush=True)
+        print(f"{check.state:<5} {check.name:<9} {with_flags(check.found)}", flush=True)
         if check.advice:
             print(f"      {'':<9} -> {with_flags(check.advice)}", flush=True)

@@ -307,7 +307,7 @@ def head_settings(
     local: LocalFlags,
     *,
     recovery: RecoveryFlags | None = None,
-    insecure_flag: str = "--insecure-lan",
+    insecure_flag: str = "`insecure_lan`",
 ) -> HeadSettings:
     """Which pipeline runs, and where."""
     from shardhub.usecases.start_head import HeadSettings

@@ -69,7 +69,7 @@ def _report(made: ModelPlan) -> dict[str, Any]:
         "notes": list(map(with_flags, planned.plan.notes)),
         "proof": {
             "state": verdict.state,
-            "note": verdict.line if verdict.state == "unchecked" else "",
+            "note": with_flags(verdict.line) if verdict.state == "unchecked" else "",
             "mlx_lm": "" if verdict.state == "unchecked" else version("mlx-lm"),
             "batch": verdict.batch,
             "error": None if verdict.error is None else error_record(verdict.error),

@@ -17,7 +17,7 @@ FLAGS = {
         *("kv_group_size", "machine", "max_tokens", "memory", "metrics", "name", "namespace", "new_key", "no_parity"),
         *("node", "only", "peers", "plan", "port", "private", "prompt_tokens", "public_url", "push", "raw"),
         *("reference", "replace", "require_signature", "role", "run", "seed", "source", "source_folder", "stages"),
-        *("tls", "tokens"),
+        *("tls", "tokens", "yes", "no_proof", "insecure_nodes"),
     )
 }
 _SETTING = re.compile(r"`([a-z_]+)`")

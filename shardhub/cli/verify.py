@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import UsageError
 from shardhub.sizes import size_text
@@ -113,7 +114,7 @@ def _files(pipeline: str, options: VerifyOptions) -> int:
 
     def show(check: Check) -> None:
         if not options.as_json:
-            print(f"{check.state:<8}  {check.what}" + (f": {check.why}" if check.why else ""), flush=True)
+            print(with_flags(f"{check.state:<8}  {check.what}" + (f": {check.why}" if check.why else "")), flush=True)
 
     settings = VerifySettings(fetch=options.fetch, key=options.key, cache_dir=options.cache_dir)
     made = verify_files(pipeline, settings, Terminal(), on_check=show)
@@ -128,7 +129,7 @@ def _files(pipeline: str, options: VerifyOptions) -> int:
         }
         print(json.dumps(record))
     else:
-        print(made.verdict)
+        print(with_flags(made.verdict))
     return int(not made.is_proven) if made.is_published else _EXIT_DIFFERENT
 
 
@@ -178,8 +179,8 @@ def _reference(pipeline: str, settings: ReferenceSettings, *, as_json: bool) -> 
     if as_json:
         print(json.dumps({"record": json.loads(encode(made.record)), "summary": summary, "at": made.place}))
     else:
-        print(summary)
-        print(made.place)
+        print(with_flags(summary))
+        print(with_flags(made.place))
     return 0
 
 

@@ -13,7 +13,7 @@ from shardhub.errors import AddressError, UsageError
 from shardhub.naming import NODE_PORT
 from shardhub.shard import Pipeline
 
-NODE_OPTION = "--node"
+NODE_OPTION = "`node`"
 NODES_VARIABLE = "SHARDHUB_NODES"
 NODES_FILE = "nodes.toml"
 

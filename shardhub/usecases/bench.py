@@ -147,7 +147,7 @@ def check_room(head: Head, options: BenchOptions) -> None:
         raise UsageError(
             f"A prompt of {options.num_prompt} ids and {options.num_tokens} tokens do not fit.",
             why=f"The chain's context is {head.capacity.max_context} positions.",
-            hint="Lower --prompt-tokens or --tokens, or serve with a larger --context.",
+            hint="Lower `prompt_tokens` or `tokens`, or serve with a larger `context`.",
         )
 
 

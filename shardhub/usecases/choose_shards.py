@@ -39,13 +39,13 @@ def choose_shards(
     pipelines = [folder for folder in folders if (folder / MANIFEST_FILE).is_file()]
     if require_signature is not None and not pipelines:
         raise UsageError(
-            "--require-signature needs the pipeline.",
+            "`require_signature` needs the pipeline.",
             why="A signature covers the manifest, which names the shards.",
             hint="Write: shardhub serve PIPELINE --stages K --require-signature ...",
         )
     if not pipelines:
         if stages is not None:
-            raise UsageError("--stages chooses from a pipeline.", hint="Give a pipeline, or leave it out.")
+            raise UsageError("`stages` chooses from a pipeline.", hint="Give a pipeline, or leave it out.")
         shards = [read_shard(folder) for folder in folders]
         warn_inexact(inexact_of(shards), watcher)
         return shards
@@ -69,7 +69,7 @@ def choose_shards(
     if chosen is None:
         raise DoesNotFit(
             f"No stage of {pipeline.manifest.name} is to be had and fits into {size_text(budget)}.",
-            hint="Split it into more stages, or set --memory if the budget is wrong.",
+            hint="Split it into more stages, or set `memory` if the budget is wrong.",
         )
     return [_shard(places, pipeline, chosen)]
 
@@ -96,8 +96,8 @@ def _indices(text: str, num_stages: int) -> list[int]:
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
     if not match or not first <= last < num_stages:
         raise UsageError(
-            f"--stages {text} names no stages.",
+            f"`stages` {text} names no stages.",
             why=f"The pipeline has stages 0 to {num_stages - 1}.",
-            hint="Write K or K-L, such as --stages 1-2.",
+            hint="Write K or K-L, such as `stages` 1-2.",
         )
     return list(range(first, last + 1))

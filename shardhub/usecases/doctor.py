@@ -115,7 +115,7 @@ def check_blas(choice: Blas) -> Check:
             found=f"{found}; slow: {missing.what} {missing.why}",
             advice=missing.hint,
         )
-    return Check(name="blas", state=OK, found=f"{found}, by --blas" if choice is Blas.REFERENCE else found)
+    return Check(name="blas", state=OK, found=f"{found}, by `blas`" if choice is Blas.REFERENCE else found)
 
 
 def _mlx() -> list[Check]:
@@ -164,12 +164,12 @@ def check_disk(folder: Path) -> Check:
     """Whether the cache can be written and has room."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        advice = "Make it writable, or give another with --cache-dir or SHARDHUB_CACHE."
+        advice = "Make it writable, or give another with `cache_dir` or SHARDHUB_CACHE."
         return Check(name="disk", state=FAIL, found=f"the cache {folder} cannot be written", advice=advice)
     free = shutil.disk_usage(existing).free
     found = f"{size_text(free)} free for the cache in {folder}"
     if free < _LITTLE_DISK_BYTES:
-        advice = "Make room (shardhub prune), or give another folder with --cache-dir or SHARDHUB_CACHE."
+        advice = "Make room (shardhub prune), or give another folder with `cache_dir` or SHARDHUB_CACHE."
         return Check(name="disk", state=WARN, found=found, advice=advice)
     return Check(name="disk", state=OK, found=found)
 

@@ -98,7 +98,7 @@ def base_name(model: Model, name: str | None, watcher: Watcher = SILENT) -> str:
     own = model.source.repo or str(model.checkpoint.folder.resolve())
     if model.name != own.rsplit("/", 1)[-1]:
         watcher.note(
-            f"named after {model.name}: a Hub takes no other characters than those; --name NAME gives another name"
+            f"named after {model.name}: a Hub takes no other characters than those; `name` NAME gives another name"
         )
     return model.name
 
@@ -206,7 +206,7 @@ def _without_code(checkpoint: Checkpoint, *, ignore_code: bool) -> Checkpoint:
             why="shardhub runs no code out of a model's repo.",
             hint="Use a conversion of the model that mlx-lm runs without it."
             if "model_file" in checkpoint.config
-            else f"Add --ignore-code to leave it out, if mlx-lm's own {checkpoint.config.get('model_type')!r} is this "
+            else f"Add `ignore_code` to leave it out, if mlx-lm's own {checkpoint.config.get('model_type')!r} is this "
             "model, as for most that mlx-lm runs.",
         )
     return checkpoint.without_code()
@@ -239,7 +239,7 @@ def _translated(
     unknown = [
         field for field in ignore_fields if not any(is_named(path, [field]) for path in checkpoint.ignored_fields)
     ]
-    notes += [f"--ignore-field {field}: mlx-lm reads it, or it changes nothing" for field in unknown]
+    notes += [f"`ignore_field` {field}: mlx-lm reads it, or it changes nothing" for field in unknown]
     for text in notes:
         watcher.note(f"note: {text}")
     return Model(checkpoint=checkpoint, source=source, name=name, notes=tuple(notes))

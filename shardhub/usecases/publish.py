@@ -202,11 +202,11 @@ class Push:
             raise UsageError(
                 "The model is not published to everyone without being asked.",
                 why=f"{self.reasons[0][:1].upper()}{self.reasons[0][1:]}.",
-                hint="Add --private, or --yes if you may publish it.",
+                hint="Add `private`, or `yes` if you may publish it.",
             )
         if not answer:
             raise UsageError(
-                "Nothing was published; --private publishes it to you alone.", why="The answer was not yes."
+                "Nothing was published; `private` publishes it to you alone.", why="The answer was not yes."
             )
 
 

@@ -211,7 +211,7 @@ class Serving:
         if text := warning(shards[0].config, context.positions):
             watcher.note(f"warning: {text}")
         if settings.insecure_lan:
-            watcher.note("warning: --insecure-lan: everyone who reaches this port can read prompts and alter answers")
+            watcher.note("warning: `insecure_lan`: everyone who reaches this port can read prompts and alter answers")
         ready: Future[NodeFacts] = Future()
 
         def on_ready(engine: Engine, address: str) -> None:
@@ -320,4 +320,4 @@ def _networks(texts: Sequence[str]) -> tuple[ipaddress.IPv4Network | ipaddress.I
     try:
         return tuple(ipaddress.ip_network(text) for text in texts)
     except ValueError as error:
-        raise UsageError(f"--peers: {error}.", hint="Write a network such as 192.168.1.0/24.") from error
+        raise UsageError(f"`peers`: {error}.", hint="Write a network such as 192.168.1.0/24.") from error

@@ -64,7 +64,7 @@ class ServedContext:
             return f"context {positions:,} (the model's own)"
         if positions == self.positions:
             return f"context {positions:,}, of the model's own {self.own:,}: {self.why}"
-        return f"context {positions:,}, of the model's own {self.own:,}: as much as memory allows; see --context"
+        return f"context {positions:,}, of the model's own {self.own:,}: as much as memory allows; see `context`"
 
 
 def served_context(config: Mapping[str, Any], asked: int | None) -> ServedContext:
@@ -87,6 +87,6 @@ def served_context(config: Mapping[str, Any], asked: int | None) -> ServedContex
 def _checked(asked: int, own: int | None) -> int:
     if asked < 2 or (own is not None and asked > own):
         raise UsageError(
-            f"--context {asked} is not possible.", why=f"The model takes 2 to {own or 'any number of'} positions."
+            f"`context` {asked} is not possible.", why=f"The model takes 2 to {own or 'any number of'} positions."
         )
     return asked

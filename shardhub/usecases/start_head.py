@@ -53,7 +53,7 @@ class HeadSettings:
     cache_dir: Path | None = None
     tls: Path | None = None
     insecure_lan: bool = False
-    insecure_flag: str = "--insecure-lan"
+    insecure_flag: str = "`insecure_lan`"
     require_signature: str | None = None
     recovery: Recovery = Recovery.EXACT
     recover_wait_s: float = 60.0
@@ -147,7 +147,7 @@ class Starting:
         answer = self._watcher.ask(f"Nobody serves {text}. Fetch it and run it here?")
         if answer is None:
             repos = " ".join(self._places.published(self.pipeline, index) for index in missing)
-            hint = f"Serve it somewhere and name it with --node; or, to run {text} here: shardhub pull {repos}"
+            hint = f"Serve it somewhere and name it with `node`; or, to run {text} here: shardhub pull {repos}"
             raise RouteError(error.what, why=error.why, hint=hint) from error
         if not answer:
             raise error

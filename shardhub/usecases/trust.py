@@ -29,7 +29,7 @@ def default_authority() -> Path:
 
 
 def head_security(
-    tls: Path | None, *, insecure_lan: bool, flag: str = "--insecure-lan", watcher: Watcher = SILENT
+    tls: Path | None, *, insecure_lan: bool, flag: str = "`insecure_lan`", watcher: Watcher = SILENT
 ) -> Security:
     """How a head reaches its nodes: loopback without TLS, other machines with the certificate it has.
 
@@ -71,7 +71,7 @@ def node_trust(tls: Path | None, *, insecure_lan: bool, is_loopback: bool) -> Tr
 
 def _named(tls: Path | None, *, insecure_lan: bool) -> Path | None:
     if tls is not None and insecure_lan:
-        raise UsageError("--tls and --insecure-lan exclude each other.", hint="Leave out --insecure-lan.")
+        raise UsageError("`tls` and `insecure_lan` exclude each other.", hint="Leave out `insecure_lan`.")
     if insecure_lan:
         return None
     return tls or (Path(text) if (text := os.environ.get(TLS_VARIABLE)) else None)

@@ -84,7 +84,7 @@ class Verification:
             return f"{num_bad} of {len(self.checks)} checks FAILED: this is not what was published"
         text = f"{self.count(OK)} checks passed"
         if num_absent := self.count(ABSENT):
-            text += f", {num_absent} stages are not here and were not checked (--fetch fetches them)"
+            text += f", {num_absent} stages are not here and were not checked (`fetch` fetches them)"
         if not self.is_proven:
             text += (
                 ", but with this machine's mlx-lm the stages are NOT PROVEN to compute what the whole model computes"
@@ -198,7 +198,7 @@ def _check_signature(target: Target, report: Report, key: str | None) -> None:
             if is_used and name not in target.pipeline.manifest.files:
                 report.add(name, MISMATCH, "the manifest, which is signed, does not name it, and a head would use it")
     elif (folder / SIGNATURE_FILE).is_file():
-        report.attempt(SIGNATURE_FILE, lambda: check_unchanged(folder), "whether the publisher signed it, --key tells")
+        report.attempt(SIGNATURE_FILE, lambda: check_unchanged(folder), "whether the publisher signed it, `key` tells")
 
 
 def _check_shards(target: Target, report: Report, *, fetch: bool) -> dict[int, Shard]:

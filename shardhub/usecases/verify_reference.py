@@ -88,12 +88,12 @@ def verify_reference(
     """
     target = open_target(pipeline, settings.cache_dir, watcher)
     if settings.push and target.repo is None:
-        raise UsageError(f"{pipeline} is a folder.", why="--push adds the record to a repo.", hint="Leave out --push.")
+        raise UsageError(f"{pipeline} is a folder.", why="`push` adds the record to a repo.", hint="Leave out `push`.")
     if not settings.push and target.repo is not None:
         raise UsageError(
             "Where is the record to be kept?",
             why=f"{pipeline} is a repo on the Hub.",
-            hint="Add --push to add it to the repo, or give the pipeline's folder.",
+            hint="Add `push` to add it to the repo, or give the pipeline's folder.",
         )
     from shardhub.model.anatomy import examine
 
@@ -134,7 +134,7 @@ def _from_shards(target: Target, settings: ReferenceSettings, watcher: Watcher) 
     found = target.shards(fetch=settings.fetch)
     manifest = target.pipeline.manifest
     if absent := [index for index in range(len(manifest.stages)) if index not in found]:
-        hint = "Add --fetch, or give the model the pipeline was made from: --source-folder DIR"
+        hint = "Add `fetch`, or give the model the pipeline was made from: `source_folder` DIR"
         if manifest.source.repo is not None:
             hint += f" (hf download {manifest.source.repo} --revision {manifest.source.commit} --local-dir DIR)"
         raise UsageError(
@@ -195,7 +195,7 @@ def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watc
                     f"Stage {shard.index} of {target.text} was not made of {folder}.",
                     why=f"Made of it, its stage digest would be {found[:16]}..., the manifest says "
                     f"{entry.digest[:16]}....",
-                    hint="Give the folder it was split from; --source says which tensors differ.",
+                    hint="Give the folder it was split from; `source` says which tensors differ.",
                 )
     chain = [
         StageTensors(

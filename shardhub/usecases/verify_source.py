@@ -92,7 +92,7 @@ def verify_source(
     checkpoint = _open_source(target, settings, watcher)
     shards = target.shards(fetch=settings.fetch)
     if not shards:
-        raise UsageError(f"No shard of {pipeline} is here.", hint="Add --fetch, or fetch some: shardhub pull SHARD")
+        raise UsageError(f"No shard of {pipeline} is here.", hint="Add `fetch`, or fetch some: shardhub pull SHARD")
     absent = [index for index in range(len(target.pipeline.manifest.stages)) if index not in shards]
     if absent:
         watcher.note(f"not here, not compared: stage {', '.join(map(str, absent))}")
@@ -107,14 +107,14 @@ def verify_source(
     if len(chosen) < len(own):
         watcher.note(
             f"{len(own) - len(chosen)} tensors are computed of the source's, not copied, and are not compared: "
-            "--source-folder DIR with the model's files computes and compares them"
+            "`source_folder` DIR with the model's files computes and compares them"
         )
     seed = None
     if settings.num_tensors is not None and settings.num_tensors < len(chosen):
         seed = secrets.randbelow(MAX_SEED) if settings.seed is None else settings.seed
         picked = set(random.Random(seed).sample(range(len(chosen)), settings.num_tensors))  # noqa: S311 - no secret
         chosen = [tensor for index, tensor in enumerate(chosen) if index in picked]
-        watcher.note(f"drawn with --seed {seed}")
+        watcher.note(f"drawn with `seed` {seed}")
     different = _compare(chosen, checkpoint, contents, watcher)
     return SourceVerification(
         pipeline_id=target.pipeline.manifest.pipeline_id,
@@ -138,7 +138,7 @@ def _open_source(target: Target, settings: SourceSettings, watcher: Watcher) -> 
         raise UsageError(
             f"{target.text} was made from a folder.",
             why="Its manifest names no repo of the model.",
-            hint="Give that folder: --source-folder DIR",
+            hint="Give that folder: `source_folder` DIR",
         )
     return open_model(
         f"{source.repo}@{source.commit}", ignore_code=True, ignore_fields=None, watcher=watcher

@@ -19,8 +19,8 @@ from shardhub.cli.terminal import note
 from shardhub.errors import UsageError
 
 PACKAGE = Path(shardhub.__file__).parent
-# The command line itself; what it shares with programs still speaks as it does; and options of pip's.
-LEFT_OUT = {"cli", "usecases", "demo"}
+# The command line itself, and options of pip's.
+LEFT_OUT = {"cli", "demo"}
 # Inside such a command an option is right for everybody who reads it.
 _COMMAND = re.compile(r"\b(shardhub [a-z]|pip |mlx_lm\.[a-z]|generate )[^.;`]*$")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")

@@ -119,7 +119,7 @@ def gateway(
         ),
         local,
         recovery=recovery,
-        insecure_flag="--insecure-nodes",
+        insecure_flag="`insecure_nodes`",
     )
     options = GatewayOptions(
         demo=showing.demo,
