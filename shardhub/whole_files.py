@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 _MODE = 0o644
 
 
@@ -16,11 +16,13 @@ def write_whole(path: Path, data: bytes, *, mode: int = _MODE, temporary: Path |
 
     Args:
         mode: Permissions, from its first byte on.
-        temporary: Where it is written first, on the same file system; by default beside it, under a hidden name.
+        temporary: Where it is written first, on the same file system, by nobody else at the same time: what a process
+            that was killed left there is replaced. By default beside it, under a hidden name of its own.
     """
+    replace = temporary is not None
     temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
     try:
-        write_synced(temporary, data, mode=mode)
+        write_synced(temporary, data, mode=mode, replace=replace)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -29,13 +31,16 @@ def write_whole(path: Path, data: bytes, *, mode: int = _MODE, temporary: Path |
     sync_folder(path.parent)
 
 
-def write_synced(path: Path, data: bytes, *, mode: int = _MODE) -> None:
-    """Write a new file and have the disk keep its bytes; `sync_folder` has it keep the name.
+def write_synced(path: Path, data: bytes, *, mode: int = _MODE, replace: bool = False) -> None:
+    """Write a file and have the disk keep its bytes; `sync_folder` has it keep the name.
+
+    Args:
+        replace: Write over a file of that name; a reader may see half of it.
 
     Raises:
-        FileExistsError: Something has that name.
+        FileExistsError: Something has that name, and is not to be replaced.
     """
-    with os.fdopen(os.open(path, _NEW, mode), "wb") as file:
+    with os.fdopen(os.open(path, _WRITE | (os.O_TRUNC if replace else os.O_EXCL), mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -188,8 +188,7 @@ def write_files(partial: Path, files: Mapping[str, bytes]) -> None:
     for folder in inner:
         folder.mkdir(exist_ok=True)
     for name, data in files.items():
-        (partial / name).unlink(missing_ok=True)
-        write_synced(partial / name, data)
+        write_synced(partial / name, data, replace=True)
     for folder in inner:
         sync_folder(folder)
 
@@ -197,7 +196,8 @@ def write_files(partial: Path, files: Mapping[str, bytes]) -> None:
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Replace small files of a folder that is in place, each at once."""
     for name, data in files.items():
-        write_whole(folder / name, data)
+        path = folder / name
+        write_whole(path, data, temporary=path.with_name(f".{path.name}.writing"))
 
 
 def put_in_place(folder: Path) -> None:
