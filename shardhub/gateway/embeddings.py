@@ -1,7 +1,7 @@
-"""Routes of OpenAI's and Ollama's APIs that need a model of another kind: 501, and what to do instead.
+"""Routes of OpenAI's and Ollama's APIs that need a model of another kind. They answer 501 and say what to do instead.
 
-A pipeline's last stage gives tokens, and its models are trained to continue text: a vector made of their hidden states
-would look like an embedding, and find nothing.
+A pipeline's models are trained to continue text. A vector made of their hidden states would look like an embedding and
+be useless for search.
 """
 
 from __future__ import annotations
@@ -54,5 +54,5 @@ async def moderations() -> Response:
 
 
 def _absent(message: str) -> Refusal:
-    # OpenAI's clients ask again after a 5xx unless they are told not to.
+    # OpenAI's clients retry after a 5xx unless this header forbids it.
     return Refusal(501, message, code="not_implemented", headers={"x-should-retry": "false"})
