@@ -24,32 +24,32 @@ _OTHERS = "This gateway serves a model that writes text: run a server for {what}
 @router.post("/api/embed")
 @router.post("/api/embeddings")
 async def embeddings() -> Response:
-    """Why there are none."""
+    """Refuse requests for embeddings."""
     raise _absent(_EMBEDDINGS)
 
 
 @router.post("/v1/rerank")
 @router.post("/v1/score")
 async def rerank() -> Response:
-    """Why there is none."""
+    """Refuse requests for ranking."""
     raise _absent(_OTHERS.format(what="ranking"))
 
 
 @router.post("/v1/audio/{what:path}")
 async def audio(what: str) -> Response:
-    """Why there is none."""
+    """Refuse requests for audio."""
     raise _absent(_OTHERS.format(what="audio"))
 
 
 @router.post("/v1/images/{what:path}")
 async def images(what: str) -> Response:
-    """Why there are none."""
+    """Refuse requests for images."""
     raise _absent(_OTHERS.format(what="images"))
 
 
 @router.post("/v1/moderations")
 async def moderations() -> Response:
-    """Why there are none."""
+    """Refuse requests for moderation."""
     raise _absent(_OTHERS.format(what="moderation"))
 
 

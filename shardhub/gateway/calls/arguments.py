@@ -45,7 +45,7 @@ def typed_arguments(arguments: dict[str, Any], parameters: Any, *, as_text: bool
 
 
 def json_text(value: Any) -> str:
-    """A value as JSON, with characters unescaped unless UTF-8 cannot encode them."""
+    """A value as JSON. Characters are not escaped, unless the text has some that UTF-8 cannot encode."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()

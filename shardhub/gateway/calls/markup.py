@@ -144,7 +144,7 @@ def _value(body: str, parameter: re.Match[str], names: list[str]) -> tuple[Any, 
 def _value_end(body: str, start: int, names: list[str]) -> tuple[int | None, int]:
     """The index of a value's end, and that of its closing tag's end.
 
-    A value may contain such tags. Its closing tag is the first one that another parameter or the function's end follows.
+    A value may contain such tags. Its closing tag is the first one before another parameter or the function's end.
     """
     open_parameters = (m for m in _PARAMETER.finditer(body, start) if _named(m) in names and m[0].endswith(">"))
     next_parameter = next(open_parameters, None)
