@@ -59,7 +59,7 @@ class _Chat:
 
 @router.post("/v1/chat/completions", summary="Answer a conversation", responses=RESPONSES)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
-    """Answer a conversation, whole or as server-sent events."""
+    """Answer a conversation, as one object or as server-sent events."""
     service = service_of(request)
     if body.top_logprobs and not body.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs.", param="top_logprobs")

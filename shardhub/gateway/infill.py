@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shardhub.text.tokenizer import Tokenizer
 
-# Tokens before the prefix, before the suffix and before the middle, as models' cards give them.
+# Tokens before the prefix, before the suffix and before the middle, as in the models' cards.
 _TOKENS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen, CodeGemma, Granite
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite Code, StableCode, Refact
@@ -20,7 +20,7 @@ _TOKENS = (
     ("<PRE>", "<SUF>", "<MID>"),
     (">>PREFIX<<", ">>SUFFIX<<", ">>MIDDLE<<"),  # Falcon
 )
-# The same of models that read the suffix first.
+# The same for models that read the suffix first.
 _SUFFIX_FIRST_TOKENS = (
     ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>"),  # Seed-Coder
     ("[PREFIX]", "[SUFFIX]", "[MIDDLE]"),  # Codestral, which has no token before the middle

@@ -1,4 +1,4 @@
-"""How a gateway is to serve."""
+"""Settings of a gateway."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ReasoningField(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """How a gateway is to serve.
+    """Settings of a gateway.
 
     Attributes:
         host, port: Address to listen on; port 0 takes a free one.

@@ -198,7 +198,7 @@ class TagSegmenter:
         return not line or any(end and line.endswith(end) for end in self._calls.values())
 
     def _mark(self, segments: list[Segment], tag: str) -> None:
-        """Take a tag that is not shown."""
+        """Consume a tag, which is not shown."""
         segments.append(Segment(kind="markup", text=tag))
         self._held = self._held[len(tag) :]
         self._line, self._is_blank = "", True

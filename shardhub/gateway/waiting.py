@@ -24,7 +24,7 @@ _LIVE = "/health/live"
 
 
 class Waiting:
-    """Answers 503 with the reason, on a gateway's address, until it is stopped."""
+    """Answers 503 with the reason at a gateway's address until it is stopped."""
 
     def __init__(self) -> None:
         self.reason = "The chain is starting."

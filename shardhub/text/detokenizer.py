@@ -66,12 +66,12 @@ class ByteDetokenizer:
         self._trimming = table.trims != "none"
 
     def add(self, token: int) -> str:
-        """Take the next token id; return the text that is now certain."""
+        """Take the next token id and return the text that is now certain."""
         pieces = self._table.pieces
         return self._show(self._decoder.decode(pieces[token] if token < len(pieces) else UNKNOWN))
 
     def finish(self) -> str:
-        """End the answer; return what was held back."""
+        """End the answer and return the text held back."""
         return self._show(self._decoder.decode(b"", final=True))
 
     def _show(self, text: str) -> str:
@@ -105,7 +105,7 @@ class LineDetokenizer:
         self._shown = self._decode(self._line).rstrip(_INCOMPLETE) if before else ""
 
     def add(self, token: int) -> str:
-        """Take the next token id; return the text that is now certain."""
+        """Take the next token id and return the text that is now certain."""
         self._line.append(token)
         text = self._decode(self._line)
         # An incomplete character may decode to several U+FFFD, and a final space may still be cleaned up.
@@ -118,7 +118,7 @@ class LineDetokenizer:
         return new
 
     def finish(self) -> str:
-        """End the answer; return what was held back."""
+        """End the answer and return the text held back."""
         text = self._decode(self._line)[len(self._shown) :] if self._line else ""
         self._line, self._shown = [], ""
         return text

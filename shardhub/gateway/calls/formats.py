@@ -79,7 +79,7 @@ FORMATS = (
     Format(opening="<function=", closings=("</function>",), keeps_opening=True),  # Qwen3-Coder without its tag, Llama
     Format(opening="<function name=", closings=("</function>",), keeps_opening=True),  # MiniCPM
     Format(opening="<invoke name=", closings=("</invoke>",), keeps_opening=True),  # MiniMax M2 without its tag
-    Format(  # DeepSeek V3.2 and V4 without theirs
+    Format(  # DeepSeek V3.2 and V4 without their tags
         opening="<｜DSML｜invoke name=", closings=("</｜DSML｜invoke>",), keeps_opening=True, marks=("｜DSML｜",)
     ),
 )
