@@ -1,7 +1,7 @@
 """Lenient numbers and flags: 20.0 and "20" are read as 20, 1 as true.
 
-vLLM and OpenAI accept these forms, so clients send them. Values without meaning in a field, such as `true` for a number,
-are still refused.
+vLLM and OpenAI accept these forms, so clients send them. Values without meaning in a field, such as `true` for a
+number, are still refused.
 """
 
 from __future__ import annotations
