@@ -1,4 +1,4 @@
-"""The gateway: a chain behind an HTTP API that OpenAI's clients speak, and a page."""
+"""The gateway: the HTTP APIs of OpenAI, Anthropic and Ollama over a chain, and a web page."""
 
 from shardhub.upstream.imports import watch
 

@@ -1,4 +1,4 @@
-"""Who is let in: as many answers as the chain runs at once, and a queue of bounded length."""
+"""Admission control: how many answers may be running or waiting at once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 
 
 class Admission:
-    """Counts answers that are on their way.
+    """Limits the number of answers in progress.
 
     Args:
-        most: How many there may be.
+        most: Maximum number of answers, running and waiting together.
     """
 
     def __init__(self, most: int) -> None:
@@ -25,14 +25,14 @@ class Admission:
 
     @property
     def num(self) -> int:
-        """Answers on their way."""
+        """Number of answers in progress."""
         return self._num
 
     def check(self, num: int = 1) -> None:
-        """See whether so many more would be let in.
+        """Check that `num` more answers would be admitted.
 
         Raises:
-            Refusal: There are too many, or the gateway is going away.
+            Refusal: Too many answers are in progress, or the gateway is shutting down.
         """
         retry = {"Retry-After": str(RETRY_AFTER_S)}
         if self.is_draining:
@@ -44,7 +44,7 @@ class Admission:
 
     @contextmanager
     def enter(self, num: int = 1) -> Iterator[None]:
-        """Count some answers for as long as the block runs.
+        """Count `num` answers as in progress while the block runs.
 
         Raises:
             Refusal: As `check`.
@@ -60,5 +60,5 @@ class Admission:
                 self._idle.set()
 
     async def idle(self) -> None:
-        """Wait until no answer is on its way."""
+        """Wait until no answer is in progress."""
         await self._idle.wait()

@@ -1,4 +1,4 @@
-"""One answer on its way from the chain to a client: its text in parts, as far as each is certain."""
+"""One answer on its way from the chain to a client: each piece of text is passed on once it is certain."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Answer:
-    """Runs an ask; iterate over it for its deltas. Give it up with `cancel`.
+    """Runs an ask. Iterate over it for its deltas; `cancel` abandons it.
 
     Args:
-        progress: Told of prompt ids done and in all.
+        progress: Called with the number of prompt ids processed and their total.
 
     Attributes:
-        stream: Its tokens.
-        finish: Why it ended, once it has.
-        num_tokens: Tokens drawn and read.
+        stream: The stream of its tokens.
+        finish: Why the answer ended; meaningful only after its end.
+        num_tokens: Number of tokens drawn and read.
 
     Raises:
         PromptError, ContextExceeded: The prompt cannot be run.
-        Overloaded: Too many requests wait already.
+        Overloaded: Too many requests are waiting already.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class Answer:
         self._detokenizer = tokenizer.detokenizer(after=ask.prompt if ask.continues else ())
         self._matcher = StopMatcher(ask.stops)
         self._ledger = Ledger(keeps=ask.likelihoods)
-        # Characters of the text that the matcher has, and those of them that are shown.
+        # Characters of the text that were fed to the matcher, and how many of them were shown.
         self._num_matched = self._num_shown = 0
         self._last: Segment | None = None
         self._has_said: set[str] = set()
-        # A call has begun, and no arguments of it have come.
+        # A call has begun, and none of its arguments has arrived yet.
         self._is_bare = False
         tools = ask.tools
         self._calls: CallReader | None = tools.formats.reader(tools.known) if tools and not tools.forced else None
         self._call_text = ""
         self._num_calls = 0
-        # It may have one call, and has it: what follows is not part of it.
+        # The answer may have one call and has it: whatever follows is dropped.
         self._is_full = False
         self.stream: Stream = scheduler.submit(
             Request(
@@ -80,21 +80,21 @@ class Answer:
 
     @property
     def is_cut_short(self) -> bool:
-        """Whether it has all the tokens it may have, and did not end by itself."""
+        """Whether the answer reached `max_tokens` before it ended by itself."""
         return self.finish == "length" and self.num_tokens >= self.ask.max_tokens
 
     @property
     def num_reasoning(self) -> int:
-        """Tokens of the reasoning, without those of its tags."""
+        """Number of tokens of the reasoning, without those of its tags."""
         return self._ledger.num_reasoning
 
     @property
     def stop(self) -> str | None:
-        """The stop string that ended it, if one did."""
+        """The stop string that ended the answer, or None."""
         return self._matcher.found
 
     def cancel(self) -> None:
-        """Nobody wants it any more: it takes no further step."""
+        """Abandon the answer: it takes no further step."""
         self.stream.cancel()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
@@ -147,13 +147,13 @@ class Answer:
                 self._close(deltas)
             is_reasoning = self._last is not None and self._last.kind == "reasoning"
             self._ledger.finish(is_reasoning=is_reasoning, at=self._num_matched)
-            self._num_shown = self._num_matched + 1  # no token is held back any more
+            self._num_shown = self._num_matched + 1  # nothing is held back any more
         self._end_calls(deltas)
         deltas.place(self._ledger.entries(self._num_shown))
         return deltas
 
     def _add(self, deltas: Deltas, segments: Sequence[Segment]) -> None:
-        """Take in what the model wrote, up to a stop string."""
+        """Process segments of the model's output, up to a stop string."""
         for segment in segments:
             if self._matcher.found is not None or self._is_full:
                 return
@@ -176,7 +176,7 @@ class Answer:
                 self._has_said.add("reasoning")
 
     def _begin(self, deltas: Deltas, segment: Segment) -> None:
-        """A message begins: apart from one of its kind before it, or a call."""
+        """Begin a call, or a message, which a line break separates from an earlier one of its kind."""
         self._close(deltas)
         if segment.kind == "call" and self._num_calls and self._has_room_for_one:
             self._is_full = True
@@ -189,13 +189,13 @@ class Answer:
             tell("\n")
 
     def _close(self, deltas: Deltas) -> None:
-        """A call that got no arguments takes none."""
+        """Give an open call that received no arguments an empty object."""
         if self._is_bare:
             deltas.call([CallPiece(index=self._num_calls - 1, arguments="{}")])
         self._is_bare = False
 
     def _show(self, deltas: Deltas, text: str) -> None:
-        """Take in what holds no stop string."""
+        """Pass on text that holds no stop string."""
         if not text or self._is_full:
             return
         self._num_shown += len(text)
@@ -207,7 +207,7 @@ class Answer:
         self._answer_text(deltas, text)
 
     def _answer_text(self, deltas: Deltas, text: str) -> None:
-        """Take in text of the answer, which may hold calls."""
+        """Pass on text of the answer, which may hold calls."""
         if self.ask.tools is not None and self.ask.tools.forced:
             self._take_forced(deltas, text)
         elif self._calls is not None:
@@ -220,7 +220,7 @@ class Answer:
         return self.ask.tools is not None and self.ask.tools.one_call
 
     def _take_calls(self, deltas: Deltas, items: Sequence[str | Call]) -> None:
-        """Text around calls goes on; a call came whole."""
+        """Pass on complete calls and the text around them."""
         for item in items:
             if self._is_full:
                 return
@@ -232,7 +232,7 @@ class Answer:
             self._is_full = self._has_room_for_one
 
     def _take_forced(self, deltas: Deltas, text: str) -> None:
-        """An answer that is a call: its arguments as they come, if it is known of what."""
+        """Pass on a forced call: streamed where only one function is possible, else collected until its end."""
         assert self.ask.tools is not None
         if len(self.ask.tools.forced) != 1:
             self._call_text += text
@@ -243,7 +243,7 @@ class Answer:
         deltas.call([CallPiece(index=0, arguments=text)])
 
     def _end_calls(self, deltas: Deltas) -> None:
-        """End the calls with the answer."""
+        """End the calls at the end of the answer."""
         if self._calls is not None:
             is_cut = self.finish == "length" or self._matcher.found is not None
             self._take_calls(deltas, self._calls.finish(cut=is_cut))

@@ -41,15 +41,15 @@ _STATUSES: tuple[int | str, ...] = (400, 401, 403, 404, 405, 408, 413, 415, 429,
 
 
 def build_app(service: Service) -> FastAPI:
-    """The application that serves a head, without the gate before it."""
+    """The application that serves a head, without the gate in front of it."""
     app = FastAPI(
         title="shardhub gateway",
         version=__version__,
         description="OpenAI's API, and the core of Anthropic's and Ollama's, over a chain of nodes.",
-        docs_url=None,  # FastAPI's own loads its scripts from elsewhere
+        docs_url=None,  # FastAPI's own page loads its scripts from another site
         redoc_url=None,
-        redirect_slashes=False,  # the gate has brought paths into their form
-        # With a default, FastAPI does not tell of its own 422, which is never sent.
+        redirect_slashes=False,  # the gate has normalised the path already
+        # With a default, FastAPI does not document its own 422, which is never sent.
         responses=_errors(ErrorBody),
         exception_handlers={
             Refusal: _answer_refusal,
@@ -79,7 +79,7 @@ def build_app(service: Service) -> FastAPI:
 
 
 def guarded(app: FastAPI) -> ASGIApp:
-    """The application behind its gate."""
+    """The application behind a gate."""
     service: Service = app.state.service
     settings = service.settings
     return Gate(
@@ -93,7 +93,7 @@ def guarded(app: FastAPI) -> ASGIApp:
 
 
 def _errors(body: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    """What the description of an API's routes tells of answers that are refusals or failures."""
+    """The error responses that the OpenAPI description lists for a route."""
     return {status: {"model": body} for status in (*_STATUSES, "default")}
 
 
@@ -108,14 +108,14 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer_invalid(request: Request, error: Exception) -> Response:
-    """A body that is not JSON, or is wrong in a field: 400, with the field that is wrong."""
+    """Answer 400 to a body that is not JSON or has an invalid field, and name the field."""
     assert isinstance(error, RequestValidationError)
     return refusal_of_fields(error.errors()).response(request.url.path)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, Refusal):  # of a body, which FastAPI reads and finds fault with
+    if isinstance(error.__cause__, Refusal):  # raised while FastAPI read the body
         return error.__cause__.response(request.url.path)
     message = error.detail if isinstance(error.detail, str) else "The request cannot be served."
     if error.status_code == 404:
@@ -126,6 +126,6 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 
 async def _answer_fault(request: Request, error: Exception) -> Response:
-    """A fault of ours: the log has it, the client learns nothing but that it happened."""
+    """Answer 500 to an internal error: the log has the details, the client gets none of them."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return Refusal(500, "Something went wrong.", code="internal_error").response(request.url.path)

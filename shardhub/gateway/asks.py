@@ -1,4 +1,4 @@
-"""What one answer is to be: its prompt, its limits, and what it may call."""
+"""The specification of one answer: its prompt, its limits and the tools it may call."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from shardhub.parameters import SamplingParameters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What an answer may call.
+    """The tools an answer may call.
 
     Attributes:
         formats: How the model writes calls.
         known: The tools.
-        forced: The answer is nothing but a call: the arguments for the only name, or an object that names one of
-            several.
-        one_call: The answer ends with its first call.
+        forced: Names of the functions one of which must be called; empty where none must. The answer is then nothing
+            but a call: the arguments for the only name, or an object that names one of several.
+        one_call: The answer ends after its first call.
     """
 
     formats: CallFormats
@@ -33,19 +33,19 @@ class Tools:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What one answer is to be.
+    """The specification of one answer.
 
     Attributes:
         prompt: Token ids.
-        stops: Strings that end it; they are not part of it, and count in no reasoning.
-        end_ids: Ids that end it.
-        tenant: Whose request it is.
-        continues: Its text goes on where the prompt's ends.
-        keeps_stop: The stop string that ends it is part of it all the same.
-        rules: Which tokens it may hold, whatever its text.
-        segmenter: Tells the answer from reasoning; None where all of it is text.
-        score: Ask how likely the prompt was.
-        likelihoods: Tell each token, and how likely it was.
+        stops: Strings that end the answer and are not part of it. They are not looked for in reasoning.
+        end_ids: Token ids that end the answer.
+        tenant: The digest of the caller's key.
+        continues: The answer's text continues the prompt's text.
+        keeps_stop: The stop string that ended the answer is part of it.
+        rules: Which tokens the answer may hold, whatever its text.
+        segmenter: Separates the answer from reasoning; None where all of it is text.
+        score: Whether to compute the log probabilities of the prompt.
+        likelihoods: Whether to report each token and its log probability.
     """
 
     prompt: Sequence[int]

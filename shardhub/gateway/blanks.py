@@ -1,7 +1,7 @@
-"""Keeps a shaped answer from being filled with blanks.
+"""Keeps a structured answer from filling up with blanks.
 
-A grammar of JSON bounds the blanks between its tokens. In a text it allows any number, and models that are made to
-write JSON sometimes go on with them until nothing is left of the context.
+A JSON grammar bounds the blanks between tokens. Inside a string it allows any number, and models that are forced to
+write JSON sometimes write blanks until the context is full.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from dataclasses import dataclass
 
 from shardhub.text.tokenizer import Tokenizer
 
-# Tokens of blanks in a row. The deepest indentation of code in a text takes a few, an empty table some dozens.
+# Consecutive tokens of blanks. Deeply indented code in a string takes a few, an empty table some dozens.
 MAX_BLANKS = 128
 _BLANK = re.compile(rb"(?:\s|\\[ntr])+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blanks:
-    """Which tokens of a vocabulary are blanks, and which end a text.
+    """Which tokens of a vocabulary are blanks, and which end a JSON string.
 
     Attributes:
-        blank: A bit for each id whose token holds blanks alone, the lowest id first.
-        ending: A bit for each id whose token begins with a quotation mark.
+        blank: A bitmask, lowest id first: the tokens that hold blanks only.
+        ending: A bitmask, lowest id first: the tokens that begin with a quotation mark.
     """
 
     blank: int
     ending: int
 
     def is_blank(self, token: int) -> bool:
-        """Whether a token holds nothing but blanks."""
+        """Whether a token holds blanks only."""
         return bool(self.blank >> token & 1)
 
     def without(self, allowed: bytes) -> bytes:
-        """What may come after too many blanks: the end of the text, where that is allowed, or else no more of them."""
+        """The mask after too many blanks: the end of the string where that is allowed, else anything but blanks."""
         bits = int.from_bytes(allowed, "little")
         left = bits & self.ending or bits & ~self.blank
         return left.to_bytes(len(allowed), "little") if left else allowed
 
 
 def blanks_of(tokenizer: Tokenizer) -> Blanks:
-    """The blanks of a model's vocabulary: made once, which takes some tenths of a second."""
+    """The blanks of a model's vocabulary. Computed once, which takes some tenths of a second."""
     blank, ending = bytearray((tokenizer.vocab_size + 7) // 8), bytearray((tokenizer.vocab_size + 7) // 8)
     for token in range(tokenizer.vocab_size):
         text = tokenizer.token_bytes(token)

@@ -1,4 +1,4 @@
-"""An answer as blocks, one after the other: its reasoning, its text, each call of a tool."""
+"""An answer as a sequence of blocks: its reasoning, its text, each tool call."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Kind = Literal["reasoning", "text", "call"]
 
 @dataclass(slots=True, kw_only=True)
 class Block:
-    """A part of an answer that is of one kind.
+    """A part of an answer of one kind.
 
     Attributes:
-        index: Which of the answer's blocks.
-        text: What is in it so far; of a call, its arguments as JSON.
-        call_id, name: Of a call.
+        index: The block's place among the answer's blocks, from 0.
+        text: The block's text so far; of a call, its arguments as JSON.
+        call_id, name: The id and the function of a call.
     """
 
     index: int
@@ -31,7 +31,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A block begins, goes on with some more text, or ends."""
+    """One event of a block: it begins, gets more text, or ends."""
 
     what: Literal["start", "more", "end"]
     block: Block
@@ -39,7 +39,7 @@ class Step:
 
 
 async def steps_of(answer: Answer) -> AsyncIterator[Step]:
-    """An answer's blocks as they come; blanks between two blocks are in neither."""
+    """Yield an answer's blocks as they arrive. Blanks between two blocks belong to neither."""
     blocks = Blocks()
     async for delta in answer:
         for step in blocks.take(delta):
@@ -49,7 +49,7 @@ async def steps_of(answer: Answer) -> AsyncIterator[Step]:
 
 
 class Blocks:
-    """Makes blocks of an answer's deltas."""
+    """Turns an answer's deltas into blocks."""
 
     def __init__(self) -> None:
         self._open: Block | None = None
@@ -57,7 +57,7 @@ class Blocks:
         self._blank = ""
 
     def take(self, delta: Delta) -> Iterator[Step]:
-        """The steps of one delta."""
+        """Yield the steps of one delta."""
         if delta.reasoning:
             yield from self._grow("reasoning", delta.reasoning)
         if delta.text:
@@ -69,7 +69,7 @@ class Blocks:
                 yield from self._grow("call", piece.arguments)
 
     def finish(self) -> Iterator[Step]:
-        """End the answer; one of blanks alone is a text all the same."""
+        """End the answer. An answer of blanks only is a text block."""
         if self._blank and not self._num:
             yield from self._grow("text", self._blank)
         yield from self._end()

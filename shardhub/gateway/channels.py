@@ -1,7 +1,7 @@
-"""An answer in harmony, the format of gpt-oss: messages in channels, each with a header that says what it is.
+"""Answers in harmony, the format of gpt-oss: messages in channels, each announced by a header.
 
-Source: github.com/openai/harmony, docs/format.md. What a channel becomes is decided as vLLM does:
-`analysis` is reasoning, `final` and `commentary` are the answer, and what goes to `functions.NAME` is a call.
+Source: github.com/openai/harmony, docs/format.md. Channels are mapped as in vLLM: `analysis` is reasoning, `final` and
+`commentary` are the answer, and a message to `functions.NAME` is a call.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from shardhub.text.tokenizer import Tokenizer
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 CALL, RETURN = "<|call|>", "<|return|>"
-# Tokens by which a vocabulary is known to be harmony's, and those that end an answer.
+# Tokens that identify a harmony vocabulary, and those that end an answer.
 TOKENS = (START, CHANNEL, MESSAGE)
 END_TOKENS = (CALL, RETURN)
 _ENDS = ("<|end|>", CALL, RETURN)
 _AFTER_BODY = (*_ENDS, START, CHANNEL)
-# How a header begins; after a message that ended, or after what the prompt began.
+# How a header begins, after the end of a message or after the beginning that the prompt ends with.
 _HEADS = (START, CHANNEL, MESSAGE, "<|constrain|>", "to=", "assistant", *_ENDS)
-# A header has a role, a channel, a recipient and a format; what is longer is a text without one.
+# A header has a role, a channel, a recipient and a format; longer text is a message without a header.
 _MAX_HEADER_CHARS = 512
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=\s*([^\s<]+)")
@@ -36,7 +36,7 @@ def speaks_harmony(tokenizer: Tokenizer) -> bool:
 
 
 def call_header(function: str) -> str:
-    """The header of a call, after the role that the prompt ends with."""
+    """The header of a call, to follow the role that the prompt ends with."""
     return f"{CHANNEL}commentary to={_FUNCTIONS}{function} <|constrain|>json{MESSAGE}"
 
 
@@ -44,8 +44,8 @@ class ChannelSegmenter:
     """Cuts an answer in harmony at the headers of its messages.
 
     Args:
-        opening: What the template wrote after the last message: the beginning of a header, or a whole one.
-        functions: Names of what may be called; None where nothing may be.
+        opening: The text that the template wrote after the last message: part of a header, or a whole one.
+        functions: Names of the functions that may be called; None where no call is allowed.
     """
 
     def __init__(self, opening: str, functions: Collection[str] | None) -> None:
@@ -55,7 +55,7 @@ class ChannelSegmenter:
         self._is_begun = False
         self._kind: SegmentKind = "text"
         self._name = ""
-        # What the prompt began belongs to the first header, and is no part of the answer.
+        # The prompt's part of the first header is not part of the answer.
         self._prefix = opening[max(0, opening.rfind(START)) :] if START in opening else ""
         if MESSAGE in self._prefix:
             header, _, body = self._prefix.rpartition(MESSAGE)
@@ -64,11 +64,11 @@ class ChannelSegmenter:
 
     @property
     def is_answering(self) -> bool:
-        """Whether what comes next is text of the answer."""
+        """Whether the next characters are text of the answer."""
         return self._is_body and self._kind == "text"
 
     def feed(self, piece: str) -> list[Segment]:
-        """Take the next piece of text; the segments that are certain now."""
+        """Take the next piece of text and return the segments that are now certain."""
         self._held += piece
         segments = self._announced()
         while self._held and (self._read_body(segments) if self._is_body else self._read_header(segments)):
@@ -76,13 +76,13 @@ class ChannelSegmenter:
         return segments
 
     def finish(self, *, is_whole: bool) -> list[Segment]:
-        """End the answer; what was held back."""
+        """End the answer and return the text held back."""
         held, self._held = self._held, ""
         segments = self._announced()
         if held and self._is_body and not (held.startswith("<|") and not is_whole):
             segments.append(self._said(held))
         elif held:
-            segments.append(Segment(kind="markup", text=held))  # a header or a mark that was cut off
+            segments.append(Segment(kind="markup", text=held))  # a truncated header or tag
         return segments
 
     def _read_header(self, segments: list[Segment]) -> bool:
@@ -99,27 +99,27 @@ class ChannelSegmenter:
             return True
         if place is None and _is_header(self._held):
             return False
-        # A text without a header is the answer.
+        # Text without a header is the answer.
         self._enter(CHANNEL + "final")
         return True
 
     def _enter(self, header: str) -> None:
-        """Begin the message that a header announces."""
+        """Begin the message that a header introduces."""
         self._is_body, self._is_begun, self._prefix, self._name = True, False, "", ""
         channels, recipients = _CHANNEL.findall(header), _RECIPIENT.findall(header)
         roles = _ROLE.findall(header)
-        if roles and roles[-1] in _CHANNELS:  # in long conversations models leave out the role
+        if roles and roles[-1] in _CHANNELS:  # in long conversations models omit the role
             channels.insert(0, roles.pop())
         channel = channels[-1] if channels else "final"
-        # Or they write the function in the place of a channel.
+        # Models also write the function in place of a channel.
         recipients += [each for each in channels if self._functions is not None and each in self._functions]
         recipient = recipients[-1] if recipients else ""
         name = recipient.removeprefix(_FUNCTIONS)
         if roles and roles[-1] != "assistant":
-            self._kind = "markup"  # the model plays another's part
+            self._kind = "markup"  # the model writes another role's message
         elif recipient and recipient != "assistant":
             is_function = self._functions is not None and (recipient != name or name in self._functions)
-            # Tools that OpenAI builds in, which nobody runs here, are thoughts of them.
+            # OpenAI's built-in tools are not run here: a message to one counts as reasoning.
             self._kind = "call" if is_function else "reasoning"
             self._name = name if is_function else ""
         else:
@@ -139,7 +139,7 @@ class ChannelSegmenter:
         return True
 
     def _announced(self) -> list[Segment]:
-        """The beginning of a call, which may have no arguments."""
+        """The segment that begins a call, which may have no arguments."""
         return [self._said("")] if self._is_body and self._kind == "call" and not self._is_begun else []
 
     def _said(self, text: str) -> Segment:
@@ -152,6 +152,6 @@ class ChannelSegmenter:
 
 
 def _is_header(text: str) -> bool:
-    """Whether a text may be the beginning of a header."""
+    """Whether a text could be the beginning of a header."""
     head = text.lstrip()
     return len(text) <= _MAX_HEADER_CHARS and any(mark.startswith(head) or head.startswith(mark) for mark in _HEADS)

@@ -30,36 +30,36 @@ router = APIRouter(tags=["chat"], route_class=StrictRoute)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Chat:
-    """A turn, and what stands around its answers."""
+    """A turn and the envelope of its answers."""
 
     turn: Turn
     envelope: Envelope
 
     @property
     def num_top(self) -> int | None:
-        """Likely tokens to tell beside each one; None where no log probabilities are asked for."""
+        """Number of likely tokens to report beside each token; None where no log probabilities are requested."""
         body = self.turn.body
         return (body.top_logprobs or 0) if body.logprobs else None
 
     @property
     def reasoning_fields(self) -> tuple[str, ...]:
-        """Fields of a message that hold the reasoning: none where the client wants none of it."""
+        """The fields of a message that hold the reasoning; empty where the client excludes it."""
         body = self.turn.body
         is_left_out = isinstance(body.reasoning, dict) and body.reasoning.get("exclude") is True
         return () if body.include_reasoning is False or is_left_out else self.turn.service.settings.reasoning_fields
 
     def shaped(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A message, or a part of one, in the form that the request has: an old one has functions, not tools."""
+        """A message, or a part of one, in the request's form: `function_call` for a request with `functions`."""
         return old_message(message) if self.turn.body.functions else message
 
     def finish(self, answer: Answer) -> str:
-        """Why an answer ended, in the same form."""
+        """Why an answer ended, in the request's form."""
         return old_finish(answer.finish) if self.turn.body.functions else answer.finish
 
 
 @router.post("/v1/chat/completions", summary="Answer a conversation", responses=RESPONSES)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
-    """Answer a conversation, whole or as server-sent events."""
+    """Answer a conversation, as one object or as server-sent events."""
     service = service_of(request)
     if body.top_logprobs and not body.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs.", param="top_logprobs")
@@ -159,7 +159,7 @@ async def _stream(service: Service, chat: _Chat, num: int) -> AsyncGenerator[byt
 
 
 def _parts(delta: Delta, reasoning_fields: Sequence[str]) -> list[dict[str, Any]]:
-    """The deltas of a stream that one of ours becomes: each holds one kind of thing."""
+    """The deltas of OpenAI's stream for one of ours: each holds reasoning, text or calls."""
     parts: list[dict[str, Any]] = []
     if delta.reasoning and reasoning_fields:
         parts.append(dict.fromkeys(reasoning_fields, delta.reasoning))
@@ -177,7 +177,7 @@ def _call(piece: CallPiece) -> dict[str, Any]:
 
 
 class _Writer:
-    """Writes chunks; what is the same in all of them is made once."""
+    """Writes chunks. The parts common to all chunks are made once."""
 
     def __init__(self, envelope: Envelope, *, with_usage: bool) -> None:
         opening = json.dumps(envelope.around(), ensure_ascii=False, separators=(",", ":"))[:-1]
@@ -192,7 +192,7 @@ class _Writer:
         logprobs: dict[str, Any] | None = None,
         finish: str | None = None,
     ) -> bytes:
-        """One event."""
+        """One chunk as a server-sent event."""
         inside = json.dumps(delta, ensure_ascii=False, separators=(",", ":"))
         likelihoods = "null" if logprobs is None else json.dumps(logprobs, ensure_ascii=False, separators=(",", ":"))
         reason = "null" if finish is None else f'"{finish}"'

@@ -1,7 +1,7 @@
-"""JSON schemas whose objects hold what they name, and nothing else.
+"""Closed JSON schemas: objects hold the properties they name and no others.
 
-Most schemas that programs write say nothing of further properties, which are allowed then. A model that may make up
-properties goes on making them up; no program has a use for them. What fits the closed schema fits the given one, too.
+Most schemas do not mention further properties, which allows them. A model that may invent properties goes on inventing
+them, and no program uses them. Whatever fits the closed schema also fits the given one.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-# Where schemas stand in a schema: by name, in a list, or alone.
+# The keywords that hold schemas: by name, in a list, or alone.
 _NAMED = ("properties", "$defs", "definitions")
 _LISTED = ("prefixItems", "anyOf", "oneOf")
 _ALONE = ("items", "additionalProperties")
-# With one of these beside `properties`, further properties may be named elsewhere.
+# With one of these keywords beside `properties`, further properties may be named elsewhere.
 _ELSEWHERE = frozenset(
     ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas", "dependencies")
 )
 _SAID = frozenset(("additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames"))
-# llguidance refuses deeper ones.
+# llguidance refuses deeper schemas.
 _MAX_DEPTH = 128
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with its objects closed; as it is where an object's properties are named in several places."""
+    """Close the objects of a schema. An object whose properties are named in several places stays as it is."""
     return schema if any(map(_is_open, _inside(schema, 0))) else _closed(schema, 0)
 
 
@@ -33,7 +33,7 @@ def _is_open(schema: dict[str, Any]) -> bool:
 
 
 def _inside(schema: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
-    """A schema and all that are in it."""
+    """Yield a schema and all schemas inside it."""
     yield schema
     if depth < _MAX_DEPTH:
         for key, value in schema.items():
@@ -42,7 +42,7 @@ def _inside(schema: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
 
 
 def _schemas(key: str, value: Any) -> list[tuple[Any, dict[str, Any]]]:
-    """The schemas a keyword holds, each with its place in the value."""
+    """The schemas under a keyword, each with its key or index in the value."""
     places: list[tuple[Any, Any]] = []
     if key in _NAMED and isinstance(value, dict):
         places = list(value.items())

@@ -1,4 +1,4 @@
-"""POST /v1/completions: prompts as text or token ids, one or many, scored if asked for."""
+"""POST /v1/completions: one or several prompts as text or token ids, scored on request."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from shardhub.gateway.usage import usage
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute)
 
-# Choices of one request that run side by side; others of it wait for them, not for the whole chain.
+# Choices of one request that run concurrently; its other choices wait for these, so that it does not fill the chain.
 _AT_ONCE = 8
 
 
 @dataclass(slots=True, kw_only=True)
 class _Completion:
-    """A request, understood, and the answers that have begun, by index of their choice."""
+    """A parsed request, and the answers that have begun by the index of their choice."""
 
     body: CompletionRequest
     envelope: Envelope
@@ -56,7 +56,7 @@ class _Completion:
 
     @property
     def num(self) -> int:
-        """Choices for each prompt."""
+        """Number of choices for each prompt."""
         return self.body.n or 1
 
     def usage(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class _Completion:
 
 @router.post("/v1/completions", summary="Continue a text", responses=RESPONSES)
 async def completions(body: CompletionRequest, request: Request) -> Response:
-    """Continue one or several texts, whole or as server-sent events."""
+    """Continue one or several texts; the answer is one JSON object or server-sent events."""
     service = service_of(request)
     service.admission.check()
     completion = await unless_gone(request, _understand(service, body, tenant_of(request)))
@@ -121,7 +121,10 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
 
 
 async def begun(service: Service, body: CompletionRequest, tenant: str) -> Callable[[], Answer]:
-    """What begins the only answer to a request of one prompt and one choice, which is understood by now.
+    """Parse a request of one prompt and one choice.
+
+    Returns:
+        A function that begins the answer.
 
     Raises:
         Refusal: The request cannot be served.
@@ -147,7 +150,7 @@ def _answer(service: Service, completion: _Completion, index: int) -> Answer:
 
 
 async def _run(service: Service, completion: _Completion) -> AsyncGenerator[tuple[int, Delta | None], None]:
-    """Deltas of all choices, each with its index, and None after its last."""
+    """Yield the deltas of all choices, each with its index, and None after a choice's last."""
     num = len(completion.asks)
     if num == 1:
         async for delta in _begin(service, completion, 0):
@@ -196,7 +199,7 @@ async def _stream(service: Service, completion: _Completion) -> AsyncGenerator[b
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
         return event(completion.envelope.around(choices=[choice], **tail))
 
-    echoed: dict[int, int] = {}  # characters that stand before each choice's own text
+    echoed: dict[int, int] = {}  # number of characters before each choice's own text
     with service.admission.enter(min(_AT_ONCE, len(completion.asks))):
         try:
             async with aclosing(_run(service, completion)) as items:
@@ -223,7 +226,7 @@ def _finish(completion: _Completion, index: int) -> str:
 
 
 def _echo(service: Service, completion: _Completion, index: int) -> tuple[str, list[Entry]]:
-    """The prompt of a choice, if it is to be told: its text and tokens."""
+    """The text and tokens of a choice's prompt, where the request asks for an echo; else empty."""
     if not completion.body.echo:
         return "", []
     prompt = completion.prompts[index // completion.num]

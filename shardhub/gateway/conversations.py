@@ -1,4 +1,4 @@
-"""Messages, tools and switches as clients send them, in the form chat templates know."""
+"""Clients' messages, tools and switches in the form that chat templates read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Message, Tool
 from shardhub.gateway.strict import num_chars
 
-# Switches of a template that are not the client's to set: some replace what the gateway itself says.
+# Template variables that a client may not set: some would replace the gateway's own values.
 _RESERVED = {
     "chat_template",
     "messages",
@@ -32,20 +32,20 @@ _RESERVED = {
 _SWITCH = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_SWITCHES = 32
 _MAX_SWITCH_CHARS = 1024
-# Lists and objects are tools and documents in forms of a template's own.
+# Lists and objects hold tools and documents in a template's own format.
 _MAX_LIST_CHARS = 1 << 18
 
 
 def messages_of(messages: Sequence[Message], *, strict: bool = False) -> list[dict[str, Any]]:
-    """Messages for a chat template: each content is a text, and the rest is as it came.
+    """Messages for a chat template: each content becomes a text, other fields stay as they came.
 
-    What a model of text cannot take, such as an image, becomes a line that says so.
+    A part that a text model cannot read, such as an image, becomes a line that says so.
 
     Args:
-        strict: Refuse it instead.
+        strict: Refuse such a part instead.
 
     Raises:
-        Refusal: `strict`; or a part is malformed.
+        Refusal: A part is malformed, or cannot be read with `strict`.
     """
     history = []
     for index, message in enumerate(messages):
@@ -61,15 +61,15 @@ def messages_of(messages: Sequence[Message], *, strict: bool = False) -> list[di
 
 
 def tools_of(tools: Sequence[Tool] | None) -> list[dict[str, Any]] | None:
-    """Tools for a chat template, or None without any."""
+    """Tools for a chat template, or None if there are none."""
     return [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
 
 
 def switches_of(given: dict[str, Any] | None) -> dict[str, Any]:
-    """Variables a client may set in a chat template: values of names that are not reserved, of bounded size.
+    """The chat template variables that a client set: names are not reserved, values are of bounded size.
 
     Raises:
-        Refusal: One is something else.
+        Refusal: A name is reserved, a value is too long, or there are too many.
     """
     if given and len(given) > _MAX_SWITCHES:
         raise Refusal(400, f"chat_template_kwargs has more than {_MAX_SWITCHES} entries.", param="chat_template_kwargs")

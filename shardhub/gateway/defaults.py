@@ -1,4 +1,4 @@
-"""From what a request says, and what the model's publisher recommends, to sampling parameters."""
+"""Sampling parameters from a request and the defaults that the model's publisher recommends."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from shardhub.text.tokenizer import MAX_CONFIG_BYTES
 
 _FILE = "generation_config.json"
 _MIN_TEMPERATURE = 0.01
-# Of a repetition penalty: more than any context has.
+# Context size of a repetition penalty: larger than any context.
 _WHOLE_CONTEXT = 1 << 24
-# -1 draws a seed in vLLM, llama.cpp and Ollama, and their clients send it for none.
+# Clients of vLLM, llama.cpp and Ollama send -1 for a random seed.
 _ANY_SEED = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """Sampling where a request does not say: greedy, unless the model's generation_config.json says otherwise."""
+    """Sampling defaults: greedy, unless the model's generation_config.json says otherwise."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -36,7 +36,7 @@ class Defaults:
 
 
 def read_defaults(folder: Path) -> Defaults:
-    """The defaults in a pipeline's folder; entries that are out of range are left out.
+    """Read the defaults from a pipeline's folder. Entries that are out of range are left out.
 
     Raises:
         FormatError: The file is not a JSON object.
@@ -67,10 +67,10 @@ def read_defaults(folder: Path) -> Defaults:
 
 
 def parameters_of(body: Generation, defaults: Defaults, *, vocab_size: int, top_logprobs: int) -> SamplingParameters:
-    """The parameters of a request; a seed is drawn where it gives none.
+    """The sampling parameters of a request. A seed is drawn if the request gives none.
 
     Raises:
-        Refusal: A bias is for no token, or there are too many.
+        Refusal: A bias is for an id that is not a token, or there are too many biases.
     """
     given = {name: getattr(body, name) for name in Defaults.__slots__}
     values = {name: getattr(defaults, name) if value is None else value for name, value in given.items()}
@@ -80,7 +80,7 @@ def parameters_of(body: Generation, defaults: Defaults, *, vocab_size: int, top_
     if values["repetition_context"] == 0:
         values |= {"repetition_penalty": 1.0, "repetition_context": REPETITION_CONTEXT}
     values["top_k"] = max(0, values["top_k"])
-    # Only the most likely token is left; what is divided by a temperature near 0 is no number in 16 bits.
+    # Only the most likely token is left; division by a temperature near 0 overflows in 16 bits.
     if values["top_p"] == 0 or values["temperature"] < _MIN_TEMPERATURE:
         values |= {"top_p": 1.0, "temperature": 0.0}
     return SamplingParameters(
@@ -94,23 +94,23 @@ def parameters_of(body: Generation, defaults: Defaults, *, vocab_size: int, top_
 
 
 def kept_of_prompt(body: Sampling, max_context: int, *, asked: int | None) -> int | None:
-    """How many ids at the end of a prompt are kept, or None for all; -1 keeps what the answer leaves of the context.
+    """Number of ids kept at the end of a prompt, or None for all; -1 keeps what the answer leaves of the context.
 
     Args:
-        asked: Tokens of the answer, if the request says how many.
+        asked: Maximum number of tokens of the answer; None if the request gives none.
 
     Raises:
-        Refusal: None would be kept.
+        Refusal: No id would be kept.
     """
     num = body.truncate_prompt_tokens
     if num == 0:
         raise Refusal(400, "truncate_prompt_tokens of 0 leaves no prompt.", param="truncate_prompt_tokens")
-    # An answer that may fill the context leaves half of it to the prompt; it is cut to what is left then.
+    # An answer that may fill the context leaves half of it to the prompt, and is then cut to what is left.
     return max_context - min(max(1, asked or 1), max_context // 2) if num == -1 else num
 
 
 def _context_of_penalty(body: Generation) -> int:
-    """Recent tokens that the repetition penalty looks at: 0 turns it off."""
+    """Number of recent tokens that the repetition penalty considers; 0 turns it off."""
     size = body.repetition_context_size if body.repeat_last_n is None else body.repeat_last_n
     if size is None:
         return REPETITION_CONTEXT

@@ -1,6 +1,6 @@
-"""A grammar that begins where the reasoning ends: what a model thinks has no shape, its answer has.
+"""A grammar that begins where the reasoning ends: it constrains the answer and leaves the reasoning free.
 
-As vLLM does where a model thinks whatever it is told.
+vLLM does the same for models whose reasoning cannot be turned off.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _ALL = b"\xff"
 
 
 class DeferredGrammar:
-    """A grammar for the answer alone.
+    """A grammar that applies to the answer, not to the reasoning before it.
 
     Args:
-        grammar: The answer's.
-        segmenter: Of its own: it is fed the tokens as they are drawn.
-        detokenizer: Of its own, too.
+        grammar: The answer's grammar.
+        segmenter: A separate segmenter, which is fed the tokens as they are drawn.
+        detokenizer: A separate detokenizer.
     """
 
     def __init__(self, grammar: Grammar, segmenter: Segmenter, detokenizer: Detokenizer) -> None:
@@ -28,10 +28,10 @@ class DeferredGrammar:
         self._num_bytes = 0
 
     def mask(self) -> bytes:
-        """A bit for each token id that may come next: all of them, until the answer begins.
+        """A bitmask of the token ids that may come next: all of them until the answer begins.
 
         Raises:
-            PromptError: The grammar cannot go on.
+            PromptError: The grammar cannot continue.
         """
         if self._segmenter.is_answering:
             return self._grammar.mask()
@@ -40,7 +40,7 @@ class DeferredGrammar:
         return _ALL * self._num_bytes
 
     def accept(self, token: int) -> None:
-        """Go on with a token that was drawn."""
+        """Advance by a token that was drawn."""
         if self._segmenter.is_answering:
             self._grammar.accept(token)
         else:

@@ -1,4 +1,4 @@
-"""What came next of an answer, in the order in which the model wrote it."""
+"""The pieces of an answer, in the order in which the model wrote them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from shardhub.gateway.toolcalls import CallPiece
 
 @dataclass(slots=True, kw_only=True)
 class Delta:
-    """What came next of an answer: reasoning, then text, then calls.
+    """The next piece of an answer: reasoning, then text, then calls.
 
     Attributes:
-        entries: Tokens that are in it or in parts before it, each once.
+        entries: The entries of tokens in this delta or in earlier ones, each reported once.
     """
 
     text: str = ""
@@ -27,35 +27,35 @@ class Delta:
 
 
 class Deltas:
-    """Collects what is certain now; a new delta begins where one would change the order."""
+    """Collects the text that is now certain. A new delta begins where a single one would change the order."""
 
     def __init__(self) -> None:
         self._deltas: list[Delta] = []
         self._kind = 0
 
     def __iter__(self) -> Iterator[Delta]:
-        """Those that hold something."""
+        """Iterate over the deltas that are not empty."""
         return (delta for delta in self._deltas if delta)
 
     def think(self, text: str) -> None:
-        """Reasoning comes next."""
+        """Append reasoning."""
         self._last(0).reasoning += text
 
     def say(self, text: str) -> None:
-        """Text of the answer comes next."""
+        """Append text of the answer."""
         self._last(1).text += text
 
     def call(self, pieces: Iterable[CallPiece]) -> None:
-        """Pieces of calls come next."""
+        """Append pieces of calls."""
         self._last(2).calls += pieces
 
     def place(self, entries: list[Entry]) -> None:
-        """Tokens that are in it, or before it."""
+        """Append entries of tokens to the last delta."""
         if entries:
             self._last(2).entries += entries
 
     def _last(self, kind: int) -> Delta:
-        """The delta that takes a kind of thing; the kinds are numbered in the order in which it holds them."""
+        """The delta to append to. Kinds are numbered in the order in which a delta holds them."""
         if not self._deltas or kind < self._kind:
             self._deltas.append(Delta())
         self._kind = kind

@@ -1,7 +1,7 @@
-"""JSON schemas as clients write them, in the words that the compiler of grammars knows.
+"""Translates clients' JSON schemas into the dialect that the grammar compiler knows.
 
-What older drafts, OpenAPI and Gemini say in other words is said in those of draft 2020-12; what only describes is left
-out. What cannot be kept to stays, and the compiler refuses it by name.
+Keywords of older drafts, OpenAPI and Gemini become those of draft 2020-12; annotations are left out. Keywords that
+cannot be followed stay, and the compiler refuses them by name.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-# llguidance refuses deeper ones.
+# llguidance refuses deeper schemas.
 _MAX_DEPTH = 128
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTED = ("prefixItems", "anyOf", "oneOf", "allOf")
 _ALONE = ("items", "additionalProperties", "additionalItems", "contains", "not", "if", "then", "else", "propertyNames")
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-# Source: JSON Schema 2020-12, validation, section 7.3. A format of another name is a remark for people.
+# Source: JSON Schema 2020-12, validation, section 7.3. A format of another name is an annotation.
 _FORMATS = {
     *("date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname", "ipv4", "ipv6", "uri"),
     *("uri-reference", "iri", "iri-reference", "uuid", "uri-template", "json-pointer", "relative-json-pointer"),
     "regex",
 }
 _NUMBER_TYPES = frozenset(("integer", "number"))
-# What finite automata cannot follow: looking around, and back at what was matched.
+# Constructs that finite automata cannot match: lookarounds and backreferences.
 _LOOKS = re.compile(r"\(\?<?[=!]|\\[1-9]|\(\?P=")
 _PLAIN_NAME = re.compile(r"[\w-]+")
-# Keywords that ask for nothing with this value.
+# Keywords that have no effect with these values.
 _EMPTY: dict[str, tuple[Any, ...]] = {
     "uniqueItems": (False,),
     "dependentRequired": ({},),
@@ -44,13 +44,13 @@ _EMPTY: dict[str, tuple[Any, ...]] = {
 
 
 def plain_schema(schema: Any) -> dict[str, Any]:
-    """A schema in the words the compiler knows; answers that fit it fit the one that was given.
+    """Translate a schema for the compiler. Whatever fits the result also fits the given schema.
 
     Args:
         schema: JSON-able data.
 
     Raises:
-        ValueError: It is not a schema, or it allows nothing.
+        ValueError: `schema` is not a schema, or allows no value.
     """
     if schema is True:
         return {}
@@ -84,7 +84,7 @@ def _is_empty(name: str, value: Any) -> bool:
 
 
 def _types(schema: dict[str, Any]) -> None:
-    """Gemini writes STRING; `any` is no limit; OpenAPI's nullable adds null."""
+    """Translate types: Gemini writes STRING, `any` allows every type, OpenAPI's `nullable` adds null."""
     kind = schema.get("type")
     names = [name for name in (kind if isinstance(kind, list) else [kind]) if isinstance(name, str)]
     if names and len(names) == (len(kind) if isinstance(kind, list) else 1):
@@ -99,20 +99,20 @@ def _types(schema: dict[str, Any]) -> None:
 
 
 def _bounds(schema: dict[str, Any]) -> None:
-    """Draft 4 says of a bound whether it is exclusive."""
+    """Translate bounds: in draft 4, `exclusiveMinimum` and `exclusiveMaximum` are booleans beside the bound."""
     for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if isinstance(schema.get(exclusive), bool):
             is_exclusive = schema.pop(exclusive)
             if is_exclusive and bound in schema:
                 schema[exclusive] = schema.pop(bound)
-    # Lengths and counts as other programs write numbers.
+    # Some programs write lengths and counts as floats.
     for name in ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"):
         if isinstance(schema.get(name), float) and schema[name].is_integer():
             schema[name] = int(schema[name])
 
 
 def _items(schema: dict[str, Any]) -> None:
-    """Before 2020, a list under `items` had a schema for each place."""
+    """Translate `items`: before 2020-12, a list under it held one schema for each position."""
     if isinstance(schema.get("items"), list):
         places = schema.pop("items")
         if places:
@@ -125,7 +125,7 @@ def _items(schema: dict[str, Any]) -> None:
 
 
 def _required(schema: dict[str, Any]) -> None:
-    """Draft 3 says it of each property."""
+    """Translate `required`, which draft 3 writes inside each property."""
     if isinstance(schema.get("required"), bool):
         del schema["required"]
 
@@ -136,9 +136,9 @@ def _formats(schema: dict[str, Any]) -> None:
 
 
 def _options(schema: dict[str, Any]) -> None:
-    """Options whose expressions look around are left out where others remain: pydantic's decimals are also numbers.
+    """Drop options whose expressions look around, where others remain: pydantic's decimals are also numbers.
 
-    So are options that nothing fits: Zod writes `{"not": {}}` for what may be left out.
+    Options that allow no value are dropped as well: Zod writes `{"not": {}}` for an optional value.
     """
     options = schema.get("anyOf")
     if isinstance(options, list):
@@ -156,7 +156,7 @@ def _fits_nothing(schema: Any) -> bool:
 
 
 def _further(schema: dict[str, Any]) -> None:
-    """Without other schemas beside it, an object's further properties are those it does not name itself."""
+    """Translate `unevaluatedProperties`, which equals `additionalProperties` where no other schema applies."""
     elsewhere = ("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "if", "not", "dependentSchemas")
     if "unevaluatedProperties" in schema and not any(name in schema for name in elsewhere):
         further = schema.pop("unevaluatedProperties")
@@ -164,9 +164,9 @@ def _further(schema: dict[str, Any]) -> None:
 
 
 def _patterns(schema: dict[str, Any]) -> None:
-    """A pattern that is just the name of a property is one more schema of that property.
+    """Translate a pattern that is just the name of a property into another schema of that property.
 
-    llguidance cannot go on where a name stands in both.
+    llguidance fails where a name occurs in both.
     """
     named, patterns = schema.get("properties"), schema.get("patternProperties")
     if not isinstance(named, dict) or not isinstance(patterns, dict):

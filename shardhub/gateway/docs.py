@@ -1,4 +1,4 @@
-"""GET /docs: the API for people, from its OpenAPI file, without a script and without anything from elsewhere."""
+"""GET /docs: the API as a page for people, made from the OpenAPI description, without scripts or external files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ h2 { font-size: 1.1rem; margin-top: 2rem } summary { cursor: pointer }
 
 @router.get("/docs", response_class=HTMLResponse)
 async def docs(request: Request) -> HTMLResponse:
-    """The routes, what each takes, and what it answers."""
+    """Show the routes, their fields and their answers."""
     schema: dict[str, Any] = request.app.openapi()
     parts = [f"<h1>{escape(schema['info']['title'])}</h1><p>{escape(schema['info']['description'])}</p>"]
     parts.append('<p>As a file: <a href="/openapi.json">/openapi.json</a></p>')

@@ -1,4 +1,4 @@
-"""Documents that a chat's answer is to be made from, for templates that have a place for them."""
+"""Documents that a chat's answer is to be based on, for templates that read them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import ChatRequest
 from shardhub.gateway.strict import num_chars
 
-# More do not fit into a context.
+# More would not fit into a context.
 MAX_DOCUMENTS = 256
 MAX_DOCUMENTS_CHARS = 4 << 20
 
 
 def documents_of(body: ChatRequest, template: str | None) -> dict[str, Any]:
-    """The variable that a chat template reads documents from, or nothing without any.
+    """The template variable that holds a request's documents; empty if it has none.
 
     Args:
-        template: The model's.
+        template: The model's chat template.
 
     Raises:
-        Refusal: The template has no place for them, or they are too many.
+        Refusal: The template does not read documents, or there are too many.
     """
     if not body.documents:
         return {}

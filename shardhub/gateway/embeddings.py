@@ -1,7 +1,7 @@
-"""Routes of OpenAI's and Ollama's APIs that need a model of another kind: 501, and what to do instead.
+"""Routes of OpenAI's and Ollama's APIs that need a model of another kind. They answer 501 and say what to do instead.
 
-A pipeline's last stage gives tokens, and its models are trained to continue text: a vector made of their hidden states
-would look like an embedding, and find nothing.
+A pipeline's models are trained to continue text. A vector made of their hidden states would look like an embedding and
+be useless for search.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ _OTHERS = "This gateway serves a model that writes text: run a server for {what}
 @router.post("/api/embed")
 @router.post("/api/embeddings")
 async def embeddings() -> Response:
-    """Why there are none."""
+    """Refuse requests for embeddings."""
     raise _absent(_EMBEDDINGS)
 
 
 @router.post("/v1/rerank")
 @router.post("/v1/score")
 async def rerank() -> Response:
-    """Why there is none."""
+    """Refuse requests for ranking."""
     raise _absent(_OTHERS.format(what="ranking"))
 
 
 @router.post("/v1/audio/{what:path}")
 async def audio(what: str) -> Response:
-    """Why there is none."""
+    """Refuse requests for audio."""
     raise _absent(_OTHERS.format(what="audio"))
 
 
 @router.post("/v1/images/{what:path}")
 async def images(what: str) -> Response:
-    """Why there are none."""
+    """Refuse requests for images."""
     raise _absent(_OTHERS.format(what="images"))
 
 
 @router.post("/v1/moderations")
 async def moderations() -> Response:
-    """Why there are none."""
+    """Refuse requests for moderation."""
     raise _absent(_OTHERS.format(what="moderation"))
 
 
 def _absent(message: str) -> Refusal:
-    # OpenAI's clients ask again after a 5xx unless they are told not to.
+    # OpenAI's clients retry after a 5xx unless this header forbids it.
     return Refusal(501, message, code="not_implemented", headers={"x-should-retry": "false"})

@@ -1,4 +1,4 @@
-"""Where a prompt ends: before a new answer, or within one that the client began."""
+"""Where a prompt ends: before a new answer, or inside an answer that the client began."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PROMPT = "add_generation_prompt"
 
 
 def ending_of(fields: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> Ending:
-    """Where the prompt of a conversation ends.
+    """Determine where the prompt of a conversation ends.
 
     Args:
         fields: A request's `continue_final_message` and `add_generation_prompt`; None means the default.
         messages: As `messages_of` makes them.
 
     Raises:
-        Refusal: They contradict each other, or there is nothing to continue.
+        Refusal: The fields contradict each other, or there is nothing to continue.
 
     Source: vllm/entrypoints/openai/chat_completion/protocol.py, check_generation_prompt.
     """
@@ -34,7 +34,7 @@ def ending_of(fields: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) 
 
 
 def continues_well(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the last message is an answer that can go on: it has a text, and no calls."""
+    """Whether the last message is an answer that can be continued: it has text and no calls."""
     last = messages[-1] if messages else {}
     content = last.get("content")
     if isinstance(content, list):

@@ -1,4 +1,4 @@
-"""Server-sent events: a stream of bytes with comments in its silence, ended by whichever side goes first."""
+"""Server-sent events: a byte stream with keep-alive comments, which either side may end."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ log = logging.getLogger(__name__)
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 DONE = b"data: [DONE]\n\n"
-# What a route that may stream tells of its answers.
+# The OpenAPI description of a route's answer that may be a stream.
 RESPONSES: dict[int | str, dict[str, object]] = {200: {"content": {"text/event-stream": {}, "application/json": {}}}}
 
 
 def encoded(data: object) -> bytes:
-    """A value as JSON; halves of characters, which a model may write as escapes, become question marks."""
+    """Encode a value as JSON. Lone surrogates, which a model may write as escapes, become question marks."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def event(data: object, *, name: str | None = None) -> bytes:
-    """A value as one event, which may have a name."""
+    """Encode a value as one event, with an optional name."""
     named = b"" if name is None else f"event: {name}\n".encode()
     return named + b"data: " + encoded(data) + b"\n\n"
 
 
 class EventStream(Response):
-    """Sends what a generator yields, as it yields it.
+    """Streams the events that a generator yields.
 
-    Until the first bytes, or the first comment, nothing is sent: what fails before is answered with its own status.
-    What fails later becomes an error event, and the stream ends without [DONE]. A client that reads slowly is waited
-    for; the connection of one that reads nothing is ended by `shardhub.connections`, and the stream with it.
+    Nothing is sent before the first event or comment, so that an earlier failure is answered with its own status. A
+    later failure becomes an error event, and the stream ends without [DONE]. A slow reader slows the stream down; if a
+    client reads nothing, `shardhub.connections` ends its connection and with it the stream.
 
     Args:
-        source: Whole events.
-        comment: What to say in silence.
-        failure: What a failure that comes later becomes: whole events.
-        keepalive_s: Length of silence.
-        headers: More headers.
+        source: Complete events.
+        comment: Makes the text of a keep-alive comment.
+        failure: Turns a failure after the first byte into complete events.
+        keepalive_s: Seconds of silence before a comment is sent.
+        headers: Additional headers.
     """
 
     kind = "text/event-stream"
@@ -63,7 +63,7 @@ class EventStream(Response):
         self.status_code = 200
         self.media_type = self.kind
         self.background = None
-        self.init_headers({**HEADERS, **(headers or {})})  # without a length, which the base class would set to 0
+        self.init_headers({**HEADERS, **(headers or {})})  # without Content-Length, which the base class would set to 0
         self._source = source
         self._comment = comment
         self._failure = failure
@@ -74,7 +74,7 @@ class EventStream(Response):
         self._sending_since: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Send the stream as the answer to one request."""
         self._send = send
         self._receive = receive
         pumping = asyncio.create_task(self._pump(scope))
@@ -106,7 +106,7 @@ class EventStream(Response):
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _failed(self, refusal: Refusal, scope: Scope) -> bool:
-        """Tell the client; whether that was the whole answer, as nothing had been sent."""
+        """Report a failure to the client. Returns whether it is the whole answer, because nothing had been sent."""
         if self._is_started:
             await self._put(self._failure(refusal))
             return False
@@ -136,7 +136,7 @@ class EventStream(Response):
             pass
 
     async def _keep_alive(self) -> None:
-        """Break silence."""
+        """Send a comment after each `keepalive_s` of silence."""
         while True:
             left_s = self._keepalive_s - (time.monotonic() - self._sent_at)
             if left_s > 0 or self._sending_since is not None:
@@ -147,9 +147,9 @@ class EventStream(Response):
 
 
 class LineStream(EventStream):
-    """The same in lines of JSON, as Ollama's clients read them.
+    """A stream of JSON lines, as Ollama's clients read them.
 
-    A blank breaks silence: it stands before the next line's object, where JSON allows it; an empty line would not do.
+    A space keeps the connection alive: JSON allows it before the next line's object. Clients reject empty lines.
     """
 
     kind = "application/x-ndjson"

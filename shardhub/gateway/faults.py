@@ -1,4 +1,4 @@
-"""What is wrong with a value a client sent, in words: the value as it was given, and what was expected."""
+"""Describes what is wrong with a value that a client sent: the value as given and what was expected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# Of a value that is told; a longer one is known by its beginning.
+# Longer values are cut.
 _MAX_SHOWN_CHARS = 60
 _KINDS = {
     "bool": "true or false",
@@ -27,7 +27,7 @@ _BOUNDS = {
 
 
 def shown(value: Any) -> str:
-    """A value as JSON has it, cut to its beginning; of lists and objects, what they are."""
+    """A value as JSON, cut to a maximum length; lists and objects are only named as such."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list | tuple):
@@ -40,10 +40,10 @@ def shown(value: Any) -> str:
 
 
 def fault_of(errors: Sequence[Mapping[str, Any]]) -> str:
-    """What is wrong with one value, as what follows the field's name in a sentence.
+    """Describe what is wrong with one value, in words that follow the field's name in a sentence.
 
     Args:
-        errors: pydantic's, one for each type that the value might have had.
+        errors: pydantic's errors, one for each type that the field accepts.
     """
     first = errors[0]
     if first.get("type") == "missing":

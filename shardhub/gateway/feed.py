@@ -1,4 +1,4 @@
-"""GET /shardhub/events: the chain as it is, once a second, and what happens to it, for whoever watches."""
+"""GET /shardhub/events: the state of the chain once a second, and its events."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ router = APIRouter(tags=["chain"])
 
 PERIOD_S = 1.0
 MAX_WATCHERS = 32
-# What happened lately is told to those who come later.
+# Recent events are sent to new watchers.
 _MAX_EVENTS = 64
 
 
 class Feed:
-    """Reads the chain while somebody watches.
+    """Reads the chain's state while at least one client watches.
 
     Args:
-        service: Whose chain it is.
+        service: The service whose chain is read.
     """
 
     def __init__(self, service: Service) -> None:
@@ -48,10 +48,10 @@ class Feed:
         happened.watch(self._happened)
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
-        """States as they are read, with the events since the last one, as server-sent events.
+        """Yield states as they are read, each with the events since the one before, as server-sent events.
 
         Raises:
-            Refusal: Too many watch.
+            Refusal: Too many clients are watching.
         """
         if self._num_watchers >= MAX_WATCHERS:
             retry = {"Retry-After": str(RETRY_AFTER_S)}
@@ -75,7 +75,7 @@ class Feed:
             self._num_watchers -= 1
 
     async def close(self) -> None:
-        """End all that watch."""
+        """End the streams of all watchers."""
         self._closing.set()
         if self._reading is not None:
             self._reading.cancel()
@@ -83,7 +83,7 @@ class Feed:
             self._news.notify_all()
 
     async def snapshot(self) -> dict[str, Any]:
-        """The chain as it is at this moment."""
+        """The current state of the chain."""
         service, head = self._service, self._service.head
         readings = await head.membership.readings()
         local = [{"at": "this process", "alive": True, "load": load} for load in head.local_loads()]
@@ -139,7 +139,7 @@ class Feed:
 
 @router.get("/shardhub/events", summary="The chain, once a second", response_class=Response, responses=RESPONSES)
 async def events(request: Request) -> Response:
-    """States of the chain and what happens to it, as server-sent events."""
+    """Stream the chain's states and events as server-sent events."""
     service = service_of(request)
     feed: Feed = request.app.state.feed
     settings = service.settings
@@ -148,7 +148,7 @@ async def events(request: Request) -> Response:
 
 @router.get("/shardhub/state", summary="The chain at this moment")
 async def state(request: Request) -> dict[str, Any]:
-    """One state, for who cannot read a stream."""
+    """The current state, for clients that cannot read a stream."""
     feed: Feed = request.app.state.feed
     return await feed.snapshot()
 
@@ -157,7 +157,7 @@ def _node(reading: Reading) -> dict[str, Any]:
     found: dict[str, Any] = {"at": reading.address, "alive": reading.error is None, "first": reading.first}
     found["last"] = reading.last
     if reading.error is not None:
-        # Without the transport's own words, which are long and help nobody who watches.
+        # Without the transport's own message, which is long and of no use to a watcher.
         found["error"] = f"{reading.error.what} {reading.error.hint}".strip()
     if (description := reading.description) is not None:
         found |= {

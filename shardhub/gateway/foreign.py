@@ -1,7 +1,7 @@
-"""Fields of other servers' APIs that this gateway cannot do: refused where they would change an answer.
+"""Fields of other servers' APIs that this gateway does not support: refused where they would change an answer.
 
-A field that has the value at which it does nothing is taken. One that only keeps books, or only tells a machine how to
-work, is taken, too. Whatever stands in no table here is ignored and named in the answer's warning header.
+A field with a neutral value, at which it has no effect, is accepted. So is a field that serves bookkeeping or tunes the
+server. A field that is in neither table is ignored and named in the answer's warning header.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _Neutral = Callable[[Any], bool]
 
 
 def _is(*values: Any) -> _Neutral:
-    """Whether a value is one of those at which a field does nothing; text may stand for a number."""
+    """A predicate for neutral values, at which a field has no effect. Text may stand for a number."""
     texts = {str(value) for value in values}
     return lambda value: value in values or (isinstance(value, str) and value in texts)
 
@@ -26,7 +26,7 @@ _is_one = _is(1, "1.0")
 _SAMPLER = "this sampler is not one of those here (temperature, top_k, top_p, min_p and the penalties)"
 _AUDIO = "answers are text only"
 
-# By name: at which values it does nothing, and why others cannot be done.
+# By name: which values are neutral, and why others are refused.
 _REFUSED: Mapping[str, tuple[_Neutral, str]] = {
     # Samplers of llama.cpp, text-generation-webui and their clients.
     "typical_p": (_is_one, _SAMPLER),
@@ -54,14 +54,14 @@ _REFUSED: Mapping[str, tuple[_Neutral, str]] = {
     "logits_processors": (_is_empty, "code of a client is not run here"),
     "use_beam_search": (_is_off, "beams are not searched here"),
     "num_beams": (_is_one, "beams are not searched here"),
-    # Forms of an answer.
+    # Formats of an answer.
     "grammar": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
     "guided_grammar": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
     "ebnf": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
     "structural_tag": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
     "prompt_logprobs": (_is_off, "ask /v1/completions with echo and logprobs for how likely a prompt is"),
     "audio": (_is_empty, _AUDIO),
-    # What an answer would be made from.
+    # Sources of an answer.
     "web_search_options": (lambda value: False, "the web is not searched here"),
     "chat_template": (_is_empty, "a client's own template is not run here"),
     "prompt_embeds": (_is_empty, "prompts are text or token ids"),
@@ -71,7 +71,7 @@ _REFUSED: Mapping[str, tuple[_Neutral, str]] = {
     "image_data": (_is_empty, "prompts are text or token ids"),
     "multi_modal_data": (_is_empty, "prompts are text or token ids"),
 }
-# What these tune is refused, or does nothing, by the field that turns it on; or they keep books, or tune the machine.
+# Parameters of features that another field turns on, which is refused; bookkeeping; tuning of the server.
 _SILENT = frozenset(
     """
     mirostat_tau mirostat_eta dry_base dry_allowed_length dry_penalty_last_n dry_range dry_sequence_breakers
@@ -85,14 +85,14 @@ _SILENT = frozenset(
 
 
 def check_foreign(fields: Mapping[str, Any] | None, where: str = "") -> None:
-    """Refuse fields that would change the answer and cannot be done.
+    """Refuse unsupported fields that would change the answer.
 
     Args:
-        fields: Those a request has beyond the known ones.
-        where: What they are part of, with a dot.
+        fields: The fields of a request that its model does not know.
+        where: The path of the object that holds them, ending with a dot.
 
     Raises:
-        Refusal: One of them would change the answer.
+        Refusal: A field would change the answer.
     """
     for name, value in (fields or {}).items():
         reason = refused_for(name, value)
@@ -102,12 +102,12 @@ def check_foreign(fields: Mapping[str, Any] | None, where: str = "") -> None:
 
 
 def refused_for(name: str, value: Any) -> str | None:
-    """Why a field that would change the answer cannot be done, or None where it would not, or is not known."""
+    """Why a field is refused; None if the field is not known or its value is neutral."""
     is_neutral, reason = _REFUSED.get(name, (None, ""))
     return None if value is None or is_neutral is None or is_neutral(value) else reason
 
 
 def is_ignored(name: str, value: Any) -> bool:
-    """Whether a field that is not known is worth a word to the client: null, and what changes nothing, is not."""
+    """Whether an unknown field is named in the warning header: not if it is null or has no effect."""
     is_off = value is None or (name == "strict" and value is False)
     return not is_off and name not in _REFUSED and name not in _SILENT

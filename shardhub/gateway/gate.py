@@ -1,4 +1,4 @@
-"""What holds for every request, whatever its route: who may call, from where, with how much."""
+"""Checks of every request, whatever its route: the caller's key, Host and Origin, and the size of the body."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _VERSIONS = ("1.0", "1.1")
 
 
 class Gate:
-    """Stands before the application: Host, Origin, key, body, and the headers of every answer.
+    """ASGI middleware in front of the application: checks Host, Origin, key and body, and sets each answer's headers.
 
-    A page that a browser loaded from elsewhere may point its own host name at this machine (DNS rebinding); the Host
-    header gives it away. One that calls this machine by its right name is told by its Origin.
+    A page from another site may point its own host name at this machine (DNS rebinding): the Host header reveals it. A
+    page that calls this machine by its right name is recognised by its Origin.
 
     Args:
         app: The application.
-        keys: Keys that clients must have.
-        hosts: Names by which clients may call, besides those of loopback.
-        any_address: Clients may call by any address, too; an address, unlike a name, cannot be pointed elsewhere.
-        origins: Pages that may call, besides the gateway's own.
-        stall_s: How long a body may pause in all; see `RequestBody`.
+        keys: The keys that are accepted.
+        hosts: Accepted Host names, besides those of loopback.
+        any_address: Whether any IP address is accepted as Host; unlike a name, an address cannot be rebound.
+        origins: Origins of pages that may call, besides the gateway's own.
+        stall_s: How long a body may stall in total; see `RequestBody`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Gate:
                 message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 if scope["method"] == "OPTIONS" and message["status"] == 405:
-                    # Whoever asks for the methods of a path gets them.
+                    # OPTIONS answers with the methods of the path.
                     allow = f"{Headers(scope=message).get('allow', 'GET')}, OPTIONS".encode()
                     message, has_body = {**message, "status": 204, "headers": [(b"allow", allow)]}, False
                 status = message["status"]
@@ -120,15 +120,15 @@ class Gate:
                     body.release()
         except Refusal as refusal:
             await refusal.response(scope["path"])(scope, receive, send_on)
-        # The path only: headers carry keys.
+        # Only the path is logged: headers carry keys.
         elapsed_ms = (time.perf_counter() - started) * 1000
         log.info("%s %s %d %.1f ms %s", scope["method"], scope["path"], status, elapsed_ms, request_id)
 
     def _check(self, scope: Scope, headers: Headers, origin: str, host: str | None) -> str:
-        """The digest of the caller's key, or nothing where no key is needed.
+        """The digest of the caller's key; empty where no key is needed.
 
         Raises:
-            Refusal: The caller may not call.
+            Refusal: The caller is not allowed.
         """
         self._check_host(scope, headers, host)
         own = "host" in headers and _is_own(origin, headers["host"])
@@ -138,7 +138,7 @@ class Gate:
             return ""
         digest = self._keys.find(_key(headers))
         if digest is None:
-            # Browsers ask for a key where they are told they may.
+            # A browser asks its user for the key only if the answer names the Basic scheme.
             scheme = (
                 "Bearer" if scope["path"].startswith(("/v1/", "/api/")) else 'Basic realm="shardhub", charset="UTF-8"'
             )
@@ -151,18 +151,18 @@ class Gate:
         return digest
 
     def _check_host(self, scope: Scope, headers: Headers, in_target: str | None) -> None:
-        """See whether a request came by a name of this gateway's.
+        """Check that a request names this gateway as its host.
 
         Args:
-            in_target: The host in the request's target, where it has one beside the header.
+            in_target: The host in the request's target; None if the target is a path.
 
         Raises:
-            Refusal: It came by another.
+            Refusal: The request names another host.
         """
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if in_target is not None:
             hosts.append(in_target)
-        # Browsers always say a host; without one it is a probe of a load balancer's, which HTTP/1.0 allows.
+        # Browsers always send Host. HTTP/1.0 allows requests without it, which load balancers send as probes.
         is_probe = not hosts and scope["http_version"] == "1.0" and not any(mark in headers for mark in BROWSER_MARKS)
         strange = [host for host in hosts if not self._is_known(host)]
         if strange or not (hosts or is_probe):
@@ -178,7 +178,7 @@ class Gate:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """Whether a page is the gateway's own, by the name the request came by."""
+    """Whether an Origin is the gateway's own, given the request's host."""
     try:
         return bool(origin) and urlsplit(origin).netloc == host.lower() != ""
     except ValueError:
@@ -186,7 +186,7 @@ def _is_own(origin: str, host: str) -> bool:
 
 
 def _key(headers: Headers) -> str:
-    """The key a caller sends: as a bearer, as Anthropic's clients do, or as a browser's password."""
+    """The key in the headers: a bearer token, Anthropic's `x-api-key`, or a browser's password; else empty."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and value.strip():
         return value.strip()
@@ -199,7 +199,7 @@ def _key(headers: Headers) -> str:
 
 
 async def _head_only(app: ASGIApp, scope: Scope, send: Send) -> None:
-    """Answer HEAD as GET without its body; a stream learns that its client went away once it has begun."""
+    """Answer HEAD like GET, without the body. A stream is disconnected as soon as it has begun."""
     begun = asyncio.Event()
 
     async def send_head(message: Message) -> None:
@@ -216,13 +216,13 @@ async def _head_only(app: ASGIApp, scope: Scope, send: Send) -> None:
 
 
 async def _options(send: Send) -> None:
-    """Say what the server as a whole takes."""
+    """Answer `OPTIONS *` with the methods that the server supports."""
     await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", _METHODS.encode())]})
     await send({"type": "http.response.body", "body": b""})
 
 
 async def _preflight(headers: Headers, send: Send) -> None:
-    """Tell a browser that a page may call."""
+    """Answer a CORS preflight: the page may call."""
     raw = [
         (b"access-control-allow-methods", _METHODS.encode()),
         (b"access-control-allow-headers", headers.get("access-control-request-headers", "*").encode("latin-1")),

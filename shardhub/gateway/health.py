@@ -1,4 +1,4 @@
-"""Whether the gateway is there, whether it can answer, and what it has done."""
+"""Health, readiness, version and metrics of the gateway."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health/live", summary="Whether the process answers")
 async def live() -> dict[str, str]:
-    """Always, while it answers at all."""
+    """Liveness: 200 as long as the process answers."""
     return {"status": "ok"}
 
 
 @router.get("/health/ready", summary="Whether requests are answered")
 async def ready(request: Request) -> JSONResponse:
-    """503 while nodes are gone, or the gateway is going away."""
+    """Readiness: 503 while nodes are missing or the gateway is shutting down."""
     service = service_of(request)
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     if service.admission.is_draining:
@@ -42,18 +42,18 @@ async def ready(request: Request) -> JSONResponse:
 
 @router.get("/health", summary="The same")
 async def health(request: Request) -> JSONResponse:
-    """As /health/ready."""
+    """The same as /health/ready."""
     return await ready(request)
 
 
 @router.get("/version", summary="The gateway's version")
 async def version() -> dict[str, str]:
-    """As vLLM has it."""
+    """The version, in vLLM's shape."""
     return {"version": __version__}
 
 
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Counters and gauges of the head and of stages that run in its process."""
+    """Prometheus counters and gauges of the head and of the stages that run in its process."""
     content: Any = service_of(request).metrics.text()
     return Response(content, media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""Which fields of a request have no effect, by their paths: `foo`, `tools[0].function.foo`, `messages[2].name`."""
+"""Finds the fields of a request that have no effect: `foo`, `tools[0].function.foo`, `messages[2].name`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pydantic import BaseModel
 
 from shardhub.gateway.foreign import is_ignored
 
-# Paths that a header names; a client that sends more reads the first.
+# Maximum number of paths in a header; the rest is left out.
 MAX_NAMED = 20
-# Characters of one.
+# Maximum number of characters of a path.
 _MAX_PATH_CHARS = 80
-# Fields of messages that matter to the conversation, whether or not a template shows them, or only keep books.
+# Fields of messages that are never named: they shape the conversation whatever the template reads, or are bookkeeping.
 _MESSAGE_FIELDS = frozenset(
     """
     tool_call_id reasoning_content reasoning reasoning_details thinking thinking_blocks signature refusal
@@ -27,19 +27,21 @@ _MESSAGE_FIELDS = frozenset(
 
 
 def ignored_fields(body: BaseModel) -> Iterator[str]:
-    """Paths of fields that no model of the API knows, at every depth; messages have their own way, see below.
+    """Yield the paths of fields that no model of the API knows, at every depth.
+
+    Messages are left to `ignored_of_messages`.
 
     Args:
-        body: A request, parsed.
+        body: A parsed request.
     """
     yield from _of_model(body, "")
 
 
 def ignored_of_messages(messages: Sequence[BaseModel], template: str | None) -> list[str]:
-    """Paths of fields of messages that the chat template never looks at.
+    """Paths of the fields of messages that the chat template never reads.
 
     Args:
-        template: The model's; what its loops over messages read counts as read.
+        template: The model's chat template; a field that its loops over messages read counts as read.
     """
     read = _read_by(template or "")
     paths = (
@@ -52,11 +54,11 @@ def ignored_of_messages(messages: Sequence[BaseModel], template: str | None) -> 
 
 
 def header_of(paths: Iterator[str] | Sequence[str]) -> str | None:
-    """What a header says of ignored fields, or None without any: printable ASCII on one line, and not too long."""
+    """The warning header's value, or None without ignored fields: one line of printable ASCII of bounded length."""
     names = list(islice(iter(paths), MAX_NAMED + 1))
     if not names:
         return None
-    # Quoted: a header's value neither begins nor ends with a blank, and a name may be one.
+    # Quoted, since a header's value cannot begin or end with a blank, and a name can be a blank.
     shown = [repr("".join(c if c.isascii() and c.isprintable() else "?" for c in name)) for name in sorted(names)]
     more = ", and more" if len(names) > MAX_NAMED else ""
     return f"ignored unknown fields: {', '.join(shown[:MAX_NAMED])}{more}"
@@ -82,7 +84,7 @@ def _of_value(value: Any, path: str) -> Iterator[str]:
 
 @lru_cache(maxsize=8)
 def _read_by(template: str) -> frozenset[str]:
-    """Names that a template reads of its messages: `message.name`, `m['name']`, `messages[0].get("name")`."""
+    """Names that a template reads from messages: `message.name`, `m['name']`, `messages[0].get("name")`."""
     loops = set(re.findall(r"\bfor\s+(\w+)\s+in\s+[^%{}]{0,200}messages", template))
     one = "|".join(map(re.escape, sorted(loops | {"message"}))) + r"|\w*messages\s*\[[^\]]{1,40}\]"
     places = re.findall(

@@ -1,4 +1,4 @@
-"""Text between a prefix and a suffix (fill-in-the-middle), for models whose tokenizer has the tokens for it."""
+"""Fill-in-the-middle: text between a prefix and a suffix, for models whose tokenizer has the tokens for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shardhub.text.tokenizer import Tokenizer
 
-# Tokens before the prefix, before the suffix and before the middle, as models' cards give them.
+# Tokens before the prefix, before the suffix and before the middle, as in the models' cards.
 _TOKENS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen, CodeGemma, Granite
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder, Granite Code, StableCode, Refact
@@ -20,12 +20,12 @@ _TOKENS = (
     ("<PRE>", "<SUF>", "<MID>"),
     (">>PREFIX<<", ">>SUFFIX<<", ">>MIDDLE<<"),  # Falcon
 )
-# The same of models that read the suffix first.
+# The same for models that read the suffix first.
 _SUFFIX_FIRST_TOKENS = (
     ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>"),  # Seed-Coder
     ("[PREFIX]", "[SUFFIX]", "[MIDDLE]"),  # Codestral, which has no token before the middle
 )
-# What else these models write when the middle is over.
+# Other tokens that these models write at the end of the middle.
 _ENDS = (
     "<|fim_pad|>",
     "<fim_pad>",
@@ -47,12 +47,12 @@ _ENDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Infill:
-    """How a model is asked for the text between two others.
+    """A model's format of fill-in-the-middle prompts.
 
     Attributes:
-        prefix, suffix: Ids that stand before them.
-        middle: The id after both, if the model has one.
-        suffix_first: The suffix stands before the prefix.
+        prefix, suffix: The ids that introduce the prefix and the suffix.
+        middle: The id after both; None if the model has none.
+        suffix_first: Whether the suffix comes before the prefix.
         end_ids: Ids that end the middle.
     """
 
@@ -63,11 +63,11 @@ class Infill:
     end_ids: frozenset[int]
 
     def prompt(self, first: Sequence[int], prefix: Sequence[int], suffix: Sequence[int]) -> list[int]:
-        """The ids of a prompt.
+        """Build the ids of a prompt.
 
         Args:
-            first: What the tokenizer puts before any text.
-            prefix, suffix: Ids of the texts.
+            first: The ids that the tokenizer puts before any text.
+            prefix, suffix: The ids of the two texts.
         """
         before, after = [self.prefix, *prefix], [self.suffix, *suffix]
         middle = [] if self.middle is None else [self.middle]
@@ -75,7 +75,7 @@ class Infill:
 
 
 def find_infill(tokenizer: Tokenizer) -> Infill | None:
-    """How a tokenizer's model is asked, or None where it has no tokens for it."""
+    """The format of a tokenizer's model, or None if the tokenizer lacks the tokens."""
     for names, suffix_first in [(each, False) for each in _TOKENS] + [(each, True) for each in _SUFFIX_FIRST_TOKENS]:
         prefix, suffix, middle = (tokenizer.token_id(name) for name in names)
         if prefix is None or suffix is None or (middle is None and names[2] != "[MIDDLE]"):

@@ -1,16 +1,16 @@
-"""Bodies that come compressed: gzip and deflate, as far as what comes out is not too big."""
+"""Decompression of request bodies: gzip and deflate, with a bound on the output."""
 
 from __future__ import annotations
 
 import zlib
 
-# Takes gzip's header and zlib's. Source: zlib's manual, inflateInit2.
+# Accepts gzip's and zlib's headers. Source: zlib's manual, inflateInit2.
 _ANY_HEADER = zlib.MAX_WBITS | 32
 ENCODINGS = ("gzip", "x-gzip", "deflate")
 
 
 class Inflater:
-    """Inflates one body, in pieces.
+    """Inflates one body piece by piece.
 
     Args:
         encoding: One of `ENCODINGS`.
@@ -18,22 +18,22 @@ class Inflater:
 
     def __init__(self, encoding: str) -> None:
         self._zlib = zlib.decompressobj(_ANY_HEADER)
-        self._may_be_raw = encoding == "deflate"  # some clients leave zlib's header out
+        self._may_be_raw = encoding == "deflate"  # some clients omit zlib's header
         self._has_begun = False
 
     @property
     def is_whole(self) -> bool:
-        """Whether the end has come."""
+        """Whether the end of the compressed data has been reached."""
         return self._zlib.eof
 
     def feed(self, data: bytes, *, most: int) -> bytes:
         """Inflate the next piece.
 
         Args:
-            most: Bytes that are of use: what would be more is cut behind one byte beyond them, however much it is.
+            most: Maximum size of the output in bytes. A larger output is cut to `most + 1` bytes.
 
         Raises:
-            zlib.error: It is not such data.
+            zlib.error: The data is not of this encoding.
         """
         if not data:
             return b""

@@ -1,4 +1,4 @@
-"""API keys: kept as sha256 digests, never as they are."""
+"""API keys, which are stored as sha256 digests only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from shardhub.errors import FormatError, UsageError
 
 KEYS_VARIABLE = "SHARDHUB_API_KEY"
-# A key is compared as its digest without salt or stretching, which is safe for long random ones only.
+# The digest has no salt and no stretching, which is safe for long random keys only.
 MIN_KEY_CHARS = 16
 _MAX_FILE_BYTES = 1 << 20
 _LINE = re.compile(r"sha256:([0-9a-f]{64})(?:\s.*)?")
@@ -21,10 +21,10 @@ _LINE = re.compile(r"sha256:([0-9a-f]{64})(?:\s.*)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keys:
-    """The keys a gateway takes.
+    """The keys that a gateway accepts.
 
     Attributes:
-        digests: Hex sha256 of each.
+        digests: The hex sha256 of each key.
     """
 
     digests: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Keys:
         return bool(self.digests)
 
     def find(self, key: str) -> str | None:
-        """The digest of a key that is one of these; the time it takes does not depend on which."""
+        """The digest of a key, or None if it is not accepted. Runs in time that does not depend on the key."""
         digest = digest_of(key)
         found = None
         for known in self.digests:
@@ -43,15 +43,15 @@ class Keys:
 
 
 def digest_of(key: str) -> str:
-    """Hex sha256 of a key."""
+    """The hex sha256 of a key."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_keys(file: Path | None) -> Keys:
-    """Keys of a file of digests, and of the environment, as they are there, separated by commas.
+    """Read the keys: digests from a file, and plain keys, separated by commas, from the environment.
 
     Raises:
-        UsageError: The file cannot be read, or a key of the environment is too short.
+        UsageError: The file cannot be read, or a key in the environment is too short.
         FormatError: A line is neither a digest nor a comment.
     """
     digests: list[str] = []
@@ -70,7 +70,7 @@ def read_keys(file: Path | None) -> Keys:
 
 
 def new_key(file: Path) -> str:
-    """Make a key and add its digest to a file, which only its owner may read; the key itself is kept nowhere.
+    """Make a key and append its digest to a file that only its owner may read. The key itself is not stored.
 
     Raises:
         UsageError: The file cannot be written.

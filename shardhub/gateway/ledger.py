@@ -1,4 +1,4 @@
-"""Which tokens of an answer wrote its text and which its reasoning."""
+"""Tracks which tokens of an answer wrote its text and which its reasoning."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from shardhub.gateway.likelihoods import Entry
 
 @dataclass(slots=True, kw_only=True)
 class _Written:
-    """A token, and where what it wrote stands.
+    """A token and the place of its characters.
 
     Attributes:
-        start, stop: Characters of the answer as the model wrote it.
-        place: Its first character among those of the text; None while there is none.
+        start, stop: Its range of characters in the answer as the model wrote it.
+        place: The index of its first character in the text; None until one of its characters belongs to the text.
     """
 
     token: Token
@@ -28,14 +28,14 @@ class _Written:
 class Ledger:
     """Follows an answer's tokens through its segments.
 
-    A token may write half of a tag and the beginning of the text after it, or a part of a character only, which
-    counts where the character stands.
+    A token may write half of a tag and the beginning of the text after it. It may also write only a part of a
+    character, and then counts where the character stands.
 
     Args:
-        keeps: Whether entries of the text's tokens are kept, for log probabilities.
+        keeps: Whether to keep the entries of the text's tokens, for log probabilities.
 
     Attributes:
-        num_reasoning: Tokens that wrote reasoning, without its tags.
+        num_reasoning: Number of tokens that wrote reasoning, without its tags.
     """
 
     def __init__(self, *, keeps: bool) -> None:
@@ -47,15 +47,15 @@ class Ledger:
         self._entries: list[Entry] = []
 
     def write(self, token: Token, num_chars: int) -> None:
-        """Take in a token that wrote so many characters."""
+        """Record a token that wrote `num_chars` characters."""
         start, self._num_written = self._num_written, self._num_written + num_chars
         self._waiting.append(_Written(token=token, start=start, stop=max(start + 1, self._num_written)))
 
     def place(self, num_chars: int, *, is_reasoning: bool, at: int | None) -> None:
-        """Say what the next characters are.
+        """Assign the next characters to the text, to the reasoning, or to neither.
 
         Args:
-            at: Their place among the characters of the text; None if they are not of it.
+            at: Index of the first of them in the text; None if they are not part of it.
         """
         start, self._num_placed = self._num_placed, self._num_placed + num_chars
         for written in self._waiting:
@@ -68,7 +68,7 @@ class Ledger:
             self._settle(self._waiting.popleft())
 
     def finish(self, *, is_reasoning: bool, at: int) -> None:
-        """End the answer: tokens that wrote nothing count where it ended."""
+        """End the answer. Tokens that wrote nothing count where it ended."""
         while self._waiting:
             written = self._waiting.popleft()
             written.is_reasoning |= is_reasoning
@@ -77,7 +77,7 @@ class Ledger:
             self._settle(written)
 
     def entries(self, num_shown: int) -> list[Entry]:
-        """Entries of the tokens that begin among the first characters of the text, each told once."""
+        """Take the entries of the tokens that begin within the first `num_shown` characters; each is returned once."""
         shown = [entry for entry in self._entries if entry.start < num_shown]
         self._entries = self._entries[len(shown) :]
         return shown

@@ -1,6 +1,6 @@
-"""The first form of calls in OpenAI's chats: `functions` and `function_call`, before there were tools.
+"""OpenAI's older form of tool calls in chats: `functions` and `function_call`.
 
-A request of that form becomes one with tools, one called at a time, and its answer takes the old form again.
+A request of that form becomes one with tools and single calls, and its answer is given in the old form.
 
 Source: https://platform.openai.com/docs/api-reference/chat/create, fields `functions` and `function_call`.
 """
@@ -13,10 +13,10 @@ from shardhub.gateway.refusals import Refusal
 
 
 def modern(fields: dict[str, Any]) -> dict[str, Any]:
-    """A request's fields, as they came, with tools where it has functions.
+    """Convert a request's raw fields: functions become tools.
 
     Raises:
-        Refusal: It has both.
+        Refusal: The request has both functions and tools.
     """
     changed = dict(fields)
     if isinstance(messages := fields.get("messages"), list):
@@ -38,7 +38,7 @@ def modern(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def old_message(message: dict[str, Any]) -> dict[str, Any]:
-    """An answer's message, or a part of one, with its call in the old form."""
+    """Convert an answer's message, or a part of one, to the old form."""
     calls = message.get("tool_calls")
     if not calls:
         return message
@@ -47,12 +47,12 @@ def old_message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def old_finish(reason: str) -> str:
-    """Why an answer ended, in the old form."""
+    """The finish reason in the old form."""
     return "function_call" if reason == "tool_calls" else reason
 
 
 def _messages(messages: list[Any]) -> list[Any]:
-    """Messages with calls and results of tools in the place of those of functions."""
+    """Convert messages: calls and results of functions become those of tools."""
     changed: list[Any] = []
     called = ""
     for index, message in enumerate(messages):

@@ -1,4 +1,4 @@
-"""Log probabilities of tokens, in the two shapes of OpenAI's API."""
+"""Log probabilities of tokens in the two shapes of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardhub.chain.stream import Stream
 from shardhub.protocol import TopTokens
 from shardhub.text.tokenizer import Tokenizer
 
-# JSON has no infinity; what a mask or a bias forbade is this unlikely.
+# JSON has no infinity: this stands for a token that a mask or a bias forbade.
 _FORBIDDEN = -9999.0
 
 
@@ -20,8 +20,8 @@ class Entry:
     """One token of a text.
 
     Attributes:
-        start: Characters of the text before it.
-        logprob: None for the first token of a prompt, before which there is nothing.
+        start: Number of characters of the text before it.
+        logprob: None for the first token of a prompt, which nothing precedes.
     """
 
     token: int
@@ -47,8 +47,7 @@ def chat_logprobs(tokenizer: Tokenizer, entries: Iterable[Entry], num_top: int) 
 def completion_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry], num_top: int) -> dict[str, Any]:
     """The `logprobs` of a completion's choice or chunk.
 
-    Tokens are named by their text. Where two name the same text the likelier one counts: the last entry of
-    `top_logprobs` is a dictionary.
+    Tokens are named by their text in `top_logprobs`. Where two tokens have the same text, the likelier one is kept.
     """
     tops: list[dict[str, float] | None] = []
     for entry in entries:
@@ -58,7 +57,7 @@ def completion_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry], num_top:
         named: dict[str, float] = {}
         for token, logprob in zip(entry.top.ids[:num_top], entry.top.logprobs, strict=False):
             named.setdefault(token_name(tokenizer, token), finite(logprob))
-        # The token itself is always there, even if it is not among the likeliest.
+        # The token itself is always listed, even if it is not among the likeliest.
         named.setdefault(token_name(tokenizer, entry.token), finite(entry.logprob))
         tops.append(named)
     return {
@@ -70,7 +69,7 @@ def completion_logprobs(tokenizer: Tokenizer, entries: Sequence[Entry], num_top:
 
 
 def token_name(tokenizer: Tokenizer, token: int) -> str:
-    """A token's text; bytes that are no whole characters as `bytes:\\\\xe2\\\\x82`, as OpenAI writes them."""
+    """A token's text; incomplete characters as `bytes:\\\\xe2\\\\x82`, as OpenAI writes them."""
     piece = tokenizer.token_bytes(token)
     try:
         return piece.decode("utf-8")
@@ -79,7 +78,7 @@ def token_name(tokenizer: Tokenizer, token: int) -> str:
 
 
 def finite(logprob: float) -> float:
-    """A log probability that JSON can hold."""
+    """A log probability as a finite number, which JSON can hold."""
     return logprob if math.isfinite(logprob) else _FORBIDDEN
 
 
@@ -93,7 +92,7 @@ def _token(tokenizer: Tokenizer, token: int, logprob: float | None) -> dict[str,
 
 
 def prompt_entries(tokenizer: Tokenizer, stream: Stream, *, first_char: int = 0) -> list[Entry]:
-    """The tokens of a scored prompt with their places in its text; the first one has no log probability."""
+    """The tokens of a scored prompt with their places in its text. The first one has no log probability."""
     detokenizer = tokenizer.text_detokenizer()
     entries: list[Entry] = []
     start = first_char
@@ -101,7 +100,7 @@ def prompt_entries(tokenizer: Tokenizer, stream: Stream, *, first_char: int = 0)
     tops = [TopTokens(), *stream.prompt_top] if stream.prompt_top else [TopTokens()] * len(logprobs)
     for token, logprob, top in zip(stream.request.prompt, logprobs, tops, strict=True):
         entries.append(Entry(token=token, start=max(0, start), logprob=logprob, top=top))
-        if start < 0:  # what the tokenizer put before the text, which begins behind it
+        if start < 0:  # a token that the tokenizer put before the text
             start = 0
             continue
         start += len(detokenizer.add(token))

@@ -1,4 +1,4 @@
-"""Which tokens an answer may hold whatever its text: allowed ids, words that must not come, no end before its time."""
+"""Token rules of a request, whatever the text: allowed ids, forbidden words, and a minimum length."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Sampling
 from shardhub.text.tokenizer import Tokenizer
 
-# Each is tokenized twice; a longer text is not a word.
+# Each word is tokenized twice; a longer text is refused.
 _MAX_WORD_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRules:
-    """Rules that hold for each choice of a request.
+    """The rules for every choice of a request.
 
     Attributes:
-        num_ids: Ids of the model; a mask has a bit for each, the lowest first.
-        allowed: A bit for each id that may come at all.
-        ends: A bit for each id that ends the answer.
-        min_tokens: Before so many tokens none of those comes.
-        bad: Sequences of ids that must not come.
+        num_ids: Number of token ids of the model; a mask has one bit for each, lowest id first.
+        allowed: A bitmask of the allowed ids.
+        ends: A bitmask of the ids that end the answer.
+        min_tokens: Number of tokens before which no such id may come.
+        bad: Forbidden sequences of ids.
     """
 
     num_ids: int
@@ -34,17 +34,17 @@ class TokenRules:
     bad: tuple[tuple[int, ...], ...]
 
     def around(self, grammar: Grammar | None) -> MaskedGrammar:
-        """A grammar for one choice that keeps these rules, and another grammar's."""
+        """A grammar for one choice that applies these rules on top of another grammar."""
         return MaskedGrammar(self, grammar)
 
 
 class MaskedGrammar:
-    """Rules on their way through one answer, on top of what a grammar allows.
+    """The state of the rules in one answer, on top of a grammar.
 
     Args:
-        rules: Those of the request.
-        grammar: What else the answer must be like. Where it leaves nothing that the rules allow, it prevails: an
-            answer that may not end and may not go on would never come.
+        rules: The request's rules.
+        grammar: The answer's grammar, if any. Where no token satisfies both, the grammar prevails: otherwise the answer
+            could neither end nor continue.
     """
 
     def __init__(self, rules: TokenRules, grammar: Grammar | None) -> None:
@@ -55,7 +55,7 @@ class MaskedGrammar:
         self._last: deque[int] = deque(maxlen=max(0, longest - 1))
 
     def mask(self) -> bytes:
-        """A bit for each token id that may come next; see `Grammar.mask`."""
+        """A bitmask of the token ids that may come next; see `Grammar.mask`."""
         rules = self._rules
         inner = None if self._grammar is None else int.from_bytes(self._grammar.mask(), "little")
         bits = rules.allowed if inner is None else rules.allowed & inner
@@ -71,7 +71,7 @@ class MaskedGrammar:
         return bits.to_bytes((rules.num_ids + 7) // 8, "little")
 
     def accept(self, token: int) -> None:
-        """Go on with a token that was drawn."""
+        """Advance by a token that was drawn."""
         self._num_tokens += 1
         self._last.append(token)
         if self._grammar is not None:
@@ -79,20 +79,20 @@ class MaskedGrammar:
 
 
 def end_ids_of(body: Sampling, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end an answer: the model's, unless they are to be ignored, and those of the request."""
+    """Ids that end an answer: the model's, unless the request ignores them, and the request's own."""
     own = frozenset[int]() if body.ignore_eos else tokenizer.eos_ids
     return own | frozenset(body.stop_token_ids or ())
 
 
 def rules_of(body: Sampling, tokenizer: Tokenizer, *, num_ids: int, end_ids: Collection[int]) -> TokenRules | None:
-    """The rules of a request, or None where it has none. Words are tokenized: call it in a thread of its own.
+    """The rules of a request, or None if it has none. Tokenizes words: call it in a thread.
 
     Args:
-        num_ids: Ids that the model has.
-        end_ids: Those that end the answer.
+        num_ids: Number of token ids of the model.
+        end_ids: Ids that end the answer.
 
     Raises:
-        Refusal: An id is not one of the model's, or none is left.
+        Refusal: The model does not have an id, or no id is left.
     """
     if body.allowed_token_ids is None and not body.bad_words and not body.min_tokens:
         return None
@@ -124,7 +124,7 @@ def _bits(ids: Sequence[int]) -> int:
 
 
 def _spelled(words: Sequence[str], tokenizer: Tokenizer, num_ids: int) -> list[tuple[int, ...]]:
-    """Each word as ids, as it stands alone and after a blank. Source: vLLM's SamplingParams.update_from_tokenizer."""
+    """The ids of each word, alone and after a space. Source: vLLM's SamplingParams.update_from_tokenizer."""
     spelled: dict[tuple[int, ...], None] = {}
     for word in words:
         if not word.strip() or len(word) > _MAX_WORD_CHARS:

@@ -1,4 +1,4 @@
-"""Several answers at once, told apart by their index."""
+"""Merges several answers into one sequence of items, each with the index of its answer."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Items that wait for a reader who is slow.
+# Maximum number of items that wait for a slow reader.
 _MAX_WAITING = 64
 
 
 async def merge(
     sources: Sequence[Callable[[], AsyncIterator[T]]], *, at_once: int
 ) -> AsyncGenerator[tuple[int, T | None], None]:
-    """Items of several iterators as they come, each with the index of its source, and None after a source's last.
+    """Yield items of several iterators as they arrive, each with its source's index, and None after a source's last.
 
     Args:
-        sources: Called when their turn comes.
-        at_once: How many run side by side.
+        sources: Each is called when it is started, to make its iterator.
+        at_once: Maximum number of sources that run concurrently.
 
     Raises:
-        Exception: The first of any source; the others are cancelled.
+        Exception: The first exception of any source; the other sources are cancelled.
     """
     items: asyncio.Queue[tuple[int, T | None] | BaseException] = asyncio.Queue(_MAX_WAITING)
     room = asyncio.Semaphore(at_once)
@@ -35,7 +35,7 @@ async def merge(
                 await items.put((index, None))
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised by who reads
+        except Exception as error:  # noqa: BLE001 - raised again in the reader
             await items.put(error)
 
     tasks = [asyncio.create_task(pump(index)) for index in range(len(sources))]

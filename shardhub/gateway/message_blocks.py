@@ -1,4 +1,4 @@
-"""An answer as a message of Anthropic's API: its blocks, and the events of a stream."""
+"""Writes an answer as a message of Anthropic's API: its blocks, and the events of a stream."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class MessageWriter:
     """Writes one message, block by block.
 
     Args:
-        num_prompt: Tokens of the prompt.
+        num_prompt: Number of tokens of the prompt.
         model: The model's name.
-        asked: Most tokens that were asked for.
+        asked: The request's maximum number of tokens.
     """
 
     def __init__(self, num_prompt: int, *, model: str, asked: int) -> None:
@@ -32,7 +32,7 @@ class MessageWriter:
         self._is_begun = False
 
     def step(self, step: Step, answer: Answer) -> bytes:
-        """Take in a step of the answer; the events that tell of it."""
+        """Process a step of the answer and return its events."""
         block, events = step.block, self._begin(answer)
         if step.what == "start":
             return events + _event("content_block_start", index=block.index, content_block=_empty(block))
@@ -52,7 +52,7 @@ class MessageWriter:
         return {**self._message(answer), **self._ending(answer)}
 
     def _begin(self, answer: Answer) -> bytes:
-        """The event before the first block, once."""
+        """The event before the first block; empty after the first call."""
         if self._is_begun:
             return b""
         self._is_begun = True
@@ -81,7 +81,7 @@ class MessageWriter:
     def _usage(self, answer: Answer) -> dict[str, int]:
         num_reused = answer.stream.num_reused
         return {
-            # What was there already is counted beside these, not among them.
+            # Cached tokens are counted separately, not among these.
             "input_tokens": self._num_prompt - num_reused,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": num_reused,
@@ -90,7 +90,7 @@ class MessageWriter:
 
 
 def failure(refusal: Refusal) -> bytes:
-    """The event of a failure, which clients raise."""
+    """The event of a failure, which clients raise as an error."""
     return event(refusal.anthropic_body(), name="error")
 
 

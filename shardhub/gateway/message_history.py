@@ -1,4 +1,4 @@
-"""Messages of Anthropic's API as messages of a chat: each block is used, or carried as text."""
+"""Converts messages of Anthropic's API to chat messages: each block is used, or carried as text."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from shardhub.gateway.message_tools import MessageTools
 from shardhub.gateway.parts import fields_text
 from shardhub.gateway.refusals import Refusal
 
-# Kinds of blocks that a model without eyes and ears cannot read; what becomes of them is not decided here.
+# Blocks that a text model cannot read. They are passed on: `shardhub.gateway.parts` decides what becomes of them.
 _MEDIA = ("image", "document", "audio", "video")
-# Fields of a block that say nothing to a model.
+# Fields of a block that mean nothing to a model.
 _UNSHOWN = ("type", "id", "tool_use_id", "cache_control", "citations", "signature", "encrypted_content", "caller")
 
 
 def chat_messages(
     role: str, content: str | Sequence[Any] | None, where: str, tools: MessageTools
 ) -> list[dict[str, Any]]:
-    """A message as messages of a chat: results of tools stand for themselves there.
+    """Convert one message to chat messages. Each tool result becomes a message of its own.
 
     Args:
-        where: The content, for who sent it.
-        tools: Takes in the tools that come with it.
+        where: The path of the content, for error messages.
+        tools: Collects the tools that the message brings.
 
     Raises:
         Refusal: A block is malformed.
@@ -63,7 +63,7 @@ def chat_messages(
 
 
 def instructions(system: str | Sequence[Any], where: str) -> str | list[dict[str, Any]]:
-    """The system's blocks as content: a line each.
+    """The system prompt as content, its blocks joined by line breaks.
 
     Raises:
         Refusal: A block is malformed.
@@ -74,7 +74,7 @@ def instructions(system: str | Sequence[Any], where: str) -> str | list[dict[str
 
 
 def _result(block: dict[str, Any], where: str) -> str | list[dict[str, Any]]:
-    """What a tool gave."""
+    """The content of a tool result."""
     content = block.get("content")
     if content is None or content in ("", []):
         return "The tool failed." if block.get("is_error") else ""
@@ -85,10 +85,10 @@ def _result(block: dict[str, Any], where: str) -> str | list[dict[str, Any]]:
 
 
 def _parts(block: Any, where: str) -> list[str | dict[str, Any]]:
-    """A block as texts, and as parts that are something else.
+    """A block as texts and as parts of other kinds.
 
     Raises:
-        Refusal: It is neither a text nor an object.
+        Refusal: The block is neither a text nor an object.
     """
     if isinstance(block, str):
         return [block]
@@ -121,13 +121,13 @@ def _parts(block: Any, where: str) -> list[str | dict[str, Any]]:
 
 
 def _titled(block: dict[str, Any], text: str) -> str:
-    """A text under its title and where it is from, where these are given."""
+    """A text under its title and source, if these are given."""
     head = [block[name] for name in ("title", "source", "context") if isinstance(block.get(name), str)]
     return "\n".join([*head, text]) if text else "\n".join([*head, ""])
 
 
 def _joined(parts: Sequence[str | dict[str, Any]], joint: str) -> str | list[dict[str, Any]]:
-    """Parts as one text where they are nothing else."""
+    """Join parts into one text if all are text; else return them as a list of parts."""
     if all(isinstance(part, str) for part in parts):
         return joint.join(str(part) for part in parts)
     return [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]

@@ -1,4 +1,4 @@
-"""Tools as clients of Anthropic's API offer them: their own, and those of Anthropic's that run at the client."""
+"""Tools in requests of Anthropic's API: the client's own, and Anthropic's tools that the client runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EDITS: dict[str, Any] = {
     "insert_text": _TEXT,
     "view_range": {"type": "array", "items": _INTEGER},
 }
-# By how the type begins, which ends with a date: what Anthropic's models know of the tool by heart.
+# By the type without its final date: the description and parameters that Anthropic's models were trained on.
 _BUILT_IN: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "bash_": (
         "Runs a command in a shell on the user's machine that stays open, and gives its output.",
@@ -48,21 +48,21 @@ _NOTHING: dict[str, Any] = {"type": "object", "properties": {}}
 
 @dataclass(slots=True)
 class MessageTools:
-    """The tools of one request: those offered with it, and those that came with its messages.
+    """The tools of one request: those in its `tools`, and those that its messages bring.
 
     Attributes:
-        functions: As tools of a chat request, by name.
-        left_out: What was offered and cannot be called here, for the warning header.
+        functions: The tools as tools of a chat request, by name.
+        left_out: Paths of the tools that cannot be called here, for the warning header.
     """
 
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def add(self, offered: Iterable[Any], where: str) -> None:
-        """Take in tools; one that is there already stays as it is.
+        """Add tools. A tool whose name is already known is left as it is.
 
         Raises:
-            Refusal: One is malformed.
+            Refusal: A tool is malformed.
         """
         for index, tool in enumerate(offered):
             place = f"{where}[{index}]"
@@ -87,15 +87,15 @@ class MessageTools:
             self.functions.setdefault(str(name), {"type": "function", "function": function})
 
     def remove(self, name: str) -> None:
-        """Offer a tool no more."""
+        """Remove a tool from those offered."""
         self.functions.pop(name, None)
 
 
 def choice_of(choice: dict[str, Any] | str | None) -> str | dict[str, Any] | None:
-    """`tool_choice` as a chat request has it.
+    """Convert `tool_choice` to a chat request's.
 
     Raises:
-        Refusal: It is of an unknown type.
+        Refusal: Its type is unknown.
     """
     if choice is None:
         return None
@@ -108,7 +108,7 @@ def choice_of(choice: dict[str, Any] | str | None) -> str | dict[str, Any] | Non
 
 
 def _schema(schema: Any) -> dict[str, Any]:
-    """A schema of arguments, which are always an object."""
+    """A schema of arguments, completed to describe an object."""
     if not isinstance(schema, dict) or not schema:
         return dict(_NOTHING)
     return schema if "type" in schema else {"type": "object", **schema}

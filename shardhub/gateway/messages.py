@@ -1,4 +1,4 @@
-"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API, as far as it needs nothing stored."""
+"""POST /v1/messages and /v1/messages/count_tokens: the stateless part of Anthropic's API."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from shardhub.text.stops import MAX_STOPS
 
 router = APIRouter(tags=["messages"], route_class=StrictRoute)
 
-# What is wrong with the chat request is told in the words of this API.
+# Errors of the chat request are reported under this API's field names.
 _NAMES = {"stop": "stop_sequences", "response_format": "output_config"}
-# Said in silence: clients of this API wait for events, and a comment is none.
+# Keep-alive: clients of this API expect events and do not count comments.
 _PING = '\nevent: ping\ndata: {"type":"ping"}'
 
 
@@ -39,7 +39,7 @@ class AnthropicMessage(Body):
 
 
 class OutputConfig(Body):
-    """What the answer must be, and how hard to think."""
+    """The format of the answer and the reasoning effort."""
 
     effort: str | None = Field(None, max_length=32)
     format: dict[str, Any] | None = None
@@ -56,7 +56,7 @@ class CountRequest(Sampling):
     thinking: dict[str, Any] | None = None
     output_config: OutputConfig | None = None
     output_format: dict[str, Any] | None = None
-    # Taken, and without effect here.
+    # Accepted, and without effect here.
     cache_control: Any = None
     container: Any = None
     context_management: Any = None
@@ -70,7 +70,7 @@ class MessagesRequest(CountRequest):
 
 @router.post("/v1/messages", summary="Answer a conversation, as blocks", responses=RESPONSES)
 async def messages(body: MessagesRequest, request: Request) -> Response:
-    """Answer a conversation, whole or as server-sent events."""
+    """Answer a conversation, as one message or as server-sent events."""
     service = service_of(request)
     service.admission.check()
     model = service.check_model(body.model)
@@ -95,7 +95,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
 
 @router.post("/v1/messages/count_tokens", summary="Tokens of a conversation")
 async def count_tokens(body: CountRequest, request: Request) -> dict[str, int]:
-    """Tokens of a prompt, under the chat template and with its tools."""
+    """Count the tokens of a prompt under the chat template, its tools included."""
     service = service_of(request)
     service.check_model(body.model)
     try:
@@ -108,7 +108,7 @@ async def count_tokens(body: CountRequest, request: Request) -> dict[str, int]:
 @router.api_route("/v1/messages/batches", methods=["GET", "POST"], include_in_schema=False)
 @router.api_route("/v1/messages/batches/{rest:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
 async def batches(request: Request) -> None:
-    """Batches would be kept for hours."""
+    """Refuse batches, which would have to be stored for hours."""
     raise Refusal(404, "Message batches are not served here; send each message to /v1/messages.")
 
 
@@ -135,10 +135,10 @@ async def _whole(service: Service, turn: Turn, writer: MessageWriter) -> dict[st
 
 
 def chat_of(body: CountRequest, *, max_tokens: int | None = None) -> tuple[ChatRequest, list[str]]:
-    """A request as one for a chat, and what of it was left out; an answer that comes last is to be continued.
+    """Convert a request to a chat request, and list what was left out. A final assistant message is continued.
 
     Raises:
-        Refusal: It is malformed.
+        Refusal: The request is malformed.
     """
     tools = MessageTools()
     tools.add(body.tools or (), "tools")
@@ -171,7 +171,7 @@ def chat_of(body: CountRequest, *, max_tokens: int | None = None) -> tuple[ChatR
 
 
 def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Messages of one side that follow each other are one, as this API has them."""
+    """Join consecutive messages of one role, as this API does."""
     joined: list[dict[str, Any]] = []
     for message in messages:
         before = joined[-1] if joined else None
@@ -190,7 +190,7 @@ def _joined(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_plain(message: dict[str, Any]) -> bool:
-    """Whether a message has nothing but a role and a content."""
+    """Whether a message has only a role and a content."""
     return message.keys() == {"role", "content"}
 
 

@@ -1,4 +1,4 @@
-"""GET /v1/models: the one model there is."""
+"""GET /v1/models: the one model that is served."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models", summary="List models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """The model under each of its names."""
+    """List the model under each of its names."""
     service = service_of(request)
     names = service.model_names
     if _is_anthropic(request):
@@ -25,14 +25,14 @@ async def list_models(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/models/{name:path}", summary="One model")
 async def one_model(name: str, request: Request) -> dict[str, Any]:
-    """One model."""
+    """Describe the model under one name."""
     service = service_of(request)
     known = service.check_model(name)
     return _anthropic_model(service, known) if _is_anthropic(request) else _model(service, known)
 
 
 def _is_anthropic(request: Request) -> bool:
-    """Whether a client reads Anthropic's shapes, by the header that all of its clients send."""
+    """Whether a client expects Anthropic's format, by the header that all of its clients send."""
     return "anthropic-version" in request.headers
 
 

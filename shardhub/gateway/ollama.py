@@ -1,4 +1,4 @@
-"""POST /api/chat and /api/generate: Ollama's API, for clients that speak no other."""
+"""POST /api/chat and /api/generate: Ollama's API."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RESPONSES: dict[int | str, dict[str, object]] = {
 
 @router.post("/api/chat", summary="Answer a conversation, in lines", responses=RESPONSES)
 async def chat(body: OllamaChat, request: Request) -> Response:
-    """Answer a conversation, in lines unless it is to come whole."""
+    """Answer a conversation, as a stream of lines or, with `"stream": false`, as one object."""
     service = service_of(request)
     check_name(service, body.model)
     writer = _writer(service, body, is_chat=True)
@@ -49,7 +49,7 @@ async def chat(body: OllamaChat, request: Request) -> Response:
 
 @router.post("/api/generate", summary="Answer a prompt, in lines", responses=RESPONSES)
 async def generate(body: OllamaGenerate, request: Request) -> Response:
-    """Answer a prompt, under the chat template unless it is raw; in lines unless it is to come whole."""
+    """Answer a prompt, under the chat template unless it is raw, as a stream of lines or as one object."""
     service = service_of(request)
     check_name(service, body.model)
     is_raw = bool(body.raw or body.suffix or not service.head.tokenizer.has_chat_template)
@@ -84,18 +84,18 @@ def _warnings(service: Service, body: OllamaRequest, ignored: list[str], remarks
 
 
 def _loaded(service: Service, body: OllamaRequest, writer: LineWriter) -> Response:
-    """The answer to a request that only has the model loaded, which it is."""
+    """The answer to a request that only loads the model, which is loaded already."""
     reason = "unload" if body.keep_alive in (0, "0", "0s", "0m") else "load"
     content = line(writer.loaded(reason))
     return Response(content, media_type="application/json", headers=_warnings(service, body, []))
 
 
 def _continued(service: Service, turn: Turn, context: list[int]) -> Turn:
-    """A turn after the ids that an earlier answer told as its context.
+    """Prepend the ids of an earlier answer's `context` to a turn.
 
     Raises:
-        Refusal: An id is not one of the model's.
-        ContextExceeded: No room is left.
+        Refusal: The model does not have an id.
+        ContextExceeded: No room is left in the context.
     """
     if not context:
         return turn

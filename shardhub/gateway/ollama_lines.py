@@ -1,4 +1,4 @@
-"""Answers in the shape of Ollama's API: lines that each hold a piece, the last with counts and durations."""
+"""Writes answers of Ollama's API: a line for each piece, and a last line with counts and durations."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from shardhub.text.tokenizer import Tokenizer
 
 
 def now() -> str:
-    """The time as Ollama writes it."""
+    """The current time in Ollama's format."""
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 def line(data: object) -> bytes:
-    """A value as one line."""
+    """Encode a value as one line."""
     return encoded(data) + b"\n"
 
 
 def failure(refusal: Refusal) -> bytes:
-    """What a failure becomes that comes after the first line."""
+    """The line of a failure after the first line."""
     return line(refusal.ollama_body())
 
 
@@ -36,10 +36,10 @@ class LineWriter:
     """Writes one answer.
 
     Args:
-        model: The model's name, as the client called it.
-        is_chat: The answer is a message, else a text.
-        num_top: Likely tokens to tell beside each one; None where no log probabilities are asked for.
-        with_context: Tell the ids of prompt and answer at the end, for a client that goes on from there.
+        model: The model's name, as the client wrote it.
+        is_chat: Whether the answer is a message; otherwise it is a text.
+        num_top: Number of likely tokens to report beside each token; None where no log probabilities are requested.
+        with_context: Whether to report the ids of prompt and answer at the end, for a client that continues from them.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class LineWriter:
         self._num_calls = 0
 
     def take(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """The pieces that one delta becomes."""
+        """Yield the pieces of one delta."""
         if not self._has_first:
             self._has_first, self._first_ns = True, time.perf_counter_ns()
         logprobs = self._logprobs(delta)
@@ -68,7 +68,7 @@ class LineWriter:
             yield self._around("") | logprobs
 
     def last(self, answer: Answer) -> Iterator[dict[str, Any]]:
-        """What ends an answer: the rest of it, and what it took."""
+        """Yield the end of an answer: the rest of it, then counts and durations."""
         for step in self._blocks.finish():
             if (piece := self._piece(step)) is not None:
                 yield piece
@@ -89,11 +89,11 @@ class LineWriter:
         yield self._around("") | {"done": True, "done_reason": reason} | context | counts
 
     def loaded(self, reason: str) -> dict[str, Any]:
-        """The answer to a request without a prompt, which only has a model loaded."""
+        """The answer to a request without a prompt, which only loads the model."""
         return self._around("") | {"done": True, "done_reason": reason}
 
     def joined(self, pieces: list[dict[str, Any]]) -> dict[str, Any]:
-        """One answer of its pieces."""
+        """Join the pieces into one answer."""
         whole = dict(pieces[-1])
         logprobs = [each for piece in pieces for each in piece.get("logprobs", ())]
         if logprobs:

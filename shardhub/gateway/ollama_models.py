@@ -1,4 +1,4 @@
-"""Ollama's routes about models: the one there is, and why there will be no other."""
+"""Ollama's routes about models: they describe the one that is served and refuse changes."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from shardhub.gateway.strict import StrictRoute
 
 router = APIRouter(tags=["ollama"], route_class=StrictRoute)
 
-# The version whose API this is: clients ask for a newest enough one before they use tools or thinking.
+# The version whose API is implemented: clients check it before they use tools or thinking.
 OLLAMA_VERSION = "0.12.6"
 _LATEST = ":latest"
 _BILLION = 1_000_000_000
-# When the model leaves memory: as long as the gateway runs, it stays.
+# When the model is unloaded: it stays as long as the gateway runs.
 _NEVER = "2318-01-01T00:00:00Z"
 
 
 @router.get("/api/version", summary="The version of Ollama's API")
 async def version() -> dict[str, str]:
-    """Ollama's, and ours."""
+    """Report Ollama's version and shardhub's."""
     return {"version": OLLAMA_VERSION, "shardhub": __version__}
 
 
 @router.get("/api/tags", summary="List models, for Ollama's clients")
 async def tags(request: Request) -> dict[str, Any]:
-    """The model under each of its names."""
+    """List the model under each of its names."""
     service = service_of(request)
     return {"models": [_entry(service, name) for name in _names(service)]}
 
 
 @router.get("/api/ps", summary="List models in memory")
 async def running(request: Request) -> dict[str, Any]:
-    """The same: it stays there."""
+    """List the loaded models: the one that is served."""
     service = service_of(request)
     return {
         "models": [
@@ -54,7 +54,7 @@ async def running(request: Request) -> dict[str, Any]:
 
 @router.post("/api/show", summary="What a model is")
 async def show(body: OllamaName, request: Request) -> dict[str, Any]:
-    """Its template, its sizes, and what it can do."""
+    """Describe the model: its template, its sizes and its capabilities."""
     service = service_of(request)
     check_name(service, body.model_name)
     tokenizer = service.head.tokenizer
@@ -83,7 +83,7 @@ async def show(body: OllamaName, request: Request) -> dict[str, Any]:
 
 @router.post("/api/pull", summary="Fetch a model: only the one there is")
 async def pull(body: OllamaName, request: Request) -> Response:
-    """Done for the model that is served; nothing is ever fetched for a client."""
+    """Report success for the model that is served. Nothing is ever fetched for a client."""
     try:
         check_name(service_of(request), body.model_name)
     except Refusal as refusal:
@@ -100,21 +100,21 @@ async def pull(body: OllamaName, request: Request) -> Response:
 @router.delete("/api/delete", include_in_schema=False)
 @router.post("/api/blobs/{name}", include_in_schema=False)
 async def change(request: Request) -> Response:
-    """Models are changed by whoever runs the gateway, with `shardhub`."""
+    """Refuse changes of models, which the operator makes with `shardhub`."""
     raise _refused("changed")
 
 
 @router.get("/api/blobs/{name}", include_in_schema=False)
 async def blob(name: str) -> Response:
-    """There are none."""
+    """Answer 404: there are no blobs."""
     raise Refusal(404, "This gateway keeps no blobs.")
 
 
 def check_name(service: Service, name: str) -> None:
-    """See whether a name, perhaps with its tag, is the model's.
+    """Check that a name, with or without a tag, is the model's.
 
     Raises:
-        Refusal: It is another's; in Ollama's words, which clients look for.
+        Refusal: It is another model's name. The message is Ollama's, which clients look for.
     """
     for each in (name, name.removesuffix(_LATEST)):
         try:
@@ -172,7 +172,7 @@ def _capabilities(service: Service) -> list[str]:
 
 
 def _config(service: Service) -> dict[str, Any]:
-    """config.json, which was read and found good before the gateway began."""
+    """The model's config.json, which was validated before the gateway started."""
     config: dict[str, Any] = json.loads((service.head.pipeline.documents / "config.json").read_bytes())
     return config
 
@@ -182,7 +182,7 @@ def _family(config: dict[str, Any]) -> str:
 
 
 def _bits(config: dict[str, Any]) -> int:
-    """Bits of most weights."""
+    """Bits of a weight, for most weights."""
     quantization = config.get("quantization")
     if isinstance(quantization, dict) and isinstance(quantization.get("bits"), int):
         return int(quantization["bits"])
@@ -190,7 +190,7 @@ def _bits(config: dict[str, Any]) -> int:
 
 
 def _num_parameters(service: Service) -> int:
-    """About as many as the weights' size says."""
+    """The approximate number of parameters, from the size of the weights."""
     return _size_bytes(service) * 8 // _bits(_config(service))
 
 

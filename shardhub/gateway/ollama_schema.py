@@ -1,4 +1,4 @@
-"""What clients of Ollama's API send.
+"""Request bodies of Ollama's API.
 
 Source: https://github.com/ollama/ollama/blob/main/docs/api.md, and api/types.go beside it.
 """
@@ -17,9 +17,9 @@ from shardhub.parameters import MAX_TOP_LOGPROBS
 
 
 class Options(Body):
-    """How tokens are chosen."""
+    """Sampling options."""
 
-    num_predict: Whole | None = Field(None, lt=2**31)  # 0 and below: no limit
+    num_predict: Whole | None = Field(None, lt=2**31)  # 0 or less: no limit
     num_ctx: Whole | None = None
     temperature: Real | None = None
     top_k: Whole | None = None
@@ -33,17 +33,17 @@ class Options(Body):
     frequency_penalty: Real | None = None
 
     def sampling(self) -> dict[str, Any]:
-        """The same in the words of a chat request."""
+        """The options as fields of a chat request."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         fields = {name: getattr(self, name) for name in Options.model_fields if name not in ("num_predict", "num_ctx")}
         limit = self.num_predict if self.num_predict is not None and self.num_predict > 0 else None
         return fields | {"stop": [stop for stop in stops if stop] or None, "max_tokens": limit}
 
     def ignored(self, max_context: int) -> list[str]:
-        """Names of options that would change the answer and are not here; Ollama itself ignores some, too.
+        """Names of unsupported options that would change the answer. Ollama itself ignores some options, too.
 
         Args:
-            max_context: Positions there are; a context that is larger than asked for does no harm.
+            max_context: The positions of the context; a `num_ctx` up to it has no effect and is not listed.
         """
         names = [name for name, value in (self.model_extra or {}).items() if refused_for(name, value) is not None]
         if self.num_ctx is not None and self.num_ctx > max_context:
@@ -52,7 +52,7 @@ class Options(Body):
 
 
 class OllamaRequest(Body):
-    """What requests for a chat and for a text have in common."""
+    """Fields common to requests for a chat and for a text."""
 
     model: str = Field(min_length=1, max_length=1024)
     stream: Flag | None = None
@@ -61,12 +61,12 @@ class OllamaRequest(Body):
     think: bool | str | None = None
     logprobs: Flag | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    # When a model leaves memory is not a request's to say.
+    # Ignored: a request cannot decide when the model is unloaded.
     keep_alive: Any = None
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the answer comes in lines: so it does unless the request says otherwise."""
+        """Whether the answer is streamed in lines, which is the default."""
         return self.stream is not False
 
     @model_validator(mode="after")
@@ -133,7 +133,7 @@ class OllamaGenerate(OllamaRequest):
 
 
 class OllamaName(Body):
-    """What is done with a model, which has two names for its name."""
+    """A request about a model, which may name it in either of two fields."""
 
     model: str | None = None
     name: str | None = None

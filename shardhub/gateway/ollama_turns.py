@@ -1,4 +1,4 @@
-"""Requests of Ollama's API as those for a chat or for a text."""
+"""Converts requests of Ollama's API to chat and completion requests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardhub.gateway.ollama_schema import OllamaChat, OllamaGenerate, OllamaMes
 from shardhub.gateway.schema import ChatRequest, CompletionRequest
 from shardhub.gateway.turn import chat_request
 
-# What is wrong with the request they become is told in the words of this API.
+# Errors of the converted request are reported under this API's field names.
 NAMES = {
     "max_tokens": "options.num_predict",
     "repeat_penalty": "options.repeat_penalty",
@@ -30,29 +30,29 @@ NAMES = {
 
 
 def chat_of(body: OllamaChat) -> ChatRequest:
-    """A conversation.
+    """Convert a conversation to a chat request.
 
     Raises:
-        Refusal: A field of it is not as it must be.
+        Refusal: A field is invalid.
     """
     return _request(body, _messages(body.messages or []), tools=body.tools or None)
 
 
 def text_chat_of(body: OllamaGenerate) -> ChatRequest:
-    """A prompt as a conversation of one message.
+    """Convert a prompt to a chat request of one message.
 
     Raises:
-        Refusal: A field of it is not as it must be.
+        Refusal: A field is invalid.
     """
     system = [{"role": "system", "content": body.system}] if body.system else []
     return _request(body, [*system, {"role": "user", "content": _content(body.prompt or "", body.images)}])
 
 
 def completion_of(body: OllamaGenerate) -> CompletionRequest:
-    """A prompt that goes to the model as it is, perhaps with the text that is to follow the answer.
+    """Convert a raw prompt, and a suffix if there is one, to a completion request.
 
     Raises:
-        ValidationError: A field of it is not as it must be.
+        ValidationError: A field is invalid.
     """
     structured = {"json": {"type": "object"} if body.format == "json" else body.format} if body.format else None
     return CompletionRequest(
@@ -70,7 +70,7 @@ def _request(body: OllamaRequest, messages: list[dict[str, Any]], **more: Any) -
         **_thinking(body.think),
         **more,
         messages=messages,
-        # As Ollama's templates do: they leave the last message open.
+        # As in Ollama, whose templates leave the last message open.
         continue_final_message=continues_well(messages),
         stream=body.is_streamed,
         response_format=_format(body.format),
@@ -80,7 +80,7 @@ def _request(body: OllamaRequest, messages: list[dict[str, Any]], **more: Any) -
 
 
 def _thinking(think: bool | str | None) -> dict[str, Any]:
-    """Whether to think, or how hard."""
+    """The fields of a chat request for `think`."""
     if think is True:
         return {"chat_template_kwargs": {"enable_thinking": True}}
     if think is False:
@@ -97,7 +97,7 @@ def _format(form: str | dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
-    """Messages of a chat: calls get ids, and results those of their calls, by name or else in order."""
+    """Convert messages. Calls get ids; a result gets the id of its call, matched by name or else by order."""
     plain: list[dict[str, Any]] = []
     open_calls: list[tuple[str, str]] = []  # ids and names of calls without a result
     for index, message in enumerate(messages):
@@ -124,7 +124,7 @@ def _messages(messages: Sequence[OllamaMessage]) -> list[dict[str, Any]]:
 
 
 def _content(text: str | list[Any] | None, images: Sequence[Any] | None) -> str | list[Any] | None:
-    """A message's content: a text alone, or with parts for its images, as a chat has them."""
+    """A message's content as a chat's: a text alone, or parts for the text and the images."""
     if not images:
         return text
     parts: list[Any] = text if isinstance(text, list) else [{"type": "text", "text": text or ""}]

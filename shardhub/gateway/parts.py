@@ -1,4 +1,4 @@
-"""Parts of messages as text: a model of text is told of a picture, and given what is written in a file."""
+"""Converts parts of messages to text: an image becomes a remark, a text file its contents."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# Parts that are text, in the words of all APIs.
+# Types of text parts in all APIs.
 _TEXTS = ("text", "input_text", "output_text", "reasoning_text", "summary_text")
 _IMAGES = ("image_url", "input_image", "image", "computer_screenshot")
 _SOUNDS = ("input_audio", "audio_url", "audio", "output_audio")
 _FILMS = ("video_url", "input_video", "video")
 _FILES = ("file", "input_file", "document", "container_upload")
-# Kinds of files beside text/* whose bytes are text.
+# Media types besides text/* whose bytes are text.
 _TEXT_FILES = tuple(
     f"application/{name}"
     for name in ("json", "xml", "yaml", "x-yaml", "toml", "javascript", "x-sh", "x-ndjson", "sql", "csv", "x-httpd-php")
 )
-# Fields that say nothing to a model, wherever they stand.
+# Fields that mean nothing to a model, at any depth.
 _UNSHOWN = ("cache_control", "data", "encrypted_content")
-# Longer texts of a part that is carried as JSON are bytes in letters.
+# A longer string in a part that is carried as JSON is taken for encoded binary data.
 _MAX_SHOWN_CHARS = 1 << 16
-# Values inside each other that are shown; JSON that is parsed may have a thousand.
+# Nesting depth that is shown; parsed JSON may be a thousand levels deep.
 _MAX_DEPTH = 64
 _LEFT_OUT = "(left out)"
 _MAX_NAME_CHARS = 200
@@ -33,12 +33,12 @@ _MAX_NAME_CHARS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPart:
-    """What a part comes to.
+    """A part as text.
 
     Attributes:
-        text: As the model reads it.
-        kind: It is said as it is; or it is a document, or a line on something the model cannot take, and stands on
-            lines of its own.
+        text: The text for the model.
+        kind: Plain text, which is joined as it is; or a document or a remark on a part that the model cannot read,
+            which stand on lines of their own.
     """
 
     text: str
@@ -46,10 +46,10 @@ class ReadPart:
 
 
 def read_part(part: Any) -> ReadPart:
-    """A part of a message, of any API.
+    """Convert a part of a message of any API.
 
     Raises:
-        ValueError: It is a text that has none, or says nothing of itself.
+        ValueError: A text part has no text, or the part has no type.
     """
     if not isinstance(part, dict):
         return ReadPart(text=part if isinstance(part, str) else json.dumps(part, ensure_ascii=False))
@@ -72,7 +72,7 @@ def read_part(part: Any) -> ReadPart:
 
 
 def text_of(part: dict[str, Any]) -> str | None:
-    """The text of a part that is one, in the words of any API; None where it is something else."""
+    """The text of a text part of any API; None for other parts."""
     kind, text, refusal = part.get("type"), part.get("text"), part.get("refusal")
     if (kind in _TEXTS or kind is None) and isinstance(text, str):
         return text
@@ -80,17 +80,17 @@ def text_of(part: dict[str, Any]) -> str | None:
 
 
 def fields_text(kind: str, fields: Mapping[str, Any], *, without: Collection[str] = ()) -> str:
-    """What is of no kind that a chat has, as a text: what it is, and its fields.
+    """Write an object that chats do not know as text: its kind and its fields.
 
     Args:
-        without: Names of fields that say nothing to a model.
+        without: Names of fields to leave out.
     """
     shown = {name: _cut(value) for name, value in fields.items() if name not in without and value not in (None, [], {})}
     return f"[{kind}: {json.dumps(shown, ensure_ascii=False, default=str)}]" if shown else f"[{kind}]"
 
 
 def joined(parts: Sequence[ReadPart]) -> str:
-    """The text of several parts: documents and the like on lines of their own."""
+    """Join parts into one text, with documents and remarks on lines of their own."""
     text = ""
     apart = False
     for part in parts:
@@ -101,7 +101,7 @@ def joined(parts: Sequence[ReadPart]) -> str:
 
 
 def _file(part: dict[str, Any]) -> ReadPart:
-    """A file: what is written in it, or that it cannot be read."""
+    """A file part: the file's text, or a remark that it cannot be read."""
     inner = part["file"] if isinstance(part.get("file"), dict) else part
     source = part["source"] if isinstance(part.get("source"), dict) else {}
     name = next((each for each in (inner.get("filename"), part.get("title"), inner.get("name")) if each), None)
@@ -122,7 +122,7 @@ def _file(part: dict[str, Any]) -> ReadPart:
 
 
 def _written(data: str, media_type: str) -> str | None:
-    """The text of a file's bytes, or None where they are something else."""
+    """The text of a file's bytes, or None if they are not text."""
     is_text = media_type.startswith("text/") or media_type in _TEXT_FILES or media_type.endswith(("+json", "+xml"))
     if not data or not is_text:
         return None
@@ -137,7 +137,7 @@ def _written(data: str, media_type: str) -> str | None:
 
 
 def _media_type(part: dict[str, Any]) -> str:
-    """What a part says it is of, such as image/png; empty where it does not."""
+    """The media type that a part states, such as image/png; empty if it states none."""
     kind = part.get("type")
     inner = part.get(kind) if isinstance(kind, str) else None
     for each in (inner, part.get("image_url"), part.get("file"), part.get("source"), part):
@@ -166,7 +166,7 @@ def _unseen(what: str, verb: str, detail: str) -> ReadPart:
 
 
 def _cut(value: Any, depth: int = 0) -> Any:
-    """A value without what is too long or too deep for a text: bytes in letters."""
+    """A copy of a value without the parts that are too long, such as encoded binary data, or too deep."""
     if isinstance(value, str):
         return value if len(value) <= _MAX_SHOWN_CHARS and not value.startswith("data:") else _LEFT_OUT
     if depth > _MAX_DEPTH and isinstance(value, list | dict):

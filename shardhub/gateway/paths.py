@@ -1,22 +1,22 @@
-"""Paths as clients, proxies and probes write them, in the form the routes have."""
+"""Normalises the request paths of clients, proxies and probes to those of the routes."""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import urlsplit
 
-# What clients ask for whose base URL lacks the /v1 of OpenAI's and Anthropic's APIs.
+# Paths requested by clients whose base URL lacks the /v1 of OpenAI's and Anthropic's APIs.
 _WITHOUT_V1 = re.compile(
     r"/(chat/completions|completions|responses|messages|models|embeddings|images|audio|moderations|rerank|score)(/.*)?"
 )
-# What stands at the root, for clients whose base URL has a /v1 too many.
+# Routes at the root, for clients whose base URL has a superfluous /v1.
 _AT_ROOT = re.compile(r"/v1/(api|tokenize|detokenize|tokenizer_info|health|metrics|version|ping)(/.*)?")
-# Names of health checks elsewhere.
+# Common names of health checks.
 _PROBES = {"/healthz": "/health", "/readyz": "/health/ready", "/livez": "/health/live", "/ping": "/health"}
 
 
 def plain_path(path: str) -> str:
-    """The path of a route: without doubled or trailing slashes, with one /v1 where it belongs."""
+    """Normalise a path: no doubled or trailing slashes, and one /v1 where the route has it."""
     path = re.sub(r"/{2,}", "/", path)
     if len(path) > 1:
         path = path.rstrip("/") or "/"
@@ -29,9 +29,9 @@ def plain_path(path: str) -> str:
 
 
 def split_target(target: str) -> tuple[str | None, str]:
-    """The host and the path of a request's target; proxies are sent whole URLs, others a path alone.
+    """Split a request's target into host and path. Proxies receive full URLs; otherwise the host is None.
 
-    Source: RFC 9112, section 3.2: a host in the target counts in the place of the Host header's.
+    Source: RFC 9112, section 3.2: a host in the target replaces that of the Host header.
     """
     if not target.lower().startswith(("http://", "https://")):
         return None, target

@@ -1,4 +1,4 @@
-"""Prompts of completions: texts or token ids, whole or cut, alone or before a suffix."""
+"""Prompts of completions: texts or token ids, truncated on request, with an optional suffix."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from shardhub.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A prompt and the text it is echoed as.
+    """A prompt and its text, which is used for an echo.
 
     Attributes:
-        num_added: Characters of special tokens that the tokenizer put before the text.
+        num_added: Number of characters of special tokens that the tokenizer put before the text.
     """
 
     ids: tuple[int, ...]
@@ -29,20 +29,20 @@ class Prompt:
 
 
 async def prompts_of(service: Service, body: CompletionRequest) -> list[Prompt]:
-    """The prompts of a request, one after the other: what is left is not begun for a client that has gone.
+    """The prompts of a request. They are tokenized one by one, and no further once the client has disconnected.
 
     Raises:
-        Refusal: There are none or too many, or one is empty, too long, or holds what is not a token id.
+        Refusal: There are no prompts or too many; or one is empty, too long, or has an invalid token id.
     """
     suffix = await in_thread(partial(_suffix, service, body)) if body.suffix else None
     return [await in_thread(partial(_prompt, service, body, each, suffix)) for each in _listed(body.prompt)]
 
 
 def _listed(field: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
-    """Prompts one by one.
+    """A request's prompts as a list.
 
     Raises:
-        Refusal: There are none, or too many.
+        Refusal: There are no prompts or too many.
     """
     if isinstance(field, str):
         listed: list[str | list[int]] = [field]
@@ -56,10 +56,10 @@ def _listed(field: str | list[str] | list[int] | list[list[int]]) -> list[str | 
 
 
 def _suffix(service: Service, body: CompletionRequest) -> list[int]:
-    """The ids of the text behind the answer.
+    """The ids of the suffix, which follows the answer.
 
     Raises:
-        Refusal: The model cannot fill in, or the request asks for what makes no sense then.
+        Refusal: The model cannot fill in text, or the request combines `suffix` with fields that exclude it.
     """
     if service.infill is None:
         message = "This model cannot fill in text before a suffix: its tokenizer has no tokens for it."
@@ -75,7 +75,7 @@ def _suffix(service: Service, body: CompletionRequest) -> list[int]:
 def _prompt(
     service: Service, body: CompletionRequest, text_or_ids: str | list[int], suffix: list[int] | None
 ) -> Prompt:
-    """A prompt as token ids: cut, and with its suffix, if the request says so."""
+    """A prompt as token ids, truncated and joined with its suffix as the request asks."""
     if suffix is None or service.infill is None:
         return _cut(service, text_or_ids, kept_of_prompt(body, service.max_context, asked=body.asked_tokens))
     first = service.head.tokenizer.encode("")
@@ -87,7 +87,7 @@ def _prompt(
 
 
 def _cut(service: Service, text_or_ids: str | list[int], num_kept: int | None) -> Prompt:
-    """A prompt of which the last ids are kept, or all where `num_kept` is None."""
+    """The last `num_kept` ids of a prompt, or all of them if it is None."""
     if num_kept is None:
         return _whole(service, text_or_ids, max_ids=service.max_context)
     if not isinstance(text_or_ids, str):
@@ -100,13 +100,13 @@ def _cut(service: Service, text_or_ids: str | list[int], num_kept: int | None) -
 
 
 def _whole(service: Service, text_or_ids: str | list[int], *, max_ids: int) -> Prompt:
-    """A prompt as token ids; ids are taken as they are, without a first token.
+    """A prompt as token ids. Ids are used as they are: no special token is put before them.
 
     Args:
-        max_ids: Most ids of a text.
+        max_ids: Maximum number of ids of a text.
 
     Raises:
-        Refusal: It is empty, too long, or holds what is not a token id.
+        Refusal: The prompt is empty or too long, or has an invalid token id.
     """
     tokenizer = service.head.tokenizer
     if not text_or_ids:
@@ -114,7 +114,7 @@ def _whole(service: Service, text_or_ids: str | list[int], *, max_ids: int) -> P
     if not isinstance(text_or_ids, str):
         if not all(0 <= token < service.vocab_size for token in text_or_ids):
             raise Refusal(400, f"A token id of a prompt is not in 0 to {service.vocab_size - 1}.", param="prompt")
-        service.max_tokens(None, [text_or_ids], param="prompt")  # before its text is made
+        service.max_tokens(None, [text_or_ids], param="prompt")  # checked before the ids are decoded
         return Prompt(ids=tuple(text_or_ids), text=_text(tokenizer, text_or_ids))
     try:
         ids = tuple(tokenizer.encode(text_or_ids, max_ids=max_ids))
@@ -129,6 +129,6 @@ def _whole(service: Service, text_or_ids: str | list[int], *, max_ids: int) -> P
 
 
 def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of ids, which may begin in the midst of a character."""
+    """The text of ids, which may begin inside a character."""
     detokenizer = tokenizer.text_detokenizer()
     return "".join(map(detokenizer.add, ids)) + detokenizer.finish()

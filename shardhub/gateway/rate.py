@@ -1,4 +1,4 @@
-"""Tokens a second as they are now, whoever asks and however often."""
+"""The current rate of tokens per second, independent of how often it is read."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-# Long enough for a chain of a few tokens a second to show a steady number, short enough to be of now.
+# Long enough for a steady number at a few tokens per second, short enough to be current.
 WINDOW_S = 2.0
 
 
 class Rate:
-    """Counts over the last moments.
+    """Counts events in a sliding window of `WINDOW_S`.
 
     Args:
-        clock: Seconds, monotonic.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,14 +23,14 @@ class Rate:
         self._num = 0
 
     def add(self, num: int) -> None:
-        """Count some more, now."""
+        """Count `num` more events now."""
         self._counted.append((self._clock(), num))
         self._num += num
         self._forget()
 
     @property
     def per_s(self) -> float:
-        """How many a second."""
+        """Events per second over the window."""
         self._forget()
         return self._num / WINDOW_S
 

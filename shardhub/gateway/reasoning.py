@@ -1,4 +1,4 @@
-"""Where a model thinks before it answers: the tags of its family."""
+"""The tags that model families put around their reasoning."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from shardhub.text.tokenizer import Tokenizer
 
-# Before a tag that a text only speaks of.
+# Characters before a tag that is only mentioned.
 QUOTES = ("`", "'", '"', "(", "\u201c", "\u2018", "\u00ab")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reasoning:
-    """How the models of a family mark what they think.
+    """How a family of models marks its reasoning.
 
     Attributes:
-        starts, ends: Any of them opens or closes the reasoning.
-        frames: Pairs of tags that some families put around the answer; they are not shown.
-        tokens: A vocabulary that holds them all is of this family; without any, the template must name the tags.
-        is_control: Its tags are never part of a text, so that they count wherever they stand.
+        starts, ends: Tags that open and close the reasoning.
+        frames: Pairs of tags that some families put around the answer. They are not shown.
+        tokens: A vocabulary that has all of these belongs to the family; if empty, the template must name the tags.
+        is_control: The tags are never part of a text, so they count wherever they occur.
     """
 
     starts: tuple[str, ...]
@@ -31,8 +31,8 @@ class Reasoning:
         """Whether an answer begins inside the reasoning.
 
         Args:
-            opening: What the template wrote after the last message, and the beginning of the answer that it goes on
-                with, if there is one.
+            opening: The text that the template wrote after the last message, followed by the beginning of the answer
+                that the model continues, if there is one.
         """
         started = max((_last_tag(opening, tag, is_control=self.is_control) for tag in self.starts), default=-1)
         return started > max((opening.rfind(tag) for tag in self.ends), default=-1)
@@ -43,7 +43,7 @@ def _pair(start: str, end: str, *, known: bool = False, control: bool = False) -
 
 
 _COHERE = (("<|START_RESPONSE|>", "<|END_RESPONSE|>"), ("<|START_TEXT|>", "<|END_TEXT|>"))
-# The first that fits is taken: those that are told by tags of their own come first.
+# The first family that fits is used, so those with distinctive tags come first.
 # Source: mlx_lm/tokenizer_utils.py, _infer_thinking; vllm/reasoning; the templates of the models named.
 _FAMILIES = (
     # Kimi K3. Source of the frames: mlx_lm/tokenizer_utils.py, _infer_structural_markers.
@@ -119,15 +119,15 @@ _FAMILIES = (
 
 
 def sources_of(tokenizer: Tokenizer) -> str:
-    """All chat templates of a model: that for conversations with tools may be another."""
+    """All chat templates of a model in one text: conversations with tools may have a template of their own."""
     templates = (tokenizer.template_source(with_tools=False), tokenizer.template_source(with_tools=True))
     return "\n".join(dict.fromkeys(template for template in templates if template))
 
 
 def find_reasoning(tokenizer: Tokenizer) -> Reasoning | None:
-    """The tags of a model that thinks, or None.
+    """The reasoning tags of a model, or None if it does not reason.
 
-    What the template names goes before what the vocabulary holds: models are made of others and keep their tokens.
+    Tags in the template take precedence over tokens in the vocabulary, which models inherit from their base models.
     """
     template = sources_of(tokenizer)
     for family in _FAMILIES:
@@ -140,13 +140,13 @@ def find_reasoning(tokenizer: Tokenizer) -> Reasoning | None:
 
 
 def _shown_in(family: Reasoning, template: str) -> Reasoning:
-    """A family with the frames that its template knows; words that anybody may write are no frame elsewhere."""
+    """A family with only those frames that the template names, as frames may be ordinary words."""
     frames = tuple(pair for pair in family.frames if family.is_control or pair[1] in template)
     return Reasoning(starts=family.starts, ends=family.ends, frames=frames, is_control=family.is_control)
 
 
 def _last_tag(text: str, tag: str, *, is_control: bool) -> int:
-    """Where a tag stands last in a text, other than inside a sentence; -1 if nowhere."""
+    """Index of a tag's last occurrence in a text that is not inside a sentence; -1 if there is none."""
     at = text.rfind(tag)
     while at > 0 and not is_control and is_in_sentence(text[:at]):
         at = text.rfind(tag, 0, at)
@@ -154,5 +154,5 @@ def _last_tag(text: str, tag: str, *, is_control: bool) -> int:
 
 
 def is_in_sentence(before: str) -> bool:
-    """Whether a tag that follows a text is spoken of there: after a quotation mark, or after a word and a blank."""
+    """Whether a tag after this text is only mentioned: it follows a quotation mark, or a word and a blank."""
     return before.endswith(QUOTES) or (before.endswith((" ", "\t")) and before.rstrip(" \t")[-1:].isalnum())

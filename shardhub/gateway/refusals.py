@@ -1,4 +1,4 @@
-"""What a client is told when it gets no answer: the error object OpenAI's clients read, with the right status."""
+"""Error answers: a status, and the error object in the format of the client's API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from shardhub.errors import ContextExceeded, Overloaded, ShardhubError, outcome
 from shardhub.gateway.faults import fault_of
 
-# When a client that was refused for now should ask again.
+# When a client that was refused temporarily should retry.
 RETRY_AFTER_S = 2
 
 _TYPES = {
@@ -23,13 +23,13 @@ _TYPES = {
     408: "invalid_request_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
-    501: "invalid_request_error",  # asking again is of no use
+    501: "invalid_request_error",  # retrying is of no use
 }
 
 
-# Routes of Anthropic's API, whose clients read errors in its shape.
+# Routes of Anthropic's API, whose clients expect its error format.
 _ANTHROPIC = "/v1/messages"
-# Those of Ollama's.
+# Routes of Ollama's API.
 _OLLAMA = "/api/"
 _ANTHROPIC_TYPES = {404: "not_found_error", 413: "request_too_large", 503: "overloaded_error"}
 
@@ -38,14 +38,14 @@ _TYPE_NAMES = {"str", "int", "float", "bool", "dict", "list", "constrained-str",
 
 
 class Refusal(Exception):
-    """A request that is not served.
+    """A request that is refused.
 
     Args:
         status: HTTP status.
-        message: For people.
-        param: The field that is wrong.
-        code: For programs.
-        headers: More headers.
+        message: The reason, for people.
+        param: The invalid field.
+        code: The reason, for programs.
+        headers: Additional headers.
     """
 
     def __init__(
@@ -65,10 +65,10 @@ class Refusal(Exception):
         self.headers = dict(headers or {})
 
     def renamed(self, names: Mapping[str, str]) -> Refusal:
-        """The same refusal where fields have other names.
+        """The same refusal with other names of fields.
 
         Args:
-            names: By the names they have here.
+            names: The new names, by the current ones.
         """
         param, message = self.param, self.message
         for field, name in names.items():
@@ -84,17 +84,17 @@ class Refusal(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def anthropic_body(self) -> dict[str, Any]:
-        """The error object in Anthropic's shape, with the fields of OpenAI's beside its own."""
+        """The error object in Anthropic's format, with OpenAI's fields beside its own."""
         inner = self.body()["error"]
         kind = "api_error" if inner["type"] == "server_error" else inner["type"]
         return {"type": "error", "error": {**inner, "type": _ANTHROPIC_TYPES.get(self.status, kind)}}
 
     def ollama_body(self) -> dict[str, str]:
-        """The error as Ollama's clients read it: a text."""
+        """The error in Ollama's format: a text."""
         return {"error": self.message}
 
     def response(self, path: str) -> JSONResponse:
-        """The whole answer, in the shape that clients of a route read."""
+        """The complete answer, in the format that clients of the path expect."""
         if path.startswith(_OLLAMA):
             return JSONResponse(self.ollama_body(), self.status, self.headers)
         is_anthropic = path == _ANTHROPIC or path.startswith(_ANTHROPIC + "/")
@@ -102,15 +102,15 @@ class Refusal(Exception):
 
 
 class Overflow(Refusal):
-    """More tokens than the context holds, in the words by which clients know that they are to shorten a conversation.
+    """More tokens than the context holds, in the words that make clients shorten a conversation.
 
-    OpenAI's clients look for the code and for "maximum context length"; Claude Code shortens at "prompt is too long",
-    with both numbers, and at nothing else.
+    OpenAI's clients look for the code and for "maximum context length". Claude Code shortens only at "prompt is too
+    long" with both numbers.
 
     Args:
-        num_prompt: Tokens of the prompt, at least.
-        max_context: Of prompt and answer together.
-        num_asked: Tokens of the answer, where they are what is too much.
+        num_prompt: Number of tokens of the prompt, or a lower bound.
+        max_context: Maximum number of tokens of prompt and answer together.
+        num_asked: Requested tokens of the answer, if these exceed the context.
         param: The field that is too long.
     """
 
@@ -129,7 +129,7 @@ class Overflow(Refusal):
         super().__init__(400, message, param=param, code="context_length_exceeded")
 
     def renamed(self, names: Mapping[str, str]) -> Refusal:
-        """The same refusal where fields have other names."""
+        """The same refusal with other names of fields."""
         return Overflow(
             num_prompt=self.num_prompt,
             max_context=self.max_context,
@@ -138,21 +138,21 @@ class Overflow(Refusal):
         )
 
     def anthropic_body(self) -> dict[str, Any]:
-        """The error object in Anthropic's shape and words."""
+        """The error object in Anthropic's format and words."""
         body = super().anthropic_body()
         if self.num_asked:
             what = "input length and `max_tokens` exceed context limit"
             numbers = f"{self.num_prompt} + {self.num_asked} > {self.max_context}"
             words = f"{what}: {numbers}, decrease input length or `max_tokens` and try again"
         else:
-            # One place is the answer's at least: the number that came is the larger one always.
+            # At least one position is the answer's, so the first number is always the larger one.
             words = f"prompt is too long: {self.num_prompt} tokens > {self.max_context - 1} maximum"
         body["error"]["message"] = words
         return body
 
 
 def refusal_of(error: ShardhubError, *, param: str | None = None) -> Refusal:
-    """What a client is told of an error of ours: no hint, which speaks to who runs the gateway."""
+    """The refusal for one of our errors, without the hint, which is meant for the operator."""
     if isinstance(error, ContextExceeded) and error.num_tokens is not None and error.most is not None:
         return Overflow(num_prompt=error.num_tokens, max_context=error.most, param=param)
     status = outcome(error).http
@@ -170,10 +170,10 @@ def refusal_of(error: ShardhubError, *, param: str | None = None) -> Refusal:
 
 
 def refusal_of_fields(errors: Sequence[Any]) -> Refusal:
-    """What a client is told of a body that is not JSON, or is wrong in a field: the first field that is wrong.
+    """The refusal of a body that is not JSON or has an invalid field; it names the first one.
 
     Args:
-        errors: pydantic's.
+        errors: pydantic's errors.
     """
     first: dict[str, Any] = dict(errors[0])
     place = [part for part in first.get("loc", ()) if part != "body"]
@@ -184,20 +184,20 @@ def refusal_of_fields(errors: Sequence[Any]) -> Refusal:
     param = field = _param_of(first)
     inner = [dict(error) for error in errors if (_param_of(error) or "").startswith(f"{param}.")]
     if isinstance(first.get("input"), list) and len({_param_of(error) for error in inner}) == 1:
-        first, field = inner[0], _param_of(inner[0])  # one entry of a list that is right but for it
+        first, field = inner[0], _param_of(inner[0])  # the only invalid entry of a list
     code = "missing_required_parameter" if first.get("type") == "missing" else "invalid_value"
-    # Of a value of one of several types, pydantic tells each.
+    # For a field of several types, pydantic reports an error for each type.
     same = [dict(error) for error in errors if _param_of(error) == field]
     return Refusal(400, f"{field or 'The body'} {fault_of(same)}.", param=param, code=code)
 
 
 def _param_of(error: Mapping[str, Any]) -> str | None:
-    """The field an error is about; pydantic names types among its parts where a value may be of several."""
+    """The path of an error's field. For a field of several types, pydantic puts the type's name into the path."""
     place = [part for part in error.get("loc", ()) if part != "body"]
     names = [str(part) for part in place if not (isinstance(part, str) and ("[" in part or part in _TYPE_NAMES))]
     return ".".join(names) or None
 
 
 def unreadable(status: int, message: str) -> JSONResponse:
-    """The answer to what could not be read as a request."""
+    """The answer to data that cannot be parsed as a request."""
     return Refusal(status, message, code="invalid_request").response("")

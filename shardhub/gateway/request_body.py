@@ -1,4 +1,4 @@
-"""Bodies of requests as they come: inflated, within bounds of size, of time, and of what all of them hold together."""
+"""Reads request bodies: decompressed, with limits on size, on time, and on the memory of all bodies together."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 
 # A batch of 128 prompts of 2,048 token ids has about 2 MB; a long document as one prompt about as much.
 MAX_BODY_BYTES = 16 << 20
-# What the bodies of all requests may hold together; beyond it larger ones have to come again.
+# Limit for the bodies of all requests together. Beyond it, all but small bodies are refused and must be sent again.
 MAX_BODIES_BYTES = 256 << 20
 _SMALL_BODY_BYTES = 64 << 10
-# What a body must come with, in all, beyond a first pause: a slow line carries it, a client that drips bytes does not.
+# Minimum average rate after an initial pause: a slow line sustains it, a client that drips bytes does not.
 _LEAST_BYTES_PER_S = 4096
 
 
@@ -26,21 +26,21 @@ class Bodies:
     """The bodies of all requests that are being served.
 
     Attributes:
-        held_bytes: Of all of them together.
+        held_bytes: Their total size in bytes.
     """
 
     held_bytes: int = 0
 
 
 class RequestBody:
-    """A request's body as it comes, inflated, as long as it is neither too big nor too slow.
+    """Receives and decompresses a request's body, unless it is too big or too slow.
 
     Args:
-        bodies: Of all requests that are being served.
-        stall_s: How long it may take beyond what `_LEAST_BYTES_PER_S` allows its bytes.
+        bodies: The bodies of all requests that are being served.
+        stall_s: Time allowed in addition to the body's size divided by `_LEAST_BYTES_PER_S`.
 
     Raises:
-        Refusal: It says itself that it is too big, or is compressed in a way that is not known here.
+        Refusal: Content-Length is too big, or Content-Encoding is not supported.
     """
 
     def __init__(self, bodies: Bodies, headers: Headers, receive: Receive, *, stall_s: float) -> None:
@@ -57,10 +57,10 @@ class RequestBody:
         self._began_at = asyncio.get_running_loop().time()
 
     async def __call__(self) -> Message:
-        """The next part.
+        """Receive the next part.
 
         Raises:
-            Refusal: It is too big or too slow, or all bodies together are too big.
+            Refusal: The body is too big or too slow, or all bodies together are too big.
         """
         if self._is_whole:
             return await self._receive()
@@ -84,12 +84,12 @@ class RequestBody:
         return message
 
     def release(self) -> None:
-        """It is not held any more."""
+        """Stop counting the body among those held."""
         self._bodies.held_bytes -= self.num_bytes
         self.num_bytes = 0
 
     def scope(self, scope: Scope) -> Scope:
-        """What the application is told of a request: a body that was inflated has neither encoding nor length."""
+        """The scope for the application: without encoding and length if the body was compressed."""
         if self._inflater is None:
             return scope
         dropped = (b"content-encoding", b"content-length")
@@ -109,10 +109,10 @@ class RequestBody:
 
 
 def _inflater(headers: Headers) -> Inflater | None:
-    """What inflates a body, or None for one that comes as it is.
+    """The inflater for a body, or None if it is not compressed.
 
     Raises:
-        Refusal: It is compressed in another way.
+        Refusal: The encoding is not supported.
     """
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding in ("", "identity"):

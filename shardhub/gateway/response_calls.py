@@ -1,4 +1,4 @@
-"""Calls of tools as items of the Responses API: each kind of tool has a kind of item of its own."""
+"""Tool calls as items of the Responses API. Each kind of tool has its own type of item."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _PREFIXES: dict[CallKind, str] = {
 
 
 def call_prefix(tool: OfferedTool) -> str:
-    """How ids of its calls begin."""
+    """The prefix of the ids of a tool's calls."""
     return _PREFIXES[tool.kind]
 
 
 def call_item(block: Block, tool: OfferedTool) -> dict[str, Any]:
-    """A call, as far as it has come, without its id and status.
+    """The item of a call as far as it is written, without id and status.
 
     Args:
-        block: The call: its arguments may be cut short.
-        tool: What is called.
+        block: The call; its arguments may be incomplete.
+        tool: The tool that is called.
     """
     item: dict[str, Any] = {"type": _TYPES[tool.kind], "call_id": block.call_id}
     if tool.kind in ("function", "custom"):

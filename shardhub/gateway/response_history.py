@@ -1,4 +1,4 @@
-"""Input items of the Responses API as messages of a chat: each is used, or carried as text."""
+"""Converts input items of the Responses API to chat messages: each item is used, or carried as text."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.response_store import is_reference
 from shardhub.gateway.response_tools import Toolbox, built_in_name
 
-# Fields of an item that say nothing to a model.
+# Fields of an item that mean nothing to a model.
 _UNSHOWN = ("id", "type", "status", "role", "call_id", "encrypted_content", "created_by", "approval_request_id")
-# Where the fields of a call stand, and its result.
+# Fields that hold the arguments of a call, and its result.
 _ARGUMENTS = ("arguments", "action", "operation", "actions")
 _RESULTS = ("output", "content", "result", "error")
-# What the tools of an item are added to, and no message is made of.
+# The type of items that only bring tools; they become no message.
 _OF_TOOLS = "additional_tools"
 
 
 @dataclass(slots=True, kw_only=True)
 class History:
-    """What the items of a request come to.
+    """The items of a request as a chat.
 
     Attributes:
-        messages: Of a chat, with parts that are not text as they came.
-        lost: References to items that are not kept here (any more).
+        messages: Chat messages. Parts other than text are unchanged.
+        lost: Ids of referenced items that are not stored here (any more).
     """
 
     messages: list[dict[str, Any]] = field(default_factory=list)
@@ -41,12 +41,12 @@ def history_of(
     *,
     stored: Mapping[str, dict[str, Any]] = MappingProxyType({}),
 ) -> History:
-    """Messages of a chat: calls go to the message before them, reasoning to what follows.
+    """Convert items to chat messages. A call joins the message before it, reasoning the message after it.
 
     Args:
-        items: As they were sent.
-        toolbox: Takes in the tools that come with items.
-        stored: Items of earlier answers that these refer to, by their ids.
+        items: The items as they were sent.
+        toolbox: Collects the tools that items bring.
+        stored: The referenced items of earlier answers, by id.
 
     Raises:
         Refusal: An item is malformed.
@@ -55,15 +55,15 @@ def history_of(
 
 
 def referred_ids(items: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Ids of the items that some items stand for."""
+    """Yield the ids that items refer to."""
     return (str(item.get("id")) for item in items if is_reference(item))
 
 
 def text_or_parts(content: Any, where: str) -> str | list[dict[str, Any]]:
-    """Content as one text where it is nothing else, or as parts.
+    """Content as one text if all of it is text, else as parts.
 
     Raises:
-        Refusal: It is neither a text nor a list of parts.
+        Refusal: The content is neither a text nor a list of parts.
     """
     if content is None or isinstance(content, str):
         return content or ""
@@ -89,7 +89,7 @@ class _Reader:
         self._stored = stored
         self._history = History()
         self._reasoning = ""
-        # Calls of any kind that have a result of their own among the items.
+        # Ids of calls of any kind whose result is among the items.
         self._answered = {str(item["call_id"]) for item in items if "call_id" in item and _is_result(item)}
 
     def read(self) -> History:
@@ -106,7 +106,7 @@ class _Reader:
                 raise Refusal(400, f"{where}.content is missing.", param=f"{where}.content")
             self._say({"role": item.get("role"), "content": text_or_parts(item["content"], f"{where}.content")})
         elif kind == "reasoning":
-            # Parts of a summary are paragraphs; what is encrypted is another server's.
+            # Parts of a summary are paragraphs. Encrypted content is another server's.
             thought = text_or_parts(item.get("content"), where) or _paragraphs(item.get("summary"))
             self._reasoning += thought if isinstance(thought, str) else ""
         elif kind == _OF_TOOLS:
@@ -121,7 +121,7 @@ class _Reader:
             self._carry(item, fields_text(str(kind or "item")[:64], item, without=_UNSHOWN))
 
     def _refer(self, name: str, where: str) -> None:
-        """An item that was sent by its id: the model is told of one that is lost, but for what it thought."""
+        """Read an item that was sent by its id. A lost one becomes a remark to the model, unless it was reasoning."""
         known = self._stored.get(name)
         if known is not None:
             self._read(known, where)
@@ -131,7 +131,7 @@ class _Reader:
             self._say({"role": "assistant", "content": "(An earlier message is not kept here any more.)"})
 
     def _call(self, item: dict[str, Any], kind: str, where: str) -> None:
-        """A call: its name and arguments are the model's own, whatever the client calls them."""
+        """Read a call. Its name and arguments become those that the model used, whatever the client calls them."""
         name = item.get("name") or built_in_name(kind)
         if kind in ("function_call", "custom_tool_call") and not isinstance(item.get("name"), str):
             raise Refusal(400, "A call must have a name.", param=where)
@@ -180,7 +180,7 @@ class _Reader:
         self._say({"role": "tool", "tool_call_id": str(name or ""), "content": content})
 
     def _carry(self, item: dict[str, Any], text: str) -> None:
-        """Say an item as a text of whoever it came from: what has no role is the model's side's."""
+        """Add an item as a text under its role; an item without a role is the assistant's."""
         role = item.get("role")
         if role not in ("user", "system", "developer"):
             role = "user" if item.get("type") == "mcp_approval_response" else "assistant"

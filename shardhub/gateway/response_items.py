@@ -1,4 +1,4 @@
-"""An answer as a response of OpenAI's newer API: its items, and the events of a stream."""
+"""Writes an answer as a response of OpenAI's Responses API: its items, and the events of a stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shardhub.gateway.response_tools import Toolbox
 from shardhub.gateway.turn import Turn
 from shardhub.gateway.usage import usage
 
-# What is told of a request as it was sent.
+# Fields of the request that the response repeats.
 _TOLD = (
     "instructions",
     "max_output_tokens",
@@ -36,8 +36,8 @@ class ResponseWriter:
     """Writes one response, item by item.
 
     Args:
-        turn: What it answers.
-        asked: The request's fields.
+        turn: The turn that is answered.
+        asked: The fields of the request.
         toolbox: The tools that may be called.
         model: The model's name.
     """
@@ -53,7 +53,7 @@ class ResponseWriter:
         self._num_events = 0
 
     def step(self, step: Step, answer: Answer) -> bytes:
-        """Take in a step of the answer; the events that tell of it."""
+        """Process a step of the answer and return its events."""
         if step.block.kind == "call":
             return self._begin() + self._call_step(step, answer)
         block, events = step.block, self._begin()
@@ -82,7 +82,7 @@ class ResponseWriter:
         inside = {"item_id": self._items[block.index]["id"], **at}
         if step.what == "more":
             if tool.kind != "function":
-                return b""  # what a client is told of other tools is read out of whole arguments
+                return b""  # items of other tools are made from complete arguments
             return self._event("response.function_call_arguments.delta", **inside, delta=step.text)
         item = {"id": self._items[-1]["id"], "status": _status(answer), **call_item(block, tool)}
         self._items[-1] = item
@@ -100,7 +100,7 @@ class ResponseWriter:
         """The events after the last item.
 
         Args:
-            response: What `ended` gave.
+            response: The result of `ended`.
         """
         return self._begin() + self._event(f"response.{response['status']}", response=response)
 
@@ -119,7 +119,7 @@ class ResponseWriter:
         return self._response("completed", completed_at=int(time.time()), usage=spent)
 
     def failure(self, refusal: Refusal) -> bytes:
-        """The events of a failure: the response that failed, and an error, which clients raise."""
+        """The events of a failure: the failed response, and an error, which clients raise."""
         events = self._begin()
         code = refusal.code or "server_error"
         error = {"code": code, "message": refusal.message}
@@ -127,7 +127,7 @@ class ResponseWriter:
         return events + self._event("error", **error, param=refusal.param, **refusal.body())
 
     def _begin(self) -> bytes:
-        """The events before the first item, once."""
+        """The events before the first item; empty after the first call."""
         if self._num_events:
             return b""
         response = self._response("in_progress")
@@ -170,8 +170,8 @@ class ResponseWriter:
         }
 
 
-# Of a kind of block: the events of its part, and those of the text in it. What a model thinks is shown as the summary,
-# which all clients of this API read; models of OpenAI's show nothing else of it.
+# For each kind of block: the events of its part and of the text in it. Reasoning is shown as the summary, which all
+# clients of this API read; OpenAI's models show nothing else of it.
 _EVENTS = {
     "reasoning": ("reasoning_summary_part", "reasoning_summary_text"),
     "text": ("content_part", "output_text"),
@@ -179,12 +179,12 @@ _EVENTS = {
 
 
 def _status(answer: Answer) -> str:
-    """Of an item that ends: it may do so because the answer was cut short."""
+    """The status of an item that ends: incomplete if the answer was cut short."""
     return "incomplete" if answer.is_cut_short else "completed"
 
 
 def _item(block: Block, name: str, status: str) -> dict[str, Any]:
-    """A text or a thought as an item of the output."""
+    """A block of text or reasoning as an output item."""
     parts = [_part(block, block.text)] if block.text else []
     if block.kind == "reasoning":
         return {"id": name, "status": status, "type": "reasoning", "summary": parts}

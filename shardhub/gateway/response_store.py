@@ -1,4 +1,4 @@
-"""Answers of the Responses API that clients refer to later: in memory, bounded for each key."""
+"""Stores answers of the Responses API, to which clients refer later, in memory, with limits for each key."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Of one key. A long session of a coding agent is some hundred answers of a megabyte together.
+# Per key. A long session of a coding agent has some hundred answers, about a megabyte in total.
 MAX_ANSWERS = 1024
 MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredAnswer:
-    """An answer, and what it answered.
+    """A stored answer and its request.
 
     Attributes:
-        previous: Id of the answer it follows.
-        items: Ids of its items, sent and said.
-        body: The items that were sent, and the whole response, as JSON.
+        previous: Id of the answer before it.
+        items: Ids of its input and output items.
+        body: The input items and the whole response, as JSON.
     """
 
     id: str
@@ -31,36 +31,36 @@ class StoredAnswer:
 
     @property
     def input(self) -> list[dict[str, Any]]:
-        """The items that were sent with the request, each with an id."""
+        """The input items of the request, each with an id."""
         return self.parsed()[0]
 
     @property
     def response(self) -> dict[str, Any]:
-        """What was answered."""
+        """The response."""
         return self.parsed()[1]
 
     def parsed(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The items that were sent, and the response. It takes a second for 100 MB."""
+        """Parse the input items and the response. Takes a second for 100 MB."""
         body = json.loads(self.body)
         return body["input"], body["response"]
 
     def all_items(self) -> list[dict[str, Any]]:
-        """The items that were sent and said, in order."""
+        """The input items, then the output items."""
         sent, response = self.parsed()
         return [*sent, *response["output"]]
 
 
 def is_reference(item: dict[str, Any]) -> bool:
-    """Whether an item only names another one; its type may be missing. Source: openai-python, ItemReference."""
+    """Whether an item is a reference to another one; its type may be missing. Source: openai-python, ItemReference."""
     kind = item.get("type")
     return kind == "item_reference" or (kind is None and "role" not in item and "id" in item)
 
 
 class ResponseStore:
-    """Keeps the answers of all keys, each by itself. Any thread may use it.
+    """Stores the answers of each key separately. Thread-safe.
 
     Args:
-        max_answers, max_bytes: Of one key.
+        max_answers, max_bytes: Limits for each key.
     """
 
     def __init__(self, *, max_answers: int = MAX_ANSWERS, max_bytes: int = MAX_BYTES) -> None:
@@ -70,12 +70,12 @@ class ResponseStore:
         self._lock = threading.Lock()
 
     def add(self, key: str, response: dict[str, Any], sent: Sequence[dict[str, Any]]) -> None:
-        """Keep an answer; one that is larger than all that may be kept is not.
+        """Store an answer. An answer larger than `max_bytes` is not stored.
 
         Args:
-            key: Whose it is.
-            response: As it was answered.
-            sent: The items of its request, without those of the answers before it.
+            key: The digest of the caller's key.
+            response: The response as it was sent.
+            sent: The input items of the request, without those of earlier answers.
         """
         items = [{**item, "id": item.get("id") or f"in_{response['id']}_{index}"} for index, item in enumerate(sent)]
         body = json.dumps({"input": items, "response": response}, ensure_ascii=False).encode("utf-8", "replace")
@@ -91,21 +91,21 @@ class ResponseStore:
                 answers.drop_oldest()
 
     def find(self, key: str, name: str) -> StoredAnswer | None:
-        """An answer of this key, by its id."""
+        """An answer of a key by its id, or None."""
         with self._lock:
             answers = self._by_key.get(key)
             return answers.use(name) if answers is not None else None
 
     def remove(self, key: str, name: str) -> bool:
-        """Forget an answer; whether it was there."""
+        """Delete an answer. Returns whether it existed."""
         with self._lock:
             answers = self._by_key.get(key)
             return answers is not None and answers.remove(name)
 
     def items(self, key: str, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Items that were sent or said, by their ids; those that are not kept are missing.
+        """Input and output items by their ids. Items that are not stored are missing from the result.
 
-        An answer is parsed once, however many of its items are asked for.
+        Each answer is parsed once, however many of its items are requested.
         """
         referred = set(names)
         with self._lock:
@@ -121,7 +121,7 @@ class ResponseStore:
         return items
 
     def history(self, key: str, name: str) -> list[dict[str, Any]] | None:
-        """All items that led to an answer and its own, the oldest first; None where one of the answers is gone."""
+        """All items up to and including an answer's, oldest first; None if one of the answers is no longer stored."""
         turns: list[StoredAnswer] = []
         at: str | None = name
         while at is not None:
@@ -134,7 +134,7 @@ class ResponseStore:
 
 
 class _Answers:
-    """The answers of one key, the longest unused first."""
+    """The answers of one key, least recently used first."""
 
     def __init__(self) -> None:
         self.size_bytes = 0

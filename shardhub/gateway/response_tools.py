@@ -1,4 +1,4 @@
-"""Tools as clients of the Responses API offer them: what the model is shown of them, and what its calls are there."""
+"""Tools in requests of the Responses API: how the model sees them, and which items their calls become."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CallKind = Literal["function", "custom", "local_shell", "shell", "apply_patch", 
 _NOT_IN_NAMES = re.compile(r"[^a-zA-Z0-9_.-]")
 # The longest name a function may have in a chat request.
 _MAX_NAME_CHARS = 128
-# Between the name of a namespace and that of its tool, as Codex joined them before it had namespaces.
+# Joins the names of a namespace and its tool, as Codex did before it had namespaces.
 _JOINT = "__"
 _TEXT = {"type": "string"}
 _INTEGER = {"type": "integer"}
 _TEXTS = {"type": "array", "items": _TEXT}
 
-# What OpenAI's models know of these by heart: their arguments are the fields of `action`, or of `operation`.
+# Descriptions and parameters that OpenAI's models were trained on. The arguments are fields of `action` or `operation`.
 _BUILT_IN: dict[str, tuple[CallKind, str, dict[str, Any], list[str]]] = {
     "local_shell": (
         "local_shell",
@@ -52,14 +52,14 @@ _SEARCH_PARAMETERS = {"type": "object", "properties": {"query": _TEXT}, "require
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferedTool:
-    """A tool as it was offered.
+    """A tool as the client offered it.
 
     Attributes:
-        shown: Its name for the model.
-        kind: What its calls are.
-        name: Its name for the client.
-        namespace: The group it was offered in, if it was.
-        description, parameters, strict: What the model is told.
+        shown: The name that the model sees.
+        kind: The kind of its calls.
+        name: The client's name for it.
+        namespace: The namespace it belongs to, if any.
+        description, parameters, strict: The definition that the model sees.
     """
 
     shown: str
@@ -71,7 +71,7 @@ class OfferedTool:
     strict: bool | None = None
 
     def function(self) -> dict[str, Any]:
-        """It as a tool of a chat request."""
+        """The tool as a tool of a chat request."""
         fields: dict[str, Any] = {"name": self.shown, "description": self.description, "parameters": self.parameters}
         if self.strict is not None:
             fields["strict"] = self.strict
@@ -80,25 +80,25 @@ class OfferedTool:
 
 @dataclass(slots=True)
 class Toolbox:
-    """All tools of one request: those offered with it, and those that came with its items.
+    """The tools of one request: those in its `tools`, and those that its items bring.
 
     Attributes:
-        tools: By the names the model is shown.
-        left_out: What was offered and cannot be called here, for the warning header.
+        tools: The tools by the names that the model sees.
+        left_out: Names of the tools that cannot be called here, for the warning header.
     """
 
     tools: dict[str, OfferedTool] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
 
     def add(self, offered: Iterable[Any], where: str, *, namespace: str | None = None) -> None:
-        """Take in tools; one that is there already stays as it is.
+        """Add tools. A tool whose name is already known is left as it is.
 
         Args:
-            where: The field they came in.
-            namespace: The group they are in.
+            where: The field that holds them.
+            namespace: The namespace they belong to.
 
         Raises:
-            Refusal: One is malformed.
+            Refusal: A tool is malformed.
         """
         for index, tool in enumerate(offered):
             place = f"{where}[{index}]"
@@ -125,15 +125,15 @@ class Toolbox:
                 self.left_out.append(f"tools.{kind[:40]}")
 
     def functions(self) -> list[dict[str, Any]]:
-        """All of them as tools of a chat request."""
+        """All tools as tools of a chat request."""
         return [tool.function() for tool in self.tools.values()]
 
     def shown_name(self, name: str, namespace: str | None = None) -> str:
-        """The name under which the model knows a tool that was called before, offered now or not."""
+        """The name that the model sees for a tool of an earlier call, whether or not it is offered now."""
         return joined(namespace, name)
 
     def find(self, called: str) -> OfferedTool:
-        """The tool a model means by a name: exactly, or by the last part of it that only one has."""
+        """The tool that a model's call names: by its exact name, or by a short name that only one tool has."""
         if called in self.tools:
             return self.tools[called]
         joint = called.replace(".", _JOINT, 1)
@@ -141,10 +141,10 @@ class Toolbox:
         return alike[0] if len(alike) == 1 else OfferedTool(shown=called, kind="function", name=called)
 
     def choose(self, chosen: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-        """`tool_choice` as a chat request has it; where only some tools are allowed, the others go.
+        """Convert `tool_choice` to a chat request's. Tools that it does not allow are removed.
 
         Raises:
-            Refusal: It names what cannot be called here.
+            Refusal: It names a tool that cannot be called here.
         """
         if not isinstance(chosen, dict):
             return chosen
@@ -163,7 +163,7 @@ class Toolbox:
         return {"type": "function", "function": {"name": name}}
 
     def _named(self, entry: Any) -> str | None:
-        """The shown name of a tool that a choice names."""
+        """The name that the model sees for a tool that a choice names."""
         if not isinstance(entry, dict):
             return None
         kind, name = str(entry.get("type")), entry.get("name")
@@ -191,7 +191,7 @@ class Toolbox:
 
 
 def joined(namespace: str | None, name: str) -> str:
-    """The name a model is shown for a tool of a namespace: Codex's of old, `mcp__server__tool`."""
+    """The name that the model sees for a tool of a namespace: `mcp__server__tool`, as in older versions of Codex."""
     if namespace:
         joint = "" if namespace.endswith(_JOINT) else _JOINT
         return _NOT_IN_NAMES.sub("_", f"{namespace}{joint}{name}")[:_MAX_NAME_CHARS]
@@ -199,12 +199,12 @@ def joined(namespace: str | None, name: str) -> str:
 
 
 def built_in_name(item_type: str) -> str | None:
-    """The tool that items of a type are calls of, where it is one of OpenAI's that runs at the client."""
+    """The built-in tool whose calls are items of this type, or None; the client runs it."""
     return _BY_ITEM.get(item_type)
 
 
 def custom_input(arguments: str) -> str:
-    """The text a custom tool was called with; all that was written where it is not as it was asked for."""
+    """The input of a custom tool's call; the raw arguments if they are not an object with `input`."""
     try:
         read = json.loads(arguments)
     except (ValueError, RecursionError):
@@ -227,7 +227,7 @@ def _function(tool: dict[str, Any], name: str, namespace: str | None, *, kind: C
 
 
 def _custom(tool: dict[str, Any], name: str, namespace: str | None) -> OfferedTool:
-    """A tool that takes a text: for the model, a function with one argument."""
+    """A tool that takes one text: the model sees a function with one argument."""
     form = tool.get("format") if isinstance(tool.get("format"), dict) else {}
     assert isinstance(form, dict)
     form = form["grammar"] if isinstance(form.get("grammar"), dict) else form

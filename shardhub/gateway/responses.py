@@ -1,4 +1,4 @@
-"""POST /v1/responses: OpenAI's newer API. A request brings its whole history, or refers to answers that are kept."""
+"""POST /v1/responses: OpenAI's Responses API. A request brings its whole history or refers to stored answers."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from shardhub.gateway.service import Service, in_thread, service_of, tenant_of, 
 from shardhub.gateway.strict import StrictRoute
 from shardhub.gateway.turn import Turn, chat_request, num_prompt, understand
 
-# Keeps an answer for later requests, where the request does not say otherwise.
+# Stores an answer for later requests, unless the request forbids it.
 Keep = Callable[[dict[str, Any]], Awaitable[None]]
 
 router = APIRouter(tags=["responses"], route_class=StrictRoute)
 
-# What is wrong with the chat request is told in the words of this API.
+# Errors of the chat request are reported under this API's field names.
 _NAMES = {"messages": "input", "max_tokens": "max_output_tokens", "response_format": "text.format"}
 
 
 class TextConfig(Body):
-    """What the text must be."""
+    """The format of the text."""
 
     format: dict[str, Any] | None = None
     verbosity: Any = None
 
 
 class ReasoningConfig(Body):
-    """How the model is to reason."""
+    """The settings of reasoning."""
 
     effort: str | None = Field(None, max_length=32)
     summary: Any = None
@@ -59,15 +59,15 @@ class ResponsesRequest(Sampling):
     previous_response_id: str | None = None
     truncation: str | None = None
     parallel_tool_calls: Flag | None = None
-    # Answered at once, so that who asks again finds the answer.
+    # Answered synchronously, so that a client that polls finds the answer.
     background: Flag | None = None
-    # Kept and made elsewhere.
+    # Refer to objects stored at OpenAI.
     conversation: Any = None
     prompt: Any = None
-    # Of tools that OpenAI runs itself.
+    # Concern tools that OpenAI runs.
     max_tool_calls: Any = None
     include: list[Any] | None = None
-    # Taken, and without effect here.
+    # Accepted, and without effect here.
     stream_options: Any = None
     prompt_cache_retention: Any = None
     prompt_cache_options: Any = None
@@ -76,11 +76,11 @@ class ResponsesRequest(Sampling):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Asked:
-    """A request, read.
+    """A parsed request.
 
     Attributes:
-        sent: Its own items, without those of the answers before it.
-        left_out: What of it has no effect, for the warning header.
+        sent: The request's own items, without those of earlier answers.
+        left_out: Fields without effect, for the warning header.
     """
 
     chat: ChatRequest
@@ -91,7 +91,7 @@ class _Asked:
 
 @router.post("/v1/responses", summary="Answer a conversation, as items", responses=RESPONSES)
 async def responses(body: ResponsesRequest, request: Request) -> Response:
-    """Answer a conversation, whole or as server-sent events."""
+    """Answer a conversation, as one response or as server-sent events."""
     service, tenant = service_of(request), tenant_of(request)
     service.admission.check()
     model = service.check_model(body.model)
@@ -124,7 +124,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
 
 @router.post("/v1/responses/input_tokens", summary="Tokens of a conversation")
 async def input_tokens(body: ResponsesRequest, request: Request) -> dict[str, Any]:
-    """Tokens of a prompt, under the chat template and with its tools."""
+    """Count the tokens of a prompt under the chat template, its tools included."""
     service = service_of(request)
     service.check_model(body.model)
     try:
@@ -162,7 +162,7 @@ async def _whole(service: Service, turn: Turn, writer: ResponseWriter, keep: Kee
 
 
 async def _understand(service: Service, chat: ChatRequest, tenant: str, truncation: str | None) -> tuple[Turn, int]:
-    """The turn, and how many of the oldest messages were left out to make it fit: with `auto`, whole turns go.
+    """The turn, and how many of the oldest messages were left out to make it fit. `auto` leaves out whole turns.
 
     Raises:
         Refusal: As `understand`.
@@ -188,17 +188,17 @@ async def _understand(service: Service, chat: ChatRequest, tenant: str, truncati
 
 
 def shortened(messages: Sequence[Message]) -> list[list[Message]]:
-    """A conversation that begins at its second user's message, at its third, and so on; instructions stay."""
+    """A conversation cut to begin at its second user message, at its third, and so on. Instructions are kept."""
     starts = [index for index, message in enumerate(messages) if message.role == "user"][1:]
     kept = ("system", "developer")
     return [[*(m for m in messages[:start] if m.role in kept), *messages[start:]] for start in starts]
 
 
 def _read(body: ResponsesRequest, service: Service, tenant: str) -> _Asked:
-    """A request as one for a chat.
+    """Convert a request to a chat request.
 
     Raises:
-        Refusal: It refers to what is not kept, or is malformed.
+        Refusal: The request refers to an answer that is not stored, or is malformed.
     """
     for name, instead in (("conversation", "previous_response_id"), ("prompt", "instructions and input")):
         if getattr(body, name):

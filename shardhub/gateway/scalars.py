@@ -1,7 +1,7 @@
-"""Numbers and flags as clients write them: 20.0 for 20, "20" for 20, 1 for true.
+"""Lenient numbers and flags: 20.0 and "20" are read as 20, 1 as true.
 
-vLLM and OpenAI take these forms, and clients came to send them. What means nothing in a field, such as `true` for a
-number, is refused all the same.
+vLLM and OpenAI accept these forms, so clients send them. Values without meaning in a field, such as `true` for a
+number, are still refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-# Digits of a number in quotes; those of a float that says all it can have 17, and an exponent.
+# Maximum digits of a number in quotes. A float in full precision has 17 and an exponent.
 _NUMBER = re.compile(r"\s*[+-]?(?:\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})(?:[eE][+-]?\d{1,3})?\s*")
 # Source: pydantic's conversion table, of a text to a bool.
 _FLAGS = dict.fromkeys(("true", "t", "yes", "y", "on", "1"), True)
@@ -19,7 +19,7 @@ _FLAGS |= dict.fromkeys(("false", "f", "no", "n", "off", "0"), False)
 
 
 def whole(value: Any) -> Any:
-    """An integer where a value means one, else the value as it is."""
+    """Convert a value that represents an integer to int; return any other value unchanged."""
     if isinstance(value, str) and _NUMBER.fullmatch(value):
         value = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
     if isinstance(value, float) and value.is_integer():
@@ -28,12 +28,12 @@ def whole(value: Any) -> Any:
 
 
 def real(value: Any) -> Any:
-    """A number where a value means one, else the value as it is."""
+    """Convert a text that represents a number to float; return any other value unchanged."""
     return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 def flag(value: Any) -> Any:
-    """A flag where a value means one, else the value as it is."""
+    """Convert a value that represents a flag to bool; return any other value unchanged."""
     if isinstance(value, str):
         return _FLAGS.get(value.strip().lower(), value)
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else value

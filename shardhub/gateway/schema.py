@@ -1,4 +1,4 @@
-"""What clients send. Fields nobody knows are ignored, with a warning header; null means the default."""
+"""Request bodies. Unknown fields are ignored, with a warning header; null means the default."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from shardhub.gateway.scalars import Flag, Real, Whole
 from shardhub.parameters import MAX_LOGIT_BIAS, MAX_TOP_LOGPROBS, MIN_REPETITION_PENALTY
 from shardhub.text.stops import MAX_STOP_CHARS, MAX_STOPS
 
-# Answers to one prompt, and prompts of one request.
+# Maximum number of answers to one prompt, and of prompts in one request.
 MAX_CHOICES = 8
 MAX_PROMPTS = 128
 MAX_MESSAGES = 4096
 MAX_TOOLS = 256
-# Some clients have roles of their own, such as "critic"; none that is known is longer than "environment".
+# Some clients use their own roles, such as "critic"; the longest one known is "environment".
 MAX_ROLE_CHARS = 64
 MAX_TEXT_CHARS = 16 << 20
-# OpenAI takes 64; namespaces of agents make them longer.
+# OpenAI accepts 64; agents' namespaces make names longer.
 MAX_NAME_CHARS = 256
-# Looked up for every token.
+# The ids are looked up for every token.
 MAX_STOP_IDS = 1024
 MAX_BAD_WORDS = 1024
 # The largest vocabularies have 262,144 tokens.
@@ -41,13 +41,13 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    """How an answer is streamed."""
+    """Options of a streamed answer."""
 
     include_usage: Flag | None = None
 
 
 class StructuredOutputs(Body):
-    """What an answer must be like; at most one of them."""
+    """The structure of an answer; at most one field is set."""
 
     json_: dict[str, Any] | bool | str | None = Field(None, alias="json")
     json_object: Flag | None = None
@@ -61,7 +61,7 @@ class StructuredOutputs(Body):
 
 
 class Sampling(Body):
-    """How tokens are chosen: what all requests for an answer have in common."""
+    """Sampling fields, common to all requests for an answer."""
 
     model: str | None = None
     stream: Flag | None = None
@@ -91,8 +91,8 @@ class Sampling(Body):
     json_schema: dict[str, Any] | bool | str | None = None  # llama.cpp's name, and SGLang's
     regex: str | None = None  # SGLang's name
     structured_outputs: StructuredOutputs | None = None
-    # They keep books, and change no answer.
-    skip_special_tokens: Any = None  # what is special is shown here, but for what ends an answer
+    # Bookkeeping, without effect on the answer.
+    skip_special_tokens: Any = None  # special tokens are shown, except those that end an answer
     user: Any = None
     metadata: Any = None
     store: Any = None
@@ -107,7 +107,7 @@ class Sampling(Body):
 
 
 class Generation(Sampling):
-    """What requests for a chat and for a completion have in common."""
+    """Fields common to chat and completion requests."""
 
     stream_options: StreamOptions | None = None
     n: Whole | None = Field(None, ge=1, le=MAX_CHOICES)
@@ -116,14 +116,14 @@ class Generation(Sampling):
 
     @property
     def asked_tokens(self) -> int | None:
-        """Most tokens of an answer, by either name; None without a limit."""
+        """Maximum number of tokens of an answer, under either name; None without a limit."""
         if self.max_tokens is not None or self.n_predict is None:
             return self.max_tokens
         return None if self.n_predict < 0 else self.n_predict
 
     @property
     def stops(self) -> list[str]:
-        """Stop strings."""
+        """The stop strings as a list."""
         found = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [text for text in found if text is not None]
 
@@ -137,9 +137,9 @@ class Message(Body):
 
 
 class Function(Body):
-    """A function the model may call."""
+    """A function that the model may call."""
 
-    # Agents write namespaces into names: mcp__files__read, browser/open.
+    # Agents put namespaces into names: mcp__files__read, browser/open.
     name: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -147,7 +147,7 @@ class Function(Body):
     @field_validator("parameters", mode="before")
     @classmethod
     def _read_parameters(cls, parameters: Any) -> Any:
-        """Some write the schema as text, or an empty text or list where there are none."""
+        """Accept a schema written as text, and an empty text or list for no parameters."""
         if isinstance(parameters, str) and parameters.strip():
             try:
                 return json.loads(parameters)
@@ -157,7 +157,7 @@ class Function(Body):
 
 
 class Tool(Body):
-    """A tool: always a function; a custom one is a function of one text."""
+    """A tool: a function, or a custom tool, which becomes a function of one text."""
 
     type: Literal["function"] = "function"
     function: Function
@@ -179,19 +179,19 @@ class Tool(Body):
 
 
 class JsonSchema(Body):
-    """A JSON schema and what it is called."""
+    """A JSON schema and its name."""
 
     name: str | None = None
     schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
-    strict: Any = None  # schemas are always kept to
+    strict: Any = None  # schemas are always enforced
 
 
 class ResponseFormat(Body):
-    """What an answer must be."""
+    """The format of an answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
-    # Without the object around it, as llama.cpp, Together and the Responses API write it.
+    # Directly beside the type, as in llama.cpp, Together and the Responses API.
     schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
     name: str | None = None
     strict: Any = None
@@ -211,7 +211,7 @@ class ChatRequest(Generation):
     add_generation_prompt: Flag | None = None
     continue_final_message: Flag | None = None
     reasoning_effort: str | None = Field(None, max_length=32)
-    # The same in the words of other servers; `wishes` reads them.
+    # Other servers' fields for reasoning, which `wishes` reads.
     thinking: Any = None
     think: Any = None
     enable_thinking: Flag | None = None
@@ -231,7 +231,7 @@ class ChatRequest(Generation):
         fields = modern(fields)
         switches = fields.get("chat_template_kwargs")
         if isinstance(switches, dict) and switches.get("documents") and not fields.get("documents"):
-            # vLLM's clients may give them either way.
+            # vLLM's clients send documents in either place.
             fields["documents"] = switches["documents"]
             fields["chat_template_kwargs"] = {name: value for name, value in switches.items() if name != "documents"}
         return fields
@@ -275,7 +275,7 @@ class DetokenizeRequest(Body):
 
 
 class ErrorObject(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     message: str
     type: str
@@ -290,6 +290,6 @@ class ErrorBody(BaseModel):
 
 
 class OllamaErrorBody(BaseModel):
-    """The same in Ollama's API."""
+    """The body of a refusal or a failure in Ollama's API."""
 
     error: str

@@ -1,4 +1,4 @@
-"""What cuts the answers of one model into segments."""
+"""Makes the segmenters for one model's answers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from shardhub.text.tokenizer import Tokenizer
 
 
 class Segmenters:
-    """Makes the segmenters of a model's answers.
+    """Makes segmenters for a model's answers.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
 
     Attributes:
-        speaks_harmony: The model writes in channels.
-        reasoning: The tags of its reasoning; None if it has channels for it, or does not think.
-        end_ids: Ids that end its answers, beside those the model's files name.
+        speaks_harmony: Whether the model writes in harmony's channels.
+        reasoning: The tags of its reasoning; None if it uses channels or does not reason.
+        end_ids: Ids that end its answers, besides those in the model's files.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -36,7 +36,7 @@ class Segmenters:
         return self.speaks_harmony or self.reasoning is not None
 
     def starts_in_reasoning(self, opening: str) -> bool:
-        """Whether an answer must leave the reasoning before it begins.
+        """Whether the model's output begins outside the answer, in its reasoning or before a channel's header.
 
         Args:
             opening: What the template wrote after the last message.
@@ -44,7 +44,7 @@ class Segmenters:
         return self.speaks_harmony or (self.reasoning is not None and self.reasoning.is_open(opening))
 
     def lead(self, forced: Sequence[str]) -> list[int]:
-        """Ids that begin a call of the one function that must be called, for models that put a header before it."""
+        """The ids of the header before a call of the only forced function; empty for models without headers."""
         if not self.speaks_harmony or len(forced) != 1:
             return []
         return self._tokenizer.encode(call_header(forced[0]), add_special_tokens=False)
@@ -57,13 +57,13 @@ class Segmenters:
         calls: Sequence[tuple[str, str]] = (),
         is_patient: bool = False,
     ) -> Segmenter | None:
-        """A segmenter for one answer; None where all of it is text.
+        """Make a segmenter for one answer; None where all of it is text.
 
         Args:
             opening: What the template wrote after the last message.
-            functions: Names of what may be called; None where nothing may be.
-            calls: Tags of calls in the model's words.
-            is_patient: The answer is told at once.
+            functions: Names of the functions that may be called; None where no call is allowed.
+            calls: Opening and closing tags of the model's own call formats.
+            is_patient: Whether the answer is sent as a whole, not streamed.
         """
         if self.speaks_harmony:
             return ChannelSegmenter(opening, functions)

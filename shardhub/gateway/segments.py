@@ -1,4 +1,4 @@
-"""What a model wrote, cut where its kind changes: what it answers, what it thinks, what it calls, and marks between."""
+"""Segments of a model's output by kind: answer, reasoning, calls, and the markup between them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ SegmentKind = Literal["text", "reasoning", "call", "markup"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """A piece of what a model wrote that is of one kind.
+    """A piece of a model's output of one kind.
 
     Attributes:
-        kind: Markup stands for the tags and headers themselves, which nobody is shown.
-        text: As the model wrote it.
-        name: Of a call: the function.
-        begins: It is the first piece of a message or a call.
-        hidden: It belongs to its kind but is not shown: the blank lines that templates put around reasoning.
+        kind: The kind; "markup" is a tag or a header, which is not shown.
+        text: The text as the model wrote it.
+        name: The function of a call.
+        begins: Whether it is the first piece of a message or a call.
+        hidden: Whether it is counted but not shown, like the blank lines that templates put around reasoning.
     """
 
     kind: SegmentKind
@@ -29,25 +29,25 @@ class Segment:
 
 
 class Segmenter(Protocol):
-    """Cuts one answer into segments; joined, their texts are what the model wrote."""
+    """Cuts one answer into segments. Their joined texts equal the model's output."""
 
     @property
     def is_answering(self) -> bool:
-        """Whether what comes next is text of the answer, as far as it is known."""
+        """Whether the next characters are text of the answer, as far as is known."""
 
     def feed(self, piece: str) -> list[Segment]:
-        """Take the next piece of text; the segments that are certain now."""
+        """Take the next piece of text and return the segments that are now certain."""
 
     def finish(self, *, is_whole: bool) -> list[Segment]:
-        """End the answer; what was held back.
+        """End the answer and return the text held back.
 
         Args:
-            is_whole: The model ended it; else it was cut short.
+            is_whole: Whether the model ended the answer; otherwise it was cut short.
         """
 
 
 def overlap(text: str, tags: Sequence[str]) -> int:
-    """Characters at the end of a text with which one of several tags may begin."""
+    """Number of characters at the end of a text that may be the beginning of a tag."""
     longest = max(map(len, tags), default=0)
     for length in range(min(len(text), longest - 1), 0, -1):
         end = text[-length:]
@@ -57,7 +57,7 @@ def overlap(text: str, tags: Sequence[str]) -> int:
 
 
 def first_of(text: str, tags: Sequence[str]) -> tuple[int, str] | None:
-    """The place of the first tag in a text and that tag, the longest of those that begin there; None without any."""
+    """Index of the first tag in a text, and the longest tag that begins there; None if there is no tag."""
     places = [(at, -len(tag), tag) for tag in tags if tag and (at := text.find(tag)) >= 0]
     if not places:
         return None

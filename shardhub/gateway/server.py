@@ -1,4 +1,4 @@
-"""Serving a gateway: uvicorn on one address, until it is told to stop; then answers on their way are finished."""
+"""Runs a gateway: uvicorn on one address until it is stopped, then a drain that finishes answers in progress."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from shardhub.gateway.service import Service, in_thread, names_of
 from shardhub.gateway.settings import GatewaySettings
 from shardhub.listening import check_reach, listen_on
 
-# Connections: more than answers, as some wait to be refused.
+# More connections than answers, as some requests wait to be refused.
 _MAX_CONNECTIONS = 2048
 _KEEP_ALIVE_S = 65
-# What is in progress when a drain is over has so long.
+# Time for requests that are still in progress after the drain.
 _STOP_TIMEOUT_S = 1
 _MAX_HEADER_BYTES = 64 << 10
 
 
 class Gateway:
-    """Serves a head, once.
+    """Serves a head over HTTP; runs once.
 
     Args:
-        head: Connected; the caller stops it.
-        settings: How to serve.
+        head: A connected head, which the caller stops.
+        settings: The gateway's settings.
     """
 
     def __init__(self, head: Head, settings: GatewaySettings) -> None:
@@ -42,29 +42,29 @@ class Gateway:
         self._stop_now = asyncio.Event()
 
     def stop(self) -> None:
-        """Finish what is on its way and end; a second call ends at once."""
+        """Finish the answers in progress, then end. A second call ends at once."""
         if self._stop.is_set():
             self._stop_now.set()
         self._stop.set()
 
     @property
     def model_name(self) -> str:
-        """The model's first name, which clients are told."""
+        """The model's first name, which is reported to clients."""
         return names_of(self._settings, self._head)[0]
 
     @property
     def was_cut_short(self) -> bool:
-        """Whether a second call ended it."""
+        """Whether a second call of `stop` ended the gateway."""
         return self._stop_now.is_set()
 
     async def run(self, listener: socket.socket, *, on_ready: Callable[[str], None]) -> None:
         """Serve until `stop`.
 
         Args:
-            listener: See `listening`.
-            on_ready: Told the URL once requests are answered.
+            listener: A socket from `listening`.
+            on_ready: Called with the URL once requests are answered.
         """
-        # Finding out how the model calls tools takes its time.
+        # Finding the model's call formats takes time.
         service = await in_thread(lambda: Service(self._head, self._settings))
         await in_thread(self._head.tokenizer.start)
         app = build_app(service)
@@ -75,7 +75,7 @@ class Gateway:
                 guarded(app),
                 log_config=None,
                 http=protocol(limits, unreadable),
-                access_log=False,  # the gate has a log line of its own
+                access_log=False,  # the gate logs requests itself
                 backlog=at_once,
                 lifespan="off",
                 ws="none",
@@ -105,7 +105,7 @@ class Gateway:
                 service.structured.close()
 
     async def _drained(self, service: Service) -> None:
-        """Wait until no answer is on its way, the time is over, or a second signal came."""
+        """Wait until no answer is in progress, the drain's time is over, or a second signal arrives."""
         idle = asyncio.create_task(service.admission.idle())
         now = asyncio.create_task(self._stop_now.wait())
         with contextlib.suppress(TimeoutError):
@@ -116,16 +116,16 @@ class Gateway:
 
 
 def url_of(host: str, port: int) -> str:
-    """The URL of a gateway on an address."""
+    """The URL of a gateway at an address."""
     return f"http://{Address(host, port)}"
 
 
 @contextmanager
 def listening(settings: GatewaySettings) -> Iterator[socket.socket]:
-    """A socket that listens where a gateway is to.
+    """Open a socket that listens at the gateway's address.
 
     Raises:
-        AddressError: It cannot or must not listen there.
+        AddressError: The gateway cannot, or must not, listen there.
     """
     check_host(settings)
     with listen_on(settings.host, settings.port) as listener:
@@ -133,7 +133,7 @@ def listening(settings: GatewaySettings) -> Iterator[socket.socket]:
 
 
 def check_host(settings: GatewaySettings) -> None:
-    """Refuse to listen off loopback without a key unless told so.
+    """Refuse to listen on other than loopback addresses without a key, unless `insecure_lan` is set.
 
     Raises:
         AddressError: The host is not loopback, or has no address.
@@ -147,16 +147,16 @@ def check_host(settings: GatewaySettings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says when it is ready, and leaves signals to whoever runs it."""
+    """uvicorn that reports when it is ready and leaves signals to its caller."""
 
     on_started: Callable[[], None]
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to answer, and say so."""
+        """Start to answer and report it."""
         await super().startup(sockets)
         self.on_started()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """None: `Gateway.stop` stops it."""
+        """Capture no signals: `Gateway.stop` stops the server."""
         yield

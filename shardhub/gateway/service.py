@@ -1,4 +1,4 @@
-"""What the routes of a gateway share: the head, the model's ways, and who is let in."""
+"""The state shared by a gateway's routes: the head, the model's formats and admission."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from shardhub.gateway.toolcalls import find_call_formats
 
 T = TypeVar("T")
 
-# nginx's code for a client that went away; nobody reads it.
+# nginx's status for a client that disconnected; no client receives it.
 CLIENT_GONE = 499
-# Among the names of a model: whatever a client asks for is this one.
+# As a model name: every name that a client asks for is this model's.
 ANY_MODEL = "*"
 _MAX_NAME_CHARS = 256
-# Of their own: however many prompts wait for the tokenizer, what draws tokens does not wait with them.
+# Separate threads, so that prompts waiting for the tokenizer do not delay the drawing of tokens.
 _THREADS = ThreadPoolExecutor(8, thread_name_prefix="shardhub-text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Envelope:
-    """What stands around all parts of one answer."""
+    """The fields common to all parts of one answer."""
 
     id: str
     object: str
@@ -54,26 +54,26 @@ class Envelope:
     system_fingerprint: str
 
     def around(self, **parts: Any) -> dict[str, Any]:
-        """An answer, or a part of one, as JSON-able data."""
+        """An answer, or a part of one, as JSON-serialisable data."""
         fields = {name: getattr(self, name) for name in Envelope.__slots__}
         return fields | parts
 
 
 class Service(StreamObserver):
-    """A head behind an API.
+    """A head and the state that the routes share.
 
     Args:
-        head: Connected.
-        settings: How it is to serve.
+        head: A connected head.
+        settings: The gateway's settings.
 
     Attributes:
-        num_drawn: Tokens drawn so far.
-        rate: How many of them a second.
-        segmenters: What cuts answers into reasoning, text and calls.
-        vocab_size: Ids of prompts and biases are below it.
-        infill: How the model is asked for the text between two others; None if it knows no such thing.
-        call_formats: How the model writes calls of tools.
-        answers: Those of the Responses API that are kept.
+        num_drawn: Number of tokens drawn so far.
+        rate: Tokens drawn per second.
+        segmenters: Make the segmenters that cut answers into reasoning, text and calls.
+        vocab_size: Exclusive upper bound of the ids of prompts and biases.
+        infill: The model's fill-in-the-middle format; None if it has none.
+        call_formats: The formats in which the model writes tool calls.
+        answers: The stored answers of the Responses API.
     """
 
     def __init__(self, head: Head, settings: GatewaySettings) -> None:
@@ -99,13 +99,13 @@ class Service(StreamObserver):
         self.fingerprint = f"fp_{manifest.pipeline_id[:12]}"
 
     def drew(self, stream: Stream, num_tokens: int, seconds: float) -> None:
-        """Count tokens that were drawn."""
+        """Count drawn tokens."""
         self.num_drawn += num_tokens
         self.rate.add(num_tokens)
 
     @property
     def thinking(self) -> Thinking:
-        """How the model is told to think or not; found out when it is first asked, which takes a part of a second."""
+        """The model's switches for thinking. Found on first use, which takes a fraction of a second."""
         with self._trying:
             if self._thinking is None:
                 self._thinking = find_thinking(self.head.tokenizer, self.segmenters.reasoning)
@@ -113,14 +113,14 @@ class Service(StreamObserver):
 
     @property
     def max_context(self) -> int:
-        """Positions of a prompt and its answer."""
+        """Maximum number of positions of a prompt and its answer together."""
         return self.head.capacity.max_context
 
     def check_model(self, name: str | None) -> str:
-        """The model's name as it is told to clients: the one they asked for.
+        """The model's name to report to the client: the one it asked for.
 
         Raises:
-            Refusal: Another model was asked for; nothing is ever fetched for a client.
+            Refusal: The client asked for another model. Nothing is ever fetched for a client.
         """
         if name is None:
             return self.model_names[0]
@@ -134,7 +134,7 @@ class Service(StreamObserver):
         return name[:_MAX_NAME_CHARS]
 
     def envelope(self, model: str | None, kind: str, prefix: str) -> Envelope:
-        """What stands around the parts of an answer.
+        """Make the envelope of an answer.
 
         Raises:
             Refusal: As `check_model`.
@@ -148,10 +148,10 @@ class Service(StreamObserver):
         )
 
     def check_ids(self, prompt: Sequence[int], *, param: str) -> None:
-        """Check that the model has a row for each token of a prompt; tokenizers of fine-tuned models may know more.
+        """Check that the model has a row for each token of a prompt: the tokenizer of a fine-tuned model may know more.
 
         Raises:
-            Refusal: It has none for one.
+            Refusal: The model has no row for a token.
         """
         if max(prompt, default=0) < self.vocab_size:
             return
@@ -168,15 +168,15 @@ class Service(StreamObserver):
     def max_tokens(
         self, asked: int | None, prompts: Sequence[Sequence[int]], *, param: str, limit_param: str = "max_tokens"
     ) -> int:
-        """Most tokens of each answer: what was asked for, as far as the context leaves room; the rest of it else.
+        """Maximum number of tokens of each answer: the requested limit, at most the rest of the context.
 
         Args:
-            asked: None or -1 where a request names no limit.
+            asked: The requested limit; None or -1 for no limit.
             param: The field that holds the prompts.
             limit_param: The field that names the limit.
 
         Raises:
-            Refusal: A prompt leaves no room; or the answer does not fit, where limits are strict.
+            Refusal: A prompt leaves no room, or the answer does not fit and `strict_limits` is set.
         """
         longest = max(len(prompt) for prompt in prompts)
         left = self.max_context - longest
@@ -190,32 +190,32 @@ class Service(StreamObserver):
 
 
 def names_of(settings: GatewaySettings, head: Head) -> tuple[str, ...]:
-    """The names of the model that clients are told."""
+    """The names of the model that are reported to clients."""
     return tuple(name for name in settings.model_names if name != ANY_MODEL) or (head.pipeline.manifest.name,)
 
 
 def cut_remark(asked: int | None, left: int, *, param: str) -> str:
-    """What a client is told whose limit was cut to what the context leaves; empty where it was not."""
+    """The remark for a client whose limit was cut to the rest of the context; empty if it was not cut."""
     return f"{param} was cut from {asked} to {left}, all that the context leaves" if (asked or 0) > left else ""
 
 
 def service_of(request: Request) -> Service:
-    """The service a request came to."""
+    """The service that handles a request."""
     found: Service = request.app.state.service
     return found
 
 
 def tenant_of(request: Request) -> str:
-    """Whose request it is: the digest of its key."""
+    """The tenant of a request: the digest of its key."""
     return str(request.scope.get("state", {}).get("key", ""))
 
 
 def warnings_of(body: Body, left_out: Sequence[str] = (), *, remarks: Sequence[str] = ()) -> dict[str, str]:
-    """A header that names the fields without effect, at every depth.
+    """The warning header, which names the fields without effect at every depth.
 
     Args:
-        left_out: More that was ignored.
-        remarks: What else a client should know.
+        left_out: Further fields that were ignored.
+        remarks: Further remarks for the client.
     """
     header = header_of(chain(left_out, ignored_fields(body)))
     texts = [*([] if header is None else [header]), *remarks]
@@ -223,15 +223,15 @@ def warnings_of(body: Body, left_out: Sequence[str] = (), *, remarks: Sequence[s
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Run what takes its time beside the event loop."""
+    """Run slow work in a thread beside the event loop."""
     return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """Wait for work as long as its client does.
+    """Wait for work unless its client disconnects.
 
     Raises:
-        Refusal: The client went away; the work was cancelled.
+        Refusal: The client disconnected, and the work was cancelled.
     """
 
     async def gone() -> None:

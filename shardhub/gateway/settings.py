@@ -1,4 +1,4 @@
-"""How a gateway is to serve."""
+"""Settings of a gateway."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shardhub.gateway.keys import Keys
 
 
 class ReasoningField(StrEnum):
-    """Where a chat's message holds what the model thinks."""
+    """The fields of a chat message that hold the reasoning."""
 
     REASONING_CONTENT = "reasoning_content"
     REASONING = "reasoning"
@@ -17,30 +17,30 @@ class ReasoningField(StrEnum):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The fields."""
+        """The names of the fields."""
         return ("reasoning_content", "reasoning") if self is ReasoningField.BOTH else (self.value,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """How a gateway is to serve.
+    """Settings of a gateway.
 
     Attributes:
-        host, port: Where to listen; port 0 takes a free one.
-        insecure_lan: Listen off loopback without a key.
-        keys: Keys that clients must have; without any, no client needs one.
-        names: Hosts by which clients may call it, besides loopback's and `host`.
-        origins: Web pages, as `https://host[:port]`, that may call it from a browser, besides its own.
-        model_names: By which clients may ask for the model; the first is told to them. `*` among them is any name.
-        reasoning_fields: Of a chat's message, which hold what the model thinks.
-        max_queue: Requests that may wait, beyond those the chain runs at once.
-        max_tokens: Of an answer, where a request does not say; None is the rest of the context.
-        strict_limits: Refuse a request for more tokens than the context leaves, in the place of cutting it.
-        strict_content: Refuse images and the like, in the place of telling the model that they cannot be seen.
-        keepalive_s: Silence in a stream after which a comment is sent.
-        stall_s: How long a client that does not go on sending holds a connection; one that does not read, ten times
-            as long.
-        shutdown_timeout_s: How long a drain waits for answers.
+        host, port: Address to listen on; port 0 takes a free one.
+        insecure_lan: Whether to listen on other than loopback addresses without a key.
+        keys: The keys that are accepted; if there are none, clients need no key.
+        names: Accepted Host names, besides those of loopback and `host`.
+        origins: Origins of web pages that may call, as `https://host[:port]`, besides the gateway's own.
+        model_names: Accepted names of the model, of which the first is reported to clients; `*` accepts any name.
+        reasoning_fields: The fields of a chat message that hold the reasoning.
+        max_queue: Number of requests that may wait, beyond those that the chain runs at once.
+        max_tokens: Limit of an answer if the request names none; None is the rest of the context.
+        strict_limits: Refuse a request for more tokens than the context leaves, instead of cutting its limit.
+        strict_content: Refuse images and the like, instead of telling the model that it cannot see them.
+        keepalive_s: Seconds of silence in a stream after which a comment is sent.
+        stall_s: Seconds for which a client that stops sending holds its connection. A client that does not read
+            holds it ten times as long.
+        shutdown_timeout_s: Maximum seconds that a drain waits for answers.
     """
 
     host: str = "127.0.0.1"
@@ -50,7 +50,7 @@ class GatewaySettings:
     names: tuple[str, ...] = ()
     origins: tuple[str, ...] = ()
     model_names: tuple[str, ...] = ()
-    # All clients read this one; vLLM has named it `reasoning` since 0.16.
+    # All clients read this field; vLLM has named it `reasoning` since 0.16.
     reasoning_fields: tuple[str, ...] = ("reasoning_content",)
     max_queue: int = 64
     max_tokens: int | None = None

@@ -1,4 +1,4 @@
-"""What an answer must be like: a schema, an expression, a list of choices, a call of a tool."""
+"""The required structure of an answer: a schema, an expression, a list of choices, or a tool call."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, Literal
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import ChatRequest, Generation, ResponseFormat, Tool
 
-# What a schema of arguments may have beside its limits.
+# Keywords of a schema that do not constrain values.
 _REMARKS = ("title", "description", "$schema", "$id", "examples", "example", "default")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """What an answer must be like.
+    """The required structure of an answer.
 
     Attributes:
-        kind: What `source` is.
-        param: The field of the request it came from.
+        kind: The language of `source`.
+        param: The field of the request that holds it.
     """
 
     kind: Literal["json", "regex", "choice"]
@@ -28,10 +28,10 @@ class Shape:
 
 
 def shape_of(body: Generation) -> Shape | None:
-    """What a request says its answer must be like, if anything.
+    """The structure that a request requires, or None.
 
     Raises:
-        Refusal: It says two things.
+        Refusal: The request requires more than one.
     """
     shapes: list[Shape] = []
     fields: list[tuple[Literal["json", "regex", "choice"], Any, str]] = [
@@ -58,7 +58,7 @@ def shape_of(body: Generation) -> Shape | None:
 
 
 def _shapes_of_format(response_format: ResponseFormat) -> list[Shape]:
-    """The shape a response format asks for: at most one."""
+    """The shape that a response format requires: at most one."""
     kind, nested = response_format.type, response_format.json_schema
     schema = response_format.schema_ if nested is None else nested.schema_
     if kind == "text":
@@ -67,12 +67,12 @@ def _shapes_of_format(response_format: ResponseFormat) -> list[Shape]:
         if kind == "json_schema":
             raise Refusal(400, "json_schema needs a schema.", param="response_format.json_schema")
         schema = {"type": "object"}
-    # With a schema, json_object is what llama.cpp and Together have beside OpenAI's form.
+    # json_object with a schema is llama.cpp's and Together's alternative to OpenAI's json_schema.
     return [Shape(kind="json", source=schema, param="response_format")]
 
 
 def shape_of_calls(tools: Sequence[Tool]) -> Shape:
-    """An answer that is a call of one of several tools: of one, just its arguments."""
+    """The shape of an answer that must call one of the tools: of a single tool, only its arguments."""
     if len(tools) == 1:
         return Shape(kind="json", source=_arguments(tools[0]), param="tools")
     options = [
@@ -91,7 +91,7 @@ def shape_of_calls(tools: Sequence[Tool]) -> Shape:
 
 
 def _arguments(tool: Tool) -> dict[str, Any]:
-    """The schema of a tool's arguments; one without parameters takes an empty object."""
+    """The schema of a tool's arguments; an empty object for a tool without parameters."""
     schema = tool.function.parameters or {}
     limits = {name: value for name, value in schema.items() if name not in _REMARKS and value not in ({}, [], None)}
     if limits.get("additionalProperties") is False:
@@ -102,7 +102,7 @@ def _arguments(tool: Tool) -> dict[str, Any]:
 
 
 def _moved(schema: Any, place: str) -> Any:
-    """A schema that stands at a place in another one: references to its own root lead there."""
+    """Rewrite a schema for embedding at a place in another one: references to its root lead to that place."""
     if isinstance(schema, list):
         return [_moved(item, place) for item in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""Answers of the Responses API that are kept: shown, listed by what was sent, forgotten."""
+"""Routes of stored answers of the Responses API: get, list the input items, cancel, delete."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from shardhub.gateway.service import service_of, tenant_of
 
 router = APIRouter(tags=["responses"])
 
-# Items of one page.
+# Default number of items in a page.
 _PAGE = 20
 _MAX_PAGE = 100
 
 
 @router.get("/v1/responses/{name}", summary="An answer that is kept")
 async def one_response(name: str, request: Request, stream: bool = False) -> Response:
-    """An answer of the caller's own, as it was given."""
+    """Return a stored answer of the caller."""
     if stream:
         raise Refusal(400, "An answer that is kept is not streamed again; leave out stream.", param="stream")
     return _json(_find(request, name).response)
@@ -29,7 +29,7 @@ async def one_response(name: str, request: Request, stream: bool = False) -> Res
 
 @router.delete("/v1/responses/{name}", summary="Forget an answer")
 async def forget_response(name: str, request: Request) -> dict[str, Any]:
-    """Forget an answer of the caller's own."""
+    """Delete a stored answer of the caller."""
     answer = _find(request, name)
     service_of(request).answers.remove(tenant_of(request), answer.id)
     return {"id": answer.id, "object": "response", "deleted": True}
@@ -37,7 +37,7 @@ async def forget_response(name: str, request: Request) -> dict[str, Any]:
 
 @router.post("/v1/responses/{name}/cancel", summary="Cancel an answer")
 async def cancel_response(name: str, request: Request) -> Response:
-    """An answer is complete once it is kept: nothing is left to cancel, which clients take for done."""
+    """Cancel a background answer. A stored answer is complete, so it is returned as it is."""
     answer = _find(request, name).response
     if not answer.get("background"):
         raise Refusal(400, "Only an answer that was asked for in the background can be cancelled.")
@@ -48,7 +48,7 @@ async def cancel_response(name: str, request: Request) -> Response:
 async def input_items(
     name: str, request: Request, limit: int = _PAGE, order: Literal["asc", "desc"] = "desc", after: str | None = None
 ) -> Response:
-    """The items that were sent with a request, in pages."""
+    """List the input items of a request, in pages."""
     items = _find(request, name).input
     if order == "desc":
         items.reverse()

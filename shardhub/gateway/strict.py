@@ -1,8 +1,8 @@
-"""Bodies are JSON as its specification has it: Python's parser also takes NaN and infinities.
+"""Strict JSON bodies: unlike Python's parser, NaN and infinities are refused.
 
-A body is read as JSON if its Content-Type says so. Clients that name no type, and those of Ollama's API, whose examples
-all leave curl's own type in place, are read, too, where no browser sent the request: a page of another origin can send
-such types without asking first.
+A body is read as JSON if its Content-Type says so. A body without a type is read as well, and so is any body under
+Ollama's API, whose examples keep curl's default type, unless a browser sent the request: a page of another origin can
+send such types without a preflight.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.surrogates import without_lone_surrogates
 
-# Headers that browsers send with what a page asks for.
+# Headers that browsers add to a page's requests.
 BROWSER_MARKS = ("origin", "referer", "cookie", "sec-fetch-site", "sec-fetch-mode", "sec-fetch-dest")
 
 
@@ -28,7 +28,7 @@ class StrictRequest(Request):
         """The body, parsed.
 
         Raises:
-            ValueError: It is not JSON.
+            ValueError: The body is not JSON.
         """
         return json.loads(without_lone_surrogates(await self.body()), parse_constant=_refuse)
 
@@ -37,7 +37,7 @@ class StrictRoute(APIRoute):
     """A route whose bodies are strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, behind a stricter request."""
+        """The handler, which receives a `StrictRequest`."""
         handler = super().get_route_handler()
 
         async def strict(request: Request) -> Response:
@@ -51,13 +51,13 @@ class StrictRoute(APIRoute):
 
 
 def num_chars(value: Any, *, param: str) -> int:
-    """Characters of a value as JSON.
+    """Number of characters of a value as JSON.
 
     Args:
-        param: The field it came in.
+        param: The field that holds it.
 
     Raises:
-        Refusal: It is nested too deeply.
+        Refusal: The value is nested too deeply.
     """
     try:
         return len(json.dumps(value))
@@ -66,7 +66,7 @@ def num_chars(value: Any, *, param: str) -> int:
 
 
 def _is_json_unsaid(request: Request) -> bool:
-    """Whether a body of no type, or of another than JSON's, is to be read as JSON."""
+    """Whether a body whose Content-Type is missing or not JSON is read as JSON."""
     if any(mark in request.headers for mark in BROWSER_MARKS):
         return False
     return not request.headers.get("content-type", "").strip() or request.url.path.startswith("/api/")

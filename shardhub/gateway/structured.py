@@ -1,4 +1,4 @@
-"""Answers that must follow a JSON schema, an expression or a list of choices, by llguidance."""
+"""Structured answers, which follow a JSON schema, an expression or a list of choices, by llguidance."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from shardhub.text.panics import panics_told
 from shardhub.text.sandbox import Program, Sandboxes
 from shardhub.text.tokenizer import Tokenizer
 
-# Characters of a schema or an expression, and the choices of a list. The tools of a coding agent have 100,000.
+# Characters of a schema or an expression, and choices in a list. The tools of a coding agent have 100,000 characters.
 MAX_SOURCE_CHARS = 1 << 18
 MAX_CHOICES = 4096
-# Schemas that are compiled at once; others wait, and nothing else waits with them.
+# Schemas that are compiled concurrently. Only other schemas wait for them.
 _AT_ONCE = 2
-# How long a client waits for that in all. Whole seconds of compiling are rare, but others' schemas may stand before it.
+# Maximum time a client waits for its grammar. Compiling rarely takes seconds, but other schemas may come first.
 _WAIT_S = 30.0
-# Of the worker's CPU time: schemas of 64 KB compile in milliseconds, the slowest honest ones seen in a second.
+# The worker's CPU time: schemas of 64 KB compile in milliseconds, the slowest legitimate ones seen in a second.
 COMPILE_S = 2.0
 _COMPILING = Program(
     module="shardhub.gateway.grammar_worker",
@@ -36,7 +36,7 @@ _COMPILING = Program(
     cpu_s=COMPILE_S,
     hint="Check that llguidance is installed.",
 )
-# What llguidance calls by its own names, in words for who wrote the schema.
+# llguidance's messages in words for the author of the schema.
 _REASONS = (
     ("NoExtensionBias", "no answer can fit: the schema refers to itself without end, or its parts exclude each other"),
     ("not JSON serializable", "a number in the schema is beyond 64 bits"),
@@ -50,7 +50,7 @@ _REASONS = (
     ("Expecting object schema", "a schema is an object"),
 )
 _UNKNOWN_KEYWORDS = re.compile(r"Unimplemented keys: \[(.*?)\]")
-# A grammar is the schema or expression with little around it; escaped characters may take six bytes each, twice.
+# A grammar is little more than its schema or expression; an escaped character may take six bytes, escaped twice.
 _MAX_ANSWER_BYTES = 64 * MAX_SOURCE_CHARS
 
 
@@ -58,7 +58,7 @@ class Structured:
     """Compiles shapes for one model.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -66,17 +66,17 @@ class Structured:
         self._lock = threading.Lock()
         self._compiled_for: Any = None
         self._blanks: Blanks | None = None
-        # Threads of its own: who waits for a schema keeps none from rendering, tokenizing or drawing.
+        # Separate threads, so that waiting for a schema does not delay rendering, tokenizing or drawing.
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="shardhub-grammar")
         self._sandboxes = Sandboxes(_COMPILING, _AT_ONCE)
 
     def close(self) -> None:
-        """End the processes that compile; grammars are made no more."""
+        """End the compiling processes. No grammar can be made afterwards."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._sandboxes.close()
 
     async def grammar(self, shape: Shape) -> LlGrammar:
-        """A grammar for one answer.
+        """Make a grammar for one answer.
 
         Raises:
             Refusal: The shape is malformed, too large, or takes too long to compile, or llguidance is not installed.
@@ -88,7 +88,7 @@ class Structured:
             raise Refusal(400, f"{shape.param} needs choices, and none that is empty.", param=shape.param)
         loop = asyncio.get_running_loop()
         try:
-            # One that waits is given up with its client; one that is being compiled ends by itself.
+            # A waiting schema is dropped when its client leaves; one that is being compiled ends by itself.
             async with asyncio.timeout(_WAIT_S):
                 return await loop.run_in_executor(self._threads, self._compile, shape)
         except TimeoutError as error:
@@ -116,11 +116,11 @@ class Structured:
             raise Refusal(400, f"{shape.param}: {_short(error)}", param=shape.param, code="invalid_schema") from error
 
     def _tried(self, shape: Shape) -> str:
-        """A shape as a grammar that was compiled within bounds of time and memory, in a process that can be killed.
+        """Compile a shape, within limits of time and memory, in a process that can be killed, and return its grammar.
 
         Raises:
-            ValueError: It cannot be compiled.
-            Refusal: It takes too much time or memory.
+            ValueError: The shape cannot be compiled.
+            Refusal: Compiling takes too much time or memory.
         """
         source = shape.source
         if shape.kind == "json":
@@ -140,7 +140,7 @@ class Structured:
         return str(answer["grammar"])
 
     def _llguidance_tokenizer(self) -> Any:
-        """llguidance's view of the tokenizer: made once, which takes about a second for a large vocabulary."""
+        """llguidance's form of the tokenizer. Made once, which takes about a second for a large vocabulary."""
         from llguidance import LLTokenizer
 
         with self._lock:
@@ -154,11 +154,11 @@ class Structured:
 
 
 class LlGrammar:
-    """A grammar on its way through one answer.
+    """The state of a grammar in one answer.
 
     Args:
-        matcher: llguidance's.
-        blanks: Those of the vocabulary, if a run of them is to end.
+        matcher: llguidance's matcher.
+        blanks: The blanks of the vocabulary, to limit runs of them; None for no limit.
     """
 
     def __init__(self, matcher: Any, blanks: Blanks | None = None) -> None:
@@ -167,14 +167,14 @@ class LlGrammar:
         self._num_blanks = 0
 
     def copy(self) -> LlGrammar:
-        """The same for another answer, from the beginning."""
+        """The same grammar at the beginning of another answer."""
         return LlGrammar(self._matcher.deep_copy(), self._blanks)
 
     def mask(self) -> bytes:
-        """A bit for each token id that may come next.
+        """A bitmask of the token ids that may come next.
 
         Raises:
-            PromptError: The grammar cannot go on: what it allows next is too much to work out.
+            PromptError: The next tokens are too expensive to compute, so the grammar cannot continue.
         """
         with panics_told("The answer's grammar cannot go on."):
             allowed: bytes = self._matcher.compute_bitmask()
@@ -185,7 +185,7 @@ class LlGrammar:
         return allowed
 
     def accept(self, token: int) -> None:
-        """Go on with a token that was drawn."""
+        """Advance by a token that was drawn."""
         if self._blanks is not None:
             self._num_blanks = self._num_blanks + 1 if self._blanks.is_blank(token) else 0
         with contextlib.suppress(PromptError), panics_told("The answer's grammar cannot go on."):
@@ -200,7 +200,7 @@ def _dumped(shape: Shape) -> str:
 
 
 def _short(error: object) -> str:
-    """What is wrong with a shape, in a line."""
+    """The error of a shape in one line."""
     text = " ".join(str(error).replace("<non-verbose/>", "").split())
     if keywords := _UNKNOWN_KEYWORDS.search(text):
         return f"the schema's {keywords[1].replace(chr(34), '')} cannot be followed here."

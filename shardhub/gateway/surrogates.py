@@ -1,10 +1,10 @@
-"""Halves of characters in JSON: clients in JavaScript cut texts between them, and send such a text with every turn."""
+"""Replaces lone surrogates in JSON: clients in JavaScript cut texts inside a pair and resend them with every turn."""
 
 from __future__ import annotations
 
 import re
 
-# An escape of either half that stands alone. After an escaped backslash it only looks like one.
+# The escape of a lone surrogate. After an escaped backslash, the match is not an escape.
 _LONE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -16,12 +16,12 @@ _REPLACEMENT = rb"\ufffd"
 
 
 def without_lone_surrogates(body: bytes) -> bytes:
-    """JSON with the replacement character in the place of each half of a character.
+    """Replace each lone surrogate in JSON by the replacement character.
 
-    Source: the WHATWG's Encoding Standard, which has browsers write such texts so.
+    Source: the WHATWG's Encoding Standard, by which browsers encode such texts.
 
     Args:
-        body: In UTF-8.
+        body: JSON in UTF-8.
     """
     if not _LONE.search(body):
         return body

@@ -1,4 +1,4 @@
-"""An answer cut at the tags of its reasoning, while it arrives in pieces."""
+"""Cuts an answer at the tags of its reasoning while it arrives in pieces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shardhub.gateway.segments import Segment, SegmentKind, first_of, overlap
 
 _FENCE = "```"
 _BLANKS = (" ", "\t")
-# How tags of calls begin that are tokens of their own, which no sentence holds.
+# How control tokens that open calls begin; they do not occur in sentences.
 _CONTROLS = ("<|", "<｜", "[")
 _SENTENCE_GOES_ON = (" ", ",", ";", ":", ")")
 
@@ -17,16 +17,17 @@ _SENTENCE_GOES_ON = (" ", ",", ";", ":", ")")
 class TagSegmenter:
     """Cuts an answer at the tags of its reasoning.
 
-    Reasoning opens where the answer begins, at the beginning of a line, or after a call: a tag inside a sentence or
-    inside code is part of the text. A closing tag that closes nothing is not shown. What could yet become a tag is
-    held back, and no more than that.
+    Reasoning opens at the beginning of the answer or of a line, or after a call; a tag inside a sentence or inside code
+    is part of the text. A closing tag without an opening one is not shown. Only text that could still become a tag is
+    held back.
 
     Args:
         reasoning: The tags.
-        inside: The answer begins inside the reasoning.
-        calls: Opening and closing tags of calls. One that begins a line of a reasoning that never ends was meant.
-        is_patient: Nothing is told before it is known whether a closing tag comes without an opening one: what stands
-            before it was reasoning. For answers that are told at once.
+        inside: Whether the output begins inside the reasoning.
+        calls: Opening and closing tags of calls. A call that begins a line of reasoning that is never closed counts as
+            a call.
+        is_patient: Whether to hold everything back until a closing tag without an opening one can be ruled out; text
+            before such a tag is reasoning. For answers that are sent as a whole.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class TagSegmenter:
         self._outer = (*reasoning.starts, *reasoning.ends, *self._opened_frames, *closed)
         self._inner = (*reasoning.ends, *self._calls)
         self._held = ""
-        # The present line, and what is known of the text before it.
+        # The current line, and the state of the text before it.
         self._line = ""
         self._num_fences = 0
-        self._ticks = ""  # At the end of the text so far, of a fence that is not whole.
+        self._ticks = ""  # backticks of an incomplete fence at the end of the text so far
         self._num_shown_starts = 0
         self._is_blank = True
         self._is_framed = False
@@ -59,11 +60,11 @@ class TagSegmenter:
 
     @property
     def is_answering(self) -> bool:
-        """Whether what comes next is text of the answer."""
+        """Whether the next characters are text of the answer."""
         return not self._inside
 
     def feed(self, piece: str) -> list[Segment]:
-        """Take the next piece of text; the segments that are certain now."""
+        """Take the next piece of text and return the segments that are now certain."""
         self._held += piece
         segments: list[Segment] = []
         while self._step(segments):
@@ -71,7 +72,7 @@ class TagSegmenter:
         return segments
 
     def finish(self, *, is_whole: bool) -> list[Segment]:
-        """End the answer; what was held back."""
+        """End the answer and return the text held back."""
         self._is_ended = True
         segments: list[Segment] = []
         call = next((start for start in self._calls if self._held.startswith(start)), None)
@@ -83,13 +84,13 @@ class TagSegmenter:
         return segments
 
     def _step(self, segments: list[Segment]) -> bool:
-        """Take what is certain up to the next tag, and the tag; whether more may be certain."""
+        """Take the certain text up to the next tag, and the tag. Returns whether more may be certain."""
         return self._think(segments) if self._inside else self._speak(segments)
 
     def _think(self, segments: list[Segment]) -> bool:
         if self._is_blank and (start := self._held.lstrip("\n")) and not self._held.startswith(self._inner):
             tag = next((each for each in self._tags.starts if start.startswith(each)), None)
-            if tag is not None:  # again, after the one that the prompt ends with
+            if tag is not None:  # repeats the tag that the prompt ends with
                 self._say(segments, len(self._held) - len(start))
                 self._mark(segments, tag)
                 return True
@@ -111,7 +112,7 @@ class TagSegmenter:
         elif num_chars := self._thought_of(tag):
             self._say(segments, num_chars)
         else:
-            # It may be a call after a reasoning that was not closed: none of it is told before that is known.
+            # It may be a call after reasoning that was not closed: hold it back until that is known.
             return False
         return True
 
@@ -119,7 +120,7 @@ class TagSegmenter:
         return tag.startswith(_CONTROLS) or not self._line.strip()
 
     def _thought_of(self, start: str) -> int:
-        """Length of a call that is held back, where the reasoning goes on after it; else 0."""
+        """Length of a held-back call if the reasoning continues after it; else 0."""
         end = self._calls[start]
         at = self._held.find(end, len(start)) if end else -1
         if at < 0:
@@ -139,13 +140,13 @@ class TagSegmenter:
         after = self._held[at + len(tag) : at + len(tag) + 1]
         is_awaited = self._held[:at].endswith(_BLANKS) or (tag in self._tags.starts and not self._opens_after(at))
         if not after and not self._is_ended and is_awaited:
-            # Whether a sentence goes on after the tag, or nothing does, the next character tells.
+            # The next character shows whether a sentence continues after the tag.
             if not self._is_patient:
                 self._say(segments, at)
             return False
         if self._is_patient:
             if not self._is_ended and tag in self._tags.ends and not self._held[at + len(tag) :].strip():
-                return False  # without an answer after it, there was no reasoning before it
+                return False  # text before a closing tag is reasoning only if an answer follows
             self._is_patient = False
             num_fences, line = self._held.count(_FENCE, 0, at), self._held[:at].rpartition("\n")[2]
             parts = self._held[:at], self._held[at + len(tag) :]
@@ -158,14 +159,14 @@ class TagSegmenter:
         return True
 
     def _is_text(self, num_fences: int, line: str, after: str) -> bool:
-        """Whether a tag is part of what it stands in: code, a quotation or a sentence."""
+        """Whether a tag is part of the text around it: code, a quotation or a sentence."""
         if self._tags.is_control:
             return False
         is_in_sentence = line.endswith(_BLANKS) and bool(line.strip()) and after in _SENTENCE_GOES_ON
         return num_fences % 2 == 1 or line.endswith(QUOTES) or is_in_sentence
 
     def _meet(self, segments: list[Segment], tag: str, after: str) -> None:
-        """Take a tag outside the reasoning."""
+        """Process a tag outside the reasoning."""
         tags = self._tags
         is_text = self._is_text(self._num_fences, self._line, after)
         if tag in tags.starts:
@@ -187,7 +188,7 @@ class TagSegmenter:
             self._say(segments, len(tag))
 
     def _opens_after(self, num_chars: int) -> bool:
-        """Whether a tag after so many characters of what is held opens the reasoning."""
+        """Whether a tag after `num_chars` of the held-back characters opens the reasoning."""
         before = self._held[:num_chars]
         return self._tags.is_control or self._may_open(before)
 
@@ -197,13 +198,13 @@ class TagSegmenter:
         return not line or any(end and line.endswith(end) for end in self._calls.values())
 
     def _mark(self, segments: list[Segment], tag: str) -> None:
-        """Take a tag that is not shown."""
+        """Consume a tag, which is not shown."""
         segments.append(Segment(kind="markup", text=tag))
         self._held = self._held[len(tag) :]
         self._line, self._is_blank = "", True
 
     def _say(self, segments: list[Segment], num_chars: int) -> None:
-        """Take characters that are shown, except line breaks that follow a tag or begin the answer."""
+        """Emit characters as shown, except line breaks after a tag or at the beginning of the answer."""
         text, self._held = self._held[:num_chars], self._held[num_chars:]
         kind: SegmentKind = "reasoning" if self._inside else "text"
         if self._is_blank:

@@ -1,8 +1,7 @@
-"""How a model is told to think, or not to: the switches of its chat template, found by trying them.
+"""The switches of a chat template that turn thinking on and off, found by trying its variables.
 
-Templates name the switch as they like and take what they like for it, so that each variable is set in turn, and what
-becomes of the prompt is looked at: a switch that is off closes the reasoning before the answer begins, or leaves it
-unopened.
+The switch has a different name and different values in each template. So each variable is set in turn and the prompt is
+inspected: a switch that is off closes the reasoning before the answer begins, or does not open it.
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from shardhub.text.tokenizer import Tokenizer
 Value = bool | int | str
 # From least to most. Source: vllm/entrypoints/openai/reasoning_effort.py.
 LADDER = ("minimal", "low", "medium", "high", "xhigh", "max")
-# Where a template takes any word, it is one of these that the model was trained on (gpt-oss).
+# For a template that accepts any word: the words that the model was trained on (gpt-oss).
 _USUAL = ("low", "medium", "high")
 _OFF = ("none", "off", "disabled", "disable", "no_think", "nothink", "no", "false", "never", "chat")
 _ON = ("on", "enabled", "enable", "thinking", "think", "true", "auto", "adaptive")
-# Words in a message that some templates look for.
+# Words in a message by which some templates turn thinking off.
 _SOFT_OFF = ("/no_think", "/nothink")
-# Each variable costs a few renderings of a short prompt, once a model; templates read 4 that have to do with thinking.
+# Each variable costs a few renderings of a short prompt, once per model; templates read 4 variables about thinking.
 _MAX_NAMES = 24
-# Templates of 70 public models take 0.5 to 1.5 s; one that is slow on purpose keeps a thread no longer than this.
+# Templates of 70 public models take 0.5 to 1.5 s; a deliberately slow one occupies a thread no longer than this.
 _MAX_S = 10.0
 _MAX_VALUES = 12
 _MEANT = re.compile(r"think|reason|effort|thought")
 _NEGATIVE = re.compile(r"(^|_)(no|non|not|disable|skip|without|exclude|hide|quiet)(_|think|reason)|^nothink")
 _EFFORT = re.compile(r"effort|strength|level")
-# Code that is not closed reaches to the end: it is looked at once, and not again from each bracket.
+# Unclosed code extends to the end, so that it is scanned once and not again from each bracket.
 _CODE = re.compile(r"\{[%{](.*?)(?:[%}]\}|\Z)", re.DOTALL)
 _STRING = re.compile(r"'([^'\\]{0,64})'|\"([^\"\\]{0,64})\"")
-# Identifiers that are neither attributes nor called nor given by name in a call.
+# Identifiers that are not attributes, functions or names of keyword arguments.
 _NAME = re.compile(r"(?<![\w.'\"])([a-z][a-z0-9_]{0,63})(?![\w(.'\"\[])")
-# Names that every template uses for something else.
+# Names that templates use for other purposes.
 _KNOWN = frozenset(
     re.split(
         r"\s+",
@@ -54,11 +53,11 @@ _NOTHING: Mapping[str, Any] = {}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What a client asks of a model's thinking.
+    """A client's wish about a model's thinking.
 
     Attributes:
-        thinks: Whether it is to think; None leaves that to the effort, and to the template.
-        effort: `none`, or a word of the ladder; other words are for the template.
+        thinks: Whether the model is to think; None leaves it to the effort and the template.
+        effort: `none` or a word of `LADDER`; any other word is passed to the template.
     """
 
     thinks: bool | None = None
@@ -67,13 +66,13 @@ class Wish:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinking:
-    """The switches of one template.
+    """The thinking switches of one template.
 
     Attributes:
-        off, on: Variables that turn thinking off or on; None without a switch.
-        effort_name: The variable that takes an effort; empty without one.
-        efforts: What it takes, from least to most.
-        soft_off: What turns thinking off as a part of the last message; empty without it.
+        off, on: Variables that turn thinking off or on; None if there is no switch.
+        effort_name: The variable for the effort; empty if there is none.
+        efforts: The efforts that it accepts, from least to most.
+        soft_off: A word in the last message that turns thinking off; empty if there is none.
     """
 
     off: Mapping[str, Value] | None = None
@@ -84,7 +83,7 @@ class Thinking:
     names: frozenset[str] = field(default=frozenset())
 
     def variables(self, wish: Wish) -> dict[str, Value]:
-        """Variables of the template that do what is asked, as near as it can."""
+        """The template variables that come closest to a wish."""
         effort = (wish.effort or "").lower()
         thinks = wish.thinks
         if thinks is None and effort:
@@ -99,15 +98,15 @@ class Thinking:
         return variables
 
     def is_off(self, wish: Wish) -> bool:
-        """Whether a wish is that the model does not think."""
+        """Whether a wish asks the model not to think."""
         return wish.thinks is False or (wish.thinks is None and (wish.effort or "").lower() == "none")
 
 
 def find_thinking(tokenizer: Tokenizer, reasoning: Reasoning | None) -> Thinking:
-    """Try a template's variables; what fails to render is not for it.
+    """Find the switches of a template by trying its variables. Values that fail to render are skipped.
 
     Args:
-        reasoning: The tags of the model's reasoning, if it has some.
+        reasoning: The tags of the model's reasoning; None if it has none.
     """
     source = sources_of(tokenizer)
     trial = _Trial(tokenizer, reasoning)
@@ -133,14 +132,14 @@ def find_thinking(tokenizer: Tokenizer, reasoning: Reasoning | None) -> Thinking
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """A rendered prompt, and how far it opens the reasoning: 0 where it closes it, 1 where it leaves it, 2 opened."""
+    """A rendered prompt and the state of its reasoning: 0 closed, 1 neither opened nor closed, 2 opened."""
 
     ids: Sequence[int]
     openness: int
 
 
 class _Trial:
-    """Renders a short conversation with one variable or another."""
+    """Renders a short conversation with different variables."""
 
     def __init__(self, tokenizer: Tokenizer, reasoning: Reasoning | None) -> None:
         self._tokenizer = tokenizer
@@ -148,7 +147,7 @@ class _Trial:
         self._stop = time.monotonic() + _MAX_S
 
     def prompt(self, variables: Mapping[str, Any] = _NOTHING, *, text: str = "Hello") -> _Prompt | None:
-        """The prompt, or None where the template fails, or has taken too long already."""
+        """The prompt; None if the template fails or the time is used up."""
         if time.monotonic() > self._stop:
             return None
         messages = [{"role": "user", "content": text}]
@@ -172,7 +171,7 @@ class _Trial:
 def _switch(
     trial: _Trial, name: str, source: str, usual: _Prompt
 ) -> tuple[dict[str, Value], dict[str, Value] | None] | None:
-    """The values of a variable that turn thinking off and on, if it does."""
+    """The values of a variable that turn thinking off and on; None if it is not a switch."""
     is_effort = _EFFORT.search(name) is not None
     values: list[Value] = [0] if "budget" in name else [] if is_effort else [False, True]
     values += _words(name, source)
@@ -200,7 +199,7 @@ def _switch(
 
 
 def _efforts(trial: _Trial, name: str, source: str) -> tuple[str, ...]:
-    """The efforts a variable takes, from least to most."""
+    """The efforts that a variable accepts, from least to most."""
     named = set(_words(name, source))
     known = [word for word in LADDER if word in named and trial.prompt({name: word}) is not None]
     if len(known) > 1 or (known and not named.isdisjoint(_OFF)):
@@ -212,7 +211,7 @@ def _efforts(trial: _Trial, name: str, source: str) -> tuple[str, ...]:
 
 
 def _nearest(effort: str, efforts: Sequence[str]) -> str:
-    """The highest effort that is not above the one asked for; the lowest where all are."""
+    """The highest effort not above the requested one; the lowest if all are above it."""
     if effort in efforts or effort not in LADDER:
         return effort if effort in efforts else efforts[-1]
     below = [word for word in efforts if word in LADDER and LADDER.index(word) <= LADDER.index(effort)]
@@ -228,7 +227,7 @@ def _preferred(values: Sequence[Value], order: Sequence[Value]) -> Value:
 
 
 def _names(source: str) -> list[str]:
-    """Variables that a template may read, those first that have to do with thinking."""
+    """The variables that a template may read, those about thinking first."""
     names: dict[str, None] = {}
     for code in _CODE.findall(source):
         for match in _NAME.finditer(_STRING.sub("''", code)):
@@ -240,7 +239,7 @@ def _names(source: str) -> list[str]:
 
 
 def _asked(name: str) -> str:
-    """Where a template asks a variable for yes or no."""
+    """A pattern of places where a template tests a variable as a flag."""
     return rf"\bif\s+(not\s+)?{name}\b|\b{name}\s+is\s+(not\s+)?(defined|true|false)\b"
 
 
@@ -250,7 +249,7 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _words(name: str, source: str) -> list[str]:
-    """Words a template compares a variable with, or sets it to."""
+    """Words that a template compares a variable with or assigns to it."""
     return list(dict.fromkeys(_compared(name, source)))[:_MAX_VALUES]
 
 

@@ -1,4 +1,4 @@
-"""Routes around the tokenizer, in vLLM's shapes: with them lm-eval needs no tokenizer of its own."""
+"""The tokenizer's routes, in vLLM's format. With them, lm-eval needs no tokenizer of its own."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from shardhub.gateway.strict import StrictRoute
 
 router = APIRouter(tags=["tokens"], route_class=StrictRoute)
 
-# Clients may ask for the ids of more than the chain's context, to cut it themselves, and not for any number.
+# More than the chain's context, since clients may truncate the ids themselves, but bounded.
 _MAX_IDS = 1 << 17
 
 
 @router.post("/tokenize", summary="Text to token ids")
 async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
-    """Token ids of a prompt, or of messages under the chat template."""
+    """Return the token ids of a prompt, or of messages under the chat template."""
     service = service_of(request)
     service.check_model(body.model)
     tokenizer = service.head.tokenizer
@@ -51,7 +51,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
 
 @router.post("/detokenize", summary="Token ids to text")
 async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any]:
-    """The text of token ids."""
+    """Return the text of token ids."""
     service = service_of(request)
     service.check_model(body.model)
     if not all(0 <= token < service.vocab_size for token in body.tokens):
@@ -66,7 +66,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any
 
 @router.get("/tokenizer_info", summary="The tokenizer's special tokens and chat template")
 async def tokenizer_info(request: Request) -> dict[str, Any]:
-    """Special tokens by name, and the chat template."""
+    """Return the special tokens by name and the chat template."""
     service = service_of(request)
     tokenizer = service.head.tokenizer
     names: dict[str, str | None] = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"))

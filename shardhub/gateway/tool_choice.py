@@ -1,4 +1,4 @@
-"""Which tools an answer may call, and which it must, in the words of all APIs."""
+"""Which tools an answer may call and which it must call, in the terms of all APIs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _WORDS = {"none": "none", "auto": "auto", "required": "required", "any": "requir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolChoice:
-    """What a request says about its tools.
+    """The tools that an answer may and must call.
 
     Attributes:
-        shown: Those the model may call.
-        forced: Those of which it must call one; none where it may also answer in words.
+        shown: The tools that the model may call.
+        forced: The tools of which the model must call one; empty if it may also answer in text.
     """
 
     shown: Sequence[Tool]
@@ -27,14 +27,14 @@ class ToolChoice:
 
 
 def choice_of(choice: str | dict[str, Any] | None, tools: Sequence[Tool] | None) -> ToolChoice:
-    """What a request's tool_choice says.
+    """Interpret a request's `tool_choice`.
 
     Args:
-        choice: `none`, `auto`, `required`, a tool's name in an object, or several under `allowed_tools`.
-        tools: The request's.
+        choice: `none`, `auto`, `required`, an object with a tool's name, or several tools under `allowed_tools`.
+        tools: The request's tools.
 
     Raises:
-        Refusal: It names a tool that the request does not have, or says something else.
+        Refusal: `choice` names a tool that the request does not have, or has an unknown form.
     """
     everything = list(tools or ())
     if choice is None or isinstance(choice, str):
@@ -74,7 +74,7 @@ def _of_word(word: str, tools: list[Tool]) -> ToolChoice:
 
 
 def _name(entry: Any) -> str | None:
-    """The name in a tool's entry, in the form of either API of OpenAI's, or alone."""
+    """The name in a tool's entry, in the form of either of OpenAI's APIs, or as a plain text."""
     if isinstance(entry, dict):
         inner = next((entry[key] for key in ("function", "custom") if isinstance(entry.get(key), dict)), entry)
         entry = inner.get("name")

@@ -1,4 +1,4 @@
-"""Calls of tools in an answer, and how a model writes them."""
+"""Tool calls in an answer, and the formats in which a model writes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardhub.gateway.calls.reader import CallReader
 from shardhub.gateway.calls.tools import CallableTools
 from shardhub.text.tokenizer import Tokenizer
 
-# Characters of a call's arguments in one piece of a stream.
+# Maximum characters of a call's arguments in one piece of a stream.
 _PIECE_CHARS = 48
 
 
@@ -22,9 +22,9 @@ class CallPiece:
     """A piece of a call.
 
     Attributes:
-        index: Which of the answer's calls.
-        id, name: With its first piece only.
-        arguments: Some more characters of its arguments, as JSON.
+        index: The call's place among the answer's calls, from 0.
+        id, name: Only in the call's first piece.
+        arguments: The next characters of its arguments, as JSON.
     """
 
     index: int
@@ -35,34 +35,34 @@ class CallPiece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFormats:
-    """How a model writes calls.
+    """The formats in which a model writes calls.
 
     Attributes:
-        own: Opening tags of the formats it was trained on; none for a model that knows none.
+        own: Opening tags of the formats it was trained on; empty if there are none.
     """
 
     own: frozenset[str]
 
     @property
     def tags(self) -> list[tuple[str, str]]:
-        """Opening and closing tag of each of the model's own formats; a closing one may be empty."""
+        """The opening and closing tag of each of the model's own formats. A closing tag may be empty."""
         return [(each.opening, next(iter(each.closings), "")) for each in FORMATS if each.opening in self.own]
 
     def reader(self, tools: Sequence[dict[str, Any]]) -> CallReader:
-        """A reader of one answer.
+        """A reader of the calls in one answer.
 
         Args:
-            tools: What may be called.
+            tools: The tools that may be called.
         """
         return CallReader(self.own, CallableTools(tools))
 
 
 def call_pieces(index: int, name: str, arguments: str, identity: str | None = None) -> Iterator[CallPiece]:
-    """A call in pieces: first its id and name, then its arguments.
+    """Yield a call in pieces: first its id and name, then its arguments.
 
     Args:
-        arguments: An object, as JSON.
-        identity: Its id, if the model gave it one.
+        arguments: An object as JSON.
+        identity: The model's id for the call, if it gave one.
     """
     yield CallPiece(index=index, id=identity or call_id(), name=name)
     for at in range(0, len(arguments), _PIECE_CHARS):
@@ -70,7 +70,7 @@ def call_pieces(index: int, name: str, arguments: str, identity: str | None = No
 
 
 def read_arguments(text: str) -> dict[str, Any]:
-    """A call's arguments as an object; nothing where they were cut short."""
+    """A call's arguments as an object; an empty one if they were cut short."""
     try:
         arguments = json.loads(text)
     except (ValueError, RecursionError):
@@ -79,11 +79,11 @@ def read_arguments(text: str) -> dict[str, Any]:
 
 
 def call_id() -> str:
-    """An id for a call."""
+    """Make an id for a call."""
     return f"call_{secrets.token_hex(12)}"
 
 
 def find_call_formats(tokenizer: Tokenizer) -> CallFormats:
-    """How a model writes calls, as far as its chat template, what it is told beside, and its vocabulary show."""
+    """Find a model's call formats in its chat template, in the tool prompt added to it, and in its vocabulary."""
     template = tokenizer.template_source(with_tools=True) or ""
     return CallFormats(own=own_formats(template + tokenizer.tool_words, tokenizer.knows))

@@ -1,4 +1,4 @@
-"""One turn of a conversation: a chat request understood, and its answers begun."""
+"""One turn of a conversation: a parsed chat request that can begin its answers."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ from shardhub.text.tokenizer import RenderedChat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """A chat request, understood.
+    """A parsed chat request.
 
     Attributes:
-        opening: What the template wrote after the last message, where the model begins.
-        progress: Prompt ids done and in all.
-        remarks: What the client should know of it, for the warning header.
+        opening: The text that the template wrote after the last message.
+        progress: The number of prompt ids processed, and their total.
+        remarks: Remarks for the client, for the warning header.
     """
 
     service: Service
@@ -55,7 +55,7 @@ class Turn:
     remarks: tuple[str, ...] = ()
 
     def begin(self, index: int = 0) -> Answer:
-        """Start one choice: its draws, grammar and parts of text are its own."""
+        """Start one choice, with its own seed, grammar and segmenter."""
 
         def moved(done: int, total: int) -> None:
             self.progress[:] = [done, total]
@@ -72,7 +72,7 @@ class Turn:
 
     def _segmenter(self) -> Segmenter | None:
         if self.grammar is not None and not self.is_deferred:
-            return None  # all of it is the answer
+            return None  # all of the output is the answer
         tools = self.ask.tools
         return self.service.segmenters.make(
             self.opening,
@@ -91,24 +91,24 @@ class Turn:
 
     @property
     def is_deferred(self) -> bool:
-        """Whether the answer's shape begins after a reasoning that the template does not leave out.
+        """Whether the grammar begins after the reasoning, because the template does not turn reasoning off.
 
-        A forced call of a model with channels is nothing but the call: such models write no plain one.
+        Models with channels are the exception: a forced call is their whole output.
         """
         segmenters, tools = self.service.segmenters, self.ask.tools
         is_forced = tools is not None and bool(tools.forced)
         return segmenters.starts_in_reasoning(self.opening) and not (segmenters.speaks_harmony and is_forced)
 
     def comment(self) -> str:
-        """What to say in silence: how much of the prompt is done."""
+        """The keep-alive comment: how much of the prompt is processed."""
         return f"keepalive {self.progress[0]}/{self.progress[1]}"
 
 
 def chat_request(**fields: Any) -> ChatRequest:
-    """A chat request that was put together from one of another API.
+    """Make a chat request from the fields of another API's request.
 
     Raises:
-        Refusal: A field of it is not as it must be.
+        Refusal: A field is invalid.
     """
     try:
         return ChatRequest(**fields)
@@ -117,13 +117,13 @@ def chat_request(**fields: Any) -> ChatRequest:
 
 
 async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
-    """Find everything that can be wrong with a request, before anything runs.
+    """Parse and validate a request completely before anything runs.
 
     Args:
-        tenant: Whose request it is.
+        tenant: The digest of the caller's key.
 
     Raises:
-        Refusal: The request cannot be served as it is.
+        Refusal: The request cannot be served.
     """
     messages = messages_of(body.messages, strict=service.settings.strict_content)
     choice = choice_of(body.tool_choice, body.tools)
@@ -141,7 +141,7 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     rules = await in_thread(partial(rules_of, body, tokenizer, num_ids=num_ids, end_ids=end_ids))
     shape = shape_of_calls(forced) if forced else shape_of(body)
     grammar = await service.structured.grammar(shape) if shape is not None else None
-    # Without a wish for it, a model that is to write a shape does not think first, if its template can say so.
+    # Unless the client asks for it, a model does not think before a structured answer, if the template can turn it off.
     directions = await _directed(service, body, messages, switches, Wish(thinks=False) if grammar else Wish())
     asked = body.asked_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     kept = kept_of_prompt(body, service.max_context, asked=asked)
@@ -188,7 +188,7 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
 
 
 async def num_prompt(service: Service, body: ChatRequest) -> int:
-    """Tokens of a request's prompt.
+    """Number of tokens of a request's prompt.
 
     Raises:
         Refusal: The messages cannot be rendered.
@@ -202,7 +202,7 @@ async def num_prompt(service: Service, body: ChatRequest) -> int:
 
 
 async def deltas_of(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Delta | None], None]:
-    """Deltas of all choices, and None after the last of each; one alone goes without a queue."""
+    """Yield the deltas of all choices with their index, and None after a choice's last. One choice needs no queue."""
     if len(answers) > 1:
         async with aclosing(merge([partial(aiter, answer) for answer in answers], at_once=len(answers))) as items:
             async for index, delta in items:
@@ -220,17 +220,17 @@ async def _directed(
     switches: dict[str, Any],
     usual: Wish,
 ) -> Directed:
-    """The conversation, with what tells the template whether to think.
+    """The conversation with the switches for thinking.
 
     Args:
-        usual: What is wished where the client wishes nothing.
+        usual: The wish if the client has none.
     """
     wish = wish_of(body)
     if Wish() == wish == usual and not switches:
         return Directed(messages=messages, switches={})
     thinking = await in_thread(lambda: service.thinking)
     directions = directed(thinking, usual if wish == Wish() else wish, messages, switches)
-    # A model that always thinks, or never, does what is asked where that is all.
+    # A model that always or never thinks fulfils a plain wish for just that.
     thinks = service.segmenters.thinks
     is_met = wish == Wish() or (thinking.is_off(wish) and not thinks) or (wish == Wish(thinks=True) and thinks)
     return replace(directions, remark="") if is_met else directions

@@ -1,4 +1,4 @@
-"""What an answer cost, in tokens."""
+"""Token usage of answers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from shardhub.gateway.answers import Answer
 
 
 def usage(answers: Iterable[Answer], num_prompt: int) -> dict[str, Any]:
-    """OpenAI's usage object.
+    """Build OpenAI's usage object.
 
     Args:
-        num_prompt: Ids of the prompts, each counted once.
+        num_prompt: Number of ids of all prompts, each prompt counted once.
     """
     ended = list(answers)
     num_drawn = sum(answer.num_tokens for answer in ended)
-    # Choices share their prompt: what was reused of it counts once.
+    # Choices share their prompt, so its reused tokens count once.
     prompts = {id(answer.ask.prompt): answer.stream.num_reused for answer in ended}
     return {
         "prompt_tokens": num_prompt,

@@ -1,4 +1,4 @@
-"""What a gateway answers before its chain is whole: that it is there, and what it waits for."""
+"""The gateway's answers before its chain is complete: that it is alive, and what it waits for."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from shardhub.errors import ShardhubError
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal, unreadable
 
 _STALL_S = 10.0
-# Each is answered at once.
+# Each connection is answered immediately.
 _MAX_CONNECTIONS = 256
 _STOP_TIMEOUT_S = 1
 _LIVE = "/health/live"
 
 
 class Waiting:
-    """Answers 503 with the reason, on a gateway's address, until it is stopped."""
+    """Answers 503 with the reason at a gateway's address until it is stopped."""
 
     def __init__(self) -> None:
         self.reason = "The chain is starting."
@@ -32,11 +32,11 @@ class Waiting:
         self._serving: asyncio.Task[None] | None = None
 
     def wait_for(self, error: ShardhubError) -> None:
-        """Say from now on that this is what is missing."""
+        """Report this error as what is missing from now on."""
         self.reason = f"{error.what} {error.why}".strip()
 
     async def start(self, listener: socket.socket) -> None:
-        """Answer on a socket that listens, which stays the caller's."""
+        """Answer on a listening socket, which the caller keeps."""
         num_connections, at_once = connections_allowed(_MAX_CONNECTIONS)
         config = uvicorn.Config(
             self._answer,
@@ -52,11 +52,11 @@ class Waiting:
             timeout_graceful_shutdown=_STOP_TIMEOUT_S,
         )
         self._server = _Server(config)
-        # A copy: uvicorn closes what it has served.
+        # A duplicate, because uvicorn closes the sockets it serves.
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener.dup()]))
 
     async def stop(self) -> None:
-        """Finish the answers on their way; who connects from now on waits for the next server on the socket."""
+        """Finish the answers in progress. New connections wait for the next server on the socket."""
         if self._server is not None and self._serving is not None:
             self._server.should_exit = True
             await self._serving
@@ -79,5 +79,5 @@ class Waiting:
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """None: whoever made it stops it."""
+        """Capture no signals: the owner stops the server."""
         yield

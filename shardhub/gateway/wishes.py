@@ -1,4 +1,4 @@
-"""What a client asks of a model's thinking, in the words of all APIs, and what of it reaches the chat template."""
+"""Reads clients' wishes about thinking from the fields of all APIs and passes them to the chat template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from shardhub.gateway.schema import ChatRequest
 from shardhub.gateway.thinking import Thinking, Value, Wish
 
-# Names of the switch in public templates: who sets one that this template does not read means its own.
+# Names of the switch in public templates. A client that sets one this template does not read means the template's own.
 _SWITCHES = ("enable_thinking", "thinking", "think", "enable_reasoning", "reasoning")
 
 _IDLE = "how hard the model thinks cannot be set: its chat template has no switch for it"
@@ -17,11 +17,11 @@ _IDLE = "how hard the model thinks cannot be set: its chat template has no switc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Directed:
-    """A conversation with what tells the template to think, or not to.
+    """A conversation with the settings for thinking.
 
     Attributes:
-        switches: Variables of the template.
-        remark: What the client should know of it, where its wish has no effect.
+        switches: The variables of the template.
+        remark: A remark for the client if its wish has no effect; else empty.
     """
 
     messages: list[dict[str, Any]]
@@ -30,9 +30,9 @@ class Directed:
 
 
 def wish_of(body: ChatRequest) -> Wish:
-    """What a request asks for; a plain yes or no goes before an effort.
+    """The wish in a request. A plain yes or no takes precedence over an effort.
 
-    Fields: `reasoning_effort` (OpenAI), `thinking` (Anthropic; DeepSeek and others have it in chats, too), `reasoning`
+    Fields: `reasoning_effort` (OpenAI), `thinking` (Anthropic; also in chats of DeepSeek and others), `reasoning`
     (OpenRouter), `think` (Ollama), `enable_thinking` (Qwen's servers).
     """
     thinks: bool | None = None
@@ -50,10 +50,10 @@ def directed(
     messages: Sequence[Mapping[str, Any]],
     switches: Mapping[str, Any],
 ) -> Directed:
-    """Put a wish into the words of a template.
+    """Apply a wish through the template's switches.
 
     Args:
-        switches: Variables the client set itself; they go before the wish.
+        switches: Variables that the client set itself; they take precedence over the wish.
     """
     own = dict(switches)
     for name in _SWITCHES:
@@ -72,7 +72,7 @@ def directed(
 
 
 def _read(field: Any) -> tuple[bool | None, str | None]:
-    """A yes or no, and an effort, in one of the fields' forms."""
+    """The yes or no, and the effort, in one field of any form."""
     if isinstance(field, bool):
         return field, None
     if isinstance(field, str):

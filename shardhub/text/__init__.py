@@ -1,1 +1,1 @@
-"""Prompts in, text out: tokenizer, chat template and stop strings. Used by the head only; no node has a tokenizer."""
+"""Tokenizer, chat template, detokenizer and stop strings. Only the head uses them: nodes have no tokenizer."""

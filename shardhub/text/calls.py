@@ -1,4 +1,4 @@
-"""Calls of tools in a history, and their results: in pairs, in a form that a template reads, or as text."""
+"""Transforms tool calls and results in a history: paired, in a form that a template reads, or as text."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, Final
 
 Message = dict[str, Any]
 
-# A content that a template sees as null: one that is None is left out, as transformers does.
+# Content that a template sees as null. A content of None is left out, as in transformers.
 NULL: Final = object()
-# Where a call has no result and a template wants one: the conversation was interrupted there.
+# The result of a call that has none, because the conversation was interrupted, for templates that need one.
 NO_RESULT = "(no result)"
 _ID_CHARS = 9
 
 
 def is_call(message: Message) -> bool:
-    """Whether a message calls tools."""
+    """Whether a message has tool calls."""
     return bool(message.get("tool_calls"))
 
 
 def parsed_arguments(arguments: Any) -> dict[str, Any] | str:
-    """Arguments of a call as an object, or the text itself where it is not one: broken, cut off, or of another kind."""
+    """A call's arguments as an object; the text itself if it is malformed, cut off or not an object."""
     if isinstance(arguments, dict):
         return arguments
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
@@ -37,14 +37,14 @@ def parsed_arguments(arguments: Any) -> dict[str, Any] | str:
 
 
 def written_arguments(arguments: Any) -> str:
-    """Arguments of a call as the text that the model, or its client, wrote."""
+    """A call's arguments as the text that the model or its client wrote."""
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         return "{}"
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
 def short_id(name: object) -> str:
-    """An id of nine letters and digits, as some templates want it: the same for the same id."""
+    """An id of nine letters and digits, which some templates require; equal ids give equal results."""
     text = str(name)
     if len(text) == _ID_CHARS and text.isascii() and text.isalnum():
         return text
@@ -52,7 +52,7 @@ def short_id(name: object) -> str:
 
 
 def named_ids(messages: Sequence[Message]) -> list[Message]:
-    """Calls whose ids hold the function's name and the call's number, for templates that write nothing else of it."""
+    """Replace ids of calls by the function's name and the call's number, for templates that write only the id."""
     renamed: list[Message] = []
     names: dict[object, str] = {}
     num_calls = 0
@@ -72,9 +72,9 @@ def named_ids(messages: Sequence[Message]) -> list[Message]:
 
 
 def paired(messages: Sequence[Message]) -> list[Message]:
-    """Each call's result right behind it, in the order of the calls.
+    """Move each call's result right behind it, in the order of the calls.
 
-    A result without a call becomes a user's text; a call without a result gets `NO_RESULT`.
+    A result without a call becomes a user message; a call without a result gets `NO_RESULT`.
     """
     by_id: dict[object, deque[int]] = {}
     for index, message in enumerate(messages):
@@ -101,7 +101,7 @@ def paired(messages: Sequence[Message]) -> list[Message]:
 def _next_result(
     messages: Sequence[Message], index: int, call: Message, by_id: dict[object, deque[int]], used: set[int]
 ) -> int | None:
-    """Where the result of a call of message `index` is: by its id, or by its place where one of them has no id."""
+    """Index of the result of a call in message `index`, by id, or by order if either has no id; None if missing."""
     named = by_id.get(call.get("id"), deque())
     while named and (named[0] <= index or named[0] in used):
         named.popleft()
@@ -116,10 +116,12 @@ def _next_result(
 
 
 def one_by_one(messages: Sequence[Message]) -> list[Message]:
-    """Messages with several calls as several with one, each before its result; the text stays with the first.
+    """Divide messages with several calls into messages with one call, each before its result.
+
+    The text stays with the first call.
 
     Args:
-        messages: As `paired` makes them.
+        messages: The result of `paired`.
     """
     ordered: list[Message] = []
     index = 0
@@ -146,7 +148,7 @@ def one_by_one(messages: Sequence[Message]) -> list[Message]:
 
 
 def apart(messages: Sequence[Message]) -> list[Message]:
-    """Text beside calls as a message of its own before them."""
+    """Move text beside calls into a message of its own before them."""
     ordered: list[Message] = []
     for message in messages:
         if is_call(message) and str(message.get("content") or "").strip():
@@ -158,10 +160,10 @@ def apart(messages: Sequence[Message]) -> list[Message]:
 
 
 def as_text(messages: Sequence[Message], *, results: bool = True) -> list[Message]:
-    """Calls as text of the model's, and results as text of the user's, for a template that has no place for them.
+    """Turn calls into assistant text and results into user text, for a template that does not read them.
 
     Args:
-        results: Whether results become text, too.
+        results: Whether results become text as well.
     """
     texts: list[Message] = []
     for message in messages:
@@ -177,7 +179,7 @@ def as_text(messages: Sequence[Message], *, results: bool = True) -> list[Messag
 
 
 def call_text(call: Any) -> str:
-    """A call as text, in the form that most models know."""
+    """A call as text, in the format that most models know."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         return json.dumps(call, ensure_ascii=False)
@@ -187,6 +189,6 @@ def call_text(call: Any) -> str:
 
 
 def result_text(message: Message) -> str:
-    """A tool's result as text."""
-    # Qwen's templates take a user's message in <tool_response> for a result that has its call.
+    """A tool result as text."""
+    # Not <tool_response>: Qwen's templates take a user message in it for the result of a call.
     return f"<tool_result>\n{message.get('content') or ''}\n</tool_result>"

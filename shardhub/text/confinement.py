@@ -1,7 +1,7 @@
-"""What a process does to itself before it runs what strangers wrote: see `shardhub.text.sandbox` for its other side.
+"""The worker's side of `shardhub.text.sandbox`: a process limits itself before it runs untrusted input.
 
-It reads one request a line and answers each with one line; the first line it writes says that it is up. It ends with
-its input. It imports the standard library only, so that a worker starts quickly and holds nothing worth stealing.
+It reads one request per line and answers each with one line; the first line it writes says that it is ready. It ends
+with its input. Only the standard library is imported, so that a worker starts quickly and holds no secrets.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ def serve(answer: Callable[[bytes], bytes], *, memory_bytes: int, cpu_s: float, 
     """Answer requests until the input ends.
 
     Args:
-        answer: Makes a line, without its end, of a line.
-        memory_bytes: What it may use beyond the running interpreter, where the system can limit it: on Linux, not on
-            macOS.
-        cpu_s: CPU time for each answer; a bound behind the caller's clock, for a worker whose caller is gone.
-        bytes_per_s: Of a request; a longer one has as much more time.
+        answer: Maps a request line to its answer line, both without the line break.
+        memory_bytes: Memory limit beyond the running interpreter. Enforced on Linux, but not on macOS.
+        cpu_s: CPU time for each answer. The caller's clock is the first limit; this one stops a worker whose caller is
+            gone.
+        bytes_per_s: Request size per additional second of CPU time.
     """
     _limit_resources(memory_bytes)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
@@ -43,15 +43,15 @@ def _limit_resources(memory_bytes: int) -> None:
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError, ValueError):  # a second fence behind the sandbox: go on where it is refused
-        # Standard input, output and error are open; nothing else can be: no file, no socket.
+    with contextlib.suppress(OSError, ValueError):  # a second barrier behind the sandbox: continue if it is refused
+        # Standard input, output and error stay open; no other file or socket can be opened.
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 
 
 def _limit_cpu(seconds: float) -> None:
-    """Grant more seconds of CPU time, whole seconds as the system counts them."""
+    """Allow further CPU time, rounded up to whole seconds as the system counts them."""
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    with contextlib.suppress(OSError, ValueError):  # the caller's clock is the first bound: go on where it is refused
+    with contextlib.suppress(OSError, ValueError):  # the caller's clock is the first limit: continue if this is refused
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
 
 

@@ -1,4 +1,4 @@
-"""A tokenizer that is kept in another form than tokenizer.json, turned into that once, when its model is split."""
+"""Converts tokenizers in other formats to tokenizer.json, once, when a model is split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INSTEAD = (
     "Put the tokenizer of the original model (tokenizer.json, tokenizer_config.json) beside the weights, or convert "
     "the model again: mlx_lm.convert --hf-path ORIGINAL --mlx-path FOLDER"
 )
-# Texts that both must cut into the same tokens: blanks, other scripts, what has no token, names of special tokens.
+# Both tokenizers must agree on these: blanks, other scripts, text without tokens, names of special tokens.
 _SAMPLES = (
     "Hello, world! It's 12.5% off.",
     "  two  blanks\n\n\tand\ta\ttab  ",
@@ -33,26 +33,26 @@ _FORMS = {
 
 
 def form_of(folder: Path) -> str | None:
-    """What a folder without tokenizer.json keeps its tokenizer as; None where it has none."""
+    """The format of the tokenizer in a folder without tokenizer.json; None if there is no tokenizer."""
     names = [path.name for path in sorted(folder.iterdir())]
     return next((form for end, form in reversed(_FORMS.items()) for name in names if name.endswith(end)), None)
 
 
 def convert_tokenizer(folder: Path) -> dict[str, bytes]:
-    """The files that make a folder's tokenizer the same with tokenizer.json, by name; transformers makes them.
+    """Convert a folder's tokenizer to tokenizer.json, by transformers, and return the new files by name.
 
     Args:
-        folder: Has no tokenizer.json.
+        folder: A folder without tokenizer.json.
 
     Raises:
-        UnsupportedModel: transformers cannot convert the tokenizer, or what it makes cuts texts another way.
+        UnsupportedModel: transformers cannot convert the tokenizer, or the result tokenizes texts differently.
     """
     _let_sentencepiece_be_read()
     form = form_of(folder)
     try:
         original = load_tokenizer(folder)
     except UnsupportedModel as error:
-        # transformers tries tiktoken where SentencePiece fails, and then says only that this is not installed.
+        # If SentencePiece fails, transformers tries tiktoken and then reports only that tiktoken is not installed.
         is_misread = "tiktoken" in error.why and form == _FORMS[".model"]
         raise UnsupportedModel(
             f"The model's tokenizer is {form}, and cannot be turned into {TOKENIZER_FILE}.",
@@ -63,7 +63,7 @@ def convert_tokenizer(folder: Path) -> dict[str, bytes]:
     settings_path = folder / TOKENIZER_SETTINGS
     settings: dict[str, Any] = json.loads(settings_path.read_bytes()) if settings_path.is_file() else {}
     names = {name: text for name, text in original.special_tokens_map.items() if name not in settings}
-    if names:  # read from the file that is no longer read
+    if names:  # from the file that is no longer read
         files[TOKENIZER_SETTINGS] = (json.dumps({**settings, **names}, indent=2, ensure_ascii=False) + "\n").encode()
     for name, data in files.items():
         (folder / name).write_bytes(data)
@@ -72,16 +72,16 @@ def convert_tokenizer(folder: Path) -> dict[str, bytes]:
 
 
 def _let_sentencepiece_be_read() -> None:
-    """Have transformers read SentencePiece models with any protobuf.
+    """Make transformers read SentencePiece models with any version of protobuf.
 
-    The classes that sentencepiece brings refuse a protobuf that is older than the one they were made by, as gRPC's
-    packages ask for (measured: sentencepiece 0.2.3 and protobuf 6.33). transformers has the same classes.
+    sentencepiece's classes refuse a protobuf older than the one that generated them, and gRPC's packages require an
+    older one (measured: sentencepiece 0.2.3 and protobuf 6.33). transformers has the same classes.
     """
     from google.protobuf.runtime_version import VersionError
 
     try:
         from sentencepiece import sentencepiece_model_pb2  # noqa: F401
-    except ImportError:  # transformers says what is missing
+    except ImportError:  # transformers reports what is missing
         return
     except VersionError:
         import sentencepiece

@@ -1,8 +1,8 @@
-"""From token ids back to text, token by token: nothing is shown that a later token could still change.
+"""Token ids to text, token by token. Text is returned only once no later token can change it.
 
-The text equals what mlx_lm shows for the same ids. Source: mlx_lm/tokenizer_utils.py, whose three ways to decode
-(byte-level BPE, SentencePiece pieces, anything else) are told apart by the `decoder` of tokenizer.json in the same way.
-It is not called from there because that import loads MLX, which a head without local stages does not need.
+The text equals that of mlx_lm for the same ids. Source: mlx_lm/tokenizer_utils.py, which chooses among three ways to
+decode (byte-level BPE, SentencePiece pieces, anything else) by the `decoder` of tokenizer.json, as this module does.
+mlx_lm is not called because importing it loads MLX, which a head without local stages does not need.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 SPACE_MARK = "\u2581"
 _INCOMPLETE = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# What mlx_lm shows for an id beyond the tokenizer's vocabulary (a model may have padded rows).
+# mlx_lm's text for an id beyond the tokenizer's vocabulary (a model may have padded rows).
 UNKNOWN = b"!"
 
 _SPM = [
@@ -31,24 +31,24 @@ class Detokenizer(Protocol):
     """The text of one answer, as its tokens arrive."""
 
     def add(self, token: int) -> str:
-        """Take the next token id; return the text that is now certain. It never ends inside a character."""
+        """Take the next token id and return the text that is now certain. It never ends inside a character."""
         ...
 
     def finish(self) -> str:
-        """End the answer; return what was held back, with U+FFFD for bytes that are no character."""
+        """End the answer and return the text held back, with U+FFFD for incomplete characters."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByteTable:
-    """The bytes of every token, for tokenizers whose tokens can be joined byte by byte.
+    """The bytes of every token, for tokenizers whose tokens can be joined as bytes.
 
     Attributes:
         pieces: Bytes of each token id.
         space_mark: Whether U+2581 stands for a space.
-        trims: How many leading spaces of the answer are dropped: "none", "one", or one of "each" token until the
-            first other character, as mlx_lm does for byte-level and SentencePiece tokenizers.
-        strips: Whether a whole text loses its first space, which the tokenizer put there, as transformers decodes it.
+        trims: Leading spaces of the answer to drop: "none", "one", or one of "each" token until the first other
+            character, as mlx_lm does for byte-level and SentencePiece tokenizers.
+        strips: Whether a whole text loses its first space, which the tokenizer added, as in transformers.
     """
 
     pieces: tuple[bytes, ...]
@@ -58,7 +58,7 @@ class ByteTable:
 
 
 class ByteDetokenizer:
-    """Join the bytes of tokens; a character is held back until its last byte has come."""
+    """Joins the bytes of tokens. A character is held back until its last byte arrives."""
 
     def __init__(self, table: ByteTable) -> None:
         self._table = table
@@ -66,12 +66,12 @@ class ByteDetokenizer:
         self._trimming = table.trims != "none"
 
     def add(self, token: int) -> str:
-        """Take the next token id; return the text that is now certain."""
+        """Take the next token id and return the text that is now certain."""
         pieces = self._table.pieces
         return self._show(self._decoder.decode(pieces[token] if token < len(pieces) else UNKNOWN))
 
     def finish(self) -> str:
-        """End the answer; return what was held back."""
+        """End the answer and return the text held back."""
         return self._show(self._decoder.decode(b"", final=True))
 
     def _show(self, text: str) -> str:
@@ -84,14 +84,14 @@ class ByteDetokenizer:
 
 
 class LineDetokenizer:
-    """Decode the current line anew with each token, for tokenizers whose tokens change their neighbours' text.
+    """Decodes the current line anew with each token, for tokenizers whose tokens change their neighbours' text.
 
-    The last token of the line before stays in front of it: the first token of a text may lose its space, that of a line
-    does not.
+    The last token of the previous line stays in front of it, because the first token of a text may lose its space and
+    that of a line does not.
 
     Args:
         decode: The tokenizer's own decoding of a list of ids.
-        before: The last ids of the text that goes on; none where the text begins.
+        before: The last ids of the text that is continued; empty at the beginning of a text.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
@@ -105,10 +105,10 @@ class LineDetokenizer:
         self._shown = self._decode(self._line).rstrip(_INCOMPLETE) if before else ""
 
     def add(self, token: int) -> str:
-        """Take the next token id; return the text that is now certain."""
+        """Take the next token id and return the text that is now certain."""
         self._line.append(token)
         text = self._decode(self._line)
-        # An incomplete character may decode to several replacements; a last space may yet be cleaned away.
+        # An incomplete character may decode to several U+FFFD, and a final space may still be cleaned up.
         whole, ends_line = not text.endswith(_INCOMPLETE), text.endswith("\n")
         text = text.removesuffix(" ") if whole else text.rstrip(_INCOMPLETE)
         new = text[len(self._shown) :]
@@ -118,18 +118,18 @@ class LineDetokenizer:
         return new
 
     def finish(self) -> str:
-        """End the answer; return what was held back."""
+        """End the answer and return the text held back."""
         text = self._decode(self._line)[len(self._shown) :] if self._line else ""
         self._line, self._shown = [], ""
         return text
 
 
 def byte_table(decoder: object, tokens: Sequence[str | None]) -> ByteTable | None:
-    """The bytes of all tokens, or None where only whole lines can be decoded.
+    """The bytes of all tokens, or None if only whole lines can be decoded.
 
     Args:
         decoder: The `decoder` entry of tokenizer.json.
-        tokens: The vocabulary's strings by id; None where an id has no token.
+        tokens: The vocabulary's strings by id; None for an id without a token.
     """
     if isinstance(decoder, dict) and decoder.get("type") == "ByteLevel":
         return ByteTable(pieces=tuple(_byte_level(token) for token in tokens), space_mark=False, trims="one")
@@ -142,10 +142,10 @@ def byte_table(decoder: object, tokens: Sequence[str | None]) -> ByteTable | Non
 
 
 def bytes_in(decoder: object, token: str) -> bytes | None:
-    """The bytes that a token of the vocabulary stands for by itself, where its decoder has tokens for bytes.
+    """The bytes that a token stands for by itself, if the decoder has tokens for bytes; else None.
 
     Args:
-        decoder: The `decoder` entry of tokenizer.json, of any kind.
+        decoder: The `decoder` entry of tokenizer.json, of any type.
         token: The token's string.
     """
     kinds, waiting = set(), [decoder]
@@ -176,7 +176,7 @@ def _sentence_piece(token: str | None) -> bytes:
 
 
 def _byte_alphabet() -> dict[str, bytes]:
-    """GPT-2's printable stand-in for each byte. Source: github.com/openai/gpt-2, src/encoder.py."""
+    """The byte for each of GPT-2's printable stand-ins. Source: github.com/openai/gpt-2, src/encoder.py."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
     alphabet = {chr(byte): bytes([byte]) for byte in plain}
     others = [byte for byte in range(256) if byte not in plain]

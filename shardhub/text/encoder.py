@@ -1,4 +1,4 @@
-"""Text to token ids by a model's own tokenizer, in a process that can be ended."""
+"""Text to token ids by a model's own tokenizer, in a process that can be killed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from shardhub.errors import ContextExceeded, PromptError
 from shardhub.text.encoder_worker import BYTES_PER_S
 from shardhub.text.sandbox import Program, Sandboxes
 
-# Texts that are encoded at once; others wait.
+# Number of texts that are encoded concurrently; others wait.
 _AT_ONCE = 2
-# A worker's CPU time for a short text; a long one has more by its bytes.
+# A worker's CPU time for a short text; a long one gets more, by its bytes.
 _SHORT_S = 2.0
-# A longer text is measured by its beginning: as much first, then twice as much, and so on.
+# The ids of a longer text are first counted for its beginning: this many characters, then twice as many, and so on.
 _FIRST_CHARS = 1 << 16
-# A beginning alone may have a few tokens more than its share of the whole; it does not have twice as many.
+# A beginning encoded alone may have a few tokens more than within the whole text, but not twice as many.
 _SLACK = 2
 _BYTES_PER_ID = 16
 _ENVELOPE_BYTES = 1 << 16
-# Without a limit of the caller's.
+# The limit if the caller sets none.
 MAX_IDS = 1 << 21
 
 ENCODING = Program(
@@ -33,11 +33,11 @@ ENCODING = Program(
 
 
 class Encoder:
-    """One tokenizer.
+    """Encodes texts with one tokenizer.
 
     Args:
-        serialized: Makes the JSON of its tokenizer.json.
-        plain_special_tokens: Whether names of special tokens in a text are text like any other.
+        serialized: Returns the JSON of tokenizer.json.
+        plain_special_tokens: Whether names of special tokens in a text are ordinary text.
     """
 
     def __init__(self, serialized: Callable[[], str], *, plain_special_tokens: bool) -> None:
@@ -47,7 +47,7 @@ class Encoder:
         self._sandboxes = Sandboxes(ENCODING, _AT_ONCE, setup=setup)
 
     def start(self) -> None:
-        """Start a process now, so that the first text need not wait for it."""
+        """Start a process now, so that the first text does not wait for it."""
         self._sandboxes.start()
 
     def close(self) -> None:
@@ -55,13 +55,13 @@ class Encoder:
         self._sandboxes.close()
 
     def encode(self, text: str, *, add_special_tokens: bool, max_ids: int | None = None) -> list[int]:
-        """Token ids of a text.
+        """Encode a text to token ids.
 
         Args:
-            max_ids: A text that has surely more is refused, and not cut to its end.
+            max_ids: Limit of ids. A text that certainly exceeds it is refused before all of it is tokenized.
 
         Raises:
-            ContextExceeded: It has more.
+            ContextExceeded: The text has more ids.
             PromptError: The tokenizer fails, or takes too much time or memory.
         """
         most = MAX_IDS if max_ids is None else _SLACK * max_ids

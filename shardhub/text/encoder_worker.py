@@ -1,12 +1,12 @@
-"""The process in which strangers' tokenizers cut text into tokens: `python -m shardhub.text.encoder_worker`.
+"""The process in which untrusted tokenizers run: `python -m shardhub.text.encoder_worker`.
 
-Its first line is the tokenizer, `{"tokenizer", "plain_special_tokens"}`, the first as the JSON of tokenizer.json. Then
-it reads one JSON request a line, `{"text", "add_special_tokens", "max_ids", "ids"}`, and answers each with one JSON
-line: `{"more"}` with their number where there are more than `max_ids`, else `{"ids"}` if they are asked for, or
-`{"error"}`. It imports tokenizers and the standard library only.
+Its first input line is `{"tokenizer", "plain_special_tokens"}`, where `tokenizer` is the JSON of tokenizer.json. Then
+it reads one JSON request per line, `{"text", "add_special_tokens", "max_ids", "ids"}`, and answers each with one JSON
+line: `{"more"}` with the number of ids if it exceeds `max_ids`, else `{"ids"}` if they are requested, or `{"error"}`.
+It imports tokenizers and the standard library only.
 
-A tokenizer brings expressions and rules of its own, which may panic in the library's Rust or run without end (measured:
-12 million blanks under a well-known model's own expression; a rule that doubles a text, 32 times).
+A tokenizer has its own expressions and rules, which may panic in the library's Rust code or never finish (measured: 12
+million blanks with a well-known model's expression; a rule that doubles a text, applied 32 times).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from shardhub.text.confinement import serve
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# A text of a million tokens takes about a third of it.
+# A text of a million tokens takes about a third of this.
 MEMORY_BYTES = 1 << 30
-# Behind the caller's clock: more than it gives a short text, and as much for each byte of a long one.
+# A second limit behind the caller's clock: more than the caller allows a short text, and the same rate for a long one.
 CPU_S = 120
-# Slow tokenizers cut 300 KB a second.
+# Slow tokenizers process 300 KB per second.
 BYTES_PER_S = 100_000
 _MAX_MESSAGE_CHARS = 2000
 
 
 def load(line: bytes) -> Tokenizer:
-    """The tokenizer of the first line."""
+    """Load the tokenizer from the first line."""
     from tokenizers import Tokenizer
 
     given = json.loads(line)
@@ -42,14 +42,14 @@ def load(line: bytes) -> Tokenizer:
 
 
 def answer(line: bytes, tokenizer: Tokenizer) -> bytes:
-    """Answer one request; whatever goes wrong in the tokenizer becomes an answer, too."""
+    """Answer one request. Any failure of the tokenizer becomes an error answer."""
     try:
         request = json.loads(line)
         ids = tokenizer.encode(request["text"], add_special_tokens=request["add_special_tokens"]).ids
         if len(ids) > request["max_ids"]:
             return json.dumps({"more": len(ids)}).encode()
         return json.dumps({"ids": ids} if request["ids"] else {}).encode()
-    except BaseException as error:  # noqa: BLE001  (a panic of Rust is no Exception)
+    except BaseException as error:  # noqa: BLE001  (a Rust panic is not an Exception)
         return json.dumps({"error": str(error)[:_MAX_MESSAGE_CHARS]}).encode()
 
 

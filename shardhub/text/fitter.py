@@ -1,4 +1,4 @@
-"""Conversations under one template: each in a form that the template takes, found by what it is seen to take."""
+"""Renders conversations with one template, each in a form that the template accepts according to its traits."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from shardhub.text.traits import Traits, observe, strictest
 
 Message = dict[str, Any]
 
-# Shapes of conversations whose form is known; an agent's history has a new one with each turn.
+# Number of conversation shapes whose form is cached. An agent's history has a new shape with each turn.
 _MAX_SHAPES = 256
-# Shows what a template does where there are tools; the names are no model's.
+# A sample tool to observe what a template does with tools; no model uses these names.
 _TOOL: Final[dict[str, Any]] = {
     "type": "function",
     "function": {
@@ -44,7 +44,7 @@ class _Form:
     """A conversation in one form.
 
     Attributes:
-        calls: Calls in it are calls, or text; "none" is the form that has nothing but one message.
+        calls: Whether its calls are calls or text; "none" is the form of a single message.
     """
 
     messages: list[Message]
@@ -54,12 +54,12 @@ class _Form:
 class Fitter:
     """Renders any conversation with one template.
 
-    A conversation that the template takes is rendered as it is. Another one is brought into a form that it takes:
-    see `shardhub.text.fitting`. Tools that a template leaves out are told in words.
+    A conversation that the template accepts is rendered as it is. Any other is transformed into a form that it accepts,
+    by `shardhub.text.fitting`. Tools that a template leaves out are described in a system message.
 
     Args:
         template: The template.
-        constants: What it may use beside the messages, such as special tokens.
+        constants: Variables besides the messages, such as special tokens.
     """
 
     def __init__(self, template: ChatTemplate, constants: dict[str, Any]) -> None:
@@ -82,12 +82,12 @@ class Fitter:
         """Render a conversation.
 
         Args:
-            ending: As in `ChatTemplate.open`; the last message of one that ends with a prefix is the model's.
-            tools: What the model may call.
-            variables: What else the template may use, such as switches.
+            ending: As in `ChatTemplate.open`; with "prefix", the last message is the model's.
+            tools: The tools that the model may call.
+            variables: Further variables of the template, such as switches.
 
         Raises:
-            PromptError: The template takes no form of it, fails, or passes its bounds.
+            PromptError: The template accepts no form of the conversation, fails, or exceeds its limits.
         """
         with_tools, continues = bool(tools), ending == "prefix"
         tools = list(tools or ()) if with_tools else self._no_tools()
@@ -106,12 +106,12 @@ class Fitter:
             whole = _whole_tools(tools or ())
             if whole == tools or not tools:
                 raise
-            with contextlib.suppress(PromptError):  # what is told is what is wrong with the tools as they are
+            with contextlib.suppress(PromptError):  # the error to report is that of the tools as given
                 return self._template.open(ordered, ending=ending, variables={**variables, "tools": whole})
             raise
 
     def traits(self, *, with_tools: bool) -> Traits:
-        """What the template takes; found once, with and without tools."""
+        """The template's traits, observed once with tools and once without."""
         if with_tools not in self._traits:
             constants = {**self._constants, "tools": self._sample(with_tools)}
             self._traits[with_tools] = observe(
@@ -121,7 +121,7 @@ class Fitter:
         return self._traits[with_tools]
 
     def shows_tools(self) -> bool:
-        """Whether the template writes what may be called; a model does not hear of it otherwise."""
+        """Whether the template writes the tools into the prompt."""
         if self._writes_tools is None:
             user: Message = {"role": "user", "content": "User."}
             conversations: list[list[Message]] = [[user], [{"role": "system", "content": "System."}, user]]
@@ -131,11 +131,11 @@ class Fitter:
         return self._writes_tools
 
     def _sample(self, with_tools: bool) -> list[Any] | None:
-        """Tools that are as good as any, or none."""
+        """Sample tools, or the value for no tools."""
         return [_TOOL] if with_tools else self._no_tools()
 
     def _no_tools(self) -> list[Any] | None:
-        """What says that there are no tools: None, or an empty list for a template that always goes through them."""
+        """The value for no tools: None, or an empty list for a template that iterates over them unconditionally."""
         if self._none_is_empty is None:
             conversation = [{"role": "user", "content": "User."}]
             without = self._template.render_each([conversation], self._constants)
@@ -144,7 +144,7 @@ class Fitter:
         return [] if self._none_is_empty else None
 
     def _order(self, forms: Sequence[_Form], variables: dict[str, Any], *, continues: bool) -> Sequence[int]:
-        """Which form to render, and which ones to try after it, by how the template renders their shapes."""
+        """The order in which to try the forms, determined by how the template renders their shapes."""
         first = skeleton(forms[0].messages)
         shape = json.dumps([continues, variables, first.messages], default=lambda value: value is NULL)
         key = hashlib.sha256(shape.encode()).digest()
@@ -168,7 +168,7 @@ class Fitter:
 
 
 def _forms(messages: Sequence[Message], traits: Traits, *, continues: bool) -> list[_Form]:
-    """A conversation as it is, and then in forms of which each asks less of the template."""
+    """A conversation as it is, followed by forms that each demand less of the template."""
     strict = strictest(traits)
     as_text = replace(strict, calls="text", results="text")
     forms = [_Form(messages=formed(messages, traits), calls=traits.calls)]
@@ -180,7 +180,7 @@ def _forms(messages: Sequence[Message], traits: Traits, *, continues: bool) -> l
 
 
 def _rank(form: _Form, shape: Skeleton, text: str | None) -> tuple[int, int, int]:
-    """How good a form is: the best has the least. Forms of the same rank go in their own order."""
+    """The rank of a form; the lowest is the best. Forms of equal rank keep their order."""
     if text is None:
         return 4, 0, 0
     lost = shape.lost(text)
@@ -194,7 +194,7 @@ def _rank(form: _Form, shape: Skeleton, text: str | None) -> tuple[int, int, int
 
 
 def _whole_tools(tools: Sequence[Any]) -> list[Any]:
-    """Tools with all that templates read of them: OpenAI's may lack a description and parameters."""
+    """Complete tools for templates: OpenAI's tools may lack a description and parameters."""
     whole = []
     for tool in tools:
         function = tool.get("function") if isinstance(tool, dict) else None

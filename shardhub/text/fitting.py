@@ -1,4 +1,4 @@
-"""Any history in the form that a chat template takes: pure functions of the history and the template's traits."""
+"""Transforms a history into a form that a chat template accepts: pure functions of history and traits."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from shardhub.text.traits import Traits
 
 Message = dict[str, Any]
 
-# What a user says where a template wants one to speak, and the history has nobody: first, and last.
+# User messages to insert where a template requires one and the history has none: at the beginning and at the end.
 BEGIN = "(The conversation begins.)"
 GO_ON = "Continue."
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _ROLES = {"developer": "system", "function": "tool"}
-# Between messages that become one.
+# Separates messages that are joined.
 _GAP = "\n\n"
 
 
 def plain(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Messages as clients send them, without what says nothing: null entries, empty lists of calls.
+    """Remove entries without content from clients' messages: null values and empty lists of calls.
 
-    Roles get the names that templates know, and ids are text. A call without a function's name becomes text.
+    Roles get the names that templates know, and ids become text. A call without a function's name becomes text.
     """
     history = []
     for message in messages:
@@ -53,21 +53,21 @@ def plain(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
 
 
 def formed(messages: Sequence[Message], traits: Traits) -> list[Message]:
-    """The same messages, each in the template's form: nothing is moved, joined or left out.
+    """Put each message into the template's form. No message is moved, joined or left out.
 
     Args:
-        messages: As `plain` makes them.
+        messages: The result of `plain`.
     """
     named = named_ids(messages) if traits.ids == "named" else messages
     return [_formed(message, traits) for message in named]
 
 
 def fitted(messages: Sequence[Message], traits: Traits, *, continues: bool) -> list[Message]:
-    """A history as the template takes it, message by message as few as possible moved, joined or turned into text.
+    """Transform a history for the template. As few messages as possible are moved, joined or turned into text.
 
     Args:
-        messages: As `plain` makes them.
-        continues: The last message is the model's, and goes on: it stays the last one.
+        messages: The result of `plain`.
+        continues: Whether the last message is the model's and is continued, so that it stays last.
     """
     history = _known_roles(messages)
     if traits.calls == "text":
@@ -101,7 +101,7 @@ def fitted(messages: Sequence[Message], traits: Traits, *, continues: bool) -> l
 
 
 def flat(messages: Sequence[Message], traits: Traits, *, continues: bool) -> list[Message]:
-    """A history as one message of a user that tells it, for a template that takes nothing else."""
+    """Write a history as one user message, for a template that accepts nothing else."""
     last = [messages[-1]] if continues else []
     texts = as_text(_known_roles(messages[: len(messages) - len(last)]))
     pieces = [
@@ -141,7 +141,7 @@ def _call(call: Message, traits: Traits) -> Message:
 
 
 def _with_text_id(fields: Message, name: str) -> Message:
-    """The same with an id that is a text, if it has one."""
+    """The same fields with the id, if there is one, as text."""
     return {**fields, name: str(fields[name])} if fields.get(name) is not None else fields
 
 
@@ -151,7 +151,7 @@ def _is_named(call: Any) -> bool:
 
 
 def _known_roles(messages: Sequence[Message]) -> list[Message]:
-    """Messages whose roles every template knows; others are the user's, and say whose they are."""
+    """Limit roles to those that every template knows. Other messages become the user's and name their role."""
     known = []
     for message in messages:
         if message["role"] not in ("system", "user", "assistant", "tool"):
@@ -161,7 +161,7 @@ def _known_roles(messages: Sequence[Message]) -> list[Message]:
 
 
 def _system_first(messages: Sequence[Message]) -> list[Message]:
-    """All leading system messages as one; later ones as text of the user whose message is next to them."""
+    """Join the leading system messages into one. Later ones become text of the user message next to them."""
     num_leading = next((at for at, each in enumerate(messages) if each["role"] != "system"), len(messages))
     history = list(messages[:num_leading])
     if num_leading > 1:
@@ -173,7 +173,7 @@ def _system_first(messages: Sequence[Message]) -> list[Message]:
             waiting.append(_text(message))
             continue
         if waiting and message["role"] != "tool":
-            # Between a call and its result there is no place for a user.
+            # No user message may come between a call and its result.
             if message["role"] == "user":
                 message = _with_text_before(message, waiting)
             elif not _add_to_user(history, waiting):
@@ -186,7 +186,7 @@ def _system_first(messages: Sequence[Message]) -> list[Message]:
 
 
 def _add_to_user(history: list[Message], texts: Sequence[str]) -> bool:
-    """Add texts to the last message if it is a user's."""
+    """Add texts to the last message if it is a user's. Returns whether it was."""
     if not history or history[-1]["role"] != "user":
         return False
     history[-1] = _with(history[-1], _GAP.join([*filter(None, [_text(history[-1])]), *texts]))
@@ -198,7 +198,7 @@ def _with_text_before(message: Message, texts: Sequence[str]) -> Message:
 
 
 def _system_as_user(messages: Sequence[Message]) -> list[Message]:
-    """The system message as the beginning of the first user message, or as one."""
+    """Move the system message to the beginning of the first user message, or make it one."""
     history = list(messages)
     while any(each["role"] == "system" for each in history):
         at = next(index for index, each in enumerate(history) if each["role"] == "system")
@@ -211,7 +211,7 @@ def _system_as_user(messages: Sequence[Message]) -> list[Message]:
 
 
 def _joined(messages: Sequence[Message], pairs: set[tuple[str, str]]) -> list[Message]:
-    """Neighbours of these roles as one message; a call ends what can be joined."""
+    """Join adjacent messages of these pairs of roles. Messages after a call are not joined to it."""
     history: list[Message] = []
     for message in messages:
         before = history[-1] if history else None
@@ -231,7 +231,7 @@ def _joined(messages: Sequence[Message], pairs: set[tuple[str, str]]) -> list[Me
 
 
 def _with_thoughts_inside(message: Message) -> Message:
-    """A message with calls, whose text goes to its reasoning."""
+    """Move the text of a message with calls into its reasoning."""
     thoughts = _thoughts(message)
     if not (is_call(message) and thoughts and _text(message).strip()):
         return message
@@ -252,7 +252,7 @@ def _with(message: Message, text: str) -> Message:
 
 
 def _text(message: Message) -> str:
-    """The text of a message's content; what else is in it as JSON."""
+    """A message's content as text; parts other than text become JSON."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(

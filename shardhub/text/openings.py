@@ -1,6 +1,6 @@
-"""Where a model's answer begins in a rendered conversation: after the template's own opening, or after a prefix.
+"""Finds where a model's answer begins in a rendered conversation: after the template's opening, or after a prefix.
 
-It runs beside the template, in `shardhub.text.template_worker`, and imports the standard library only.
+Runs in `shardhub.text.template_worker` and imports the standard library only.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Opened:
     """A rendered prompt.
 
     Attributes:
-        text: All of it.
-        opening: Its end, from after the last message on that is not continued.
+        text: The whole prompt.
+        opening: The end of the prompt, after the last message that is not continued.
     """
 
     text: str
@@ -28,14 +28,14 @@ class Opened:
 
 
 def open_turn(render: Render, variables: Variables) -> Opened:
-    """Render a conversation, and tell what the template writes after its last message.
+    """Render a conversation and find the text that the template writes after its last message.
 
-    That is what `add_generation_prompt` adds. Of a template that ignores the flag, or that writes the messages
-    otherwise without it, it is what stands behind the text of the last message.
+    This is the text that `add_generation_prompt` adds. If a template ignores the flag, or writes the messages
+    differently without it, it is whatever follows the text of the last message.
 
     Args:
-        render: Renders the template with some variables, or raises what the template raises.
-        variables: The template's, `messages` and `add_generation_prompt` among them.
+        render: Renders the template with the given variables, or raises the template's exception.
+        variables: The template's variables, including `messages` and `add_generation_prompt`.
     """
     text = render(variables)
     if not variables["add_generation_prompt"]:
@@ -49,12 +49,13 @@ def open_turn(render: Render, variables: Variables) -> Opened:
 def continue_turn(render: Render, variables: Variables) -> Opened:
     """Render a conversation up to the end of its last message's text, which the model continues.
 
-    A mark at the text's end shows where to cut, as in transformers; whitespace that the template trims is left out.
-    A template that does not write that text gets the other messages, and the text follows its generation prompt.
+    A mark at the text's end shows where to cut, as in transformers. Whitespace that the template trims is left out.
+    If the template does not write that text, the other messages are rendered and the text follows the generation
+    prompt.
 
     Args:
         render: As in `open_turn`.
-        variables: As in `open_turn`; the last message has a text as its `content`, or parts of which one is a text.
+        variables: As in `open_turn`; the last message's `content` is a text, or parts of which one is a text.
 
     Source: transformers/utils/chat_template_utils.py, render_jinja_template.
     """
@@ -81,10 +82,10 @@ def continue_turn(render: Render, variables: Variables) -> Opened:
 
 
 def _behind_last(render: Render, variables: Variables, text: str) -> str:
-    """What of a text stands behind the last message's own text; nothing where that is not found.
+    """The part of a rendered text after the last message's own text; empty if that is not found.
 
-    The message is rendered with a mark in place of its text, whatever its own words are. What stands behind it is
-    the end of the whole text, too, unless the text goes on with a prefix.
+    The message is rendered with a mark in place of its text, so its words do not matter. The part after the mark is
+    also the end of `text`, unless that continues with a prefix.
     """
     messages = variables["messages"]
     if not messages:
@@ -104,15 +105,15 @@ def _behind_last(render: Render, variables: Variables, text: str) -> str:
 
 
 def _attempt(render: Render, variables: Variables) -> str | None:
-    """A rendering that only helps to read another one, or None where the template fails."""
+    """Render for comparison with another rendering; None if the template fails."""
     try:
         return render(variables)
-    except Exception:  # noqa: BLE001  (a template can raise anything; what counts is whether the other one succeeds)
+    except Exception:  # noqa: BLE001  (a template can raise anything; only the other rendering must succeed)
         return None
 
 
 def _mark(messages: list[Variables]) -> str:
-    """A word that no message holds."""
+    """Make a word that occurs in no message."""
     everything, number = json.dumps(messages, ensure_ascii=False), 0
     while (mark := f"qzmark{number}zq") in everything:
         number += 1
@@ -128,7 +129,7 @@ def _text_of(message: Variables) -> str:
 
 
 def _with_text(message: Variables, text: str) -> Variables:
-    """A message whose text is another one; of several parts, the last that is a text."""
+    """Replace a message's text; of several parts, the last text."""
     content = message.get("content")
     if not isinstance(content, list):
         return message | {"content": text}
@@ -139,5 +140,5 @@ def _with_text(message: Variables, text: str) -> Variables:
 
 
 def _num_trailing_blanks(text: str) -> int:
-    """Blanks that a template which trims the text takes away at its end; a text of blanks alone leaves none."""
+    """Number of blanks at the end of a text that a trimming template removes; 0 for a text of blanks only."""
     return len(text) - len(text.rstrip()) if text.strip() else 0

@@ -1,4 +1,4 @@
-"""Panics of libraries in Rust, which pyo3 raises as a `BaseException` of its own, past every `except Exception`."""
+"""Panics of Rust libraries, which pyo3 raises as its own `BaseException`, so `except Exception` misses them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from shardhub.errors import PromptError
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether an exception is a panic; its class cannot be imported."""
+    """Whether an exception is a Rust panic, whose class cannot be imported."""
     return type(error).__name__ == "PanicException" and not isinstance(error, Exception)
 
 
 @contextmanager
 def panics_told(what: str) -> Iterator[None]:
-    """Turn a panic of the block into an error.
+    """Turn a panic inside the block into an error.
 
     Args:
-        what: What happens then, in a sentence.
+        what: A sentence that says what failed.
 
     Raises:
-        PromptError: It panicked.
+        PromptError: The block panicked.
     """
     try:
         yield

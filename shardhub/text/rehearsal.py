@@ -1,6 +1,6 @@
-"""What a head does with a model's tokenizer, done once before a weight is copied: built, a chat rendered, text decoded.
+"""Tries a model's tokenizer before any weight is copied, as a head uses it: build, render a chat, encode, decode.
 
-A model whose tokenizer is kept in another form gets the files that a head reads; see `Rehearsal.files`.
+A tokenizer in another format is converted to the files that a head reads; see `Rehearsal.files`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _DEFAULT_TEMPLATE_FILE = "chat_template.jinja"
 _FOLDER = "shardhub-tokenizer-"
 _MADE_FOLDER = re.compile(rf"\S*/{_FOLDER}\w+")
 _TEXT = "Hello, world"
-# A template may want the content as text or as a list of parts.
+# A template may require the content as text or as a list of parts.
 _CONTENTS: tuple[Any, ...] = ("Hello", [{"type": "text", "text": "Hello"}])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rehearsal:
-    """How a model's tokenizer works for a head.
+    """The result of trying a model's tokenizer.
 
     Attributes:
-        files: Files that a pipeline carries in place of the model's own, by name.
-        left_out: The model's files that it does not carry.
-        notes: What a reader should know.
+        files: Files that replace or complete the model's own in the pipeline, by name.
+        left_out: The model's files that the pipeline does not carry.
+        notes: Remarks for the user.
     """
 
     files: Mapping[str, bytes]
@@ -55,14 +55,14 @@ def rehearse(
     Args:
         files: The small files beside the weights, by name; templates beside the default one as
             `additional_chat_templates/NAME.jinja`.
-        where: The model, for messages.
-        ignore_code: Whether a tokenizer with code of its own is taken without that code.
-        num_rows: Token ids the model has rows for, where that is known.
-        is_needed: Whether a model without any tokenizer is refused.
+        where: The model's name, for messages.
+        ignore_code: Whether to accept a tokenizer with code of its own, without that code.
+        num_rows: Number of token ids for which the model has rows, if known.
+        is_needed: Whether to refuse a model without a tokenizer.
 
     Raises:
-        UnsupportedModel: A head could not encode, render or decode.
-        FormatError: A file is broken.
+        UnsupportedModel: Encoding, rendering or decoding fails.
+        FormatError: A file is malformed.
     """
     made: dict[str, bytes] = {}
     left_out: set[str] = set()
@@ -91,7 +91,7 @@ def rehearse(
 
 
 def _use(folder: Path, num_rows: int | None) -> list[str]:
-    """Encode, render and decode; what a reader should know of it."""
+    """Encode, render and decode; return remarks for the user."""
     notes = []
     tokenizer = Tokenizer(folder)
     try:
@@ -113,10 +113,10 @@ def _use(folder: Path, num_rows: int | None) -> list[str]:
 
 
 def _refusal(tokenizer: Tokenizer) -> PromptError | None:
-    """What the chat template says against a conversation of one message, in its own words.
+    """The chat template's own refusal of a conversation of one message; None if it accepts one.
 
     Raises:
-        UnsupportedModel: It cannot be rendered at all.
+        UnsupportedModel: The template cannot be rendered at all.
     """
     for content in _CONTENTS:
         try:
@@ -125,7 +125,7 @@ def _refusal(tokenizer: Tokenizer) -> PromptError | None:
             refused = error
         else:
             return None
-    if not refused.hint:  # its own words, which may let another conversation pass
+    if not refused.hint:  # the template's own refusal: it may accept another conversation
         return refused
     raise UnsupportedModel(
         f"The model's chat template cannot be used: {refused.what}",
@@ -136,7 +136,7 @@ def _refusal(tokenizer: Tokenizer) -> PromptError | None:
 
 
 def _without_code(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:
-    """tokenizer_config.json without the name of code, where it names some."""
+    """tokenizer_config.json without references to code, if it has any."""
     settings = _settings(files, where)
     if "auto_map" not in settings:
         return {}
@@ -144,7 +144,7 @@ def _without_code(files: Mapping[str, bytes], where: str) -> dict[str, bytes]:
 
 
 def _folded(files: Mapping[str, bytes], templates: Mapping[str, bytes], where: str) -> dict[str, bytes]:
-    """tokenizer_config.json with the templates that lie in a folder: a pipeline's files have plain names."""
+    """tokenizer_config.json with the templates of a subfolder, because a pipeline has no subfolders."""
     settings = _settings(files, where)
     own = settings.get("chat_template")
     named = {each["name"]: each["template"] for each in own} if isinstance(own, list) else {"default": own}
@@ -172,7 +172,7 @@ def _written(settings: Mapping[str, Any]) -> dict[str, bytes]:
 
 @contextmanager
 def _named(where: str) -> Iterator[None]:
-    """Errors name the model instead of the folder in which its tokenizer is tried."""
+    """Name the model in errors, instead of the temporary folder of its tokenizer."""
     try:
         yield
     except (FormatError, UnsupportedModel) as error:

@@ -1,4 +1,4 @@
-"""A child process that runs what strangers wrote, seen from outside: started, asked, timed, killed."""
+"""Runs untrusted input in child processes, which are started, queried, timed and killed from here."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from queue import LifoQueue
 
 from shardhub.errors import PromptError, ShardhubError
 
-# Python and a library start in about 0.2 s; a machine under load may need far longer.
+# Python and a library start in about 0.2 s; a loaded machine may need far longer.
 START_TIMEOUT_S = 30.0
-# Of the worker's CPU time: honest templates render in milliseconds, but a machine under load may not run them at once.
+# The worker's CPU time, because a loaded machine may delay it. Legitimate templates render in milliseconds.
 RENDER_TIMEOUT_S = 1.0
-# How long a worker is waited for that is not run, beyond its CPU time.
+# How long to wait, beyond its CPU time, for a worker that the system does not schedule.
 _NOT_RUN_S = 30.0
 _CHUNK_BYTES = 65536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """What a worker runs.
+    """The program of a worker.
 
     Attributes:
-        module: Run with `python -m`; see `shardhub.text.confinement` for what it must do.
-        packages: What it may import beside the standard library.
-        subject: What a stranger wrote, for messages.
-        cpu_s: Of the worker's CPU time that one answer may take.
-        hint: What to do when it does not start.
+        module: The module to run with `python -m`; see `shardhub.text.confinement` for its duties.
+        packages: Packages that it may import besides the standard library.
+        subject: The name of the untrusted input, for messages.
+        cpu_s: CPU time for one answer.
+        hint: What the user can do if the worker does not start.
     """
 
     module: str
@@ -56,14 +56,14 @@ RENDERING = Program(
 
 
 class Sandbox:
-    """One worker process, started on first use or by `start`, and anew after it had to be killed.
+    """One worker process, started on first use or by `start`, and again after it was killed.
 
-    Requests are JSON lines, answered in order; calls from several threads wait for each other. The process ends with
-    this object, with `close`, and with the process that made it.
+    Requests are JSON lines, answered in order. Calls from several threads wait for each other. The process ends with
+    `close`, with this object, and with the parent process.
 
     Args:
-        program: What it runs.
-        setup: Makes a first line for it, which it reads before it is up.
+        program: The program to run.
+        setup: Returns a first line, which the worker reads before it is ready.
     """
 
     def __init__(self, program: Program = RENDERING, *, setup: Callable[[], bytes] | None = None) -> None:
@@ -74,7 +74,7 @@ class Sandbox:
         self._reaper: weakref.finalize | None = None  # type: ignore[type-arg]
 
     def start(self) -> None:
-        """Start the worker and wait until it is up.
+        """Start the worker and wait until it is ready.
 
         Raises:
             ShardhubError: It does not start.
@@ -83,14 +83,14 @@ class Sandbox:
             self._started()
 
     def ask(self, request: bytes, *, max_answer_bytes: int, more_cpu_s: float = 0.0) -> bytes:
-        """Send one line and return the line that answers it, both without the line's end.
+        """Send one line and return the answer line, both without the line break.
 
         Args:
-            max_answer_bytes: The longest answer.
-            more_cpu_s: CPU time it may take beyond the program's.
+            max_answer_bytes: Maximum size of the answer.
+            more_cpu_s: CPU time allowed in addition to the program's.
 
         Raises:
-            PromptError: No whole answer came within that time and `max_answer_bytes`; the worker was killed.
+            PromptError: No complete answer arrived within the CPU time and `max_answer_bytes`; the worker was killed.
             ShardhubError: The worker does not start.
         """
         with self._lock:
@@ -105,14 +105,14 @@ class Sandbox:
                     max_bytes=max_answer_bytes,
                 )
             except BaseException:
-                # A late answer would be taken for the next request's: after any doubt this worker is done for.
+                # A late answer would be taken for the next request's, so after any failure the worker is killed.
                 self._stop()
                 raise
 
     def close(self) -> None:
-        """End the worker, whatever it is at. A later call starts another."""
+        """Kill the worker, even if it is busy. A later call starts another."""
         if (process := self._process) is not None:
-            process.kill()  # who waits for its answer lets go of the lock then
+            process.kill()  # releases the lock, if a call is waiting for the answer
         with self._lock:
             self._stop()
 
@@ -122,7 +122,7 @@ class Sandbox:
         self._stop()
         try:
             process = subprocess.Popen(
-                # -S and -P: neither site's path files nor the current folder, only the folders named here.
+                # -S and -P: import from the folders named here only, not from site's path files or the current folder.
                 [sys.executable, "-S", "-P", "-X", "utf8", "-m", self._program.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -157,16 +157,16 @@ class Sandbox:
 
 
 class Sandboxes:
-    """Several workers of one program, each started when the others are busy.
+    """Several workers of one program. Each is started when the others are busy.
 
     Args:
         program, setup: See `Sandbox`.
-        num: How many.
+        num: Maximum number of workers.
     """
 
     def __init__(self, program: Program, num: int, *, setup: Callable[[], bytes] | None = None) -> None:
         self._all = [Sandbox(program, setup=setup) for _ in range(num)]
-        # The last one that was used is used first: it has been started.
+        # The worker that was used last is used first, because it is already running.
         self._free: LifoQueue[Sandbox] = LifoQueue()
         for sandbox in self._all:
             self._free.put(sandbox)
@@ -180,7 +180,7 @@ class Sandboxes:
         self._all[-1].start()
 
     def ask(self, request: bytes, *, max_answer_bytes: int, more_cpu_s: float = 0.0) -> bytes:
-        """As `Sandbox.ask`, of one that is free, once one is."""
+        """Call `Sandbox.ask` of a free worker; waits for one."""
         sandbox = self._free.get()
         try:
             return sandbox.ask(request, max_answer_bytes=max_answer_bytes, more_cpu_s=more_cpu_s)
@@ -203,7 +203,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environment(packages: Sequence[str]) -> dict[str, str]:
-    """Nothing of the caller's environment but its time zone: templates may print the date."""
+    """The worker's environment: of the caller's, only the time zone, because templates may print the date."""
     folders: dict[str, None] = {}
     for name in packages:
         spec = importlib.util.find_spec(name)
@@ -216,7 +216,7 @@ def _environment(packages: Sequence[str]) -> dict[str, str]:
 
 
 def _cpu_s(process: subprocess.Popen[bytes]) -> float:
-    """CPU time a process has used; infinite where it cannot be told."""
+    """CPU time that a process has used; infinite if it cannot be determined."""
     import psutil
 
     try:
@@ -229,12 +229,12 @@ def _cpu_s(process: subprocess.Popen[bytes]) -> float:
 def _exchange(
     process: subprocess.Popen[bytes], request: bytes, *, subject: str, timeout_s: float, wait_s: float, max_bytes: int
 ) -> bytes:
-    """Write a request and read a line, both within the time: a worker that hangs reads nothing either.
+    """Write a request and read a line, both within the time, because a hanging worker does not read either.
 
     Args:
-        subject: What is at work, for messages.
-        timeout_s: Of the worker's CPU time.
-        wait_s: How long a worker is waited for that is not run.
+        subject: The name of the untrusted input, for messages.
+        timeout_s: Limit of the worker's CPU time.
+        wait_s: How long to wait for a worker that the system does not schedule.
     """
     assert process.stdin is not None
     assert process.stdout is not None
@@ -257,7 +257,7 @@ def _exchange(
                 raise PromptError(f"{subject} is too slow.", why=f"It did not end within {timeout_s:g} s.")
             for key, _ in ready:
                 if key.fd == sink:
-                    with contextlib.suppress(BrokenPipeError):  # the read below finds the reason
+                    with contextlib.suppress(BrokenPipeError):  # the read below reports the reason
                         unsent = unsent[os.write(sink, unsent[:_CHUNK_BYTES]) :]
                         if unsent:
                             continue

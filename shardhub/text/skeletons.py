@@ -1,4 +1,4 @@
-"""The shape of a conversation without its words: each text is a mark, so that a rendering shows which were written."""
+"""Conversations whose texts are replaced by marks, so that a rendering shows which texts the template wrote."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardhub.text.calls import parsed_arguments
 
 Kind = Literal["system", "text", "beside", "call", "result"]
 
-# The only argument of a call in a skeleton; Python's own way to write a dict gives its quotes away.
+# The only argument of a call in a skeleton. Its quotes show whether a template wrote it as a Python dict.
 ARGUMENT = "qzargument"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -20,16 +20,16 @@ class Skeleton:
     """A conversation whose texts are marks.
 
     Attributes:
-        messages: With the roles, calls and ids of the original.
-        marks: Each mark and what it stands for: a system message's text, a user's or the model's, one beside calls of
-            tools, a call's name or argument, a result.
+        messages: The messages, with the original's roles, calls and ids.
+        marks: The kind of each mark: a system, user or assistant text, a text beside tool calls, a call's name or
+            argument, a result.
     """
 
     messages: list[dict[str, Any]]
     marks: dict[str, Kind]
 
     def lost(self, rendered: str) -> dict[Kind, int]:
-        """How many marks of each kind a rendering lacks."""
+        """Count the marks of each kind that a rendering lacks."""
         numbers: dict[Kind, int] = {}
         for mark, kind in self.marks.items():
             if mark not in rendered:
@@ -38,11 +38,11 @@ class Skeleton:
 
 
 def skeleton(messages: Sequence[dict[str, Any]]) -> Skeleton:
-    """The shape of a conversation. Texts that are empty stay empty; reasoning is there, and not marked."""
+    """Make the skeleton of a conversation. Empty texts stay empty; reasoning is kept and not marked."""
     marks: dict[str, Kind] = {}
 
     def mark(kind: Kind) -> str:
-        # Letters at both ends: no mark is the beginning of another one, and trimming takes nothing away.
+        # Letters at both ends, so that no mark is a prefix of another and trimming removes nothing.
         name = f"qz{len(marks)}zq"
         marks[name] = kind
         return name

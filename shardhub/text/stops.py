@@ -1,4 +1,4 @@
-"""Stop strings: text goes out as soon as it can no longer become part of one."""
+"""Stop strings: text is released as soon as it can no longer become part of one."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Sequence
 
 from shardhub.errors import PromptError
 
-# A stop string is followed through every character of an answer, so their number and length cost time per token.
+# Each stop string is matched at every character of an answer, so their number and length cost time per token.
 MAX_STOPS = 64
 MAX_STOP_CHARS = 256
 
 
 class StopMatcher:
-    """Watch a text that arrives in pieces for the first of several stop strings.
+    """Finds the first of several stop strings in a text that arrives in pieces.
 
-    The first is the one that is complete first; of those complete at the same character, the longest. So what is
-    shown does not depend on how the text was cut into pieces, and no part of the stop that was found is ever shown.
+    The first is the one completed first; of those completed at the same character, the longest. So the shown text does
+    not depend on how the text was cut into pieces, and no part of the stop string is ever shown.
 
     Args:
         stops: At most `MAX_STOPS` strings of 1 to `MAX_STOP_CHARS` characters.
 
     Attributes:
-        found: The stop string that was found, else None.
+        found: The stop string that was found, or None.
 
     Raises:
-        PromptError: Too many stops, or one that is empty or too long.
+        PromptError: There are too many stops, or one is empty or too long.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -41,12 +41,12 @@ class StopMatcher:
         self.found: str | None = None
         self._stops = tuple(dict.fromkeys(stops))
         self._borders = [_borders(stop) for stop in self._stops]
-        # How many characters at the end of the text agree with the beginning of each stop.
+        # For each stop, how many of its first characters match the end of the text.
         self._matched = [0] * len(self._stops)
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """Take the next piece of text; return what may be shown now. After a stop was found that is nothing."""
+        """Take the next piece of text and return what may be shown now; nothing once a stop was found."""
         if self.found is not None:
             return ""
         text = self._held + piece
@@ -60,16 +60,16 @@ class StopMatcher:
         return text[:certain]
 
     def finish(self) -> str:
-        """End the text; return what was held back, which is no stop string after all.
+        """End the text and return what was held back, since it did not become a stop string.
 
-        Another text may follow: no stop string reaches from one into the next.
+        Another text may follow. A stop string does not match across two texts.
         """
         held, self._held = self._held, ""
         self._matched = [0] * len(self._stops)
         return held
 
     def _advance(self, char: str) -> str | None:
-        """Follow one character in every stop; return the longest stop it completes."""
+        """Advance every stop by one character and return the longest stop that it completes."""
         complete = None
         for index, (stop, borders) in enumerate(zip(self._stops, self._borders, strict=True)):
             length = self._matched[index]

@@ -1,7 +1,7 @@
-"""Chat templates: a conversation becomes the text the model was trained on.
+"""Chat templates, which render a conversation as the text that the model was trained on.
 
-Templates come with models, so from strangers: they run in a sandbox in a process of their own (`template_worker`),
-with bounds on time, memory and output. What an honest one renders equals what transformers renders.
+Templates come with models and are untrusted. They run sandboxed in a process of their own (`template_worker`), with
+limits on time, memory and output. A legitimate template renders the same text as in transformers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from shardhub.text.sandbox import Sandbox
 
 # The longest template among well-known models is about 30,000 characters.
 MAX_TEMPLATE_CHARS = 1024**2
-# Bytes one character can take in a JSON answer: a control character becomes six.
+# Maximum bytes of a character in a JSON answer: a control character takes six.
 _BYTES_PER_CHAR = 6
 _ENVELOPE_BYTES = 65536
-# The shape of a long history, with the tools that some templates describe at length.
+# Enough for the shape of a long history and the tools that some templates describe at length.
 MAX_PROBE_CHARS = 1 << 20
-# A message's reasoning is passed under any of these. Source: transformers, `_alias_reasoning_fields`.
+# A message's reasoning is passed under each of these names. Source: transformers, `_alias_reasoning_fields`.
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 Message = Mapping[str, Any]
@@ -42,14 +42,14 @@ _WHAT = {
 
 
 class ChatTemplate:
-    """One template of one model.
+    """A chat template of a model.
 
     Args:
-        source: Jinja text.
-        max_output_chars: Longest text it may render: 16 characters for each position of the context, say.
+        source: The template's Jinja source.
+        max_output_chars: Maximum length of a rendered text, for example 16 characters per position of the context.
 
     Attributes:
-        source: As given.
+        source: The template's source.
 
     Raises:
         PromptError: The template is longer than `MAX_TEMPLATE_CHARS`.
@@ -65,36 +65,36 @@ class ChatTemplate:
         self._sandbox = Sandbox()
 
     def start(self) -> None:
-        """Start the process that renders now, so that the first `render` need not wait for it."""
+        """Start the rendering process now, so that the first `render` does not wait for it."""
         self._sandbox.start()
 
     def close(self) -> None:
-        """End the process that renders."""
+        """End the rendering process."""
         self._sandbox.close()
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """Render a conversation.
 
         Args:
-            messages: Dicts with `role`, `content` and what else the template knows. Entries that are None are left
-                out, as transformers does.
-            add_generation_prompt: Whether the text ends where the model's answer begins.
-            variables: What else the template may use: `tools`, `documents`, special tokens, switches.
+            messages: Dicts with `role`, `content` and other fields that the template reads. Entries that are None are
+                left out, as in transformers.
+            add_generation_prompt: Whether the text ends with the opening of the model's answer.
+            variables: Further variables of the template: `tools`, `documents`, special tokens, switches.
 
         Raises:
-            PromptError: There is no message, or the template refuses them (`why` is its own message), fails, or
-                passes its bounds. The next call is not affected.
+            PromptError: There are no messages, or the template refuses them (`why` is its message), fails, or exceeds
+                its limits. The next call is not affected.
         """
         variables |= {"add_generation_prompt": add_generation_prompt}
         return _opened_of(self._exchanged("history", [messages], variables, self._max_output_chars)).text
 
     def open(self, forms: Sequence[Sequence[Message]], *, ending: Ending, variables: Mapping[str, Any]) -> Opened:
-        """Render a conversation, and tell its opening: see `shardhub.text.openings`.
+        """Render a conversation and find its opening; see `shardhub.text.openings`.
 
         Args:
-            forms: The conversation, and others to render in its place, in this order, where the template refuses it.
-            ending: It ends where the model's turn begins ("turn"), within the last message, which the model continues
-                ("prefix"), or with the messages, and has no opening ("history").
+            forms: The conversation, followed by alternatives to try in this order if the template refuses it.
+            ending: Where the text ends: where the model's turn begins ("turn"), inside the last message, which the
+                model continues ("prefix"), or after the messages, without an opening ("history").
             variables: As in `render`.
 
         Raises:
@@ -104,25 +104,25 @@ class ChatTemplate:
         try:
             return _opened_of(self._exchanged(ending, forms[:1], variables, self._max_output_chars))
         except PromptError:
-            # The other forms are as long as the first: they are sent where they are needed.
+            # The other forms are as long as the first, so they are sent only when needed.
             if len(forms) == 1:
                 raise
-            with contextlib.suppress(PromptError):  # what is told is what is wrong with the first
+            with contextlib.suppress(PromptError):  # the error to report is that of the first form
                 return _opened_of(self._exchanged(ending, forms[1:], variables, self._max_output_chars))
             raise
 
     def render_each(self, conversations: Sequence[Sequence[Message]], variables: Mapping[str, Any]) -> list[str | None]:
-        """Render small conversations to see which the template takes, with null contents as they are.
+        """Render small conversations to observe which ones the template accepts. Null contents stay null.
 
         Returns:
-            Their texts; None for one that is refused. Those for which there is no time are missing at the end.
+            The texts; None for a refused conversation. Conversations for which no time was left are missing at the end.
         """
         try:
             variables = {"add_generation_prompt": True, **variables}
             line = self._exchanged("each", conversations, variables, MAX_PROBE_CHARS)
             answer = json.loads(line)
         except (PromptError, ValueError):
-            return []  # too slow, too big, or nonsense: nothing is known of it
+            return []  # too slow, too large or invalid: nothing was observed
         texts = answer.get("texts") if isinstance(answer, dict) else None
         if not isinstance(texts, list) or len(texts) > len(conversations):
             return []
@@ -149,9 +149,9 @@ class ChatTemplate:
 
 
 def _prepared(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Leave out what is None and give reasoning under all its names. Source: transformers, `apply_chat_template`.
+    """Remove entries that are None and add reasoning under all names. Source: transformers, `apply_chat_template`.
 
-    A call's message keeps a content that is `NULL`, for templates that look for null there.
+    The message of a call keeps a content that is `NULL`, for templates that check for null.
     """
     prepared = []
     for message in messages:
@@ -166,7 +166,7 @@ def _prepared(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _opened_of(line: bytes) -> Opened:
-    """Take the worker's answer apart; nothing about it is trusted, as a stranger's template ran there."""
+    """Parse the worker's answer. It is untrusted, because an untrusted template ran there."""
     try:
         answer = json.loads(line)
     except ValueError as error:
@@ -176,7 +176,7 @@ def _opened_of(line: bytes) -> Opened:
         return Opened(text=text, opening=opening)
     kind = str(answer.get("error")) if isinstance(answer, dict) else "failed"
     message = str(answer.get("message", "")) if isinstance(answer, dict) else ""
-    # The message is printed on a terminal, whose control sequences are not the template's to use.
+    # The message is printed on a terminal, so control characters are removed.
     why = "".join(char if char.isprintable() else " " for char in message)
     hint = "" if kind in ("raised", "encoding") else _RAW_HINT
     raise PromptError(_WHAT.get(kind, "The chat template fails."), why=why, hint=hint)

@@ -1,19 +1,19 @@
-"""The process in which strangers' chat templates run: `python -m shardhub.text.template_worker`.
+"""The process in which untrusted chat templates run: `python -m shardhub.text.template_worker`.
 
-Reads one JSON request a line, `{"template", "variables", "conversations", "max_chars", "mode"}`, and answers each with
-one JSON line, `{"text", "opening"}` for the first conversation that can be rendered, or `{"error", "message"}`. Of the
-modes, "history" renders only, and has no opening; "turn" and "prefix" are those of `shardhub.text.openings`. Mode
-"each" is answered with `{"texts"}`: null for each conversation that is refused, fewer where time ran out. It imports
+Reads one JSON request per line, `{"template", "variables", "conversations", "max_chars", "mode"}`, and answers each
+with one JSON line: `{"text", "opening"}` for the first conversation that can be rendered, or `{"error", "message"}`.
+Mode "history" only renders and has no opening; "turn" and "prefix" are described in `shardhub.text.openings`. Mode
+"each" is answered with `{"texts"}`: null for each refused conversation, and fewer texts if time ran out. It imports
 jinja2 and the standard library only.
 
-Jinja's sandbox stops code, not work (measured: a huge power took 30 s, one format string 2 GB), so the process limits
-its own memory, CPU time and open files; `shardhub.text.sandbox` kills it when an answer takes too long.
+Jinja's sandbox restricts code but not its cost (measured: a huge power took 30 s, one format string 2 GB). So the
+process limits its memory, CPU time and open files, and `shardhub.text.sandbox` kills it if an answer takes too long.
 """
 
 from __future__ import annotations
 
 import functools
-import html  # noqa: F401  (jinja2 imports html, pprint and textwrap on demand, when no file can be opened any more)
+import html  # noqa: F401  (jinja2 would import html, pprint and textwrap later, when no file can be opened)
 import json
 import pprint  # noqa: F401
 import textwrap  # noqa: F401
@@ -36,13 +36,13 @@ from shardhub.text.openings import Opened, Render, continue_turn, open_turn
 
 Mode = Callable[[Render, dict[str, Any]], Opened]
 
-# What a template may use beyond the running interpreter.
+# Memory limit of a template, beyond the running interpreter.
 MEMORY_BYTES = 512 * 1024**2
-# A second bound behind the caller's clock, for a worker whose caller is gone.
+# A second limit behind the caller's clock, for a worker whose caller is gone.
 CPU_S = 2
-# Of CPU time, for small conversations that show what a template takes: honest ones need a few milliseconds.
+# CPU time for the small conversations that show what a template accepts; legitimate templates take milliseconds.
 EACH_S = 0.5
-# A template's own message is shown to a person; the rest of a longer one is noise.
+# A template's message is shown to a person; anything beyond this is noise.
 MAX_MESSAGE_CHARS = 2000
 
 
@@ -51,16 +51,16 @@ class RaisedByTemplate(TemplateError):
 
 
 class OutputTooLong(Exception):
-    """The rendered text passed the limit of the request."""
+    """The rendered text exceeded the limit of the request."""
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks a model's own text for training; here its body is simply rendered."""
+    """The tag `{% generation %}`, which marks the model's text for training. Its body is rendered as it is."""
 
     tags = {"generation"}  # noqa: RUF012  (the type is jinja's)
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        """Take the tag's body as a block of its own."""
+        """Parse the tag's body as a block."""
         lineno = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(lineno)
@@ -70,10 +70,10 @@ class Generation(jinja2.ext.Extension):
 
 
 class Namespace(jinja2.utils.Namespace):
-    """Jinja's namespace without names that begin with an underscore, which could reach Python's internals."""
+    """Jinja's namespace without names that begin with an underscore, which could give access to Python's internals."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
-        # No named parameters, as in jinja's own, so that `namespace(self=...)` is a name like any other.
+        # No named parameters, as in jinja, so that `namespace(self=...)` works like any other name.
         self, *rest = args
         values = dict(*rest, **kwargs)
         for name in values:
@@ -86,19 +86,19 @@ class Namespace(jinja2.utils.Namespace):
 
 
 class Dict:
-    """`dict` as a template may use it: a call and `fromkeys`, and not the type itself."""
+    """`dict` for templates: the call and `fromkeys`, without access to the type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        """A new dict."""
+        """Make a dict."""
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        """A new dict with these keys."""
+        """Make a dict with these keys."""
         return dict.fromkeys(*args)
 
 
 def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    """The environment transformers renders chat templates in.
+    """The environment in which transformers renders chat templates.
 
     Source: transformers/utils/chat_template_utils.py, `_cached_compile_jinja_template`.
     """
@@ -116,7 +116,7 @@ def environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
 
 
 def render(template: jinja2.Template, variables: dict[str, Any], max_chars: int) -> str:
-    """Render piece by piece, so that a text without end is noticed while it grows."""
+    """Render piece by piece, so that an endless text is detected while it grows."""
     pieces, num_chars = [], 0
     for piece in template.generate(**variables):
         pieces.append(piece)
@@ -127,7 +127,7 @@ def render(template: jinja2.Template, variables: dict[str, Any], max_chars: int)
 
 
 def answer(line: bytes, compile_template: Callable[[str], jinja2.Template]) -> bytes:
-    """Answer one request; whatever a template does wrong becomes an answer too."""
+    """Answer one request. Any failure of a template becomes an error answer."""
     try:
         request = json.loads(line)
         template, max_chars = compile_template(request["template"]), request["max_chars"]
@@ -141,7 +141,7 @@ def answer(line: bytes, compile_template: Callable[[str], jinja2.Template]) -> b
             return json.dumps({"texts": texts}, ensure_ascii=False).encode()
         opened = _first(_MODES[request["mode"]], rendered, variables, request["conversations"])
         return json.dumps({"text": opened.text, "opening": opened.opening}, ensure_ascii=False).encode()
-    except Exception as error:  # noqa: BLE001  (a template can raise anything Python can; it is told to the caller)
+    except Exception as error:  # noqa: BLE001  (a template can raise any exception; it is reported to the caller)
         kind, message = _describe(error)
         return json.dumps({"error": kind, "message": message[:MAX_MESSAGE_CHARS]}).encode()
 
@@ -154,7 +154,7 @@ def main() -> None:
 
 
 def _render_each(rendered: Render, variables: dict[str, Any], conversations: list[Any]) -> list[str | None]:
-    """The text of each conversation, None where it is refused, as far as the time goes."""
+    """The text of each conversation, or None if it is refused, until the time is used up."""
     latest = time.process_time() + EACH_S
     texts: list[str | None] = []
     for messages in conversations:
@@ -164,13 +164,13 @@ def _render_each(rendered: Render, variables: dict[str, Any], conversations: lis
             text = rendered(variables | {"messages": messages})
             text.encode()
             texts.append(text)
-        except Exception:  # noqa: BLE001  (a template can raise anything; that it does is the answer)
+        except Exception:  # noqa: BLE001  (a template can raise anything; the failure is the answer)
             texts.append(None)
     return texts
 
 
 def _first(mode: Mode, rendered: Render, variables: dict[str, Any], conversations: list[Any]) -> Opened:
-    """The first conversation that can be rendered; where none can, what is wrong with the first."""
+    """Render the first conversation that can be rendered. If none can, raise the first one's exception."""
     refusal: Exception | None = None
     for messages in conversations:
         try:
@@ -209,7 +209,7 @@ def _describe(error: Exception) -> tuple[str, str]:
 
 
 def _warm_up(compile_template: Callable[[str], jinja2.Template]) -> None:
-    """Have Python and jinja2 load what they load on demand (codecs, the time zone): later no file can be opened."""
+    """Load what Python and jinja2 load on demand (codecs, the time zone), because no file can be opened later."""
     for template in ("{{ 'x'|upper }}{{ strftime_now('%c %Z') }}{{ messages|tojson }}", "{{ a.b }}", "{% if %}"):
         request: dict[str, Any] = {
             "template": template,
@@ -241,7 +241,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON without jinja's escapes for HTML, which a model was not trained on."""
+    """JSON without jinja's HTML escapes, which models were not trained on."""
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -253,7 +253,7 @@ def _tojson(
 
 
 def _plain(value: Any) -> list[Any]:
-    """What filters such as `map` make, which transformers refuses and other renderers take for a list."""
+    """Convert the generators of filters such as `map` to lists, as other renderers do; transformers refuses them."""
     if isinstance(value, Iterator):
         return list(value)
     raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")

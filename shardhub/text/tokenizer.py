@@ -33,16 +33,16 @@ CONFIG_FILES = ("config.json", "generation_config.json")
 # The largest well-known tokenizer.json (Gemma 3) has 33 MB.
 MAX_TOKENIZER_BYTES = 128 * 1024**2
 MAX_CONFIG_BYTES = 4 * 1024**2
-# What files of tokenizers, templates and configurations are called.
+# File name suffixes of tokenizers, templates and configurations.
 _OPENED = frozenset({".json", ".jinja", ".model", ".txt", ".tiktoken", ".v1", ".v2", ".v3"})
-# Times by which rules of a tokenizer that follow each other may lengthen a text; those of known ones do not reach 100.
+# Maximum factor by which a tokenizer's successive rules may lengthen a text; known tokenizers stay below 100.
 MAX_GROWTH = 1 << 16
-# A rendered chat of more characters per position of the context cannot fit: tokens are shorter.
+# A rendered chat with more characters per position of the context cannot fit, because tokens are shorter.
 CHARS_PER_POSITION = 16
 DEFAULT_CONTEXT = 131072
-# Of a text that goes on: enough for a character of four tokens.
+# Ids of a continued text to decode again: enough for a character of four tokens.
 _CONTEXT_IDS = 4
-# Every tokenizer has a word or a letter among its first ids, behind its special ones and 256 bytes.
+# Every tokenizer has a word or a letter among its first ids, after special tokens and 256 bytes.
 _ANCHORS_TRIED = 4096
 
 
@@ -51,10 +51,9 @@ class RenderedChat:
     """A conversation under a model's chat template.
 
     Attributes:
-        ids: Token ids of all of it.
-        opening: The text of its end, from after the last message on: what the template writes where the model's turn
-            begins, and then the beginning of the answer that the model goes on with, if there is one. No word of a
-            user's is in it.
+        ids: The token ids of the whole text.
+        opening: The end of the text after the last message: the template's opening of the model's turn, followed by
+            the beginning of the answer if the model continues one. It holds none of the user's words.
     """
 
     ids: list[int]
@@ -62,21 +61,22 @@ class RenderedChat:
 
 
 class Tokenizer:
-    """Encode prompts as mlx_lm does for the same folder, and show answers as it does.
+    """Encodes prompts and decodes answers as mlx_lm does for the same folder.
 
-    Only the folder is read: no network, no code from it, and fast (Rust) tokenizers only.
+    Only the folder is read, without network access and without running its code. Only fast (Rust) tokenizers are
+    supported.
 
     Args:
         folder: Holds tokenizer.json, tokenizer_config.json and config.json, and may hold generation_config.json and
             chat_template.jinja.
-        context: Positions a session can have; bounds the text a chat template may render.
+        context: Maximum number of positions of a session; limits the text that a chat template may render.
 
     Attributes:
-        eos_ids: Token ids that end an answer: the tokenizer's own and those of the configs, as in `mlx_lm.load`.
-        vocab_size: Number of token ids the tokenizer knows; a model may have more rows.
+        eos_ids: Token ids that end an answer: the tokenizer's and those of the config files, as in `mlx_lm.load`.
+        vocab_size: Number of token ids of the tokenizer; a model may have more rows.
 
     Raises:
-        FormatError: A file is missing, too big or malformed.
+        FormatError: A file is missing, too large or malformed.
         UnsupportedModel: The tokenizer needs code of its own, or is not a fast one.
     """
 
@@ -98,17 +98,17 @@ class Tokenizer:
         self._encoder = Encoder(self.serialized, plain_special_tokens=plain)
 
     def encode(self, text: str, *, add_special_tokens: bool = True, max_ids: int | None = None) -> list[int]:
-        """Token ids of a text.
+        """Encode a text to token ids.
 
         Args:
             text: Any text; names of special tokens in it become those tokens.
-            add_special_tokens: Whether to add what the tokenizer puts around a text (a first token, mostly); a text
-                that begins with that first token gets no second one, as in mlx_lm.
-            max_ids: Beyond how many they are of no use: a text that surely has more is refused before it is cut to its
-                end; one that has a few more may pass.
+            add_special_tokens: Whether to add the tokens that the tokenizer puts around a text (mostly a first token).
+                A text that already begins with that first token does not get a second one, as in mlx_lm.
+            max_ids: Limit of ids. A text that certainly exceeds it is refused before all of it is tokenized; a text
+                with a few more ids may pass.
 
         Raises:
-            PromptError: The text holds a lone surrogate, or the tokenizer fails or runs without end.
+            PromptError: The text holds a lone surrogate, or the tokenizer fails or takes too long.
             ContextExceeded: The text has more ids.
         """
         first = self._hf.bos_token
@@ -117,10 +117,11 @@ class Tokenizer:
         return self._encoder.encode(text, add_special_tokens=add, max_ids=max_ids)
 
     def detokenizer(self, *, after: Sequence[int] = ()) -> Detokenizer:
-        """A new detokenizer, for one answer.
+        """Make a detokenizer for one answer.
 
         Args:
-            after: Ids of the text that it goes on: its first space is kept, and words are joined as their tokens say.
+            after: Ids of the text that the answer continues. The answer's first space is then kept, and words are
+                joined as their tokens require.
         """
         if self._table is None:
             texts = [token for token in after if token not in self._special_ids]
@@ -128,13 +129,13 @@ class Tokenizer:
         return ByteDetokenizer(replace(self._table, trims="none") if after else self._table)
 
     def text_detokenizer(self) -> Detokenizer:
-        """A new detokenizer, for ids that are a whole text: it is the one that transformers decodes, token by token."""
+        """Make a detokenizer for the ids of a whole text. The text equals that of transformers."""
         if self._table is None:
             return LineDetokenizer(self.decode)
         return ByteDetokenizer(replace(self._table, trims="one" if self._table.strips else "none"))
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes of one token within a text, which need not be whole characters."""
+        """The bytes of one token inside a text; they may be incomplete characters."""
         if self._table is None:
             return self._bytes_in_line(token)
         if token >= len(self._table.pieces):
@@ -144,16 +145,16 @@ class Tokenizer:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """Texts of the special tokens, by name: `bos_token`, `eos_token`, ..."""
+        """The texts of the special tokens, by name: `bos_token`, `eos_token`, ..."""
         return {name: text for name, text in self._hf.special_tokens_map.items() if isinstance(text, str)}
 
     @property
     def chat_template(self) -> str | None:
-        """The model's chat template, the default one if it has several."""
+        """The model's chat template, the default one if there are several; None if there is none."""
         return self.template_source(with_tools=False)
 
     def template_source(self, *, with_tools: bool) -> str | None:
-        """The chat template for conversations with tools, or without: of several, that of the name transformers takes.
+        """The chat template for conversations with or without tools. Of several, transformers' choice is used.
 
         Source: transformers/tokenization_utils_base.py, get_chat_template.
         """
@@ -164,16 +165,16 @@ class Tokenizer:
         return templates.get("tool_use", default) if with_tools else default
 
     def knows(self, token: str) -> bool:
-        """Whether a text is one token of the vocabulary."""
+        """Whether a text is a single token of the vocabulary."""
         return token in self._hf.get_vocab()
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token of the vocabulary by its name, or None."""
+        """The id of a token by its name in the vocabulary, or None."""
         number = self._hf.get_vocab().get(token)
         return None if number is None else int(number)
 
     def serialized(self) -> str:
-        """The whole tokenizer as the JSON of tokenizer.json, added tokens included."""
+        """The whole tokenizer, with added tokens, as the JSON of tokenizer.json."""
         return str(self._hf.backend_tokenizer.to_str())
 
     def render_chat(
@@ -185,44 +186,45 @@ class Tokenizer:
         max_ids: int | None = None,
         **variables: Any,
     ) -> RenderedChat:
-        """A conversation under the model's chat template.
+        """Render a conversation with the model's chat template and encode it.
 
-        Equal to `apply_chat_template(tokenize=True)` of transformers for a conversation that the template takes, and
-        answerable for any other: see `Fitter`. The arguments are those of `ChatTemplate.render` and `encode`.
+        For a conversation that the template accepts, the ids equal those of transformers'
+        `apply_chat_template(tokenize=True)`. Any other is adapted to the template; see `Fitter`. The other arguments
+        are those of `ChatTemplate.render` and `encode`.
 
         Args:
-            ending: Where it ends; see `ChatTemplate.open`.
+            ending: Where the prompt ends; see `ChatTemplate.open`.
 
         Raises:
-            PromptError: The model has no template, or the template takes no form of the messages, or fails.
+            PromptError: The model has no template, or the template accepts no form of the messages, or fails.
             ContextExceeded: As `encode`.
         """
         fitter = self._fitter(with_tools=tools is not None)
         opened = fitter.open(messages, ending=ending, tools=tools, variables=variables)
         _check_text(opened.text)
-        # The template writes its special tokens itself.
+        # The template writes the special tokens itself.
         ids = self._encoder.encode(opened.text, add_special_tokens=False, max_ids=max_ids)
         return RenderedChat(ids=ids, opening=opened.opening)
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the model brings a chat template."""
+        """Whether the model has a chat template."""
         return bool(self._hf.chat_template)
 
     def start(self) -> None:
-        """Start the processes that render and encode now, so that the first prompt need not wait for them."""
+        """Start the rendering and encoding processes now, so that the first prompt does not wait for them."""
         self._encoder.start()
         if self.has_chat_template:
             self._template(with_tools=False).start()
 
     def close(self) -> None:
-        """End the processes that render and encode."""
+        """End the rendering and encoding processes."""
         self._encoder.close()
         for template in self._templates.values():
             template.close()
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, as transformers decodes it.
+        """Decode ids to text, as transformers does.
 
         Raises:
             PromptError: The tokenizer fails.
@@ -231,7 +233,7 @@ class Tokenizer:
             return str(self._hf.decode(ids))
 
     def _bytes_in_line(self, token: int) -> bytes:
-        """What a token adds to a text, where its decoder joins tokens to their neighbours."""
+        """The bytes that a token adds to a text, for a decoder that joins tokens to their neighbours."""
         if (added := self._hf.added_tokens_decoder.get(token)) is not None:
             return str(added.content).encode("utf-8", "replace")
         if token >= self.vocab_size:
@@ -244,7 +246,7 @@ class Tokenizer:
 
     @cached_property
     def _anchor(self) -> tuple[list[int], str]:
-        """A token that is a plain word, and its text: what comes after it is within a text."""
+        """A token that is a plain word, and its text. A token decoded after it is inside a text."""
         for token in range(min(self.vocab_size, _ANCHORS_TRIED)):
             text = self.decode([token])
             if text.isascii() and text.isalnum() and token not in self._special_ids:
@@ -263,12 +265,12 @@ class Tokenizer:
 
     @property
     def tool_words(self) -> str:
-        """In which words a model is told how to call tools where its template leaves them out; empty elsewhere."""
+        """The tool prompt for a model whose template leaves out tools; empty if the template writes them."""
         if self.template_source(with_tools=True) is None:
             return ""
         try:
             return "" if self._fitter(with_tools=True).shows_tools() else TOOL_WORDS
-        except PromptError:  # a template without an answer is told of when it renders a conversation
+        except PromptError:  # a failure is reported when a conversation is rendered
             return ""
 
     def _fitter(self, *, with_tools: bool) -> Fitter:
@@ -277,15 +279,15 @@ class Tokenizer:
 
 
 def quieten_transformers() -> None:
-    """Keep transformers' import from telling that PyTorch is missing, which nothing here needs."""
+    """Suppress transformers' notice that PyTorch is missing, which is not needed here."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of a folder. Its class decides details of encoding, so tokenizer.json is not enough.
+    """Load a folder's tokenizer with transformers, whose class decides details that tokenizer.json does not.
 
     Raises:
-        FormatError: Something that is not a file stands where one should.
+        FormatError: A path that should be a regular file is something else.
         UnsupportedModel: The tokenizer needs code of its own, or is not a fast one.
     """
     _check_files(folder)
@@ -296,7 +298,7 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
         )
-    except BaseException as error:  # the folder is a stranger's: transformers raises whatever its parsing meets
+    except BaseException as error:  # the folder is untrusted, and transformers' parsing can raise anything
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         raise UnsupportedModel(
@@ -327,7 +329,7 @@ def _check_template(folder: Path, template: object) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    """See that what transformers may open are files: it would wait for a pipe without end."""
+    """Check that the paths that transformers may open are regular files: it would wait for a pipe forever."""
     for path in [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]:
         if path.suffix in _OPENED and path.exists():
             try:
@@ -337,7 +339,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _eos_ids(folder: Path, own: int | None) -> frozenset[int]:
-    """Ids that end an answer; generation_config.json's replace config.json's. Source: mlx_lm/utils.py, load_config."""
+    """Ids that end an answer. generation_config.json overrides config.json. Source: mlx_lm/utils.py, load_config."""
     found: Any = None
     for name in CONFIG_FILES:
         if (folder / name).is_file():
@@ -368,10 +370,10 @@ def _read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
 
 
 def _check_growth(rules: object, *, where: str) -> None:
-    """Refuse rules that make a text of any length of a letter, such as one that doubles it, 32 times.
+    """Refuse rules that make a huge text of a letter, such as a rule that doubles it, applied 32 times.
 
     Raises:
-        UnsupportedModel: They may lengthen a text by more than `MAX_GROWTH`.
+        UnsupportedModel: The rules may lengthen a text by more than a factor of `MAX_GROWTH`.
     """
     growth, waiting = 1.0, [rules]
     while waiting:
@@ -384,7 +386,7 @@ def _check_growth(rules: object, *, where: str) -> None:
         pattern, content = rule.get("pattern"), rule.get("content")
         if rule.get("type") == "Replace" and isinstance(content, str):
             text = pattern.get("String") if isinstance(pattern, dict) else None
-            # An expression may match nothing at all, beside each letter.
+            # An expression may match the empty text beside each letter.
             growth *= max(1.0, len(content) / max(1, len(text)) if isinstance(text, str) else 1 + len(content))
         if growth > MAX_GROWTH:
             raise UnsupportedModel(

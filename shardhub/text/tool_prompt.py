@@ -1,4 +1,4 @@
-"""Tools told in words, for a chat template that writes none: what may be called, and how a call is written."""
+"""The tool prompt for chat templates that do not write tools: the tools, and the format of a call."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 Message = dict[str, Any]
 
-# In the words that most models were trained on, which small ones follow, too. Source: the template of Qwen2.5 and of
-# Hermes 2 Pro. The form is the one that `shardhub.text.calls.call_text` gives to calls of the history.
+# The words that most models were trained on; small models follow them as well. Source: the templates of Qwen2.5 and
+# Hermes 2 Pro. The format equals that of `shardhub.text.calls.call_text` for calls in the history.
 TOOL_WORDS = """# Tools
 
 You may call one or more functions to assist with the user query.
@@ -26,7 +26,7 @@ For each function call, return a json object with function name and arguments wi
 
 
 def with_tools_told(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """A history whose first message is a system message that ends with the tools."""
+    """Add the tools to the end of a history's first system message, which is inserted if it is missing."""
     signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     words = TOOL_WORDS.format(signatures=signatures)
     first = messages[0] if messages else None

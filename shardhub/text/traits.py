@@ -1,6 +1,6 @@
-"""What a chat template takes, as it is observed: it renders small conversations of marks, and each shows one habit.
+"""Observes what a chat template accepts, by rendering small conversations of marks that each show one trait.
 
-What a template's text says about itself is not read. A habit that could not be observed is taken for the usual one.
+The template's source is not read. A trait that could not be observed is assumed to be the usual one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from shardhub.text.calls import short_id
 from shardhub.text.skeletons import ARGUMENT, Skeleton, skeleton
 
 Message = dict[str, Any]
-# Renders conversations; a refusal is None, and those that were not tried for want of time are missing at the end.
+# Renders conversations. A refused one gives None; conversations for which no time was left are missing at the end.
 RenderEach = Callable[[Sequence[Sequence[Message]]], Sequence[str | None]]
 
 _ID = "call_0123456789"
@@ -22,25 +22,25 @@ _ID = "call_0123456789"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What a chat template takes.
+    """What a chat template accepts.
 
     Attributes:
-        content: A message's content is a text, or a list of parts.
-        calls: Calls of tools are read, or they can only be text.
-        results: Results are read, or they can only be text.
-        arguments: A call's arguments are an object, or the text of one.
-        loose_arguments: A call's arguments may be any text, too.
-        beside: A message with calls and no text has an empty text, null, or no content.
-        ids: Ids of calls may be any text, or must be nine letters and digits, or hold the function's name.
-        several_calls: A message may have several calls.
-        text_beside_calls: A message may have calls and a text.
-        text_before_calls: A message with a text may stand before one with calls.
-        reasoning_beside_text: A message with calls and a text may have reasoning.
-        system: System messages may stand anywhere, or one stands first, or none can.
-        alternates: A user and the model must take turns, and the user begins.
-        ends_with_answer: The last message may be the model's.
-        user_after_result: A user's message may follow a result.
-        empty_answer: The model's message may be empty.
+        content: Whether a message's content is a text or a list of parts.
+        calls: Whether tool calls are read or must be written as text.
+        results: Whether tool results are read or must be written as text.
+        arguments: Whether a call's arguments are an object or the JSON text of one.
+        loose_arguments: Whether a call's arguments may also be any text.
+        beside: The content of a message with calls and no text: an empty text, null, or absent.
+        ids: Whether ids of calls may be any text, must be nine letters and digits, or must hold the function's name.
+        several_calls: Whether a message may have several calls.
+        text_beside_calls: Whether a message may have both calls and a text.
+        text_before_calls: Whether a message with a text may precede one with calls.
+        reasoning_beside_text: Whether a message with calls and a text may have reasoning.
+        system: Whether system messages may be anywhere, only one at the beginning, or none.
+        alternates: Whether user and model must alternate, beginning with the user.
+        ends_with_answer: Whether the last message may be the model's.
+        user_after_result: Whether a user message may follow a result.
+        empty_answer: Whether the model's message may be empty.
     """
 
     content: Literal["text", "parts"] = "text"
@@ -62,7 +62,7 @@ class Traits:
 
 
 def strictest(traits: Traits) -> Traits:
-    """The same template, taken to want one system message, turns that alternate, and single calls."""
+    """The traits restricted to one system message, alternating turns and single calls."""
     return replace(
         traits,
         several_calls=False,
@@ -77,15 +77,15 @@ def strictest(traits: Traits) -> Traits:
 
 
 def observe(render_each: RenderEach, base: Callable[[Sequence[Message], Traits], list[Message]]) -> Traits:
-    """Find a template's traits.
+    """Observe a template's traits.
 
     Args:
-        render_each: Renders conversations with the template, and with tools if there are to be any.
-        base: Puts a conversation into the form that some traits ask for, message by message.
+        render_each: Renders conversations with the template, with sample tools if traits for tools are observed.
+        base: Puts each message of a conversation into the form that the given traits require.
     """
 
     def takes(conversations: Sequence[Sequence[Message]], forms: Sequence[Traits]) -> list[bool | None]:
-        """Whether each conversation in its form is rendered with all marks; None where there was no time."""
+        """Whether each conversation, in its form, is rendered with all marks; None if no time was left."""
         skeletons = [skeleton(base(messages, form)) for messages, form in zip(conversations, forms, strict=True)]
         texts = render_each([each.messages for each in skeletons])
         seen: list[bool | None] = [_is_whole(each, text) for each, text in zip(skeletons, texts, strict=False)]
@@ -141,7 +141,7 @@ def _with_calls(takes: _Takes, traits: Traits) -> Traits:
         replace(traits, ids=ids, arguments=arguments, beside=beside)
         for ids, arguments, beside in product(_IDS, _ARGUMENTS, _BESIDE)
     ]
-    # What follows a result differs; a template that takes one of the two reads calls.
+    # Templates differ in what may follow a result. One that accepts either of these reads calls.
     for behind in ([_ANSWER, _USER], []):
         conversation = [_USER, call, result, *behind]
         seen = takes([conversation] * len(forms), forms)
@@ -176,7 +176,7 @@ def _with_calls(takes: _Takes, traits: Traits) -> Traits:
 
 
 def _is_whole(shape: Skeleton, text: str | None) -> bool:
-    # A template that joins an object to its text shows it as Python does.
+    # A template that concatenates an object to text writes it as a Python dict.
     return text is not None and not shape.lost(text) and f"{{'{ARGUMENT}'" not in text
 
 

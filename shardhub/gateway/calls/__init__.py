@@ -1,1 +1,1 @@
-"""Calls of tools in the text of an answer: every way of writing them that models are trained on."""
+"""Parses tool calls in the text of an answer, in all formats that models are trained on."""

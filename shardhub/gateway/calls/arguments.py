@@ -1,4 +1,4 @@
-"""A call's arguments in the types that the tool's schema asks for, where that loses nothing."""
+"""Converts a call's arguments to the types of the tool's schema, where that loses nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from shardhub.gateway.calls.values import number_of, read_value
 
-# References and alternatives inside each other that are followed.
+# Maximum depth of nested references and alternatives.
 _MAX_DEPTH = 32
 _ALL = frozenset(("null", "boolean", "integer", "number", "string", "array", "object"))
-# What other notations call JSON's types.
+# Other notations' names of JSON's types.
 _ALIASES = {
     "str": "string",
     "text": "string",
@@ -31,13 +31,13 @@ _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
 def typed_arguments(arguments: dict[str, Any], parameters: Any, *, as_text: bool) -> dict[str, Any]:
-    """Arguments of a call, each in a type that the schema of its property allows.
+    """Convert the arguments of a call, each to a type that the schema of its property allows.
 
-    A text that is no value of such a type stays the text it is.
+    A text that cannot be converted stays as it is.
 
     Args:
-        parameters: The tool's schema.
-        as_text: The format writes all values as text, so that a text in it may stand for any type.
+        parameters: The schema of the tool's arguments.
+        as_text: Whether the format writes all values as text, so that a text may stand for a value of any type.
     """
     typed = _Types(parameters, as_text=as_text).value(arguments, parameters, 0)
     assert isinstance(typed, dict)
@@ -45,7 +45,7 @@ def typed_arguments(arguments: dict[str, Any], parameters: Any, *, as_text: bool
 
 
 def json_text(value: Any) -> str:
-    """A value as JSON, in the characters it has as far as UTF-8 can write them."""
+    """A value as JSON. Characters are not escaped, unless the text has some that UTF-8 cannot encode."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
@@ -60,7 +60,7 @@ class _Types:
         self._as_text = as_text
 
     def value(self, value: Any, schema: Any, depth: int) -> Any:
-        """A value as the schema asks for it."""
+        """Convert a value to the schema's type."""
         if depth > _MAX_DEPTH:
             return value
         types = self._allowed(schema, 0)
@@ -68,14 +68,14 @@ class _Types:
             typed = self._of_text(value, schema, types)
             return typed if isinstance(typed, str) else self._inside(typed, schema, depth)
         if types <= {"string", "null"} and value is not None and not isinstance(value, float):
-            return json_text(value)  # a number, or the object that a file is to hold
+            return json_text(value)  # a number, or an object that is to be a file's content
         if isinstance(value, float) and value.is_integer() and "integer" in types and "number" not in types:
             return int(value)
         return self._inside(value, schema, depth)
 
     def _inside(self, value: Any, schema: Any, depth: int) -> Any:
         if isinstance(value, dict):
-            # What stands in a text that is JSON is written with its own types.
+            # Values inside a text of JSON have their own types.
             inner = self if depth == 0 or not self._as_text else _Types(self._root, as_text=False)
             return {name: inner.value(item, self._property(schema, name, 0), depth + 1) for name, item in value.items()}
         if isinstance(value, list):
@@ -112,7 +112,7 @@ class _Types:
         return _container(text, types)
 
     def _allowed(self, schema: Any, depth: int) -> frozenset[str]:
-        """The types a schema allows."""
+        """The types that a schema allows."""
         if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return _ALL
         types = _ALL
@@ -139,7 +139,7 @@ class _Types:
         return types or _ALL
 
     def _literals(self, schema: Any, depth: int) -> list[Any]:
-        """Values that a schema names."""
+        """The values that a schema lists."""
         if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return []
         values = list(schema["enum"]) if isinstance(schema.get("enum"), list) else []
@@ -156,7 +156,7 @@ class _Types:
         return self._child(schema, "additionalProperties", depth)
 
     def _child(self, schema: Any, keyword: str, depth: int, *, having: str | None = None) -> Any:
-        """What stands under a keyword of a schema, or of those it refers to."""
+        """The value of a keyword in a schema or in one that it refers to."""
         if not isinstance(schema, dict) or depth > _MAX_DEPTH:
             return None
         child = schema.get(keyword)
@@ -181,7 +181,7 @@ class _Types:
 
 
 def _options(schema: dict[str, Any], *keywords: str) -> list[Any]:
-    """The schemas in the lists under some keywords."""
+    """All schemas in the lists under the given keywords."""
     return [option for keyword in keywords if isinstance(schema.get(keyword), list) for option in schema[keyword]]
 
 
@@ -195,7 +195,7 @@ def _type_of(value: Any) -> str:
 
 
 def _container(text: str, types: frozenset[str]) -> Any:
-    """The list or object that a text is, where that is allowed; else the text."""
+    """The list or object that a text encodes, if its type is allowed; else the text."""
     if text.strip()[:1] not in ("{", "["):
         return text
     try:

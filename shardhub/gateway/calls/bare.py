@@ -1,7 +1,7 @@
-"""Calls that stand in an answer without tags: JSON, or Python, at the beginning of a line or in a fence.
+"""Calls without tags in an answer: JSON or Python, at the beginning of a line or in a fence.
 
-Source: Llama 3's JSON, the Python of Llama 3.2 and 4 and of Gemma 3, xLAM's lists. Only a call of a tool that was given
-is one here, as any other JSON may be the answer itself.
+Source: Llama 3's JSON, the Python of Llama 3.2 and 4 and of Gemma 3, xLAM's lists. Only a call of an offered tool
+counts, since any other JSON may be the answer itself.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Literal
 from shardhub.gateway.calls.bodies import ARGUMENT_KEYS, NAME_KEYS, WRAPPER_KEYS
 from shardhub.gateway.calls.brackets import Brackets
 
-# What the beginning of a text may be: the start of a call as far as it goes, of a call for certain, of something else.
+# The beginning of a text: possibly a call ("more" text must decide), certainly a call, or other text.
 Look = Literal["more", "call", "text"]
 
 _FENCE = re.compile(r"```[ \t]*(\w*)[ \t]*(\n\s*)?")
-# What stands after the marks of a fence that holds calls.
+# Languages of a fence that may hold calls.
 _LANGUAGES = ("", "json", "tool_call", "tool_calls", "tool_code", "python", "py", "xml")
 _KEYS = (*NAME_KEYS, *ARGUMENT_KEYS, *WRAPPER_KEYS, "type", "id")
 _KEY = re.compile(r"""\{\s*(["'])(\w*)(?:(\1)\s*(?:(:)\s*(.*))?)?""", re.DOTALL)
@@ -29,11 +29,11 @@ _PREFIXES = ("", "functions.", "default_api.")
 
 
 class Bare:
-    """Follows a call without tags to its end.
+    """Scans a call without tags for its end.
 
     Args:
-        start: Where it begins; in a fence, after its first line.
-        is_value: It ends with its bracket; otherwise with the fence.
+        start: Index of its beginning; in a fence, after the fence's first line.
+        is_value: Whether the call ends with its bracket; otherwise it ends with the fence.
     """
 
     def __init__(self, start: int, *, is_value: bool) -> None:
@@ -42,7 +42,7 @@ class Bare:
         self._searched = start
 
     def end(self, text: str) -> int | None:
-        """Where it ends in a text that begins as the one before did; None where it goes on."""
+        """Index of the call's end, or None if it continues. `text` must extend that of the previous call."""
         if self._brackets is not None:
             return self._brackets.end(text)
         at = text.find("```", self._searched)
@@ -51,10 +51,10 @@ class Bare:
 
 
 def look_at(text: str, names: Collection[str]) -> Look:
-    """What begins at a bracket at the beginning of a line.
+    """Classify what begins at a bracket at the beginning of a line.
 
     Args:
-        names: Tools that may be called.
+        names: Names of the tools that may be called.
     """
     if text.startswith("{"):
         return _object(text, names)
@@ -68,7 +68,7 @@ def look_at(text: str, names: Collection[str]) -> Look:
 
 
 def look_into_fence(text: str, names: Collection[str]) -> tuple[Look, int]:
-    """What begins at the marks of a fence, and where its inside begins."""
+    """Classify what begins at the marks of a fence; also return the index of the fence's content."""
     if not text.startswith("```"):
         return ("more" if "```".startswith(text) else "text"), 0
     match = _FENCE.match(text)

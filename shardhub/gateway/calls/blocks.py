@@ -1,4 +1,4 @@
-"""Where a block of calls ends that began with a tag."""
+"""Finds the end of a block of calls that began with a tag."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 from shardhub.gateway.calls.brackets import Brackets
 from shardhub.gateway.calls.formats import FORMATS, Format
 
-# What may follow a tag that opens calls: a bracket, a tag, a fence, or a name before one of these.
+# What may follow an opening tag: a bracket, a tag, a fence, or a name before one of these.
 _START = re.compile(r"[{\[<`(]|[\w.:/$-]+\s*(?:[<\[{(`]|$)")
 _NAME = re.compile(r"[\w.:/$-]*\s*")
 _VALUE = re.compile(r"\{|\[\s*[{\[\]\"']")
-# What Mistral writes between a call's name and its arguments.
+# Mistral's marks between a call's name and its arguments.
 _MARKS = ("[CALL_ID]", "[ARGS]")
 _WORD = re.compile(r"\w*\s*")
 _BETWEEN = " \t\r\n,;}]"
@@ -22,14 +22,14 @@ State = Literal["more", "end", "text"]
 
 
 class Block:
-    """Follows a block from its opening tag to its end.
+    """Scans a block from its opening tag to its end.
 
     Args:
-        kind: The format its tag is of.
+        kind: The format of its opening tag.
 
     Attributes:
-        end: Where it ends, closing tag included, once `look` said so.
-        is_closed: It has an end of its own; otherwise it goes on to the end of the answer.
+        end: Index of its end, closing tag included; set once `look` has found it.
+        is_closed: Whether the block has an end of its own; otherwise it extends to the end of the answer.
     """
 
     def __init__(self, kind: Format) -> None:
@@ -44,14 +44,14 @@ class Block:
         self._searched = self._start
 
     def look(self, text: str, *, final: bool) -> State:
-        """Whether the block is whole.
+        """Look for the end of the block.
 
         Args:
-            text: From the opening tag on; more of it at each call.
-            final: Nothing follows.
+            text: The text from the opening tag on, longer at each call.
+            final: Whether the text is complete.
 
         Returns:
-            `text` where something else than a call begins.
+            The state of the block; "text" if it does not begin a call.
         """
         if self._value is None and not self._is_plain:
             state = self._begin(text)
@@ -61,24 +61,24 @@ class Block:
         return self._at(text, state, final=final)
 
     def body(self, text: str) -> str:
-        """What stands between the tags, or with them where they are part of the call."""
+        """The text between the tags; it includes them where they are part of the call."""
         return text[0 : self.end] if self.format.keeps_opening else text[self._start : self._stop]
 
     def _at(self, text: str, state: State, *, final: bool) -> State:
         if state != "more" or not final:
             return state
-        if self._after:  # its values are whole; a tag after them was left out, cut off or mistaken for another
+        if self._after:  # its values are complete; the tag after them is missing, truncated or a wrong one
             rest = text[self._after :].lstrip(_BETWEEN)
             is_tag = any(tag.startswith(rest) for tag in (*self.format.closings, *_OPENINGS))
             return self._ended(self._after, len(text) if is_tag else self._after, closed=False)
-        # Quotes may be broken so that the closing tag seems to stand in a text.
+        # With broken quotes, the closing tag may seem to be inside a string.
         self._searched = self._start
         if self._in_plain(text) != "end":
             self._ended(len(text), len(text), closed=False)
         return "end"
 
     def _begin(self, text: str) -> State:
-        """Tell by its first characters how the block is written; `end` says that this is known."""
+        """Determine the block's notation from its first characters. The state "end" means that it is known."""
         rest = text[self._start :].lstrip()
         at = len(text) - len(rest)
         if not rest:
@@ -149,7 +149,7 @@ class Block:
             self._value, self._after = Brackets(following), 0
 
     def _following(self, rest: str, at: int) -> int | None:
-        """Where another value of the block begins: -1 where that is uncertain, None if none does."""
+        """Index of the block's next value; -1 if that is uncertain, None if there is none."""
         if rest[0] == "{" or (rest[0] == "[" and self.format.closings):
             return at
         name = _NAME.match(rest)

@@ -1,4 +1,4 @@
-"""What stands between the tags of a call, whichever way a model writes it."""
+"""Parses the text between the tags of a call, in every format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardhub.gateway.calls.values import read_value
 NAME_KEYS = ("name", "function", "tool_name", "tool", "function_name", "recipient_name")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "kwargs", "action_input")
 WRAPPER_KEYS = ("tool_call", "function_call", "tool_calls", "function")
-# Tags around each of several calls, within those around all.
+# Tags around each single call, inside the tags around all calls.
 _INNER = (
     ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
     ("<｜tool_call_begin｜>", "<｜tool_call_end｜>"),
@@ -23,9 +23,9 @@ _INNER = (
     ("<tool_call>", "</tool_call>"),
 )
 _SEPARATOR = r"(?:<｜tool[▁_ ]sep｜>|<\|tool_call_argument_begin\|>|<tool_sep>|\[ARGS\]|<\|tool_call:args\|>)"
-# What a call is of, in DeepSeek's and Step's words; nothing but functions are called.
+# The type of a call in DeepSeek's and Step's formats; only functions exist.
 _KIND = re.compile(r"\s*function\s*<｜tool[▁_ ]sep｜>\s*(?!\{)")
-# Solar writes a call's id before its name; nothing reads it again.
+# Solar writes a call's id before its name; its template does not read it back.
 _IDENTITY = re.compile(r"\s*[\w-]*<\|tool_call:name\|>")
 _HEADER = re.compile(
     rf"\s*(?P<name>[\w.:/$-]+)\s*(?:\[CALL_ID\]\s*(?P<id>\w+)\s*)?{_SEPARATOR}?\s*(?:```\w*\s*)?(?=[{{\[])"
@@ -33,20 +33,20 @@ _HEADER = re.compile(
 _BARE_NAME = re.compile(r"\s*([\w.:/$-]+)\s*(?:\(\s*\))?\s*")
 _FENCE = re.compile(r"\s*```\w*\s*(.*?)\s*(?:```\s*)?", re.DOTALL)
 _GEMMA = re.compile(r"\s*call:([\w.:/-]+)\s*(?=\{)")
-# Kimi K2 reads the ids of its calls again: its template writes them and no name.
+# Kimi K2's template reads ids back: it writes a call's id in place of its name.
 _KIMI_ID = re.compile(r"functions\.[\w.-]+:\d+")
-# What may stand beside a call's name without being one of its arguments.
+# Keys beside a call's name that are not arguments.
 _BOOKKEEPING = (*NAME_KEYS, "type", "id", "tool_call_id")
-# At the end of each name of a tag of Hunyuan 3.
+# The suffix of Hunyuan 3's tag names.
 _HUNYUAN = ":opensource"
 _BETWEEN = " \t\r\n,;"
 
 
 def calls_in(body: str, tools: CallableTools, *, cut: bool = False) -> list[Written] | None:
-    """The calls that a text between tags holds; None where it holds something else, too.
+    """Parse the calls in a text between tags; None if it holds anything else.
 
     Args:
-        cut: The text ends where the answer was cut off: nothing is added to it.
+        cut: Whether the text ends where the answer was cut off: missing brackets are then not added.
     """
     if f"<tool_call{_HUNYUAN}>" in body:
         body = body.replace(f"{_HUNYUAN}>", ">")
@@ -85,7 +85,7 @@ def calls_in(body: str, tools: CallableTools, *, cut: bool = False) -> list[Writ
 
 
 def calls_of(value: Any) -> list[Written] | None:
-    """The calls that a JSON value describes; None where it describes something else."""
+    """The calls that a JSON value describes; None if it describes anything else."""
     if isinstance(value, list):
         calls: list[Written] = []
         for item in value:
@@ -121,10 +121,10 @@ def _json_calls(text: str, *, repair: bool) -> list[Written] | None:
     at = 0
     while rest := text[at:].lstrip(_BETWEEN):
         if calls and not rest.strip("}]) \n`"):
-            break  # a bracket too many
+            break  # a superfluous bracket
         at = len(text) - len(rest)
         if rest.startswith("{{"):
-            at += 1  # as in a prompt that was written for str.format; the closing one is a bracket too many
+            at += 1  # doubled as in a prompt for str.format; the closing bracket is dropped as superfluous
         try:
             value, at = read_value(text, at, repair=repair)
         except ValueError:
@@ -137,7 +137,7 @@ def _json_calls(text: str, *, repair: bool) -> list[Written] | None:
 
 
 def _headed(text: str, header: re.Pattern[str], *, repair: bool = False, words: bool = False) -> list[Written] | None:
-    """Calls of which each is a name and then an object."""
+    """Parse calls that each consist of a name and an object."""
     calls: list[Written] = []
     at = 0
     while match := header.match(text, at):

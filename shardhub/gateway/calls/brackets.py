@@ -1,4 +1,4 @@
-"""Where a value in brackets ends, found while its text arrives."""
+"""Finds the end of a bracketed value while its text arrives."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _INSIDE = {quote: re.compile(rf"[{quote}\\]") for quote in "\"'"}
 
 
 class Brackets:
-    """Follows a value to the bracket that closes the first one; brackets in its texts do not count.
+    """Scans a value for the bracket that closes the first one. Brackets inside strings do not count.
 
     Args:
-        start: Where the first bracket is in the text.
+        start: Index of the first bracket in the text.
     """
 
     def __init__(self, start: int) -> None:
@@ -21,7 +21,7 @@ class Brackets:
         self._depth = 0
 
     def end(self, text: str) -> int | None:
-        """Where the value ends in a text that begins as the one before did; None where it goes on."""
+        """Index of the value's end, or None if it continues. `text` must extend that of the previous call."""
         while True:
             match = (_INSIDE[self._quote] if self._quote else _OUTSIDE).search(text, self._at)
             if match is None:

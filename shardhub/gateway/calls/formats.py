@@ -1,4 +1,4 @@
-"""The tags that calls stand between, family by family."""
+"""The tags around calls, by model family."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """One way of setting calls apart from text.
+    """One format that separates calls from text.
 
     Attributes:
-        opening: The tag before them.
-        closings: Any of these ends them. Where there is none, they end with their last value.
-        keeps_opening: The tag is part of the first call, as is the closing one.
-        marks: Other texts in a template that say the model was trained on it.
+        opening: The tag before the calls.
+        closings: Tags any of which ends the calls. If there are none, the calls end with their last value.
+        keeps_opening: Whether the opening tag is part of the first call, and the closing tag as well.
+        marks: Other texts in a template that show that the model was trained on the format.
     """
 
     opening: str
@@ -29,8 +29,8 @@ def _between(opening: str, *closings: str, marks: tuple[str, ...] = ()) -> Forma
 
 _COMMAND_R = ("```",)
 
-# Source: the parsers of mlx_lm/tool_parsers and vllm/tool_parsers, and the templates of the models named. No opening
-# begins with another one.
+# Source: the parsers of mlx_lm/tool_parsers and vllm/tool_parsers, and the templates of the models named. No opening is
+# a prefix of another one.
 FORMATS = (
     _between("<tool_call>", "</tool_call>"),  # Hermes, Qwen, GLM, Granite 4, Ernie, Nemotron 3, Exaone and many others
     _between("<tool_calls>", "</tool_calls>"),  # Jamba, Hunyuan, MiniMax M1
@@ -46,7 +46,7 @@ FORMATS = (
     _between("function call<|role_sep|>", marks=("'function call'",)),  # GigaChat 3
     _between("functools", marks=("functools[",)),  # Phi 4 mini, FireFunction
     _between("[TOOL_CALLS]"),  # Mistral
-    _between("[TOOL_REQUEST]", "[END_TOOL_REQUEST]"),  # LM Studio's own words for models without any
+    _between("[TOOL_REQUEST]", "[END_TOOL_REQUEST]"),  # LM Studio, for models without a format
     _between("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),  # DeepSeek V3, R1, V3.1
     _between("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
     _between("<｜tool_calls_begin｜>", "<｜tool_calls_end｜>"),  # Step 3
@@ -79,27 +79,27 @@ FORMATS = (
     Format(opening="<function=", closings=("</function>",), keeps_opening=True),  # Qwen3-Coder without its tag, Llama
     Format(opening="<function name=", closings=("</function>",), keeps_opening=True),  # MiniCPM
     Format(opening="<invoke name=", closings=("</invoke>",), keeps_opening=True),  # MiniMax M2 without its tag
-    Format(  # DeepSeek V3.2 and V4 without theirs
+    Format(  # DeepSeek V3.2 and V4 without their tags
         opening="<｜DSML｜invoke name=", closings=("</｜DSML｜invoke>",), keeps_opening=True, marks=("｜DSML｜",)
     ),
 )
 
 
 def own_formats(template: str, knows: Callable[[str], bool]) -> frozenset[str]:
-    """Openings of the formats a model was trained on: those that its template or its vocabulary has.
+    """Openings of the formats that a model was trained on: those in its template or its vocabulary.
 
     Args:
         template: The model's chat templates; empty if it has none.
-        knows: Whether a text is one token of the vocabulary.
+        knows: Tells whether a text is one token of the vocabulary.
     """
     own = set()
     for each in FORMATS:
         in_template = any(mark in template for mark in (each.opening, *each.marks))
         if in_template or (each.opening[0] in "<[" and knows(each.opening)):
             own.add(each.opening)
-    # A template may write the line break as its two characters.
+    # A template may write the line break as the two characters \n.
     if "Action:" in template and "tool_name" in template:
         own |= {each.opening for each in FORMATS if each.opening.startswith("Action:")}
     if "<function=" in own or "<tool_call>" in own:
-        own |= {"<function=", "<tool_call>"}  # models leave out either tag
+        own |= {"<function=", "<tool_call>"}  # models omit either tag
     return frozenset(own)

@@ -1,4 +1,4 @@
-"""Calls written in tags: a function with its parameters, each value as text between two tags."""
+"""Parses calls written in tags: a function and its parameters, each value as text between two tags."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _ATTRIBUTE = re.compile(r'(\w+)="([^"]*)"')
 
 
 def function_calls(body: str, tools: CallableTools, *, cut: bool) -> list[Written] | None:
-    """Calls of the form `<function=name><parameter=key>value</parameter></function>` and its relatives.
+    """Parse calls of the form `<function=name><parameter=key>value</parameter></function>` and its variants.
 
     Args:
-        cut: The text may go on behind its end: a call or a value that is open there is none.
+        cut: Whether the text may have been cut off: a call or a value that is unfinished at its end does not count.
     """
     calls: list[Written] = []
     at = 0
@@ -42,7 +42,7 @@ def function_calls(body: str, tools: CallableTools, *, cut: bool) -> list[Writte
         arguments: dict[str, Any] = {}
         at = match.end()
         if not (parameter := _PARAMETER.search(body, at)) or _FUNCTION_END.search(body, at, parameter.start()):
-            # No parameters, or all of them as one object.
+            # There are no parameters, or one object holds all of them.
             end = _FUNCTION_END.search(body, at)
             if end is None and cut:
                 return None
@@ -66,10 +66,10 @@ def function_calls(body: str, tools: CallableTools, *, cut: bool) -> list[Writte
 
 
 def keyed_calls(body: str, *, cut: bool) -> list[Written] | None:
-    """A call of the form `name<arg_key>key</arg_key><arg_value>value</arg_value>`.
+    """Parse a call of the form `name<arg_key>key</arg_key><arg_value>value</arg_value>`.
 
     Args:
-        cut: The text may go on behind its end: a value that is open there is none.
+        cut: Whether the text may have been cut off: a value that is unfinished at its end does not count.
     """
     first = _KEY.search(body)
     name = body[: first.start() if first else len(body)].replace("<tool_sep>", "").strip()
@@ -83,7 +83,7 @@ def keyed_calls(body: str, *, cut: bool) -> list[Written] | None:
         ends = list(_VALUE_END.finditer(body, value.end(), next_key.start() if next_key else len(body)))
         if not ends and next_key is None and cut:
             return None
-        # A text that holds the closing tag itself goes on to the last one before the next key.
+        # A value may contain the closing tag: it ends at the last one before the next key.
         stop = ends[-1].start() if ends else next_key.start() if next_key else len(body)
         arguments[match[1].strip()] = _unwrapped(body[value.end() : stop])
         match = next_key
@@ -91,7 +91,7 @@ def keyed_calls(body: str, *, cut: bool) -> list[Written] | None:
 
 
 def xtml_calls(body: str) -> list[Written] | None:
-    """Calls of the form `<|open|>call tool="name"<|sep|>...<|close|>call<|sep|>`."""
+    """Parse calls of the form `<|open|>call tool="name"<|sep|>...<|close|>call<|sep|>`."""
     calls = []
     for match in _XTML_CALL.finditer(body):
         name = _attributes(match[1]).get("tool", "")
@@ -124,7 +124,7 @@ def _next_parameter(body: str, at: int) -> re.Match[str] | None:
 
 
 def _value(body: str, parameter: re.Match[str], names: list[str]) -> tuple[Any, int]:
-    """A parameter's value and where it ends; None where it has no end."""
+    """A parameter's value and the index of its end; the value is None if it has no end."""
     start = parameter.end()
     end, after = _value_end(body, start, names)
     if end is None:
@@ -133,7 +133,7 @@ def _value(body: str, parameter: re.Match[str], names: list[str]) -> tuple[Any, 
     if cdata := _CDATA.fullmatch(text):
         return cdata[1], after
     if parameter[0].startswith("<param "):
-        return html.unescape(text.strip()), after  # an XML document, as far as its template says
+        return html.unescape(text.strip()), after  # the template describes an XML document
     if 'string="false"' in parameter["more"]:
         return _json(text), after
     if parameter[0].startswith("<parameter="):
@@ -142,9 +142,9 @@ def _value(body: str, parameter: re.Match[str], names: list[str]) -> tuple[Any, 
 
 
 def _value_end(body: str, start: int, names: list[str]) -> tuple[int | None, int]:
-    """Where a value ends, and where its closing tag does.
+    """The index of a value's end, and that of its closing tag's end.
 
-    A text may hold such tags itself: the closing one is the first that another parameter or the function's end follows.
+    A value may contain such tags. Its closing tag is the first one before another parameter or the function's end.
     """
     open_parameters = (m for m in _PARAMETER.finditer(body, start) if _named(m) in names and m[0].endswith(">"))
     next_parameter = next(open_parameters, None)
@@ -158,13 +158,13 @@ def _value_end(body: str, start: int, names: list[str]) -> tuple[int | None, int
             return end.start(), end.end()
     if first is not None:
         return first.start(), first.end()
-    # Without a closing tag: as far as the next parameter, or the function's end.
+    # Without a closing tag, the value extends to the next parameter or the function's end.
     candidates = [match.start() for match in (next_parameter, _FUNCTION_END.search(body, start)) if match is not None]
     return (min(candidates), min(candidates)) if candidates else (None, len(body))
 
 
 def _unwrapped(text: str) -> str:
-    """A value without the line breaks that set it apart from its tags."""
+    """A value without the line breaks that separate it from its tags."""
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] == "\n" else text
 
 

@@ -14,7 +14,7 @@ _PRINT = re.compile(r"\s*(?:[A-Za-z_]\w*\s*=\s*)?print\s*\(")
 
 
 def python_calls(body: str, tools: CallableTools) -> list[Written] | None:
-    """Calls in a list, or one after the other; None where something else is among them."""
+    """The calls in a list or one after the other; None if the text holds anything else."""
     text = body.strip()
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]

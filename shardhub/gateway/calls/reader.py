@@ -1,4 +1,4 @@
-"""Reads the calls of an answer while its text arrives."""
+"""Extracts the calls from an answer while its text arrives."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from shardhub.gateway.calls.bodies import calls_in
 from shardhub.gateway.calls.formats import FORMATS
 from shardhub.gateway.calls.tools import Call, CallableTools
 
-# A call longer than this is shown as the text it is: two files of the largest size that an agent writes at once.
+# A longer call is shown as text: this is twice the largest file that an agent writes at once.
 _MAX_CALL_CHARS = 1 << 20
-# Tags that turned out to be text. An answer that has more of them is about tags; the rest of it is text.
+# After this many tags that turned out to be text, the answer is about tags and the rest of it is text.
 _MAX_MISTAKEN = 64
 _BY_OPENING = {each.opening: each for each in FORMATS}
 _OPENING = re.compile("|".join(re.escape(opening) for opening in _BY_OPENING))
 _BEGINNINGS = frozenset(opening[:length] for opening in _BY_OPENING for length in range(1, len(opening)))
 _LONGEST = max(map(len, _BY_OPENING))
 _LINE = re.compile(r"^[ \t]*(?=[{\[`])", re.MULTILINE)
-# What stands between calls; a comma or a semicolon in a list without brackets.
+# Characters between calls: blanks, and commas or semicolons in a list without brackets.
 _BETWEEN = " \t\r\n,;"
 _FENCE = "```"
 _STRAYS = tuple({closing for each in FORMATS for closing in each.closings} - {_FENCE})
 
 
 class CallReader:
-    """Tells calls from text, however the text is cut into pieces.
+    """Separates calls from text, however the text is cut into pieces.
 
-    Blanks between calls, and before a first one that begins the answer, are in neither.
+    Blanks between calls, and before a call that begins the answer, are dropped.
 
     Args:
-        own: Openings of the formats the model was trained on: a call in one of these is one whatever its name. In any
-            other format, and without tags, only a call of one of the tools is.
-        tools: What may be called.
+        own: Openings of the formats the model was trained on. In these formats a call may have any name. In other
+            formats, and without tags, only a call of one of `tools` counts.
+        tools: The tools that may be called.
     """
 
     def __init__(self, own: Collection[str], tools: CallableTools) -> None:
@@ -51,17 +51,17 @@ class CallReader:
         self._items: list[str | Call] = []
 
     def feed(self, piece: str) -> list[str | Call]:
-        """Take the next piece; the texts and calls that are certain now, in order."""
+        """Take the next piece and return the texts and calls that are now certain, in order."""
         self._held += piece
         while self._held and self._step(final=False, cut=False):
             pass
         return self._taken()
 
     def finish(self, *, cut: bool) -> list[str | Call]:
-        """End the answer; the rest of it.
+        """End the answer and return the rest of it.
 
         Args:
-            cut: It was cut off: a call that has no end is text then. Otherwise brackets that are missing are added.
+            cut: Whether the answer was cut off: an unfinished call is then text. Otherwise missing brackets are added.
         """
         while self._held and self._step(final=True, cut=cut):
             pass
@@ -74,7 +74,7 @@ class CallReader:
         return items
 
     def _step(self, *, final: bool, cut: bool) -> bool:
-        """One step in what is held; false where more must come."""
+        """Process the held-back text by one step. Returns False if more text must arrive."""
         if self._block is not None:
             return self._in_block(self._block, final=final, cut=cut)
         if self._bare is not None:
@@ -111,14 +111,14 @@ class CallReader:
         return False
 
     def _line(self) -> int | None:
-        """Where the first bracket or fence is that begins a line, but for blanks."""
+        """Index of the first bracket or fence that begins a line, apart from blanks; None if there is none."""
         for match in _LINE.finditer(self._held):
             if match.start() > 0 or self._line_is_blank:
                 return match.end()
         return None
 
     def _at_line(self, *, final: bool) -> bool:
-        """What is held begins with a bracket or a fence: is it a call?"""
+        """Process held-back text that begins with a bracket or a fence, which may be a call."""
         names, inside = self._tools.names, 0
         if tag := _OPENING.match(self._held):
             self._block = Block(_BY_OPENING[tag[0]])
@@ -147,7 +147,7 @@ class CallReader:
         if is_short and not (end is None and cut):
             calls = self._calls(self._held[bare.start : end], is_bare=True, must_be_known=True, cut=False)
         if calls is None:
-            self._release(1)  # the rest is looked at again, but for this bracket
+            self._release(1)  # the text after this bracket is examined again
             self._num_mistaken += 1
         else:
             self._emit(calls, len(self._held) if end is None else end)
@@ -175,7 +175,7 @@ class CallReader:
     def _calls(self, body: str, *, must_be_known: bool, cut: bool, is_bare: bool = False) -> list[Call] | None:
         written = calls_in(body, self._tools, cut=cut)
         if is_bare and any(each.arguments is None or each.is_flat for each in written or ()):
-            return None  # {"name": ...} may be anything
+            return None  # {"name": ...} need not be a call
         calls = [self._tools.called(each, must_be_known=must_be_known) for each in written or ()]
         certain = [call for call in calls if call is not None]
         return certain if certain and len(certain) == len(calls) else None
@@ -188,7 +188,7 @@ class CallReader:
         self._line_is_blank = True
 
     def _release(self, length: int) -> None:
-        """Let the first characters of what is held go as text."""
+        """Emit the first characters of the held-back text as text."""
         text, self._held = self._held[:length], self._held[length:]
         if not text:
             return
@@ -203,7 +203,7 @@ class CallReader:
         self._items.append(text)
 
     def _num_uncertain(self) -> int:
-        """Characters at the end of what is held that a tag may begin with."""
+        """Number of characters at the end of the held-back text that may begin a tag."""
         for length in range(min(len(self._held), _LONGEST), 0, -1):
             if self._held[-length:] in _BEGINNINGS:
                 return length

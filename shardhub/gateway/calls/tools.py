@@ -10,7 +10,7 @@ from typing import Any
 from shardhub.gateway.calls.arguments import json_text, typed_arguments
 from shardhub.gateway.calls.values import read_value
 
-# What models put before a name that is theirs.
+# Prefixes that models put before a tool's name.
 _PREFIXES = ("functions.", "function.", "tools.", "default_api.", "default_tools.")
 _NUMBERED = re.compile(r"(.+):\d+")
 _MAX_NAME_CHARS = 256
@@ -18,13 +18,13 @@ _MAX_NAME_CHARS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A call as it stands in a text.
+    """A call as it was parsed from a text.
 
     Attributes:
-        arguments: As they were read; None where there are none.
-        as_text: The format writes every value as text.
-        is_flat: The arguments stand beside the name, in the same object.
-        id: The model's own, where the format has one that it reads again.
+        arguments: The parsed arguments; None if there are none.
+        as_text: Whether the format writes every value as text.
+        is_flat: Whether the arguments are beside the name, in the same object.
+        id: The model's id for the call, if its template reads such ids back.
     """
 
     name: str
@@ -36,11 +36,11 @@ class Written:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A call of a tool.
+    """A tool call.
 
     Attributes:
-        arguments: An object, as JSON.
-        id: The model's own, if it has one.
+        arguments: An object as JSON.
+        id: The model's id for the call, if there is one.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Call:
 
 
 class CallableTools:
-    """What may be called.
+    """The tools that may be called.
 
     Args:
-        tools: As chat templates know them: each has a function with a name.
+        tools: Tools in the form for chat templates: each has a function with a name.
 
     Attributes:
-        names: Of all of them.
+        names: The names of all tools.
     """
 
     def __init__(self, tools: Sequence[dict[str, Any]]) -> None:
@@ -64,11 +64,11 @@ class CallableTools:
         self.names = frozenset(self._parameters)
 
     def called(self, written: Written, *, must_be_known: bool) -> Call | None:
-        """The call that a text stands for, or None.
+        """The call of a tool, or None if a written call does not count as one.
 
         Args:
-            must_be_known: Only a call of one of these tools is one. Otherwise any name is: clients tell the model that
-                a tool does not exist, so that it tries another; vLLM gives them such calls, too.
+            must_be_known: Whether only calls of these tools count. Otherwise any name does: the client tells the model
+                that the tool does not exist, and the model tries another. vLLM does the same.
         """
         name = self.name_of(written.name)
         if name is None or (must_be_known and name not in self.names):
@@ -84,24 +84,24 @@ class CallableTools:
             return None
 
     def name_of(self, text: str) -> str | None:
-        """The tool's name in what a model wrote for it; None where that cannot be a name."""
+        """The tool's name in the text that a model wrote for it; None if that cannot be a name."""
         name = text.strip().strip("\"'`")
         if not name or len(name) > _MAX_NAME_CHARS or not name.isprintable():
             return None
         candidates = [name, *(name.removeprefix(prefix) for prefix in _PREFIXES)]
         candidates += [match[1] for each in candidates if (match := _NUMBERED.fullmatch(each))]
-        candidates.append(name.removesuffix(".call"))  # Llama 3, of tools that it knows by itself
+        candidates.append(name.removesuffix(".call"))  # Llama 3, for its built-in tools
         return next((each for each in candidates if each in self.names), name)
 
     def parameter_names(self, name: str) -> list[str]:
-        """Names of a tool's parameters, in the order of its schema."""
+        """The names of a tool's parameters, in the order of its schema."""
         parameters = self._parameters.get(self.name_of(name) or "")
         properties = parameters.get("properties") if isinstance(parameters, dict) else None
         return list(properties) if isinstance(properties, dict) else []
 
 
 def _object(arguments: Any, parameters: Any) -> dict[str, Any] | None:
-    """Arguments as an object; None where they are something else."""
+    """Arguments as an object; None if they are not an object."""
     if isinstance(arguments, str):
         text = arguments.strip()
         try:
@@ -116,7 +116,7 @@ def _object(arguments: Any, parameters: Any) -> dict[str, Any] | None:
 
 
 def _only(text: str, parameters: Any) -> dict[str, Any] | None:
-    """A text for arguments, where the tool has one parameter and that is a text."""
+    """Arguments made of a plain text, if the tool's only parameter is a text; else None."""
     properties = parameters.get("properties") if isinstance(parameters, dict) else None
     if not isinstance(properties, dict) or len(properties) != 1:
         return None

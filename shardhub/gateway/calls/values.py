@@ -1,4 +1,4 @@
-"""Values as models write them: JSON, and what is nearly JSON."""
+"""Parses values as models write them: JSON and near-JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any, NoReturn
 
-# Values inside each other; JSON that a program reads is never so deep.
+# Nesting depth; JSON in practice is never this deep.
 _MAX_DEPTH = 100
 _BLANKS = re.compile(r"\s*")
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?")
@@ -17,15 +17,15 @@ _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL
 _LETTERS = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 _BRACKETS = {"[": "]", "(": ")"}
-# Before and after a text: Gemma's own marks beside quotes.
+# What may enclose a string: quotes, and Gemma's own marks.
 _QUOTES = ('<|"|>', "<escape>", '"""', "'''", '"', "'")
 
 
 def number_of(text: str) -> int | float:
-    """A number as JSON or Python writes it.
+    """Parse a number in JSON's or Python's notation.
 
     Raises:
-        ValueError: It is something else, or is beyond what JSON's readers can hold.
+        ValueError: The text is not a number, or is out of the range of JSON readers.
     """
     if not _NUMBER.fullmatch(text):
         raise ValueError(f"not a number: {text[:20]!r}")
@@ -38,24 +38,23 @@ def number_of(text: str) -> int | float:
 
 
 def read_value(text: str, start: int = 0, *, repair: bool = False, words: bool = False) -> tuple[Any, int]:
-    """The value that begins at `start` and where it ends.
+    """Parse the value that begins at `start`; return it and the index of its end.
 
-    Beside JSON it may be a Python literal, have raw line breaks in its texts, keys without quotes, a comma after the
-    last item.
+    Besides JSON, Python literals, raw line breaks in strings, keys without quotes and a trailing comma are accepted.
 
     Args:
-        repair: Brackets that are missing where the text ends are added.
-        words: Texts may stand without quotes, as far as the next comma or bracket.
+        repair: Whether to add brackets that are missing at the end of the text.
+        words: Whether strings may be without quotes, up to the next comma or bracket.
 
     Raises:
-        ValueError: No value begins there, or it does not end.
+        ValueError: No value begins at `start`, or it has no end.
     """
     start = _blanks(text, start)
     if not words:
         try:
             return _STRICT.raw_decode(text, start)
         except (ValueError, RecursionError):
-            pass  # read below, or refused there
+            pass  # parsed or refused below
     return _Reader(text, repair=repair, words=words).value(start, 0)
 
 
@@ -121,7 +120,7 @@ class _Reader:
         inside = text[at:end]
         if "\\" in inside and "<" not in quote:
             inside = _ESCAPE.sub(_character, inside)
-            # Two halves of a character beyond the 65,536 first ones.
+            # Joins a surrogate pair into one character.
             inside = inside.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
         return inside, end + len(quote)
 

@@ -1,1 +1,1 @@
-"""The page at /: a chat with the model and a live picture of its chain, in a browser, from this package alone."""
+"""The web page at /: a chat with the model and a live view of its chain, served from this package alone."""

@@ -1,4 +1,4 @@
-"""GET / and GET /page/...: the page's files as they are in the package, with headers that let it load nothing else."""
+"""GET / and GET /page/...: the page's files from the package, with headers that let it load nothing else."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Kept, and asked about each time: an update of the gateway shows at once.
+    # Cached and revalidated each time, so that an update of the gateway shows at once.
     "Cache-Control": "no-cache",
 }
-# Browsers run a module only under its right type; a system's own table may have another.
+# Browsers run a module only under its correct media type, which a system's table may have wrong.
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -49,7 +49,7 @@ class Asset:
 
 @cache
 def assets() -> dict[str, Asset]:
-    """The page's files by their paths: what is not in here is not served, whatever a path says."""
+    """The page's files by their paths. No other file is served, whatever the requested path."""
     found: dict[str, Asset] = {}
     for path in sorted(ASSETS.rglob("*")):
         if path.suffix in _TYPES and path.is_file():
@@ -61,19 +61,19 @@ def assets() -> dict[str, Asset]:
 
 @router.get("/")
 async def page(request: Request) -> Response:
-    """The page."""
+    """Serve the page."""
     return _answer("index.html", request)
 
 
 @router.get("/favicon.ico")
 async def icon(request: Request) -> Response:
-    """What browsers ask for on their own."""
+    """Serve the icon, which browsers request on their own."""
     return _answer("icon.svg", request)
 
 
 @router.get("/page/{path:path}")
 async def file(path: str, request: Request) -> Response:
-    """A file of the page."""
+    """Serve a file of the page."""
     return _answer(path, request)
 
 

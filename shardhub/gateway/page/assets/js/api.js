@@ -1,8 +1,8 @@
-// Requests to the gateway this page came from.
+// Requests to the gateway that serves this page.
 
 const KEY = "shardhub.key";
 
-/** What the gateway refused, or what came between. */
+/** A refusal of the gateway, or a failure of the connection. */
 export class ApiError extends Error {
   constructor(message, { status = 0, code = null, retryAfter = null } = {}) {
     super(message);
@@ -27,7 +27,7 @@ export function keepApiKey(key) {
   } catch { /* a browser that keeps nothing */ }
 }
 
-/** Send a request; an answer that is not 2xx becomes an ApiError. */
+/** Send a request. An answer with a status other than 2xx becomes an ApiError. */
 export async function call(path, { body, signal } = {}) {
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -58,9 +58,9 @@ export async function call(path, { body, signal } = {}) {
 }
 
 /**
- * Server-sent events of an answer, as they come: {data} or {comment}.
+ * Yield the server-sent events of an answer as they arrive: {data} or {comment}.
  *
- * EventSource can neither post nor send a key.
+ * EventSource cannot be used, because it can neither post nor send a key.
  */
 export async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -85,7 +85,7 @@ export async function* events(answer) {
 /**
  * Stream a chat's answer: {text}, {reasoning}, {progress}, {finish} and {usage}.
  *
- * A stream that ends without [DONE] was cut off, and is an error.
+ * A stream that ends without [DONE] was cut off, which is an error.
  */
 export async function* answerTo(body, signal) {
   const request = { ...body, stream: true, stream_options: { include_usage: true } };

@@ -1,4 +1,4 @@
-// The picture of the chain: stages in order, what lies between them, and what happened.
+// The view of the chain: its stages in order, the links between them, and events.
 import { $, icon, make, say } from "./dom.js";
 import { bytes, clock, short } from "./units.js";
 
@@ -18,7 +18,7 @@ export class ChainView {
   #seen = new Set();
   #mode = "connecting";
 
-  /** Show a state, read by Readings. */
+  /** Show a state that Readings has processed. */
   show(state, places) {
     const shape = places.map((place) => `${place.id}@${place.nodes.map((node) => node.at).join()}`).join(";");
     if (shape !== this.#shape) {
@@ -46,7 +46,7 @@ export class ChainView {
   #health = "unknown";
   #sum = ": connecting";
 
-  /** Show whether what is shown is fresh. */
+  /** Show whether the displayed state is current. */
   mode(mode) {
     this.#mode = mode;
     $("live").dataset.state = mode;

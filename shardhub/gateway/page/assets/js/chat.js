@@ -1,4 +1,4 @@
-// The chat: one conversation on the screen, and the answer that is on its way.
+// The chat: the displayed conversation and the answer in progress.
 import { answerTo } from "./api.js";
 import { $, say } from "./dom.js";
 import { keep } from "./conversations.js";
@@ -13,8 +13,8 @@ export class Chat {
   #follows = true;
 
   /**
-   * @param changed Told when the conversation was changed and kept.
-   * @param failed Told of errors that are not about one answer.
+   * @param changed Called when the conversation was changed and saved.
+   * @param failed Called with errors that do not concern one answer.
    */
   constructor({ changed, failed }) {
     this.changed = changed;
@@ -31,13 +31,13 @@ export class Chat {
     return this.#stopping !== null;
   }
 
-  /** Positions the chain has room for. */
+  /** Number of positions of the chain's context. */
   set context(value) {
     this.#context = value;
     this.#meter();
   }
 
-  /** Put a conversation on the screen. */
+  /** Display a conversation. */
   show(conversation) {
     this.stop();
     this.conversation = conversation;
@@ -53,14 +53,14 @@ export class Chat {
     this.#toEnd(true);
   }
 
-  /** Ask. */
+  /** Send the user's message. */
   send(text) {
     this.stop();
     this.conversation.messages.push({ role: "user", content: text });
     this.#ask();
   }
 
-  /** Answer again: what came after is dropped. */
+  /** Regenerate an answer. Later messages are dropped. */
   again(index = this.conversation.messages.findLastIndex((m) => m.role === "assistant")) {
     if (index < 1) return;
     this.stop();
@@ -68,7 +68,7 @@ export class Chat {
     this.#ask();
   }
 
-  /** Stop the answer that is on its way; what came of it stays. */
+  /** Stop the answer in progress. The text so far is kept. */
   stop() {
     this.#stopping?.abort();
   }
@@ -79,7 +79,7 @@ export class Chat {
     this.send(text);
   }
 
-  /** Tell the answer on its way whether the chain can go on. */
+  /** Tell the answer in progress whether the chain can continue. */
   hold(isHeld) {
     if (this.isAnswering) this.#view.hold(isHeld);
   }
@@ -104,7 +104,7 @@ export class Chat {
     const times = { first: null, last: null };
     let numParts = 0;
     let usage = null;
-    // What the prompt takes, until it is counted: what was there before, and four characters a token.
+    // Estimated tokens of the prompt until they are counted: the previous count, and four characters per token.
     let numPrompt = this.#used() + Math.ceil(asked.at(-1).content.length / 4);
     try {
       for await (const part of answerTo({ messages: asked, ...sampling() }, stopping.signal)) {
@@ -163,7 +163,7 @@ export class Chat {
     $("to-end").hidden = true;
   }
 
-  /** Positions that the conversation takes, as far as was counted. */
+  /** Number of positions that the conversation takes, as last counted. */
   #used() {
     return this.conversation?.messages.findLast((m) => m.stats?.numContext)?.stats.numContext ?? 0;
   }

@@ -1,13 +1,13 @@
-// Conversations, kept in this browser: each under a key of its own, so that two tabs do not overwrite each other's.
+// Conversations stored in this browser, each under its own key, so that two tabs do not overwrite each other's.
 
 const PREFIX = "shardhub.conversation.";
 
 const randomId = () => Array.from(crypto.getRandomValues(new Uint8Array(9)), (n) => n.toString(36).padStart(2, "0")).join("");
 
-/** A conversation without messages; it is kept once it has one. */
+/** Make a conversation without messages. It is saved once it has one. */
 export const blank = (system = "") => ({ id: randomId(), created: Date.now(), changed: Date.now(), system, messages: [] });
 
-/** What a conversation is called: how it begins. */
+/** The title of a conversation: its beginning. */
 export function title(conversation) {
   const text = conversation.messages.find((m) => m.role === "user")?.content.trim().replace(/\s+/g, " ") ?? "";
   return text ? (text.length > 60 ? `${text.slice(0, 59)}…` : text) : "New conversation";
@@ -23,11 +23,11 @@ function read(key) {
     const isWhole = typeof value.id === "string" && Array.isArray(value.messages) && value.messages.every(isMessage);
     return isWhole ? { created: 0, changed: 0, system: "", ...value } : null;
   } catch {
-    return null; // left as it is: what cannot be read today is not ours to throw away
+    return null; // left in place, although it cannot be read: it may be another version's
   }
 }
 
-/** All that are kept, the latest first. */
+/** All stored conversations, latest first. */
 export function all() {
   try {
     const keys = Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
@@ -37,7 +37,7 @@ export function all() {
   }
 }
 
-/** Keep one; false if the browser has no room. */
+/** Save a conversation. Returns false if the browser's storage is full. */
 export function keep(conversation) {
   try {
     localStorage.setItem(PREFIX + conversation.id, JSON.stringify(conversation));
@@ -53,7 +53,7 @@ export function drop(conversation) {
   } catch { /* nothing was kept */ }
 }
 
-/** Tell when another tab changed some. */
+/** Call back when another tab changed conversations. */
 export function onOtherTab(told) {
   addEventListener("storage", (event) => {
     if (event.key === null || event.key.startsWith(PREFIX)) told();
@@ -71,13 +71,13 @@ function save(name, type, text) {
 const fileName = (conversation) =>
   title(conversation).toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 40) || "conversation";
 
-/** As a file with all that is known of it. */
+/** Export a conversation with all its data. */
 export function exportJson(conversation, model) {
   const data = { format: "shardhub-conversation", version: 1, title: title(conversation), model, ...conversation };
   save(`${fileName(conversation)}.json`, "application/json", `${JSON.stringify(data, null, 2)}\n`);
 }
 
-/** As a file to read. */
+/** Export a conversation as readable text. */
 export function exportMarkdown(conversation, model) {
   const parts = [`# ${title(conversation)}`, `${model}, ${new Date(conversation.created).toLocaleString("en-GB")}`];
   if (conversation.system) parts.push("## System", conversation.system);

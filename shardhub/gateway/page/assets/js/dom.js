@@ -1,9 +1,9 @@
-// Elements, made without ever parsing text as HTML.
+// Creates elements without ever parsing text as HTML.
 
 /** The element with an id. */
 export const $ = (id) => document.getElementById(id);
 
-/** A new element. Attributes that are null are left out; children are nodes or text. */
+/** Make an element. Attributes that are null are left out; children are nodes or text. */
 export function make(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -15,7 +15,7 @@ export function make(name, attributes = {}, ...children) {
   return element;
 }
 
-/** A drawing of lines on a 20 by 20 ground. */
+/** Make an icon of lines in a 20 by 20 view box. */
 export function icon(...paths) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("viewBox", "0 0 20 20");
@@ -28,12 +28,12 @@ export function icon(...paths) {
   return svg;
 }
 
-/** Set an element's text only where it changes: screen readers speak of changes. */
+/** Set an element's text only if it differs, because screen readers announce changes. */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Put text on the clipboard, also on pages that came without TLS. */
+/** Copy text to the clipboard, also on pages loaded without TLS. */
 export async function copy(text) {
   if (navigator.clipboard && isSecureContext) {
     await navigator.clipboard.writeText(text);
@@ -47,7 +47,7 @@ export async function copy(text) {
   field.remove();
 }
 
-/** A message of the gateway as text and elements: what stands between backticks is code. */
+/** Convert a message of the gateway to text and elements. Text between backticks becomes code. */
 export function withCode(text) {
   const parts = text.split("`");
   if (parts.length % 2 === 0) return [text];

@@ -1,10 +1,10 @@
-// The chain's states as they come: a stream, and where that does not work, one question a second.
+// The chain's states from a stream or, if that fails, by polling once a second.
 import { call, events } from "./api.js";
 
-const SILENT_MS = 2500; // states come once a second: without one for so long, something is wrong
+const SILENT_MS = 2500; // states arrive once a second: a longer silence means a fault
 const POLL_MS = 1000;
 const ASK_TIMEOUT_MS = 2500;
-const BROKEN_AFTER = 2; // streams that brought nothing, before asking instead
+const BROKEN_AFTER = 2; // streams without data before polling instead
 const STREAM_AGAIN_MS = 30_000;
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -17,8 +17,8 @@ export class Feed {
   #told = "";
 
   /**
-   * @param onState Told of each state.
-   * @param onMode Told how it goes: connecting, live, polling, silent, or locked (a key is needed).
+   * @param onState Called with each state.
+   * @param onMode Called with the mode: connecting, live, polling, silent, or locked (a key is needed).
    */
   constructor({ onState, onMode }) {
     this.onState = onState;
@@ -30,12 +30,12 @@ export class Feed {
     setInterval(() => this.#tell(), 250);
     addEventListener("online", () => this.again());
     document.addEventListener("visibilitychange", () => {
-      // A tab that slept may hold a stream that is dead without knowing.
+      // The stream of a tab that was asleep may be dead without notice.
       if (!document.hidden && performance.now() - this.#lastAt > 2 * SILENT_MS) this.again();
     });
   }
 
-  /** Connect afresh, now. */
+  /** Reconnect now. */
   again() {
     this.#failures = 0;
     this.#control.abort();
@@ -60,7 +60,7 @@ export class Feed {
 
   async #stream(signal) {
     const answer = await call("/shardhub/events", { signal });
-    // A proxy that gathers a stream's pieces lets nothing through.
+    // A buffering proxy passes nothing on.
     const watch = setInterval(() => {
       if (performance.now() - this.#lastAt > 4 * SILENT_MS) {
         this.#failures += 1;

@@ -1,4 +1,4 @@
-// Puts the page together.
+// Assembles the page.
 import { call } from "./api.js";
 import { ChainView } from "./chain.js";
 import { Chat } from "./chat.js";
@@ -56,7 +56,7 @@ async function learn() {
   }
 }
 
-/** Say what is wrong with the whole; where a key is missing, ask for it. */
+/** Show an error of the whole page. If a key is missing, ask for it. */
 function failed(error) {
   if (error.status === 401) {
     banner("This gateway asks for an API key.", "Give the key", () => dialog.open($("key")));
@@ -159,7 +159,7 @@ for (const idea of document.querySelectorAll(".idea")) {
 addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return;
   const isTyping = ["TEXTAREA", "INPUT"].includes(event.target.tagName);
-  // By place, not by letter: with Alt, some keyboards write signs.
+  // By position, not by letter: with Alt, some keyboards produce symbols.
   const shortcuts = { KeyN: begin, KeyR: () => chat.again(), KeyS: () => dialog.open(), KeyC: () => openSide($("chain"), $("open-chain")) };
   if (event.key === "Escape") {
     if (!closeSide()) chat.stop();

@@ -1,4 +1,4 @@
-// Markdown of the model as elements. What it writes is nobody's to trust: marked makes HTML, DOMPurify always has the last word.
+// Converts the model's Markdown to elements. It is untrusted: DOMPurify always sanitizes the HTML that marked makes.
 import { copy, make } from "./dom.js";
 
 const { marked } = globalThis;
@@ -24,7 +24,7 @@ marked.use({
   breaks: false,
   extensions: [
     {
-      // Shown as it was written: Markdown would take the backslashes away, and stars and underscores for emphasis.
+      // Shown unchanged: Markdown would remove backslashes and read stars and underscores as emphasis.
       name: "formula",
       level: "inline",
       start: (text) => /\\\(|\\\[|\$\$/.exec(text)?.index,
@@ -36,17 +36,17 @@ marked.use({
     },
   ],
   renderer: {
-    // The page has headings of its own above these, and levels are not to be left out, whatever the model does.
+    // The page has its own headings above these, and heading levels must not be skipped, whatever the model writes.
     heading({ tokens, depth }) {
       const level = Math.min(6, depth + 2, lastLevel + 1);
       lastLevel = level;
       return `<h${level}>${this.parser.parseInline(tokens)}</h${level}>`;
     },
-    // An image would tell whoever serves it that it was looked at.
+    // Loading an image would tell its server that it was viewed.
     image({ href, text }) {
       return `<a href="${escape(href)}">${escape(text || href)}</a>`;
     },
-    // HTML in an answer is shown as the text it is.
+    // HTML in an answer is shown as text.
     html({ text }) {
       return escape(text);
     },
@@ -65,7 +65,7 @@ purify.addHook("afterSanitizeAttributes", (element) => {
   if (element.hasAttribute("class") && !/^language-[\w+#.-]{1,30}$/.test(element.className)) element.removeAttribute("class");
 });
 
-/** Markdown as a fragment that is safe to show. */
+/** Convert Markdown to a fragment that is safe to show. */
 export function render(text) {
   lastLevel = 2;
   const fragment = purify.sanitize(marked.parse(text), {

@@ -1,4 +1,4 @@
-// Messages as elements.
+// Displays messages as elements.
 import { copy, make, withCode } from "./dom.js";
 import { render } from "./markdown.js";
 import { duration, short } from "./units.js";
@@ -9,7 +9,7 @@ function textButton(text, label, onclick) {
   return make("button", { class: "text-button", type: "button", "aria-label": label, onclick }, text);
 }
 
-/** A message of the user: shown as the text it is. */
+/** A user message, shown as plain text. */
 export function userMessage(message, { onEdit }) {
   const bubble = make("div", { class: "bubble" }, message.content);
   const root = make("article", { class: "message user", "aria-label": "You" }, bubble);
@@ -50,7 +50,7 @@ function editor(message, shown, onEdit) {
   return form;
 }
 
-/** An answer: may grow, then ends. */
+/** An answer, which grows until it ends. */
 export class AnswerView {
   #drawnAt = 0;
   #cost = 0;
@@ -67,17 +67,17 @@ export class AnswerView {
     this.onAgain = onAgain;
   }
 
-  /** Say how far the prompt is. */
+  /** Show the progress of the prompt. */
   progress(done, total) {
     this.wait.textContent = total > 1 ? `Reading the prompt, ${Math.round((100 * done) / total)} %` : "Reading the prompt";
   }
 
-  /** Say, or say no more, that the answer waits for a node. */
+  /** Show or hide the note that the answer waits for a node. */
   hold(isHeld) {
     this.held.hidden = !isHeld;
   }
 
-  /** Show what has come so far; as often as it is cheap. */
+  /** Show the text so far, as often as is cheap. */
   grow(drawn = () => {}) {
     if (this.#pending) return;
     const wait = Math.max(0, this.#drawnAt + Math.max(MIN_GAP_MS, 4 * this.#cost) - performance.now());
@@ -99,7 +99,7 @@ export class AnswerView {
     this.#cost = this.#drawnAt - started;
   }
 
-  /** Show it as it will stay. */
+  /** Show the answer in its final form. */
   end() {
     clearTimeout(this.#pending);
     this.#pending = 0;

@@ -1,11 +1,11 @@
-// Two plots over the last two minutes.
+// Two plots of the last two minutes.
 import { $, make } from "./dom.js";
 import { short } from "./units.js";
 
 const { uPlot } = globalThis;
 const WINDOW_S = 120;
 const HEIGHT = 112;
-// One colour; stages differ in their dashes, which the legend shows.
+// Stages share one colour and differ in their dashes, which the legend shows.
 const DASHES = [[], [6, 4], [2, 3], [10, 4, 2, 4], [12, 5], [1, 4]];
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();

@@ -1,4 +1,4 @@
-// What two states of the chain, one after the other, say of each stage. No elements here: numbers only.
+// Readings of each stage, computed from two consecutive states of the chain. Numbers only, no elements.
 
 /** Stages in order, each with the nodes that serve it. */
 export class Readings {
@@ -46,7 +46,7 @@ export class Readings {
     return found;
   }
 
-  /** Means of the decode steps since the state before; of the last ones that were, while there are none. */
+  /** Means of the decode steps since the previous state; without new steps, the last means. */
   #rates(at, node, load) {
     if (!node?.alive) return { stepMs: null, sentBytes: this.#kept.get(at)?.sentBytes ?? null, isBusy: false };
     const before = this.#before.get(at);

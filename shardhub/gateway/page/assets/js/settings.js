@@ -29,15 +29,15 @@ function keep() {
   } catch { /* it holds until the page closes */ }
 }
 
-/** What was set, as fields of a request. */
+/** The settings as fields of a request. */
 export const sampling = () => ({ ...values });
 
 /**
- * Make the dialog work.
+ * Set up the dialog.
  *
- * @param conversation Gives the current one.
- * @param changed Told when its system prompt changed.
- * @param keyChanged Told when another key was given.
+ * @param conversation Returns the current conversation.
+ * @param changed Called when its system prompt changed.
+ * @param keyChanged Called when the key changed.
  */
 export function setUp({ conversation, changed, keyChanged }) {
   const dialog = $("settings");
@@ -65,7 +65,7 @@ export function setUp({ conversation, changed, keyChanged }) {
     keepApiKey($("key").value.trim());
     keyChanged();
   });
-  // A value out of range is not used; it must not hold the dialog open.
+  // A value out of range is not used, and must not keep the dialog open.
   dialog.querySelector("form").noValidate = true;
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target.tagName === "INPUT") {

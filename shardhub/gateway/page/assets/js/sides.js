@@ -1,9 +1,9 @@
-// The sides of the page, which on narrow windows slide in over it.
+// The side panels of the page, which slide over it in narrow windows.
 import { $ } from "./dom.js";
 
 let open = null;
 
-/** Close whatever side is open; true if one was. */
+/** Close the open side panel. Returns whether one was open. */
 export function closeSide() {
   if (!open) return false;
   const { side, button } = open;
@@ -16,7 +16,7 @@ export function closeSide() {
   return true;
 }
 
-/** Open a side over the page; where it stands beside it, focus moves there. */
+/** Open a side panel over the page. If it is beside the page already, only move the focus to it. */
 export function openSide(side, button) {
   if (open) closeSide();
   if (getComputedStyle(side).position !== "fixed") {

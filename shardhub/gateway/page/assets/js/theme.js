@@ -1,4 +1,4 @@
-// Runs before anything is drawn, so that a dark page does not flash light. No module: those wait.
+// Runs before the first paint, so that a dark page does not flash light. Not a module, because modules are deferred.
 "use strict";
 (() => {
   const KEY = "shardhub.theme";
@@ -28,7 +28,7 @@
     };
     label();
     button.addEventListener("click", () => {
-      // First to what is not shown now, then to the other one, then back to the system's.
+      // First to the theme not shown now, then to the other one, then back to the system's.
       const other = system.matches ? "light" : "dark";
       const own = system.matches ? "dark" : "light";
       choice = choice === "system" ? other : choice === other ? own : "system";

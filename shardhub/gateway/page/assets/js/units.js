@@ -1,6 +1,6 @@
-// Numbers for people.
+// Formats numbers for people.
 
-/** Bytes, in powers of 1000. */
+/** Format bytes in powers of 1000. */
 export function bytes(size) {
   if (!Number.isFinite(size)) return "–";
   const units = ["B", "kB", "MB", "GB", "TB"];
@@ -12,16 +12,16 @@ export function bytes(size) {
   return `${index && size < 9.95 ? size.toFixed(1) : Math.round(size)} ${units[index]}`;
 }
 
-/** A number with about three digits. */
+/** Format a number with about three digits. */
 export function short(value) {
   if (!Number.isFinite(value)) return "–";
   if (value === 0) return "0";
   return value >= 99.95 ? Math.round(value).toLocaleString("en") : value >= 9.95 ? value.toFixed(1) : value.toFixed(2);
 }
 
-/** Seconds or milliseconds. */
+/** Format seconds or milliseconds. */
 export const duration = (ms) => (ms < 999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
-/** The time of day. */
+/** Format the time of day. */
 export const clock = (seconds) =>
   new Date(seconds * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
