@@ -1,1 +1,1 @@
-"""The head's side: which node runs which stage, the links to them, and the steps that go round."""
+"""The head's side: which node runs which stage, the links to the nodes, and the steps that travel over them."""

@@ -1,4 +1,4 @@
-"""Admission: a request gets its session as soon as the nodes have room, in its turn."""
+"""Admission: each request gets a session in its turn, as soon as the nodes have room."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stream import Stream
 from shardhub.errors import Overloaded, ShardhubError
 
-# Opens a session, and says which parked one it was forked from.
+# Opens a session; returns it with the parked session it was forked from.
 Opening = Callable[[], Awaitable[tuple[ChainSession, Prefix | None]]]
-# Seconds an answer that has begun waits for room: its reader has a part of it already.
+# Seconds an answer that has begun waits for room: its reader already has part of it.
 _GROWING_WAIT_S = 600.0
-# Between two looks whether nodes that were full have room: other heads' sessions end without a word. Below the time for
-# which a node keeps a place for a head that was refused.
+# Interval at which full nodes are asked for room again, as nothing reports the end of other heads' sessions. Shorter
+# than the time a node keeps a place for a head it refused.
 _ASK_AGAIN_S = 0.5
 
 
 class Admission:
-    """Lets requests in.
+    """Admits requests to a chain.
 
     Args:
-        chain: What they run over.
-        settings: How long they wait.
-        reconnector, recoverer: For nodes that are lost meanwhile.
+        chain: The chain that runs the requests.
+        settings: How long requests wait.
+        reconnector, recoverer: Handle nodes that are lost while a request waits.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class Admission:
         self._asking: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """Requests that wait."""
+        """Number of waiting requests."""
         return len(self._queue)
 
     def next(self) -> None:
-        """There may be room: give the next request its turn."""
+        """Give the next request its turn, as there may be room."""
         self._queue.next()
 
     def stop(self) -> None:
-        """Look for room no more."""
+        """Stop looking for room."""
         if self._asking is not None:
             self._asking.cancel()
 
@@ -63,11 +63,11 @@ class Admission:
         """Open a session, waiting for room if the nodes are full.
 
         Args:
-            opening: Opens it, if there is room.
-            goes_on: The stream has begun its answer: it waits for those that run, but not behind those that have not.
+            opening: Opens the session if there is room.
+            goes_on: The stream has begun its answer: it waits for running streams, but not behind new requests.
 
         Raises:
-            Overloaded: There was none in time.
+            Overloaded: No room came free in time.
         """
         deadline = self._clock.now() + (_GROWING_WAIT_S if goes_on else self._settings.wait_s)
         if len(self) and not goes_on:
@@ -79,7 +79,7 @@ class Admission:
                 if self._clock.now() >= deadline:
                     raise
                 if goes_on:
-                    self._queue.next()  # what it has given up may be enough for another
+                    self._queue.next()  # the room it gave up may be enough for another
             except ShardhubError as error:
                 stream.num_recoveries += 1
                 if not self._recoverer.may_recover(stream, error):
@@ -88,14 +88,14 @@ class Admission:
                 await self._chain.paths.until_usable(self._settings.recover_wait_s - stream.since_lost())
                 continue
             else:
-                self._queue.next()  # there may be room for more: other heads' sessions end, too
+                self._queue.next()  # there may be room for more, as other heads' sessions end too
                 return admitted
             if self._asking is None or self._asking.done():
                 self._asking = asyncio.create_task(self._ask_again())
             await self._queue.wait(stream, deadline, again=True)
 
     async def _ask_again(self) -> None:
-        """Let a request that waits look now and then whether there is room."""
+        """Let a waiting request check for room at intervals."""
         await self._clock.sleep(_ASK_AGAIN_S)
         while len(self):
             self._queue.next()

@@ -1,4 +1,4 @@
-"""Requests that wait for room on the nodes: tenants take turns, and no request waits for ever."""
+"""The queue of requests that wait for room on the nodes: tenants take turns, and no request waits for ever."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardhub.errors import Overloaded
 
 
 class AdmissionQueue:
-    """A queue for each tenant."""
+    """One queue of waiting requests for each tenant."""
 
     def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
@@ -24,12 +24,12 @@ class AdmissionQueue:
         """Wait for a turn.
 
         Args:
-            stream: Whose request it is.
-            deadline: On the clock, seconds.
-            again: It had a turn, and there was no room: the next turn is its own, too, before those of all others.
+            stream: The stream of the request.
+            deadline: Time on the clock, in seconds.
+            again: The request had a turn but found no room: it also gets the next turn, before all others.
 
         Raises:
-            Overloaded: None came in time.
+            Overloaded: The deadline passed before its turn.
         """
         began_at = self._clock.now()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -57,7 +57,7 @@ class AdmissionQueue:
             queue = self._waiting.pop(tenant)
             turn = next((queue.popleft() for _ in range(len(queue)) if not queue[0].done()), None)
             if queue:
-                self._waiting[tenant] = queue  # at the end: the others come first next time
+                self._waiting[tenant] = queue  # at the end, so that the other tenants come first next time
             if turn is not None:
                 turn.set_result(None)
                 return

@@ -1,4 +1,4 @@
-"""Whether the stages of a chain are parts of one model, although their machines have several versions of mlx-lm."""
+"""Check that a chain's stages are parts of one model, although their machines may run several versions of mlx-lm."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from shardhub.protocol import COMPUTATION, PROVEN_ANEW, KvQuantization, StageFac
 
 
 def check_one_model(links: Sequence[StageLink]) -> None:
-    """Refuse a chain whose stages compute parts of different models.
+    """Check that all stages of a chain compute parts of one model.
 
-    A stage whose graph is the published one fits beside every other such stage, whatever the versions. One that had to
-    be proven anew is right under its own mlx-lm, and fits only beside stages that run the same.
+    Stages whose graph is the published one fit together, whatever their versions of mlx-lm. A stage that had to be
+    proven anew is right under its own mlx-lm only, and fits only beside stages that run the same version.
 
     Raises:
-        HandshakeError: A stage that was proven anew stands beside another version of mlx-lm, or some quantise K and V
-            otherwise than others.
+        HandshakeError: A stage that was proven anew is beside another version of mlx-lm, or stages quantise K and V
+            differently.
     """
     check_one_kv([(link.name, link.facts) for link in links])
     anew = next((link for link in links if link.host.get(COMPUTATION) == PROVEN_ANEW), None)
@@ -35,13 +35,13 @@ def check_one_model(links: Sequence[StageLink]) -> None:
 
 
 def check_one_kv(stages: Sequence[tuple[str, StageFacts]]) -> None:
-    """Refuse stages that keep K and V in different forms.
+    """Check that all stages keep K and V in the same form.
 
     Args:
-        stages: Who serves each, and what it says of itself.
+        stages: Name of each stage's server, and its facts.
 
     Raises:
-        HandshakeError: Two differ.
+        HandshakeError: Two stages differ.
     """
     for name, facts in stages[1:]:
         first, known = stages[0]

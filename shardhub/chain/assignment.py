@@ -1,4 +1,4 @@
-"""Which stage runs where: a pure decision from the manifest and what the nodes say of themselves."""
+"""Which stage runs where: a pure decision from the manifest and the nodes' descriptions."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ Assignment = NodeStages | LocalStages
 def assign_stages(
     manifest: Manifest, nodes: Sequence[tuple[str, Description]], local: Collection[int] = ()
 ) -> tuple[Assignment, ...]:
-    """Order the nodes by the layers they serve and fill gaps with stages of this process.
+    """Order the nodes by the layers they serve, and fill gaps with stages of this process.
 
-    Nodes that serve the same layers stand side by side: they are replicas, which share the sessions.
+    Nodes that serve the same layers are replicas, and share the sessions.
 
     Args:
         manifest: The pipeline.
-        nodes: Address and description of each node, any order.
+        nodes: Address and description of each node, in any order.
         local: Indices of stages that may run here.
 
     Raises:
         HandshakeError: A node serves something else, or speaks another protocol.
-        RouteError: Nobody serves a stage, or nodes serve layers that overlap in part.
+        RouteError: A stage has no server, or nodes serve layers that overlap in part.
     """
     assignments: list[Assignment] = [_node_stages(manifest, address, description) for address, description in nodes]
     served: dict[int, NodeStages] = {}
@@ -85,7 +85,7 @@ def assign_stages(
 
 
 def stages_of(manifest: Manifest, facts: StageFacts) -> LocalStages:
-    """The manifest's stages that a link of a running chain serves, as stages of this process."""
+    """Return the manifest's stages that a running chain's link serves, as stages of this process."""
     digests = [stage.digest for stage in manifest.stages]
     first = digests.index(facts.digests[0])
     return LocalStages(first=first, last=first + len(facts.digests) - 1)
@@ -132,14 +132,14 @@ def _node_stages(manifest: Manifest, address: str, description: Description) -> 
 
 
 def stages_text(manifest: Manifest, indices: Sequence[int]) -> str:
-    """Stages with their layers, for messages."""
+    """Name stages and their layers, for messages."""
     return ", ".join(
         f"{index} (layers {manifest.stages[index].start} to {manifest.stages[index].stop - 1})" for index in indices
     )
 
 
 def is_same_model(manifest: Manifest, description: Description) -> bool:
-    """Whether a node serves layers of the manifest's model, of whatever version or cut."""
+    """Whether a node serves layers of the manifest's model, whatever their version or cut."""
     facts = description.stage
     return facts.config_digest == manifest.config_digest and facts.num_layers == manifest.num_layers
 

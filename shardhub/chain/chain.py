@@ -1,4 +1,4 @@
-"""The chain: live stages in order, some of them twice, and the steps that go round."""
+"""The chain: live stages in order, some with replicas, and the steps that travel over them."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ log = logging.getLogger(__name__)
 
 
 class Chain:
-    """A head's links to all stages. Make it with `Chain.start`.
+    """A head's links to all stages; create one with `Chain.start`.
 
     Attributes:
-        clock, dice: What all that runs over it takes time and chance from.
+        clock, dice: Sources of time and randomness for all that runs over the chain.
         head: This head's id.
-        paths: Its places, which of them are there, and how each reaches the next.
-        max_chunk: Most ids of a row in one step, over all stages.
-        max_rows: Most rows of one step, over all stages.
-        max_context: Most positions of a session, over all stages.
-        received_bytes: Tensors this process got from nodes, to hand on.
-        sizes: What a step becomes on each link.
-        steps: Those on their way.
-        leases: What the nodes hold for this head.
+        paths: The chain's places, which of them are live, and how each reaches the next.
+        max_chunk: Most ids of a row in one step that every stage takes.
+        max_rows: Most rows of one step that every stage takes.
+        max_context: Most positions of a session that every stage takes.
+        received_bytes: Bytes of tensors that nodes sent to this process to be passed on.
+        sizes: Size of a step's message on each link.
+        steps: The steps in flight.
+        leases: Leases on the sessions that the nodes hold for this head.
     """
 
     def __init__(self, links: Sequence[StageLink], *, clock: Clock = SYSTEM_CLOCK, dice: Dice = SYSTEM_DICE) -> None:
@@ -83,7 +83,7 @@ class Chain:
         """Open all links and find how each stage reaches the next.
 
         Raises:
-            ShardhubError: A node does not answer, or answers wrongly; all links are stopped then.
+            ShardhubError: A node does not answer, or answers wrongly; all links have been stopped.
         """
         chain = cls(links, clock=clock, dice=dice)
         try:
@@ -101,22 +101,22 @@ class Chain:
 
     @property
     def places(self) -> list[Place]:
-        """In stage order, places of one stage side by side; then those that were added."""
+        """All places: in stage order, with a stage's places side by side, then those added later."""
         return self.paths.places
 
     @property
     def links(self) -> list[StageLink]:
-        """The link that stands at each place now."""
+        """The current link of each place."""
         return [place.link for place in self.places]
 
     @property
     def num_stages(self) -> int:
-        """Stages; replicas of one count once."""
+        """Number of stages; replicas of a stage count once."""
         return len(self.paths.stages)
 
     @property
     def sent_bytes(self) -> int:
-        """Ids and tensors this process sent to nodes."""
+        """Bytes of ids and tensors that this process sent to nodes."""
         return self.steps.sent_bytes
 
     def watch(self, observer: ChainObserver) -> None:
@@ -141,12 +141,12 @@ class Chain:
 
     @property
     def vocab_size(self) -> int | None:
-        """Rows of the smallest embedding: ids are below it; None where no config says."""
+        """Rows of the smallest embedding, an upper bound of ids (exclusive); None where no config states it."""
         return min((size for link in self.links if (size := link.facts.vocab_size)), default=None)
 
     @property
     def rewind_limit(self) -> int:
-        """Most positions from which a session can go back on every stage."""
+        """Largest position from which a session can be rewound on every stage."""
         return min(link.limits.rewind_limit for link in self.links)
 
     async def open(
@@ -157,17 +157,17 @@ class Chain:
         fork_of: ChainSession | None = None,
         position: int | None = None,
     ) -> ChainSession:
-        """Open a session on every stage, on the replica with the fewest; if any refuses, on none.
+        """Open a session on every stage, each time on the replica with the fewest; if one refuses, open none.
 
         Args:
-            context: Positions it may grow to.
-            parameters: For the last stage's draws.
-            fork_of: Begin with the first `position` positions of this one, on its path.
+            context: Positions the session may grow to.
+            parameters: Sampling parameters for the last stage.
+            fork_of: Begin with the first `position` positions of this session, on its path.
 
         Raises:
             ContextExceeded, Overloaded: A stage has no room.
-            SessionUnknown, SessionNotRewindable: A stage does not hold what is to be forked, or not for long.
-            ChainError: A node is gone.
+            SessionUnknown, SessionNotRewindable: A stage no longer holds the session to fork, or cannot rewind it.
+            ChainError: A node is lost.
         """
         if fork_of is not None and self.paths.is_relieved(fork_of.path):
             raise SessionUnknown("A stage of the session takes no new ones any more.")
@@ -182,11 +182,11 @@ class Chain:
         return session
 
     def forget(self, session: ChainSession) -> None:
-        """Take a session off the chain's books."""
+        """Remove a session from the chain's table."""
         self._sessions.pop(session.id, None)
 
     def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:
-        """Take note of a session that could not be closed on a link."""
+        """Record a session that could not be closed on a link."""
         self.leases.left_open(link, session, epoch)
 
     async def send(
@@ -196,13 +196,13 @@ class Chain:
         return await self.steps.send(rows, lane=lane, verify=verify)
 
     def choose_path(self, before: Path | None = None) -> Path:
-        """The replica of each stage that carries the fewest sessions, of those that are there.
+        """Choose the live replica of each stage that carries the fewest sessions.
 
         Args:
-            before: Keep the links of this path that are there.
+            before: Path whose live links are kept.
 
         Raises:
-            ChainError: What broke the last link of a stage.
+            ChainError: A stage has no live link; the error is the one that broke its last.
         """
         carried = Counter(
             link for session in self._sessions.values() if not session.is_parked for link in session.path.links
@@ -210,11 +210,11 @@ class Chain:
         return self.paths.choose(lambda link: carried[link], before)
 
     def check(self, path: Path) -> None:
-        """Raise what broke a link of the path, if anything did."""
+        """Raise the error that broke a link of the path, if one is broken."""
         self.paths.check(path)
 
     def lose(self, place: Place, error: ShardhubError) -> None:
-        """A link is of no use any more: nothing comes of the steps that are on their way through it."""
+        """Mark a place's link as lost: the steps in flight through it fail."""
         if not self.paths.lose(place, error):
             return
         self._fail_over(place.link, error)
@@ -222,13 +222,13 @@ class Chain:
             observer.lost(place, error)
 
     def add(self, link: StageLink, state: PlaceState = PlaceState.LOST) -> Place:
-        """Make a place for one more link, to be opened by `replace`.
+        """Add a place for one more link, which `replace` opens.
 
         Args:
-            state: ENDED where it is a stand-in.
+            state: ENDED for a stand-in.
 
         Raises:
-            HandshakeError: It takes less than the chain has promised, or computes a part of another model.
+            HandshakeError: Its limits are below the chain's, or it computes a part of another model.
             RouteError: No link serves the same layers.
         """
         check_one_model([*self.links, link])
@@ -236,14 +236,14 @@ class Chain:
         return self.paths.add(link, NodeUnreachable(f"{link.name} is being taken in."), state)
 
     async def replace(self, place: Place, link: StageLink, state: PlaceState = PlaceState.LIVE) -> None:
-        """Put another link to the same stage where a broken one stands.
+        """Replace a place's broken link with another to the same stage.
 
         Args:
-            state: What the place is to the chain then.
+            state: State of the place afterwards.
 
         Raises:
-            HandshakeError: It takes less than the chain has promised, or computes a part of another model.
-            ShardhubError: It cannot be opened, or broke before it was of use.
+            HandshakeError: Its limits are below the chain's, or it computes a part of another model.
+            ShardhubError: It cannot be opened, or broke before it could be used.
         """
         broken: list[ShardhubError] = []
 
@@ -265,12 +265,12 @@ class Chain:
         self.paths.revive(place, state)
 
     def is_carrying(self, place: Place) -> bool:
-        """Whether sessions that are not parked go over a place."""
+        """Whether sessions that are not parked use a place."""
         link = place.link
         return any(link in session.path.links and not session.is_parked for session in self._sessions.values())
 
     async def release(self, place: Place) -> None:
-        """Use a relieved stand-in no more, and free what it holds; what it carried goes on elsewhere."""
+        """End a relieved stand-in and free its memory; the sessions it carried go on elsewhere."""
         link = place.link
         ended = NodeLost(f"{link.name} has been relieved.")
         self.paths.lose(place, ended, PlaceState.ENDED)
@@ -300,7 +300,7 @@ class Chain:
                 )
 
     def _arrived(self, place: Place, arrival: Arrival) -> None:
-        """Hand on what came back from a place's link."""
+        """Dispatch a message that arrived on a place's link."""
         if isinstance(arrival, Step):
             self.received_bytes += arrival.size_bytes
             session = self._sessions.get(arrival.rows[0].session)
@@ -308,7 +308,7 @@ class Chain:
                 return
             links = session.path.links
             if arrival.rows[0].epoch != session.epoch or place.link not in links:
-                return  # of an older epoch: it changes nothing
+                return  # from an older epoch, so it changes nothing
             try:
                 links[links.index(place.link) + 1].send(arrival)
                 self.steps.sent_bytes += arrival.size_bytes

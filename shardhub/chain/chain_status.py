@@ -1,4 +1,4 @@
-"""What the nodes of a pipeline say of themselves, stage by stage, and what of it limits the chain."""
+"""The status of a chain: what its nodes report, stage by stage, and what limits it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from shardhub.errors import NodeUnreachable, RouteError, ShardhubError
 from shardhub.manifest import Manifest
 from shardhub.protocol import Description
 
-# A node that has not said anything for so long is shown as unreachable.
+# A node that has not answered for this long is shown as unreachable.
 _ANSWER_S = 5.0
-# A stage that computes this share of the time is what the others wait for.
+# A stage that computes this share of the time is the bottleneck.
 _BUSY = 0.8
-# Of sessions and KV memory: beyond it new requests wait.
+# Share of sessions or KV memory in use beyond which new requests wait.
 _FULL = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What one node said, or why it said nothing.
+    """One node's answer, or why it gave none.
 
     Attributes:
-        at: When, on this process's monotonic clock.
-        first, last: Stages it serves; None where it serves none of the manifest's.
+        at: Time of the answer on this process's monotonic clock.
+        first, last: Stages it serves; None if it serves no stage of the manifest.
     """
 
     address: str
@@ -46,14 +46,14 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """What a node's decode steps take.
+    """Times and rates of a node's decode steps.
 
     Attributes:
-        is_current: The means are of steps since the reading before; else of all since the node started.
-        compute_s, wait_s, send_s: Mean of a decode step.
-        rows: Mean of a decode step.
-        tokens_per_s: Decoded since the reading before; None without one.
-        busy: Share of that time it computed, prompts included.
+        is_current: The means cover the steps since the previous reading; otherwise all since the node started.
+        compute_s, wait_s, send_s: Mean per decode step.
+        rows: Mean per decode step.
+        tokens_per_s: Rate since the previous reading; None without one.
+        busy: Share of that time the node computed, prompts included.
     """
 
     is_current: bool
@@ -67,10 +67,10 @@ class Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """A node as it is now.
+    """The current status of a node.
 
     Attributes:
-        rates: None where it has decoded nothing yet, or says nothing.
+        rates: None if it has decoded nothing yet, or does not answer.
     """
 
     reading: Reading
@@ -79,16 +79,16 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainStatus:
-    """A chain as it is now.
+    """The current status of a chain.
 
     Attributes:
-        nodes: In stage order; last those that serve none.
+        nodes: In stage order; nodes that serve no stage come last.
         nobody: Stages that no node serves.
-        problem: Why no request could be run, if that is so.
-        slowest: Index in `nodes` of the one that takes longest for a decode step; None where nothing was decoded.
+        problem: Why no request can run now; None if one can.
+        slowest: Index in `nodes` of the one with the longest decode step; None if nothing was decoded.
         limit: What limits the chain, in a sentence.
-        alone_s: Compute of a decode step on all stages, one after the other; what one machine like these would take.
-        chain_s: The same on the slowest stage, shared by its replicas: what a chain that is kept busy takes.
+        alone_s: Compute time of a decode step summed over all stages: what one machine like these would take.
+        chain_s: Compute time on the slowest stage, divided among its replicas: what a busy chain takes per step.
     """
 
     manifest: Manifest
@@ -108,15 +108,15 @@ async def read_nodes(
     dialer: Dialer = PLAIN_DIALER,
     clock: Clock = SYSTEM_CLOCK,
 ) -> tuple[Reading, ...]:
-    """Ask all nodes at once; one that does not answer is a reading too."""
+    """Ask all nodes at once; a node that does not answer gives a reading too."""
     return tuple(await asyncio.gather(*(_read(manifest, address, dialer, clock) for address in addresses)))
 
 
 def chain_status(manifest: Manifest, now: Sequence[Reading], before: Sequence[Reading] = ()) -> ChainStatus:
-    """Put readings together.
+    """Combine readings of nodes into the status of their chain.
 
     Args:
-        before: Earlier ones of the same nodes, to see what was done since.
+        before: Earlier readings of the same nodes, from which rates are computed.
     """
     earlier = {reading.address: reading for reading in before}
     ordered = sorted(now, key=lambda r: (r.first is None, r.first or 0, r.address))
@@ -170,7 +170,7 @@ async def _read(manifest: Manifest, address: str, dialer: Dialer, clock: Clock) 
 
 
 def _places(nodes: Sequence[NodeStatus]) -> list[list[int]]:
-    """Indices of the nodes of each place of the chain: several where it has replicas."""
+    """Indices of the nodes that serve each part of the chain: several where it has replicas."""
     places: dict[int, list[int]] = {}
     for index, node in enumerate(nodes):
         if node.reading.first is not None:

@@ -1,19 +1,19 @@
-"""Guesses at the tokens that follow, which a chain verifies together in one pass."""
+"""Drafts: guesses at the next tokens, which a chain verifies together in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-# Guesses tokens that may follow these ids; any number of them, none where it has no idea.
+# Guesses tokens that may follow these ids: any number of them, or none.
 Drafter = Callable[[Sequence[int]], Sequence[int]]
 
 
 def prompt_lookup(*, num_drafts: int, longest: int = 4, shortest: int = 2) -> Drafter:
-    """A drafter that copies what followed the same ids earlier in the text.
+    """Make a drafter that copies what followed the same ids earlier in the text.
 
     Args:
         num_drafts: Most tokens guessed at once.
-        longest, shortest: Lengths of the run of last ids that is looked for, the longest first.
+        longest, shortest: Lengths of the suffix that is searched for, the longest first.
 
     Source: prompt lookup decoding, https://github.com/apoorvumang/prompt-lookup-decoding.
     """
@@ -31,10 +31,10 @@ def prompt_lookup(*, num_drafts: int, longest: int = 4, shortest: int = 2) -> Dr
 
 
 def why_limited(rewind_limit: int, context: int) -> str:
-    """Why a chain takes no drafts, or none after some position; empty where it takes them everywhere.
+    """Why a chain takes no drafts, or none after some position; empty if it takes them everywhere.
 
     Args:
-        rewind_limit: Most positions from which a session can go back.
+        rewind_limit: Largest position from which a session can be rewound.
         context: Most positions of a session.
     """
     if not rewind_limit:

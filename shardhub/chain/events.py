@@ -1,4 +1,4 @@
-"""What happened to a chain, for people."""
+"""Events of a chain, as people are told of them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MAX_EVENTS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something that happened to the chain, for people.
+    """An event of the chain, as people are told of it.
 
     Attributes:
         kind: `lost`, `back`, `joined`, `refused`, `recovered`, `slept` or `gave-up`.
-        text: In a sentence.
-        at: Seconds since the epoch.
+        text: What happened, in a sentence.
+        at: Unix time in seconds.
     """
 
     kind: str
@@ -30,7 +30,7 @@ class Event:
 
 
 class Events:
-    """What happened lately, the latest last."""
+    """The most recent events, the latest last."""
 
     def __init__(self, *, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
@@ -48,9 +48,9 @@ class Events:
         self._observers = (*self._observers, observer)
 
     def tell(self, kind: str, text: str) -> None:
-        """Take note of something that happened."""
+        """Record an event and tell the observers."""
         event = Event(kind=kind, text=text, at=self._clock.date())
-        log.info("%s", text)  # whoever shows events to people watches
+        log.info("%s", text)  # info only: code that shows events to people uses `watch`
         self._events.append(event)
         for observer in self._observers:
             observer(event)

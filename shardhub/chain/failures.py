@@ -1,4 +1,4 @@
-"""Failures of a chain: which another node can mend, and what people are told of them."""
+"""Failures of a chain: which of them another node can remedy, and how they are described."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from shardhub.errors import (
     StepTimeout,
 )
 
-# Failures of a node or of the path to it. Whatever else goes wrong would go wrong again.
+# Failures of a node or of the path to it. Any other error would occur again.
 _OF_A_NODE = (NodeLost, NodeUnreachable, StepTimeout, SessionUnknown, PositionMismatch, StaleEpoch)
 
 
 def is_recoverable(error: BaseException) -> bool:
-    """Whether another node, or the same one come back, could go on."""
+    """Whether the work can go on with another node, or with the same one after it returns."""
     return isinstance(error, _OF_A_NODE)
 
 
 def describe_error(error: ShardhubError) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     return f"{error.what} {error.why}".strip()

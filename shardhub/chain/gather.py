@@ -1,4 +1,4 @@
-"""Calls made side by side."""
+"""Concurrent calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 async def all_of(calls: Iterable[Awaitable[T]]) -> list[T]:
-    """Results of calls made side by side; once all have ended, the first error is raised."""
+    """Run calls concurrently and return their results; once all have ended, the first error is raised."""
     results = await asyncio.gather(*calls, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):

@@ -16,9 +16,9 @@ class Growth:
     """Moves streams to larger sessions.
 
     Args:
-        chain: What they run over.
-        admission: Where one waits for room.
-        recoverer: Computes again what a session held.
+        chain: The chain that runs the streams.
+        admission: The queue for room.
+        recoverer: Recomputes what a session held.
     """
 
     def __init__(self, chain: Chain, admission: Admission, recoverer: Recoverer) -> None:
@@ -27,10 +27,10 @@ class Growth:
         self._recoverer = recoverer
 
     async def grow(self, stream: Stream) -> ChainSession | None:
-        """Move a stream whose session is full to a larger one; without room for it, its answer ends there.
+        """Move a stream whose session is full to a larger one; if there is no room, its answer ends there.
 
         Returns:
-            The session it has then.
+            The stream's session afterwards; None if its answer has ended.
         """
         full, context, kept = stream.session, stream.next_context, stream.kept_ids()
         try:
@@ -45,7 +45,7 @@ class Growth:
         return larger
 
     async def _make_way(self, stream: Stream, full: ChainSession, context: int, kept: int) -> ChainSession | None:
-        """Give up a full session's claim on memory, and wait for a larger one like a request that is new."""
+        """Give up a full session's memory, and wait for a larger session like a new request."""
         ids, shapes, parameters = full.ids[:kept], list(full.shapes), full.parameters
         stream.move_to(None)
 

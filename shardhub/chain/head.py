@@ -1,4 +1,4 @@
-"""The head: a pipeline, the nodes that serve it, and what a user wants of it: text for a prompt."""
+"""The head: answers prompts over the nodes that serve a pipeline."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """A part of an answer.
+    """A piece of an answer.
 
     Attributes:
-        text: Text that is certain now; may be empty.
-        token: Id of the token that brought it; None for the last piece.
-        finish: Set on the last piece.
+        text: Text that is final; may be empty.
+        token: Id of the token that completed it; None for the last piece.
+        finish: Why the answer ended; set on the last piece only.
     """
 
     text: str
@@ -54,7 +54,7 @@ class Piece:
 
 @dataclass(slots=True, kw_only=True)
 class Timing:
-    """How long an answer took, in seconds since the prompt was sent, and its size in tokens."""
+    """Times of an answer, in seconds since the prompt was sent, and its size in tokens."""
 
     num_prompt: int = 0
     num_reused: int = 0
@@ -75,15 +75,15 @@ class Timing:
 
 
 class Head:
-    """Runs prompts over a chain. Make it with `Head.start`.
+    """Runs prompts over a chain; create one with `Head.start`.
 
     Attributes:
-        pipeline: What is run.
+        pipeline: The pipeline that runs.
         chain: The live stages.
-        scheduler: Runs requests over them.
-        membership: Takes in nodes that come later.
-        tokenizer: The pipeline's.
-        absent: Nodes that were named and did not answer when it started, and why; `follow` takes them in.
+        scheduler: Runs requests over the chain.
+        membership: Adds nodes that come later.
+        tokenizer: The pipeline's tokenizer.
+        absent: Named nodes that did not answer at the start, and why; `follow` adds them once they do.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Head:
 
     @property
     def inexact(self) -> str | None:
-        """What is known to be inexact about the chain: by its pipeline, else by the nodes that serve it."""
+        """What is known to be inexact about the chain, as its pipeline states, or else its nodes."""
         by_nodes = next((text for link in self.chain.links if (text := link.host.get(INEXACT))), None)
         return self._known_inexact or by_nodes
 
@@ -128,23 +128,23 @@ class Head:
         security: Security = PLAIN,
         scheduling: SchedulerSettings | None = None,
     ) -> Head:
-        """Connect to the nodes, load the stages that nobody serves, and check all against the manifest.
+        """Connect to the nodes, load the stages that no node serves, and check all against the manifest.
 
         Args:
-            nodes: Addresses, any order.
+            nodes: Addresses, in any order.
             context: Positions that stages of this process serve.
-            may_be_less: Whether fewer will do where memory is short.
+            may_be_less: Whether fewer positions are accepted if memory is short.
             budget_bytes: Memory for stages of this process; None asks the machine.
             allow_local: Whether stages may run in this process.
-            find: Folder of a stage's shard on this machine, if it is there; by default beside the pipeline's.
-                Asked for the stages that no node serves.
-            progress: Told what is being done.
+            find: Returns the folder of a stage's shard on this machine, if it exists; by default looks beside the
+                pipeline's folder. Called for the stages that no node serves.
+            progress: Called with a description of the current activity.
             security: How nodes are reached.
             scheduling: How requests are scheduled.
 
         Raises:
-            ChainError: As `roll_call`; nodes that do not answer are left out where the others serve every stage.
-            DoesNotFit: Stages nobody serves are here but do not fit.
+            ChainError: As `roll_call`; nodes that do not answer are left out if the others serve every stage.
+            DoesNotFit: Stages that no node serves are on this machine but do not fit into its memory.
             AddressError, CertificateRefused: A node cannot be reached safely.
         """
         find = find or pipeline.shard_folder
@@ -162,14 +162,14 @@ class Head:
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
             present = await asking
-            # The first prompt waits for the tokenizer's process as little as can be; what is wrong with it, it is told.
+            # Start the tokenizer's process early, so that the first prompt waits less; that prompt gets any error.
             starting = asyncio.get_running_loop().run_in_executor(None, tokenizer.start)
             starting.add_done_callback(lambda done: done.cancelled() or done.exception())
         finally:
             asking.cancel()
             await asyncio.wait({asking})
             if not asking.cancelled():
-                asking.exception()  # seen: the first error is the one that is raised
+                asking.exception()  # mark as retrieved: the first error is the one that is raised
         described = [description for _, description in present.nodes]
         assignments = assign_stages(pipeline.manifest, present.nodes, folders)
         links: list[StageLink] = []
@@ -178,7 +178,7 @@ class Head:
                 if isinstance(assigned, NodeStages):
                     links.append(dialer.link(assigned.address, assigned.description))
                 else:
-                    # Stages here keep K and V as the nodes do.
+                    # Stages of this process keep K and V in the nodes' form.
                     kv = described[0].stage.kv if described else None
                     settings = EngineSettings(
                         context=context, budget_bytes=budget_bytes, kv=kv, may_be_less=may_be_less
@@ -191,14 +191,14 @@ class Head:
             raise
 
         async def stand_in(place: Place) -> StageLink | None:
-            """Stages of this process in a node's stead, if their shards are here and fit."""
+            """Load stages of this process in place of a node's, if their shards are here and fit."""
             facts = place.link.facts
             assigned = stages_of(pipeline.manifest, facts)
             there = {number: find(number) for number in range(assigned.first, assigned.last + 1)} if allow_local else {}
             folders = {number: folder for number, folder in there.items() if folder is not None}
             if not allow_local or len(folders) < len(there):
                 return None
-            # What the chain has promised, whatever stages of this process were to serve.
+            # The context the chain has promised, whatever the setting for stages of this process.
             settings = EngineSettings(context=chain.max_context, budget_bytes=budget_bytes, kv=facts.kv)
             return LocalLink(await _load_local(pipeline, assigned, folders, settings, progress))
 
@@ -210,36 +210,36 @@ class Head:
         return head
 
     async def follow(self, named: Callable[[], Sequence[str]]) -> None:
-        """Take in nodes that are named later, as long as the head runs; see `Membership.follow`."""
+        """Add nodes that are named later, as long as the head runs; see `Membership.follow`."""
         self._tasks.append(asyncio.create_task(self.membership.follow(named)))
 
     @property
     def served(self) -> tuple[ServedStages, ...]:
-        """Who serves which stages now: in stage order, replicas side by side; those that came later are last."""
+        """Who serves which stages now: in stage order, replicas side by side; later additions come last."""
         return served_stages(self.pipeline.manifest, self.chain.paths)
 
     @property
     def capacity(self) -> Capacity:
-        """How much runs at once."""
+        """How much the chain runs at once."""
         return capacity_of(self.chain)
 
     @property
     def vocab_size(self) -> int:
-        """Ids of prompts and biases are below it: the model's, or the tokenizer's where a config does not say."""
+        """Exclusive upper bound of ids in prompts and biases: the model's, or the tokenizer's if no config states it."""
         return self.chain.vocab_size or self.tokenizer.vocab_size
 
     @property
     def gaps(self) -> tuple[Place, ...]:
-        """Of each stage that nothing serves now, the place that did so last."""
+        """The last place to have served each stage that nothing serves now."""
         return tuple(self.chain.paths.gaps)
 
     @property
     def problem(self) -> ShardhubError | None:
-        """Why no request could be run now, if that is so."""
+        """Why no request can run now; None if one can."""
         return next((place.error for place in self.gaps), None)
 
     def local_loads(self) -> list[dict[str, float]]:
-        """What each stage of this process is busy with."""
+        """Load figures of each stage of this process."""
         links = (place.link for place in self.chain.paths.in_use)
         return [link.engine.load() for link in links if isinstance(link, LocalLink)]
 
@@ -253,11 +253,11 @@ class Head:
         await self.chain.stop()
 
     def describe_stages(self) -> list[dict[str, object]]:
-        """Where each stage runs, for people and `--json`."""
+        """Where each stage runs, as JSON-able data."""
         return describe_stages(self.pipeline.manifest, self.chain.paths)
 
     def line(self) -> str:
-        """The chain in one line: layers, addresses, and what was measured between neighbours."""
+        """Describe the chain in one line: layers, addresses, and the speeds measured between neighbours."""
         return chain_line(self.chain.paths)
 
     async def answer(
@@ -273,17 +273,17 @@ class Head:
         timing: Timing | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> AsyncGenerator[Piece, None]:
-        """Answer a prompt; its session is freed on every node, or parked, when the answer ends or is given up.
+        """Answer a prompt; its session is freed or parked on every node when the answer ends or is cancelled.
 
         Args:
             prompt: Token ids.
             max_tokens: Most tokens of the answer.
-            stops: Strings that end it; they are not part of it.
-            tenant: Whose request it is.
-            reuse: Whether KV of earlier prompts that begin alike may be used, and this one's kept.
-            drafter: Guesses tokens that are verified together; None goes one by one.
+            stops: Strings that end the answer; they are not part of it.
+            tenant: Owner of the request.
+            reuse: Whether KV of earlier prompts with the same beginning may be used, and this prompt's kept.
+            drafter: Guesses tokens that are verified together; None decodes one by one.
             timing: Filled in as the answer comes.
-            progress: Told of prompt ids done and in all.
+            progress: Called with the number of prompt ids done and the total.
 
         Raises:
             PromptError, ContextExceeded: The prompt cannot be run.
@@ -354,7 +354,7 @@ async def _load_local(
     )
     for shard, entry in zip(shards, stages, strict=True):
         _check_shard(shard.digest, entry.digest, shard.folder)
-    from shardhub.engine.engine import Engine  # loads MLX, which a head without stages of its own needs not have
+    from shardhub.engine.engine import Engine  # loads MLX, which a head without stages of its own does not need
 
     return await asyncio.get_running_loop().run_in_executor(
         None, lambda: Engine.start(shards, settings, progress=progress)
@@ -362,7 +362,7 @@ async def _load_local(
 
 
 def _check_shard(found: str, expected: str, folder: Path) -> None:
-    """Refuse a shard folder that is not the one the manifest names.
+    """Check that a shard folder is the one the manifest names.
 
     Raises:
         DigestMismatch: It holds another stage.

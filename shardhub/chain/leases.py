@@ -1,4 +1,4 @@
-"""Leases: what a head holds on nodes is renewed while it needs it, and freed on a node that was away meanwhile."""
+"""Leases: a head renews the sessions it holds on nodes, and frees abandoned ones once a lost node is back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shardhub.naps import Naps
 
 log = logging.getLogger(__name__)
 
-# Leases are renewed this many times within their length.
+# Renewals of a lease within its length.
 _RENEWALS_A_LEASE = 3
 
 
@@ -25,11 +25,11 @@ class Leases:
 
     Args:
         head: The head's id.
-        places: The chain's.
-        sessions: Those on the chain's books, by id.
+        places: The chain's places.
+        sessions: The chain's open sessions, by id.
         lease_s: Length of the shortest lease.
         clock, tasks: The chain's.
-        slept: Told for how many seconds this machine slept.
+        slept: Called with the seconds for which this machine slept.
     """
 
     def __init__(
@@ -51,22 +51,22 @@ class Leases:
         self._tasks = tasks
         self._slept = slept
         self._renewing: asyncio.Task[None] | None = None
-        # By a link's name: sessions, with their epochs, that were given up while it was broken.
+        # Sessions, with their epochs, that were closed while their link was broken, by the link's name.
         self._left_open: dict[str, list[tuple[bytes, int]]] = {}
 
     def start(self) -> None:
-        """Renew them from now on."""
+        """Start renewing leases."""
         self._renewing = self._tasks.begin(self._renew())
 
     def stop(self) -> None:
-        """Renew them no more."""
+        """Stop renewing leases."""
         if self._renewing is not None:
             self._renewing.cancel()
 
     def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:
-        """Close a session on a link that has broken once there is another to the same node, which has kept it.
+        """Record a session to be closed once a broken link to its node has been replaced.
 
-        Without that the node would hold it, and refuse others for it, until its lease ends.
+        Otherwise the node would hold it, and refuse other sessions because of it, until its lease ends.
         """
         there = [place.link for place in self._places if place.is_there]
         again = next((other for other in there if other.name == link.name), None)
@@ -76,17 +76,17 @@ class Leases:
             self._tasks.begin(self._close(again, [(session, epoch)]))
 
     async def _close(self, link: StageLink, sessions: Sequence[tuple[bytes, int]]) -> None:
-        """Close sessions that are on no book any more; a node that cannot be told frees them with their leases."""
+        """Close sessions that the chain has given up; a node that cannot be told frees them when their leases end."""
         for session, epoch in sessions:
             try:
                 await link.close_session(self._head, session, epoch)
             except ChainError:
                 return
             except ShardhubError:
-                continue  # this one is gone already; the others are not
+                continue  # this one has already ended; the others have not
 
     async def close_left_open(self, link: StageLink) -> None:
-        """Close on a link to a node that is back what was given up while it was away."""
+        """Close the sessions that were given up while a link's node was away."""
         await self._close(link, self._left_open.pop(link.name, []))
 
     async def _renew(self) -> None:
@@ -98,7 +98,7 @@ class Leases:
                 self._slept(slept_s)
             if not self._sessions:
                 continue
-            # One node that does not answer must not hold up the others' leases; what waits there is not taken back, or
+            # A node that does not answer must not hold up the others' leases. Its pending renewal is not cancelled, or
             # a step that takes longer than a lease would end its own session.
             for place in self._places:
                 if not place.is_there or (place in waiting and not waiting[place].done()):

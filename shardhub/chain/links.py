@@ -1,4 +1,4 @@
-"""Links from the head to the stages: over gRPC to a node, or to an engine in this process."""
+"""Links from the head to the stages: to a node over gRPC, or to an engine in this process."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
-# Control calls wait for the step that runs: as long as a large chunk on a slow machine takes.
+# Control calls wait for the running step, which may be a large chunk on a slow machine.
 CONTROL_TIMEOUT_S = 120.0
-# Describe carries no tensors; a node's own limit is known only after it.
+# Describe carries no tensors; a node's own message limit is known only from its reply.
 _DESCRIBE_BYTES = 4 << 20
 
 
@@ -113,7 +113,7 @@ async def describe(address: str, *, liveness: Liveness = DEFAULT_LIVENESS, secur
     """Ask a node what it serves.
 
     Raises:
-        NodeUnreachable, ChainError: It does not answer, or is no node.
+        NodeUnreachable, ChainError: It does not answer, or is not a node.
         AddressError, CertificateRefused: As `open_channel`.
     """
     try:
@@ -132,12 +132,12 @@ async def describe(address: str, *, liveness: Liveness = DEFAULT_LIVENESS, secur
 
 
 class NodeLink:
-    """A stage on a node: control calls, and one stream for each lane.
+    """A stage on a node, reached by control calls and one stream for each lane.
 
     Args:
         address: HOST:PORT.
-        description: What it said of itself.
-        security: How it is reached.
+        description: The node's description of itself.
+        security: How its channel is secured.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class NodeLink:
         self._readers.append(asyncio.create_task(while_trusted(opened, self.name, self._cut)))
 
     async def describe(self) -> Description:
-        """Ask the node what it serves and what it is busy with.
+        """Ask the node what it serves, and its load.
 
         Raises:
             ChainError: It does not answer.
@@ -213,7 +213,7 @@ class NodeLink:
         return (await self.describe()).load
 
     async def again(self) -> NodeLink:
-        """A new link to the node, not started, once it answers and serves what it served.
+        """Make a new link to the node, not yet started, if it answers and serves what it served before.
 
         Raises:
             ChainError: It does not answer.
@@ -249,10 +249,10 @@ class NodeLink:
         return list((await self._unary(self._stub.Renew, message, "renew leases")).gone)
 
     async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
-        """Have the node try its way to another one.
+        """Have the node measure its hop to another node.
 
         Raises:
-            ShardhubError: It cannot get there.
+            ShardhubError: It cannot reach the other node.
         """
         message = pb.ProbeRequest(address=address, timeout_ms=int(timeout_s * 1000), boot_id=boot_id)
         reply = await self._unary(self._stub.Probe, message, f"probe the way to {address}")
@@ -266,7 +266,7 @@ class NodeLink:
     def send_masks(self, masks: Sequence[Mask], lane: Lane) -> None:
         if self._is_lost or lane not in self._outboxes:
             raise NodeLost(f"The link to {self.name} is broken.")
-        # Several in a message, as far as they stay well below its limit.
+        # Several masks in a message, as long as it stays well below its size limit.
         each = max(1, self.limits.message_bytes // (2 * max((len(mask.allowed) for mask in masks), default=1)))
         for at in range(0, len(masks), each):
             self._outboxes[lane].put(codec.masks_message(masks[at : at + each]))
@@ -305,12 +305,12 @@ class NodeLink:
             self._break(await self._call_error(call, None))
         except (grpc.aio.AioRpcError, ShardhubError) as error:
             self._break(error)
-        except Exception as error:  # whatever a message did here, who waits for the next one is told
+        except Exception as error:  # whatever a message caused here, whoever waits for the next one gets an error
             log.exception("reading of %s ended", self.name)
             self._break(error)
 
     async def _call_error(self, call: Any, error: BaseException | None) -> ShardhubError:
-        """Why a stream ended: the status says more than the failed read or write."""
+        """Return why a stream ended; the call's status tells more than the failed read or write."""
         code = await call.code()
         if code == grpc.StatusCode.OK:
             return NodeLost(f"{self.name} ended the link.", hint="Is the node going away?")
@@ -326,7 +326,7 @@ class NodeLink:
         return lost
 
     def _cut(self, error: ShardhubError) -> None:
-        """End the link to a node that is not to be trusted any more: nothing more is sent to it or read of it."""
+        """End the link to a node that is no longer trusted: nothing more is sent to it or read from it."""
         self._break(error)
         for call in self._calls:
             call.cancel()
@@ -354,10 +354,11 @@ class NodeLink:
 
 
 class NodeDialer:
-    """Reaches nodes over gRPC.
+    """Connects to nodes over gRPC.
 
     Args:
-        liveness, security: How.
+        liveness: How soon a silent node is given up.
+        security: How channels are secured.
     """
 
     def __init__(self, *, liveness: Liveness = DEFAULT_LIVENESS, security: Security = PLAIN) -> None:
@@ -368,14 +369,14 @@ class NodeDialer:
         """Ask a node what it serves.
 
         Raises:
-            As `describe`.
+            As the module's `describe`.
         """
         return await describe(address, liveness=self._liveness, security=self._security)
 
     def link(self, address: str, description: Description) -> NodeLink:
-        """A link to a node that has said what it serves; not started."""
+        """Make a link to a node from its description; the link is not yet started."""
         return NodeLink(address, description, liveness=self._liveness, security=self._security)
 
 
-# Reaches nodes without TLS.
+# Connects to nodes without TLS.
 PLAIN_DIALER = NodeDialer()

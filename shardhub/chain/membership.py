@@ -1,4 +1,4 @@
-"""Nodes that come while a head runs: each becomes a replica of the stage it serves, and is used for new work."""
+"""Nodes that join while a head runs: each becomes a replica of the stage it serves, and takes new work."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from shardhub.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
-# How soon a node that is newly named is asked, and one that did not answer is asked again.
+# Interval at which newly named nodes are asked, and silent ones are asked again.
 _LOOK_S = 2.0
 
 
 class Membership:
-    """Takes in nodes.
+    """Adds nodes to a running chain.
 
     Args:
-        manifest: The pipeline's.
-        scheduler: The head's; its chain runs.
-        dialer: How nodes are reached.
+        manifest: The pipeline's manifest.
+        scheduler: The head's scheduler, with a running chain.
+        dialer: Connects to nodes.
     """
 
     def __init__(self, manifest: Manifest, scheduler: Scheduler, *, dialer: Dialer = PLAIN_DIALER) -> None:
@@ -36,12 +36,12 @@ class Membership:
         self._dialer = dialer
 
     async def join(self, address: str) -> None:
-        """Use one more node for new work; if it breaks it is brought back as any other.
+        """Use one more node for new work; if it is lost, it is brought back like any other.
 
         Raises:
             NodeUnreachable, ChainError: It does not answer.
-            HandshakeError: It serves another pipeline, or takes less than the chain has promised.
-            RouteError: It serves layers that no node of the chain serves together, or is in the chain already.
+            HandshakeError: It serves another pipeline, or its limits are below the chain's.
+            RouteError: No node of the chain serves the same layers, or it is already in the chain.
         """
         chain, manifest = self._scheduler.chain, self._manifest
         description = await self._dialer.describe(address)
@@ -52,17 +52,17 @@ class Membership:
         self._scheduler.reconnector.bring_in(chain.add(self._dialer.link(address, description)))
 
     async def readings(self) -> tuple[Reading, ...]:
-        """What the chain's nodes say of themselves now."""
+        """Read the current status of the chain's nodes."""
         chain = self._scheduler.chain
         names = [link.name for link in chain.links if isinstance(link, RemoteLink)]
         return await read_nodes(self._manifest, names, dialer=self._dialer, clock=chain.clock)
 
     async def follow(self, named: Callable[[], Sequence[str]]) -> None:
-        """Take in what is named, as long as this runs.
+        """Add named nodes until cancelled.
 
         Args:
-            named: Addresses as they are named now; called in another thread, again and again. Whoever is in the chain
-                and is not named any more stays, as long as it answers.
+            named: Returns the addresses that are named now; called repeatedly, in another thread. A node of the chain
+                that is no longer named stays as long as it answers.
         """
         loop = asyncio.get_running_loop()
         already_told: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A head's metrics for Prometheus: its requests, and the stages that run in its process."""
+"""A head's Prometheus metrics: its requests, and the stages that run in its process."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from shardhub.engine.metrics import ROW_BUCKETS, STEP_BUCKETS_S, StageMetrics
 from shardhub.errors import ShardhubError
 from shardhub.protocol import Lane
 
-# A first token waits for the whole prompt, and maybe for room.
+# A first token waits for the whole prompt, and possibly for room.
 _FIRST_TOKEN_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 _TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 
 
 class HeadMetrics(Collector, StreamObserver, ChainObserver):
-    """Counts a head's requests from now on. Labels: a request's outcome, an error's class, the lane.
+    """Counts a head's requests from its creation on. Labels: a request's outcome, an error's class, the lane.
 
     Args:
-        scheduler: The head's.
-        registry: Where the metrics are to be found; one of its own without.
+        scheduler: The head's scheduler.
+        registry: Where the metrics are registered; None makes a registry.
     """
 
     def __init__(self, scheduler: Scheduler, registry: CollectorRegistry | None = None) -> None:
@@ -70,11 +70,11 @@ class HeadMetrics(Collector, StreamObserver, ChainObserver):
                 stages.watch(link.engine)
 
     def text(self) -> bytes:
-        """All metrics as Prometheus reads them."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
-        """What was counted, and what is going on at this moment."""
+        """The counters, and gauges of the current state."""
         scheduler, chain = self._scheduler, self._scheduler.chain
         for name, text, value in (
             ("waiting_requests", "Requests that wait for room.", scheduler.num_waiting),
@@ -95,7 +95,7 @@ class HeadMetrics(Collector, StreamObserver, ChainObserver):
         self._round_rows.labels(lane.value).observe(num_rows)
 
     def drew(self, stream: Stream, num_tokens: int, seconds: float) -> None:
-        """Count new tokens, and their time."""
+        """Count new tokens and observe their time."""
         self._generated.inc(num_tokens)
         if stream.num_generated == num_tokens:
             self._first_token_s.observe(seconds)
@@ -115,6 +115,6 @@ class HeadMetrics(Collector, StreamObserver, ChainObserver):
         self._requests.labels("failed" if stream.error is not None else stream.finish or "cancelled").inc()
 
     def refused(self, error: ShardhubError) -> None:
-        """Count a request that was not taken."""
+        """Count a request that was refused."""
         self._failures.labels(type(error).__name__).inc()
         self._requests.labels("refused").inc()

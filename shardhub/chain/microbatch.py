@@ -18,22 +18,22 @@ from shardhub.protocol import Lane, RowResult
 
 
 class StepSender(Protocol):
-    """What a microbatch needs of a chain."""
+    """The part of a chain that a microbatch needs."""
 
     async def send(self, rows: list[RowToSend], *, lane: Lane, verify: bool = False) -> list[asyncio.Future[RowResult]]:
         """Send one step of several sessions as soon as credit allows."""
 
     @property
     def sizes(self) -> StepSizes:
-        """What a step becomes on each link."""
+        """Size of a step's message on each link."""
 
 
 class Microbatch:
-    """Runs the decode steps of its streams, one after the other; streams join and leave between them.
+    """Runs the decode steps of its streams one after the other; streams join and leave between steps.
 
     Attributes:
-        path: Where its steps go.
-        rows: Streams of the step that is on its way, or goes next.
+        path: The path of its steps.
+        rows: Streams of the step in flight, or of the next one.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Microbatch:
         return len(self.rows) + len(self._joining)
 
     def join(self, stream: Stream) -> None:
-        """Take a stream in, from the next step on."""
+        """Add a stream, from the next step on."""
         self._joining.append(stream)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
     def fits(self, stream: Stream) -> bool:
-        """Whether a stream may join: lengths are near, nobody's steps carry drafts, and a message holds all."""
+        """Whether a stream may join: lengths are close, no stream's steps carry drafts, and the rows fit a message."""
         together = [*self.rows, *self._joining, stream]
         if any(row.request.drafter is not None for row in together):
             return False
@@ -74,7 +74,7 @@ class Microbatch:
         return len(positions) * max(positions) <= (1 + MAX_PADDING) * sum(positions)
 
     def stop(self) -> None:
-        """End it; its streams are the caller's to end."""
+        """End the microbatch; the caller ends its streams."""
         if self._task is not None:
             self._task.cancel()
 
@@ -83,7 +83,7 @@ class Microbatch:
             while self._between_steps():
                 await self._step()
         except Exception as error:
-            # Whatever it is, nobody may wait for ever for a step that does not come.
+            # Whatever the error, no stream may wait for ever for a step that never comes.
             for stream in (*self.rows, *self._joining):
                 stream.fail(error)
                 stream.leave()
@@ -95,7 +95,7 @@ class Microbatch:
 
     async def _step(self) -> None:
         rows = [stream.next_row() for stream in self.rows]
-        length = min(len(row.ids) for row in rows)  # drafts go one stream at a time
+        length = min(len(row.ids) for row in rows)  # a step with drafts has one stream only
         rows = [replace(row, ids=row.ids[:length]) for row in rows]
         try:
             futures = await self._chain.send(rows, lane=Lane.DECODE, verify=length > 1)
@@ -111,13 +111,13 @@ class Microbatch:
                 stream.take(result, length)
 
     def _between_steps(self) -> bool:
-        """Let streams leave and join; whether any is left."""
+        """Let streams leave and join; returns whether any is left."""
         stay: list[Stream] = []
         for stream in (*self.rows, *self._joining):
             if stream.status is not Status.RUNNING:
                 stream.leave()
             elif stream.is_full:
-                stream.pause(partial(self._come_back, stream))  # this microbatch may have ended by then
+                stream.pause(partial(self._come_back, stream))  # this microbatch may have ended when it resumes
             else:
                 stay.append(stream)
         self.rows, self._joining = stay, []

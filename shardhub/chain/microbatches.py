@@ -1,4 +1,4 @@
-"""The microbatches of a chain: which one a stream joins, so that all stages have as much to do."""
+"""The microbatches of a chain: which one a stream joins, so that the load of the stages is balanced."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from shardhub.chain.stream import Stream
 
 
 class Microbatches:
-    """Microbatches that come and go with the streams in them.
+    """The microbatches of a chain, made and ended as streams come and go.
 
     Args:
-        chain: What their steps go over.
-        max_rows: Most streams in one.
-        number: How many are to be on their way over a path.
+        chain: The chain that runs their steps.
+        max_rows: Most streams in a microbatch.
+        number: Microbatches to keep in flight on a path.
     """
 
     def __init__(self, chain: Chain, *, max_rows: int, number: int) -> None:
@@ -25,24 +25,24 @@ class Microbatches:
 
     @property
     def sizes(self) -> list[int]:
-        """Streams in each of them."""
+        """Number of streams in each microbatch."""
         return [len(microbatch) for microbatch in self._microbatches]
 
     def join(self, stream: Stream) -> None:
-        """Let a stream take its steps: in a microbatch that is there, or in one more while stages could stay idle."""
+        """Put a stream into an existing microbatch, or into a new one while stages could stay idle."""
         (self._fitting(stream) or self._new(stream.session.path)).join(stream)
 
     def has_room(self, stream: Stream) -> bool:
-        """Whether a microbatch that is there can take a stream in."""
+        """Whether an existing microbatch has room for a stream."""
         return self._fitting(stream) is not None
 
     def stop(self) -> None:
-        """End them; their streams are the caller's to end."""
+        """End all microbatches; the caller ends their streams."""
         for microbatch in self._microbatches:
             microbatch.stop()
 
     def _fitting(self, stream: Stream) -> Microbatch | None:
-        """The smallest microbatch a stream fits into; none while stages could stay idle."""
+        """The smallest microbatch that a stream fits into; None while stages could stay idle."""
         same = [microbatch for microbatch in self._microbatches if microbatch.path == stream.session.path]
         fitting = [m for m in same if len(m) < self._max_rows and m.fits(stream)]
         return min(fitting, key=len) if fitting and len(same) >= self._number else None
@@ -59,7 +59,7 @@ class Microbatches:
         return microbatch
 
     def _give_away(self, microbatch: Microbatch) -> Stream | None:
-        """A stream that moves from a microbatch to a smaller one, so that all stages have as much to do."""
+        """Remove a stream that is to move to a smaller microbatch, to balance the load of the stages."""
         same = [other for other in self._microbatches if other.path == microbatch.path and other is not microbatch]
         stream = microbatch.rows[-1]
         if len(same) + 1 < self._number:

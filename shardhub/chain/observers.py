@@ -1,11 +1,11 @@
-"""Who is told of what a head does. Observers stand in lists: one more never silences another.
+"""Observers of a head. They are kept in lists: adding one never replaces another.
 
     class Rounds(ChainObserver):
         def went_round(self, lane: Lane, num_rows: int, seconds: float) -> None: ...
 
     chain.watch(Rounds())
 
-An observer overrides what it wants to hear. It is called on the event loop, between steps: it must be quick.
+An observer overrides the methods it needs. It is called on the event loop, between steps, and must be quick.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 
 class ChainObserver:
-    """Told of links and steps."""
+    """Observes links and steps."""
 
     def lost(self, place: Place, error: ShardhubError) -> None:
         """The link at a place broke."""
 
     def took(self, lane: Lane, num_ids: int, times: tuple[StageTime, ...]) -> None:
-        """A step of so many ids took so long on each stage."""
+        """A step of `num_ids` ids took these times on the stages."""
 
     def went_round(self, lane: Lane, num_rows: int, seconds: float) -> None:
         """A step came round."""
 
     def slept(self, seconds: float) -> None:
-        """This machine slept."""
+        """This machine slept for `seconds`."""
 
 
 class StreamObserver:
-    """Told of requests."""
+    """Observes requests."""
 
     def drew(self, stream: Stream, num_tokens: int, seconds: float) -> None:
-        """A stream has new tokens: how many, and the seconds since the ones before, or since the request."""
+        """A stream has `num_tokens` new tokens, `seconds` after the previous ones or after the request."""
 
     def ended(self, stream: Stream) -> None:
-        """A stream's session is parked or gone."""
+        """A stream's session was parked or freed."""
 
     def refused(self, error: ShardhubError) -> None:
-        """A request was not taken."""
+        """A request was refused."""

@@ -1,6 +1,6 @@
-"""How large a prompt's next chunk is: as large as its time and its bytes may be.
+"""Pacing: the size of a prompt's next chunk, as large as its limits of time and bytes allow.
 
-What it will take comes from what chunks and steps took before, and from what was measured between the nodes.
+Its time is estimated from earlier chunks and steps, and from the measured speed of the hops between nodes.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from statistics import fmean
 from shardhub.chain.observers import ChainObserver
 from shardhub.protocol import Lane, StageTime
 
-# Chunk before anything was measured.
+# Size of a chunk before anything was measured.
 _FIRST_CHUNK = 64
 _LEAST_CHUNK = 8
-# A chunk's time on the slowest stage where nobody waits for a decode step.
+# A chunk's time on the slowest stage when no stream waits for a decode step.
 _ALONE_S = 1.0
-# The same where somebody does, in decode steps: what a stream is held up by a prompt.
+# The same when a stream does wait, in decode steps: how long a prompt delays a stream.
 _STEPS_HELD_UP = 1.5
 _LEAST_S = 0.02
-# A prompt is cut into at least so many chunks for each stage after the first, which waits for the first chunk.
+# Fewest chunks of a prompt for each stage after the first: such a stage is idle until the first chunk arrives.
 _CHUNKS_A_STAGE = 8
-# Most bytes of a chunk on a link, however fast that is: they are held at both ends.
+# Most bytes of a chunk on a link, however fast it is: both ends hold them in memory.
 _MOST_BYTES = 32 << 20
 # Weight of the newest decode step.
 _NEWEST = 0.3
-# Chunks that are remembered.
+# Number of recent chunks the estimate uses.
 _REMEMBERED = 16
 
 
@@ -39,9 +39,9 @@ class Pace(ChainObserver):
     Args:
         num_stages: Stages of the chain.
         max_chunk: Most ids of a chunk.
-        id_bytes: What an id becomes on the link that carries most.
-        bytes_per_s: What the slowest link between two nodes was measured to carry; infinite where none was.
-        fixed: Size of every chunk, if it is to be the same whatever is measured.
+        id_bytes: Bytes per id on the link that carries most.
+        bytes_per_s: Measured rate of the slowest link between two nodes; infinite if none was measured.
+        fixed: Size of every chunk, whatever is measured; None sizes chunks by time and bytes.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Pace(ChainObserver):
         return self._step_s
 
     def took(self, lane: Lane, num_ids: int, times: tuple[StageTime, ...]) -> None:
-        """Take in what a step took: `num_ids` in all on each stage."""
+        """Record the times of a step of `num_ids` ids in all."""
         if not times or not num_ids:
             return
         slowest = max(time.compute_s for time in times)
@@ -77,12 +77,12 @@ class Pace(ChainObserver):
             self._chunks.append((num_ids, slowest))
 
     def chunk(self, num_left: int, num_prompt: int, *, others: bool) -> int:
-        """Ids of the next chunk.
+        """Number of ids of the next chunk.
 
         Args:
-            num_left: Ids of the prompt that are still to go.
+            num_left: Ids of the prompt not yet sent.
             num_prompt: Ids of the prompt.
-            others: Whether anyone waits for decode steps.
+            others: Whether any stream waits for decode steps.
         """
         if self._fixed is not None:
             return min(self._fixed, self._max_chunk, num_left)
@@ -92,7 +92,7 @@ class Pace(ChainObserver):
             allowed_s = min(_ALONE_S, max(_LEAST_S, _STEPS_HELD_UP * self._step_s))
         if any(length > 1 for length, _ in self._chunks):
             start_s, id_s = self._line()
-            # At least as much for its ids as for reading the weights, or the prompt would hardly move.
+            # At least as much time for its ids as for reading the weights, or the prompt would hardly advance.
             size = max(allowed_s - start_s, start_s) / id_s
         size = min(size, _MOST_BYTES / self._id_bytes, allowed_s * self._bytes_per_s() / self._id_bytes)
         if self._num_stages > 1:
@@ -100,7 +100,7 @@ class Pace(ChainObserver):
         return min(max(_LEAST_CHUNK, int(size)), self._max_chunk, num_left)
 
     def _line(self) -> tuple[float, float]:
-        """a and b of the line nearest to the remembered chunks; a is 0 where they do not show one."""
+        """Fit a and b to the recent chunks; a is 0 if they do not determine it."""
         lengths, seconds = zip(*self._chunks, strict=True)
         mean_length, mean_s = fmean(lengths), fmean(seconds)
         spread = sum((length - mean_length) ** 2 for length in lengths)

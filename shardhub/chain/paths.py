@@ -1,4 +1,4 @@
-"""The paths through a chain: which places serve each stage, which of them are there, and how each reaches the next."""
+"""The paths through a chain: which places serve each stage, which are live, and how each reaches the next."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _PROBE_TIMEOUT_S = 5.0
 
 
 class Paths:
-    """The places of a chain, by stage. It alone changes what state a place is in.
+    """The places of a chain, by stage. Only this class changes the state of a place.
 
     Attributes:
-        places: In stage order, places of one stage side by side; then those that were added.
+        places: In stage order, with a stage's places side by side, then those added later.
         stages: The places that serve each stage: several where it has replicas.
-        speeds: What was measured between a node and the next.
+        speeds: Measured speed of the hop from one node to the next.
     """
 
     def __init__(self, links: Sequence[StageLink], *, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -43,7 +43,7 @@ class Paths:
         self.speeds: dict[tuple[Place, Place], HopSpeed] = {}
         self._hops: dict[tuple[Place, Place], NextHop] = {}
         self._lost: dict[Place, None] = {}
-        # Nothing is to be waited for: every stage is served, or one will not be.
+        # Set when there is nothing to wait for: every stage is served, or one never will be.
         self._settled = asyncio.Event()
         self._settled.set()
 
@@ -53,7 +53,7 @@ class Paths:
 
     @property
     def hops(self) -> list[NextHop]:
-        """How each place's output goes on, to the first place of the next stage."""
+        """How each place's output reaches the first place of the next stage."""
         following = dict.fromkeys(self.stages[-1], NextHop(kind=HopKind.END))
         for stage, after in pairwise(self.stages):
             following |= {here: self._hops.get((here, after[0]), NextHop(kind=HopKind.OPENER)) for here in stage}
@@ -61,33 +61,33 @@ class Paths:
 
     @property
     def lost(self) -> list[Place]:
-        """Places that sessions cannot go over now, in the order in which they were lost."""
+        """Places that sessions cannot use now, in the order they were lost."""
         return list(self._lost)
 
     @property
     def gaps(self) -> list[Place]:
-        """Of each stage that nothing serves now, the place that did so last."""
+        """The last place to have served each stage that nothing serves now."""
         missing = [stage for stage in self.stages if not stage[0].is_served]
         return [[place for place in self._lost if place in stage][-1] for stage in missing]
 
     @property
     def in_use(self) -> list[Place]:
-        """All places but those of stand-ins that have ended."""
+        """All places except those of stand-ins that have ended."""
         return [place for place in self.places if place.state is not PlaceState.ENDED]
 
     def is_relieved(self, path: Path) -> bool:
-        """Whether a place of the path is to get no new sessions."""
+        """Whether a place of the path takes no new sessions."""
         return any(place.link in path.links for place in self.places if not place.is_wanted)
 
     def choose(self, num_carried: Callable[[StageLink], int], before: Path | None = None) -> Path:
-        """The replica of each stage that carries the fewest sessions, of those that are there.
+        """Choose the live replica of each stage that carries the fewest sessions.
 
         Args:
-            num_carried: Sessions on a link.
-            before: Keep the links of this path that are there; in the place of others take such as compute alike.
+            num_carried: Returns the number of sessions on a link.
+            before: Path whose live links are kept; lost ones are replaced by links that compute alike, if possible.
 
         Raises:
-            ChainError: What broke the link that served a stage last.
+            ChainError: A stage has no live link; the error is the one that broke its last.
         """
 
         def rank(place: Place, at: int) -> tuple[bool, int]:
@@ -108,7 +108,7 @@ class Paths:
         return Path(tuple(place.link for place in chosen), (*hops, NextHop(kind=HopKind.END)))
 
     def check(self, path: Path) -> None:
-        """Raise what broke a link of the path, if anything did."""
+        """Raise the error that broke a link of the path, if one is broken."""
         for place in self._lost:
             if place.link in path.links:
                 raise _error_of(place)
@@ -117,7 +117,7 @@ class Paths:
         """Wait until every stage is served.
 
         Raises:
-            ChainError: One is not in time, or whoever served it serves something else: what broke it.
+            ChainError: A stage is not served in time, or its nodes now serve something else; the error that broke it.
         """
         self._raise_if_hopeless()
         try:
@@ -133,7 +133,7 @@ class Paths:
             raise _error_of(place)
 
     def _hopeless(self) -> Place | None:
-        """A place of a stage that nobody serves, where all who served it answer, and serve something else now."""
+        """A place of an unserved stage whose former nodes all answer but now serve something else."""
         for stage in self.stages:
             expected = [place for place in stage if place.is_wanted]
             if not stage[0].is_served and all(place.state is PlaceState.REFUSED for place in expected):
@@ -141,7 +141,7 @@ class Paths:
         return None
 
     def lose(self, place: Place, error: ShardhubError, state: PlaceState = PlaceState.LOST) -> bool:
-        """Leave a place out from now on; whether it was there."""
+        """Exclude a place from now on; returns whether it was live."""
         if not place.is_there:
             return False
         self._leave_out(place, error, state)
@@ -149,25 +149,25 @@ class Paths:
         return True
 
     def refuse(self, place: Place, error: ShardhubError) -> None:
-        """Note that at a lost place somebody answers who helps nobody: no time is worth waiting for that."""
+        """Mark a lost place as refused: a node answers there but cannot serve this chain, so waiting is pointless."""
         if place.state in (PlaceState.LOST, PlaceState.REFUSED):
             place.state, place.error = PlaceState.REFUSED, error
             self._update_settled()
 
     def relieve(self, place: Place) -> None:
-        """Give a stand-in no new sessions while its stage has another place."""
+        """Stop giving a stand-in new sessions while its stage has another place."""
         place.state = PlaceState.RELIEVED
 
     def call_back(self, place: Place) -> None:
-        """Use a relieved stand-in like any other again."""
+        """Give a relieved stand-in new sessions again."""
         place.state = PlaceState.STAND_IN
 
     def add(self, link: StageLink, error: ShardhubError, state: PlaceState) -> Place:
-        """Make a place for one more link; nothing goes over it before `put` and `revive`.
+        """Add a place for one more link; it is not used before `put` and `revive`.
 
         Args:
-            error: Why it is of no use yet.
-            state: LOST for a node's, ENDED for a stand-in's.
+            error: Why it cannot be used yet.
+            state: LOST for a node's place, ENDED for a stand-in's.
 
         Raises:
             RouteError: No place serves the same layers.
@@ -185,22 +185,22 @@ class Paths:
         )
 
     async def put(self, place: Place, link: StageLink) -> None:
-        """Put another link, which is open, where a broken one was; nothing goes over it before `revive`."""
+        """Replace a place's broken link with an open one; it is not used before `revive`."""
         before, place.link = place.link, link
-        if before is not link:  # as one is that was just added
+        if before is not link:  # the same object for a place that was just added
             await before.stop()
         await self.find_hops([place])
 
     def revive(self, place: Place, state: PlaceState = PlaceState.LIVE) -> None:
-        """Let sessions go over the link that stands there now."""
+        """Let sessions use the place's current link."""
         place.state, place.error = state, None
         self._lost.pop(place, None)
         self._update_settled()
 
     async def find_hops(self, places: Collection[Place]) -> None:
-        """Find how each of these places reaches the next stage's, and is reached by those before.
+        """Find how each of these places reaches the places of the next stage, and how those before reach it.
 
-        Others that are broken are left out: a probe of the hop to them would only wait.
+        Other places that are broken are left out: a probe of the hop to them would only wait.
         """
         asked = dict.fromkeys(places)
         there_too = {place: None for place in self.places if place.is_there} | asked
@@ -213,13 +213,13 @@ class Paths:
         )
 
     async def _find_hop(self, here: Place, after: Place) -> None:
-        """How one place's output goes to another: straight where the two nodes can reach each other, else by us."""
+        """Find how one place's output goes to another: directly if the nodes can reach each other, else through us."""
         sender, receiver = here.link, after.link
         by_us = NextHop(kind=HopKind.OPENER)
         if not isinstance(sender, RemoteLink) or not isinstance(receiver, RemoteLink):
             self._hops[here, after] = by_us
             return
-        # What was known before stays in use until this is: a stream that moves meanwhile keeps its path.
+        # The previous hop stays in use until the new one is known: a stream that moves meanwhile keeps its path.
         self._hops.setdefault((here, after), by_us)
         for address in dict.fromkeys((*receiver.description.advertise, receiver.name)):
             try:
@@ -234,7 +234,7 @@ class Paths:
         log.warning("%s cannot reach %s: what they exchange goes through this process", sender.name, receiver.name)
 
     def bytes_per_s(self) -> float:
-        """What the slowest hop between two nodes was measured to carry; infinite where none was."""
+        """Measured rate of the slowest hop between two nodes; infinite if none was measured."""
         return min((speed.bytes_per_s for speed in self.speeds.values()), default=math.inf)
 
     def _leave_out(self, place: Place, error: ShardhubError, state: PlaceState) -> None:
@@ -255,7 +255,7 @@ def _error_of(place: Place) -> ShardhubError:
 
 
 def changed_classes(before: Sequence[StageLink], after: Sequence[StageLink]) -> str:
-    """Which stages went to machines that compute otherwise, in words; empty if numbers stay what they were.
+    """Describe the stages that moved to machines of another numeric class; empty if the numbers stay the same.
 
     Args:
         before, after: The links of each stage.

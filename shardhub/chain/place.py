@@ -1,4 +1,4 @@
-"""A place of a chain: where one link to a stage stands, and whether sessions go over it."""
+"""A place of a chain: holds one link to a stage, and the state of that link."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from shardhub.errors import ShardhubError
 
 
 class PlaceState(Enum):
-    """What a place is to its chain.
+    """State of a place in its chain.
 
-    LIVE: sessions go over its link.
+    LIVE: sessions use its link.
     STAND_IN: a stage of this process that serves while the nodes of its stage are lost.
-    RELIEVED: a stand-in whose stage a node serves again: it takes no new sessions, and ends when it carries none.
-    ENDED: a stand-in that carries nothing any more; nobody misses it.
-    LOST: its link is broken, or not open yet: attempts to open one go on.
-    REFUSED: lost, and whoever answers there serves something else, or refuses this head: waiting does not help.
+    RELIEVED: a stand-in whose stage a node serves again: it takes no new sessions, and ends once it carries none.
+    ENDED: a stand-in that carries nothing any more, and is not needed.
+    LOST: its link is broken or not yet open; attempts to open one go on.
+    REFUSED: lost, and the node there serves something else or refuses this head: waiting does not help.
     """
 
     LIVE = "live"
@@ -34,13 +34,13 @@ _STANDS_IN = (PlaceState.STAND_IN, PlaceState.RELIEVED, PlaceState.ENDED)
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """One link's place in a chain. It stays when another link is put where a broken one was.
+    """A link's place in a chain. The place stays when its broken link is replaced.
 
     Attributes:
-        link: The link that stands there now.
-        stage: All places that serve the same layers, this one among them.
-        state: What it is to the chain.
-        error: Why nothing goes over it, where that is so.
+        link: The current link.
+        stage: All places that serve the same layers, including this one.
+        state: State of the place.
+        error: Why sessions cannot use it; None if they can.
     """
 
     link: StageLink
@@ -50,20 +50,20 @@ class Place:
 
     @property
     def is_there(self) -> bool:
-        """Whether sessions can go over it."""
+        """Whether sessions can use it."""
         return self.state in _THERE
 
     @property
     def is_wanted(self) -> bool:
-        """Whether new sessions may go over it once it is there, and it is missed while it is not."""
+        """Whether the chain wants it live, and new sessions may then use it."""
         return self.state not in (PlaceState.RELIEVED, PlaceState.ENDED)
 
     @property
     def stands_in(self) -> bool:
-        """Whether it is for a stage of this process that serves in a node's stead."""
+        """Whether it belongs to a stage of this process that stands in for a node."""
         return self.state in _STANDS_IN
 
     @property
     def is_served(self) -> bool:
-        """Whether sessions can go over it, or over another place of its stage."""
+        """Whether sessions can use it, or another place of its stage."""
         return any(place.is_there for place in self.stage)

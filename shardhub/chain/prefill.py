@@ -1,4 +1,4 @@
-"""How a prompt goes through the chain: in chunks, several of them on their way at once."""
+"""Prefill: a prompt travels through the chain in chunks, several of them in flight at once."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from shardhub.chain.stream import Stream
 from shardhub.limits import MAX_SCORED
 from shardhub.protocol import Lane, RowResult
 
-# Chunks of one prompt on their way beyond one for each stage.
+# Chunks of one prompt in flight beyond one for each stage.
 _CHUNKS_AHEAD = 1
 
 
 class Prefill:
-    """Sends prompts.
+    """Sends prompts through a chain.
 
     Args:
         chain: Live stages.
         pace: Sizes the chunks.
-        is_awaited: Whether anyone waits for decode steps.
-        may_join: Whether a prompt's last id may go with a decode step of others.
+        is_awaited: Returns whether any stream waits for decode steps.
+        may_join: Returns whether a prompt's last id may travel with other streams' decode step.
         at_mark: Called when all stages hold a prompt up to a mark.
     """
 
@@ -43,14 +43,14 @@ class Prefill:
         self._at_mark = at_mark
 
     async def run(self, stream: Stream, *, marks: Sequence[int] = ()) -> None:
-        """Send the prompt's ids, several chunks at once on their way, and draw the first token.
+        """Send the prompt's ids, several chunks in flight at once, and draw the first token.
 
-        All but the last id go in chunks whose logits nobody computes; the last one is a decode step of its own, in
-        the shapes mlx_lm's generate_step uses, so that the numbers are the same. Where it may join others' decode
-        steps it is left to them: one step less in which every stage reads its weights.
+        All ids but the last travel in chunks for which no logits are computed. The last is a decode step of its own,
+        in the shapes of mlx_lm's generate_step, so that the numbers are the same. If it may join other streams' decode
+        step, it is left to that one, which saves a step in which every stage reads its weights.
 
         Args:
-            marks: Positions, rising, at which a chunk ends and all stages are waited for.
+            marks: Ascending positions at which a chunk ends, and all stages are waited for.
         """
         session, request = stream.session, stream.request
         num_prompt = len(request.prompt)
@@ -90,7 +90,7 @@ class Prefill:
             if stream.is_done:
                 return
             if self._may_join(stream):
-                while waiting:  # decode steps travel on a lane of their own: all stages must hold what comes before
+                while waiting:  # decode steps use another lane, so all stages must hold the prompt first
                     went_through(await waiting[0])
                 request.progress(num_prompt, num_prompt)
                 return

@@ -1,4 +1,4 @@
-"""What a prompt takes over from earlier ones that begin alike, and what it leaves for later ones."""
+"""Prefix reuse: a prompt takes over KV of earlier prompts that begin alike, and leaves its own for later ones."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from shardhub.chain.session import ChainSession
 from shardhub.chain.stream import Stream
 from shardhub.errors import SessionNotRewindable, SessionUnknown, ShardhubError
 
-# Positions between snapshots of a long prompt, and about how many are kept of one.
+# Positions between snapshots of a long prompt, and about how many a prompt keeps.
 _LEAST_SNAPSHOT = 256
 _MAX_SNAPSHOTS = 8
-# Seconds a request waits for sessions that are being parked: milliseconds as a rule, but a node may hang just then.
+# Seconds a request waits for sessions that are being parked: usually milliseconds, but a node may hang.
 _PARKING_S = 5.0
 
 
 class PrefixReuse:
-    """Opens sessions on what earlier ones left on the nodes.
+    """Opens sessions that reuse KV which earlier ones left on the nodes.
 
     Args:
-        chain: What they run over.
+        chain: The chain that runs the sessions.
         prefixes: Finished sequences.
-        streams: All that run: one may be about to finish.
+        streams: All running streams, as one may be about to finish.
     """
 
     def __init__(self, chain: Chain, prefixes: Prefixes, streams: Collection[Stream]) -> None:
@@ -35,7 +35,7 @@ class PrefixReuse:
         self._streams = streams
 
     async def open(self, request: Request, positions: int) -> tuple[ChainSession, Prefix | None]:
-        """A session that holds as much of the prompt as an earlier one has left on the nodes."""
+        """Open a session that holds as much of the prompt as an earlier one left on the nodes."""
         prefix: Prefix | None = None
         parameters = replace(request.parameters, answer_start=len(request.prompt))
         if request.reuse and not request.score:
@@ -57,7 +57,7 @@ class PrefixReuse:
         return await self._chain.open(context=positions, parameters=parameters), None
 
     async def _until_kept(self, tenant: str) -> None:
-        """Wait for what ended just now: a prompt may begin with it, as a chat's turn does with the one before."""
+        """Wait for streams that are just ending: a prompt may begin with one, as a chat's turn does."""
         ending = [other for other in self._streams if other.will_be_kept and other.request.tenant == tenant]
         with contextlib.suppress(TimeoutError):
             async with self._chain.clock.timeout(_PARKING_S):
@@ -65,10 +65,10 @@ class PrefixReuse:
                     await other.ended.wait()
 
     def marks(self, stream: Stream) -> list[int]:
-        """Positions of a prompt to keep snapshots of: where the architecture's caches cannot go back to them later.
+        """Positions of a prompt to take snapshots at, if the architecture's caches cannot be rewound to them later.
 
-        One is where earlier prompts of the tenant went another way: the next one may do so too, after the same
-        system prompt or context.
+        One is where the prompt diverges from the tenant's earlier ones: the next prompt may diverge there too, after
+        the same system prompt or context.
         """
         request, start = stream.request, stream.session.position
         end = len(request.prompt) - 1
@@ -79,7 +79,7 @@ class PrefixReuse:
         return sorted(mark for mark in marks if start + LEAST_REUSED <= mark < end) + [end] * (start < end)
 
     async def snapshot(self, stream: Stream) -> None:
-        """Park a copy of a prompt's state as it is now."""
+        """Park a copy of a prompt's current state."""
         session = stream.session
         try:
             copy = await self._chain.open(
@@ -89,5 +89,5 @@ class PrefixReuse:
                 position=session.position,
             )
         except ShardhubError:
-            return  # no room for it: the request itself goes on
+            return  # no room for the copy: the request itself goes on
         await self._prefixes.add(copy, stream.request.tenant)

@@ -1,4 +1,4 @@
-"""Finished sequences whose KV the stages still hold, for prompts that begin alike."""
+"""Finished sequences whose KV the stages still hold, for later prompts that begin alike."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from shardhub.chain.session import ChainSession
 from shardhub.clock import SYSTEM_CLOCK, Clock
 
-# Parked sessions a head keeps; the nodes let go of them earlier when they need the memory.
+# Most parked sessions a head keeps; nodes free them earlier if they need the memory.
 MAX_PARKED = 32
-# A beginning shorter than this is sent again sooner than it is forked.
+# A shared prefix shorter than this is quicker to send again than to fork.
 LEAST_REUSED = 8
 
 
@@ -23,14 +23,14 @@ class _Parked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prefix:
-    """A parked session, and how many of its first positions a prompt can take over."""
+    """A parked session, and the number of its first positions that a prompt can reuse."""
 
     session: ChainSession
     length: int
 
 
 class Prefixes:
-    """The parked sessions of a chain, the longest unused going first."""
+    """The parked sessions of a chain; the least recently used is freed first."""
 
     def __init__(self, *, limit: int = MAX_PARKED, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
@@ -41,12 +41,12 @@ class Prefixes:
         return len(self._parked)
 
     def find(self, ids: Sequence[int], tenant: str, *, rewind_limit: int) -> Prefix | None:
-        """The parked session of this tenant that shares the longest beginning with a prompt; its last id never counts.
+        """Find the tenant's parked session that shares the longest prefix with a prompt, the last id excluded.
 
-        The last id has to run in any case: what follows it is drawn from its logits.
+        The last id has to run in any case: the next token is drawn from its logits.
 
         Args:
-            rewind_limit: Most positions from which a session can go back: longer ones are of use as a whole only.
+            rewind_limit: Largest position from which a session can be rewound; a longer one can only be reused whole.
         """
         best: Prefix | None = None
         known = list(ids[:-1])
@@ -63,7 +63,7 @@ class Prefixes:
         return best
 
     def shared(self, ids: Sequence[int], tenant: str) -> int:
-        """How many first ids a prompt shares with any parked session of this tenant, of use or not."""
+        """Length of the longest prefix a prompt shares with a parked session of the tenant, reusable or not."""
         known = list(ids[:-1])
         same = [parked for parked in self._parked.values() if parked.tenant == tenant]
         return max((common_length(parked.session.ids, known) for parked in same), default=0)
@@ -72,9 +72,9 @@ class Prefixes:
         """Park a session.
 
         Args:
-            session: It takes no more steps.
-            tenant: Whose it is.
-            replaces: A parked session that this one has outgrown.
+            session: The session, which takes no more steps.
+            tenant: Owner of the session.
+            replaces: Parked session that this one extends.
         """
         if not await session.park(lost=lambda: self.drop(session)):
             return
@@ -85,7 +85,7 @@ class Prefixes:
             await self._let_go(min(self._parked.values(), key=lambda parked: parked.used_at).session)
 
     def drop(self, session: ChainSession) -> None:
-        """Forget a session that a node does not hold any more."""
+        """Forget a session that a node no longer holds."""
         self._parked.pop(session.id, None)
 
     async def _let_go(self, session: ChainSession) -> None:
@@ -94,7 +94,7 @@ class Prefixes:
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first ids are the same."""
+    """Length of the common prefix of two sequences of ids."""
     length = min(len(a), len(b))
     if a[:length] == b[:length]:
         return length

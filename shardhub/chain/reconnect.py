@@ -1,4 +1,4 @@
-"""Bringing lost links back: the same node, once it answers again, and till then a stage in this process."""
+"""Reconnecting lost links: to the same node once it answers again, and until then to a stage in this process."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from shardhub.errors import AccessError, HandshakeError, ShardhubError, StepTime
 
 log = logging.getLogger(__name__)
 
-# Between two attempts to reach a node that is gone, seconds: soon at first, then seldom.
+# Seconds between attempts to reach a lost node: short at first, then longer.
 _FIRST_DELAY_S = 0.2
 _LAST_DELAY_S = 2.0
-# A node that was restarted has so long to come back before a stage in this process takes its place.
+# Time for a restarted node to come back before a stage in this process takes its place.
 _STAND_IN_AFTER_S = 5.0
-# A node that does not answer this long when a step failed is taken for lost.
+# A node that does not answer for this long after a failed step counts as lost.
 _ANSWER_S = 3.0
 
-# How soon a stand-in that was relieved is looked at again: it ends when it carries nobody any more.
+# Interval at which a relieved stand-in is checked: it ends once it carries no sessions.
 _RELIEF_S = 0.5
 
-# Makes a link to a stage in this process, given the place of a node's link to the same; None if it may not or cannot.
+# Makes a link to a stage of this process, given the place of a node's; None if it is not allowed or not possible.
 StandIn = Callable[[Place], Awaitable[StageLink | None]]
 
 
 class Reconnector(ChainObserver):
-    """Watches a chain's places.
+    """Watches a chain's places and reconnects lost links.
 
     Args:
-        chain: Whose places they are.
-        events: Where people are told what happens to them.
-        stand_in: Makes stages in this process, if there may be any.
+        chain: The chain.
+        events: Receives what happens to the places.
+        stand_in: Makes stages in this process; None allows none.
     """
 
     def __init__(self, chain: Chain, events: Events, *, stand_in: StandIn | None = None) -> None:
@@ -47,17 +47,17 @@ class Reconnector(ChainObserver):
         self._clock = chain.clock
         self._stand_in = stand_in
         self._attempts: dict[Place, asyncio.Task[None]] = {}
-        # Two places of one stage may be lost: one stage of this process is enough.
+        # Two places of one stage may be lost, but one stand-in is enough.
         self._standing_in = asyncio.Lock()
-        # What waits for a stand-in to become idle.
+        # Tasks that wait for a stand-in to become idle.
         self._reliefs: dict[Place, asyncio.Task[None]] = {}
         self._looks: dict[tuple[Place, ...], asyncio.Task[None]] = {}
         chain.watch(self)
 
     async def look_at(self, links: Sequence[StageLink]) -> None:
-        """Find out which of these nodes are gone or stuck; if none is, which cannot reach each other any more.
+        """Find out which of these nodes are lost or stuck; if none is, which can no longer reach each other.
 
-        All streams of a path that broke ask at once: one look serves them all.
+        All streams of a broken path ask at once; one check serves them all.
         """
         places = tuple(place for place in self._chain.places if place.link in links)
         if (looking := self._looks.get(places)) is None:
@@ -77,7 +77,7 @@ class Reconnector(ChainObserver):
         await asyncio.gather(*(self._look_at(place) for place in places))
         there = [place for place in places if place.is_there]
         is_whole_chain = len(places) == len(self._chain.places)
-        # A node that is gone is reason enough: probes of the hops between the others would hold the stream up.
+        # A lost node is reason enough: probing the hops between the others would only delay the stream.
         if is_whole_chain or len(there) == len(places):
             await self._chain.paths.find_hops(there)
 
@@ -100,12 +100,12 @@ class Reconnector(ChainObserver):
                 self._chain.lose(place, StepTimeout(f"{link.name} is stuck.", why=why))
 
     def slept(self, seconds: float) -> None:
-        """Tell people what follows from the machine's sleep."""
+        """Record an event about this machine's sleep and its consequences."""
         text = f"This machine slept for {seconds:.0f} s: what nodes gave up meanwhile is computed again."
         self._events.tell("slept", text)
 
     def lost(self, place: Place, error: ShardhubError) -> None:
-        """Try to bring the link back, until it is."""
+        """Try to bring the link back until that succeeds."""
         link = place.link
         layers = f"Layers {link.facts.start} to {link.facts.stop - 1}"
         self._events.tell("lost", f"{layers} at {link.name} are lost: {describe_error(error)}")
@@ -113,7 +113,7 @@ class Reconnector(ChainObserver):
         self._try(place, "back")
 
     def bring_in(self, place: Place) -> None:
-        """Open a link that was added, and try until it is open."""
+        """Open a link that was added, trying until that succeeds."""
         self._try(place, "joined")
 
     def _try(self, place: Place, kind: str) -> None:
@@ -140,7 +140,7 @@ class Reconnector(ChainObserver):
                     self._tell_served(place, kind)
                     self._relieve(place.stage)
                     return
-                except (HandshakeError, AccessError) as error:  # somebody answers, and it helps nobody: told once
+                except (HandshakeError, AccessError) as error:  # the node answers, but is of no use: recorded once
                     self._chain.paths.refuse(place, error)
                     if (why := describe_error(error)) != refused:
                         refused = why
@@ -167,7 +167,7 @@ class Reconnector(ChainObserver):
         self._tell_served(stand_in, "back")
 
     def _relieve(self, stage: Sequence[Place]) -> None:
-        """A node serves the stage: what stands in for it takes no new work, and ends when it has none."""
+        """Relieve the stage's stand-in, as a node serves the stage: it takes no new work, and ends once idle."""
         stand_in = _stand_in_of(stage)
         if stand_in is not None and stand_in.state is PlaceState.STAND_IN:
             self._chain.paths.relieve(stand_in)
@@ -185,7 +185,7 @@ class Reconnector(ChainObserver):
         log.info("the stand-in for layers from %d on has ended", stand_in.link.facts.start)
 
     def _call_back(self, stage: Sequence[Place]) -> None:
-        """Nobody serves the stage but its stand-in, if that has not ended yet: it takes new work again."""
+        """Let the stage's stand-in take new work again if it has not ended and no node serves the stage."""
         there = [place for place in stage if place.is_there]
         if [place.state for place in there] == [PlaceState.RELIEVED]:
             if (relief := self._reliefs.get(there[0])) is not None:

@@ -1,14 +1,14 @@
-"""Recovery: a stream goes on after a node was lost, with the tokens it would have had without the loss.
+"""Recovery: a stream goes on after the loss of a node, with the tokens it would have had without the loss.
 
-What happens, in order:
+The steps, in order:
 
-1. A link breaks, or a node is found gone or stuck. `Chain.lose` marks its place LOST and fails the sessions that go
-   over it; the `Reconnector` begins to bring the place back.
+1. A link breaks, or a node is found lost or stuck. `Chain.lose` marks its place LOST and fails the sessions that use
+   it; the `Reconnector` begins to bring the place back.
 2. The streams of these sessions are interrupted by the step that failed: `Status.INTERRUPTED`.
-3. Each is brought back here: the nodes of its path are looked at; every stage must be served again, by whoever; a path
-   is chosen that keeps the links that are there; the session's next epoch is opened on all of them, at a position that
-   all hold; and the ids from there on are sent again, in the shapes they had.
-4. The stream is RUNNING again, and joins a microbatch.
+3. Each is recovered here: the nodes of its path are checked; every stage must be served again, by any node; a path is
+   chosen that keeps the live links; the session's next epoch is opened on all of them, at a position that all hold; and
+   the ids from there on are sent again, in the shapes they had.
+4. The stream is RUNNING again and joins a microbatch.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from shardhub.chain.stream import Stream
 from shardhub.errors import Overloaded, ShardhubError
 from shardhub.protocol import Lane, RowResult
 
-# Losses one request goes on after, and seconds between attempts to go on: soon at first, then seldom.
+# Losses that one request survives, and seconds between attempts to recover: short at first, then longer.
 _MAX_RECOVERIES = 16
 _FIRST_ATTEMPT_S = 0.02
 _BETWEEN_ATTEMPTS_S = 0.2
 
 
 class Recoverer:
-    """Brings streams back whose steps a node's failure broke.
+    """Recovers streams whose steps failed with a node.
 
     Args:
-        chain: What they run over.
-        settings: How a sequence is computed again, and how long another node is waited for.
-        reconnector: Looks at the nodes.
-        events: Where people are told who goes on, and who cannot.
+        chain: The chain that runs the streams.
+        settings: How a sequence is recomputed, and how long to wait for another node.
+        reconnector: Checks the nodes.
+        events: Receives which streams go on, and which cannot.
     """
 
     def __init__(self, chain: Chain, settings: SchedulerSettings, reconnector: Reconnector, events: Events) -> None:
@@ -51,21 +51,21 @@ class Recoverer:
         self._clock = chain.clock
 
     def may_recover(self, stream: Stream, error: ShardhubError) -> bool:
-        """Whether a stream can go on after an error, and has not done so too often."""
+        """Whether a stream can go on after an error, and has not yet done so too often."""
         allowed = self._settings.recovery is not Recovery.OFF and not stream.is_done
         return allowed and is_recoverable(error) and stream.num_recoveries <= _MAX_RECOVERIES
 
     async def recover(self, stream: Stream) -> None:
-        """Bring the session of an interrupted stream to where it was, on nodes that are there.
+        """Restore the session of an interrupted stream on live nodes.
 
         Raises:
-            ShardhubError: What interrupted it, or the last error, if that was not possible in time or too often.
+            ShardhubError: It could not be restored in time, or failed too often: the interruption, or the last error.
         """
         session, error = stream.session, stream.interruption
         assert error is not None
         if not self.may_recover(stream, error):
             raise error
-        # A node that came back may not be reached by its neighbours at once: each further loss waits a little longer.
+        # A node that came back may not be reachable by its neighbours yet: each further loss waits a little longer.
         await self._clock.sleep(_BETWEEN_ATTEMPTS_S * stream.num_recoveries)
         began_at, links_before = self._clock.now(), session.path.links
         deadline = began_at - stream.since_lost() + self._settings.recover_wait_s
@@ -88,17 +88,17 @@ class Recoverer:
             )
 
     async def _until_back(self, stream: Stream, ids: Sequence[int], deadline: float) -> int:
-        """Try to bring a stream's session back until that is done.
+        """Try to restore a stream's session until that succeeds.
 
         Args:
-            ids: What it is to hold; of a prompt that is being sent, all of it.
-            deadline: On the clock, seconds.
+            ids: Ids the session must hold; while a prompt is being sent, the whole prompt.
+            deadline: Time on the clock, in seconds.
 
         Returns:
-            How many of the ids the nodes had kept.
+            The number of ids the nodes had kept.
 
         Raises:
-            ShardhubError: The last error after the deadline, or one that would come again.
+            ShardhubError: The last error before the deadline, or one that would occur again.
         """
         shapes, delay_s = list(stream.session.shapes), _FIRST_ATTEMPT_S
         while True:
@@ -106,7 +106,7 @@ class Recoverer:
             try:
                 return await self._bring_back(stream, ids, shapes, deadline)
             except ShardhubError as error:
-                # A node that takes over for another may have to end other sessions first.
+                # A node that takes over from another may have to end other sessions first.
                 may_come = is_recoverable(error) or isinstance(error, Overloaded)
                 if not may_come or stream.is_done or self._clock.now() >= deadline:
                     self._events.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(error)}")
@@ -115,21 +115,21 @@ class Recoverer:
             delay_s = min(_BETWEEN_ATTEMPTS_S, 2 * delay_s)
 
     async def _bring_back(self, stream: Stream, ids: Sequence[int], shapes: Sequence[int], deadline: float) -> int:
-        """One attempt: a path of links that are there, a new epoch on it, and the ids that it lacks."""
+        """Make one attempt: choose a path of live links, open a new epoch on it, and send the missing ids."""
         session = stream.session
         await self._chain.paths.until_usable(deadline - self._clock.now())
         session.path = self._chain.choose_path(session.path)
-        # Not beyond the ids before the next step's, though stages may hold them: their numbers were lost.
+        # Not beyond the ids before the next step's, though stages may hold more: the results of those were lost.
         at = min(session.position, len(ids))
         if not stream.num_generated and stream.request.score:
             at = min(at, len(stream.prompt_logprobs))
         num_kept = await session.resume(at)
-        if stream.num_generated:  # else the rest of the prompt goes on as it began
+        if stream.num_generated:  # otherwise prefill sends the rest of the prompt
             await self.replay(session, ids, num_kept, shapes)
         return num_kept
 
     async def replay(self, session: ChainSession, ids: Sequence[int], num_kept: int, shapes: Sequence[int]) -> None:
-        """Send ids again that a session held, from position `num_kept` on, without waiting for each step."""
+        """Resend the ids a session held, from position `num_kept` on, without waiting for each step."""
         mode = self._settings.recovery
         waiting: list[asyncio.Future[RowResult]] = []
         at = num_kept
@@ -141,7 +141,7 @@ class Recoverer:
 
 
 def chunks_to_replay(shapes: Sequence[int], start: int, stop: int, *, mode: Recovery, largest: int) -> list[int]:
-    """Lengths of the steps that bring a session from position `start` to `stop`.
+    """Lengths of the steps that take a session from position `start` to `stop`.
 
     Args:
         shapes: Lengths of the steps that the session was first run in, from position 0.

@@ -1,4 +1,4 @@
-"""What is asked of a chain: a prompt, and how it is to be answered."""
+"""A request to a chain: a prompt, and how to answer it."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from shardhub.parameters import SamplingParameters
 
 
 class Grammar(Protocol):
-    """What the tokens of one answer may be."""
+    """A grammar that restricts the tokens of one answer."""
 
     def mask(self) -> bytes:
-        """A bit for each token id that may come next, the lowest first. Called in another thread.
+        """Bits of the token ids that may come next, the lowest id first. Called in another thread.
 
         Raises:
-            ShardhubError: The grammar cannot go on.
+            ShardhubError: The grammar does not allow any continuation.
         """
 
     def accept(self, token: int) -> None:
-        """Go on with a token that was drawn; what is wrong with it, `mask` says."""
+        """Advance by a drawn token; an error in it is raised by `mask`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked of a chain.
+    """A prompt, and how to answer it.
 
     Attributes:
         prompt: Token ids.
         max_tokens: Most tokens of the answer.
         end_ids: Ids that end the sequence.
-        tenant: Whose it is: tenants take turns when the chain is full, and share no prefix.
+        tenant: Owner of the request: tenants take turns when the chain is full, and never share a prefix.
         reuse: Whether KV of earlier requests may be used, and this one's kept.
-        drafter: Guesses tokens that a step then verifies together; None goes one by one.
-        progress: Told of prompt ids done and in all.
-        grammar: What the answer may be; with one there are no drafts.
-        score: Tell how likely the prompt's ids were, all but the first: nothing of it is reused then.
+        drafter: Guesses tokens that a step then verifies together; None decodes one by one.
+        progress: Called with the number of prompt ids done and the total.
+        grammar: Restricts the answer; with a grammar there are no drafts.
+        score: Return log probabilities of the prompt's ids, all but the first; no KV is reused then.
     """
 
     prompt: Sequence[int]
@@ -53,10 +53,10 @@ class Request:
     score: bool = False
 
     def check_ids(self, num_rows: int) -> None:
-        """Check that the model has a row for each id of the prompt; its tokenizer may know more tokens than it.
+        """Check that the embedding has a row for each id of the prompt; the tokenizer may know more tokens.
 
         Raises:
-            PromptError: It has none for one.
+            PromptError: An id of the prompt has no row.
         """
         if (most := max(self.prompt, default=0)) >= num_rows:
             raise PromptError(
@@ -70,7 +70,7 @@ class Request:
 
         Raises:
             PromptError: The prompt is empty.
-            ContextExceeded: It does not leave room for a single token.
+            ContextExceeded: The prompt leaves no room for a single token.
         """
         if not self.prompt:
             raise PromptError("The prompt is empty.", hint="Give some text.")

@@ -1,4 +1,4 @@
-"""Which of the nodes that were named a chain begins with: those that answer, as soon as they serve every stage."""
+"""The roll call: which named nodes a chain starts with, namely those that answer, once they serve every stage."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from shardhub.errors import AccessError, ChainError, HandshakeError, NodeLoading
 from shardhub.manifest import Manifest
 from shardhub.protocol import Description
 
-# As long as a large stage takes to be verified and loaded from a slow disk.
+# Enough to verify and load a large stage from a slow disk.
 LOADING_S = 1800.0
-# How soon a node that is loading is asked again.
+# Interval at which a loading node is asked again.
 _AGAIN_S = 1.0
-# Of the addresses that do not answer, in one message.
+# Most silent addresses listed in one message.
 _SHOWN = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RollCall:
-    """Who answered.
+    """The result of a roll call.
 
     Attributes:
-        nodes: Address and description of the nodes to begin with, in the order they were named.
-        absent: The others, and why each is not used.
+        nodes: Address and description of the nodes to start with, in the order they were named.
+        absent: The other nodes, and why each is not used.
     """
 
     nodes: tuple[tuple[str, Description], ...]
@@ -45,24 +45,24 @@ async def roll_call(
     dialer: Dialer = PLAIN_DIALER,
     clock: Clock = SYSTEM_CLOCK,
 ) -> RollCall:
-    """Ask nodes what they serve. Whoever does not answer is left out where the others serve every stage.
+    """Ask nodes what they serve, leaving out those that do not answer if the others serve every stage.
 
-    Nodes that are loading are waited for while they may serve what is missing.
+    Loading nodes are waited for while they may serve a missing stage.
 
     Args:
-        manifest: The pipeline's.
-        addresses: Any order.
-        is_here: Whether a stage can run in this process.
-        progress: Told who is waited for.
-        loading_s: How long nodes that load are waited for.
-        dialer: How nodes are reached.
+        manifest: The pipeline's manifest.
+        addresses: Addresses of nodes, in any order.
+        is_here: Returns whether a stage can run in this process.
+        progress: Called with a description of what is waited for.
+        loading_s: How long to wait for loading nodes.
+        dialer: Connects to nodes.
 
     Raises:
-        RouteError: Nobody serves a stage.
-        AccessError: A stage is missing, and a node does not let this machine in.
+        RouteError: A stage has no server.
+        AccessError: A stage is missing, and a node refuses this machine.
         HandshakeError: A stage is missing, and a node serves something else.
-        ChainError: None of the nodes answers.
-        AddressError: One must not be reached like that.
+        ChainError: No node answers.
+        AddressError: A node must not be reached without TLS.
     """
     began_at = clock.now()
     described: dict[str, Description] = {}
@@ -101,7 +101,7 @@ async def _ask(manifest: Manifest, address: str, dialer: Dialer) -> Description:
 def _nobody(
     manifest: Manifest, nobody: Sequence[int], num_nodes: int, absent: Mapping[str, ShardhubError]
 ) -> ShardhubError:
-    """Why the chain cannot begin: what a node refuses or serves instead, else who does not answer, else who lacks."""
+    """Why the chain cannot start: a node refuses, serves something else or does not answer, or a stage is missing."""
     for kind in (AccessError, HandshakeError):
         refusal = next((error for error in absent.values() if isinstance(error, kind)), None)
         if refusal is not None:
@@ -118,5 +118,5 @@ def _nobody(
 
 
 def is_passing(error: ShardhubError) -> bool:
-    """Whether a chain that could not begin may begin later, when nodes have come or gone."""
+    """Whether a chain that could not start may start later, after nodes have come or gone."""
     return isinstance(error, ChainError)

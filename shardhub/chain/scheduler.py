@@ -1,7 +1,7 @@
-"""The scheduler: requests are admitted, prompts prefilled in chunks, and decode steps run in microbatches.
+"""The scheduler: admits requests, prefills prompts in chunks, and runs decode steps in microbatches.
 
-With S stages at least S microbatches are on their way, so that every stage is busy. Streams join and leave between
-steps. Prompts travel on a lane of their own, in chunks small enough that decode steps wait for one of them only.
+With S stages, at least S microbatches are in flight, so that every stage is busy. Streams join and leave between steps.
+Prompts travel on a lane of their own, in chunks small enough that decode steps wait for only one of them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from shardhub.chain.stream import Stream
 from shardhub.chain.tasks import Tasks
 from shardhub.errors import Overloaded, ShardhubError
 
-# Long prompts that are prefilled at once: the second fills the stages while the first one's last chunks go round.
+# Long prompts prefilled at once: the second fills the stages while the first one's last chunks come round.
 _PREFILLS = 2
-# A prompt with no more ids left than this does not wait for longer ones.
+# A prompt with at most this many ids left does not wait for longer ones.
 _SHORT_PROMPT = 64
 
 
@@ -43,10 +43,10 @@ class Scheduler:
     Attributes:
         chain: Live stages.
         prefixes: Finished sequences that new prompts may begin with.
-        streams: Requests that are running or waiting, in the order they came.
-        reconnector: Brings lost links back.
-        recoverer: Brings streams back that a lost link broke.
-        events: What happened to the chain and the streams on it, for people.
+        streams: Running and waiting requests, in the order they came.
+        reconnector: Reconnects lost links.
+        recoverer: Recovers streams that a lost link interrupted.
+        events: Events of the chain and its streams, as people are told of them.
     """
 
     def __init__(
@@ -90,20 +90,20 @@ class Scheduler:
 
     @property
     def num_decoding(self) -> int:
-        """Streams in microbatches."""
+        """Number of streams in microbatches."""
         return sum(self._microbatches.sizes)
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for room."""
+        """Number of requests that wait for room."""
         return len(self._admission)
 
     def submit(self, request: Request) -> Stream:
-        """Run a request; its tokens come out of the stream, which must be read to its end or cancelled.
+        """Run a request; its stream yields the tokens, and must be read to its end or cancelled.
 
         Raises:
             PromptError, ContextExceeded: The prompt cannot be run.
-            Overloaded: Too many requests wait already.
+            Overloaded: Too many requests are waiting.
         """
         try:
             positions = request.positions(self.chain.max_context)
@@ -129,7 +129,7 @@ class Scheduler:
             observer.drew(stream, num_tokens, seconds)
 
     async def stop(self) -> None:
-        """End all streams; the chain is the caller's to stop."""
+        """End all streams; the caller stops the chain."""
         self._serving.cancel()
         await self._serving.wait()
         await self._ending.wait()
@@ -138,7 +138,7 @@ class Scheduler:
         self._microbatches.stop()
 
     async def _serve(self, stream: Stream, positions: int) -> None:
-        """One request from admission to the end of its session."""
+        """Run one request from admission to the end of its session."""
         session: ChainSession | None = None
         prefix: Prefix | None = None
         try:
@@ -162,10 +162,10 @@ class Scheduler:
             stream.cancel()
             raise
         except Exception as error:
-            stream.fail(error)  # whatever it is, nobody may wait for ever for tokens that do not come
+            stream.fail(error)  # whatever the error, no reader may wait for ever for tokens that never come
             raise
         finally:
-            # A task of its own: it goes on where this one is cancelled meanwhile, and `stop` waits for it.
+            # In a task of its own: it goes on if this one is cancelled, and `stop` waits for it.
             await asyncio.shield(self._ending.begin(self._end(stream, session, prefix)))
 
     async def _run(self, stream: Stream) -> None:
@@ -184,17 +184,17 @@ class Scheduler:
 
     @contextlib.asynccontextmanager
     async def _turn_to_prefill(self, stream: Stream) -> AsyncIterator[None]:
-        """One of the few turns in which prompts are sent; a request that is given up waits for none."""
+        """Hold one of the few turns to send a prompt; a cancelled request stops waiting for one."""
         turn = asyncio.ensure_future(self._prefilling.acquire())
         try:
             await stream.while_wanted(turn)
             yield
         finally:
-            if not turn.cancelled():  # also where this task was cancelled just when it had one
+            if not turn.cancelled():  # also when this task was cancelled just as it got its turn
                 self._prefilling.release()
 
     async def _end(self, stream: Stream, session: ChainSession | None, prefix: Prefix | None) -> None:
-        """Park the session of a request that ended well, free any other; then let the next one in."""
+        """Park the session of a request that ended well, free any other; then admit the next request."""
         try:
             if session is None:
                 return
@@ -203,7 +203,7 @@ class Scheduler:
                 return
             if stream.kept_ids() != session.position:  # drafts that were wrong
                 await session.resume(stream.kept_ids())
-            # A longer one stands for the beginning it was forked from, if it can go back to that.
+            # A longer session replaces the one it was forked from, if it can be rewound to that prefix.
             outgrown = prefix.session if prefix and session.position <= self.chain.rewind_limit else None
             await self.prefixes.add(session, stream.request.tenant, replaces=outgrown)
         except ShardhubError:
@@ -217,7 +217,7 @@ class Scheduler:
             stream.ended.set()
 
     def _may_join(self, stream: Stream) -> bool:
-        """Whether a prompt whose last id is left goes on in a microbatch that is there; a long one waits for none."""
+        """Whether a prompt with only its last id left joins an existing microbatch; a long one never waits for that."""
         request, session = stream.request, stream.session
         is_short = len(request.prompt) - stream.num_reused <= _SHORT_PROMPT
         return is_short and session.position > 0 and not request.score and self._microbatches.has_room(stream)

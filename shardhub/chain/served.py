@@ -1,4 +1,4 @@
-"""What a running chain is made of, for people and programs: who serves which stages, and how much runs at once."""
+"""The make-up of a running chain: who serves which stages, and how much runs at once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from shardhub.protocol import HopSpeed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedStages:
-    """Stages `[first, last]` of the manifest as they run now.
+    """Where stages `[first, last]` of the manifest run now.
 
     Attributes:
         at: Address of the node, or "this process".
-        host: Facts of the machine.
+        host: Facts about the machine.
     """
 
     first: int
@@ -30,12 +30,12 @@ class ServedStages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """How much a chain runs at once.
+    """The capacity of a chain.
 
     Attributes:
-        max_context: Positions of a prompt and its answer.
-        max_sessions: Requests side by side: sessions of the stage that holds the fewest.
-        busy_rows: Requests that keep every stage busy with full steps.
+        max_context: Most positions of a prompt and its answer.
+        max_sessions: Concurrent requests: sessions of the stage that holds the fewest.
+        busy_rows: Concurrent requests that keep every stage busy with full steps.
     """
 
     max_context: int
@@ -44,12 +44,12 @@ class Capacity:
 
 
 def served_stages(manifest: Manifest, paths: Paths) -> tuple[ServedStages, ...]:
-    """Who serves which stages: in stage order, replicas side by side; those that came later are last."""
+    """Who serves which stages: in stage order, replicas side by side; later additions come last."""
     return tuple(_served(manifest, place) for place in paths.in_use)
 
 
 def capacity_of(chain: Chain) -> Capacity:
-    """How much a chain runs at once, with all its nodes there."""
+    """Capacity of a chain with all its nodes live."""
     stages = chain.paths.stages
     max_sessions = min(sum(place.link.limits.max_sessions for place in stage) for stage in stages)
     busy_rows = min(chain.max_rows * len(stages), max_sessions)
@@ -57,7 +57,7 @@ def capacity_of(chain: Chain) -> Capacity:
 
 
 def describe_stages(manifest: Manifest, paths: Paths) -> list[dict[str, object]]:
-    """Where each stage runs, and what was measured to the next, as JSON-able data."""
+    """Where each stage runs, and the measured speed of the hop to the next, as JSON-able data."""
     rows: list[dict[str, object]] = []
     onwards = dict(zip(paths.places, paths.hops, strict=True))
     for place in sorted(paths.in_use, key=lambda place: place.link.facts.start):
@@ -75,7 +75,7 @@ def describe_stages(manifest: Manifest, paths: Paths) -> list[dict[str, object]]
 
 
 def chain_line(paths: Paths) -> str:
-    """A chain in one line: layers, addresses, and what was measured between neighbours."""
+    """Describe a chain in one line: layers, addresses, and the speeds measured between neighbours."""
     text = ""
     for number, stage in enumerate(paths.stages):
         if number:
@@ -97,5 +97,5 @@ def _served(manifest: Manifest, place: Place) -> ServedStages:
 
 
 def _speed_from(paths: Paths, place: Place) -> HopSpeed | None:
-    """What was measured from a place to the first of the next stage."""
+    """Measured speed of the hop from a place to the first place of the next stage."""
     return next((speed for (here, _), speed in paths.speeds.items() if here is place), None)

@@ -1,4 +1,4 @@
-"""A head's session: one sequence on one path through the chain, its epochs, and the steps it has on their way."""
+"""A head's session: one sequence on one path through the chain, its epochs, and its steps in flight."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shardhub.protocol import Lane, NextHop, Opened, OpenSession, RowResult
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """The links a session's steps go through, in stage order, and how each one's output goes on."""
+    """The links of a session's steps, in stage order, and how each link's output goes on."""
 
     links: tuple[StageLink, ...]
     hops: tuple[NextHop, ...]
@@ -35,11 +35,11 @@ class RowToSend:
     """One session's part of a step.
 
     Attributes:
-        ids: Token ids; all rows of a step have as many.
-        sample: Draw the token that follows.
-        discard: Positions to drop first: drafts that were wrong.
-        mask: Makes the mask of the draw, in another thread, while the step is on its way; None allows all tokens.
-        targets: Ids that follow each of `ids`, to be told how likely they were.
+        ids: Token ids; all rows of a step have the same number.
+        sample: Draw the next token.
+        discard: Positions to drop first: those of wrong drafts.
+        mask: Makes the mask of the draw, in another thread, while the step is in flight; None allows all tokens.
+        targets: The id after each of `ids`, whose log probability is returned.
     """
 
     session: ChainSession
@@ -51,13 +51,13 @@ class RowToSend:
 
 
 class Carrier(Protocol):
-    """What a session needs of the chain that carries it."""
+    """The part of a chain that a session needs."""
 
     head: bytes
     dice: Dice
 
     def check(self, path: Path) -> None:
-        """Raise what broke a link of the path, if anything did."""
+        """Raise the error that broke a link of the path, if one is broken."""
 
     async def send(
         self, rows: Sequence[RowToSend], *, lane: Lane, verify: bool = False
@@ -65,10 +65,10 @@ class Carrier(Protocol):
         """Send one step of several sessions as soon as credit allows."""
 
     def forget(self, session: ChainSession) -> None:
-        """Take a session off the chain's books."""
+        """Remove a session from the chain's table."""
 
     def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:
-        """Take note of a session that could not be closed on a link."""
+        """Record a session that could not be closed on a link."""
 
 
 class ChainSession:
@@ -76,11 +76,11 @@ class ChainSession:
 
     Attributes:
         id: 128-bit id.
-        epoch: Rises with each repair.
-        path: Where its steps go.
-        ids: Token ids the stages hold once the steps on their way have arrived.
-        shapes: Lengths of the steps they came in, for a replay in the same ones.
-        is_parked: It takes no more steps, and can be forked from as long as no node needs its memory.
+        epoch: Rises with each recovery.
+        path: The path of its steps.
+        ids: Token ids the stages hold once the steps in flight have arrived.
+        shapes: Lengths of the steps the ids came in, so that a replay can use the same ones.
+        is_parked: It takes no more steps, and can be forked until a node needs its memory.
     """
 
     def __init__(self, chain: Carrier, path: Path, *, context: int, parameters: SamplingParameters) -> None:
@@ -107,8 +107,8 @@ class ChainSession:
         """Open the next epoch on all stages.
 
         Args:
-            position: Where each must stand afterwards; None keeps what is there.
-            fork_of: Begin with the first `position` positions of this one, which stays as it is.
+            position: Position of every stage afterwards; None keeps what each holds.
+            fork_of: Begin with the first `position` positions of this session, which is not changed.
 
         Raises:
             ShardhubError: A stage refuses.
@@ -139,14 +139,14 @@ class ChainSession:
         return opened
 
     async def resume(self, position: int | None = None, parameters: SamplingParameters | None = None) -> int:
-        """Fence whatever is on its way and stand at one position on all stages, in a new epoch.
+        """Fence the steps in flight and move to one position on all stages, in a new epoch.
 
         Args:
-            position: Where to stand; None takes the smallest position all stages hold.
+            position: Position to move to; None takes the largest that all stages hold.
             parameters: New sampling parameters.
 
         Returns:
-            The position: the one asked for, or less where a stage cannot be trimmed to it; ids from there on must be
+            The position reached: the one given, or less if a stage cannot be trimmed to it. Ids from there on must be
             sent again.
         """
         if parameters is not None:
@@ -176,12 +176,12 @@ class ChainSession:
         mask: Callable[[], bytes] | None = None,
         targets: Sequence[int] = (),
     ) -> asyncio.Future[RowResult]:
-        """Send one chunk of this session alone; its result comes with the future.
+        """Send one chunk of this session alone; the future gives its result.
 
         Args:
             ids: At most the chain's `max_chunk` token ids.
-            sample: Draw the token that follows.
-            lane: The stream it travels on; chunks keep their order within one only.
+            sample: Draw the next token.
+            lane: The lane it travels on; chunks keep their order only within a lane.
             mask, targets: See `RowToSend`.
 
         Raises:
@@ -193,7 +193,7 @@ class ChainSession:
         return future
 
     def check(self, row: RowToSend) -> None:
-        """Raise if a row cannot be sent.
+        """Check that a row can be sent.
 
         Raises:
             ContextExceeded: The session was opened for fewer positions.
@@ -209,7 +209,7 @@ class ChainSession:
             )
 
     def sent(self, row: RowToSend) -> asyncio.Future[RowResult]:
-        """Take note of a row that was sent; its result comes with the future."""
+        """Record a row that was sent; the future gives its result."""
         if row.discard:
             del self.ids[-row.discard :]
             self._cut_shapes()
@@ -220,14 +220,14 @@ class ChainSession:
         return future
 
     def on_result(self, row: RowResult) -> None:
-        """Take in the last stage's answer; answers of older epochs change nothing."""
+        """Process a result from the last stage; results of older epochs change nothing."""
         if row.epoch != self.epoch or (future := self._pending.pop(row.position, None)) is None:
             return
         if not future.done():
             future.set_result(row)
 
     def on_failure(self, epoch: int, error: ShardhubError) -> None:
-        """Take in a failure: what is on its way is lost."""
+        """Process a failure: the steps in flight are lost."""
         if epoch != self.epoch:
             return
         if self._failure is None or isinstance(self._failure, PositionMismatch):
@@ -236,13 +236,13 @@ class ChainSession:
         for waiting in pending.values():
             if not waiting.done():
                 waiting.set_exception(error)
-                waiting.exception()  # seen, even if nobody waits for this chunk
+                waiting.exception()  # mark as retrieved, even if nobody awaits this chunk
         if self.is_parked:
             self._chain.forget(self)
             self._lost()
 
     def _cut_shapes(self) -> None:
-        """Make the shapes those of the ids that are left."""
+        """Trim the shapes to the remaining ids."""
         over = sum(self.shapes) - len(self.ids)
         while over > 0:
             last = self.shapes.pop()
@@ -251,10 +251,10 @@ class ChainSession:
             over -= last
 
     async def park(self, *, lost: Callable[[], None] = lambda: None) -> bool:
-        """Take no more steps, but keep the KV to fork from; whether all stages did.
+        """Take no more steps, but keep the KV for forks; returns whether all stages kept it.
 
         Args:
-            lost: Called when it is gone from a node.
+            lost: Called when a node has freed it.
         """
         self.is_open = False
         self._lost = lost
@@ -265,7 +265,7 @@ class ChainSession:
         return self.is_parked
 
     async def close(self) -> None:
-        """Free the session on every stage, whatever state it is in."""
+        """Free the session on every stage, whatever its state."""
         self._chain.forget(self)
         self.is_open = self.is_parked = False
         self.on_failure(self.epoch, NodeLost("The session was closed."))

@@ -1,20 +1,20 @@
-"""How a head is to run its requests."""
+"""Settings of a head's scheduler."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
-# Most answers are shorter; a longer one is moved now and then, which takes about as long as one step.
+# Most answers are shorter; a longer one is moved occasionally, which takes about as long as one step.
 FIRST_ANSWER = 2048
 
 
 class Recovery(Enum):
-    """How a sequence is computed again on a node that does not hold it.
+    """How a sequence is recomputed on a node that does not hold it.
 
     EXACT: in the same chunks and steps as the first time, so that the numbers are the same.
-    FAST: in chunks as large as they go.
-    OFF: not at all: the request ends with the error.
+    FAST: in the largest possible chunks.
+    OFF: not recomputed; the request ends with the error.
     """
 
     EXACT = "exact"
@@ -24,18 +24,18 @@ class Recovery(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSettings:
-    """How a scheduler is to run.
+    """Settings of a scheduler.
 
     Attributes:
         max_rows: Most streams in a microbatch; None takes what the nodes allow.
-        num_microbatches: Microbatches on their way; None takes one for each stage.
-        prefill_chunk: Ids of every chunk; None sizes them by time and bytes.
-        max_waiting: Requests that may wait for room.
-        wait_s: How long one may wait.
-        recovery: How a sequence goes on after a node was lost.
-        recover_wait_s: How long one waits for other nodes without any progress, however many fail meanwhile.
-        first_answer: Positions a session is opened for beyond its prompt; it is moved to a larger one when they are
-            full, so that requests that name no limit do not keep memory from each other that they never use.
+        num_microbatches: Microbatches in flight; None takes one for each stage.
+        prefill_chunk: Ids of every chunk; None sizes chunks by time and bytes.
+        max_waiting: Most requests that wait for room.
+        wait_s: Longest time a request waits for room.
+        recovery: How a sequence goes on after the loss of a node.
+        recover_wait_s: How long a stream without progress waits for other nodes, however many fail meanwhile.
+        first_answer: Positions a session is opened for beyond its prompt. When they are full, the stream moves to a
+            larger session, so that requests without a limit do not reserve memory they never use.
     """
 
     max_rows: int | None = None

@@ -1,4 +1,4 @@
-"""Which stage of a path keeps a step waiting that did not come round in time."""
+"""Find the stage that delays a step which did not come round in time."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from shardhub.chain.stage_link import StageLink
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import ShardhubError, StepTimeout
 
-# A node that does not say in this time what it is busy with is the one.
+# A node that does not report its load in this time is the slow one.
 _ANSWER_S = 2.0
 
 
 async def find_slow_stage(links: Sequence[StageLink], timeout_s: float, *, clock: Clock = SYSTEM_CLOCK) -> StepTimeout:
-    """Ask the stages of a path what they are busy with, and name the one that keeps the others waiting.
+    """Ask the stages of a path for their load, and name the one that delays the others.
 
     Args:
         links: In stage order.
-        timeout_s: What the step was given.
+        timeout_s: Timeout of the step.
     """
     loads = await asyncio.gather(*(_load(link, clock) for link in links))
     late = [(link, load) for link, load in zip(links, loads, strict=True) if load is None or load.get("busy_s")]
-    # Who does not answer, before who has been at one step the longest.
+    # First a stage that does not answer, then the one that has run its step the longest.
     late.sort(key=lambda pair: -(pair[1] or {}).get("busy_s", float("inf")))
     what = f"A step did not come round within {timeout_s:.0f} s."
     if not late:
@@ -38,7 +38,7 @@ async def find_slow_stage(links: Sequence[StageLink], timeout_s: float, *, clock
 
 
 async def _load(link: StageLink, clock: Clock) -> Mapping[str, float] | None:
-    """What a stage is busy with; nothing where it does not say so soon."""
+    """Load of a stage; None if it does not answer soon."""
     try:
         async with clock.timeout(_ANSWER_S):
             return await link.load()

@@ -1,4 +1,4 @@
-"""What a chain needs of a stage, wherever it runs: a link to it, and how nodes are reached."""
+"""Interfaces of a chain to its stages: a link to a stage, wherever it runs, and a dialer for nodes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from shardhub.protocol import (
     StepResult,
 )
 
-# What comes back from a stage.
+# A message from a stage.
 Arrival = Step | StepResult | StepFailure
 
 
 class StageLink(Protocol):
-    """What the chain needs of a stage, wherever it runs."""
+    """A link to a stage, on a node or in this process."""
 
     @property
     def name(self) -> str:
@@ -39,7 +39,7 @@ class StageLink(Protocol):
 
     @property
     def host(self) -> Mapping[str, str]:
-        """Facts of the machine it runs on."""
+        """Facts about the machine it runs on."""
 
     async def start(
         self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
@@ -47,8 +47,8 @@ class StageLink(Protocol):
         """Open the link for a head.
 
         Args:
-            arrived: Told of everything that comes back.
-            lost: Told once if the link breaks.
+            arrived: Called with every message from the stage.
+            lost: Called once if the link breaks.
         """
 
     async def open(self, call: OpenSession) -> Opened: ...
@@ -56,10 +56,10 @@ class StageLink(Protocol):
     async def close_session(self, head: bytes, session: bytes, epoch: int, *, park: bool = False) -> None: ...
 
     async def renew(self, head: bytes, sessions: Sequence[bytes]) -> list[bytes]:
-        """Extend leases; returns the sessions that are gone."""
+        """Extend leases; returns the sessions that have ended."""
 
     async def load(self) -> Mapping[str, float]:
-        """What the stage is busy with.
+        """Load figures of the stage.
 
         Raises:
             ChainError: It does not answer.
@@ -69,30 +69,30 @@ class StageLink(Protocol):
         """Queue a step."""
 
     def send_masks(self, masks: Sequence[Mask], lane: Lane) -> None:
-        """Queue what draws on the last stage may choose from."""
+        """Queue the masks for draws on the last stage."""
 
     async def stop(self) -> None: ...
 
 
 @runtime_checkable
 class RemoteLink(StageLink, Protocol):
-    """A stage on a node, which can be asked about itself, and reached again once it is lost.
+    """A link to a stage on a node, which can be queried, and dialled again after a loss.
 
     Attributes:
-        description: What the node said of itself when the link was made.
+        description: The node's description when the link was made.
     """
 
     description: Description
 
     async def describe(self) -> Description:
-        """Ask the node what it serves and what it is busy with.
+        """Ask the node what it serves, and its load.
 
         Raises:
             ChainError: It does not answer.
         """
 
     async def again(self) -> RemoteLink:
-        """A new link to the node, not started, once it answers and serves what it served.
+        """Make a new link to the node, not yet started, if it answers and serves what it served before.
 
         Raises:
             ChainError: It does not answer.
@@ -100,15 +100,15 @@ class RemoteLink(StageLink, Protocol):
         """
 
     async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
-        """Have the node try the hop to another one.
+        """Have the node measure its hop to another node.
 
         Raises:
-            ChainError: It cannot reach it.
+            ChainError: It cannot reach the other node.
         """
 
 
 class Dialer(Protocol):
-    """How a head reaches nodes."""
+    """Connects a head to nodes."""
 
     async def describe(self, address: str) -> Description:
         """Ask a node what it serves.
@@ -118,4 +118,4 @@ class Dialer(Protocol):
         """
 
     def link(self, address: str, description: Description) -> RemoteLink:
-        """A link to a node that has said what it serves; not started."""
+        """Make a link to a node from its description; the link is not yet started."""

@@ -1,4 +1,4 @@
-"""A stream's life: one status at a time, and which may follow which.
+"""The life cycle of a stream: its statuses, and which may follow which.
 
 WAITING --> RUNNING <--> PAUSED
    ^        |  ^  |
@@ -13,16 +13,16 @@ from enum import Enum
 
 
 class Status(Enum):
-    """Where a stream is in its life.
+    """Status of a stream.
 
-    WAITING: no session runs it: the nodes have no room yet.
-    RUNNING: its session takes steps: of the prompt, then of the answer.
-    PAUSED: its reader is far behind: it takes no step until tokens were read.
-    INTERRUPTED: a node's failure broke its last step: recovery brings its session back.
-    OUTGROWN: its session is full: it is moved to a larger one.
-    FINISHED: its answer is complete, or its reader has what it wants.
+    WAITING: it has no session, as the nodes have no room yet.
+    RUNNING: its session takes steps, of the prompt and then of the answer.
+    PAUSED: its reader is far behind; it takes no step until tokens have been read.
+    INTERRUPTED: its last step failed with a node; recovery restores its session.
+    OUTGROWN: its session is full; it moves to a larger one.
+    FINISHED: its answer is complete, or its reader stopped it.
     FAILED: an error ended it.
-    CANCELLED: nobody reads it any more.
+    CANCELLED: its reader is gone.
     """
 
     WAITING = "waiting"
@@ -36,11 +36,11 @@ class Status(Enum):
 
     @property
     def is_end(self) -> bool:
-        """Whether nothing follows."""
+        """Whether the status is final."""
         return self in _ENDS
 
     def may_become(self, following: Status) -> bool:
-        """Whether a stream may go on to another status."""
+        """Whether a stream may change to another status."""
         return not self.is_end and (following.is_end or following in _FOLLOWING[self])
 
 

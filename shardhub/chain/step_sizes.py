@@ -1,4 +1,4 @@
-"""How many bytes a step becomes on each link, before it is sent."""
+"""Size in bytes of a step's message on each link, known before it is sent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StepSizes:
     """Sizes of the messages into each place.
 
     Args:
-        places: The chain's; those that are added later count too.
+        places: The chain's places, including those added later.
     """
 
     def __init__(self, places: Sequence[Place]) -> None:
@@ -24,15 +24,15 @@ class StepSizes:
 
     @property
     def id_bytes(self) -> int:
-        """What a prompt's id becomes on the link that carries most."""
+        """Bytes per prompt id on the link that carries most."""
         return self.largest(1, 1, 1)
 
     def largest(self, batch: int, length: int, total: int) -> int:
-        """Bytes of the largest message that a step of so many rows and ids becomes, `total` positions in."""
+        """Bytes of the largest message of a step of `batch` rows and `length` ids, with `total` positions in all."""
         return max(self._into_places(batch, length, total))
 
     def fit(self, num_rows: int, context: int) -> bool:
-        """Whether decode steps of so many sessions, each opened for at most `context` positions, fit into messages."""
+        """Whether decode steps of `num_rows` sessions of at most `context` positions fit into messages."""
         return num_rows == 1 or all(
             size + MESSAGE_OVERHEAD_BYTES <= place.link.limits.message_bytes
             for place, size in zip(self._places, self._into_places(num_rows, 1, context), strict=True)
@@ -41,7 +41,7 @@ class StepSizes:
     def _into_places(self, batch: int, length: int, total: int) -> list[int]:
         shape = batch, length
         sizes = self._known.get(shape, [])
-        # Where something grows with the context every context has sizes of its own: they are not looked up.
+        # If a tensor grows with the context, every context has its own sizes, and a cache would not help.
         if self._grows or len(sizes) < len(self._places):
             sizes = self._known[shape] = [
                 4 * batch * length

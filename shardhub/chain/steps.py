@@ -1,4 +1,4 @@
-"""The steps that are on their way: sent as credit allows, timed, and given up once they are late."""
+"""Steps in flight: sent as credit allows, timed, and failed once they are late."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Steps:
     """Sends a chain's steps.
 
     Args:
-        sizes: What a step takes of the credit.
-        credit: What may be on its way.
+        sizes: Sizes of steps, which are charged to the credit.
+        credit: Limits what is in flight.
         clock, tasks: The chain's.
-        went_round: Told of each step that came round: its lane, rows, and seconds.
+        went_round: Called for each step that came round with its lane, rows, and seconds.
 
     Attributes:
-        credit: What may be on its way.
-        deadlines: How long a step may take.
-        sent_bytes: Ids and tensors this process sent to nodes.
+        credit: Limits what is in flight.
+        deadlines: Timeouts of steps.
+        sent_bytes: Bytes of ids and tensors that this process sent to nodes.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class Steps:
         self._num_ids: dict[tuple[bytes, int], int] = {}
 
     def num_ids(self, first: RowResult) -> int | None:
-        """Ids of the step that a result's first row is of; None once it is not waited for any more."""
+        """Ids of the step to which a result's first row belongs; None if it is no longer waited for."""
         return self._num_ids.get((first.session, first.position))
 
     async def send(
         self, rows: Sequence[RowToSend], *, lane: Lane, verify: bool = False
     ) -> list[asyncio.Future[RowResult]]:
-        """Send one step of several sessions as soon as credit allows; the results come with the futures.
+        """Send one step of several sessions as soon as credit allows; the futures give the results.
 
         Args:
-            rows: Sessions of one path, each with as many ids.
-            lane: The stream it travels on; a session's steps keep their order within one only.
+            rows: Sessions of one path, each with the same number of ids.
+            lane: The lane it travels on; a session's steps keep their order only within a lane.
             verify: The ids after the first of each row are drafts.
 
         Raises:
@@ -140,7 +140,7 @@ class Steps:
         return futures
 
     async def _send_masks(self, rows: Sequence[RowToSend], step: Step) -> None:
-        """Make the masks of a step that is on its way, and send them to the last stage."""
+        """Make the masks of a step in flight, and send them to the last stage."""
         loop = asyncio.get_running_loop()
         link = rows[0].session.path.links[-1]
 
@@ -150,7 +150,7 @@ class Steps:
                 allowed = await loop.run_in_executor(None, row.mask)
             except ShardhubError as error:
                 row.session.on_failure(sent.epoch, error)
-                allowed = _ANY_MASK  # nobody waits for what is drawn, but other rows of the step do for the step
+                allowed = _ANY_MASK  # nobody waits for this row's draw, but other rows of the step wait for the step
             at = sent.position + step.length
             return Mask(session=sent.session, epoch=sent.epoch, position=at, allowed=allowed)
 
@@ -163,7 +163,7 @@ class Steps:
                 row.session.on_failure(sent.epoch, error)
 
     async def _tell_late(self, rows: Sequence[RowToSend], step: Step, timeout_s: float) -> None:
-        """End the sessions of a step that did not come round in time, naming who keeps it."""
+        """Fail the sessions of a step that did not come round in time, naming the stage that delays it."""
         error = await find_slow_stage(rows[0].session.path.links, timeout_s, clock=self._clock)
         for row, sent in zip(rows, step.rows, strict=True):
             row.session.on_failure(sent.epoch, error)

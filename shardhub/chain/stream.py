@@ -1,4 +1,4 @@
-"""One request on its way: a prompt, the session that runs it, and the tokens that wait for whoever asked."""
+"""A stream: one running request, its session, and the tokens that wait for its reader."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shardhub.protocol import RowResult, TopTokens
 T = TypeVar("T")
 
 Finish = Literal["stop", "length"]
-# Tokens that wait for a reader who is slow; then the stream takes no further steps until they are read.
+# Most tokens that wait for a slow reader; then the stream takes no further step until they are read.
 MAX_UNREAD = 256
 _NONE = TopTokens()
 
@@ -31,8 +31,8 @@ class Token:
     Attributes:
         id: Its id.
         logprob: Log probability before temperature and filters.
-        is_end: It is one of the end-of-sequence ids.
-        top: The likeliest tokens in its place, if the parameters ask for any.
+        is_end: Whether it is one of the end-of-sequence ids.
+        top: The likeliest tokens at its position, if the parameters ask for any.
     """
 
     id: int
@@ -42,25 +42,25 @@ class Token:
 
 
 class Stream:
-    """A request's tokens, in order; iterate over it.
+    """The tokens of a request, in order, by asynchronous iteration.
 
     Args:
-        request: What is asked.
-        drew: Told of new tokens: how many, and the seconds since the ones before, or since the request.
+        request: The request.
+        drew: Called with the number of new tokens, and the seconds since the previous ones or since the request.
         clock: The chain's.
 
     Attributes:
-        request: What was asked.
-        num_reused: Prompt ids whose KV was there already.
-        status: Where it is in its life.
+        request: The request.
+        num_reused: Prompt ids whose KV was reused.
+        status: Where it is in its life cycle.
         finish: Why it finished, once it has.
         num_drafted, num_accepted: Tokens guessed, and how many of them were right.
-        prompt_logprobs, prompt_top: If asked for: of the prompt's ids from the second on, once there is a token.
-        interruption: The failure that broke its last step, until its session is brought back.
-        num_recoveries: How often it went on after one.
-        lost_at: When a node failed it first since its last progress, on the monotonic clock; None if none has.
+        prompt_logprobs, prompt_top: If requested, of the prompt's ids from the second on, once there is a token.
+        interruption: The failure of its last step, until its session is restored.
+        num_recoveries: How often it went on after a failure.
+        lost_at: Monotonic time of the first failure of a node since its last progress; None if none has failed.
         is_exact: Whether its tokens are those of a run without failures, as far as one numeric class promises it.
-        ended: Set once its session is parked or gone.
+        ended: Set once its session is parked or freed.
     """
 
     def __init__(
@@ -107,41 +107,41 @@ class Stream:
 
     @property
     def is_served(self) -> bool:
-        """Whether a session runs it, which will end and make room."""
+        """Whether it has a session, which will end and make room."""
         return self._session is not None
 
     @property
     def will_be_kept(self) -> bool:
-        """Whether it has ended well, so that its KV is kept for prompts that begin alike; it waits for no other."""
+        """Whether it has ended well, so that its KV is kept for later prompts that begin alike."""
         return self.request.reuse and self.status is Status.FINISHED and self.interruption is None
 
     @property
     def error(self) -> BaseException | None:
-        """What ended it, if that was an error."""
+        """The error that ended it, if any."""
         return self._error
 
     @property
     def is_done(self) -> bool:
-        """Whether it takes no further step."""
+        """Whether it takes no further steps."""
         return self.status.is_end
 
     @property
     def is_full(self) -> bool:
-        """Whether its reader is so far behind that it waits."""
+        """Whether its reader is so far behind that it must pause."""
         return len(self._unread) >= MAX_UNREAD
 
     @property
     def answer(self) -> list[int]:
-        """Tokens so far."""
+        """Tokens generated so far."""
         return self._answer
 
     def begin(self, session: ChainSession, *, rewind_limit: int, most_positions: int | None = None) -> None:
-        """Take the session that runs it.
+        """Begin to run on a session.
 
         Args:
-            most_positions: What it may grow to, where the session was opened for less.
-            rewind_limit: Most positions from which it can go back: beyond them nothing is guessed, as wrong guesses
-                could not be taken back.
+            most_positions: Positions the stream may grow to, if the session was opened for fewer.
+            rewind_limit: Largest position from which the session can be rewound; beyond it there are no drafts, as
+                wrong ones could not be discarded.
         """
         self._session = session
         self._rewind_limit = rewind_limit
@@ -149,10 +149,10 @@ class Stream:
         self._become(Status.RUNNING)
 
     def _become(self, status: Status) -> None:
-        """Go on to another status; a stream that has ended stays as it is.
+        """Change to another status; a stream that has ended keeps its own.
 
         Raises:
-            ValueError: No stream goes from one to the other.
+            ValueError: The life cycle has no such transition.
         """
         if self.is_done:
             return
@@ -164,23 +164,23 @@ class Stream:
 
     @property
     def _is_outgrown(self) -> bool:
-        """Whether its session is full, and it may go on in a larger one."""
+        """Whether its session is full and the stream may go on in a larger one."""
         return self.kept_ids() >= self.session.context < self._most_positions
 
     @property
     def next_context(self) -> int:
-        """Positions of the larger session: twice as many for the answer."""
+        """Positions of the next larger session, with twice as many for the answer."""
         num_prompt = len(self.request.prompt)
         return min(self._most_positions, num_prompt + 2 * max(1, self.session.context - num_prompt))
 
     def move_to(self, session: ChainSession | None) -> None:
-        """Go on in another session that holds what this one held; None while there is room for none."""
+        """Go on in another session that holds what this one held; None while there is no room."""
         self._session = session
         self._discard = 0
         self._become(Status.RUNNING if session is not None else Status.WAITING)
 
     def next_row(self) -> RowToSend:
-        """What its next step sends: the last token, or the prompt's last id, and drafts of those that follow."""
+        """The row of its next step: the last token, or the prompt's last id, followed by drafts."""
         session, request = self.session, self.request
         drafts: list[int] = []
         kept = self.kept_ids()
@@ -193,10 +193,10 @@ class Stream:
         return RowToSend(session=session, ids=[last, *drafts], sample=True, discard=self._discard, mask=mask)
 
     def take(self, row: RowResult, num_sent: int) -> None:
-        """Take in what a step drew.
+        """Process the result of a step.
 
         Args:
-            row: The result.
+            row: The stream's row of the result.
             num_sent: Ids the step carried.
         """
         self._discard = num_sent - len(row.tokens)
@@ -226,11 +226,11 @@ class Stream:
         self._news.set()
 
     def kept_ids(self) -> int:
-        """Positions of the session that hold what was really said: wrong drafts come after them."""
+        """Positions of the session that hold valid ids; those of wrong drafts come after them."""
         return self.session.position - self._discard
 
     def end_full(self) -> None:
-        """End it where it is: there is no room for more."""
+        """End the answer here, as there is no room for more."""
         self._end("length")
         self._news.set()
 
@@ -240,37 +240,37 @@ class Stream:
             self._become(Status.FINISHED)
 
     def fail(self, error: BaseException) -> None:
-        """End it with an error, once what was drawn before has been read."""
+        """End it with an error, once the tokens drawn before have been read."""
         if not self.is_done:
             self._error = error
             self._become(Status.FAILED)
         self._news.set()
 
     def stop(self) -> None:
-        """Its reader has what it wants: it takes no further step, and its KV may be kept."""
+        """Finish it early at its reader's request: it takes no further steps, and its KV may be kept."""
         self._end("stop")
         self.cancel()
 
     def cancel(self) -> None:
-        """Nobody reads it any more: it takes no further step."""
+        """Cancel it, as its reader is gone: it takes no further steps."""
         self._become(Status.CANCELLED)
         self._news.set()
         self._drained()
 
     def pause(self, resume: Callable[[], None]) -> None:
-        """Take no step until its reader has caught up, or is gone; `resume` is called then."""
+        """Pause until its reader has caught up or is gone; `resume` is called then."""
         self._become(Status.PAUSED)
         self._resume = resume
 
     def _drained(self) -> None:
-        """Its reader is not behind any more."""
+        """Resume, as its reader has caught up."""
         resume, self._resume = self._resume, None
         if resume is not None:
             self._become(Status.RUNNING)
             resume()
 
     async def while_wanted(self, work: Awaitable[T]) -> T:
-        """Do some work for whoever reads the stream; once nobody does, the work is cancelled.
+        """Await some work for the stream's reader; it is cancelled if the stream ends first.
 
         Raises:
             Overloaded: The stream ended before the work was done.
@@ -288,7 +288,7 @@ class Stream:
         return task.result()
 
     def interrupt(self, error: BaseException) -> None:
-        """A step failed: leave the microbatch to go on elsewhere if that can help, or end with the error."""
+        """Interrupt it after a failed step: leave the microbatch to recover if possible, or end with the error."""
         if isinstance(error, ShardhubError) and is_recoverable(error) and not self.is_done:
             self.interruption = error
             self._become(Status.INTERRUPTED)
@@ -296,35 +296,35 @@ class Stream:
             self.fail(error)
 
     def since_lost(self) -> float:
-        """Note that a node failed it, and return the seconds since the first failure after its last progress."""
+        """Record a node's failure and return the seconds since the first failure after the stream's last progress."""
         now = self._clock.now()
         if self.lost_at is None:
             self.lost_at = now
         return now - self.lost_at
 
     def made_progress(self) -> None:
-        """All stages hold more of its prompt, or its answer is longer: the next failure has its own time."""
+        """Record progress in its prompt or answer, so that the next failure gets the full waiting time."""
         self.lost_at = None
 
     @property
     def num_held(self) -> int:
-        """Positions the session must hold before the next step: the prompt, and the answer but for its last token."""
+        """Positions the session must hold before the next step: the prompt, and the answer without its last token."""
         return len(self.request.prompt) + self.num_generated - 1
 
     def go_on(self) -> None:
-        """Its session holds what it must again."""
+        """Go on running, as its session is restored."""
         self._discard = 0
         self.interruption = None
         self.num_recoveries += 1
         self._become(Status.OUTGROWN if self._is_outgrown else Status.RUNNING)
 
     def enter(self) -> asyncio.Future[None]:
-        """Its steps begin to travel with others'; the future is done once it has left them."""
+        """Enter a microbatch; the future is done once the stream has left it."""
         self._left = asyncio.get_running_loop().create_future()
         return self._left
 
     def leave(self) -> None:
-        """No step of it is on its way any more."""
+        """Leave its microbatch, as it has no step in flight."""
         if self._left is not None and not self._left.done():
             self._left.set_result(None)
 

@@ -1,4 +1,4 @@
-"""Feeding a chain ids that are known already, to see which tokens it would have chosen."""
+"""Teacher forcing: feed known ids to a chain to see which tokens it would have chosen."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ async def greedy_choices(
     chunk: int,
     progress: Callable[[], None] = lambda: None,
 ) -> list[int]:
-    """The greedy token after the prompt, and after each of the known ids but the last.
+    """Return the greedy token after the prompt, and after each of the known ids but the last.
 
-    The shapes are those of a parity record: chunks of the prompt but for its last id, then steps of one id.
+    The shapes are those of a parity record: chunks of the prompt without its last id, then steps of one id.
 
     Args:
         chain: Live stages.
-        prompt: Token ids, two at least.
-        known: Ids that follow; the chain is fed these, whatever it chooses.
+        prompt: Token ids, at least two.
+        known: Ids that follow the prompt; the chain is fed these, whatever it chooses.
         chunk: Most prompt ids of a step.
-        progress: Told after every token.
+        progress: Called after every token.
 
     Raises:
-        ChainError, ContextExceeded: A stage failed, or has no room.
+        ChainError, ContextExceeded: A stage failed or has no room.
     """
     session = await chain.open(context=len(prompt) + len(known), parameters=SamplingParameters())
     try:
