@@ -225,7 +225,7 @@ class Head:
 
     @property
     def vocab_size(self) -> int:
-        """Exclusive upper bound of ids in prompts and biases: the model's, or the tokenizer's if no config states it."""
+        """Exclusive upper bound of ids in prompts and biases: the model's, or the tokenizer's if no config has one."""
         return self.chain.vocab_size or self.tokenizer.vocab_size
 
     @property

@@ -59,7 +59,7 @@ class Microbatches:
         return microbatch
 
     def _give_away(self, microbatch: Microbatch) -> Stream | None:
-        """Remove a stream that is to move to a smaller microbatch, to balance the load of the stages."""
+        """Move a stream of a microbatch to a smaller one, to balance the load of the stages; None if none can move."""
         same = [other for other in self._microbatches if other.path == microbatch.path and other is not microbatch]
         stream = microbatch.rows[-1]
         if len(same) + 1 < self._number:

@@ -1,7 +1,7 @@
-"""Heads that found a node full: a place that becomes free is kept for the one that is next, for a moment.
+"""Claims of heads that found a node full: room that comes free is kept for a moment for the next of them.
 
-No session ends for another head's sake, and a head alone takes all there is. Where several ask, a head that has its
-share of the node waits until those below theirs have been served, and these go in the order in which they asked.
+No session is ended in favour of another head, and a single head may use the whole node. If several heads ask, one that
+has its share of the node waits until those below theirs have been served, in the order in which they asked.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-# How long a place is kept for a head that was refused: it asks again much sooner, unless it is gone.
+# How long room is kept for a refused head: it asks again much sooner, unless it is gone.
 CLAIM_S = 5.0
-# Heads that may keep places at once; ids of heads cost nothing.
+# Most heads with a claim at once: a caller can invent any number of head ids.
 _MAX_CLAIMS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What a head has of a node: sessions that take steps, and the KV bytes promised to them."""
+    """What a head holds on a node: sessions that take steps, and the KV bytes reserved for them."""
 
     num_sessions: int = 0
     kv_bytes: int = 0
@@ -31,10 +31,10 @@ class _Claim:
 
 
 class Claims:
-    """What heads that were refused wait for.
+    """The claims of refused heads.
 
     Args:
-        max_sessions, kv_budget_bytes: What the node has.
+        max_sessions, kv_budget_bytes: Capacity of the node.
         clock: Monotonic seconds.
     """
 
@@ -45,7 +45,7 @@ class Claims:
         self._claims: dict[bytes, _Claim] = {}
 
     def refused(self, head: bytes, kv_bytes: int) -> None:
-        """A head asked for a session of so many KV bytes, and found no room."""
+        """Record that a head asked for a session of `kv_bytes` bytes and found no room."""
         now = self._clock()
         self._expire(now)
         claim = self._claims.get(head)
@@ -55,15 +55,15 @@ class Claims:
             self._claims[head] = _Claim(since=now, ends=now + CLAIM_S, kv_bytes=kv_bytes)
 
     def served(self, head: bytes) -> None:
-        """A head has got what it asked for."""
+        """Drop the claim of a head that got its session."""
         self._claims.pop(head, None)
 
     def kept_from(self, head: bytes, kv_bytes: int, held: Mapping[bytes, Held]) -> Held:
-        """What is kept from a head that asks for a session now: one session for each head that comes before it.
+        """Room that a head must leave free when it asks now: one session for each head that comes before it.
 
         Args:
-            kv_bytes: Of the session it asks for.
-            held: What each head has that has anything.
+            kv_bytes: KV bytes of the session it asks for.
+            held: What each head holds; heads without sessions are left out.
         """
         self._expire(self._clock())
         num_heads = len({head, *held, *self._claims})

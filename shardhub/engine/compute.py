@@ -1,4 +1,4 @@
-"""The compute thread: MLX objects belong to the thread that made them, so one thread makes and runs them all."""
+"""The compute thread: MLX objects belong to the thread that made them, so one thread makes and runs all of them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from shardhub.errors import Overloaded, ShardhubError
 
 T = TypeVar("T")
 
-# Seconds the interpreter lets the compute thread build graphs before others get their turn. Measured beside such a
-# thread: p99 of a round trip 2.1 ms with the default of 5 ms, 1.4 ms with this.
+# Seconds the interpreter lets the compute thread build graphs before it switches to another. Measured beside such a
+# thread: p99 of a round trip 2.1 ms with the default of 5 ms, 1.4 ms with this value.
 SWITCH_INTERVAL_S = 0.0005
-# Seconds the system has to end a thread that Python has ended.
+# Seconds to wait for the system to end a thread that Python has ended.
 _END_S = 5.0
 
 
@@ -32,7 +32,7 @@ class _Job:
 
 
 class _Owner:
-    """One owner's jobs, in queues that take turns."""
+    """The jobs of one owner, in queues that take turns."""
 
     def __init__(self) -> None:
         self.queues: dict[Hashable, deque[_Job]] = {}
@@ -48,15 +48,15 @@ class _Owner:
 
 
 class ComputeThread:
-    """Runs jobs one at a time: control jobs first, then the owners' queues round robin by cost.
+    """Runs jobs one at a time: control jobs first, then the owners' queues in round robin by cost.
 
-    An owner's queues, such as those for prompts and for decode steps, take turns, so that a long prompt stands before
-    a decode step for one chunk only, and decode steps never keep a prompt waiting for ever.
+    An owner's queues, such as those for prompts and for decode steps, take turns, so that a long prompt delays a decode
+    step by one chunk at most, and decode steps never starve a prompt.
 
     Args:
-        idle: Called in the thread about every `idle_s` seconds between jobs, when no control job waits: a renewal
-            that came during a long step must be heard before leases are looked at.
-        after: Called in the thread after each job whose end leaves nobody waiting.
+        idle: Called in the thread about every `idle_s` seconds between jobs if no control job waits: a renewal that
+            came during a long step must be processed before leases are checked.
+        after: Called in the thread after each job that leaves the queues empty.
     """
 
     def __init__(
@@ -82,23 +82,23 @@ class ComputeThread:
 
     @property
     def num_done(self) -> int:
-        """Jobs ended so far: it rises as long as the thread makes progress."""
+        """Number of jobs ended so far, which rises as long as the thread makes progress."""
         return self._num_done
 
     @property
     def num_queued(self) -> int:
-        """Jobs that wait."""
+        """Number of waiting jobs."""
         with self._wake:
             return sum(len(own) for own in self._queues.values())
 
     @property
     def busy_s(self) -> float:
-        """Seconds the present job has run; 0 between jobs."""
+        """Seconds the current job has run; 0 between jobs."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
     def control(self, run: Callable[[], T]) -> Future[T]:
-        """Run before everything that is queued."""
+        """Run a control job before everything that is queued."""
         return self._submit(self._control, _Job(run, Future(), 0.0, is_control=True))
 
     def submit(
@@ -107,25 +107,25 @@ class ComputeThread:
         """Queue a job of `owner`.
 
         Args:
-            cost: What it counts for in the round robin, in seconds.
-            limit: Refuse when the owner has as many queued.
-            queue: Which of the owner's queues; jobs keep their order within one.
+            cost: Its weight in the round robin, in seconds.
+            limit: Most queued jobs of the owner.
+            queue: Which of the owner's queues; jobs keep their order within a queue.
 
         Raises:
-            Overloaded: The owner's queue is full: it did not keep to its credit.
+            Overloaded: The owner's queue is full, as it exceeded its credit.
         """
         with self._wake:
             own = self._queues.setdefault(owner, _Owner())
             if len(own) >= limit:
                 raise Overloaded(f"{len(own)} steps are queued for this head.", why=f"Its credit is {limit}.")
-            # An owner that was away starts level with the others; it has saved nothing up.
+            # An owner that was idle starts level with the others: idle time earns no priority.
             floor = min((self._spent[o] for o, q in self._queues.items() if len(q) and o in self._spent), default=0.0)
             self._spent[owner] = max(self._spent.get(owner, 0.0), floor)
             jobs = own.queues.setdefault(queue, deque())
         return self._submit(jobs, _Job(run, Future(), cost))
 
     def close(self) -> None:
-        """End the thread after the present job; queued jobs are cancelled."""
+        """End the thread after the current job; queued jobs are cancelled."""
         with self._wake:
             self._closed = True
             queues = [queue for owner in self._queues.values() for queue in owner.queues.values()]
@@ -186,7 +186,7 @@ class ComputeThread:
         self._busy_since = time.monotonic()
         try:
             result = job.run()
-        except (ShardhubError, Exception) as error:  # noqa: BLE001 - whatever it is, it belongs to who waits for the job
+        except (ShardhubError, Exception) as error:  # noqa: BLE001 - any error goes to whoever awaits the job
             job.future.set_exception(error)
         else:
             job.future.set_result(result)
@@ -196,10 +196,10 @@ class ComputeThread:
 
 
 def _until_gone(thread: threading.Thread) -> None:
-    """Wait until the system has ended a thread that was joined, where it tells.
+    """Wait until the system has ended a joined thread, on systems that report it.
 
-    Before Python 3.13 `join` returns earlier, and what MLX keeps by thread is freed after that, under the interpreter's
-    lock. Where the interpreter was ending by then, the process aborted: one of 200 short commands on two busy cores.
+    Before Python 3.13 `join` returns earlier, and MLX's thread-local state is freed after that, under the interpreter's
+    lock. If the interpreter was ending by then, the process aborted: one of 200 short commands on two busy cores.
     """
     task, deadline = Path(f"/proc/self/task/{thread.native_id}"), time.monotonic() + _END_S
     while task.exists() and time.monotonic() < deadline:

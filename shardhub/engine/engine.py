@@ -50,13 +50,13 @@ from shardhub.tensors import DTYPE_SIZES
 
 log = logging.getLogger(__name__)
 
-# Steps and bytes queued for one head.
+# Most steps and bytes queued for one head.
 QUEUE_STEPS = 32
 QUEUE_BYTES = 256 << 20
-# What an id of a chunk, or a decode step, is taken to cost before any was measured; weight of the newest measurement.
+# Assumed cost of a chunk's id and of a decode step before any was measured; weight of the newest measurement.
 _UNKNOWN_ID_S = 0.01
 _NEWEST = 0.3
-# Prefill chunk and rows the warm-up runs, so that MLX has compiled its kernels before the first request.
+# Prefill chunk and rows of the warm-up, so that MLX has compiled its kernels before the first request.
 _WARM_CHUNK = 8
 _MAX_VOCAB = 1 << 22
 _MASK_ROOM_BYTES = 256
@@ -71,7 +71,7 @@ class Ran:
 
     Attributes:
         output: The step for the next stage, or the result for the head.
-        next_hop: Where it goes.
+        next_hop: Where the output goes.
     """
 
     output: Step | StepResult
@@ -79,7 +79,7 @@ class Ran:
 
 
 class Engine:
-    """Runs one stage. Make it with `Engine.start`."""
+    """Runs one stage; create one with `Engine.start`."""
 
     def __init__(
         self, compute: ComputeThread, loaded: LoadedStage, settings: EngineSettings, largest_message: int
@@ -106,7 +106,7 @@ class Engine:
             message_bytes=largest_message,
             rewind_limit=min(loaded.context, loaded.rewind_limit),
         )
-        # One for the step that runs and one for the next, of each session.
+        # For each session, one for the step that runs and one for the next.
         self._masks = MaskTable(most=2 * settings.max_sessions)
         self._sessions = SessionTable(
             make=lambda call: Session(self._stage, context=call.context, parameters=call.parameters),
@@ -157,17 +157,17 @@ class Engine:
 
     @property
     def host_facts(self) -> dict[str, str]:
-        """What the stage adds to the facts about its machine: how it was proven, and why it takes one row a step."""
+        """The stage's part of the facts about its machine: how it was proven, and why it takes one row per step."""
         facts = {COMPUTATION: self.computation}
         return facts if self.batch_refusal is None else {**facts, ONE_AT_A_TIME: self.batch_refusal}
 
     @property
     def num_sessions(self) -> int:
-        """Sessions that take steps."""
+        """Number of sessions that take steps."""
         return len(self._sessions)
 
     def load(self) -> dict[str, float]:
-        """What the stage is busy with: counters since it started, and gauges."""
+        """Load figures of the stage: counters since it started, and gauges."""
         return self.meter.figures() | {
             "sessions": len(self._sessions),
             "parked_sessions": self._sessions.num_parked,
@@ -181,36 +181,36 @@ class Engine:
 
     @property
     def reserved_bytes(self) -> int:
-        """KV bytes promised to sessions."""
+        """KV bytes reserved for sessions."""
         return self._sessions.reserved_bytes
 
     @property
     def busy_s(self) -> float:
-        """Seconds the present step has run; 0 between steps."""
+        """Seconds the current step has run; 0 between steps."""
         return self._compute.busy_s
 
     @property
     def num_done(self) -> int:
-        """Jobs the compute thread has ended: progress."""
+        """Number of jobs the compute thread has ended, as a measure of progress."""
         return self._compute.num_done
 
     def open(self, call: OpenSession) -> Future[Opened]:
-        """Open a session or fence an older epoch of it; waits for the step that runs, goes before those queued."""
+        """Open a session or fence an older epoch of it, after the running step and before the queued ones."""
         return self._compute.control(lambda: self._sessions.open(call))
 
     def close_session(self, head: bytes, session: bytes, epoch: int, *, park: bool = False) -> Future[None]:
-        """End a session and free its KV, or keep that to fork from until its memory is needed."""
+        """End a session and free its KV, or park it for forks until its memory is needed."""
         return self._compute.control(lambda: self._sessions.close(head, session, epoch, park=park))
 
     def renew(self, head: bytes, sessions: Sequence[bytes]) -> Future[list[bytes]]:
-        """Extend leases; the result names the sessions that are not here any more."""
+        """Extend leases; the result names the sessions that are no longer here."""
         return self._compute.control(lambda: self._sessions.renew(head, sessions))
 
     def step(self, head: bytes, step: Step) -> Future[Ran | StepFailure]:
         """Queue a step.
 
-        The future never fails: what goes wrong is a `StepFailure` for the head. A step that was refused has changed
-        nothing; one that broke while it ran has ended its sessions.
+        The future never raises: an error becomes a `StepFailure` for the head. A refused step has changed nothing; a
+        step that failed while it ran has ended its sessions.
         """
         if self._stage.is_last and any(row.masked for row in step.rows):
             done: Future[Ran | StepFailure] = Future()
@@ -226,7 +226,7 @@ class Engine:
         return self._submit(head, step)
 
     def mask(self, head: bytes, masks: Sequence[Mask]) -> None:
-        """Take in what draws may choose from; steps that waited for it are queued.
+        """Accept masks for draws, and queue the steps that waited for them.
 
         Raises:
             WireError: A mask is longer than the vocabulary.
@@ -238,7 +238,7 @@ class Engine:
 
     @property
     def _mask_bytes(self) -> int:
-        # Vocabularies are padded on both sides of the wire; the largest known have 262,144 entries.
+        # Vocabularies are padded on both sides of the wire; the largest known has 262,144 entries.
         return (self.facts.vocab_size or _MAX_VOCAB) // 8 + _MASK_ROOM_BYTES
 
     def _submit(self, head: bytes, step: Step) -> Future[Ran | StepFailure]:
@@ -257,7 +257,7 @@ class Engine:
             return failed
 
     def _expected_s(self, step: Step) -> float:
-        """Seconds a step will take, from those before it; heads share the stage by them."""
+        """Expected seconds of a step, from earlier ones; the heads' shares of the stage are measured in them."""
         known = self._id_s.get(step.lane)
         return (known or _UNKNOWN_ID_S) * (step.length if step.lane is Lane.PREFILL else 1)
 
@@ -267,10 +267,10 @@ class Engine:
         self._id_s[step.lane] = (1 - _NEWEST) * known + _NEWEST * seconds / length
 
     def stop(self) -> None:
-        """End the compute thread, and free sessions and weights."""
+        """End the compute thread and free sessions and weights."""
         self._compute.close()
         self._sessions.clear()
-        vars(self).pop("_stage", None)  # nothing runs any more that could ask for it
+        vars(self).pop("_stage", None)  # nothing that uses it runs any more
 
     def _run(self, head: bytes, step: Step, wait_s: float) -> Ran | StepFailure:
         started = time.monotonic()
@@ -296,8 +296,8 @@ class Engine:
                 masks=self._masks.take(head, step) if self._stage.is_last else (),
                 targets=[row.targets for row in step.rows] if self._stage.is_last else (),
             )
-        except Exception as error:  # noqa: BLE001 - whatever upstream raises, the head waits for an answer
-            # The caches may have advanced in part: a replay under a new epoch starts from nothing.
+        except Exception as error:  # noqa: BLE001 - whatever upstream raises, the head needs an answer
+            # Some caches may have advanced: a replay under a new epoch starts from scratch.
             for row in step.rows:
                 self._sessions.drop(row.session)
             if not isinstance(error, ShardhubError):
@@ -335,10 +335,10 @@ class Engine:
         return StepResult(rows=rows, lane=step.lane, times=times)
 
     def _check_together(self, step: Step, entries: Sequence[Entry]) -> NextHop:
-        """Refuse rows that cannot run side by side; returns where they all go.
+        """Check that rows can run in one step, and return their common next hop.
 
         Raises:
-            WireError: They go different ways, one stands twice, or their lengths are too different.
+            WireError: Their next hops differ, a session occurs twice, or their lengths differ too much.
         """
         hop = entries[0].next_hop
         if len(entries) == 1:
@@ -355,11 +355,11 @@ class Engine:
         return hop
 
     def _check(self, step: Step) -> None:
-        """Refuse a step whose form is wrong before an array exists.
+        """Check the form of a step before any array is made.
 
         Raises:
-            StepTimeout: It came too late to be of use.
-            WireError: Rows, ids or crossings are not what this stage takes.
+            StepTimeout: Its deadline has passed.
+            WireError: Its rows, ids or crossings are not those this stage takes.
         """
         if (late := time.monotonic() - step.deadline) > 0:
             raise StepTimeout(
@@ -413,10 +413,10 @@ class Engine:
         return f"[{self.facts.start}, {self.facts.stop})"
 
     def _warm_up(self, trial: Trial) -> None:
-        """Run chunks and steps, alone and side by side, so that kernels are compiled and readiness is real.
+        """Run chunks and steps, alone and batched, so that kernels are compiled before the node reports ready.
 
         Raises:
-            ProofExceeded: The first stage gives values that are not numbers for real ids.
+            ProofExceeded: The first stage gives NaN or infinite values for real ids.
         """
         num_rows = min(_WARM_ROWS, self.limits.max_rows)
         rows = [_WarmRow(self._stage, trial) for _ in range(num_rows)]
@@ -440,12 +440,12 @@ class Engine:
         except ProofExceeded as error:
             if self._stage.start == 0:
                 raise
-            # What would come over the wire was made up: the first real step tells, before a token is drawn from it.
+            # Inputs of later stages are made up: only the first real step shows, before a token is drawn from it.
             log.warning("warming up failed on inputs that were made up: %s", error)
 
 
 class _WarmRow:
-    """A session to warm up with, and the state of the layers before the stage."""
+    """A session for the warm-up, and the state of the layers before the stage."""
 
     def __init__(self, stage: Stage, trial: Trial) -> None:
         self.session = Session(stage, context=_WARM_CHUNK + 3, parameters=SamplingParameters())
@@ -460,7 +460,7 @@ def _hand_on(ran: Future[Ran | StepFailure], done: Future[Ran | StepFailure]) ->
 
 
 def message_bytes(shards: Sequence[Shard], *, context: int, max_chunk: int = MAX_CHUNK) -> int:
-    """Largest message of a link into or out of these shards: a full chunk's ids and crossings, and some room."""
+    """Size of the largest message on a link to or from these shards: a full chunk's ids and crossings, and a margin."""
     largest = 0
     for shard in shards:
         for crossings in (shard.stage.crossings_in, shard.stage.crossings_out):
@@ -475,5 +475,5 @@ def message_bytes(shards: Sequence[Shard], *, context: int, max_chunk: int = MAX
 def _as_failure(error: Exception) -> ShardhubError:
     if isinstance(error, ShardhubError):
         return error
-    # The text of a foreign exception may hold paths; the class says enough to a peer, the node's log has the rest.
+    # The text of a foreign exception may hold paths: the peer gets its class only, and the node's log has the rest.
     return NodeFailure("A stage broke while it ran a step.", why=f"{type(error).__name__} in MLX; see the node's log.")

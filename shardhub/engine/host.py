@@ -1,4 +1,4 @@
-"""What this process runs on: facts that say whether two machines compute alike, and that people ask for."""
+"""Facts about this machine: they decide whether two machines compute alike, and are shown to people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SYSCTL_S = 5
 
 
 def host_facts() -> dict[str, str]:
-    """Versions, operating system, chip, BLAS, MLX backend and memory; loads MLX, which is asked for some."""
+    """Versions, operating system, chip, BLAS, MLX backend and memory; loads MLX, which provides some of them."""
     import mlx.core as mx
 
     from shardhub.model.memory import memory_budget
@@ -42,7 +42,7 @@ def host_facts() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a machine's own tools say of its processors; empty where they say nothing.
+    """What a machine's own tools report about its processors; fields are empty if they report nothing.
 
     Attributes:
         system: `platform.system()`.
@@ -61,10 +61,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chip:
-    """The names by which machines are held against each other.
+    """The names by which the processors of machines are compared.
 
     Attributes:
-        chip: What MLX's kernels are made for: the chip on a Mac, else the architecture.
+        chip: The target of MLX's kernels: the chip on a Mac, otherwise the architecture.
         cpu: The processor, by which libraries choose their kernels.
     """
 
@@ -73,9 +73,9 @@ class Chip:
 
 
 def name_chip(reading: Reading) -> Chip:
-    """The chip's and the processor's names.
+    """Name a machine's chip and processor.
 
-    `platform.processor()` is "arm" on every Mac, so that an M1 and an M4 would seem to compute alike.
+    `platform.processor()` is "arm" on every Mac, which would make an M1 and an M4 seem to compute alike.
     """
     if reading.system == "Darwin":
         chip = reading.gpu or reading.brand
@@ -86,14 +86,14 @@ def name_chip(reading: Reading) -> Chip:
         if colon:
             fields.setdefault(name.strip().lower(), value.strip())
     cpu = fields.get("model name") or fields.get("cpu") or ""
-    if not cpu and "cpu implementer" in fields:  # 64-bit ARM under Linux names no model
+    if not cpu and "cpu implementer" in fields:  # Linux on 64-bit ARM gives no model name
         cpu = f"ARM {fields['cpu implementer']} part {fields.get('cpu part', '?')}"
     return Chip(chip=reading.architecture[:_MAX_NAME], cpu=cpu[:_MAX_NAME])
 
 
 @cache
 def _chip() -> Chip:
-    """The names of this machine's."""
+    """The names of this machine's chip and processor."""
     import mlx.core as mx
 
     device = mx.device_info() if mx.metal.is_available() else {}
@@ -109,7 +109,7 @@ def _chip() -> Chip:
 
 
 def _brand() -> str:
-    """The processor's name as macOS has it; empty where it is not told."""
+    """The processor's name from macOS; empty if it is not available."""
     command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SYSCTL_S, check=False)
@@ -127,7 +127,7 @@ def _cpuinfo() -> str:
 
 @cache
 def _blas() -> str:
-    """The library that multiplies MLX's matrices in this process, and what its numbers depend on."""
+    """The BLAS that MLX uses in this process, and what its numbers depend on."""
     import mlx.core as mx
 
     return "Accelerate" if platform.system() == "Darwin" else describe_blas(mx.__file__)[:200]

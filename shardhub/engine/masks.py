@@ -1,4 +1,4 @@
-"""Masks for draws, and the steps that wait for theirs: a mask comes from the head while its step is in the stages."""
+"""Masks for draws, and the steps that wait for them: the head sends a mask while its step is in the earlier stages."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class _Held:
 
 
 class MaskTable:
-    """Brings masks and steps together, whichever comes first. May be called from any thread.
+    """Matches masks with steps, whichever comes first. Thread-safe.
 
     Args:
-        most: Masks kept; beyond them the oldest goes, as its step will not come any more.
+        most: Most masks kept; beyond that the oldest is dropped, as its step is no longer expected.
         clock: Monotonic seconds.
     """
 
@@ -36,7 +36,7 @@ class MaskTable:
         self._held: list[_Held] = []
 
     def put(self, head: bytes, masks: Iterable[Mask]) -> None:
-        """Take in masks; steps that have all of theirs now are ready."""
+        """Store masks; steps that now have all of theirs become ready."""
         ready: list[_Held] = []
         with self._lock:
             for mask in masks:
@@ -52,7 +52,7 @@ class MaskTable:
             held.ready(None)
 
     def hold(self, head: bytes, step: Step, ready: Callable[[ShardhubError | None], None]) -> None:
-        """Have `ready` called once all masks of a step are here, or with an error after its deadline."""
+        """Call `ready` once all masks of a step have arrived, or with an error after its deadline."""
         keys = {_key(head, row, step.length) for row in step.rows if row.masked}
         with self._lock:
             missing = keys - self._masks.keys()
@@ -65,7 +65,7 @@ class MaskTable:
         """The masks of a step's rows; None for rows without one.
 
         Raises:
-            StepTimeout: A mask is gone: others came in such numbers that it had to go.
+            StepTimeout: A mask was dropped because too many others arrived.
         """
         found: list[bytes | None] = []
         with self._lock:
@@ -77,7 +77,7 @@ class MaskTable:
         return found
 
     def expire(self) -> None:
-        """Give up steps whose deadline has passed."""
+        """Fail steps whose deadline has passed."""
         now = self._clock()
         with self._lock:
             late = [held for held in self._held if held.step.deadline < now]

@@ -1,4 +1,4 @@
-"""What a stage has done: counters that only rise."""
+"""Counters of a stage, which only rise."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _COUNTED = ("steps", "rows", "ids", "bytes", "compute_s", "wait_s", "sent_bytes"
 
 
 class Observer(Protocol):
-    """Told of everything that is counted, by whatever thread counts it."""
+    """Observes everything that is counted, in the thread that counts it."""
 
     def ran(self, step: Step, spent: StageTime) -> None:
         """A step ran."""
 
     def sent(self, lane: Lane, size_bytes: int, send_s: float) -> None:
-        """What a step became was written to the next stage or the head."""
+        """A step's output was written to the next stage or the head."""
 
     def failed(self, error: ShardhubError) -> None:
-        """A step or a call was refused, or broke."""
+        """A step or call was refused or failed."""
 
 
 class Meter:
-    """Counts steps, rows, ids, bytes and seconds; written by the compute thread and the event loop, read by any."""
+    """Counts steps, rows, ids, bytes and seconds. The compute thread and the event loop write, any thread reads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -52,18 +52,18 @@ class Meter:
             observer.ran(step, spent)
 
     def sent(self, lane: Lane, size_bytes: int, send_s: float) -> None:
-        """Count what was written to the next stage or the head.
+        """Count a message written to the next stage or the head.
 
         Args:
-            size_bytes: Of ids and tensors; 0 for results.
-            send_s: From when it was queued for the stream until the stream had taken it.
+            size_bytes: Bytes of ids and tensors; 0 for results.
+            send_s: Seconds from queueing it for the stream until the stream had taken it.
         """
         self._add(lane, sent_bytes=size_bytes, send_s=send_s)
         for observer in self._observers:
             observer.sent(lane, size_bytes, send_s)
 
     def failed(self, error: ShardhubError) -> None:
-        """Count a step or a call that was refused, or broke."""
+        """Count a step or call that was refused or failed."""
         with self._lock:
             self._figures["failures"] += 1
         for observer in self._observers:

@@ -1,4 +1,4 @@
-"""A stage's metrics for Prometheus."""
+"""A stage's Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ M = TypeVar("M", Counter, Histogram)
 # From a tiny model's step to a large chunk on a slow machine.
 STEP_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-# What of a stage's load is a gauge: name and unit, what it is, and where it stands.
+# Gauges of a stage's load: name and unit, description, and key in the load.
 _GAUGES = (
     ("queue_steps", "Steps that wait to be computed.", "queued_steps"),
     ("kv_reserved_bytes", "KV cache promised to sessions, parked ones included.", "kv_reserved_bytes"),
@@ -32,7 +32,7 @@ _FACTS = ("shardhub", "mlx", "mlx_lm", "backend", "blas", "os")
 
 
 class MeteredStage(Protocol):
-    """What is needed of an engine."""
+    """The part of an engine that the metrics need."""
 
     facts: StageFacts
     limits: Limits
@@ -43,10 +43,10 @@ class MeteredStage(Protocol):
 
 
 class StageMetrics(Collector):
-    """What the stages of this process do. Labels: a stage's layers, the lane, an error's class.
+    """Metrics of the stages of this process. Labels: a stage's layers, the lane, an error's class.
 
     Args:
-        registry: Where the metrics are to be found; one for each endpoint.
+        registry: Where the metrics are registered; one for each endpoint.
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -72,13 +72,13 @@ class StageMetrics(Collector):
         registry.register(self)
 
     def watch(self, stage: MeteredStage) -> None:
-        """Count what a stage does from now on."""
+        """Count the work of a stage from now on."""
         layers = f"{stage.facts.start}-{stage.facts.stop - 1}"
         self._stages[layers] = stage
         stage.meter.watch(_Watching(self, layers))
 
     def collect(self) -> Iterator[Metric]:
-        """What was counted, and what the stages are busy with at this moment."""
+        """The counters, and gauges of the stages' current load."""
         loads = {layers: stage.load() for layers, stage in self._stages.items()}
         for name, text, key in _GAUGES:
             family = GaugeMetricFamily(f"shardhub_{name}", text, labels=["layers"])

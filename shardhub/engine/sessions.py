@@ -1,6 +1,6 @@
-"""The sessions of a stage: who owns them, their epochs, leases and KV reservations.
+"""The sessions of a stage: their owners, epochs, leases and KV reservations.
 
-Every call either does what it says or raises and changes nothing. All calls come from the compute thread.
+Every call either succeeds or raises and changes nothing. All calls come from the compute thread.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from shardhub.sizes import size_text
 
 @dataclass(slots=True)
 class Entry:
-    """A session and what the table knows of it.
+    """A session with its entry in the table.
 
     Attributes:
-        reserved_bytes: KV memory promised to it.
-        parked_at: When it was parked, if it was: it takes no steps, and its memory goes to whoever needs it.
+        reserved_bytes: KV memory reserved for it.
+        parked_at: When it was parked, if it was: it then takes no steps, and its memory goes to sessions that need it.
     """
 
     head: bytes
@@ -39,10 +39,10 @@ class SessionTable:
 
     Args:
         make: Makes an empty session from an open call.
-        kv_bytes: KV bytes a session of so many positions takes.
-        kv_budget_bytes: Sum of reservations to stay within.
+        kv_bytes: Returns the KV bytes of a session, given its positions.
+        kv_budget_bytes: Largest sum of reservations.
         limits: The node's limits.
-        boot_id: Id of this run.
+        boot_id: Id of this run of the node.
         clock: Monotonic seconds.
     """
 
@@ -65,32 +65,32 @@ class SessionTable:
         self._claims = Claims(max_sessions=limits.max_sessions, kv_budget_bytes=kv_budget_bytes, clock=clock)
 
     def __len__(self) -> int:
-        """Sessions that take steps."""
+        """Number of sessions that take steps."""
         return sum(entry.parked_at is None for entry in self._all())
 
     @property
     def num_parked(self) -> int:
-        """Sessions kept to fork from."""
+        """Number of sessions kept for forks."""
         return sum(entry.parked_at is not None for entry in self._all())
 
     @property
     def reserved_bytes(self) -> int:
-        """KV bytes promised to sessions."""
+        """KV bytes reserved for sessions."""
         return sum(entry.reserved_bytes for entry in self._all())
 
     @property
     def parked_bytes(self) -> int:
-        """Those of parked sessions: given up when others need them."""
+        """KV bytes of parked sessions, which are given up when others need them."""
         return sum(entry.reserved_bytes for entry in self._all() if entry.parked_at is not None)
 
     def open(self, call: OpenSession) -> Opened:
-        """Open a session, or fence an older epoch of it and bring it to the position asked for.
+        """Open a session, or fence an older epoch of it and move it to the requested position.
 
         Raises:
             WireError: Malformed ids.
-            StaleEpoch: The session has this epoch or a later one already, or belongs to another head.
+            StaleEpoch: The session already has this epoch or a later one, or belongs to another head.
             ContextExceeded, Overloaded: No room.
-            SessionNotRewindable: It cannot stand at the position asked for.
+            SessionNotRewindable: It cannot be moved to the requested position.
         """
         if len(call.session) != SESSION_ID_BYTES or len(call.head) != SESSION_ID_BYTES:
             raise WireError(f"Ids must have {SESSION_ID_BYTES} bytes.")
@@ -114,7 +114,7 @@ class SessionTable:
         return self._opened(entry)
 
     def close(self, head: bytes, session: bytes, epoch: int, *, park: bool = False) -> None:
-        """End a session, or park it to fork from; one that is not there has ended already.
+        """End a session, or park it for forks; an unknown session has already ended.
 
         Raises:
             StaleEpoch: The session has a later epoch, or belongs to another head.
@@ -129,12 +129,12 @@ class SessionTable:
         if not park or not entry.session.position:
             del self._entries[session]
         elif entry.parked_at is None:
-            entry.session.cache()  # out of its group, whose other rows go on
+            entry.session.cache()  # takes it out of its group, whose other rows go on
             entry.reserved_bytes = self._kv_bytes(entry.session.position)
             entry.parked_at = self._clock()
 
     def renew(self, head: bytes, sessions: Iterable[bytes]) -> list[bytes]:
-        """Extend the leases of a head's sessions and return those that are not here any more."""
+        """Extend the leases of a head's sessions, and return those that are no longer here."""
         gone = []
         for session in sessions:
             entry = self._entries.get(session)
@@ -145,7 +145,7 @@ class SessionTable:
         return gone
 
     def find(self, head: bytes, row: Row, length: int) -> Entry:
-        """The entry for a row of a step, checked against epoch, position and context.
+        """Return the entry for a row of a step, checked against epoch, position and context.
 
         Raises:
             SessionUnknown, StaleEpoch, PositionMismatch, ContextExceeded: The step must not run.
@@ -162,7 +162,7 @@ class SessionTable:
         return entry
 
     def touch(self, entry: Entry) -> None:
-        """Extend a session's lease: its head shows that it is there, or we have been busy with it ourselves."""
+        """Extend a session's lease, as its head has shown that it is alive, or the node was busy with the session."""
         entry.lease_ends = self._clock() + self._limits.lease_s
 
     def clear(self) -> None:
@@ -170,11 +170,11 @@ class SessionTable:
         self._entries.clear()
 
     def drop(self, session: bytes) -> None:
-        """Forget a session whose KV cache is of no use any more."""
+        """Forget a session whose KV cache is no longer valid."""
         self._entries.pop(session, None)
 
     def expire(self) -> int:
-        """End sessions whose lease has run out; how many."""
+        """End sessions whose lease has run out, and return their number."""
         now = self._clock()
         expired = [key for key, entry in self._entries.items() if entry.lease_ends < now]
         for key in expired:
@@ -182,7 +182,7 @@ class SessionTable:
         return len(expired)
 
     def _all(self) -> tuple[Entry, ...]:
-        # One operation of the interpreter: figures are asked for by other threads while sessions come and go.
+        # One operation of the interpreter, as other threads read figures while sessions come and go.
         return tuple(self._entries.values())
 
     def _open_new(self, call: OpenSession) -> Opened:
@@ -226,10 +226,10 @@ class SessionTable:
         return self._opened(entry)
 
     def _parent(self, call: OpenSession) -> Entry | None:
-        """The session a new one is forked from.
+        """Return the session from which a new one is forked.
 
         Raises:
-            SessionUnknown: It is not here, or another head's.
+            SessionUnknown: It is not here, or belongs to another head.
         """
         if not call.fork_of:
             return None
@@ -239,10 +239,10 @@ class SessionTable:
         return parent
 
     def _check_room(self, head: bytes, context: int, needed: int) -> None:
-        """Refuse a session for which there is no room, or whose room is kept for another head.
+        """Check that there is room for a session, and that it is not kept for another head.
 
         Raises:
-            Overloaded: There is none now.
+            Overloaded: There is no room now.
         """
         live = [entry for entry in self._all() if entry.parked_at is None]
         held: dict[bytes, Held] = {}
@@ -267,7 +267,7 @@ class SessionTable:
             )
 
     def _make_room(self, needed: int) -> None:
-        """Have parked sessions go that stand in the way, the longest unused first."""
+        """End as many parked sessions as needed for room, the least recently used first."""
         parked = sorted((entry.parked_at, key) for key, entry in self._entries.items() if entry.parked_at is not None)
         free = self._kv_budget_bytes - self.reserved_bytes
         for _, key in parked:

@@ -1,4 +1,4 @@
-"""How an engine is to run; chosen without loading MLX."""
+"""Settings of an engine, which can be chosen without loading MLX."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from dataclasses import dataclass
 
 from shardhub.protocol import KvQuantization
 
-# Largest chunk of a prompt in one step: enough to keep matmuls busy, small enough that other sessions' decode steps
-# wait for one chunk only.
+# Largest chunk of a prompt in one step: large enough to keep matmuls busy, small enough that other sessions' decode
+# steps wait for one chunk only.
 MAX_CHUNK = 512
 LEASE_S = 30.0
-# Parallel sessions a node admits unless told otherwise.
+# Default number of sessions a node admits at once.
 MAX_SESSIONS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """How an engine is to run.
+    """Settings of an engine.
 
     Attributes:
         context: Most positions of a session.
-        max_sessions: Sessions at once.
-        budget_bytes: Memory to stay within; None asks the machine.
+        max_sessions: Most sessions at once.
+        budget_bytes: Memory budget; None derives it from the machine.
         lease_s: See `Limits`.
         max_chunk: Most ids of a row in one step.
         kv: How K and V are quantised; None keeps them in the model's dtype.
-        may_be_less: Whether a smaller context will do where memory is short: the largest that a session has room for.
+        may_be_less: Whether a smaller context is accepted if memory is short: the largest with room for one session.
     """
 
     context: int

@@ -1,1 +1,1 @@
-"""The process that serves a stage: gRPC in front of an engine, from start to drain."""
+"""A node: the process that serves a stage over gRPC, from start to drain."""

@@ -1,4 +1,4 @@
-"""Who may call what: a node looks at the caller's certificate before it reads what the call brings."""
+"""Access control: a node checks the caller's certificate before it reads the call's message."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from shardhub.wire.status import to_status
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-# Who calls, within a call; None where the channel is plain.
+# The caller of the current call; None on a plain channel.
 caller: ContextVar[Peer | None] = ContextVar("caller", default=None)
 
-# What neighbours need to reach a node and to send it steps; what the method's message asks for is looked at there.
+# Methods that other nodes need to reach a node and send it steps; these methods check what the message asks for.
 _FOR_NODES = {"/shardhub.v1.Node/Describe", "/shardhub.v1.Node/Probe", "/shardhub.v1.Node/Link"}
 _FOR_ALL = (f"/{TRUST_SERVICE}/", "/grpc.health.v1.Health/")
 
 
 def require(role: Role, doing: str) -> None:
-    """Refuse a caller that shows a certificate for another role.
+    """Check that the caller's certificate has a role.
 
     Raises:
-        AccessError: It may not.
+        AccessError: The certificate is for another role.
     """
     peer = caller.get()
     if peer is not None and peer.role is not role:
@@ -39,7 +39,7 @@ def require(role: Role, doing: str) -> None:
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Refuses calls by role and revocation, and ends streams whose caller is revoked meanwhile."""
+    """Refuses calls by role and revocation, and ends streams when their caller is revoked."""
 
     def __init__(self, trust: Trust) -> None:
         self._trust = trust
@@ -47,7 +47,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._unwatch = trust.watch(self._cut)
 
     def close(self) -> None:
-        """Hear of revocations no more."""
+        """Stop watching for revocations."""
         self._unwatch()
 
     async def intercept_service(
@@ -55,13 +55,13 @@ class Gate(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Put the check before a method."""
+        """Wrap a method with the check."""
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return None
         method = handler_call_details.method
         if handler.unary_unary is not None:
-            # gRPC parses a message before it calls: take the bytes, and parse them once the caller may.
+            # gRPC would parse a message before the check: take its bytes, and parse them once the caller is admitted.
             async def unary(data: bytes, context: Context) -> Any:
                 await self._admit(context, method)
                 request = handler.request_deserializer(data) if handler.request_deserializer else data
@@ -96,12 +96,12 @@ class Gate(grpc.aio.ServerInterceptor):
 
     def _peer(self, context: Context) -> Peer:
         found = list((context.auth_context() or {}).get("x509_pem_cert", ()))
-        if not found:  # TLS without a certificate ends in the handshake
+        if not found:  # without a client certificate the TLS handshake fails
             raise CertificateRefused("No certificate came with this call.")
         return _read(bytes(found[0]))
 
     async def _while_trusted(self, context: Context, work: Awaitable[Any]) -> None:
-        """Run a stream to its end, or until its caller is revoked."""
+        """Run a stream until it ends or its caller is revoked."""
         peer = caller.get()
         assert peer is not None
         running = asyncio.ensure_future(work)
@@ -131,5 +131,5 @@ async def _abort(context: Context, error: ShardhubError) -> None:
 
 @lru_cache(maxsize=256)
 def _read(certificate: bytes) -> Peer:
-    """Whom a certificate stands for; the handshake has found it to be the authority's and valid then."""
+    """Return the owner of a certificate that the TLS handshake has already verified."""
     return peer_of(load_certificate(certificate))

@@ -1,4 +1,4 @@
-"""A node from start to end: bind, load, prove itself ready, serve, drain."""
+"""The life of a node: bind, load, warm up, serve, drain."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ log = logging.getLogger(__name__)
 
 SERVICE = "shardhub.v1.Node"
 _DRAIN_POLL_S = 0.05
-# Seconds for calls in progress once sessions have ended or the drain time is over.
+# Seconds for calls in progress, once sessions have ended or the drain time is over.
 _STOP_GRACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """How a node is to serve.
+    """Settings of a node.
 
     Attributes:
         host, port: Where to listen; port 0 takes a free one.
-        advertise: Addresses for other nodes; found from the interfaces if empty.
+        advertise: Addresses for other nodes; derived from the interfaces if empty.
         insecure_lan: Listen off loopback without TLS.
-        trust: Serve with TLS, to whom this trusts; None serves without.
+        trust: Certificates and revocations for TLS; None serves without TLS.
         shutdown_timeout_s: How long a drain waits for sessions.
         peers: Networks the node may dial.
     """
@@ -79,15 +79,15 @@ async def run_node(
     end: Callable[[int], None] = os._exit,
     stopping: Stopping | None = None,
 ) -> int:
-    """Serve until it is asked to stop, then drain.
+    """Run a node until it is asked to stop, then drain it.
 
     Args:
-        end: Called when it is asked to stop while it loads: a thread that loads cannot be ended, but a process can.
-        stopping: Who asks; None listens for SIGTERM and SIGINT.
-        on_ready: Told once, with the engine and the address, when requests are answered.
+        end: Ends the process; called on a request to stop during loading, as the loading thread cannot be ended.
+        stopping: Source of requests to stop; None listens for SIGTERM and SIGINT.
+        on_ready: Called once with the engine and the address, when the node answers requests.
 
     Returns:
-        The exit code: 0 after a drain, or, if it was asked again meanwhile, 128 plus the signal.
+        The exit code: 0 after a drain, or 128 plus the signal after a second request to stop.
 
     Raises:
         AddressError: It cannot or must not listen there.
@@ -98,7 +98,7 @@ async def run_node(
     largest = message_bytes(shards, context=engine_settings.context, max_chunk=engine_settings.max_chunk)
     trust = settings.trust
     gate = Gate(trust) if trust is not None else None
-    # Whoever calls has to be allowed to before a byte of what it brings is parsed.
+    # The caller is admitted before a byte of its message is parsed.
     parser = Parser(lambda error: servicer.note_failure(error))
     server = grpc.aio.server(
         interceptors=[parser] if gate is None else [gate, parser], options=server_options(largest, settings.liveness)
@@ -109,7 +109,7 @@ async def run_node(
         host=host_facts() | ({INEXACT: inexact} if (inexact := inexact_of(shards)) is not None else {}),
         message_bytes=largest,
         peers=settings.peers,
-        # A node with certificates has neighbours with certificates, on this machine too.
+        # The neighbours of a node with certificates have certificates too, also on this machine.
         security=Security(trust=trust, everywhere=True, insecure_lan=settings.insecure_lan),
     )
     health = health_aio.HealthServicer()
@@ -132,7 +132,7 @@ async def run_node(
 
         loading = asyncio.get_running_loop().run_in_executor(None, load)
         if await stopping.before(loading):
-            # Nothing was served yet: end at once. A thread that loads cannot be ended, and is not waited for.
+            # Nothing was served yet: end at once. The loading thread cannot be ended, and is not waited for.
             end(stopping.exit_code)
             return stopping.exit_code
         engine = loading.result()
@@ -164,7 +164,7 @@ async def run_node(
 
 
 def check_host(host: str, *, insecure_lan: bool, has_tls: bool = False) -> None:
-    """Refuse to listen off loopback without TLS unless told so.
+    """Check that a host is loopback, unless TLS or `insecure_lan` allows others.
 
     Raises:
         AddressError: The host is not loopback, or not an address of this machine.
@@ -178,7 +178,7 @@ def check_host(host: str, *, insecure_lan: bool, has_tls: bool = False) -> None:
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, trust: Trust | None) -> int:
-    # gRPC's own error for a port in use is only a log line and a RuntimeError: ask the system first.
+    # gRPC reports a port in use only by a log line and a RuntimeError: ask the system first.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -206,7 +206,7 @@ def _bind(server: grpc.aio.Server, host: str, port: int, trust: Trust | None) ->
 
 
 def _owner(port: int) -> str:
-    """Who listens on a port, as far as this user may know."""
+    """Describe the process that listens on a port, if this user may see it."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
@@ -217,14 +217,14 @@ def _owner(port: int) -> str:
 
 
 def _addresses(host: str, port: int) -> tuple[str, ...]:
-    """Addresses at which others may find a node that listens on `host`."""
+    """Addresses at which other machines may reach a node that listens on `host`."""
     if host not in ("0.0.0.0", "::", ""):  # noqa: S104 - compared, not bound
         return (str(Address(host, port)),)
     return tuple(str(Address(address, port)) for address in _own_addresses())
 
 
 def _own_addresses() -> list[str]:
-    """IPv4 addresses of this machine; loopback last: it is of use only to nodes on this machine."""
+    """IPv4 addresses of this machine, loopback last, as it serves only nodes on this machine."""
     addresses = [
         address.address
         for interface in psutil.net_if_addrs().values()
@@ -240,16 +240,16 @@ async def _report(health: health_aio.HealthServicer, status: Any) -> None:
 
 
 async def _drained(engine: Engine, stopping: Stopping, timeout_s: float) -> None:
-    """Wait until all sessions have ended, the time is over, or a second signal came."""
+    """Wait until all sessions have ended, the time is over, or a second signal arrives."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
-    # Sessions end in the compute thread: no event of this loop tells.
+    # Sessions end in the compute thread, without any event in this loop.
     while engine.num_sessions and loop.time() < deadline and not stopping.twice:  # noqa: ASYNC110
         await asyncio.sleep(_DRAIN_POLL_S)
 
 
 class Stopping:
-    """The first time it is asked for a drain, the second time for an end. Belongs to the running loop."""
+    """Requests to stop: the first asks for a drain, the second for an immediate end. Belongs to the running loop."""
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
@@ -258,7 +258,7 @@ class Stopping:
 
     @classmethod
     def by_signals(cls) -> Stopping:
-        """Asked by SIGTERM and SIGINT; in the main thread only."""
+        """Stop on SIGTERM and SIGINT; in the main thread only."""
         stopping = cls()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -277,7 +277,7 @@ class Stopping:
         await self._asked.wait()
 
     async def before(self, work: asyncio.Future[Any]) -> bool:
-        """Wait for work or a signal; whether the signal was first. Work that failed raises."""
+        """Wait for work or a signal, and return whether the signal came first. Failed work raises its error."""
         asked = asyncio.create_task(self._asked.wait())
         await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
@@ -287,7 +287,7 @@ class Stopping:
         return True
 
     def ask(self, number: int = signal.SIGTERM) -> None:
-        """Ask it to stop, as a signal would."""
+        """Request a stop, as a signal would."""
         self._count += 1
         self.exit_code = 128 + number
         self._asked.set()

@@ -1,4 +1,4 @@
-"""The HTTP endpoint that Prometheus asks."""
+"""The HTTP endpoint for Prometheus."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _DEFAULT_HOST = "127.0.0.1"
 
 
 class MetricsEndpoint:
-    """Answers `GET /metrics` from a thread of its own, for as long as it is entered.
+    """Answers `GET /metrics` in a thread of its own; a context manager.
 
     Args:
-        listen: `HOST:PORT`; without a host loopback, with port 0 a free port.
+        listen: `HOST:PORT`; the default host is loopback, and port 0 takes a free port.
 
     Attributes:
-        registry: Holds what is answered: this process's own figures, and what is registered.
+        registry: The metrics served: this process's own, and those registered here.
         address: Where it listens.
 
     Raises:
-        UsageError: That is no address.
+        UsageError: `listen` is not an address.
         AddressError: It cannot listen there.
     """
 
@@ -54,13 +54,13 @@ class MetricsEndpoint:
 
 
 def check_metrics(listen: str, *, insecure: bool) -> None:
-    """Refuse to answer off loopback unless told so: there is neither TLS nor a key.
+    """Check that an endpoint stays on loopback unless `insecure`: it has neither TLS nor a key.
 
     Args:
         listen: As `MetricsEndpoint` takes it.
 
     Raises:
-        UsageError: That is no address.
+        UsageError: `listen` is not an address.
         AddressError: The host is not loopback, or not an address.
     """
     check_reach(
@@ -73,10 +73,10 @@ def check_metrics(listen: str, *, insecure: bool) -> None:
 
 
 def parse_listen(text: str) -> Address:
-    """The address in `HOST:PORT`, `[IPV6]:PORT`, `:PORT` or `PORT`.
+    """Parse `HOST:PORT`, `[IPV6]:PORT`, `:PORT` or `PORT`.
 
     Raises:
-        UsageError: It is none of them.
+        UsageError: The text has another form.
     """
     try:
         return Address.parse(text if ":" in text else f":{text}", host=_DEFAULT_HOST, may_be_zero=True)

@@ -1,7 +1,7 @@
-"""Messages that cannot be parsed: refused as such, counted, and told in the log once in a while.
+"""Messages that cannot be parsed: refused with an error of their own, counted, and logged at intervals.
 
-By itself gRPC parses before it calls: what fails there is a traceback in the log for each message, and an answer that
-names Python's classes.
+By default gRPC parses before it calls a method: each failure is then a traceback in the log, and an answer that names
+Python's classes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Parse = Callable[[bytes], Any]
 
 
 class Parser(grpc.aio.ServerInterceptor):
-    """Parses what comes in, in the place of gRPC.
+    """Parses incoming messages in place of gRPC.
 
     Args:
-        on_malformed: Told of each message that could not be.
+        on_malformed: Called with the error for each message that cannot be parsed.
     """
 
     def __init__(self, on_malformed: Callable[[ShardhubError], None]) -> None:
@@ -40,7 +40,7 @@ class Parser(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Put the parser before a method."""
+        """Wrap a method with the parser."""
         handler: Any = await continuation(handler_call_details)
         if handler is None or handler.request_deserializer is None:
             return handler
@@ -74,7 +74,7 @@ class Parser(grpc.aio.ServerInterceptor):
                 await handler.unary_stream(await parsed(data, context), context)
 
             return grpc.unary_stream_rpc_method_handler(watch, None, handler.response_serializer)
-        # A stream's messages are parsed where they are read, and refused as the method refuses others.
+        # A stream's messages are parsed as they are read, and refused by the method like other malformed ones.
         return grpc.stream_stream_rpc_method_handler(
             handler.stream_stream, parse_or_refuse, handler.response_serializer
         )

@@ -1,4 +1,4 @@
-"""Links from this node to its neighbours: dialled when a head names them, one pair of streams for each head."""
+"""Links from this node to the next ones: dialled when a head names them, with one pair of streams for each head."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Networks a node dials into unless told otherwise: this host, private and link-local ranges, carrier-grade NAT (VPNs).
+# Networks a node dials by default: this machine, private and link-local ranges, carrier-grade NAT (VPNs).
 DEFAULT_PEERS: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -53,22 +53,22 @@ DEFAULT_PEERS: tuple[Network, ...] = tuple(
         "fe80::/10",
     )
 )
-# Ballast of a probe: enough to see a slow link, small beside a prompt's chunks.
+# Payload of a probe: enough to detect a slow link, small beside a prompt's chunks.
 _PROBE_BYTES = 1 << 20
 _NUM_ROUND_TRIPS = 3
 _BROKEN = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
 
 
 class Peers:
-    """The neighbours this node sends to.
+    """The nodes that this node sends to.
 
     Args:
         allowed: Networks it may dial.
-        security: How it dials them.
-        message_bytes: Largest message.
-        queue_steps: Steps that may wait for one stream.
-        on_failure: Told of steps that could not be sent on, with their head.
-        on_sent: Told of what was written: lane, bytes of ids and tensors, seconds until the stream had taken it.
+        security: How channels are secured.
+        message_bytes: Size of the largest message.
+        queue_steps: Most steps that wait for one stream.
+        on_failure: Called with steps that could not be sent on, and their head.
+        on_sent: Called for each message written: lane, bytes of ids and tensors, seconds until the stream had taken it.
     """
 
     def __init__(
@@ -89,18 +89,19 @@ class Peers:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._links: dict[tuple[bytes, str, Lane], _PeerLink] = {}
         self._security = security
-        # Who answered at an address, None on a plain channel; and where a link broke since: met again before the next.
+        # Who answered at an address (None on a plain channel), and addresses where a link has broken since, which are
+        # checked again before the next link.
         self._met: dict[str, tuple[Trust, Peer] | None] = {}
         self._doubtful: set[str] = set()
         self._closing: dict[asyncio.Task[None], None] = {}
         self._unwatch = security.trust.watch(self._cut) if security.trust is not None else lambda: None
 
     async def check(self, address: str) -> None:
-        """Refuse an address this node must not dial; see who answers there, unless that is known.
+        """Check that this node may dial an address, and find out who answers there unless that is known.
 
         Raises:
-            AccessError: It is outside the allowed networks, or not to be trusted.
-            ChainError: The name has no address, or nobody answers.
+            AccessError: It is outside the allowed networks, or is not trusted.
+            ChainError: The name has no address, or nothing answers.
         """
         await self._check_network(address)
         if address not in self._met or address in self._doubtful:
@@ -123,11 +124,11 @@ class Peers:
                 )
 
     async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
-        """Round trip and rate to a neighbour.
+        """Measure round trip and rate to another node.
 
         Raises:
-            AccessError, ChainError: It must not or cannot be reached, or not in time.
-            HandshakeError: Another node answers at that address.
+            AccessError, ChainError: It must not or cannot be reached, or does not answer in time.
+            HandshakeError: A different node answers at that address.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -137,14 +138,14 @@ class Peers:
 
     async def _probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
         await self._check_network(address)
-        # On a channel of its own: a failed probe ends nothing that runs, and waits for no backoff of an older failure.
+        # On a channel of its own: a failed probe ends no running link, and never waits for an older failure's backoff.
         opened = await open_channel(address, self._security, client_options(self._message_bytes))
         stub = NodeStub(opened.channel)
         try:
             found = await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
             if found.boot_id != boot_id:
                 raise HandshakeError(f"Another node answers at {address}.")
-            # The least of a few: one alone may have waited for something else on a busy machine.
+            # The minimum of a few: a single one may have been delayed on a busy machine.
             round_trip_s = min([await _timed(stub, b"", timeout_s) for _ in range(_NUM_ROUND_TRIPS)])
             payload = bytes(min(_PROBE_BYTES, self._message_bytes // 2, found.limits.message_bytes // 2))
             loaded_s = await _timed(stub, payload, timeout_s)
@@ -154,15 +155,15 @@ class Peers:
                 raise from_rpc(error, peer=address, doing="probe it") from error
             raise
         await self._adopt(address, opened)
-        # Below a tenth of the whole the difference is noise.
+        # A difference below a tenth of the whole is noise.
         transfer_s = max(loaded_s - round_trip_s, loaded_s / 10)
         return HopSpeed(round_trip_s=round_trip_s, bytes_per_s=len(payload) / transfer_s)
 
     def send(self, head: bytes, address: str, step: Step) -> None:
-        """Queue a step for a neighbour, dialling it if need be. Whether it may be dialled was checked at Open.
+        """Queue a step for another node, dialling it if necessary; that it may be dialled was checked at Open.
 
         Raises:
-            NodeLost: It was revoked since.
+            NodeLost: Its certificate has been revoked since.
             Overloaded: Too many steps wait for it.
         """
         key = (head, address, step.lane)
@@ -193,7 +194,7 @@ class Peers:
             await self._channels.pop(address).close()
 
     async def _adopt(self, address: str, opened: OpenChannel) -> None:
-        """Take note of who answers at an address; the channel there is replaced if it is broken or leads elsewhere."""
+        """Record who answers at an address, replacing its channel if that is broken or leads to another node."""
         met = None if opened.trust is None or opened.peer is None else (opened.trust, opened.peer)
         known = self._met.get(address)
         is_same = met is None if known is None else met is not None and known[1].name == met[1].name
@@ -211,7 +212,7 @@ class Peers:
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
-            if address not in self._met:  # `check` has been there, and its certificate was revoked since
+            if address not in self._met:  # `check` had met it, and its certificate has been revoked since
                 raise NodeLost(f"The certificate of the node at {address} was revoked.", why="Its link is cut.")
             met = self._met[address]
             options = client_options(self._message_bytes)
@@ -223,7 +224,7 @@ class Peers:
         return self._channels[address]
 
     def _cut(self) -> None:
-        """End the links to neighbours that were revoked."""
+        """End the links to nodes whose certificates were revoked."""
         for address, met in list(self._met.items()):
             if met is None or not met[0].is_revoked(met[1]):
                 continue
@@ -235,7 +236,7 @@ class Peers:
                 task.add_done_callback(lambda done: self._closing.pop(done, None))
 
     def _end_links(self, address: str, error: ShardhubError) -> None:
-        """Tell the steps on the way to an address as lost: calls on a channel that is closed end without a word."""
+        """Report the steps on their way to an address as lost: calls on a closed channel end without an error."""
         for key in [key for key in self._links if key[1] == address]:
             self._links[key].end(error)
 
@@ -254,7 +255,7 @@ async def _timed(stub: NodeStub, payload: bytes, timeout_s: float) -> float:
 
 
 class _PeerLink:
-    """One stream to a neighbour, for one head and lane."""
+    """One stream to another node, for one head and lane."""
 
     def __init__(
         self,
@@ -286,11 +287,11 @@ class _PeerLink:
         self._call.cancel()
 
     def end(self, error: ShardhubError) -> None:
-        """Give the link up for a reason; its steps are told as lost."""
+        """End the link with an error; its steps are reported as lost."""
         self._break(error)
 
     async def _read(self) -> None:
-        """Nothing but a hello comes back on a peer's stream: reading it shows when the stream ends."""
+        """Read the stream to notice when it ends: only a hello comes back on it."""
         try:
             while await self._call.read() is not grpc.aio.EOF:
                 pass

@@ -1,4 +1,4 @@
-"""The gRPC service of a node: thin; what is decided is decided by the engine."""
+"""The gRPC service of a node: a thin layer over the engine, which makes all decisions."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ Method = Callable[[Any, M, Context], Awaitable[Any]]
 
 
 def answers(method: Method[M]) -> Method[M]:
-    """Turn errors into statuses: ours keep their texts; of any other the peer learns nothing but that it happened.
+    """Turn errors into statuses: ours keep their texts; of any other the peer learns only that it happened.
 
-    By default gRPC sends a peer the text of whatever a handler raised, paths and tokens included.
+    By default gRPC sends a peer the text of any exception a handler raised, including paths and tokens.
     """
 
     @functools.wraps(method)
@@ -59,7 +59,7 @@ def answers(method: Method[M]) -> Method[M]:
             await context.abort(code, details, trailing)
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
-        except Exception as error:  # noqa: BLE001 - it is told with its traceback
+        except Exception as error:  # noqa: BLE001 - it is logged with its traceback
             self.broken.warn(f"{method.__name__} failed", cause=error)
             await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the node's log")
 
@@ -71,13 +71,13 @@ class StageServicer(NodeServicer):
 
     Args:
         advertise: Addresses at which other nodes may reach this one.
-        host: What it runs on, for people.
-        message_bytes: Largest message.
+        host: Facts about the machine, for people.
+        message_bytes: Size of the largest message.
         peers: Networks it may dial.
-        security: How it dials them.
+        security: How it secures the channels it dials.
 
     Attributes:
-        broken: Says what failed for reasons of this node's own.
+        broken: Logs failures whose cause is in this node.
     """
 
     def __init__(
@@ -108,16 +108,16 @@ class StageServicer(NodeServicer):
         )
 
     def serve(self, engine: Engine) -> None:
-        """Begin to answer with this engine."""
+        """Start answering with this engine."""
         self._engine = engine
 
     def note_failure(self, error: ShardhubError) -> None:
-        """Count a call that was refused, or a step that was lost on its way."""
+        """Count a refused call, or a step that was lost on its way."""
         if self._engine is not None:
             self._engine.meter.failed(error)
 
     def note_sleep(self, seconds: float) -> None:
-        """Tell who asks that this machine slept."""
+        """Record that this machine slept, for descriptions."""
         self._slept = {"slept_s": seconds, "slept_at": time.time()}
 
     def drain(self) -> None:
@@ -183,7 +183,7 @@ class StageServicer(NodeServicer):
 
     @answers
     async def Link(self, request: Any, context: Context) -> None:  # noqa: N802
-        """Serve one stream: a head's, or a neighbour's for a head."""
+        """Serve one stream: from a head, or from another node on behalf of a head."""
         engine = self._ready()
         first = await context.read()
         if first is grpc.aio.EOF:
@@ -227,7 +227,7 @@ class StageServicer(NodeServicer):
                     await self._peers.close_head(head)
 
     def _accept(self, engine: Engine, head: bytes, step: Step) -> None:
-        """Queue a step; what comes of it is sent on by the event loop, in order."""
+        """Queue a step; the event loop sends on the outputs, in order."""
 
         def done(future: Future[Ran | StepFailure]) -> None:
             if not future.cancelled():
@@ -260,7 +260,7 @@ class StageServicer(NodeServicer):
         self._ready().meter.sent(lane, size_bytes, send_s)
 
     def _lost(self, head: bytes, failure: StepFailure) -> None:
-        """Tell of a step that ran here and could not be sent on."""
+        """Report a step that ran here but could not be sent on."""
         self.note_failure(failure.error)
         self._tell_failure(head, failure)
 

@@ -1,4 +1,4 @@
-"""Liveness is progress: a node whose compute thread is stuck says so, and ends; one that slept notices."""
+"""The watchdog: a node whose compute thread is stuck reports it and ends; a node whose machine slept notices it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardhub.naps import Naps
 
 log = logging.getLogger(__name__)
 
-# One step that takes longer than this is none: the slowest chunk seen on a CPU took 30 s.
+# A step that takes longer than this is stuck: the slowest chunk seen on a CPU took 30 s.
 STUCK_S = 600.0
 EXIT_CODE = 70
 
@@ -30,12 +30,12 @@ async def watch(
     """Watch an engine for as long as the task runs.
 
     Args:
-        report: Told whether the node is ready; not ready from half the time on.
-        stuck_s: Seconds of one step after which the process ends with 70: nothing else frees a thread inside MLX.
-        interval_s: Seconds between looks.
+        report: Called with whether the node is ready; it is not ready after half of `stuck_s`.
+        stuck_s: Seconds of one step after which the process exits with 70, as nothing else frees a thread inside MLX.
+        interval_s: Seconds between checks.
         end: Ends the process.
-        naps: Notices sleep.
-        on_slept: Told for how many seconds the machine slept.
+        naps: Detects sleep of the machine.
+        on_slept: Called with the seconds the machine slept.
     """
     is_ready, naps = True, naps or Naps()
     while True:

@@ -1,1 +1,1 @@
-"""The wire: generated stubs, messages to values and back, errors to statuses and back."""
+"""The wire: generated stubs, conversion of messages to values and of errors to statuses, and back."""

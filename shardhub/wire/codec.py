@@ -1,4 +1,4 @@
-"""Messages to plain values and back. A message that breaks the protocol is refused here, before an array exists."""
+"""Messages to plain values and back. A message that breaks the protocol is refused here, before an array is made."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from shardhub.protocol import (
 from shardhub.tensors import DTYPE_SIZES, RawTensor
 from shardhub.wire import shardhub_pb2 as pb
 
-# Rows of a step beyond which a message is an attack.
+# Most rows of a step; more indicate an attack.
 MAX_ROWS = 4096
-# Figures of a node's load that are read.
+# Most figures read of a node's load.
 MAX_LOADS = 64
 # Longest deadline a step may carry, seconds: a day.
 MAX_TIMEOUT_S = 86_400
@@ -48,7 +48,7 @@ _LANES_BACK = {value: key for key, value in _LANES.items()}
 
 
 def step_message(step: Step) -> pb.LinkMessage:
-    """A step as a link message; its deadline becomes the time that is left."""
+    """Convert a step to a link message; its deadline becomes the remaining time."""
     left_ms = max(1, int((step.deadline - time.monotonic()) * 1000))
     return pb.LinkMessage(
         step=pb.Step(
@@ -67,10 +67,10 @@ def step_message(step: Step) -> pb.LinkMessage:
 
 
 def step_value(message: pb.Step, lane: Lane) -> Step:
-    """A step out of a message that came on a lane.
+    """Convert a message received on a lane to a step.
 
     Raises:
-        WireError: Counts beyond the limits, an unknown dtype, a crossing named twice, bytes and shape that disagree.
+        WireError: Counts exceed the limits, a dtype is unknown, a crossing occurs twice, or bytes and shape disagree.
     """
     if not 0 < len(message.rows) <= MAX_ROWS:
         raise WireError(f"A step of {len(message.rows)} rows came.")
@@ -94,7 +94,7 @@ def step_value(message: pb.Step, lane: Lane) -> Step:
 
 
 def result_message(result: StepResult, boot_id: bytes) -> pb.LinkMessage:
-    """A result as a link message."""
+    """Convert a result to a link message."""
     rows = [
         pb.RowResult(
             session=r.session,
@@ -112,7 +112,7 @@ def result_message(result: StepResult, boot_id: bytes) -> pb.LinkMessage:
 
 
 def result_value(message: pb.Result, lane: Lane) -> StepResult:
-    """A result out of a message that came on a lane."""
+    """Convert a message received on a lane to a result."""
     return StepResult(
         lane=lane,
         times=_time_values(message.times),
@@ -133,7 +133,7 @@ def result_value(message: pb.Result, lane: Lane) -> StepResult:
 
 
 def failure_message(failure: StepFailure) -> pb.LinkMessage:
-    """A failure as a link message: the error's class by name, its three texts."""
+    """Convert a failure to a link message: the name of the error's class, and its three texts."""
     error = failure.error
     return pb.LinkMessage(
         failure=pb.Failure(
@@ -147,7 +147,7 @@ def failure_message(failure: StepFailure) -> pb.LinkMessage:
 
 
 def failure_value(message: pb.Failure) -> StepFailure:
-    """A failure out of a message, its error rebuilt by class name."""
+    """Convert a message to a failure, whose error is rebuilt from its class name."""
     return StepFailure(
         rows=tuple(_row_value(row) for row in message.rows),
         error=by_name(message.error, message.what[:2000], why=message.why[:2000], hint=message.hint[:2000]),
@@ -155,7 +155,7 @@ def failure_value(message: pb.Failure) -> StepFailure:
 
 
 def open_message(call: OpenSession) -> pb.OpenRequest:
-    """An open call as a message."""
+    """Convert an open call to a message."""
     p = call.parameters
     return pb.OpenRequest(
         head=call.head,
@@ -184,10 +184,10 @@ def open_message(call: OpenSession) -> pb.OpenRequest:
 
 
 def open_value(message: pb.OpenRequest) -> OpenSession:
-    """An open call out of a message.
+    """Convert a message to an open call.
 
     Raises:
-        WireError: Sampling parameters out of bounds, or an unknown kind of hop.
+        WireError: Sampling parameters are out of bounds, or the kind of hop is unknown.
     """
     if message.next_hop.kind not in _HOPS_BACK:
         raise WireError(f"A hop of unknown kind {message.next_hop.kind} came.")
@@ -225,17 +225,17 @@ def open_value(message: pb.OpenRequest) -> OpenSession:
 
 
 def opened_message(opened: Opened) -> pb.OpenReply:
-    """The answer to an open call as a message."""
+    """Convert the answer to an open call to a message."""
     return pb.OpenReply(position=opened.position, rewind_floor=opened.rewind_floor, boot_id=opened.boot_id)
 
 
 def opened_value(message: pb.OpenReply) -> Opened:
-    """The answer to an open call out of a message."""
+    """Convert a message to the answer to an open call."""
     return Opened(position=message.position, rewind_floor=message.rewind_floor, boot_id=message.boot_id)
 
 
 def description_message(description: Description) -> pb.DescribeReply:
-    """A node's description as a message."""
+    """Convert a node's description to a message."""
     facts, limits = description.stage, description.limits
     return pb.DescribeReply(
         protocol_versions=description.protocol_versions,
@@ -264,7 +264,7 @@ def description_message(description: Description) -> pb.DescribeReply:
 
 
 def description_value(message: pb.DescribeReply) -> Description:
-    """A node's description out of a message.
+    """Convert a message to a node's description.
 
     Raises:
         WireError: It breaks the protocol.
@@ -310,7 +310,7 @@ def description_value(message: pb.DescribeReply) -> Description:
 
 
 def hello_message(*, head: bytes, lane: Lane, version: int, is_head: bool, boot_id: bytes = b"") -> pb.LinkMessage:
-    """The first message on a link."""
+    """Make the first message on a link."""
     role = pb.Hello.HEAD if is_head else pb.Hello.PEER
     return pb.LinkMessage(
         hello=pb.Hello(protocol_version=version, head=head, role=role, lane=_LANES[lane], boot_id=boot_id)
@@ -318,10 +318,10 @@ def hello_message(*, head: bytes, lane: Lane, version: int, is_head: bool, boot_
 
 
 def hello_lane(hello: pb.Hello) -> Lane:
-    """The lane a hello names.
+    """Return the lane that a hello names.
 
     Raises:
-        WireError: None, or an unknown one.
+        WireError: The lane is missing or unknown.
     """
     if hello.lane not in _LANES_BACK:
         raise WireError(f"A link for the unknown lane {hello.lane} came.")
@@ -329,7 +329,7 @@ def hello_lane(hello: pb.Hello) -> Lane:
 
 
 def masks_message(masks: Iterable[Mask]) -> pb.LinkMessage:
-    """Masks as a link message."""
+    """Convert masks to a link message."""
     return pb.LinkMessage(
         masks=pb.Masks(
             masks=[pb.Mask(session=m.session, epoch=m.epoch, position=m.position, allowed=m.allowed) for m in masks]
@@ -338,7 +338,7 @@ def masks_message(masks: Iterable[Mask]) -> pb.LinkMessage:
 
 
 def masks_value(message: pb.Masks) -> list[Mask]:
-    """Masks out of a message.
+    """Convert a message to masks.
 
     Raises:
         WireError: There are too many.
@@ -407,6 +407,6 @@ def _tensor_value(tensor: pb.Tensor) -> RawTensor:
 
 
 def _text_map(values: Mapping[str, str]) -> dict[str, str]:
-    """Facts a node gives for people: bounded, printable."""
+    """Limit the facts a node gives for people to printable text of bounded size."""
     kept = list(values.items())[:64]
     return {key[:64]: "".join(c for c in value[:200] if c.isprintable()) for key, value in kept}

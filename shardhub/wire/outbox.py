@@ -1,4 +1,4 @@
-"""The sending side of a stream: a bounded queue and a task of its own, so that reading never waits on writing."""
+"""The sending side of a stream: a bounded queue with its own task, so that reading never waits for writing."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 from shardhub.errors import Overloaded
 
-# Seconds a peer that does not read may hold up the end of its stream.
+# Seconds a peer that does not read may delay the end of its stream.
 _FINISH_S = 1.0
 
 
 class Outbox:
-    """Messages on their way into one stream.
+    """A bounded queue of messages to be written to one stream.
 
     Args:
         write: Sends one message; suspends while the peer does not read.
-        limit: Messages that may wait. Credits keep senders below it; beyond it something is broken.
-        on_broken: Told once if writing fails.
+        limit: Most waiting messages. Credits keep senders below it; exceeding it indicates a fault.
+        on_broken: Called once if writing fails.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Outbox:
         """Queue a message.
 
         Args:
-            written: Told of the seconds from now until the stream has taken it.
+            written: Called with the seconds from now until the stream has taken the message.
 
         Raises:
             Overloaded: The queue is full.
@@ -49,13 +49,13 @@ class Outbox:
             ) from error
 
     def stop(self) -> None:
-        """Drop what waits and end the task, a write in progress with it: for streams that are cancelled anyway."""
+        """Drop waiting messages and end the task with any write in progress: for streams that are cancelled anyway."""
         self._task.cancel()
 
     async def finish(self) -> None:
-        """Drop what waits, but let a write in progress end: the stream goes on to end with a status of its own.
+        """Drop waiting messages, but finish a write in progress: the stream then ends with a status of its own.
 
-        A server's write that is cancelled half-way was seen to leave the call without an end.
+        A server's write that was cancelled half-way was seen to leave the call without an end.
         """
         self._is_ending = True
         if not self._is_writing:
@@ -73,5 +73,5 @@ class Outbox:
                 written(time.monotonic() - queued_at)
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever broke the stream is told to its owner, who names it
+        except Exception as error:  # noqa: BLE001 - any error of the stream goes to its owner, which names it
             self._on_broken(error)

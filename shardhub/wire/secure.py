@@ -1,4 +1,4 @@
-"""Channels and servers with mutual TLS, and how the newest revocation list gets around."""
+"""Channels and servers with mutual TLS, and the exchange of revocation lists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from shardhub.wire.status import from_rpc, to_status
 
 log = logging.getLogger(__name__)
 
-# Both sides send the newest list they know (PEM, or nothing) and keep the newer one, which the authority signed.
+# Both sides send the newest list they know (PEM, or nothing), and keep the newer one if the authority signed it.
 TRUST_SERVICE = "shardhub.v1.Trust"
 _REVOCATIONS = "Revocations"
 _EXCHANGE_TIMEOUT_S = 10.0
@@ -30,7 +30,7 @@ EXCHANGE_EVERY_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenChannel:
-    """A channel, whom this process trusts and who is at the other side; both None on a plain channel."""
+    """A channel with this process's trust and the peer at its other end; both are None on a plain channel."""
 
     channel: grpc.aio.Channel
     trust: Trust | None = None
@@ -38,12 +38,12 @@ class OpenChannel:
 
 
 async def open_channel(address: str, security: Security, options: Options) -> OpenChannel:
-    """A channel to HOST:PORT as secure as the address needs, to the one who answers there now.
+    """Open a channel to the process that answers at HOST:PORT now, with TLS if the address requires it.
 
     Raises:
-        AddressError: It needs a certificate, and there is none.
-        CertificateRefused: One of the two sides does not take the other's certificate.
-        ChainError: Nobody answers.
+        AddressError: The address requires a certificate, and there is none.
+        CertificateRefused: One side refuses the other's certificate.
+        ChainError: Nothing answers.
     """
     trust = await security.for_address(address)
     if trust is None:
@@ -60,7 +60,7 @@ async def open_channel(address: str, security: Security, options: Options) -> Op
 
 
 def channel_to(address: str, trust: Trust, peer: Peer, options: Options) -> grpc.aio.Channel:
-    """A channel that only this node can answer, at whatever address."""
+    """Make a channel that only the given node can answer, whatever the address."""
     identity = trust.identity
     credentials = grpc.ssl_channel_credentials(identity.authority_pem, identity.key_pem, identity.chain_pem)
     name = ("grpc.ssl_target_name_override", node_host(peer.name))
@@ -69,10 +69,10 @@ def channel_to(address: str, trust: Trust, peer: Peer, options: Options) -> grpc
 
 
 async def exchange_revocations(channel: grpc.aio.Channel, trust: Trust, address: str) -> None:
-    """Tell a node what was revoked, and hear what it knows.
+    """Exchange revocation lists with a node.
 
     Raises:
-        CertificateRefused: It knows that this machine's certificate was revoked, or brings a forged list.
+        CertificateRefused: Its list revokes this machine's certificate, or is forged.
         ChainError: It does not answer.
     """
     call: Any = channel.unary_unary(f"/{TRUST_SERVICE}/{_REVOCATIONS}")
@@ -85,10 +85,10 @@ async def exchange_revocations(channel: grpc.aio.Channel, trust: Trust, address:
 
 
 async def while_trusted(opened: OpenChannel, address: str, revoked: Callable[[ShardhubError], None]) -> None:
-    """Keep both sides of a channel told of what was revoked, until cancelled or one of the two was.
+    """Exchange revocations over a channel until cancelled, or until one of the two sides is revoked.
 
     Args:
-        revoked: Told once if that is so: with `CertificateRefused` if it is this side, `NodeLost` if it is the other.
+        revoked: Called once in that case: with `CertificateRefused` for this side, `NodeLost` for the other.
     """
     trust, peer = opened.trust, opened.peer
     if trust is None or peer is None:
@@ -102,14 +102,14 @@ async def while_trusted(opened: OpenChannel, address: str, revoked: Callable[[Sh
                 changed.clear()
             except TimeoutError:
                 pass
-            try:  # a change that was heard elsewhere is told on at once
+            try:  # a change learned elsewhere is passed on at once
                 await exchange_revocations(opened.channel, trust, address)
             except CertificateRefused as error:
                 revoked(error)
                 return
             except ShardhubError as error:
-                log.info("%s", error)  # whether the node is lost is for its link to say
-        # For what ran over it the node is lost: another one may go on.
+                log.info("%s", error)  # its link decides whether the node is lost
+        # For the work on this channel the node is lost: another one may go on.
         revoked(NodeLost(f"The certificate of {peer} at {address} was revoked.", why="Its link is cut."))
     finally:
         unwatch()
@@ -131,7 +131,7 @@ def trust_handler(trust: Trust) -> grpc.GenericRpcHandler:
 
 
 def server_credentials(trust: Trust) -> grpc.ServerCredentials:
-    """TLS for a server that talks only to whom the authority knows; a renewed certificate is used from then on."""
+    """TLS credentials of a server that accepts only the authority's certificates; renewed ones are used at once."""
 
     def configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
         pair = (identity.key_pem, identity.chain_pem)
@@ -150,7 +150,7 @@ def server_credentials(trust: Trust) -> grpc.ServerCredentials:
 
 
 async def with_tls_hint(error: ShardhubError, address: str) -> ShardhubError:
-    """An error of a plain channel; if the other side speaks TLS, that is what it says."""
+    """Return an error of a plain channel, or one that says so if the other side speaks TLS."""
     if isinstance(error, NodeUnreachable) and await speaks_tls(address):
         return NodeUnreachable(
             f"{address} speaks TLS, and was called without.",

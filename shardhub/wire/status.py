@@ -1,4 +1,4 @@
-"""Errors to gRPC statuses and back."""
+"""Conversion of errors to gRPC statuses and back."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import grpc
 
 from shardhub.errors import ChainError, NodeLost, NodeUnreachable, ShardhubError, StepTimeout, by_name, outcome
 
-# Trailing metadata that carries an error's class and texts; ASCII, below the 8 KiB that gRPC passes on.
+# Trailing metadata with an error's class and texts: ASCII, below the 8 KiB that gRPC passes on.
 ERROR_KEY = "shardhub-error"
 _MAX_TEXT = 1000
-# What to do where nobody answers.
+# Hint for an address where nothing answers.
 NOBODY_HINT = (
     "Is `shardhub serve` running there, and is the address right? It listens on 127.0.0.1, for its own machine alone, "
     "unless it was started with `host`."
 )
-# What gRPC's core says of connections, the most telling first. Source: grpc 1.85, what was seen in faults.
+# gRPC core's texts about connections, the most specific first. Source: grpc 1.85, as seen in faults.
 _NETWORK_WORDS = (
     ("connection refused", "the connection was refused"),
     ("connection reset", "the connection was reset"),
@@ -43,7 +43,7 @@ _NETWORK_WORDS = (
 
 
 def to_status(error: ShardhubError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, str], ...]]:
-    """Status code, details and trailing metadata for an error raised on purpose."""
+    """Convert one of our errors to a status code, details and trailing metadata."""
     code: grpc.StatusCode = getattr(grpc.StatusCode, outcome(error).grpc)
     texts = {"error": type(error).__name__, "what": error.what, "why": error.why, "hint": error.hint}
     value = json.dumps({key: text[:_MAX_TEXT] for key, text in texts.items()})
@@ -51,12 +51,12 @@ def to_status(error: ShardhubError) -> tuple[grpc.StatusCode, str, tuple[tuple[s
 
 
 def from_rpc(error: grpc.RpcError, *, peer: str, doing: str) -> ShardhubError:
-    """The error behind a failed call.
+    """Convert a failed call's status to our error.
 
     Args:
-        error: What gRPC raised.
+        error: The exception gRPC raised.
         peer: Address of the node.
-        doing: What was tried, for the message: "describe it".
+        doing: What was attempted, for the message, such as "describe it".
     """
     for key, value in _trailing(error):
         if key == ERROR_KEY:
@@ -87,7 +87,7 @@ def from_rpc(error: grpc.RpcError, *, peer: str, doing: str) -> ShardhubError:
 
 
 def network_words(details: str | None) -> str:
-    """What gRPC says of a connection in words for people; its own where nothing is known of them."""
+    """Rephrase gRPC's text about a connection for people; an unknown text is returned as it is."""
     text = details or ""
     lower = text.lower()
     return next((words for said, words in _NETWORK_WORDS if said in lower), text or "nothing more is known")
