@@ -1,1 +1,1 @@
-"""Who is who on the wire, and whose manifest it is: a cluster's authority, certificates, revocations, signatures."""
+"""Identity on the wire and of manifests: a cluster's authority, certificates, revocations, signatures."""

@@ -1,4 +1,4 @@
-"""A cluster's authority: a folder with its key, what it issued, and what it took back."""
+"""A cluster's authority: a folder with its key, the certificates it issued, and those it revoked."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OWN_NAME = "authority"
 
 
 class Issued(Document):
-    """A certificate in the ledger. Serial in hexadecimal, times as ISO 8601."""
+    """A certificate in the ledger: serial in hexadecimal, times in ISO 8601."""
 
     name: Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
     role: Literal["head", "node"]
@@ -53,10 +53,10 @@ class Issued(Document):
 
 
 class Ledger(Document):
-    """What an authority issued.
+    """The certificates an authority issued.
 
     Attributes:
-        desk: HOST:PORT where `certs serve` renews certificates; None where that was not said.
+        desk: HOST:PORT where `certs serve` renews certificates; None if not set.
     """
 
     kind: Literal["shardhub-ledger"] = "shardhub-ledger"
@@ -66,7 +66,7 @@ class Ledger(Document):
 
 
 class Authority:
-    """An authority in its folder. Make it with `create` or `open`."""
+    """An authority in its folder; make one with `create` or `open`."""
 
     def __init__(self, folder: Path, certificate: Certificate, key: ec.EllipticCurvePrivateKey) -> None:
         self.folder = folder
@@ -78,10 +78,10 @@ class Authority:
         """Make an authority.
 
         Args:
-            desk: Where certificates will be renewed.
+            desk: HOST:PORT where certificates will be renewed.
 
         Raises:
-            UsageError: There is one already.
+            UsageError: The folder already has one.
             IdentityError: The folder cannot be written.
         """
         if (folder / KEY_FILE).exists():
@@ -99,11 +99,11 @@ class Authority:
 
     @classmethod
     def open(cls, folder: Path) -> Authority:
-        """The authority in a folder.
+        """Open the authority in a folder.
 
         Raises:
-            UsageError: There is none.
-            IdentityError: Its files are damaged, or its key is open to others.
+            UsageError: The folder has no authority.
+            IdentityError: Its files are damaged, or others can read its key.
         """
         if not (folder / KEY_FILE).exists():
             raise UsageError(
@@ -122,16 +122,16 @@ class Authority:
 
     @property
     def fingerprint(self) -> str:
-        """What others know this authority by: its certificate's sha256."""
+        """Sha256 of its certificate, by which others identify this authority."""
         return fingerprint(self.certificate)
 
     @property
     def pem(self) -> bytes:
-        """Its certificate."""
+        """Its certificate as PEM."""
         return pem(self.certificate)
 
     def ledger(self) -> Ledger:
-        """What was issued so far.
+        """Read the ledger of issued certificates.
 
         Raises:
             IdentityError, FormatError: It cannot be read.
@@ -140,7 +140,7 @@ class Authority:
         return decode(Ledger, read_file(path, private=True), where=str(path))
 
     def revocations(self) -> Revocations:
-        """The newest list of what was taken back."""
+        """The newest revocation list."""
         return read_revocations(read_file(self.folder / REVOKED_FILE, private=False), self.certificate)
 
     def issue(
@@ -155,7 +155,7 @@ class Authority:
         """Issue a certificate to a head or node.
 
         Raises:
-            UsageError: The name cannot be.
+            UsageError: The name is not valid.
             CertificateRefused: The name was revoked.
         """
         check_name(name)
@@ -172,16 +172,16 @@ class Authority:
                 issued_at=now.isoformat(timespec="seconds"),
                 not_after=made.not_valid_after_utc.isoformat(timespec="seconds"),
             )
-            # What ended long ago can neither be used nor be renewed: the ledger stays small.
+            # Certificates that expired long ago can be neither used nor renewed: drop them to keep the ledger small.
             kept = tuple(one for one in ledger.issued if one.revoked_at or _is_recent(one, now))
             self._write(ledger.model_copy(update={"issued": (*kept, entry)}))
         return made
 
     def check_not_revoked(self, name: str, ledger: Ledger | None = None) -> None:
-        """Refuse a name that was revoked: it never comes back, so that a name stands for one owner for ever.
+        """Check that a name was not revoked; a revoked name is never reused, so that it stands for one owner for ever.
 
         Raises:
-            CertificateRefused: It was.
+            CertificateRefused: It was revoked.
         """
         if any(one.name == name and one.revoked_at for one in (ledger or self.ledger()).issued):
             raise CertificateRefused(
@@ -189,10 +189,10 @@ class Authority:
             )
 
     def revoke(self, name: str, *, now: dt.datetime) -> Revocations:
-        """Take back every certificate of a name, and sign the new list.
+        """Revoke every certificate of a name, and sign the new list.
 
         Raises:
-            UsageError: Nothing was ever issued to it.
+            UsageError: No certificate was ever issued to it.
         """
         with self._locked():
             ledger = self.ledger()
@@ -207,27 +207,27 @@ class Authority:
             number = self.revocations().number + 1
             serials = [int(one.serial, 16) for one in issued if one.revoked_at]
             made = make_revocations(self.certificate, self._key, serials, number=number, now=now)
-            # The list first: after a crash in between, the name is refused on the wire and can be revoked again.
+            # The list first: after a crash in between, peers refuse the name, and it can be revoked again.
             write_file(self.folder / REVOKED_FILE, made.pem, private=False)
             self._write(ledger.model_copy(update={"issued": issued}))
         return made
 
     def _write(self, ledger: Ledger) -> None:
-        # Not canonical like what is published: people look into it.
+        # Indented, not canonical like published documents, as people read it.
         text = json.dumps(ledger.model_dump(mode="json"), indent=1)
         write_file(self.folder / LEDGER_FILE, text.encode(), private=True)
 
     def own_certificate(
         self, key: ec.EllipticCurvePrivateKey, *, role: Role, now: dt.datetime, life: dt.timedelta
     ) -> Certificate:
-        """A short-lived certificate for a process of the authority's own, which never comes into the ledger."""
+        """Make a short-lived certificate for a process of the authority itself; it is not in the ledger."""
         return make_certificate(
             self.certificate, self._key, key.public_key(), name=OWN_NAME, role=role, now=now, life=life
         )
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Issue and revoke one at a time, over all processes."""
+        """Serialise issuing and revoking across all processes."""
         with lock_held(self.folder / _LOCK_FILE, mode=0o600):
             yield
 

@@ -1,4 +1,4 @@
-"""Certificates of a cluster: who issued them, and the role and name they carry.
+"""Certificates of a cluster: their issuer, and the role and name they carry.
 
 Keys are ECDSA P-256: gRPC's TLS refuses Ed25519 certificates ("no common signature algorithms", measured).
 """
@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from shardhub.errors import CertificateRefused, UsageError
 
-# Every node's certificate carries this host name, whatever its address: who dials a node asks for it.
+# Every node's certificate carries this host name, whatever its address: whoever dials a node expects it.
 NODE_HOST = "node.shardhub.internal"
 AUTHORITY_HOST = "authority.shardhub.internal"
 # A label of a host name, because a node's certificate also carries NAME.NODE_HOST.
@@ -28,13 +28,13 @@ NAME_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 
 AUTHORITY_LIFE = dt.timedelta(days=3650)
 LIFE = dt.timedelta(days=90)
-# Clocks of machines at home differ; a certificate holds from a little before it was made.
+# Clocks of machines at home differ, so a certificate is valid from a little before it was made.
 _BACKDATED = dt.timedelta(hours=1)
 _CURVE = ec.SECP256R1
 
 
 class Role(StrEnum):
-    """What a certificate's owner may be."""
+    """Roles of a certificate's owner."""
 
     HEAD = "head"
     NODE = "node"
@@ -43,7 +43,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """Whom a certificate stands for."""
+    """The owner of a certificate."""
 
     name: str
     role: Role
@@ -56,15 +56,15 @@ class Peer:
 
 
 def node_host(name: str) -> str:
-    """The host name that only this node's certificates carry: who asks for it is answered by nobody else."""
+    """The host name that only this node's certificates carry, so that no other node can answer for it."""
     return f"{name}.{NODE_HOST}"
 
 
 def check_name(name: str) -> str:
-    """Return a name that a certificate may carry.
+    """Check that a certificate may carry a name, and return it.
 
     Raises:
-        UsageError: It is no label of a host name.
+        UsageError: It is not a valid label of a host name.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(
@@ -76,12 +76,12 @@ def check_name(name: str) -> str:
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """A private key."""
+    """Make a private key."""
     return ec.generate_private_key(_CURVE())
 
 
 def make_authority(key: ec.EllipticCurvePrivateKey, now: dt.datetime) -> x509.Certificate:
-    """A cluster authority's own certificate."""
+    """Make a cluster authority's own certificate."""
     name = _subject("shardhub authority")
     builder = (
         _builder(name, name, key.public_key(), now, AUTHORITY_LIFE)
@@ -102,16 +102,16 @@ def make_certificate(
     now: dt.datetime,
     life: dt.timedelta = LIFE,
 ) -> x509.Certificate:
-    """A certificate for a role and a name; it names no address.
+    """Make a certificate for a role and a name; it carries no address.
 
     Raises:
-        UsageError: The name cannot be.
+        UsageError: The name is not valid.
     """
     check_name(name)
     hosts = {Role.NODE: [NODE_HOST, node_host(name)], Role.AUTHORITY: [AUTHORITY_HOST], Role.HEAD: []}[role]
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"shardhub:{role.value}:{name}")]
     names += [x509.DNSName(host) for host in hosts]
-    # A head's certificate cannot serve: it has no host name and not the purpose.
+    # A head's certificate cannot be used to serve: it lacks a host name and the server purpose.
     purposes = [] if role is Role.AUTHORITY else [ExtendedKeyUsageOID.CLIENT_AUTH]
     purposes += [] if role is Role.HEAD else [ExtendedKeyUsageOID.SERVER_AUTH]
     builder = (
@@ -126,16 +126,16 @@ def make_certificate(
 
 
 def make_request(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A signing request (PEM) that shows who has a key and says nothing else: name and role are the authority's."""
+    """Make a signing request (PEM) that only proves possession of a key: the authority decides name and role."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(_subject("shardhub"))
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
-    """The public key of a signing request whose sender has the private one.
+    """Return the public key of a signing request, after checking that its sender has the private key.
 
     Raises:
-        CertificateRefused: It is no such request.
+        CertificateRefused: It is not a valid request.
     """
     try:
         found = x509.load_pem_x509_csr(request)
@@ -148,10 +148,10 @@ def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
 
 
 def load_certificate(pem: bytes) -> x509.Certificate:
-    """A certificate from PEM.
+    """Read a certificate from PEM.
 
     Raises:
-        CertificateRefused: It is none.
+        CertificateRefused: It is not a certificate.
     """
     try:
         return x509.load_pem_x509_certificate(pem)
@@ -160,10 +160,10 @@ def load_certificate(pem: bytes) -> x509.Certificate:
 
 
 def peer_of(certificate: x509.Certificate) -> Peer:
-    """Whom a certificate stands for; that the authority signed it is not looked at.
+    """Return the owner of a certificate, without checking that the authority signed it.
 
     Raises:
-        CertificateRefused: It carries no role and name of ours.
+        CertificateRefused: It does not carry a role and name of ours.
     """
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -184,10 +184,10 @@ def peer_of(certificate: x509.Certificate) -> Peer:
 
 
 def check_issued(certificate: x509.Certificate, authority: x509.Certificate) -> None:
-    """Refuse a certificate that an authority did not issue.
+    """Check that an authority issued a certificate.
 
     Raises:
-        CertificateRefused: It is another's.
+        CertificateRefused: Another authority issued it.
     """
     try:
         certificate.verify_directly_issued_by(authority)
@@ -201,12 +201,12 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def pem(certificate: x509.Certificate) -> bytes:
-    """A certificate as PEM."""
+    """Convert a certificate to PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as unencrypted PEM; for files that only their owner can read."""
+    """Convert a private key to unencrypted PEM, for files that only their owner can read."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -1,7 +1,7 @@
-"""The authority's desk: where machines join, renew their certificates and ask what was revoked.
+"""The authority's desk: the server where machines join, renew their certificates and fetch the revocation list.
 
-TLS 1.3, one JSON object in a line each way. A joining machine has no certificate yet: it knows the authority by the
-fingerprint in its invitation, and is known by the secret. Whoever renews shows the certificate it has.
+TLS 1.3, with one line of JSON each way. A joining machine has no certificate yet: it identifies the authority by the
+fingerprint in its invitation, and itself by the secret. A machine that renews shows its current certificate.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ log = logging.getLogger(__name__)
 MAX_LINE_BYTES = 1 << 21
 _ASK_TIMEOUT_S = 10.0
 _MAX_AT_ONCE = 32
-# The desk's own certificate lives in this process only, and is made anew each day.
+# The desk's own certificate exists in this process only, and is renewed daily.
 _OWN_LIFE, _OWN_RENEWAL_S = dt.timedelta(days=3), 86_400.0
 
 
 class Desk:
-    """Answers for an authority. Start it with `start`.
+    """Answers machines for an authority; start it with `start`.
 
     Args:
-        authority: Who issues.
-        clock: The time.
-        invite: Who may join, if anybody may.
+        authority: Issues the certificates.
+        clock: Returns the current time.
+        invite: Invitation of the machine that may join; None lets none join.
     """
 
     def __init__(self, authority: Authority, *, clock: Callable[[], dt.datetime], invite: Invite | None = None) -> None:
@@ -52,11 +52,11 @@ class Desk:
         self._server: asyncio.Server | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._answering: set[asyncio.Task[Any]] = set()
-        # Set once the invitation is used, or was tried too often.
+        # Set once the invitation has been used, or tried too often.
         self.is_closed = asyncio.Event()
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port.
+        """Start to listen, and return the port.
 
         Raises:
             OSError: It cannot listen there.
@@ -74,7 +74,7 @@ class Desk:
         return bound
 
     async def stop(self) -> None:
-        """Finish the answers on their way, and answer nobody any more."""
+        """Finish the answers in progress and stop listening."""
         if self._renewing is not None:
             self._renewing.cancel()
         if self._server is not None:
@@ -90,7 +90,7 @@ class Desk:
     def _renew_own(self) -> None:
         key = new_key()
         made = self._authority.own_certificate(key, role=Role.AUTHORITY, now=self._clock(), life=_OWN_LIFE)
-        with tempfile.TemporaryDirectory() as folder:  # the ssl module takes keys from files alone
+        with tempfile.TemporaryDirectory() as folder:  # the ssl module takes keys only from files
             path = Path(folder) / "own.pem"
             write_file(path, key_pem(key) + pem(made), private=True)
             self._context.load_cert_chain(path)
@@ -145,7 +145,7 @@ class Desk:
         return {"name": name, "role": role.value, "desk": self._authority.ledger().desk, **self._issued(certificate)}
 
     def _renew(self, shown: bytes | None, request: bytes) -> dict[str, Any]:
-        """Answer somebody whose certificate the handshake has found to be ours and valid."""
+        """Renew a certificate that the TLS handshake has verified."""
         if shown is None:
             raise CertificateRefused("Whoever renews a certificate shows the one it has.")
         peer = peer_of(x509.load_der_x509_certificate(shown))

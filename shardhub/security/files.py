@@ -1,4 +1,4 @@
-"""Files that hold keys and certificates: whole or not there, and private where they hold a key."""
+"""Files of keys and certificates: written atomically, and private if they hold a key."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from shardhub.errors import IdentityError
 from shardhub.whole_files import write_whole
 
 PRIVATE_MODE, PUBLIC_MODE = 0o600, 0o644
-# More than any key, certificate or revocation list of a cluster of machines has.
+# More than the size of any key, certificate or revocation list of a cluster.
 MAX_FILE_BYTES = 1 << 20
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that only its owner can look into.
+    """Make a folder that only its owner can access.
 
     Raises:
         IdentityError: It cannot be made.
@@ -27,7 +27,7 @@ def make_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, data: bytes, *, private: bool) -> None:
-    """Write a file at once: a reader sees the old one or the new one, and nobody else ever sees a private one.
+    """Write a file atomically: readers see the old one or the new one, and only the owner ever sees a private one.
 
     Raises:
         IdentityError: It cannot be written.
@@ -39,10 +39,10 @@ def write_file(path: Path, data: bytes, *, private: bool) -> None:
 
 
 def read_file(path: Path, *, private: bool) -> bytes:
-    """Bytes of a file; a private one must be readable by its owner alone.
+    """Read a file; a private one must be readable by its owner only.
 
     Raises:
-        IdentityError: It is not there, too large, or a private file is open to others.
+        IdentityError: It is missing or too large, or others can read a private file.
     """
     try:
         with path.open("rb") as file:

@@ -1,8 +1,8 @@
-"""Meeting a node before anything is said to it: a TLS handshake that tells who it is.
+"""The first contact with a node: a TLS handshake that tells who it is, before anything is sent to it.
 
-gRPC checks that a peer is *a* node of this cluster, but tells a client neither which one, nor why a handshake failed,
-and knows nothing of revocations. So a short connection of its own comes first; the channel then asks for the host
-name that only that node's certificates carry, so that nobody else can take its place in between.
+gRPC checks that a peer is *a* node of this cluster, but does not tell a client which one, or why a handshake failed. It
+does not know revocations either. So a short connection of its own comes first; the channel then requires the host name
+that only that node's certificates carry, so that no other node can take its place in between.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _NOT_A_NODE = {26, 62}  # purpose, host name
 
 
 async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S) -> Peer:
-    """Who answers at HOST:PORT, by its certificate.
+    """Return who answers at HOST:PORT, by its certificate.
 
     Raises:
-        CertificateRefused: It is no node of this cluster, was revoked, speaks no TLS, or refuses our certificate.
-        NodeUnreachable: Nobody answers.
+        CertificateRefused: It is not a node of this cluster, is revoked, speaks no TLS, or refuses our certificate.
+        NodeUnreachable: Nothing answers.
     """
     at = Address.parse(address)
     context = client_context(trust.identity)
@@ -39,13 +39,13 @@ async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S)
             try:
                 peer = peer_of(x509.load_der_x509_certificate(_certificate(writer)))
                 trust.check(peer)
-                # In TLS 1.3 a server looks at our certificate last: it speaks first only if it takes it.
+                # In TLS 1.3 a server checks our certificate last: it sends data first only if it accepts it.
                 if not await reader.read(1):
                     raise _we_are_refused(address, trust, peer)
             except (ConnectionError, ssl.SSLError) as error:
                 raise _we_are_refused(address, trust, peer) from error
             finally:
-                # Not a polite end: gRPC answers none, and waiting for one took all the time there was.
+                # Abort instead of closing: gRPC does not answer a TLS close, and waiting for it took the whole timeout.
                 writer.transport.abort()
     except ssl.SSLCertVerificationError as error:
         raise CertificateRefused(
@@ -71,7 +71,7 @@ async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S)
 
 
 async def speaks_tls(address: str, *, timeout_s: float = 2.0) -> bool:
-    """Whether somebody answers a TLS handshake there; for the hint of an error."""
+    """Whether a TLS handshake is answered at an address; for the hint of an error."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # who it is does not matter here
     context.set_alpn_protocols(["h2"])
@@ -86,7 +86,7 @@ async def speaks_tls(address: str, *, timeout_s: float = 2.0) -> bool:
 
 
 def client_context(identity: Identity) -> ssl.SSLContext:
-    """TLS as this machine, trusting its authority alone."""
+    """Make a client's TLS context with this machine's certificate, which trusts its authority only."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_verify_locations(cadata=identity.authority_pem.decode())
@@ -97,7 +97,7 @@ def client_context(identity: Identity) -> ssl.SSLContext:
 
 def _certificate(writer: asyncio.StreamWriter) -> bytes:
     data: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-    if data is None:  # a handshake that requires a certificate has ended with one
+    if data is None:  # cannot happen: the handshake requires a certificate
         raise CertificateRefused("The other side shows no certificate.")
     return data
 

@@ -1,4 +1,4 @@
-"""This machine's certificates: a folder with the authority's certificate, and key and certificate of each role."""
+"""This machine's certificates: a folder with the authority's certificate, and a key and certificate for each role."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from shardhub.security.revocations import Revocations, read_revocations
 AUTHORITY_FILE = "authority.pem"
 REVOKED_FILE = "revoked.pem"
 DESK_FILE = "desk.json"
-# Renewed when this share of a certificate's life is left: 30 of 90 days for the authority's machine to be on.
+# Certificates are renewed when this share of their life is left: the authority's machine must be on within the last 30
+# of 90 days.
 _RENEW_SHARE = 3
 
 
@@ -39,8 +40,8 @@ class Identity:
 
     Attributes:
         path: File with key and certificate: one file, so that a renewal replaces both at once.
-        chain_pem: The certificate.
-        authority: Who issued it.
+        chain_pem: The certificate as PEM.
+        authority: Certificate of its issuer.
     """
 
     path: Path
@@ -55,17 +56,17 @@ class Identity:
         return self.path.parent
 
     def is_due(self, now: dt.datetime) -> bool:
-        """Whether it is time to renew it."""
+        """Whether the certificate should be renewed now."""
         return now >= self.peer.not_after - (self.peer.not_after - self.peer.not_before) / _RENEW_SHARE
 
 
 def identity_file(folder: Path, role: Role) -> Path:
-    """Where key and certificate of a role are kept."""
+    """Path of the file with a role's key and certificate."""
     return folder / f"{role.value}.pem"
 
 
 def check_folder(folder: Path, authority_pem: bytes) -> None:
-    """Refuse a folder that belongs to another authority.
+    """Check that a folder does not belong to another authority.
 
     Raises:
         IdentityError: It does.
@@ -89,7 +90,7 @@ def store_identity(
     revoked: bytes = b"",
     desk: str | None = None,
 ) -> Path:
-    """Put a role's key and certificate into a folder; returns their file.
+    """Write a role's key and certificate to a folder, and return their file.
 
     Raises:
         IdentityError: The folder holds another authority's certificates, or cannot be written.
@@ -107,10 +108,10 @@ def store_identity(
 
 
 def load_identity(folder: Path, role: Role, *, now: dt.datetime) -> Identity:
-    """A role's key and certificate.
+    """Load a role's key and certificate.
 
     Raises:
-        IdentityError: They are missing, damaged, open to others, not yet valid or expired.
+        IdentityError: They are missing, damaged, readable by others, not yet valid, or expired.
     """
     path = identity_file(folder, role)
     if not path.exists():
@@ -134,7 +135,7 @@ def load_identity(folder: Path, role: Role, *, now: dt.datetime) -> Identity:
         if peer.role is not role:
             raise ValueError(f"it is for a {peer.role.value}")
     except (ValueError, TypeError, CertificateRefused) as error:
-        # Never the error's own text of what it read: the file holds a key.
+        # Never quote the error's text: it may repeat the file, which holds a key.
         why = error.what if isinstance(error, CertificateRefused) else "Its key and certificate do not go together."
         raise IdentityError(f"{path} is damaged.", why=why, hint="Join the cluster again.") from None
     if now >= peer.not_after or now < peer.not_before:
@@ -158,10 +159,10 @@ def load_identity(folder: Path, role: Role, *, now: dt.datetime) -> Identity:
 
 
 def load_revocations(folder: Path, authority: Certificate) -> Revocations:
-    """The newest list that a folder holds; the empty one where it holds none.
+    """Load a folder's revocation list; the empty list if the folder has none.
 
     Raises:
-        CertificateRefused: It holds one that its authority did not sign.
+        CertificateRefused: The authority did not sign the list.
     """
     path = folder / REVOKED_FILE
     if not path.exists():
@@ -170,6 +171,6 @@ def load_revocations(folder: Path, authority: Certificate) -> Revocations:
 
 
 def load_desk(folder: Path) -> str | None:
-    """HOST:PORT where the authority renews certificates, if that is known."""
+    """HOST:PORT where the authority renews certificates; None if unknown."""
     path = folder / DESK_FILE
     return decode(Desk, read_file(path, private=False), where=str(path)).address if path.exists() else None

@@ -1,4 +1,4 @@
-"""An invitation: a line that lets one machine, once and soon, ask the authority for a certificate."""
+"""An invitation: a line with which one machine can ask the authority for a certificate, once and within minutes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from shardhub.security.certificates import Role, check_name
 
 INVITE_LIFE_S = 600.0
 _SECRET_BYTES = 20
-# A guess has one chance in 2^160; more than a few wrong ones are an attack or a wrong line.
+# A guess has one chance in 2^160; more than a few wrong ones mean an attack or a wrong line.
 _MAX_WRONG = 5
 _LINE = re.compile(r"([^\s/]{1,255}:\d{1,5})/([0-9a-f]{64})/([A-Za-z0-9_-]{27})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InviteLine:
-    """What the joining machine is told.
+    """The contents of an invitation line.
 
     Attributes:
         address: HOST:PORT of the authority.
-        fingerprint: The authority's, by which it is known before anything is said to it.
+        fingerprint: The authority's fingerprint, which identifies it before anything is sent to it.
         secret: Shown once; never in a log, an error or a representation.
     """
 
@@ -34,15 +34,15 @@ class InviteLine:
     secret: str = field(repr=False)
 
     def text(self) -> str:
-        """The line itself."""
+        """The line as text."""
         return f"{self.address}/{self.fingerprint}/{self.secret}"
 
 
 def parse_invite(text: str) -> InviteLine:
-    """The parts of a line.
+    """Parse an invitation line.
 
     Raises:
-        UsageError: It is none; the message does not repeat it.
+        UsageError: It is not an invitation line; the message does not repeat it.
     """
     match = _LINE.fullmatch(text.strip())
     if match is None:
@@ -58,8 +58,8 @@ class Invite:
     """The authority's side of an invitation. It keeps a digest of the secret, not the secret.
 
     Args:
-        name, role: What the certificate will say.
-        clock: Seconds; the time from which it counts is now.
+        name, role: Name and role in the certificate.
+        clock: Seconds; the invitation's life begins now.
     """
 
     def __init__(self, name: str, role: Role, *, clock: Callable[[], float], life_s: float = INVITE_LIFE_S) -> None:
@@ -72,14 +72,14 @@ class Invite:
         self._digest = b""
 
     def line(self, address: str, fingerprint: str) -> InviteLine:
-        """Make the secret and the line that carries it; an earlier line is worth nothing any more."""
+        """Make a secret and the line that carries it; an earlier line becomes invalid."""
         secret = secrets.token_urlsafe(_SECRET_BYTES)
         self._digest = _digest(secret)
         return InviteLine(address=address, fingerprint=fingerprint, secret=secret)
 
     @property
     def left_s(self) -> float:
-        """Seconds until it ends."""
+        """Seconds until it expires."""
         return max(0.0, self._until - self._clock())
 
     @property
@@ -88,10 +88,10 @@ class Invite:
         return not self.is_used and self._num_wrong < _MAX_WRONG and self.left_s > 0
 
     def check(self, secret: str) -> None:
-        """Refuse what does not know the secret, or comes too late.
+        """Check a secret against the invitation, which must not have expired.
 
         Raises:
-            CertificateRefused: It is not to be used.
+            CertificateRefused: The secret is wrong, or the invitation is used, expired, or was tried too often.
         """
         if not self.is_open or not self._digest:
             why = "It was used." if self.is_used else "Its time is over, or it was tried with wrong secrets."

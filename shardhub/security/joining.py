@@ -1,4 +1,4 @@
-"""The machine's side of the authority's desk: join, renew, hear what was revoked."""
+"""The client of the authority's desk: join, renew, fetch the revocation list."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ ASK_TIMEOUT_S = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined:
-    """What came of an invitation."""
+    """The result of joining a cluster."""
 
     path: Path
     peer: Peer
 
 
 async def join(line: InviteLine, folder: Path) -> Joined:
-    """Make a key here, have it certified, and put both into a folder. The key never leaves this machine.
+    """Make a key, have it certified, and write both to a folder. The key never leaves this machine.
 
     Args:
-        folder: Where certificates are kept; one of the same role is replaced.
+        folder: This machine's folder of certificates; one of the same role is replaced.
 
     Raises:
-        CertificateRefused: The authority is not the one the line names, or does not accept it.
-        NodeUnreachable: Nobody answers.
+        CertificateRefused: The authority is not the one the line names, or refuses the invitation.
+        NodeUnreachable: Nothing answers.
         IdentityError: The folder is another cluster's, or cannot be written.
     """
-    # Nothing secret is said before the authority is known: first its certificate, by anyone, then TLS that trusts it.
+    # No secret is sent before the authority is verified: fetch its certificate first, then use TLS that trusts it.
     unknown = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unknown.check_hostname, unknown.verify_mode = False, ssl.CERT_NONE
     authority_pem = _text(await ask(line.address, {"ask": "authority"}, unknown, host=None), "authority").encode()
@@ -70,7 +70,7 @@ async def join(line: InviteLine, folder: Path) -> Joined:
             why=f"Its fingerprint is {fingerprint(authority)[:16]}..., the line says {line.fingerprint[:16]}....",
             hint="The secret was not sent. Is the address right, or is somebody in between?",
         )
-    check_folder(folder, authority_pem)  # before the invitation is used up
+    check_folder(folder, authority_pem)  # before the invitation is used
     key = new_key()
     asked = {"ask": "join", "secret": line.secret, "request": make_request(key).decode()}
     answer = await ask(line.address, asked, _trusting(authority_pem))
@@ -95,11 +95,11 @@ async def join(line: InviteLine, folder: Path) -> Joined:
 
 
 async def renew(trust: Trust, address: str) -> None:
-    """Have a new key certified under the same name and role, and take it over.
+    """Have a new key certified under the same name and role, and start to use it.
 
     Raises:
-        CertificateRefused: The authority does not renew it.
-        NodeUnreachable: It does not answer.
+        CertificateRefused: The authority does not renew the certificate.
+        NodeUnreachable: The authority does not answer.
     """
     identity = trust.identity
     context = _trusting(identity.authority_pem)
@@ -118,11 +118,11 @@ async def renew(trust: Trust, address: str) -> None:
 
 
 async def hear_revocations(trust: Trust, address: str) -> None:
-    """Ask the authority for its newest list.
+    """Fetch the authority's newest revocation list.
 
     Raises:
-        CertificateRefused: It is not its own.
-        NodeUnreachable: It does not answer.
+        CertificateRefused: The authority did not sign the list.
+        NodeUnreachable: The authority does not answer.
     """
     answer = await ask(address, {"ask": "revoked"}, _trusting(trust.identity.authority_pem))
     trust.learn(_text(answer, "revoked").encode())
@@ -131,15 +131,15 @@ async def hear_revocations(trust: Trust, address: str) -> None:
 async def ask(
     address: str, asked: dict[str, str], context: ssl.SSLContext, *, host: str | None = AUTHORITY_HOST
 ) -> dict[str, Any]:
-    """Ask a desk one thing.
+    """Send one request to a desk and return its answer.
 
     Args:
-        host: Host name its certificate must carry; None does not look.
+        host: Host name that its certificate must carry; None skips the check.
 
     Raises:
-        CertificateRefused: Another answers there.
-        NodeUnreachable, StepTimeout, WireError: No answer, or none that can be read.
-        ShardhubError: What the desk itself said.
+        CertificateRefused: Another server answers there.
+        NodeUnreachable, StepTimeout, WireError: There is no answer, or it cannot be read.
+        ShardhubError: The desk's own error.
     """
     at = Address.parse(address)
     try:

@@ -1,4 +1,4 @@
-"""What a running process does for its certificates: re-reads them, renews them, hears what was revoked."""
+"""Upkeep of a running process's certificates: re-reads them, renews them, fetches revocations."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from shardhub.security.trust import Trust
 
 log = logging.getLogger(__name__)
 
-# How soon a changed file is seen.
+# Interval at which files are checked for changes.
 REREAD_S = 2.0
-# How soon a revocation is heard from a desk that runs; a question costs it a handshake.
+# Interval at which the desk is asked for revocations; each request costs it a handshake.
 ASK_S = 10.0
 _WARN_EVERY_S = 86_400.0
 
 
 async def keep(trust: Trust, *, reread_s: float = REREAD_S, ask_s: float = ASK_S) -> None:
-    """Look after an identity until cancelled; failures are logged, and what is there is kept."""
+    """Keep an identity up to date until cancelled; failures are logged, and the current one is kept."""
     loop = asyncio.get_running_loop()
     asked_at, warned_at = float("-inf"), float("-inf")
     while True:
@@ -43,7 +43,7 @@ async def keep(trust: Trust, *, reread_s: float = REREAD_S, ask_s: float = ASK_S
 
 
 async def ask_desk(trust: Trust) -> None:
-    """Renew the certificate if that is due, else hear what was revoked.
+    """Renew the certificate if that is due; otherwise fetch the revocation list.
 
     Raises:
         ShardhubError: The authority does not answer, or refuses.

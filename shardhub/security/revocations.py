@@ -1,6 +1,6 @@
-"""The list of certificates that an authority has taken back: a CRL (RFC 5280), signed by it.
+"""The list of certificates that an authority has revoked: a CRL (RFC 5280), signed by the authority.
 
-Because the authority signs it, whoever brings a newer one is believed, and it may travel over any link.
+Because it is signed, a newer list is accepted from any peer, over any link.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MAX_LIST_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revocations:
-    """A list as it was signed.
+    """A revocation list as it was signed.
 
     Attributes:
-        number: Counts up with each list of an authority; 0 is the empty list that nobody signed.
-        serials: Of the certificates that are worth nothing any more.
-        pem: The list itself.
+        number: Rises with each list of an authority; 0 is the empty, unsigned list.
+        serials: Serials of the revoked certificates.
+        pem: The list itself as PEM.
     """
 
     number: int = 0
@@ -43,9 +43,9 @@ def make_revocations(
     number: int,
     now: dt.datetime,
 ) -> Revocations:
-    """Sign a list."""
+    """Make and sign a revocation list."""
     taken = frozenset(serials)
-    # No list ends by itself: nodes that hear nothing new go on with what they know.
+    # Lists never expire: nodes without a newer list keep using the one they have.
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(authority.subject)
@@ -61,10 +61,10 @@ def make_revocations(
 
 
 def read_revocations(data: bytes, authority: x509.Certificate) -> Revocations:
-    """A list from PEM, if the authority signed it.
+    """Read a list from PEM and check that the authority signed it.
 
     Raises:
-        CertificateRefused: It is broken, or another authority's.
+        CertificateRefused: It is malformed, or another authority's.
     """
     key = authority.public_key()
     try:

@@ -18,18 +18,18 @@ from shardhub.naming import MANIFEST_FILE, SIGNATURE_FILE
 from shardhub.security.files import read_file, write_file
 from shardhub.shard import read_bytes
 
-# What is signed begins with this, so that a signature can never be one over anything else.
+# Prefix of the signed bytes, so that a signature can never be valid for any other kind of data.
 _CONTEXT = b"shardhub manifest signature 1\n"
 _KEY_PATTERN = r"^ed25519:[A-Za-z0-9+/]{43}=$"
 MAX_SIGNATURE_BYTES = 4096
 
 
 class Signature(Document):
-    """shardhub.json.sig.
+    """The contents of shardhub.json.sig.
 
     Attributes:
-        key: The signer's public key; it says who claims to have signed, not whom to trust.
-        signature: Base64.
+        key: The signer's public key: who claims to have signed, which is no reason to trust it.
+        signature: The signature in base64.
     """
 
     kind: Literal["shardhub-signature"] = "shardhub-signature"
@@ -50,16 +50,16 @@ class Signer:
         return _text(self._key.public_key())
 
     def sign(self, manifest: bytes) -> bytes:
-        """A signature file over a manifest's bytes."""
+        """Make the signature file for a manifest's bytes."""
         signature = base64.b64encode(self._key.sign(_CONTEXT + manifest)).decode()
         return encode(Signature(key=self.public, signature=signature))
 
 
 def make_signing_key(path: Path) -> Signer:
-    """Make a key: the private one in `path`, the public one beside it in `path`.pub.
+    """Make a key pair: the private key in `path`, the public one beside it in `path`.pub.
 
     Raises:
-        UsageError: There is a file of that name.
+        UsageError: A file of that name exists.
         IdentityError: It cannot be written.
     """
     public = path.with_name(f"{path.name}.pub")
@@ -77,10 +77,10 @@ def make_signing_key(path: Path) -> Signer:
 
 
 def load_signer(path: Path) -> Signer:
-    """The private key in a file.
+    """Load the private key in a file.
 
     Raises:
-        IdentityError: It is missing, no such key, or open to others.
+        IdentityError: It is missing, not such a key, or readable by others.
     """
     try:
         key = serialization.load_pem_private_key(read_file(path, private=True), password=None)
@@ -94,7 +94,7 @@ def load_signer(path: Path) -> Signer:
 
 
 def parse_public_key(text: str) -> str:
-    """A public key given as text (`ed25519:...`) or as a file that holds it.
+    """Read a public key given as text (`ed25519:...`) or as the path of a file that holds it.
 
     Raises:
         UsageError: It is neither.
@@ -116,13 +116,13 @@ def parse_public_key(text: str) -> str:
 
 
 def check_signature(folder: Path, key: str) -> None:
-    """Refuse a pipeline's folder whose manifest is not signed with a key.
+    """Check that the manifest of a pipeline's folder is signed with a key.
 
     Args:
-        key: The public key that is trusted, as text.
+        key: The trusted public key, as text.
 
     Raises:
-        SignatureError: There is no signature, it is another key's, or not over these bytes.
+        SignatureError: The signature is missing, another key's, or not over these bytes.
     """
     path = folder / SIGNATURE_FILE
     if not path.is_file():
@@ -142,10 +142,10 @@ def check_signature(folder: Path, key: str) -> None:
 
 
 def check_unchanged(folder: Path) -> None:
-    """Refuse a manifest that is not what the signature beside it was made over, whoever made that.
+    """Check that a manifest matches the signature beside it, whoever signed it.
 
     Raises:
-        SignatureError: It was changed since, or the signature is broken.
+        SignatureError: The manifest was changed since, or the signature is malformed.
     """
     _check_bytes(_read(folder / SIGNATURE_FILE), folder)
 

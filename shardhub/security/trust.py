@@ -1,4 +1,4 @@
-"""Whom a running process trusts, which changes while it runs; and which of its channels need that."""
+"""Trust of a running process, which may change while it runs, and which of its channels require it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ log = logging.getLogger(__name__)
 
 
 def utc_now() -> dt.datetime:
-    """What this machine's clock says."""
+    """The current time of this machine's clock, in UTC."""
     return dt.datetime.now(dt.UTC)
 
 
 class Trust:
-    """An identity and the revocation list it goes by.
+    """An identity and the revocation list in use.
 
     Both may be replaced while the process runs; `identity` may be read from any thread.
 
     Args:
-        folder: Where they are kept.
-        role: What this process is.
-        clock: The time.
+        folder: This machine's folder of certificates.
+        role: Role of this process.
+        clock: Returns the current time.
 
     Raises:
-        IdentityError, CertificateRefused: What the folder holds cannot be used.
+        IdentityError, CertificateRefused: The folder's contents cannot be used.
     """
 
     def __init__(self, folder: Path, role: Role, *, clock: Callable[[], dt.datetime] = utc_now) -> None:
@@ -49,7 +49,7 @@ class Trust:
         self._seen = self._stamps()
 
     def check(self, peer: Peer) -> None:
-        """Refuse a peer whose certificate is worth nothing any more.
+        """Check that a peer's certificate is still valid.
 
         Raises:
             CertificateRefused: It was revoked, or it has expired.
@@ -64,7 +64,7 @@ class Trust:
         return peer.serial in self.revocations.serials
 
     def learn(self, data: bytes) -> bool:
-        """Take over a newer list, whoever brought it; whether it was newer.
+        """Accept a newer list from any source; returns whether it was newer.
 
         Raises:
             CertificateRefused: The authority did not sign it.
@@ -75,7 +75,7 @@ class Trust:
         self.revocations = found
         try:
             write_file(self.folder / REVOKED_FILE, found.pem, private=False)
-        except ShardhubError as error:  # a read-only folder: this process goes by it all the same
+        except ShardhubError as error:  # a read-only folder: this process uses the list all the same
             log.warning("the revocation list is not kept: %s", error)
         self._seen = self._stamps()
         log.info("revocation list %d taken over", found.number)
@@ -83,7 +83,7 @@ class Trust:
         return True
 
     def reread(self) -> None:
-        """Take over what changed in the folder; what cannot be used there is left alone."""
+        """Load changes in the folder; what cannot be used is ignored."""
         stamps = self._stamps()
         if stamps == self._seen:
             return
@@ -99,7 +99,7 @@ class Trust:
             self._tell()
 
     def watch(self, told: Callable[[], None]) -> Callable[[], None]:
-        """Have a function told of each newer list, on the loop that brought it; returns what ends that."""
+        """Call a function for each newer list, on the loop that brought it; returns a function that ends this."""
         self._watchers.append(told)
         return lambda: self._watchers.remove(told) if told in self._watchers else None
 
@@ -123,10 +123,10 @@ class Security:
     """How channels to others are secured.
 
     Attributes:
-        trust: Whom this process trusts; None has no certificates.
+        trust: Identity and revocations of this process; None without certificates.
         everywhere: Use TLS on loopback too.
         insecure_lan: Dial other machines without TLS.
-        insecure_flag: The option that says so, for messages.
+        insecure_flag: The option that sets `insecure_lan`, for messages.
     """
 
     trust: Trust | None = None
@@ -135,10 +135,10 @@ class Security:
     insecure_flag: str = "`insecure_lan`"
 
     async def for_address(self, address: str) -> Trust | None:
-        """What a channel to HOST:PORT needs; None is a plain one.
+        """Return the trust for a channel to HOST:PORT; None for a plain channel.
 
         Raises:
-            AddressError: It is on another machine, and there are no certificates.
+            AddressError: It is on another machine, and this one has no certificates.
             ChainError: The name has no address.
         """
         if self.insecure_lan or (self.trust is not None and self.everywhere):

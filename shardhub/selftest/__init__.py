@@ -1,1 +1,1 @@
-"""Does this machine compute chains rightly? Kernels, tiny models of ten families, speeds, and a report to paste."""
+"""The self-test of a machine: kernels, chains of tiny models of ten families, speeds, and a report to paste."""

@@ -1,4 +1,4 @@
-"""The chain of stages against the unsplit model, on this machine's device, for a tiny model of each family."""
+"""A chain of stages compared with the unsplit model on this machine's device, for a tiny model of each family."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from shardhub.model.stage import Stage, cache_arrays
 from shardhub.model.trial import Trial
 from shardhub.selftest.families import CUTS
 
-# Decoded by each form of each family, over both prompts of a comparison.
+# Tokens decoded by each form of each family, over both prompts of a comparison.
 NUM_TOKENS = 8
 _GROUP_SIZE = 64
 _SEED = 7
-# Steps that are timed, after as many that warm up.
+# Number of timed steps, after the same number of warm-up steps.
 _TIMED_STEPS = 5
 
 
 class Form(Enum):
-    """How a tiny model's weights are kept.
+    """Form of a tiny model's weights.
 
-    DENSE: In bfloat16; in float32 on MLX's CPU backend, which multiplies experts in nothing else.
-    FOUR_BITS: As mlx_lm.convert quantises, with scales in bfloat16.
+    DENSE: bfloat16; float32 on MLX's CPU backend, which multiplies experts in no other dtype.
+    FOUR_BITS: quantised as by mlx_lm.convert, with scales in bfloat16.
     """
 
     DENSE = "dense"
@@ -47,18 +47,18 @@ class Form(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainResult:
-    """What running one form of one family gave.
+    """The result of running one form of one family.
 
     Attributes:
         family: As `FAMILIES` names it.
         form: `float32`, `bfloat16` or `4-bit`.
-        failure: Why the model did not run, or was not proven; empty if it was.
-        graph: First digits of the hash of its graph: alike on machines that compute alike.
+        failure: Why the model did not run or was not proven; empty on success.
+        graph: First digits of its graph's hash, which is equal on machines that compute alike.
         num_tokens, tokens_equal, max_abs_logit_difference, num_nan_steps: As `manifest.Parity`.
-        is_repeatable: Whether the unsplit model, run twice, gives the same logits; asked where the chain's differ.
-        batch_refusal: Why sequences are not run side by side; empty if they may be, and where that was not tried.
-        whole_ms, chain_ms: Milliseconds a token takes.
-        seconds: All of this took.
+        is_repeatable: Whether the unsplit model gives the same logits twice; tested only if the chain's differ.
+        batch_refusal: Why sequences cannot be batched; empty if they can, or if that was not tried.
+        whole_ms, chain_ms: Milliseconds per token.
+        seconds: Time of the whole run.
     """
 
     family: str
@@ -83,7 +83,7 @@ class ChainResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Model:
-    """A tiny model with its weights, taken apart."""
+    """A tiny model with its weights, dissected for stages."""
 
     blueprint: Blueprint
     weights: Mapping[str, mx.array]
@@ -96,9 +96,9 @@ class _Model:
 
 
 def run_family(family: str, config: Mapping[str, Any], form: Form) -> ChainResult:
-    """Prove a tiny model's chain by graph, run it beside the unsplit model, and try sequences side by side.
+    """Prove a tiny model's chain by graph, compare it with the unsplit model, and try a batch of sequences.
 
-    Whatever goes wrong is in the result: the other families are run all the same.
+    Errors are part of the result, so that the other families still run.
     """
     started = time.monotonic()
     dtype = mx.bfloat16 if form is Form.FOUR_BITS or mx.default_device().type == mx.DeviceType.gpu else mx.float32
@@ -108,7 +108,7 @@ def run_family(family: str, config: Mapping[str, Any], form: Form) -> ChainResul
         numbers = _measure(model) | {"batch_refusal": _batch_refusal(model) if form is Form.DENSE else ""}
     except ShardhubError as error:
         numbers = {"failure": f"{error.what} {error.why}".strip()}
-    except Exception as error:  # noqa: BLE001 - a device that lacks a kernel raises what it likes; the report says it
+    except Exception as error:  # noqa: BLE001 - a device that lacks a kernel may raise anything; the report shows it
         numbers = {"failure": f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}"}
     finally:
         mx.clear_cache()
@@ -136,7 +136,7 @@ def _take_apart(config: Mapping[str, Any], form: Form, dtype: mx.Dtype) -> _Mode
 def _quantized(
     config: Mapping[str, Any], weights: Mapping[str, mx.array]
 ) -> tuple[dict[str, Any], dict[str, mx.array]]:
-    """Quantise as mlx_lm.convert does, wherever a row is a multiple of the group: config.json and weights."""
+    """Quantise as mlx_lm.convert does, where a row is a multiple of the group; returns config.json and weights."""
     model = instantiate(config)
     model.update(tree_unflatten(list(weights.items())))
 
@@ -151,7 +151,7 @@ def _quantized(
 
 
 def _measure(model: _Model) -> dict[str, Any]:
-    """Proof, numbers and times of a model's chain, by the names of `ChainResult`."""
+    """Measure proof, numbers and times of a model's chain, named as in `ChainResult`."""
     graph = trace_whole(model.blueprint, model.anatomy).hash()
     if (chained := trace_chain(model.blueprint, model.anatomy, model.cuts).hash()) != graph:
         raise ProofFailed(
@@ -173,7 +173,7 @@ def _measure(model: _Model) -> dict[str, Any]:
 
 
 def _is_repeatable(model: _Model) -> bool:
-    """Whether the unsplit model as one stage gives its own logits: else the device does not repeat itself."""
+    """Whether the unsplit model as one stage reproduces its own logits; if not, the device is not deterministic."""
     cut = stage_cut(0, model.anatomy.num_layers, model.anatomy, model.needs)
     whole = [StageTensors(cut=cut, tensors=model.tensors(cut))]
     numbers = compare(model.blueprint, model.anatomy, whole, model.weights, num_tokens=NUM_TOKENS)
@@ -181,7 +181,7 @@ def _is_repeatable(model: _Model) -> bool:
 
 
 def _batch_refusal(model: _Model) -> str:
-    """Why the first stage that may not run sequences side by side may not; empty if all may."""
+    """Why the first stage that cannot batch sequences cannot; empty if all can."""
     for stage, cut in zip(_stages(model), model.cuts, strict=True):
         received = describe(cut.crossings_in, model.anatomy)
         trial = Trial(model.blueprint, model.anatomy, cut.start, received)
@@ -200,7 +200,7 @@ def _stages(model: _Model) -> list[Stage]:
 
 
 def _whole_ms(model: _Model) -> float:
-    """Milliseconds of a step of the unsplit model."""
+    """Measure the milliseconds of a step of the unsplit model."""
     whole = model.blueprint.build()
     whole.update(tree_unflatten(list(model.weights.items())))
     cache = make_cache(whole)
@@ -212,7 +212,7 @@ def _whole_ms(model: _Model) -> float:
 
 
 def _chain_ms(model: _Model) -> float:
-    """Milliseconds of a step of the chain in one process, evaluated at every cut as on machines of their own."""
+    """Measure the milliseconds of a step of the chain in one process, evaluated at every cut as between machines."""
     stages = _stages(model)
     states = [stage.new_cache() for stage in stages]
 

@@ -1,6 +1,6 @@
-"""Configurations of tiny models, one for each kind of layer that models of today are made of.
+"""Configurations of tiny models, one for each kind of layer in today's models.
 
-Narrow, but with the widths that kernels are chosen by: heads of 64 and 128 run the fused attention of Metal and CUDA,
+They are narrow, but have the widths that select kernels: heads of 64 and 128 run the fused attention of Metal and CUDA,
 and rows of multiples of 64 can be quantised.
 """
 
@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 NUM_LAYERS = 6
-# Two cuts, so that a stage has neighbours on both sides.
+# Two cuts, so that one stage has neighbours on both sides.
 CUTS = (2, 4)
 VOCAB_SIZE = 256
-# Shorter than the longer prompt of a comparison, so that windows are passed.
+# Shorter than the longer prompt of a comparison, so that windows are exceeded.
 _WINDOW = 16
 
 _DENSE: dict[str, Any] = {
@@ -31,7 +31,7 @@ _DENSE: dict[str, Any] = {
 }
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
 
-# By what a person calls them: config.json of each.
+# The config.json of each family, by its usual name.
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "llama": {**_DENSE, "model_type": "llama"},
     "qwen3": {**_DENSE, "model_type": "qwen3", "head_dim": 128, "tie_word_embeddings": True},

@@ -1,4 +1,4 @@
-"""MLX's kernels on this machine's device against float64 in NumPy: the ones that models of today are made of."""
+"""The kernels that today's models use, on this machine's device, compared with float64 in NumPy."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from shardhub.parameters import SamplingParameters
 
 Array = NDArray[np.float64]
 
-# Largest difference, as a share of the largest value, that rounding makes. CUDA may multiply float32 in pieces that
-# keep 10 bits (TF32); the CPU backend adds up a quantised row in bfloat16, and is off by 0.04. A wrong kernel is off
-# by about 1.
+# Largest difference that rounding causes, as a share of the largest value. CUDA may multiply float32 in pieces that
+# keep 10 bits (TF32); the CPU backend sums a quantised row in bfloat16, and is off by 0.04. A wrong kernel is off by
+# about 1.
 _TOLERANCES: Mapping[mx.Dtype, float] = {mx.float32: 2e-3, mx.float16: 2e-2, mx.bfloat16: 0.1}
-# Tokens that a seed draws from flat logits at the positions from 0 on, on every machine: whichever node draws, and
-# whichever draws them again after it was lost, the answer is the same.
+# Tokens that a seed draws from flat logits at positions from 0 on, on every machine: the answer is the same whichever
+# node draws, and whichever draws again after that one was lost.
 _SEED = 20261127
 _VOCAB_SIZE = 1000
 _DRAWN = (535, 983, 764, 525, 578, 618, 62, 72)
@@ -28,12 +28,12 @@ _GROUP_SIZE = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelResult:
-    """What a kernel gave.
+    """The result of a kernel.
 
     Attributes:
-        name: The kernel, and what it was tried with.
-        difference: Largest difference from the reference, as a share of its largest value.
-        tolerance: Up to which it is rounding.
+        name: The kernel and its inputs.
+        difference: Largest difference from the reference, as a share of the reference's largest value.
+        tolerance: Largest difference that counts as rounding.
         failure: Why it did not run; empty if it did.
     """
 
@@ -44,12 +44,12 @@ class KernelResult:
 
     @property
     def is_right(self) -> bool:
-        """Whether it ran and its values are the reference's up to rounding."""
+        """Whether it ran and its values equal the reference's up to rounding."""
         return not self.failure and self.difference <= self.tolerance
 
 
 def run_kernels() -> list[KernelResult]:
-    """Run each kernel once; what goes wrong is in its result."""
+    """Run each kernel once; errors are part of its result."""
     results = []
     for name, (dtype, kernel) in _kernels().items():
         try:
@@ -59,7 +59,7 @@ def run_kernels() -> list[KernelResult]:
             results.append(
                 KernelResult(name=name, difference=_difference(values, expected), tolerance=_TOLERANCES[dtype])
             )
-        except Exception as error:  # noqa: BLE001 - a device that lacks a kernel raises what it likes
+        except Exception as error:  # noqa: BLE001 - a device that lacks a kernel may raise anything
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
             results.append(KernelResult(name=name, failure=reason))
     results.append(_draws())
@@ -70,7 +70,7 @@ _Kernel = Callable[[], tuple[mx.array, Array]]
 
 
 def _kernels() -> dict[str, tuple[mx.Dtype, _Kernel]]:
-    """By name: the dtype, which decides what is rounding, and a run that gives values and the reference's."""
+    """The kernels by name: the dtype, which sets the tolerance, and a function that returns values and reference."""
     kernels: dict[str, tuple[mx.Dtype, _Kernel]] = {}
     is_gpu = mx.default_device().type == mx.DeviceType.gpu
     dtypes = (mx.float32, mx.float16, mx.bfloat16) if is_gpu else (mx.float32, mx.bfloat16)
@@ -98,7 +98,7 @@ def _kernels() -> dict[str, tuple[mx.Dtype, _Kernel]]:
 
 
 def _draws() -> KernelResult:
-    """Whether a seed draws the tokens that it draws on every other machine."""
+    """Check that a seed draws the same tokens as on every other machine."""
     name = "tokens drawn of a seed"
     logits, parameters = mx.zeros((_VOCAB_SIZE,)), SamplingParameters(temperature=1.0)
     try:
@@ -116,7 +116,7 @@ def _difference(values: Array, expected: Array) -> float:
 
 
 def _made(dtype: mx.Dtype, *shape: int, seed: int) -> tuple[mx.array, Array]:
-    """Random values: as the kernel gets them, rounded to its dtype, and the same in float64."""
+    """Make random values, rounded to the kernel's dtype, and the same values in float64."""
     array = mx.array(np.random.default_rng(seed).standard_normal(shape, np.float32)).astype(dtype)
     return array, np.array(array.astype(mx.float32)).astype(np.float64)
 
@@ -143,7 +143,7 @@ def _quantized_experts(dtype: mx.Dtype) -> tuple[mx.array, Array]:
 
 
 def _unpacked(packed: mx.array, scales: mx.array, biases: mx.array, *, bits: int) -> Array:
-    """Quantised weights in float64, without a kernel: 32 / bits values in each word, the first in its lowest bits."""
+    """Dequantise weights in float64 without a kernel: 32 / bits values per word, the first in the lowest bits."""
     words = np.array(packed)
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     values = (words[..., None] >> shifts) & np.uint32((1 << bits) - 1)
@@ -180,7 +180,7 @@ def _rope(dtype: mx.Dtype) -> tuple[mx.array, Array]:
 
 
 def _attention(dtype: mx.Dtype, *, head_dim: int, length: int) -> tuple[mx.array, Array]:
-    """Two heads of queries to each of keys, over 100 positions before these."""
+    """Attention with two query heads per key head, over 100 earlier positions."""
     before = 100
     q, q64 = _made(dtype, 1, 4, length, head_dim, seed=13)
     k, k64 = _made(dtype, 1, 2, before + length, head_dim, seed=14)
@@ -203,7 +203,7 @@ def _softmax(dtype: mx.Dtype) -> tuple[mx.array, Array]:
 
 
 def _convolution(dtype: mx.Dtype) -> tuple[mx.array, Array]:
-    """One filter of 4 positions for each of 128 channels, as state-space layers have."""
+    """Convolution with one filter of 4 positions for each of 128 channels, as in state-space layers."""
     (x, x64), (w, w64) = _made(dtype, 1, 20, 128, seed=17), _made(dtype, 128, 4, 1, seed=18)
     expected = sum(x64[:, at : at + 17, :] * w64[:, at, 0] for at in range(4))
     return mx.conv1d(x, w, groups=128), np.asarray(expected)

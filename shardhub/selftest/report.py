@@ -1,4 +1,4 @@
-"""The self-test of a machine and its report: run everything, judge it, write it as text or as data."""
+"""The self-test of a machine and its report: run everything, judge it, and present it as text or data."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from shardhub.selftest.speeds import Speeds, measure_speeds
 from shardhub.sizes import size_text
 from shardhub.toolchain import check_compiler
 
-# Exit codes, as every command has them: done, failure, integrity.
+# Exit codes, the same as in every command: done, failure, integrity.
 EXACT, FAILED, WRONG = 0, 1, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a machine did in its self-test.
+    """The results of a machine's self-test.
 
     Attributes:
         host: See `engine.host.host_facts`.
-        numbers: The machine's numeric class: those with the same one promise the same numbers.
-        kernels: Each kernel against float64.
-        chains: Each form of each family against the unsplit model.
-        speeds: What the device does a second.
-        seconds: All of it took.
+        numbers: The machine's numeric class: machines of the same class promise the same numbers.
+        kernels: Each kernel, compared with float64.
+        chains: Each form of each family, compared with the unsplit model.
+        speeds: Speeds of the device.
+        seconds: Time of the whole test.
     """
 
     host: Mapping[str, str]
@@ -44,7 +44,7 @@ class Report:
 
     @property
     def faults(self) -> list[str]:
-        """A line for each thing that is not as it must be."""
+        """A line for each fault."""
         lines = [
             f"{kernel.name}: {kernel.failure or f'off by {kernel.difference:.2g}, {kernel.tolerance:.2g} is rounding'}"
             for kernel in self.kernels
@@ -54,7 +54,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 if all is right, 3 if numbers are wrong, 1 if something only did not run."""
+        """0 if all is right, 3 if numbers are wrong, 1 if something did not run but all numbers are right."""
         is_wrong = any(not kernel.is_right and not kernel.failure for kernel in self.kernels) or any(
             not chain.is_exact and not chain.failure for chain in self.chains
         )
@@ -69,7 +69,7 @@ class Report:
         return f"This machine {what}: {len(self.faults)} of {len(self.kernels) + len(self.chains)} checks failed."
 
     def record(self) -> dict[str, Any]:
-        """All of it as JSON-able data."""
+        """The report as JSON-able data."""
         return {
             "ok": not self.faults,
             "exit_code": self.exit_code,
@@ -83,7 +83,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """All of it to paste; nothing in it names the machine or its owner."""
+        """The report as text to paste; it does not identify the machine or its owner."""
         host, speeds = self.host, self.speeds
         num_right = sum(kernel.is_right for kernel in self.kernels)
         lines = [
@@ -113,15 +113,15 @@ def run_selftest(
     forms: Sequence[Form] = tuple(Form),
     doing: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Try this machine: kernels, chains of tiny models, speeds. It takes about a minute, and no network.
+    """Test this machine's kernels, chains of tiny models, and speeds; takes about a minute and needs no network.
 
     Args:
         families: Names in `FAMILIES`.
-        forms: In which each is run.
-        doing: Told what is being done.
+        forms: Forms in which each family is run.
+        doing: Called with a description of the current activity.
 
     Raises:
-        ShardhubError: There is no compiler, which MLX's CPU backend calls.
+        ShardhubError: The compiler that MLX's CPU backend calls is missing.
     """
     check_compiler()
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""What this machine's device does a second: reading weights, multiplying, starting a step, crossing a cut."""
+"""Speeds of this machine's device: reading weights, multiplying, starting a step, crossing a cut."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import mlx.core as mx
 
 from shardhub.model.arrays import from_raw, to_raw
 
-# Weights that are read for a step, in pieces of a layer's size: beyond the caches of every chip.
+# Weights read for a step, in pieces of a layer's size: too large for the caches of any chip.
 _READ_BYTES = 256 << 20
-# Of the machine's budget, at most: a small machine is not to be filled.
+# Largest share of the machine's budget, so that a small machine is not filled.
 _READ_SHARE = 0.05
 _WIDTH = 2048
 _GROUP_SIZE = 64
 _PROMPT = 512
-# Multiplications of a prompt that are evaluated at once, where the device is quick.
+# Multiplications of a prompt evaluated at once on a fast device.
 _MOST_PROMPTS = 64
-# Hidden states of a large model's step.
+# Hidden size of a large model.
 _CROSSING_WIDTH = 8192
-# What is measured is repeated so long, at least twice, after one run that warms up; the best run counts.
+# Time for which each measurement is repeated, at least twice, after one warm-up run; the best run counts.
 _SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speeds:
-    """What was measured.
+    """The measured speeds.
 
     Attributes:
-        read_gb_per_s: 4-bit weights multiplied with one row, in bytes of weights: what bounds a token's time.
-        multiply_tflops: A prompt of 512 rows times dense weights.
-        dtype: Of those.
-        step_ms: An operation of one number, evaluated: what each step costs at least.
-        crossing_ms: Hidden states of 8192 values from the device to bytes and back.
+        read_gb_per_s: Bytes of 4-bit weights multiplied with one row, per second: this bounds a token's time.
+        multiply_tflops: Rate of a prompt of 512 rows times dense weights.
+        dtype: Dtype of the dense weights.
+        step_ms: Time to evaluate an operation on one number: the least cost of a step.
+        crossing_ms: Time to convert hidden states of 8192 values from the device to bytes and back.
     """
 
     read_gb_per_s: float
@@ -45,7 +45,7 @@ class Speeds:
 
 
 def measure_speeds(budget_bytes: int) -> Speeds:
-    """Measure, within a twentieth of a budget; a few seconds."""
+    """Measure the speeds within a twentieth of a budget; takes a few seconds."""
     is_gpu = mx.default_device().type == mx.DeviceType.gpu
     dtype = mx.bfloat16 if is_gpu else mx.float32
     try:
@@ -92,7 +92,7 @@ def _multiply_tflops(dtype: mx.Dtype) -> float:
 
 
 def _as_many(run: Callable[[], None], *, most: int) -> int:
-    """How often something fits into half of the time it is measured for: once on a slow device."""
+    """How many runs fit into half of the measuring time, at least one and at most `most`."""
     return max(1, min(most, int(_SECONDS / 2 / _best_s(run, seconds=0))))
 
 

@@ -1,6 +1,6 @@
-"""The use cases: what a command, a program or a resident does with the toolkit, without a terminal."""
+"""The use cases of the toolkit, for commands, programs and residents; none needs a terminal."""
 
 import logging
 
-# A program that configures no logging gets no lines of ours on stderr.
+# A program that does not configure logging gets no log lines of ours on stderr.
 logging.getLogger("shardhub").addHandler(logging.NullHandler())

@@ -1,4 +1,4 @@
-"""Addresses of nodes: from the command line, the environment, or nodes.toml, which may change while a head runs."""
+"""Addresses of nodes, from the command line, the environment, or nodes.toml, which may change while a head runs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NODES_FILE = "nodes.toml"
 
 
 def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[str]:
-    """Addresses of nodes: --node, else SHARDHUB_NODES (separated by commas), else nodes.toml here or at the pipeline.
+    """Addresses of nodes: --node, or SHARDHUB_NODES (separated by commas), or nodes.toml here or at the pipeline.
 
     Raises:
-        UsageError: An address is none, or nodes.toml is not `nodes = ["host:port", ...]`.
+        UsageError: An address is not valid, or nodes.toml is not `nodes = ["host:port", ...]`.
     """
     if options:
         return _checked(options, NODE_OPTION)
@@ -33,9 +33,9 @@ def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[st
 
 
 def nodes_file(options: Sequence[str] | None, pipeline: Pipeline) -> Path | None:
-    """The nodes.toml that names the nodes; None where --node or SHARDHUB_NODES does, or there is none.
+    """The nodes.toml that names the nodes; None if --node or SHARDHUB_NODES does, or if no such file exists.
 
-    Where only what the manifest names may be read of the pipeline, the one beside it is left out: no manifest names it.
+    If only files that the manifest names may be read, the one in the pipeline's folder is ignored: it is never named.
     """
     if options or os.environ.get(NODES_VARIABLE, "").strip():
         return None
@@ -45,7 +45,7 @@ def nodes_file(options: Sequence[str] | None, pipeline: Pipeline) -> Path | None
 
 
 def read_nodes_file(path: Path) -> list[str]:
-    """Addresses that a nodes.toml names.
+    """Read the addresses in a nodes.toml.
 
     Raises:
         UsageError: It is not `nodes = ["host:port", ...]`, or cannot be read.

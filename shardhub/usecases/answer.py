@@ -1,4 +1,4 @@
-"""What a head is asked, and what it gives: prompts and sampling, answers and their usage, scores, status."""
+"""Inputs and results of a head: prompts and sampling, answers and their usage, scores, status."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from shardhub.chain.stream import Finish
 from shardhub.parameters import MAX_SEED, SamplingParameters
 
-# A prompt: text that is one message of a user, messages of a chat, or token ids.
+# A prompt: text, which is one user message; the messages of a chat; or token ids.
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 
 
@@ -23,10 +23,10 @@ class Sampling:
         top_p: Keep the most likely tokens with this mass; 1 keeps all.
         top_k: Keep this many of the most likely tokens; 0 keeps all.
         min_p: Keep tokens at least this likely, relative to the most likely one.
-        repetition_penalty: On recent tokens; 1 changes nothing.
-        seed: Of the draws; None draws one.
+        repetition_penalty: Penalty on recent tokens; 1 changes nothing.
+        seed: Seed of the draws; None draws a random one.
         stop: Texts that end the answer, and are not part of it.
-        draft: Tokens to guess at once from earlier text and to verify in one pass; 0 goes one by one.
+        draft: Tokens to guess at once from earlier text and to verify in one pass; 0 decodes one by one.
     """
 
     max_tokens: int = 256
@@ -40,14 +40,14 @@ class Sampling:
     draft: int = 0
 
     def with_seed(self) -> Sampling:
-        """The same with a seed, drawn where there is none."""
+        """Return the same settings with a seed, drawn at random if there is none."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(MAX_SEED))
 
     def parameters(self) -> SamplingParameters:
-        """What the last stage is told.
+        """Sampling parameters for the last stage.
 
         Raises:
-            UsageError: One is out of its range.
+            UsageError: A value is out of range.
         """
         return SamplingParameters(
             temperature=self.temperature,
@@ -64,13 +64,13 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What an answer took: sizes in tokens, times in seconds since the prompt was sent.
+    """Usage of an answer: sizes in tokens, times in seconds since the prompt was sent.
 
     Attributes:
-        num_reused: Of the prompt, whose KV was there already.
-        num_drafted, num_accepted: Tokens that were guessed, and guessed right.
-        num_recoveries: Lost nodes that it went on after.
-        is_exact: Whether none of them can have changed a number.
+        num_reused: Prompt tokens whose KV was reused.
+        num_drafted, num_accepted: Tokens that were guessed, and those guessed right.
+        num_recoveries: Losses of nodes that it survived.
+        is_exact: Whether none of these losses can have changed a number.
         tokens_per_s: Rate after the first token.
     """
 
@@ -92,8 +92,8 @@ class Answer:
 
     Attributes:
         tokens: Ids of its tokens.
-        finish: `stop` at its end or at a stop text, `length` where it was cut.
-        seed: What it was drawn with.
+        finish: `stop` at its end or at a stop text, `length` if it was cut.
+        seed: Seed of its draws.
     """
 
     text: str
@@ -108,7 +108,7 @@ class ScoredToken:
     """A token of a scored prompt.
 
     Attributes:
-        logprob: Log probability after what comes before it; None for the first.
+        logprob: Log probability given the tokens before it; None for the first.
     """
 
     id: int
@@ -121,11 +121,11 @@ class StagesAt:
     """Where some stages run.
 
     Attributes:
-        stages: Their indexes.
+        stages: Indices of the stages.
         layers: Half-open range of their layers.
         at: Address of the node, or `this process`.
-        next: How their output goes on: `dial` to the next node, or `opener`, by this process.
-        round_trip_s, bytes_per_s: To the stage after them; None where that was not measured.
+        next: How their output goes on: `dial` to the next node, or `opener` through this process.
+        round_trip_s, bytes_per_s: To the next stage; None if not measured.
     """
 
     stages: tuple[int, ...]
@@ -138,11 +138,11 @@ class StagesAt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadStatus:
-    """A live chain.
+    """Status of a live chain.
 
     Attributes:
-        context: Positions of a session.
-        stages: Where each runs, in order; several nodes may serve the same.
+        context: Most positions of a session.
+        stages: Where each stage runs, in order; several nodes may serve the same stage.
         inexact: What is inexact about the chain's numbers, if anything.
     """
 

@@ -1,4 +1,4 @@
-"""Keeping a Mac awake while it serves: only on mains power, and only as long as this process lives."""
+"""Keep a Mac awake while it serves: only on mains power, and only as long as this process lives."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from contextlib import contextmanager
 
 from shardhub.usecases.watcher import SILENT, Watcher
 
-# `-s` holds on mains power only; `-w` ends it with this process, however that ends.
+# `-s` applies on mains power only; `-w` ends it with this process, however that ends.
 _CAFFEINATE = ("caffeinate", "-s", "-w")
 
 
 @contextmanager
 def awake(*, allow_sleep: bool, platform: str = sys.platform, watcher: Watcher = SILENT) -> Iterator[None]:
-    """Hold off sleep where that is macOS's to decide; elsewhere the system's own settings stand.
+    """Prevent sleep on macOS; on other systems their own settings apply.
 
     Args:
-        allow_sleep: Leave it alone.
-        platform: As `sys.platform` names it.
-        watcher: Told where sleep cannot be held off.
+        allow_sleep: Do nothing.
+        platform: Platform as in `sys.platform`.
+        watcher: Notified if sleep cannot be prevented.
     """
     program = shutil.which(_CAFFEINATE[0]) if platform == "darwin" and not allow_sleep else None
     if program is None:

@@ -1,4 +1,4 @@
-"""Measuring a live chain: requests side by side, their times, and what they ran on."""
+"""Benchmark of a live chain: concurrent requests, their times, and the machines they ran on."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from shardhub.errors import UsageError
 from shardhub.parameters import SamplingParameters
 
 PERCENTILES = (50, 90, 99)
-# Tokens of the answers that come before each level is measured: prompts as long, so that all kernels have run.
+# Tokens of the warm-up answers before each level, whose prompts have the level's length, so that all kernels have run.
 WARM_TOKENS = 4
 _SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """The options of `bench` as they were given."""
+    """The options of `bench` as given."""
 
     concurrency: str | None
     num_prompt: int
@@ -37,7 +37,7 @@ class BenchOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """One request's times, in seconds: to its first token, and between its tokens."""
+    """Times of one request, in seconds: to its first token, and between its tokens."""
 
     first_s: float
     between_s: tuple[float, ...]
@@ -45,12 +45,12 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """What so many requests side by side were given.
+    """The results of one level of concurrency.
 
     Attributes:
-        wall_s: From the first request to the last token.
+        wall_s: Seconds from the first request to the last token.
         num_tokens: Tokens of all answers.
-        tokens_per_s: Those over `wall_s`: prompts take their part of it.
+        tokens_per_s: `num_tokens` over `wall_s`, which includes the time of the prompts.
         request_tokens_per_s: Median rate of one answer after its first token.
         first_token_s, inter_token_s: Percentiles by name: `p50` and so on.
     """
@@ -69,10 +69,10 @@ class Level:
 async def measure(
     head: Head, options: BenchOptions, concurrency: int, *, num_rounds: int | None = None, num_tokens: int | None = None
 ) -> Level:
-    """Run `concurrency` clients side by side, each with its requests one after the other.
+    """Run `concurrency` concurrent clients, each with its requests one after the other.
 
     Raises:
-        ShardhubError: A request failed; the others are given up.
+        ShardhubError: A request failed; the others are cancelled.
     """
     rounds, tokens = num_rounds or options.num_rounds, num_tokens or options.num_tokens
     prompts = random_prompts(
@@ -92,7 +92,7 @@ async def measure(
 
 
 async def answer(head: Head, prompt: Sequence[int], num_tokens: int) -> Answered:
-    """Run one request to its last token; no token ends it early."""
+    """Run one request for exactly `num_tokens` tokens; no token ends it early."""
     started = time.monotonic()
     request = Request(prompt=prompt, parameters=SamplingParameters(), max_tokens=num_tokens, reuse=False)
     stream = head.scheduler.submit(request)
@@ -105,7 +105,7 @@ async def answer(head: Head, prompt: Sequence[int], num_tokens: int) -> Answered
 
 
 def summarize(concurrency: int, num_prompt: int, answers: Sequence[Answered], *, wall_s: float) -> Level:
-    """Put the requests of a level together."""
+    """Summarise the requests of a level."""
     num_tokens = sum(1 + len(a.between_s) for a in answers)
     return Level(
         concurrency=concurrency,
@@ -121,24 +121,24 @@ def summarize(concurrency: int, num_prompt: int, answers: Sequence[Answered], *,
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """`p50`, `p90` and `p99`."""
+    """Compute `p50`, `p90` and `p99`."""
     return {f"p{p}": float(v) for p, v in zip(PERCENTILES, np.percentile(seconds, PERCENTILES), strict=True)}
 
 
 def random_prompts(rng: np.random.Generator, *, num_prompts: int, length: int, vocab_size: int) -> list[list[int]]:
-    """Prompts of ids below `vocab_size`; the same ones for the same generator."""
+    """Draw prompts of ids below `vocab_size`; the same generator gives the same prompts."""
     found: list[list[int]] = rng.integers(0, vocab_size, (num_prompts, length)).tolist()
     return found
 
 
 def default_levels(head: Head) -> list[int]:
-    """1, 2, 4 and so on, up to what keeps every stage busy with full steps and all nodes hold."""
+    """Levels 1, 2, 4 and so on, up to what keeps every stage busy with full steps and all nodes can hold."""
     most = head.capacity.busy_rows
     return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
 
 
 def check_room(head: Head, options: BenchOptions) -> None:
-    """Refuse requests that no session can hold.
+    """Check that a session can hold the requests.
 
     Raises:
         UsageError: Prompt and answer have more positions than the chain's context.
@@ -152,7 +152,7 @@ def check_room(head: Head, options: BenchOptions) -> None:
 
 
 def hosts_of(head: Head) -> list[dict[str, str]]:
-    """What each stage runs on: numbers can be compared only beside it."""
+    """Facts about the machine of each stage, without which the numbers cannot be compared."""
     hosts = []
     for served in head.served:
         stages = f"stages {served.first} to {served.last}" if served.last > served.first else f"stage {served.first}"
@@ -164,7 +164,7 @@ def hosts_of(head: Head) -> list[dict[str, str]]:
 def record(
     head: Head, options: BenchOptions, hosts: Sequence[dict[str, str]], levels: Sequence[Level]
 ) -> dict[str, Any]:
-    """All of it as JSON-able data; times in seconds."""
+    """The benchmark as JSON-able data; times in seconds."""
     return {
         "pipeline": head.pipeline.manifest.name,
         "pipeline_id": head.pipeline.manifest.pipeline_id,

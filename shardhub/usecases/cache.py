@@ -1,4 +1,4 @@
-"""What this machine has of a Hub's shards and pipelines: fetching, listing and deleting."""
+"""The cache of the Hub's shards and pipelines: fetching, listing and deleting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PullSettings:
     """What is fetched, and where to.
 
     Attributes:
-        shards: Of a pipeline, all its shards too.
+        shards: Also fetch all shards of a pipeline.
         cache_dir, cache_limit: The cache's folder, and the size to keep it within, such as `200GB`.
     """
 
@@ -35,11 +35,11 @@ class PullSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:
-    """A repo that is here now.
+    """A repo in the cache after a pull.
 
     Attributes:
         repo: As it was named.
-        folders: Its folder; of a pipeline the shards' too, if they were asked for.
+        folders: Its folder; for a pipeline also its shards' folders, if requested.
     """
 
     repo: str
@@ -51,7 +51,7 @@ class Cached:
     """A shard or pipeline in the cache.
 
     Attributes:
-        moved: Whether the Hub has a newer commit; None where it was not asked, or does not say.
+        moved: Whether the Hub has a newer commit; None if it was not asked or did not answer.
     """
 
     held: Held
@@ -65,19 +65,19 @@ def pull(
     *,
     on_pulled: Callable[[Pulled], None] = lambda _: None,
 ) -> tuple[Pulled, ...]:
-    """Fetch shards and pipelines, or finish fetching them, and check every byte that is here.
+    """Fetch shards and pipelines, or finish fetching them, and check every byte.
 
     Args:
         repos: `ORG/NAME`, or `ORG/NAME@REVISION`; one or several.
-        settings: What, and where to.
-        watcher: Told what is being done.
-        on_pulled: Told of each as it is there.
+        settings: What to fetch, and where to.
+        watcher: Notified of the current activity.
+        on_pulled: Called for each repo once it is complete.
 
     Raises:
-        UsageError: One is a folder, or neither a shard nor a pipeline.
-        NotFound, AccessError, HubUnreachable: It cannot be fetched.
-        IntegrityError: It is not what was published.
-        DiskFull: No room.
+        UsageError: A name is a folder, or its repo is neither a shard nor a pipeline.
+        NotFound, AccessError, HubUnreachable: A repo cannot be fetched.
+        IntegrityError: A repo is not what was published.
+        DiskFull: The disk is full.
     """
     places = Places(settings.cache_dir, settings.cache_limit, watcher=watcher)
     pulled = []
@@ -97,12 +97,12 @@ def pull(
 
 
 def cached(cache_dir: Path | None = None, *, offline: bool = False, watcher: Watcher = SILENT) -> tuple[Cached, ...]:
-    """The shards and pipelines that are here.
+    """List the shards and pipelines in the cache.
 
     Args:
         cache_dir: The cache's folder; None takes the user's.
-        offline: Do not ask the Hub what has moved.
-        watcher: Told what the Hub does not say.
+        offline: Do not ask the Hub for newer commits.
+        watcher: Notified of repos about which the Hub gives no answer.
     """
     places = Places(cache_dir, watcher=watcher)
     rows = []
@@ -114,7 +114,7 @@ def cached(cache_dir: Path | None = None, *, offline: bool = False, watcher: Wat
             except ChainError as error:
                 watcher.note(f"warning: {error.what} What has moved is not shown.")
                 offline = True
-            except ShardhubError as error:  # gone, or no longer to be read
+            except ShardhubError as error:  # deleted, or no longer readable
                 watcher.note(f"warning: {error.what}")
         rows.append(Cached(held=one, moved=moved))
     return tuple(rows)
@@ -131,7 +131,7 @@ def remove(repo: str, cache_dir: Path | None = None) -> int:
         Bytes freed.
 
     Raises:
-        UsageError: It is not a repo, or several commits begin so.
+        UsageError: It is not a repo, or several commits begin with that prefix.
         NotFound: It is not in the cache.
     """
     name, at, commit = repo.partition("@")

@@ -1,4 +1,4 @@
-"""Which shards a node serves: those that are named, or stages of a pipeline."""
+"""The choice of shards a node serves: named shards, or stages of a pipeline."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def choose_shards(
     *,
     watcher: Watcher = SILENT,
 ) -> list[Shard]:
-    """The shards that are named: shards, or stages of a pipeline; fetched where they are repos.
+    """Return the named shards, or stages of a named pipeline, fetching those that are repos.
 
     Raises:
-        UsageError: It names none, or both kinds.
-        DoesNotFit: No stage of the pipeline fits here.
-        SignatureError: The pipeline is not signed with the key that is required.
+        UsageError: Nothing is named, or both kinds are.
+        DoesNotFit: No stage of the pipeline fits into this machine's memory.
+        SignatureError: The pipeline is not signed with the required key.
         As `Fetcher.fetch`.
     """
     folders = [places.folder(text) for text in named]

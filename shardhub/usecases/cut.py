@@ -1,4 +1,4 @@
-"""Where to cut a model: what says it, the plan that means, and its proof."""
+"""Cuts of a model: how they are specified, the resulting plan, and its proof."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from shardhub.usecases.watcher import SILENT, Watcher
 if TYPE_CHECKING:
     from shardhub.model.dissection import Dissection
 
-# Stands for the memory of the machine that plans.
+# Placeholder for the memory of the machine that plans.
 _HERE = "here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """Where to cut a model: one of the first four says it.
+    """Where to cut a model, specified by exactly one of the first four attributes.
 
     Attributes:
-        stages: Into so many stages, balanced by the bytes each reads per token.
-        cuts: Before these layers.
-        machines: For machines with so much memory: `mac=64GB`, or `mini=here` for this one; a stage for each, in order.
-        plan: As a file says that `shardhub plan --json` wrote.
-        context: Positions of a session to count KV for; None takes 8192, or what the model takes.
+        stages: Number of stages, balanced by the bytes each reads per token.
+        cuts: Layers before which to cut.
+        machines: Machines and their memory, one stage for each, in order: `mac=64GB`, or `mini=here` for this one.
+        plan: File written by `shardhub plan --json`.
+        context: Positions of a session to count KV for; None takes 8192, or the model's own limit if that is smaller.
     """
 
     stages: int | None = None
@@ -51,17 +51,17 @@ class Cut:
 
     @property
     def given(self) -> list[str]:
-        """The options that say where to cut; exactly one of them may."""
+        """The settings given that specify the cut; exactly one is allowed."""
         options = {"`stages`": self.stages, "`cuts`": self.cuts, "`machine`": self.machines, "`plan`": self.plan}
         return [option for option, value in options.items() if value is not None and value != ()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan, and what it was decided from.
+    """A plan, and the facts it was decided from.
 
     Attributes:
-        borders: Where the model can be cut; None where nobody looked into it.
+        borders: Where the model can be cut; None if that was not examined.
     """
 
     plan: Plan
@@ -70,13 +70,13 @@ class Planned:
     borders: Borders | None
 
     def lines(self) -> list[str]:
-        """The table of stages, with notes before it."""
+        """The table of stages, preceded by notes."""
         notes = [f"note: {text}" for text in self.plan.notes]
         table = format_table(plan_table(self.plan, self.costs, self.context))
         return [*notes, table, f"KV for one session of {self.context} positions"]
 
     def crossing_lines(self) -> list[str]:
-        """What crosses the plan's cuts beside the hidden states, where anything does."""
+        """The tensors that cross the plan's cuts besides the hidden states, if any."""
         if self.borders is None:
             return []
         cuts = [self.borders.cuts[position - 1] for position in self.plan.cuts]
@@ -84,7 +84,7 @@ class Planned:
 
 
 def decide(checkpoint: Checkpoint, cut: Cut, cuts: Sequence[CutFacts] | None = None) -> Planned:
-    """The plan that a cut means.
+    """Decide the plan for a cut.
 
     Args:
         checkpoint: The model's headers.
@@ -92,8 +92,8 @@ def decide(checkpoint: Checkpoint, cut: Cut, cuts: Sequence[CutFacts] | None = N
         cuts: Where the model can be cut; None allows every cut.
 
     Raises:
-        PlanError: Nothing says where to cut, more than one thing does, or a plan that cannot be.
-        DoesNotFit: The machines are too small.
+        PlanError: The cut is not specified, is specified more than once, or is not possible.
+        DoesNotFit: The machines have too little memory.
     """
     if len(cut.given) != 1:
         raise PlanError(
@@ -116,14 +116,14 @@ def decide(checkpoint: Checkpoint, cut: Cut, cuts: Sequence[CutFacts] | None = N
 def decide_and_prove(
     checkpoint: Checkpoint, cut: Cut, watcher: Watcher = SILENT
 ) -> tuple[ModelContents, list[StageContents]]:
-    """What the stages of the plan that is asked for need, proven.
+    """Decide the plan for a cut, and prove its stages.
 
     Raises:
         ProofFailed: The chained stages would not compute what the whole model computes.
         UnsupportedModel: This model cannot be split.
         As `decide`.
     """
-    decide(checkpoint, cut)  # what cannot be meant is refused before the model is looked into
+    decide(checkpoint, cut)  # refuse an invalid cut before examining the model
     watcher.note("checking where the model can be cut")
     dissection_class = load_dissection()
     start = time.monotonic()
@@ -143,10 +143,10 @@ def decide_and_prove(
 
 
 def load_dissection() -> type[Dissection]:
-    """The class that takes a model apart; importing it brings MLX.
+    """Import the class that dissects a model, which loads MLX.
 
     Raises:
-        UsageError: MLX cannot be imported here.
+        UsageError: MLX cannot be imported on this machine.
     """
     try:
         from shardhub.model.dissection import Dissection
@@ -165,21 +165,21 @@ def specs(checkpoint: Checkpoint) -> dict[str, TensorSpec]:
 
 
 def proven_text(made: Plan, seconds: float) -> str:
-    """That a plan's stages are proven, and what that took."""
+    """State that a plan's stages are proven, and how long that took."""
     count = len(made.stages)
     stages = f"{count} stages compute" if count > 1 else "1 stage computes"
     return f"proven by graph: {stages} what the whole model computes (mlx-lm {version('mlx-lm')}, {seconds:.1f} s)"
 
 
 def batch_text(refusal: str | None) -> str:
-    """Whether the proof holds for several sessions in one batch too."""
+    """State whether the proof also holds for several sessions in one batch."""
     if refusal is None:
         return "proven for several sessions in one batch too"
     return f"not proven for several sessions in one batch: {refusal}"
 
 
 def with_own_memory(machine: str) -> str:
-    """`NAME=here` with the memory that this machine has, or that this process may have of it."""
+    """Replace `here` in `NAME=here` by this machine's memory, or by this process's limit on it."""
     name, equals, ram = machine.partition("=")
     if not equals or ram.strip().lower() != _HERE:
         return machine

@@ -1,4 +1,4 @@
-"""Whether this machine is ready to split, serve and publish: checks, each with what was seen and what to do."""
+"""Checks whether this machine is ready to split, serve and publish, each with its finding and advice."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from shardhub.usecases.versions import versions
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 _OLDEST_PYTHON = (3, 11)
-# Under this a single large stage does not fit.
+# Below this a single large stage does not fit.
 _LITTLE_DISK_BYTES = 20 * 10**9
 _LITTLE_MEMORY_BYTES = 4 * 10**9
-# A doctor who waits is no help; a Hub that takes longer is as good as away.
+# Timeout of the Hub: the checks should be quick, and a slower Hub counts as unreachable.
 _HUB_TIMEOUT_S = 5.0
-# What looks like a Hub's token, for the report.
+# Pattern of a Hub's token, which the report must not contain.
 _TOKEN = re.compile(r"hf_[A-Za-z0-9_]{8,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        state: `ok`, `warn` (something will not work, or not well) or `fail` (nothing will).
-        found: What is there.
-        advice: What to do; empty where nothing is to be done.
+        state: `ok`, `warn` (something will not work, or not well) or `fail` (nothing will work).
+        found: The finding.
+        advice: What to do; empty if nothing is to be done.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Check:
 
 
 def report_text(checks: list[Check]) -> str:
-    """Everything to paste into an issue: no token, no account, no home folder."""
+    """All results as text to paste into an issue, without token, account or home folder."""
     lines = ["```", f"{platform.system()} {platform.release()} {platform.machine()}", *versions().splitlines(), ""]
     found = [f"{check.state:<5} {check.name:<9} {check.found}" for check in checks]
     text = "\n".join([*lines, *found, "```"]).replace(str(Path.home()), "~")
@@ -93,7 +93,7 @@ def _compiler() -> list[Check]:
 
 
 def check_blas(choice: Blas) -> Check:
-    """Which BLAS MLX computes with; loads what `serve` would."""
+    """Check which BLAS MLX computes with; loads the one that `serve` would."""
     missing: ShardhubError | None = None
     if choice is Blas.OPENBLAS or (choice is Blas.AUTO and carries_reference_blas()):
         try:
@@ -161,7 +161,7 @@ def _memory() -> list[Check]:
 
 
 def check_disk(folder: Path) -> Check:
-    """Whether the cache can be written and has room."""
+    """Check that the cache is writable and has room."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         advice = "Make it writable, or give another with `cache_dir` or SHARDHUB_CACHE."
@@ -179,9 +179,9 @@ def _ports() -> list[Check]:
 
 
 def check_port(port: int) -> Check:
-    """Whether a node could listen there."""
-    # All addresses at once first; a system that lets somebody else listen on one of them is asked for each.
-    for host in dict.fromkeys(("0.0.0.0", *_own_addresses())):  # noqa: S104 - nobody is answered there
+    """Check that a node could listen on a port."""
+    # First all addresses at once, then each one: some systems let another process listen on a single address.
+    for host in dict.fromkeys(("0.0.0.0", *_own_addresses())):  # noqa: S104 - nothing is answered there
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -205,7 +205,7 @@ def _own_addresses() -> list[str]:
 
 
 def _hub() -> list[Check]:
-    """Two checks: whether the Hub answers, and what the token may do."""
+    """Check whether the Hub answers, and what the token may do."""
     if is_offline():
         return [
             Check(name="hub", state=WARN, found="HF_HUB_OFFLINE is set", advice="Unset it to fetch or publish."),
@@ -224,11 +224,11 @@ def _hub() -> list[Check]:
 
 
 def token_check(status: int, answer: dict[str, Any], source: str) -> Check:
-    """What the Hub says of the token, never its value.
+    """Check the token by the Hub's answer; never shows its value.
 
     Args:
-        status: HTTP status of whoami; 401 for none and for a wrong one.
-        answer: Its body.
+        status: HTTP status of whoami; 401 for a missing or wrong token.
+        answer: Body of the answer.
         source: Where the token came from.
     """
     if source == "no token":
@@ -258,10 +258,10 @@ def _granted(token: dict[str, Any]) -> set[str]:
 
 
 def _ask(api: Any) -> tuple[int, dict[str, Any]]:
-    """Status and body of whoami, asked once.
+    """Call whoami once and return status and body.
 
     Raises:
-        HubUnreachable: No answer, or not a Hub's.
+        HubUnreachable: There is no answer, or it is not a Hub's.
     """
     from huggingface_hub import get_session
 
@@ -272,6 +272,6 @@ def _ask(api: Any) -> tuple[int, dict[str, Any]]:
         if response.status_code >= 500 or response.status_code == 429:
             response.raise_for_status()
         if response.status_code != 401:
-            # A Hub answers this call with 200 or 401; anything else is another server's.
+            # A Hub answers this call with 200 or 401; any other status comes from another server.
             response.json()
     return response.status_code, {}

@@ -1,4 +1,4 @@
-"""Progress of the layers below, each in its own words, as a watcher is told it."""
+"""Adapters from the progress of lower layers to a watcher's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shardhub.usecases.watcher import Progress, Watcher
 
 
 class BytesState(Protocol):
-    """How far something is, in bytes."""
+    """Progress in bytes."""
 
     @property
     def file(self) -> str: ...
@@ -20,7 +20,7 @@ class BytesState(Protocol):
 
 
 def bytes_of(activity: str, watcher: Watcher) -> Callable[[BytesState], None]:
-    """Forwards states in bytes."""
+    """Make a callback that forwards progress in bytes."""
 
     def forward(state: BytesState) -> None:
         watcher.progress(
@@ -31,7 +31,7 @@ def bytes_of(activity: str, watcher: Watcher) -> Callable[[BytesState], None]:
 
 
 def prompt_of(watcher: Watcher) -> Callable[[int, int], None]:
-    """Forwards prompt ids that are done, and all of them."""
+    """Make a callback that forwards the number of prompt ids done and the total."""
 
     def forward(done: int, total: int) -> None:
         watcher.progress(Progress(activity="prefill", item="prompt", done=done, total=total, unit="tokens"))

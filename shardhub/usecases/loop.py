@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_POLL_S = 0.2  # how soon the main thread sees a signal while it waits
+_POLL_S = 0.2  # how quickly the main thread sees a signal while it waits
 
 
 class LoopThread:
-    """Runs coroutines for the main thread; Ctrl-C cancels the one that is waited for."""
+    """Runs coroutines for the main thread; Ctrl-C cancels the one it waits for."""
 
     def __enter__(self) -> LoopThread:
         self._loop = asyncio.new_event_loop()
@@ -40,19 +40,19 @@ class LoopThread:
         self._loop.close()
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine and return its result; Ctrl-C cancels it, waits until it has cleaned up, and is raised."""
+        """Run a coroutine and return its result; Ctrl-C cancels it, waits for its clean-up, and is raised."""
         return self._result(self.submit(coroutine))
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin a coroutine that goes on by itself."""
+        """Start a coroutine without waiting for it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def call(self, work: Callable[[], None]) -> None:
-        """Have the loop call something soon."""
+        """Have the loop call a function soon."""
         self._loop.call_soon_threadsafe(work)
 
     def iterate(self, source: AsyncIterator[T]) -> Generator[T, None, None]:
-        """Items of an asynchronous iterator as they come. Ctrl-C, or leaving the loop, ends it and its clean-up."""
+        """Iterate over an asynchronous iterator. Ctrl-C, or leaving the loop, closes it and waits for its clean-up."""
         items: queue.SimpleQueue[T | None] = queue.SimpleQueue()
 
         async def pump() -> None:
@@ -83,7 +83,7 @@ class LoopThread:
 
     @staticmethod
     def result_of(future: Future[T]) -> T:
-        """Wait for a result so that signals are seen meanwhile; what is waited for goes on if this is interrupted."""
+        """Wait for a result while still seeing signals; an interruption does not stop the work."""
         while True:
             try:
                 return future.result(timeout=_POLL_S)
@@ -100,7 +100,7 @@ class LoopThread:
             raise
 
     def _settle(self, future: Future[Any]) -> None:
-        """Give what was cancelled a moment to clean up: sessions are freed on the nodes meanwhile."""
+        """Give cancelled work a moment to clean up, such as freeing sessions on the nodes."""
 
         async def others() -> None:
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and task.cancelling()]

@@ -1,4 +1,4 @@
-"""A head for programs: a pipeline over its nodes, as a context manager, for threads and for coroutines."""
+"""A head for programs: a context manager for threads and for coroutines that connects to a pipeline's nodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shardhub.usecases.watcher import SILENT, Watcher
 
 
 class AnswerStream:
-    """Pieces of an answer as they come; give it up by leaving the loop, or by `close`."""
+    """Iterator over the pieces of an answer; cancel it by leaving the loop, or by `close`."""
 
     def __init__(self, pieces: Generator[Piece, None, None], collected: _Collected) -> None:
         self._pieces = pieces
@@ -35,17 +35,17 @@ class AnswerStream:
         return next(self._pieces)
 
     def close(self) -> None:
-        """Give the answer up; its session is freed on every node."""
+        """Cancel the answer; its session is freed on every node."""
         self._pieces.close()
 
     @property
     def answer(self) -> Answer:
-        """What has come so far; whole after the last piece."""
+        """The answer so far, complete after the last piece."""
         return self._collected.answer()
 
 
 class AsyncAnswerStream:
-    """Pieces of an answer as they come; give it up by `aclose`."""
+    """Asynchronous iterator over the pieces of an answer; cancel it by `aclose`."""
 
     def __init__(self, pieces: AsyncGenerator[Piece, None], collected: _Collected) -> None:
         self._pieces = pieces
@@ -58,17 +58,17 @@ class AsyncAnswerStream:
         return await anext(self._pieces)
 
     async def aclose(self) -> None:
-        """Give the answer up; its session is freed on every node."""
+        """Cancel the answer; its session is freed on every node."""
         await self._pieces.aclose()
 
     @property
     def answer(self) -> Answer:
-        """What has come so far; whole after the last piece."""
+        """The answer so far, complete after the last piece."""
         return self._collected.answer()
 
 
 class AsyncHead:
-    """Runs prompts over a chain; for coroutines of the loop that opened it."""
+    """Runs prompts over a chain, for coroutines of the loop that opened it."""
 
     def __init__(self, head: ChainHead, watcher: Watcher) -> None:
         self._head = head
@@ -78,13 +78,13 @@ class AsyncHead:
         """Answer a prompt.
 
         Args:
-            prompt: Text, which is one message of a user; messages of a chat; or token ids.
+            prompt: Text, which is one user message; the messages of a chat; or token ids.
             sampling: How tokens are chosen.
             raw: Send text as it is, without the chat template.
 
         Raises:
             PromptError: The prompt cannot be run; `ContextExceeded`: it is too long.
-            ChainError: A stage failed, and could not be recovered.
+            ChainError: A stage failed and could not be recovered.
         """
         stream = self.stream(prompt, sampling, raw=raw)
         async for _ in stream:
@@ -92,7 +92,7 @@ class AsyncHead:
         return stream.answer
 
     async def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = GREEDY) -> Answer:
-        """The next message of a chat.
+        """Answer a chat with its next message.
 
         Args:
             messages: Each with `role` (`system`, `user`, `assistant`) and `content`.
@@ -109,10 +109,10 @@ class AsyncHead:
         return AsyncAnswerStream(collected.run(self._head, prompt, self._watcher, raw=raw), collected)
 
     async def score(self, prompt: str | Sequence[int]) -> tuple[ScoredToken, ...]:
-        """How likely each token of a text is after those before it.
+        """Return the log probability of each token of a text, given those before it.
 
         Args:
-            prompt: Text, sent as it is, or token ids; two at least.
+            prompt: Text, sent as it is, or token ids; at least two tokens.
 
         Raises:
             PromptError: The prompt cannot be run.
@@ -147,7 +147,7 @@ class AsyncHead:
 
 
 class Head:
-    """Runs prompts over a chain; for the threads of a program. Its methods are `AsyncHead`'s, and wait."""
+    """Runs prompts over a chain, for the threads of a program. Its methods are `AsyncHead`'s, but block."""
 
     def __init__(self, head: AsyncHead, loop: LoopThread) -> None:
         self._head = head
@@ -158,7 +158,7 @@ class Head:
         return self._loop.wait(self._head.answer(prompt, sampling, raw=raw))
 
     def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = GREEDY) -> Answer:
-        """The next message of a chat; see `AsyncHead.chat`."""
+        """Answer a chat with its next message; see `AsyncHead.chat`."""
         return self._loop.wait(self._head.chat(messages, sampling))
 
     def stream(self, prompt: Prompt, sampling: Sampling = GREEDY, *, raw: bool = False) -> AnswerStream:
@@ -168,7 +168,7 @@ class Head:
         return AnswerStream(self._loop.iterate(pieces), collected)
 
     def score(self, prompt: str | Sequence[int]) -> tuple[ScoredToken, ...]:
-        """How likely each token of a text is after those before it; see `AsyncHead.score`."""
+        """Return the log probability of each token of a text; see `AsyncHead.score`."""
         return self._loop.wait(self._head.score(prompt))
 
     def status(self) -> HeadStatus:
@@ -240,24 +240,24 @@ def open_head(settings: HeadSettings | str, watcher: Watcher = SILENT) -> OpenHe
     Stages that no node serves run in this process if their shards are on this machine.
 
     Args:
-        settings: Which pipeline, and where; or just the pipeline's folder or Hub id.
-        watcher: Told what is being done, and of nodes that come and go; asked before shards are fetched.
+        settings: The pipeline and its nodes, or only the pipeline's folder or Hub id.
+        watcher: Notified of the current activity, and of nodes that come and go; asked before shards are fetched.
 
     Returns:
-        A context manager that gives a `Head`, or, to `async with`, an `AsyncHead`.
+        A context manager that gives a `Head`, or an `AsyncHead` with `async with`.
 
     Raises:
-        RouteError: Nobody serves a stage.
+        RouteError: A stage has no server.
         HandshakeError: A node serves something else.
         NodeUnreachable, CertificateRefused: A node cannot be reached, or not safely.
-        SignatureError: The pipeline is not signed with the key that is required.
+        SignatureError: The pipeline is not signed with the required key.
         NotFound, AccessError, HubUnreachable: The pipeline cannot be fetched.
     """
     return OpenHead(HeadSettings(pipeline=settings) if isinstance(settings, str) else settings, watcher)
 
 
 class _Collected:
-    """What has come of an answer."""
+    """Collects an answer as it comes."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
@@ -305,10 +305,10 @@ class _Collected:
 
 
 def _ids(head: ChainHead, prompt: Prompt, *, raw: bool) -> list[int]:
-    """Token ids of a prompt.
+    """Convert a prompt to token ids.
 
     Raises:
-        PromptError: It is empty, or holds messages and ids.
+        PromptError: It is empty, or mixes messages and ids.
     """
     if isinstance(prompt, str):
         if raw:

@@ -1,4 +1,4 @@
-"""Making a parity record on this machine, if the model fits; saying why not, if it does not."""
+"""Making a parity record on this machine, or reporting why the model does not fit."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParitySettings:
-    """How stages are run against the whole model before they are published.
+    """How stages are compared with the whole model before they are published.
 
     Attributes:
         skip: Do not run the stages.
-        memory: Memory to stay within, as text; None asks the machine.
-        allow_inexact: Go on where the stages' numbers are not the whole model's.
+        memory: Memory budget, as text; None derives it from the machine.
+        allow_inexact: Go on if the stages' numbers differ from the whole model's.
     """
 
     skip: bool = False
@@ -59,15 +59,15 @@ def measure_split(
     options: ParitySettings,
     watcher: Watcher = SILENT,
 ) -> Numbers:
-    """Run the stages of a cut against the whole model, if its weights are here and fit.
+    """Compare the stages of a cut with the whole model, if its weights are here and fit.
 
     Args:
-        checkpoint, contents, stages: As `splitting.split`.
+        checkpoint, contents, stages: As for `splitting.split`.
         source: Where the checkpoint is.
-        options: Whether, and within what memory.
+        options: Whether to compare, and within what memory.
 
     Raises:
-        UsageError: The memory is no size.
+        UsageError: The memory is not a size.
         WeightFileError: A file changed since its header was read.
     """
     numbers = _measured(checkpoint, contents, stages, source, options, watcher)
@@ -85,21 +85,21 @@ def settle_numbers(
     others: Sequence[str] = (),
     watcher: Watcher = SILENT,
 ) -> str | None:
-    """Refuse stages whose numbers differ, or warn, and say in one line how they do.
+    """Refuse stages whose numbers differ, or warn if that is allowed; describes the difference in one line.
 
     Args:
-        numbers: What was measured now, or is known of the pipeline in place.
-        recorded: What the manifest in place says is inexact, which holds until something else is measured.
+        numbers: Numbers measured now, or known of the existing pipeline.
+        recorded: What the existing manifest states as inexact; valid until something else is measured.
         where: The model, for messages.
-        stages: Of the cut.
+        stages: Stages of the cut.
         allow_inexact: Whether to go on all the same.
-        others: Further findings, see `parity.settle`.
+        others: Further findings; see `parity.settle`.
 
     Returns:
         As `parity.settle`.
 
     Raises:
-        ParityFailed: They differ, and are not allowed to.
+        ParityFailed: The numbers differ, and that is not allowed.
     """
     measured = recorded
     if measured is None and numbers.parity is not None:
@@ -115,7 +115,7 @@ def settle_numbers(
 
 
 def twin_findings(contents: ModelContents) -> list[str]:
-    """Where the stages of a small model of the same configuration differ from the whole of it."""
+    """Differences between the stages and the whole of a small model with the same configuration."""
     twin = contents.twin
     return [twin.line] if twin is not None and twin.finding is not None else []
 
@@ -192,7 +192,7 @@ def record(
     num_tokens: int = NUM_TOKENS,
     watcher: Watcher = SILENT,
 ) -> Parity:
-    """Run stages and whole model side by side, and write down what came out."""
+    """Run the stages and the whole model side by side, and make the parity record."""
     from importlib.metadata import version
 
     import mlx.core as mx
@@ -233,7 +233,7 @@ def record(
 
 
 def comparing(watcher: Watcher) -> Callable[[int, int], None]:
-    """Tells of tokens compared, and of all."""
+    """Make a callback that reports the tokens compared and the total."""
 
     def show(done: int, total: int) -> None:
         watcher.doing(f"comparing tokens: {done} of {total}")
@@ -242,7 +242,7 @@ def comparing(watcher: Watcher) -> Callable[[int, int], None]:
 
 
 def parity_report(numbers: Numbers) -> dict[str, object]:
-    """What was proven, for `--json`."""
+    """The comparison's results as JSON-able data."""
     report: dict[str, object] = {"summary": numbers.line}
     if (found := numbers.parity) is not None:
         report |= {
@@ -255,10 +255,10 @@ def parity_report(numbers: Numbers) -> dict[str, object]:
 
 
 def known_numbers(folder: Path) -> tuple[Numbers, str | None]:
-    """What a pipeline's folder that is in place says of its numbers, and what its manifest says is inexact.
+    """Read what an existing pipeline's folder records of its numbers, and what its manifest states as inexact.
 
     Raises:
-        UsageError, IntegrityError: It is no pipeline, or not what was published.
+        UsageError, IntegrityError: It is not a pipeline, or not what was published.
     """
     manifest = read_pipeline(folder).manifest
     parity = newest_record(folder, manifest.pipeline_id)

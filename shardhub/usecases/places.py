@@ -1,4 +1,4 @@
-"""Models, shards and pipelines by name: folders of this machine or repos on the Hub."""
+"""Models, shards and pipelines by name: folders on this machine or repos on the Hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
-# Names an error lists.
+# Most names listed in an error.
 _NAMES_SHOWN = 4
 
 
@@ -37,8 +37,8 @@ class Model:
     """A model to be planned or split.
 
     Attributes:
-        name: Base name of its shards unless another is given.
-        notes: What was translated in its configuration, and what a reader of a plan should know of it.
+        name: Default base name of its shards.
+        notes: Translations of its configuration, and other facts a reader of a plan should know.
     """
 
     checkpoint: Checkpoint
@@ -55,17 +55,17 @@ def open_model(
     context: int | None = None,
     watcher: Watcher = SILENT,
 ) -> Model:
-    """A model folder or a Hub model, by its headers.
+    """Open a model folder or a Hub model, reading only its headers.
 
     Args:
         text: Its folder or id.
-        ignore_code: Take a model that has code of its own, without that code.
-        ignore_fields: Names of fields of config.json that change numbers and that mlx-lm never reads; None for all.
-        context: Positions of a session, for fields that change numbers of longer texts only; see `default_context`.
-        watcher: Told what a reader of a plan should know, and of waits.
+        ignore_code: Accept a model with code of its own, without that code.
+        ignore_fields: Ignored fields of config.json that change numbers and that mlx-lm never reads; None ignores all.
+        context: Positions of a session, for fields that change numbers only in longer texts; see `default_context`.
+        watcher: Notified of facts a reader of a plan should know, and of waits.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: It is neither a model folder nor a Hub model.
         UnsupportedModel: It has code of its own, or fields that mlx-lm never reads.
         As `open_checkpoint` and `open_remote_checkpoint`.
     """
@@ -86,12 +86,12 @@ def open_model(
 
 
 def base_name(model: Model, name: str | None, watcher: Watcher = SILENT) -> str:
-    """The name that shards and pipeline are named after; said where it is not the model's own.
+    """Return the base name of shards and pipeline, and report it if it is not the model's own.
 
     Args:
         model: The model.
-        name: The one that was given, if any.
-        watcher: Told of a name that is not the model's own.
+        name: The given name, if any.
+        watcher: Notified of a name that is not the model's own.
     """
     if name is not None:
         return name
@@ -104,17 +104,17 @@ def base_name(model: Model, name: str | None, watcher: Watcher = SILENT) -> str:
 
 
 def hub() -> HfApi:
-    """The Hub's client, as the environment sets it."""
+    """Make the Hub's client as configured by the environment."""
     return hub_api()
 
 
 class Places:
-    """Finds shards and pipelines, and fetches those that are repos.
+    """Finds shards and pipelines, fetching those that are repos.
 
     Args:
-        cache_dir: The cache's folder; see `default_cache` without one.
+        cache_dir: The cache's folder; None takes `default_cache`.
         limit: Size to keep the cache within, as text.
-        watcher: Told of waits and of what is fetched.
+        watcher: Notified of waits and of fetches.
     """
 
     def __init__(self, cache_dir: Path | None = None, limit: str | None = None, *, watcher: Watcher = SILENT) -> None:
@@ -129,7 +129,7 @@ class Places:
         )
 
     def folder(self, text: str) -> Path:
-        """Folder of a shard or pipeline, fetched if it is a repo."""
+        """Return the folder of a shard or pipeline, fetching it if it is a repo."""
         place = parse_reference(text)
         if isinstance(place, Path):
             return place
@@ -137,7 +137,7 @@ class Places:
             return self.fetcher.fetch(place)
 
     def pipeline_folder(self, text: str) -> Path:
-        """Folder of a pipeline, fetched if it is a repo; of a shard's repo nothing is fetched.
+        """Return the folder of a pipeline, fetching it if it is a repo; a shard's repo is not fetched.
 
         Raises:
             UsageError: The repo is not a pipeline's.
@@ -149,10 +149,10 @@ class Places:
             return self.fetcher.fetch(place, only_pipeline=True)
 
     def shard(self, pipeline: Pipeline, index: int) -> Shard | None:
-        """The shard of a pipeline's stage, fetched if it is a repo; None if it is named nowhere.
+        """Return the shard of a pipeline's stage, fetching it if it is a repo; None if the manifest names none.
 
         Raises:
-            NotFound: Its repo or commit is gone; the message names the stage.
+            NotFound: Its repo or commit no longer exists; the message names the stage.
             As `Fetcher.fetch`.
         """
         if (folder := self.here(pipeline, index)) is not None:
@@ -173,14 +173,14 @@ class Places:
         return None
 
     def published(self, pipeline: Pipeline, index: int) -> str:
-        """Repo and commit of a stage's shard; empty where the manifest names none."""
+        """Repo and commit of a stage's shard; empty if the manifest names none."""
         for location in pipeline.manifest.stages[index].locations:
             if isinstance(location, RepoLocation):
                 return f"{location.repo}@{location.commit}"
         return ""
 
     def here(self, pipeline: Pipeline, index: int) -> Path | None:
-        """Folder of a stage's shard, if it is on this machine and whole."""
+        """Folder of a stage's shard if it is on this machine and complete."""
         if (folder := pipeline.shard_folder(index)) is not None:
             return folder
         for location in pipeline.manifest.stages[index].locations:
@@ -220,10 +220,10 @@ def _translated(
     context: int | None,
     watcher: Watcher,
 ) -> Model:
-    """A model with its configuration as mlx-lm reads it.
+    """Return a model with its configuration as mlx-lm reads it.
 
     Raises:
-        UnsupportedModel: mlx-lm never reads a field that changes numbers and is not to be ignored.
+        UnsupportedModel: mlx-lm never reads a field that changes numbers and is not ignored.
     """
     reading = read_fields(checkpoint.config)
     checkpoint = checkpoint.with_config(reading.config)
@@ -247,7 +247,7 @@ def _translated(
 
 @contextmanager
 def _no_folder(reference: Reference) -> Iterator[None]:
-    """Add to what the Hub cannot give that there is no such folder either."""
+    """Add to the Hub's NotFound error that no such folder exists either."""
     try:
         yield
     except (NotFound, HubUnreachable) as error:

@@ -1,4 +1,4 @@
-"""Planning: how a model would be cut, from headers alone, and whether that is proven."""
+"""Planning: how a model would be cut, from its headers only, and whether that is proven."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class PlanSettings:
     """How a model is planned.
 
     Attributes:
-        proof: Whether to look where the model can be cut, and to prove the plan.
-        ignore_code: Take a model whose repo has code of its own, and leave that code out.
-        ignore_fields: Fields of config.json that mlx-lm never reads, and that are to change nothing.
+        proof: Whether to find where the model can be cut, and to prove the plan.
+        ignore_code: Accept a model whose repo has code of its own, and leave that code out.
+        ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
     """
 
     proof: bool = True
@@ -39,7 +39,7 @@ class Verdict:
         state: `proven`, `refused`, or `unchecked`.
         line: The same in a sentence.
         error: Why it is refused.
-        batch: Whether that holds for several sessions in one batch too, in a sentence; empty where it was not asked.
+        batch: Whether it also holds for several sessions in one batch, in a sentence; empty if not examined.
     """
 
     state: str
@@ -54,7 +54,7 @@ class ModelPlan:
 
     Attributes:
         model: Its headers and configuration.
-        planned: The plan, and what it was decided from.
+        planned: The plan, and the facts it was decided from.
         verdict: Whether it is proven.
     """
 
@@ -69,28 +69,28 @@ class ModelPlan:
 
     @property
     def rows(self) -> list[StageRow]:
-        """Bytes, KV and what is spare, stage by stage."""
+        """Weight bytes, KV and spare memory, stage by stage."""
         return plan_table(self.planned.plan, self.planned.costs, self.planned.context)
 
 
 def plan(
     model: str, cut: Cut | None = None, settings: PlanSettings = PlanSettings(), watcher: Watcher = SILENT
 ) -> ModelPlan:
-    """Plan where a model is cut; writes nothing, and reads no weights.
+    """Plan where to cut a model, without writing anything or reading weights.
 
     Args:
         model: Its folder or Hub id.
         cut: Where to cut; without one the whole model is one stage, and nothing is proven.
-        settings: How.
-        watcher: Told what is being done.
+        settings: How to plan.
+        watcher: Notified of the current activity.
 
     Returns:
-        The plan and the verdict on it. A plan that is refused is returned, not raised.
+        The plan and the verdict on it. A refused plan is returned too, not raised.
 
     Raises:
-        PlanError: It is not said where to cut, or the model cannot be cut there.
+        PlanError: The cut is not specified, or the model cannot be cut there.
         UnsupportedModel: This model cannot be split at all.
-        DoesNotFit: The machines are too small.
+        DoesNotFit: The machines have too little memory.
         NotFound, AccessError, HubUnreachable: The model cannot be read.
     """
     cut = cut or Cut()
@@ -113,7 +113,7 @@ def plan(
 
 
 def _looked_into(checkpoint: Checkpoint, cut: Cut, planned: Planned, *, prove_it: bool) -> tuple[Planned, Verdict]:
-    """The plan with what the model's own graph says about cuts, as far as it can be had, and the verdict on it."""
+    """Return the plan with the cuts that the model's graph allows, as far as they are known, and the verdict."""
     try:
         dissection_class = load_dissection()
     except UsageError as error:

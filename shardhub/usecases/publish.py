@@ -1,4 +1,4 @@
-"""Publishing a model's stages on a Hub, each in a repo of its own, and taking them back."""
+"""Publishing a model's stages on a Hub, each in a repo of its own, and deleting them again."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class PublishSettings:
         name: Base name of the repos; None takes the model's.
         private: Make repos that only their owner can read.
         replace: Replace other cuts of this name; the old commits stay, tagged.
-        assume_yes: Publish to everyone without being asked, whatever the model's licence and gate say.
-        check_weights: Refuse NaN and infinite weights; all of them are then read first.
+        assume_yes: Publish to everyone without a question, whatever the model's licence and gate state.
+        check_weights: Refuse NaN and infinite weights; all weights are then read first.
         cache_dir: The cache's folder; None takes the user's.
-        parity: Whether the stages are run against the whole model.
+        parity: Whether the stages are compared with the whole model.
         sign_key: File of the key that signs the manifest.
-        ignore_code: Take a model whose repo has code of its own, and leave that code out.
-        ignore_fields: Fields of config.json that mlx-lm never reads, and that are to change nothing.
-        client_bars: Let the Hub's client draw bars on stderr while a file goes up.
+        ignore_code: Accept a model whose repo has code of its own, and leave that code out.
+        ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
+        client_bars: Let the Hub's client draw progress bars on stderr while a file is uploaded.
     """
 
     namespace: str | None = None
@@ -72,11 +72,11 @@ class PublishSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """A model that was published.
+    """A published model.
 
     Attributes:
-        pushed: Its repos and commits, and the bytes that went there.
-        size_bytes: Of all its weight files.
+        pushed: Its repos and commits, and the bytes uploaded.
+        size_bytes: Bytes of all its weight files.
         numbers: What is known of the stages' numbers.
         inexact: What is inexact about them, if anything.
     """
@@ -104,12 +104,12 @@ class Publication:
 
 
 class Push:
-    """A push that was decided on: what it will do is known, and nothing was written yet.
+    """A push that is decided but has not written anything yet.
 
     Attributes:
         plan: What it will do, repo by repo.
-        reasons: Why everyone should perhaps not read it; empty where it is private, or nothing speaks against it.
-        fields: What the source's card says.
+        reasons: Reasons against making it public; empty if it is private or there are none.
+        fields: Fields of the source's model card.
     """
 
     def __init__(self, model: str, cut: Cut, settings: PublishSettings, watcher: Watcher) -> None:
@@ -138,7 +138,7 @@ class Push:
             checkpoint,
             self._contents,
             self._stages,
-            self._work / "folders",  # of which only the names are used
+            self._work / "folders",  # only the names are used
             name=name,
             source=self._model.source,
             namespace=check_namespace(settings.namespace or account.name),
@@ -152,7 +152,7 @@ class Push:
         self.reasons = reservations(self.fields, gated=gate is not None) if self.plan.is_public else []
 
     def run(self) -> Publication:
-        """Write the shards' repos, and the manifest's last.
+        """Write the shards' repos, then the manifest's.
 
         Raises:
             As `publish`.
@@ -213,32 +213,32 @@ class Push:
 def publish(
     model: str, cut: Cut, settings: PublishSettings = PublishSettings(), watcher: Watcher = SILENT
 ) -> Publication:
-    """Publish a model's stages, each to a repo of its own, and the manifest last. Another run finishes a killed one.
+    """Publish a model's stages, each to a repo of its own, and then the manifest; a killed run is resumed by another.
 
     Args:
         model: Its folder or Hub id.
         cut: Where to cut.
-        settings: Where and how.
-        watcher: Told what is being done; asked whether a model with a licence or a gate may be read by everyone.
+        settings: Where and how to publish.
+        watcher: Notified of the current activity; asked whether a model with a licence or a gate may become public.
 
     Raises:
         PlanError, UnsupportedModel, ProofFailed, ParityFailed: As `split`.
-        UsageError: It would be public, and nobody says that it may.
+        UsageError: It would become public, and that was not confirmed.
         AccessError: The token may not write there.
-        Conflict: The name is taken by another cut, or somebody else changed a repo meanwhile.
+        Conflict: The name is taken by another cut, or a repo was changed meanwhile.
         WeightFileError: The source changed, or its bytes are not what they were.
-        DiskFull: No room for a weight file.
-        HubUnreachable, HubRefused: The Hub does not do its part.
+        DiskFull: There is no room for a weight file.
+        HubUnreachable, HubRefused: The Hub does not answer, or refuses.
     """
     return Push(model, cut, settings, watcher).run()
 
 
 class Unpublish:
-    """A pipeline at the Hub that is to be deleted; nothing was deleted yet.
+    """The deletion of a pipeline on the Hub, decided but not yet run.
 
     Attributes:
-        removal: What goes, and what stays because others name it.
-        endpoint: Where.
+        removal: Repos to delete, and those that stay because other pipelines name them.
+        endpoint: URL of the Hub.
 
     Raises:
         UsageError: It is not a pipeline's repo.
@@ -263,26 +263,26 @@ class Unpublish:
         return [*([self.removal.pipeline] if self.removal.pipeline else []), *self.removal.shards]
 
     def run(self) -> None:
-        """Delete them, for good."""
+        """Delete the repos permanently."""
         remove(self._calls, self.removal, progress=lambda repo: self._watcher.note(f"deleting {repo}"))
 
 
 def _is_published(plan: PushPlan) -> bool:
-    """Whether all of it is at the Hub, as far as is known before a weight is read."""
+    """Whether everything is on the Hub already, as far as is known before weights are read."""
     at = plan.pipeline
     has_manifest = at.action is not Action.REPLACE and at.remote is not None and at.remote.manifest is not None
     return has_manifest and all(shard.action is Action.KEEP for shard in plan.shards)
 
 
 def _recorded(plan: PushPlan) -> str | None:
-    """What the manifest that is there says is inexact; one that is replaced says nothing of this cut."""
+    """What the existing manifest states as inexact; None if it is to be replaced, as it is about another cut."""
     at = plan.pipeline
     manifest = at.remote.manifest if at.remote is not None and at.action is not Action.REPLACE else None
     return manifest.inexact if manifest is not None else None
 
 
 def _gate(model: Model, calls: HubCalls) -> str | None:
-    """What readers of the source's repo have to do: `auto`, `manual` or None."""
+    """Gate of the source's repo: `auto`, `manual` or None."""
     repo = model.source.repo
     if repo is None:
         return None
@@ -311,7 +311,7 @@ def _push_progress(watcher: Watcher) -> Callable[[PushProgress], None]:
 
 @contextlib.contextmanager
 def _client_bars(*, shown: bool) -> Iterator[None]:
-    """The Hub's client draws bars on stderr unless it is told not to; afterwards it does as before."""
+    """Show or hide the progress bars of the Hub's client, and restore its setting afterwards."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     if shown or are_progress_bars_disabled():

@@ -1,4 +1,4 @@
-"""Running a node: the stage it serves, from its shards' names to the last session."""
+"""Serving a stage: a node from its shards' names to its last session."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ from shardhub.usecases.watcher import SILENT, Watcher
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeSettings:
-    """How a node serves.
+    """Settings of a node.
 
     Attributes:
-        stages: Of a pipeline, which: `K` or `K-L`; None takes the first that fits.
+        stages: Stages of a pipeline: `K` or `K-L`; None takes the first that fits.
         host, port: Where to listen; port 0 takes a free one.
         insecure_lan: Listen off loopback without TLS.
         tls: Folder of this machine's certificates, for loopback too.
         require_signature: Public key that must have signed the pipeline, or its file.
-        advertise: Addresses for other nodes; found from the interfaces if empty.
+        advertise: Addresses for other nodes; derived from the interfaces if empty.
         peers: Networks the node may dial, such as `192.168.1.0/24`; private ones if empty.
-        context: Positions of a session, prompt and answer; None takes the model's own, as memory allows.
+        context: Positions of a session, prompt and answer; None takes the model's limit, as memory allows.
         max_sessions: Most sessions at once.
         kv_bits: Keep K and V in 4 or 8 bits; None keeps them as they are.
         kv_group_size: Elements that share a scale.
-        memory: To stay within, such as `12GB`; None asks the machine.
+        memory: Memory budget, such as `12GB`; None derives it from the machine.
         shutdown_timeout_s: How long a drain waits for sessions.
-        metrics: Where to answer Prometheus: `[HOST:]PORT`.
-        insecure_metrics: Answer it off loopback too.
-        allow_sleep: Let a Mac on mains power sleep meanwhile.
+        metrics: Where to serve metrics for Prometheus: `[HOST:]PORT`.
+        insecure_metrics: Serve them off loopback too.
+        allow_sleep: Let a Mac on mains power sleep while the node runs.
         cache_dir, cache_limit: The cache's folder, and the size to keep it within, such as `200GB`.
     """
 
@@ -77,29 +77,29 @@ class ServeSettings:
 
     @property
     def kv(self) -> KvQuantization | None:
-        """How K and V are to be quantised.
+        """Quantisation of K and V; None keeps them as they are.
 
         Raises:
-            UsageError: Not in one of the forms there are.
+            UsageError: There is no such form.
         """
         return KvQuantization(bits=self.kv_bits, group_size=self.kv_group_size) if self.kv_bits is not None else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """A node that is ready.
+    """Facts about a node that is ready.
 
     Attributes:
         address: Where it listens.
         shards: What it serves, as one stage.
         start, stop: Half-open range of its layers, of `num_layers`.
         weight_bytes, kv_budget_bytes: Memory for weights, and for KV.
-        context: Positions of a session.
-        context_line: Why so many, in a sentence.
-        batch_refusal: Why sessions take turns, one in a step; None where they go together.
+        context: Most positions of a session.
+        context_line: Reason for that number, in a sentence.
+        batch_refusal: Why each step runs one session only; None if sessions are batched.
         tls_name: Name in its certificate; None without TLS.
-        boot_id: Tells it from the node that listened there before.
-        metrics: Where Prometheus is answered.
+        boot_id: Distinguishes it from an earlier node at the same address.
+        metrics: Where metrics are served for Prometheus.
         inexact: What is inexact about its numbers, if anything.
     """
 
@@ -120,7 +120,7 @@ class NodeFacts:
 
 
 class Node:
-    """A node that serves. It is made by `serve`, and ends with the block.
+    """A running node. It is made by `serve`, and ends with the `with` block.
 
     Attributes:
         facts: What it serves, and where.
@@ -137,17 +137,17 @@ class Node:
         return self.facts.address
 
     def stop(self) -> None:
-        """Have it finish its sessions and end; returns at once. A second time ends it without waiting for them."""
+        """Ask it to finish its sessions and end; returns at once. A second call ends it without waiting for them."""
         self._ask_to_stop()
 
     def wait(self) -> int:
         """Wait until it has ended.
 
         Returns:
-            0 after a drain; 128 plus the signal's number if it was cut short.
+            0 after a drain; 128 plus the signal's number if the drain was cut short.
 
         Raises:
-            ShardhubError: It could not go on.
+            ShardhubError: The node failed.
         """
         return LoopThread.result_of(self._running)
 
@@ -181,10 +181,10 @@ class Serving:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.close()
-        self._stopping = None  # nobody is there to be asked any more
+        self._stopping = None  # there is no longer a node to ask
 
     def ask_to_stop(self, number: int = 15) -> bool:
-        """Have the node end, as a signal would; whether there is one yet that can be asked."""
+        """Ask the node to end, as a signal would; returns whether there is one to ask yet."""
         if self._loop is None or (stopping := self._stopping) is None:
             return False
         self._loop.call(lambda: stopping.ask(number))
@@ -268,7 +268,7 @@ class Serving:
 
         self._loop = self._stack.enter_context(LoopThread())
         running = self._loop.submit(run())
-        # Whoever waits for it to be ready is told too that it ended before that.
+        # A caller that waits for readiness also learns if the node ends before that.
         running.add_done_callback(lambda _: ready.cancel())
         self._stack.callback(self._stop, running)
         try:
@@ -279,7 +279,7 @@ class Serving:
         return Node(facts, running, self.ask_to_stop)
 
     def _stop(self, running: Future[int]) -> None:
-        """Drain it, if it still runs; what went wrong is raised where somebody waits for it."""
+        """Drain the node if it still runs; `Node.wait` raises its error, if any."""
         self.ask_to_stop()
         wait([running])
 
@@ -293,21 +293,21 @@ def serve(
 ) -> Serving:
     """Serve a stage from this process for as long as a `with` block runs.
 
-    The block is entered once the node is ready, and left once its sessions have ended or the time for that is over.
+    The block is entered once the node is ready, and left once its sessions have ended or the drain time is over.
 
     Args:
         shards: A shard, several adjacent ones, or a pipeline: folders or Hub ids.
-        settings: How.
-        watcher: Told what is being done.
-        end: Called, with an exit code, when the node is asked to stop while it loads: loading goes on in a thread that
-            only the end of the process ends.
+        settings: How to serve.
+        watcher: Notified of the current activity.
+        end: Called with an exit code when the node is asked to stop while it loads: the loading thread ends only with
+            the process.
 
     Returns:
         A context manager that gives a `Node`.
 
     Raises:
-        UsageError, AddressError: It is not said what to serve, or it cannot listen there.
-        DoesNotFit: Nothing of it fits into the memory budget.
+        UsageError, AddressError: It is not clear what to serve, or the node cannot listen there.
+        DoesNotFit: No stage fits into the memory budget.
         IntegrityError: A shard is not what was published.
         NotFound, AccessError, HubUnreachable: A shard cannot be fetched.
     """

@@ -1,4 +1,4 @@
-"""Signed manifests: keys that sign, and keys that must have signed."""
+"""Signed manifests: keys for signing, and keys that are required."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from shardhub.usecases.watcher import SILENT, Watcher
 
 
 def signer_of(path: Path | None) -> Signer | None:
-    """The key that `--sign-key` names, read before anything else is done.
+    """Load the key that `--sign-key` names, before anything else is done.
 
     Raises:
-        IdentityError: It is no such key, or open to others.
+        IdentityError: It is not a signing key, or others can read it.
     """
     return None if path is None else load_signer(path)
 
 
 def check_pipeline(folder: Path, required: str | None, watcher: Watcher = SILENT) -> None:
-    """Refuse a pipeline that `--require-signature` does not let through; without it, warn of a signature that is wrong.
+    """Check a pipeline's signature against `--require-signature`; without one, warn of a wrong signature.
 
     Raises:
-        UsageError: What was given is no public key.
+        UsageError: `required` is not a public key.
         SignatureError: The manifest is not signed with it.
     """
     if required is not None:

@@ -11,24 +11,24 @@ from shardhub.checkpoint.unread_fields import right_until
 from shardhub.errors import UsageError
 from shardhub.sizes import parse_size
 
-# Positions a plan counts with unless told otherwise; less where the model takes less. What runs a model takes more.
+# Default positions of a plan, or the model's limit if that is smaller. Nodes and heads default to more.
 DEFAULT_CONTEXT = 8192
 
 
 def parse_memory(text: str | None) -> int | None:
-    """Bytes of `12GB`, `512MiB` or a plain number of GB; None stays None.
+    """Parse `12GB`, `512MiB` or a plain number of GB to bytes; None stays None.
 
     Raises:
-        UsageError: It is no size.
+        UsageError: It is not a size.
     """
     return None if text is None else parse_size(text)
 
 
 def default_context(config: Mapping[str, Any], asked: int | None) -> int:
-    """Positions a plan counts with: what was asked for, or the default within what the model takes.
+    """Positions a plan assumes: those requested, or the default within the model's limit.
 
     Raises:
-        UsageError: More than the model takes, or less than two.
+        UsageError: More than the model's limit, or fewer than two.
     """
     own = own_positions(config)
     if asked is None:
@@ -38,13 +38,13 @@ def default_context(config: Mapping[str, Any], asked: int | None) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedContext:
-    """Positions of a session, for what runs a model.
+    """Positions of a session on a node or head.
 
     Attributes:
-        positions: How many, at most.
-        own: What the model takes by itself; None where it does not say.
-        may_be_less: Whether fewer will do where memory is short: nobody asked for a number.
-        why: What else limits them; empty where nothing does.
+        positions: Most positions.
+        own: The model's own limit; None if it states none.
+        may_be_less: Whether fewer are accepted if memory is short, as no number was requested.
+        why: What else limits them; empty if nothing does.
     """
 
     positions: int
@@ -53,10 +53,10 @@ class ServedContext:
     why: str = ""
 
     def line(self, positions: int) -> str:
-        """What is said at start.
+        """Describe the context at the start.
 
         Args:
-            positions: What there is memory for.
+            positions: Positions that memory allows.
         """
         if not self.may_be_less or self.own is None:
             return f"context {positions:,}"
@@ -68,10 +68,10 @@ class ServedContext:
 
 
 def served_context(config: Mapping[str, Any], asked: int | None) -> ServedContext:
-    """Positions of a session: what was asked for, else the model's own, as far as its numbers are right.
+    """Positions of a session: those requested, or the model's own limit as far as its numbers are right.
 
     Raises:
-        UsageError: More than the model takes, or less than two.
+        UsageError: More than the model's limit, or fewer than two.
     """
     own = own_positions(config)
     if asked is not None:

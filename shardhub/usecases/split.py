@@ -25,13 +25,13 @@ class SplitSettings:
     """How a model is split.
 
     Attributes:
-        only: Index of the one shard to write; the pipeline's folder is written once all are there.
+        only: Index of the only shard to write; the pipeline's folder is written once all shards exist.
         name: Base name of the shards; None takes the model's.
         check_weights: Refuse NaN and infinite weights.
-        parity: Whether the stages are run against the whole model.
+        parity: Whether the stages are compared with the whole model.
         sign_key: File of the key that signs the manifest.
-        ignore_code: Take a model whose repo has code of its own, and leave that code out.
-        ignore_fields: Fields of config.json that mlx-lm never reads, and that are to change nothing.
+        ignore_code: Accept a model whose repo has code of its own, and leave that code out.
+        ignore_fields: Fields of config.json that mlx-lm never reads, and that are ignored.
     """
 
     only: int | None = None
@@ -45,17 +45,17 @@ class SplitSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """A model that was split.
+    """A split model.
 
     Attributes:
         name: Base name of the folders.
-        shards: Those that are in place now.
+        shards: The shards that exist now.
         pipeline: Folder of the pipeline; None while shards of this cut are missing.
-        pipeline_id: Its identity.
-        missing: Indexes of the shards that are missing.
+        pipeline_id: The pipeline's identity.
+        missing: Indices of the missing shards.
         numbers: What is known of the stages' numbers.
         inexact: What is inexact about them, if anything.
-        duration_s: What the copying took.
+        duration_s: Seconds the copying took.
     """
 
     name: str
@@ -71,21 +71,21 @@ class Split:
 def split(
     model: str, out: Path, cut: Cut, settings: SplitSettings = SplitSettings(), watcher: Watcher = SILENT
 ) -> Split:
-    """Write shard folders and, once all are there, the pipeline's folder. A run that was killed is finished by another.
+    """Write shard folders and, once all exist, the pipeline's folder; a killed run is resumed by another.
 
     Args:
         model: Its folder or Hub id.
         out: Folder to write into; made if needed.
         cut: Where to cut.
-        settings: How.
-        watcher: Told what is being done.
+        settings: How to split.
+        watcher: Notified of the current activity.
 
     Raises:
-        PlanError, DoesNotFit: The cut cannot be.
+        PlanError, DoesNotFit: The cut is not possible.
         UnsupportedModel: This model cannot be split; `ProofFailed`: the stages are not proven.
-        ParityFailed: Their numbers are not the whole model's, and that is not allowed.
-        WeightFileError, NonFiniteWeights: The checkpoint is not whole, or changed meanwhile.
-        DiskFull: No room; what is finished is kept for the next run.
+        ParityFailed: Their numbers differ from the whole model's, and that is not allowed.
+        WeightFileError, NonFiniteWeights: The checkpoint is incomplete, has non-finite weights, or changed meanwhile.
+        DiskFull: The disk is full; finished files are kept for the next run.
         UsageError: Another shard or pipeline has the name.
     """
     signer = signer_of(settings.sign_key)

@@ -1,4 +1,4 @@
-"""Starting a head: a pipeline, the nodes that are named, and what may run in this process."""
+"""Starting a head: a pipeline, the named nodes, and the stages that may run in this process."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from shardhub.usecases.watcher import SILENT, Watcher
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadSettings:
-    """Which pipeline runs, and where.
+    """The pipeline to run, and where it runs.
 
     Attributes:
         pipeline: Its folder or Hub id.
-        nodes: Addresses of nodes, in any order; without one, SHARDHUB_NODES and nodes.toml name them.
+        nodes: Addresses of nodes, in any order; if empty, SHARDHUB_NODES or nodes.toml name them.
         allow_local: Whether a stage that no node serves may run in this process.
-        context: Positions of a session, prompt and answer; None takes the model's own, as memory allows.
-        memory: What stages of this process stay within, such as `12GB`; None asks the machine.
+        context: Positions of a session, prompt and answer; None takes the model's limit, as memory allows.
+        memory: Memory budget for stages of this process, such as `12GB`; None derives it from the machine.
         cache_dir: The cache's folder; None takes the user's.
         tls: Folder of this machine's certificates, for loopback too.
         insecure_lan: Reach nodes on other machines without TLS.
-        insecure_flag: What `insecure_lan` is called by whoever sets it, for messages.
+        insecure_flag: The caller's name for `insecure_lan`, for messages.
         require_signature: Public key that must have signed the pipeline, or its file.
         recovery: What happens when a node is lost.
-        recover_wait_s: How long another node is waited for.
-        prefill_chunk: Ids of a prompt's chunks; None sizes them by what they take.
+        recover_wait_s: How long to wait for another node.
+        prefill_chunk: Ids of a prompt's chunks; None sizes them by time and bytes.
     """
 
     pipeline: str
@@ -61,10 +61,10 @@ class HeadSettings:
 
 
 class Starting:
-    """A head that can be started, again if its nodes are not there yet; a pipeline that is a repo is fetched first.
+    """A head that can be started, again if its nodes are not ready yet; fetches a pipeline that is a repo.
 
     Attributes:
-        pipeline: What is to run.
+        pipeline: The pipeline to run.
     """
 
     def __init__(self, settings: HeadSettings, watcher: Watcher = SILENT) -> None:
@@ -87,12 +87,12 @@ class Starting:
 
     @property
     def names_nodes(self) -> bool:
-        """Whether nodes are named, or may be later, in a nodes.toml."""
+        """Whether nodes are named, or may be later in a nodes.toml."""
         file = nodes_file(self._settings.nodes, self.pipeline)
         return file is not None or bool(node_addresses(self._settings.nodes, self.pipeline))
 
     async def start(self) -> Head:
-        """Connect to the nodes that are named now. Those that are written into nodes.toml later join the chain.
+        """Connect to the nodes that are named now; those written to nodes.toml later join the chain.
 
         Raises:
             As `Head.start`.
@@ -133,10 +133,10 @@ class Starting:
         return head
 
     def fetch_lacking(self, error: RouteError) -> None:
-        """Ask whether the shards of stages nobody serves are to be fetched, and fetch them.
+        """Ask whether to fetch the shards of stages that no node serves, and fetch them.
 
         Raises:
-            RouteError: The error, with what can be done, where they are not.
+            RouteError: They are not fetched: the given error, with advice.
         """
         manifest = self.pipeline.manifest
         missing = [index for index in self._lacking if self._places.published(self.pipeline, index)]
@@ -162,20 +162,19 @@ class Starting:
 
 
 def _temporary_folder() -> Path:
-    """A folder that is gone when the process has ended."""
+    """Make a folder that is deleted when the process ends."""
     made = Path(tempfile.mkdtemp(prefix="shardhub-pipeline-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     return made
 
 
 def start_head(loop: LoopThread, settings: HeadSettings, watcher: Watcher = SILENT) -> Head:
-    """Connect to the nodes that are named.
+    """Connect to the named nodes and start a head.
 
-    Stages that no node serves run here if their shards are here. It is asked whether those that are not are to be
-    fetched.
+    Stages that no node serves run here if their shards are here; the watcher is asked whether to fetch missing ones.
 
     Raises:
-        RouteError: Nobody serves a stage, and it is not to run here.
+        RouteError: A stage has no server, and is not to run here.
         As `Head.start`.
     """
     starting = Starting(settings, watcher)

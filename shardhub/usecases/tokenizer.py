@@ -1,4 +1,4 @@
-"""A model's tokenizer, tried before the model is planned or split."""
+"""A check of a model's tokenizer, made before the model is planned or split."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from shardhub.usecases.watcher import SILENT, Watcher
 def with_tokenizer(
     model: Model, *, ignore_code: bool = False, is_needed: bool = True, watcher: Watcher = SILENT
 ) -> Model:
-    """The model with the tokenizer files that its pipeline is to carry, seen to work.
+    """Return the model with the tokenizer files for its pipeline, after checking that they work.
 
     Args:
         model: The model.
-        ignore_code: Take a tokenizer that has code of its own, without that code.
-        is_needed: Whether a model without any tokenizer is refused.
+        ignore_code: Accept a tokenizer with code of its own, without that code.
+        is_needed: Whether a model without a tokenizer is refused.
 
     Raises:
-        UnsupportedModel: A head could not use its tokenizer or its chat template.
-        FormatError: A file of the tokenizer is broken.
+        UnsupportedModel: A head cannot use its tokenizer or its chat template.
+        FormatError: A file of the tokenizer is malformed.
     """
     checkpoint = model.checkpoint
     names = [*pipeline_file_names(checkpoint), *template_file_names(checkpoint)]
@@ -42,6 +42,6 @@ def with_tokenizer(
 
 
 def _num_rows(checkpoint: Checkpoint) -> int | None:
-    """Token ids the model has rows for, as its configuration says."""
+    """Number of token ids the model has rows for, from its configuration."""
     rows = text_config(checkpoint.config).get("vocab_size")
     return rows if isinstance(rows, int) else None

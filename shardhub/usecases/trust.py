@@ -1,4 +1,4 @@
-"""Which certificates are used, and where they are kept."""
+"""The choice of certificates, and the folders that hold them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TLS_VARIABLE = "SHARDHUB_TLS"
 
 
 def default_folder() -> Path:
-    """Where this user's certificates are kept unless another place is named."""
+    """The default folder of this user's certificates."""
     import platformdirs
 
     return platformdirs.user_config_path("shardhub") / "tls"
 
 
 def default_authority() -> Path:
-    """Where this user's authority is kept unless another place is named."""
+    """The default folder of this user's authority."""
     import platformdirs
 
     return platformdirs.user_config_path("shardhub") / "authority"
@@ -31,16 +31,16 @@ def default_authority() -> Path:
 def head_security(
     tls: Path | None, *, insecure_lan: bool, flag: str = "`insecure_lan`", watcher: Watcher = SILENT
 ) -> Security:
-    """How a head reaches its nodes: loopback without TLS, other machines with the certificate it has.
+    """Decide how a head reaches its nodes: loopback without TLS, other machines with its certificate.
 
     Args:
-        tls: Folder that was named: its certificate is used on loopback too.
-        flag: The option that `insecure_lan` was given by.
-        watcher: Warned where links are open to others.
+        tls: Folder of certificates named by the user; if given, TLS is used on loopback too.
+        flag: The option that set `insecure_lan`.
+        watcher: Warned if links are open to others.
 
     Raises:
-        UsageError: Both were asked for.
-        IdentityError: The certificate that was named, or is kept, cannot be used.
+        UsageError: Both are given.
+        IdentityError: The named or stored certificate cannot be used.
     """
     trust = _trust(_named(tls, insecure_lan=insecure_lan), Role.HEAD, insecure_lan=insecure_lan)
     if insecure_lan:
@@ -54,11 +54,11 @@ def head_security(
 
 
 def node_trust(tls: Path | None, *, insecure_lan: bool, is_loopback: bool) -> Trust | None:
-    """Whom a node answers; None serves without TLS.
+    """Decide the trust of a node; None serves without TLS.
 
     Args:
-        tls: Folder that was named.
-        is_loopback: Whether it listens on loopback alone, where only a folder that was named counts.
+        tls: Folder of certificates named by the user.
+        is_loopback: Whether it listens on loopback only, where only a named folder counts.
 
     Raises:
         UsageError, IdentityError: As `head_security`.

@@ -1,4 +1,4 @@
-"""Verifying a pipeline by what is here: digests, structure, graph proof and records of everything that is here."""
+"""Verifying a pipeline's files on this machine: digests, structure, graph proof and parity records."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from shardhub.usecases.watcher import SILENT, Progress, Watcher
 
 T = TypeVar("T")
 
-# A folder of chat templates that tokenizers read, too; shardhub publishes none.
+# A folder of chat templates that tokenizers also read; shardhub publishes none.
 _TEMPLATES = "additional_chat_templates"
 # States of a check.
 OK, MISMATCH, ABSENT = "ok", "MISMATCH", "not here"
-# The bytes may be right and the stages still be no proof here: under another version of mlx-lm.
+# The bytes may be right while the stages are unproven here, under another version of mlx-lm.
 UNPROVEN = "UNPROVEN"
 # The index of a shard names each of its tensors.
 _MAX_INDEX_BYTES = 64 << 20
@@ -35,11 +35,11 @@ _MAX_INDEX_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at.
+    """One check and its result.
 
     Attributes:
         state: `ok`, `MISMATCH`, `not here`, or `UNPROVEN`.
-        why: What was found, and what was expected.
+        why: The finding, and what was expected.
     """
 
     what: str
@@ -49,12 +49,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What was found of a pipeline.
+    """The result of verifying a pipeline.
 
     Attributes:
-        checks: Everything that was looked at, in order.
-        inexact: What the publisher says is inexact about it, if anything.
-        records: Its parity records that are whole.
+        checks: All checks, in order.
+        inexact: What the publisher states as inexact, if anything.
+        records: Its intact parity records.
     """
 
     pipeline_id: str
@@ -64,22 +64,22 @@ class Verification:
 
     @property
     def is_published(self) -> bool:
-        """Whether all that is here is what was published."""
+        """Whether all files here are what was published."""
         return not self.count(MISMATCH)
 
     @property
     def is_proven(self) -> bool:
-        """Whether its stages are proven with the versions of this machine too, as far as they are here."""
+        """Whether the stages that are here are proven under this machine's versions too."""
         return not self.count(UNPROVEN)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing that was looked at is wrong."""
+        """Whether no check found anything wrong."""
         return self.is_published and self.is_proven
 
     @property
     def verdict(self) -> str:
-        """All of it in a sentence."""
+        """The result in a sentence."""
         if num_bad := self.count(MISMATCH):
             return f"{num_bad} of {len(self.checks)} checks FAILED: this is not what was published"
         text = f"{self.count(OK)} checks passed"
@@ -92,24 +92,24 @@ class Verification:
         return text
 
     def count(self, state: str) -> int:
-        """How many checks ended so."""
+        """Number of checks with a state."""
         return sum(check.state == state for check in self.checks)
 
 
 class Report:
-    """What was looked at so far; whoever listens is told of each check as it is made."""
+    """Collects checks, and passes each to a callback as it is made."""
 
     def __init__(self, on_check: Callable[[Check], None]) -> None:
         self.checks: list[Check] = []
         self._on_check = on_check
 
     def add(self, what: str, state: str = OK, why: str = "") -> None:
-        """Take a check in."""
+        """Add a check."""
         self.checks.append(Check(what=what, state=state, why=why))
         self._on_check(self.checks[-1])
 
     def attempt(self, what: str, call: Callable[[], T], why: str = "") -> T | None:
-        """Make a check; what it finds wrong is taken in."""
+        """Make a check and add its result; returns None if it found something wrong."""
         try:
             result = call()
         except (IntegrityError, UsageError) as error:
@@ -141,16 +141,16 @@ def verify_files(
     *,
     on_check: Callable[[Check], None] = lambda _: None,
 ) -> Verification:
-    """Check digests, structure, graph proof and records of all of a pipeline that is here.
+    """Check digests, structure, graph proof and records of all files of a pipeline that are here.
 
     Args:
         pipeline: Its folder or Hub id.
-        settings: How.
-        watcher: Told what is being done.
-        on_check: Told of each check as it is made.
+        settings: How to verify.
+        watcher: Notified of the current activity.
+        on_check: Called with each check as it is made.
 
     Returns:
-        All that was looked at; what is wrong is in it, and is not raised.
+        All checks; faults are part of the result, and are not raised.
 
     Raises:
         UsageError: It is not a pipeline.
@@ -188,7 +188,7 @@ def _check_pipeline(target: Target, report: Report) -> None:
 
 
 def _check_signature(target: Target, report: Report, key: str | None) -> None:
-    """Whose signature it is, if there is one; held against the key that must have made it, if one is given."""
+    """Check whose signature the manifest carries, if any, and that it is by the required key, if one is given."""
     folder = target.pipeline.folder
     if key is not None:
         trusted = parse_public_key(key)
@@ -202,7 +202,7 @@ def _check_signature(target: Target, report: Report, key: str | None) -> None:
 
 
 def _check_shards(target: Target, report: Report, *, fetch: bool) -> dict[int, Shard]:
-    """Documents and weight files of the shards that are here; returns those whose documents are right."""
+    """Check the documents of the shards that are here; returns the shards whose documents are right."""
     manifest, places = target.pipeline.manifest, target.places
     found: dict[int, Shard] = {}
     for index, entry in enumerate(manifest.stages):
@@ -259,7 +259,7 @@ def _check_index(path: Path, shard: Shard) -> None:
 
 
 def _check_weights(shards: dict[int, Shard], report: Report, watcher: Watcher) -> None:
-    """Hash every weight file that is here."""
+    """Check the digest of every weight file that is here."""
     files = [(index, shard, file) for index, shard in shards.items() for file in shard.stage.weight_files]
     total, done = sum(file.size_bytes for _, _, file in files), 0
     for index, shard, file in files:
@@ -274,7 +274,7 @@ def _check_weights(shards: dict[int, Shard], report: Report, watcher: Watcher) -
 
 
 def _check_graph(target: Target, shards: dict[int, Shard], report: Report) -> None:
-    """Trace again what the stages compute, under the versions of this machine."""
+    """Trace again what the stages compute under this machine's versions."""
     if not shards:
         return
     from importlib.metadata import version

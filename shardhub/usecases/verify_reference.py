@@ -1,4 +1,4 @@
-"""Verifying a pipeline by numbers: a parity record made later, where the whole model fits."""
+"""Verifying a pipeline by numbers: a parity record made after publishing, on a machine where the whole model fits."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceSettings:
-    """How stages are run against the whole model.
+    """How stages are compared with the whole model.
 
     Attributes:
-        source_folder: Folder of the model the pipeline was made from; None puts it together from all shards.
+        source_folder: Folder of the model the pipeline was made from; None assembles it from all shards.
         push: Add the record to the pipeline's repo.
         fetch: Fetch the shards that are not here.
         num_tokens: Tokens to decode.
-        memory: To stay within, such as `12GB`; None asks the machine.
+        memory: Memory budget, such as `12GB`; None derives it from the machine.
         cache_dir: The cache's folder; None takes the user's.
     """
 
@@ -59,7 +59,7 @@ class ReferenceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """A parity record that was made, and where it is kept: a file, or a repo and its commit."""
+    """A new parity record, and where it is kept: a file, or a repo and its commit."""
 
     record: Parity
     place: str
@@ -67,7 +67,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Whole:
-    """The whole model with its weights, its stages, and the chunks it is probed with."""
+    """The whole model with its weights, its stages, and the chunks of its probes."""
 
     blueprint: Blueprint
     chunks: tuple[int, ...] | None
@@ -79,12 +79,12 @@ class _Whole:
 def verify_reference(
     pipeline: str, settings: ReferenceSettings = ReferenceSettings(), watcher: Watcher = SILENT
 ) -> Reference:
-    """Run the published stages against the whole model and keep the record beside the manifest.
+    """Compare the published stages with the whole model, and keep the record beside the manifest.
 
     Raises:
-        UsageError: Not all of the model is here, or it is not said where the record goes.
-        DoesNotFit: The whole model does not fit here.
-        DigestMismatch: The source is not what the pipeline was made of.
+        UsageError: Parts of the model are missing here, or it is not clear where the record goes.
+        DoesNotFit: The whole model does not fit into this machine's memory.
+        DigestMismatch: The source is not what the pipeline was made from.
     """
     target = open_target(pipeline, settings.cache_dir, watcher)
     if settings.push and target.repo is None:
@@ -126,7 +126,7 @@ def verify_reference(
 
 
 def _from_shards(target: Target, settings: ReferenceSettings, watcher: Watcher) -> _Whole:
-    """The whole model out of all its shards."""
+    """Assemble the whole model from all its shards."""
     from shardhub.model.load import stage_cut_of
     from shardhub.model.parity import StageTensors, shard_weights
     from shardhub.model.recheck import open_blueprint
@@ -161,7 +161,7 @@ def _from_shards(target: Target, settings: ReferenceSettings, watcher: Watcher) 
 
 
 def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watcher: Watcher) -> _Whole:
-    """The whole model out of its source's folder, once it is shown that the shards are made of these very bytes."""
+    """Load the whole model from its source's folder, after checking that the shards were made from these bytes."""
     from shardhub.model.dissection import Dissection
     from shardhub.model.load import stage_cut_of
     from shardhub.model.parity import StageTensors, checkpoint_weights
@@ -169,7 +169,7 @@ def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watc
     manifest = target.pipeline.manifest
     checkpoint = open_checkpoint(folder).without_code()
     if config_digest(dict(checkpoint.config)) != manifest.config_digest:
-        # Pipelines are published with the configuration as mlx-lm reads it; the first ones were with the source's.
+        # Pipelines carry the configuration as mlx-lm reads it; the earliest ones carry the source's.
         checkpoint = checkpoint.with_config(read_fields(checkpoint.config).config)
     if (found := config_digest(dict(checkpoint.config))) != manifest.config_digest:
         raise DigestMismatch(
@@ -229,7 +229,7 @@ def _check_fits(blueprint: Blueprint, settings: ReferenceSettings) -> None:
 
 
 def _keep(folder: Path, parity: Parity) -> Path:
-    """Write a record beside its manifest, and tell it on the card."""
+    """Write a record beside its manifest, and add it to the card."""
     path = folder / file_name(parity)
     card = folder / CARD_FILE
     with disk_errors(folder):

@@ -1,4 +1,4 @@
-"""Verifying a live chain: a record's prompts again, on the live chain."""
+"""Verifying a live chain by running a parity record's prompts on it again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from shardhub.usecases.watcher import SILENT, Watcher
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A token that the chain chose, and the record has otherwise."""
+    """A token that the chain chose differently from the record."""
 
     prompt: int
     token: int
@@ -32,10 +32,10 @@ class RunVerification:
     """A parity record's prompts, run again on a live chain.
 
     Attributes:
-        record: What they are compared with.
+        record: The record they are compared with.
         nodes: Name and numeric class of each place of the chain.
-        differences: Tokens that are not the record's, in order.
-        is_promised: Whether record and nodes compute alike, so that none may differ.
+        differences: Tokens that differ from the record, in order.
+        is_promised: Whether record and nodes compute alike, so that no token may differ.
     """
 
     pipeline_id: str
@@ -46,22 +46,22 @@ class RunVerification:
 
     @property
     def tokens_equal(self) -> int:
-        """Tokens that are the record's."""
+        """Number of tokens equal to the record's."""
         return self.record.num_tokens - len(self.differences)
 
     @property
     def ok(self) -> bool:
-        """Whether no token differs that must not."""
+        """Whether no token differs, or differences are allowed."""
         return not (self.differences and self.is_promised)
 
     @property
     def promise(self) -> str:
-        """Whether the record's tokens must come again on these machines, and why not, in a sentence."""
+        """State in a sentence whether these machines must reproduce the record's tokens, and if not, why."""
         return promise([self.record.numeric_class, *(known for _, known in self.nodes)], is_promised=self.is_promised)
 
 
 def verify_run(settings: HeadSettings, watcher: Watcher = SILENT) -> RunVerification:
-    """Feed a parity record's ids to the nodes and compare what they choose.
+    """Feed a parity record's ids to the nodes and compare the tokens they choose.
 
     Raises:
         UsageError: The pipeline has no record.
@@ -101,10 +101,10 @@ def verify_run(settings: HeadSettings, watcher: Watcher = SILENT) -> RunVerifica
 
 
 def promise(classes: Sequence[NumericClass], *, is_promised: bool) -> str:
-    """Whether the record's tokens must come again on these machines, and why not, in a sentence.
+    """State in a sentence whether these machines must reproduce the record's tokens, and if not, why.
 
     Args:
-        classes: The record's first, then the nodes'.
+        classes: Numeric class of the record, then those of the nodes.
     """
     if is_promised:
         return "the same tokens are promised: record and nodes compute alike"
@@ -118,12 +118,12 @@ def promise(classes: Sequence[NumericClass], *, is_promised: bool) -> str:
 
 
 def _classes(head: Head) -> list[tuple[str, NumericClass]]:
-    """Numeric class of each place of the chain, by its name."""
+    """Name and numeric class of each place of the chain."""
     return [(served.at, numeric_class(served.host)) for served in head.served]
 
 
 def _closest(records: list[Parity], classes: list[NumericClass]) -> Parity:
-    """The newest record of the nodes' own class, else the newest."""
+    """The newest record of the nodes' own class, or the newest of all."""
     own = [record for record in records if one_class([record.numeric_class, *classes])]
     found = newest(own or records)
     assert found is not None

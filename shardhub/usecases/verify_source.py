@@ -1,4 +1,4 @@
-"""Verifying a pipeline by its source: tensors of the shards against the bytes of the model they were made from."""
+"""Verifying a pipeline by its source: compares tensors of the shards with the model they were made from."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class SourceSettings:
 
     Attributes:
         source_folder: Folder of the model the pipeline was made from; None reads ranges of its repo.
-        num_tensors: So many, drawn at random; None compares all.
-        seed: Of the draw; None draws one.
+        num_tensors: Number of tensors, drawn at random; None compares all.
+        seed: Seed of the draw; None draws a random one.
         fetch: Fetch the shards that are not here.
         cache_dir: The cache's folder; None takes the user's.
     """
@@ -42,14 +42,14 @@ class SourceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceVerification:
-    """Tensors of a pipeline's shards, compared with the source's.
+    """The result of comparing tensors of a pipeline's shards with the source's.
 
     Attributes:
         source: Where the model is.
-        num_compared, num_tensors: Tensors that were compared, and all that are here.
-        seed: They were drawn with; None where all were compared.
+        num_compared, num_tensors: Tensors compared, and all tensors here.
+        seed: Seed of the draw; None if all were compared.
         absent: Stages that are not here, and were not compared.
-        different: Tensors that are not the source's.
+        different: Tensors that differ from the source's.
     """
 
     pipeline_id: str
@@ -63,7 +63,7 @@ class SourceVerification:
 
     @property
     def ok(self) -> bool:
-        """Whether all that was compared is the source's, byte for byte."""
+        """Whether all compared tensors equal the source's, byte for byte."""
         return not self.different
 
 
@@ -83,10 +83,10 @@ class _Own:
 def verify_source(
     pipeline: str, settings: SourceSettings = SourceSettings(), watcher: Watcher = SILENT
 ) -> SourceVerification:
-    """Compare tensors byte by byte, all of them or some drawn at random.
+    """Compare tensors with the source byte by byte: all of them, or some drawn at random.
 
     Raises:
-        UsageError: No shard is here, or nobody knows where the source is.
+        UsageError: No shard is here, or the source's location is unknown.
     """
     target = open_target(pipeline, settings.cache_dir, watcher)
     checkpoint = _open_source(target, settings, watcher)
@@ -101,7 +101,7 @@ def verify_source(
 
     contents = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()}).model()
     computed = {} if contents.computed is None else contents.computed.specs
-    # Computing one may take every weight file, which ranges of a repo do not give.
+    # Computing one may need every weight file, which ranges of a repo do not provide.
     is_whole = settings.source_folder is not None
     chosen = own if is_whole else [tensor for tensor in own if tensor.name not in computed]
     if len(chosen) < len(own):
@@ -112,7 +112,7 @@ def verify_source(
     seed = None
     if settings.num_tensors is not None and settings.num_tensors < len(chosen):
         seed = secrets.randbelow(MAX_SEED) if settings.seed is None else settings.seed
-        picked = set(random.Random(seed).sample(range(len(chosen)), settings.num_tensors))  # noqa: S311 - no secret
+        picked = set(random.Random(seed).sample(range(len(chosen)), settings.num_tensors))  # noqa: S311 - not a secret
         chosen = [tensor for index, tensor in enumerate(chosen) if index in picked]
         watcher.note(f"drawn with `seed` {seed}")
     different = _compare(chosen, checkpoint, contents, watcher)
@@ -146,7 +146,7 @@ def _open_source(target: Target, settings: SourceSettings, watcher: Watcher) -> 
 
 
 def _tensors(shards: dict[int, Shard]) -> list[_Own]:
-    """Every tensor of these shards, in the order of their files."""
+    """List all tensors of these shards, in the order of their files."""
     paths = [shard.folder / file.name for _, shard in sorted(shards.items()) for file in shard.stage.weight_files]
     return [
         _Own(name=name, path=path, stored=stored)
@@ -180,7 +180,7 @@ def _compare(chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents
 def _computed(
     chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents
 ) -> Iterator[tuple[ByteSource, StoredTensor]]:
-    """Those of the tensors that are computed, as if each were a file; one is valid until the next is."""
+    """Yield the computed ones of these tensors as byte sources; each is valid until the next."""
     if contents.computed is None:
         return
     specs = contents.computed.specs
@@ -200,18 +200,18 @@ class _Memory:
         self._data = data
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Nothing: it is all here."""
+        """Do nothing, as all bytes are in memory."""
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         """Copy the bytes from `start` on."""
         buffer[:] = self._data[start : start + len(buffer)]
 
     def close(self) -> None:
-        """Nothing: the one who computed them owns them."""
+        """Do nothing: whoever computed the bytes owns them."""
 
 
 class _Opened:
-    """The file that was read last, kept open: tensors come in the order of their files."""
+    """Keeps the file read last open, as tensors come in the order of their files."""
 
     def __init__(self, opened: Callable[[str], ByteSource]) -> None:
         self._open = opened
@@ -219,14 +219,14 @@ class _Opened:
         self._source: ByteSource | None = None
 
     def file(self, name: str) -> ByteSource:
-        """The file with this name."""
+        """Open the file with a name, or return it if it is open."""
         if self._source is None or self._name != name:
             self.close()
             self._name, self._source = name, self._open(name)
         return self._source
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the open file."""
         if self._source is not None:
             self._source.close()
             self._source = None

@@ -1,4 +1,4 @@
-"""The pipeline that is verified: its folder, its shards that are here, its parity records."""
+"""The pipeline to verify: its folder, its shards on this machine, its parity records."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from shardhub.usecases.watcher import SILENT, Watcher
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The pipeline that is verified.
+    """The pipeline to verify.
 
     Attributes:
         text: As it was named.
-        repo, commit: On the Hub; None for a folder.
-        pipeline: Its manifest, parsed; the files beside it are not checked yet.
+        repo, commit: Repo and commit on the Hub; None for a folder.
+        pipeline: Its parsed manifest; the files beside it are not checked yet.
     """
 
     text: str
@@ -34,16 +34,16 @@ class Target:
     places: Places
 
     def record_files(self) -> dict[str, bytes]:
-        """Bytes of its parity records by file name, from where it is published."""
+        """Bytes of its parity records by file name, from where the pipeline is published."""
         if self.repo is None or self.commit is None:
             return read_record_files(self.pipeline.folder)
         return read_remote_records(HubCalls(api=hub(), notice=self.places.watcher.note), self.repo, self.commit)
 
     def records(self) -> list[Parity]:
-        """Its parity records.
+        """Read its parity records.
 
         Raises:
-            IntegrityError: One is not what was made, or another pipeline's.
+            IntegrityError: A record was changed, or is another pipeline's.
         """
         wanted = self.pipeline.manifest.pipeline_id
         return [
@@ -52,7 +52,7 @@ class Target:
         ]
 
     def shards(self, *, fetch: bool) -> dict[int, Shard]:
-        """The shards that are here, or can be fetched, by stage; each is the one the manifest names."""
+        """The shards that are here or can be fetched, by stage; each is checked to be the one the manifest names."""
         found: dict[int, Shard] = {}
         for index, entry in enumerate(self.pipeline.manifest.stages):
             folder = self.places.here(self.pipeline, index)
@@ -71,10 +71,10 @@ class Target:
 
 
 def open_target(pipeline: str, cache_dir: Path | None, watcher: Watcher = SILENT) -> Target:
-    """Find a pipeline by folder or Hub id; its manifest must be whole.
+    """Find a pipeline by folder or Hub id, and check its manifest.
 
     Raises:
-        UsageError: It is no pipeline.
+        UsageError: It is not a pipeline.
         FormatError: Its manifest breaks the specification.
     """
     places = Places(cache_dir, watcher=watcher)

@@ -1,4 +1,4 @@
-"""`shardhub --version`."""
+"""The versions that `shardhub --version` prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions() -> str:
-    """Versions of shardhub and of what decides its numbers, one a line."""
+    """Versions of shardhub and of the packages that determine its numbers, one per line."""
     names = ("shardhub", "mlx", "mlx-lm", "grpcio", "huggingface-hub", "safetensors", "transformers")
     lines = []
     for name in names:

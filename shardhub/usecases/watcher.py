@@ -1,4 +1,4 @@
-"""What a use case tells while it works, and what it asks. Without a watcher it is silent, and asks nobody."""
+"""The watcher, to which a use case reports its work and asks questions. Without one it is silent and asks none."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far something is.
+    """Progress of an activity.
 
     Attributes:
-        activity: What is done: `copying`, `fetching`, `checking`, `reading`, `uploading`, `comparing` or `prefill`.
-        item: To what: a file, a tensor, a repo and a file; may be empty.
-        done, total: In `unit`; what needs not be done counts as done.
+        activity: `copying`, `fetching`, `checking`, `reading`, `uploading`, `comparing` or `prefill`.
+        item: Object of the activity: a file, a tensor, a repo and a file; may be empty.
+        done, total: Amounts in `unit`; skipped work counts as done.
     """
 
     activity: str
@@ -24,7 +24,7 @@ class Progress:
 
     @property
     def share(self) -> float:
-        """Share that is done, from 0 to 1."""
+        """Share done, from 0 to 1."""
         return self.done / max(1, self.total)
 
     @property
@@ -33,35 +33,35 @@ class Progress:
 
 
 class Watcher(Protocol):
-    """Told what a use case does, and asked where it cannot decide. May be called from several threads."""
+    """Receives a use case's reports, and answers its questions. May be called from several threads."""
 
     def note(self, text: str) -> None:
-        """A line worth reading; one that begins with `warning:` should be seen by somebody."""
+        """Show a line of text; one that begins with `warning:` needs a person's attention."""
 
     def doing(self, activity: str) -> None:
-        """What is being done now; what follows a colon changes quickly. An empty text: it is over."""
+        """Show the current activity; the part after a colon changes quickly. An empty text means that it is over."""
 
     def progress(self, state: Progress) -> None:
-        """How far it is, a few times a second."""
+        """Show progress; called a few times a second."""
 
     def ask(self, question: str) -> bool | None:
-        """The answer to a question; None where nobody can be asked, which then is an error or a no."""
+        """Ask a question; None if nobody can answer, which the use case takes as a no or an error."""
 
 
 class Silent:
-    """Tells nobody, and asks nobody."""
+    """A watcher that ignores reports and answers no question."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def doing(self, activity: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def progress(self, state: Progress) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def ask(self, question: str) -> bool | None:
-        """Nobody can be asked."""
+        """Return None: nobody can answer."""
         return None
 
 
