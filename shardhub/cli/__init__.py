@@ -1,4 +1,4 @@
-"""The command line: verbs in the order the data flows, each one parse, call, print."""
+"""The command line: one module per verb, each of which parses, calls and prints."""
 
 import os
 
@@ -7,8 +7,8 @@ from shardhub.upstream.imports import hide_torch, watch
 
 __all__ = ["main"]
 
-# Read when gRPC is imported. Its core writes a line to the terminal for each stranger that calls without TLS; a caller
-# is told what is wrong, and what matters here has a line of our own.
+# Read when gRPC is imported. Its core writes a line to the terminal for each stranger that calls without TLS. A caller
+# gets an error anyway, and what matters here is logged by us.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 watch()

@@ -1,4 +1,4 @@
-"""The commands and their options. Whatever is heavy is imported inside a command, so that help is quick."""
+"""The commands and their options. Heavy modules are imported inside a command, so that help is quick."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def root(
 
 @flags("Demo")
 class DemoFlags:
-    """What is left afterwards."""
+    """What the demo leaves behind."""
 
     keep: Annotated[bool, typer.Option("--keep", help="Leave the nodes running and show what to do next.")] = False
     blas: BlasOption = Blas.AUTO
 
 
 def demo(running: DemoFlags, output: Output) -> int:
-    """The whole way on this machine: a local Hub, a real small model, two nodes, text equal to the unsplit model's."""
+    """Show every step on this machine: a local Hub, a small model, two nodes, text equal to the unsplit model's."""
     from shardhub.cli.demo import demo as command
 
     return command(keep=running.keep, as_json=output.as_json)
@@ -67,13 +67,13 @@ def demo(running: DemoFlags, output: Output) -> int:
 
 @flags("Numbers")
 class NumberFlags:
-    """What it computes with."""
+    """The BLAS to compute with."""
 
     blas: BlasOption = Blas.AUTO
 
 
 def selftest(numbers: NumberFlags, output: Output) -> int:
-    """Try this machine in a minute, without a network: kernels, tiny models in stages, speeds; prints a report."""
+    """Test this machine in a minute, without a network: kernels, tiny models in stages, speeds; prints a report."""
     from shardhub.cli.selftest import selftest as command
 
     return command(as_json=output.as_json)
@@ -81,7 +81,7 @@ def selftest(numbers: NumberFlags, output: Output) -> int:
 
 @flags("Checks")
 class DoctorFlags:
-    """What is looked at, and how it is told."""
+    """What is checked, and how it is reported."""
 
     report: Annotated[bool, typer.Option("--report", help="Print a text to paste into an issue.")] = False
     cache_dir: CacheDir = None
@@ -89,7 +89,7 @@ class DoctorFlags:
 
 
 def doctor(checking: DoctorFlags, output: Output) -> int:
-    """See whether this machine is ready to split, serve and publish; exit code 1 if it is not."""
+    """Check whether this machine is ready to split, serve and publish; exit code 1 if it is not."""
     from shardhub.cli.doctor import doctor as command
 
     return command(report=checking.report, as_json=output.as_json, cache_dir=checking.cache_dir, blas=checking.blas)
@@ -121,11 +121,11 @@ def main() -> None:
     prepare_streams()
     try:
         app(prog_name="shardhub")
-    except OutputFailed as error:  # of help and versions, which no command prints
+    except OutputFailed as error:  # while printing help or versions, which no command does
         drop_output()
         sys.exit(_tell(output_error(error)))
     except Exception as error:
-        # A command's modules are imported before it runs: with too little memory that fails already.
+        # A command's modules are imported before it runs, which already fails with too little memory.
         if (lacking := shortage(error)) is None:
             raise
         sys.exit(_tell(lacking))

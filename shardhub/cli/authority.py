@@ -35,7 +35,7 @@ from shardhub.wire.options import client_options
 from shardhub.wire.secure import open_channel
 
 DESK_PORT = 50049
-# Where a machine that was invited is answered, beside `certs serve`.
+# Port at which an invited machine is answered, beside that of `certs serve`.
 INVITE_PORT = 50048
 _NODES_VARIABLE = "SHARDHUB_NODES"
 _MESSAGE_BYTES = 4 << 20
@@ -43,7 +43,7 @@ _NOBODY_CAME = 1
 
 
 def init(authority: Path | None, folder: Path | None, name: str | None, address: str | None, *, as_json: bool) -> int:
-    """Make an authority, and a head's certificate for this machine."""
+    """Create an authority, and a head's certificate for this machine."""
     place, own = authority or default_authority(), folder or default_folder()
     name = _host_name() if name is None else check_name(name)
     desk = str(_desk(address))
@@ -68,7 +68,7 @@ def init(authority: Path | None, folder: Path | None, name: str | None, address:
 
 
 def issue(authority: Path | None, folder: Path | None, name: str, role: str, *, as_json: bool) -> int:
-    """Make a key and a certificate in a folder of this machine."""
+    """Create a key and a certificate in a folder on this machine."""
     path = _issue(Authority.open(authority or default_authority()), folder or default_folder(), name, Role(role))
     print(json.dumps({"certificate": str(path), "name": name, "role": role}) if as_json else path)
     return 0
@@ -77,7 +77,7 @@ def issue(authority: Path | None, folder: Path | None, name: str, role: str, *, 
 def invite(
     authority: Path | None, name: str, role: str, *, host: str | None, port: int | None, life_s: float, as_json: bool
 ) -> int:
-    """Print a line and answer the one machine that brings it."""
+    """Print an invitation line, and answer the one machine that presents it."""
     opened = Authority.open(authority or default_authority())
     opened.check_not_revoked(check_name(name))
     if any(one.name == name and one.role == role for one in opened.ledger().issued):
@@ -106,7 +106,7 @@ def invite(
 
 
 def revoke(authority: Path | None, folder: Path | None, name: str, nodes: Sequence[str], *, as_json: bool) -> int:
-    """Take back a name's certificates, and tell this machine's processes and the nodes that are named."""
+    """Revoke a name's certificates, and inform this machine's processes and the given nodes."""
     named = list(nodes) or [text for text in os.environ.get(_NODES_VARIABLE, "").split(",") if text.strip()]
     addresses = [str(Address.parse(text, port=NODE_PORT)) for text in named]
     opened = Authority.open(authority or default_authority())
@@ -129,7 +129,7 @@ def revoke(authority: Path | None, folder: Path | None, name: str, nodes: Sequen
 
 
 def serve(authority: Path | None, *, as_json: bool) -> int:
-    """Answer machines that renew, until a signal."""
+    """Renew the certificates of machines that ask, until a signal."""
     opened = Authority.open(authority or default_authority())
     address = opened.ledger().desk
     if address is None:
@@ -168,7 +168,7 @@ def _issue(authority: Authority, folder: Path, name: str, role: Role) -> Path:
 async def _tell(
     authority: Authority, revocations: Revocations, addresses: Sequence[str]
 ) -> dict[str, ShardhubError | None]:
-    """Bring a list to nodes, as a head whose certificate lives for this call."""
+    """Send a revocation list to nodes, as a head with a certificate for this call only."""
     with tempfile.TemporaryDirectory() as text:
         folder, key = Path(text), new_key()
         certificate = authority.own_certificate(key, role=Role.HEAD, now=utc_now(), life=dt.timedelta(minutes=5))
@@ -194,7 +194,7 @@ async def _tell(
 
 
 async def _start_invited(desk: Desk, host: str, port: int | None) -> int:
-    """Listen for who is invited: at the usual port, which a firewall can be told, else at a free one."""
+    """Listen for the invited machine: at the usual port, for which firewalls can have a rule, or at a free one."""
     if port is not None:
         return await _start(desk, host, port)
     try:
@@ -206,8 +206,8 @@ async def _start_invited(desk: Desk, host: str, port: int | None) -> int:
 
 
 async def _start(desk: Desk, host: str, port: int) -> int:
-    # A name or address of this machine's network: others reach it over any interface that leads there.
-    everywhere = "::" if ":" in host else "0.0.0.0"  # noqa: S104 - TLS, and whoever joins knows a secret
+    # A name or address in this machine's network: others may reach it over any of the interfaces.
+    everywhere = "::" if ":" in host else "0.0.0.0"  # noqa: S104 - TLS, and a joining machine must know a secret
     bind = host if host == "localhost" or host.startswith("127.") or host == "::1" else everywhere
     try:
         return await desk.start(bind, port)
@@ -218,14 +218,14 @@ async def _start(desk: Desk, host: str, port: int) -> int:
 
 
 def _desk(text: str | None) -> Address:
-    """Where machines reach the authority: the address in a text, else this machine's in its network."""
+    """Where machines reach the authority: the address in a text, or this machine's in its network."""
     if text is None:
         return Address(_lan_address(), DESK_PORT)
     return Address.parse(text, port=DESK_PORT, may_be_zero=True)
 
 
 def _lan_address() -> str:
-    """An address at which this network reaches this machine; loopback if there is none."""
+    """An address of this machine in its network; loopback if there is none."""
     for addresses in psutil.net_if_addrs().values():
         for address in addresses:
             if address.family == socket.AF_INET and not address.address.startswith(("127.", "169.254.")):

@@ -1,4 +1,4 @@
-"""`shardhub bench`: what a live chain gives."""
+"""`shardhub bench`: the speed of a live chain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COLUMNS = (
 
 
 def bench(head_options: HeadSettings, options: BenchOptions, *, as_json: bool) -> int:
-    """Print a row for each level of concurrency."""
+    """Measure a live chain, and print a row for each level of concurrency."""
     may_plot = check_plot(options.plot) if options.plot is not None else False
     terminal = Terminal()
     asked = parse_levels(options.concurrency)
@@ -71,10 +71,10 @@ def bench(head_options: HeadSettings, options: BenchOptions, *, as_json: bool) -
 
 
 def parse_levels(text: str | None) -> list[int]:
-    """Numbers of `1,2,4`; none without a text.
+    """Parse numbers such as `1,2,4`; without a text the list is empty.
 
     Raises:
-        UsageError: Something in it is no positive number.
+        UsageError: An item is not a positive number.
     """
     if text is None:
         return []
@@ -85,7 +85,7 @@ def parse_levels(text: str | None) -> list[int]:
 
 
 def row(level: Level) -> str:
-    """A level as a line under the columns' heads."""
+    """A level of concurrency as a row of the table."""
     cells = [f"{level.concurrency}", f"{level.tokens_per_s:.1f}", f"{level.request_tokens_per_s:.1f}"]
     cells += [f"{s * 1000:.0f} ms" for s in level.first_token_s.values()]
     cells += [f"{s * 1000:.1f} ms" for s in level.inter_token_s.values()]

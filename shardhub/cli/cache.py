@@ -1,4 +1,4 @@
-"""`shardhub pull`, `ls`, `rm` and `prune`: what this machine has of the Hub's shards and pipelines."""
+"""`shardhub pull`, `ls`, `rm` and `prune`: this machine's cache of the Hub's shards and pipelines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DAY_S = 86400.0
 class PullFlags:
     """What is fetched, and where to."""
 
-    shards: Annotated[bool, typer.Option("--shards", help="Of a pipeline, fetch all its shards too.")] = False
+    shards: Annotated[bool, typer.Option("--shards", help="Also fetch all shards of a pipeline.")] = False
     cache_dir: CacheDir = None
     cache_limit: CacheLimit = None
 
@@ -40,7 +40,7 @@ class CacheFlags:
 class ListFlags(CacheFlags):
     """The cache, and whether the Hub is asked."""
 
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub what has moved.")] = False
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub for newer commits.")] = False
 
 
 def pull(
@@ -48,12 +48,12 @@ def pull(
     pulling: PullFlags,
     output: Output,
 ) -> int:
-    """Fetch shards and pipelines, or finish fetching them, and check every byte that is here."""
+    """Fetch shards and pipelines, or finish fetching them, and check every byte."""
     return _pull(repos, pulling.shards, pulling.cache_dir, pulling.cache_limit, as_json=output.as_json)
 
 
 def ls(listing: ListFlags, output: Output) -> int:
-    """List the shards and pipelines that are here."""
+    """List the shards and pipelines in the cache."""
     return _ls(listing.cache_dir, offline=listing.offline, as_json=output.as_json)
 
 
@@ -67,7 +67,7 @@ def rm(
 
 
 def prune(cache: CacheFlags, output: Output) -> int:
-    """Delete from the cache what no shard or pipeline in it needs."""
+    """Delete files from the cache that no shard or pipeline in it needs."""
     return _prune(cache.cache_dir, as_json=output.as_json)
 
 

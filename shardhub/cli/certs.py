@@ -1,4 +1,4 @@
-"""`shardhub certs`: who may talk to whom in a cluster, and who signed a manifest."""
+"""`shardhub certs`: certificates of a cluster's machines, and keys that sign manifests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ certs_app = typer.Typer(
 
 
 class MachineRole(StrEnum):
-    """What a machine may be."""
+    """Roles of a machine."""
 
     HEAD = "head"
     NODE = "node"
@@ -38,7 +38,7 @@ Folder = Annotated[
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the machine, such as studio or mini-2.")]
 RoleOption = Annotated[
-    MachineRole, typer.Option("--role", help="What it may do: serve stages, or run prompts over them.")
+    MachineRole, typer.Option("--role", help="Role of the machine: node serves stages, head runs prompts.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
@@ -56,7 +56,7 @@ def init(
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a cluster's authority on this machine, and a head's certificate for it."""
+    """Create a cluster's authority on this machine, and a head's certificate for it."""
     from shardhub.cli.authority import init as command
 
     run(lambda: command(authority, folder, name, address, as_json=json_), debug=debug, as_json=json_)
@@ -71,7 +71,7 @@ def issue(
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make key and certificate here, for this machine; another one is better invited, so that its key stays there."""
+    """Create a key and a certificate for this machine; invite other machines instead, so that their keys stay there."""
     from shardhub.cli.authority import issue as command
 
     run(lambda: command(authority, folder, name, role.value, as_json=json_), debug=debug, as_json=json_)
@@ -82,16 +82,16 @@ def invite(
     name: Name,
     role: RoleOption = MachineRole.NODE,
     authority: Authority = None,
-    host: Annotated[str | None, typer.Option(help="Where the machine reaches this one; as at init by default.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address of this machine; as given to init by default.")] = None,
     port: Annotated[
         int | None,
-        typer.Option(help="Port; 50048, or a free one where that is in use; 0 takes a free one.", min=0, max=65535),
+        typer.Option(help="Port; 50048, or a free one if that is in use; 0 takes a free one.", min=0, max=65535),
     ] = None,
-    minutes: Annotated[float, typer.Option(help="How long it may be used.", min=0.01, max=60)] = 10.0,
+    minutes: Annotated[float, typer.Option(help="Minutes for which it may be used.", min=0.01, max=60)] = 10.0,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print a line with which one machine can join, once; runs until it was used or its time is over."""
+    """Print a line with which one machine can join, once; runs until the line is used or has expired."""
     from shardhub.cli.authority import invite as command
 
     run(
@@ -104,13 +104,13 @@ def invite(
 @certs_app.command(cls=Command)
 def join(
     line: Annotated[
-        str | None, typer.Argument(metavar="[LINE]", help="What `certs invite` printed; asked for, or - for stdin.")
+        str | None, typer.Argument(metavar="[LINE]", help="Line from `certs invite`; by default asked for; - is stdin.")
     ] = None,
     folder: Folder = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Join a cluster by an invitation: make a key on this machine and have it certified."""
+    """Join a cluster by an invitation: create a key on this machine and have it certified."""
     from shardhub.cli.membership import join as command
 
     run(lambda: command(line, folder, as_json=json_, debug=debug), debug=debug, as_json=json_)
@@ -122,12 +122,12 @@ def revoke(
     authority: Authority = None,
     folder: Folder = None,
     node: Annotated[
-        list[str] | None, typer.Option(help="Node to tell at once; also SHARDHUB_NODES.", metavar="HOST:PORT")
+        list[str] | None, typer.Option(help="Node to inform at once; also SHARDHUB_NODES.", metavar="HOST:PORT")
     ] = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Take a machine's certificates back, for good; its links are cut where that is heard."""
+    """Revoke a machine's certificates permanently; machines that learn of it cut their links to it."""
     from shardhub.cli.authority import revoke as command
 
     run(lambda: command(authority, folder, name, node or [], as_json=json_), debug=debug, as_json=json_)
@@ -135,7 +135,7 @@ def revoke(
 
 @certs_app.command(cls=Command)
 def serve(authority: Authority = None, json_: Json = False, debug: Debug = False) -> None:
-    """Renew certificates and tell what was revoked, until SIGTERM; nobody can join here."""
+    """Renew certificates and publish revocations until SIGTERM; no machine can join here."""
     from shardhub.cli.authority import serve as command
 
     run(lambda: command(authority, as_json=json_), debug=debug, as_json=json_)
@@ -143,7 +143,7 @@ def serve(authority: Authority = None, json_: Json = False, debug: Debug = False
 
 @certs_app.command(cls=Command)
 def renew(folder: Folder = None, json_: Json = False, debug: Debug = False) -> None:
-    """Renew this machine's certificates now; running nodes and heads do that by themselves."""
+    """Renew this machine's certificates now; running nodes and heads do so automatically."""
     from shardhub.cli.membership import renew as command
 
     run(lambda: command(folder, as_json=json_), debug=debug, as_json=json_)
@@ -151,7 +151,7 @@ def renew(folder: Folder = None, json_: Json = False, debug: Debug = False) -> N
 
 @certs_app.command(cls=Command)
 def show(authority: Authority = None, folder: Folder = None, json_: Json = False, debug: Debug = False) -> None:
-    """Show this machine's certificates, and what the authority here has issued."""
+    """Show this machine's certificates, and those that an authority here has issued."""
     from shardhub.cli.membership import show as command
 
     run(lambda: command(authority, folder, as_json=json_), debug=debug, as_json=json_)
@@ -163,7 +163,7 @@ def keygen(
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a key that signs manifests, for --sign-key; prints the public key."""
+    """Create a key that signs manifests, for --sign-key; prints the public key."""
     from shardhub.cli.membership import keygen as command
 
     run(lambda: command(file, as_json=json_), debug=debug, as_json=json_)

@@ -1,4 +1,4 @@
-"""`shardhub chat`."""
+"""`shardhub chat`: a conversation on the terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from shardhub.usecases.start_head import HeadSettings
 
 
 def chat(settings: HeadSettings, sampling: Sampling, *, system: str | None) -> int:
-    """Talk until the end of input; Ctrl-C stops an answer and leaves the chat as it is."""
+    """Chat until the end of input; Ctrl-C stops an answer without changing the conversation."""
     sampling = sampling.with_seed()
-    sampling.parameters()  # what is out of its range is refused before anything is started
+    sampling.parameters()  # values out of range are refused before anything is started
     opening = system_messages(system)
     messages = list(opening)
     with contextlib.suppress(ImportError):  # line editing and history, where Python has it

@@ -1,4 +1,4 @@
-"""`shardhub demo`: the whole way on one machine, with a real small model and a Hub of its own."""
+"""`shardhub demo`: every step on one machine, with a real small model and a Hub of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODEL = "SmolLM2-135M-Instruct"
 PROMPT = "What is the capital of France, and what is it known for?"
 MAX_TOKENS = 48
 NUM_STAGES = 2
-# Of the parity record: a full one has 64, and takes a minute on two slow cores.
+# Tokens of the demo's parity record: a full one has 64, and takes a minute on two slow cores.
 PARITY_TOKENS = 8
 # Loading and warming up a stage of this model takes a second or two; a cold machine compiles kernels first.
 _START_TIMEOUT_S = 300
@@ -35,7 +35,7 @@ _SHARDHUB = [sys.executable, "-m", "shardhub"]
 
 
 def demo(*, keep: bool, as_json: bool) -> int:
-    """Publish to a local Hub, serve by repo id, generate, compare; returns 0 if chain and unsplit model agree."""
+    """Publish to a local Hub, serve by repo id, generate and compare; returns 0 if chain and unsplit model agree."""
     check_compiler()
     note(f"1/5  {MODEL} (float32): fetched once, then kept in the cache")
     model = fetch_and_convert(None, dtype="float32", progress=note)
@@ -44,7 +44,7 @@ def demo(*, keep: bool, as_json: bool) -> int:
     try:
         note("2/5  shardhub hub serve: a Hub in a temporary folder, with the model as a source repo")
         environment = _start_hub(work, processes)
-        # For the Hub's client in this process; it reads them when it is first imported.
+        # For the Hub's client in this process, which reads them when it is first imported.
         os.environ.update(environment)
         _upload(model, f"{USER}/{MODEL}")
         note(f"3/5  shardhub split-and-push {USER}/{MODEL} --stages {NUM_STAGES}")
@@ -100,7 +100,7 @@ def demo(*, keep: bool, as_json: bool) -> int:
 
 
 def _start_hub(work: Path, processes: list[subprocess.Popen[str]]) -> dict[str, str]:
-    """Start a Hub; returns the environment that sends clients to it."""
+    """Start a Hub, and return the environment that directs clients to it."""
     folder = str(work / "hub")
     init = [*_SHARDHUB, "hub", "init", "--dir", folder, "--user", USER, "--json"]
     made = json.loads(subprocess.run(init, stdout=subprocess.PIPE, text=True, check=True).stdout)
@@ -127,21 +127,21 @@ def _upload(model: Path, repo: str) -> None:
 
 
 def _start(command: list[str], work: Path, processes: list[subprocess.Popen[str]]) -> subprocess.Popen[str]:
-    """Start a process that says on stdout when it is ready; what it logs goes to a file."""
+    """Start a process that reports on stdout when it is ready; its log goes to a file."""
     with _log(work, len(processes)).open("w") as errors:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            start_new_session=True,  # Ctrl-C here ends it through us
+            start_new_session=True,  # Ctrl-C reaches it through us only
         )
     processes.append(process)
     return process
 
 
 def _wait_ready(process: subprocess.Popen[str], work: Path) -> dict[str, Any]:
-    """The JSON line a process prints when it is ready."""
+    """Wait for the JSON line that a process prints when it is ready."""
     timer = threading.Timer(_START_TIMEOUT_S, process.kill)
     timer.start()
     try:
@@ -174,7 +174,7 @@ def _generate(pipeline: str, addresses: list[str], *, echo: bool) -> Answer:
 
 
 def _unsplit(model: Path) -> tuple[list[int], float]:
-    """What mlx_lm says with the whole model in this process: token ids and tokens per second."""
+    """Generate with mlx_lm and the whole model in this process: token ids and tokens per second."""
     from mlx_lm import load, stream_generate
 
     whole, tokenizer = load(str(model))[:2]
@@ -187,7 +187,7 @@ def _unsplit(model: Path) -> tuple[list[int], float]:
 
 
 def _parity(pipeline: str, work: Path) -> str:
-    """Have the stages' numbers compared with the whole model's and the record published; what it says."""
+    """Compare the stages' numbers with the whole model's, publish the record, and return its summary."""
     command = [*_SHARDHUB, "verify", pipeline, "--reference", "--push", "--tokens", str(PARITY_TOKENS), "--json"]
     with (work / "verify.log").open("w") as errors:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, check=False)

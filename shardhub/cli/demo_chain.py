@@ -1,4 +1,4 @@
-"""Two nodes of the demo model on this machine, for commands that want a chain to show."""
+"""Two nodes of the demo model on this machine, for commands that need a chain for a demonstration."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DemoChain:
 
 @contextmanager
 def demo_chain() -> Iterator[DemoChain]:
-    """Split the demo model and serve its shards for as long as the block runs.
+    """Split the demo model and serve its shards while the `with` block runs.
 
     Raises:
         ChainError: A process did not start.
@@ -70,7 +70,7 @@ def _serve(shard: Path, log: Path) -> subprocess.Popen[str]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            start_new_session=True,  # Ctrl-C here ends it through us
+            start_new_session=True,  # Ctrl-C reaches it through us only
         )
 
 

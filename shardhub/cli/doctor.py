@@ -1,4 +1,4 @@
-"""`shardhub doctor`: is this machine ready to split, serve and publish?"""
+"""`shardhub doctor`: checks whether this machine is ready to split, serve and publish."""
 
 from __future__ import annotations
 

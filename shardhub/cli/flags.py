@@ -19,14 +19,14 @@ _PANEL = "_panel"
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def flags(panel: str) -> Callable[[type[T]], type[T]]:
-    """Make a frozen dataclass of options; its fields are annotated as typer's parameters are.
+    """Decorate a class as a frozen dataclass of options, whose fields are annotated like typer's parameters.
 
     Args:
-        panel: Heading of the help that they stand under.
+        panel: Heading of the options in the help.
     """
 
     def decorate(kind: type[T]) -> type[T]:
-        # Made for every command whenever one runs: what nobody compares or prints needs no methods for it.
+        # All these classes are made whenever any command runs: methods to compare and print them would waste time.
         made: type[T] = dataclass(frozen=True, kw_only=True, repr=False, eq=False)(kind)
         setattr(made, _PANEL, panel)
         return made
@@ -36,22 +36,22 @@ def flags(panel: str) -> Callable[[type[T]], type[T]]:
 
 @flags("Output")
 class Debugging:
-    """What a command that talks with a person takes."""
+    """Options of a command that talks with a person."""
 
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")] = False
 
 
 @flags("Output")
 class Output(Debugging):
-    """What every command that reports takes."""
+    """Options of every command that reports."""
 
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
 
 
 def flattened(body: Callable[..., int | None]) -> Callable[..., None]:
-    """A command for typer: parameters that are dataclasses made by `flags` become their fields' flags.
+    """Make a typer command: parameters that are dataclasses made by `flags` become their fields' flags.
 
-    The body runs as a command does, see `run`; it takes an `Output` or `Debugging` by any name.
+    The body runs as described in `run`; it takes an `Output` or `Debugging` under any name.
 
     Args:
         body: Returns an exit code, or None for 0.
@@ -86,7 +86,7 @@ def flattened(body: Callable[..., int | None]) -> Callable[..., None]:
 
 @cache
 def _parameters(kind: type[Any]) -> tuple[inspect.Parameter, ...]:
-    """The fields of a dataclass as keyword parameters under its panel."""
+    """Convert the fields of a dataclass to keyword parameters under its panel."""
     hints = get_type_hints(kind, include_extras=True)
     panel: str = getattr(kind, _PANEL)
     return tuple(_parameter(one, hints[one.name], panel) for one in fields(kind))

@@ -1,4 +1,4 @@
-"""`shardhub gateway`."""
+"""`shardhub gateway`: the HTTP API over a chain."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.start_head import HeadSettings, Starting
 
 _CUT_SHORT = 143
-# Between two attempts to start over nodes that are not there yet.
+# Seconds between attempts to start while nodes are missing.
 _BETWEEN_STARTS_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
-    """The options of `gateway` as they were given."""
+    """The options of `gateway` as given."""
 
     demo: bool
     host: str
@@ -52,14 +52,14 @@ class GatewayOptions:
 
 
 def make_key(file: Path) -> int:
-    """Print a new key, once, and add its digest to a file."""
+    """Print a new API key, once, and add its digest to a file."""
     print(new_key(file))
     note(f"its digest was added to {file}; start the gateway with --api-key-file {file}")
     return 0
 
 
 def gateway(head_options: HeadSettings, options: GatewayOptions, *, as_json: bool) -> int:
-    """Serve the API until a signal comes."""
+    """Serve the API until a signal arrives."""
     if not options.demo:
         return _gateway(head_options, options, as_json=as_json)
     if head_options.pipeline or head_options.nodes:
@@ -122,7 +122,7 @@ def _gateway(head_options: HeadSettings, options: GatewayOptions, *, as_json: bo
 
 
 def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> Head:
-    """The head, once its nodes serve every stage; till then requests are told what is missing."""
+    """Start the head once its nodes serve every stage; until then requests get an error that names what is missing."""
     waiting, said = Waiting(), ""
     loop.wait(waiting.start(listener))
     try:
@@ -143,7 +143,7 @@ def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> H
 
 @contextmanager
 def _signals(loop: LoopThread, serving: Gateway) -> Iterator[None]:
-    """SIGTERM and SIGINT finish what is on its way; a second one ends it at once."""
+    """Let SIGTERM and SIGINT drain the gateway, and a second signal end it at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         loop.call(serving.stop)

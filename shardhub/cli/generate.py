@@ -1,4 +1,4 @@
-"""`shardhub generate`, and what it shares with `chat`."""
+"""`shardhub generate`, and the functions it shares with `chat`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardhub.usecases.answer import HeadStatus, Prompt, Sampling, Usage
 from shardhub.usecases.open_head import open_head
 from shardhub.usecases.start_head import HeadSettings
 
-# Prompts from a file or pipe: more text than any model's context holds.
+# Largest prompt from a file or pipe: more text than any model's context holds.
 _MAX_PROMPT_BYTES = 16 << 20
 
 
@@ -26,7 +26,7 @@ def generate(
     as_json: bool,
 ) -> int:
     """Print the answer to one prompt."""
-    sampling.parameters()  # what is out of its range is refused before anything is started
+    sampling.parameters()  # values out of range are refused before anything is started
     text = _read_prompt(prompt)
     if raw and system is not None:
         raise UsageError("--system is a part of the chat template.", hint="Leave out --raw, or put it in the prompt.")
@@ -64,7 +64,7 @@ def system_messages(system: str | None) -> list[dict[str, str]]:
 
 
 def usage_record(usage: Usage) -> dict[str, float | int]:
-    """Sizes in tokens, times in seconds, and whether losses of nodes may have changed a number."""
+    """Usage as JSON-able data: sizes in tokens, times in seconds, and whether losses may have changed a number."""
     return {
         "prompt_tokens": usage.num_prompt,
         "reused_tokens": usage.num_reused,
@@ -96,7 +96,7 @@ def stage_records(status: HeadStatus) -> list[dict[str, object]]:
 
 
 def summary(usage: Usage) -> str:
-    """One line about an answer."""
+    """Summarise an answer's usage in one line."""
     reused = f" ({usage.num_reused} of them reused)" if usage.num_reused else ""
     drafts = f", {usage.num_accepted} of {usage.num_drafted} guesses right" if usage.num_drafted else ""
     losses = f", went on after {usage.num_recoveries} loss" if usage.num_recoveries else ""
@@ -125,7 +125,7 @@ def _read_prompt(prompt: str | None) -> str:
 
 
 def typed_text(text: str) -> str:
-    """Text of an option as it was typed: terminals send UTF-8 also where the locale names another encoding.
+    """Decode an option's text as it was typed: terminals send UTF-8 even if the locale names another encoding.
 
     Raises:
         PromptError: It is not UTF-8.

@@ -1,4 +1,4 @@
-"""Help in panels, in the order of use, with no line cut off; plain text, so that it is quick and goes into a pipe."""
+"""Help in panels, in the order of use, with no line truncated; plain text, so that it is quick and works in a pipe."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _COMMANDS = "Commands"
 
 
 class Command(TyperCommand):
-    """A command whose options stand under the headings they were declared with."""
+    """A command whose options are listed under the headings they were declared with."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options, heading by heading in the order of their first option."""
+        """Write the options by heading, in the order of each heading's first option."""
         _write_options(self.get_params(ctx), ctx, formatter)
 
 
 class Group(TyperGroup):
-    """A group whose commands stand under headings; each is described in a whole sentence."""
+    """A group whose commands are listed under headings, each with a complete sentence."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the options, and the commands after them."""
+        """Write the options, then the commands."""
         _write_options(self.get_params(ctx), ctx, formatter)
         self.format_commands(ctx, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write the commands, heading by heading."""
+        """Write the commands by heading."""
         panels: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)
@@ -44,7 +44,7 @@ def _write_options(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:
     for parameter in parameters:
         if (row := parameter.get_help_record(ctx)) is not None:
             default = "Arguments" if parameter.param_type_name == "argument" else _OPTIONS
-            # What a pipeline is named by stands first, whatever it is declared with.
+            # The options that name a pipeline come first, wherever they are declared.
             panel = default if default == "Arguments" else _panel_of(parameter, default)
             panels.setdefault(panel, []).append(row)
     _write(panels, formatter)
@@ -54,11 +54,11 @@ def _write(panels: dict[str, list[tuple[str, str]]], formatter: Any) -> None:
     width = max((len(name) for rows in panels.values() for name, _ in rows), default=0)
     for panel, rows in panels.items():
         with formatter.section(panel):
-            # Columns of all panels begin alike, where the names leave room for it.
+            # The columns of all panels are aligned if the names leave room for it.
             formatter.write_dl([(name.ljust(min(width, _COLUMN)), text) for name, text in rows])
 
 
-# Names as long as this have a line of their own.
+# Names of this length or more get a line of their own.
 _COLUMN = 28
 
 

@@ -35,11 +35,11 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs."
 @hub_app.command(cls=Command)
 def init(
     folder: Folder = None,
-    user: Annotated[str | None, typer.Option(help="Whose token to make; you by default.")] = None,
+    user: Annotated[str | None, typer.Option(help="User whose token is created; you by default.")] = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a Hub and a token to write to it; the token is shown this once."""
+    """Create a Hub and a token to write to it; the token is shown only once."""
     run(lambda: _init(folder, user, as_json=json_), debug=debug, as_json=json_)
 
 
@@ -49,7 +49,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8090,
     public_url: Annotated[
-        str | None, typer.Option(help="URL clients call it by, if not its address.", metavar="URL")
+        str | None, typer.Option(help="URL at which clients reach it, if not its address.", metavar="URL")
     ] = None,
     insecure_lan: Annotated[
         bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
@@ -57,7 +57,7 @@ def serve(
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Serve the Hub until SIGTERM; prints its URL when it is ready."""
+    """Serve the Hub until SIGTERM; prints its URL when ready."""
     from shardhub.localhub.server import ServerSettings
 
     settings = ServerSettings(host=host, port=port, insecure_lan=insecure_lan, public_url=public_url)
@@ -66,28 +66,28 @@ def serve(
 
 @hub_app.command(cls=Command)
 def token(
-    user: Annotated[str | None, typer.Argument(help="Whose token to make.")] = None,
+    user: Annotated[str | None, typer.Argument(help="User whose token is created.")] = None,
     folder: Folder = None,
     role: Annotated[str, typer.Option(help="read or write.")] = "write",
     group: Annotated[
-        list[str] | None, typer.Option(help="Further namespace it opens; may be given several times.")
+        list[str] | None, typer.Option(help="Further namespace it gives access to; may be given several times.")
     ] = None,
-    revoke: Annotated[str | None, typer.Option(help="Make the token with this id worthless.", metavar="ID")] = None,
+    revoke: Annotated[str | None, typer.Option(help="Revoke the token with this id.", metavar="ID")] = None,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a token and show it this once; without USER, list the tokens there are."""
+    """Create a token and show it only once; without USER, list the existing tokens."""
     run(lambda: _token(folder, user, role, group or [], revoke, as_json=json_), debug=debug, as_json=json_)
 
 
 @hub_app.command(cls=Command)
 def gc(
     folder: Folder = None,
-    min_age: Annotated[float, typer.Option(help="Hours; what is younger stays.", min=0)] = 24.0,
+    min_age: Annotated[float, typer.Option(help="Hours; younger files are kept.", min=0)] = 24.0,
     json_: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Delete what no branch or tag needs any more. The Hub must not be running."""
+    """Delete files that no branch or tag needs any more. The Hub must not be running."""
     run(lambda: _gc(folder, min_age, as_json=json_), debug=debug, as_json=json_)
 
 
@@ -129,7 +129,7 @@ def _token(
     from shardhub.localhub.catalog import Catalog
     from shardhub.localhub.tokens import list_tokens, make_token, revoke_token
 
-    # Not a LocalHub: the Hub may be running, and goes on.
+    # Not through a LocalHub, as the Hub may be running.
     catalog = Catalog(_existing(folder))
     try:
         if revoke is not None:

@@ -27,7 +27,7 @@ _MAX_LINE = 1024
 
 
 def join(line: str | None, folder: Path | None, *, as_json: bool, debug: bool) -> int:
-    """Join the cluster that a line invites to."""
+    """Join the cluster of an invitation line."""
     if line is not None and line != "-":
         _hide(line, folder, as_json=as_json, debug=debug)
     if line is None and sys.stdin.isatty():
@@ -45,7 +45,7 @@ def join(line: str | None, folder: Path | None, *, as_json: bool, debug: bool) -
 
 
 def renew(folder: Path | None, *, as_json: bool) -> int:
-    """Renew the certificates that are here."""
+    """Renew this machine's certificates."""
     place = folder or default_folder()
     roles = [role for role in (Role.HEAD, Role.NODE) if identity_file(place, role).exists()]
     address = load_desk(place)
@@ -69,7 +69,7 @@ def renew(folder: Path | None, *, as_json: bool) -> int:
 
 
 def show(authority: Path | None, folder: Path | None, *, as_json: bool) -> int:
-    """Show certificates: this machine's, and all that the authority here has issued."""
+    """Show certificates: this machine's, and all those that an authority here has issued."""
     place, now = folder or default_folder(), utc_now()
     own = [_own(place, role, now) for role in (Role.HEAD, Role.NODE) if identity_file(place, role).exists()]
     record: dict[str, Any] = {"dir": str(place), "certificates": own, "authority": None}
@@ -101,7 +101,7 @@ def show(authority: Path | None, folder: Path | None, *, as_json: bool) -> int:
 
 
 def keygen(file: Path, *, as_json: bool) -> int:
-    """Make a key that signs manifests."""
+    """Create a key that signs manifests."""
     signer = make_signing_key(file)
     if as_json:
         print(json.dumps({"private": str(file), "public": signer.public}))
@@ -126,7 +126,7 @@ def _own(place: Path, role: Role, now: dt.datetime) -> dict[str, Any]:
 
 
 def _hide(line: str, folder: Path | None, *, as_json: bool, debug: bool) -> None:
-    """Start again with the line on stdin: an argument list can be read by everyone on this machine."""
+    """Restart with the line on stdin, as everyone on this machine can read an argument list."""
     reading, writing = os.pipe()
     os.write(writing, line.encode()[:_MAX_LINE] + b"\n")
     os.close(writing)

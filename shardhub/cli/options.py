@@ -1,4 +1,4 @@
-"""Options that several commands share, in the groups that they are used and explained in."""
+"""Options that several commands share, in the groups under which the help lists them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _BLAS_HELP = "On Linux's CPUs: OpenBLAS, or the slow reference BLAS of MLX's whe
 
 
 def read_blas(choice: Blas) -> Blas:
-    """Choose the BLAS while options are read: MLX binds to what is there when it is imported."""
-    # What the command starts computes alike.
+    """Choose the BLAS while options are parsed: MLX binds to the one loaded when it is imported."""
+    # Processes that the command starts use the same BLAS.
     os.environ[BLAS_VARIABLE] = choice
     try:
         check_threads()
@@ -42,7 +42,7 @@ def read_blas(choice: Blas) -> Blas:
 BlasOption = Annotated[
     Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, callback=read_blas, help=_BLAS_HELP)
 ]
-# Without loading it, for a command that looks whether it can be.
+# Without loading the BLAS, for a command that checks whether it can be loaded.
 BlasChoice = Annotated[Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, help=_BLAS_HELP)]
 Model = Annotated[str, typer.Argument(help="Model: a Hub id ORG/NAME[@REVISION], or a folder.")]
 CacheDir = Annotated[
@@ -50,43 +50,43 @@ CacheDir = Annotated[
 ]
 CacheLimit = Annotated[
     str | None,
-    typer.Option("--cache-limit", help="Delete the shards used longest ago beyond this.", metavar="SIZE"),
+    typer.Option("--cache-limit", help="Size beyond which the shards used longest ago are deleted.", metavar="SIZE"),
 ]
-Memory = Annotated[str | None, typer.Option(help="Memory to stay within, such as 12GB.", metavar="SIZE")]
+Memory = Annotated[str | None, typer.Option(help="Memory budget, such as 12GB.", metavar="SIZE")]
 RunContext = Annotated[
     int | None,
     typer.Option(
         "--context", help="Positions of a session, prompt and answer; by default the model's own, as memory allows."
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer questions with yes.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Answer all questions with yes.")]
 Tls = Annotated[
     Path | None,
     typer.Option(
         "--tls",
         envvar="SHARDHUB_TLS",
         show_envvar=True,
-        help="Folder of this machine's certificates, for loopback too; the one `certs join` fills is found by itself.",
+        help="Folder of certificates, used on loopback too; the one that `certs join` fills needs no option.",
         metavar="DIR",
     ),
 ]
 RequireSignature = Annotated[
     str | None,
     typer.Option(
-        "--require-signature", help="Refuse a pipeline that this public key has not signed.", metavar="KEY|FILE.pub"
+        "--require-signature", help="Refuse a pipeline not signed with this public key.", metavar="KEY|FILE.pub"
     ),
 ]
 AllowSleep = Annotated[bool, typer.Option("--allow-sleep", help="Let a Mac on mains power sleep while this runs.")]
 Node = Annotated[
     list[str] | None,
-    typer.Option(help="Address of a node, any order; also SHARDHUB_NODES and nodes.toml.", metavar="HOST:PORT"),
+    typer.Option(help="Address of a node, in any order; also SHARDHUB_NODES and nodes.toml.", metavar="HOST:PORT"),
 ]
 NoLocal = Annotated[bool, typer.Option("--no-local", help="Never run a stage in this process.")]
 PrefillChunk = Annotated[
     int | None,
     typer.Option(
         "--prefill-chunk",
-        help="Ids of a prompt's chunks; by default sized by what they take to compute and to send.",
+        help="Ids of a prompt's chunks; by default sized by their time to compute and to send.",
         min=1,
     ),
 ]
@@ -105,7 +105,7 @@ class CutFlags:
     machine: Annotated[
         list[str] | None,
         typer.Option(
-            help="A machine and its memory: mac=64GB, or mini=here for this one. Give one for each, in order.",
+            help="A machine and its memory: mac=64GB, or mini=here for this one. Repeat for each machine, in order.",
             metavar="NAME=RAM",
         ),
     ] = None
@@ -134,27 +134,27 @@ class CutFlags:
 
 @flags("Models that need a decision")
 class ModelFlags:
-    """What of a model may be left out."""
+    """Which parts of a model may be ignored."""
 
     ignore_code: Annotated[
         bool,
         typer.Option(
             "--ignore-code",
-            help="Take a model whose repo has code of its own (auto_map, .py), and leave that code out.",
+            help="Accept a model whose repo has code of its own (auto_map, .py), and leave that code out.",
         ),
     ] = False
     ignore_field: Annotated[
         list[str] | None,
         typer.Option(
             "--ignore-field",
-            help="Go on although mlx-lm never reads this field of config.json, with other numbers; repeatable.",
+            help="Ignore this field of config.json, which mlx-lm never reads and which changes numbers; repeatable.",
             metavar="NAME",
         ),
     ] = None
 
     @property
     def ignore_fields(self) -> tuple[str, ...]:
-        """Names of fields that are ignored."""
+        """Names of the ignored fields."""
         return tuple(self.ignore_field or ())
 
 
@@ -164,17 +164,17 @@ class CheckFlags:
 
     check_weights: Annotated[
         bool,
-        typer.Option("--check-weights", help="Refuse NaN and infinite weights; a push then reads all of them first."),
+        typer.Option("--check-weights", help="Refuse NaN and infinite weights; a push then reads all weights first."),
     ] = False
     no_parity: Annotated[
         bool,
-        typer.Option("--no-parity", help="Do not run the stages against the whole model to record their numbers."),
+        typer.Option("--no-parity", help="Do not compare the stages with the whole model to record their numbers."),
     ] = False
     allow_inexact: Annotated[
         bool,
         typer.Option(
             "--allow-inexact",
-            help="Go on where the stages' numbers are not the whole model's; everything then says so.",
+            help="Go on if the stages' numbers differ from the whole model's; manifest, cards and nodes then say so.",
         ),
     ] = False
     memory: Memory = None
@@ -184,7 +184,7 @@ class CheckFlags:
     ] = None
 
     def parity(self) -> ParitySettings:
-        """Whether the stages are run against the whole model."""
+        """Whether the stages are compared with the whole model."""
         from shardhub.usecases.parity import ParitySettings
 
         return ParitySettings(skip=self.no_parity, memory=self.memory, allow_inexact=self.allow_inexact)
@@ -203,10 +203,10 @@ class PipelineFlags:
         """The pipeline's folder or Hub id.
 
         Args:
-            command: Which command it was given to, for messages.
+            command: Name of the command, for messages.
 
         Raises:
-            UsageError: None, or two different ones.
+            UsageError: No pipeline is given, or two different ones.
         """
         given = {text for text in (self.pipeline, self.manifest) if text is not None}
         if len(given) != 1:
@@ -247,7 +247,7 @@ class RecoveryFlags:
 
     recover: Annotated[
         Recovery,
-        typer.Option("--recover", help="When a node is lost: compute again in the same steps, in large ones, or end."),
+        typer.Option("--recover", help="When a node is lost: recompute in the same steps, in large ones, or end."),
     ] = Recovery.EXACT
     recover_wait: Annotated[float, typer.Option("--recover-wait", help="Seconds to wait for another node.", min=0)] = (
         60.0
@@ -278,7 +278,7 @@ class SamplingFlags:
         int,
         typer.Option(
             "--draft",
-            help="Guess so many tokens at once from earlier text and verify them in one pass; for slow networks.",
+            help="Number of tokens to guess at once from earlier text and verify in one pass; for slow networks.",
             min=0,
             max=32,
         ),
@@ -309,7 +309,7 @@ def head_settings(
     recovery: RecoveryFlags | None = None,
     insecure_flag: str = "`insecure_lan`",
 ) -> HeadSettings:
-    """Which pipeline runs, and where."""
+    """The pipeline to run, and where it runs."""
     from shardhub.usecases.start_head import HeadSettings
 
     recovery = recovery or RecoveryFlags()

@@ -1,4 +1,4 @@
-"""`shardhub plan`."""
+"""`shardhub plan`: how a model would be cut."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def plan(model: str, cut: Cut, settings: PlanSettings, *, as_json: bool) -> int:
 
 
 def _cut_lines(planned: Planned) -> list[str]:
-    """Where the model can be cut, and what crosses where it is."""
+    """Describe where the model can be cut, and what crosses the plan's cuts."""
     if planned.borders is None:
         return []
     return [allowed_text(planned.borders), *planned.crossing_lines()]
 
 
 def _facts(checkpoint: Checkpoint, planned: Planned) -> str:
-    """The model in a line."""
+    """Describe the model in one line."""
     parts = [str(checkpoint.config.get("model_type")), f"{planned.costs.num_layers} layers"]
     parts.append(traffic_text(sum(tensor.stop - tensor.start for tensor in checkpoint.tensors.values())))
     if planned.borders is not None and planned.borders.cuts:
@@ -59,7 +59,7 @@ def _facts(checkpoint: Checkpoint, planned: Planned) -> str:
 
 
 def _report(made: ModelPlan) -> dict[str, Any]:
-    """What `plan --json` tells beside the plan itself; the same in every run, so that plans can be compared."""
+    """What `plan --json` reports besides the plan itself; the same in every run, so that plans can be compared."""
     planned, verdict, opened = made.planned, made.verdict, made.model
     report: dict[str, Any] = {
         "context": planned.context,

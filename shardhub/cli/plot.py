@@ -1,4 +1,4 @@
-"""Throughput and latency against concurrency, drawn by matplotlib where that is installed."""
+"""Plots of throughput and latency against concurrency, drawn by matplotlib if it is installed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SUFFIXES = (".png", ".svg")
 
 
 def check_plot(path: Path) -> bool:
-    """Whether a plot can be drawn; said before anything is measured.
+    """Check whether a plot can be drawn, before anything is measured.
 
     Raises:
-        UsageError: Neither a PNG nor an SVG was asked for, or its folder is not there.
+        UsageError: The file is neither a PNG nor an SVG, or its folder does not exist.
     """
     if path.suffix.lower() not in _SUFFIXES:
         raise UsageError(f"--plot {path}: that is no PNG or SVG.", hint="Name it FILE.png or FILE.svg.")

@@ -1,4 +1,4 @@
-"""`shardhub split-and-push` and `shardhub unpublish`."""
+"""`shardhub split-and-push` and `shardhub unpublish`: publishing a pipeline, and deleting it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from shardhub.usecases.cut import Cut
 from shardhub.usecases.parity import parity_report
 from shardhub.usecases.publish import Publication, PublishSettings, Push, Unpublish
 
-# A home connection, for the estimate.
+# Upload rate of a home connection, for the estimate.
 _BYTES_PER_S = 100e6 / 8
 
 
 def split_and_push(model: str, cut: Cut, settings: PublishSettings, *, dry_run: bool, as_json: bool) -> int:
-    """Show what is published, and publish it unless that was all."""
+    """Show what would be published and, unless `dry_run`, publish it."""
     push = Push(model, cut, replace(settings, client_bars=sys.stderr.isatty()), Terminal())
     _show(push.plan)
     if not dry_run:
@@ -37,7 +37,7 @@ def split_and_push(model: str, cut: Cut, settings: PublishSettings, *, dry_run: 
 
 
 def unpublish(pipeline: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
-    """Delete a pipeline's repos at the Hub."""
+    """Delete a pipeline's repos from the Hub."""
     doomed = Unpublish(pipeline, Terminal())
     for repo in doomed.repos:
         note(f"delete  {repo}")
@@ -55,10 +55,10 @@ def unpublish(pipeline: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
 
 
 def _ask(question: str, refusal: str) -> None:
-    """Ask on a terminal; anything but yes, and no terminal, is no.
+    """Ask on a terminal; any answer but yes counts as no, and so does a missing terminal.
 
     Raises:
-        UsageError: The answer was no, or nobody could be asked.
+        UsageError: The answer is no, or there is no terminal.
     """
     answer = ask(question)
     if answer is None:
@@ -68,7 +68,7 @@ def _ask(question: str, refusal: str) -> None:
 
 
 def _show(plan: PushPlan) -> None:
-    """The repos a push writes, their sizes, and how long it may take."""
+    """Show the repos that a push writes, their sizes, and the estimated time."""
     job = plan.job
     width = max(len(at.repo) for at in plan.decisions)
     sizes = [*(shard.size_bytes for shard in job.shards), job.files_bytes]

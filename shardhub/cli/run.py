@@ -1,4 +1,4 @@
-"""Running a command: errors become one screen and an exit code."""
+"""Running a command: an error becomes one screen of text and an exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
     Args:
         command: Returns an exit code, or None for 0.
         debug: Show tracebacks and logs.
-        as_json: Report errors as JSON on stdout too, for programs that read it.
+        as_json: Also report errors as JSON on stdout, for programs.
     """
     logging.basicConfig(
         stream=sys.stderr,
@@ -37,7 +37,7 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
     )
     for noisy in ("asyncio", "grpc._cython.cygrpc", "urllib3", "filelock", "httpx2", "httpcore2"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Of each peer that calls without TLS or goes away, gRPC's core writes lines that only its makers can read.
+    # gRPC's core logs each peer that calls without TLS or goes away, in lines that help only its own developers.
     if not debug:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
@@ -50,7 +50,7 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; keep the interpreter from complaining about it at exit.
+        # The reader of our output has gone; keep the interpreter from reporting that at exit.
         drop_output()
         code = 1
     except OutputFailed as error:
@@ -69,9 +69,9 @@ def run(command: Callable[[], int | None], *, debug: bool = False, as_json: bool
 
 
 def _tell(error: ShardhubError, *, as_json: bool) -> int:
-    """Say what went wrong; its exit code."""
+    """Print an error and return its exit code."""
     if as_json:
-        with contextlib.suppress(OSError):  # the exit code tells, too
+        with contextlib.suppress(OSError):  # the exit code still reports the failure
             print(json.dumps(error_record(error)), flush=True)
     print_error(error)
     return outcome(error).exit
@@ -84,9 +84,9 @@ def _fault(error: Exception) -> ShardhubError:
 
 @contextmanager
 def _sigterm_exits() -> Iterator[None]:
-    """SIGTERM ends a command as an exit does, so that what it started and its temporary folders go with it.
+    """Let SIGTERM end a command like an exit, so that its child processes and temporary folders are removed.
 
-    A command that drains takes the signal itself meanwhile.
+    A command that drains handles the signal itself.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -100,7 +100,7 @@ def _sigterm_exits() -> Iterator[None]:
 
 
 def print_error(error: ShardhubError) -> None:
-    """What happened, why, and what to do, on stderr."""
+    """Print to stderr what happened, why, and what to do."""
     lines = [f"Error: {error.what}"]
     if error.why:
         lines.append(f"Why: {error.why}")
@@ -110,7 +110,7 @@ def print_error(error: ShardhubError) -> None:
 
 
 def error_record(error: ShardhubError) -> dict[str, object]:
-    """An error as JSON-able data."""
+    """Convert an error to JSON-able data."""
     return {
         "error": type(error).__name__,
         "what": with_flags(error.what),

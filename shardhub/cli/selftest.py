@@ -1,4 +1,4 @@
-"""`shardhub selftest`: does this machine compute chains rightly, and how fast?"""
+"""`shardhub selftest`: tests whether this machine computes chains correctly, and how fast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from shardhub.cli.terminal import Terminal
 
 
 def selftest(*, as_json: bool) -> int:
-    """Try this machine and print the report; 3 where its numbers are wrong, 1 where something does not run."""
+    """Test this machine and print the report; returns 3 if its numbers are wrong, 1 if something does not run."""
     from shardhub.selftest.report import run_selftest
 
     terminal = Terminal()

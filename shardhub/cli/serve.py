@@ -1,4 +1,4 @@
-"""`shardhub serve`."""
+"""`shardhub serve`: a node from start to end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shardhub.usecases.serve import serve as serve_stage
 
 
 def serve(named: Sequence[str], settings: ServeSettings, *, as_json: bool) -> int:
-    """Serve shards as one stage until a signal comes."""
+    """Serve shards as one stage until a signal arrives."""
     serving = serve_stage(named, settings, Terminal(), end=os._exit)
     with _signals(serving), serving as node:
         if as_json:
@@ -58,7 +58,7 @@ def _record(facts: NodeFacts) -> dict[str, object]:
 
 @contextmanager
 def _signals(serving: Serving) -> Iterator[None]:
-    """SIGTERM and SIGINT drain the node, a second one ends it at once; before there is a node they end the command."""
+    """Let SIGTERM and SIGINT drain the node and a second one end it; before the node exists they end the command."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         if not serving.ask_to_stop(number):

@@ -1,7 +1,7 @@
-"""Settings in messages, as the command line writes them.
+"""Names of settings in messages, converted to options of the command line.
 
-What is below the command line names a setting as a program does, in backticks: `kv_bits`. Here it becomes `--kv-bits`.
-A command that can be run as it stands (`shardhub serve --port 0`) is the same for everybody.
+Code below the command line names a setting as in Python, in backticks: `kv_bits`. Here it becomes `--kv-bits`.
+A complete command (`shardhub serve --port 0`) is the same for everyone, and is not changed.
 """
 
 from __future__ import annotations
@@ -24,5 +24,5 @@ _SETTING = re.compile(r"`([a-z_]+)`")
 
 
 def with_flags(text: str) -> str:
-    """A message with the options of the command line in the place of settings."""
+    """Replace the settings in a message by the options of the command line."""
     return _SETTING.sub(lambda match: FLAGS.get(match[1], match[0]), text)

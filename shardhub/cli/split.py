@@ -1,4 +1,4 @@
-"""`shardhub split`."""
+"""`shardhub split`: a model cut into folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shardhub.usecases.split import split as split_model
 
 
 def split(model: str, out: Path, cut: Cut, settings: SplitSettings, *, as_json: bool) -> int:
-    """Print the folders that are in place, and what to do next."""
+    """Split a model, and print the folders that exist and what to do next."""
     made = split_model(model, out, cut, settings, Terminal())
     if as_json:
         record = {

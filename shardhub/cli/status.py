@@ -43,7 +43,7 @@ _SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "bac
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusOptions:
-    """The options of `status` as they were given."""
+    """The options of `status` as given."""
 
     pipeline: str
     nodes: tuple[str, ...]
@@ -55,7 +55,7 @@ class StatusOptions:
 
 
 def status(options: StatusOptions, *, as_json: bool) -> int:
-    """Show the stages: again and again on a terminal, else once. Exit code 5 if the chain cannot run."""
+    """Show the stages: repeatedly on a terminal, otherwise once. Exit code 5 if the chain cannot run."""
     terminal = Terminal()
     pipeline = read_pipeline(Places(options.cache_dir, watcher=terminal).pipeline_folder(options.pipeline))
     warn_inexact(inexactness(pipeline.folder, pipeline.manifest), terminal)
@@ -72,7 +72,7 @@ def status(options: StatusOptions, *, as_json: bool) -> int:
         if is_live:
             found = _watch(read, before, found, options.interval_s)
         else:
-            if any(node.reading.load for node in found.nodes):  # figures are of what happens between two readings
+            if any(node.reading.load for node in found.nodes):  # rates need two readings
                 time.sleep(options.interval_s)
                 found = chain_status(pipeline.manifest, read(), before)
             print(json.dumps(record(found, pipeline)) if as_json else text(found))
@@ -80,7 +80,7 @@ def status(options: StatusOptions, *, as_json: bool) -> int:
 
 
 def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
-    """A survey as JSON-able data; times in seconds."""
+    """A chain's status as JSON-able data; times in seconds."""
     manifest = pipeline.manifest
     return {
         "pipeline": manifest.name,
@@ -98,7 +98,7 @@ def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def render(found: ChainStatus) -> Group:
-    """A survey as a table and two sentences."""
+    """A chain's status as a table and two sentences."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("stage", "layers", "node", "state"):
         table.add_column(column, no_wrap=column != "node", overflow="fold")
@@ -131,7 +131,7 @@ def render(found: ChainStatus) -> Group:
 
 
 def text(found: ChainStatus) -> str:
-    """A survey as lines; with colours on a terminal only."""
+    """A chain's status as lines of text, with colours on a terminal only."""
     console = Console(file=sys.stdout, highlight=False) if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
     with console.capture() as capture:
         console.print(render(found))
@@ -139,7 +139,7 @@ def text(found: ChainStatus) -> str:
 
 
 def _watch(read: Any, before: Sequence[Reading], found: ChainStatus, interval_s: float) -> ChainStatus:
-    """Show it until Ctrl-C, which is how this ends well."""
+    """Show the status until Ctrl-C, which is the normal end."""
     with Live(render(found), console=Console(highlight=False), auto_refresh=False) as live:
         try:
             while True:
@@ -183,19 +183,19 @@ def _state(reading: Reading) -> str:
 
 
 def _hint(found: ChainStatus, problem: ShardhubError) -> str:
-    """What to do about a chain that cannot run."""
+    """Advice for a chain that cannot run."""
     loading = [node.reading.address for node in found.nodes if _state(node.reading) == _LOADING]
     return f"Wait until {' and '.join(loading)} has loaded its stage." if loading else with_flags(problem.hint)
 
 
 def _failure(reading: Reading) -> str:
-    """Why a node is not used, with its address, which an error that it sent begins with already."""
+    """Why a node is not used, with its address, which the node's own errors already begin with."""
     text = str(reading.error)
     return text if text.startswith(reading.address) else f"{reading.address}: {text}"
 
 
 def _alone(found: ChainStatus) -> str | None:
-    """What one machine would take, in a sentence; it is an estimate, from machines that may differ."""
+    """The estimated time of one machine, in a sentence; the machines it is derived from may differ."""
     if found.alone_s is None or not found.chain_s:
         return None
     return (
@@ -206,7 +206,7 @@ def _alone(found: ChainStatus) -> str | None:
 
 
 def _slept(load: Mapping[str, float]) -> str:
-    """That a node's machine slept, if it did; heads had to go on without it."""
+    """A note that a node's machine slept, if it did; heads had to go on without it."""
     if not load.get("slept_s"):
         return ""
     ago_s = max(0.0, time.time() - load["slept_at"])
@@ -237,7 +237,7 @@ def _host(description: Description) -> dict[str, str]:
 
 
 def _runs_on(found: ChainStatus) -> list[str]:
-    """Versions and device of the nodes, a line for each kind: several lines mean that numbers may differ."""
+    """Versions and devices of the nodes, one line for each kind: several lines mean that numbers may differ."""
     kinds: dict[str, list[str]] = {}
     for node in found.nodes:
         if node.reading.description is not None:

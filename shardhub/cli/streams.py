@@ -1,7 +1,7 @@
-"""Standard streams that hold, whatever they lead to: closed, full, or unable to show a character.
+"""Robust standard streams, which may be closed, full, or unable to show a character.
 
-What is logged is worth less than what runs: on stderr it is dropped where it cannot be written. Results are what a
-command is for: where stdout fails the command ends, and says so. A server goes on, as its answers go elsewhere.
+Logs matter less than the work: lines that cannot be written to stderr are dropped. Results are a command's purpose: if
+stdout fails, the command ends with an error. A server goes on, as its answers go elsewhere.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _ESCAPES = "shardhub.escape"
 
 
 class OutputFailed(OSError):
-    """Stdout takes nothing more; its reader is there, unlike after a `BrokenPipeError`."""
+    """Stdout cannot be written, although its reader is still there, unlike after a `BrokenPipeError`."""
 
 
 def prepare_streams() -> None:
-    """Open streams that are closed on the null device, and have the others hold; called before anything is printed."""
+    """Open closed streams on the null device and make the others robust; called before anything is printed."""
     codecs.register_error(_ESCAPES, escape)
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The next file or socket would get this number, and whatever is printed by a library would go there.
+            # The next file or socket would get this number, and receive whatever a library prints.
             opened = os.open(os.devnull, os.O_RDWR)
             if opened != number:
                 os.dup2(opened, number)
@@ -40,7 +40,7 @@ def prepare_streams() -> None:
 
 
 def escape(error: UnicodeError) -> tuple[str, int]:
-    r"""Characters that a stream cannot take as `\uXXXX`, as JSON writes them too."""
+    r"""Write characters that a stream cannot encode as `\uXXXX`, as in JSON."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
@@ -48,7 +48,7 @@ def escape(error: UnicodeError) -> tuple[str, int]:
 
 
 def announce(text: str) -> None:
-    """Print what a server says when it is ready; it goes on where nobody can read that."""
+    """Print a server's ready message; the server goes on if it cannot be printed."""
     try:
         print(text, flush=True)
     except OSError as error:
@@ -57,7 +57,7 @@ def announce(text: str) -> None:
 
 
 def finish_output() -> ShardhubError | None:
-    """Write what is left for stdout; the error if that cannot be."""
+    """Flush stdout, and return the error if that fails."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -70,7 +70,7 @@ def finish_output() -> ShardhubError | None:
 
 
 def output_error(error: OSError) -> ShardhubError:
-    """What is said of a stdout that takes nothing."""
+    """Make the error for a stdout that cannot be written."""
     return DiskFull(
         "The output cannot be written.",
         why=f"Stdout: {error.strerror or error}.",
@@ -79,7 +79,7 @@ def output_error(error: OSError) -> ShardhubError:
 
 
 def drop_output() -> None:
-    """Send stdout nowhere from now on: what is left of it would fail again at the interpreter's end."""
+    """Discard all further output to stdout: the rest would fail again at the interpreter's end."""
     try:
         number = sys.stdout.fileno()
     except (OSError, ValueError):  # a stream without a file, as in tests
@@ -90,7 +90,7 @@ def drop_output() -> None:
 
 
 class _Output(io.FileIO):
-    """Stdout; tells its own failures from those of other files."""
+    """Stdout; raises errors that differ from those of other files."""
 
     def write(self, data: Any) -> int:
         try:
@@ -109,12 +109,12 @@ class _Log(io.FileIO):
             written = super().write(data)
         except OSError:
             written = None
-        # Of a terminal or pipe that is full for now, too: who waits for it holds up what runs.
+        # Also when a terminal or pipe is full for the moment: waiting would delay the work.
         return len(memoryview(data).cast("B")) if written is None else written
 
 
 def _opened(number: int, before: TextIO | None, kind: type[io.FileIO]) -> TextIO:
-    """A text stream over a file descriptor that behaves as the one before it."""
+    """Open a text stream over a file descriptor with the settings of the previous one."""
     encoding = getattr(before, "encoding", None) or "utf-8"
     if before is not None:
         before.flush()

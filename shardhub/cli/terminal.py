@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.live import Live
 
-# A line that changes does so this often at most.
+# Shortest time between updates of the status line.
 _REFRESH_S = 0.1
-# Into a pipe: one line each time this share is done.
+# Share of the work after which a line is written to a pipe.
 _REPORT_SHARE = 0.1
-# Rates of less time than this say nothing.
+# Shortest time over which a rate is meaningful.
 _RATE_S = 0.2
-# A prompt of fewer ids is over before a line could be read.
+# A prompt of fewer ids is done before a line could be read.
 _LONG_PROMPT = 256
 _BAR_WIDTH = 24
 _ITEM_WIDTH = 40
 _UPLOADING = "uploading"
-# Whether the answer on stdout stands in the midst of a line.
+# Whether the answer on stdout has an unfinished line.
 _is_line_open = False
-# The line that changes, of which a terminal has one.
+# The status line, of which a terminal has one.
 _line: _Line | None = None
 
 
 def note(text: str) -> None:
-    """A line on stderr: above the one that changes, and on a line of its own where an answer is being written.
+    """Print a line to stderr: above the status line, and on a line of its own while an answer is being written.
 
-    Settings that it names are shown as options.
+    Settings in the text are shown as options.
     """
     text = with_flags(text)
     is_shared = _is_line_open and sys.stdout.isatty() and sys.stderr.isatty()
@@ -45,7 +45,7 @@ def note(text: str) -> None:
 
 
 def write_answer(text: str) -> None:
-    """A piece of an answer on stdout, at once."""
+    """Write a piece of an answer to stdout, and flush it."""
     global _is_line_open
     sys.stdout.write(text)
     sys.stdout.flush()
@@ -61,7 +61,7 @@ def end_answer() -> None:
 
 
 def ask(question: str) -> bool | None:
-    """Ask on the terminal; anything but yes is no, and without a terminal nobody is asked."""
+    """Ask on the terminal; any answer but yes counts as no. Returns None without a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     if _line is not None:
@@ -72,10 +72,10 @@ def ask(question: str) -> bool | None:
 
 
 class Terminal:
-    """Shows a person, or a log, what a use case does; asks the person.
+    """A watcher that shows a use case's reports on stderr, and asks questions on the terminal.
 
-    On a terminal one line changes as things go on. Into a pipe goes a line for each new activity, and one for each
-    tenth of what has bytes.
+    A terminal shows one status line. A pipe gets a line for each new activity, and for each tenth of the progress in
+    bytes.
     """
 
     def __init__(self) -> None:
@@ -90,11 +90,11 @@ class Terminal:
         self._shown_at = 0.0
 
     def note(self, text: str) -> None:
-        """A line on stderr."""
+        """Print a line to stderr."""
         note(text)
 
     def doing(self, activity: str) -> None:
-        """Show what is being done now; an empty text clears the line."""
+        """Show the current activity; an empty text clears the status line."""
         from rich.text import Text
 
         name = activity.partition(":")[0]
@@ -106,7 +106,7 @@ class Terminal:
             self._activity = name
 
     def progress(self, state: Progress) -> None:
-        """Show how far it is."""
+        """Show progress."""
         with self._lock:
             if state.activity != self._copy or state.share < self._shown_share:
                 self._copy, self._began_at, self._began_share = state.activity, time.monotonic(), state.share
@@ -118,7 +118,7 @@ class Terminal:
                 self._shown_share = state.share
 
     def ask(self, question: str) -> bool | None:
-        """The answer of whoever sits at the terminal; None without one."""
+        """Ask on the terminal; None without one."""
         return ask(question)
 
     def _draw(self, state: Progress) -> None:
@@ -138,10 +138,10 @@ class Terminal:
 
 
 def progress_line(state: Progress, elapsed_s: float, began_share: float = 0.0) -> RenderableType:
-    """How far something is, with a bar; with rate and time left once enough was done to tell them.
+    """A progress bar, with rate and remaining time once enough is done to estimate them.
 
     Args:
-        elapsed_s: Since `began_share` was done.
+        elapsed_s: Seconds since `began_share` was done.
     """
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -163,13 +163,13 @@ def progress_line(state: Progress, elapsed_s: float, began_share: float = 0.0) -
 
 
 class _Line:
-    """The last line of the terminal, which changes; only shown on one."""
+    """The status line, the last line of a terminal; not shown elsewhere."""
 
     def __init__(self) -> None:
         self._live: Live | None = None
 
     def show(self, content: RenderableType) -> None:
-        """Show something instead of what is there."""
+        """Replace the content of the line."""
         from rich.console import Console
         from rich.live import Live
 
@@ -179,11 +179,11 @@ class _Line:
                 console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
             )
             self._live.start()
-            console.show_cursor(True)  # whoever ends the process need not restore it
+            console.show_cursor(True)  # so that an abrupt end of the process leaves it visible
         self._live.update(content, refresh=True)
 
     def clear(self) -> None:
-        """Make the line free for other output."""
+        """Clear the line for other output."""
         if self._live is not None:
             self._live.stop()
             self._live = None

@@ -1,4 +1,4 @@
-"""`shardhub verify`: a pipeline's bytes, its proof, its numbers, held against what was published."""
+"""`shardhub verify`: compares a pipeline's bytes, proof and numbers with what was published."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from shardhub.usecases.verify_reference import ReferenceSettings
     from shardhub.usecases.verify_source import SourceSettings
 
-# Exit code of a command that found what it checks to be something else.
+# Exit code of a check that found a difference.
 _EXIT_DIFFERENT = 3
-# Differing tensors that are printed.
+# Most differing tensors that are printed.
 _DIFFERENCES_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyOptions:
-    """What is to be verified, and against what; see the command's help."""
+    """What to verify, and against what; see the command's help."""
 
     pipeline: str
     fetch: bool
@@ -48,10 +48,10 @@ class VerifyOptions:
 
 
 def verify(options: VerifyOptions) -> int:
-    """Verify a pipeline in the one way the options ask for.
+    """Verify a pipeline in the way that the options select.
 
     Raises:
-        UsageError: They ask for several, or give something that does not go with the one.
+        UsageError: The options select several ways, or do not go with the one selected.
     """
     pipeline = options.pipeline
     modes = {"--run": options.run, "--reference": options.reference, "--source": options.source}
@@ -109,7 +109,7 @@ def verify(options: VerifyOptions) -> int:
 
 
 def _files(pipeline: str, options: VerifyOptions) -> int:
-    """Each check as it is made, and the verdict; exit code 3 if anything is wrong, 1 if the stages are unproven."""
+    """Print each check and the verdict; returns 3 if anything is wrong, 1 if the stages are unproven."""
     from shardhub.usecases.verify_files import Check, VerifySettings, verify_files
 
     def show(check: Check) -> None:
@@ -134,7 +134,7 @@ def _files(pipeline: str, options: VerifyOptions) -> int:
 
 
 def _run(head: HeadSettings, *, as_json: bool) -> int:
-    """What the live chain chose beside the record; exit code 3 if that differs though it must not."""
+    """Compare the live chain's tokens with the record; returns 3 if they differ although they must not."""
     from shardhub.parity import describe_class
     from shardhub.usecases.verify_run import verify_run
 
@@ -169,7 +169,7 @@ def _run(head: HeadSettings, *, as_json: bool) -> int:
 
 
 def _reference(pipeline: str, settings: ReferenceSettings, *, as_json: bool) -> int:
-    """The record that was made, and where it is."""
+    """Make a parity record, and print it and where it is kept."""
     from shardhub.manifest import encode
     from shardhub.parity import describe
     from shardhub.usecases.verify_reference import verify_reference
@@ -185,7 +185,7 @@ def _reference(pipeline: str, settings: ReferenceSettings, *, as_json: bool) -> 
 
 
 def _source(pipeline: str, settings: SourceSettings, *, as_json: bool) -> int:
-    """Tensors that are not the source's; exit code 3 if there are any."""
+    """Print the tensors that differ from the source's; returns 3 if there are any."""
     from shardhub.usecases.verify_source import verify_source
 
     made = verify_source(pipeline, settings, Terminal())

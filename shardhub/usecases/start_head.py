@@ -133,7 +133,7 @@ class Starting:
         return head
 
     def fetch_lacking(self, error: RouteError) -> None:
-        """Ask whether to fetch the shards of stages that no node serves, and fetch them.
+        """Ask whether to fetch the shards of stages that no node serves, and fetch them if the answer is yes.
 
         Raises:
             RouteError: They are not fetched: the given error, with advice.

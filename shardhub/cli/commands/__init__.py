@@ -1,1 +1,1 @@
-"""The commands' options; what each does is in the module it imports when it runs."""
+"""The commands' options; each command's work is in the module that it imports when it runs."""

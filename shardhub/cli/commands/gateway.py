@@ -24,56 +24,56 @@ from shardhub.gateway.settings import ReasoningField
 
 @flags("Pipeline")
 class DemoFlags:
-    """A model for those who have none."""
+    """A demo model to serve."""
 
     demo: Annotated[bool, typer.Option("--demo", help="Serve a small model that is fetched and split here.")] = False
 
 
 @flags("Clients")
 class ClientFlags:
-    """Who may call, and where."""
+    """Where the gateway listens, and who may call it."""
 
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8080
     api_key_file: Annotated[
         Path | None,
-        typer.Option(help="Digests of the keys that clients must have; also SHARDHUB_API_KEY.", metavar="FILE"),
+        typer.Option(help="Digests of the accepted API keys; also SHARDHUB_API_KEY.", metavar="FILE"),
     ] = None
     new_key: Annotated[
-        Path | None, typer.Option(help="Print a new key, add its digest to FILE, and end.", metavar="FILE")
+        Path | None, typer.Option(help="Print a new key, add its digest to FILE, and exit.", metavar="FILE")
     ] = None
     insecure_lan: Annotated[
         bool, typer.Option("--insecure-lan", help="Listen off loopback without a key, on a network you trust.")
     ] = False
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Name by which clients may call, besides the address.", metavar="NAME")
+        list[str] | None, typer.Option(help="Further host name under which clients may call.", metavar="NAME")
     ] = None
     cors_origin: Annotated[
-        list[str] | None, typer.Option(help="Page that may call from a browser.", metavar="https://HOST[:PORT]")
+        list[str] | None, typer.Option(help="Web origin that may call from a browser.", metavar="https://HOST[:PORT]")
     ] = None
 
 
 @flags("Answers")
 class AnswerFlags:
-    """What clients are answered."""
+    """How clients are answered."""
 
     model_name: Annotated[
         list[str] | None,
         typer.Option(help="Name of the model for clients; may be given several times; * takes any name."),
     ] = None
     reasoning_field: Annotated[
-        ReasoningField, typer.Option(help="Field of a chat's message that holds what the model thinks.")
+        ReasoningField, typer.Option(help="Field of a chat message that holds the model's reasoning.")
     ] = ReasoningField.REASONING_CONTENT
-    max_queue: Annotated[int, typer.Option(help="Requests that may wait; more are refused at once.", min=0)] = 64
+    max_queue: Annotated[int, typer.Option(help="Most waiting requests; more are refused at once.", min=0)] = 64
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Of an answer, where a request does not say; by default the rest of the context.", min=1),
+        typer.Option(help="Limit of an answer if a request sets none; by default the rest of the context.", min=1),
     ] = None
     strict_limits: Annotated[
-        bool, typer.Option("--strict-limits", help="Refuse max_tokens beyond the context, instead of cutting them.")
+        bool, typer.Option("--strict-limits", help="Refuse max_tokens beyond the context instead of reducing it.")
     ] = False
     strict_content: Annotated[
-        bool, typer.Option("--strict-content", help="Refuse images and other parts that are not text.")
+        bool, typer.Option("--strict-content", help="Refuse images and other non-text parts.")
     ] = False
     shutdown_timeout: Annotated[float, typer.Option(help="Seconds a drain waits for answers.", min=0)] = 30.0
     allow_sleep: AllowSleep = False
@@ -81,7 +81,7 @@ class AnswerFlags:
 
 @flags("Nodes")
 class GatewayNodeFlags:
-    """The nodes, and how they are reached; `--insecure-lan` is about clients."""
+    """The nodes, and how they are reached; the gateway's `--insecure-lan` concerns clients."""
 
     node: Node = None
     tls: Tls = None
@@ -102,7 +102,7 @@ def gateway(
     local: LocalFlags,
     output: Output,
 ) -> int:
-    """Serve an OpenAI-compatible API over the nodes until SIGTERM; prints its URL when it is ready."""
+    """Serve an OpenAI-compatible API over the nodes until SIGTERM; prints its URL when ready."""
     from shardhub.cli.gateway import GatewayOptions, make_key
     from shardhub.cli.gateway import gateway as command
 

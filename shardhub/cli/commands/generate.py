@@ -1,4 +1,4 @@
-"""Commands that run a model over nodes, for people and for measuring."""
+"""The commands that run a model over nodes: generate, chat and bench."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PromptFlags:
 
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt; - reads stdin.")] = None
     system: System = None
-    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False
+    raw: Annotated[bool, typer.Option("--raw", help="Send the prompt as it is, without the chat template.")] = False
 
 
 def generate(
@@ -38,7 +38,7 @@ def generate(
     local: LocalFlags,
     output: Output,
 ) -> int:
-    """Generate an answer over the nodes; stages nobody serves run here."""
+    """Generate an answer over the nodes; stages that no node serves run here."""
     from shardhub.cli.generate import generate as command
 
     return command(
@@ -53,7 +53,7 @@ def generate(
 
 @flags("Tokens")
 class ChatSamplingFlags(SamplingFlags):
-    """As for one answer, with the values of a conversation."""
+    """The options of one answer, with defaults for a conversation."""
 
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 1024
     temp: Annotated[float, typer.Option(help="Temperature; 0 takes the most likely token.", min=0.0)] = 0.7
@@ -62,7 +62,7 @@ class ChatSamplingFlags(SamplingFlags):
 
 @flags("Prompt")
 class SystemFlags:
-    """What stands before the conversation."""
+    """The text before the conversation."""
 
     system: System = None
 
@@ -76,7 +76,7 @@ def chat(
     local: LocalFlags,
     output: Debugging,
 ) -> int:
-    """Talk with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
+    """Chat with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
     from shardhub.cli.chat import chat as command
 
     return command(
@@ -90,18 +90,18 @@ class BenchFlags:
 
     concurrency: Annotated[
         str | None,
-        typer.Option(help="Requests side by side; 1,2,4,... up to what the nodes take.", metavar="N,N,..."),
+        typer.Option(help="Levels of concurrent requests; 1,2,4,... up to what the nodes take.", metavar="N,N,..."),
     ] = None
     prompt_tokens: Annotated[int, typer.Option(help="Ids of a prompt.", min=1)] = 128
     tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=2)] = 64
-    rounds: Annotated[int, typer.Option(help="Requests each runs, one after the other.", min=1)] = 2
+    rounds: Annotated[int, typer.Option(help="Requests of each client, one after the other.", min=1)] = 2
     seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0)] = 0
     plot: Annotated[Path | None, typer.Option(help="Draw throughput and latency: FILE.png or .svg.")] = None
     prefill_chunk: PrefillChunk = None
 
 
 def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local: LocalFlags, output: Output) -> int:
-    """Measure a live chain: time to first token, inter-token latency, throughput against concurrency.
+    """Measure a live chain: time to first token, inter-token latency, and throughput against concurrency.
 
     Prompts are random ids, decoding is greedy, and no KV is reused.
     """

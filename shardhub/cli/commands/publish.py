@@ -1,4 +1,4 @@
-"""Commands that cut a model and publish its shards."""
+"""The commands that cut a model and publish its shards."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def plan(
     leaving: ModelFlags,
     output: Output,
 ) -> int:
-    """Show how a model would be cut, whether that is proven, and where else it can be cut, from headers alone.
+    """Show how a model would be cut, whether that is proven, and where else it can be cut, from headers only.
 
-    Writes nothing, and reads no weights.
+    Writes nothing and reads no weights.
     """
     from shardhub.cli.plan import plan as command
     from shardhub.usecases.plan import PlanSettings
@@ -40,15 +40,15 @@ def plan(
 
 @flags("What is written")
 class SplitFlags:
-    """Which shards are written, and their name."""
+    """Which shards are written, and under what name."""
 
-    only: Annotated[int | None, typer.Option(help="Write this stage's shard only.", min=0, metavar="K")] = None
+    only: Annotated[int | None, typer.Option(help="Write the shard of this stage only.", min=0, metavar="K")] = None
     name: Annotated[str | None, typer.Option(help="Base name of the shards; the model's by default.")] = None
 
 
 def split(
     model: Model,
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the shards' folders into.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in which the shards' folders are written.")],
     cut: CutFlags,
     writing: SplitFlags,
     checks: CheckFlags,
@@ -57,7 +57,7 @@ def split(
 ) -> int:
     """Cut a model into shard folders, proven to compute what the whole model computes.
 
-    A run that was interrupted is finished by the same command.
+    To finish an interrupted run, run the same command again.
     """
     from shardhub.cli.split import split as command
     from shardhub.usecases.split import SplitSettings
@@ -82,8 +82,8 @@ class PublishFlags:
         str | None, typer.Option(help="User or organisation to publish as; the token's by default.", metavar="USER")
     ] = None
     name: Annotated[str | None, typer.Option(help="Base name of the repos; the model's by default.")] = None
-    private: Annotated[bool, typer.Option("--private", help="Make repos that only you can read.")] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made; write nothing.")] = False
+    private: Annotated[bool, typer.Option("--private", help="Create repos that only you can read.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be published; write nothing.")] = False
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace other cuts of this name; the old commits stay, tagged.")
     ] = False
@@ -99,9 +99,9 @@ def split_and_push(
     leaving: ModelFlags,
     output: Output,
 ) -> int:
-    """Cut a model and publish its stages on the Hub, each in a repo of its own; needs disk for one weight file.
+    """Cut a model and publish its stages on the Hub, each in a repo of its own; needs disk space for one weight file.
 
-    A run that was interrupted is finished by the same command, and uploads nothing twice.
+    To finish an interrupted run, run the same command again; nothing is uploaded twice.
     """
     from shardhub.cli.publish import split_and_push as command
     from shardhub.usecases.publish import PublishSettings
@@ -135,7 +135,7 @@ def unpublish(
     deleting: UnpublishFlags,
     output: Output,
 ) -> int:
-    """Delete a pipeline on the Hub: its manifest first, then the shards that no other pipeline names."""
+    """Delete a pipeline from the Hub: first its manifest, then the shards that no other pipeline names."""
     from shardhub.cli.publish import unpublish as command
 
     return command(pipeline, dry_run=deleting.dry_run, yes=deleting.yes, as_json=output.as_json)

@@ -1,4 +1,4 @@
-"""Commands that serve a stage, and that look at a chain."""
+"""The commands that serve a stage and that show a chain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from shardhub.naming import NODE_PORT
 class StageFlags:
     """Which stage a node serves, and from which cache."""
 
-    stages: Annotated[str | None, typer.Option(help="Of a pipeline: which stages.", metavar="K[-L]")] = None
+    stages: Annotated[str | None, typer.Option(help="Stages of a pipeline to serve.", metavar="K[-L]")] = None
     require_signature: RequireSignature = None
     cache_dir: CacheDir = None
     cache_limit: CacheLimit = None
@@ -35,7 +35,7 @@ class StageFlags:
 
 @flags("Who reaches it")
 class ListenFlags:
-    """Where a node listens, and to whom it talks."""
+    """Where a node listens, and which nodes it dials."""
 
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = NODE_PORT
@@ -49,22 +49,22 @@ class ListenFlags:
     ] = None
     metrics: Annotated[
         str | None,
-        typer.Option(help="Answer Prometheus there, over HTTP; loopback without a host.", metavar="[HOST:]PORT"),
+        typer.Option(help="Serve Prometheus metrics over HTTP; the default host is loopback.", metavar="[HOST:]PORT"),
     ] = None
     insecure_metrics: Annotated[
-        bool, typer.Option("--insecure-metrics", help="Answer --metrics off loopback, on a network you trust.")
+        bool, typer.Option("--insecure-metrics", help="Serve --metrics off loopback, on a network you trust.")
     ] = False
 
 
 @flags("How much it takes")
 class CapacityFlags:
-    """What of this machine a node takes."""
+    """How much of this machine a node uses."""
 
     context: RunContext = None
     max_sessions: Annotated[int, typer.Option(help="Most sessions at once.", min=1)] = 16
     memory: Memory = None
     kv_bits: Annotated[
-        int | None, typer.Option(help="Keep K and V in 4 or 8 bits: more positions, other numbers, one row a step.")
+        int | None, typer.Option(help="Keep K and V in 4 or 8 bits: more positions, other numbers, one row per step.")
     ] = None
     kv_group_size: Annotated[int, typer.Option(help="Elements that share a scale: 32, 64 or 128.")] = 64
     blas: BlasOption = Blas.AUTO
@@ -82,7 +82,7 @@ def serve(
     capacity: CapacityFlags,
     output: Output,
 ) -> int:
-    """Serve a stage until SIGTERM; prints its address and layers when it is ready."""
+    """Serve a stage until SIGTERM; prints its address and layers when ready."""
     from shardhub.cli.serve import serve as command
     from shardhub.usecases.serve import ServeSettings
 
@@ -112,7 +112,7 @@ def serve(
 
 @flags("Nodes")
 class WatchFlags:
-    """The nodes that are looked at, and how often."""
+    """The nodes to show, and how often they are read."""
 
     node: Node = None
     tls: Tls = None
@@ -120,15 +120,15 @@ class WatchFlags:
         bool,
         typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
     ] = False
-    once: Annotated[bool, typer.Option("--once", help="Show it once, on a terminal too.")] = False
+    once: Annotated[bool, typer.Option("--once", help="Show it once, also on a terminal.")] = False
     interval: Annotated[float, typer.Option(help="Seconds between readings.", min=0.1, max=3600.0)] = 1.0
     cache_dir: CacheDir = None
 
 
 def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int:
-    """Show each stage, live: who serves it, what it is busy with, and what limits the chain.
+    """Show each stage, live: who serves it, its load, and what limits the chain.
 
-    Exit code 5 if a stage has nobody.
+    Exit code 5 if a stage is not served.
     """
     from shardhub.cli.status import StatusOptions
     from shardhub.cli.status import status as command

@@ -1,4 +1,4 @@
-"""The command that proves a pipeline again."""
+"""The command that verifies a pipeline."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from shardhub.cli.options import CacheDir, Memory, Node, NoLocal, PipelineFlags,
 class FileFlags:
     """How a pipeline's files are checked."""
 
-    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch the shards that are not here.")] = False
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch missing shards.")] = False
     key: Annotated[
-        str | None, typer.Option("--key", help="Public key that must have signed it.", metavar="KEY|FILE.pub")
+        str | None, typer.Option("--key", help="Public key that must have signed the manifest.", metavar="KEY|FILE.pub")
     ] = None
     cache_dir: CacheDir = None
 
@@ -38,10 +38,10 @@ class RunFlags:
 
 @flags("Numbers of the whole model")
 class ReferenceFlags:
-    """How stages are run against the whole model."""
+    """How stages are compared with the whole model."""
 
     reference: Annotated[
-        bool, typer.Option("--reference", help="Run the stages against the whole model here; keep the record.")
+        bool, typer.Option("--reference", help="Compare the stages with the whole model here; keep the record.")
     ] = False
     push: Annotated[bool, typer.Option("--push", help="With --reference: add the record to the pipeline's repo.")] = (
         False
@@ -58,7 +58,7 @@ class SourceFlags:
 
     source: Annotated[bool, typer.Option("--source", help="Compare tensors with the source's bytes.")] = False
     num_tensors: Annotated[
-        int | None, typer.Option("--tensors", help="With --source: so many, drawn at random.", min=1, metavar="N")
+        int | None, typer.Option("--tensors", help="With --source: how many, drawn at random.", min=1, metavar="N")
     ] = None
     seed: Seed = None
     source_folder: Annotated[
@@ -74,7 +74,7 @@ def verify(
     bytes_: SourceFlags,
     output: Output,
 ) -> int:
-    """Check a pipeline's bytes and its proof; with an option its numbers on live nodes, or the source's bytes."""
+    """Check a pipeline's bytes and proof; with an option, its numbers on live nodes or its source's bytes."""
     from shardhub.cli.verify import VerifyOptions
     from shardhub.cli.verify import verify as command
 
