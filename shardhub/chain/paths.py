@@ -133,7 +133,7 @@ class Paths:
             raise _error_of(place)
 
     def _hopeless(self) -> Place | None:
-        """A place of an unserved stage whose former nodes all answer but now serve something else."""
+        """A place of an unserved stage whose former nodes all answer, but serve something else or refuse this head."""
         for stage in self.stages:
             expected = [place for place in stage if place.is_wanted]
             if not stage[0].is_served and all(place.state is PlaceState.REFUSED for place in expected):

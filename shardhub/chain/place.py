@@ -55,7 +55,7 @@ class Place:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether the chain wants it live, and new sessions may then use it."""
+        """Whether the chain needs it, so that new sessions use it once it is live."""
         return self.state not in (PlaceState.RELIEVED, PlaceState.ENDED)
 
     @property
