@@ -199,7 +199,7 @@ __all__ = [
     "verify",
 ]
 
-# Where each name is: the module under shardhub, and its name there if that is another.
+# Where each name is defined: the module under shardhub, and the name there if it differs.
 _HOMES: dict[str, tuple[str, ...]] = {
     "chain.head": ("Piece",),
     "chain.settings": ("Recovery",),
@@ -263,7 +263,7 @@ _OTHER_NAMES = {"verify": "verify_files"}
 
 
 def __getattr__(name: str) -> object:
-    """A name of the library, imported now that it is used."""
+    """Import a name of the library on first use."""
     from importlib import import_module
 
     if name not in __all__:

@@ -1,4 +1,4 @@
-"""`python -m shardhub`."""
+"""Entry point of `python -m shardhub`."""
 
 from shardhub.cli import main
 

@@ -1,4 +1,4 @@
-"""HOST:PORT: how an address is read, written and compared, wherever people or machines write one."""
+"""HOST:PORT addresses: the one place where they are read, written and compared."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Address:
 
     Attributes:
         host: A name, an IPv4 address, or an IPv6 address without brackets.
-        port: Port; 0 asks for a free one where something is to listen.
+        port: Port; 0 asks for a free one when listening.
     """
 
     host: str
@@ -30,15 +30,15 @@ class Address:
     def parse(
         cls, text: str, *, host: str | None = None, port: int | None = None, may_be_zero: bool = False
     ) -> Address:
-        """Read `HOST:PORT`; IPv6 stands in brackets, or bare where no port follows.
+        """Read `HOST:PORT`; IPv6 is in brackets, or bare if no port follows.
 
         Args:
-            host: Stands for a host that is left out (`:PORT`).
-            port: Stands for a port that is left out (`HOST`).
-            may_be_zero: Whether the port may be 0, for something that is to listen.
+            host: Default if the host is left out (`:PORT`).
+            port: Default if the port is left out (`HOST`).
+            may_be_zero: Whether port 0 is allowed, as it is for listening.
 
         Raises:
-            AddressError: It is not an address, or leaves out what has no default.
+            AddressError: The text is malformed, or leaves out a part that has no default.
         """
         text = text.strip()
         name, colon, digits = text.rpartition(":")
@@ -62,10 +62,10 @@ class Address:
 
 
 def ip_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IP address in a text, without the interface that a link-local one may name after `%`.
+    """Parse an IP address; the interface that a link-local address may name after `%` is dropped.
 
     Raises:
-        ValueError: It is a name, or nothing of the kind.
+        ValueError: The text is a host name or malformed.
     """
     return ipaddress.ip_address(text.partition("%")[0])
 

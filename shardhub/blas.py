@@ -1,9 +1,9 @@
-"""The BLAS under MLX's CPU backend on Linux: the reference one in its wheel, or OpenBLAS in front of that.
+"""The BLAS under MLX's CPU backend on Linux: the reference BLAS in its wheel, or OpenBLAS loaded in front of it.
 
-MLX's wheel calls `cblas_sgemm` and its kin, and carries the reference BLAS for them. The dynamic linker looks for a
-symbol in the process's global scope before it looks in the wheel, so a library loaded there before MLX answers instead;
-LAPACK stays the wheel's own. The `scipy-openblas32` wheel prefixes its symbols with `scipy_`: three functions that
-forward to it are compiled when they are needed, by the compiler that MLX needs anyway.
+MLX's wheel calls `cblas_sgemm` and related functions, and carries the reference BLAS for them. The dynamic linker looks
+for a symbol in the process's global scope before it looks in the wheel, so a library loaded there before MLX is used
+instead; LAPACK remains the wheel's own. The `scipy-openblas32` wheel prefixes its symbols with `scipy_`: three
+functions that forward to it are compiled when they are needed, by the compiler that MLX needs anyway.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from shardhub.errors import ShardhubError
 
 log = logging.getLogger(__name__)
 
-# Sonames of OpenBLAS with 32-bit integers and plain names, threaded first where a system has both.
+# Sonames of OpenBLAS with 32-bit integers and unprefixed names; the threaded build first, for systems with both.
 SYSTEM_LIBRARIES = ("libopenblasp.so.0", "libopenblas.so.0")
 _WHEEL = "scipy_openblas32"
 _WHEEL_LIBRARY = "libscipy_openblas.so"
 _WHEEL_PREFIX = "scipy_"
-# What OpenBLAS reads its number of threads from.
+# The variables from which OpenBLAS reads its number of threads.
 _THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 # Every BLAS function that MLX calls itself.
 _FORWARDS = """
@@ -45,24 +45,24 @@ FORWARD(cblas_sgemm, float, float)
 FORWARD(cblas_dgemm, double, double)
 FORWARD(cblas_cgemm, void, const void*)
 """
-# It compiles in a tenth of a second; a machine under load takes longer.
+# Compiling takes a tenth of a second; longer on a loaded machine.
 _COMPILE_TIMEOUT_S = 60
 
 
 class Blas(StrEnum):
-    """Which BLAS to compute with: `auto` is OpenBLAS where MLX would use the reference BLAS and one can be loaded."""
+    """Which BLAS to compute with: `auto` is OpenBLAS if MLX would use the reference BLAS and OpenBLAS can be loaded."""
 
     AUTO = "auto"
     OPENBLAS = "openblas"
     REFERENCE = "reference"
 
 
-# What to do when MLX is imported; a program that chose nothing computes with what MLX brings.
+# The choice to apply when MLX is imported; by default MLX keeps its own BLAS.
 _chosen = Blas.REFERENCE
 
 
 class _Address(ctypes.Structure):
-    """Dl_info of dladdr(3): what is loaded at an address."""
+    """Dl_info of dladdr(3): the library and symbol at an address."""
 
     _fields_ = (
         ("file", ctypes.c_char_p),
@@ -73,9 +73,9 @@ class _Address(ctypes.Structure):
 
 
 def choose_blas(choice: Blas) -> None:
-    """Have MLX compute with a BLAS once it is imported, if it ever is.
+    """Choose the BLAS that MLX will use if it is imported later.
 
-    A library that was named is loaded now, so that the command says at once where it cannot be; `auto` waits.
+    A library that was named is loaded now, so that a failure shows at once; `auto` waits.
 
     Raises:
         ShardhubError: `openblas` was chosen and cannot be loaded.
@@ -87,16 +87,16 @@ def choose_blas(choice: Blas) -> None:
 
 
 def use_chosen_blas() -> None:
-    """Put the chosen BLAS in front of MLX's own; called when MLX is about to be imported."""
+    """Load the chosen BLAS in front of MLX's own; called when MLX is about to be imported."""
     use_blas(_chosen)
     log.debug("BLAS: %s", describe_blas() or "MLX's own")
 
 
 def use_blas(choice: Blas) -> None:
-    """Put OpenBLAS in front of MLX's own BLAS, if that was chosen; to be called before MLX is imported.
+    """Load OpenBLAS in front of MLX's own BLAS if `choice` says so; must be called before MLX is imported.
 
     Raises:
-        ShardhubError: `openblas` was chosen and cannot be had.
+        ShardhubError: `openblas` was chosen and cannot be loaded.
     """
     if choice is Blas.OPENBLAS or (choice is Blas.AUTO and carries_reference_blas() and "mlx.core" not in sys.modules):
         try:
@@ -107,12 +107,12 @@ def use_blas(choice: Blas) -> None:
 
 
 def load_openblas() -> None:
-    """Load OpenBLAS where MLX finds it before its own BLAS; nothing is done where a BLAS is there already.
+    """Load OpenBLAS where MLX finds it before its own BLAS; do nothing if a BLAS is loaded there already.
 
-    Without OPENBLAS_NUM_THREADS it gets a thread for each of `num_cores`.
+    Without OPENBLAS_NUM_THREADS it gets `default_threads()` threads.
 
     Raises:
-        ShardhubError: None can be loaded, or MLX is loaded already, and bound to its own.
+        ShardhubError: OpenBLAS cannot be loaded, or MLX was imported before and is bound to its own BLAS.
     """
     if not _is_linux():
         raise ShardhubError("OpenBLAS is not used on this system.", why=f"MLX on {sys.platform} brings its own BLAS.")
@@ -142,17 +142,17 @@ def load_openblas() -> None:
 
 
 def carries_reference_blas() -> bool:
-    """Whether MLX is installed from a wheel with the reference BLAS in it: not on macOS, nor for CUDA."""
+    """Whether the installed MLX wheel contains the reference BLAS: those for macOS and CUDA do not."""
     spec = importlib.util.find_spec("mlx") if sys.platform == "linux" else None
     folders = [Path(folder).parent / "mlx_cpu.libs" for folder in (spec and spec.submodule_search_locations) or ()]
     return any(any(folder.glob("libblas-*.so*")) for folder in folders)
 
 
 def blas_path(mlx_file: str | None = None) -> str:
-    """Path of the library that computes MLX's `cblas_sgemm` in this process; empty where there is none.
+    """Path of the library that computes MLX's `cblas_sgemm` in this process; empty if there is none.
 
     Args:
-        mlx_file: `mlx.core.__file__`; without it only a BLAS in front of MLX's own is seen.
+        mlx_file: `mlx.core.__file__`; without it only a BLAS in front of MLX's own is found.
     """
     if not _is_linux():
         return ""
@@ -164,7 +164,7 @@ def blas_path(mlx_file: str | None = None) -> str:
 
 
 def describe_blas(mlx_file: str | None = None) -> str:
-    """File name of that library; of OpenBLAS also what its numbers depend on: version, kernels and threads."""
+    """File name of the BLAS in use; for OpenBLAS also what its numbers depend on: version, kernels and threads."""
     path = blas_path(mlx_file)
     scope = ctypes.CDLL(None)
     prefix = _WHEEL_PREFIX if path and _is_forwarded(scope) else ""
@@ -181,16 +181,16 @@ def describe_blas(mlx_file: str | None = None) -> str:
 
 
 def default_threads() -> int:
-    """Threads OpenBLAS gets: all cores but one.
+    """Number of OpenBLAS threads: all cores but one.
 
-    Its threads wait for each other, so that one core taken by anything else holds all of them up: with as many threads
-    as cores, decoding beside other work was three times slower than with one.
+    Its threads wait for each other, so one core taken by other work delays all of them: with as many threads as cores,
+    decoding beside other work was three times slower than with one thread.
     """
     return max(1, num_cores() - 1)
 
 
 def num_cores() -> int:
-    """Physical cores this process may use: those of its affinity, within its control group's quota."""
+    """Number of physical cores this process may use: those in its affinity mask, within its control group's quota."""
     if sys.platform == "linux":
         cores = {_core(cpu) for cpu in os.sched_getaffinity(0)}
         return max(1, int(min(len(cores), _quota_cores())))
@@ -199,7 +199,7 @@ def num_cores() -> int:
 
 
 def _is_linux() -> bool:
-    # Not sys.platform: type checkers for another system would take all that follows for unreachable.
+    # Not sys.platform: type checkers for another system would treat everything that follows as unreachable.
     return platform.system() == "Linux"
 
 
@@ -208,7 +208,7 @@ def _load_wheel() -> None:
     if spec is None or spec.origin is None:
         raise FileNotFoundError("not installed")
     library = Path(spec.origin).parent / "lib" / _WHEEL_LIBRARY
-    # The forwarding functions find it by its soname, because it is loaded already.
+    # The forwarding functions find the library by its soname, because it is loaded already.
     ctypes.CDLL(str(library))
     with tempfile.TemporaryDirectory(prefix="shardhub-blas-") as folder:
         source, forwards = Path(folder, "forwards.cc"), Path(folder, "libforwards.so")
@@ -220,7 +220,7 @@ def _load_wheel() -> None:
 
 @contextmanager
 def _thread_variable() -> Iterator[None]:
-    """OPENBLAS_NUM_THREADS while OpenBLAS is loaded, unless the user set one; others in this process do not see it."""
+    """Set OPENBLAS_NUM_THREADS while OpenBLAS loads, unless the user set it; other code here never sees it."""
     if any(name in os.environ for name in _THREAD_VARIABLES):
         yield
         return
@@ -232,12 +232,12 @@ def _thread_variable() -> Iterator[None]:
 
 
 def _is_forwarded(scope: ctypes.CDLL) -> bool:
-    """Whether `cblas_sgemm` is ours, and computed by the wheel's library."""
+    """Whether `cblas_sgemm` is our forwarding function, computed by the wheel's library."""
     return Path(_file_of("cblas_sgemm", scope)).name == "libforwards.so"
 
 
 def _file_of(symbol: str, scope: ctypes.CDLL) -> str:
-    """Path of the library that has a symbol, in the dynamic linker's order; empty where none has."""
+    """Path of the first library that defines a symbol, in the dynamic linker's order; empty if none does."""
     try:
         address = ctypes.cast(scope[symbol], ctypes.c_void_p)
     except AttributeError:
@@ -249,7 +249,7 @@ def _file_of(symbol: str, scope: ctypes.CDLL) -> str:
 
 
 def _core(cpu: int) -> str:
-    """What the hardware threads of one core have in common."""
+    """An identifier that all hardware threads of one core share."""
     try:
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:
@@ -257,7 +257,7 @@ def _core(cpu: int) -> str:
 
 
 def _quota_cores() -> float:
-    """CPU time a second that this process's control group may use; infinite without a limit."""
+    """CPU seconds per second that this process's control group may use; infinite without a limit."""
     try:
         own = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
         quota, period = Path("/sys/fs/cgroup", own[3:].lstrip("/"), "cpu.max").read_text().split()

@@ -1,4 +1,4 @@
-"""Time and chance, as the logic of a head takes them: from outside, so that a simulation can give it its own."""
+"""Time and randomness as a head uses them: passed in, so that a simulation can supply its own."""
 
 from __future__ import annotations
 
@@ -15,64 +15,64 @@ _ID_BYTES = 16
 
 
 class Timer(Protocol):
-    """Something that will be called."""
+    """A scheduled call."""
 
     def cancel(self) -> None:
-        """Do not call it."""
+        """Cancel the call."""
 
 
 class Clock(Protocol):
-    """What time it is, and waiting."""
+    """Reads the time and waits."""
 
     def now(self) -> float:
-        """Seconds on a clock that only rises, and stands still while the machine sleeps."""
+        """Seconds on a monotonic clock that stops while the machine sleeps."""
 
     def with_sleep(self) -> float:
-        """Seconds on a clock that only rises, and goes on while the machine sleeps."""
+        """Seconds on a monotonic clock that goes on while the machine sleeps."""
 
     def date(self) -> float:
-        """Seconds since the epoch; people may set it."""
+        """Seconds since the epoch, on the wall clock that people may set."""
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for `seconds`."""
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
-        """Cancel what is done within after so long; raises TimeoutError then."""
+        """Cancel the block after `seconds` and raise TimeoutError."""
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> Timer:
-        """Call a function on the event loop after so long."""
+        """Call a function on the event loop after `seconds`."""
 
 
 class SystemClock:
-    """The machine's time."""
+    """The machine's own clocks."""
 
     def now(self) -> float:
-        """Seconds on a clock that only rises, and stands still while the machine sleeps."""
+        """Seconds on a monotonic clock that stops while the machine sleeps."""
         return time.monotonic()
 
     def with_sleep(self) -> float:
-        """Seconds on a clock that only rises, and goes on while the machine sleeps."""
+        """Seconds on a monotonic clock that goes on while the machine sleeps."""
         return elapsed_with_sleep()
 
     def date(self) -> float:
-        """Seconds since the epoch; people may set it."""
+        """Seconds since the epoch, on the wall clock that people may set."""
         return time.time()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Wait for `seconds`."""
         await asyncio.sleep(seconds)
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
-        """Cancel what is done within after so long; raises TimeoutError then."""
+        """Cancel the block after `seconds` and raise TimeoutError."""
         return asyncio.timeout(seconds)
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> Timer:
-        """Call a function on the event loop after so long."""
+        """Call a function on the event loop after `seconds`."""
         return asyncio.get_running_loop().call_later(seconds, call)
 
 
 class Dice(Protocol):
-    """What nobody can foresee."""
+    """A source of randomness."""
 
     def new_id(self) -> bytes:
         """A 128-bit id that no other session or head has."""

@@ -1,7 +1,7 @@
-"""Connections to an HTTP server: how many there may be, and how long one may take over a request's header or an answer.
+"""Connections to an HTTP server: limits on their number, and on the time for a request's header or an answer.
 
-A connection that waits for its client costs a file, and whoever reaches the port can open them: before any key is
-asked for, all that bounds them is here.
+A connection that waits for its client costs an open file, and anyone who reaches the port can open connections. Before
+a key is checked, only these limits bound them.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from shardhub.seldom import Seldom
 
 log = logging.getLogger(__name__)
 
-# Connections that the event loop takes at once before any is looked at; the system keeps as many waiting.
+# Connections that the event loop accepts at once before it handles any; the system queues as many.
 _MAX_BACKLOG = 256
-# Files for links to nodes, the model's files, processes that render or compile, a database, logs.
+# Open files for links to nodes, the model's files, processes that render or compile, a database, logs.
 _OTHER_FILES = 256
 _LEAST_CONNECTIONS = 16
-# Looks at an answer that is not read before its connection ends. From here a client that reads slowly is seen to read
-# in steps: one of 1 KB a second makes room for 64 KB or more at once, minutes apart (measured).
+# Checks that may find an answer unread before its connection ends. A slow client appears to read in steps: at 1 KB a
+# second it makes room for 64 KB or more at once, minutes apart (measured).
 _MAX_STALLED_LOOKS = 10
-# macOS: bytes that a socket has not sent yet, and those not acknowledged.
+# macOS: bytes of a socket that are unsent or unacknowledged.
 _SO_NWRITE = 0x1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What connections are allowed.
+    """Limits on connections.
 
     Attributes:
-        num: At most at once; where one more comes, the one goes that has waited longest for its client, of those of the
-            address that has most.
-        stall_s: From a request's first byte, or a connection's beginning, to the end of the request's header; also how
-            long the rest of a body that nobody wants may come, and how often it is seen whether an answer is read.
+        num: Most connections at once. One more closes the connection that has waited longest for its client, of the
+            address with the most connections.
+        stall_s: Seconds from a request's first byte, or a connection's start, to the end of the request's header;
+            also how long the rest of an unwanted body may take, and how often an answer is checked for being read.
     """
 
     num: int
@@ -56,13 +56,13 @@ class Limits:
 
 
 def connections_allowed(most: int, *, files_each: int = 1) -> tuple[int, int]:
-    """How many connections there may be as far as this process may open files, and how many of them be taken at once.
+    """How many connections the limit on open files allows, and how many to accept at once.
 
-    Those that were taken at once, and not looked at yet, come on top of the others.
+    Connections that were accepted but not handled yet come on top of the others.
 
     Args:
-        most: Wanted.
-        files_each: Open files that a connection may take, itself included.
+        most: The number wanted.
+        files_each: Open files that a connection may need, its own included.
     """
     files = allow_open_files(2 * most * files_each)
     at_once = min(_MAX_BACKLOG, files // 8)
@@ -74,7 +74,7 @@ def protocol(limits: Limits, refuse: Callable[[int, str], Response]) -> type[H11
     """HTTP/1.1 within limits, for the connections of one server.
 
     Args:
-        refuse: Makes the answer to what is not HTTP/1.1, of a status and a sentence.
+        refuse: Makes the answer to anything but HTTP/1.1 from a status and a sentence.
     """
 
     class Limited(Connection):
@@ -88,41 +88,41 @@ def protocol(limits: Limits, refuse: Callable[[int, str], Response]) -> type[H11
 
 
 class Waiting:
-    """Connections that wait for their clients, by the clients' addresses: each in the order in which it began to."""
+    """Connections that wait for their clients, by the client's address, in the order in which they began to wait."""
 
     def __init__(self) -> None:
         self._of: dict[str, dict[Connection, None]] = {}
 
     def add(self, connection: Connection) -> None:
-        """Take note that it waits; since when, where that is known."""
+        """Note that a connection waits; one that waits already keeps its place."""
         self._of.setdefault(connection.address, {}).setdefault(connection)
 
     def begin_anew(self, connection: Connection) -> None:
-        """Take note that it waits from now on."""
+        """Note that a connection waits from now on."""
         self.remove(connection)
         self.add(connection)
 
     def remove(self, connection: Connection) -> None:
-        """Take note that it does not wait."""
+        """Note that a connection no longer waits."""
         if (same := self._of.get(connection.address)) is not None:
             same.pop(connection, None)
             if not same:
                 del self._of[connection.address]
 
     def longest(self) -> Connection:
-        """The one that has waited longest at the address with most, so that one client does not push others out."""
+        """The longest-waiting connection of the address with the most, so that one client does not push others out."""
         most = max(self._of.values(), key=len)
         return next(iter(most))
 
 
 class Connection(H11Protocol):
-    """HTTP/1.1 on a connection that is given up when its client keeps it waiting.
+    """HTTP/1.1 on a connection that is closed when its client keeps it waiting.
 
     Attributes:
         allowed: See `Limits`.
-        waiting: Those whose client is to send or read something.
-        full, odd: Say that there are too many, and that what came is not HTTP.
-        address: The client's.
+        waiting: Connections whose client has to send or read something.
+        full, odd: Log that there are too many connections, and that the data was not HTTP.
+        address: The client's address.
         refuse: See `protocol`.
     """
 
@@ -143,7 +143,7 @@ class Connection(H11Protocol):
         self._num_stalled = 0
 
     def connection_made(self, transport: Any) -> None:
-        """Take a connection in, and let another go if there are too many."""
+        """Accept a connection, and drop another if there are too many."""
         super().connection_made(_Counting(transport))  # type: ignore[arg-type]
         self.address = self.client[0] if self.client else ""
         self.waiting.add(self)
@@ -154,23 +154,23 @@ class Connection(H11Protocol):
             self.waiting.longest().drop()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Forget the connection."""
         self._forget()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take in a part of a request."""
+        """Receive part of a request."""
         super().data_received(data)
         self._look_at_request()
 
     def on_response_complete(self) -> None:
-        """An answer has been handed to the system; the next request may have come already."""
+        """Continue after an answer was handed to the system; the next request may have arrived already."""
         super().on_response_complete()
         if not self.transport.is_closing():
             self._look_at_request()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP/1.1, or has too long a header, in the server's words, and end the connection."""
+        """Refuse data that is not HTTP/1.1 or too long a header, in the server's words, and close the connection."""
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is on its way already
             self.transport.close()
             return
@@ -187,31 +187,31 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def drop(self) -> None:
-        """End it now, whatever lies unread."""
+        """End the connection now, even with data unread."""
         self._forget()
         self.connections.discard(self)
         self.transport.abort()
 
     def _look_at_request(self) -> None:
-        """Begin or end the time that the client has for a request's header, or for a body that nobody wants."""
+        """Start or stop the timer for a request's header, or for an unwanted body."""
         cycle: Any = self.cycle
         if cycle is not None and not cycle.response_complete:
             self._stop_header_timer()
             if cycle.more_body and not cycle.response_started:
-                self.waiting.begin_anew(self)  # the application says how long a body may take
+                self.waiting.begin_anew(self)  # the application decides how long a body may take
             else:
                 self.waiting.remove(self)
             return
         self.waiting.add(self)
-        # Without a part of a request here, uvicorn's own time between two requests goes on.
+        # While no part of a request is here, uvicorn's own timeout between requests applies.
         is_late = self.conn.trailing_data[0] or self.conn.their_state is h11.SEND_BODY
         if is_late and self._header_timer is None:
             self._header_timer = self.loop.call_later(self.allowed.stall_s, self.drop)
 
     def _look_at_unread(self) -> None:
-        """End a connection whose client reads nothing: closed or not, it stays until the last byte has gone.
+        """End a connection whose client reads nothing; closed or not, it would stay until the last byte is sent.
 
-        Meanwhile it makes room for others, as one that waits for its client.
+        Meanwhile it counts as waiting for its client and can be dropped for others.
         """
         transport: Any = self.transport
         num_read = transport.num_written - transport.get_write_buffer_size() - _num_unacknowledged(transport)
@@ -243,7 +243,7 @@ class _Counting:
     """A transport that counts what is written to it.
 
     Attributes:
-        num_written: Bytes.
+        num_written: Bytes written so far.
     """
 
     def __init__(self, transport: Any) -> None:
@@ -259,7 +259,7 @@ class _Counting:
 
 
 class _Warnings:
-    """A logger whose warnings strangers bring about with every request: they are said seldom."""
+    """A logger that limits the rate of warnings which strangers can cause with every request."""
 
     def __init__(self, logger: logging.Logger, seldom: Seldom) -> None:
         self._logger = logger
@@ -270,10 +270,10 @@ class _Warnings:
 
 
 class QuietLoop:
-    """Keeps what an event loop says of sockets it cannot take in short: by itself it is a traceback each, 256 a second.
+    """Shortens what an event loop logs for sockets it cannot accept: a traceback each by default, 256 a second.
 
     Args:
-        loop: Whose; what else goes wrong in it is told as before.
+        loop: The event loop; its other errors are logged as before.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -303,7 +303,7 @@ def _num_open() -> int:
 
 
 def _num_unacknowledged(transport: Any) -> int:
-    """Bytes that the system has taken and the client's has not; 0 where that cannot be asked."""
+    """Bytes that our system has accepted and the client's has not acknowledged; 0 if unknown."""
     sock = transport.get_extra_info("socket")
     try:
         if platform.system() == "Linux":

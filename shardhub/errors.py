@@ -1,16 +1,16 @@
-"""Every error shardhub raises on purpose, and what each becomes at the edges.
+"""Every error shardhub raises on purpose, and its gRPC status, HTTP status and exit code.
 
     ShardhubError
-    ├── UsageError                  what was asked cannot be meant
-    │   ├── PlanError               a cut that no plan can have
+    ├── UsageError                  an invalid argument or request
+    │   ├── PlanError               an invalid cut or plan
     │   ├── PromptError             an empty prompt, a bad template
     │   │   └── ContextExceeded     more positions than the session may hold
     │   └── AddressError            a host or port that cannot be served
     ├── UnsupportedModel            an architecture or checkpoint that cannot be split
-    │   └── ProofFailed             the chain of stages does not compute what the whole model computes
-    │       ├── ProofExceeded       a step did something that the proof has not seen
-    │       └── ParityFailed        both were run side by side, and their numbers differ
-    ├── IntegrityError              bytes are not what was promised
+    │   └── ProofFailed             the chained stages do not compute what the whole model computes
+    │       ├── ProofExceeded       a step did something that the proof did not cover
+    │       └── ParityFailed        stages and whole model were run side by side, and their numbers differ
+    ├── IntegrityError              bytes differ from what was promised
     │   ├── FormatError             a document that breaks its specification
     │   │   └── NewerFormat         written by a later shardhub
     │   ├── WeightFileError         a safetensors file that is malformed or not the one promised
@@ -22,17 +22,17 @@
     │   └── CertificateRefused      the other side's certificate, or ours in its eyes
     ├── NotFound                    no such repo, revision or file, or none that may be seen
     ├── Conflict                    changed by somebody else meanwhile, or the name is taken
-    ├── HubRefused                  the Hub does not take a request, for a reason of its own
+    ├── HubRefused                  the Hub refuses a request for a reason of its own
     ├── ChainError                  a node or the network
     │   ├── HubUnreachable          no network, or no Hub that answers
     │   ├── RouteError              stages missing, served by one node twice, overlapping
-    │   ├── HandshakeError          a node that serves something else
+    │   ├── HandshakeError          a node that serves something other than the manifest names
     │   ├── NodeUnreachable         no connection
-    │   │   └── NodeLoading         a node that answers, and has not loaded its stage yet
+    │   │   └── NodeLoading         a node that answers but has not loaded its stage yet
     │   ├── NodeLost                the connection broke while it was used
     │   ├── StepTimeout             a step passed its deadline
     │   └── NodeFailure             a node reports a fault of its own
-    ├── SessionError                the session's state forbids it; nothing was changed
+    ├── SessionError                the session's state forbids the call; nothing was changed
     │   ├── SessionUnknown          no such session here (ended, expired, or never opened)
     │   ├── StaleEpoch              fenced by a newer epoch
     │   ├── PositionMismatch        a gap or a replay
@@ -40,8 +40,8 @@
     ├── WireError                   a message that breaks the protocol
     └── ResourceError               not enough of something
         ├── DoesNotFit              weights and KV cache exceed the memory budget
-        ├── DiskFull                no room for what is to be written
-        └── Overloaded              admission refused: sessions, KV or queue spent
+        ├── DiskFull                no disk space for what is to be written
+        └── Overloaded              admission refused: sessions, KV or queue exhausted
 
 A message has three parts, printed on one screen: what happened and where, why (the two values that disagree), and
 what to do.
@@ -72,22 +72,22 @@ class ShardhubError(Exception):
 
 
 class UsageError(ShardhubError):
-    """What was asked cannot be meant."""
+    """An argument or a request is invalid."""
 
 
 class PlanError(UsageError):
-    """A cut that no plan can have."""
+    """The cut or plan is invalid."""
 
 
 class PromptError(UsageError):
-    """A prompt that cannot be run."""
+    """The prompt cannot be run."""
 
 
 class ContextExceeded(PromptError):
     """The sequence would pass the session's context length.
 
     Args:
-        num_tokens: How many tokens came, at least, where that is known.
+        num_tokens: How many tokens were given, at least, if that is known.
         most: How many are possible.
     """
 
@@ -100,11 +100,11 @@ class ContextExceeded(PromptError):
 
 
 class AddressError(UsageError):
-    """An address that cannot or must not be served."""
+    """The address cannot or must not be served."""
 
 
 class UnsupportedModel(ShardhubError):
-    """An architecture or checkpoint that cannot be split."""
+    """The architecture or checkpoint cannot be split."""
 
 
 class ProofFailed(UnsupportedModel):
@@ -112,7 +112,7 @@ class ProofFailed(UnsupportedModel):
 
 
 class ProofExceeded(ProofFailed):
-    """A step did something that the proof has not seen, so that its numbers are not known to be right."""
+    """A step did something that the proof did not cover, so its numbers are not known to be right."""
 
 
 class ParityFailed(ProofFailed):
@@ -120,7 +120,7 @@ class ParityFailed(ProofFailed):
 
 
 class IntegrityError(ShardhubError):
-    """Bytes are not what was promised."""
+    """Bytes differ from what was promised."""
 
 
 class FormatError(IntegrityError):
@@ -128,7 +128,7 @@ class FormatError(IntegrityError):
 
 
 class NewerFormat(FormatError):
-    """A document was written in a format this version cannot read."""
+    """A document was written by a later version, in a format that this one cannot read."""
 
 
 class WeightFileError(IntegrityError):
@@ -168,19 +168,19 @@ class Conflict(ShardhubError):
 
 
 class HubRefused(ShardhubError):
-    """The Hub does not take a request, for a reason of its own."""
+    """The Hub refuses a request for a reason of its own."""
 
 
 class ChainError(ShardhubError):
-    """A node or the network between nodes."""
+    """A node or the network between nodes failed."""
 
 
 class HubUnreachable(ChainError):
-    """No network, or no Hub that answers."""
+    """The network is down, or the Hub does not answer."""
 
 
 class RouteError(ChainError):
-    """The nodes at hand do not cover the plan exactly once."""
+    """The available nodes do not cover the plan exactly once."""
 
 
 class HandshakeError(ChainError):
@@ -188,11 +188,11 @@ class HandshakeError(ChainError):
 
 
 class NodeUnreachable(ChainError):
-    """No connection to a node."""
+    """A node cannot be connected to."""
 
 
 class NodeLoading(NodeUnreachable):
-    """A node answers, and has not loaded its stage yet."""
+    """A node answers but has not loaded its stage yet."""
 
 
 class NodeLost(ChainError):
@@ -212,7 +212,7 @@ class SessionError(ShardhubError):
 
 
 class SessionUnknown(SessionError):
-    """No such session on this node."""
+    """The node has no such session."""
 
 
 class StaleEpoch(SessionError):
@@ -220,7 +220,7 @@ class StaleEpoch(SessionError):
 
 
 class PositionMismatch(SessionError):
-    """A step that leaves a gap or repeats positions."""
+    """A step leaves a gap or repeats positions."""
 
 
 class SessionNotRewindable(SessionError):
@@ -232,7 +232,7 @@ class WireError(ShardhubError):
 
 
 class ResourceError(ShardhubError):
-    """Not enough of something."""
+    """A resource is exhausted."""
 
 
 class DoesNotFit(ResourceError):
@@ -240,16 +240,16 @@ class DoesNotFit(ResourceError):
 
 
 class DiskFull(ResourceError):
-    """No room for what is to be written."""
+    """The disk has no room for what is to be written."""
 
 
 class Overloaded(ResourceError):
-    """Admission refused."""
+    """Admission was refused: sessions, KV cache or queue are exhausted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What an error becomes at the three edges.
+    """The gRPC status, HTTP status and exit code of an error.
 
     Attributes:
         grpc: Name of a `grpc.StatusCode`.
@@ -310,12 +310,12 @@ OUTCOMES: dict[type[ShardhubError], Outcome] = {
 
 
 def outcome(error: ShardhubError) -> Outcome:
-    """The row of `OUTCOMES` for this very class; a test holds that every class has one."""
+    """The row of `OUTCOMES` for the error's exact class; a test checks that every class has one."""
     return OUTCOMES[type(error)]
 
 
 def by_name(name: str, what: str, *, why: str = "", hint: str = "") -> ShardhubError:
-    """Rebuild an error a peer reported by class name; an unknown name becomes a `NodeFailure`."""
+    """Rebuild an error that the other side reported by class name; an unknown name becomes a `NodeFailure`."""
     for kind in OUTCOMES:
         if kind.__name__ == name:
             return kind(what, why=why, hint=hint)

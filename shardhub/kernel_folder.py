@@ -1,7 +1,7 @@
-"""The folder in which MLX keeps the code it compiles for CPUs: this user's alone.
+"""A private folder for the code that MLX compiles for CPUs.
 
-MLX writes that code to `mlx/VERSION/cpu` in the folder for temporary files, under names that anyone can work out, and
-loads whatever lies there. In a folder that users share, another user can put code there first, or be in the way.
+MLX writes that code to `mlx/VERSION/cpu` in the folder for temporary files, under predictable names, and loads whatever
+is there. In a folder that users share, another user can put code there first, or block the path.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from shardhub.errors import AccessError
 
 _NAME = "kernels"
 _PRIVATE = 0o700
-# MLX asks C++'s standard library for the folder, which asks this first, at each kernel that it has not loaded yet.
+# MLX gets the folder from C++'s standard library, which reads this variable first, at each kernel not loaded yet.
 _VARIABLE = "TMPDIR"
 
 
 def use_private_folder() -> Path:
     """Have MLX keep compiled code where nobody else can write, whatever TMPDIR says.
 
-    Python's own temporary files stay where they were: `os.environ` is left alone, and MLX does not read it. Programs
-    that are started without an environment of their own, as the compiler is, keep theirs in the private folder, too.
+    Python's own temporary files stay where they were: `os.environ`, which MLX does not read, is left alone. Programs
+    started without an explicit environment, such as the compiler, also keep theirs in the private folder.
 
     Raises:
-        AccessError: There is no such folder.
+        AccessError: No folder is safe and writable.
     """
     folder = private_folder(list(_kept()), list(_temporary()))
     for kernel in folder.rglob("*.so"):
         with contextlib.suppress(OSError):  # another process may have done so
-            if not kernel.stat().st_size:  # left by a machine that went down while it was written
+            if not kernel.stat().st_size:  # left by a machine that went down while writing it
                 kernel.unlink()
     os.putenv(_VARIABLE, str(folder))
     return folder
@@ -46,11 +46,11 @@ def private_folder(kept: Sequence[Path], temporary: Sequence[Path]) -> Path:
     """A folder that nobody else can change or replace.
 
     Args:
-        kept: Where to keep it for later processes: it is made in the first of these that is safe.
-        temporary: Where to make one for this process otherwise.
+        kept: Parents for a folder that later processes reuse; it is made in the first that is safe.
+        temporary: Parents for a folder for this process alone, if none of `kept` is safe.
 
     Raises:
-        AccessError: None of them is safe and can be written.
+        AccessError: None of them is safe and writable.
     """
     reasons: list[str] = []
     for parent in kept:
@@ -95,16 +95,16 @@ def _kept() -> Iterator[Path]:
 
 
 def _temporary() -> Iterator[Path]:
-    with contextlib.suppress(FileNotFoundError):  # there is no folder for temporary files that can be written
+    with contextlib.suppress(FileNotFoundError):  # no folder for temporary files is writable
         yield Path(tempfile.gettempdir())
     yield from map(Path, ("/tmp", "/var/tmp"))  # noqa: S108 - folders with random names are made in them
 
 
 def _check(folder: Path) -> None:
-    """Refuse a folder that others can change or put another in the place of.
+    """Refuse a folder that others can change or replace.
 
     Raises:
-        PermissionError: They can.
+        PermissionError: Others can.
     """
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or _is_shared(status):
@@ -117,12 +117,12 @@ def _check(folder: Path) -> None:
             raise PermissionError(None, f"others may change {parent}")
 
 
-# Owner that a user namespace shows for users it does not know, such as the root of the machine around it.
+# The owner that a user namespace shows for users it does not know, such as the root of the surrounding machine.
 _NOBODY = 65_534
 
 
 def _is_shared(status: os.stat_result) -> bool:
-    """Whether others may write; a group of the owner's own number has no other members."""
+    """Whether others may write; a group with the owner's own number is taken to have no other members."""
     own_group = status.st_gid == status.st_uid
     return bool(status.st_mode & (stat.S_IWOTH if own_group else stat.S_IWOTH | stat.S_IWGRP))
 

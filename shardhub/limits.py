@@ -1,12 +1,12 @@
-"""Limits that a head keeps to and a node holds it to."""
+"""Limits that a head keeps and a node enforces."""
 
 from __future__ import annotations
 
 # Room in a message for everything that is not a tensor.
 MESSAGE_OVERHEAD_BYTES = 64 << 10
-# Positions that padding may add where sessions of different lengths go together in one step, as a share of their own.
-# The head counts the positions it sends, the node those it promised.
+# Positions that padding may add when sessions of different lengths share a step, as a share of their own positions.
+# The head counts the positions it sends, the node those it reserved.
 MAX_PADDING = 0.25
-# Positions of a prompt whose logits are computed at once where it is asked how likely its ids were: of a long chunk
-# and a large vocabulary they would take gigabytes.
+# Positions whose logits are computed at once when the likelihood of a prompt's ids is asked for: a long chunk with a
+# large vocabulary would take gigabytes.
 MAX_SCORED = 128

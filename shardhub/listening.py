@@ -1,4 +1,4 @@
-"""Where a server may listen: on loopback, elsewhere only where that is safe or wished for."""
+"""Where a server may listen: on loopback, elsewhere only if that is safe or the user allows it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from shardhub.errors import AddressError
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host to listen on is reached from this machine alone.
+    """Whether a host to listen on can be reached from this machine only.
 
     Raises:
-        AddressError: It has no address.
+        AddressError: The host does not resolve.
     """
     try:
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
@@ -26,16 +26,16 @@ def is_loopback(host: str) -> bool:
 
 
 def check_reach(host: str, *, is_safe: bool, why: str, hint: str, what: str = "listen") -> None:
-    """Refuse to listen off loopback where it is not safe.
+    """Refuse to listen off loopback if that is not safe.
 
     Args:
-        is_safe: Whether a key, a certificate or the user's word makes it so.
+        is_safe: Whether a key, a certificate or the user's consent makes it safe.
         why: What could happen.
         hint: What to do.
         what: What is refused.
 
     Raises:
-        AddressError: The host is not loopback, or has no address.
+        AddressError: The host is off loopback and not safe, or does not resolve.
     """
     if not is_loopback(host) and not is_safe:
         raise AddressError(f"Refusing to {what} on {host}.", why=why, hint=hint)
@@ -43,10 +43,10 @@ def check_reach(host: str, *, is_safe: bool, why: str, hint: str, what: str = "l
 
 @contextmanager
 def listen_on(host: str, port: int, *, backlog: int = 128) -> Iterator[socket.socket]:
-    """A socket that listens, closed at the end.
+    """A listening socket, closed at the end of the block.
 
     Raises:
-        AddressError: It cannot listen there.
+        AddressError: The address cannot be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -58,7 +58,7 @@ def listen_on(host: str, port: int, *, backlog: int = 128) -> Iterator[socket.so
             hint="Choose another port with `port`, or 0 for any free one.",
         ) from error
     with listener:
-        # Connections inherit it. asyncio sets it only on sockets made with an explicit protocol; without it every
-        # answer of two segments waits 40 ms for the client's delayed acknowledgement (measured).
+        # Connections inherit this option. asyncio sets it only on sockets made with an explicit protocol; without it
+        # every answer of two segments waits 40 ms for the client's delayed acknowledgement (measured).
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listener

@@ -1,4 +1,4 @@
-"""Locks between processes, given back by the system when their holder dies."""
+"""Locks between processes, released by the system when their holder dies."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from shardhub.errors import Conflict
 
-# A file of 1 GB over a slow line; whoever waits longer is told who holds it.
+# Enough for 1 GB over a slow network; after that the error says who holds the lock.
 LOCK_TIMEOUT_S = 1800.0
 _POLL_S = 0.2
-# File systems without flock, such as some network mounts: there unique names and renames keep the cache right.
+# Errors of file systems without flock, such as some network mounts: unique names and renames keep the cache right.
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -28,17 +28,17 @@ def locked(
     timeout_s: float = LOCK_TIMEOUT_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[bool]:
-    """Hold the lock file at `path` for as long as the block runs; whether it is held is what comes.
+    """Hold the lock file at `path` while the block runs; yields whether it is held.
 
     Args:
         path: The lock file; made if needed and left there.
         what: What is locked, for messages.
-        notice: Told once if another process has to be waited for.
-        timeout_s: How long it is waited for.
-        sleep: Waits so many seconds.
+        notice: Called once if another process holds the lock.
+        timeout_s: How long to wait for it.
+        sleep: Waits for a number of seconds.
 
     Raises:
-        Conflict: Another process holds it for longer.
+        Conflict: Another process holds the lock for longer.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -64,10 +64,10 @@ def locked(
 
 @contextmanager
 def lock_held(path: Path, *, mode: int = 0o644) -> Iterator[None]:
-    """Hold the lock of a file or folder for as long as the block runs; its holders take turns.
+    """Hold the lock of a file or folder while the block runs; its holders take turns.
 
     Args:
-        mode: Permissions of a file that is made for it.
+        mode: Permissions of the file if it has to be made.
     """
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     descriptor = os.open(path, flags | os.O_CLOEXEC, mode)
@@ -79,15 +79,15 @@ def lock_held(path: Path, *, mode: int = 0o644) -> Iterator[None]:
 
 
 def lock_open(descriptor: int) -> bool:
-    """Lock an open file or folder until it is closed; False where another process holds it.
+    """Lock an open file or folder until it is closed; False if another process holds the lock.
 
-    A file system without locks gives no protection, and is used all the same.
+    A file system without locks gives no protection but is used anyway.
     """
     return _try(descriptor, fcntl.LOCK_EX) is not False
 
 
 def hold_shared(path: Path) -> int | None:
-    """Mark a folder as used for as long as the descriptor that comes is open; None where that cannot be."""
+    """Mark a folder as used while the returned descriptor is open; None if that is not possible."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -112,7 +112,7 @@ def is_used(path: Path) -> bool:
 
 @contextmanager
 def locked_at_once(path: Path, *, shared: bool) -> Iterator[bool]:
-    """Take a lock without waiting; whether it was to be had is what comes."""
+    """Take a lock without waiting; yields whether it is held."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         yield _try(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX) is not False
@@ -121,7 +121,7 @@ def locked_at_once(path: Path, *, shared: bool) -> Iterator[bool]:
 
 
 def _try(descriptor: int, kind: int) -> bool | None:
-    """True: held. False: somebody else holds it. None: the file system has no locks."""
+    """True: held. False: another process holds it. None: the file system has no locks."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:

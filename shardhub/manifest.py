@@ -33,7 +33,7 @@ from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
 FORMAT_VERSION = 1
 
-# Limits beside which a document is an attack, not a model.
+# Limits beyond which a document is an attack, not a model.
 MAX_DOCUMENT_BYTES = 4 << 20  # the largest stage.json measured (671B, 60 layers in one stage) is under 400 kB
 MAX_CATALOGUE_BYTES = 32 << 20
 MAX_LAYERS = 4096
@@ -52,7 +52,7 @@ TensorName = Annotated[str, Field(min_length=1, max_length=512)]
 Size = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Dimension = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 ShortText = Annotated[str, Field(max_length=200)]
-# Shown to people as it is, wherever it comes from: printable ASCII on one line.
+# Shown to people unescaped, wherever it comes from: printable ASCII on one line.
 MAX_REMARK = 200
 MAX_REMARKS = 256
 Remark = Annotated[str, Field(pattern=rf"^[ -~]{{1,{MAX_REMARK}}}$")]
@@ -66,7 +66,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def canonical(value: Any) -> bytes:
-    """The one byte string of a JSON value: sorted keys, no spaces, UTF-8, shortest float repr, no trailing newline."""
+    """Canonical bytes of a JSON value: sorted keys, no spaces, UTF-8, shortest float repr, no trailing newline."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "strict")
 
 
@@ -76,7 +76,7 @@ def sha256_hex(data: bytes) -> str:
 
 
 def config_digest(config: dict[str, Any]) -> str:
-    """Digest of a model's config.json, whatever its layout on disk, without the block we add to shards' copies."""
+    """Digest of a model's config.json, independent of its layout on disk, without the block that shards' copies add."""
     return sha256_hex(canonical({key: value for key, value in config.items() if key != "shardhub"}))
 
 
@@ -84,7 +84,7 @@ class Document(BaseModel):
     """Base of everything parsed from outside: strict, frozen, unknown fields refused."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-    # Optional fields that came later. Where they are empty they are left out, so that documents keep their digests.
+    # Optional fields added later. Empty ones are left out, so that older documents keep their digests.
     omitted_when_empty: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
@@ -143,7 +143,7 @@ class Crossing(Document):
         return tuple(symbols[d] if isinstance(d, str) else d for d in self.shape)
 
     def admits(self, shape: tuple[int, ...], *, batch: int, length: int, total: int) -> bool:
-        """Whether a tensor of this shape can cross here; one value for all rows may be one for each."""
+        """Whether a tensor of this shape can cross here; a scalar may also come as one value per row."""
         if not self.shape and not self.is_number:
             return shape in ((), (batch,))
         largest = self.expected_shape(batch=batch, length=length, total=total)
@@ -159,7 +159,7 @@ class Crossing(Document):
 
     @property
     def may_be_left_out(self) -> bool:
-        """Whether a step may come without it."""
+        """Whether a step may omit this crossing."""
         return self.varies or self.comes_later
 
     @property
@@ -174,7 +174,7 @@ class Crossing(Document):
 
 
 class Quantization(Document):
-    """Default quantisation of a checkpoint; single tensors may differ (config.json has the rest)."""
+    """Default quantisation of a checkpoint; individual tensors may differ (config.json has the details)."""
 
     bits: Annotated[int, Field(ge=1, le=16)]
     group_size: Annotated[int, Field(ge=1, le=65_536)]
@@ -182,7 +182,7 @@ class Quantization(Document):
 
 
 class Stage(Document):
-    """stage.json: what a shard is, whatever pipeline it is used in. Its sha256 is the stage digest.
+    """stage.json: what a shard is, independent of the pipeline that uses it. Its sha256 is the stage digest.
 
     Attributes:
         num_layers: Layers of the whole model.
@@ -229,7 +229,7 @@ class Stage(Document):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all weight files."""
+        """Size of all weight files, in bytes."""
         return sum(file.size_bytes for file in self.weight_files)
 
 
@@ -257,7 +257,7 @@ Location = Annotated[RepoLocation | FolderLocation, Field(discriminator="kind")]
 
 
 class StageEntry(Document):
-    """One stage of a pipeline: its digest, its layers, its size, and where it is to be had."""
+    """One stage of a pipeline: its digest, layers, size and locations."""
 
     digest: Digest
     start: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
@@ -272,9 +272,9 @@ class Manifest(Document):
     Attributes:
         name: Base name of the shards.
         stages: In order; together they cover every layer exactly once.
-        files: sha256 of config, tokenizer and chat template files that lie beside the manifest, by name.
-        inexact: What was measured of stages that do not give the whole model's numbers, and were split all the same.
-        ignored_fields: Fields of config.json that change numbers, that mlx-lm never reads, and that were ignored.
+        files: sha256 of the config, tokenizer and chat template files beside the manifest, by name.
+        inexact: What was measured, if the stages do not give the whole model's numbers and were published anyway.
+        ignored_fields: Fields of config.json that change numbers but that mlx-lm never reads, ignored on purpose.
     """
 
     omitted_when_empty = ("inexact", "ignored_fields")
@@ -314,15 +314,15 @@ class Manifest(Document):
 
 
 def pipeline_id(stage_digests: list[str], config: str) -> str:
-    """sha256 of the canonical JSON `{"config": ..., "stages": [...]}`; nothing that changes later is in it."""
+    """sha256 of the canonical JSON `{"config": ..., "stages": [...]}`, which contains nothing that changes later."""
     return sha256_hex(canonical({"config": config, "stages": stage_digests}))
 
 
 class TwinRun(Document):
-    """A small model of the same configuration, whose stages were run against the whole and were equal.
+    """A run of a small model with the same configuration, whose stages gave the same numbers as the whole.
 
     Attributes:
-        num_positions: Positions of the sequence that was run.
+        num_positions: Positions in the sequence that was run.
         length_divisor: What windows, blocks and other lengths beyond 512 were divided by.
     """
 
@@ -331,16 +331,16 @@ class TwinRun(Document):
 
 
 class Proof(Document):
-    """proof.json: how the stage's computation was proven when it was split; outside the stage digest.
+    """proof.json: how the stage's computation was proven when it was split; not part of the stage digest.
 
     Attributes:
-        graph_hash: Hash of the stage's computation over `chunks`, nothing evaluated.
-        chunks: Lengths L of the chunks that were traced one after the other.
+        graph_hash: Hash of the stage's graph over `chunks`, traced without evaluating anything.
+        chunks: Lengths L of the chunks traced, in order.
         device: MLX device the graph was traced for.
-        batched_graph_hash: Hash of its computation for two sequences side by side; None if their caches cannot be, or
-            if the twin shows that they must not be.
-        twin: What running a small model of the same configuration gave; None where there was none.
-        unreached: Conditions of mlx-lm's code of which the proof saw one side only.
+        batched_graph_hash: Hash of its graph for two sequences side by side; None if their caches cannot be merged,
+            or if the twin shows that they must not be.
+        twin: The run of a small model with the same configuration; None without one.
+        unreached: Conditions in mlx-lm's code of which the proof covered one outcome only.
     """
 
     omitted_when_empty = ("twin", "unreached")
@@ -361,14 +361,14 @@ class Proof(Document):
 
 
 class NumericClass(Document):
-    """What decides the numbers a machine computes, beside the graph: results are exact within one class only.
+    """What determines a machine's numbers beside the graph: results are exact within one class only.
 
     Attributes:
         backend: `cpu`, `metal` or `cuda`.
-        chip: Instruction set, or what the system calls the processor.
-        cpu: The processor's own name.
-        os: Name, and the release where it brings the numeric libraries.
-        blas: Library that multiplies matrices, where MLX leaves that to one.
+        chip: Instruction set, or the system's name for the processor.
+        cpu: The processor's model name.
+        os: Name of the operating system, with the release if that determines the numeric libraries.
+        blas: Library that multiplies matrices, if MLX uses one.
     """
 
     mlx: ShortText
@@ -380,27 +380,28 @@ class NumericClass(Document):
 
 
 class ParityPrompt(Document):
-    """A prompt of fixed ids, by its length, and the ids the reference decoded greedily after it."""
+    """A prompt of fixed ids, given by its length, and the ids that the reference decoded greedily after it."""
 
     length: Annotated[int, Field(ge=2, le=1 << 16)]
     tokens: Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=1 << 12)]
 
 
 class Parity(Document):
-    """parity/*.json: stages and whole model run side by side and compared by numbers; outside all digests.
+    """parity/*.json: a numeric comparison of the stages with the whole model; not part of any digest.
 
     Attributes:
         made_at: UTC, to the second.
-        made_by: `split` when the model was split, `reference` later, from the whole model and the published stages.
-        shardhub, mlx_lm: Versions; mlx's is part of the class.
+        made_by: `split` if made when the model was split, `reference` if made later from the whole model and the
+            published stages.
+        shardhub, mlx_lm: Versions; that of mlx is part of the numeric class.
         device: MLX device.
         dtype: safetensors name of the hidden states' dtype.
-        rule: How ids of the prompts are made, see `shardhub.parity.fixed_prompt`.
-        vocab_size: Ids are below it.
-        chunk: Prompt ids but the last went in chunks of at most so many; the last one was a decode step.
+        rule: How the prompts' ids are made, see `shardhub.parity.fixed_prompt`.
+        vocab_size: Upper bound of the ids, exclusive.
+        chunk: Largest number of prompt ids in one call; the last prompt id was a decode step of its own.
         num_tokens, tokens_equal: Decoded tokens, and how many of them the stages chose too.
-        max_abs_logit_difference: Over all logits of these steps. NaN on both sides counts 0, on one side as the largest
-            number there is.
+        max_abs_logit_difference: Over all logits of these steps. NaN on both sides counts as 0, on one side as the
+            largest float.
         num_nan_steps: Steps at which either side had a NaN.
     """
 
@@ -436,12 +437,12 @@ class Parity(Document):
 
     @property
     def is_exact(self) -> bool:
-        """Whether stages and whole model gave the very same numbers."""
+        """Whether stages and whole model gave identical numbers."""
         return (self.tokens_equal, self.max_abs_logit_difference, self.num_nan_steps) == (self.num_tokens, 0.0, 0)
 
 
 class ShardHint(Document):
-    """The `shardhub` block in a shard's config.json; a hint for people and `serve`, outside all digests.
+    """The `shardhub` block in a shard's config.json: a hint for people and `serve`, not part of any digest.
 
     Attributes:
         inexact: As in the manifest.
@@ -483,11 +484,11 @@ def decode(kind: type[D], data: bytes, *, where: str, limit_bytes: int = MAX_DOC
         kind: The document's class.
         data: Its bytes, as read.
         where: Path or repo, for messages.
-        limit_bytes: Refuse more.
+        limit_bytes: Largest size accepted.
 
     Raises:
-        NewerFormat: It is of a later format version.
-        FormatError: It breaks the specification; the message has the field's path.
+        NewerFormat: The document has a later format version.
+        FormatError: The document breaks the specification; the message names the field's path.
     """
     value = parse_json(data, where=where, limit_bytes=limit_bytes)
     if not isinstance(value, dict):
@@ -511,10 +512,10 @@ def decode(kind: type[D], data: bytes, *, where: str, limit_bytes: int = MAX_DOC
 
 
 def decode_identified(kind: type[D], data: bytes, *, where: str) -> D:
-    """Parse a document whose bytes are its identity: anything but the canonical form is refused.
+    """Parse a document identified by its bytes; any form but the canonical one is refused.
 
     Raises:
-        FormatError: As `decode`, or the bytes are not canonical.
+        NewerFormat, FormatError: As `decode`, or the bytes are not canonical.
     """
     document = decode(kind, data, where=where)
     if encode(document) != data:
@@ -532,7 +533,7 @@ def decode_catalogue(data: bytes, *, digest: str, where: str) -> dict[str, Tenso
     """Parse tensors.json.
 
     Raises:
-        DigestMismatch: Its bytes are not those `digest` names.
+        DigestMismatch: The bytes do not have this digest.
         FormatError: As `decode`.
     """
     check_digest(data, digest, where=where)
@@ -541,7 +542,7 @@ def decode_catalogue(data: bytes, *, digest: str, where: str) -> dict[str, Tenso
 
 
 def check_digest(data: bytes, digest: str, *, where: str) -> None:
-    """Raise `DigestMismatch` unless `data` has this sha256."""
+    """Raise `DigestMismatch` unless `data` has this sha256 digest."""
     if (found := sha256_hex(data)) != digest:
         raise DigestMismatch(
             f"{where} is not the file that was published.",
@@ -551,13 +552,13 @@ def check_digest(data: bytes, digest: str, *, where: str) -> None:
 
 
 def parse_json(data: bytes, *, where: str, limit_bytes: int = MAX_DOCUMENT_BYTES) -> Any:
-    """Parse JSON from outside, as strictly as the strictest reader of it.
+    """Parse untrusted JSON as strictly as the strictest of its readers.
 
-    Bounded in size; duplicate keys, NaN, minus zero, half a surrogate pair, a byte order mark and bottomless nesting
-    are refused.
+    Refused: more than `limit_bytes`, duplicate keys, NaN, minus zero, half a surrogate pair, a byte order mark and
+    unbounded nesting.
 
     Raises:
-        FormatError: One of these, or it is not JSON in UTF-8.
+        FormatError: The data is not JSON in UTF-8, or has one of these faults.
     """
     if len(data) > limit_bytes:
         raise _broken(where, f"{len(data)} bytes, the limit is {limit_bytes}")
@@ -565,7 +566,7 @@ def parse_json(data: bytes, *, where: str, limit_bytes: int = MAX_DOCUMENT_BYTES
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_int=_integer
         )
-        if _SURROGATE.search(data):  # a whole pair is one character by now, and can be written
+        if _SURROGATE.search(data):  # a complete pair is one character by now and can be encoded
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except UnicodeEncodeError as error:
@@ -586,7 +587,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if text == "-0":  # a float to serde, which reads safetensors' headers, and 0 to others
+    if text == "-0":  # a float to serde, which reads safetensors' headers, but 0 to other readers
         raise ValueError("-0 is not an integer")
     return int(text)
 

@@ -1,4 +1,4 @@
-"""How much memory this process may have: what is installed, less where control groups or resource limits allow less."""
+"""How much memory this process may use: the installed memory, or less under control groups or resource limits."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import psutil
 
 from shardhub.sizes import size_text
 
-# Version 1 writes a number near 2**63 where there is no limit, version 2 the word max.
+# Without a limit, version 1 writes a number near 2**63 and version 2 the word max.
 _NO_LIMIT = 1 << 60
-# What a group's processes take that the kernel can take back: pages of files.
+# The part of a group's memory that the kernel can reclaim: pages of files.
 _RECLAIMABLE = {"inactive_file", "active_file"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupLimit:
-    """What a control group may use, and uses.
+    """A control group's memory limit and use.
 
     Attributes:
-        folder: The group's, for messages.
-        limit_bytes: Its limit: the kernel ends a process of the group that goes beyond.
-        used_bytes: What all its processes hold together, without what the kernel can take back.
+        folder: The group's folder, for messages.
+        limit_bytes: The limit beyond which the kernel kills a process of the group.
+        used_bytes: Memory of all its processes together, without what the kernel can reclaim.
     """
 
     folder: Path
@@ -35,26 +35,26 @@ class GroupLimit:
 
 
 def installed_memory() -> int:
-    """Bytes of memory, or of the tightest control group's limit where that is smaller."""
+    """Bytes of installed memory, or the tightest control group's limit if that is smaller."""
     group = tightest(group_limits())
     total = int(psutil.virtual_memory().total)
     return total if group is None else min(total, group.limit_bytes)
 
 
 def memory_left() -> int | None:
-    """Bytes this process may still take before a limit stops it; None where nothing but the machine limits it."""
+    """Bytes this process may still allocate before a limit stops it; None if only the machine limits it."""
     left = [max(0, group.limit_bytes - group.used_bytes) for group in group_limits()]
     return min([*left, *_resources_left()], default=None)
 
 
 def available_memory() -> int:
-    """Bytes that are free now, for this process."""
+    """Bytes available to this process now."""
     free, left = int(psutil.virtual_memory().available), memory_left()
     return free if left is None else min(free, left)
 
 
 def limit_text() -> str:
-    """Which limit below the installed memory there is, in a few words; empty without one."""
+    """The limit below the installed memory, in a few words; empty without one."""
     parts = []
     group = tightest(group_limits())
     if group is not None and group.limit_bytes < int(psutil.virtual_memory().total):
@@ -72,10 +72,10 @@ def tightest(groups: list[GroupLimit]) -> GroupLimit | None:
 
 
 def group_limits(root: Path = Path("/")) -> list[GroupLimit]:
-    """Limits of this process's control groups, version 1 and 2, its own and all above it.
+    """Memory limits of this process's control groups and their ancestors, versions 1 and 2.
 
     Args:
-        root: Where /proc and /sys lie.
+        root: Folder that contains /proc and /sys.
 
     Source: cgroups(7), proc_pid_mountinfo(5).
     """
@@ -95,7 +95,7 @@ def _own_folders(root: Path) -> Iterator[tuple[Path, int]]:
         own = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
         mounts = (root / "proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        # Without /proc what is known is where a container finds its own group.
+        # Without /proc, only the place where a container finds its own group is known.
         yield root / "sys/fs/cgroup", 2
         yield root / "sys/fs/cgroup/memory", 1
         return
@@ -119,7 +119,7 @@ def _own_folders(root: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _below(path: str, mount_root: str) -> PurePosixPath:
-    """A group's path from where its hierarchy is mounted; the mount itself where the group lies outside of it."""
+    """A group's path relative to the mount of its hierarchy; the mount itself if the group is outside it."""
     relative = PurePosixPath(path.lstrip("/"))
     if ".." in relative.parts:
         return PurePosixPath()
@@ -142,13 +142,13 @@ def _reclaimable(folder: Path) -> int:
     except OSError:
         return 0
     pairs = dict(line.split(" ", 1) for line in lines if " " in line)
-    # Version 1 counts a group's children only in names with total_.
+    # In version 1, only the names with total_ include a group's children.
     values = (pairs.get(f"total_{name}", pairs.get(name, "")) for name in _RECLAIMABLE)
     return sum(int(value) for value in values if value.isdigit())
 
 
 def _resources_left() -> list[int]:
-    """Bytes left of the limits on address space and data, Linux alone; other systems do not hold to them."""
+    """Bytes left of the limits on address space and data; Linux only, as other systems do not enforce them."""
     if platform.system() != "Linux":
         return []
     left = []

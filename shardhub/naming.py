@@ -1,4 +1,4 @@
-"""Names of repos, folders and files: which are made, and which are accepted."""
+"""Names of repos, folders and files: how they are made, and which are accepted."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 
 from shardhub.errors import FormatError, UsageError
 
-# A weight file's name is joined to a folder's path, so it must not be able to leave it.
+# A weight file's name is joined to a folder's path, so it must not be able to leave that folder.
 WEIGHT_FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.safetensors$"
 # Names of the small files beside the weights.
 PLAIN_FILE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 REPO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
-# Where `shardhub serve` listens unless told otherwise.
+# Default port of `shardhub serve`.
 NODE_PORT = 50051
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
-# The first digits of one, as git takes them where they are unique.
+# The first digits of a commit, which git accepts if they are unique.
 SHORT_COMMIT_PATTERN = r"^[0-9a-f]{7,39}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
-# Reserved on Windows, where such a file opens a device.
+# Reserved on Windows, where such a name opens a device.
 _RESERVED = re.compile(r"^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
 
-# A Hub takes 96 characters in a name; the longest addition is that of the last of 1024 shards.
+# The Hub accepts 96 characters in a name; the longest suffix is that of the last of 1024 shards.
 MAX_NAME_CHARS = 80
 _NAMESPACE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 # Source: huggingface_hub, `validate_repo_id`.
@@ -57,10 +57,10 @@ def model_name(source: str) -> str:
     """Default base name for the shards of a model given as a Hub id or a folder path.
 
     Raises:
-        UsageError: Nothing usable is left of the name.
+        UsageError: No usable character is left of the name.
     """
     parts = source.rstrip("/\\").replace("\\", "/").split("/")
-    if len(parts) > 2 and parts[-2] == "snapshots":  # of the Hub's cache, where folders are commits
+    if len(parts) > 2 and parts[-2] == "snapshots":  # in the Hub's cache, folders are named by commits
         parts = parts[:-2]
     if (cached := _CACHE_FOLDER.fullmatch(parts[-1])) is not None:
         parts = [cached[1]]
@@ -75,7 +75,7 @@ def model_name(source: str) -> str:
 
 
 def check_model_name(name: str) -> str:
-    """Return a base name that a user gave, if repos can be named after it.
+    """Return a user's base name if repos can be named after it.
 
     Raises:
         UsageError: A Hub would refuse the names of the repos.
@@ -91,10 +91,10 @@ def check_model_name(name: str) -> str:
 
 
 def check_namespace(namespace: str) -> str:
-    """Return the name of a user or an organisation, if it can be one.
+    """Return `namespace` if a user or an organisation can have that name.
 
     Raises:
-        UsageError: It cannot.
+        UsageError: The name is invalid.
     """
     if not _NAMESPACE.fullmatch(namespace) or "--" in namespace or ".." in namespace:
         raise UsageError(
@@ -106,7 +106,7 @@ def check_namespace(namespace: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """The nearest base name that repos can have; empty where nothing is left."""
+    """The nearest base name that repos can have; empty if nothing is left."""
     text = unicodedata.normalize("NFKD", text)
     text = "".join(char for char in text if not unicodedata.combining(char))
     text = re.sub(r"[^A-Za-z0-9._-]+", "-", text)
@@ -128,7 +128,7 @@ def weight_file_name(group: str, part: int | None = None) -> str:
 
 
 def check_is_text(path: Path) -> None:
-    """See that a path is text, so that it can be printed, written in documents, and opened by MLX.
+    """Check that a path is valid text, so that it can be printed, written in documents, and opened by MLX.
 
     Raises:
         UsageError: Its bytes are not UTF-8.
@@ -152,7 +152,7 @@ def check_file_name(name: str, *, where: str, pattern: str = PLAIN_FILE_PATTERN)
     """Return `name` if it is a plain file name, safe to join to a folder on any system.
 
     Raises:
-        FormatError: It is a path, reserved, hidden, or has other characters.
+        FormatError: The name is a path, reserved or hidden, or has other characters.
     """
     if not re.fullmatch(pattern.strip("^$"), name) or ".." in name or _RESERVED.match(name):
         raise FormatError(

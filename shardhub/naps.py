@@ -1,28 +1,28 @@
-"""Noticing that the machine slept: one clock stands still meanwhile, another goes on."""
+"""Detecting that the machine slept: one clock stops during sleep, another goes on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-# Shorter gaps are two clocks read one after the other on a busy machine.
+# Shorter gaps come from reading two clocks one after the other on a busy machine.
 _LEAST_S = 5.0
 
 
 def elapsed_with_sleep() -> float:
-    """Seconds on a clock that goes on while the machine sleeps and that nobody sets.
+    """Seconds on a monotonic clock that goes on while the machine sleeps.
 
-    Linux counts sleep in CLOCK_BOOTTIME; macOS does in CLOCK_MONOTONIC, which there is not `time.monotonic`.
+    Linux includes sleep in CLOCK_BOOTTIME; macOS does in CLOCK_MONOTONIC, which is not `time.monotonic` there.
     """
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Naps:
-    """Tells of sleep between one look and the next.
+    """Detects sleep between one call and the next.
 
     Args:
-        clock: Seconds, sleep included.
-        awake: Seconds, sleep left out.
+        clock: Seconds, including sleep.
+        awake: Seconds, excluding sleep.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Naps:
         self._ahead = clock() - awake()
 
     def slept_s(self) -> float:
-        """Seconds the machine slept since the last look; 0 where it did not."""
+        """Seconds the machine slept since the last call; 0 if it did not."""
         ahead = self._clock() - self._awake()
         slept, self._ahead = ahead - self._ahead, ahead
         return slept if slept > _LEAST_S else 0.0

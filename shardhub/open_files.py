@@ -1,4 +1,4 @@
-"""How many files and sockets this process may have open."""
+"""The limit on this process's open files and sockets."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 def allow_open_files(num_files: int) -> int:
-    """Raise the limit to so many files, or as far as the system lets it be raised; never lower it.
+    """Raise the limit to `num_files`, or as far as the system allows; never lower it.
 
     Returns:
-        How many may be open now.
+        The limit now.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return num_files
     if soft < num_files:
         limit = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
-        with contextlib.suppress(OSError, ValueError):  # macOS has a further limit of its own
+        with contextlib.suppress(OSError, ValueError):  # macOS has another limit of its own
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return soft
@@ -27,7 +27,7 @@ def allow_open_files(num_files: int) -> int:
 
 @contextlib.contextmanager
 def limit_kept() -> Iterator[None]:
-    """Nothing that runs inside changes the limit."""
+    """Keep the limit unchanged by what runs in the block."""
     set_limit = resource.setrlimit
 
     def kept(which: int, limits: Any) -> None:

@@ -1,4 +1,4 @@
-"""Sampling parameters: what a request may ask of the last stage."""
+"""Sampling parameters of a request, applied by the last stage."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from shardhub.errors import UsageError
 
 MAX_SEED = 2**63 - 1
-# Tokens a repetition penalty looks back. Source: mlx_lm/sample_utils.py, make_logits_processors.
+# Recent tokens that a repetition penalty covers. Source: mlx_lm/sample_utils.py, make_logits_processors.
 REPETITION_CONTEXT = 20
-# Token ids a request may bias: they travel with every session, and are added up for every token.
+# Token ids a request may bias: they are sent with every session, and added to the logits of every token.
 MAX_LOGIT_BIAS = 1024
-# Most likely tokens that may be asked for beside each token.
+# Most likely tokens that a request may ask for with each token.
 MAX_TOP_LOGPROBS = 20
 _MAX_PENALTY = 2.0
-# What divides logits must leave them finite in 16 bits.
+# Dividing logits by it must leave them finite in 16 bits.
 MIN_REPETITION_PENALTY = 0.01
 _MAX_BIAS = 100.0
 
@@ -30,13 +30,13 @@ class SamplingParameters:
         top_k: Number of most likely tokens; 0 keeps all.
         min_p: Least probability, relative to the most likely token's; 0 keeps all.
         repetition_penalty: Divides positive and multiplies negative logits of recent tokens; 1 changes nothing.
-        repetition_context: Recent tokens it looks at.
-        presence_penalty: Taken from the logit of each token the answer holds already.
-        frequency_penalty: The same, as often as the answer holds it.
+        repetition_context: Number of recent tokens that the repetition penalty covers.
+        presence_penalty: Subtracted from the logit of each token that the answer contains already.
+        frequency_penalty: Subtracted from the logit of a token once for each time the answer contains it.
         logit_bias: Token ids, each once, and what is added to their logits.
-        answer_start: Position at which the answer begins: what comes before is the prompt's.
-        top_logprobs: Most likely tokens to tell beside each one.
-        seed: With choice and position it determines every draw.
+        answer_start: Position at which the answer begins; the prompt is before it.
+        top_logprobs: Number of most likely tokens to return with each token.
+        seed: Determines every draw, together with choice and position.
         choice: Index of the answer when one prompt has several.
     """
 
@@ -56,7 +56,7 @@ class SamplingParameters:
 
     @property
     def is_plain_greedy(self) -> bool:
-        """Whether the likeliest token is taken from the logits as they are, and nothing else is told."""
+        """Whether the likeliest token is taken from unchanged logits, and no log probabilities are asked for."""
         changes = self.presence_penalty or self.frequency_penalty or self.logit_bias or self.top_logprobs
         return self.temperature == 0.0 and self.repetition_penalty == 1.0 and not changes
 

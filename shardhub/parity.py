@@ -1,4 +1,4 @@
-"""Parity records: what was proven by numbers, for which machines it holds, and how a reader is told."""
+"""Parity records: what was shown by numbers, for which machines it holds, and how it is described."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from shardhub.manifest import Manifest, NumericClass, Parity, decode, encode, sh
 from shardhub.regular_files import read_file
 
 PARITY_FOLDER = "parity"
-# Prompts of a record, and the chunk they go in: both are longer, one takes three chunks.
+# A record's prompts, and the chunk they are prefilled in: both are longer than that, and one takes three chunks.
 PROMPT_LENGTHS = (20, 37)
 CHUNK = 16
-# Decoded over all prompts.
+# Tokens decoded over all prompts.
 NUM_TOKENS = 64
-# Records beside a manifest, beyond which a folder is an attack.
+# Records beside a manifest; a folder with more is an attack.
 MAX_RECORDS = 256
 MAX_RECORD_BYTES = 1 << 20
 # Stands for a pipeline id before the stage digests are known.
 UNKNOWN = "0" * 64
-# Of the line that a manifest keeps of a mismatch.
+# Characters of the line that a manifest keeps about a mismatch.
 _MAX_REMARK = 200
 _FILE = re.compile(r"[0-9]{8}T[0-9]{6}Z-[a-z0-9]{1,16}-([0-9a-f]{16})\.json")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-# What stands for a processor where only its architecture was recorded.
+# Values of `chip` that name only an architecture.
 _ARCHITECTURES = {"", "arm", "arm64", "aarch64", "i386", "x86_64"}
-# What a class is made of, in words.
+# The fields of a numeric class, in words.
 _FACTS = {
     "mlx": "mlx",
     "backend": "the backend",
@@ -43,11 +43,11 @@ _BACKENDS = {"cpu": "CPU", "metal": "Metal", "cuda": "CUDA"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbers:
-    """What a card says of the stages' numbers.
+    """What a card says about the stages' numbers.
 
     Attributes:
-        parity: The record, if the stages were run against the whole model.
-        not_run: Why they were not.
+        parity: The record, if the stages were compared with the whole model.
+        not_run: Why they were not compared.
     """
 
     parity: Parity | None = None
@@ -55,7 +55,7 @@ class Numbers:
 
     @property
     def line(self) -> str:
-        """What was proven, on one line."""
+        """What was shown, on one line."""
         if self.parity is not None:
             return describe(self.parity)
         return f"proven by graph; not run: {self.not_run}" if self.not_run else "proven by graph; not run"
@@ -65,7 +65,7 @@ UNMEASURED = Numbers()
 
 
 def fixed_prompt(index: int, length: int, vocab_size: int) -> list[int]:
-    """Ids of a record's prompt, the same everywhere: no tokenizer is needed for them.
+    """Ids of a record's prompt, the same everywhere and without a tokenizer.
 
     Id `i` of prompt `index` is the first 8 bytes, little-endian, of the sha256 of `shardhub-parity:{index}:{i}`, modulo
     the size of the vocabulary.
@@ -75,30 +75,30 @@ def fixed_prompt(index: int, length: int, vocab_size: int) -> list[int]:
 
 
 def numeric_class(host: Mapping[str, str]) -> NumericClass:
-    """The class of a machine by its host facts; what it does not say is empty, and equals nothing."""
+    """A machine's numeric class from its host facts; a missing fact is empty and equals nothing."""
     system = host.get("os", "")
-    # A kernel computes nothing; macOS brings Metal and Accelerate with its release.
+    # Linux's kernel release does not change numbers; macOS brings Metal and Accelerate with its release.
     system = system.partition(" ")[0] if system.startswith("Linux") else system
     facts = {name: host.get(name, "")[:200] for name in ("mlx", "backend", "chip", "cpu", "blas")}
     return NumericClass(**facts, os=system[:200])
 
 
 def one_class(classes: Iterable[NumericClass]) -> bool:
-    """Whether all these machines promise the same numbers."""
+    """Whether all these machines are promised to give the same numbers."""
     found = list(classes)
     return len(set(found)) == 1 and bool(found[0].mlx and found[0].backend and names_chip(found[0]))
 
 
 def names_chip(numbers: NumericClass) -> bool:
-    """Whether a class says which processor it is.
+    """Whether a class identifies the processor.
 
-    On a Mac, shardhub up to 0.1 recorded the architecture, which an M1 and an M4 have in common.
+    On a Mac, shardhub up to 0.1 recorded the architecture, which an M1 and an M4 share.
     """
     return numbers.cpu not in _ARCHITECTURES
 
 
 def difference(one: NumericClass, other: NumericClass) -> str:
-    """In what two classes differ, for people; empty where they are the same."""
+    """How two classes differ, for people; empty if they are the same."""
     parts = []
     for name, word in _FACTS.items():
         here, there = getattr(one, name), getattr(other, name)
@@ -110,7 +110,7 @@ def difference(one: NumericClass, other: NumericClass) -> str:
 
 
 def describe(parity: Parity) -> str:
-    """A record as a person reads it."""
+    """Describe a record for people."""
     numbers = parity.numeric_class
     nan = f", NaN at {parity.num_nan_steps} steps" if parity.num_nan_steps else ""
     return (
@@ -121,16 +121,16 @@ def describe(parity: Parity) -> str:
 
 
 def describe_class(numbers: NumericClass) -> str:
-    """A numeric class as a person reads it."""
+    """Describe a numeric class for people."""
     backend = _BACKENDS.get(numbers.backend, numbers.backend)
     chip = numbers.chip if names_chip(numbers) else f"{numbers.chip} (unknown chip)".strip()
     return " ".join(part for part in (numbers.os, chip, backend) if part) + f", mlx {numbers.mlx}"
 
 
 def mismatch(parity: Parity) -> str | None:
-    """How the stages' numbers differ from the whole model's; None where they are the very same.
+    """How the stages' numbers differ from the whole model's; None if they are identical.
 
-    Both sides ran on one machine in the same shapes, so that nothing but the cut can make a difference.
+    Both sides ran on one machine in the same shapes, so only the cut can make a difference.
     """
     if parity.tokens_equal == parity.num_tokens and parity.max_abs_logit_difference == 0:
         return None
@@ -141,18 +141,18 @@ def mismatch(parity: Parity) -> str | None:
 
 
 def settle(findings: Sequence[str], *, where: str, allow_inexact: bool) -> str | None:
-    """Decide what becomes of stages that were run and did not give the whole model's numbers.
+    """Decide whether stages that may not give the whole model's numbers are used.
 
     Args:
-        findings: What was measured, a line for each way in which they differ; none where they do not.
+        findings: What was measured, a line for each way in which they differ; empty if they do not.
         where: The model and its cut, for messages.
-        allow_inexact: Whether to go on all the same.
+        allow_inexact: Whether to go on if they differ.
 
     Returns:
-        The line that manifest, cards and nodes are to show; None where nothing differs.
+        The line that manifest, cards and nodes show; None if nothing differs.
 
     Raises:
-        ParityFailed: Something differs, and it is not allowed to.
+        ParityFailed: Something differs and `allow_inexact` is false.
     """
     if not findings:
         return None
@@ -168,7 +168,7 @@ def settle(findings: Sequence[str], *, where: str, allow_inexact: bool) -> str |
 
 
 def newest_record(folder: Path, pipeline_id: str) -> Parity | None:
-    """The newest record beside a manifest on this disk; None without one that can be read."""
+    """The newest record beside a manifest on this disk; None without a readable one."""
     try:
         return newest(
             parse_record(name, data, pipeline_id=pipeline_id, where=name)
@@ -182,38 +182,38 @@ def inexactness(folder: Path, manifest: Manifest, *, only_named: bool = False) -
     """What is known to be inexact about a pipeline on this disk.
 
     Args:
-        folder, manifest: The pipeline's.
-        only_named: Read nothing but what the manifest names, and it names no record.
+        folder, manifest: The pipeline's folder and manifest.
+        only_named: Read only files that the manifest names, and so no records.
     """
     return said_inexact(manifest, None if only_named else newest_record(folder, manifest.pipeline_id))
 
 
 def said_inexact(manifest: Manifest, record: Parity | None) -> str | None:
-    """What a manifest, or else the newest record beside it, says is inexact; None where neither does."""
+    """What the manifest, or else the newest record beside it, says is inexact; None if neither does."""
     if manifest.inexact is not None:
         return manifest.inexact
     return describe(record) if record is not None and not record.is_exact else None
 
 
 def file_name(parity: Parity) -> str:
-    """Path of a record beside its manifest; it ends with a digest of its bytes, so that damage shows."""
+    """Path of a record beside its manifest; it ends with a digest of the record's bytes, so that damage shows."""
     stamp = re.sub("[-:]", "", parity.made_at)
     backend = re.sub(r"[^a-z0-9]", "", parity.numeric_class.backend.lower())[:16] or "device"
     return f"{PARITY_FOLDER}/{stamp}-{backend}-{sha256_hex(encode(parity))[:16]}.json"
 
 
 def parse_record(name: str, data: bytes, *, pipeline_id: str, where: str) -> Parity:
-    """Parse a record and hold it against its name and its pipeline.
+    """Parse a record and check it against its name and its pipeline.
 
     Args:
         name: File name, without its folder.
         data: Its bytes.
-        pipeline_id: The pipeline beside which it lies.
+        pipeline_id: The pipeline that the record is beside.
         where: Path, for messages.
 
     Raises:
-        FormatError: It breaks the specification.
-        DigestMismatch: Its bytes are not those its name tells, or it is another pipeline's.
+        FormatError: The record breaks the specification.
+        DigestMismatch: Its bytes do not match its name, or it belongs to another pipeline.
     """
     found = _FILE.fullmatch(name)
     if found is None:
@@ -242,7 +242,7 @@ def read_record_files(folder: Path) -> dict[str, bytes]:
     """Bytes of the records beside a manifest on this disk, by file name.
 
     Raises:
-        FormatError: There are more or larger ones than can be.
+        FormatError: There are more records, or larger ones, than the limits allow.
     """
     place = folder / PARITY_FOLDER
     paths = sorted(path for path in place.iterdir() if path.suffix == ".json") if place.is_dir() else []
@@ -255,5 +255,5 @@ def read_record_files(folder: Path) -> dict[str, bytes]:
 
 
 def newest(records: Iterable[Parity]) -> Parity | None:
-    """The record made last."""
+    """The record with the latest date."""
     return max(records, key=lambda record: record.made_at, default=None)

@@ -1,6 +1,6 @@
 """What passes between a head and its nodes, as plain values: calls on sessions, steps, results, failures.
 
-The same values go to an engine in the caller and, as messages, over the wire (`protos/shardhub.proto`).
+The same values go to an engine in the caller's process and, as messages, over the wire (`protos/shardhub.proto`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class HopKind(Enum):
     """Where a stage's output goes."""
 
     DIAL = "dial"  # to the address of the next node
-    OPENER = "opener"  # back on the head's own stream: the head hands it on
+    OPENER = "opener"  # back on the head's own stream: the head forwards it
     END = "end"  # nowhere: the last stage answers the head with results
 
 
@@ -55,10 +55,10 @@ class OpenSession:
     Attributes:
         head: Id of the head that owns the session.
         session: 128-bit id, made by the head.
-        epoch: Rises with each repair; calls of lower epochs are refused from then on.
+        epoch: Increases with each repair; calls of lower epochs are refused from then on.
         context: Positions to reserve KV for.
-        position: Where the session must stand afterwards: trimmed or reset to it. None keeps what is there.
-        fork_of: A new session begins with the first `position` positions of this one, which stays as it is.
+        position: Position the session is trimmed or reset to. None keeps the current one.
+        fork_of: Id of a session whose first `position` positions the new session begins with; it stays unchanged.
     """
 
     head: bytes
@@ -78,7 +78,7 @@ class Opened:
     Attributes:
         position: Positions the KV cache holds.
         rewind_floor: Lowest position it can be trimmed to without a reset.
-        boot_id: Id of the process's run: another one means that the KV is gone.
+        boot_id: Id of this run of the process; if it changes, the KV cache is gone.
     """
 
     position: int
@@ -88,11 +88,11 @@ class Opened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HopSpeed:
-    """What was measured between two neighbours before the first token.
+    """Round trip and bandwidth measured between two neighbours before the first token.
 
     Attributes:
-        round_trip_s: Of an empty call.
-        bytes_per_s: Of a larger one.
+        round_trip_s: Round trip of an empty call.
+        bytes_per_s: Throughput of a larger call.
     """
 
     round_trip_s: float
@@ -104,11 +104,11 @@ class Row:
     """One session's part of a step.
 
     Attributes:
-        position: Positions the session holds before this step, once `discard` are dropped.
+        position: Positions the session holds before this step, after `discard` are dropped.
         sample: Whether the last stage draws a token after the row's last id.
-        discard: Positions to drop first: drafts that were wrong.
-        masked: The draw waits for a mask, which comes to the last stage straight from the head.
-        targets: Ids that follow each of the row's ids: the last stage tells how likely they were. None asks nothing.
+        discard: Number of positions to drop first: rejected drafts.
+        masked: Whether the draw waits for a mask, which the head sends directly to the last stage.
+        targets: Ids that follow each of the row's ids, whose log probabilities the last stage returns; None for none.
     """
 
     session: bytes
@@ -126,7 +126,7 @@ class Mask:
 
     Attributes:
         position: Positions the session holds after the step that draws.
-        allowed: A bit for each token id, the lowest first; ids beyond it are forbidden.
+        allowed: A bit for each token id, the lowest first; ids beyond its end are forbidden.
     """
 
     session: bytes
@@ -145,7 +145,7 @@ class TopTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTime:
-    """What a step took on a stage, in seconds: in the queue, and to compute."""
+    """Time a step took on a stage, in seconds: in the queue, and to compute."""
 
     wait_s: float
     compute_s: float
@@ -157,13 +157,13 @@ class Step:
 
     Attributes:
         rows: B sessions that travel together.
-        length: L, ids of each row.
+        length: L, number of ids in each row.
         ids: Token ids (B, L), int32 little-endian.
-        crossings: What the stage before hands on, by name; empty before the first stage.
+        crossings: Tensors from the stage before, by name; empty before the first stage.
         deadline: On this process's monotonic clock, seconds.
-        lane: The stream it travels on, from the head all the way round. Steps keep their order within a lane only.
-        verify: The ids after the first of each row are drafts.
-        times: Of the stages it has been through, in order.
+        lane: The stream it travels on through the whole chain. Steps keep their order within a lane only.
+        verify: Whether the ids after the first of each row are drafts.
+        times: Times of the stages it has passed, in order.
     """
 
     rows: tuple[Row, ...]
@@ -177,21 +177,21 @@ class Step:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its ids and tensors."""
+        """Size of its ids and tensors, in bytes."""
         return len(self.ids) + sum(tensor.size_bytes for tensor in self.crossings.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowResult:
-    """What the last stage answers for one row.
+    """The last stage's answer for one row.
 
     Attributes:
-        position: Positions the session holds after the step, drafts that were wrong included.
-        tokens: Drawn tokens, if asked for: one, or with drafts all up to the first that was not the draft's.
-        logprobs: Their log probabilities before temperature and filters.
-        top: The likeliest tokens at each of them, if the session asks for any.
-        target_logprobs: How likely the row's targets were.
-        target_top: The likeliest tokens in their places, if the session asks for any.
+        position: Positions the session holds after the step, rejected drafts included.
+        tokens: Drawn tokens, if asked for: one, or with drafts all up to the first that differs from its draft.
+        logprobs: Log probabilities of `tokens` before temperature and filters.
+        top: The likeliest tokens at each of `tokens`, if the session asks for any.
+        target_logprobs: Log probabilities of the row's targets.
+        target_top: The likeliest tokens at each target, if the session asks for any.
     """
 
     session: bytes
@@ -205,21 +205,21 @@ class RowResult:
 
     @property
     def token(self) -> int | None:
-        """The first of them."""
+        """The first drawn token."""
         return self.tokens[0] if self.tokens else None
 
     @property
     def logprob(self) -> float:
-        """Its log probability."""
+        """Log probability of the first drawn token."""
         return self.logprobs[0] if self.logprobs else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """The last stage's answer to a step; without tokens it tells that a prefill chunk went through.
+    """The last stage's answer to a step; without tokens it confirms a prefill chunk.
 
     Attributes:
-        times: What the step took on each stage, in order.
+        times: Time the step took on each stage, in order.
     """
 
     rows: tuple[RowResult, ...]
@@ -229,7 +229,7 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFailure:
-    """A step that a stage could not run, told to the head."""
+    """A report to the head of a step that a stage could not run."""
 
     rows: tuple[Row, ...]
     error: ShardhubError
@@ -237,18 +237,18 @@ class StepFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a node accepts.
+    """Limits on what a node accepts.
 
     Attributes:
         max_chunk: Most ids of a row in one step.
         max_rows: Most rows in one step.
-        queue_steps, queue_bytes: What it queues for one head; a head has no more than that on its way.
+        queue_steps, queue_bytes: Queue for one head, which must not have more than that in flight.
         max_context: Most positions of a session.
-        max_sessions: Sessions at once.
-        lease_s: Sessions that are not renewed end after this many seconds.
+        max_sessions: Most sessions at once.
+        lease_s: Seconds after which a session that is not renewed ends.
         message_bytes: Largest message.
-        rewind_limit: A session can go back as long as it holds no more positions than this: 0 where the architecture's
-            caches hold a state that never can, a window's length where they drop what lies before it.
+        rewind_limit: Most positions with which a session can still be trimmed: 0 if the architecture's caches hold
+            recurrent state, the window's length if they drop what is before the window.
     """
 
     max_chunk: int
@@ -262,10 +262,10 @@ class Limits:
     rewind_limit: int
 
 
-# The host fact that says what a stage's graph is, under its machine's mlx-lm: the published one, or another that was
-# shown there to be the stage's part of the whole model.
+# The host fact that says whether a stage's graph under its machine's mlx-lm is the published one, or another that was
+# proven there to be the stage's part of the whole model.
 COMPUTATION = "computation"
-# The host fact that says what was measured, where the stages were split although they are inexact.
+# The host fact that says what was measured of stages that were split although they are inexact.
 INEXACT = "inexact"
 AS_PUBLISHED = "as published"
 PROVEN_ANEW = "proven anew"
@@ -273,14 +273,14 @@ PROVEN_ANEW = "proven anew"
 ONE_AT_A_TIME = "one_at_a_time"
 
 
-# What mlx-lm's quantised cache is right for: its rows are whole 32-bit words.
+# Bits for which mlx-lm's quantised cache is correct: its rows are whole 32-bit words.
 KV_BITS = (4, 8)
 KV_GROUP_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvQuantization:
-    """How sessions keep K and V: so many bits an element, and a scale and a bias for each group of elements."""
+    """How sessions quantise K and V: bits per element, and a scale and a bias for each group of elements."""
 
     bits: int
     group_size: int = 64
@@ -296,15 +296,15 @@ class KvQuantization:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFacts:
-    """What a stage says of itself before anything runs on it.
+    """What a stage reports about itself before anything runs on it.
 
     Attributes:
-        digests: Stage digests of the shards it runs as one, in order.
+        digests: Stage digests of the shards it joins, in order.
         boundaries: Layer at which each of them starts, and the last one's stop.
         graph_hash: Hash of its computation under this process's mlx, mlx-lm and device.
-        vocab_size: Token ids must be below it; 0 if the config does not say.
-        crossings_in: What it receives.
-        kv_bits, kv_group_size: Of quantised KV; 0 where it is kept in the model's dtype.
+        vocab_size: Upper bound of token ids, exclusive; 0 if the config does not say.
+        crossings_in: Crossings it receives.
+        kv_bits, kv_group_size: Quantisation of K and V; 0 if they are kept in the model's dtype.
     """
 
     digests: tuple[str, ...]
@@ -321,7 +321,7 @@ class StageFacts:
 
     @property
     def kv(self) -> KvQuantization | None:
-        """How K and V are quantised; None where they are not."""
+        """How K and V are quantised; None if they are not."""
         return KvQuantization(bits=self.kv_bits, group_size=self.kv_group_size) if self.kv_bits else None
 
     @property
@@ -339,8 +339,8 @@ class Description:
 
     Attributes:
         advertise: Addresses at which other nodes may reach it.
-        host: What it runs on: versions, os, chip, backend, blas, memory_bytes; for people and comparisons.
-        load: What it is busy with: counters and gauges, for people.
+        host: The machine and its software: versions, os, chip, backend, blas, memory_bytes; for people and comparisons.
+        load: Current load: counters and gauges, for people.
     """
 
     protocol_versions: tuple[int, ...]

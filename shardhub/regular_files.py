@@ -1,4 +1,4 @@
-"""Files that others laid out, opened only where they are files: a pipe in the place of one would be waited for."""
+"""Opening files that others provided, only if they are regular: opening a pipe would block."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _KINDS = {
 
 
 def open_descriptor(path: Path) -> int:
-    """A descriptor to read a file by; it never waits for what stands in the file's place.
+    """Open a file for reading without ever blocking, whatever is at its path.
 
     Raises:
-        OSError: There is nothing of that name, it may not be read, or it is a folder, a pipe, a socket or a device.
-            `strerror` says which.
+        OSError: The path does not exist, may not be read, or is a folder, a pipe, a socket or a device; `strerror`
+            says which.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -47,7 +47,7 @@ def open_descriptor(path: Path) -> int:
 
 @contextmanager
 def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """A file, open for reading.
+    """Open a file for reading, as a context manager.
 
     Raises:
         OSError: As `open_descriptor`.
@@ -57,11 +57,11 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def read_file(path: Path, limit_bytes: int = -1) -> bytes:
-    """A file's bytes.
+    """Read a file's bytes.
 
     Args:
         path: The file.
-        limit_bytes: How many are read at most; -1 for all.
+        limit_bytes: Most bytes to read; -1 for all.
 
     Raises:
         OSError: As `open_descriptor`.
@@ -71,7 +71,7 @@ def read_file(path: Path, limit_bytes: int = -1) -> bytes:
 
 
 def check_regular(path: Path) -> None:
-    """See that a file can be opened, for a library that opens it by its path.
+    """Check that a file can be opened, for a library that opens it by its path.
 
     Raises:
         OSError: As `open_descriptor`.

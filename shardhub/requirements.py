@@ -1,7 +1,7 @@
-"""What MLX's wheels ask of a machine, and a sentence for one that is another.
+"""What MLX's wheels require of a machine, and a message for a machine that does not meet it.
 
-Only the standard library, and nothing that Python 3.9 lacks: the build reads this file before anything is installed,
-with whatever Python there is.
+Only the standard library of Python 3.9 is used: the build reads this file before anything is installed, with whatever
+Python there is.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ LINUX_ARCHITECTURES = ("x86_64", "aarch64")
 
 
 class Machine(NamedTuple):
-    """What decides whether a wheel fits.
+    """The facts that decide whether a wheel fits.
 
     Attributes:
         system: `platform.system()`.
         architecture: `platform.machine()` of this Python.
-        macos: macOS's release, such as 14.5; empty elsewhere.
-        glibc: The C library's, such as 2.36; empty where it is another one.
-        python: Of this Python, such as (3, 12).
+        macos: Release of macOS, such as 14.5; empty elsewhere.
+        glibc: Release of glibc, such as 2.36; empty with another C library.
+        python: Version of this Python, such as (3, 12).
     """
 
     system: str
@@ -36,7 +36,7 @@ class Machine(NamedTuple):
 
 
 def this_machine() -> Machine:
-    """The machine that this runs on."""
+    """The machine that this process runs on."""
     return Machine(
         system=platform.system(),
         architecture=platform.machine(),
@@ -47,7 +47,7 @@ def this_machine() -> Machine:
 
 
 def unfitness(machine: Machine) -> str:
-    """Why MLX cannot be installed on a machine, and what would do, in one or two sentences; empty where it can."""
+    """Why MLX cannot be installed on a machine, and what is required, in one or two sentences; empty if it can be."""
     if machine.system == "Darwin":
         if machine.architecture != "arm64":
             return (

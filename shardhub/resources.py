@@ -1,4 +1,4 @@
-"""Where templates/ and protos/ are: inside the package in a wheel, beside it in a checkout."""
+"""Location of templates/ and protos/: inside the package in a wheel, beside it in a checkout."""
 
 from __future__ import annotations
 

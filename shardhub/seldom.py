@@ -1,4 +1,4 @@
-"""Log lines that strangers can bring about: said once in a while, with how often it happened."""
+"""Rate-limited log lines for events that strangers can cause, with a count of those left out."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 import time
 from collections.abc import Callable
 
-# Between two lines that say the same.
+# Seconds between two lines that say the same.
 QUIET_S = 10.0
 
 
 class Seldom:
-    """Warns in a log, and not again for a while: what strangers bring about may happen many times a second.
+    """Limits the rate of a warning: events that strangers cause may happen many times a second.
 
     Args:
-        log: Where.
+        log: The logger.
         clock: Monotonic seconds.
     """
 
@@ -26,10 +26,10 @@ class Seldom:
         self._num_unsaid = 0
 
     def warn(self, text: str, *, cause: BaseException | None = None) -> None:
-        """Say it, if nothing was said for `QUIET_S`; else count it, and say how many there were with the next.
+        """Log a warning if none was logged for `QUIET_S`; otherwise count it, and log the count with the next.
 
         Args:
-            cause: Its traceback is said, too.
+            cause: An error whose traceback is logged too.
         """
         now = self._clock()
         if now - self._said_at < QUIET_S:

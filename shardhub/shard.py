@@ -1,4 +1,4 @@
-"""Reading a shard's or a pipeline's folder: its documents, parsed and checked against each other."""
+"""Reading a shard's or a pipeline's folder: its documents are parsed and checked against each other."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from shardhub.naming import (
 from shardhub.regular_files import read_file
 from shardhub.tensors import TensorSpec
 
-# Far more than any file that a manifest names.
+# Far larger than any file that a manifest names.
 _MAX_NAMED_BYTES = 1 << 30
 
 
@@ -49,9 +49,9 @@ class Shard:
         stage: Its stage.json.
         digest: The stage digest.
         tensors: Dtype and shape of every tensor of the whole model.
-        config: config.json, with our block.
-        hint: Our block in it: index and name of the pipeline it was made for.
-        proof: proof.json, if there.
+        config: config.json, with the `shardhub` block.
+        hint: That block: index, and name of the pipeline the shard was made for.
+        proof: proof.json, if present.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The shard for a reader: its folder's name, or, in the cache, where folders are commits, its repo's."""
+        """The shard's name for people: its folder's, or its repo's in the cache, where folders are commits."""
         folder = self.folder.resolve()
         is_commit = re.fullmatch(COMMIT_PATTERN, folder.name)
         return f"{folder.parent.parent.name}/{folder.parent.name}" if is_commit else folder.name
@@ -75,8 +75,8 @@ class Pipeline:
     """A pipeline's folder.
 
     Attributes:
-        only_named: Another folder, with nothing but copies of the files that the manifest names; None where files that
-            somebody put beside them may be used, too.
+        only_named: Another folder, with copies of exactly the files that the manifest names; None if other files
+            beside the manifest may be used too.
     """
 
     folder: Path
@@ -99,11 +99,11 @@ class Pipeline:
 
 
 def read_shard(folder: Path) -> Shard:
-    """Read a shard's documents; weight files are looked at only when they are loaded.
+    """Read a shard's documents; weight files are checked only when they are loaded.
 
     Raises:
-        UsageError: The folder is no shard.
-        FormatError, DigestMismatch: A document is broken, or is not the one another document names.
+        UsageError: The folder does not hold a shard.
+        FormatError, DigestMismatch: A document is malformed, or differs from the one that another document names.
     """
     check_is_text(folder)
     stage_path = folder / STAGE_FILE
@@ -141,8 +141,8 @@ def read_pipeline(folder: Path) -> Pipeline:
     """Read a pipeline's manifest and check the files it names.
 
     Raises:
-        UsageError: The folder is no pipeline.
-        FormatError, DigestMismatch: The manifest or a file beside it is not what was published.
+        UsageError: The folder does not hold a pipeline.
+        FormatError, DigestMismatch: The manifest or a file beside it differs from what was published.
     """
     check_is_text(folder)
     path = folder / MANIFEST_FILE
@@ -160,13 +160,13 @@ def read_pipeline(folder: Path) -> Pipeline:
 
 
 def copy_named(pipeline: Pipeline, target: Path) -> Pipeline:
-    """Copy the files that a manifest names, checked, and have nothing else read of the pipeline's documents.
+    """Copy and check the files that a manifest names; of the pipeline's documents only these are then read.
 
     Args:
         target: An empty folder.
 
     Raises:
-        FormatError, DigestMismatch: A file is not what was published.
+        FormatError, DigestMismatch: A file differs from what was published.
     """
     folder, manifest = pipeline.folder, pipeline.manifest
     named: dict[str, bytes] = {}
@@ -182,10 +182,10 @@ def copy_named(pipeline: Pipeline, target: Path) -> Pipeline:
 
 
 def read_bytes(path: Path, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
-    """Bytes of a file of bounded size.
+    """Read a file of bounded size.
 
     Raises:
-        FormatError: It is missing or larger.
+        FormatError: The file is missing or larger than that.
     """
     try:
         data = read_file(path, limit_bytes + 1)
@@ -199,10 +199,10 @@ def read_bytes(path: Path, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
 
 
 def read_config(path: Path, digest: str) -> Mapping[str, Any]:
-    """A config.json whose content, our block aside, has this digest.
+    """Read a config.json and check that its content, without the `shardhub` block, has this digest.
 
     Raises:
-        FormatError, DigestMismatch: It is broken, or another model's.
+        FormatError, DigestMismatch: The file is malformed, or belongs to another model.
     """
     data = read_bytes(path)
     try:
@@ -221,15 +221,15 @@ def read_config(path: Path, digest: str) -> Mapping[str, Any]:
 
 
 def inexact_of(shards: Sequence[Shard]) -> str | None:
-    """What these shards say is inexact about the chain they were split for; None where they say nothing."""
+    """What these shards say is inexact about the chain they were split for; None if they say nothing."""
     return next((shard.hint.inexact for shard in shards if shard.hint is not None and shard.hint.inexact), None)
 
 
 def join_adjacent(shards: Sequence[Shard]) -> list[Shard]:
-    """Shards in layer order, fit to run as one stage.
+    """Sort shards by layer and check that they can run as one stage.
 
     Raises:
-        UsageError: They are of different models, overlap, or leave a gap.
+        UsageError: The shards belong to different models, overlap, or leave a gap.
     """
     ordered = sorted(shards, key=lambda shard: (shard.stage.start, shard.stage.stop))
     for before, after in pairwise(ordered):

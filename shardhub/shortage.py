@@ -1,4 +1,4 @@
-"""What a machine ran out of, by what Python, MLX and the system raise then."""
+"""Recognises which resource ran out from the errors that Python, MLX and the system raise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import resource
 from shardhub.errors import DiskFull, DoesNotFit, ResourceError, ShardhubError
 from shardhub.sizes import size_text
 
-# What the dynamic linker, C++ and MLX say where memory or address space is refused.
+# Messages of the dynamic linker, C++ and MLX when memory or address space is refused.
 _MEMORY_WORDS = (
     "cannot allocate memory",
     "unable to allocate",
@@ -18,15 +18,15 @@ _MEMORY_WORDS = (
     "cannot map zero-fill pages",
     "cannot create shared object descriptor",
 )
-# What Python's threads, C++'s and fork say at the limit of processes.
+# Messages of Python's threads, C++ threads and fork at the limit of processes.
 _PROCESS_WORDS = ("can't start new thread", "resource temporarily unavailable", "thread constructor failed")
 _MAX_TEXT = 200
 
 
 def shortage(error: BaseException) -> ShardhubError | None:
-    """Our error for one that says that something has run out, or that was raised because of such; None for others.
+    """Our error for an exception that says, itself or by its cause, that a resource ran out; None for others.
 
-    Where several of its causes say so, the first of them counts: later ones are packages' advice about installing them.
+    If several of its causes say so, the earliest one counts: later ones are packages' advice about installing them.
     """
     cause: BaseException | None = error
     first: ShardhubError | None = None

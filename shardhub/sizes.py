@@ -1,4 +1,4 @@
-"""Amounts of bytes, as people read and write them: decimal units, as disks and memory are sold."""
+"""Byte sizes as people read and write them: in decimal units, as disks and memory are sold."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FROM_GB = 10**8
 
 
 def size_text(size_bytes: float) -> str:
-    """Files and memory: `5.00 GB`, `0.12 GB`, `34.56 MB`."""
+    """Format the size of files or memory: `5.00 GB`, `0.12 GB`, `34.56 MB`."""
     return f"{size_bytes / 1e9:.2f} GB" if abs(size_bytes) >= _FROM_GB else f"{size_bytes / 1e6:.2f} MB"
 
 
 def traffic_text(size_bytes: int) -> str:
-    """What is read or sent for a token or a header: `512 B`, `16.4 kB`, `1.2 MB`."""
+    """Format what is read or sent for a token or a header: `512 B`, `16.4 kB`, `1.2 MB`."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size_bytes >= unit:
             return f"{size_bytes / unit:.1f} {name}"
@@ -29,10 +29,10 @@ def traffic_text(size_bytes: int) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `12GB`, `512MiB` or `64`, which is in GB.
+    """Parse a size such as `12GB`, `512MiB` or `64`, which is in GB, into bytes.
 
     Raises:
-        UsageError: It is not an amount above zero.
+        UsageError: The text is not a size above zero.
     """
     match = _SIZE.fullmatch(text)
     unit = _UNITS.get(match[2].upper(), 0) if match else 0

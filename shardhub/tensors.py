@@ -1,4 +1,4 @@
-"""The words for a tensor that is not in memory: its dtype, its shape, its bytes."""
+"""Descriptions of tensors outside MLX: dtype, shape and raw bytes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawTensor:
-    """A tensor as it travels: its spec and its elements as contiguous little-endian bytes, or a view of them."""
+    """A tensor on the wire: its spec, and its elements as contiguous little-endian bytes or a view of them."""
 
     dtype: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Whether the threads that a command needs can be started: the libraries below abort or hang where theirs cannot."""
+"""Checks that the threads a command needs can be started: the libraries below abort or hang if theirs cannot be."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import threading
 
 from shardhub.shortage import shortage
 
-# Address space is another limit than the number of threads: the ones that are tried take next to none.
+# Address space has a limit of its own, so the test threads take next to none.
 _STACK_BYTES = 256 << 10
-# gRPC, MLX and OpenBLAS have threads for each core, up to a limit; the rest is the event loop's, the engine's and
-# those of processes beside this one. Measured on two cores: a node that serves takes 15.
+# gRPC, MLX and OpenBLAS start threads for each core, up to a limit; the rest are for the event loop, the engine and
+# processes beside this one. Measured on two cores: a serving node takes 15.
 _LEAST, _FOR_A_CORE, _MOST = 16, 3, 64
 
 
 def check_threads(num: int | None = None) -> None:
-    """Start as many threads as are needed for a moment, before a library needs them.
+    """Start the needed number of threads briefly, before a library needs them.
 
     Args:
-        num: How many; by default what a node takes on this machine.
+        num: Number of threads; by default what a node takes on this machine.
 
     Raises:
         ResourceError: The system does not allow that many.

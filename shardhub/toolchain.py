@@ -1,4 +1,4 @@
-"""What has to be on a machine beside this package: MLX, and on Linux the C++ compiler that MLX's CPU backend calls."""
+"""What a machine needs beside this package: MLX, and on Linux the C++ compiler that MLX's CPU backend calls."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _INSTALL_AGAIN = "Install it again: pip install --force-reinstall shardhub"
 
 
 def check_compiler() -> None:
-    """Refuse to start where MLX would fail at its first step.
+    """Refuse to start if MLX would fail at its first step.
 
     Raises:
-        ShardhubError: There is no C++ compiler on Linux.
+        ShardhubError: The machine runs Linux and has no C++ compiler.
     """
     if sys.platform == "linux" and shutil.which("g++") is None:
         raise ShardhubError(
@@ -27,11 +27,11 @@ def check_compiler() -> None:
 
 
 def mlx_missing(error: BaseException, machine: Machine | None = None) -> ShardhubError | None:
-    """What to say where an import of MLX failed; None for any other error.
+    """The error to raise if an import of MLX failed; None for any other exception.
 
     Args:
-        error: As it was raised.
-        machine: Held against what MLX asks for; this one by default.
+        error: The exception that was raised.
+        machine: The machine to check against MLX's requirements; this one by default.
     """
     if not isinstance(error, ImportError) or (error.name or "").partition(".")[0] not in _MLX:
         return None

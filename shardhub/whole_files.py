@@ -1,4 +1,4 @@
-"""Small files that appear whole or not at all, whatever happens while they are written."""
+"""Atomic writes of small files: a file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def write_whole(path: Path, data: bytes, *, mode: int = _MODE, temporary: Path |
 
     Args:
         mode: Permissions, from its first byte on.
-        temporary: Where it is written first, on the same file system, by nobody else at the same time: what a process
-            that was killed left there is replaced. By default beside it, under a hidden name of its own.
+        temporary: Path it is written to first, on the same file system, and by no other process at the same time; a
+            file that a killed process left there is replaced. By default a unique hidden name beside `path`.
     """
     replace = temporary is not None
     temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(4)}.writing")
@@ -35,10 +35,10 @@ def write_synced(path: Path, data: bytes, *, mode: int = _MODE, replace: bool = 
     """Write a file and have the disk keep its bytes; `sync_folder` has it keep the name.
 
     Args:
-        replace: Write over a file of that name; a reader may see half of it.
+        replace: Overwrite an existing file, of which a reader may then see half.
 
     Raises:
-        FileExistsError: Something has that name, and is not to be replaced.
+        FileExistsError: The path exists already, and `replace` is false.
     """
     with os.fdopen(os.open(path, _WRITE | (os.O_TRUNC if replace else os.O_EXCL), mode), "wb") as file:
         file.write(data)

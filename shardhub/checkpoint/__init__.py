@@ -1,1 +1,1 @@
-"""Checkpoints, read by their headers: tensors, configuration, costs. No framework is loaded."""
+"""Checkpoints read by their headers: tensors, configuration, costs. No framework is loaded."""

@@ -1,4 +1,4 @@
-"""A model folder as mlx-lm or Hugging Face writes it, by its configuration and safetensors headers only."""
+"""A model folder in the layout of mlx-lm or Hugging Face, read by its configuration and safetensors headers only."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from shardhub.naming import CONFIG_FILE, MANIFEST_FILE, STAGE_FILE, check_is_tex
 from shardhub.regular_files import opened, read_file
 from shardhub.tensors import TensorSpec
 
-# Where NVIDIA ModelOpt says how a checkpoint is quantised; shards carry config.json only.
+# NVIDIA ModelOpt's file with a checkpoint's quantisation; shards carry config.json only.
 _MODELOPT_FILE = "hf_quant_config.json"
-# Fields of config.json that name code of the repo: transformers' and mlx-lm's.
+# Fields of config.json that name code in the repo, for transformers and for mlx-lm.
 _CODE_FIELDS = ("auto_map", "model_file")
 _READ_BYTES = 4 << 20
 _NAMES_SHOWN = 8
@@ -37,20 +37,20 @@ _NAMES_SHOWN = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A model.
+    """A model's configuration, headers and files.
 
     Attributes:
-        folder: Where its small files are: configuration, tokenizer, card.
-        where: Folder or repo it is in, for messages.
+        folder: Folder of its small files: configuration, tokenizer, card.
+        where: Its folder or repo, for messages.
         config: config.json.
         files: Headers of the weight files, by file name.
-        tensors: Where each tensor is stored, by the checkpoint's names.
+        tensors: Where each tensor is stored, by its name in the checkpoint.
         open_file: Opens a weight file by its name.
-        local_file: Path of a weight file on this disk, which has the header given; one that is elsewhere is fetched.
-        notes: How it differs from what its index says, where that changes nothing.
+        local_file: Returns the path on this disk of a weight file that has the given header; fetches it if necessary.
+        notes: Harmless differences between the checkpoint and its index.
         ignored_fields: Fields of config.json that change numbers, that mlx-lm never reads, and that are to be ignored.
-        own_code: What in it names or holds code of its own, none of which is ever run.
-        made: Small files as a pipeline carries them, where these are not the folder's, by name.
+        own_code: Files and fields that hold or name code of its own, which is never run.
+        made: Contents, by name, of small files that a pipeline carries in place of the folder's.
         left_out: Small files that a pipeline does not carry.
     """
 
@@ -69,14 +69,14 @@ class Checkpoint:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors, in bytes."""
         return sum(tensor.stop - tensor.start for tensor in self.tensors.values())
 
     def small_file(self, name: str) -> bytes:
-        """A file beside the weights, as a pipeline carries it.
+        """Read a file beside the weights, as a pipeline carries it.
 
         Raises:
-            FormatError: It cannot be read.
+            FormatError: The file cannot be read.
         """
         if name in self.made:
             return self.made[name]
@@ -86,41 +86,41 @@ class Checkpoint:
             raise FormatError(f"{self.folder / name} cannot be read.", why=f"{error.strerror}.") from error
 
     def without_code(self) -> Checkpoint:
-        """The same, run by mlx-lm's own code: transformers' `auto_map` is left out of its configuration.
+        """The same checkpoint for mlx-lm's own code: transformers' `auto_map` is left out of its configuration.
 
-        `model_file` stays, and is refused where a model is built: mlx-lm itself would run another model without it.
+        `model_file` stays and is refused when a model is built: without it mlx-lm would run another model.
         """
         if "auto_map" not in self.config:
             return self
         return self.with_config({field: value for field, value in self.config.items() if field != "auto_map"})
 
     def with_config(self, config: Mapping[str, Any]) -> Checkpoint:
-        """The same with another configuration, which a pipeline then carries."""
+        """The same checkpoint with another configuration, which a pipeline then carries."""
         if config == self.config:
             return self
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         return replace(self, config=config, made={**self.made, CONFIG_FILE: text.encode()})
 
     def with_files(self, files: Mapping[str, bytes], *, without: Collection[str] = ()) -> Checkpoint:
-        """The same with other small files, which a pipeline then carries, and without some of its own."""
+        """The same checkpoint with other small files, which a pipeline then carries, and without some of its own."""
         return replace(self, made={**self.made, **files}, left_out=self.left_out.union(without))
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read a model folder's configuration and headers; no weight is read and nothing in it is run.
+    """Read a model folder's configuration and headers; no weights are read and none of its code is run.
 
     Raises:
-        UsageError: It is no model folder, or it is a shard or a pipeline.
+        UsageError: The folder does not hold a model, or holds a shard or a pipeline.
         UnsupportedModel: Its weights are not in safetensors files that mlx-lm loads.
-        FormatError: config.json or the index is broken.
-        WeightFileError: A weight file is missing or malformed, two hold one tensor, or index and files disagree.
+        FormatError: config.json or the index is malformed.
+        WeightFileError: A weight file is missing or malformed, two hold the same tensor, or index and files disagree.
     """
     check_is_text(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder.", hint="Give a model folder, or a Hub id such as ORG/MODEL.")
     return read_checkpoint(
         folder,
-        # A weight file that is a link to nothing is missing, not absent.
+        # A weight file that is a dangling link is reported as missing, not passed over.
         [path.name for path in folder.iterdir() if path.is_file() or is_loaded(path.name)],
         where=str(folder),
         read_header=lambda name: read_header(folder / name),
@@ -141,10 +141,10 @@ def read_checkpoint(
     """Read a model whose weight files may be elsewhere.
 
     Args:
-        folder: Where its small files are.
-        names: All its files, large ones too.
+        folder: Folder of its small files.
+        names: Names of all its files, including the weights.
         where: Folder or repo, for messages.
-        read_header: Header of a weight file by its name.
+        read_header: Reads the header of a weight file by its name.
         open_file, local_file: As `Checkpoint`.
 
     Raises:
@@ -181,16 +181,16 @@ def read_checkpoint(
 
 
 def verify_weight_file(path: Path, file: WeightFile, catalogue: Mapping[str, TensorSpec]) -> None:
-    """Check a weight file against the stage that names it. No byte may reach MLX before this returns.
+    """Check a weight file against the stage that names it; no byte may reach MLX before this returns.
 
     Args:
-        path: Where the file is.
-        file: Its size, sha256 and tensors, as the stage says.
+        path: The file.
+        file: Its size, sha256 and tensors according to the stage.
         catalogue: Dtype and shape of every tensor of the model.
 
     Raises:
-        WeightFileError: It is missing, malformed, or has other tensors, dtypes, shapes or another order.
-        DigestMismatch: Its bytes are not the published ones.
+        WeightFileError: The file is missing or malformed, or its tensors, dtypes, shapes or their order differ.
+        DigestMismatch: Its bytes differ from the published ones.
     """
     check_weight_header(path, file, catalogue)
     if (digest := _sha256(path)) != file.sha256:
@@ -202,7 +202,7 @@ def verify_weight_file(path: Path, file: WeightFile, catalogue: Mapping[str, Ten
 
 
 def check_weight_header(path: Path, file: WeightFile, catalogue: Mapping[str, TensorSpec]) -> None:
-    """The part of `verify_weight_file` that needs no weight: size, tensors, dtypes, shapes.
+    """Check a weight file without reading weights: size, tensors, dtypes, shapes.
 
     Raises:
         WeightFileError: As `verify_weight_file`.
@@ -226,10 +226,10 @@ def check_weight_header(path: Path, file: WeightFile, catalogue: Mapping[str, Te
 
 
 def check_unchanged(source: ByteSource, header: Header) -> None:
-    """See that a file is the one whose header was read.
+    """Check that a file has not changed since its header was read.
 
     Raises:
-        WeightFileError: It is not.
+        WeightFileError: The file changed.
     """
     if (source.size_bytes, source.version) != (header.size_bytes, header.version):
         raise WeightFileError(

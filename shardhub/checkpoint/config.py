@@ -1,4 +1,4 @@
-"""A model's config.json: read as upstream reads it, its numbers held within sane limits."""
+"""A model's config.json, read as upstream reads it, with limits on its numbers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from shardhub.errors import FormatError, UnsupportedModel
 from shardhub.manifest import MAX_DOCUMENT_BYTES, MAX_LAYERS, Quantization
 
-# How many layers a model has, by the names mlx-lm's modules give it.
+# Names that mlx-lm's modules use for the number of layers.
 _LAYER_FIELDS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers")
-# Where a multimodal model keeps its text model's configuration.
+# Fields in which a multimodal model keeps its text model's configuration.
 _NESTED_FIELDS = ("text_config", "language_config", "llm_config")
 
-# Largest values; the largest published models stay under a sixteenth of each.
+# Largest values accepted; the largest published models stay under a sixteenth of each.
 _LIMITS: dict[str, int] = {
     **dict.fromkeys(_LAYER_FIELDS, MAX_LAYERS),
     "hidden_size": 1 << 20,
@@ -34,9 +34,9 @@ _LIMITS: dict[str, int] = {
     "n_routed_experts": 1 << 16,
     "max_position_embeddings": 1 << 40,
 }
-# May be 0: some models write 0 for "none".
+# Fields that may be 0, which some models write for "none".
 _MAY_BE_ZERO = {"intermediate_size", "num_experts", "num_local_experts", "n_routed_experts", "num_key_value_heads"}
-# Quantisation by Hugging Face's own field whose tensors are those of MLX.
+# Values of Hugging Face's quantisation field for which the tensors are stored as MLX stores them.
 # Source: mlx_lm/utils.py, load_model and _compressed_tensors_quantization.
 _MX_FORMATS: dict[str, dict[str, Any]] = {
     "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
@@ -47,15 +47,15 @@ _COMPRESSED_FORMATS: dict[str, dict[str, Any]] = {
     "mxfp4-pack-quantized": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
     "pack-quantized": {"group_size": 32, "bits": 4, "mode": "affine"},
 }
-# Fields of one configuration: the largest published ones have under 200. mlx-lm takes 0.1 ms for each.
+# Most fields of one configuration: the largest published ones have under 200. mlx-lm takes 0.1 ms for each.
 _MAX_FIELDS = 2000
-# Lists with an entry for each layer, by whose length some modules make layers. Some are longer than the model is deep:
-# entries of draft heads, or of a model from which layers were taken.
+# Lists with an entry per layer, from whose length some modules take the number of layers. Some lists have more entries
+# than the model has layers: those of draft heads, or of a model from which layers were removed.
 _PER_LAYER = ("layer_types", "layers_block_type", "block_configs", "hybrid_override_pattern", "no_rope_layers")
 _ENTRIES_PER_LAYER = 2
 _SPARE_ENTRIES = 256
 _NAMES = ("quant_method", "format")
-# Packed in a way that mlx-lm unpacks when it loads a model, which mlx_lm.convert does.
+# Packings that mlx-lm unpacks when it loads a model, as mlx_lm.convert does.
 _CONVERTIBLE = ("awq", "gptq", "bitnet")
 _CONVERT = "Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER"
 _NUMBERS = ("rope_theta", "rms_norm_eps", "layer_norm_eps", "partial_rotary_factor")
@@ -63,16 +63,16 @@ _FINITE = ("rope_theta", "rope_scaling", "rms_norm_eps", "layer_norm_eps", "part
 
 
 def parse_config(data: bytes, *, where: str) -> dict[str, Any]:
-    """Parse config.json. Infinity and NaN are read, as Python writes them: some state space models need them.
+    """Parse config.json; Infinity and NaN are accepted as Python writes them, as some state space models need them.
 
     Raises:
-        FormatError: It is no JSON object, has a key twice, or a number that no model has.
+        FormatError: The data is not a JSON object, repeats a key, or has a number beyond the limits.
     """
     if len(data) > MAX_DOCUMENT_BYTES:
         raise _broken(where, f"It has {len(data)} bytes, the limit is {MAX_DOCUMENT_BYTES}")
     try:
         config = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
-        json.dumps(config, ensure_ascii=False).encode("utf-8")  # text that cannot be written again is no text
+        json.dumps(config, ensure_ascii=False).encode("utf-8")  # fails for text that cannot be written again
     except RecursionError as error:
         raise _broken(where, "It is nested too deep") from error
     except ValueError as error:
@@ -84,7 +84,7 @@ def parse_config(data: bytes, *, where: str) -> dict[str, Any]:
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part that describes the decoder: a nested configuration of a multimodal model, else all of it."""
+    """The part that describes the decoder: a multimodal model's nested configuration, else the whole."""
     for field in _NESTED_FIELDS:
         nested = config.get(field)
         if isinstance(nested, dict) and nested:
@@ -93,10 +93,10 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def num_layers(config: Mapping[str, Any]) -> int:
-    """Decoder layers the configuration states.
+    """Number of decoder layers that the configuration states.
 
     Raises:
-        UnsupportedModel: It states none.
+        UnsupportedModel: The configuration does not state it.
     """
     for part in (text_config(config), config):
         for field in _LAYER_FIELDS:
@@ -113,14 +113,14 @@ def num_layers(config: Mapping[str, Any]) -> int:
 
 
 def mlx_quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How MLX holds the model's quantised tensors: `bits`, `group_size`, `mode`, and what differs by module path.
+    """How MLX stores the model's quantised tensors: `bits`, `group_size`, `mode`, and exceptions by module path.
 
     Returns:
-        None where it holds none, as with fp8 that mlx-lm turns into floats.
+        None if no tensor stays quantised, as with fp8, which mlx-lm turns into floats.
 
     Raises:
-        UnsupportedModel: They are packed in a way that takes more than mlx-lm's sanitize.
-        FormatError: The field is no record of a quantisation.
+        UnsupportedModel: Unpacking them takes more than mlx-lm's sanitize.
+        FormatError: The field does not describe a quantisation.
     """
     if (own := config.get("quantization")) is not None:
         return _record(own, "quantization")
@@ -159,7 +159,7 @@ def quantization(config: Mapping[str, Any]) -> Quantization | None:
     """The default quantisation of the model's tensors, if any.
 
     Raises:
-        FormatError: Its numbers are not those of a quantisation.
+        FormatError: Its numbers are not valid for a quantisation.
         UnsupportedModel: As `mlx_quantization`.
     """
     record = mlx_quantization(config)
@@ -192,7 +192,7 @@ def _check(config: Mapping[str, Any], where: str) -> None:
                 raise _broken(where, f"{prefix}{field} has {len(entries)} entries, too many for {stated} layers")
         for field, limit in _LIMITS.items():
             value = part.get(field)
-            # Some models give a value per layer.
+            # Some models give a value for each layer.
             for number in value if isinstance(value, list) else [value]:
                 low = 0 if field in _MAY_BE_ZERO else 1
                 if number is not None and not (type(number) is int and low <= number <= limit):

@@ -1,4 +1,4 @@
-"""What a model's layers cost, from its headers and configuration: bytes held, bytes read per token, KV cache."""
+"""Costs of a model's layers, from its headers and configuration: bytes held, bytes read per token, KV cache."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shardhub.planning.plan import LayerCosts, ModelCosts
 from shardhub.sizes import size_text
 from shardhub.tensors import DTYPE_SIZES
 
-# Positions of a prefill chunk the peak is estimated for.
+# Positions of the prefill chunk for which the memory peak is estimated.
 PREFILL_CHUNK = 512
 _FLOATS = ("BF16", "F16", "F32")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "n_experts")
@@ -45,14 +45,14 @@ class _KV:
 def model_costs(checkpoint: Checkpoint, context: int) -> ModelCosts:
     """Estimate what each layer, the embedding and the head cost.
 
-    Embedding and head are counted where they live: a tied table is held by the first and by the last stage.
+    Embedding and head are counted on the stages that hold them: a tied table is held by the first and the last stage.
 
     Args:
         checkpoint: Headers and configuration.
-        context: Positions a session is to hold.
+        context: Positions per session.
 
     Raises:
-        UnsupportedModel: The number of layers is not known.
+        UnsupportedModel: The configuration does not state the number of layers.
     """
     layers = num_layers(checkpoint.config)
     config = text_config(checkpoint.config)
@@ -109,7 +109,7 @@ def _hidden_dtype(checkpoint: Checkpoint) -> str:
 
 
 def _expert_share(config: Mapping[str, Any], checkpoint: Checkpoint, notes: list[str]) -> tuple[int, int]:
-    """Experts a token uses, and experts there are."""
+    """Number of experts that a token uses, and number of experts in all."""
     if not any(is_expert(name) for name in checkpoint.tensors):
         return 1, 1
     total, used = _first_int(config, _EXPERTS), _first_int(config, _EXPERTS_USED)
@@ -122,7 +122,7 @@ def _expert_share(config: Mapping[str, Any], checkpoint: Checkpoint, notes: list
 def _kv_by_layer(config: Mapping[str, Any], layers: int, width: int, notes: list[str]) -> list[_KV]:
     per_token = _kv_bytes_per_token(config, width)
     if not per_token:
-        # As for a model with full attention: an estimate that is too high refuses, one that is too low fails later.
+        # As for full attention: too high an estimate refuses now, too low a one fails later.
         per_token = 2 * (_first_int(config, ("hidden_size", "n_embd", "d_model", "model_dim")) or 8192) * width
         notes.append("KV heads are not stated: KV is estimated as for full multi-head attention.")
     kinds = _layer_kinds(config, layers)
@@ -155,7 +155,7 @@ def _kv_bytes_per_token(config: Mapping[str, Any], width: int) -> int:
 
 
 def _state_bytes(kind: str, config: Mapping[str, Any], width: int) -> int:
-    """Bytes of a recurrent layer's state, whatever the context; 0 where it cannot be told from the configuration."""
+    """Bytes of a recurrent layer's state, independent of the context; 0 if the configuration does not determine it."""
 
     def product(*fields: str) -> int:
         return math.prod(_first_int(config, (field,)) or 0 for field in fields)
@@ -181,7 +181,7 @@ def _layer_kinds(config: Mapping[str, Any], layers: int) -> list[str]:
     if interval := _first_int(config, ("full_attention_interval",)):
         return ["linear_attention" if (index + 1) % interval else "full_attention" for index in range(layers)]
     pattern = config.get("sliding_window_pattern")
-    # gemma3's modules default to 6 where the configuration is silent. Source: mlx_lm/models/gemma3_text.py.
+    # gemma3's modules default to 6 if the configuration lacks the field. Source: mlx_lm/models/gemma3_text.py.
     if pattern is None and str(config.get("model_type", "")).startswith("gemma3_text"):
         pattern = 6
     if type(pattern) is int and pattern > 0:
@@ -190,7 +190,7 @@ def _layer_kinds(config: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def _prefill_bytes(config: Mapping[str, Any], width: int) -> int:
-    # Residual stream, its norm, q, k, v and the two halves of a gated MLP, live at once for one chunk.
+    # Residual stream, its norm, q, k, v and the two halves of a gated MLP are in memory at once for one chunk.
     hidden = _first_int(config, ("hidden_size", "n_embd", "d_model", "model_dim")) or 8192
     wide = _largest_int(config.get("intermediate_size")) or 4 * hidden
     used = _first_int(config, _EXPERTS_USED)

@@ -1,4 +1,4 @@
-"""Whether tensors of two places have the same bytes: read by ranges, side by side."""
+"""Comparing a tensor's bytes in two places, read by ranges side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _READ_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A tensor that is not the same in both places.
+    """A tensor that differs between the two places.
 
     Attributes:
         why: The two values that disagree.
@@ -33,12 +33,12 @@ def find_difference(
     """Compare a tensor's dtype, shape and bytes; None if they are the same.
 
     Args:
-        name: The tensor, for the answer.
-        here, there: File and place of it, twice.
-        progress: Told the bytes compared since the last call.
+        name: The tensor's name, for the result.
+        here, there: The file and the tensor's place in it, on either side.
+        progress: Called with the bytes compared since the last call.
 
     Raises:
-        WeightFileError: A file ends before.
+        WeightFileError: A file is too short.
     """
     (first, own), (second, other) = here, there
     if own.spec != other.spec:

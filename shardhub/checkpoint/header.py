@@ -1,4 +1,4 @@
-"""A safetensors file's header: where each tensor's bytes are, parsed strictly, without reading a weight."""
+"""A safetensors file's header: where each tensor's bytes are, parsed strictly and without reading weights."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from shardhub.regular_files import open_descriptor
 from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
 LENGTH_BYTES = 8
-# The largest header of a published model measured is under 2 MB; the reference reader allows 100 MB.
+# The largest header measured in a published model is under 2 MB; the reference reader allows 100 MB.
 MAX_HEADER_BYTES = 32 << 20
-# Brackets and commas one tensor's entry may have. A header with more than this for each of the tensors it may hold
-# is refused before it is parsed: small JSON values take twenty times their text in memory.
+# Most brackets and commas in one tensor's entry. A header with more than this for each tensor it may hold is refused
+# before it is parsed: small JSON values take twenty times their text in memory.
 _PUNCTUATION_PER_TENSOR = 20
 _MAX_BITS = (1 << 64) - 1
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
@@ -30,11 +30,11 @@ _ALIGNMENT = 8
 
 
 class ByteSource(Protocol):
-    """Bytes that can be had by range: a file on disk, or a file on the Hub.
+    """Bytes that can be read by range: a file on disk or on the Hub.
 
     Attributes:
         name: For messages.
-        version: Another one whenever the bytes may be others: a time for a file on disk, a digest for one on the Hub.
+        version: Changes whenever the bytes may have changed: a time for a file on disk, a digest for one on the Hub.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ByteSource(Protocol):
     version: str
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Be told that the bytes [start, stop) are read next, in order."""
+        """Announce that the bytes [start, stop) are read next, in order."""
         ...
 
     def read_into(self, start: int, buffer: memoryview) -> None:
@@ -50,7 +50,7 @@ class ByteSource(Protocol):
         ...
 
     def close(self) -> None:
-        """Give file or connection back."""
+        """Close the file or connection."""
         ...
 
 
@@ -58,8 +58,8 @@ class FileSource:
     """A file on disk as a `ByteSource`; a context manager that holds it open.
 
     Raises:
-        AccessError: It may not be read.
-        WeightFileError: It cannot be opened.
+        AccessError: The file may not be read.
+        WeightFileError: The file cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,17 +81,17 @@ class FileSource:
         self.close()
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         os.close(self._descriptor)
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Nothing: the system reads ahead by itself."""
+        """Do nothing: the system reads ahead by itself."""
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes from `start` on.
 
         Raises:
-            WeightFileError: The file ends before, or the disk fails.
+            WeightFileError: The file is too short, or the disk fails.
         """
         done = 0
         while done < len(buffer):
@@ -106,7 +106,7 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """A tensor in a file.
+    """A tensor's place in a file.
 
     Attributes:
         file: Name of the file, without its folder.
@@ -121,13 +121,13 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What a safetensors file says of itself.
+    """A safetensors file's parsed header.
 
     Attributes:
-        size_bytes: Of the whole file.
-        version: Of the file, see `ByteSource`.
+        size_bytes: Size of the whole file.
+        version: Version of the file, see `ByteSource`.
         digest: sha256 of the header's bytes.
-        tensors: By name, in the order of their bytes.
+        tensors: Tensors by name, in the order of their bytes.
     """
 
     size_bytes: int
@@ -137,10 +137,10 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check a safetensors file's header, by our own rules and by the reference reader's.
+    """Read and check a safetensors file's header, by our own rules and with the reference reader.
 
     Raises:
-        WeightFileError: The file is malformed; the message names file and tensor, and the two values that disagree.
+        WeightFileError: The file is malformed; the message names file, tensor and the two values that disagree.
     """
     with FileSource(path) as source:
         header = parse_header(source, file=path.name)
@@ -149,11 +149,11 @@ def read_header(path: Path) -> Header:
 
 
 def parse_header(source: ByteSource, *, file: str) -> Header:
-    """Read and check the header of a safetensors file wherever it is, by our own rules.
+    """Read and check a safetensors header from any byte source, by our own rules.
 
     Args:
-        source: Its bytes.
-        file: Its name, without its folder.
+        source: The file's bytes.
+        file: The file's name, without its folder.
 
     Raises:
         WeightFileError: As `read_header`.
@@ -168,7 +168,7 @@ def parse_header(source: ByteSource, *, file: str) -> Header:
 
 
 def encode_header(tensors: Iterable[tuple[str, TensorSpec]]) -> bytes:
-    """Header of a file that holds these tensors in this order, length included, padded so that the data is aligned."""
+    """Encode the header of a file with these tensors in this order: its length first, padded to align the data."""
     entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     at = 0
     for name, spec in tensors:
@@ -210,7 +210,7 @@ def _parse(raw: bytes, source: ByteSource, *, file: str) -> dict[str, StoredTens
     if not isinstance(entries, dict):
         _refuse(where, f"its header is a JSON {type(entries).__name__}, expected an object")
     metadata = entries.pop("__metadata__", {})
-    if metadata is None:  # as MLX writes it where it is given none; the reference reader takes it
+    if metadata is None:  # MLX writes null if it is given no metadata; the reference reader accepts that
         metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(where, "__metadata__ must map strings to strings")
@@ -218,7 +218,7 @@ def _parse(raw: bytes, source: ByteSource, *, file: str) -> dict[str, StoredTens
         _refuse(where, f"it has {len(entries)} tensors, the limit is {MAX_TENSORS_PER_FILE}")
     data_start = LENGTH_BYTES + len(raw)
     found = [(name, _tensor(name, entry, file, data_start, where)) for name, entry in entries.items()]
-    # Stable, so that empty tensors at one offset keep the header's order.
+    # A stable sort, so that empty tensors at one offset keep the header's order.
     found.sort(key=lambda item: (item[1].start, item[1].stop))
     at, before = data_start, "the header"
     for name, tensor in found:
@@ -248,7 +248,7 @@ def _tensor(name: str, entry: Any, file: str, data_start: int, where: str) -> St
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         _refuse(where, f"{shown} has data_offsets {str(offsets)[:80]}, expected [start, stop]")
     start, stop = offsets
-    # The reference reader multiplies in 64 bits, from the left, before it comes to a 0.
+    # The reference reader multiplies in 64 bits, from the left, before it reaches a 0.
     if max(accumulate(shape, initial=DTYPE_SIZES[dtype] * 8, func=operator.mul)) > _MAX_BITS:
         _refuse(where, f"{shown} has shape {str(shape)[:80]}, whose size takes more than 64 bits")
     size = DTYPE_SIZES[dtype] * math.prod(shape)
@@ -263,7 +263,7 @@ def _counts(values: Any) -> bool:
 
 
 def _check_by_reference(path: Path, tensors: dict[str, StoredTensor]) -> None:
-    # MLX's own reader validates nothing (crashes and hangs were seen): the reference implementation has to agree too.
+    # MLX's own reader validates nothing (crashes and hangs were seen), so the reference implementation must agree too.
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,8 +1,8 @@
-"""NaN and infinity in a tensor's bytes, found by the bits of its dtype."""
+"""Finding NaN and infinity in a tensor's bytes, by the bits of its dtype."""
 
 from __future__ import annotations
 
-# Unsigned integer that holds an element, and the bits that are all set where it is not finite.
+# The unsigned integer type that holds an element, and the bits that are all set if it is not finite.
 # F8_E4M3 and F8_E8M0 have NaN and no infinity.
 _BITS: dict[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
@@ -17,7 +17,7 @@ _BITS: dict[str, tuple[str, int]] = {
 
 
 def first_nonfinite(dtype: str, data: memoryview) -> int | None:
-    """Index of the first element that is NaN or infinite; None without one, and for integers.
+    """Index of the first element that is NaN or infinite; None if there is none, and for integers.
 
     Args:
         dtype: safetensors name of the elements' dtype.

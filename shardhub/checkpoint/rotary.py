@@ -1,7 +1,7 @@
-"""The rotary embedding in config.json as transformers 5 writes it, in the names an mlx-lm module reads.
+"""Translating the rotary embedding in config.json from transformers 5 to the names that an mlx-lm module reads.
 
-transformers 5 has all of it in `rope_parameters`: base, kind of scaling, share of dimensions, in one object or in one
-for each kind of layer. Most modules read `rope_theta`, `rope_scaling` and `partial_rotary_factor` beside it.
+transformers 5 keeps base, kind of scaling and share of dimensions in `rope_parameters`, in one object or in one for
+each kind of layer. Most modules read `rope_theta`, `rope_scaling` and `partial_rotary_factor` beside it.
 Source: transformers/modeling_rope_utils.py, RotaryEmbeddingConfigMixin (which field is read first) and the functions in
 ROPE_INIT_FUNCTIONS (what each key means); mlx_lm/models/rope_utils.py.
 """
@@ -16,12 +16,12 @@ from typing import Any
 
 PARAMETERS = "rope_parameters"
 SCALING = "rope_scaling"
-# Positions of text alone are the same in all three sections, so that nothing is scaled.
+# Kinds that scale nothing. In mrope, positions of text are the same in all three sections.
 _UNSCALED = ("default", "mrope")
-# Other names of kinds of scaling.
+# Synonyms of kinds of scaling.
 _SAME_KIND = {"su": "longrope", "deepseek_yarn": "yarn", "telechat3-yarn": "yarn"}
 _LAYERS = ("full_attention", "sliding_attention")
-# Scalings that need the length a model was trained for; without it transformers takes the model's own.
+# The length a model was trained for, which some scalings need; without it transformers takes the model's own.
 _ORIGINAL = "original_max_position_embeddings"
 _NEED_ORIGINAL = ("yarn", "llama3", "longrope")
 _TOLERANCE = 1e-6
@@ -30,10 +30,10 @@ _MAX_SHOWN = 120
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnreadField:
-    """A field whose value changes numbers, and which the module never reads.
+    """A field that changes numbers but that the module never reads.
 
     Attributes:
-        name: Its path in config.json, with dots.
+        name: Its dotted path in config.json.
         why: What the value means, in a sentence.
         until: Positions up to which it changes nothing; None if it changes all.
     """
@@ -46,11 +46,11 @@ class UnreadField:
 
 @dataclass(slots=True, kw_only=True)
 class Rotary:
-    """What becomes of the fields of a rotary embedding.
+    """The translation of a rotary embedding's fields.
 
     Attributes:
-        changes: Fields to set, by their path with dots.
-        notes: What a reader of a plan should know.
+        changes: Values to set, by dotted path.
+        notes: Remarks for the reader of a plan.
         unread: Fields that cannot be translated.
     """
 
@@ -63,8 +63,8 @@ def read_rotary(part: Mapping[str, Any], rope: Mapping[str, Any] | None) -> Rota
     """Translate a rotary embedding for one module.
 
     Args:
-        part: The configuration of the decoder.
-        rope: How the module reads it, from the table; None where it has no rotary embedding.
+        part: The decoder's configuration.
+        rope: How the module reads it, from the table; None if the module has no rotary embedding.
     """
     rotary = Rotary()
     if rope is None:
@@ -94,7 +94,7 @@ def read_rotary(part: Mapping[str, Any], rope: Mapping[str, Any] | None) -> Rota
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are the same number, text or list; transformers' tagged infinities are infinities."""
+    """Whether two JSON values are equal; transformers' tagged infinities count as infinities."""
     one, other = _untagged(one), _untagged(other)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
@@ -104,7 +104,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def at(part: Mapping[str, Any], path: str) -> Any:
-    """The value at a path with dots; None where there is none."""
+    """The value at a dotted path; None if there is none."""
     value: Any = part
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -112,13 +112,13 @@ def at(part: Mapping[str, Any], path: str) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A JSON value for a message: ASCII on one line, at most so many characters."""
+    """Format a JSON value for a message: ASCII on one line, of limited length."""
     text = json.dumps(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def _main(given: Mapping[str, Any], rope: Mapping[str, Any], rotary: Rotary) -> dict[str, Any] | None:
-    """The embedding of layers that see everything, out of one for each kind of layer; None where there is no such."""
+    """The embedding of full-attention layers, taken from one for each kind of layer; None if the module cannot have it."""
     entries = {name: dict(value) for name, value in given.items() if isinstance(value, dict)}
     local_name = rope.get("local")
     if local_name is None:
@@ -195,7 +195,7 @@ def _scaling(
         if not any(key in scaling for key in keys):
             rotary.changes[SCALING] = {**scaling, **named}
     elif kind in native_types:
-        # Where rope_scaling stands, transformers takes it; the module reads rope_parameters only.
+        # transformers prefers rope_scaling if it is present; the module reads rope_parameters only.
         if scaling:
             now = rotary.changes.get(PARAMETERS, given)
             rotary.changes[PARAMETERS] = {**now, **scaling, **named}
@@ -227,7 +227,7 @@ def _factors(
     rope: Mapping[str, Any],
     rotary: Rotary,
 ) -> None:
-    """What mlx-lm's scalings never read of a scaling's keys."""
+    """The keys of a scaling that mlx-lm's implementation never reads."""
     where = PARAMETERS if main else SCALING
     attention, factor = both.get("attention_factor"), _number(both.get("factor"))
     trained = _number(part.get(_ORIGINAL)) or _number(both.get(_ORIGINAL))
@@ -286,7 +286,7 @@ def _partial(
 
 
 def _head_sizes(part: Mapping[str, Any]) -> list[int]:
-    """What a head's dimensions may be counted as: all of them, or those of a head whose parts differ."""
+    """Candidates for the head size: all dimensions, or those of a head whose parts differ."""
     sizes = [part.get("head_dim"), _sum(part.get("qk_nope_head_dim"), part.get("qk_rope_head_dim"))]
     hidden, heads = part.get("hidden_size"), part.get("num_attention_heads")
     if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
@@ -313,7 +313,7 @@ def _disagreement(main: Mapping[str, Any], scaling: Mapping[str, Any]) -> str:
 
 
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An embedding with its kind under one name."""
+    """An embedding with its kind under a single name."""
     return {**{key: value for key, value in entry.items() if key != "type"}, "rope_type": _kind(entry)}
 
 

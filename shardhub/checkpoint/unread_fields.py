@@ -1,7 +1,7 @@
-"""config.json as the mlx-lm module that runs it reads it: what is translated for it, and what it never reads.
+"""config.json as its mlx-lm module reads it: which fields are translated, and which are never read.
 
-`config_fields.json` beside this file is written by `benchmarks/config_fields.py`. It has, by model type, the fields
-that change a model's numbers and that the module never reads, with when they change nothing.
+`config_fields.json` beside this file is written by `benchmarks/config_fields.py`. It lists, by model type, the fields
+that change a model's numbers but that the module never reads, and when they change nothing.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Reading:
     """A configuration as a module reads it.
 
     Attributes:
-        config: config.json, with fields added that the module reads in place of others.
-        notes: What was added, and what a reader of a plan should know beside.
-        unread: Fields that change numbers and that the module never reads.
+        config: config.json, with added fields that the module reads in place of others.
+        notes: The added fields, and other remarks for the reader of a plan.
+        unread: Fields that change numbers but that the module never reads.
     """
 
     config: Mapping[str, Any]
@@ -36,11 +36,11 @@ class Reading:
     unread: tuple[UnreadField, ...]
 
     def ignored(self, names: Collection[str]) -> tuple[str, ...]:
-        """Paths of the unread fields that these names stand for."""
+        """Paths of the unread fields that these names refer to."""
         return tuple(sorted(field.name for field in self.unread if is_named(field.name, names)))
 
     def later(self, context: int) -> tuple[str, ...]:
-        """Notes on unread fields that change nothing in sessions of so many positions."""
+        """Notes on unread fields that change nothing in sessions of `context` positions."""
         return tuple(
             f"config.json: mlx-lm never reads {_listed([field])}: {field.why}. Sessions are to have {context} positions"
             for field in self.unread
@@ -52,11 +52,11 @@ class Reading:
 
         Args:
             where: The model, for messages.
-            context: Positions of a session.
+            context: Positions per session.
             ignored: Names of fields that are to be ignored.
 
         Raises:
-            UnsupportedModel: One of them changes numbers within the context and is not to be ignored.
+            UnsupportedModel: A field changes numbers within the context and is not to be ignored.
         """
         left = [field for field in self.unread if _matters(field, context) and not is_named(field.name, ignored)]
         if not left:
@@ -70,7 +70,7 @@ class Reading:
 
 
 def read_fields(config: Mapping[str, Any]) -> Reading:
-    """Translate a configuration for the module that mlx-lm runs it by, and find what that never reads."""
+    """Translate a configuration for the mlx-lm module that runs it, and find the fields that the module never reads."""
     key, entry = _entry(config)
     if entry is None:
         made_with = _table()["mlx_lm"]
@@ -109,11 +109,11 @@ def read_fields(config: Mapping[str, Any]) -> Reading:
 
 
 def warning(config: Mapping[str, Any], context: int) -> str:
-    """One line about a published configuration whose numbers are not the model's; empty where they are.
+    """One line about a published configuration that gives other numbers than the model; empty if it does not.
 
     Args:
         config: config.json of a pipeline or a shard.
-        context: Positions of a session.
+context: Positions per session.
     """
     reading = read_fields({key: value for key, value in config.items() if key != "shardhub"})
     if unread := [field for field in reading.unread if _matters(field, context)]:
@@ -129,10 +129,10 @@ def warning(config: Mapping[str, Any], context: int) -> str:
 
 
 def right_until(config: Mapping[str, Any], *, least: int) -> int | None:
-    """Positions up to which a published configuration's numbers are the model's; None where no limit is known.
+    """Positions up to which a published configuration gives the model's numbers; None if no limit is known.
 
     Args:
-        least: Limits below it are not counted: whoever split the model knew of them.
+        least: Limits below it do not count: whoever split the model knew of them.
     """
     reading = read_fields({key: value for key, value in config.items() if key != "shardhub"})
     limits = [field.until for field in reading.unread if field.until is not None and field.until >= least]
@@ -151,7 +151,7 @@ def _table() -> dict[str, Any]:
 
 
 def _entry(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any] | None]:
-    """What the table has for a configuration's model type, as mlx-lm maps types to modules."""
+    """The table's entry for a configuration's model type, mapped to a module as mlx-lm maps it."""
     table, model_type = _table(), config.get("model_type")
     architectures = config.get("architectures")
     names = architectures if isinstance(architectures, list) else [architectures]
@@ -172,7 +172,7 @@ def _matters(field: UnreadField, context: int) -> bool:
 
 
 def _change(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, Any]) -> UnreadField | None:
-    """The field, if its value changes anything."""
+    """The field if its value changes anything."""
     if "window" in rule:
         return _window(part, field, value, rule)
     if "pattern" in rule:
@@ -188,7 +188,7 @@ def _change(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, 
 
 
 def _window(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, Any]) -> UnreadField | None:
-    """What a window changes: nothing where it is off, no layer has it, or no text is longer."""
+    """The field if an attention window changes anything: not if it is off, no layer has it, or no text exceeds it."""
     kinds = part.get("layer_types")
     kinds = kinds if isinstance(kinds, list) else []
     if not isinstance(value, int) or value <= 0 or part.get("use_sliding_window") is False:
@@ -208,7 +208,7 @@ def _window(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, 
 
 
 def _pattern(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, Any]) -> UnreadField | None:
-    """Kinds of layers that are not those of the field which the module reads in their place."""
+    """The field if its kinds of layers differ from those of the field that the module reads instead."""
     if not isinstance(value, list):
         return None
     source = at(part, rule["pattern"]) if rule["pattern"] else None

@@ -1,8 +1,8 @@
-"""Which files hold a model's weights: those that mlx-lm loads, whatever the index says and whatever lies beside them.
+"""Which files hold a model's weights: those that mlx-lm loads, whatever the index says and whatever is beside them.
 
-mlx-lm loads every `model*.safetensors` of the folder, one over the other in the order the file system lists them, and
-reads no index. So the index decides nothing here either. It is held against the files, because it shows a download
-that was broken off.
+mlx-lm loads every `model*.safetensors` in the folder, each over the one before in the order the file system lists them,
+and reads no index. So the index decides nothing here either. It is compared with the files, because it reveals an
+incomplete download.
 
 Source: `mlx_lm.utils.load_model`.
 """
@@ -22,20 +22,20 @@ from shardhub.naming import WEIGHT_FILE_PATTERN, check_file_name
 
 INDEX_FILE = "model.safetensors.index.json"
 LOADED_FILES = "model*.safetensors"
-# The largest published index measured (91,000 tensors) is 9 MB.
+# The largest published index measured (91,000 tensors) has 9 MB.
 MAX_INDEX_BYTES = 64 << 20
 # Weights in formats that are not read: a pickle can run code, and MLX's GGUF reader is not hardened.
 _OTHER_WEIGHTS = (".bin", ".gguf", ".pt", ".pth", ".pkl", ".npz", ".ckpt", ".h5", ".msgpack")
-# One file of a numbered set: its stem, its number, how many there are.
+# One file of a numbered set: its stem, its number, and how many files there are.
 _NUMBERED = re.compile(r"(.*)-(\d{1,9})-of-(\d{1,9})\.safetensors")
 _NAMES_SHOWN = 8
-# Where a tensor that is missing may not be missed: mlx-lm takes a head that is not there for one that is tied. Without
-# one of a layer it does not load a model, and one of a tower it never loads.
+# Places where mlx-lm does not notice a missing tensor: it takes a missing head for a tied one. With a tensor of a layer
+# missing it does not load the model, and those of a tower it never loads.
 _TAKEN_SILENTLY = ("head", "embedding")
 
 
 def is_loaded(name: str) -> bool:
-    """Whether mlx-lm loads a file of this name; files in folders of a model are not loaded."""
+    """Whether mlx-lm loads a file of this name; it loads no files in subfolders."""
     return "/" not in name and fnmatchcase(name, LOADED_FILES)
 
 
@@ -47,7 +47,7 @@ def choose_files(where: str, names: Collection[str]) -> list[str]:
         names: All files of the model.
 
     Raises:
-        UnsupportedModel: There are none.
+        UnsupportedModel: The model has none.
     """
     if files := sorted(filter(is_loaded, names)):
         return files
@@ -67,11 +67,11 @@ def choose_files(where: str, names: Collection[str]) -> list[str]:
 
 
 def merge_tensors(where: str, files: Mapping[str, Header]) -> dict[str, StoredTensor]:
-    """Where each tensor is stored, by the checkpoint's names.
+    """Where each tensor is stored, by its name in the checkpoint.
 
     Raises:
-        WeightFileError: Two files hold one tensor. mlx-lm takes it from the file that the file system lists last,
-            which differs from machine to machine.
+        WeightFileError: Two files hold the same tensor. mlx-lm takes it from the file that the file system lists last,
+            which varies between machines.
     """
     tensors: dict[str, StoredTensor] = {}
     twice: dict[tuple[str, str], list[str]] = {}
@@ -102,7 +102,7 @@ def read_index(path: Path, data: bytes) -> dict[str, str]:
         data: Its bytes.
 
     Raises:
-        FormatError: It is broken, or names a file that is not a plain name.
+        FormatError: The index is malformed, or names a file by anything but a plain name.
     """
     index = parse_json(data, where=str(path), limit_bytes=MAX_INDEX_BYTES)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -119,18 +119,18 @@ def read_index(path: Path, data: bytes) -> dict[str, str]:
 def check_complete(
     where: str, weight_map: Mapping[str, str] | None, files: Collection[str], tensors: Collection[str]
 ) -> tuple[str, ...]:
-    """Hold the files against the index and their own numbers, and refuse what a broken download leaves.
+    """Check the files against the index and their own numbering, and refuse an incomplete download.
 
-    An index none of whose files is there was made for other files: many quantised repos carry their source's.
+    An index none of whose files is present was made for other files: many quantised repos carry their source's index.
 
     Args:
         where: Folder or repo, for messages.
         weight_map: The index; None without one.
-        files: The files that are loaded.
-        tensors: The tensors they hold.
+        files: The files that mlx-lm loads.
+        tensors: The tensors in these files.
 
     Returns:
-        What a reader should know: how the index and the files differ, where that changes nothing.
+        Remarks for the reader: harmless differences between the index and the files.
 
     Raises:
         WeightFileError: Files or tensors are missing.
@@ -173,17 +173,17 @@ def check_complete(
 
 
 def listed(names: Iterable[str]) -> str:
-    """Some names for a message, sorted and cut."""
+    """List some names for a message, sorted and shortened."""
     ordered = sorted(names)
     more = f" and {len(ordered) - _NAMES_SHOWN} more" if len(ordered) > _NAMES_SHOWN else ""
     return ", ".join(name[:100] for name in ordered[:_NAMES_SHOWN]) + more
 
 
 def _check_numbers(where: str, files: Collection[str]) -> None:
-    """Refuse a numbered set of files that is not whole.
+    """Refuse an incomplete set of numbered files.
 
-    mlx-lm loads what is there. Some of its models run without a tensor that is missing, as another model: a head that
-    is not there is taken for one that is tied.
+    mlx-lm loads whatever is present. Without a tensor, some of its models run as a different model: a missing head is
+    taken for a tied one.
     """
     sets: dict[tuple[str, int], set[int]] = {}
     for name in files:

@@ -1,20 +1,20 @@
-"""Cutting a row of layers into consecutive ranges so that the dearest range is as cheap as can be."""
+"""Cutting a sequence of layers into consecutive ranges so that the most expensive range costs as little as possible."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-# Slots left empty, tolls of the cuts, what the costs come to.
+# Number of empty slots, tolls of the cuts, combined costs.
 Score = tuple[int, int, int]
 
-# Where tolls differ, how much dearer the dearest range may be for the sake of cheaper cuts.
+# If tolls differ: how much more the most expensive range may cost for the sake of cheaper cuts.
 _SLACK_PERCENT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Range:
-    """Layers [start, stop) given to the slot `index`."""
+    """The layers [start, stop), given to slot `index`."""
 
     index: int
     start: int
@@ -32,23 +32,23 @@ def balance(
     toll: Callable[[int], int] = lambda cut: 0,
     toll_first: bool = False,
 ) -> list[Range] | None:
-    """Give every layer to a slot, in order, so that the dearest range is cheapest; exact, by dynamic programming.
+    """Give every layer to a slot, in order, minimising the most expensive range; exact, by dynamic programming.
 
-    Where cuts differ in toll, the plan with the least toll is taken among those that are nearly as good. Then the
-    one with the least sum of squares is taken, then the one with the longest first ranges.
+    If cuts differ in toll, the plan with the least toll is chosen among those that are nearly as good. Ties are broken
+    by the least sum of squared costs, then by the longest first ranges.
 
     Args:
-        num_layers: Layers to give away.
-        num_slots: Slots, in order.
-        cost: Cost of the layers [start, stop); grows with the range.
-        cuts: Where ranges may meet.
-        fits: Whether a slot can hold [start, stop); what does not fit does not fit with more layers either.
+        num_layers: Number of layers to distribute.
+        num_slots: Number of slots.
+        cost: Cost of the layers [start, stop); must grow with the range.
+        cuts: Positions where ranges may meet.
+        fits: Whether a slot can hold [start, stop); a range that does not fit must not fit with more layers either.
         may_skip: Whether slots may stay empty; as few as possible do.
-        toll: What a cut costs by itself.
-        toll_first: Whether the least toll comes before the cheapest dearest range.
+        toll: Cost of the cut itself.
+        toll_first: Whether the least toll takes precedence over the cost of the most expensive range.
 
     Returns:
-        The ranges of the slots that have layers, or None when nothing fits.
+        The ranges of the slots that have layers, or None if nothing fits.
     """
     borders = sorted({0, num_layers, *(cut for cut in cuts if 0 < cut < num_layers)})
     free = [0] * len(borders)
@@ -80,9 +80,9 @@ def _solve(
     join: Callable[[int, int], int],
     limit: int | None,
 ) -> list[Range] | None:
-    """Best ranges by (slots left empty, tolls, `join` over the costs), no range dearer than `limit`."""
+    """Best ranges by (number of empty slots, tolls, `join` over the costs), where no range costs more than `limit`."""
     free = not any(tolls)
-    # scores[b]: best score of the slots so far, when they hold the layers up to borders[b].
+    # scores[b]: best score of the slots so far if they hold the layers up to borders[b].
     scores: list[Score | None] = [(0, 0, 0)] + [None] * (len(borders) - 1)
     choices: list[list[int]] = []
     for slot in range(num_slots):
@@ -96,7 +96,7 @@ def _solve(
                 start = borders[begin]
                 price = cost(start, stop)
                 too_dear = limit is not None and price > limit
-                # Prices only grow from here on, so without empty slots and tolls nothing better can follow.
+                # Costs only grow from here on, so without empty slots and tolls nothing better can follow.
                 beaten = free and not may_skip and join is max and best is not None and price >= best[2]
                 if too_dear or beaten or not fits(slot, start, stop):
                     break

@@ -1,4 +1,4 @@
-"""The borders between layers: what would cross each of them, and where a plan may cut."""
+"""The borders between layers: what would cross each of them, and whether a plan may cut there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from shardhub.tensors import DTYPE_SIZES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutFacts:
-    """What a cut means.
+    """Facts about one possible cut.
 
     Attributes:
         position: First layer after the cut.
-        crossings: What crosses it beside token ids; empty where it is refused.
+        crossings: Tensors that cross it beside token ids; empty if it is refused.
         refusal: Why the model cannot be cut here, or None.
     """
 
@@ -29,16 +29,16 @@ class CutFacts:
 
     @property
     def grows(self) -> bool:
-        """Whether what crosses with each token is longer the more positions the session holds."""
+        """Whether what crosses with each token grows with the session's positions."""
         return any(crossing.grows for crossing in self.crossings)
 
     def bytes_per_token(self, context: int) -> int:
-        """Bytes that cross with one decoded token of one session of `context` positions."""
+        """Bytes that cross for one decoded token of one session of `context` positions."""
         return sum(crossing_bytes(crossing, context) for crossing in self.crossings)
 
     @property
     def extras(self) -> tuple[Crossing, ...]:
-        """Arrays that cross beside the hidden states, which are the first thing the layer before returns."""
+        """Tensors that cross beside the hidden states, which are the first output of the layer before."""
         hidden = (f"layer.{self.position - 1}", f"layer.{self.position - 1}.0")
         return tuple(crossing for crossing in self.crossings if crossing.shape and crossing.name not in hidden)
 
@@ -49,7 +49,7 @@ class Borders:
 
     Attributes:
         cuts: One for each of the positions 1 to num_layers - 1.
-        context: Positions of a session that what grows is counted for.
+        context: Positions per session, used to size crossings that grow.
     """
 
     cuts: tuple[CutFacts, ...]
@@ -62,18 +62,18 @@ class Borders:
 
     @property
     def steady(self) -> list[int]:
-        """Of these, the positions where nothing crosses that grows with the context."""
+        """Possible positions where nothing crosses that grows with the context."""
         return [cut.position for cut in self.cuts if cut.refusal is None and not cut.grows]
 
     def toll(self, position: int) -> int:
-        """Bytes that cross a cut with one decoded token."""
+        """Bytes that cross a cut for one decoded token."""
         return self.cuts[position - 1].bytes_per_token(self.context)
 
     def check(self, plan: Plan) -> Plan:
-        """The plan, with a note on every cut where what crosses grows with the context.
+        """Check a plan's cuts, and add a note on every cut where what crosses grows with the context.
 
         Raises:
-            PlanError: The model cannot be cut where the plan does.
+            PlanError: The model cannot be cut at one of the plan's cuts.
         """
         found = [self.cuts[position - 1] for position in plan.cuts]
         if refused := next((cut for cut in found if cut.refusal is not None), None):
@@ -97,7 +97,7 @@ class Borders:
 
 
 def unchecked(num_layers: int) -> Borders:
-    """Borders of a model nobody looked into: every cut is allowed, and nothing is known to cross."""
+    """Borders of a model that was not examined: every cut is allowed, and nothing is known to cross."""
     return Borders(cuts=tuple(CutFacts(position=position) for position in range(1, num_layers)), context=0)
 
 
@@ -107,7 +107,7 @@ def crossing_bytes(crossing: Crossing, context: int) -> int:
 
 
 def allowed_text(borders: Borders) -> str:
-    """Where the model can be cut, in one line."""
+    """Describe in one line where the model can be cut."""
     steady, possible = borders.steady, borders.possible
     if len(steady) == len(borders.cuts):
         return "cuts allowed before any layer" if steady else "a model of one layer cannot be cut"
@@ -125,7 +125,7 @@ def allowed_text(borders: Borders) -> str:
 
 
 def crossing_text(cut: CutFacts, context: int) -> str | None:
-    """What crosses a cut beside the hidden states, in one line; None where nothing does."""
+    """Describe in one line what crosses a cut beside the hidden states; None if nothing does."""
     if not cut.extras:
         return None
     shown = ", ".join(
@@ -137,7 +137,7 @@ def crossing_text(cut: CutFacts, context: int) -> str | None:
 
 
 def runs(positions: Iterable[int]) -> str:
-    """Positions with runs of three and more drawn together: `1, 2, 4-9`."""
+    """List positions, with runs of three and more joined: `1, 2, 4-9`."""
     groups: list[list[int]] = []
     for position in positions:
         if groups and groups[-1][-1] == position - 1:

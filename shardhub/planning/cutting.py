@@ -1,4 +1,4 @@
-"""Cutting a model into stages, evenly or where one is told to."""
+"""Cutting a model into stages, evenly or at given layers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from shardhub.planning.balance import balance
 from shardhub.planning.borders import Borders, unchecked
 from shardhub.planning.plan import ModelCosts, Plan, StagePlan
 
-# A plan that keeps to cuts where nothing grows is remarked upon when its slowest stage reads more than this share of
-# the even plan's.
+# A plan restricted to cuts where nothing grows gets a note if its slowest stage reads more than this percentage of the
+# even plan's.
 _UNEVEN_PERCENT = 125
-# Ends a note that begins with what was asked for.
+# The end of a note that begins with the requested number of stages.
 GROWING_NOTE = "are only possible with cuts where what crosses grows with the context."
 
 
 def cut_evenly(costs: ModelCosts, num_stages: int, *, borders: Borders | None = None) -> Plan:
-    """Cut into stages of as equal cost as can be: the bytes the slowest stage reads per token are least.
+    """Cut into stages of cost as equal as possible: the bytes that the slowest stage reads per token are minimal.
 
-    Among plans whose slowest stage is equally fast, the one with the most even stages is taken. Cuts where what
-    crosses grows with the context are taken only if there is no other way, and a note says so.
+    Among plans whose slowest stage is equally fast, the one with the most even stages is chosen. Cuts where what
+    crosses grows with the context are used only if there is no alternative, and a note says so.
 
     Args:
-        costs: The model's.
-        num_stages: Stages wanted.
+        costs: The model's costs.
+        num_stages: Number of stages.
         borders: Where the model can be cut; None allows every cut.
 
     Raises:
-        PlanError: There are fewer layers, or fewer allowed cuts, than that takes.
+        PlanError: There are too few layers or allowed cuts.
     """
     borders = borders or unchecked(costs.num_layers)
     most = 1 + len(borders.possible)
@@ -60,12 +60,12 @@ def _balanced(
         toll=borders.toll,
         toll_first=toll_first,
     )
-    assert ranges is not None  # enough cuts are allowed, and anything fits
+    assert ranges is not None  # enough cuts are allowed, and every range fits
     return tuple(StagePlan(start=part.start, stop=part.stop) for part in ranges)
 
 
 def _unevenness(costs: ModelCosts, stages: Sequence[StagePlan], even: Sequence[StagePlan]) -> list[str]:
-    """A note where keeping to cuts that hand on nothing that grows makes the slowest stage much slower."""
+    """A note if avoiding cuts where what crosses grows makes the slowest stage much slower."""
     slowest, best = (max(costs.read_bytes(own.start, own.stop) for own in plan) for plan in (stages, even))
     if slowest * 100 <= best * _UNEVEN_PERCENT:
         return []
@@ -77,10 +77,10 @@ def _unevenness(costs: ModelCosts, stages: Sequence[StagePlan], even: Sequence[S
 
 
 def cut_at(costs: ModelCosts, cuts: Sequence[int], *, borders: Borders | None = None) -> Plan:
-    """Cut before the layers named.
+    """Cut before each of the layers in `cuts`.
 
     Raises:
-        PlanError: Cuts out of order, twice, outside the model, or where the model cannot be cut.
+        PlanError: A cut is out of order, repeated, outside the model, or where the model cannot be cut.
     """
     num = costs.num_layers
     for before, cut in zip([None, *cuts], cuts, strict=False):
@@ -103,10 +103,10 @@ def cut_at(costs: ModelCosts, cuts: Sequence[int], *, borders: Borders | None = 
 
 
 def parse_cuts(text: str) -> tuple[int, ...]:
-    """Read `10,20`.
+    """Parse a list of cuts such as `10,20`.
 
     Raises:
-        PlanError: It is no list of whole numbers.
+        PlanError: The text is not a list of whole numbers.
     """
     parts = [part.strip() for part in text.split(",")]
     wrong = next((part for part in parts if not (part.isascii() and part.isdigit() and len(part) <= 6)), None)

@@ -15,20 +15,20 @@ from shardhub.planning.cutting import GROWING_NOTE
 from shardhub.planning.plan import ModelCosts, Plan, StagePlan
 from shardhub.sizes import parse_size, size_text
 
-# Share of installed memory that Metal recommends as a working set on machines of 64 GB and more; less is not known
-# to be safe to exceed. Where a node runs it asks for the real figure.
+# Share of installed memory that Metal recommends as a working set on machines of 64 GB and more; exceeding it is not
+# known to be safe. A running node asks Metal for the real figure.
 WORKING_SET_SHARE = (75, 100)
-# What is kept free of that: allocator slack, the interpreter, buffers on their way.
+# Share of that which is kept free for allocator slack, the interpreter and buffers in transit.
 HEADROOM_SHARE = (10, 100)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """A machine.
+    """A machine to plan for.
 
     Attributes:
-        ram_bytes: Memory installed.
+        ram_bytes: Installed memory.
     """
 
     name: str
@@ -36,16 +36,16 @@ class Machine:
 
     @property
     def working_set_bytes(self) -> int:
-        """What weights, KV and buffers may take together."""
+        """Bytes that weights, KV cache and buffers may take together."""
         usable = self.ram_bytes * WORKING_SET_SHARE[0] // WORKING_SET_SHARE[1]
         return usable * (HEADROOM_SHARE[1] - HEADROOM_SHARE[0]) // HEADROOM_SHARE[1]
 
 
 def parse_machine(text: str) -> Machine:
-    """Read `NAME=RAM`, such as `studio=64GB`, `mini=16GiB`; a plain number is in GB.
+    """Parse `NAME=RAM`, such as `studio=64GB` or `mini=16GiB`; a plain number is in GB.
 
     Raises:
-        PlanError: It is not that.
+        PlanError: The text has another form.
     """
     name, equals, ram = text.partition("=")
     refused = PlanError(
@@ -65,21 +65,21 @@ def parse_machine(text: str) -> Machine:
 def cut_for_machines(
     costs: ModelCosts, machines: Sequence[Machine], *, context: int, borders: Borders | None = None
 ) -> Plan:
-    """Cut so that every stage fits its machine and the slowest stage is as fast as can be.
+    """Cut so that every stage fits its machine and the slowest stage is as fast as possible.
 
-    The first machine gets the first layers. A machine that is too small for any layers, or for which none are left,
-    is left out, and a note says so. If one machine fits the whole model, the first note says that. Cuts where what
-    crosses grows with the context are taken only if there is no other way, and a note says so.
+    The first machine gets the first layers. A machine that is too small for any layer, or for which none is left, is
+    left out, and a note says so. If one machine fits the whole model, the first note says that. Cuts where what
+    crosses grows with the context are used only if there is no alternative, and a note says so.
 
     Args:
-        costs: The model's.
-        machines: In the order of the stages.
-        context: Positions each session is to hold.
+        costs: The model's costs.
+        machines: Machines in the order of the stages.
+        context: Positions per session.
         borders: Where the model can be cut; None allows every cut.
 
     Raises:
-        PlanError: No machines, or two of one name.
-        DoesNotFit: The machines together are too small.
+        PlanError: There are no machines, two have the same name, or `context` is below 1.
+        DoesNotFit: The model does not fit the machines.
     """
     _check_names(machines)
     if context < 1:
@@ -140,7 +140,7 @@ def cut_for_machines(
 
 
 def _budget(machine: Machine, costs: ModelCosts) -> int:
-    """Bytes that weights and KV may take on a machine."""
+    """Bytes that weights and KV cache may take on a machine."""
     return max(0, machine.working_set_bytes - costs.prefill_bytes)
 
 

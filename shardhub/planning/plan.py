@@ -9,13 +9,13 @@ from shardhub.errors import PlanError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCosts:
-    """One decoder layer.
+    """Costs of one decoder layer.
 
     Attributes:
         size_bytes: Weights held.
-        read_bytes: Weights read per token; of a mixture of experts only the experts a token uses.
-        kv_window: Positions its KV cache holds at most; None is no limit.
-        kv_fixed_bytes: State whatever the context.
+        read_bytes: Weights read per token; in a mixture of experts, only those of the experts a token uses.
+        kv_window: Most positions its KV cache holds; None for no limit.
+        kv_fixed_bytes: State independent of the context.
     """
 
     size_bytes: int
@@ -25,22 +25,22 @@ class LayerCosts:
     kv_fixed_bytes: int = 0
 
     def kv_bytes(self, context: int) -> int:
-        """Bytes of one session's cache of `context` positions."""
+        """Bytes of the cache of one session with `context` positions."""
         positions = context if self.kv_window is None else min(context, self.kv_window)
         return self.kv_bytes_per_token * positions + self.kv_fixed_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCosts:
-    """A whole model.
+    """Costs of a whole model.
 
     Attributes:
         embedding_bytes: Held by the first stage; a token reads one row of it.
         head_bytes: Norm and head, held by the last stage and read for every token; a tied embedding counts here too.
-        tied_bytes: Counted in both; one stage that is first and last holds them once.
+        tied_bytes: Bytes counted in both; a stage that is both first and last holds them once.
         hidden_size: D.
-        prefill_bytes: Estimate of what a chunk of a prompt needs beside weights and KV, on any stage.
-        notes: What was estimated, for the reader.
+        prefill_bytes: Estimate of what one prefill chunk needs beside weights and KV cache, on any stage.
+        notes: Remarks for the reader about what was estimated.
     """
 
     layers: tuple[LayerCosts, ...]
@@ -56,18 +56,18 @@ class ModelCosts:
         return len(self.layers)
 
     def size_bytes(self, start: int, stop: int) -> int:
-        """Weights of the stage [start, stop)."""
+        """Bytes of the weights of the stage [start, stop)."""
         size = sum(layer.size_bytes for layer in self.layers[start:stop])
         first, last = start == 0, stop == self.num_layers
         return size + first * self.embedding_bytes + last * self.head_bytes - (first and last) * self.tied_bytes
 
     def read_bytes(self, start: int, stop: int) -> int:
-        """Weights the stage [start, stop) reads per token: what its speed depends on."""
+        """Bytes of weights that the stage [start, stop) reads per token, which determine its speed."""
         head = self.head_bytes if stop == self.num_layers else 0
         return sum(layer.read_bytes for layer in self.layers[start:stop]) + head
 
     def kv_bytes(self, start: int, stop: int, context: int) -> int:
-        """KV cache of one session of `context` positions on the stage [start, stop)."""
+        """Bytes of the KV cache of one session with `context` positions on the stage [start, stop)."""
         return sum(layer.kv_bytes(context) for layer in self.layers[start:stop])
 
 
@@ -78,7 +78,7 @@ class StagePlan:
     Attributes:
         start, stop: Half-open range of its layers.
         machine: Machine it was planned for, or None.
-        budget_bytes: What weights and KV may take there, or None.
+        budget_bytes: Bytes that weights and KV cache may take there, or None.
     """
 
     start: int
@@ -92,10 +92,10 @@ class Plan:
     """Stages in order; together they cover `range(num_layers)` exactly once.
 
     Attributes:
-        notes: What the reader should know before going on.
+        notes: Remarks for the reader before going on.
 
     Raises:
-        PlanError: They do not.
+        PlanError: The stages leave a gap or overlap.
     """
 
     num_layers: int
@@ -128,5 +128,5 @@ class Plan:
 
     @property
     def cuts(self) -> tuple[int, ...]:
-        """First layers of all stages but the first."""
+        """First layer of each stage but the first."""
         return tuple(stage.start for stage in self.stages[1:])

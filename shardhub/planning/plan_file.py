@@ -25,7 +25,7 @@ class _PlanDocument(Document):
     format_version: Literal[1] = 1
     num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
     stages: Annotated[tuple[_StageEntry, ...], Field(min_length=1, max_length=MAX_STAGES)]
-    # What `plan --json` reports beside; a plan is read without it.
+    # Additional output of `plan --json`, ignored when the plan is read.
     report: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
@@ -51,7 +51,7 @@ def parse_plan(data: bytes, costs: ModelCosts, *, where: str = "plan.json", bord
     """Read a plan that `shardhub plan --json` wrote.
 
     Raises:
-        PlanError: It is broken, has a gap or an overlap, or is for another model.
+        PlanError: The plan is malformed, has a gap or an overlap, or is for another model.
     """
     try:
         document = decode(_PlanDocument, data, where=where)

@@ -1,4 +1,4 @@
-"""A plan as a table: layers, bytes, budget, KV and what is spare, stage by stage."""
+"""A plan as a table: layers, bytes, budget, KV cache and spare memory of each stage."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from shardhub.sizes import size_text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRow:
-    """One stage.
+    """One stage's row.
 
     Attributes:
         layers: First and last layer, such as `0-14`.
-        size_bytes: Weights held, embedding and head where they live.
+        size_bytes: Weights held, including embedding or head.
         read_bytes: Weights read per token.
-        budget_bytes: What weights and KV may take on the stage's machine; None without machines.
-        kv_bytes: One session's KV cache.
-        spare_bytes: What is left of the budget.
+        budget_bytes: Bytes that weights and KV cache may take on the stage's machine; None without machines.
+        kv_bytes: KV cache of one session.
+        spare_bytes: Bytes left of the budget.
     """
 
     stage: int
@@ -33,7 +33,7 @@ class StageRow:
 
 
 def plan_table(plan: Plan, costs: ModelCosts, context: int) -> list[StageRow]:
-    """Figures of every stage for sessions of `context` positions."""
+    """Compute every stage's row for sessions of `context` positions."""
     rows = []
     for index, stage in enumerate(plan.stages):
         size = costs.size_bytes(stage.start, stage.stop)
@@ -56,7 +56,7 @@ def plan_table(plan: Plan, costs: ModelCosts, context: int) -> list[StageRow]:
 
 
 def format_table(rows: Sequence[StageRow]) -> str:
-    """The table in plain aligned ASCII, sizes in GB; columns of machines only where there are machines."""
+    """Format the table in aligned ASCII with sizes in GB; machine columns appear only if there are machines."""
     machines = any(row.budget_bytes is not None for row in rows)
     head = ["stage", *(["machine"] if machines else []), "layers", "weights", "per token", "KV"]
     lines = [head + (["budget", "spare"] if machines else [])]
@@ -65,7 +65,7 @@ def format_table(rows: Sequence[StageRow]) -> str:
         line += [_gb(row.size_bytes), _gb(row.read_bytes), _gb(row.kv_bytes)]
         lines.append(line + ([_gb(row.budget_bytes), _gb(row.spare_bytes)] if machines else []))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = 3 if machines else 2  # columns of words stand left, figures right
+    text = 3 if machines else 2  # columns of words are left-aligned, figures right-aligned
     return "\n".join(
         "  ".join(
             cell.ljust(width) if column < text else cell.rjust(width)

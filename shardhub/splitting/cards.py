@@ -199,7 +199,7 @@ def _render(template: str, **values: Any) -> str:
         loader=FileSystemLoader(resource("templates")),
         undefined=StrictUndefined,
         keep_trailing_newline=True,
-        # Not HTML: the filters `text` and `json`, and `front_matter`, make values safe for where they stand.
+        # Not HTML: the filters `text` and `json`, and `front_matter`, make values safe for their context.
         autoescape=False,  # noqa: S701
     )
     environment.filters["text"] = one_line

@@ -1,1 +1,1 @@
-"""What is needed of other packages beyond their public names: one module a package, and a test that each is there."""
+"""Private names used from other packages: one module per package, and a test that each name exists."""

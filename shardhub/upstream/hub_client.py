@@ -1,4 +1,4 @@
-"""huggingface_hub: what its client does for itself and has no public name for."""
+"""huggingface_hub: parts of its client that have no public name."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ if TYPE_CHECKING:
 
 
 def hub_headers(api: HfApi) -> dict[str, str]:
-    """Headers of the client's own requests: its name, and its token if it has one."""
+    """Headers of the client's own requests: its user agent, and its token if it has one."""
     headers: dict[str, str] = api._build_hf_headers()
     return headers
 
 
 def request_hook() -> Callable[[httpx2.Request], object]:
-    """What the client does to each request it sends; for an HTTP client made in the place of its own."""
+    """The hook that the client applies to each request, for an HTTP client that replaces its own."""
     from huggingface_hub.utils._http import hf_request_event_hook
 
     return hf_request_event_hook
 
 
 def has_xet() -> bool:
-    """Whether the client uploads over Xet where nothing stops it."""
+    """Whether the client uploads over Xet by default."""
     from huggingface_hub.utils._runtime import is_xet_available
 
     return is_xet_available()
 
 
 def use_lfs(operation: CommitOperationAdd, *, is_uploaded: bool = False) -> None:
-    """Have a file go outside git, whatever the repo's `.gitattributes` say.
+    """Upload a file through LFS, whatever the repo's `.gitattributes` say.
 
     Args:
-        is_uploaded: Whether the repo has its bytes, so that none are sent. It is what `HfApi.preupload_lfs_files`
-            leaves of an operation after an upload.
+        is_uploaded: Whether the repo has its bytes already, so that none are sent. `HfApi.preupload_lfs_files` leaves
+            an operation in the same state after an upload.
     """
     operation._upload_mode = "lfs"
     operation._should_ignore = False

@@ -1,4 +1,4 @@
-"""What MLX and mlx_lm do to the process that imports them, and what is done about it: see `watch`."""
+"""Preparing the process for the imports of MLX and mlx_lm, and undoing what they change: see `watch`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from shardhub.blas import use_chosen_blas
 from shardhub.kernel_folder import use_private_folder
 from shardhub.open_files import allow_open_files, limit_kept
 
-# mlx_lm asks for so many, for models of many files, and lowers the hard limit to twice that: without privileges nobody
-# can raise it again, and where it was lower already the import fails.
+# mlx_lm sets the limit to this, for models of many files, and lowers the hard limit to twice that: without privileges
+# that cannot be raised again, and if it was lower already the import fails.
 _OPEN_FILES = 2048
 _LIMITING = "mlx_lm.utils"
 _COMPILING = "mlx.core"
 
 
 def watch() -> None:
-    """Have the imports of MLX and mlx_lm leave the process as it should be; called before either is imported."""
+    """Prepare the process for the imports of MLX and mlx_lm and undo what they change; call before either is imported."""
     if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watch())
         if _COMPILING in sys.modules:
@@ -28,16 +28,16 @@ def watch() -> None:
 
 
 def hide_torch() -> None:
-    """Have this process do without PyTorch, also where it is installed: transformers loads it beside any tokenizer.
+    """Make PyTorch unavailable in this process even if it is installed: transformers loads it with any tokenizer.
 
-    For a program of our own, not for a library: nobody else in the process can import it either.
+    For our own programs, not for a library: nothing else in the process can import it either.
     """
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # what the import system takes for "not there"
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # the import system's mark for "not installed"
 
 
 class _Watch(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """A module's spec where its import needs care; None leaves it to others."""
+        """A module's spec if its import needs care; None leaves it to other finders."""
         if name == _COMPILING:
             use_private_folder()
             use_chosen_blas()
@@ -50,7 +50,7 @@ class _Watch(MetaPathFinder):
 
 
 class _KeepingLimit(SourceFileLoader):
-    """Runs a module that may not change how many files can be open; the process gets what the module wants."""
+    """Runs a module without letting it change the limit on open files, then raises the limit to what mlx_lm needs."""
 
     def exec_module(self, module: ModuleType) -> None:
         with limit_kept():

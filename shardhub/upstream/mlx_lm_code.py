@@ -1,4 +1,4 @@
-"""mlx_lm: how its loader reads a config and finds and quantises a model, which has no public name."""
+"""mlx_lm: the parts of its loader that read a config and find and quantise a model, which have no public name."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 def decode_infinities(config: Mapping[str, Any]) -> Any:
-    """A config with the infinities that transformers writes as {"__float__": "Infinity"}."""
+    """Decode the infinities in a config that transformers writes as {"__float__": "Infinity"}."""
     from mlx_lm.utils import _decode_tagged_floats
 
     return _decode_tagged_floats(dict(config))
 
 
 def model_classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The classes of a model and of its arguments, from mlx_lm's own registry."""
+    """The model class and the arguments class, from mlx_lm's own registry."""
     from mlx_lm.utils import _get_classes
 
     model_class, arguments_class = _get_classes(config=dict(config))
@@ -25,7 +25,7 @@ def model_classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def takes_global_scale(module: nn.Module) -> bool:
-    """Whether a module's quantised class has one scale for all its groups beside theirs."""
+    """Whether a module's quantised class has one global scale beside the scale of each group."""
     from mlx_lm.utils import _takes_global_scale
 
     return bool(_takes_global_scale(module))
