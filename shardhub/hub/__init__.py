@@ -1,1 +1,1 @@
-"""Everything that talks to a Hub, and the cache of what came from it."""
+"""The Hub client: reading, publishing and deleting repos, and the cache of what was fetched."""

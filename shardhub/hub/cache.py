@@ -1,10 +1,10 @@
-"""The cache on disk: bytes by their sha256, and per repo and commit a folder of links to them.
+"""The cache on disk: files by their sha256, and for each repo and commit a folder of links to them.
 
-blobs/SHA256                      a file, whole and checked
+blobs/SHA256                      a file, complete and checked
 partials/SHA256                   a file that is being fetched
-repos/ORG/NAME/COMMIT/            a shard or pipeline, whole; each file a link to a blob
+repos/ORG/NAME/COMMIT/            a complete shard or pipeline; each file is a link to a blob
 repos/ORG/NAME/.COMMIT.partial/   the same while it is being fetched
-repos/ORG/NAME/refs/REVISION      the commit a revision stood for when it was last asked for
+repos/ORG/NAME/refs/REVISION      the commit that a revision last resolved to
 sources/ORG/NAME/COMMIT/          small files of a model that was planned or split from the Hub
 locks/
 """
@@ -31,14 +31,14 @@ from shardhub.sizes import size_text
 from shardhub.whole_files import sync_folder, write_whole
 
 CACHE_VARIABLE = "SHARDHUB_CACHE"
-# A partial file this old belongs to no download that still runs.
+# A partial file older than this belongs to a download that no longer runs.
 STALE_PARTIAL_S = 24 * 3600.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def default_cache() -> Path:
-    """SHARDHUB_CACHE, else this user's cache folder."""
+    """The folder that SHARDHUB_CACHE names, else this user's cache folder."""
     if found := os.environ.get(CACHE_VARIABLE):
         return Path(found).expanduser()
     import platformdirs
@@ -50,7 +50,7 @@ class Cache:
     """A cache folder; made when something is first written.
 
     Args:
-        root: The folder; see `default_cache` without one.
+        root: The folder; `default_cache()` if None.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -62,13 +62,13 @@ class Cache:
         return self.root / "blobs"
 
     def blob(self, sha256: str) -> Path:
-        """Where the file with this sha256 is, or would be."""
+        """Path of the file with this sha256, whether or not it exists."""
         if not re.fullmatch(DIGEST_PATTERN, sha256):
             raise IntegrityError(f"{sha256[:80]!r} is no sha256.")
         return self.blobs / sha256
 
     def has(self, sha256: str, size_bytes: int) -> bool:
-        """Whether a file is here. One of another size is damaged, and removed."""
+        """Whether the cache has a file; a file of another size is damaged and is removed."""
         path = self.blob(sha256)
         try:
             found = path.lstat().st_size
@@ -80,7 +80,7 @@ class Cache:
         return True
 
     def drop_if_damaged(self, sha256: str) -> bool:
-        """Read a file again, and remove it if its bytes are no longer what its name says."""
+        """Read a file again, and remove it if its bytes no longer match its name."""
         path = self.blob(sha256)
         with opened(path) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -89,21 +89,21 @@ class Cache:
         return found != sha256
 
     def partial(self, sha256: str, *, is_locked: bool) -> Path:
-        """Where a file is fetched to. Only who holds the lock may go on with what an earlier fetch left."""
+        """Path to which a file is fetched; only the holder of the lock may resume what an earlier fetch left."""
         name = self.blob(sha256).name
         return self.root / "partials" / (name if is_locked else f"{name}.{secrets.token_hex(4)}")
 
     def lock_file(self, *names: str) -> Path:
-        """The lock file for something of this name."""
+        """The lock file with this name."""
         return self.root / "locks" / hashlib.sha256("/".join(names).encode()).hexdigest()[:32]
 
     @property
     def use_lock(self) -> Path:
-        """Held shared while something is fetched, alone while something is deleted."""
+        """Lock held shared during a fetch and exclusively during a deletion."""
         return self.root / "locks" / "store"
 
     def prepare(self) -> None:
-        """Make the folders, and delete what fetches left that were broken off a day ago.
+        """Make the folders, and delete what fetches interrupted more than a day ago left behind.
 
         Raises:
             AccessError: The cache cannot be written.
@@ -120,50 +120,50 @@ class Cache:
                     path.unlink()
 
     def put(self, data: bytes) -> str:
-        """Keep a small file; its sha256."""
+        """Store a small file and return its sha256."""
         sha256 = hashlib.sha256(data).hexdigest()
         if not self.has(sha256, len(data)):
             self.write(self.blob(sha256), data)
         return sha256
 
     def write(self, path: Path, data: bytes) -> None:
-        """Write a small file: it appears whole or not at all."""
+        """Write a small file atomically."""
         with self.writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, data, temporary=self._temporary())
 
     def source_folder(self, repo: str, commit: str) -> Path:
-        """Where a source model's small files are kept."""
+        """Folder of a source model's small files."""
         return self.root / "sources" / _parts(repo) / commit
 
     def repo_folder(self, repo: str) -> Path:
-        """What the cache has of a repo."""
+        """Folder of everything the cache has of a repo."""
         return self.root / "repos" / _parts(repo)
 
     def partial_snapshot(self, repo: str, commit: str) -> Path:
-        """Where links are put before a snapshot is whole."""
+        """Folder of an incomplete snapshot's links."""
         return self.repo_folder(repo) / f".{commit}.partial"
 
     def snapshot(self, repo: str, commit: str) -> Path | None:
-        """Folder of a shard or pipeline that is here and whole.
+        """Folder of a shard or pipeline that the cache has completely; None without one.
 
         Raises:
-            IntegrityError: A file in it is no link into this cache.
+            IntegrityError: A file in it is not a link into this cache.
         """
         folder = self.repo_folder(repo) / commit
         return folder if folder.is_dir() and self.is_whole(folder) else None
 
     def commits_like(self, repo: str, digits: str) -> list[str]:
-        """Commits of a repo that are whole here and begin with these digits."""
+        """Commits of a repo that are complete in the cache and begin with these digits."""
         folder = self.repo_folder(repo)
         names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
         return sorted(name for name in names if name.startswith(digits) and self.snapshot(repo, name) is not None)
 
     def is_whole(self, folder: Path) -> bool:
-        """Whether every link of a folder leads to a file that is here.
+        """Whether every link in a folder leads to a file in the cache.
 
         Raises:
-            IntegrityError: One leads elsewhere, or something is no link.
+            IntegrityError: A link leads elsewhere, or an entry is not a link.
         """
         blobs = self.blobs.resolve()
         for path in folder.iterdir():
@@ -179,7 +179,7 @@ class Cache:
         return True
 
     def link(self, folder: Path, name: str, sha256: str) -> None:
-        """Give a file of the cache a name in a folder."""
+        """Link a file of the cache into a folder under a name."""
         with self.writing():
             folder.mkdir(parents=True, exist_ok=True)
             temporary = self._temporary()
@@ -187,23 +187,23 @@ class Cache:
             os.replace(temporary, folder / name)
 
     def finish(self, repo: str, commit: str) -> Path:
-        """Give a folder whose links are all there its name."""
+        """Give a complete folder of links its final name."""
         partial, folder = self.partial_snapshot(repo, commit), self.repo_folder(repo) / commit
         with self.writing():
             sync_folder(partial)
-            if folder.exists():  # not whole, or it would have been used
+            if folder.exists():  # incomplete, or it would have been used
                 shutil.rmtree(folder)
             os.rename(partial, folder)
             sync_folder(folder.parent)
         return folder
 
     def remember(self, repo: str, revision: str, commit: str) -> None:
-        """Note what a revision stands for, for the next start without a network."""
+        """Record the commit of a revision, for the next start without a network."""
         if self.recalled(repo, revision) != commit:
             self.write(self._ref(repo, revision), commit.encode())
 
     def recalled(self, repo: str, revision: str) -> str | None:
-        """What a revision stood for when it was last asked for."""
+        """The commit that a revision last resolved to; None if unknown."""
         try:
             text = self._ref(repo, revision).read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError):
@@ -211,24 +211,24 @@ class Cache:
         return text if re.fullmatch(COMMIT_PATTERN, text) else None
 
     def use(self, folder: Path) -> None:
-        """Note that a snapshot is used now, and keep it from being deleted until this process ends or `release`."""
-        with suppress(OSError):  # a cache that cannot be written is used all the same
+        """Record that a snapshot is in use, and protect it from deletion until `release` or the end of this process."""
+        with suppress(OSError):  # a read-only cache is used anyway
             os.utime(folder)
         if (descriptor := hold_shared(folder)) is not None:
             self._held.append(descriptor)
 
     def release(self) -> None:
-        """Let go of the snapshots in use."""
+        """Release the snapshots in use."""
         while self._held:
             os.close(self._held.pop())
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Map what the file system refuses while the cache is written.
+        """Map errors of the file system while the cache is written.
 
         Raises:
-            AccessError: No permission.
-            DiskFull: No room.
+            AccessError: The cache may not be written.
+            DiskFull: The disk is full.
         """
         try:
             yield
@@ -236,7 +236,7 @@ class Cache:
             raise self.explain(error) or error from error
 
     def explain(self, error: OSError) -> AccessError | DiskFull | UsageError | None:
-        """Our error for one of the file system's."""
+        """Our error for an error of the file system; None for others."""
         where = error.filename or self.root
         hint = f"Give a folder you may write to: `cache_dir` DIR or {CACHE_VARIABLE}=DIR."
         if error.errno in _DENIED:
@@ -254,12 +254,12 @@ class Cache:
         return None
 
     def free_bytes(self) -> int:
-        """Room on the cache's disk."""
+        """Free bytes on the cache's disk."""
         existing = next(path for path in (self.root, *self.root.parents) if path.is_dir())
         return shutil.disk_usage(existing).free
 
     def _temporary(self) -> Path:
-        """A name nobody has, in the folder that is swept."""
+        """An unused path in the folder for partial files, which is swept."""
         folder = self.root / "partials"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"new.{secrets.token_hex(8)}"

@@ -1,4 +1,4 @@
-"""Calls to a Hub that changes: each with its name for messages, tried again while the Hub is busy, errors mapped."""
+"""Calls to a Hub: named for messages, retried while the Hub is busy, and with errors mapped."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """Whose token is used.
+    """The owner of the token in use.
 
     Attributes:
-        name: User, and the namespace that repos get unless told otherwise.
-        role: What the Hub says the token may do; `read`, `write`, `fineGrained` or empty.
+        name: User, which is also the default namespace of repos.
+        role: The token's role according to the Hub: `read`, `write`, `fineGrained` or empty.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubCalls:
-    """The Hub's client, and what to do while it waits.
+    """The Hub's client, with retries.
 
     Attributes:
-        notice: Told a line for every wait.
-        sleep: Waits so many seconds.
+        notice: Called with a line for every wait.
+        sleep: Waits for a number of seconds.
     """
 
     api: HfApi
@@ -44,22 +44,22 @@ class HubCalls:
     sleep: Callable[[float], None] = time.sleep
 
     def run(self, call: Callable[[], T], *, what: str, repo: str | None = None, revision: str | None = None) -> T:
-        """Make a call that may be made again; see `failures.hub_failures` for what it raises."""
+        """Make a call that may be repeated; see `failures.hub_failures` for the errors it raises."""
         with hub_failures(what, api=self.api, repo=repo, revision=revision):
             return with_retries(lambda: _plain(call), what=what, notice=self.notice, sleep=self.sleep)
 
     def account(self) -> Account:
-        """Whose token this is.
+        """The owner of the token.
 
         Raises:
-            AccessError: There is none, or the Hub does not know it.
+            AccessError: There is no token, or the Hub does not know it.
         """
         answer = self.run(lambda: self.api.whoami(), what="asking whose token this is")
         token = (answer.get("auth") or {}).get("accessToken") or {}
         return Account(name=str(answer["name"]), role=str(token.get("role", "")))
 
     def writer(self) -> Account:
-        """Whose token this is, if it may write.
+        """The owner of the token, which must allow writing.
 
         Raises:
             AccessError: As `account`, or the token can only read.
@@ -75,11 +75,11 @@ class HubCalls:
 
 
 def _plain(call: Callable[[], T]) -> T:
-    """Make a call, and raise what is behind the errors that the client wraps in general ones."""
+    """Make a call, and raise the causes of the general errors in which the client wraps them."""
     try:
         return call()
     except RuntimeError as error:
-        # "Error while uploading ...": the cause says whether it is worth another try.
+        # "Error while uploading ...": the cause decides whether another try makes sense.
         if isinstance(error.__cause__, Exception):
             raise error.__cause__ from error
         raise

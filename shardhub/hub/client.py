@@ -1,4 +1,4 @@
-"""The one place that makes the Hub's client: endpoint, token, name, timeouts."""
+"""Making the Hub's client, with its endpoint, token, user agent and timeouts."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfApi
 
-# The client itself waits for ever. Source: default_client_factory, huggingface_hub 2.4.0.
+# The client itself sets no timeout. Source: default_client_factory, huggingface_hub 2.4.0.
 CONNECT_TIMEOUT_S = 10.0
-# Between two bytes of an answer. A commit of thousands of files takes the Hub longest.
+# Seconds between two bytes of an answer. Commits of thousands of files take the Hub longest.
 READ_TIMEOUT_S = 60.0
 _TRUE = {"1", "on", "yes", "true"}
 
 
 def hub_api(endpoint: str | None = None, token: str | None = None) -> HfApi:
-    """The Hub's client.
+    """Make the Hub's client.
 
     Args:
         endpoint: URL of the Hub; HF_ENDPOINT by default, else the public one.
         token: HF_TOKEN by default, else the one that `hf auth login` saved.
 
     Raises:
-        UsageError: The endpoint is no URL.
+        UsageError: The endpoint is not a URL.
     """
     from huggingface_hub import HfApi, constants, set_client_factory
 
-    # Read here as well, since the client reads the variable only once, when it is imported.
+    # Read here as well, because the client reads the variable only once, on import.
     endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     if not endpoint.startswith(("https://", "http://")):
         raise UsageError(
@@ -45,14 +45,14 @@ def hub_api(endpoint: str | None = None, token: str | None = None) -> HfApi:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to use the network."""
+    """Whether HF_HUB_OFFLINE forbids using the network."""
     from huggingface_hub import constants
 
     return constants.is_offline_mode() or os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
 
 
 def token_source(api: HfApi) -> str:
-    """Where the token that is sent comes from, for messages; never the token."""
+    """Where the token in use comes from, for messages; never the token itself."""
     from huggingface_hub import get_token
 
     if isinstance(api.token, str):
@@ -65,10 +65,10 @@ def token_source(api: HfApi) -> str:
 
 
 def make_http_client(transport: httpx2.BaseTransport | None = None) -> httpx2.Client:
-    """The HTTP client below: as huggingface_hub makes it, with timeouts, and without redirects to plain http.
+    """Make the underlying HTTP client: as huggingface_hub does, with timeouts and without redirects to plain http.
 
     Args:
-        transport: What sends requests; by default `proxies.make_transport`.
+        transport: Sends the requests; by default that of `proxies.make_transport`.
     """
     import httpx2
 
@@ -81,7 +81,7 @@ def make_http_client(transport: httpx2.BaseTransport | None = None) -> httpx2.Cl
 
 
 def _refuse_downgrade(response: httpx2.Response) -> None:
-    """Refuse a redirect from https to http. Tokens stay behind at another host in any case; the content must too."""
+    """Refuse a redirect from https to http: tokens are never sent to another host, but the content needs https too."""
     import httpx2
 
     if response.has_redirect_location and response.request.url.scheme == "https":

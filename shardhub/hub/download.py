@@ -1,4 +1,4 @@
-"""One weight file from the Hub into the cache: resumed after a kill, checked before it has a name."""
+"""Fetching one weight file from the Hub into the cache: resumed after a kill, checked before it gets its name."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def fetch_blob(
     notice: Callable[[str], None],
     progress: Callable[[int], None],
 ) -> Path:
-    """Fetch a file into the cache, unless it is there or another process brings it meanwhile.
+    """Fetch a file into the cache, unless it is there or another process fetches it meanwhile.
 
     Args:
-        repo, name: Where it is.
-        sha256: What its bytes must have.
-        cache: Where it goes.
-        check: Looks at the file before it is in place; raises if it must not be used.
-        notice: Told what keeps it from going on, and when a file has to be fetched again.
-        progress: Told of bytes that are here now, fewer again when they had to be thrown away.
+        repo, name: The repo and the file's name in it.
+        sha256: Digest that its bytes must have.
+        cache: The cache.
+        check: Checks the file before it is put in place; raises if it must not be used.
+        notice: Called with what delays the fetch, and when a file has to be fetched again.
+        progress: Called with the bytes gained since the last call, negative if bytes had to be discarded.
 
     Raises:
-        DigestMismatch: Twice, other bytes came.
+        DigestMismatch: The bytes were wrong twice.
         As `check`, `Cache.writing`, `locked` and `hub_failures`.
     """
     size_bytes = repo.file(name).size_bytes
@@ -73,7 +73,7 @@ def fetch_blob(
 
 
 def _complete(repo: PinnedRepo, name: str, partial: Path, size_bytes: int, progress: Callable[[int], None]) -> str:
-    """Fetch what a partial file lacks; sha256 of the whole. A full disk takes the partial file away again."""
+    """Fetch the rest of a partial file and return the sha256 of the whole; if the disk is full, the file is removed."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER_BYTES))
     try:
         with partial.open("a+b", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""What the cache holds, and deleting from it: by name, by age, never what is in use."""
+"""Listing the cache and deleting from it, by name or by age, but never what is in use."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Held:
     Attributes:
         kind: `shard`, `pipeline`, or `damaged` if it cannot be read.
         start, stop, num_layers: Layers of a shard; of a pipeline [0, num_layers).
-        size_bytes: Of its files, also of those that others share.
-        used_at: When it was last used, in seconds since 1970.
+        size_bytes: Size of its files, including shared ones.
+        used_at: Time of last use, in seconds since 1970.
         is_used: Whether a process uses it now.
     """
 
@@ -42,16 +42,16 @@ class Held:
 
 
 def held(cache: Cache) -> list[Held]:
-    """What the cache holds, by repo, the last used first."""
+    """List what the cache holds, by repo, most recently used first."""
     found = [_describe(cache, folder) for folder in _snapshots(cache)]
     return sorted(found, key=lambda one: (one.repo, -one.used_at))
 
 
 def remove(cache: Cache, repo: str, *, commit: str | None = None) -> int:
-    """Delete a repo, or one commit of it, and the files nobody else needs; the bytes that came free.
+    """Delete a repo, or one commit of it, and the files that nothing else needs; returns the bytes freed.
 
     Raises:
-        Conflict: It is in use, or something is being fetched.
+        Conflict: The repo is in use, or something is being fetched.
     """
     with _alone(cache):
         folders = [folder for folder in _snapshots(cache) if _repo(cache, folder) == repo]
@@ -74,7 +74,7 @@ def remove(cache: Cache, repo: str, *, commit: str | None = None) -> int:
 
 
 def prune(cache: Cache) -> int:
-    """Delete what no shard or pipeline needs: files left by deleted ones, fetches broken off; the bytes freed.
+    """Delete files of deleted shards and pipelines, and interrupted fetches; returns the bytes freed.
 
     Raises:
         Conflict: Something is being fetched.
@@ -92,15 +92,15 @@ def prune(cache: Cache) -> int:
 def make_room(
     cache: Cache, limit_bytes: int, need_bytes: int, *, keep: Collection[str], notice: Callable[[str], None]
 ) -> None:
-    """Delete the shards used longest ago until `need_bytes` more stay within the limit.
+    """Delete the least recently used shards until `need_bytes` more stay within the limit.
 
-    What is in use stays, and so the limit may be passed; it is told then.
+    What is in use stays, so the limit may be exceeded; `notice` is called then.
 
     Args:
         cache: The cache.
-        limit_bytes, need_bytes: Its limit, and what is about to be added.
-        keep: sha256 of files that stay even if no shard is left that has them.
-        notice: Told what is deleted.
+        limit_bytes, need_bytes: Its limit, and the size about to be added.
+        keep: sha256 of files that stay even if no remaining shard has them.
+        notice: Called with what is deleted.
     """
     if not cache.root.is_dir():
         return
@@ -167,7 +167,7 @@ def _describe(cache: Cache, folder: Path) -> Held:
 
 
 def _delete(folder: Path) -> None:
-    # Under another name first, so that a kill leaves nothing that looks whole.
+    # Renamed first, so that a kill leaves nothing that looks complete.
     hidden = folder.with_name(f".{folder.name}.partial")
     if hidden.exists():
         shutil.rmtree(hidden)
@@ -176,9 +176,9 @@ def _delete(folder: Path) -> None:
 
 
 def _sweep(cache: Cache, keep: Collection[str] = ()) -> int:
-    """Delete the files that no link leads to; the bytes freed."""
+    """Delete the files that no link leads to; returns the bytes freed."""
     wanted = {path.readlink().name for path in cache.root.glob("repos/*/*/*/*") if path.is_symlink()}
-    # pathlib's * takes hidden folders too; those of fetches that were broken off count.
+    # pathlib's * matches hidden folders too, so links of interrupted fetches count.
     freed = 0
     for path in cache.root.glob("blobs/*"):
         if path.name not in wanted and path.name not in keep:

@@ -1,4 +1,4 @@
-"""What the Hub's client raises, and which of our errors each becomes: one table."""
+"""The table that maps what the Hub's client raises to our errors."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _MAX_TEXT = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circumstances:
-    """What was being done when the client raised.
+    """The circumstances in which the client raised an error.
 
     Attributes:
-        what: As in "reading ORG/MODEL".
-        repo: Repo it was done to.
-        revision: Revision asked for.
-        api: The client, to tell where its token came from.
+        what: What was being done, such as "reading ORG/MODEL".
+        repo: The repo concerned.
+        revision: The revision requested.
+        api: The client, which knows where its token came from.
     """
 
     what: str
@@ -45,24 +45,24 @@ class Circumstances:
 
     @property
     def place(self) -> str:
-        """The repo for a reader."""
+        """The repo's name for people."""
         return self.repo or "the Hub"
 
 
 @contextmanager
 def hub_failures(what: str, *, api: HfApi, repo: str | None = None, revision: str | None = None) -> Iterator[None]:
-    """Turn what the client raises inside the block into our errors.
+    """Turn errors of the client inside the block into ours.
 
     Args:
-        what: What is being done: "reading ORG/MODEL".
+        what: What is being done, such as "reading ORG/MODEL".
         api: The client.
-        repo, revision: What it is done to.
+        repo, revision: The repo and revision concerned.
 
     Raises:
-        NotFound: No such repo, revision or file, or none that the token may see.
-        AccessError: The Hub wants a token, or another one.
-        Conflict: The repo changed meanwhile, or something has its name.
-        HubUnreachable: No network, no answer, or an answer that is not a Hub's.
+        NotFound: The repo, revision or file does not exist, or the token may not see it.
+        AccessError: The Hub requires a token, or another one.
+        Conflict: The repo changed meanwhile, or its name is taken.
+        HubUnreachable: There is no network, no answer, or an answer that does not come from a Hub.
         HubRefused: The Hub refused for another reason.
     """
     try:
@@ -77,7 +77,7 @@ def hub_failures(what: str, *, api: HfApi, repo: str | None = None, revision: st
 
 
 def explain(error: Exception, at: Circumstances) -> ShardhubError | None:
-    """Our error for one of the client's; None for one that is not the client's to raise."""
+    """Our error for one that the client raised; None for errors of other origin."""
     rows = table()
     for kind in type(error).__mro__:
         if kind in rows:
@@ -86,7 +86,7 @@ def explain(error: Exception, at: Circumstances) -> ShardhubError | None:
 
 
 def table() -> dict[type[BaseException], Callable[[Exception, Circumstances], ShardhubError]]:
-    """The row of each class; the nearest class of an error decides. A test holds that no HTTP error lacks one."""
+    """The row of each class; an error's nearest class decides, and a test checks that every HTTP error has a row."""
     import httpx2
     from huggingface_hub import errors as hub
 
@@ -99,7 +99,7 @@ def table() -> dict[type[BaseException], Callable[[Exception, Circumstances], Sh
         hub.EntryNotFoundError: _no_entry,
         hub.DisabledRepoError: _disabled,
         hub.BadRequestError: _refused,
-        # Of services we do not use.
+        # Raised by services that we do not use.
         hub.BucketNotFoundError: _refused,
         hub.BucketBatchError: _refused,
         hub.JobNotFoundError: _refused,
@@ -111,8 +111,8 @@ def table() -> dict[type[BaseException], Callable[[Exception, Circumstances], Sh
         httpx2.HTTPStatusError: _by_status,
         httpx2.InvalidURL: _unreachable,
         httpx2.HTTPError: _unreachable,
-        ConnectionError: _unreachable,  # also what the Xet client raises
-        # The client reads JSON before it looks at anything else.
+        ConnectionError: _unreachable,  # also raised by the Xet client
+        # The client parses JSON before it checks anything else.
         json.JSONDecodeError: _not_a_hub,
     }
 
@@ -233,7 +233,7 @@ def _header(error: Exception, name: str) -> str:
 
 
 def _said(error: Exception) -> str:
-    """What the Hub or the network said, in one short line; no URL, since those may carry signatures."""
+    """What the Hub or the network reported, in one short line without URLs, which may carry signatures."""
     text = getattr(error, "server_message", None) or _header(error, "X-Error-Message")
     if not text:
         text = (

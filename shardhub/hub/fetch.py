@@ -1,4 +1,4 @@
-"""From a repo id to a folder on this disk: the commit, then only what is needed and not here, all of it checked."""
+"""Fetching a repo into a folder on this disk: its commit, then the needed files that are missing, all checked."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from shardhub.shard import Pipeline, Shard, read_pipeline, read_shard
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# What the cache keeps for a repo that was named without a revision.
+# The cache's ref for a repo that was named without a revision.
 DEFAULT_REF = "@default"
-# Kept free beyond what is computed.
+# Share kept free beyond the computed size.
 _SPARE_SHARE = (5, 100)
 _NAMES_SHOWN = 5
 
 
 class Fetcher:
-    """Brings shards and pipelines into a cache.
+    """Fetches shards and pipelines into a cache.
 
     Args:
-        api: The Hub's client; made when it is first needed.
-        cache: Where they go.
-        patience: How long the Hub is waited for; its `notice` is told everything else of note too.
-        progress: Told after every megabyte.
-        limit_bytes: Size to keep the cache within, by deleting the shards used longest ago.
+        api: The Hub's client; made on first use if None.
+        cache: The cache.
+        patience: How long to wait for the Hub; its `notice` also receives other remarks.
+        progress: Called after every megabyte.
+        limit_bytes: Size to keep the cache within, by deleting the least recently used shards.
     """
 
     def __init__(
@@ -77,24 +77,24 @@ class Fetcher:
         return self._api
 
     def fetch(self, reference: Reference, *, digest: str | None = None, only_pipeline: bool = False) -> Path:
-        """Folder of a shard or pipeline, fetched if it is not here.
+        """Folder of a shard or pipeline, fetched if it is not cached.
 
         Args:
-            reference: Repo and revision. A shard without a revision is taken at the commit its pipeline pins.
-            digest: Stage digest it must have, where a manifest says so.
+            reference: Repo and revision. A shard without a revision is fetched at the commit that its pipeline pins.
+            digest: Stage digest that the manifest requires, if any.
             only_pipeline: Refuse a shard before its weights are fetched.
 
         Raises:
-            UsageError: The repo is neither, or a shard where only a pipeline will do.
+            UsageError: The repo holds neither, or a shard although `only_pipeline` is set.
             NotFound, AccessError: As `hub_failures`.
-            HubUnreachable: Not all of it is here, and the Hub does not answer.
-            IntegrityError: It is not what was published.
-            DiskFull: No room.
+            HubUnreachable: Files are missing from the cache, and the Hub does not answer.
+            IntegrityError: The content differs from what was published.
+            DiskFull: The disk is full.
         """
         return self._at(reference, self._commit(reference), digest, only_pipeline=only_pipeline)
 
     def pull(self, reference: Reference) -> Path:
-        """As `fetch`, and what is here already is read again: files that the disk has damaged are fetched anew."""
+        """As `fetch`, but cached files are read again, and those that the disk has damaged are fetched again."""
         commit = self._commit(reference)
         if (folder := self.cache.snapshot(reference.repo, commit)) is not None:
             for path in folder.iterdir():
@@ -103,18 +103,18 @@ class Fetcher:
         return self._at(reference, commit, None)
 
     def newest(self, repo: str) -> str:
-        """The newest commit of a repo, asked for once."""
+        """The newest commit of a repo; the Hub is asked only once."""
         return find_commit(self.api, repo, None, replace(self._patience, num_tries=1))
 
     def shard(self, reference: Reference, *, digest: str | None = None) -> Shard:
-        """A shard, fetched if it is not here; as `fetch`."""
+        """Read a shard, fetched if it is not cached; as `fetch`."""
         shard = read_shard(self.fetch(reference, digest=digest))
         if digest is not None and shard.digest != digest:
             raise other_stage(str(reference), shard.digest, digest)
         return shard
 
     def pipeline(self, reference: Reference) -> Pipeline:
-        """A pipeline, fetched if it is not here; as `fetch`."""
+        """Read a pipeline, fetched if it is not cached; as `fetch`."""
         return read_pipeline(self.fetch(reference))
 
     def _at(self, reference: Reference, commit: str, digest: str | None, *, only_pipeline: bool = False) -> Path:
@@ -123,13 +123,13 @@ class Fetcher:
             if only_pipeline:
                 _check_pipeline(PinnedRepo(self.api, reference.repo, commit, self._patience))
             folder = self._bring(reference, commit, digest)
-        with suppress(AccessError):  # a cache that cannot be written is used all the same
+        with suppress(AccessError):  # a read-only cache is used anyway
             self.cache.remember(reference.repo, reference.revision or DEFAULT_REF, commit)
         self.cache.use(folder)
         return folder
 
     def _commit(self, reference: Reference) -> str:
-        """What a revision stands for now, or, where the Hub cannot be asked, stood for when it was asked last."""
+        """The commit that a revision resolves to now, or last resolved to if the Hub cannot be reached."""
         if reference.commit is not None:
             return reference.commit
         repo, ref = reference.repo, reference.revision or DEFAULT_REF
@@ -170,7 +170,7 @@ class Fetcher:
             raise self._incomplete(reference, commit, error) from error
 
     def _make_room(self, repo: PinnedRepo) -> None:
-        """Before anything is locked: what is deleted must not be what another process brings."""
+        """Make room before anything is locked, so that files another process is fetching are not deleted."""
         if self._limit_bytes is None or STAGE_FILE not in repo.files:
             return
         data = repo.read(STAGE_FILE, MAX_DOCUMENT_BYTES)
@@ -180,7 +180,7 @@ class Fetcher:
         make_room(self.cache, self._limit_bytes, absent, keep=keep, notice=self._patience.notice)
 
     def _incomplete(self, reference: Reference, commit: str | None, error: HubUnreachable) -> HubUnreachable:
-        """The error for a repo of which something is missing here while the Hub does not answer."""
+        """The error for a repo with files missing from the cache while the Hub does not answer."""
         missing = self._missing(reference.repo, commit)
         return HubUnreachable(
             f"{reference} is not all here, and the Hub cannot be asked for the rest.",
@@ -204,10 +204,10 @@ class Fetcher:
 
 
 def _check_pipeline(repo: PinnedRepo) -> None:
-    """Refuse a shard where a pipeline is needed.
+    """Refuse a shard if a pipeline is needed.
 
     Raises:
-        UsageError: It is one.
+        UsageError: The repo holds a shard.
     """
     if STAGE_FILE in repo.files and MANIFEST_FILE not in repo.files:
         raise UsageError(

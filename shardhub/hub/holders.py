@@ -1,4 +1,4 @@
-"""Weight files the Hub has already: in this repo, or in another of ours, from where it can give them."""
+"""Weight files the Hub has already: in the target repo, or in another of ours, from which it can copy them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from shardhub.upstream.hub_client import has_xet, hub_headers, use_lfs
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-# As many as the client asks for at a time. Source: UPLOAD_BATCH_MAX_NUM_FILES, huggingface_hub 2.4.0.
+# The client's own batch size. Source: UPLOAD_BATCH_MAX_NUM_FILES, huggingface_hub 2.4.0.
 _BATCH = 256
-# Repos of the same model that are looked through; a model cut twenty ways has fewer.
+# Most repos of the same model to search; a model cut twenty ways has fewer.
 _MAX_HOLDERS = 200
 
 
 class Holders:
-    """Which of our repos hold which weight files of a model; asked for only when it is first needed.
+    """Which of our repos hold which weight files of a model; looked up on first use.
 
     Args:
         calls: The Hub.
-        namespace: Whose repos.
+        namespace: Namespace of the repos.
         tag: Tag of the model's shards.
-        own: Repos known to hold some, such as the targets of this push.
+        own: Repos whose files are known already, such as the targets of this push.
     """
 
     def __init__(self, calls: HubCalls, namespace: str, tag: str, own: Mapping[str, Mapping[str, ListedFile]]) -> None:
@@ -39,7 +39,7 @@ class Holders:
         self._found: dict[str, tuple[str, ListedFile]] | None = None
 
     def find(self, sha256: str) -> tuple[str, ListedFile] | None:
-        """A repo and the file in it that has these bytes, or None."""
+        """A repo and its file with this sha256, or None."""
         if self._found is None:
             self._found = self._look()
         return self._found.get(sha256)
@@ -68,13 +68,13 @@ class Holders:
 
 
 def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
-    """Which objects, by sha256, were uploaded to a repo, committed or not.
+    """Find which objects, by sha256, were uploaded to a repo, committed or not.
 
-    The answer is the LFS batch call's: it gives no upload URL for what is there.
+    The LFS batch call tells: it returns no upload URL for an object that the repo has.
 
     Args:
         calls: The Hub.
-        repo: Which repo.
+        repo: The repo.
         sizes: Size in bytes by sha256.
     """
     from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
@@ -91,7 +91,7 @@ def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
         def ask(infos: list[UploadInfo] = infos) -> list[dict[str, object]]:
             actions, _, _ = post_lfs_batch_info(
                 upload_infos=infos,
-                token=None,  # in the headers
+                token=None,  # it is in the headers
                 headers=headers,
                 repo_type="model",
                 repo_id=repo,
@@ -105,12 +105,12 @@ def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
 
 
 def give(calls: HubCalls, source: str, target: str, files: Collection[ListedFile]) -> set[str]:
-    """Have the Hub give a repo what another one holds; returns the sha256 of what it gave.
+    """Have the Hub copy objects from one repo to another; returns the sha256 of those it copied.
 
-    What it does not give has to be uploaded, so a Hub that cannot do this costs time only.
+    The others have to be uploaded, so a Hub that cannot copy costs only time.
 
     Source: `_duplicate_lfs_files`, huggingface_hub 2.4.0, which we do not call because it refuses files without a Xet
-    hash before it asks.
+    hash before it asks the Hub.
     """
     from huggingface_hub import get_session, hf_raise_for_status
 
@@ -142,14 +142,14 @@ def give(calls: HubCalls, source: str, target: str, files: Collection[ListedFile
 
 
 def agree_on_transfer(calls: HubCalls, repo: str) -> None:
-    """Have the client upload as this Hub takes it: over Xet, its default, or over LFS where the Hub has no Xet.
+    """Have the client upload as this Hub accepts it: over Xet, its default, or over LFS if the Hub has no Xet.
 
-    The client decides alone, and fails on a Hub of one's own. Source: `is_xet_available`, huggingface_hub 2.4.0, which
-    looks at this constant at every upload.
+    The client decides by itself, and fails on a private Hub. Source: `is_xet_available`, huggingface_hub 2.4.0, which
+    reads this constant at every upload.
 
     Args:
         calls: The Hub.
-        repo: A repo that may be written.
+        repo: A repo that the token may write.
     """
     from huggingface_hub import constants, get_session, hf_raise_for_status
 
@@ -171,7 +171,7 @@ def agree_on_transfer(calls: HubCalls, repo: str) -> None:
 def to_upload(path: str, file: Path, sha256: str) -> CommitOperationAdd:
     """The operation that uploads a weight file outside git, whatever the repo's `.gitattributes` say.
 
-    Its sha256 is known from the pass that wrote the file, so the client need not read it once more.
+    Its sha256 is known from the pass that wrote the file, so the client need not read the file again.
     """
     from huggingface_hub import CommitOperationAdd
 
@@ -182,9 +182,9 @@ def to_upload(path: str, file: Path, sha256: str) -> CommitOperationAdd:
 
 
 def placed(path: str, sha256: str, size_bytes: int) -> CommitOperationAdd:
-    """The operation that commits a weight file the repo has the bytes of.
+    """The operation that commits a weight file whose bytes the repo has already.
 
-    A test holds that the client commits it without sending any bytes.
+    A test checks that the client commits it without sending any bytes.
     """
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.lfs import UploadInfo

@@ -1,4 +1,4 @@
-"""A file as a repo's listing has it, and its bytes, checked against that."""
+"""A file in a repo's listing, and reading its bytes checked against the listing."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ListedFile:
     """A file of a repo at a commit.
 
     Attributes:
-        sha256: Of its bytes, where the Hub keeps it outside git (all weight files).
-        git_oid: Of its git blob; of a pointer where `sha256` is set.
-        xet_hash: The Hub's own name for its bytes, if it has one.
+        sha256: Digest of its bytes, if the Hub keeps it outside git (as it does all weight files).
+        git_oid: Id of its git blob, which is a pointer if `sha256` is set.
+        xet_hash: The Hub's own identifier of its bytes, if it has one.
     """
 
     path: str
@@ -36,11 +36,11 @@ class ListedFile:
 
     @property
     def version(self) -> str:
-        """Another one if the bytes are others."""
+        """An identifier that changes with the bytes."""
         return self.sha256 or self.git_oid
 
     def describes(self, data: bytes | bytearray) -> bool:
-        """Whether these are its bytes."""
+        """Whether `data` is the file's content."""
         if self.sha256 is not None:
             return hashlib.sha256(data).hexdigest() == self.sha256
         header = f"blob {len(data)}\0".encode()
@@ -48,10 +48,10 @@ class ListedFile:
 
 
 def listed_file(entry: RepoFile, repo: str) -> ListedFile:
-    """A file of a listing of huggingface_hub's.
+    """Convert an entry of huggingface_hub's listing.
 
     Raises:
-        FormatError: What it gives as a sha256 is something else.
+        FormatError: Its sha256 is malformed.
     """
     sha256 = entry.lfs.sha256 if entry.lfs is not None else None
     if sha256 is not None and not re.fullmatch(DIGEST_PATTERN, sha256):
@@ -62,14 +62,14 @@ def listed_file(entry: RepoFile, repo: str) -> ListedFile:
 
 
 def read_listed(listed: ListedFile, open_file: Callable[[], RemoteFile], *, repo: str, limit_bytes: int) -> bytes:
-    """Bytes of a small file, checked against the listing's digest.
+    """Read a small file and check it against the listing's digest.
 
     Args:
-        open_file: Opens it.
+        open_file: Opens the file.
 
     Raises:
-        FormatError: It is larger than `limit_bytes`.
-        DigestMismatch: What comes is something else, twice.
+        FormatError: The file is larger than `limit_bytes`.
+        DigestMismatch: The bytes were wrong twice.
         As `RemoteFile.read_into`.
     """
     if listed.size_bytes > limit_bytes:

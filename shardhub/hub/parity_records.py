@@ -1,4 +1,4 @@
-"""Parity records beside a manifest on the Hub: read, and added later by a commit of their own."""
+"""Reading the parity records beside a manifest on the Hub, and adding one by a commit of its own."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def read_remote_records(calls: HubCalls, repo: str, commit: str) -> dict[str, bytes]:
-    """Bytes of the records of a pipeline's repo at a commit, by file name.
+    """Read the records in a pipeline's repo at a commit, by file name.
 
     Raises:
-        FormatError: There are more or larger ones than can be.
-        AccessError, HubUnreachable, HubRefused: They cannot be read.
+        FormatError: There are more records, or larger ones, than the limits allow.
+        AccessError, HubUnreachable, HubRefused: The records cannot be read.
     """
     files = list_files(calls, repo, commit)
     found = [entry for path, entry in sorted(files.items()) if str(PurePosixPath(path).parent) == PARITY_FOLDER]
@@ -35,14 +35,14 @@ def read_remote_records(calls: HubCalls, repo: str, commit: str) -> dict[str, by
 
 
 def push_record(calls: HubCalls, repo: str, parity: Parity) -> str:
-    """Add a record to its pipeline's repo, and tell it on the card; nothing else of the repo changes.
+    """Add a record to its pipeline's repo and to the card; nothing else in the repo changes.
 
     Returns:
         The commit.
 
     Raises:
         Conflict: The repo holds another pipeline by now, or changed meanwhile.
-        AccessError, HubUnreachable, HubRefused: The Hub does not do its part.
+        AccessError, HubUnreachable, HubRefused: A call to the Hub failed.
     """
     from huggingface_hub import CommitOperationAdd
 
@@ -71,7 +71,7 @@ def push_record(calls: HubCalls, repo: str, parity: Parity) -> str:
     try:
         return calls.run(send, what=f"committing to {repo}", repo=repo)
     except Conflict:
-        # An answer that was lost hides a commit that was made.
+        # The commit may have been made although its answer was lost.
         now = look(calls, repo)
         if now is not None and path in now.files:
             return now.commit

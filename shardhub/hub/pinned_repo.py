@@ -1,4 +1,4 @@
-"""A repo at a commit: its files by name, and their bytes, checked against its listing."""
+"""A repo at a commit: its files by name, and their bytes checked against its listing."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# For an answer about a repo; its files have a limit of their own.
+# Timeout of an answer about a repo; its files have a limit of their own.
 _INFO_TIMEOUT_S = 10.0
-# Beside which a listing is an attack. A shard of 65,536 files is the largest the format allows.
+# A longer listing is an attack. The largest shard that the format allows has 65,536 files.
 _MAX_FILES = 100_000
 
 
 def find_commit(api: HfApi, repo: str, revision: str | None, patience: Patience) -> str:
-    """The commit a revision stands for now; the newest of `main` without one.
+    """The commit that a revision resolves to now; the newest of `main` without a revision.
 
     Raises:
         NotFound, AccessError: As `hub_failures`.
-        HubUnreachable: No answer, none that can be read, or the network is not to be used.
+        HubUnreachable: There is no answer or an unreadable one, or the network must not be used.
     """
     if is_offline():
         raise HubUnreachable(
@@ -79,7 +79,7 @@ class PinnedRepo:
 
     @cached_property
     def files(self) -> Mapping[str, ListedFile]:
-        """Files at its top with plain names, by name; others are never looked at."""
+        """Files at the top level with plain names, by name; others are ignored."""
         from huggingface_hub.hf_api import RepoFile
 
         what = f"listing {self.repo}"
@@ -100,7 +100,7 @@ class PinnedRepo:
         """A file's entry in the listing.
 
         Raises:
-            NotFound: It is not there.
+            NotFound: The repo has no such file.
         """
         if name not in self.files:
             raise NotFound(
@@ -111,7 +111,7 @@ class PinnedRepo:
         return self.files[name]
 
     def open(self, name: str, *, patience: Patience | None = None) -> RemoteFile:
-        """A file, to be read by ranges."""
+        """Open a file to read it by ranges."""
         listed = self.file(name)
         return RemoteFile(
             self._api,
@@ -124,11 +124,11 @@ class PinnedRepo:
         )
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        """Bytes of a small file, checked against the listing's digest.
+        """Read a small file and check it against the listing's digest.
 
         Raises:
-            NotFound: It is not there.
-            FormatError: It is larger than `limit_bytes`.
-            DigestMismatch: What comes is something else, twice.
+            NotFound: The repo has no such file.
+            FormatError: The file is larger than `limit_bytes`.
+            DigestMismatch: The bytes were wrong twice.
         """
         return read_listed(self.file(name), lambda: self.open(name), repo=self.repo, limit_bytes=limit_bytes)

@@ -1,4 +1,4 @@
-"""Which of the Hub's requests go through a proxy: what the environment says, but never those to one's own network."""
+"""Which requests to the Hub go through a proxy: as the environment says, but never those to the local network."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from shardhub.errors import UsageError
 if TYPE_CHECKING:
     import httpx2
 
-# Endings of names that only a machine's own network knows (RFC 6761, 6762, 8375).
+# Suffixes of names that exist only on the local network (RFC 6761, 6762, 8375).
 _OWN_ENDINGS = (".localhost", ".local", ".home.arpa")
 _HOST = re.compile(r"[\w.:-]+")
 _SCHEMES = ("http", "https", "socks5", "socks5h")
-# Addresses that networks such as Tailscale's give their machines (RFC 6598).
+# Addresses that networks such as Tailscale assign to their machines (RFC 6598).
 _SHARED = ipaddress.ip_network("100.64.0.0/10")
-# How desktop settings write a SOCKS proxy whose version they do not know.
+# The scheme that desktop settings write for a SOCKS proxy of unknown version.
 _SAME_SCHEMES = {"socks": "socks5"}
 
 
 def proxy_for(scheme: str, host: str, port: int | None, proxies: Mapping[str, str]) -> str | None:
-    """The proxy that a request goes through; None asks the host itself.
+    """The proxy that a request goes through; None for a direct connection.
 
     Args:
-        scheme, host, port: Of the request's URL.
-        proxies: By scheme, as `urllib.request.getproxies` reads them; `all` stands for any, `no` for the exceptions.
+        scheme, host, port: Parts of the request's URL.
+        proxies: Proxies by scheme, as `urllib.request.getproxies` reads them; `all` is for any scheme, `no` holds the
+            exceptions.
     """
     if is_own_network(host) or is_excepted(host, port, proxies.get("no", "")):
         return None
@@ -40,16 +41,16 @@ def proxy_for(scheme: str, host: str, port: int | None, proxies: Mapping[str, st
 
 
 def is_own_network(host: str) -> bool:
-    """Whether a host can only be on this machine or its own network: no proxy leads there."""
+    """Whether a host can only be on this machine or the local network, which no proxy reaches."""
     name = host.strip("[]").rstrip(".").lower()
     address = _address(name)
     if address is not None:
-        return address.is_private or address.is_link_local or address in _SHARED  # private means loopback, too
+        return address.is_private or address.is_link_local or address in _SHARED  # private includes loopback
     return "." not in name or name.endswith(_OWN_ENDINGS) or name == _own_name()
 
 
 def is_excepted(host: str, port: int | None, exceptions: str) -> bool:
-    """Whether NO_PROXY names a host: by name, with all names below it, by address, network, or with a port.
+    """Whether NO_PROXY names a host: by a domain (including subdomains), an address or a network, with or without a port.
 
     Args:
         exceptions: Separated by commas or blanks; `*` names every host.
@@ -78,10 +79,10 @@ def is_excepted(host: str, port: int | None, exceptions: str) -> bool:
 
 
 def make_transport() -> httpx2.BaseTransport:
-    """What sends the Hub's requests: straight, or through the proxy that is set when one is sent.
+    """Make the transport for the Hub's requests: direct, or through the proxy that is set when a request is sent.
 
     Raises, when a request is sent:
-        UsageError: It would go through a proxy that cannot be used.
+        UsageError: The request would go through an unusable proxy.
     """
     import httpx2
 
@@ -109,25 +110,25 @@ def make_transport() -> httpx2.BaseTransport:
 
 
 def proxy_of(scheme: str, host: str, port: int | None) -> str | None:
-    """The proxy that this process's environment sets for a URL; None asks the host itself."""
+    """The proxy that this process's environment sets for a URL; None for a direct connection."""
     proxies = getproxies()
-    # macOS and Windows keep exceptions of their own.
+    # macOS and Windows have exceptions in their own settings.
     if sys.platform in ("darwin", "win32") and "no" not in proxies and proxy_bypass(host):
         return None
     return proxy_for(scheme, host, port, proxies)
 
 
 def shown(proxy: str) -> str:
-    """A proxy's scheme and address for messages, without the password it may carry."""
+    """A proxy's scheme and address for messages, without the password that it may contain."""
     scheme, separator, rest = proxy.rpartition("://")
     return f"{scheme}{separator}{rest.rpartition('@')[2].partition('/')[0]}"
 
 
 def _through(proxy: str, scheme: str) -> httpx2.HTTPTransport:
-    """A transport through a proxy.
+    """Make a transport through a proxy.
 
     Raises:
-        UsageError: It is not one that can be used.
+        UsageError: The proxy is unusable.
     """
     import httpx2
 

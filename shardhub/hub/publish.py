@@ -1,6 +1,6 @@
-"""Publishing a split: a repo for each shard, one commit each, and the manifest's repo last.
+"""Publishing a split: a repo with one commit for each shard, and the manifest's repo last.
 
-A half-done push is never visible as a pipeline. The next run finds what is there and finishes it; it uploads nothing
+An unfinished push is never visible as a pipeline. The next run finds what is there and finishes it; it uploads nothing
 twice, because a weight file that the Hub has is neither made nor sent again.
 """
 
@@ -29,7 +29,7 @@ from shardhub.splitting.weight_copy import Copier
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-# Under this the commits that a replacement leaves behind stay reachable.
+# Prefix of the tags that keep the commits before a replacement reachable.
 _OLD_TAG = "shardhub-before-"
 
 
@@ -38,7 +38,7 @@ class PublishedRepo:
     """A repo after a push.
 
     Attributes:
-        action: What the push did to it.
+        action: What the push did to the repo.
     """
 
     repo: str
@@ -48,12 +48,12 @@ class PublishedRepo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """What a push did.
+    """Result of a push.
 
     Attributes:
-        stage_digests: Of the shards, in order.
-        uploaded_bytes: Bytes of weight files that were sent.
-        given_bytes: Bytes of weight files that one repo gave another on the Hub.
+        stage_digests: Stage digests of the shards, in order.
+        uploaded_bytes: Bytes of weight files that were uploaded.
+        given_bytes: Bytes of weight files that were copied between repos on the Hub.
     """
 
     shards: tuple[PublishedRepo, ...]
@@ -72,20 +72,20 @@ def publish(
     *,
     progress: Callable[[PushProgress], None] = lambda _: None,
 ) -> Published:
-    """Do what a push plan says.
+    """Carry out a push plan.
 
     Args:
-        plan: What to do with each repo.
+        plan: The plan, with what to do with each repo.
         calls: The Hub.
         journal: As in `plan_push`.
-        work: Folder of the cache, with room for the largest weight file.
-        progress: Told after every few megabytes.
+        work: Folder in the cache, with room for the largest weight file.
+        progress: Called after every few megabytes.
 
     Raises:
         Conflict: Somebody else changed a repo meanwhile.
-        WeightFileError: The source changed, or its bytes are not what they were.
-        DiskFull: No room for a weight file.
-        AccessError, HubUnreachable, HubRefused: The Hub does not do its part.
+        WeightFileError: The source changed.
+        DiskFull: There is no room for a weight file.
+        AccessError, HubUnreachable, HubRefused: A call to the Hub failed.
     """
     job = plan.job
     largest = max(layout.size_bytes for shard in job.shards for layout in shard.layouts)
@@ -98,7 +98,7 @@ def publish(
 
 @dataclass(slots=True, kw_only=True)
 class _Contents:
-    """What one commit brings into a repo, and paths it takes out of it."""
+    """The operations of one commit, and the paths it deletes."""
 
     documents: Mapping[str, bytes]
     weights: list[CommitOperationAdd] = field(default_factory=list)
@@ -144,7 +144,7 @@ class _Push:
         self._agree(there.repo)
         weights = self._files.bring(shard, there)
         stage = self._job.stage(shard, self._journal.digests)
-        if there.stage == stage:  # only now that every sha256 is known
+        if there.stage == stage:  # comparable only now that every sha256 is known
             return stage.digest, PublishedRepo(repo=decision.repo, commit=there.commit, action=Action.KEEP)
         contents = _Contents(
             documents=shard_documents(self._job, shard, stage),
@@ -164,14 +164,14 @@ class _Push:
         contents = _Contents(documents=pipeline_documents(self._job, manifest))
         if there.manifest is not None and there.manifest.pipeline_id != manifest.pipeline_id:
             contents.stale = {path for path in there.files if path.startswith(f"{PARITY_FOLDER}/")}
-        if self._job.signer is None and SIGNATURE_FILE in there.files:  # of the manifest before
+        if self._job.signer is None and SIGNATURE_FILE in there.files:  # of the previous manifest
             contents.stale.add(SIGNATURE_FILE)
         message = f"Pipeline of {len(manifest.stages)} stages"
         commit = self._commit(decision, there, contents, message, lambda found: self._is_there(found, manifest))
         return PublishedRepo(repo=decision.repo, commit=commit, action=decision.action)
 
     def _is_there(self, there: RemoteRepo, manifest: Manifest) -> bool:
-        """Whether a repo holds the manifest, and its signature if there is to be one."""
+        """Whether a repo holds the manifest, and its signature if one is required."""
         if there.manifest != manifest or self._job.signer is None:
             return there.manifest == manifest
         if SIGNATURE_FILE not in there.files:
@@ -185,10 +185,10 @@ class _Push:
             self._has_agreed = True
 
     def _create(self, repo: str) -> RemoteRepo:
-        """Make a repo, or take the one that appeared meanwhile if nobody put anything into it.
+        """Make a repo, or use one that appeared meanwhile if it is empty.
 
         Raises:
-            Conflict: Somebody did.
+            Conflict: The repo is not empty.
         """
         api, private = self._calls.api, self._plan.private
         what = f"making {repo}"
@@ -213,17 +213,17 @@ class _Push:
         message: str,
         is_done: Callable[[RemoteRepo], bool],
     ) -> str:
-        """Make one commit on what was seen; returns its id.
+        """Make one commit on top of the repo's known state; returns its id.
 
         Args:
             decision: The repo.
-            there: The repo as it was seen, which is the commit's parent.
-            contents: What it is to hold.
+            there: The repo's known state, whose commit is the parent.
+            contents: Contents of the commit.
             message: Title of the commit.
-            is_done: Whether a repo holds this already: an answer that was lost hides a commit that was made.
+            is_done: Whether a repo holds this already, because an earlier commit was made although its answer was lost.
 
         Raises:
-            Conflict: The repo is at another commit, with something else.
+            Conflict: The repo is at another commit with other contents.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -255,7 +255,7 @@ class _Push:
             raise _changed(there.repo, f"it was at {there.commit[:8]} when this push looked, and moved on") from error
 
     def _keep_old(self, there: RemoteRepo) -> None:
-        """Tag what is replaced, so that manifests which name the commit keep working for ever."""
+        """Tag what is replaced, so that manifests that name the commit keep working."""
         api, tag = self._calls.api, f"{_OLD_TAG}{there.commit[:12]}"
         self._calls.run(
             lambda: api.create_tag(there.repo, tag=tag, revision=there.commit, exist_ok=True),
@@ -265,7 +265,7 @@ class _Push:
 
 
 def is_old_tag(tag: str) -> bool:
-    """Whether a tag is one that a replacement left."""
+    """Whether a replacement left this tag."""
     return tag.startswith(_OLD_TAG)
 
 

@@ -1,4 +1,4 @@
-"""Which commit of a shard's repo is the published one: its pipeline says."""
+"""Finding the published commit of a shard's repo, which its pipeline names."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 
 def pinned_by_pipeline(api: HfApi, repo: str, newest: str, patience: Patience) -> str | None:
-    """The commit that a shard's pipeline names for it; None for a repo that is no shard, or names no pipeline.
+    """The commit that a shard's pipeline names for it; None if the repo is not a shard or names no pipeline.
 
-    The pipeline is the one that the shard's config.json hints at. Where it cannot be read, or does not name the
-    repo, the newest commit is taken, and `patience.notice` is told so.
+    The pipeline is the one that the shard's config.json names. If it cannot be read, or does not name the repo, the
+    newest commit is used, and `patience.notice` is called.
 
     Args:
         api: The Hub's client.
         repo, newest: The shard's repo and its newest commit.
-        patience: How long the Hub is waited for.
+        patience: How long to wait for the Hub.
 
     Raises:
         HubUnreachable: The Hub does not answer.
@@ -64,7 +64,7 @@ def pinned_by_pipeline(api: HfApi, repo: str, newest: str, patience: Patience) -
 
 
 def _pipeline_repo(repo: str, hint: ShardHint) -> str:
-    """The pipeline's repo; a bare name is one in the shard's own namespace."""
+    """The pipeline's repo; a bare name is in the shard's own namespace."""
     name = hint.pipeline if "/" in hint.pipeline else f"{repo.split('/')[0]}/{hint.pipeline}"
     if not re.fullmatch(REPO_PATTERN, name):
         raise ShardhubError(f"{hint.pipeline[:80]!r} is no repo.")

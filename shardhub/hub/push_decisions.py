@@ -1,4 +1,4 @@
-"""What is to be done with each repo of a push, decided from what the repo holds now: pure."""
+"""Pure decisions on what a push does with each repo, given what the repo holds now."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shardhub.hub.remote_repo import RemoteRepo
 from shardhub.manifest import Manifest, Stage
 from shardhub.splitting.shard_folder import UNKNOWN
 
-# Cuts an error lists.
+# Number of cuts that an error lists.
 _SHOWN = 20
 
 
@@ -26,12 +26,12 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """A repo of a push.
+    """The decision on one repo of a push.
 
     Attributes:
         repo: Its id.
-        remote: What it is now; None if it is to be made.
-        why: Of a replacement: what is there now.
+        remote: Its current state; None if it has to be made.
+        why: For a replacement, what the repo holds now.
     """
 
     repo: str
@@ -41,16 +41,16 @@ class Decision:
 
 
 def decide_shard(repo: str, remote: RemoteRepo | None, expected: Stage, *, replace: bool) -> Decision:
-    """What to do with a shard's repo.
+    """Decide what to do with a shard's repo.
 
     Args:
         repo: Its id.
-        remote: What is there.
-        expected: The stage to be there; sha256 that are not known yet are `UNKNOWN`.
-        replace: Whether something else there may be replaced.
+        remote: Its current state; None if it does not exist.
+        expected: The stage it will hold; a sha256 that is not known yet is `UNKNOWN`.
+        replace: Whether other contents may be replaced.
 
     Raises:
-        Conflict: Something else is there.
+        Conflict: The repo holds something else.
     """
     if remote is None or remote.is_empty:
         return Decision(repo=repo, action=Action.CREATE, remote=remote)
@@ -69,10 +69,10 @@ def decide_shard(repo: str, remote: RemoteRepo | None, expected: Stage, *, repla
 
 
 def decide_pipeline(repo: str, remote: RemoteRepo | None, expected: Manifest, *, replace: bool) -> Decision:
-    """What to do with the manifest repo; digests and locations do not count, since they are known only later.
+    """Decide what to do with the manifest repo; digests and locations do not count, as they are known only later.
 
     Raises:
-        Conflict: Something else is there.
+        Conflict: The repo holds something else.
     """
     if remote is None or remote.is_empty:
         return Decision(repo=repo, action=Action.CREATE, remote=remote)
@@ -89,10 +89,10 @@ def decide_pipeline(repo: str, remote: RemoteRepo | None, expected: Manifest, *,
 
 
 def adopted_digests(remote: RemoteRepo | None, expected: Stage) -> dict[str, str]:
-    """sha256 by file name that need not be computed, since the repo's stage.json has them.
+    """sha256 by file name that need not be computed because the repo's stage.json has them.
 
-    Only for a source at a commit: the bytes of such a file follow from the source, so the same file of the same commit
-    has the same ones.
+    Only for a source at a commit: its bytes determine those of a weight file, so the same file of the same commit has
+    the same sha256.
     """
     if remote is None or remote.stage is None or expected.source.commit is None:
         return {}
@@ -108,10 +108,10 @@ def adopted_digests(remote: RemoteRepo | None, expected: Stage) -> dict[str, str
 
 
 def check_visibility(decisions: Sequence[Decision], *, private: bool) -> None:
-    """Refuse to put what is to be private into repos everyone can read.
+    """Refuse to push private contents into public repos.
 
     Raises:
-        UsageError: A repo is there, and public.
+        UsageError: A repo exists and is public.
     """
     public = [at.repo for at in decisions if at.remote is not None and not at.remote.private]
     if private and public:
@@ -123,16 +123,16 @@ def check_visibility(decisions: Sequence[Decision], *, private: bool) -> None:
 
 
 def is_complete(stage: Stage) -> bool:
-    """Whether all its sha256 are known."""
+    """Whether every sha256 in the stage is known."""
     return all(file.sha256 != UNKNOWN for file in stage.weight_files)
 
 
 def obsolete_files(decision: Decision, kept: Collection[str]) -> list[str]:
-    """Paths that a commit has to delete, so that the repo holds this shard or pipeline and nothing of the one before.
+    """Paths that a commit must delete so that nothing of the previous shard or pipeline stays in the repo.
 
     Args:
-        decision: The repo.
-        kept: What the commit leaves there.
+        decision: The decision on the repo.
+        kept: Paths that stay.
     """
     remote = decision.remote
     if remote is None:

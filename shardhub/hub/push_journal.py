@@ -1,4 +1,4 @@
-"""What a push remembers between runs: the sha256 of every weight file it made, by what the file is made of."""
+"""The journal of pushes: the sha256 of every weight file made, by a digest of what the file is made of."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _JOURNAL = "push.journal"
 # 65,536 files of a model take 10 MB.
 _MAX_BYTES = 64 << 20
 _SCRATCH = "making-"
-# Kept free beside the file being made.
+# Share kept free beside the file being made.
 _SPARE_SHARE = (5, 100)
 
 
 class PushJournal:
-    """Lines of key and sha256, appended one by one; several pushes may write at a time.
+    """Lines of key and sha256, appended one by one; several pushes may write at once.
 
-    It saves work and decides nothing: the Hub is asked whether it has the bytes, and a line that was lost costs one
-    more copy of a file.
+    The journal only saves work: the Hub is always asked whether it has the bytes, and a lost line costs one more copy
+    of a file.
 
     Args:
-        folder: Of the cache.
-        checked: Whether only files without NaN or infinity count, and those noted now are such.
+        folder: Folder in the cache.
+        checked: Whether to count only files checked for NaN and infinity, and to mark new ones as checked.
 
     Attributes:
         path: The journal's file.
@@ -49,7 +49,7 @@ class PushJournal:
             self.digests = _read(self.path, checked)
 
     def add(self, key: str, sha256: str) -> None:
-        """Note the sha256 of a file."""
+        """Record the sha256 of a file."""
         if self.digests.get(key) == sha256:
             return
         self.digests[key] = sha256
@@ -66,14 +66,14 @@ class PushJournal:
 
 @contextmanager
 def scratch_folder(folder: Path, need_bytes: int) -> Iterator[Path]:
-    """A folder for one weight file at a time, removed afterwards; those that killed runs left are removed first.
+    """A temporary folder for one weight file at a time; folders left by killed runs are removed first.
 
     Args:
-        folder: Of the cache.
+        folder: Folder in the cache.
         need_bytes: Size of the largest weight file.
 
     Raises:
-        DiskFull: There is no room for it.
+        DiskFull: There is no room for that file.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def scratch_folder(folder: Path, need_bytes: int) -> Iterator[Path]:
                 why=f"The largest weight file needs {size_text(need)}, {size_text(free)} are free.",
                 hint="Make room, or give another folder with `cache_dir`.",
             )
-        with lock_held(folder):  # so that no other run sweeps the new folder before it has its lock
+        with lock_held(folder):  # so that no other run sweeps the new folder before it is locked
             _sweep(folder)
             made = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
             descriptor = os.open(made, os.O_RDONLY | os.O_CLOEXEC)
@@ -98,7 +98,7 @@ def scratch_folder(folder: Path, need_bytes: int) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the folders of runs that are no more: nobody holds their lock."""
+    """Remove the folders of dead runs, whose locks nobody holds."""
     for left in folder.glob(f"{_SCRATCH}*"):
         try:
             descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

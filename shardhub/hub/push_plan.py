@@ -1,4 +1,4 @@
-"""Looking before a push: what is at the Hub, and what the push will do to it."""
+"""Planning a push: what is on the Hub, and what the push will do to it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from shardhub.splitting.job import ShardJob, SplitJob
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushPlan:
-    """What a push will do, as far as it can be told before a weight is read.
+    """What a push will do, as far as that is known before any weights are read.
 
     Attributes:
         job: What is published.
-        private: Whether new repos are to be private.
-        gate: What new public repos ask of readers, as the source does: `auto`, `manual` or None.
-        shards: Their repos, in order.
-        pipeline: The manifest's repo.
-        upload_bytes: Bytes of weight files to upload at most: those the Hub is not known to have.
+        private: Whether new repos are private.
+        gate: Access requests on new public repos, as on the source: `auto`, `manual` or None.
+        shards: Decisions on the shards' repos, in order.
+        pipeline: Decision on the manifest's repo.
+        upload_bytes: Most bytes of weight files to upload: those the Hub is not known to have.
     """
 
     job: SplitJob
@@ -36,12 +36,12 @@ class PushPlan:
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """All repos, in the order they are written."""
+        """Decisions on all repos, in the order in which they are written."""
         return (*self.shards, self.pipeline)
 
     @property
     def is_public(self) -> bool:
-        """Whether any repo will be open to everyone."""
+        """Whether any repo will be public."""
         return any(not (self.private if at.remote is None else at.remote.private) for at in self.decisions)
 
 
@@ -54,20 +54,20 @@ def plan_push(
     gate: str | None = None,
     replace: bool = False,
 ) -> PushPlan:
-    """See what is at the Hub, and decide what a push will do; changes nothing anywhere.
+    """Look at what is on the Hub and decide what a push will do; changes nothing.
 
     Args:
-        job: What is to be published; its namespace is set.
+        job: What to publish; its namespace must be set.
         calls: The Hub.
-        journal: What earlier runs know; digests that the Hub's own documents vouch for are added.
-        private: Whether new repos are to be private.
-        gate: What readers of the source have to do: `auto`, `manual` or None.
-        replace: Whether other cuts, or other things, in these repos may be replaced.
+        journal: Digests from earlier runs; those in the Hub's own documents are added.
+        private: Whether new repos are private.
+        gate: Access requests on the source: `auto`, `manual` or None.
+        replace: Whether other cuts, or other contents, in these repos may be replaced.
 
     Raises:
         Conflict: A repo holds something else.
-        UsageError: `private`, and a repo is public.
-        AccessError, HubUnreachable, HubRefused: The Hub cannot be asked.
+        UsageError: `private` is set and a repo is public.
+        AccessError, HubUnreachable, HubRefused: The Hub cannot be queried.
     """
     shards, upload_bytes = [], 0
     for shard in job.shards:
@@ -97,7 +97,7 @@ def _adopt(job: SplitJob, shard: ShardJob, remote: RemoteRepo | None, journal: P
 
 
 def holders_of(job: SplitJob, calls: HubCalls, shards: Sequence[Decision]) -> Holders:
-    """Which of our repos hold which weight files of the model that is published."""
+    """Make the lookup of which of our repos hold which weight files of the published model."""
     own = {at.repo: at.remote.files for at in shards if at.remote is not None}
     tag = model_tag(job.stage(job.shards[0], {}).catalogue_digest)
     return Holders(calls, job.namespace or "", tag, own)

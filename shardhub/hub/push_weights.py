@@ -1,4 +1,4 @@
-"""Bringing a shard's weight files to its repo: each is there, given by another repo, or made, uploaded and deleted."""
+"""Bringing weight files to a repo: each is there, is copied from another repo, or is made, uploaded and deleted."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushProgress:
-    """How far a push is.
+    """Progress of a push.
 
     Attributes:
         activity: `checking`, `reading`, `uploading` or `done`.
-        repo, file: What it is done to.
-        done_bytes, total_bytes: Of all weight files of the push; what is skipped counts as done, and what is read and
+        repo, file: The repo and file concerned.
+        done_bytes, total_bytes: Bytes of all weight files of the push; skipped files count as done, and bytes read but
             not yet uploaded as half done.
     """
 
@@ -41,15 +41,15 @@ class PushProgress:
 
 
 def check_weights(job: SplitJob, journal: PushJournal, progress: Callable[[PushProgress], None]) -> None:
-    """Look for NaN and infinity in every weight file of a job, before anything of it is on the Hub.
+    """Check every weight file of a job for NaN and infinity before anything of it is uploaded.
 
     Args:
-        job: What is to be published.
-        journal: One that counts checked files only; what it knows is not read again.
-        progress: Told what is done.
+        job: What to publish.
+        journal: A journal of checked files only; files that it has are not read again.
+        progress: Called with the progress.
 
     Raises:
-        NonFiniteWeights: There is one.
+        NonFiniteWeights: A weight is NaN or infinite.
         WeightFileError: The source changed or cannot be read.
     """
     wanted = {
@@ -81,11 +81,11 @@ class WeightFiles:
     Args:
         calls: The Hub.
         copier: Makes weight files from the checkpoint.
-        journal: Their sha256, as far as they are known; grows.
-        holders: Who has which.
+        journal: Their sha256 as far as they are known; new ones are added.
+        holders: Which repos hold which weight files.
         scratch: Folder for the one file that is being made.
-        total_bytes: Of all weight files.
-        progress: Told what is done.
+        total_bytes: Size of all weight files.
+        progress: Called with the progress.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class WeightFiles:
         self.given_bytes = 0
 
     def bring(self, shard: ShardJob, remote: RemoteRepo) -> list[CommitOperationAdd]:
-        """See that a repo has the bytes of a shard's weight files; returns the operations that commit them.
+        """Ensure that a repo has the bytes of a shard's weight files; returns the operations that commit them.
 
-        Afterwards the journal knows the sha256 of every one of them.
+        Afterwards the journal has the sha256 of each file.
 
         Args:
             shard: The shard.
@@ -136,7 +136,7 @@ class WeightFiles:
         self._done_bytes += shard.size_bytes
 
     def _known_here(self, shard: ShardJob, remote: RemoteRepo) -> set[str]:
-        """sha256 of what is known to be in the repo: in its tree, uploaded before, or given by another repo now."""
+        """sha256 of what the repo is known to have: in its tree, uploaded before, or copied from another repo now."""
         sizes = {
             sha256: layout.size_bytes
             for key, layout in zip(shard.keys, shard.layouts, strict=True)
@@ -156,13 +156,13 @@ class WeightFiles:
         given: set[str] = set()
         for source, files in by_source.items():
             given |= give(self._calls, source, repo, files)
-        # What a Hub says it gave and has not would break the commit: ask.
+        # Verify what the Hub says it copied: a missing object would break the commit.
         given = present(self._calls, repo, {sha256: sizes[sha256] for sha256 in given}) if given else given
         self.given_bytes += sum(sizes[sha256] for sha256 in given)
         return given
 
     def _make(self, key: str, layout: FileLayout, remote: RemoteRepo) -> str:
-        """Make a weight file, upload it if the repo has it from nowhere else, delete it; returns its sha256."""
+        """Make a weight file, upload it if the repo does not have it, delete it; returns its sha256."""
         path = self._scratch / layout.name
         digests: list[str] = []
         read_bytes = 0

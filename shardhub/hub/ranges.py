@@ -1,4 +1,4 @@
-"""A file on a Hub, read by ranges: streamed with flat memory, resumed where the connection breaks."""
+"""Reading a file on a Hub by ranges: streamed in constant memory, resumed if the connection breaks."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     import httpx2
     from huggingface_hub import HfApi
 
-# Without a byte for this long a body is taken for stalled, and asked for again.
+# A body without a byte for this long is considered stalled, and requested again.
 STALL_TIMEOUT_S = 10.0
-# A jump forward this short is read over: a new request takes longer.
+# A jump forward this short is skipped by reading: a new request takes longer.
 _SKIP_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long a Hub is waited for.
+    """How long to wait for a Hub.
 
     Attributes:
-        stall_timeout_s: Between two bytes of a body.
-        num_tries: Tries without a byte of progress.
-        sleep: Waits so many seconds.
-        notice: Told once for every wait.
+        stall_timeout_s: Longest time between two bytes of a body.
+        num_tries: Most tries without a byte of progress.
+        sleep: Waits for a number of seconds.
+        notice: Called once for every wait.
     """
 
     stall_timeout_s: float = STALL_TIMEOUT_S
@@ -43,14 +43,14 @@ class Patience:
 
 
 class RemoteFile:
-    """A file of a repo at a commit, as a `ByteSource`; a context manager that holds a connection while it is read.
+    """A file in a repo at a commit, as a `ByteSource`; a context manager that holds a connection while reading.
 
     Args:
         api: The Hub's client.
-        repo, commit, path: Which file.
-        size_bytes: Its size, as the repo's listing says.
-        version: Its digest, as the listing says.
-        patience: How long the Hub is waited for.
+        repo, commit, path: The file.
+        size_bytes: Its size in the repo's listing.
+        version: Its digest in the listing.
+        patience: How long to wait for the Hub.
     """
 
     def __init__(
@@ -84,21 +84,21 @@ class RemoteFile:
         self.close()
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Ask for [start, stop) in one request when the first of these bytes is read."""
+        """Request [start, stop) at once when the first of these bytes is read."""
         self._ahead = (start, min(stop, self.size_bytes))
 
     def read_into(self, start: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes from `start` on.
 
         Raises:
-            WeightFileError: The file ends before.
-            ShardhubError: As `hub_failures`, when trying again did not help.
+            WeightFileError: The file is too short.
+            ShardhubError: As `hub_failures`, if retries did not help.
         """
         if start + len(buffer) > self.size_bytes:
             raise WeightFileError(
@@ -125,7 +125,7 @@ class RemoteFile:
             done, failures = done + count, 0
 
     def _at(self, start: int, stop: int) -> _Stream:
-        """A stream that stands at `start` and reaches `stop` at least, unless it is cut there by what was announced."""
+        """A stream positioned at `start` that reaches at least `stop`, unless the announced range ends before."""
         stream = self._stream
         if stream is not None and stream.at <= start < stream.stop and start - stream.at <= _SKIP_BYTES:
             stream.skip(start)
@@ -153,7 +153,7 @@ class RemoteFile:
                 response.read()
             hf_raise_for_status(response)
             if response.history and response.url.host != request.url.host:
-                # The store behind the Hub: asked directly from now on, without the token. Its address expires.
+                # The store behind the Hub is asked directly from now on, without the token. Its address expires.
                 self._direct = str(response.url)
             return self._checked(response, start, stop)
         except BaseException:
@@ -161,7 +161,7 @@ class RemoteFile:
             raise
 
     def _checked(self, response: httpx2.Response, start: int, stop: int) -> _Stream:
-        """The body, once status, range, length and encoding are what was asked for."""
+        """The body, after checking that status, range, length and encoding match the request."""
         import httpx2
         from huggingface_hub.errors import FileMetadataError
 
@@ -175,7 +175,7 @@ class RemoteFile:
             told = tuple(map(int, found.groups())) if found else None
             if told != (start, stop - 1, self.size_bytes):
                 raise httpx2.RemoteProtocolError(f"Asked for {start} to {stop - 1}, got {told}.")
-        else:  # it ignores ranges, and sends the file from its start
+        else:  # the server ignores ranges and sends the file from its start
             first, stop = 0, self.size_bytes
         length = response.headers.get("Content-Length")
         if length is not None and length != str(stop - first):
@@ -183,7 +183,7 @@ class RemoteFile:
         return _Stream(response, first, stop)
 
     def _expired(self, error: Exception) -> bool:
-        """Whether the store behind the Hub no longer knows the address; then the Hub is asked for a new one."""
+        """Whether the store's address has expired, so that the Hub must be asked for a new one."""
         response = getattr(error, "response", None)
         if self._direct is None or response is None or response.status_code not in (400, 401, 403, 404, 410):
             return False
@@ -192,7 +192,7 @@ class RemoteFile:
 
 
 class _Stream:
-    """The body of one answer: bytes [at, stop) of the file, in order."""
+    """The body of one answer: the bytes [at, stop) of the file, in order."""
 
     def __init__(self, response: httpx2.Response, at: int, stop: int) -> None:
         self.at = at
@@ -202,7 +202,7 @@ class _Stream:
         self._rest = memoryview(b"")
 
     def read_into(self, buffer: memoryview) -> int:
-        """Put the next bytes into `buffer`, one at least."""
+        """Read the next bytes, at least one, into `buffer`."""
         chunk = self._next()
         count = min(len(chunk), len(buffer))
         buffer[:count] = chunk[:count]
@@ -211,7 +211,7 @@ class _Stream:
         return count
 
     def skip(self, to: int) -> None:
-        """Read over the bytes before `to`."""
+        """Skip the bytes before `to`."""
         while self.at < to:
             chunk = self._next()
             count = min(len(chunk), to - self.at)
@@ -219,7 +219,7 @@ class _Stream:
             self.at += count
 
     def close(self) -> None:
-        """End the connection, unless the body was read to its end."""
+        """Close the connection, unless the body was read to its end."""
         self._response.close()
 
     def _next(self) -> memoryview:

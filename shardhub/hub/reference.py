@@ -1,4 +1,4 @@
-"""What a command line names: a folder on this machine, or a repo on the Hub."""
+"""References on the command line: a folder on this machine, or a repo on the Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from shardhub.errors import UsageError
 from shardhub.naming import COMMIT_PATTERN, REPO_PATTERN
 
-# Branches and tags as git has them, short of what a URL or a file name could mean otherwise.
+# Names of branches and tags that git allows, except those with another meaning in a URL or a file name.
 _REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?")
 
 
@@ -20,7 +20,7 @@ class Reference:
 
     Attributes:
         repo: `org/name`.
-        revision: Branch, tag or commit; None takes what the publisher pinned, else the newest.
+        revision: Branch, tag or commit; None for the commit that the publisher pinned, else the newest.
     """
 
     repo: str
@@ -37,7 +37,7 @@ class Reference:
 
 
 def _plain(text: str) -> str:
-    """`org/name[@revision]` of an address as a browser has it; another text as it is."""
+    """Convert a repo's URL in a browser to `org/name[@revision]`; other text is returned unchanged."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     for start in (endpoint, "https://huggingface.co", "https://hf.co", "http://huggingface.co", "hf:/", "hf.co"):
         if start and text.startswith(f"{start}/"):
@@ -50,15 +50,15 @@ def _plain(text: str) -> str:
 
 
 def parse_reference(text: str) -> Reference | Path:
-    """Read `org/name[@revision]` or a folder. A folder that is there comes first; `./org/name` is always a folder.
+    """Parse `org/name[@revision]` or a folder. An existing folder takes precedence; `./org/name` is always a folder.
 
     Raises:
-        UsageError: The revision is no name of one.
+        UsageError: The revision is malformed.
     """
     try:
         path = Path(text).expanduser()
         is_there = path.exists()
-    except OSError as error:  # longer than names can be
+    except OSError as error:  # the name is too long
         what = f"{text[:120]!r} is not a folder, and not a repo's name."
         raise UsageError(what, why=f"{error.strerror}.", hint="Give a folder, or a Hub id such as ORG/NAME.") from error
     if not text or is_there or text.startswith((".", "/", "~")):

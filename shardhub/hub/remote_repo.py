@@ -1,4 +1,4 @@
-"""A repo of ours as it is on the Hub now: its commit, its files, and which document it carries."""
+"""The current state of one of our repos on the Hub: its commit, its files, and its document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardhub.hub.ranges import Patience, RemoteFile
 from shardhub.manifest import MAX_DOCUMENT_BYTES, Manifest, Stage, decode_identified
 from shardhub.naming import MANIFEST_FILE, STAGE_FILE
 
-# What a new repo holds before anything is put into it.
+# The only file of a new repo.
 GITATTRIBUTES = ".gitattributes"
 
 
@@ -22,7 +22,7 @@ class RemoteRepo:
 
     Attributes:
         commit: That commit.
-        gated: Whether it gives access only to those who ask.
+        gated: Whether it gives access on request only.
         stage: Its stage.json, if it has a valid one.
         manifest: Its shardhub.json, likewise.
     """
@@ -37,19 +37,19 @@ class RemoteRepo:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody put anything into it yet."""
+        """Whether the repo is still empty."""
         return not set(self.files) - {GITATTRIBUTES}
 
     def holds(self, sha256: str) -> bool:
-        """Whether one of its files has these bytes."""
+        """Whether one of its files has this sha256."""
         return any(file.sha256 == sha256 for file in self.files.values())
 
 
 def look(calls: HubCalls, repo: str) -> RemoteRepo | None:
-    """A repo as it is now; None if there is none.
+    """Read a repo's current state; None if it does not exist.
 
     Raises:
-        AccessError, HubUnreachable, HubRefused: It cannot be seen.
+        AccessError, HubUnreachable, HubRefused: The repo cannot be read.
     """
     api = calls.api
     try:
@@ -70,7 +70,7 @@ def look(calls: HubCalls, repo: str) -> RemoteRepo | None:
 
 
 def list_files(calls: HubCalls, repo: str, commit: str) -> dict[str, ListedFile]:
-    """All files of a repo at a commit, by path."""
+    """List all files of a repo at a commit, by path."""
     from huggingface_hub.hf_api import RepoFile
 
     def entries() -> Iterable[object]:
@@ -81,7 +81,7 @@ def list_files(calls: HubCalls, repo: str, commit: str) -> dict[str, ListedFile]
 
 
 def read_stage(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> Stage | None:
-    """stage.json of a shard's repo; None where it is not a stage of ours."""
+    """Read stage.json of a shard's repo; None if it is not a valid stage."""
     data = read_small(calls, repo, commit, listed)
     try:
         return decode_identified(Stage, data, where=f"{repo}/{STAGE_FILE}")
@@ -90,7 +90,7 @@ def read_stage(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> S
 
 
 def read_manifest(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> Manifest | None:
-    """shardhub.json of a pipeline's repo; None where it is not a manifest of ours."""
+    """Read shardhub.json of a pipeline's repo; None if it is not a valid manifest."""
     data = read_small(calls, repo, commit, listed)
     try:
         return decode_identified(Manifest, data, where=f"{repo}/{MANIFEST_FILE}")
@@ -99,12 +99,12 @@ def read_manifest(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -
 
 
 def read_small(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> bytes:
-    """A document of a repo, checked against its listing, kept in no cache.
+    """Read a document of a repo, checked against its listing and not cached.
 
     Raises:
-        FormatError: It is larger than any document of ours.
-        DigestMismatch: What comes is something else, twice.
-        NotFound, AccessError, HubUnreachable: It cannot be read.
+        FormatError: The file is larger than any document of ours.
+        DigestMismatch: The bytes were wrong twice.
+        NotFound, AccessError, HubUnreachable: The file cannot be read.
     """
     patience = Patience(notice=calls.notice, sleep=calls.sleep)
 

@@ -1,4 +1,4 @@
-"""Trying again what a Hub was too busy for, as often and as late as it asks."""
+"""Retrying calls that a Hub was too busy for, after the delay that it asks for."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-# Enough to sit out a short overload; longer waits are the reader's to decide on.
+# Enough for a short overload; longer waits are for the user to decide.
 NUM_TRIES = 5
 MAX_WAIT_S = 60.0
 _FIRST_WAIT_S = 1.0
 _BACKOFF_CAP_S = 8.0
 BUSY = frozenset({429, 500, 502, 503, 504})
-# Of these the Hub says that it did nothing.
+# Statuses by which the Hub says that it did nothing.
 _NOT_DONE = frozenset({429, 503})
 _RATE_LIMIT = re.compile(r"\br=0;t=(\d{1,6})\b")
 
@@ -34,19 +34,19 @@ def with_retries(
     sleep: Callable[[float], None] = time.sleep,
     num_tries: int = NUM_TRIES,
 ) -> T:
-    """Make a call that the client makes only once, again while the Hub is busy or the connection breaks.
+    """Make a call, and repeat it while the Hub is busy or the connection breaks.
 
     Args:
-        call: The call; raises what huggingface_hub raises, or `httpx2` errors.
-        what: What it does, for `notice`: "reading ORG/MODEL".
-        repeatable: Whether a call whose answer was lost may be made again. If not, only what the Hub says it did
-            not do (429, 503) and connections that never stood are tried again.
-        notice: Told once for every wait.
-        sleep: Waits so many seconds.
-        num_tries: Calls at most.
+        call: The call, which the client itself makes only once; raises errors of huggingface_hub or `httpx2`.
+        what: What it does, for `notice`, such as "reading ORG/MODEL".
+        repeatable: Whether the call may be repeated if its answer was lost. If not, it is repeated only after answers
+            that say nothing was done (429, 503) and after connections that were never established.
+        notice: Called once for every wait.
+        sleep: Waits for a number of seconds.
+        num_tries: Most calls.
 
     Raises:
-        Whatever the last try raised, as it is: map it with `failures.hub_failures`.
+        The last try's error, unchanged: map it with `failures.hub_failures`.
     """
     for number in range(1, num_tries + 1):
         try:
@@ -74,9 +74,9 @@ def is_passing(error: Exception, *, repeatable: bool = True) -> bool:
 
 
 def wait_before(number: int, headers: Mapping[str, str]) -> float:
-    """Seconds to wait after the `number`th try, from 1: what the Hub asks for, at most 60, else more each time.
+    """Seconds to wait after try `number`, from 1: what the Hub asks for, at most 60, else longer each time.
 
-    The waits are drawn, so that many clients that were refused together do not come back together.
+    The waits are randomised, so that clients that were refused together do not return together.
     """
     asked = _asked(headers)
     if asked is not None:
@@ -86,13 +86,13 @@ def wait_before(number: int, headers: Mapping[str, str]) -> float:
 
 
 def headers_of(error: Exception) -> Mapping[str, str]:
-    """Headers of the answer that an error comes from; empty where there was none."""
+    """Headers of the answer that caused an error; empty without an answer."""
     response = getattr(error, "response", None)
     return {} if response is None else {key.lower(): value for key, value in response.headers.items()}
 
 
 def reason(error: Exception) -> str:
-    """An error in three words."""
+    """A short description of an error."""
     response = getattr(error, "response", None)
     if response is not None:
         return f"the Hub answered {response.status_code}"
@@ -100,7 +100,7 @@ def reason(error: Exception) -> str:
 
 
 def _is_lasting(error: Exception) -> bool:
-    """Whether a connection will not stand a few seconds later either: no network to ask for names, no trust."""
+    """Whether a connection will fail a few seconds later too: no name resolution, or an untrusted certificate."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror | ssl.SSLCertVerificationError):

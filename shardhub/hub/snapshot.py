@@ -1,4 +1,4 @@
-"""One commit of a shard or pipeline, brought into the cache file by file, each checked before it counts."""
+"""Fetching one commit of a shard or pipeline into the cache, file by file, each checked before it counts."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from shardhub.shard import read_shard
 from shardhub.sizes import size_text
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 
-# Kept free beyond what is computed.
+# Share kept free beyond the computed size.
 _SPARE_SHARE = (5, 100)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchProgress:
-    """How far a fetch is.
+    """Progress of a fetch.
 
     Attributes:
-        file: What is being fetched.
-        done_bytes, total_bytes: Of the weight files that were not here.
+        file: File being fetched.
+        done_bytes, total_bytes: Bytes of the weight files that were not cached.
     """
 
     repo: str
@@ -46,13 +46,13 @@ class FetchProgress:
 
 
 class Snapshot:
-    """A commit on its way into the cache: files in its hidden folder are whole and checked, others are missing.
+    """A commit being fetched into the cache: files in its hidden folder are complete and checked, others are missing.
 
     Args:
         repo: Repo and commit.
-        cache: Where it goes.
-        notice: Told of everything of note.
-        progress: Told after every megabyte.
+        cache: The cache.
+        notice: Called with remarks for people.
+        progress: Called after every megabyte.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class Snapshot:
         self._progress = progress
 
     def bring(self, digest: str | None) -> None:
-        """Bring what is not here yet.
+        """Fetch what is missing.
 
         Args:
-            digest: Stage digest a shard must have, where a manifest says so.
+            digest: Stage digest that a manifest requires of the shard, if any.
 
         Raises:
             UsageError: The repo is neither a shard nor a pipeline.
-            IntegrityError: It is not what was published.
-            DiskFull: No room.
+            IntegrityError: The content differs from what was published.
+            DiskFull: The disk is full.
             As `hub_failures`.
         """
         repo = self._repo
@@ -148,12 +148,12 @@ class Snapshot:
                     progress=told,
                 )
             else:
-                # From another shard: the same bytes, but perhaps not what this catalogue says of them.
+                # From another shard: the bytes are the same, but may not match this catalogue.
                 check_weight_header(self._cache.blob(file.sha256), file, tensors)
             self._cache.link(self._folder, file.name, file.sha256)
 
     def _document(self, name: str, limit_bytes: int, sha256: str | None) -> bytes:
-        """Bring a small file, or take it from the cache if its sha256 is known and it is here."""
+        """Fetch a small file, or take it from the cache if its sha256 is known."""
         repo = self._repo
         known = sha256 or repo.file(name).sha256
         if known is not None and self._cache.has(known, repo.file(name).size_bytes):
@@ -185,11 +185,11 @@ class Snapshot:
 
 
 def _check_listed(repo: PinnedRepo, file: WeightFile) -> None:
-    """See before a byte is fetched that the repo has the file the stage names.
+    """Check, before anything is fetched, that the repo has the file that the stage names.
 
     Raises:
-        NotFound: It does not have it.
-        DigestMismatch: It has another.
+        NotFound: The repo does not have the file.
+        DigestMismatch: The repo has another file of that name.
     """
     listed = repo.file(file.name)
     found = listed.sha256 or file.sha256

@@ -1,4 +1,4 @@
-"""A model on the Hub, read where it is: headers and weights by ranges, only small files on this disk."""
+"""A model read directly from the Hub: headers and weights by ranges, with only small files on this disk."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RemoteModel:
     """A model on the Hub.
 
     Attributes:
-        checkpoint: Its headers; weights are read from the Hub when they are asked for.
+        checkpoint: Its configuration and headers; weights are read from the Hub on demand.
         source: Repo and commit.
     """
 
@@ -44,14 +44,14 @@ def open_remote_checkpoint(
     patience: Patience | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> RemoteModel:
-    """Read a Hub model's configuration and headers; what changes on the Hub meanwhile is not seen.
+    """Read a Hub model's configuration and headers at one commit; later changes on the Hub have no effect.
 
     Args:
         api: The Hub's client.
         reference: Repo and revision.
-        cache: Where its small files are put.
-        patience: How long the Hub is waited for.
-        progress: Told what is being done.
+        cache: Cache for its small files.
+        patience: How long to wait for the Hub.
+        progress: Called with what is being done.
 
     Raises:
         As `open_checkpoint`, and as `hub_failures`.

@@ -1,4 +1,4 @@
-"""Weight files of a source model, brought to this disk: where its tensors must be computed, ranges are not enough."""
+"""Fetching whole weight files of a source model, for tensors that must be computed, where ranges are not enough."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from shardhub.hub.pinned_repo import PinnedRepo
 from shardhub.locks import locked_at_once
 from shardhub.sizes import size_text
 
-# Weight files the Hub keeps in git have no sha256 in the listing; it takes none of more than 10 MB.
+# Weight files kept in git have no sha256 in the listing; the Hub accepts none of more than 10 MB there.
 _MAX_GIT_BYTES = 16 << 20
 
 
 class SourceWeights:
-    """Weight files of a repo at a commit, in the cache once they are asked for; `shardhub prune` deletes them.
+    """Weight files of a repo at a commit, fetched into the cache on demand; `shardhub prune` deletes them.
 
     Args:
         repo: The repo.
-        cache: Where they go.
-        notice: Told the size of what is fetched, and what keeps it from going on.
-        progress: Told what is being done.
+        cache: The cache.
+        notice: Called with the size to fetch, and with what delays the fetch.
+        progress: Called with what is being done.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class SourceWeights:
         self._is_told = False
 
     def path(self, name: str, header: Header) -> Path:
-        """Path of a weight file, fetched if it is not here.
+        """Path of a weight file, fetched if it is not cached.
 
         Raises:
-            WeightFileError: It has another header than was read from the Hub.
+            WeightFileError: Its header differs from the one read from the Hub.
             DiskFull: There is no room for all weight files.
             As `fetch_blob` and `PinnedRepo.read`.
         """
@@ -76,7 +76,7 @@ class SourceWeights:
             )
 
     def _tell(self) -> None:
-        """Say once how much is to be fetched, and see that there is room for it."""
+        """Report once how much will be fetched, and check that there is room for it."""
         if self._is_told:
             return
         self._is_told = True
@@ -99,6 +99,6 @@ class SourceWeights:
 
 
 def _check(path: Path, header: Header) -> None:
-    """See that a file is sound, and has the header that was read from the Hub before."""
+    """Check that a file is sound and has the header that was read from the Hub before."""
     if read_header(path).digest != header.digest:
         raise WeightFileError(f"{path} has another header than the Hub sent before.", hint="Run the command again.")

@@ -1,4 +1,4 @@
-"""Taking a pipeline off the Hub: its manifest first, then the shards that no other pipeline needs."""
+"""Deleting a pipeline from the Hub: its manifest first, then the shards that no other pipeline needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SUFFIX = pipeline_name("")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptShard:
-    """A shard's repo that stays, and why."""
+    """A shard's repo that stays, and the reason."""
 
     repo: str
     why: str
@@ -28,7 +28,7 @@ class KeptShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """What taking a pipeline off the Hub means.
+    """What deleting a pipeline from the Hub involves.
 
     Attributes:
         pipeline: Its repo; None if an earlier run deleted it and left shards.
@@ -42,15 +42,15 @@ class Removal:
 
 
 def find_removal(calls: HubCalls, repo: str) -> Removal:
-    """See what a pipeline has and what others need of it; deletes nothing.
+    """Find what a pipeline has and what other pipelines need of it; deletes nothing.
 
     Args:
         calls: The Hub.
         repo: The pipeline's repo.
 
     Raises:
-        UsageError: It is no pipeline of ours.
-        AccessError, HubUnreachable, HubRefused: The Hub cannot be asked.
+        UsageError: The repo is not one of our pipelines.
+        AccessError, HubUnreachable, HubRefused: The Hub cannot be queried.
     """
     namespace, _, name = repo.partition("/")
     if not name.endswith(_SUFFIX) or len(name) == len(_SUFFIX):
@@ -65,7 +65,7 @@ def find_removal(calls: HubCalls, repo: str) -> Removal:
             hint="Delete it at the Hub if you do not need it.",
         )
     own = _shards_of(_manifests(calls, remote)) if remote is not None else set()
-    # What an unfinished push or removal left is named by no manifest.
+    # No manifest names what an unfinished push or removal left.
     own |= _by_name(calls, namespace, name.removesuffix(_SUFFIX))
     if remote is None and not own:
         raise UsageError(f"There is no pipeline {repo}.", why=f"Nor are there shards of that name at {namespace}.")
@@ -80,12 +80,12 @@ def find_removal(calls: HubCalls, repo: str) -> Removal:
 
 
 def remove(calls: HubCalls, removal: Removal, *, progress: Callable[[str], None] = lambda _: None) -> None:
-    """Delete the manifest's repo, then the shards'. The same command again finishes what was broken off.
+    """Delete the manifest's repo, then the shards'; running it again finishes an interrupted removal.
 
     Args:
         calls: The Hub.
-        removal: From `find_removal`.
-        progress: Told the repo that is being deleted.
+        removal: The result of `find_removal`.
+        progress: Called with the repo that is being deleted.
     """
     for repo in (*([removal.pipeline] if removal.pipeline else []), *removal.shards):
         progress(repo)
@@ -94,7 +94,7 @@ def remove(calls: HubCalls, removal: Removal, *, progress: Callable[[str], None]
 
 
 def _manifests(calls: HubCalls, remote: RemoteRepo) -> list[Manifest]:
-    """The manifests of a repo that still work: the newest, and those that replacements left."""
+    """The manifests of a repo that still work: the newest, and those kept by replacements."""
     found = [] if remote.manifest is None else [remote.manifest]
     refs = calls.run(
         lambda: calls.api.list_repo_refs(remote.repo), what=f"reading the tags of {remote.repo}", repo=remote.repo
@@ -125,7 +125,7 @@ def _by_name(calls: HubCalls, namespace: str, base: str) -> set[str]:
 
 
 def _needed_by_others(calls: HubCalls, namespace: str, repo: str) -> dict[str, str]:
-    """Shards that other pipelines of the namespace name, and which."""
+    """Shards that other pipelines of the namespace name, each with such a pipeline."""
     needed: dict[str, str] = {}
     for other, tags in _listed(calls, namespace):
         if other == repo or not (other.endswith(_SUFFIX) or _PIPELINE_TAG in tags):
@@ -145,7 +145,7 @@ def _needed_by_others(calls: HubCalls, namespace: str, repo: str) -> dict[str, s
 
 
 def _not_ours(calls: HubCalls, shard: str, namespace: str) -> str | None:
-    """Why a repo is not to be deleted; None if it is a shard of this namespace, empty if it is gone."""
+    """Why a repo must not be deleted; None if it is a shard of this namespace, empty if it is gone."""
     if shard.partition("/")[0] != namespace:
         return f"it is not {namespace}'s"
     remote = look(calls, shard)

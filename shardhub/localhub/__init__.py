@@ -1,1 +1,1 @@
-"""The local Hub: speaks the Hub's HTTP API to the real huggingface_hub client, over LFS, from one folder."""
+"""The local Hub: serves the Hub's HTTP API from one folder to the real huggingface_hub client, uploads over LFS."""

@@ -1,6 +1,6 @@
-"""`python -m shardhub.localhub FOLDER`: a Hub on a free port of loopback, for a program that starts it as a child.
+"""`python -m shardhub.localhub FOLDER`: a Hub on a free loopback port, for a program that starts it as a child.
 
-It prints its URL as one line and serves until SIGTERM. People use `shardhub hub serve`.
+It prints its URL on one line and serves until SIGTERM. People use `shardhub hub serve`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from shardhub.localhub.server import RunningHub, ServerSettings, serve
 
 
 def main() -> int:
-    """Serve the folder named on the command line."""
+    """Serve the folder given on the command line."""
     if len(sys.argv) not in {2, 3}:
         print("usage: python -m shardhub.localhub FOLDER [PORT]", file=sys.stderr)
         return 2

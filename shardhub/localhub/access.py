@@ -1,4 +1,4 @@
-"""From a request to the Hub it is for, its caller, its repo."""
+"""Finding a request's Hub, caller and repo."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ Result = TypeVar("Result")
 
 
 def hub_of(request: Request) -> LocalHub:
-    """The Hub this application serves."""
+    """The Hub that this application serves."""
     hub = request.app.state.hub
     assert isinstance(hub, LocalHub)
     return hub
 
 
 def base_url(request: Request) -> str:
-    """What URLs given to the client start with: as configured, else as it called itself (its Host was checked)."""
+    """Base of URLs given to the client: as configured, else as the client called it (its Host header was checked)."""
     public = request.app.state.public_url
     return str(public) if public else f"{request.url.scheme}://{request.headers['host']}"
 
 
 def parameter(request: Request, name: str) -> str:
-    """A part of the path, decoded. Routing is on the raw path, so that `refs%2Fpr%2F1` is one segment."""
+    """A decoded path parameter; routing is on the raw path, so that `refs%2Fpr%2F1` is one segment."""
     return unquote(request.path_params[name], errors="replace")
 
 
 def repo_type(request: Request) -> str:
-    """`model` or `dataset`, by the route."""
+    """`model` or `dataset`, according to the route."""
     return "dataset" if request.url.path.startswith(("/api/datasets", "/datasets/")) else "model"
 
 
 async def caller_of(request: Request) -> Caller:
-    """Who sent a request.
+    """The sender of a request.
 
     Raises:
-        Refusal: 401, a token this Hub does not know.
+        Refusal: 401, this Hub does not know the token.
     """
     header = request.headers.get("authorization")
     if header is None:
@@ -60,7 +60,7 @@ async def caller_of(request: Request) -> Caller:
 
 
 async def known_caller(request: Request) -> Caller:
-    """Who sent a request that needs a token.
+    """The sender of a request that requires a token.
 
     Raises:
         Refusal: 401.
@@ -72,7 +72,7 @@ async def known_caller(request: Request) -> Caller:
 
 
 async def readable_repo(request: Request) -> tuple[Caller, Repo]:
-    """The caller and the repo in the path, which it may read.
+    """The caller, and the repo in the path, which the caller may read.
 
     Raises:
         Refusal: 404 absent or private to others; 401 a wrong token.
@@ -81,10 +81,10 @@ async def readable_repo(request: Request) -> tuple[Caller, Repo]:
 
 
 async def writable_repo(request: Request) -> tuple[Caller, Repo]:
-    """The caller and the repo in the path, which it may change.
+    """The caller, and the repo in the path, which the caller may change.
 
     Raises:
-        Refusal: as `readable_repo`; 401 or 403 if it may only read.
+        Refusal: as `readable_repo`; 401 or 403 if the caller may only read.
     """
     return await _repo(request, find_writable)
 

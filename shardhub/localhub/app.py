@@ -1,4 +1,4 @@
-"""The local Hub as an ASGI application: a gate in front, and the routes."""
+"""The local Hub as an ASGI application: its routes behind a gate."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from shardhub.localhub.routes import accounts, commit, duplicate, files, lfs, re
 
 log = logging.getLogger(__name__)
 
-# nginx's code for a client that went away; nobody reads it.
+# nginx's status for a client that went away; nobody receives it.
 _CLIENT_GONE = 499
 
 
 def build_app(
     hub: LocalHub, *, hosts: Collection[str] = (), any_address: bool = False, public_url: str | None = None
 ) -> ASGIApp:
-    """The application that serves a Hub.
+    """Build the application that serves a Hub.
 
     Args:
-        hub: What it serves.
-        hosts: Names by which clients may call it, besides those of loopback.
-        any_address: Clients may call it by any address, too; an address, unlike a name, cannot be pointed elsewhere.
-        public_url: What URLs given to clients start with; by default what the client itself called.
+        hub: The Hub.
+        hosts: Host names that clients may use, besides those of loopback.
+        any_address: Whether clients may also use any IP address, which, unlike a name, cannot be pointed elsewhere.
+        public_url: Base of URLs given to clients; by default the one that the client used.
     """
     app = Starlette(
         routes=_routes(),
@@ -55,10 +55,10 @@ def build_app(
 
 
 class Gate:
-    """What holds for every request: routing on the raw path, a known Host, safe headers, a log line without secrets.
+    """Applied to every request: routing on the raw path, a known Host, safe headers, a log line without secrets.
 
-    A page that a browser loaded from elsewhere may point its own host name at this machine (DNS rebinding); the Host
-    header gives it away.
+    A page that a browser loaded from elsewhere may point its own host name at this machine (DNS rebinding); its Host
+    header reveals that.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str], *, any_address: bool) -> None:
@@ -71,7 +71,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # `refs%2Fpr%2F1` must stay one segment; handlers decode what the route gives them.
+        # `refs%2Fpr%2F1` must stay one segment; handlers decode the route's parameters.
         scope = dict(scope, path=scope["raw_path"].decode("ascii"))
         started, status = time.perf_counter(), 0
 
@@ -88,7 +88,7 @@ class Gate:
         else:
             refusal = Refusal(403, f"This Hub is not called {host[:100]!r}. Start it with `public_url` to name it so.")
             await refusal.response()(scope, receive, send_safely)
-        # The path only: queries carry signatures, headers carry tokens.
+        # Only the path: queries contain signatures, headers contain tokens.
         elapsed_ms = (time.perf_counter() - started) * 1000
         log.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, elapsed_ms)
 

@@ -1,4 +1,4 @@
-"""Request bodies, read with a limit on their size and on how long they may stall."""
+"""Reading request bodies, with limits on their size and on how long they may stall."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from starlette.requests import ClientDisconnect, Request
 
 from shardhub.localhub.refusals import Refusal, bad_request, too_large
 
-# Of nothing at all coming; also what a body may take beyond the time that `LEAST_BYTES_PER_S` allows its bytes. uvicorn
-# has no limit of its own, and a stalled body would hold its connection for ever.
+# Longest time without any byte; also the time a body may take beyond what `LEAST_BYTES_PER_S` allows for its size.
+# uvicorn has no limit of its own, and a stalled body would hold its connection for ever.
 STALL_TIMEOUT_S = 60.0
-# Slower than any line that people send weights over; a byte now and then is no upload.
+# Slower than any network over which people upload weights; an occasional byte does not count as an upload.
 LEAST_BYTES_PER_S = 1024
-# The largest is a list of 256 files with a sample of 512 bytes of each.
+# The largest JSON body is a list of 256 files with a sample of 512 bytes of each.
 MAX_JSON_BYTES = 4 << 20
 _ERRORS_SHOWN = 3
 
@@ -25,10 +25,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 async def chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes. Only waiting for the client counts as its time, not what is done with its bytes here.
+    """Yield the body as it arrives; only waiting for the client counts as its time, not the handling of its bytes.
 
     Raises:
-        Refusal: 408, it stalled or comes too slowly.
+        Refusal: 408, the body stalled or arrives too slowly.
         ClientDisconnect: The client went away.
     """
     waited_s, num_bytes = 0.0, 0
@@ -56,7 +56,7 @@ async def chunks(request: Request) -> AsyncIterator[bytes]:
 
 
 async def lines(request: Request, *, max_line_bytes: int, max_bytes: int) -> AsyncIterator[bytes]:
-    """The body line by line, so that no more than a line of it is in memory.
+    """Yield the body line by line, so that at most one line is in memory.
 
     Raises:
         Refusal: 413; as `chunks`.
@@ -80,7 +80,7 @@ async def lines(request: Request, *, max_line_bytes: int, max_bytes: int) -> Asy
 
 
 async def read(request: Request, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """The whole body.
+    """Read the whole body.
 
     Raises:
         Refusal: 413; as `chunks`.
@@ -95,19 +95,19 @@ async def read(request: Request, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 
 
 async def read_model(request: Request, model: type[Model], *, max_bytes: int = MAX_JSON_BYTES) -> Model:
-    """The body as a JSON document of a known form.
+    """Read the body as a JSON document of a known model.
 
     Raises:
-        Refusal: 400 it is another; as `read`.
+        Refusal: 400 the document does not match; as `read`.
     """
     return parse(model, await read(request, max_bytes=max_bytes))
 
 
 def parse(model: type[Model], data: bytes) -> Model:
-    """A JSON document of a known form.
+    """Parse a JSON document of a known model.
 
     Raises:
-        Refusal: 400, it is another.
+        Refusal: 400, the document does not match.
     """
     try:
         return model.model_validate_json(data)
@@ -120,7 +120,7 @@ def parse(model: type[Model], data: bytes) -> Model:
 
 
 def check_length(request: Request, limit_bytes: int) -> None:
-    """Refuse a body that says it is too long before any of it is read.
+    """Refuse a body whose announced length is too large, before any of it is read.
 
     Raises:
         Refusal: 413.

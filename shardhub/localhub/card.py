@@ -1,7 +1,7 @@
-"""The YAML front matter of a README.md: what the Hub shows of a repo, and whether it accepts it.
+"""The YAML front matter of a README.md: the metadata the Hub shows for a repo, and its validation.
 
-A card is written by whoever may push, and read for everybody who lists repos. Its values become JSON here, one by one:
-what JSON cannot carry stays the text that was written, so that no value costs more than itself.
+Anyone who may push can write a card, and it is read for everybody who lists repos. Its values are converted to JSON one
+by one: a value that JSON cannot express stays as its source text, so a bad value spoils only itself.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from yaml import Node, SafeLoader, ScalarNode  # type: ignore[import-untyped]
 
-# Far more than any card; YAML is parsed in pure Python, at about a megabyte a second.
+# Far longer than any card; YAML is parsed in pure Python, at about a megabyte a second.
 MAX_FRONT_MATTER_CHARS = 64 << 10
-# Lists in lists: a card has three or four, and PyYAML looks at all that are open for each token.
+# Nested lists: a card has three or four levels, and PyYAML checks all open ones for each token.
 _MAX_DEPTH = 32
-# Values, and beginnings and ends of lists: a card with evaluation results has thousands. As many take half a second.
+# YAML events: values, and starts and ends of lists. A card with evaluation results has thousands; this many take half
+# a second.
 _MAX_EVENTS = 10_000
-# Readers of JSON agree on integers of so many bits.
+# The range of integers on which readers of JSON agree.
 _MAX_INTEGER = 1 << 63
 # Fields the Hub turns into tags, besides `tags` itself.
 _TAG_FIELDS = {
@@ -32,14 +33,14 @@ _TAG_FIELDS = {
 
 
 class CardError(ValueError):
-    """The front matter is not usable; the message says why."""
+    """The front matter is unusable; the message says why."""
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The metadata block at a card's start, as JSON can carry it; empty if there is none.
+    """Parse the metadata block at a card's start into JSON values; empty if there is none.
 
     Raises:
-        CardError: It is not closed, not YAML, not a mapping, too long, or too deep.
+        CardError: The block is not closed, not YAML, not a mapping, too long, or too deep.
     """
     import yaml
 
@@ -69,7 +70,7 @@ def front_matter(text: str) -> dict[str, Any]:
 
 
 def tags(metadata: dict[str, Any]) -> list[str]:
-    """The tags the Hub derives from a card's metadata."""
+    """Derive the Hub's tags from a card's metadata."""
     found = _texts(metadata.get("tags"))
     for name, prefix in _TAG_FIELDS.items():
         found.extend(prefix + value for value in _texts(metadata.get(name)))
@@ -77,10 +78,10 @@ def tags(metadata: dict[str, Any]) -> list[str]:
 
 
 def _check_events(events: Iterable[object]) -> None:
-    """Refuse what would grow when it is read, before it is.
+    """Refuse YAML that would expand when it is loaded, before loading it.
 
     Raises:
-        CardError: There are aliases, too many values, or lists and mappings that lie too deep.
+        CardError: There are aliases, too many values, or lists and mappings nested too deeply.
     """
     import yaml
 
@@ -96,7 +97,7 @@ def _check_events(events: Iterable[object]) -> None:
 
 
 def _json(node: Node, loader: SafeLoader) -> Any:
-    """A node's value as JSON can carry it, whatever its tag says; keys that are no scalars are left out."""
+    """Convert a node's value to JSON, whatever its tag; keys that are not scalars are left out."""
     import yaml
 
     if isinstance(node, yaml.MappingNode):
@@ -111,7 +112,7 @@ def _json(node: Node, loader: SafeLoader) -> Any:
 
 
 def _scalar(node: ScalarNode, loader: SafeLoader) -> Any:
-    """A scalar of YAML as JSON has it: what JSON has no form for (dates, NaN, a tag that does not fit) as its text."""
+    """Convert a YAML scalar to JSON; what JSON cannot express (dates, NaN, a mismatched tag) becomes its text."""
     kind = node.tag.rpartition(":")[2]
     try:
         if kind == "null":
@@ -128,7 +129,7 @@ def _scalar(node: ScalarNode, loader: SafeLoader) -> Any:
 
 
 def _without_surrogates(text: str) -> str:
-    """The text with halves of UTF-16 pairs joined, and those that stand alone replaced: UTF-8 has no form for them."""
+    """Join surrogate pairs and replace unpaired surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 

@@ -1,8 +1,9 @@
 """The database: repos, their commits and refs, which objects each owns, and tokens.
 
-SQLite in WAL mode with `synchronous=FULL`: a commit that was answered survives a kill and a power failure. One
-connection to read and one to write, each with a lock, because a request needs one for about a millisecond; so that
-reads go on while another process writes. The files are their owner's alone: the key that signs upload URLs is in them.
+SQLite runs in WAL mode with `synchronous=FULL`: an acknowledged commit survives a kill and a power failure. There is
+one connection for reading and one for writing, so that reads go on while another process writes; each has a lock, which
+is enough because a request needs one for about a millisecond. Only the owner can access the files, because they contain
+the key that signs upload URLs.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ log = logging.getLogger(__name__)
 
 FILE = "hub.sqlite3"
 FORMAT = 1
-# `shardhub hub token` writes while the server runs. Either waits so long for the other: less than the 10 s after which
-# the Hub's client gives a request up, so that it hears why.
+# `shardhub hub token` writes while the server runs, and either waits this long for the other: less than the 10 s after
+# which the Hub's client gives up a request, so that it receives the reason.
 BUSY_TIMEOUT_S = 5.0
-# What SQLite says where a disk takes no more: a quota that is spent and a file too long look like faults to it.
+# SQLite's errors when a disk is full: an exhausted quota and too large a file look like I/O errors to it.
 _DISK_FAULTS = {
     sqlite3.SQLITE_IOERR_WRITE,
     sqlite3.SQLITE_IOERR_FSYNC,
@@ -84,15 +85,15 @@ CREATE TABLE objects (
 
 
 class Catalog:
-    """An open database. Use it from worker threads, not from the event loop.
+    """An open database; to be used from worker threads, not from the event loop.
 
     Args:
-        folder: The Hub's data folder; the database is made if it is not there.
+        folder: The Hub's data folder; the database is made if missing.
 
     Raises:
-        NewerFormat: A later shardhub made it.
-        FormatError: It is not a Hub's database.
-        ResourceError, DiskFull: Another process holds it, or it cannot be written.
+        NewerFormat: A later version of shardhub made the database.
+        FormatError: The file is not a Hub's database.
+        ResourceError, DiskFull: Another process holds the database, or it cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -118,7 +119,7 @@ class Catalog:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """One consistent view for several queries.
+        """A read transaction: one consistent view for several queries.
 
         Raises:
             ResourceError: Another process keeps the database locked.
@@ -128,17 +129,17 @@ class Catalog:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """All of the block, or nothing of it; on disk when it ends. Nobody else writes meanwhile.
+        """A write transaction: exclusive, atomic, and on disk when the block ends.
 
         Raises:
             ResourceError: Another process writes for too long.
-            DiskFull: The disk takes no more.
+            DiskFull: The disk is full.
         """
         with self._writer.transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
     def secret(self) -> bytes:
-        """The key this Hub signs its upload URLs with; it stays the same over restarts."""
+        """The key with which this Hub signs its upload URLs; it survives restarts."""
         with self.reading() as connection:
             return bytes(connection.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()["value"])
 
@@ -167,7 +168,7 @@ class Catalog:
 
 @dataclass(slots=True)
 class _Side:
-    """A connection, and whose turn it is."""
+    """A connection and its lock."""
 
     path: Path
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -182,7 +183,7 @@ class _Side:
 
     @contextmanager
     def transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        """One transaction. Waiting for other threads and for other processes takes `BUSY_TIMEOUT_S` together."""
+        """Run one transaction; waiting for other threads and processes takes at most `BUSY_TIMEOUT_S` together."""
         deadline = time.monotonic() + BUSY_TIMEOUT_S
         if not self.lock.acquire(timeout=BUSY_TIMEOUT_S):
             raise _busy()
@@ -195,7 +196,7 @@ class _Side:
                     yield self.connection
                     self.connection.execute("COMMIT")
                 except BaseException:
-                    if self.connection.in_transaction:  # SQLite takes some back itself
+                    if self.connection.in_transaction:  # SQLite rolls some back itself
                         self.connection.execute("ROLLBACK")
                     raise
         finally:
@@ -204,7 +205,7 @@ class _Side:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """SQLite's errors that are nobody's fault here, as ours."""
+    """Map SQLite's errors that come from the environment to ours."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -240,9 +241,9 @@ def _busy() -> ResourceError:
 
 
 def _make_private(path: Path) -> bool:
-    """Make the database's file, or take it from other users if it is there; whether they could read it so far.
+    """Make the database's file, or remove other users' access to it; returns whether others could read it before.
 
-    By its name: SQLite's locks on a file end when this process closes any other handle of it.
+    Permissions are changed by path: SQLite's locks on a file end when this process closes any other handle to it.
     """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

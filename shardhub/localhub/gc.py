@@ -1,4 +1,4 @@
-"""Garbage collection: what no branch or tag needs any more goes, and nothing that may still be wanted."""
+"""Garbage collection: deletes what no branch or tag needs, unless it is recent and may still be needed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 from shardhub.localhub import tree as trees
 from shardhub.localhub.hub import LocalHub
 
-# An upload becomes needed only with its commit, and a commit that was squashed away may still be pinned somewhere.
+# An upload is needed only once it is committed, and a commit that was squashed away may still be pinned somewhere.
 MIN_AGE_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What was deleted."""
+    """Counts of what was deleted."""
 
     num_commits: int
     num_blobs: int
@@ -23,13 +23,13 @@ class Collected:
 
 
 def collect_garbage(hub: LocalHub, *, min_age_s: float = MIN_AGE_S) -> Collected:
-    """Delete commits that nothing leads to, and blobs of no commit, if they are old enough.
+    """Delete unreachable commits, and blobs of no commit, if they are old enough.
 
-    The Hub is held by this process, so nobody pushes meanwhile. Rows go before files: a kill in between leaves files
-    without rows, which the next run deletes, and never rows without files.
+    This process holds the Hub, so nobody pushes meanwhile. Rows are deleted before files: a kill in between leaves
+    files without rows, which the next run deletes, and never rows without files.
 
     Args:
-        min_age_s: What is younger stays.
+        min_age_s: Anything younger, in seconds, stays.
     """
     hub.uploads.sweep()
     oldest = datetime.now(UTC) - timedelta(seconds=min_age_s)

@@ -16,7 +16,7 @@ from shardhub.localhub.tree import Add, Operation, Tree
 DEFAULT_BRANCH = "main"
 BRANCH = "refs/heads/"
 TAG = "refs/tags/"
-# As git, the client may shorten the parent it names.
+# As in git, the client may shorten the parent's id.
 _MIN_PARENT_CHARS = 7
 
 
@@ -34,7 +34,7 @@ class Commit:
 
 
 def start(connection: sqlite3.Connection, repo: Repo, author: str, gitattributes: Add) -> None:
-    """Give a new repo its first commit, as the real Hub does: `.gitattributes` alone."""
+    """Make a new repo's first commit, as the real Hub does: only `.gitattributes`."""
     assert gitattributes.size_bytes is not None
     own_object(connection, repo.row, gitattributes.sha256, gitattributes.size_bytes)
     first = _new_commit({}, [gitattributes], connection, repo, title="initial commit", message="", author=author)
@@ -43,7 +43,7 @@ def start(connection: sqlite3.Connection, repo: Repo, author: str, gitattributes
 
 
 def resolve(connection: sqlite3.Connection, repo: Repo, revision: str) -> str:
-    """The commit id a branch, tag, `refs/...` or commit id stands for.
+    """Resolve a branch, tag, `refs/...` or commit id to a commit id.
 
     Raises:
         Refusal: 404.
@@ -61,7 +61,7 @@ def resolve(connection: sqlite3.Connection, repo: Repo, revision: str) -> str:
 
 
 def read(connection: sqlite3.Connection, repo: Repo, commit: str) -> Commit:
-    """A commit by its id."""
+    """Read a commit by its id."""
     row = connection.execute("SELECT * FROM commits WHERE repo = ? AND id = ?", (repo.row, commit)).fetchone()
     return Commit(
         id=row["id"],
@@ -75,7 +75,7 @@ def read(connection: sqlite3.Connection, repo: Repo, commit: str) -> Commit:
 
 
 def log(connection: sqlite3.Connection, repo: Repo, commit: str) -> list[Commit]:
-    """A commit and its ancestors, newest first, without their trees."""
+    """List a commit and its ancestors, newest first, without their trees."""
     rows = connection.execute(
         "WITH RECURSIVE line (depth, id) AS (SELECT 0, ? UNION ALL"
         " SELECT depth + 1, parent FROM line JOIN commits USING (id) WHERE repo = ? AND parent IS NOT NULL)"
@@ -97,15 +97,15 @@ def commit(
     message: str,
     author: str,
 ) -> str:
-    """Move a branch on by one commit; returns its id. Call it inside `Catalog.writing`.
+    """Add a commit to a branch and return its id; must be called inside `Catalog.writing`.
 
-    A commit that changes nothing is not made: the branch's commit is returned. So a client may send one again.
+    A commit that changes nothing is not made, and the branch's commit is returned, so a client may send one again.
 
     Args:
-        parent: The commit the caller believes the branch to be at, at least 7 characters of it; None does not check.
+        parent: The commit that the caller expects the branch to be at, at least 7 characters of it; None for no check.
 
     Raises:
-        Refusal: 404 no such branch; 412 the branch is elsewhere; as `tree.apply`.
+        Refusal: 404 no such branch; 412 the branch is at another commit; as `tree.apply`.
     """
     name = branch if branch.startswith(BRANCH) else BRANCH + branch
     row = connection.execute("SELECT target FROM refs WHERE repo = ? AND name = ?", (repo.row, name)).fetchone()
@@ -130,7 +130,7 @@ def commit(
 
 
 def squash(connection: sqlite3.Connection, repo: Repo, branch: str, *, title: str, author: str) -> str:
-    """Replace a branch's history by one commit of the same tree. Old commits stay readable until garbage collection.
+    """Replace a branch's history by one commit with the same tree; old commits stay readable until garbage collection.
 
     Raises:
         Refusal: 404, no such branch.
@@ -145,7 +145,7 @@ def squash(connection: sqlite3.Connection, repo: Repo, branch: str, *, title: st
 
 
 def refs(connection: sqlite3.Connection, repo: Repo) -> dict[str, str]:
-    """Target by full name of all branches and tags."""
+    """Commit ids of all branches and tags, by full name."""
     rows = connection.execute("SELECT name, target FROM refs WHERE repo = ? ORDER BY name", (repo.row,)).fetchall()
     return {row["name"]: row["target"] for row in rows}
 
@@ -154,7 +154,7 @@ def add_ref(connection: sqlite3.Connection, repo: Repo, ref: str, target: str) -
     """Make a branch or tag, given by its full name.
 
     Raises:
-        Refusal: 400 not a name; 409 it exists.
+        Refusal: 400 invalid name; 409 it exists.
     """
     name = check_ref_name(_short(ref))
     try:
@@ -167,7 +167,7 @@ def delete_ref(connection: sqlite3.Connection, repo: Repo, ref: str) -> None:
     """Delete a branch or tag, given by its full name.
 
     Raises:
-        Refusal: 403 the default branch; 404 there is none.
+        Refusal: 403 the default branch; 404 no such ref.
     """
     if ref == BRANCH + DEFAULT_BRANCH:
         raise Refusal(403, f"The branch {DEFAULT_BRANCH} cannot be deleted")
@@ -207,5 +207,5 @@ def _move(connection: sqlite3.Connection, repo: Repo, name: str, target: str) ->
 
 
 def _new_id() -> str:
-    # Random, not computed from the content: nothing here is git's, and two equal commits are two commits.
+    # Random, not computed from the content: nothing here is stored in git, and two equal commits are two commits.
     return secrets.token_hex(20)

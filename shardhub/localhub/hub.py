@@ -19,15 +19,15 @@ _LOCK_FILE = "lock"
 
 
 class LocalHub:
-    """The Hub in a folder: its database, blobs and uploads. A context manager.
+    """The Hub in a folder: its database, blobs and uploads; a context manager.
 
-    While it is open no other process can serve the folder or collect its garbage; tokens can still be made.
+    While it is open, no other process can serve the folder or collect its garbage; tokens can still be made.
 
     Args:
-        folder: Made if it is not there.
+        folder: The folder; made if missing.
 
     Raises:
-        UsageError: Another process has it, or the folder holds something else.
+        UsageError: Another process has it open, or the folder holds something else.
         FormatError: The database cannot be read.
     """
 
@@ -48,11 +48,11 @@ class LocalHub:
             raise
 
     def token(self, user: str, *, role: str = "write", groups: Sequence[str] = ()) -> str:
-        """A new token; see `tokens.make_token`."""
+        """Make a token; see `tokens.make_token`."""
         return make_token(self.catalog, user, role=role, groups=groups)
 
     def close(self) -> None:
-        """Close the database and let others have the folder."""
+        """Close the database and release the folder."""
         self.catalog.close()
         os.close(self._lock)
 
@@ -66,15 +66,15 @@ class LocalHub:
 
 
 def holds_hub(folder: Path) -> bool:
-    """Whether there is a Hub in a folder."""
+    """Whether a folder holds a Hub."""
     return (folder / FILE).is_file()
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse to make a Hub in a folder that is somebody's.
+    """Refuse to make a Hub in a folder with other contents.
 
     Raises:
-        UsageError: It is not empty and holds no Hub.
+        UsageError: The folder is not empty and does not hold a Hub.
     """
     if not folder.exists():
         return

@@ -1,4 +1,4 @@
-"""What the client sends, as JSON. Source: huggingface_hub 2.4.0, hf_api.py, lfs.py, _commit_api.py."""
+"""JSON messages that the client sends. Source: huggingface_hub 2.4.0, hf_api.py, lfs.py, _commit_api.py."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Size = Annotated[int, Field(ge=0, le=1 << 50)]
 
 
 class Message(BaseModel):
-    """Strict in types; fields it does not know are left alone, because newer clients send them."""
+    """Base of all messages: strict in types; unknown fields are ignored, because newer clients send them."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", populate_by_name=True)
 
 
 class RepoName(Message):
-    """Names a repo; without an organization it is the caller's."""
+    """A repo's name; without an organization the repo is in the caller's namespace."""
 
     name: Name
     organization: Name | None = None
@@ -116,14 +116,14 @@ class LfsPart(Message):
 
 
 class LfsComplete(Message):
-    """POST of a multipart upload's own URL, when its parts are there."""
+    """POST to a multipart upload's own URL, once its parts are there."""
 
     oid: Name
     parts: list[LfsPart]
 
 
 class DuplicateTarget(Message):
-    """The repo that objects are given to."""
+    """The repo that receives the objects."""
 
     type: Name = "model"
     name: Name
@@ -143,7 +143,7 @@ class DuplicateFiles(Message):
 
 
 class HeaderValue(Message):
-    """What a commit says of itself."""
+    """A commit's title and description."""
 
     summary: Text
     description: Text = ""
@@ -151,7 +151,7 @@ class HeaderValue(Message):
 
 
 class FileValue(Message):
-    """A small file, in base64."""
+    """A small file in base64."""
 
     path: PathText
     content: str
@@ -159,7 +159,7 @@ class FileValue(Message):
 
 
 class LfsFileValue(Message):
-    """A file that was uploaded over LFS, or a copy of one; then without its size."""
+    """A file that was uploaded over LFS, or a copy of one, which has no size."""
 
     path: PathText
     oid: Name

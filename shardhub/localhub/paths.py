@@ -1,7 +1,7 @@
-"""Names that come from outside: which repos, revisions, files and digests are accepted.
+"""Validation of untrusted names: which repos, revisions, files and digests are accepted.
 
-All are allow-lists. Nothing here is joined to a path on disk (blobs are named by their digest), but a client does join
-the names it is told to its own folders. Source: huggingface_hub's own rule, `validate_repo_id`.
+All checks are allow-lists. The names are never joined to a path on disk (blobs are named by their digest), but clients
+join the names they receive to their own folders. Source: huggingface_hub's own rule, `validate_repo_id`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 from shardhub.localhub.refusals import Refusal, bad_request
 
-# `huggingface_hub.utils.validate_repo_id` takes 96 characters for the whole name.
+# `huggingface_hub.utils.validate_repo_id` accepts 96 characters for the whole name.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 # First segments of URLs that are not namespaces.
 _RESERVED_NAMESPACES = frozenset({"api", "datasets", "spaces", "models", "kernels", "buckets", "_lfs", "_xet"})
@@ -18,7 +18,7 @@ _REF_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_REF_CHARS = 200
-# What common file systems take for one name, and what leaves room for a cache folder in front of the path.
+# Longest name on common file systems, and longest path that leaves room for a cache folder in front of it.
 _MAX_SEGMENT_BYTES = 255
 _MAX_PATH_BYTES = 1024
 
@@ -29,7 +29,7 @@ def check_repo_type(kind: str | None) -> str:
     """Return the repo type, `model` if none is given.
 
     Raises:
-        Refusal: 400 for spaces and anything else this Hub does not keep.
+        Refusal: 400, for Spaces and other types that this Hub does not keep.
     """
     if kind is None:
         return "model"
@@ -39,7 +39,7 @@ def check_repo_type(kind: str | None) -> str:
 
 
 def check_namespace(namespace: str) -> str:
-    """Return the namespace if it is one.
+    """Return the namespace if it is valid.
 
     Raises:
         Refusal: 400.
@@ -50,7 +50,7 @@ def check_namespace(namespace: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """Return the name of a repo or user if it is one.
+    """Return the name of a repo or user if it is valid.
 
     Raises:
         Refusal: 400.
@@ -64,7 +64,7 @@ def check_name(name: str) -> str:
 
 
 def check_ref_name(name: str) -> str:
-    """Return the name of a branch or tag if it is one.
+    """Return the name of a branch or tag if it is valid.
 
     Raises:
         Refusal: 400.
@@ -82,12 +82,12 @@ def check_ref_name(name: str) -> str:
 
 
 def is_commit(text: str) -> bool:
-    """Whether the text has a commit id's form."""
+    """Whether the text has the form of a commit id."""
     return _COMMIT.fullmatch(text) is not None
 
 
 def check_digest(text: str) -> str:
-    """Return a sha256 in lower-case hex.
+    """Return the digest if it is a sha256 in lower-case hex.
 
     Raises:
         Refusal: 400.
@@ -98,7 +98,7 @@ def check_digest(text: str) -> str:
 
 
 def check_path(path: str) -> str:
-    """Return a file's or folder's path in a repo if it is plain: relative, no `.`, `..`, `.git`, empty or odd segment.
+    """Return a path in a repo if it is plain: relative, without `.`, `..`, `.git`, or empty or odd segments.
 
     Raises:
         Refusal: 400.

@@ -1,7 +1,7 @@
-"""Every way the local Hub says no, with the headers huggingface_hub reads.
+"""Every refusal of the local Hub, with the headers that huggingface_hub reads.
 
 Source: huggingface_hub 2.4.0, utils/_http.py `hf_raise_for_status`: `X-Error-Code` picks the exception's class. On
-plain http the client infers nothing from a 401, so the code must be there.
+plain http the client infers nothing from a 401, so the code is required.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from shardhub.errors import ShardhubError, outcome
 
 log = logging.getLogger(__name__)
 
-# Longest text that goes into a header; the body carries all of it.
+# Longest text in a header; the body contains all of it.
 _MAX_HEADER_CHARS = 1000
-# What to a client is as if the disk were full, and what passes when others are done.
+# Errors that are reported to the client as a full disk, and temporary ones that pass when other requests are done.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 _PASSING_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _RETRY_AFTER_S = 5
 
 
 class Refusal(Exception):
-    """An answer other than the one asked for.
+    """An HTTP error answer.
 
     Args:
         status: HTTP status.
-        message: What is wrong and what to do, for the person at the client.
-        code: `X-Error-Code`, which chooses the client's exception.
-        headers: Further headers.
+        message: What is wrong and what to do, for the user of the client.
+        code: `X-Error-Code`, which selects the client's exception.
+        headers: Additional headers.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Refusal(Exception):
         self.headers = headers or {}
 
     def response(self, **fields: object) -> Response:
-        """The answer to send; `fields` go into its JSON body."""
-        # It may repeat what was asked for, so nothing but printable ASCII gets into a header.
+        """The answer to send; `fields` are added to its JSON body."""
+        # The message may repeat input, so only printable ASCII goes into a header.
         text = "".join(char if " " <= char <= "~" else "?" for char in self.message[:_MAX_HEADER_CHARS])
         headers = {"X-Error-Message": text, **self.headers}
         if self.code is not None:
@@ -61,14 +61,14 @@ async def answer_refusal(_: Request, refusal: Exception) -> Response:
 
 
 async def answer_error(_: Request, error: Exception) -> Response:
-    """Starlette's handler of our own errors: a database that is locked or cannot be written, as a rule."""
+    """Starlette's handler of our own errors: usually a database that is locked or cannot be written."""
     assert isinstance(error, ShardhubError)
     log.error("%s", error)
     return _unable(outcome(error).http, f"{error.what} {error.hint}".strip()).response()  # why: folders of this machine
 
 
 async def answer_system(_: Request, error: Exception) -> Response:
-    """Starlette's handler of what the system refuses: for want of room 507, for want of files or memory 503."""
+    """Starlette's handler of system errors: 507 for lack of disk space, 503 for lack of files or memory."""
     assert isinstance(error, OSError)
     text = os.strerror(error.errno) if error.errno else ""
     if error.errno in _DISK_ERRORS:
@@ -85,38 +85,38 @@ def _unable(status: int, message: str) -> Refusal:
 
 
 def bad_request(message: str) -> Refusal:
-    """The request itself is wrong."""
+    """400: the request itself is wrong."""
     return Refusal(400, message)
 
 
 def no_credentials() -> Refusal:
-    """A call that needs a token came without one."""
+    """401: a call that needs a token came without one."""
     return Refusal(401, "This call needs a token: make one with `shardhub hub token`.")
 
 
 def wrong_credentials() -> Refusal:
-    """A token this Hub did not make, or revoked."""
-    # This very text keeps the client from reporting a missing repo instead.
+    """401: this Hub did not make the token, or revoked it."""
+    # Exactly this text keeps the client from reporting a missing repo instead.
     return Refusal(401, "Invalid credentials in Authorization header")
 
 
 def forbidden(message: str) -> Refusal:
-    """The token does not allow it."""
+    """403: the token does not allow the call."""
     return Refusal(403, message)
 
 
 def repo_not_found(repo_id: str) -> Refusal:
-    """Absent, or private to others: the two must look the same."""
+    """404: the repo is absent, or private to others; the two must be indistinguishable."""
     return Refusal(404, f"Repository {repo_id} not found.", code="RepoNotFound")
 
 
 def revision_not_found(revision: str) -> Refusal:
-    """No such branch, tag or commit in the repo."""
+    """404: the repo has no such branch, tag or commit."""
     return Refusal(404, f"Invalid rev id: {revision}", code="RevisionNotFound")
 
 
 def entry_not_found(path: str, *, commit: str | None = None) -> Refusal:
-    """No such file or folder; with the commit, the client remembers that."""
+    """404: there is no such file or folder; if given the commit, the client caches that."""
     headers = {"X-Repo-Commit": commit} if commit else None
     return Refusal(
         404, f'Entry "{path}" not found: A file with this name doesn\'t exist', code="EntryNotFound", headers=headers
@@ -124,10 +124,10 @@ def entry_not_found(path: str, *, commit: str | None = None) -> Refusal:
 
 
 def too_large(what: str, limit_bytes: int) -> Refusal:
-    """A body or file beyond a limit."""
+    """413: a body or file exceeds a limit."""
     return Refusal(413, f"{what} is larger than {limit_bytes} bytes.")
 
 
 def no_room(needed_bytes: int, free_bytes: int) -> Refusal:
-    """The Hub's disk is too full for it."""
+    """507: the Hub's disk is too full."""
     return Refusal(507, f"The Hub's disk has no room: {needed_bytes} bytes needed, {max(free_bytes, 0)} free.")

@@ -1,4 +1,4 @@
-"""Repos: made, found, renamed, deleted."""
+"""Repos: making, finding, renaming and deleting them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Repo:
     """One repo.
 
     Attributes:
-        row: Its number in the database, never used again for another.
+        row: Its row number in the database, never reused.
         type: `model` or `dataset`.
-        gated: `auto`, `manual` or empty; kept and told, but nobody is asked to accept terms.
+        gated: `auto`, `manual` or empty; stored and reported, but nobody is asked to accept terms.
     """
 
     row: int
@@ -35,21 +35,21 @@ class Repo:
 
     @property
     def url_path(self) -> str:
-        """Path of its page."""
+        """URL path of its page."""
         return f"/{self.id}" if self.type == "model" else f"/{self.type}s/{self.id}"
 
     def visible_to(self, caller: Caller) -> bool:
-        """Whether the caller may know of it."""
+        """Whether the caller may know that the repo exists."""
         return not self.private or self.namespace in caller.namespaces
 
 
 def timestamp() -> str:
-    """Now, in UTC, in the form the client parses."""
+    """The current time in UTC, in the format that the client parses."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def create(connection: sqlite3.Connection, kind: str, namespace: str, name: str, *, private: bool) -> Repo | None:
-    """Make a repo without commits; None if its name is taken, in whatever case."""
+    """Make a repo without commits; None if its name is taken, ignoring case."""
     cursor = connection.execute(
         "INSERT INTO repos (type, namespace, name, private, gated, created) VALUES (?, ?, ?, ?, '', ?)"
         " ON CONFLICT DO NOTHING RETURNING *",
@@ -60,7 +60,7 @@ def create(connection: sqlite3.Connection, kind: str, namespace: str, name: str,
 
 
 def find(connection: sqlite3.Connection, kind: str, namespace: str, name: str) -> Repo | None:
-    """The repo of that name, or None."""
+    """Find a repo by its name, or None."""
     row = connection.execute(
         "SELECT * FROM repos WHERE type = ? AND namespace = ? AND name = ?", (kind, namespace, name)
     ).fetchone()
@@ -68,13 +68,13 @@ def find(connection: sqlite3.Connection, kind: str, namespace: str, name: str) -
 
 
 def by_row(connection: sqlite3.Connection, number: int) -> Repo | None:
-    """The repo with that row number, or None."""
+    """Find a repo by its row number, or None."""
     row = connection.execute("SELECT * FROM repos WHERE id = ?", (number,)).fetchone()
     return None if row is None else _repo(row)
 
 
 def find_readable(connection: sqlite3.Connection, caller: Caller, kind: str, namespace: str, name: str) -> Repo:
-    """The repo, if the caller may know of it.
+    """Find a repo that the caller may read.
 
     Raises:
         Refusal: 404, absent or private to others.
@@ -86,10 +86,10 @@ def find_readable(connection: sqlite3.Connection, caller: Caller, kind: str, nam
 
 
 def find_writable(connection: sqlite3.Connection, caller: Caller, kind: str, namespace: str, name: str) -> Repo:
-    """The repo, if the caller may change it.
+    """Find a repo that the caller may change.
 
     Raises:
-        Refusal: 404 absent or private to others; 401 without a token; 403 with one that does not allow it.
+        Refusal: 404 absent or private to others; 401 without a token; 403 if the token does not allow it.
     """
     repo = find_readable(connection, caller, kind, namespace, name)
     check_may_write(caller, namespace)
@@ -100,7 +100,7 @@ def check_may_write(caller: Caller, namespace: str) -> None:
     """Refuse a caller without write access to a namespace.
 
     Raises:
-        Refusal: 401 without a token; 403 with one that does not allow it.
+        Refusal: 401 without a token; 403 if the token does not allow it.
     """
     if caller.user is None:
         raise Refusal(401, "Changing a repo needs a token: make one with `shardhub hub token`.")
@@ -113,7 +113,7 @@ def check_may_write(caller: Caller, namespace: str) -> None:
 def list_repos(
     connection: sqlite3.Connection, caller: Caller, kind: str, *, author: str | None, search: str | None
 ) -> list[Repo]:
-    """All repos of a type the caller may know of, newest first."""
+    """List all repos of a type that the caller may read, newest first."""
     rows = connection.execute("SELECT * FROM repos WHERE type = ? ORDER BY id DESC", (kind,)).fetchall()
     return [
         repo
@@ -125,7 +125,7 @@ def list_repos(
 
 
 def update(connection: sqlite3.Connection, repo: Repo, *, private: bool | None, gated: str | None) -> None:
-    """Change a repo's settings; None leaves one as it is."""
+    """Change a repo's settings; None leaves a setting unchanged."""
     connection.execute(
         "UPDATE repos SET private = coalesce(?, private), gated = coalesce(?, gated) WHERE id = ?",
         (private, gated, repo.row),
@@ -133,7 +133,7 @@ def update(connection: sqlite3.Connection, repo: Repo, *, private: bool | None, 
 
 
 def rename(connection: sqlite3.Connection, repo: Repo, namespace: str, name: str) -> None:
-    """Give a repo another name.
+    """Rename a repo.
 
     Raises:
         Refusal: 409, the name is taken.
@@ -145,19 +145,19 @@ def rename(connection: sqlite3.Connection, repo: Repo, namespace: str, name: str
 
 
 def delete(connection: sqlite3.Connection, repo: Repo) -> None:
-    """Delete a repo; its bytes go with the next garbage collection."""
+    """Delete a repo; its bytes are removed by the next garbage collection."""
     connection.execute("DELETE FROM refs WHERE repo = ?", (repo.row,))
     connection.execute("DELETE FROM repos WHERE id = ?", (repo.row,))
 
 
 def owned_objects(connection: sqlite3.Connection, repo: Repo) -> dict[str, int]:
-    """Size by sha256 of what was uploaded to this repo. Never another's: knowing a digest is not a right to read it."""
+    """Sizes by sha256 of the objects uploaded to this repo only: knowing a digest gives no right to read the object."""
     rows = connection.execute("SELECT sha256, size_bytes FROM objects WHERE repo = ?", (repo.row,)).fetchall()
     return {row["sha256"]: row["size_bytes"] for row in rows}
 
 
 def own_object(connection: sqlite3.Connection, repo_row: int, sha256: str, size_bytes: int) -> None:
-    """Note that a repo has an object."""
+    """Record that a repo has an object."""
     connection.execute("INSERT OR IGNORE INTO objects VALUES (?, ?, ?)", (repo_row, sha256, size_bytes))
 
 

@@ -1,4 +1,4 @@
-"""Serving a Hub: uvicorn on one address, in this thread or in one of its own."""
+"""Serving a Hub with uvicorn on one address, in this thread or in one of its own."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from shardhub.localhub.app import build_app
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.refusals import Refusal
 
-# Connections; a client uploads and downloads on a handful, each with a file.
+# Most connections; a client uploads and downloads over a handful, each with an open file.
 _MAX_CONNECTIONS = 512
 _FILES_EACH = 2
-# For a request's header, and between looks at whether a download is read; bodies have limits of their own.
+# Time for a request's header, and between checks that a download is being read; bodies have limits of their own.
 _STALL_S = 30.0
-# What is in progress at a stop has so long; an upload that does not end is sent again by the client.
+# Time that requests in progress have at a stop; the client sends an unfinished upload again.
 _STOP_TIMEOUT_S = 5
-# Longer than the client's waits between tries, so that a connection serves a whole push.
+# Longer than the client's waits between retries, so that one connection serves a whole push.
 _KEEP_ALIVE_S = 30
 _START_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """How a Hub is to be served.
+    """Settings of a served Hub.
 
     Attributes:
-        host, port: Where to listen; port 0 takes a free one.
-        insecure_lan: Listen off loopback, where tokens and weights travel in the clear.
-        public_url: What URLs given to clients start with, where that is not what they call themselves.
+        host, port: Address to listen on; port 0 takes a free one.
+        insecure_lan: Whether to listen off loopback, where tokens and weights are sent unencrypted.
+        public_url: Base of URLs given to clients, if it differs from the one they use.
     """
 
     host: str = "127.0.0.1"
@@ -52,11 +52,11 @@ class ServerSettings:
 
 
 class RunningHub:
-    """A Hub that is being served.
+    """A running Hub.
 
     Attributes:
         hub: The Hub.
-        port: Where it listens.
+        port: Port it listens on.
         endpoint: Its URL, for `HF_ENDPOINT` or `HfApi(endpoint=...)`.
     """
 
@@ -66,16 +66,16 @@ class RunningHub:
         self.endpoint = settings.public_url or f"http://{Address(settings.host, port)}"
 
     def token(self, user: str, *, role: str = "write") -> str:
-        """A new token for a user."""
+        """Make a token for a user."""
         return self.hub.token(user, role=role)
 
 
 @contextmanager
 def running_hub(folder: Path, settings: ServerSettings | None = None) -> Iterator[RunningHub]:
-    """Serve the Hub in a folder from a thread, for as long as the block runs.
+    """Serve the Hub in a folder from a thread while the block runs.
 
     Raises:
-        AddressError: It cannot or must not listen there.
+        AddressError: The address cannot or must not be listened on.
         UsageError: As `LocalHub`.
     """
     settings = settings or ServerSettings()
@@ -93,16 +93,16 @@ def running_hub(folder: Path, settings: ServerSettings | None = None) -> Iterato
 
 
 def serve(folder: Path, settings: ServerSettings, *, on_ready: Callable[[RunningHub], None]) -> int:
-    """Serve the Hub in a folder until SIGTERM or SIGINT; call it from the main thread.
+    """Serve the Hub in a folder until SIGTERM or SIGINT; must be called from the main thread.
 
     Args:
-        on_ready: Told once, when requests are answered.
+        on_ready: Called once, when the server accepts requests.
 
     Returns:
         The exit code, 0.
 
     Raises:
-        AddressError: It cannot or must not listen there.
+        AddressError: The address cannot or must not be listened on.
         UsageError: As `LocalHub`.
     """
     with LocalHub(folder) as hub, _listening(settings) as listener:
@@ -113,7 +113,7 @@ def serve(folder: Path, settings: ServerSettings, *, on_ready: Callable[[Running
 
 
 def check_host(host: str, *, insecure_lan: bool) -> None:
-    """Refuse to listen off loopback unless told so.
+    """Refuse to listen off loopback unless `insecure_lan` allows it.
 
     Raises:
         AddressError: The host is not loopback, or not an address of this machine.
@@ -127,7 +127,7 @@ def check_host(host: str, *, insecure_lan: bool) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says when it is ready, and for which a signal is a stop and no more."""
+    """A uvicorn server that reports when it is ready, and that only stops on a signal."""
 
     def __init__(self, hub: LocalHub, settings: ServerSettings, *, on_ready: Callable[[], None] | None = None) -> None:
         num_connections, at_once = connections_allowed(_MAX_CONNECTIONS, files_each=_FILES_EACH)
@@ -138,7 +138,7 @@ class _Server(uvicorn.Server):
                 ),
                 log_config=None,
                 http=protocol(Limits(num=num_connections, stall_s=_STALL_S), _refuse),
-                access_log=False,  # the application has a log line of its own
+                access_log=False,  # the application writes its own log line
                 lifespan="off",
                 ws="none",
                 proxy_headers=False,
@@ -152,8 +152,8 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to answer, and say so."""
-        QuietLoop(asyncio.get_running_loop())  # the loop is this server's own, and ends with it
+        """Start answering requests, and report that."""
+        QuietLoop(asyncio.get_running_loop())  # the loop belongs to this server and ends with it
         await super().startup(sockets)
         self.ready.set()
         if self._on_ready is not None:
@@ -161,7 +161,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and SIGINT. uvicorn's own raises the signal again at the end, and so never exits with 0."""
+        """Stop on SIGTERM and SIGINT; uvicorn's own handler raises the signal again at the end, so it never exits with 0."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,4 +1,4 @@
-"""Signed upload URLs: the client sends no token with LFS bytes, so the URL itself is the permission."""
+"""Signed upload URLs: the client sends no token with LFS bytes, so the URL itself grants permission."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Signer:
         self._key = key
 
     def path(self, upload: Upload, part: str) -> str:
-        """Path and query of the URL for a part (its number, or `COMPLETE`), good for a day."""
+        """Path and query of the URL for a part (its number, or `COMPLETE`), valid for a day."""
         path = f"/_lfs/{upload.repo}/{upload.sha256}/{upload.size_bytes}/{upload.nonce}/{part}"
         expires = str(int(time.time() + UPLOAD_LIFETIME_S))
         return f"{path}?{urlencode({'expires': expires, 'signature': self._sign(path, expires)})}"
 
     def check(self, path: str, expires: str, signature: str) -> None:
-        """Refuse a URL this Hub did not make, or made too long ago.
+        """Refuse a URL that this Hub did not make or that has expired.
 
         Raises:
             Refusal: 403.
         """
         expected = self._sign(path, expires)
-        # Bytes, because compare_digest refuses text that is not ASCII.
+        # Bytes, because compare_digest refuses non-ASCII text.
         if not hmac.compare_digest(expected.encode(), signature.encode("utf-8", "replace")):
             raise Refusal(403, "This upload URL is not one of this Hub.")
         if int(expires) < time.time():

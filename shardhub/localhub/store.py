@@ -1,7 +1,7 @@
-"""Bytes, named by their sha256: `blobs/ab/<sha256>`.
+"""Storage of blobs by their sha256: `blobs/ab/<sha256>`.
 
-A blob is written to a temporary file, brought to disk, and only then renamed into place, so that whatever has its name
-is whole, also after a kill or a power failure.
+A blob is written to a temporary file, synced, and only then renamed into place, so that a file with its final name is
+complete, even after a kill or a power failure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from shardhub.localhub.refusals import no_room
 from shardhub.whole_files import sync_folder, write_synced
 
-# Kept free, so that the database can always write: a Hub without room for a row cannot even delete.
+# Kept free so that the database can always write: a Hub without room for a row cannot even delete.
 RESERVE_BYTES = 64 << 20
 
 
@@ -34,11 +34,11 @@ class BlobStore:
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, sha256: str) -> Path:
-        """Where a blob is, or would be."""
+        """Path of a blob, whether or not it exists."""
         return self.blobs / sha256[:2] / sha256
 
     def size_bytes(self, sha256: str) -> int | None:
-        """Size of a blob, or None if it is not here."""
+        """Size of a blob, or None if it does not exist."""
         try:
             return self.path(sha256).stat().st_size
         except FileNotFoundError:
@@ -52,7 +52,7 @@ class BlobStore:
         """
         sha256 = hashlib.sha256(data).hexdigest()
         if self.size_bytes(sha256) == len(data):
-            os.utime(self.path(sha256))  # young again: garbage collection leaves it alone until it is committed
+            os.utime(self.path(sha256))  # a new date, so that garbage collection spares it until it is committed
             return sha256
         self.check_room(len(data))
         temporary = self.temporary / secrets.token_hex(8)
@@ -65,7 +65,7 @@ class BlobStore:
         return sha256
 
     def adopt(self, file: Path, sha256: str) -> None:
-        """Move a finished file, already on disk, to where its digest says."""
+        """Move a finished and synced file to the path of its digest."""
         target = self.path(sha256)
         if not target.parent.exists():
             target.parent.mkdir(mode=0o700, exist_ok=True)
@@ -75,7 +75,7 @@ class BlobStore:
         sync_folder(target.parent)
 
     def check_room(self, num_bytes: int) -> None:
-        """Refuse what the disk cannot take.
+        """Refuse bytes for which the disk has no room.
 
         Raises:
             Refusal: 507.
@@ -85,19 +85,19 @@ class BlobStore:
             raise no_room(num_bytes, free)
 
     def all(self) -> Iterator[tuple[str, float]]:
-        """The sha256 of every blob, and when it came, in seconds since the epoch."""
+        """Yield every blob's sha256 and its time of arrival in seconds since the epoch."""
         for folder in sorted(self.blobs.iterdir()):
             for blob in sorted(folder.iterdir()):
                 yield blob.name, blob.stat().st_mtime
 
     def remove(self, sha256: str) -> int:
-        """Delete a blob; returns the bytes freed. Who reads it now reads on."""
+        """Delete a blob and return the bytes freed; open readers can go on reading."""
         path = self.path(sha256)
         size = path.stat().st_size
         path.unlink()
         return size
 
     def sweep(self) -> None:
-        """Delete the temporary files an earlier process left behind."""
+        """Delete temporary files that an earlier process left behind."""
         for file in self.temporary.iterdir():
             file.unlink()

@@ -1,4 +1,4 @@
-"""Access tokens: who calls, and what they may do. Only a token's sha256 is kept."""
+"""Access tokens: who calls, and what they may do. Only a token's sha256 is stored."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ROLES = ("read", "write")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who sent a request.
+    """The sender of a request.
 
     Attributes:
-        user: Name, or None without a token.
-        role: `read` or `write`; what a token may do in its namespaces.
-        namespaces: Where: the user's own and those of groups.
+        user: User name, or None without a token.
+        role: `read` or `write`: what the token allows in its namespaces.
+        namespaces: The user's own namespace and those of groups.
     """
 
     user: str | None = None
@@ -41,7 +41,7 @@ ANONYMOUS = Caller()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRecord:
-    """What is known of a token once it was made; `id` is the start of its sha256."""
+    """What is stored about a token; `id` is the start of its sha256."""
 
     id: str
     user: str
@@ -56,10 +56,10 @@ def make_token(catalog: Catalog, user: str, *, role: str = "write", groups: Sequ
     Args:
         user: Its owner, whose namespace it opens.
         role: `read` or `write`.
-        groups: Further namespaces it opens.
+        groups: Other namespaces it opens.
 
     Raises:
-        UsageError: A name or role that cannot be.
+        UsageError: A name or role is invalid.
     """
     if role not in ROLES:
         raise UsageError(f"A token's role is read or write, not {role!r}.")
@@ -67,7 +67,7 @@ def make_token(catalog: Catalog, user: str, *, role: str = "write", groups: Sequ
         names = [check_namespace(name) for name in (user, *groups)]
     except Refusal as refusal:
         raise UsageError(f"Cannot make a token for {user!r}.", why=refusal.message) from refusal
-    # The prefix lets scanners and log filters find it; 32 random bytes as for the real Hub's.
+    # The prefix lets scanners and log filters find tokens; 32 random bytes, as in those of the real Hub.
     token = f"hf_{secrets.token_hex(32)}"
     row = (_sha256(token), user, role, json.dumps(names), datetime.now(UTC).isoformat())
     with catalog.writing() as connection:
@@ -76,7 +76,7 @@ def make_token(catalog: Catalog, user: str, *, role: str = "write", groups: Sequ
 
 
 def find_caller(catalog: Catalog, token: str) -> Caller | None:
-    """Whose token it is, or None if this Hub did not make it."""
+    """The caller with this token, or None if this Hub did not make it."""
     with catalog.reading() as connection:
         row = connection.execute("SELECT * FROM tokens WHERE sha256 = ?", (_sha256(token),)).fetchone()
     if row is None:
@@ -85,7 +85,7 @@ def find_caller(catalog: Catalog, token: str) -> Caller | None:
 
 
 def list_tokens(catalog: Catalog) -> list[TokenRecord]:
-    """All tokens, oldest first."""
+    """List all tokens, oldest first."""
     with catalog.reading() as connection:
         rows = connection.execute("SELECT * FROM tokens ORDER BY created, sha256").fetchall()
     return [
@@ -101,10 +101,10 @@ def list_tokens(catalog: Catalog) -> list[TokenRecord]:
 
 
 def revoke_token(catalog: Catalog, token_id: str) -> None:
-    """Make a token worthless.
+    """Revoke a token.
 
     Raises:
-        UsageError: No token, or several, have that id.
+        UsageError: No token has that id, or several have.
     """
     with catalog.writing() as connection:
         rows = [

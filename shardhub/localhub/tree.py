@@ -1,4 +1,4 @@
-"""The files of one commit, and what a commit does to them. Pure."""
+"""The files of one commit, and pure functions that apply a commit to them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 from shardhub.localhub.refusals import Refusal, bad_request, entry_not_found
 
-# A commit's row holds its whole tree; shard repos have tens of files.
+# Limit, because a commit's row holds its whole tree; shard repos have tens of files.
 MAX_FILES = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One file.
+    """One file in a tree.
 
     Attributes:
-        sha256, size_bytes: Its bytes.
-        oid: git's blob id, of the content or, for an LFS file, of its pointer. The client compares it.
-        lfs: Whether the client is told that it lies in LFS.
+        sha256, size_bytes: Digest and size of its bytes.
+        oid: git's blob id of the content or, for an LFS file, of its pointer; the client compares it.
+        lfs: Whether the client is told that the file is in LFS.
         changed: Id of the commit that last changed it.
     """
 
@@ -32,7 +32,7 @@ class Entry:
 
     @property
     def etag(self) -> str:
-        """What the client names its cached copy by."""
+        """The ETag by which the client names its cached copy."""
         return self.sha256 if self.lfs else self.oid
 
 
@@ -41,7 +41,7 @@ Tree = Mapping[str, Entry]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Add:
-    """Put a file at a path. `size_bytes` None: as the object has it (a copy)."""
+    """Put a file at a path; `size_bytes` None takes the object's size (for a copy)."""
 
     path: str
     sha256: str
@@ -52,7 +52,7 @@ class Add:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
-    """Take away a file, or a folder with all in it."""
+    """Delete a file, or a folder with everything in it."""
 
     path: str
     folder: bool
@@ -67,21 +67,21 @@ def git_blob_oid(content: bytes) -> str:
 
 
 def lfs_pointer(sha256: str, size_bytes: int) -> bytes:
-    """The text git keeps in place of an LFS file. Source: git-lfs, docs/spec.md."""
+    """The pointer that git stores for an LFS file. Source: git-lfs, docs/spec.md."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size_bytes}\n".encode()
 
 
 def apply(tree: Tree, operations: Sequence[Operation], *, owned: Mapping[str, int], commit: str) -> dict[str, Entry]:
-    """The tree after a commit.
+    """Apply a commit to a tree and return the new tree.
 
     Args:
-        tree: Before.
-        operations: In order.
-        owned: Size by sha256 of the objects the repo has.
+        tree: The tree before.
+        operations: The commit's operations, in order.
+        owned: Sizes of the objects that the repo has, by sha256.
         commit: The new commit's id.
 
     Raises:
-        Refusal: 400 an object is missing or of another size, or a file would be a folder; 404 nothing to delete; 413.
+        Refusal: 400 an object is missing or has another size, or a file would be a folder; 404 nothing to delete; 413.
     """
     result = dict(tree)
     for operation in operations:
@@ -121,7 +121,7 @@ def _delete(tree: dict[str, Entry], operation: Delete) -> None:
 
 
 def folders(tree: Tree) -> dict[str, str]:
-    """Every folder, with an id that changes when anything in it does."""
+    """All folders, each with an id that changes when anything in it does."""
     hashes: dict[str, hashlib._Hash] = {}
     for path in sorted(tree):
         for folder in _folders_above(path):
@@ -131,7 +131,7 @@ def folders(tree: Tree) -> dict[str, str]:
 
 
 def listing(tree: Tree, folder: str, *, recursive: bool) -> list[str]:
-    """Paths of the files and folders in a folder (`""` is the root), sorted; with all below if `recursive`.
+    """List the paths of files and folders in a folder (`""` is the root), sorted; with everything below if `recursive`.
 
     Raises:
         Refusal: 404, there is no such folder.
@@ -144,7 +144,7 @@ def listing(tree: Tree, folder: str, *, recursive: bool) -> list[str]:
 
 
 def dump(tree: Tree) -> str:
-    """A tree as its row in the database has it."""
+    """Serialise a tree for its row in the database."""
     rows = [[path, e.sha256, e.size_bytes, e.oid, e.lfs, e.changed] for path, e in sorted(tree.items())]
     return json.dumps(rows, separators=(",", ":"))
 

@@ -1,11 +1,11 @@
-"""LFS uploads on their way in: parts of a file written to their place in one temporary file.
+"""LFS uploads in progress: parts of a file, each written to its place in one temporary file.
 
-The whole is checked against its sha256 before it becomes a blob, whatever order its parts came in. Parts in order,
-which is how huggingface_hub sends them, are hashed while they arrive; what was not (after a restart, or when a part
-came twice) is read again at the end.
+The whole is checked against its sha256 before it becomes a blob, whatever the order of its parts. Parts that arrive in
+order, as huggingface_hub sends them, are hashed on arrival; the rest (after a restart, or if a part came twice) is read
+again at the end.
 
-One writer at a time: a newer one fences the older (a client that retries has given up the first try, though its bytes
-may still be coming), and finishing fences all, so that nobody can write into a file that has become a blob.
+There is one writer at a time: a newer one fences the older (a client that retries has given up the first try, though
+its bytes may still arrive), and finishing fences all, so that nobody can write into a file that has become a blob.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from pathlib import Path
 from shardhub.localhub.refusals import Refusal, bad_request
 from shardhub.localhub.store import BlobStore
 
-# A lost connection costs at most one part; the client's read timeout of 10 s must cover bringing one to disk.
+# A lost connection costs at most one part; the client's read timeout of 10 s must cover syncing one to disk.
 PART_BYTES = 64 << 20
-# Abandoned uploads are kept so long: as long as their signed URLs hold.
+# Abandoned uploads are kept as long as their signed URLs are valid.
 UPLOAD_LIFETIME_S = 24 * 3600.0
 _READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """One upload, as its signed URLs name it.
+    """One upload, as identified by its signed URLs.
 
     Attributes:
-        repo: Row id of the repo it is for.
-        sha256, size_bytes: What the whole must be.
-        nonce: Tells apart two uploads of the same file.
+        repo: Row id of the target repo.
+        sha256, size_bytes: Digest and size that the whole file must have.
+        nonce: Distinguishes two uploads of the same file.
     """
 
     repo: int
@@ -44,7 +44,7 @@ class Upload:
 
     @property
     def num_parts(self) -> int:
-        """How many parts; a file up to `PART_BYTES` has one."""
+        """Number of parts; a file up to `PART_BYTES` has one."""
         return max(1, -(-self.size_bytes // PART_BYTES))
 
     def part_bytes(self, part: int) -> int:
@@ -58,24 +58,24 @@ class Upload:
         return min(PART_BYTES, self.size_bytes - (part - 1) * PART_BYTES)
 
     def etag(self, part: int) -> str:
-        """What the client is given for a part, and gives back when it completes the upload."""
+        """The ETag the client receives for a part, and sends back when it completes the upload."""
         return f'"{self.nonce}-{part}"'
 
     @property
     def file_name(self) -> str:
-        """Name of its temporary file."""
+        """Name of the temporary file."""
         return f"{self.repo}-{self.sha256[:16]}-{self.nonce}"
 
 
 @dataclass(slots=True)
 class _State:
-    """What is known of an upload since this process started.
+    """State of an upload in this process.
 
     Attributes:
         digest, num_hashed: sha256 so far, of the file's first `num_hashed` bytes.
-        writer: The one writer that may write, if any.
-        done: It became a blob, or was discarded.
-        verified: It became a blob.
+        writer: The only writer that may write, if any.
+        done: Whether the upload became a blob or was discarded.
+        verified: Whether the upload became a blob.
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -91,7 +91,7 @@ class Uploads:
 
     Args:
         folder: The Hub's data folder.
-        store: Where finished files go.
+        store: Store for finished files.
     """
 
     def __init__(self, folder: Path, store: BlobStore) -> None:
@@ -102,7 +102,7 @@ class Uploads:
         self._lock = threading.Lock()
 
     def write_part(self, upload: Upload, part: int) -> PartWriter:
-        """Start to write a part, fencing whoever wrote to this upload before.
+        """Start writing a part, which fences any earlier writer of this upload.
 
         Raises:
             Refusal: 400 no such part; 409 the upload is finished; 507 no room.
@@ -116,10 +116,10 @@ class Uploads:
             return PartWriter(self._path(upload), state, (part - 1) * PART_BYTES, num_bytes)
 
     def finish(self, upload: Upload) -> None:
-        """Check the whole and make it a blob. A second call waits for the first and changes nothing.
+        """Check the whole file and make it a blob; a second call waits for the first and changes nothing.
 
         Raises:
-            Refusal: 400, parts are missing or the bytes are not those of the digest; the upload is discarded then.
+            Refusal: 400, parts are missing or the bytes do not match the digest; the upload is then discarded.
         """
         state = self._state(upload)
         path = self._path(upload)
@@ -127,7 +127,7 @@ class Uploads:
             if state.verified:
                 return
             try:
-                # That a blob of this digest is here already proves nothing: the caller has to have its bytes.
+                # An existing blob with this digest proves nothing: the caller must have sent its bytes.
                 if state.done or not path.exists():
                     raise bad_request("Nothing was uploaded, or it was discarded: upload the file again.")
                 state.writer = None
@@ -140,7 +140,7 @@ class Uploads:
                 self._forget(upload, state)
 
     def sweep(self) -> None:
-        """Delete what was abandoned: its URLs are no longer valid."""
+        """Delete abandoned uploads, whose URLs are no longer valid."""
         now = time.time()
         for folder in (self._folder, self._store.temporary):
             for file in folder.iterdir():
@@ -150,7 +150,7 @@ class Uploads:
                         self._states.pop(file.name, None)
 
     def _path(self, upload: Upload) -> Path:
-        # An upload of one part is sent again from its start, so it need not outlive this process.
+        # An upload of one part is retried from its start, so its file need not outlive this process.
         return (self._folder if upload.num_parts > 1 else self._store.temporary) / upload.file_name
 
     def _state(self, upload: Upload) -> _State:
@@ -164,10 +164,10 @@ class Uploads:
 
 
 class PartWriter:
-    """Writes one part to its place. Close it, or abandon it: the next writer fences it."""
+    """Writes one part to its place; it may be closed or abandoned, as the next writer fences it."""
 
     def __init__(self, path: Path, state: _State, start: int, num_bytes: int) -> None:
-        # Called with the state's lock held.
+        # The caller holds the state's lock.
         self._state = state
         self._start = start
         self._num_bytes = num_bytes
@@ -179,10 +179,10 @@ class PartWriter:
         state.writer = self
 
     def write(self, data: bytes) -> None:
-        """Write what comes next.
+        """Write the next bytes.
 
         Raises:
-            Refusal: 409 a newer writer took over; 413 more than the part holds.
+            Refusal: 409 a newer writer took over; 413 more bytes than the part has.
             OSError: The disk is full.
         """
         if self._written + len(data) > self._num_bytes:
@@ -198,7 +198,7 @@ class PartWriter:
                 view = view[count:]
 
     def finish(self) -> None:
-        """Bring the part to disk.
+        """Sync the part to disk.
 
         Raises:
             Refusal: 400 fewer bytes than announced; 409 a newer writer took over.
@@ -213,7 +213,7 @@ class PartWriter:
                 self._state.digest, self._state.num_hashed = self._digest, self._start + self._num_bytes
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._handle)
 
     def _check_owner(self) -> None:

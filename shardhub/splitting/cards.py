@@ -1,4 +1,4 @@
-"""Model cards and configurations, rendered from templates/; every value from outside comes out as data."""
+"""Model cards and configurations, rendered from templates/; values from outside are escaped."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from shardhub.sizes import size_text
 from shardhub.splitting.source_card import Value
 
 _MAX_TEXT = 200
-# The parity record's line has several texts of a machine's in it.
+# The parity record's line contains several texts that describe a machine.
 _MAX_PARITY_TEXT = 500
 _PARITY_MARKS = ("<!-- parity -->", "<!-- /parity -->")
-# What only the pipeline's card says: a shard alone is no model, in no model's tree, and does no task.
+# Fields of the pipeline's card only: a shard alone is not a model, has no place in a model tree, and performs no task.
 _OF_THE_PIPELINE = ("base_model", "base_model_relation", "pipeline_tag")
-# The Hub knows adapter, finetune, merge and quantized. Of these only the last says that nothing was trained or mixed:
-# the same model in another form. Left out, the Hub takes it for a finetune.
+# The Hub knows adapter, finetune, merge and quantized. Only the last means the same model in another form, with nothing
+# trained or merged. Without this field the Hub assumes a finetune.
 _RELATION = "quantized"
-# What everything that is split here does.
+# The task of every model that is split here.
 _PIPELINE_TAG = "text-generation"
-# What YAML 1.1 takes for a line break or refuses in a text.
+# Characters that YAML 1.1 treats as line breaks or refuses in a text.
 _YAML_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#!|<>&~$])")
 _BREAKS = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -40,7 +40,7 @@ class StageSummary:
 
     Attributes:
         name: The shard's repo, or its folder's name.
-        graph_hash: Of its computation, if that was proven.
+        graph_hash: Hash of its computation, if that was proven.
     """
 
     index: int
@@ -57,9 +57,9 @@ class StageSummary:
 
 
 def front_matter(fields: Mapping[str, Value]) -> str:
-    """YAML lines for these fields; every YAML reader gets the very same values back.
+    """Format fields as YAML lines from which every YAML reader gets the same values back.
 
-    Names inside mappings have at most 100 characters, as `source_fields` sees to.
+    Names inside mappings have at most 100 characters, as `source_fields` ensures.
     """
     lines = []
     for name, value in fields.items():
@@ -81,17 +81,17 @@ def shard_card(
     num_computed: int = 0,
     on_hub: bool = False,
 ) -> str:
-    """README.md of a shard. It names no base model: a shard is not a model of its own on the Hub.
+    """Render README.md of a shard; it names no base model, because a shard is not a model of its own on the Hub.
 
     Args:
         stage: Its stage.json.
         hint: Index, digest and pipeline.
-        source: Id or folder name of the model.
-        fields: From `source_fields`.
+        source: Hub id or folder name of the model.
+        fields: The result of `source_fields`.
         stages: All stages of the cut.
-        numbers: What is known of the stages' numbers.
-        num_computed: Tensors that are not the source's as they are.
-        on_hub: Whether names are repos, which a card may link to.
+        numbers: What is known about the stages' numbers.
+        num_computed: Number of tensors that are not copied from the source unchanged.
+        on_hub: Whether the names are repos, to which a card may link.
     """
     return _render(
         "shard.md.j2",
@@ -125,18 +125,18 @@ def pipeline_card(
     num_computed: int = 0,
     on_hub: bool = False,
 ) -> str:
-    """README.md of a pipeline; the base model is the source's repo, or what the source's own card names.
+    """Render README.md of a pipeline; the base model is the source's repo, or the one that the source's card names.
 
     Args:
         manifest: Its shardhub.json.
         name: Its repo, or its folder's name.
-        source: Id or folder name of the model.
-        fields: From `source_fields`.
+        source: Hub id or folder name of the model.
+        fields: The result of `source_fields`.
         stages: All stages of the cut.
-        proof: One stage's, for what it was made with; None if the stages were not proven.
-        numbers: What is known of the stages' numbers.
-        num_computed: Tensors that are not the source's as they are.
-        on_hub: Whether names are repos, which a card may link to.
+        proof: One stage's proof, for its versions and device; None if the stages were not proven.
+        numbers: What is known about the stages' numbers.
+        num_computed: Number of tensors that are not copied from the source unchanged.
+        on_hub: Whether the names are repos, to which a card may link.
     """
     joined: dict[str, Value] = {"pipeline_tag": _PIPELINE_TAG, **fields}
     if manifest.source.repo is not None:
@@ -165,12 +165,12 @@ def pipeline_card(
 
 
 def parity_line(numbers: Numbers) -> str:
-    """A card's line about the stages' numbers, between two marks by which it can be found again."""
+    """A card's line about the stages' numbers, between two marks by which it is found again."""
     return f"{_PARITY_MARKS[0]}{one_line(numbers.line, max_length=_MAX_PARITY_TEXT)}{_PARITY_MARKS[1]}"
 
 
 def with_parity_line(card: str, numbers: Numbers) -> str:
-    """A card with another line about the numbers; one that has no such line, or several, is left alone."""
+    """Replace a card's line about the numbers; a card without such a line, or with several, is left unchanged."""
     start, end = (card.find(mark) for mark in _PARITY_MARKS)
     if start < 0 or end < start or any(card.count(mark) != 1 for mark in _PARITY_MARKS):
         return card
@@ -178,17 +178,17 @@ def with_parity_line(card: str, numbers: Numbers) -> str:
 
 
 def model_tag(catalogue_digest: str) -> str:
-    """The tag that shards of one model share, whatever the cut: it finds those that hold its weight files already."""
+    """The tag shared by all shards of a model, whatever the cut; it finds those that hold its weight files already."""
     return f"shardhub-model-{catalogue_digest[:16]}"
 
 
 def shard_config(config: Mapping[str, Any], hint: ShardHint) -> str:
-    """config.json of a shard: the source's, with our block."""
+    """Render config.json of a shard: the source's, with the `shardhub` block."""
     return _render("config.json.j2", config={**config, "shardhub": hint.model_dump(mode="json")})
 
 
 def one_line(value: str, max_length: int = _MAX_TEXT) -> str:
-    """Text fit for a line of Markdown: no breaks, no markup, no HTML, at most so many characters."""
+    """Make a text safe for a line of Markdown: no line breaks, markup or HTML, at most `max_length` characters."""
     flat = _BREAKS.sub(" ", value.encode("utf-8", "replace").decode()).strip()
     short = flat if len(flat) <= max_length else f"{flat[: max_length - 3]}..."
     return _MARKDOWN.sub(r"\\\1", short).replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
@@ -218,18 +218,18 @@ def _weights_text(num_computed: int) -> str:
 
 
 def _link(name: str, on_hub: bool) -> str:
-    """A repo's or folder's name as code, and as a link where it is a repo. Both are plain by their naming rules."""
+    """Format a name as code, and as a link if it is a repo; naming rules keep both free of markup."""
     return f"[`{name}`](/{name})" if on_hub else f"`{name}`"
 
 
 def _yaml(value: Value) -> str:
-    """A value in YAML's flow style, which is JSON but for a few characters that YAML 1.1 does not take as they are."""
+    """Format a value in YAML's flow style, which is JSON except for a few characters that YAML 1.1 needs escaped."""
     quoted = json.dumps(_encodable(value), ensure_ascii=False)
     return _YAML_ESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", quoted)
 
 
 def _encodable(value: Value) -> Value:
-    """The same without unpaired surrogates, which no UTF-8 has."""
+    """The same value without unpaired surrogates, which UTF-8 cannot encode."""
     if isinstance(value, str):
         return _clean(value)
     if isinstance(value, list):

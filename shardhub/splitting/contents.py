@@ -1,4 +1,4 @@
-"""What a split is told of a model: which tensors each stage needs, what crosses the cuts, how that was proven."""
+"""A split's description of the model: which tensors each stage needs, what crosses the cuts, how that was proven."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from shardhub.tensors import TensorSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageContents:
-    """One stage.
+    """The contents of one stage.
 
     Attributes:
         start, stop: Half-open range of its layers.
         tensors: Final names of the tensors it needs.
         crossings_in, crossings_out: What it receives and sends beside token ids; empty at the two ends.
-        graph_hash: Hash of its computation, or None where it was not proven.
-        batched_graph_hash: The same for two sequences side by side; None if their caches cannot be.
+        graph_hash: Hash of its computation, or None if it was not proven.
+        batched_graph_hash: The same for two sequences side by side; None if their caches cannot be merged.
         proof_chunks: Lengths L of the chunks it was traced with.
     """
 
@@ -36,7 +36,7 @@ class StageContents:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Versions:
-    """What the proof was made with: versions, and the MLX device."""
+    """The versions and the MLX device with which the proof was made."""
 
     shardhub: str
     mlx: str
@@ -45,7 +45,7 @@ class Versions:
 
 
 class ComputedTensors(Protocol):
-    """Tensors whose bytes stand nowhere in the checkpoint: they are computed of its tensors when they are written."""
+    """Tensors that are not stored in the checkpoint: they are computed from its tensors when they are written."""
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -54,30 +54,30 @@ class ComputedTensors(Protocol):
 
     @property
     def recipe(self) -> str:
-        """Digest of everything they depend on beside the checkpoint's bytes."""
+        """Digest of everything that these tensors depend on beside the checkpoint's bytes."""
         ...
 
     def read(self, checkpoint: Checkpoint, names: Sequence[str]) -> Iterator[memoryview]:
-        """Bytes of these tensors, computed one by one as they are asked for; each is valid until the next is."""
+        """Bytes of these tensors, computed one by one on demand; each buffer is valid until the next is requested."""
         ...
 
 
 class TwinFacts(Protocol):
-    """What running the stages of a small model against the whole of it gave; see `model.twin.Twin`."""
+    """Result of comparing the stages of a small model with the whole; see `model.twin.Twin`."""
 
     @property
     def finding(self) -> str | None:
-        """Where they differ; None where they do not."""
+        """How they differ; None if they do not."""
         ...
 
     @property
     def num_positions(self) -> int:
-        """Positions that were run; 0 if it was not."""
+        """Number of positions that were run; 0 if the model was not run."""
         ...
 
     @property
     def length_divisor(self) -> int:
-        """What long lengths were divided by."""
+        """The number by which long lengths were divided."""
         ...
 
     @property
@@ -88,15 +88,15 @@ class TwinFacts(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelContents:
-    """The whole model.
+    """The contents of the whole model.
 
     Attributes:
         dtype: safetensors name of the hidden states' dtype.
-        stored_names: Name in the checkpoint by final name, of the tensors that are copied as they are.
+        stored_names: Name in the checkpoint by final name, for the tensors that are copied unchanged.
         layer_of: Decoder layer by final name; None outside the layers.
-        computed: The tensors that are not copied; None where all are.
-        twin: What running a small model of the same configuration gave.
-        unreached: Conditions of upstream's code of which the proof saw one side only, each on a line.
+        computed: The tensors that are not copied; None if all are.
+        twin: Result of running a small model with the same configuration.
+        unreached: Conditions in upstream's code of which the proof covered one outcome only, one per line.
     """
 
     num_layers: int

@@ -24,12 +24,12 @@ from shardhub.splitting.source_card import licence_files, source_fields
 
 
 def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, bytes]:
-    """Everything in a shard's folder but its weight files, by file name.
+    """Make everything in a shard's folder except its weight files, by file name.
 
     Args:
         job: The split.
         shard: The shard.
-        stage: Its stage.json, all sha256 known.
+        stage: Its stage.json, with every sha256 known.
     """
     document = encode(stage)
     hint = ShardHint(
@@ -68,7 +68,7 @@ def shard_documents(job: SplitJob, shard: ShardJob, stage: Stage) -> dict[str, b
 
 
 def pipeline_documents(job: SplitJob, manifest: Manifest) -> dict[str, bytes]:
-    """Everything in a pipeline's folder, by path.
+    """Make everything in a pipeline's folder, by path.
 
     Raises:
         DigestMismatch: A tokenizer or configuration file changed while the model was split.

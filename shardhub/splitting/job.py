@@ -1,4 +1,4 @@
-"""What a split is to write, decided before a byte is: files, keys, documents, and what is there already."""
+"""What a split will write, decided before anything is written: files, keys, documents, and what exists already."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ from shardhub.splitting.weight_layout import MAX_FILE_BYTES, ComputedTensor, Fil
 if TYPE_CHECKING:
     from shardhub.security.signatures import Signer
 
-# Names of tensors an error lists.
+# Number of tensor names that an error lists.
 _NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardJob:
-    """One shard.
+    """One shard of a split.
 
     Attributes:
-        folder: Where it is to be.
+        folder: Its target folder.
         contents: What its stage needs.
         layouts: Its weight files.
-        keys: Digest of what each weight file is made of, whatever the cut.
+        keys: For each weight file, the digest of what it is made of, independent of the cut.
     """
 
     index: int
@@ -66,20 +66,20 @@ class ShardJob:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of its weight files."""
+        """Size of its weight files, in bytes."""
         return sum(layout.size_bytes for layout in self.layouts)
 
     @property
     def tensor_bytes(self) -> int:
-        """Bytes of its tensors."""
+        """Size of its tensors, in bytes."""
         return self.size_bytes - sum(len(layout.header) for layout in self.layouts)
 
     def journal_path(self, layout: FileLayout) -> str:
-        """Name the journal has for a file of the shard while it is made."""
+        """The journal's name for a file of the shard while it is made."""
         return f"{partial_folder(self.folder).name}/{layout.name}"
 
     def finished(self, entries: Entries) -> set[str]:
-        """Names of the weight files that an earlier run finished and that still lie in the hidden folder."""
+        """Names of the weight files that an earlier run finished and that are still in the hidden folder."""
         hidden = partial_folder(self.folder)
         return {
             layout.name
@@ -93,13 +93,13 @@ class ShardJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitJob:
-    """All shards and the pipeline.
+    """All shards of a split, and the pipeline.
 
     Attributes:
-        namespace: User or organisation on the Hub they are for; None for folders.
+        namespace: User or organisation on the Hub to publish under; None for folders.
         catalogue: tensors.json.
-        files: sha256 of the files that lie beside the manifest, by name.
-        numbers: What is known of the stages' numbers, for the cards and the pipeline.
+        files: sha256 of the files beside the manifest, by name.
+        numbers: What is known about the stages' numbers, for the cards and the pipeline.
         inexact: What was measured, if the stages do not give the whole model's numbers.
         signer: Signs the manifest; None leaves it unsigned.
     """
@@ -119,25 +119,25 @@ class SplitJob:
 
     @property
     def source_name(self) -> str:
-        """The model for a reader: its repo, else its folder's name."""
+        """The model's name for people: its repo, else its folder's name."""
         return self.source.repo or self.checkpoint.folder.resolve().name
 
     @property
     def pipeline_label(self) -> str:
-        """The pipeline for a reader and for commands: its repo, else its folder's name."""
+        """The pipeline's name for people and commands: its repo, else its folder's name."""
         return self._label(self.pipeline_folder)
 
     def shard_label(self, shard: ShardJob) -> str:
-        """A shard for a reader and for commands: its repo, else its folder's name."""
+        """A shard's name for people and commands: its repo, else its folder's name."""
         return self._label(shard.folder)
 
     @property
     def files_bytes(self) -> int:
-        """Bytes of the files that lie beside the manifest."""
+        """Size of the files beside the manifest, in bytes."""
         return sum(len(self.checkpoint.small_file(name)) for name in self.files)
 
     def stage(self, shard: ShardJob, digests: Mapping[str, str]) -> Stage:
-        """stage.json of a shard; the sha256 of files that are not in `digests` is `UNKNOWN`."""
+        """Make stage.json of a shard; the sha256 of files not in `digests` is `UNKNOWN`."""
         config = dict(self.checkpoint.config)
         return Stage(
             source=self.source,
@@ -162,11 +162,11 @@ class SplitJob:
         )
 
     def manifest(self, stage_digests: Sequence[str], locations: Sequence[Location] = ()) -> Manifest:
-        """shardhub.json, once the stage digests are known.
+        """Make shardhub.json once the stage digests are known.
 
         Args:
-            stage_digests: Of all shards.
-            locations: Where each of them is; by default in the folders beside the pipeline's.
+            stage_digests: Digests of all shards.
+            locations: Location of each shard; by default the folders beside the pipeline's.
         """
         places = locations or [FolderLocation(kind="folder", name=shard.folder.name) for shard in self.shards]
         return Manifest(
@@ -190,10 +190,10 @@ class SplitJob:
         )
 
     def in_place(self, shard: ShardJob, entries: Entries) -> bool:
-        """Whether the shard's folder is there.
+        """Whether the shard's folder is in place.
 
         Raises:
-            UsageError: Something else has its name.
+            UsageError: Something else has the folder's name.
         """
         existing = existing_stage(shard.folder)
         if existing is not None:
@@ -201,7 +201,7 @@ class SplitJob:
         return existing is not None
 
     def proof(self, shard: ShardJob, stage_digest: str) -> Proof | None:
-        """proof.json of a shard, if its computation was proven."""
+        """Make proof.json of a shard; None if its computation was not proven."""
         if shard.contents.graph_hash is None:
             return None
         versions, twin = self.contents.versions, self.contents.twin
@@ -223,10 +223,10 @@ class SplitJob:
         )
 
     def select(self, only: int | None) -> tuple[ShardJob, ...]:
-        """The shards one run writes.
+        """The shards that one run writes.
 
         Raises:
-            UsageError: There is no such shard.
+            UsageError: There is no shard with that index.
         """
         if only is None:
             return self.shards
@@ -239,10 +239,10 @@ class SplitJob:
         return (self.shards[only],)
 
     def check_pipeline(self) -> None:
-        """See early that the pipeline's folder, if there, can be this very pipeline's.
+        """Check early that the pipeline's folder, if it exists, can hold this pipeline.
 
         Raises:
-            UsageError: It cannot.
+            UsageError: It holds something else.
         """
         expected = self.manifest([f"{index:064x}" for index in range(len(self.shards))])
         pipeline_in_place(self.pipeline_folder, expected, compare_digests=False)
@@ -262,19 +262,19 @@ def prepare(
     namespace: str | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> SplitJob:
-    """Decide what a split writes; reads nothing but small files and writes nothing.
+    """Decide what a split writes; only small files are read, and nothing is written.
 
     Args:
         checkpoint, contents, stages: As `split`.
-        out: Folder of the folders, if they are to be written.
+        out: Folder that will contain the folders, if they are to be written.
         name, source, max_file_bytes: As `split`.
-        namespace: User or organisation on the Hub, if it is for the Hub.
+        namespace: User or organisation, if the split is for the Hub.
 
     Raises:
-        FormatError: `name` is no plain file name.
+        FormatError: `name` is not a plain file name.
         PlanError: The stages do not cover every layer once.
         WeightFileError: The checkpoint lacks tensors of the model.
-        UnsupportedModel: Two weight files would have one name.
+        UnsupportedModel: Two weight files would have the same name.
     """
     check_file_name(pipeline_name(name), where="`name`")
     _check_cover(contents.num_layers, stages)
@@ -325,9 +325,9 @@ def prepare(
 
 
 def _key(layout: FileLayout, checkpoint: Checkpoint, recipe: str) -> str:
-    """Digest of what a weight file is made of: its header, the ranges it takes, and the files these lie in.
+    """Digest of what a weight file is made of: its header, the ranges it copies, and the files that contain them.
 
-    A computed tensor may be made of any tensor, so that all files count, and how it is computed.
+    A computed tensor may depend on any tensor, so all files count then, and how it is computed.
     """
     copied = [tensor for tensor in layout.stored if isinstance(tensor, StoredTensor)]
     has_computed = len(copied) < len(layout.stored)

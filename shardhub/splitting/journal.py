@@ -1,4 +1,4 @@
-"""The journal beside the shards being made: what every weight file was made of, and its sha256."""
+"""The journal of a split in progress: what every weight file was made of, and its sha256."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MAX_BYTES = 256 << 20
 
 @dataclass(slots=True, kw_only=True)
 class Entries:
-    """What the journal says.
+    """The journal's contents.
 
     Attributes:
-        digests: sha256 of weight files by key: a digest of what a file is made of.
-        keys: Key of what lies at a path below the folder, by path; the last line counts.
+        digests: sha256 of weight files by key; the key is a digest of what the file is made of.
+        keys: Key of the file at each path below the folder, by path; the last line counts.
     """
 
     digests: dict[str, str] = field(default_factory=dict)
@@ -31,11 +31,11 @@ class Entries:
 
 
 class Journal:
-    """Lines appended one by one; a context manager that keeps other splits out of the folder.
+    """Appends lines to the journal; a context manager that keeps other splits out of the folder.
 
     Args:
-        folder: Where the shards are made.
-        checked: Whether only the sha256 of files without NaN or infinity count, and those noted now are such.
+        folder: Folder in which the shards are made.
+        checked: Whether to count only files checked for NaN and infinity, and to mark new ones as checked.
     """
 
     def __init__(self, folder: Path, *, checked: bool = False) -> None:
@@ -57,10 +57,10 @@ class Journal:
         os.close(self._descriptor)
 
     def add(self, key: str, sha256: str, paths: list[str]) -> None:
-        """Note that a file is on disk and about to appear at `paths`, where nothing must lie now.
+        """Record that a file is on disk and about to appear at `paths`, where nothing may exist yet.
 
-        The order makes a kill harmless: a path that the journal names is either empty or holds this very file. A line
-        that a power cut takes costs one more copy; only where the path had another key must it not be lost.
+        The order makes a kill harmless: a path that the journal names either does not exist or holds this very file. A
+        line lost to a power cut costs one more copy; it must not be lost only if the path had another key.
         """
         replaces = any(self.entries.keys.get(path, key) != key for path in paths)
         line = canonical({"key": key, "sha256": sha256, "paths": paths, **({"checked": True} if self._checked else {})})
@@ -72,10 +72,10 @@ class Journal:
 
 
 def read_journal(folder: Path, *, checked: bool = False) -> Entries:
-    """What a folder's journal says; nothing where there is none. Half a line, left by a kill, is passed over.
+    """Read a folder's journal, empty if there is none; half a line left by a kill is skipped.
 
     Args:
-        folder: Where the shards are made.
+        folder: Folder in which the shards are made.
         checked: As `Journal`.
     """
     entries = Entries()

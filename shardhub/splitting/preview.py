@@ -1,4 +1,4 @@
-"""What a split will read and write, told before it starts."""
+"""What a split will read and write, determined before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shardhub.splitting.journal import Entries, read_journal
 from shardhub.splitting.shard_folder import disk_errors
 from shardhub.splitting.weight_layout import MAX_FILE_BYTES, FileLayout
 
-# Kept free beyond what is computed: file system overhead.
+# Share kept free beyond the computed size, for file system overhead.
 _SPARE_SHARE = (5, 100)
 
 
@@ -25,9 +25,9 @@ class StagePreview:
 
     Attributes:
         num_files: Weight files.
-        size_bytes: Bytes of all weight files.
-        write_bytes: Bytes that are still to be written.
-        already_there: Whether it is in place and left alone.
+        size_bytes: Size of all weight files.
+        write_bytes: Bytes still to be written.
+        already_there: Whether the shard is in place and left alone.
     """
 
     index: int
@@ -47,8 +47,8 @@ class Preview:
     Attributes:
         read_bytes: Bytes read from the checkpoint.
         write_bytes: Bytes written.
-        need_bytes: Room that must be free before it starts.
-        free_bytes: Room that is.
+        need_bytes: Disk space that must be free before it starts.
+        free_bytes: Disk space that is free.
     """
 
     stages: tuple[StagePreview, ...]
@@ -71,11 +71,11 @@ def preview(
     check_weights: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> Preview:
-    """Say what `split` would read and write; writes nothing.
+    """Determine what `split` would read and write; writes nothing.
 
     Raises:
-        UsageError: Something else is where a shard or the pipeline is to be.
-        As `split`, for what can be known before a byte is copied.
+UsageError: Something else is at the path of a shard or the pipeline.
+        As `split`, for what can be known before any byte is copied.
     """
     job = prepare(checkpoint, contents, stages, out, name=name, source=source, max_file_bytes=max_file_bytes)
     with disk_errors(out):
@@ -83,10 +83,10 @@ def preview(
 
 
 def look_ahead(job: SplitJob, selected: Sequence[ShardJob], entries: Entries) -> Preview:
-    """What a run would do, given what the journal says.
+    """Determine what a run would do, given the journal's contents.
 
     Raises:
-        UsageError: Something else is where a selected shard or the pipeline is to be.
+        UsageError: Something else is at the path of a selected shard or the pipeline.
     """
     job.check_pipeline()
     reading: dict[str, FileLayout] = {}
@@ -97,7 +97,7 @@ def look_ahead(job: SplitJob, selected: Sequence[ShardJob], entries: Entries) ->
         own_bytes = 0
         for key, layout in zip(shard.keys, shard.layouts, strict=True):
             if there:
-                # Only read, and only where its sha256 is not known.
+                # Only read, and only if its sha256 is unknown.
                 if key not in entries.digests:
                     reading[key] = layout
             elif layout.name not in finished:

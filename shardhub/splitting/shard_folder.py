@@ -1,4 +1,4 @@
-"""Writing a shard's and a pipeline's folder: hidden while it is made, in place by one rename when it is whole."""
+"""Writing a shard's or a pipeline's folder: hidden while it is made, put in place by one rename when it is complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shardhub.regular_files import check_regular, read_file
 from shardhub.splitting.weight_copy import FULL
 from shardhub.whole_files import sync_folder, write_synced, write_whole
 
-# Files a pipeline carries beside its manifest, so that a client needs no weights: configuration, tokenizer, template.
+# Files that a pipeline carries so that a client needs no weights: configuration, tokenizer, template.
 PIPELINE_FILES = (
     CONFIG_FILE,
     "generation_config.json",
@@ -39,25 +39,25 @@ PIPELINE_FILES = (
     "merges.txt",
 )
 _PIPELINE_SUFFIXES = (".tiktoken",)
-# Where transformers keeps chat templates beside the default one; a pipeline has them in tokenizer_config.json.
+# Where transformers keeps additional chat templates; a pipeline has them in tokenizer_config.json.
 TEMPLATES_FOLDER = "additional_chat_templates"
 _TEMPLATE_FILE = re.compile(rf"{TEMPLATES_FOLDER}/[A-Za-z0-9][A-Za-z0-9._-]{{0,127}}\.jinja")
-# Of a name on Linux's and macOS's file systems.
+# Longest name on Linux's and macOS's file systems.
 _MAX_NAME_BYTES = 255
-# The largest tokenizer measured has 35 MB; one beyond this is an attack.
+# The largest tokenizer measured has 35 MB; a larger one than this is an attack.
 MAX_PIPELINE_FILE_BYTES = 64 << 20
 
 
 def partial_folder(folder: Path) -> Path:
-    """Where a folder is made before it gets its name."""
+    """Path at which a folder is made before it gets its name."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def existing_stage(folder: Path) -> Stage | None:
-    """stage.json of a shard's folder that is in place; None where there is no folder.
+    """Read stage.json of a shard's folder that is in place; None if there is no folder.
 
     Raises:
-        UsageError: Something else has its name, or it lacks weight files.
+        UsageError: Something else has the folder's name, or weight files are missing.
     """
     if not folder.exists():
         return None
@@ -76,7 +76,7 @@ def existing_stage(folder: Path) -> Stage | None:
 
 
 def check_same(folder: Path, existing: Stage, expected: Stage) -> None:
-    """Raise `UsageError` unless the shard in place is the one to be made; digests of weight files count if known."""
+    """Raise `UsageError` unless the shard in place is the expected one; digests of weight files count if known."""
     known = {file.name: file.sha256 for file in expected.weight_files if file.sha256 != UNKNOWN}
     files = tuple(
         file if file.name in known else file.model_copy(update={"sha256": UNKNOWN}) for file in existing.weight_files
@@ -90,10 +90,10 @@ def check_same(folder: Path, existing: Stage, expected: Stage) -> None:
 
 
 def pipeline_in_place(folder: Path, expected: Manifest, *, compare_digests: bool = True) -> bool:
-    """Whether the pipeline's folder is there.
+    """Whether the pipeline's folder is in place.
 
     Raises:
-        UsageError: Another pipeline, or something else, has its name.
+        UsageError: Another pipeline, or something else, has the folder's name.
     """
     if not folder.exists():
         return False
@@ -112,35 +112,35 @@ def pipeline_in_place(folder: Path, expected: Manifest, *, compare_digests: bool
         stages = zip(existing.stages, expected.stages, strict=True)
         blind = tuple(found.model_copy(update={"digest": own.digest}) for found, own in stages)
         existing = existing.model_copy(update={"stages": blind})
-    # What it says of its numbers was measured when it was made, and stays.
+    # What it says about its numbers was measured when it was made, and stays.
     if existing.model_copy(update={"inexact": expected.inexact}) != expected:
         raise in_the_way(folder, "it is a pipeline of another model or revision")
     return True
 
 
-# Stands for a sha256 that is not known before the file is read.
+# Placeholder for a sha256 that is unknown until the file is read.
 UNKNOWN = "0" * 64
 
 
 def is_pipeline_file(name: str) -> bool:
-    """Whether a pipeline carries a file of this name, if its source has it."""
+    """Whether a pipeline carries a file of this name if its source has it."""
     return name in PIPELINE_FILES or (name.endswith(_PIPELINE_SUFFIXES) and not name.startswith("."))
 
 
 def pipeline_files(checkpoint: Checkpoint) -> dict[str, str]:
-    """sha256 of the source's files that a pipeline carries, by name.
+    """Compute the sha256 of the source's files that a pipeline carries, by name.
 
     Raises:
-        FormatError: One is too large.
+        FormatError: A file is too large.
     """
     return {name: sha256_hex(checkpoint.small_file(name)) for name in pipeline_file_names(checkpoint)}
 
 
 def pipeline_file_names(checkpoint: Checkpoint) -> list[str]:
-    """Names of the files that a pipeline of a model carries: the known ones in their order, others sorted.
+    """Names of the files that a pipeline of a model carries: known ones in their order, then the others sorted.
 
     Raises:
-        FormatError: One is too large, or stands where a file should and is none.
+        FormatError: A file is too large, or is not a regular file.
     """
     source = checkpoint.folder
     there = {path.name for path in source.iterdir() if is_pipeline_file(path.name) and path.exists()}
@@ -161,19 +161,19 @@ def pipeline_file_names(checkpoint: Checkpoint) -> list[str]:
 
 
 def is_template_file(name: str) -> bool:
-    """Whether a file is a chat template beside the default one, as transformers keeps those."""
+    """Whether a file is an additional chat template where transformers keeps those."""
     return _TEMPLATE_FILE.fullmatch(name) is not None
 
 
 def template_file_names(checkpoint: Checkpoint) -> list[str]:
-    """Names of a model's chat templates beside the default one."""
+    """Names of a model's additional chat templates."""
     paths = sorted((checkpoint.folder / TEMPLATES_FOLDER).glob("*.jinja"))
     names = [f"{TEMPLATES_FOLDER}/{path.name}" for path in paths]
     return [name for name in names if is_template_file(name)]
 
 
 def begin_partial(folder: Path, keep: Collection[str]) -> Path:
-    """Make ready the hidden folder that `folder` is made in; what is in it and not in `keep` is removed."""
+    """Prepare the hidden folder in which `folder` is made; anything in it that is not in `keep` is removed."""
     partial = partial_folder(folder)
     partial.mkdir(exist_ok=True)
     for path in list(partial.iterdir()):
@@ -183,7 +183,7 @@ def begin_partial(folder: Path, keep: Collection[str]) -> Path:
 
 
 def write_files(partial: Path, files: Mapping[str, bytes]) -> None:
-    """Write small files and sync them; a name may have one folder before it."""
+    """Write small files and sync them; a name may contain one folder."""
     inner = {(partial / name).parent for name in files} - {partial}
     for folder in inner:
         folder.mkdir(exist_ok=True)
@@ -194,14 +194,14 @@ def write_files(partial: Path, files: Mapping[str, bytes]) -> None:
 
 
 def replace_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replace small files of a folder that is in place, each at once."""
+    """Replace small files of a folder that is in place, each atomically."""
     for name, data in files.items():
         path = folder / name
         write_whole(path, data, temporary=path.with_name(f".{path.name}.writing"))
 
 
 def put_in_place(folder: Path) -> None:
-    """Give a folder that is whole its name: it appears at once or not at all."""
+    """Give a complete folder its name: it appears at once or not at all."""
     partial = partial_folder(folder)
     sync_folder(partial)
     os.rename(partial, folder)
@@ -210,7 +210,7 @@ def put_in_place(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Map what the file system refuses: no room to `DiskFull`, no permission to `AccessError`."""
+    """Map errors of the file system: no room to `DiskFull`, no permission to `AccessError`."""
     try:
         yield
     except OSError as error:
@@ -239,7 +239,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def in_the_way(folder: Path, why: str) -> UsageError:
-    """The error for a folder that has the name of one to be made."""
+    """The error for an existing folder with the name of one to be made."""
     return UsageError(
         f"{folder} exists, and is not overwritten.",
         why=f"{why[:1].upper()}{why[1:]}.",

@@ -1,4 +1,4 @@
-"""What a model's own card says that ours must say too: licence, gate, language, base model."""
+"""What our cards take from a model's own card: licence, gate, language, base model."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ Value = str | bool | list["Value"] | dict[str, "Value"]
 _MAX_FRONT_MATTER_BYTES = 64 << 10
 _MAX_ITEMS = 100
 _MAX_DEPTH = 4
-# YAML takes no longer ones in a line than 1,024 characters, escapes counted.
+# YAML accepts keys of at most 1,024 characters, escapes included.
 _MAX_KEY_CHARS = 100
 _LICENCE_FIELDS = ("license", "license_name", "license_link")
 _GATE_PREFIX = "extra_gated_"
-# Identifiers as the Hub takes them; its card validation refuses a commit that has others.
+# Licence identifiers that the Hub accepts; its card validation refuses a commit with others.
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{1,8}){0,3}|code|multilingual")
 _PIPELINE_TAG = re.compile(r"[a-z0-9]+(-[a-z0-9]+){0,7}")
 _BASE_MODEL = re.compile(rf"{REPO_PATTERN.strip('^$')}|[A-Za-z0-9][A-Za-z0-9._-]{{0,95}}")
-# Licence texts by the names they have in practice; they go along with the weights.
+# Names of licence texts in practice; the texts are copied along with the weights.
 _LICENCE_FILE = re.compile(
     r"(licen[cs]e|notice|copying|use[-_. ]?policy|acceptable[-_. ]?use[-_. ]?policy|terms)([-_ ][a-z0-9_ -]{0,64})?"
     r"(\.(txt|md|rst|pdf))?",
     re.IGNORECASE,
 )
 _MAX_LICENCE_BYTES = 1 << 20
-# Licences that say nothing by themselves.
+# Licence values that carry no information by themselves.
 _UNKNOWN_LICENCES = {"unknown", "other"}
 
 
 def source_fields(folder: Path) -> dict[str, Value]:
-    """Licence, gate, language, base model and task from the front matter of a model's README.md.
+    """Read licence, gate, language, base model and task from the front matter of a model's README.md.
 
-    The card is advice, not identity: what cannot be read, or is no value the Hub takes for that field, is left out;
-    a licence under no known kind of name becomes `other` with that name.
+    The card is advice, not identity: a value that cannot be read, or that the Hub does not accept for its field, is
+    left out; a licence with an unknown kind of name becomes `other` with that name.
     """
     fields = _front_matter(folder / CARD_FILE)
     found: dict[str, Value] = {}
@@ -53,7 +53,7 @@ def source_fields(folder: Path) -> dict[str, Value]:
     for name, value in fields.items():
         if name.startswith(_GATE_PREFIX) and len(name) < 64 and (kept := _kept(value)) is not None:
             found[name] = kept
-    # YAML 1.1 reads the code of Norwegian as false.
+    # YAML 1.1 reads the language code of Norwegian, no, as false.
     languages = ["no" if item is False else item for item in _listed(fields.get("language"))]
     for name, values, pattern in (
         ("language", languages, _LANGUAGE),
@@ -67,15 +67,15 @@ def source_fields(folder: Path) -> dict[str, Value]:
 
 
 def is_licence_file(name: str) -> bool:
-    """Whether a file's name is one that licences have."""
+    """Whether a file's name is that of a licence text."""
     return _LICENCE_FILE.fullmatch(name) is not None
 
 
 def licence_files(folder: Path) -> dict[str, bytes]:
-    """Licence texts that lie beside a model, by file name.
+    """Read the licence texts beside a model, by file name.
 
     Raises:
-        FormatError: One is larger than any licence.
+        FormatError: A file is larger than any licence.
     """
     files = {}
     for path in sorted(folder.iterdir()):
@@ -88,11 +88,11 @@ def licence_files(folder: Path) -> dict[str, bytes]:
 
 
 def reservations(fields: Mapping[str, Value], *, gated: bool) -> list[str]:
-    """Why the model should not be published to everyone without asking; empty where nothing speaks against it.
+    """Reasons not to publish the model to everyone without asking; empty if there are none.
 
     Args:
-        fields: From `source_fields`.
-        gated: Whether the source's repo gives access only to those who ask.
+        fields: The result of `source_fields`.
+        gated: Whether the source's repo gives access on request only.
     """
     reasons = []
     if gated or any(name.startswith(_GATE_PREFIX) for name in fields):
@@ -128,7 +128,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _kept(value: Any, depth: int = 0) -> Value | None:
-    """A value of texts, truths, lists and mappings of texts; None for any other."""
+    """The value if it consists of texts, booleans, lists and mappings of texts only; otherwise None."""
     if isinstance(value, str | bool):
         return value
     if depth >= _MAX_DEPTH or not isinstance(value, list | dict) or not 0 < len(value) <= _MAX_ITEMS:

@@ -1,4 +1,4 @@
-"""Splitting a checkpoint: its tensors into one folder per stage, and a folder for the pipeline."""
+"""Splitting a checkpoint into one folder per stage and a folder for the pipeline."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitProgress:
-    """How far a split is.
+    """Progress of a split.
 
     Attributes:
-        index: Shard the file belongs to, the first if several have it.
+        index: Index of the shard the file belongs to, the first if several have it.
         file: Weight file being copied.
-        done_bytes, total_bytes: Of what this run copies; a file that several shards have counts once.
+        done_bytes, total_bytes: Bytes that this run copies; a file that several shards have counts once.
     """
 
     index: int
@@ -72,7 +72,7 @@ class ShardResult:
 
     Attributes:
         digest: Its stage digest.
-        already_there: Whether an earlier run had put it there; it was left alone.
+        already_there: Whether an earlier run put it in place; it was left alone then.
     """
 
     index: int
@@ -84,12 +84,12 @@ class ShardResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitResult:
-    """What a split left behind.
+    """Result of a split.
 
     Attributes:
         pipeline: Folder of the pipeline; None while shards of this cut are missing.
-        pipeline_id: Its identity.
-        missing: Indexes of the shards that are missing.
+        pipeline_id: The pipeline id.
+        missing: Indexes of the missing shards.
     """
 
     shards: tuple[ShardResult, ...]
@@ -114,31 +114,31 @@ def split(
     progress: Callable[[SplitProgress], None] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> SplitResult:
-    """Write the shards' folders and the pipeline's folder into `out`.
+    """Write the folders of the shards and the pipeline into `out`.
 
-    A folder appears under its name when it is whole. After a kill the same call goes on where it stopped: finished
-    weight files are taken again if nothing they were made of has changed. A shard that is in place is left alone.
+    A folder appears under its name when it is complete. After a kill the same call continues where it stopped: finished
+    weight files are reused if nothing they were made of has changed. A shard that is in place is left alone.
 
     Args:
-        checkpoint: Where the bytes are.
-        contents, stages: What they are, and which stage needs which.
+        checkpoint: The source of the bytes.
+        contents, stages: The model's tensors, and which stage needs which.
         out: Folder to write into; made if needed.
         name: Base name of the folders.
         source: Repo and commit of the checkpoint.
-        only: Index of the one shard to write; the pipeline's folder is written when all shards are there.
-        check_weights: Whether NaN and infinity in the weights are looked for.
-        numbers: What is known of the stages' numbers, for the cards and the pipeline.
+        only: Index of the one shard to write; the pipeline's folder is written when all shards are in place.
+        check_weights: Whether to check the weights for NaN and infinity.
+        numbers: What is known about the stages' numbers, for the cards and the pipeline.
         inexact: What was measured, if the stages do not give the whole model's numbers; see `parity.settle`.
-        signer: Signs the manifest, also one that is in place.
-        progress: Told after every few megabytes.
-        max_file_bytes: Size from which a group of tensors takes several weight files.
+        signer: Signs the manifest, including one that is in place already.
+        progress: Called after every few megabytes.
+        max_file_bytes: Size above which a group of tensors takes several weight files.
 
     Raises:
         UsageError: Another shard or pipeline has the name, or another split writes to `out`.
-        UnsupportedModel: Two weight files would have one name.
-        WeightFileError: The checkpoint lacks tensors, or changed meanwhile.
-        NonFiniteWeights: A weight is NaN or infinite, and that is looked for.
-        DiskFull: No room, before or meanwhile; what is finished is kept for the next run.
+        UnsupportedModel: Two weight files would have the same name.
+        WeightFileError: The checkpoint lacks tensors, or changed during the split.
+        NonFiniteWeights: A weight is NaN or infinite, and `check_weights` is set.
+        DiskFull: The disk has or ran out of room; what is finished is kept for the next run.
         AccessError: `out` may not be written.
     """
     job = prepare(checkpoint, contents, stages, out, name=name, source=source, max_file_bytes=max_file_bytes)
@@ -181,7 +181,7 @@ class _Splitter:
     def run(self, selected: Sequence[ShardJob]) -> SplitResult:
         entries = self._journal.entries
         there = {shard.index for shard in selected if self._job.in_place(shard, entries)}
-        # Who still needs each file, so that what several shards have is read and hashed once.
+        # The shards that still need each file, so that a file of several shards is read and hashed once.
         wanting: dict[str, list[tuple[ShardJob, FileLayout]]] = {}
         for shard in selected:
             if shard.index not in there:
@@ -204,7 +204,7 @@ class _Splitter:
         return self._with_pipeline(results)
 
     def _copy(self, key: str, layout: FileLayout, index: int, targets: Sequence[tuple[ShardJob, FileLayout]]) -> None:
-        """Copy one weight file into every hidden folder that wants it; with no targets, find its sha256."""
+        """Copy one weight file into every hidden folder that needs it; without targets, only compute its sha256."""
 
         def told(count: int) -> None:
             self._done_bytes += count
@@ -235,10 +235,10 @@ class _Splitter:
         self._copier.write(layout, temporaries, told, synced)
 
     def _result(self, shard: ShardJob, *, already_there: bool) -> ShardResult:
-        """Digest of a shard that is in place; its files' sha256 are computed from the source where they are not known.
+        """Result for a shard in place; sha256 of its files that are unknown are computed from the source.
 
         Raises:
-            UsageError: The shard in place is made of other bytes.
+            UsageError: The shard in place was made from other bytes.
         """
         if already_there:
             for key, layout in zip(shard.keys, shard.layouts, strict=True):
@@ -257,12 +257,12 @@ class _Splitter:
         )
 
     def _mark(self, shard: ShardJob) -> None:
-        """Have a shard in place say, in its hint and on its card, that its chain is inexact."""
+        """Record in a shard's hint and card that its chain is inexact."""
         documents = shard_documents(self._job, shard, self._job.stage(shard, self._journal.entries.digests))
         replace_files(shard.folder, {name: documents[name] for name in (CONFIG_FILE, CARD_FILE)})
 
     def _finish(self, shard: ShardJob) -> None:
-        """Write a shard's documents beside its weight files and put the folder in place."""
+        """Write a shard's documents beside its weight files, and put the folder in place."""
         stage = self._job.stage(shard, self._journal.entries.digests)
         write_files(partial_folder(shard.folder), shard_documents(self._job, shard, stage))
         put_in_place(shard.folder)
@@ -289,5 +289,5 @@ class _Splitter:
     def _is_there(self, shard: ShardJob) -> bool:
         try:
             return self._job.in_place(shard, self._journal.entries)
-        except UsageError:  # a shard of another cut or model has the name: this one is missing
+        except UsageError:  # a shard of another cut or model has the name, so this one is missing
             return False

@@ -1,4 +1,4 @@
-"""Writing tensors into weight files: byte ranges as they are, sha256 in the same pass, memory flat."""
+"""Writing tensors into weight files: byte ranges copied unchanged and hashed in the same pass, in constant memory."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from shardhub.splitting.contents import ComputedTensors
 from shardhub.splitting.weight_layout import ComputedTensor, FileLayout
 from shardhub.tensors import DTYPE_SIZES
 
-# One buffer is hashed while the others are written and filled. Together they stay within a processor's cache.
+# One buffer is hashed while the others are written and filled. Together they fit a processor's cache.
 _BUFFER_BYTES = 1 << 20
 _NUM_BUFFERS = 3
-# Large models come in hundreds of files, and macOS gives a process 256; a layer is in one to three of them.
+# Large models come in hundreds of files, and macOS allows a process 256 open files; a layer is in one to three of them.
 _MAX_OPEN = 8
-# No space, quota spent, or a file larger than the file system or the process may write.
+# No space, quota exhausted, or a file larger than the file system or the process may write.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Files the disk is still taking while the next one is copied; with fewer it stands still between two files.
+# Files still being synced while the next one is copied; with fewer, the disk is idle between two files.
 _MAX_SYNCING = 3
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class Copier:
-    """Writes weight files out of a checkpoint; a context manager that holds the checkpoint's files open.
+    """Writes weight files from a checkpoint; a context manager that keeps the checkpoint's files open.
 
     Args:
-        checkpoint: Where the bytes are.
-        computed: The tensors whose bytes are not there.
-        check_weights: Whether NaN and infinity are looked for in all that is written.
+        checkpoint: The source of the bytes.
+        computed: The tensors that are not stored there.
+        check_weights: Whether to check everything written for NaN and infinity.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class Copier:
     ) -> None:
         """Write one weight file to every target at once: its bytes are read and hashed once.
 
-        The disk takes the file in another thread while the next one is read; `wait` says when all are there.
+        The file is synced to disk in another thread while the next one is read; `wait` returns when all are on disk.
 
         Args:
             layout: What to write.
-            targets: New files; where there are none, the sha256 is computed all the same.
-            progress: Told the bytes done since the last call.
-            synced: Told the sha256 in that other thread, file after file, when the targets are on disk.
+            targets: New files to write; without any, only the sha256 is computed.
+            progress: Called with the bytes done since the last call.
+            synced: Called with the sha256 in that other thread, file after file, when the targets are on disk.
 
         Raises:
             WeightFileError: The checkpoint's files changed or cannot be read.
-            NonFiniteWeights: A weight is NaN or infinite, and that is looked for.
-            DiskFull: No room, for this file or one before; this one's targets are removed again.
+            NonFiniteWeights: A weight is NaN or infinite, and `check_weights` is set.
+            DiskFull: There is no room for this file or one before; the targets of this one are removed.
         """
         descriptors: list[int] = []
         try:
@@ -96,7 +96,7 @@ class Copier:
         self._syncing.append(self._syncer.submit(_sync, layout, descriptors, targets, digest, synced))
 
     def wait(self, num_left: int = 0) -> None:
-        """Return when all files written so far, but for the last few, are on disk.
+        """Return when all files written so far, except the last `num_left`, are on disk.
 
         Raises:
             DiskFull: The disk had no room for one of them after all.
@@ -108,7 +108,7 @@ class Copier:
         digest = hashlib.sha256()
         hashing: list[Future[None] | None] = [None] * _NUM_BUFFERS
         for turn, filled in enumerate(self._fill(layout, hashing)):
-            # Hashing lets go of the interpreter, so it runs beside the write and the next read.
+            # Hashing releases the GIL, so it runs in parallel with the write and the next read.
             hashing[turn % _NUM_BUFFERS] = self._hasher.submit(digest.update, filled)
             for descriptor in descriptors:
                 _write_all(descriptor, filled)
@@ -119,7 +119,7 @@ class Copier:
         return digest.hexdigest()
 
     def _fill(self, layout: FileLayout, hashing: Sequence[Future[None] | None]) -> Iterator[memoryview]:
-        """The file's bytes, buffer after buffer; a buffer is filled again only when it has been hashed."""
+        """The file's bytes, buffer after buffer; a buffer is refilled only after it has been hashed."""
         turn, used = 0, len(layout.header)
         buffer = self._buffers[0]
         head = memoryview(layout.header)
@@ -142,7 +142,7 @@ class Copier:
                 piece = buffer[used : used + count]
                 read(at, piece)
                 if self._check_weights:
-                    # Tensors are ordered by dtype size and buffers are multiples of it: no element is in two pieces.
+                    # Tensors are ordered by dtype size and buffers are multiples of it, so no element is split.
                     _check_finite(name, tensor, at, piece)
                 at, used = at + count, used + count
         yield buffer[:used]
@@ -206,7 +206,7 @@ def _check_finite(name: str, tensor: StoredTensor | ComputedTensor, at: int, pie
 
 
 def _runs(stored: Sequence[StoredTensor | ComputedTensor]) -> list[int | None]:
-    """For each tensor that does not follow the one before in its file: where the run of those that follow it ends."""
+    """For each tensor that starts a contiguous run in its file, where that run ends; None for the others."""
     stops: list[int | None] = [None] * len(stored)
     first = 0
     before: StoredTensor | ComputedTensor | None = None
@@ -220,7 +220,7 @@ def _runs(stored: Sequence[StoredTensor | ComputedTensor]) -> list[int | None]:
 
 
 def _disk_full(folder: Path, layout: FileLayout, cause: OSError) -> DiskFull:
-    """The error for a disk that filled up while `layout` was written into `folder`."""
+    """The error for a disk that filled up while `layout` was being written into `folder`."""
     status = os.statvfs(folder)
     return DiskFull(
         f"The disk is full: {layout.name} could not be written.",

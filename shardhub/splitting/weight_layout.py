@@ -1,4 +1,4 @@
-"""Which weight files a stage has and which tensors stand in them: the same files in every cut of a model."""
+"""Which weight files a stage has, and which tensors are in them: the same files in every cut of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardhub.manifest import MAX_TENSORS_PER_FILE
 from shardhub.naming import weight_file_name
 from shardhub.tensors import DTYPE_SIZES, TensorSpec
 
-# A killed download costs one file, and the Hub resumes none across processes.
+# A killed download costs at most one file, as the Hub's client does not resume across processes.
 MAX_FILE_BYTES = 1 << 30
 
 
@@ -21,7 +21,7 @@ class ComputedTensor:
     """A tensor that is computed when it is written.
 
     Attributes:
-        name: Its final name.
+        name: Final name.
     """
 
     spec: TensorSpec
@@ -30,12 +30,12 @@ class ComputedTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileLayout:
-    """A weight file before it is written.
+    """The layout of a weight file to be written.
 
     Attributes:
         header: Its first bytes, length included.
         tensors: Final names in the order of the file.
-        stored: Where each of them comes from, in the same order.
+        stored: The source of each tensor, in the same order.
     """
 
     name: str
@@ -57,20 +57,20 @@ def lay_out(
     stored: Mapping[str, StoredTensor | ComputedTensor],
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> tuple[FileLayout, ...]:
-    """Weight files of the stage [start, stop), in the order embedding, layers, norm and head.
+    """Lay out the weight files of the stage [start, stop), in the order embedding, layers, norm and head.
 
-    Own layers, and modules outside the layers, come whole, so that their files are the same whatever the cut. Of
-    another stage's layer only the tensors needed are taken, into a file of their own.
+    The stage's own layers and modules outside the layers are included whole, so that their files are the same whatever
+    the cut. Of another stage's layer only the needed tensors are included, in a file of their own.
 
     Args:
         start, stop: The stage's layers.
         needed: Final names of the tensors it needs.
-        layer_of: Layer of every tensor of the model by final name, None outside the layers.
-        stored: Where every tensor of the model comes from, by final name.
-        max_file_bytes: A group of tensors that is larger takes several files; a tensor is never cut.
+        layer_of: Layer of every tensor of the model by final name; None outside the layers.
+        stored: Source of every tensor of the model, by final name.
+        max_file_bytes: A larger group of tensors takes several files; a tensor is never split.
 
     Raises:
-        UnsupportedModel: Two files would have one name, on a file system that ignores case.
+        UnsupportedModel: Two files would have the same name on a file system that ignores case.
     """
     layers: dict[int, list[str]] = {}
     modules: dict[str, list[str]] = {}
@@ -106,7 +106,7 @@ def _module(name: str) -> str:
 def _files(
     group: str, names: Sequence[str], stored: Mapping[str, StoredTensor | ComputedTensor], max_file_bytes: int
 ) -> list[FileLayout]:
-    # Widest dtypes first keeps every tensor aligned, as the safetensors library itself orders them.
+    # Widest dtypes first, as the safetensors library itself orders them, keeps every tensor aligned.
     ordered = sorted(names, key=lambda name: (-DTYPE_SIZES[stored[name].spec.dtype], name))
     parts: list[list[str]] = [[]]
     size = 0

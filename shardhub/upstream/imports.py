@@ -20,7 +20,7 @@ _COMPILING = "mlx.core"
 
 
 def watch() -> None:
-    """Prepare the process for the imports of MLX and mlx_lm and undo what they change; call before either is imported."""
+    """Prepare for the imports of MLX and mlx_lm, and undo what they change; to be called before either is imported."""
     if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watch())
         if _COMPILING in sys.modules:

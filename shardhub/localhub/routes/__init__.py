@@ -1,1 +1,1 @@
-"""What the local Hub answers, one kind of request a module."""
+"""The local Hub's request handlers, one kind of request per module."""

@@ -1,4 +1,4 @@
-"""Who am I, and is this card right: calls about no repo."""
+"""Handlers of calls about accounts, access and cards."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from shardhub.localhub.card import CardError, front_matter
 from shardhub.localhub.messages import ValidateYaml
 from shardhub.localhub.refusals import Refusal
 
-# A README, in JSON.
+# Largest README in JSON.
 _MAX_CARD_BYTES = 16 << 20
-# hf_xet shows no body of a refusal, only its URL: so the URL says what to do.
+# hf_xet shows a refusal's URL but not its body, so the URL says what to do.
 _XET_ADVICE = "/_xet/this-Hub-speaks-LFS-only/set-HF_HUB_DISABLE_XET=1-and-start-again"
 
 
@@ -34,7 +34,7 @@ async def whoami(request: Request) -> Response:
 
 
 async def validate_yaml(request: Request) -> Response:
-    """POST /api/validate-yaml. The client parses JSON before it looks at the status."""
+    """POST /api/validate-yaml. The client parses JSON before it checks the status."""
     message = await read_model(request, ValidateYaml, max_bytes=_MAX_CARD_BYTES)
     try:
         front_matter(message.content)
@@ -45,24 +45,24 @@ async def validate_yaml(request: Request) -> Response:
 
 
 async def auth_check(request: Request) -> Response:
-    """GET .../auth-check: may the caller read it?"""
+    """GET .../auth-check: whether the caller may read the repo."""
     await readable_repo(request)
     return JSONResponse({})
 
 
 async def auth_check_write(request: Request) -> Response:
-    """GET .../auth-check/write: may the caller change it?"""
+    """GET .../auth-check/write: whether the caller may change the repo."""
     await writable_repo(request)
     return JSONResponse({})
 
 
 async def xet_token(request: Request) -> Response:
-    """GET .../xet-write-token/REVISION: there is no Xet storage here."""
+    """GET .../xet-write-token/REVISION: this Hub has no Xet storage."""
     return Response(status_code=307, headers={"Location": _XET_ADVICE})
 
 
 async def xet_refused(request: Request) -> Response:
-    """Where a client that insists on Xet ends up; what the body says for those who read it."""
+    """Answer a client that insists on Xet, with advice in the body for those who read it."""
     del request
     raise Refusal(
         400,
@@ -72,5 +72,5 @@ async def xet_refused(request: Request) -> Response:
 
 
 async def nothing_here(request: Request) -> Response:
-    """Every path this Hub does not have."""
+    """Answer every path that this Hub does not have."""
     raise Refusal(404, f"This Hub has no {request.method} {parameter(request, 'rest')[:200]!r}.")

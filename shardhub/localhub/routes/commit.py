@@ -1,4 +1,4 @@
-"""Making a commit: first how each file is to travel, then the commit itself."""
+"""Handlers that make a commit: first how each file is uploaded, then the commit itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from shardhub.localhub.routes.repos import LFS_SUFFIXES
 from shardhub.localhub.store import BlobStore
 from shardhub.localhub.tree import MAX_FILES, Add, Delete, Operation, Tree, git_blob_oid
 
-# Larger files go over LFS. The client reads a small one whole, and so do we.
+# Larger files go over LFS. The client reads a smaller file whole, and so does this Hub.
 MAX_REGULAR_BYTES = 5 << 20
 # Room for base64 and the path around it.
 _MAX_LINE_BYTES = MAX_REGULAR_BYTES * 4 // 3 + (64 << 10)
@@ -36,7 +36,7 @@ _MAX_COMMIT_BYTES = 256 << 20
 
 
 async def preupload(request: Request) -> Response:
-    """POST .../preupload/REVISION: per file, LFS or in the commit, and the id of what is there now."""
+    """POST .../preupload/REVISION: for each file, whether it goes over LFS or in the commit, and its current id."""
     _, repo = await writable_repo(request)
     message = await read_model(request, Preupload)
     revision, catalog = parameter(request, "revision"), hub_of(request).catalog
@@ -58,10 +58,10 @@ async def preupload(request: Request) -> Response:
 
 
 async def commit(request: Request) -> Response:
-    """POST .../commit/BRANCH: a header and its operations, a line each.
+    """POST .../commit/BRANCH: a header and the operations, one per line.
 
-    Small files become blobs as their lines come in; the commit itself is one transaction, in which the parent is
-    checked, so that of two commits on the same parent one is refused and none is lost.
+    Small files become blobs as their lines arrive. The commit itself is one transaction that checks the parent, so that
+    of two commits on the same parent one is refused and none is lost.
     """
     caller, repo = await writable_repo(request)
     if request.query_params.get("create_pr"):
@@ -104,7 +104,7 @@ async def commit(request: Request) -> Response:
 
     def make() -> str:
         with hub.catalog.writing() as connection:
-            # Asked again, in the transaction: the repo may have gone or moved while the body came in.
+            # Looked up again in the transaction: the repo may have been deleted or moved while the body arrived.
             there = find_writable(connection, caller, repo.type, repo.namespace, repo.name)
             for sha256, size in small.items():
                 repos.own_object(connection, there.row, sha256, size)

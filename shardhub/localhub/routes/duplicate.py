@@ -1,4 +1,4 @@
-"""Giving a repo objects that another one has, so that they need not be uploaded again.
+"""Handler that copies objects from one repo to another, so that they need not be uploaded again.
 
 Source: huggingface_hub 2.4.0, hf_api.py, `_duplicate_lfs_files`.
 """
@@ -21,10 +21,10 @@ from shardhub.localhub.repos import Repo, find_writable
 
 
 async def duplicate(request: Request) -> Response:
-    """POST .../lfs-files/duplicate of the repo that has the objects; the target is in the body.
+    """POST .../lfs-files/duplicate on the repo that has the objects; the target is in the body.
 
-    Only what a branch or tag of the source holds is given, since that is what the caller may read there; that a repo
-    was sent an object does not make it readable.
+    Only objects in a branch or tag of the source are copied, since those are what the caller may read there; an object
+    that was merely uploaded to a repo is not readable.
     """
     caller, source = await readable_repo(request)
     message = await read_model(request, DuplicateFiles)
@@ -49,6 +49,6 @@ async def duplicate(request: Request) -> Response:
 
 
 def _held(connection: sqlite3.Connection, repo: Repo) -> dict[str, int]:
-    """Size by sha256 of the LFS files that the repo's branches and tags hold."""
+    """Sizes by sha256 of the LFS files in the repo's branches and tags."""
     trees = [history.read(connection, repo, commit).tree for commit in set(history.refs(connection, repo).values())]
     return {entry.sha256: entry.size_bytes for tree in trees for entry in tree.values() if entry.lfs}

@@ -1,4 +1,4 @@
-"""Files of a commit: listed, described, downloaded."""
+"""Handlers that list, describe and download the files of a commit."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from shardhub.localhub.paths import check_path
 from shardhub.localhub.refusals import Refusal, bad_request, entry_not_found
 from shardhub.localhub.tree import Entry, lfs_pointer
 
-# As the real Hub: the client follows `Link` to the next page.
+# As on the real Hub; the client follows `Link` to the next page.
 _PAGE = 1000
 _MAX_PATHS = 10_000
-# Memory a download takes, whatever the file's size.
+# Memory that a download takes, whatever the file's size.
 _CHUNK_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 async def list_tree(request: Request) -> Response:
-    """GET .../tree/REVISION[/FOLDER], by pages."""
+    """GET .../tree/REVISION[/FOLDER], in pages."""
     commit = await _commit(request)
     folder = parameter(request, "path") if "path" in request.path_params else ""
     if folder:
@@ -54,7 +54,7 @@ async def list_tree(request: Request) -> Response:
 
 
 async def paths_info(request: Request) -> Response:
-    """POST .../paths-info/REVISION, a form of paths; those that are not there are left out."""
+    """POST .../paths-info/REVISION, a form of paths; missing ones are left out."""
     commit = await _commit(request)
     body = (await read(request)).decode("utf-8", "replace")
     try:
@@ -72,9 +72,9 @@ async def paths_info(request: Request) -> Response:
 
 
 async def download(request: Request) -> Response:
-    """GET and HEAD of .../resolve/REVISION/PATH, whole or one range.
+    """GET and HEAD of .../resolve/REVISION/PATH, the whole file or one range.
 
-    Content comes as an attachment that no browser runs, whatever it holds.
+    Content is sent as an attachment, which no browser runs, whatever it contains.
     """
     commit = await _commit(request)
     path = parameter(request, "path")
@@ -83,7 +83,7 @@ async def download(request: Request) -> Response:
     except Refusal:
         raise entry_not_found(path[:200]) from None
     if entry is None:
-        # With the commit, the client remembers that the file is not there.
+        # If given the commit, the client caches that the file is missing.
         raise entry_not_found(path, commit=commit.id)
     headers = {
         "X-Repo-Commit": commit.id,
@@ -138,13 +138,13 @@ def _file(path: str, entry: Entry, commit: Commit, *, expand: bool) -> dict[str,
 
 
 def _last_commit(commit: Commit, *, expand: bool) -> dict[str, Any]:
-    # The revision's own commit stands for the last one that changed the path: exact for the state it describes, and
-    # always there, where the older one may have been squashed away.
+    # The revision's own commit stands for the last one that changed the path: it is exact for the state it describes,
+    # and always exists, while the older one may have been squashed away.
     return {"lastCommit": {"id": commit.id, "title": commit.title, "date": commit.date}} if expand else {}
 
 
 def _range(header: str, entry: Entry) -> tuple[int, int] | None:
-    """The half-open range a Range header asks for; None if it is to be ignored. Source: RFC 9110, 14.1.2 and 14.2."""
+    """The half-open range a Range header asks for; None if it must be ignored. Source: RFC 9110, 14.1.2 and 14.2."""
     match = _RANGE.fullmatch(header.strip())
     if match is None or not any(match.groups()):
         return None
@@ -172,7 +172,7 @@ async def _read(file: BinaryIO, num_bytes: int) -> AsyncIterator[bytes]:
         while num_bytes:
             data = await asyncio.to_thread(file.read, min(_CHUNK_BYTES, num_bytes))
             if not data:
-                # The length was promised: end the connection, so that the client sees that it was not kept.
+                # The length was announced: end the connection, so that the client notices the short body.
                 raise OSError("A blob ended early.")
             num_bytes -= len(data)
             yield data

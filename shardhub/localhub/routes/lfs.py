@@ -1,4 +1,4 @@
-"""Uploads over git LFS: the batch call, the bytes, the check afterwards.
+"""Handlers of uploads over git LFS: the batch call, the bytes, the check afterwards.
 
 Source: git-lfs, docs/api; huggingface_hub 2.4.0, lfs.py.
 """
@@ -25,12 +25,12 @@ from shardhub.localhub.uploads import PART_BYTES, PartWriter, Upload
 
 # The client downloads no larger file over HTTP.
 MAX_FILE_BYTES = 50_000_000_000
-# Handed to a thread at once: hashing and writing hold no lock of the interpreter then.
+# Bytes handed to a thread at once; hashing and writing such a block release the GIL.
 _WRITE_BYTES = 1 << 20
 
 
 async def batch(request: Request) -> Response:
-    """POST ....git/info/lfs/objects/batch: where to send each object, or nothing for one this repo has."""
+    """POST ....git/info/lfs/objects/batch: where to upload each object, or nothing for one that the repo has."""
     _, repo = await writable_repo(request)
     message = await read_model(request, LfsBatch)
     if message.operation != "upload" or message.hash_algo != "sha256":
@@ -58,7 +58,7 @@ async def batch(request: Request) -> Response:
 
 
 async def put_part(request: Request) -> Response:
-    """PUT of a part's bytes to its signed URL. The only part of a small file makes it a blob at once."""
+    """PUT of a part's bytes to its signed URL; the only part of a small file makes it a blob at once."""
     hub, upload = hub_of(request), _signed_upload(request)
     part = int(parameter(request, "part"))
     check_length(request, upload.part_bytes(part))
@@ -75,20 +75,20 @@ async def put_part(request: Request) -> Response:
 
 
 async def complete(request: Request) -> Response:
-    """POST to a multipart upload's signed URL, when all its parts are there."""
+    """POST to a multipart upload's signed URL, once all its parts are there."""
     hub, upload = hub_of(request), _signed_upload(request)
     message = await read_model(request, LfsComplete)
     expected = [(part, upload.etag(part)) for part in range(1, upload.num_parts + 1)]
     if message.oid != upload.sha256 or [(part.part_number, part.etag) for part in message.parts] != expected:
         raise bad_request(f"The parts are not the {upload.num_parts} of this upload.")
-    # The answer to an earlier call may have been lost.
+    # Earlier calls may have succeeded although their answers were lost.
     if not await run_in_threadpool(_owns, hub, upload):
         await run_in_threadpool(_finish, hub, upload)
     return JSONResponse({})
 
 
 async def verify(request: Request) -> Response:
-    """POST of what the client believes to have uploaded."""
+    """POST of an object that the client believes it has uploaded."""
     _, repo = await writable_repo(request)
     message = await read_model(request, LfsObject)
     hub = hub_of(request)
@@ -117,7 +117,7 @@ async def _write_body(request: Request, writer: PartWriter) -> None:
 def _signed_upload(request: Request) -> Upload:
     query = request.query_params
     hub_of(request).signer.check(request.url.path, query.get("expires", ""), query.get("signature", ""))
-    # The signature holds, so these are what `batch` wrote.
+    # The signature is valid, so these values are what `batch` wrote.
     return Upload(
         repo=int(parameter(request, "repo")),
         sha256=parameter(request, "sha256"),

@@ -1,4 +1,4 @@
-"""Repos as a whole: create, describe, list, change, move, delete."""
+"""Handlers of whole repos: create, describe, list, change, move, delete."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ from shardhub.localhub.tree import Add, Entry, git_blob_oid, lfs_pointer
 
 log = logging.getLogger(__name__)
 
-# Largest card that is read to describe its repo; how many are kept as they were read, a few KB each.
+# Largest card that is read to describe its repo, and number of parsed cards that are cached, a few KB each.
 _MAX_CARD_BYTES = 1 << 20
 _MAX_CARDS = 1024
-# The client gives a card's fields to a function as keywords; these are that function's own, and end a listing.
+# The client passes a card's fields to a function as keywords; these are that function's own names, and would break a
+# whole listing.
 _NO_FIELDS = ("self", "ignore_metadata_errors")
 _PAGE = 500
 # What a new repo holds, as on the real Hub. `routes.commit` keeps files with these endings in LFS.
@@ -48,7 +49,7 @@ _GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for 
 
 
 async def create(request: Request) -> Response:
-    """POST /api/repos/create. Without a word about it, a repo is private."""
+    """POST /api/repos/create. By default a repo is private."""
     caller = await known_caller(request)
     message = await read_model(request, CreateRepo)
     kind = check_repo_type(message.type)
@@ -79,7 +80,7 @@ async def create(request: Request) -> Response:
     new, repo = await run_in_threadpool(make)
     url = base_url(request) + repo.url_path
     if not new:
-        # The client reads `url` of this answer too, for `exist_ok=True`.
+        # With `exist_ok=True` the client reads `url` from this answer too.
         return Refusal(409, f"You already created this {kind} repo: {repo.id}").response(url=url)
     return JSONResponse({"url": url, "name": repo.id, "id": repo.id, "private": repo.private})
 
@@ -100,7 +101,7 @@ async def delete(request: Request) -> Response:
 
 
 async def move(request: Request) -> Response:
-    """POST /api/repos/move. The old name leads nowhere afterwards."""
+    """POST /api/repos/move. The old name no longer works afterwards."""
     caller = await known_caller(request)
     message = await read_model(request, MoveRepo)
     kind = check_repo_type(message.type)
@@ -178,7 +179,7 @@ async def list_all(request: Request) -> Response:
 
 
 def describe(hub: LocalHub, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
-    """A repo at a commit, as the client's `ModelInfo` takes it; `blobs` adds sizes and ids of the files."""
+    """Describe a repo at a commit for the client's `ModelInfo`; `blobs` adds sizes and ids of the files."""
     metadata = _metadata(hub, commit.tree.get("README.md"))
     siblings = [sibling(path, entry, blobs=blobs) for path, entry in sorted(commit.tree.items())]
     return {
@@ -202,7 +203,7 @@ def describe(hub: LocalHub, repo: Repo, commit: Commit, *, blobs: bool = False) 
 
 
 def sibling(path: str, entry: Entry, *, blobs: bool) -> dict[str, Any]:
-    """A file as `RepoSibling` takes it."""
+    """Describe a file for the client's `RepoSibling`."""
     found: dict[str, Any] = {"rfilename": path}
     if blobs:
         found |= {"size": entry.size_bytes, "blobId": entry.oid}
@@ -217,7 +218,7 @@ def _metadata(hub: LocalHub, card: Entry | None) -> dict[str, Any]:
         return {}
     try:
         metadata: dict[str, Any] = json.loads(_card_json(hub.store.path(card.sha256)))
-    except FileNotFoundError:  # a blob that was lost costs its own repo something, not the list of all
+    except FileNotFoundError:  # a lost blob affects its own repo only, not the whole list
         log.error("%s is missing: restore it from a backup", hub.store.path(card.sha256))
         return {}
     return metadata
@@ -225,13 +226,13 @@ def _metadata(hub: LocalHub, card: Entry | None) -> dict[str, Any]:
 
 @lru_cache(maxsize=_MAX_CARDS)
 def _card_json(blob: Path) -> str:
-    """A card's metadata as JSON text; what is not a card's has none. A blob never changes."""
+    """A card's metadata as JSON text, empty if it is unusable; cacheable because a blob never changes."""
     try:
         fields = front_matter(blob.read_text("utf-8", errors="replace"))
     except CardError:
         return "{}"
     if not isinstance(fields.get("tags"), (list, str, type(None))):
-        del fields["tags"]  # the client iterates over them
+        del fields["tags"]  # the client iterates over this field
     return json.dumps({name: value for name, value in fields.items() if name not in _NO_FIELDS})
 
 

@@ -1,4 +1,4 @@
-"""Branches, tags and history."""
+"""Handlers of branches, tags and history."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def create_branch(request: Request) -> Response:
 
 
 async def create_tag(request: Request) -> Response:
-    """POST .../tag/REVISION. A tag's message is accepted and not kept."""
+    """POST .../tag/REVISION. A tag's message is accepted but not stored."""
     _, repo = await writable_repo(request)
     message = await read_model(request, NewTag)
     return await _add(request, repo, TAG + message.tag, parameter(request, "ref"))
