@@ -50,7 +50,7 @@ def is_own_network(host: str) -> bool:
 
 
 def is_excepted(host: str, port: int | None, exceptions: str) -> bool:
-    """Whether NO_PROXY names a host: by a domain (including subdomains), an address or a network, with or without a port.
+    """Whether NO_PROXY names a host: by domain (including subdomains), address or network, optionally with a port.
 
     Args:
         exceptions: Separated by commas or blanks; `*` names every host.

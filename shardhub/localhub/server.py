@@ -161,7 +161,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop on SIGTERM and SIGINT; uvicorn's own handler raises the signal again at the end, so it never exits with 0."""
+        """Stop on SIGTERM and SIGINT; uvicorn's own handler raises the signal again and so never exits with 0."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,4 +1,4 @@
-"""What one lazy run of upstream's forward shows: layers, cache slots, and what each layer hands on."""
+"""Examining upstream's forward by one lazy run: layers, cache slots, and what each layer hands on."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from shardhub.model.build import Blueprint, module_layers
 from shardhub.model.lazily import make_cache, run_lazily
 from shardhub.tensors import TensorSpec
 
-# The probe runs two batch sizes: an axis that is as long as the batch in both is the batch, wherever it stands.
+# The probe runs two batch sizes: an axis whose size is the batch in both runs is the batch axis, wherever it is.
 _PROBE_BATCHES = (2, 3)
 
 
-# A number, or a shape with None for the batch; None where there was none yet.
+# A number, or a shape with None for the batch; None if the leaf was absent.
 Seen = int | float | tuple[int | None, ...] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anatomy:
-    """The facts about a model's forward that cutting it needs.
+    """The facts about a model's forward that are needed to cut it.
 
     Attributes:
         num_layers: Decoder layers.
-        slots: Cache slots each layer receives, by layer.
+        slots: Cache slots that each layer receives, by layer.
         trees: Structure of what each layer hands on, by layer.
-        leaves: Dtype and symbolic shape of each array or number handed on, by crossing name; None where it cannot be
-            described. K and V that a layer hands its cache are among them.
-        seen: What each leaf was in each chunk: a number, or a shape with None for the batch; None where it was not
-            there.
+        leaves: Dtype and symbolic shape of each array or number handed on, by crossing name; None if no symbols
+            describe it. K and V that a layer hands its cache are included.
+        seen: The value of each leaf in each chunk: a number, or a shape with None for the batch; None if it was absent.
         chunks: Lengths L of the chunks that show every branch, see `probing`.
     """
 
@@ -47,7 +46,7 @@ class Anatomy:
     chunks: tuple[int, ...]
 
     def leaf_inputs(self, names: Iterable[str], *, batch: int = 1) -> dict[str, mx.array]:
-        """Placeholders `STEP:NAME` for leaves as they were in each chunk, as a trace's inputs; numbers have none."""
+        """Placeholders `STEP:NAME` for the leaves of each chunk, as a trace's inputs; numbers have none."""
         inputs: dict[str, mx.array] = {}
         for name in names:
             if (crossing := self.leaves[name]) is None or crossing.is_number:
@@ -61,7 +60,7 @@ class Anatomy:
         return inputs
 
     def incoming(self, names: Iterable[str], step: int, arrays: Mapping[str, mx.array]) -> dict[str, taps.Leaf]:
-        """What comes over the wire in a chunk of a trace: the trace's arrays, and numbers as they were seen."""
+        """The incoming crossings of a chunk in a trace: the trace's arrays, and numbers as they were seen."""
         found: dict[str, taps.Leaf] = {}
         for name in names:
             if (array := arrays.get(f"{step}:{name}")) is not None:
@@ -74,19 +73,19 @@ class Anatomy:
 
 
 def examine(blueprint: Blueprint, chunks: Sequence[int] | None = None) -> Anatomy:
-    """Run the whole model lazily on placeholders and note what passes at each layer.
+    """Run the whole model lazily on placeholders and record what passes at each layer.
 
     Args:
         blueprint: The model.
-        chunks: Lengths L of the chunks it is run through, as `probing.find_chunks` finds them; without them, chunks
-            that pass every number the model's caches hold.
+        chunks: Lengths L of the chunks to run, as `probing.find_chunks` finds them; if None, chunks that pass every
+            number the model's caches hold.
 
     Raises:
-        UnsupportedModel: It has no layers, they are not each called exactly once in order, or hand on what cannot cross
-            a cut.
+        UnsupportedModel: The model has no layers, does not call each exactly once in order, or a layer hands on what
+            cannot cross a cut.
     """
     model = blueprint.build()
-    module_layers(model)  # upstream makes no caches without them either
+    module_layers(model)  # raises without layers, and upstream makes no caches without them
     cache = make_cache(model)
     chunks = tuple(chunks or (1, 4, _widest(cache) + 3, 1, 5))
     steps: list[list[taps.Record]] = []
@@ -117,7 +116,7 @@ def examine(blueprint: Blueprint, chunks: Sequence[int] | None = None) -> Anatom
 
 
 class _Observer:
-    """A tap that runs every layer and notes order, cache slots and records."""
+    """A tap that runs every layer and records order, cache slots and outputs."""
 
     def __init__(self, cache: list[Any]) -> None:
         self._parts = kv_replay.places(cache)
@@ -146,7 +145,7 @@ class _Observer:
 
 
 def _widest(cache: list[Any]) -> int:
-    """The largest number a cache was made with, such as the positions of its window or chunk; 0 without one."""
+    """The largest number in any cache's settings, such as the positions of its window or chunk; 0 without one."""
     parts = [part for entry in cache for part in (entry, *getattr(entry, "caches", ()))]
     return max((size for part in parts for size in vars(part).values() if type(size) is int), default=0)
 
@@ -166,7 +165,7 @@ def _not_in_order(blueprint: Blueprint, calls: list[int], num_layers: int) -> Un
 
 
 def _one_tree(index: int, records: list[taps.Record]) -> Any:
-    """The tree that describes what a layer hands on in every step."""
+    """The tree that describes what a layer hands on in all steps."""
     tree = records[0].tree
     for other in records[1:]:
         try:
@@ -182,15 +181,15 @@ def _one_tree(index: int, records: list[taps.Record]) -> Any:
 def _describe(
     name: str, values: Sequence[taps.Leaf | None], chunks: tuple[int, ...]
 ) -> tuple[Crossing | None, tuple[Seen, ...]]:
-    """The crossing that describes a leaf, and what it was in each chunk.
+    """The crossing that describes a leaf, and the leaf's value in each chunk.
 
     Args:
-        name: The leaf.
-        values: What it was in each chunk, for one batch size after the other.
-        chunks: Their lengths L.
+        name: The leaf's name.
+        values: Its value in each chunk, for one batch size after the other.
+        chunks: Lengths L of the chunks.
 
     Returns:
-        None, and nothing, where no symbols describe it.
+        None and an empty tuple if no symbols describe it.
     """
     count = len(chunks)
     is_there = [value is not None for value in values]
@@ -201,7 +200,7 @@ def _describe(
     comes_later = len(there) < count
 
     def spread(found: Sequence[Seen]) -> tuple[Seen, ...]:
-        """What was seen where it was there, and None in the other steps."""
+        """The values in the steps in which the leaf was present, None in the others."""
         return tuple(found[there.index(step)] if step in there else None for step in range(count))
 
     numbers = [value for value in values if isinstance(value, int | float)]
@@ -223,7 +222,7 @@ def _describe(
         if symbol is None:
             return None, ()
         if comes_later and len(set(lengths)) == 1 and symbol == lengths[0]:
-            symbol = "N"  # it came with chunks of one length only, so that nobody can tell a constant from a length
+            symbol = "N"  # chunks of one length only had it, so a constant cannot be told from a length
         symbols.append(symbol)
     seen = spread(
         [
@@ -236,7 +235,7 @@ def _describe(
 
 
 def _symbol(sizes: Sequence[int], chunks: Sequence[int], totals: Sequence[int]) -> str | int | None:
-    """What an axis is as long as, in each chunk and batch: B, a constant, L, T, or N for anything else up to T."""
+    """The symbol for an axis's size in all chunks and batches: B, a constant, L, T, or N for anything else up to T."""
     runs = len(_PROBE_BATCHES)
     if list(sizes) == [batch for batch in _PROBE_BATCHES for _ in chunks]:
         return "B"

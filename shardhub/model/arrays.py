@@ -1,4 +1,4 @@
-"""Between MLX arrays and tensors that travel: dtypes, placeholders, raw bytes."""
+"""Conversions between MLX arrays and tensors on the wire: dtypes, placeholders, raw bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardhub.tensors import DTYPE_SIZES, RawTensor, TensorSpec
 if sys.byteorder != "little":  # pragma: no cover - MLX has no big-endian wheel
     raise ImportError("shardhub needs a little-endian machine")
 
-# MLX reads 8-bit floats as bytes: their meaning is in the quantised matmul, not in the array's dtype.
+# MLX reads 8-bit floats as bytes: the quantised matmul interprets them, not the array's dtype.
 _TO_MLX: dict[str, mx.Dtype] = {
     "BOOL": mx.bool_,
     "U8": mx.uint8,
@@ -64,17 +64,17 @@ def mlx_dtype(name: str) -> mx.Dtype:
 
 
 def is_float(array: mx.array) -> bool:
-    """Whether its elements can be NaN."""
+    """Whether the array's elements can be NaN."""
     return bool(mx.issubdtype(array.dtype, mx.floating))
 
 
 def placeholder(spec: TensorSpec) -> mx.array:
-    """An array of this dtype and shape that occupies one element."""
+    """An array of this dtype and shape that takes the memory of one element."""
     return mx.broadcast_to(mx.array(0, _TO_MLX[spec.dtype]), spec.shape)
 
 
 def to_raw(array: mx.array) -> RawTensor:
-    """An array's elements; evaluates it. No copy of the data where they lie in order: the array is kept by its view."""
+    """An array's elements; evaluates it. Contiguous data are not copied: the view keeps the array alive."""
     name = dtype_name(array.dtype)
     view = array.view(mx.uint16) if name == "BF16" else array
     elements = np.ascontiguousarray(np.array(view, copy=False)).reshape(-1).view(np.uint8)
@@ -82,10 +82,10 @@ def to_raw(array: mx.array) -> RawTensor:
 
 
 def from_raw(raw: RawTensor) -> mx.array:
-    """An array with these elements. One copy of the data.
+    """An array with these elements; copies the data once.
 
     Raises:
-        WireError: The bytes are not as many as dtype and shape say.
+        WireError: The number of bytes does not match dtype and shape.
     """
     expected = DTYPE_SIZES[raw.dtype] * int(np.prod(raw.shape, dtype=np.int64))
     if len(raw.data) != expected:

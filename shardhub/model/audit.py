@@ -1,6 +1,6 @@
-"""What a forward does beside computing outputs and caches from its inputs: what it keeps, and what else it asks.
+"""Detecting side effects and hidden inputs of a forward: state it keeps, and calls to anything but its inputs.
 
-Stages run in processes of their own, so that nothing that one keeps in Python reaches another, and what is not a
+Stages run in separate processes, so state that one keeps in Python does not reach another, and anything that is not a
 function of ids and caches differs between them. The graph of a computation shows neither.
 """
 
@@ -26,22 +26,22 @@ from shardhub.model.outside import Calls, noting
 from shardhub.model.state import Change, State
 from shardhub.model.tracing import Questions, trace
 
-# Steps of a new model in which it may keep what it derives from its weights.
+# First steps of a new model, in which it may store what it derives from its weights.
 _STEPS_TO_DERIVE = 2
-# A step puts stand-ins into mlx's module, so there is one at a time.
+# A step patches mlx's module, so only one runs at a time.
 _one_step = threading.Lock()
-# Where in a run's last step, and in the one before it, its state is looked at beside the end, as shares of the layers:
-# two steps, as something may change back and forth.
+# Points, as shares of the layers, at which the state is checked within a run's last two steps, and at their end: two
+# steps, because something may change back and forth.
 _LOOKS = ((1 / 2, 1.0), (1 / 3, 2 / 3))
-# Changes that are looked into, at most.
+# Most changes that are examined.
 _MAX_CHANGES = 64
-# Methods of an array that write to it.
+# Methods of an array that modify it.
 _WRITES = tuple(
     f"__{name}__" for name in ("setitem", *(f"i{op}" for op in (
         "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift", "matmul"
     ))) if hasattr(mx.array, f"__{name}__")
 )  # fmt: skip
-# Weights that what is derived of weights is looked at with: large, so that limits show.
+# Scale of the weights with which derived arrays are checked: large, so that clipping shows.
 _SCALE = 200.0
 
 
@@ -67,7 +67,7 @@ class Audit:
         self._attributes: dict[str, set[str]] = {}
 
     def begin(self, cache: Sequence[Any]) -> None:
-        """Start on a sequence with these caches."""
+        """Start a sequence with these caches."""
         self._parts = kv_replay.places(list(cache))
         self._attributes = {
             place: set(_attributes(part)) | _own_names(type(part)) for place, part in self._parts.items()
@@ -75,13 +75,13 @@ class Audit:
 
     @contextmanager
     def step(self, left: int | None) -> Iterator[None]:
-        """Watch one step, and refuse what it does beside.
+        """Watch one step, and refuse side effects and hidden inputs.
 
         Args:
-            left: Steps that its run has left after it; None for a run that is not looked at closely.
+            left: Steps left in its run after this one; None for a run that is not examined closely.
 
         Raises:
-            UnsupportedModel: It keeps something beside its caches, or asks what is no function of its inputs.
+            UnsupportedModel: The forward keeps state outside its caches, or calls what is not a function of its inputs.
         """
         self._looks_after = _LOOKS[left] if left is not None and left < len(_LOOKS) else ()
         with ExitStack() as stack:
@@ -105,10 +105,10 @@ class Audit:
             self._look_at_caches()
 
     def on_layer(self, index: int) -> None:
-        """Look within a step, too: something may be kept from one layer to a later one, and dropped after it."""
+        """Check the state within a step: one layer may store something that a later one uses and drops."""
         if index in (int(share * (self._num_layers - 1)) for share in self._looks_after):
             tracing, profiling = sys.gettrace(), sys.getprofile()
-            sys.settrace(None)  # what looks is not what is looked at
+            sys.settrace(None)  # so that the check itself is not traced
             sys.setprofile(None)
             try:
                 self.look()
@@ -117,10 +117,10 @@ class Audit:
                 sys.setprofile(profiling)
 
     def look(self) -> None:
-        """Hold the state that the model reaches against what it was after its first steps.
+        """Compare the state that the model reaches with that after its first steps.
 
         Raises:
-            UnsupportedModel: It keeps something beside its caches.
+            UnsupportedModel: The forward keeps state outside its caches.
         """
         if self._state is None:
             return
@@ -133,10 +133,10 @@ class Audit:
             raise _kept(f"{next(iter(self._written))}, which it writes to")
 
     def _look_at_caches(self) -> None:
-        """Refuse what a forward notes in a cache that the cache's own class knows nothing of.
+        """Refuse attributes that a forward adds to a cache and that the cache's own class does not use.
 
         Raises:
-            UnsupportedModel: It does so.
+            UnsupportedModel: There are such attributes.
         """
         for place, part in self._parts.items():
             for name, value in _attributes(part).items():
@@ -148,13 +148,13 @@ class Audit:
                     )
 
     def finish(self, chunks: Sequence[int]) -> None:
-        """Refuse arrays that are made anew in every step unless they are derived from weights alone, and stay equal.
+        """Refuse arrays that are recreated in every step unless they depend on weights alone and stay equal.
 
         Args:
             chunks: Lengths L that show every branch.
 
         Raises:
-            UnsupportedModel: They depend on the step.
+            UnsupportedModel: An array depends on the step.
         """
         if not self._made_anew:
             return
@@ -186,7 +186,7 @@ class Audit:
 def _play(
     blueprint: Blueprint, chunks: Sequence[int], paths: Sequence[tuple[Any, ...]], arrays: dict[str, mx.array]
 ) -> list[list[mx.array]]:
-    """Arrays at these places of a new model object after each chunk."""
+    """Run a new model object, and collect the arrays at these places after each chunk."""
     model = blueprint.build()
     model.update(tree_unflatten([(name, arrays[name]) for name in blueprint.tensors]))
     cache = make_cache(model)
@@ -207,7 +207,7 @@ def _at(model: nn.Module, path: tuple[Any, ...]) -> mx.array:
 
 
 def _random(like: mx.array, seed: int) -> mx.array:
-    """Random values in the shape and dtype of a weight; of integers, which are packed weights, nearly any bits."""
+    """Random values with a weight's shape and dtype; for integers, which are packed weights, nearly any bits."""
     key = mx.random.key(seed)
     if not mx.issubdtype(like.dtype, mx.floating):
         highest = min(1 << 8 * like.itemsize, 1 << 31) - 1
@@ -228,7 +228,7 @@ def _attributes(part: Any) -> dict[str, Any]:
 
 
 def _own_names(cls: type) -> set[str]:
-    """Names that the code of a class speaks of."""
+    """Names that the code of a class mentions."""
     found: set[str] = set()
     for value in (value for base in cls.__mro__ for value in vars(base).values()):
         for part in (value, *(getattr(value, name, None) for name in ("fget", "fset", "__func__"))):
@@ -250,7 +250,7 @@ def _kept(
 
 @contextmanager
 def _writes(on_write: Callable[[mx.array], None]) -> Iterator[None]:
-    """Call back for each array that this thread writes to in its place meanwhile."""
+    """Call back for each array that this thread modifies in place inside the block."""
     here = threading.get_ident()
 
     def noted(original: Callable[..., Any]) -> Callable[..., Any]:

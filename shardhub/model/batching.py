@@ -1,9 +1,9 @@
-"""Sequences side by side in one cache: merge, extend, keep, extract, trim and snapshot of a stage's caches.
+"""Batched caches of a stage: merge, extend, keep, extract, trim and snapshot.
 
-Each function returns caches of its own and leaves those it was given as they were: arrays are shared until one of the
-two is written to, so that a copy costs nothing before the next step, and nothing at all if the other is dropped.
-Each operation is applied once to each cache object, because foreign slots share ghosts. A ghost is a cache like any
-other: merged, it keeps an offset for each row, and the masks and rotations made from it are right for each row.
+Each function returns new caches and leaves its arguments unchanged. Arrays are shared until one side is written to, so
+a copy costs nothing before the next step, and nothing at all if the other is dropped.
+Each operation is applied once to each cache object, because foreign slots share ghosts. A ghost is an ordinary cache:
+when merged it has an offset for each row, so masks and rotations made from it are right for each row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mlx_lm.models import cache as caches
 from shardhub.errors import SessionNotRewindable, UnsupportedModel
 from shardhub.model.stage import StageCache
 
-# Exactly these classes, not their subclasses: what a subclass adds would be lost without a word.
+# Exactly these classes, not their subclasses: what a subclass adds would be lost silently.
 _SINGLE = (caches.KVCache, caches.RotatingKVCache, caches.ArraysCache)
 _MERGED = (caches.BatchKVCache, caches.BatchRotatingKVCache, caches.ArraysCache)
 _TRIMMABLE = (
@@ -30,18 +30,18 @@ _TRIMMABLE = (
     caches.BatchRotatingKVCache,
     caches.QuantizedKVCache,
 )
-# Positions from which a session can go back, where there is no limit.
+# Rewind limit of caches that can always be trimmed.
 _NO_LIMIT = sys.maxsize
 
 
 def merge(sequences: Sequence[StageCache]) -> StageCache:
-    """Put single sequences side by side, each at a position of its own.
+    """Merge single sequences, each at its own position, into one batch.
 
     Args:
-        sequences: Caches of one sequence each, of one stage; at least one position has been run in each.
+        sequences: Caches of one sequence each, all of one stage, each with at least one position.
 
     Returns:
-        Caches of B = len(sequences) rows, in this order, padded on the left to the longest.
+        Caches with B = len(sequences) rows in this order, padded on the left to the longest.
 
     Raises:
         UnsupportedModel: A cache has no batched form.
@@ -60,7 +60,7 @@ def merge(sequences: Sequence[StageCache]) -> StageCache:
 
 
 def extend(cache: StageCache, other: StageCache) -> StageCache:
-    """Append the rows of `other` to those of `cache`; both are merged.
+    """Append the rows of `other` to those of `cache`; both must be merged caches.
 
     Raises:
         UnsupportedModel: A cache has no batched form.
@@ -74,7 +74,7 @@ def extend(cache: StageCache, other: StageCache) -> StageCache:
 
 
 def keep(cache: StageCache, rows: Sequence[int]) -> StageCache:
-    """Only these rows of merged caches, in this order.
+    """Select rows of merged caches, in this order.
 
     Raises:
         UnsupportedModel: A cache has no batched form.
@@ -88,7 +88,7 @@ def keep(cache: StageCache, rows: Sequence[int]) -> StageCache:
 
 
 def extract(cache: StageCache, row: int) -> StageCache:
-    """One row of merged caches as caches of a single sequence, without padding.
+    """Extract one row of merged caches as caches of a single sequence, without padding.
 
     Raises:
         UnsupportedModel: A cache has no batched form.
@@ -100,12 +100,12 @@ def extract(cache: StageCache, row: int) -> StageCache:
 
 
 def is_trimmable(cache: StageCache) -> bool:
-    """Whether `trim` can go back, to any position down to 0."""
+    """Whether `trim` can go back to any position down to 0."""
     return all(type(part) in _TRIMMABLE and _holds_all(part) for part in _all_parts(cache))
 
 
 def rewind_limit(cache: StageCache) -> int:
-    """Most positions from which `trim` can go back: 0 where a part holds a state that never can."""
+    """Most positions from which `trim` can go back: 0 if a part holds recurrent state."""
     return min((_rewind_limit(part) for part in _all_parts(cache)), default=_NO_LIMIT)
 
 
@@ -119,8 +119,8 @@ def trim(cache: StageCache, num: int) -> StageCache:
     """Go back by `num` positions, in every row.
 
     Raises:
-        UnsupportedModel: A cache holds a state that cannot go back.
-        SessionNotRewindable: It could, but holds too few positions or has dropped what the new position needs.
+        UnsupportedModel: A cache holds state that cannot go back.
+        SessionNotRewindable: A cache holds too few positions, or has dropped what the new position needs.
     """
     result = snapshot(cache)
     for part in _all_parts(result):
@@ -130,24 +130,24 @@ def trim(cache: StageCache, num: int) -> StageCache:
 
 
 def trim_rows(cache: StageCache, nums: Sequence[int]) -> StageCache:
-    """Go back by a number of positions of its own in each row of merged caches; padding makes up for it.
+    """Go back by a different number of positions in each row of merged caches; padding makes up for the difference.
 
     Raises:
-        UnsupportedModel: A cache holds a state that cannot go back.
-        SessionNotRewindable: It could, but holds too few positions or has dropped what the new position needs.
+        UnsupportedModel: A cache holds state that cannot go back.
+        SessionNotRewindable: A cache holds too few positions, or has dropped what the new position needs.
     """
     result = snapshot(cache)
     for part in _all_parts(result):
         _require(part, (caches.BatchKVCache, caches.BatchRotatingKVCache), "trimmed by row")
         _check_trim(part, nums)
-        # Positions to forget are padding on the right, which upstream rolls away: prepare, finalize.
+        # Positions to forget become padding on the right, which upstream rolls away in prepare and finalize.
         part.prepare(lengths=[-num for num in nums], right_padding=list(nums))
         part.finalize()
     return result
 
 
 def snapshot(cache: StageCache) -> StageCache:
-    """A copy to come back to. It shares its arrays with the original until the next step writes to one of them."""
+    """A copy to return to, which shares its arrays with the original until the next step writes to one of them."""
     return copy.deepcopy(cache)
 
 
@@ -156,13 +156,13 @@ def _rewind_limit(part: Any) -> int:
         return 0
     if isinstance(part, caches.RotatingKVCache):
         return max(0, int(part.max_size) - 1)
-    if isinstance(part, caches.ChunkedKVCache):  # its front goes once so many positions have been allocated
+    if isinstance(part, caches.ChunkedKVCache):  # its front is dropped once this many positions are allocated
         return int(part.chunk_size) // int(part.step) * int(part.step)
     return _NO_LIMIT
 
 
 def _holds_all(part: Any) -> bool:
-    """Whether a cache has dropped nothing. A chunked one says it can be trimmed even after it dropped its front."""
+    """Whether a cache has dropped nothing; a chunked one claims to be trimmable even after it dropped its front."""
     return bool(part.is_trimmable()) and not getattr(part, "start_position", None)
 
 
@@ -186,7 +186,7 @@ def _check_trim(part: Any, num: int | Sequence[int]) -> None:
 
 
 def _parts(entry: Any) -> Iterator[Any]:
-    """The caches a cache list is made of, or the cache itself."""
+    """The caches in a cache list, or the cache itself."""
     if isinstance(entry, caches.CacheList):
         for part in entry.caches:
             yield from _parts(part)
@@ -215,7 +215,7 @@ def _entries(cache: StageCache) -> list[Any]:
 
 
 def _with_entries(cache: StageCache, entries: Sequence[Any]) -> StageCache:
-    """The same arrangement over other cache objects."""
+    """The same arrangement of other cache objects."""
     other = {id(old): new for old, new in zip(_entries(cache), entries, strict=True)}
 
     def swap(found: list[Any]) -> list[Any]:

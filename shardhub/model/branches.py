@@ -1,7 +1,7 @@
-"""Which way upstream's code went at each of its conditions, and what was compared there.
+"""Recording the outcome of each condition in upstream's code, and what was compared there.
 
-Seen by Python's own tracing, one bytecode instruction after the other: a line may hold several conditions, and a module
-may come without its source. It slows what it watches by far, and is for split time only.
+This uses Python's own tracing by bytecode instruction: a line may hold several conditions, and a module may come
+without its source. It slows the watched code greatly, and is for split time only.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
 
-# Modules whose conditions count: upstream's models with all they are made of, caches too.
+# Modules whose conditions count: upstream's models and their parts, including caches.
 _PACKAGE = "mlx_lm.models."
-# Different decisions of a condition that are kept of a step, and instructions of a call that are followed: a loop over
-# positions meets the same conditions over and over.
+# Most distinct decisions of a condition that are kept per step, and most instructions that are followed per call: a
+# loop over positions meets the same conditions over and over.
 _MAX_DECISIONS = 48
 _MAX_INSTRUCTIONS = 20_000
-# What an operand is shown as, at most.
+# Longest text by which an operand is shown.
 _MAX_TEXT = 60
-# Functions that a condition may call, and that can be called again without a trace.
+# Functions that a condition may call, and that can be called again without side effects.
 _PURE: dict[str, Callable[..., Any]] = {
     "len": len, "min": min, "max": max, "isinstance": isinstance, "hasattr": hasattr, "int": int, "abs": abs,
     "getattr": getattr, "bool": bool, "type": type,
@@ -36,22 +36,22 @@ _OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "/": lambda a, b: a / b,
 }
 
-# Instructions that do nothing to the stack.
+# Instructions without effect on the stack.
 _NO_EFFECT = ("CACHE", "PRECALL", "RESUME", "NOP", "KW_NAMES", "TO_BOOL", "EXTENDED_ARG")
 
 Number = int | float
-# What a condition was decided by: a number, a text, or the name of a type.
+# An operand of a condition: a number, a text, or the name of a type.
 Operand = Number | str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How a condition was decided once.
+    """One decision of a condition.
 
     Attributes:
-        outcome: Whether it held.
-        operands: What was compared, or the one value that was tested; None where that cannot be told.
-        moduli: What numbers in it were divided by.
+        outcome: Whether the condition held.
+        operands: The values compared, or the one value tested; None if unknown.
+        moduli: Divisors of the numbers in it.
     """
 
     outcome: bool
@@ -60,7 +60,7 @@ class Decision:
 
     @property
     def difference(self) -> Number | None:
-        """The left number less the right one, or the number that was tested; None without numbers."""
+        """The left number minus the right one, or the number tested; None without numbers."""
         if self.operands is None or not all(_is_number(operand) for operand in self.operands):
             return None
         numbers: list[Any] = list(self.operands)
@@ -70,13 +70,13 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where a condition stands.
+    """The place of a condition in the code.
 
     Attributes:
         module: Last part of the module's name.
         function: The function, with its class.
-        line: In the module's source.
-        offset: Of the instruction, in the function.
+        line: Line in the module's source.
+        offset: Offset of the instruction in the function.
     """
 
     module: str
@@ -90,16 +90,16 @@ class Place:
 
 @dataclass(slots=True)
 class Record:
-    """The decisions of each condition, step by step: those of a step in the order of their first time, each once."""
+    """The decisions of each condition by step; within a step each distinct one once, in order of first occurrence."""
 
     steps: list[dict[Place, dict[Decision, None]]] = field(default_factory=list)
 
     def begin(self) -> None:
-        """Start on a step."""
+        """Start a step."""
         self.steps.append({})
 
     def add(self, place: Place, decision: Decision) -> None:
-        """Note a decision of the present step."""
+        """Record a decision in the current step."""
         known = self.steps[-1].setdefault(place, {})
         if len(known) < _MAX_DECISIONS or all(each.outcome != decision.outcome for each in known):
             known[decision] = None
@@ -109,14 +109,14 @@ class Record:
         return {place for step in self.steps for place in step}
 
     def outcomes(self, place: Place) -> set[bool]:
-        """How a condition turned out in all steps."""
+        """All outcomes of a condition over all steps."""
         return {decision.outcome for step in self.steps for decision in step.get(place, ())}
 
     def depends_on_step(self, place: Place) -> bool:
-        """Whether what a condition was decided by was not the same in every step that met it.
+        """Whether the operands of a condition differed between the steps that met it.
 
-        What is the same in steps of all positions and lengths is the configuration, the kind of a cache, whether the
-        model is trained or runs in a group; where nothing is known of the operands, the outcomes tell.
+        Operands that are equal at all positions and lengths are the configuration, the kind of a cache, or whether the
+        model trains or runs in a group. If the operands are unknown, the outcomes are compared.
         """
         seen = [frozenset((d.operands, d.outcome) for d in step[place]) for step in self.steps if place in step]
         return len(set(seen)) > 1
@@ -124,12 +124,12 @@ class Record:
 
 @contextmanager
 def watching(record: Record) -> Iterator[None]:
-    """Note every decision of upstream's model code that this thread takes meanwhile.
+    """Record every decision that upstream's model code takes in this thread inside the block.
 
-    A debugger or a measurement of coverage sees nothing of it.
+    Debuggers and coverage tools do not see this code while it is watched.
     """
     before = sys.gettrace()
-    # Python 3.12 traces no instruction unless a frame has asked for it before tracing begins.
+    # Python 3.12 traces no instructions unless a frame asked for them before tracing begins.
     sys._getframe().f_trace_opcodes = True
     sys.settrace(_Watcher(record).on_call)
     try:
@@ -175,14 +175,14 @@ class _Watcher:
                     self._record.add(place, Decision(held, decision.operands, decision.moduli))
             return on_opcode
 
-        frame.f_trace = on_opcode  # before the next: Python 3.13 traces the instructions of a frame that has one
+        frame.f_trace = on_opcode  # before the next line: Python 3.13 traces instructions only of a frame that has one
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return on_opcode
 
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """A conditional jump: where it goes, upon which outcome, and the expression that decides.
+    """A conditional jump: its target, the outcome on which it jumps, and the expression that decides.
 
     A comparison whose result is kept or returned has no target.
     """
@@ -198,14 +198,14 @@ _known: dict[CodeType, dict[int, _Site]] = {}
 
 
 def _sites(code: CodeType) -> dict[int, _Site]:
-    """The conditional jumps of a function, by offset."""
+    """Find the conditional jumps of a function, by offset."""
     if code not in _known:
         _known[code] = {site.offset: site for site in _find(code)}
     return _known[code]
 
 
 def _find(code: CodeType) -> Iterator[_Site]:
-    """Follow a function's stack from instruction to instruction, with expressions in the place of values."""
+    """Follow a function's stack from instruction to instruction, with expressions in place of values."""
     stack: list[Any] = []
     line = code.co_firstlineno
     instructions = [each for each in dis.get_instructions(code) if each.opname not in _NO_EFFECT]
@@ -231,7 +231,7 @@ def _find(code: CodeType) -> Iterator[_Site]:
 
 
 def _follow(stack: list[Any], instruction: dis.Instruction) -> None:
-    """What one instruction does to the stack; a value nobody can tell is None."""
+    """Apply one instruction to the stack; an unknown value is None."""
     name, value = instruction.opname, instruction.argval
     if name in ("LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_DEREF", "LOAD_CLASSDEREF"):
         stack.append(("local", value))
@@ -282,14 +282,14 @@ def _pop(stack: list[Any]) -> Any:
 
 
 class _Unknown(Exception):
-    """The value of an expression cannot be told."""
+    """The value of an expression is unknown."""
 
 
 _COMPARISONS = ("<", "<=", "==", "!=", ">", ">=", "is", "in")
 
 
 def _decision(site: _Site, frame: FrameType) -> Decision:
-    """What a condition is about to be decided by; its outcome is known at the next instruction."""
+    """The operands of a condition about to be decided; its outcome is known at the next instruction."""
     expression = site.expression
     while isinstance(expression, tuple) and expression[0] == "not":
         expression = expression[1]
@@ -300,15 +300,15 @@ def _decision(site: _Site, frame: FrameType) -> Decision:
         operands = tuple(_operand(_value(side, frame, moduli)) for side in sides)
     except _Unknown:
         return Decision(False, None, tuple(moduli))
-    except Exception:  # noqa: BLE001 - a property of upstream's that raises tells nothing
+    except Exception:  # noqa: BLE001 - an upstream property that raises gives no operand
         return Decision(False, None, tuple(moduli))
-    if is_comparison and expression[0] in ("is", "in"):  # which object it was says nothing, but what kind of object
+    if is_comparison and expression[0] in ("is", "in"):  # the object's identity is irrelevant, its kind is not
         operands = tuple(operand if not _is_number(operand) else str(operand) for operand in operands)
     return Decision(False, operands, tuple(moduli))
 
 
 def _compared(operator: str, operands: tuple[Operand, ...] | None) -> bool | None:
-    """Whether a comparison of two numbers holds; None for anything else, such as arrays."""
+    """Whether a comparison of two numbers holds; None for other operands, such as arrays."""
     if operands is None or not all(_is_number(operand) for operand in operands):
         return None
     left, right = operands
@@ -348,7 +348,7 @@ def _value(expression: Any, frame: FrameType, moduli: list[int]) -> Any:
 
 
 def _operand(value: Any) -> Operand:
-    """What is kept of a value: a number, a short text, or what it is."""
+    """What is recorded of a value: a number, a short text, or its type."""
     if value is None or _is_number(value):
         number: Number | None = value
         return number

@@ -1,4 +1,4 @@
-"""Upstream's own model object from a config and headers: no weight is read, none exists."""
+"""Building upstream's own model object from a config and headers, without any weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from shardhub.model.arrays import dtype_name, placeholder
 from shardhub.tensors import TensorSpec
 from shardhub.upstream.mlx_lm_code import decode_infinities, model_classes, takes_global_scale
 
-# Names of mlx-lm's modules: a path would leave them.
+# Names of mlx-lm's modules; a path would lead out of its package.
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 # Source: Python's message for a call without fields that have no default.
 _ABSENT = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
-# Hint where a model cannot be cut.
+# Hint for a model that cannot be cut.
 RUN_WHOLE = "Run it whole, on one machine that holds it: mlx_lm.generate --model MODEL"
-# What disagrees with its own config.json was not published so.
+# Hint for a checkpoint that disagrees with its own config.json, and so was not published that way.
 _GET_AGAIN = "mlx-lm refuses such a checkpoint too: get it again, or a conversion of it that mlx-lm loads."
 
 
 class Blueprint:
-    """All that is needed to build a model's object: its config and the headers of all its tensors.
+    """Everything needed to build a model object: its config and the headers of all its tensors.
 
     Args:
         config: The model's config.json.
@@ -39,20 +39,20 @@ class Blueprint:
         self.tensors = dict(tensors)
 
     def build(self, *, stand_in: Callable[[TensorSpec], mx.array] = placeholder) -> nn.Module:
-        """A fresh model object whose parameters are placeholders of one element each.
+        """Build a new model object whose parameters are placeholders of one element each.
 
-        A fresh one for each trace: some models cache derived arrays or assign their own weights in the forward.
+        Each trace needs a new one: some models cache derived arrays or assign their own weights in the forward.
 
         Args:
-            stand_in: Makes them: zeros, or what must not be used, for the parameters that a stage does not own.
+            stand_in: Makes the placeholders: zeros, or unusable arrays for parameters that a stage does not own.
 
         Raises:
-            UnsupportedModel: Unknown architecture, or config and headers disagree.
+            UnsupportedModel: The architecture is unknown, or config and headers disagree.
         """
         model = instantiate(self.config)
         weights = {name: stand_in(spec) for name, spec in self.tensors.items()}
-        # For its effect on the model (gemma3_text drops lm_head when the checkpoint is tied); the result is of no
-        # use, since names are final already.
+        # Called for its effect on the model (gemma3_text drops lm_head if the checkpoint is tied); the result is not
+        # needed, since names are final already.
         sanitize(model, {name: placeholder(spec) for name, spec in self.tensors.items()})
         _quantize(model, self.config, weights)
         model.eval()
@@ -77,7 +77,7 @@ def module_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def layer_of_tensors(model: nn.Module) -> dict[str, int | None]:
-    """Decoder layer of every parameter, None for those outside the layers."""
+    """Decoder layer of every parameter; None for those outside the layers."""
     prefixes = {}
     index_of = {id(layer): index for index, layer in enumerate(module_layers(model))}
     for name, module in model.named_modules():
@@ -90,7 +90,7 @@ def layer_of_tensors(model: nn.Module) -> dict[str, int | None]:
 
 
 def hidden_dtype(specs: Mapping[str, TensorSpec]) -> str:
-    """The floating dtype most bytes are in; that of the scales where weights are packed integers."""
+    """The floating-point dtype of most bytes; that of the scales if weights are packed integers."""
     sizes: dict[str, int] = {}
     for spec in specs.values():
         if spec.dtype in ("BF16", "F16", "F32", "F64"):
@@ -102,7 +102,7 @@ def instantiate(config: Mapping[str, Any]) -> nn.Module:
     """Upstream's Model for this config, lazily initialised.
 
     Raises:
-        UnsupportedModel: Unknown architecture, a config it cannot be built from, or one that names code of its own.
+        UnsupportedModel: The architecture is unknown, or the config is unusable or names code of its own.
     """
     for field in ("model_file", "auto_map"):
         if field in config:
@@ -123,11 +123,11 @@ def instantiate(config: Mapping[str, Any]) -> nn.Module:
         raise unknown
     try:
         model_class, args_class = model_classes(config)
-    except (ValueError, AttributeError, TypeError) as error:  # it has no such module, or one that is not a model's
+    except (ValueError, AttributeError, TypeError) as error:  # there is no such module, or it is not a model's
         raise unknown from error
     try:
         model: nn.Module = model_class(args_class.from_dict(decode_infinities(config)))
-    except Exception as error:  # the code of 126 modules, which check nothing, on a stranger's values
+    except Exception as error:  # 126 modules run on untrusted values and check nothing
         raise UnsupportedModel(
             f"mlx-lm cannot build {model_type!r} from this config.json.",
             why=_reason(error),
@@ -137,10 +137,10 @@ def instantiate(config: Mapping[str, Any]) -> nn.Module:
 
 
 def sanitize(model: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """A model's tensors as upstream makes them of the full set of a checkpoint's; it may change the model.
+    """Make a model's tensors from the full set of a checkpoint's by upstream's sanitize, which may change the model.
 
     Raises:
-        UnsupportedModel: They are not the tensors of this model.
+        UnsupportedModel: The tensors do not fit this model.
     """
     if not hasattr(model, "sanitize"):
         return dict(weights)
@@ -220,12 +220,12 @@ def _check_names(parameters: Mapping[str, mx.array], weights: Mapping[str, mx.ar
 
 
 def first_line(error: Exception) -> str:
-    """What an error of mlx-lm's says, in a line; whose class it is tells nothing to who reads it."""
+    """The message of an mlx-lm error on one line, without its class, which means nothing to the reader."""
     return str(error).partition("\n")[0].rstrip(".")[:300] or "no reason was told"
 
 
 def _reason(error: Exception) -> str:
-    """What an error of mlx-lm's says, without the names of its classes and functions."""
+    """The message of an mlx-lm error without the names of its classes and functions."""
     text = str(error).partition("\n")[0].rstrip(".")
     if isinstance(error, KeyError):
         return f"There is no {text[:100]}."

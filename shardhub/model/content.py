@@ -1,4 +1,4 @@
-"""What an object of Python holds, of any kind: keys and values, by which it can be told whether anything changed."""
+"""Reading the content of any Python object as keys and values, to detect changes."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ import numpy as np
 
 from shardhub.model.taps import Tapped
 
-# Modules whose globals and classes are a model's own.
+# Prefix of modules whose globals and classes belong to the model.
 PACKAGE = "mlx_lm.models."
-# What never changes, or says nothing when it does.
+# Types that never change, or whose changes mean nothing.
 _LEAVES = (
     int, float, complex, str, bytes, bool, types.NoneType, mx.array, mx.Dtype, types.CodeType, type(...), range,
     frozenset,
 )  # fmt: skip
 LEAF_TYPES = frozenset(_LEAVES)
 _PRIMITIVES = (int, float, complex, str, bytes, bool, frozenset, mx.Dtype, np.dtype, range)
-# Attributes of ours, and those that Python itself keeps.
+# Our own attributes, and those that Python itself maintains.
 _NOT_STATE = frozenset(("_tap", "_tap_index", "__builtins__", "__warningregistry__", "__dict__", "__weakref__"))
-# Objects of these modules keep no state of a model's.
+# Objects of these modules hold no state of a model.
 _OPAQUE = ("mlx.core", "logging", "_abc", "typing", "re")
 _MAX_DEPTH = 8
 _MAX_TEXT = 60
 
-# Keys and values.
+# The keys and values of an object.
 Content = tuple[tuple[Any, ...], tuple[Any, ...]]
 Reader = Callable[[Any], Content]
 
 
 class _Absent:
-    """Stands where there was nothing."""
+    """Marks a missing value."""
 
 
 ABSENT = _Absent()
 
 
 def shown(value: Any) -> str:
-    """A value as a message names it; an array's elements are not looked at."""
+    """A value as shown in messages; an array's elements are not read."""
     if value is ABSENT:
         return "not there"
     if isinstance(value, mx.array):
@@ -60,7 +60,7 @@ def shown(value: Any) -> str:
 
 
 def reader_of(value: Any) -> Reader | None:
-    """What reads the content of a value; None for one that has none."""
+    """The reader for a value's content; None if it has none."""
     kind = type(value)
     if kind in LEAF_TYPES or isinstance(value, _LEAVES):
         return None
@@ -151,7 +151,7 @@ def _read_context(value: Any) -> Content:
 
 
 def _read_iterator(value: Any) -> Content:
-    """How far it has come."""
+    """The iterator's progress."""
     frame = getattr(value, "gi_frame", None)
     if frame is not None:
         return ("position", *frame.f_locals), (frame.f_lasti, *frame.f_locals.values())
@@ -179,7 +179,7 @@ def _with_attributes(value: Any, keys: tuple[Any, ...], values: tuple[Any, ...])
 
 
 def memo_results(memo: Any) -> list[Any]:
-    """Results that a memo of a function keeps: there may come more, but these must stay as they are."""
+    """The cached results of a memoised function: more may be added, but these must stay unchanged."""
     held = gc.get_referents(memo)
     at = next((index for index, each in enumerate(held) if each is memo.__wrapped__), 0)
     table = held[at - 1] if at > 0 and isinstance(held[at - 1], dict) else {}  # of C's own, and in its order
@@ -198,7 +198,7 @@ def _closure(function: Any) -> Iterator[tuple[str, Any]]:
 def _cell(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # nothing was assigned yet
+    except ValueError:  # the cell is still empty
         return ABSENT
 
 
@@ -207,7 +207,7 @@ def is_globals(value: Any) -> bool:
 
 
 def is_foreign(value: Any) -> bool:
-    """Whether something is not the model's own, so that only what stands in it directly counts."""
+    """Whether an object does not belong to the model, so that only its direct content counts."""
     if isinstance(value, types.ModuleType):
         return not value.__name__.startswith(PACKAGE)
     if isinstance(value, type):
@@ -216,7 +216,7 @@ def is_foreign(value: Any) -> bool:
 
 
 def is_same(old: Any, new: Any, depth: int = 0) -> bool:
-    """Whether a value is the one that was there, or made anew of the same."""
+    """Whether a value is the previous one, or was recreated with the same content."""
     if old is new:
         return True
     if type(old) is not type(new) or depth > _MAX_DEPTH or isinstance(old, mx.array):

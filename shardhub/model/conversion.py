@@ -1,7 +1,7 @@
-"""From a checkpoint's tensors to a model's: which are copied as they are, and which are computed, and computing those.
+"""Converting a checkpoint's tensors to a model's: which are copied, which are computed, and computing those.
 
-Both are asked of upstream's own sanitize, which sees the full set of tensors and sees it once: run on a part of them,
-or on its own result, it is wrong for some architectures without saying so.
+Upstream's own sanitize decides and computes. It sees the full set of tensors exactly once: on a part of them, or on its
+own result, it is silently wrong for some architectures.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from shardhub.tensors import TensorSpec
 
 # dtypes of the safetensors format that MLX's reader refuses.
 _NOT_READ = ("F64", "F8_E5M2")
-# Files a process has open beside weight files: libraries, logs, connections.
+# Open files of a process beside weight files: libraries, logs, connections.
 _OTHER_FILES = 64
 
 
 class Conversion:
-    """What upstream's sanitize makes of a checkpoint's tensors, decided from their headers.
+    """The result of upstream's sanitize for a checkpoint's tensors, decided from their headers.
 
     Args:
         config: The model's config.json.
-        stored: Headers as they are in the checkpoint.
+        stored: Headers of the tensors in the checkpoint.
 
     Attributes:
-        copied: Name in the checkpoint by final name, of the tensors that sanitize leaves alone.
-        specs: Dtype and shape by final name, of the tensors that it computes.
+        copied: Name in the checkpoint by final name, for the tensors that sanitize leaves unchanged.
+        specs: Dtype and shape by final name, for the tensors that it computes.
         tensors: Dtype and shape of all tensors by final name, in final order.
-        recipe: Digest of everything the computed ones depend on beside the checkpoint's bytes.
+        recipe: Digest of everything that the computed tensors depend on beside the checkpoint's bytes.
 
     Raises:
-        UnsupportedModel: The architecture is unknown, the tensors are not those the config describes, or what sanitize
-            does depends on their values.
+        UnsupportedModel: The architecture is unknown, the tensors do not match the config, or what sanitize does
+            depends on their values.
     """
 
     def __init__(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> None:
@@ -64,21 +64,21 @@ class Conversion:
 
     @property
     def computed(self) -> frozenset[str]:
-        """Final names of the tensors that are computed: their bytes stand nowhere in the checkpoint."""
+        """Final names of the tensors that are computed and whose bytes are not in the checkpoint."""
         return frozenset(self.specs)
 
     def read(self, checkpoint: Checkpoint, names: Sequence[str]) -> Iterator[memoryview]:
-        """Compute tensors, one when it is asked for; its bytes are valid until the next is.
+        """Compute tensors one by one on demand; each one's bytes are valid until the next is requested.
 
-        Memory holds one of them with what it is made of. To be used by one thread.
+        One tensor at a time is in memory, with its sources. Must be used by one thread only.
 
         Args:
-            checkpoint: The one whose headers this was decided from.
+            checkpoint: The checkpoint whose headers were given.
             names: Final names of computed tensors.
 
         Raises:
             WeightFileError: The checkpoint's files changed or cannot be read.
-            UnsupportedModel: sanitize gives another tensor than it gave for the headers.
+            UnsupportedModel: sanitize gives other tensors than it gave for the headers.
         """
         for name in names:
             if name not in self._pending:
@@ -99,8 +99,8 @@ class Conversion:
             mx.clear_cache()
 
     def _load(self, checkpoint: Checkpoint) -> dict[str, mx.array]:
-        """The computed tensors, not evaluated: nothing but headers is read."""
-        # MLX holds every file open whose tensors it may still read, and macOS gives a process 256.
+        """The computed tensors, unevaluated: only headers are read."""
+        # MLX keeps every file open whose tensors it may still read, and macOS allows a process 256 open files.
         allow_open_files(len(checkpoint.files) + _OTHER_FILES)
         weights: dict[str, mx.array] = {}
         for name, header in checkpoint.files.items():
@@ -118,13 +118,13 @@ class Conversion:
 
 
 class _Seen(Exception):
-    """Ends a trace once its outputs are known: what lies between is of no interest, and fp8 cannot be exported."""
+    """Ends a trace once its outputs are known: the steps between do not matter, and fp8 cannot be exported."""
 
 
 def _foresee(config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> dict[str, tuple[str | None, TensorSpec]]:
-    """By final name: the tensor of the checkpoint it is, None for one that is computed; and its spec.
+    """For each final name, the checkpoint's tensor that is copied (None if computed) and the spec.
 
-    Nodes of the trace tell them apart. Python objects do not: `w *= 2` makes another array of the same object.
+    Nodes of the trace tell copies from results. Python objects do not: `w *= 2` makes another array of the same object.
     """
     model = instantiate(config)
     names = list(stored)
@@ -146,7 +146,7 @@ def _foresee(config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> dic
             raise _Seen
 
     try:
-        # While MLX traces it refuses to evaluate, so that a look at values cannot go unnoticed.
+        # While tracing, MLX refuses to evaluate, so reading values cannot go unnoticed.
         mx.export_function(listen, clean, *(placeholder(spec) for spec in stored.values()))
     except _Seen:
         pass

@@ -1,4 +1,4 @@
-"""What a cut before each layer would mean: what crosses it, or why it is impossible."""
+"""Facts about a cut before each layer: what crosses it, or why it is impossible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cut puts into each shard: decided from upstream's own model, proven before a byte is copied."""
+"""Deciding what a cut puts into each shard from upstream's own model, proven before any byte is copied."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from shardhub.tensors import TensorSpec
 
 
 class Dissection:
-    """A model taken apart without its weights.
+    """The analysis of a model without its weights.
 
     Args:
         config: The model's config.json.
         stored: Headers of its checkpoint.
 
     Raises:
-        UnsupportedModel: It cannot be built, cut or proven; the message says why.
+        UnsupportedModel: The model cannot be built, cut or proven; the message says why.
     """
 
     def __init__(self, config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> None:
@@ -52,7 +52,7 @@ class Dissection:
         self.twin = Twin(not_run="nothing was split")
 
     def model(self) -> ModelContents:
-        """Facts about the whole model that shards record."""
+        """The facts about the whole model that shards record."""
         return ModelContents(
             num_layers=self.anatomy.num_layers,
             dtype=hidden_dtype(self.blueprint.tensors),
@@ -70,17 +70,17 @@ class Dissection:
         )
 
     def cuts(self) -> tuple[CutFacts, ...]:
-        """What a cut before each layer but the first would mean, in order."""
+        """Facts about the cut before each layer but the first, in order."""
         return cut_facts(self.anatomy, self._needs)
 
     def prove(self, ranges: Sequence[tuple[int, int]]) -> list[StageCut]:
-        """Show that the chain of stages computes what the whole model computes.
+        """Prove that the chain of stages computes what the whole model computes.
 
         Args:
             ranges: Half-open layer ranges of the stages; in order they cover all layers.
 
         Raises:
-            ProofFailed: They do not.
+            ProofFailed: The chain computes something else.
             UnsupportedModel: A cut is impossible.
         """
         cuts = [stage_cut(start, stop, self.anatomy, self._needs) for start, stop in ranges]
@@ -89,7 +89,7 @@ class Dissection:
         return cuts
 
     def batch_refusal(self, cuts: Sequence[StageCut]) -> str | None:
-        """Why the chain is not shown to compute the same for sequences side by side in one batch; None if it is."""
+        """Why the chain is not proven for sequences side by side in one batch; None if it is."""
         try:
             if (refusal := row_refusal(self.blueprint, self.anatomy.chunks)) is not None:
                 return refusal
@@ -99,9 +99,9 @@ class Dissection:
         return None
 
     def stages(self, ranges: Sequence[tuple[int, int]]) -> list[StageContents]:
-        """Contents of the stages with these half-open layer ranges, proven by graph, and run by numbers on a twin.
+        """Contents of the stages with these half-open layer ranges, proven by graph and checked by numbers on a twin.
 
-        What the twin shows is kept in `twin`; where stages differ there, that is for the caller to refuse.
+        The twin's result is stored in `twin`; the caller must refuse stages that differ there.
 
         Raises:
             As `prove`.
@@ -112,7 +112,7 @@ class Dissection:
         self.twin = run_twin(self.blueprint, self.probing, [cut.start for cut in cuts[1:]])
         batched: list[str] | list[None] = [None] * len(cuts)
         with suppress(UnsupportedModel):
-            # Numbers say more than conditions: deepseek_v32 decides by the padded length, and the same comes of it.
+            # Numbers prove more than conditions: deepseek_v32 decides by the padded length, with the same result.
             is_open = self.twin.batch_refusal is None and (self.twin.not_run or self.twin.is_cut_short)
             if is_open and (refusal := row_refusal(self.blueprint, self.anatomy.chunks)):
                 self.twin = replace(self.twin, batch_refusal=refusal)
@@ -121,15 +121,15 @@ class Dissection:
         return [self._contents(*each) for each in zip(cuts, alone, batched, strict=True)]
 
     def _batched(self, cuts: Sequence[StageCut]) -> list[str]:
-        """The stages' graph hashes for sequences side by side, proven.
+        """Prove the stages for sequences side by side, and return their graph hashes.
 
         Raises:
-            UnsupportedModel: They are not proven, or their caches cannot be merged.
+            UnsupportedModel: The proof fails, or the caches cannot be merged.
         """
         crossings = [self.anatomy.leaves[name] for cut in cuts for name in cut.crossings_out]
         if all(crossing is not None and crossing.shape for crossing in crossings):
             return prove_apart(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
-        # What is one value for a sequence is one for each row then, as only stages in one process hand it on.
+        # A value per sequence becomes one per row here, which only stages in one process hand on.
         prove_chain(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
         return [trace_chain(self.blueprint, self.anatomy, [cut], Scenario.MERGED).hash() for cut in cuts]
 
@@ -147,12 +147,12 @@ class Dissection:
 
 
 def _remark(unreached: Unreached) -> str:
-    """As a document may hold it: what was compared may be any text of a configuration."""
+    """Format a condition for a document: its operands may be any text of a configuration."""
     return str(unreached).encode("ascii", "replace").decode()[:MAX_REMARK]
 
 
 def _refuse_unreached(probing: Probing) -> None:
-    """Refuse a model of whose code one side of a condition was never seen, though positions may come to it."""
+    """Refuse a model with a condition of which one outcome was never seen, though some position may reach it."""
     if still := [each for each in probing.unreached if each.is_open]:
         raise UnsupportedModel(
             f"A part of the model's code was never reached: {still[0]}.",
@@ -164,7 +164,7 @@ def _refuse_unreached(probing: Probing) -> None:
 
 @contextmanager
 def _knowing(facts: Sequence[str]) -> Iterator[None]:
-    """Add to why a model cannot be split what was found to be right with it, and a way to run it all the same."""
+    """Add to an error what was found to be right with the model, and how to run it unsplit."""
     try:
         yield
     except ProofFailed:

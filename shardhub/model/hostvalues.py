@@ -1,7 +1,7 @@
-"""Values that a forward asks the host for, and what it does with them: a trace has none to give.
+"""Detecting values that a forward reads on the host, and their use: a trace has no values to give.
 
-Some forwards choose experts on the host, which is no more than an index into a list. Whatever else depends on a value
-is a branch of the code that no graph shows.
+Some forwards choose experts on the host, which only indexes a list. Anything else that depends on a value is a branch
+of the code that no graph shows.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from shardhub.errors import ShardhubError, UnsupportedModel
 from shardhub.model.build import RUN_WHOLE
 from shardhub.model.content import PACKAGE
 
-# How MLX says that something cannot be evaluated in a trace.
+# How MLX's messages say that something cannot be evaluated in a trace.
 _EVALUATION = ("[eval]", "[async_eval]")
-# What may be done with an answer that decides something, or hides that it was one.
+# Methods of an answer by which it decides something, or by which its origin is lost.
 _USES = (
     "eq", "ne", "lt", "le", "gt", "ge", "bool", "hash", "add", "radd", "sub", "rsub", "mul", "rmul", "floordiv",
     "rfloordiv", "truediv", "rtruediv", "mod", "rmod", "divmod", "rdivmod", "pow", "rpow", "and", "rand", "or", "ror",
@@ -30,17 +30,17 @@ _USES = (
 
 @dataclass(slots=True)
 class Failures:
-    """Questions for values that could not be answered, or whose answers decided something; each with its place."""
+    """Reads of values that could not be answered, or whose answers decided something, each with its place."""
 
     found: dict[str, None] = field(default_factory=dict)
     refused: list[ShardhubError] = field(default_factory=list)
 
     def check(self) -> None:
-        """Refuse a forward that went on all the same.
+        """Refuse a forward that went on in spite of a failure.
 
         Raises:
-            UnsupportedModel: It asked for values on the host.
-            ShardhubError: It caught an error of ours.
+            UnsupportedModel: The forward read values on the host.
+            ShardhubError: The forward caught one of our errors.
         """
         if self.refused:
             raise self.refused[0]
@@ -53,12 +53,12 @@ class Failures:
 
 
 class Answer(int):
-    """An element of an integer array, as a trace answers with: it may be an index, and notes every other use."""
+    """The answer of a trace to a read of an integer element: usable as an index, and every other use is recorded."""
 
     failures: Failures
 
     def __new__(cls, failures: Failures) -> Answer:
-        """A zero, which every index may be."""
+        """A zero, which is a valid index everywhere."""
         answer = super().__new__(cls, 0)
         answer.failures = failures
         return answer
@@ -81,7 +81,7 @@ for _name in _USES:
 
 @contextmanager
 def catching(failures: Failures) -> Iterator[None]:
-    """Note what upstream's code in this thread meets that tells of values on the host, caught there or not."""
+    """Record errors in upstream's code in this thread that reveal reads of values on the host, caught there or not."""
 
     def on_call(frame: FrameType, event: str, _: Any) -> Any:
         if event != "call" or not str(frame.f_globals.get("__name__", "")).startswith(PACKAGE):

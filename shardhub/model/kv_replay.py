@@ -1,7 +1,7 @@
-"""K and V that layers share across a cut: what a layer hands its cache, taken in again by the cache of another stage.
+"""K and V shared across a cut: what a layer hands its cache is replayed into a cache of another stage.
 
-Some architectures let later layers attend to the keys and values of an earlier one, read from its cache or handed on
-as an output. Only the new ones cross a cut; the stage behind it holds a cache of its own that takes them in.
+In some architectures later layers attend to the keys and values of an earlier one, read from its cache or passed on as
+an output. Only the new ones cross a cut; the stage after it keeps a cache of its own to which they are added.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 import mlx.core as mx
 
-# What a layer handed its cache, and what it got back: everything the cache holds for attention.
+# Names for what a layer handed its cache, and for what it got back: everything the cache holds for attention.
 _NEW = ("keys", "values")
 _ALL = "all"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """One call of a cache's `update_and_fetch`: new keys and values (B, H, L, D), and what came back."""
+    """One call of a cache's `update_and_fetch`: new keys and values (B, H, L, D), and the result."""
 
     new: tuple[mx.array, mx.array]
     fetched: tuple[mx.array, mx.array]
@@ -37,7 +37,7 @@ def places(cache: Sequence[Any]) -> dict[str, Any]:
 
 @contextmanager
 def watch(parts: Mapping[str, Any]) -> Iterator[dict[str, Update]]:
-    """Note, by place, what these caches are handed; a cache that is not handed exactly one K and V is left out."""
+    """Record updates of these caches by place; a cache that does not get exactly one K and V is left out."""
     calls: dict[str, list[Update | None]] = {place: [] for place in parts}
     updates: dict[str, Update] = {}
 
@@ -69,13 +69,13 @@ def new_names(layer: int, place: str) -> tuple[str, str]:
 
 
 def all_names(layer: int, place: str) -> tuple[str, str]:
-    """Names of everything the cache holds after that; these never cross, but stand for the arrays in outputs."""
+    """Names of everything the cache holds after an update; these never cross, but identify the arrays in outputs."""
     keys, values = (f"{name}.{_ALL}" for name in new_names(layer, place))
     return keys, values
 
 
 def replayed(crossings: Iterable[str]) -> dict[int, tuple[str, ...]]:
-    """Places by layer whose new keys and values are among the crossings."""
+    """Places, by layer, whose new keys and values are among the crossings."""
     found: dict[int, dict[str, None]] = {}
     for name in crossings:
         parts = name.split(".")

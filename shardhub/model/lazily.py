@@ -1,4 +1,4 @@
-"""Upstream's own forward and caches, and a run of them in which nothing is evaluated."""
+"""Upstream's own forward and caches, and running them without evaluating anything."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def forward(model: nn.Module, ids: mx.array, cache: list[Any]) -> mx.array:
 def run_lazily(model: nn.Module, ids: mx.array, cache: list[Any]) -> None:
     """Run a forward on placeholders, evaluating nothing.
 
-    A forward that looks at values gets an error, as in a trace; at many positions to evaluate would take a crash.
+    A forward that reads values gets an error, as in a trace; evaluating many positions would crash.
 
     Raises:
-        UnsupportedModel: It cannot be run so.
+        UnsupportedModel: The forward cannot be run lazily.
     """
     nowhere = poison.parameter(TensorSpec(dtype=dtype_name(ids.dtype), shape=tuple(ids.shape)))
     try:
@@ -43,7 +43,7 @@ def run_lazily(model: nn.Module, ids: mx.array, cache: list[Any]) -> None:
             forward(model, nowhere, cache)
     except ShardhubError:
         raise
-    except Exception as error:  # upstream's forwards raise whatever they like
+    except Exception as error:  # upstream's forwards may raise anything
         raise UnsupportedModel(
             "The model's forward cannot be run on placeholders, so that it cannot be cut.",
             why=f"mlx-lm's code stopped: {first_line(error)}.",

@@ -1,4 +1,4 @@
-"""From shard folders to a stage that runs: verified, proven under this very mlx, its own weights loaded."""
+"""Loading a stage from shard folders: verified, proven under the installed mlx, with only its own weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from shardhub.shard import Shard, join_adjacent
 from shardhub.sizes import size_text
 from shardhub.splitting.contents import StageContents
 
-# What a forward needs beside weights and KV: buffers of one chunk. Share of the budget that is kept free for it.
+# Share of the budget kept free for what a forward needs beside weights and KV cache: the buffers of one chunk.
 _HEADROOM = 0.10
 _NOT_SHOWN_WHEN_SPLIT = (
     "When the model was split, sequences side by side were not shown to give what each gives alone: its twin gave "
@@ -38,7 +38,7 @@ _NOT_SHOWN_WHEN_SPLIT = (
 _NO_QUANTISED_BATCH = "mlx-lm has no batched form of quantised K and V."
 
 
-# A context that is chosen by memory has at least these: with fewer, no conversation goes far.
+# Least context that is chosen by memory: with fewer positions, conversations are too short.
 LEAST_CONTEXT = 2048
 
 
@@ -48,15 +48,15 @@ class LoadedStage:
 
     Attributes:
         stage: Runs its layers.
-        facts: What it says of itself.
+        facts: What it reports about itself.
         weight_bytes: Bytes of its own tensors.
-        context: Most positions of a session: what was asked for, or what there is memory for.
-        kv_budget_bytes: What is left for KV caches.
-        kv_bytes: What a session of so many positions takes of it.
-        batch_refusal: Why sessions cannot run side by side; None where that is proven by graph, and was tried with
-            these weights.
-        trial: Makes up inputs, to warm up with.
-        is_published: Whether its shards' graphs are the published ones; else they were proven anew here.
+        context: Most positions of a session: as requested, or as memory allows.
+        kv_budget_bytes: Bytes left for KV caches.
+        kv_bytes: Bytes of that budget that a session with a given number of positions takes.
+        batch_refusal: Why sessions cannot run side by side; None if that is proven by graph and was tried with these
+            weights.
+        trial: Makes up inputs for the warm-up.
+        is_published: Whether its shards' graphs are the published ones; otherwise they were proven anew here.
         rewind_limit: Most positions from which a session can go back.
     """
 
@@ -81,21 +81,21 @@ def load_stage(
     may_be_less: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LoadedStage:
-    """Load adjacent shards as one stage. Call it in the thread that will run the stage.
+    """Load adjacent shards as one stage; must be called in the thread that will run the stage.
 
     Args:
-        shards: Read by `read_shard`, any order.
-        context: Positions at least one session must have room for.
-        budget_bytes: Memory to stay within; the machine's own budget by default.
+        shards: Shards from `read_shard`, in any order.
+        context: Positions for which at least one session must have room.
+        budget_bytes: Memory to stay within; the machine's budget by default.
         kv: How K and V are quantised.
-        may_be_less: Whether fewer positions will do where memory is short.
-        progress: Told what is being done.
+        may_be_less: Whether to accept fewer positions if memory is short.
+        progress: Called with what is being done.
 
     Raises:
         DoesNotFit: Weights and one session exceed the budget; nothing was loaded.
-        IntegrityError: A weight file is not the one that was published; MLX saw none of its bytes.
-        ProofFailed: Under this mlx and mlx-lm the stage would compute something else.
-        UnsupportedModel: mlx-lm cannot build the model, or run it with quantised KV.
+        IntegrityError: A weight file differs from the published one; MLX read none of its bytes.
+        ProofFailed: Under the installed mlx and mlx-lm the stage would compute something else.
+        UnsupportedModel: mlx-lm cannot build the model, or cannot run it with quantised K and V.
     """
     ordered = join_adjacent(shards)
     first, last = ordered[0].stage, ordered[-1].stage
@@ -117,7 +117,7 @@ def load_stage(
 
     weight_bytes = sum(ordered[0].tensors[name].size_bytes for name in _own_tensors(ordered))
     budget = memory_budget() if budget_bytes is None else budget_bytes
-    # Of a model object of its own: kimi_k3 keeps what its first forward derives from weights, here placeholders.
+    # Uses a separate model object: kimi_k3 keeps what its first forward derives from weights, here placeholders.
     trial = Trial(blueprint, anatomy, first.start, first.crossings_in)
     kv_bytes = kv_cost(made(), trial) if kv is None else quantized_kv_cost(made(), trial)
     usable, left = int(budget * (1 - _HEADROOM)), left_for_stage(memory_left())
@@ -125,7 +125,7 @@ def load_stage(
         usable = usable if left is None else min(usable, left)
         context = largest_context(kv_bytes, usable - weight_bytes, most=context)
     session_bytes = kv_bytes(context)
-    # Whatever budget was given: beyond a limit the kernel ends the process without a word.
+    # Independent of the given budget: beyond a limit the kernel kills the process without a message.
     if left is not None and weight_bytes + session_bytes > left:
         raise DoesNotFit(
             f"{names} does not fit into what this process may take.",
@@ -186,10 +186,10 @@ def load_stage(
 
 
 def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard]) -> tuple[str, bool]:
-    """Show that the proof made at split time holds here.
+    """Prove that the proof made at split time holds here.
 
-    Each shard's graph is hashed again under this process's mlx, mlx-lm and device; where it differs, whole and split
-    are traced here. Shards joined to one stage are shown to compute what they compute one after the other.
+    Each shard's graph is hashed again under this process's mlx, mlx-lm and device; if it differs, the whole model and
+    the stages are traced here. Shards joined to one stage are proven to compute what they compute one after the other.
 
     Returns:
         The graph hash of the (joined) stage, and whether all its shards' graphs are the published ones.
@@ -223,7 +223,7 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
 
 
 def _is_as_published(blueprint: Blueprint, anatomy: Anatomy, shard: Shard, cut: StageCut) -> bool:
-    """Whether a shard's graph is here what its proof.json says; one that cannot be traced here is not."""
+    """Whether a shard's graph here matches its proof.json; a graph that cannot be traced here does not."""
     published = shard.proof
     if published is None or published.chunks != anatomy.chunks:
         return False
@@ -234,11 +234,11 @@ def _is_as_published(blueprint: Blueprint, anatomy: Anatomy, shard: Shard, cut: 
 
 
 def largest_context(kv_bytes: Callable[[int], int], budget_bytes: int, *, most: int) -> int:
-    """The most positions whose KV cache fits, or as few as are of any use where those do not fit either.
+    """The most positions whose KV cache fits, or the least useful number if not even that fits.
 
     Args:
-        kv_bytes: What a session of so many positions takes; never less for more.
-        most: Not more than these.
+        kv_bytes: Bytes that a session with a given number of positions takes; must not decrease.
+        most: Upper limit of the result.
     """
     low, high = min(LEAST_CONTEXT, most), most
     while low < high:
@@ -249,7 +249,7 @@ def largest_context(kv_bytes: Callable[[int], int], budget_bytes: int, *, most: 
 
 @contextmanager
 def telling_versions(shard: Shard) -> Iterator[None]:
-    """Add to why a shard is refused here with which versions it was split, and which are here, where they differ."""
+    """Add to an error the versions with which a shard was split and those installed here, if they differ."""
     made, here = shard.proof, (version("mlx"), version("mlx-lm"))
     try:
         yield
@@ -266,13 +266,13 @@ def telling_versions(shard: Shard) -> Iterator[None]:
 
 
 def unproven_batch(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard]) -> str | None:
-    """Why sequences side by side are not shown to compute here in this stage what they compute in the whole model."""
+    """Why sequences side by side are not proven to compute in this stage here what they compute in the whole model."""
     cuts = [stage_cut_of(shard.stage) for shard in ordered]
     joined = _joined(cuts)
     published = ordered[0].proof
     try:
         found = trace_chain(blueprint, anatomy, [joined], Scenario.MERGED).hash()
-        # The twin goes past lengths that no graph shows, and that are tried here only as far as they are short.
+        # The twin passes lengths that no graph shows, and of which only short ones are tried here.
         if any(shard.proof is None or shard.proof.batched_graph_hash is None for shard in ordered):
             return _NOT_SHOWN_WHEN_SPLIT
         if len(cuts) == 1 and published is not None and published.batched_graph_hash == found:
@@ -293,7 +293,7 @@ def _joined(cuts: Sequence[StageCut]) -> StageCut:
 
 
 def stage_cut_of(stage: StageDocument | StageContents) -> StageCut:
-    """The cut that a stage.json, or what a split is told of a stage, describes."""
+    """The cut that a stage.json, or a stage's contents in a split, describes."""
     return StageCut(
         start=stage.start,
         stop=stage.stop,
@@ -303,7 +303,7 @@ def stage_cut_of(stage: StageDocument | StageContents) -> StageCut:
 
 
 def chain_around(cut: StageCut, num_layers: int) -> list[StageCut]:
-    """The chain that consists of a stage and all layers before and after it."""
+    """The chain of a stage and all layers before and after it."""
     chain = [cut]
     if cut.start > 0:
         chain.insert(0, StageCut(start=0, stop=cut.start, crossings_in=(), crossings_out=cut.crossings_in))
@@ -313,7 +313,7 @@ def chain_around(cut: StageCut, num_layers: int) -> list[StageCut]:
 
 
 def _check_documents(ordered: Sequence[Shard], anatomy: Anatomy) -> None:
-    """Hold what stage.json says against what mlx-lm's model shows."""
+    """Check stage.json against mlx-lm's model."""
     for shard in ordered:
         stage = shard.stage
         if stage.num_layers != anatomy.num_layers:
@@ -339,7 +339,7 @@ def _own_tensors(ordered: Sequence[Shard]) -> list[str]:
 
 
 def _config_int(config: dict[str, Any], *fields: str) -> int:
-    """The first of the fields that the config, or its text part, has; 0 without one."""
+    """The first of the fields that the config or its text part has; 0 without one."""
     for block in (config, config.get("text_config") or {}):
         for field in fields:
             if isinstance(block.get(field), int):

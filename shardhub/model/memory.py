@@ -1,4 +1,4 @@
-"""What a stage takes of a machine's memory, and what the machine can give."""
+"""Memory that a stage needs, and memory that the machine can give."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ from shardhub.model.stage import Stage, cache_arrays
 from shardhub.model.tracing import unevaluated
 from shardhub.model.trial import Trial
 
-# Share of installed memory a process may take where the system names no working set: Apple's own figure for its GPU.
+# Share of installed memory a process may take if the system names no working set: Apple's own figure for its GPU.
 _ASSUMED_SHARE = 0.75
-# Of what a limit leaves, beyond which the kernel ends the process, or refuses: the rest is for threads and buffers.
+# Share used of what a limit leaves before the kernel kills the process or refuses memory: the rest is for threads and
+# buffers.
 _SHARE_OF_LIMIT = 0.9
-# What a node takes after its stage is loaded, whatever its size: a warm-up's buffers, compiled kernels, threads, gRPC.
+# Memory that a node takes beside its stage, whatever its size: a warm-up's buffers, compiled kernels, threads, gRPC.
 # Measured on two cores with stages of 0.17 to 0.30 GB: 60 to 100 MB.
 _BESIDE_BYTES = 128 << 20
 _PLAIN = "Leave out `kv_bits`, or try another `kv_group_size`."
-# Beyond what glibc serves from its bins of small pieces.
+# An allocation above the sizes that glibc serves from its small bins.
 _NOT_SMALL_BYTES = 8192
-# A window's cache holds the window and the chunk that comes in; no chunk is larger.
+# A window's cache holds the window and the incoming chunk; no chunk is larger than this.
 _LARGEST_CHUNK = 512
 
 
 def memory_budget() -> int:
-    """Bytes this process may take: Metal's recommended working set, else three quarters of what is installed.
+    """Bytes this process may take: Metal's recommended working set, else three quarters of installed memory.
 
-    Where a control group or a resource limit stops it earlier, most of what is left up to there.
+    If a control group or a resource limit is tighter, most of what it leaves.
     """
     if mx.metal.is_available():
         return int(mx.device_info()["max_recommended_working_set_size"])
@@ -47,37 +48,37 @@ def memory_budget() -> int:
 
 
 def left_for_stage(left_bytes: int | None) -> int | None:
-    """Bytes for weights and KV of what limits leave this process; None without a limit."""
+    """Bytes for weights and KV cache out of what limits leave this process; None without a limit."""
     return None if left_bytes is None else max(0, left_bytes - _BESIDE_BYTES)
 
 
 def release_unused() -> None:
-    """Give back what proofs and a warm-up have left: garbage, MLX's buffers, and free memory that malloc keeps."""
+    """Release what proofs and a warm-up left: garbage, MLX's buffers, and free memory that malloc keeps."""
     gc.collect()
     mx.clear_cache()
     if platform.system() == "Linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
             ctypes.CDLL(None).malloc_trim(0)
 
 
 def settle() -> None:
-    """Have the allocator sort what a step has freed, now that nobody waits for this thread.
+    """Have the allocator sort what a step freed, while nobody waits for this thread.
 
-    glibc does so at the next allocation that is not small. With the thousands of pieces that a step's graph leaves it
+    glibc does so at the next allocation that is not small. For the thousands of pieces that a step's graph leaves, this
     took 1.5 ms of the next step.
     """
     bytearray(_NOT_SMALL_BYTES)
 
 
 def kv_cost(stage: Stage, trial: Trial) -> Callable[[int], int]:
-    """Ask a stage's caches once what they take; the answer gives the bytes of a session of so many positions.
+    """Measure a stage's caches once; the returned function gives the bytes of a session with a number of positions.
 
-    The architecture's own caches are grown by two chunks on placeholders, lazily. Padding to the caches' allocation
-    step is counted, and so is the copy of one cache while it grows.
+    The architecture's own caches are grown by two chunks on placeholders, lazily. The result includes padding to the
+    caches' allocation step, and the copy of one cache while it grows.
 
     Args:
-        stage: Without weights: some models keep what their first forward derives from them.
-        trial: Makes up what it is sent.
+        stage: A stage without weights, because some models keep what their first forward derives from weights.
+        trial: Makes up its inputs.
     """
     state, before = stage.new_cache(), trial.new_cache()
     held: list[list[int]] = []
@@ -102,28 +103,28 @@ def kv_cost(stage: Stage, trial: Trial) -> Callable[[int], int]:
 
 
 def quantized_kv_cost(stage: Stage, trial: Trial) -> Callable[[int], int]:
-    """The same of a stage whose K and V are quantised; shows that upstream's forward takes them so.
+    """As `kv_cost` for quantised K and V; also checks that upstream's forward accepts them.
 
     Raises:
-        UnsupportedModel: It does not, or has none to quantise.
+        UnsupportedModel: The forward does not accept them, or there are none to quantise.
     """
     name = stage.model.__class__.__module__.rpartition(".")[2]
     refused = f"The KV cache of {name} cannot be quantised in layers {stage.start} to {stage.stop - 1}."
-    # Layers elsewhere count too, by their ghosts: a stage of windows only goes along with the others of its pipeline.
+    # Layers of other stages count too, by their ghosts: a stage with only windows follows the others of its pipeline.
     if not any(type(entry) in (caches.QuantizedKVCache, caches.KVCache) for entry in stage.new_cache().view):
         raise UnsupportedModel(refused, why="mlx-lm has no quantised form of its caches.", hint=_PLAIN)
     if stage.shares_kv:
         raise UnsupportedModel(refused, why="Layers of other stages attend to the same keys and values.", hint=_PLAIN)
     try:
         return kv_cost(stage, trial)
-    except Exception as error:  # upstream's forwards raise whatever they like
+    except Exception as error:  # upstream's forwards may raise anything
         why = f"mlx-lm's forward does not take it: {str(error).partition(chr(10))[0][:200]}"
         raise UnsupportedModel(refused, why=why, hint=_PLAIN) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Growth:
-    """How one cache grows: `fixed_bytes`, and `position_bytes` for each position, in steps, up to a limit."""
+    """Growth of one cache: `fixed_bytes`, and `position_bytes` for each position, in steps, up to a limit."""
 
     fixed_bytes: int = 0
     position_bytes: float = 0
@@ -141,19 +142,19 @@ def _parts(entries: Sequence[Any]) -> list[Any]:
 
 
 def _held_bytes(entry: Any) -> int:
-    """Bytes of a cache as it lies in memory, with the room it keeps for what comes."""
+    """Bytes of a cache in memory, including reserved room."""
     buffers = [getattr(entry, name, None) for name in ("keys", "values")]
     arrays = [buffer for buffer in buffers if isinstance(buffer, mx.array)] or cache_arrays([entry])
     return sum(array.nbytes for array in arrays)
 
 
 def _growth(entry: Any, before: int, after: int, chunks: Sequence[int]) -> _Growth:
-    """How a cache grows that held `before` bytes after the first chunk and `after` bytes after the second."""
+    """Growth of a cache that held `before` bytes after the first chunk and `after` bytes after the second."""
     keys = getattr(entry, "keys", None)
     if isinstance(entry, caches.QuantizedKVCache):
         keys = entry.keys[0]
     if not isinstance(keys, mx.array):
-        # State of a fixed size, or a class of its own that grows as it likes.
+        # State of a fixed size, or an architecture's own class, which may grow in any way.
         return _Growth(fixed_bytes=before, position_bytes=max(0, after - before) / chunks[1])
     limit = None
     if isinstance(entry, caches.RotatingKVCache):

@@ -1,4 +1,4 @@
-"""One step of one or several sessions through a stage."""
+"""Running one step of one or several sessions through a stage."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from shardhub.tensors import RawTensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """What one session's logits gave.
+    """The result of drawing from one session's logits.
 
     Attributes:
-        tokens: Drawn: one, or more where drafts were right.
+        tokens: Drawn tokens: one, or more if drafts were right.
         logprobs: Their log probabilities.
         top: The likeliest tokens at each of them, if the session asks for any.
-        target_logprobs, target_top: The same of ids that were given.
+        target_logprobs, target_top: The same for the given targets.
     """
 
     tokens: tuple[int, ...] = ()
@@ -40,11 +40,11 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advanced:
-    """What one step gave.
+    """The result of one step.
 
     Attributes:
-        crossings: What goes on to the next stage; empty on the last.
-        drawn: For each session; nothing where no token was asked for.
+        crossings: Tensors for the next stage; empty on the last.
+        drawn: The result for each session; empty if no token was asked for.
     """
 
     crossings: Mapping[str, RawTensor]
@@ -67,23 +67,23 @@ def advance(
 
     Args:
         stage: Runs its layers.
-        sessions: B sessions, checked by `Session.check`; with more than one their caches are grouped.
+        sessions: B sessions, checked by `Session.check`; several have their caches grouped.
         ids: Token ids (B, L).
-        incoming: Crossings of the stage before: hidden states are (B, L, D) in the model's dtype.
-        draw: On the last stage, for which sessions to draw the token that follows.
-        verify: The ids after the first are drafts: draw at every position, and keep the tokens up to the first that
-            is not the draft's.
-        masks: For each session the tokens its draw may choose from: a bit for each id. Empty allows all to all.
-        targets: For each session the ids that follow each of its own, to be told how likely they were, or none.
+        incoming: Crossings from the stage before: hidden states are (B, L, D) in the model's dtype.
+        draw: On the last stage, for which sessions to draw the next token.
+        verify: Whether the ids after the first are drafts: then draw at every position, and keep the tokens up to the
+            first that differs from its draft.
+        masks: For each session, a bit for each id that its draw may choose. Empty allows all ids in all sessions.
+        targets: For each session, the ids that follow each of its own, whose likelihoods are returned; or none.
 
     Raises:
-        UnsupportedModel: The architecture's caches have no batched form; nothing has changed.
-        ProofExceeded: The result is not a number, or its form is not what was proven; the sessions are of no use any
-            more.
+        UnsupportedModel: The architecture's caches have no batched form; nothing was changed.
+        ProofExceeded: The result is NaN, or its form differs from what was proven; the sessions are unusable
+            afterwards.
     """
     length = ids.shape[1]
     if len(sessions) > 1 and length > 1:
-        # mlx-lm masks several positions wrongly where a batch's window has rotated: side by side anew it has not.
+        # mlx-lm masks several positions wrongly after a batch's window has rotated; in a new batch it has not.
         for session in sessions:
             session.cache()
     cache = sessions[0].cache() if len(sessions) == 1 else gather(sessions).cache
@@ -112,7 +112,7 @@ def advance(
         raise _no_numbers(sessions, name)
     crossings = {name: to_wire(leaf) for name, leaf in out.items()}
     if length > 1:
-        mx.clear_cache()  # a chunk's buffers are of no use to decode steps
+        mx.clear_cache()  # decode steps cannot reuse a chunk's buffers
     return Advanced(crossings=crossings, drawn=tuple(Drawn() for _ in sessions))
 
 
@@ -126,7 +126,7 @@ def _draw(
     verify: bool,
     masks: Sequence[bytes | None],
 ) -> list[Drawn]:
-    """Draw for each session from logits (B, L, V), whose ids it holds already."""
+    """Draw for each session from logits (B, L, V); the sessions hold the ids of this step already."""
     length = ids.shape[1]
     is_plain = all(draw) and not verify and not any(mask is not None for mask in masks)
     if len(sessions) > 1 and is_plain and all(session.parameters.is_plain_greedy for session in sessions):
@@ -153,7 +153,7 @@ def _draw(
 
 
 def _draw_greedy(logits: mx.array, sessions: Sequence[Session], state: list[mx.array]) -> list[Drawn]:
-    """The same for all sessions at once: a few operations on (B, V) instead of some for each row."""
+    """Draw greedily for all sessions at once: a few operations on (B, V) instead of several for each row."""
     tokens, logprobs, are_numbers = sample_greedy(logits)
     mx.eval(tokens, logprobs, are_numbers, state)
     if not all(are_numbers.tolist()):  # type: ignore[arg-type]
@@ -183,13 +183,13 @@ _Pick = tuple[mx.array, mx.array, tuple[mx.array, ...]]
 
 
 def _unpacked(allowed: bytes, vocab_size: int) -> mx.array:
-    """A mask (V,) bool from a bit for each id; ids beyond it are forbidden."""
+    """A mask (V,) bool from a bit for each id; ids beyond the bits are forbidden."""
     bits = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little", count=vocab_size)
     return mx.array(bits.astype(np.bool_))
 
 
 def _accepted(picks: Sequence[_Pick], row: Sequence[int]) -> Drawn:
-    """The tokens up to the first that is not the draft's: each was drawn after ids that are right."""
+    """The tokens up to the first that differs from its draft: each was drawn after correct ids."""
     tokens: list[int] = []
     logprobs: list[float] = []
     tops: list[TopTokens] = []
@@ -207,7 +207,7 @@ def _accepted(picks: Sequence[_Pick], row: Sequence[int]) -> Drawn:
 
 
 def _leaf(raw: RawTensor) -> taps.Leaf:
-    """An array, or the number that steers the forward on the host: 64 bits, no dimensions."""
+    """Convert from the wire: an array, or a number that steers the forward on the host (64 bits, no dimensions)."""
     if raw.shape or raw.dtype not in ("F64", "I64"):
         return from_raw(raw)
     value = np.frombuffer(raw.data, dtype=np.float64 if raw.dtype == "F64" else np.int64)[0]
@@ -215,7 +215,7 @@ def _leaf(raw: RawTensor) -> taps.Leaf:
 
 
 def to_wire(leaf: taps.Leaf) -> RawTensor:
-    """What goes over the wire: an array's elements, or a number as a tensor without dimensions."""
+    """Convert for the wire: an array's elements, or a number as a tensor without dimensions."""
     if isinstance(leaf, mx.array):
         return to_raw(leaf)
     dtype, kind = ("F64", np.float64) if isinstance(leaf, float) else ("I64", np.int64)

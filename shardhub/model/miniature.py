@@ -1,7 +1,7 @@
-"""A small model of the same configuration: its kinds of layers, windows, blocks and experts; narrow, of random weights.
+"""Small models of the same configuration: the same kinds of layers, windows, blocks and experts, with random weights.
 
-Narrow, because widths change nothing in what a forward does as a function of positions. Of few layers, where the first
-few show every kind of layer, and at the cuts the same kinds on either side.
+They are narrow, because widths do not affect what a forward does as a function of positions. They have few layers, if
+the first few include every kind of layer, and at the cuts the same kinds on either side.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from shardhub.model.build import Blueprint, instantiate, module_layers, sanitize
 from shardhub.model.lazily import make_cache, run_lazily
 from shardhub.tensors import TensorSpec
 
-# Parameters up to which a model is small enough as it is, and those beyond which a miniature would take too long.
+# Parameters up to which a model is small enough unchanged, and beyond which a miniature would take too long.
 _SMALL = 8_000_000
 _LARGEST = 300_000_000
-# Positions up to which lengths stay as they are; longer ones are divided by one number, so that the longest comes down
-# to the second: the cost of attention grows with its square.
+# Positions up to which lengths stay unchanged. If there are longer ones, they are divided by one number that brings the
+# longest down to the second limit, because the cost of attention grows with its square.
 MAX_LENGTH = 512
 _DIVIDED_LENGTH = 128
-# Random numbers that all tensors are cut out of, each at a place of its own.
+# Size of the pool of random numbers from which all tensors are taken, each at a different offset.
 _POOL = 1 << 22
-# What widths of no known small value become; fields that count something else.
+# Value of widths without a known small value; fields that count something else.
 _NARROW = 64
 _NO_WIDTHS = frozenset(("vocab_size", "max_position_embeddings", "n_positions"))
-# Layers that a small model is tried with, and kinds that a setting can tell apart.
+# Numbers of layers to try for a small model, and most kinds of layers that one setting can distinguish.
 _DEPTHS = (8, 10, 12, 16, 20, 24)
 _MAX_KINDS = 8
 _QUANTIZATION = ("quantization", "quantization_config")
@@ -44,12 +44,12 @@ _QUANTIZATION = ("quantization", "quantization_config")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Miniature:
-    """A small model.
+    """A small model for a twin.
 
     Attributes:
         blueprint: Its configuration and tensors, none of them quantised.
-        cuts: Positions at which it is cut, each between layers of the kinds that a cut of the model lies between.
-        length_divisor: What lengths beyond `MAX_LENGTH` were divided by.
+        cuts: Positions at which it is cut, each between the same kinds of layers as a cut of the full model.
+        length_divisor: The number by which lengths beyond `MAX_LENGTH` were divided.
     """
 
     blueprint: Blueprint
@@ -57,7 +57,7 @@ class Miniature:
     length_divisor: int
 
     def weights(self, seed: int) -> dict[str, mx.array]:
-        """Random weights by name: norms are no identity, nothing is zero, packed integers are any bits."""
+        """Random weights by name: norms differ from the identity, nothing is zero, packed integers are arbitrary."""
         mx.random.seed(seed)
         model = instantiate(self.blueprint.config)
         initial = dict(tree_flatten(model.parameters()))
@@ -85,11 +85,11 @@ class Miniature:
 
 
 def make_miniature(blueprint: Blueprint, lengths: Sequence[int], cuts: Sequence[int]) -> Miniature:
-    """Narrow a model.
+    """Make a small model of the same configuration.
 
     Args:
-        blueprint: The model.
-        lengths: Numbers that its forward compares positions with.
+        blueprint: The full model.
+        lengths: Numbers with which its forward compares positions.
         cuts: Positions at which it is cut.
 
     Raises:
@@ -106,7 +106,7 @@ def make_miniature(blueprint: Blueprint, lengths: Sequence[int], cuts: Sequence[
         full = copy.deepcopy(config)
         divisor = -(-max(long) // _DIVIDED_LENGTH)
         _shorten(config, long, set(widths), divisor)
-        if config == full:  # the numbers are the code's own
+        if config == full:  # the numbers are constants in the code
             divisor = 1
     config, positions = _fewer_layers(config, cuts)
     if size > _SMALL:
@@ -125,10 +125,10 @@ def make_miniature(blueprint: Blueprint, lengths: Sequence[int], cuts: Sequence[
 
 
 def _fewer_layers(config: dict[str, Any], cuts: Sequence[int]) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The first layers of a model, as many as show every kind of layer and of cut; all of them where few do not.
+    """Keep as many of the first layers as show every kind of layer and of cut; all of them if a few do not suffice.
 
     Returns:
-        The configuration, and where to cut it.
+        The configuration, and the positions to cut at.
     """
     kinds = _kinds(instantiate(config))
     borders = {(kinds[cut - 1], kinds[cut]) for cut in cuts}
@@ -142,7 +142,7 @@ def _fewer_layers(config: dict[str, Any], cuts: Sequence[int]) -> tuple[dict[str
             continue
         if found != kinds[:count] or set(found) != set(kinds):
             continue
-        # From the middle outwards, so that there are layers on either side.
+        # From the middle outwards, so that there are layers on both sides.
         places = sorted(range(1, count), key=lambda position: abs(position - count // 2))
         chosen = {(found[place - 1], found[place]): place for place in reversed(places)}
         if borders <= chosen.keys():
@@ -151,9 +151,9 @@ def _fewer_layers(config: dict[str, Any], cuts: Sequence[int]) -> tuple[dict[str
 
 
 def _kinds(model: nn.Module) -> list[Any]:
-    """What tells one layer from another: its classes, the names of its tensors, its settings and its caches.
+    """The kind of each layer: its classes, the names of its tensors, its settings and its caches.
 
-    A setting that is another one in nearly every layer, such as the layer's index, tells nothing.
+    A setting that differs in nearly every layer, such as the layer's index, is ignored.
     """
     layers = module_layers(model)
     caches = make_cache(model)
@@ -171,7 +171,7 @@ def _kinds(model: nn.Module) -> list[Any]:
 
 
 def _settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Numbers, texts and flags of a layer and of all modules in it, and their classes, by path."""
+    """Numbers, texts and flags of a layer and all its modules, and their classes, by path."""
     for path, module in layer.named_modules():
         yield f"{path}:", type(module).__name__
         for name, value in vars(module).items():
@@ -187,7 +187,7 @@ def _cache_kind(entry: Any) -> Any:
 
 
 def _first_layers(config: dict[str, Any], num_layers: int, count: int) -> dict[str, Any]:
-    """A configuration with its first layers only, wherever it tells their number or speaks of each."""
+    """A configuration with only its first layers, in every field with their number or an entry for each."""
     fewer = copy.deepcopy(config)
     for block in _blocks(fewer):
         for key, value in block.items():
@@ -202,20 +202,20 @@ def _first_layers(config: dict[str, Any], num_layers: int, count: int) -> dict[s
 
 @cache
 def miniature_widths() -> Mapping[str, Mapping[str, int]]:
-    """By model module: fields of its configuration that are widths, and a small value of each that goes with the rest.
+    """For each model module, the fields of its configuration that are widths, and a compatible small value of each.
 
-    `tests/architectures/widths.py` makes the table: widths are the numbers that change the shapes of tensors and
-    not which there are.
+    `tests/architectures/widths.py` makes the table: widths are numbers that change the shapes of tensors but not their
+    set of names.
     """
     table: dict[str, dict[str, int]] = json.loads(files("shardhub.model").joinpath("miniatures.json").read_text())
     return table
 
 
 def _narrowed(config: dict[str, Any], module: str, widths: Mapping[str, int]) -> dict[str, Any]:
-    """A configuration with small widths: all that are known, or all but one family of them that does not go with them.
+    """A configuration with small widths: all known ones, or all but one family that is incompatible with the rest.
 
     Raises:
-        UnsupportedModel: None are known, or it runs with none of these.
+        UnsupportedModel: No widths are known, or the model runs with none of these choices.
     """
     families = sorted({_family(path) for path in widths})
     for left_out in ("", *families):
@@ -235,7 +235,7 @@ def _narrowed(config: dict[str, Any], module: str, widths: Mapping[str, int]) ->
 
 
 def _family(path: str) -> str:
-    """What a field's name begins with: `mamba_n_heads` and `mamba_d_ssm` go together."""
+    """The prefix of a field's name: `mamba_n_heads` and `mamba_d_ssm` belong together."""
     return path.rpartition(".")[2].partition("_")[0]
 
 
@@ -250,7 +250,7 @@ def _narrow(config: dict[str, Any], widths: Mapping[str, int]) -> None:
         if "intermediate" in name or "ffn" in name:
             value = min(value, _NARROW)
         block[name] = [value] * len(old) if isinstance(old, list) else value
-    # Queries that share keys must do so still: upstream's code for the two differs.
+    # Queries that share keys must still do so: upstream's code for the two cases differs.
     for before, block in zip(heads, _blocks(config), strict=True):
         if before is None or not isinstance(block.get("num_attention_heads"), int):
             continue
@@ -260,7 +260,7 @@ def _narrow(config: dict[str, Any], widths: Mapping[str, int]) -> None:
 
 
 def _narrow_more(config: dict[str, Any], known: set[str], lengths: set[int]) -> None:
-    """Make small what the table does not name: large numbers that change the shapes of tensors, not which there are."""
+    """Reduce fields that the table lacks: large numbers that change the shapes of tensors but not their names."""
     tensors = _shapes(config)
     for block in _blocks(config):
         for key, value in block.items():
@@ -282,7 +282,7 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _heads(config: dict[str, Any]) -> list[tuple[int, int] | None]:
-    """Heads of queries and of keys, in each block that tells both."""
+    """Numbers of query heads and key heads, for each block that has both."""
     found: list[tuple[int, int] | None] = []
     for block in _blocks(config):
         queries, keys = block.get("num_attention_heads"), block.get("num_key_value_heads")
@@ -291,7 +291,7 @@ def _heads(config: dict[str, Any]) -> list[tuple[int, int] | None]:
 
 
 def _shorten(config: dict[str, Any], lengths: set[int], widths: set[str], divisor: int) -> None:
-    """Divide every number that is one of these lengths, or a per-layer list of them, wherever it stands."""
+    """Divide every number that is one of these lengths, anywhere, including in per-layer lists."""
 
     def shorter(value: Any) -> Any:
         if isinstance(value, list):
@@ -306,7 +306,7 @@ def _shorten(config: dict[str, Any], lengths: set[int], widths: set[str], diviso
 
 
 def _blocks(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A configuration and all that is nested in it."""
+    """A configuration and all configurations nested in it."""
     yield config
     for value in config.values():
         if isinstance(value, dict):
@@ -321,11 +321,11 @@ def _block(config: dict[str, Any], path: Sequence[str]) -> dict[str, Any] | None
 
 
 def _tie(model: nn.Module, blueprint: Blueprint) -> None:
-    """Let upstream drop the parts that the checkpoint does not have, such as the head of a tied model."""
+    """Let upstream drop parts that the checkpoint lacks, such as the head of a tied model."""
     try:
         sanitize(model, {name: placeholder(spec) for name, spec in blueprint.tensors.items()})
     except UnsupportedModel:
-        return  # it rearranges tensors by their shapes, which are other ones here
+        return  # sanitize rearranges tensors by their shapes, which differ here
 
 
 def _elements(spec: TensorSpec) -> int:

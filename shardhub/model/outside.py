@@ -1,7 +1,7 @@
-"""Calls of upstream's forward to what is no function of its inputs: clocks, chance, the process, files.
+"""Detecting calls of upstream's forward whose results do not depend on its inputs alone: clocks, random numbers, files.
 
-Seen by Python's own profiling, which names the functions of C too. MLX's random functions, which it does not see, are
-known by the state they advance.
+This uses Python's own profiling, which also reports functions in C. It does not see MLX's random functions, which are
+detected by the state they advance.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import numpy as np
 
 from shardhub.model.content import PACKAGE
 
-# Modules whose functions answer otherwise in another process, or at another time.
+# Modules whose functions may return different values in another process or at another time.
 _MODULES = frozenset((
     "time", "random", "_random", "datetime", "_datetime", "os", "posix", "nt", "uuid", "_uuid", "secrets", "socket",
     "_socket", "platform", "subprocess", "_thread", "threading", "gc", "resource", "tempfile", "getpass", "psutil",
     "numpy.random", "numpy.random.mtrand", "numpy.random._generator", "pathlib", "io", "_io",
 ))  # fmt: skip
-# Functions of other modules that do so.
+# Such functions in other modules.
 _FUNCTIONS = frozenset((
     ("builtins", "id"), ("builtins", "open"), ("builtins", "input"), ("builtins", "hash"), ("sys", "getrefcount"),
     ("sys", "_getframe"),
 ))  # fmt: skip
-# Functions in those modules that are the same everywhere.
+# Functions in those modules that give the same result everywhere.
 _HARMLESS = frozenset(("fspath", "timedelta", "__init__", "__new__", "__enter__", "__exit__", "acquire", "release"))
-# Modules between upstream's call and the function that it ends in.
+# Modules that may be between upstream's call and the function it reaches.
 _BETWEEN = frozenset(
     ("_collections_abc", "collections.abc", "os", "random", "uuid", "secrets", "datetime", "tempfile", "threading")
 )
@@ -40,7 +40,7 @@ _MAX_BETWEEN = 6
 
 @dataclass(slots=True)
 class Calls:
-    """Functions that were called, in order, each with where it was called: `time.monotonic at llama.py:17`."""
+    """Functions that were called, in order, each with the place of the call: `time.monotonic at llama.py:17`."""
 
     found: dict[str, None] = field(default_factory=dict)
 
@@ -53,9 +53,9 @@ class Calls:
 
 @contextmanager
 def noting(calls: Calls) -> Iterator[None]:
-    """Note what upstream's model code calls meanwhile, in this thread, that is no function of its inputs.
+    """Record calls of upstream's model code in this thread, inside the block, that depend on more than its inputs.
 
-    A profiler sees nothing of it.
+    Other profilers see nothing during the block.
     """
 
     drawn: Any = mx.random.state
@@ -85,29 +85,29 @@ def noting(calls: Calls) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.setprofile(before if callable(before) else None)  # a profiler in C cannot be put back from here
+        sys.setprofile(before if callable(before) else None)  # a profiler in C cannot be restored from here
     if numbers != _numpy_state():
         calls.found.setdefault("numpy.random in its forward")
 
 
 def _numpy_state() -> tuple[bytes, int]:
-    """State of NumPy's own generator, which its functions advance."""
+    """State of NumPy's global generator, which its functions advance."""
     state: Any = np.random.get_state()
     return state[1].tobytes(), state[2]
 
 
 def _module(owner: Any) -> str | None:
-    """The module of a built-in method's object, or of the class it is a method of."""
+    """The module of a built-in method's object or class."""
     found: str | None = owner.__module__ if isinstance(owner, type) else type(owner).__module__
     return found
 
 
 def _upstream(frame: FrameType | None, *, past_all: bool = False) -> str | None:
-    """Where upstream's code calls; None where it does not.
+    """The place in upstream's code that a call comes from; None if it does not come from there.
 
     Args:
         frame: The frame of the call.
-        past_all: Whether anything may stand between, not the standard library's wrappers alone.
+        past_all: Whether any code may be in between, instead of only the standard library's wrappers.
     """
     for _ in range(_MAX_BETWEEN):
         if frame is None:

@@ -1,4 +1,4 @@
-"""Parity by numbers: the chain of stages run beside upstream's own forward on the whole model, over the same arrays."""
+"""Parity by numbers: comparing the chain of stages with upstream's forward on the whole model, over the same arrays."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from shardhub.parity import CHUNK, NUM_TOKENS, PROMPT_LENGTHS, fixed_prompt
 from shardhub.shard import Shard
 from shardhub.splitting.contents import ModelContents
 
-# Share of the budget kept free for KV caches and for the buffers of a chunk.
+# Share of the budget kept free for KV caches and the buffers of a chunk.
 _HEADROOM = 0.10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTensors:
-    """A stage of the chain: its cut, and the names of the tensors it may use."""
+    """A stage of the chain: its cut, and the names of the tensors that it may use."""
 
     cut: StageCut
     tensors: Collection[str]
@@ -39,10 +39,10 @@ class StageTensors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What was measured; see `manifest.Parity`.
+    """The measured differences; see `manifest.Parity`.
 
     Attributes:
-        tokens: Ids the reference decoded, by prompt.
+        tokens: Ids that the reference decoded, by prompt.
     """
 
     vocab_size: int
@@ -53,21 +53,21 @@ class Comparison:
 
 
 def fits(size_bytes: int, budget_bytes: int) -> bool:
-    """Whether a model of so many bytes can be run within a budget: stages and whole model share its arrays."""
+    """Whether a model of this size can be compared within a budget: stages and whole model share its arrays."""
     return size_bytes <= budget_bytes * (1 - _HEADROOM)
 
 
 def checkpoint_weights(checkpoint: Checkpoint, contents: ModelContents) -> dict[str, mx.array]:
-    """The whole model's tensors by final name, lazily: each is read when it is first used.
+    """Load the whole model's tensors by final name, lazily: each is read on first use.
 
-    Tensors that are not in the checkpoint as they are come from upstream's own sanitize, as when mlx-lm loads it.
+    Tensors that are not copied unchanged come from upstream's own sanitize, as when mlx-lm loads the model.
 
     Args:
-        checkpoint: In a folder of this disk.
-        contents: Of the model.
+        checkpoint: A checkpoint in a folder on this disk.
+        contents: The contents of the model.
 
     Raises:
-        WeightFileError: A file is malformed or changed since its header was read; MLX saw none of its bytes.
+        WeightFileError: A file is malformed or changed since its header was read; MLX read none of its bytes.
     """
     stored: dict[str, mx.array] = {}
     for name, known in checkpoint.files.items():
@@ -87,10 +87,10 @@ def checkpoint_weights(checkpoint: Checkpoint, contents: ModelContents) -> dict[
 
 
 def shard_weights(shards: Sequence[Shard], progress: Callable[[str], None] = lambda _: None) -> dict[str, mx.array]:
-    """The tensors of all these shards by final name, lazily, once every byte is checked.
+    """Load the tensors of all these shards by final name, lazily, after every byte is checked.
 
     Raises:
-        IntegrityError: A weight file is not the one that was published; MLX saw none of its bytes.
+        IntegrityError: A weight file differs from the published one; MLX read none of its bytes.
     """
     weights: dict[str, mx.array] = {}
     files = [(shard, file) for shard in shards for file in shard.stage.weight_files]
@@ -110,16 +110,16 @@ def compare(
     num_tokens: int = NUM_TOKENS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
-    """Run stages and whole model over the fixed prompts, greedily, both fed the reference's ids in the same shapes.
+    """Compare stages and whole model over the fixed prompts, greedily; both get the reference's ids in the same shapes.
 
-    The arrays exist once: a stage's model object holds those of its own tensors, placeholders for the others.
+    The arrays exist once: a stage's model object holds those of its own tensors, and placeholders for the others.
 
     Args:
         blueprint, anatomy: The whole model.
         chain: Its stages in order.
         weights: Every tensor by final name.
         num_tokens: Tokens to decode over all prompts.
-        progress: Told of tokens done and in all.
+        progress: Called with the number of tokens done and in all.
 
     Raises:
         UnsupportedModel: MLX cannot run the model here.
@@ -182,14 +182,14 @@ class _Pair:
         self._position = 0
 
     def prefill(self, ids: list[int]) -> None:
-        """Run a chunk on both sides; nobody needs its logits."""
+        """Run a chunk on both sides, without logits."""
         self._run_whole(ids, need_logits=False)
         self._run_chain(ids, need_logits=False)
         self._position += len(ids)
         mx.clear_cache()
 
     def decode(self, token: int) -> int:
-        """Run one id on both sides, take their logits' difference, and return the reference's next token."""
+        """Run one id on both sides, measure the difference of their logits, and return the reference's next token."""
         expected = self._run_whole([token], need_logits=True)
         found = self._run_chain([token], need_logits=True)
         assert expected is not None and found is not None  # noqa: PT018
@@ -198,8 +198,8 @@ class _Pair:
         self.num_equal += _greedy(found) == chosen
         expected, found = expected.astype(mx.float32), found.astype(mx.float32)
         self.num_nan += bool((mx.isnan(expected) | mx.isnan(found)).any().item())
-        # Equal infinities differ by nothing, and so does NaN on both sides; otherwise a difference is finite or, at the
-        # most, the largest number, as for NaN on one side.
+        # Equal infinities, and NaN on both sides, count as no difference; any other difference is finite, or the
+        # largest float, as for NaN on one side.
         same = (expected == found) | (mx.isnan(expected) & mx.isnan(found))
         apart = mx.where(same, 0.0, mx.abs(expected - found))
         largest = float(mx.where(mx.isnan(apart), mx.inf, apart).max().item())  # type: ignore[arg-type]
@@ -210,7 +210,7 @@ class _Pair:
         try:
             logits = forward(self._whole, mx.array([ids], mx.int32), self._cache)[0, -1]
             mx.eval(([logits] if need_logits else []) + cache_arrays(self._cache))
-        except RuntimeError as error:  # an operation that this backend lacks, such as half-precision experts on a CPU
+        except RuntimeError as error:  # this backend lacks an operation, such as half-precision experts on a CPU
             raise UnsupportedModel(
                 "MLX cannot run this model on this machine.", why=f"{str(error).partition(chr(10))[0][:200]}."
             ) from error
@@ -231,7 +231,7 @@ class _Pair:
 
 
 def _greedy(logits: mx.array) -> int:
-    """The token a node's greedy sampling takes of logits (V,)."""
+    """The token that a node's greedy sampling chooses from logits (V,)."""
     token, _ = sample(logits, (), SamplingParameters(), None, draw_key(0, 0, 0))
     chosen: Any = token.item()
     return int(chosen)

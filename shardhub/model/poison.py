@@ -1,9 +1,9 @@
-"""What stands in the place of everything that does not cross a cut: nothing can be made of it without being seen.
+"""Stand-ins for everything that does not cross a cut: any use of them is detected.
 
-An array is one that cannot be evaluated: it has a shape and a dtype, may stand in any lazy computation, and whatever
-depends on it raises when it is evaluated, so that no function swallows it (NaN goes through nan_to_num, comparisons and
-argmax). So does a number: its stand-in is an array without dimensions. What ghosts hold is NaN, as their arrays
-are evaluated with each step.
+The stand-in for an array cannot be evaluated: it has a shape and a dtype, may be part of any lazy computation, and
+whatever depends on it raises when it is evaluated, so that no function hides it (NaN passes through nan_to_num,
+comparisons and argmax). The stand-in for a number is such an array without dimensions. Ghosts hold NaN instead, because
+their arrays are evaluated with each step.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from shardhub.manifest import Crossing
 from shardhub.model.arrays import mlx_dtype
 from shardhub.tensors import TensorSpec
 
-# What mlx says of an array that cannot be evaluated.
+# Part of mlx's message for an array that cannot be evaluated.
 _NO_PRIMITIVE = "without a primitive"
 _UNSEEN = "No proof has seen that."
 _UNDESCRIBED = "It changes from step to step, in its size or in what it is, in a way that neither L nor T describes."
 
 
 class Foreign:
-    """Stands in the place of something that cannot cross, as nothing describes it, and refuses to be used."""
+    """Stands in for something that no crossing can describe, and refuses any use."""
 
     __slots__ = ("_name",)
 
@@ -46,7 +46,7 @@ def _refuse(self: Foreign, *_: Any, **__: Any) -> Any:
     raise self._refusal()
 
 
-# Operators are looked up in the class, past __getattr__.
+# Operators are looked up in the class, bypassing __getattr__.
 _OPERATORS = (
     "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul rmatmul and rand or ror "
     "xor rxor lshift rlshift rshift rrshift neg pos abs invert lt le gt ge eq ne getitem setitem len iter contains "
@@ -57,7 +57,7 @@ for _operator in _OPERATORS.split():
 
 
 def refusal(error: BaseException | None) -> ProofExceeded | None:
-    """The refusal behind an error of mlx's or of upstream's forward; None if it is another error."""
+    """The refusal that caused an error of mlx or of upstream's forward; None for other errors."""
     if isinstance(error, ProofExceeded):
         return error
     text = str(error)
@@ -70,10 +70,10 @@ def refusal(error: BaseException | None) -> ProofExceeded | None:
 
 @contextmanager
 def watching() -> Iterator[None]:
-    """Tell the use of what does not cross from other errors of an evaluation.
+    """Map errors of an evaluation that used what does not cross.
 
     Raises:
-        ProofExceeded: It was used.
+        ProofExceeded: The evaluation used a stand-in.
     """
     try:
         yield
@@ -84,21 +84,21 @@ def watching() -> Iterator[None]:
 
 
 def nan(shape: tuple[int, ...]) -> mx.array:
-    """NaN in every element; one element of memory."""
+    """An array of NaN that takes the memory of one element."""
     return mx.broadcast_to(mx.array(float("nan")), shape)
 
 
 def parameter(spec: TensorSpec) -> mx.array:
-    """Stands in the place of a parameter of another stage."""
+    """The stand-in for a parameter of another stage."""
     return _array(spec.shape, mlx_dtype(spec.dtype))
 
 
 def leaf(name: str, crossing: Crossing | None, *, batch: int, length: int, total: int) -> Any:
-    """What a foreign layer is taken to hand on where nothing came over the wire.
+    """The stand-in for what a foreign layer hands on, if nothing came over the wire.
 
     Args:
         name: Its crossing name.
-        crossing: Its description; None where no symbols describe it.
+        crossing: Its description; None if no symbols describe it.
         batch, length, total: B, L and T of this step.
     """
     if crossing is None:
@@ -114,7 +114,7 @@ def _array(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
 
 @cache
 def _source(dtype: mx.Dtype, thread: int) -> mx.array:
-    """An input of a traced function, kept beyond the trace: it has no value, and nothing it could be computed of."""
+    """An input of a traced function, kept beyond the trace: it has no value and nothing to compute it from."""
     kept: list[mx.array] = []
 
     def identity(array: mx.array) -> list[mx.array]:

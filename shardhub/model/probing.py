@@ -1,9 +1,9 @@
-"""The chunks that show every branch of a model's forward: found by running it lazily, not guessed from names.
+"""Finding the chunks that show every branch of a model's forward, by running it lazily instead of guessing from names.
 
-A forward may do something else from some position on: a window is full, a group of positions closes, a sequence passes
-the length it was trained for. What positions are compared with is read off the conditions upstream's code meets, and
-each such number is approached from below, met and passed; then, as not all code asks by conditions, positions are
-doubled. The chunks are the few steps that show all that was seen on the way.
+A forward may behave differently from some position on: a window is full, a group of positions closes, a sequence passes
+the length it was trained for. The numbers with which positions are compared are read from the conditions in upstream's
+code, and each is approached from below, met and passed. Then positions are doubled, because not all code uses
+conditions. The chunks are the few steps that show everything seen on the way.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from shardhub.model.branches import Decision, Number, Place, Record, watching
 from shardhub.model.build import Blueprint
 from shardhub.model.lazily import make_cache, run_lazily
 
-# One id, a chunk after it, and two ids: what every model is run through first.
+# The first run of every model: one id, a chunk, and two single ids.
 _START = (1, 4, 1, 1)
-# After a number that positions are compared with: a chunk and one more id.
+# Steps after a number with which positions are compared: a chunk and one more id.
 _BEYOND = (5, 1)
-# Positions are doubled up to here, or up to what the configuration says the model was made for.
+# Positions are doubled up to this, or up to the positions the model was made for according to its configuration.
 _MAX_POSITIONS = 1 << 20
-# Rounds in which conditions are solved for the position at which they turn, most numbers in one, the seconds of
-# processor time of a step after which positions are doubled no more, as forwards that loop over positions take long,
+# In order: most rounds of solving conditions for the position at which they turn; most numbers in one round; processor
+# seconds of a step after which positions are no longer doubled, because forwards that loop over positions take long;
 # and how much further than that numbers are still met.
 _MAX_ROUNDS = 4
 _MAX_TARGETS = 12
@@ -39,24 +39,23 @@ _MAX_SLOWNESS = 16
 _CONTEXT_FIELDS = (
     "max_position_embeddings", "max_seq_len", "n_positions", "n_ctx", "model_max_length", "max_sequence_length",
 )  # fmt: skip
-# Modules of mlx-lm that all models share. Their conditions are met by whole model and stages alike, and some of them
-# are invariants that nothing turns.
+# Modules of mlx-lm that all models share. Whole model and stages meet their conditions alike, and some of these are
+# invariants that never turn.
 SHARED_MODULES = frozenset(("cache", "base", "rope_utils", "switch_layers", "activations", "pipeline"))
-# These caches ask how much room they have left, and hold the same whatever the answer is.
+# Caches with conditions on the room they have left, whose contents do not depend on the outcome.
 _STORAGE = ("KVCache.", "QuantizedKVCache.", "ConcatenateKVCache.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreached:
-    """A condition that depends on the step, of which one outcome was never seen.
+    """A condition that depends on the step and of which one outcome was never seen.
 
     Attributes:
-        place: Where it stands.
+        place: Its place in the code.
         never: The outcome that was not seen.
-        operands: What was last compared.
-        comes_at: The position at which it would turn, beyond what was run; None where nobody can tell.
-        is_open: Whether nothing says that it cannot turn within the positions the model was made for, in the model's
-            own code.
+        operands: The operands last compared.
+        comes_at: The position, beyond those run, at which it would turn; None if unknown.
+        is_open: Whether it is in the model's own code and may turn within the positions the model was made for.
     """
 
     place: Place
@@ -73,14 +72,14 @@ class Unreached:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probing:
-    """How a model is to be probed, and what that shows of its code.
+    """The steps that probe a model, and what they show of its code.
 
     Attributes:
         chunks: Lengths L of the chunks of one sequence.
-        lengths: Numbers that positions are compared with.
-        num_conditions: Conditions of upstream's code that were met.
-        num_positional: Those of them that steps decide.
-        unreached: Those of which one outcome was not seen.
+        lengths: Numbers with which positions are compared.
+        num_conditions: Number of conditions in upstream's code that were met.
+        num_positional: Number of those that depend on the step.
+        unreached: Those of which one outcome was never seen.
     """
 
     chunks: tuple[int, ...]
@@ -91,10 +90,10 @@ class Probing:
 
 
 def find_chunks(blueprint: Blueprint) -> Probing:
-    """Run a model lazily until no new branch is seen, and choose the chunks that show all of them.
+    """Run a model lazily until no new branch appears, and choose chunks that show all branches.
 
     Raises:
-        UnsupportedModel: Its forward cannot be run on placeholders.
+        UnsupportedModel: The model's forward cannot be run on placeholders.
     """
     explorer = _Explorer(blueprint)
     explorer.run(_START, is_close=True)
@@ -113,7 +112,7 @@ def find_chunks(blueprint: Blueprint) -> Probing:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step of some run: positions before it, its length, and what was seen in it."""
+    """A step of a run: positions before it, its length, and what was seen in it."""
 
     position: int
     length: int
@@ -121,7 +120,7 @@ class _Step:
 
 
 class _Explorer:
-    """Runs of one model, and all that was seen in them."""
+    """Runs one model and collects what is seen."""
 
     def __init__(self, blueprint: Blueprint) -> None:
         self._model = blueprint.build()
@@ -136,7 +135,7 @@ class _Explorer:
     def run(self, chunks: Sequence[int], *, is_scan: bool = False, is_close: bool = False) -> list[_Step]:
         """Run a new sequence through these chunks.
 
-        A scan ends with the first that takes long; a close run is audited in its last steps.
+        A scan ends with the first slow step; a close run is audited in its last steps.
         """
         cache = make_cache(self._model)
         self.audit.begin(cache)
@@ -163,7 +162,7 @@ class _Explorer:
         return steps
 
     def solve(self) -> None:
-        """Meet and pass every number that positions are compared with, until no new one comes up."""
+        """Meet and pass every number with which positions are compared, until no new one appears."""
         for _ in range(_MAX_ROUNDS):
             targets = sorted(target for target in self._targets() if 2 < target <= self._reach)
             targets = [target for target in targets if target not in self._tried][:_MAX_TARGETS]
@@ -177,7 +176,7 @@ class _Explorer:
                 self.run((*_START, *sorted(chunks)))
 
     def double(self) -> None:
-        """Look at positions far apart for anything new, and find where it begins."""
+        """Search positions far apart for anything new, and find where it begins."""
         chunks, position = list(_START), sum(_START)
         while position < self._slow_from:
             chunks.append(min(3 * position, self._slow_from - position))
@@ -188,7 +187,7 @@ class _Explorer:
             if step.seen <= known:
                 continue
             low, high = step.position, step.position + step.length
-            while high - low > 1:  # the first position at which a sequence shows what is new here
+            while high - low > 1:  # find the first position at which a sequence shows what is new here
                 middle = (low + high) // 2
                 found = self.run((*_START, middle - sum(_START), 1)) if middle > sum(_START) else []
                 if found and not found[-1].seen <= known:
@@ -201,11 +200,11 @@ class _Explorer:
             self.solve()
 
     def choose(self) -> tuple[int, ...]:
-        """Chunks of one sequence that show all that was seen: steps without anything new become part of the next."""
+        """Chunks of one sequence that show everything seen; steps without anything new are merged into the next."""
         wanted = self._all_seen()
         steps = self.run((*_approach(sorted(self._tried)), *sorted(self._chunks)), is_close=True)
-        # Forms of values that were seen on the way to something else: there, too. (Conditions may be met once in a
-        # process, where upstream compiles a function.)
+        # Forms of values that were seen on the way to something else are included too. (A condition may be met only
+        # once per process, if upstream compiles a function.)
         if missing := {item for item in wanted - _seen(steps) if not isinstance(item[0], Place)}:
             for step in self.steps:
                 if step.seen & missing:
@@ -221,9 +220,9 @@ class _Explorer:
         return (*(step.length for step in steps), *self._ending(steps))
 
     def _ending(self, steps: Sequence[_Step]) -> tuple[int, ...]:
-        """What follows the last chunk: a single id, and more where values came up that were not there before.
+        """Steps after the last chunk: a single id, and more if values appeared late.
 
-        Sizes that steps of several lengths show can be told to be positions, so far or of a chunk.
+        Steps of several lengths show whether a size counts the positions so far or those of a chunk.
         """
         forms = {item for step in steps for item in step.seen if not isinstance(item[0], Place)}
         if len({layer for layer, *_ in forms}) < len(forms):
@@ -231,7 +230,7 @@ class _Explorer:
         return (1,)
 
     def lengths(self) -> tuple[int, ...]:
-        """Numbers that stand in conditions which positions turned."""
+        """Numbers in conditions whose outcome changed with the position."""
         found = {
             operand
             for place in self.record.places()
@@ -243,7 +242,7 @@ class _Explorer:
         return tuple(sorted(found))
 
     def unreached(self) -> list[Unreached]:
-        """Conditions that the step decides, of which one outcome was not seen."""
+        """Conditions that depend on the step and of which one outcome was never seen."""
         found = []
         for place in sorted(self.record.places()):
             outcomes = self.record.outcomes(place)
@@ -255,7 +254,7 @@ class _Explorer:
             is_steady = not any(later > earlier for earlier, later in pairwise(apart))
             turns = self._turns(place) if is_steady else None
             can_turn = (comes_nearer or not apart) and (turns is None or turns <= self._limit)
-            can_turn &= not self._is_of_length(place)  # chunks of the lengths it speaks of were run
+            can_turn &= not self._is_of_length(place)  # chunks of the lengths it names were run
             found.append(
                 Unreached(
                     place=place,
@@ -269,7 +268,7 @@ class _Explorer:
 
     @property
     def _reach(self) -> int:
-        """Positions up to which it is worth the time to meet a number: a forward may loop over positions."""
+        """Positions up to which meeting a number is worth the time: a forward may loop over positions."""
         return min(self._limit, self._slow_from * _MAX_SLOWNESS)
 
     def _all_seen(self) -> set[Any]:
@@ -287,7 +286,7 @@ class _Explorer:
         return max(position + length for position, length, _ in self._decisions(place))
 
     def _targets(self) -> set[int]:
-        """Positions at which a condition would turn that has not, and numbers it speaks of."""
+        """Positions at which conditions with one outcome so far would turn, and numbers they contain."""
         found: set[int] = set()
         for place in self.record.places():
             if place.function.startswith(_STORAGE) or not self.record.depends_on_step(place):
@@ -304,7 +303,7 @@ class _Explorer:
         return found
 
     def _lengths(self) -> set[int]:
-        """Numbers that the length of a chunk is compared with."""
+        """Numbers with which the length of a chunk is compared."""
         return {
             operand
             for place in self.record.places()
@@ -315,18 +314,18 @@ class _Explorer:
         }
 
     def _is_of_length(self, place: Place) -> bool:
-        """Whether a condition asks for the length of the chunk, and for nothing else that changes."""
+        """Whether a condition depends on the length of the chunk and on nothing else that changes."""
         return all(
             decision.operands is not None and length in decision.operands
             for _, length, decision in self._decisions(place)
         )
 
     def _is_constant(self, place: Place, value: int) -> bool:
-        """Whether a number stands in a condition each time it is met."""
+        """Whether a number is an operand of a condition each time it is met."""
         return all(value in (decision.operands or ()) for _, _, decision in self._decisions(place))
 
     def _turns(self, place: Place) -> int | None:
-        """The position at which the two sides of a condition would meet if they went on as they did."""
+        """The position at which the two sides of a condition would meet if they continued linearly."""
         points = [
             (position + length, difference)
             for position, length, decision in self._decisions(place)
@@ -341,7 +340,7 @@ class _Explorer:
         return round(turn) if 0 < turn <= _MAX_POSITIONS else None
 
     def _apart(self, place: Place) -> list[Number]:
-        """How far apart the two sides of a condition were, in the order of positions."""
+        """The differences between the two sides of a condition, in order of positions."""
         return [
             abs(difference)
             for *_, decision in sorted(self._decisions(place), key=lambda each: each[0] + each[1])
@@ -350,14 +349,14 @@ class _Explorer:
 
 
 class _Layers:
-    """A tap that notes the form of what each layer hands on."""
+    """A tap that records the form of what each layer hands on."""
 
     def __init__(self, audit: Audit) -> None:
         self._audit = audit
         self.begin()
 
     def begin(self) -> None:
-        """Start on a step."""
+        """Start a step."""
         self.seen: set[Any] = set()
         self._recorder = taps.Recorder()
 
@@ -374,7 +373,7 @@ class _Layers:
 
 
 def _approach(targets: Iterable[int]) -> tuple[int, ...]:
-    """Chunks that come up to each of these positions, meet it by single ids, and pass it."""
+    """Chunks that approach each of these positions, meet it by single ids, and pass it."""
     chunks, position = list(_START), sum(_START)
     for target in targets:
         if target - 1 > position:
@@ -389,7 +388,7 @@ def _approach(targets: Iterable[int]) -> tuple[int, ...]:
 
 
 def _merged(steps: Sequence[_Step]) -> tuple[int, ...]:
-    """Lengths of steps of which each shows something new; those between are part of the one they lead to."""
+    """Lengths of steps that each show something new; steps between are merged into the next of these."""
     chunks: list[int] = []
     shown: set[Any] = set()
     waiting = 0
@@ -408,7 +407,7 @@ def _seen(steps: Iterable[_Step]) -> set[Any]:
 
 
 def _limit(blueprint: Blueprint) -> int:
-    """Positions the model was made for, as far as its configuration says; or the most that are looked at."""
+    """Positions the model was made for according to its configuration, up to the most that are probed."""
     blocks = (blueprint.config, blueprint.config.get("text_config"))
     found = [block[name] for block in blocks if isinstance(block, dict) for name in _CONTEXT_FIELDS if name in block]
     sizes = [size for size in found if isinstance(size, int) and size > 0]

@@ -1,4 +1,4 @@
-"""Exactness by graph: the computation of the chained stages must be the whole model's, and a stage's its own."""
+"""Exactness by graph: the chained stages must have the whole model's graph, and each stage its own published graph."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class StageCut:
 
 
 class Scenario(Enum):
-    """What a traced model is run through.
+    """The steps that a traced model runs.
 
     ALONE: one sequence, in the anatomy's chunks.
-    MERGED: two sequences, one past all that the chunks reach and a short one, then side by side (B = 2) for two steps.
+    MERGED: two sequences, one longer than all chunks and one short, then side by side (B = 2) for two steps.
     """
 
     ALONE = "alone"
@@ -49,7 +49,7 @@ def trace_whole(blueprint: Blueprint, anatomy: Anatomy, scenario: Scenario = Sce
     """Trace upstream's own forward; outputs are the logits of each step.
 
     Raises:
-        UnsupportedModel: It cannot be traced, or its caches cannot be merged.
+        UnsupportedModel: The model cannot be traced, or its caches cannot be merged.
     """
 
     def run(arrays: Mapping[str, mx.array], _: Questions) -> list[mx.array]:
@@ -65,21 +65,21 @@ def trace_chain(
     scenario: Scenario = Scenario.ALONE,
     known: Mapping[str, bytes] | None = None,
 ) -> Graph:
-    """Trace stages one after the other, each with a model object of its own.
+    """Trace stages one after the other, each with its own model object.
 
     Args:
         blueprint: The whole model.
         anatomy: Its anatomy.
-        cuts: Adjacent stages in order, from any layer to any layer. What crosses into the first of them are named
-            inputs, unless it is the model's first.
-        scenario: What they are run through.
-        known: Hashes of what crosses into the first of them, by input name, where its own graph is known.
+        cuts: Adjacent stages in order, from any layer to any layer. Unless the first is the model's first, what crosses
+            into it are named inputs.
+        scenario: The steps to run.
+        known: Hashes of what crosses into the first of them, by input name, if the graph before it is known.
 
     Returns:
-        Outputs are what the last of them sends on (in the order of its `crossings_out`), or logits, for each step.
+        A graph whose outputs are, for each step, what the last stage sends on (ordered as `crossings_out`), or logits.
 
     Raises:
-        UnsupportedModel: They cannot be traced, or their caches cannot be merged.
+        UnsupportedModel: The stages cannot be traced, or their caches cannot be merged.
     """
 
     def run(arrays: Mapping[str, mx.array], _: Questions) -> list[mx.array]:
@@ -92,18 +92,18 @@ def trace_chain(
     inputs = parameter_inputs(blueprint) | id_inputs(anatomy, scenario)
     try:
         return trace(run, inputs | _crossing_inputs(cuts[0].crossings_in, anatomy, scenario), known)
-    except ProofExceeded as error:  # a stage refuses what the whole model never did
+    except ProofExceeded as error:  # a stage refuses something that the whole model never did
         raise ProofFailed(error.what, why=error.why, hint=_OTHER_CUTS) from error
 
 
 def prove_chain(
     blueprint: Blueprint, anatomy: Anatomy, cuts: Sequence[StageCut], scenario: Scenario = Scenario.ALONE
 ) -> None:
-    """Show that the chained stages compute what the whole model computes.
+    """Prove that the chained stages compute what the whole model computes.
 
     Raises:
-        ProofFailed: They do not.
-        UnsupportedModel: It cannot be traced, or its caches cannot be merged.
+        ProofFailed: The stages compute something else.
+        UnsupportedModel: The model cannot be traced, or its caches cannot be merged.
     """
     whole = trace_whole(blueprint, anatomy, scenario).hash()
     chain = trace_chain(blueprint, anatomy, cuts, scenario).hash()
@@ -119,16 +119,16 @@ def prove_chain(
 def prove_apart(
     blueprint: Blueprint, anatomy: Anatomy, cuts: Sequence[StageCut], scenario: Scenario = Scenario.ALONE
 ) -> list[str]:
-    """Show that stages that have nothing in common compute what the whole model does: each is traced by itself.
+    """Prove that stages in separate processes compute what the whole model computes: each is traced by itself.
 
-    Traced as a chain, in one process, they might hand on something past what crosses: a variable of the module.
+    Traced as a chain in one process, they might share something that does not cross, such as a variable of a module.
 
     Returns:
         The graph hash of each stage.
 
     Raises:
-        ProofFailed: They do not compute what the whole model computes.
-        UnsupportedModel: One cannot be traced by itself, or their caches cannot be merged.
+        ProofFailed: The stages compute something else than the whole model.
+        UnsupportedModel: A stage cannot be traced by itself, or their caches cannot be merged.
     """
     known: dict[str, bytes] = {}
     found: list[str] = []
@@ -138,11 +138,11 @@ def prove_apart(
         graph = trace_chain(blueprint, anatomy, [cut], scenario, known=known)
         found.append(graph.hash())
         reached = graph.output_hashes()
-        # What a forward asks the host is an output, too, after these.
+        # Reads of values on the host are outputs too, after these.
         known = dict(zip(_sent(cut, anatomy, scenario, num_steps), reached, strict=False))
     whole = trace_whole(blueprint, anatomy, scenario).output_hashes()
     if reached[:num_steps] != whole[:num_steps]:
-        prove_chain(blueprint, anatomy, cuts, scenario)  # says more where the chain is wrong in one process, too
+        prove_chain(blueprint, anatomy, cuts, scenario)  # gives a better error if the chain is wrong in one process too
         raise ProofFailed(
             f"{blueprint.config.get('model_type')!r} cannot run in several processes.",
             why="Its layers hand on something past their inputs and outputs.",
@@ -238,7 +238,7 @@ def _crossing_inputs(names: Sequence[str], anatomy: Anatomy, scenario: Scenario)
 
 
 def traced_model(blueprint: Blueprint, arrays: Mapping[str, mx.array]) -> nn.Module:
-    """A fresh model object over the arrays of a trace."""
+    """A new model object over the arrays of a trace."""
     model = blueprint.build()
     model.update(tree_unflatten([(name, arrays[name]) for name in blueprint.tensors]))
     return model

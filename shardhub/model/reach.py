@@ -1,4 +1,4 @@
-"""Which tensors a stage needs and what crosses each cut: asked of the lazy graph, not guessed from names."""
+"""Which tensors a stage needs and what crosses each cut, determined from the lazy graph instead of names."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from shardhub.model.tracing import Questions, trace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What the layers and the head depend on.
+    """The dependencies of the layers and the head.
 
     Attributes:
-        tensors: Parameters by layer; the last entry is the head's (norm, lm_head, a tied embedding).
-        crossings: Names of earlier layers' outputs by layer; the last entry is the head's.
+        tensors: Names of parameters, by layer; the last entry is the head's (norm, lm_head, a tied embedding).
+        crossings: Names of earlier layers' outputs, by layer; the last entry is the head's.
     """
 
     tensors: tuple[frozenset[str], ...]
@@ -34,7 +34,7 @@ class Needs:
 
 
 def find_needs(blueprint: Blueprint, anatomy: Anatomy) -> Needs:
-    """Trace the model once with every layer's output cut off, and see what each layer and the head depend on.
+    """Trace the model once with every layer's output cut off, and find what each layer and the head depend on.
 
     Raises:
         UnsupportedModel: The model cannot be traced.
@@ -70,7 +70,7 @@ def find_needs(blueprint: Blueprint, anatomy: Anatomy) -> Needs:
     for layer, count in enumerate(counts):
         names = graph.reach(range(at, at + count))
         at += count
-        # A layer that chooses on the host may come to any of its parameters.
+        # A layer that chooses on the host may use any of its parameters.
         all_own = {name for name, owner in layer_of.items() if owner == layer} if layer in asking else set()
         tensors.append(frozenset(name for name in names if name in blueprint.tensors) | all_own)
         crossings.append(frozenset(name.split(":", 1)[1] for name in names if name.split(":", 1)[0].isdigit()))
@@ -78,15 +78,15 @@ def find_needs(blueprint: Blueprint, anatomy: Anatomy) -> Needs:
 
 
 def crossings_at(cut: int, anatomy: Anatomy, needs: Needs) -> tuple[str, ...]:
-    """Names of everything that must cross before layer `cut`: what any later layer takes from any earlier one.
+    """Names of everything that must cross before layer `cut`: what later layers use from earlier ones.
 
     Raises:
-        UnsupportedModel: Something that must cross has a shape that cannot be described.
+        UnsupportedModel: A required crossing has a shape that cannot be described.
     """
     if cut in (0, anatomy.num_layers):
         return ()
     used = {name for need in needs.crossings[cut:] for name in need if _layer(name) < cut}
-    # Numbers beside the arrays steer the forward on the host, where no graph shows who uses them: they all cross.
+    # Numbers beside the arrays steer the forward on the host, where no graph shows their use, so all of them cross.
     used |= {
         name
         for name, crossing in anatomy.leaves.items()
@@ -102,7 +102,7 @@ def crossings_at(cut: int, anatomy: Anatomy, needs: Needs) -> tuple[str, ...]:
 
 
 def stage_cut(start: int, stop: int, anatomy: Anatomy, needs: Needs) -> StageCut:
-    """The cut of layers `[start, stop)` with what crosses its two ends."""
+    """The cut of layers `[start, stop)`, with what crosses its two ends."""
     return StageCut(
         start=start,
         stop=stop,
@@ -112,7 +112,7 @@ def stage_cut(start: int, stop: int, anatomy: Anatomy, needs: Needs) -> StageCut
 
 
 def stage_tensors(start: int, stop: int, anatomy: Anatomy, needs: Needs) -> frozenset[str]:
-    """Names of the tensors that layers `[start, stop)` need, with the head's on the last stage."""
+    """Names of the tensors that layers `[start, stop)` need, including the head's on the last stage."""
     parts = list(needs.tensors[start:stop])
     if stop == anatomy.num_layers:
         parts.append(needs.tensors[-1])
@@ -130,9 +130,9 @@ def _layer(name: str) -> int:
 
 
 class _Cutter:
-    """A tap that runs each layer, notes its output, and hands on fresh inputs in its place.
+    """A tap that runs each layer, records its output, and hands on new inputs in its place.
 
-    What a layer put into its cache is cut off too: afterwards the cache holds what a replay of fresh K and V gives.
+    What a layer put into its cache is cut off too: afterwards the cache holds the replay of new K and V inputs.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class _Cutter:
         self.asking: set[int] = set()
 
     def begin(self, step: int) -> None:
-        """Start on a chunk."""
+        """Start a chunk."""
         self._step = step
         self._recorder = taps.Recorder()
         self._fetched: dict[str, mx.array] = {}

@@ -1,4 +1,4 @@
-"""The graph proof of shards, made again by this machine's mlx and mlx-lm, and held against what they carry."""
+"""Repeating the graph proof of shards with this machine's mlx and mlx-lm, and comparing it with their proof.json."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from shardhub.shard import Shard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardGraph:
-    """A shard's computation as it is here.
+    """A shard's graph on this machine.
 
     Attributes:
-        hashes: Traced now: of one sequence, and of two side by side if proof.json has that.
-        published: The same in its proof.json; empty without one.
-        is_comparable: Whether that was made by the same versions, device and chunks, so that the two must be equal.
-        made_by: Versions that made it.
+        hashes: Hashes traced now: for one sequence, and for two side by side if proof.json has that.
+        published: The hashes in its proof.json; empty without one.
+        is_comparable: Whether both were made with the same versions, device and chunks, and so must be equal.
+        made_by: Versions that made proof.json.
     """
 
     hashes: tuple[str, ...]
@@ -35,7 +35,7 @@ class ShardGraph:
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing says that proof.json is another computation's."""
+        """Whether proof.json is consistent with the graph traced here."""
         return self.published == self.hashes or not self.is_comparable
 
 
@@ -45,14 +45,14 @@ def open_blueprint(shard: Shard) -> Blueprint:
 
 
 def prove_again(shards: Sequence[Shard], *, is_whole: bool) -> list[ShardGraph]:
-    """Show that the stages compute here what the whole model computes, and trace each alone.
+    """Prove that the stages compute here what the whole model computes, and trace each alone.
 
     Args:
-        shards: Of one pipeline, in order.
-        is_whole: Whether these are all its stages; otherwise each is shown to fit between all other layers.
+        shards: Shards of one pipeline, in order.
+        is_whole: Whether these are all its stages; otherwise each is proven between all other layers.
 
     Raises:
-        ProofFailed: They compute something else.
+        ProofFailed: The stages compute something else.
         UnsupportedModel: mlx-lm cannot build or trace the model.
     """
     with telling_versions(shards[0]):

@@ -1,7 +1,7 @@
-"""Conditions that a sequence's neighbours in a batch decide.
+"""Detecting conditions whose outcome depends on a sequence's neighbours in a batch.
 
-In a batch there is one decision for all rows. Where it depends on a length, as the one that rows are padded to, a row
-is computed otherwise beside a long row than alone.
+In a batch there is one decision for all rows. If it depends on a length, such as the one that rows are padded to, a row
+beside a long one is computed differently than alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shardhub.model.lazily import make_cache, run_lazily
 from shardhub.model.probing import SHARED_MODULES
 from shardhub.model.stage import StageCache
 
-# The short row of two, and how far the long one goes past the chunks that show every branch.
+# Positions of the short row of two, and how far the long one goes past the chunks that show every branch.
 _SHORT = 4
 _BEYOND = 3
 
@@ -26,14 +26,14 @@ Decisions = dict[Place, dict[Decision, None]]
 
 
 def row_refusal(blueprint: Blueprint, chunks: Sequence[int]) -> str | None:
-    """Why a row of a batch may be computed otherwise than alone; None if no condition depends on the other row.
+    """Why a row of a batch may be computed differently than alone; None if no condition depends on the other row.
 
     Args:
         blueprint: The model.
         chunks: Lengths L of the chunks that show every branch.
 
     Raises:
-        UnsupportedModel: Its caches cannot be merged.
+        UnsupportedModel: The model's caches cannot be merged.
     """
     model = blueprint.build()
 

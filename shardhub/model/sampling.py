@@ -13,12 +13,12 @@ import mlx.core as mx
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import TopTokens
 
-# Positions whose likely tokens are looked for at once: an order over the vocabulary takes as much memory as logits.
+# Positions whose likeliest tokens are found at once: sorting the vocabulary takes as much memory as the logits.
 _TOP_ROWS = 16
 
 
 def draw_key(seed: int, choice: int, position: int) -> mx.array:
-    """Random key of one draw: whatever the batch, the chain or a replay, the same position draws the same.
+    """Random key of one draw: the same position draws the same token in any batch or chain and in a replay.
 
     Args:
         seed: The request's seed.
@@ -40,14 +40,14 @@ def sample(
     """Choose a token, lazily.
 
     Args:
-        logits: (V,) of the last position.
+        logits: Logits (V,) of the last position.
         history: The session's token ids so far, prompt included.
         parameters: See `SamplingParameters`.
-        mask: (V,) bool, False forbids a token; None allows all.
+        mask: (V,) bool, where False forbids a token; None allows all.
         key: See `draw_key`.
 
     Returns:
-        The token () and the log probabilities (V,) it was chosen from, before temperature and filters.
+        The token () and the log probabilities (V,) before temperature and filters.
 
     Source: mlx_lm/sample_utils.py and generate.py, whose order (penalty, top-p, min-p, top-k, temperature) is kept.
     """
@@ -74,33 +74,33 @@ def sample(
 
 
 def sample_greedy(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Choose the likeliest token of each row, lazily; what `sample` gives row by row without penalties or a mask.
+    """Choose the likeliest token of each row, lazily, as `sample` does row by row without penalties or a mask.
 
     Args:
-        logits: (B, V) of the last positions.
+        logits: Logits (B, V) of the last positions.
 
     Returns:
-        Tokens (B,), their log probabilities (B,), and whether each row's are numbers (B,).
+        Tokens (B,), their log probabilities (B,), and whether each row is free of NaN and infinity (B,).
     """
     total = mx.logsumexp(logits, axis=-1, keepdims=True)
     logprobs = logits - total
     tokens = mx.argmax(logprobs, axis=-1)
     chosen = mx.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0]
-    # A logit that is none, or infinite, makes the sum so; all of them minus infinity too.
+    # The sum is not finite if a logit is NaN or positive infinity, or if all are negative infinity.
     return tokens, chosen, mx.isfinite(total)[:, 0]
 
 
 def score(logits: mx.array, targets: Sequence[int], num_top: int) -> tuple[list[float], list[TopTokens]]:
-    """How likely given tokens were, and which were likelier, evaluated.
+    """Score given tokens, and find the likeliest ones; the result is evaluated.
 
     Args:
-        logits: (L, V), of any dtype; log probabilities are taken in float32.
+        logits: Logits (L, V) of any dtype; log probabilities are computed in float32.
         targets: L token ids.
-        num_top: Most likely tokens to name for each position.
+        num_top: Number of most likely tokens to return for each position.
 
     Returns:
         The log probability of each target, and the likeliest tokens of each position. A target among them has the
-        same number there.
+        same value there.
     """
     found: list[float] = []
     top: list[TopTokens] = []
@@ -124,7 +124,7 @@ def likeliest(logprobs: mx.array, num: int) -> tuple[mx.array, mx.array]:
 
 
 def top_tokens(ids: mx.array, logprobs: mx.array) -> TopTokens:
-    """What `likeliest` found for one position, the most likely first; forbidden tokens are left out."""
+    """Format the result of `likeliest` for one position, most likely first; forbidden tokens are left out."""
     pairs: Any = zip(ids.tolist(), logprobs.tolist(), strict=True)  # type: ignore[arg-type]
     ordered = sorted(((token, value) for token, value in pairs if value > -math.inf), key=lambda p: (-p[1], p[0]))
     return TopTokens(ids=tuple(token for token, _ in ordered), logprobs=tuple(value for _, value in ordered))
@@ -133,7 +133,7 @@ def top_tokens(ids: mx.array, logprobs: mx.array) -> TopTokens:
 def _with_additions(logits: mx.array, history: Sequence[int], parameters: SamplingParameters) -> mx.array:
     """Logits (V,) with penalties on the answer's tokens and the request's biases.
 
-    Source: mlx_lm/sample_utils.py, and the formula of OpenAI's API reference; the prompt's tokens do not count.
+    Source: mlx_lm/sample_utils.py, and the formula in OpenAI's API reference; the prompt's tokens do not count.
     """
     additions = dict(parameters.logit_bias)
     if parameters.presence_penalty or parameters.frequency_penalty:
@@ -147,7 +147,7 @@ def _with_additions(logits: mx.array, history: Sequence[int], parameters: Sampli
 
 
 def _top_p(logprobs: mx.array, top_p: float) -> mx.array:
-    """Keep the most likely tokens that carry a mass of `top_p`."""
+    """Keep the most likely tokens with a total probability of `top_p`."""
     ordered = mx.sort(logprobs, axis=-1)
     probabilities = mx.exp(ordered.astype(mx.float32))
     mass_above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)

@@ -1,7 +1,7 @@
-"""Whether sequences side by side give on this stage what each gives alone: tried with its own weights.
+"""Checking, with a stage's own weights, that sequences side by side give what each gives alone.
 
-The proof by graph shows that a stage batches as the whole model does. It cannot show that upstream's batching is right:
-for a few architectures it is not, although their caches can be merged.
+The proof by graph shows that a stage batches as the whole model does. It cannot show that upstream's batching is
+correct: for a few architectures it is not, although their caches can be merged.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from shardhub.model import batching, taps
 from shardhub.model.stage import Stage, StageCache, cache_arrays
 from shardhub.model.trial import Chunk, Trial
 
-# Positions of the sequences' prompts: above 0 as they are, else `_longest` less so many. The third pads all others when
-# it joins; the last is long, too, and padded by an odd number, so that its blocks begin elsewhere than alone.
+# Positions of the sequences' prompts: taken literally above 0, else added to `_longest`. The third pads all others when
+# it joins; the last is long too, and padded by an odd number, so that its blocks begin elsewhere than alone.
 _PROMPTS = (7, 4, 0, 2, -5)
-# Past this many positions architectures that choose blocks or keep windows do so, if these are small; a larger window,
-# up to the other number, is passed too. Longer prompts would cost real weights too much.
+# Past this many positions, architectures that choose blocks or keep windows do so if these are small; a larger window,
+# up to the other number, is passed too. Longer prompts would take too long with real weights.
 _LONG = 23
 _LARGEST_WINDOW = 64
-# The steps: which sequences are side by side, and how many positions each takes in. Batches of 2, 3 and 5; sequences
-# join and leave as a scheduler has them do. A step of several positions finds them put side by side just then.
+# The steps: which sequences are side by side, and how many positions each processes. Batches of 2, 3 and 5; sequences
+# join and leave as under a scheduler. A step of several positions starts with a new batch.
 _STEPS: tuple[tuple[tuple[int, ...], int], ...] = (
     ((0, 1), 2),
     ((0, 1, 2), 1),
@@ -35,18 +35,18 @@ _STEPS: tuple[tuple[tuple[int, ...], int], ...] = (
     ((0, 1, 2, 3, 4), 1),
     ((0, 3, 4), 1),
 )
-# Largest difference, as a share of the largest and of the mean value, that another order of additions makes.
+# Largest difference, as a share of the largest and of the mean value, that another order of additions causes.
 _TOLERANCE = {"F32": 1e-3, "F64": 1e-3}
 _HALF_TOLERANCE = 5e-2
 
 
 def batch_refusal(stage: Stage, trial: Trial, crossings_in: Sequence[Crossing], dtype: str) -> str | None:
-    """Run sequences of different lengths alone and side by side, and say why they may not be; None if all is well.
+    """Run sequences of different lengths alone and side by side; returns why batching is refused, or None.
 
     Args:
-        stage: With its weights; call it in the thread that runs it.
-        trial: Makes up what it is sent.
-        crossings_in: What it receives.
+        stage: The stage with its weights; the calling thread must be the one that runs it.
+        trial: Makes up its inputs.
+        crossings_in: Crossings that it receives.
         dtype: safetensors name of the hidden states' dtype.
     """
     sent = [crossing for name in sorted(stage.crossings_out) if (crossing := stage.anatomy.leaves[name]) is not None]
@@ -58,7 +58,7 @@ def batch_refusal(stage: Stage, trial: Trial, crossings_in: Sequence[Crossing], 
     try:
         sequences = [_Sequence(stage, trial, row) for row in range(len(_PROMPTS))]
         alone = [sequence.run_alone() for sequence in sequences]
-    except Exception as error:  # noqa: BLE001 - upstream's forwards raise whatever they like
+    except Exception as error:  # noqa: BLE001 - upstream's forwards may raise anything
         return f"The stage does not run on inputs that were made up: {_said(error)}."
     for values in alone:
         for name in (name for step in values for name, leaf in step.items() if _is_broken(leaf)):
@@ -73,9 +73,10 @@ def batch_refusal(stage: Stage, trial: Trial, crossings_in: Sequence[Crossing], 
 
 
 def batches_alike(stage: Stage, crossings_in: Sequence[Crossing], dtype: str) -> bool:
-    """Whether sequences side by side give on this stage what each gives alone, as far as the stage itself can tell.
+    """Whether sequences side by side give on this stage what each gives alone, judged by the stage itself.
 
-    Without the whole model's blueprint nothing is known of numbers that steer the forward: with such, the answer is no.
+    Without the whole model's blueprint, numbers that steer the forward are unknown; if there are any, the result is
+        False.
     """
     return batch_refusal(stage, Trial(None, stage.anatomy, stage.start, crossings_in), crossings_in, dtype) is None
 
@@ -85,7 +86,7 @@ _Values = dict[str, taps.Leaf]
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """Caches of the stage, and of the layers before it where those run too."""
+    """Caches of the stage, and of the layers before it if those run too."""
 
     own: StageCache
     before: StageCache | None
@@ -113,7 +114,7 @@ class _Sequence:
         _run(stage, trial, [prompt], self.prefilled, position=0, need_logits=False)
 
     def run_alone(self) -> list[_Values]:
-        """What each of its steps gives by itself."""
+        """Run each of its steps alone and return the results."""
         state, position, values = _each(batching.snapshot, self.prefilled), self.prompt_length, []
         for chunk in self.chunks.values():
             values.append(_run(self._stage, self._trial, [chunk], state, position=position))
@@ -124,11 +125,11 @@ class _Sequence:
 def _run_together(
     stage: Stage, trial: Trial, sequences: Sequence[_Sequence], crossings_in: Sequence[Crossing]
 ) -> list[list[_Values]]:
-    """The same by sequence, with sequences side by side.
+    """Run the steps with sequences side by side and return the results by sequence.
 
     Raises:
         UnsupportedModel: A cache has no batched form.
-        ValueError: What comes over the wire would not be taken.
+        ValueError: The made-up inputs would be refused.
     """
     values: list[list[_Values]] = [[] for _ in sequences]
     positions = [sequence.prompt_length for sequence in sequences]
@@ -161,7 +162,7 @@ def _run(
     need_logits: bool = True,
     crossings: Sequence[Crossing] = (),
 ) -> _Values:
-    """What a step gives; arrays in float32."""
+    """Run a step and return its results, arrays in float32."""
     ids, leaves = trial.step(chunks, state.before, position=position)
     batch, length = ids.shape
     for crossing in crossings:
@@ -184,7 +185,7 @@ def _kept(state: _State, rows: Sequence[int]) -> _State:
 
 
 def _each(operation: Any, state: _State, *others: _State) -> _State:
-    """An operation on caches, for those of the stage and those of the layers before."""
+    """Apply an operation on caches to those of the stage and those of the layers before."""
     own = operation(state.own, *(other.own for other in others))
     before = None if state.before is None else operation(state.before, *(other.before for other in others))
     return _State(own, before)
@@ -196,7 +197,7 @@ def _merged(states: Sequence[_State]) -> _State:
 
 
 def _of_row(stage: Stage, name: str, leaf: taps.Leaf, row: int, num_rows: int) -> taps.Leaf:
-    """One row's part of what a step of several gives: along the axis that is the batch, if one is."""
+    """One row of a batched result, along the batch axis if there is one."""
     if not isinstance(leaf, mx.array):
         return leaf
     crossing = stage.anatomy.leaves.get(name)
@@ -208,10 +209,10 @@ def _of_row(stage: Stage, name: str, leaf: taps.Leaf, row: int, num_rows: int) -
 
 
 def _compared(alone: Sequence[Sequence[_Values]], together: Sequence[Sequence[_Values]], dtype: str) -> str | None:
-    """Where a row differs from its sequence alone by more than another order of additions explains.
+    """Describe where a row differs from its sequence alone by more than another order of additions explains.
 
-    In half precision a router now and then chooses another expert for it. Wrong batching is wrong step after step, so
-    there more than half of a row's steps must differ.
+    In half precision such small differences sometimes make a router choose another expert. Wrong batching is wrong in
+    step after step, so in half precision more than half of a row's steps must differ.
     """
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
     for row, (expected, found) in enumerate(zip(alone, together, strict=True)):
@@ -229,7 +230,7 @@ def _compared(alone: Sequence[Sequence[_Values]], together: Sequence[Sequence[_V
 
 
 def _apart(found: taps.Leaf, expected: taps.Leaf) -> float:
-    """The difference as a share of the values: of the largest by the largest, or of the mean by the mean."""
+    """The relative difference: of the largest difference to the largest value, or of the mean to the mean."""
     if not isinstance(found, mx.array) or not isinstance(expected, mx.array):
         return 0.0 if not isinstance(found, mx.array) and found == expected else float("inf")
     if found.shape != expected.shape:
@@ -246,7 +247,7 @@ def _is_broken(leaf: taps.Leaf) -> bool:
 
 
 def _longest(stage: Stage) -> int:
-    """Positions of the longest prompt: past the widest window, where that is small."""
+    """Positions of the longest prompt: past the widest window, if that is small."""
     window = batching.widest_window(stage.new_cache())
     return max(_LONG, window + 3) if window <= _LARGEST_WINDOW else _LONG
 

@@ -12,12 +12,12 @@ from shardhub.parameters import SamplingParameters
 
 
 class Session:
-    """A sequence's token ids and its KV cache, which lies alone or is a row of a group.
+    """A sequence's token ids and its KV cache, which is separate or a row of a group.
 
     Args:
         stage: The stage; all its sessions live in one thread.
         context: Most positions.
-        parameters: For the last stage's draws.
+        parameters: Sampling parameters for the last stage's draws.
     """
 
     def __init__(self, stage: Stage, *, context: int, parameters: SamplingParameters) -> None:
@@ -27,7 +27,7 @@ class Session:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: position 0."""
+        """Clear the session to position 0."""
         self._alone: StageCache | None = self.stage.new_cache()
         self.group: Group | None = None
         self.ids: list[int] = []
@@ -43,7 +43,7 @@ class Session:
         return 0 if self._can_trim() else self.position
 
     def cache(self) -> StageCache:
-        """The session's caches alone: taken out of its group if it is in one."""
+        """The session's own caches, taken out of its group if it is in one."""
         if self.group is not None:
             group, self.group = self.group, None
             self._alone = group.take(self)
@@ -51,7 +51,7 @@ class Session:
         return self._alone
 
     def join(self, group: Group) -> None:
-        """The session's caches are a row of this group from now on."""
+        """Make the session's caches a row of this group."""
         self.group = group
         self._alone = None
 
@@ -59,7 +59,7 @@ class Session:
         """Go back to `position`; 0 is always possible.
 
         Raises:
-            SessionNotRewindable: The architecture's caches cannot be trimmed, or it lies ahead.
+            SessionNotRewindable: The architecture's caches cannot be trimmed, or the position is ahead.
         """
         if position == 0:
             self.reset()
@@ -70,7 +70,7 @@ class Session:
         del self.ids[position:]
 
     def fork(self, position: int, *, context: int, parameters: SamplingParameters) -> Session:
-        """A session of its own that holds the first positions of this one; this one stays as it is.
+        """Make a new session with the first positions of this one, which stays unchanged.
 
         Raises:
             SessionNotRewindable: The caches cannot go back to `position`.
@@ -86,12 +86,12 @@ class Session:
         return other
 
     def check(self, position: int, length: int, *, discard: int = 0) -> None:
-        """Refuse a chunk that does not follow once `discard` positions are dropped, before anything changes.
+        """Refuse a chunk that does not follow after `discard` positions are dropped; nothing changes.
 
         Raises:
-            PositionMismatch: A gap or a replay.
-            SessionNotRewindable: The caches cannot drop them.
-            ContextExceeded: It would pass the context.
+            PositionMismatch: The chunk leaves a gap or repeats positions.
+            SessionNotRewindable: The caches cannot drop the positions.
+            ContextExceeded: The chunk would pass the context.
         """
         if position + discard != self.position:
             raise PositionMismatch(
@@ -121,9 +121,10 @@ class Session:
 
 
 class Group:
-    """Sessions whose caches lie side by side, so that one forward runs a step of all.
+    """Sessions whose caches are merged, so that one forward runs a step of all.
 
-    It keeps no session alive: one that was dropped is a row that has left, and the last one takes the caches with it.
+    A group keeps no session alive: the row of a dropped session counts as left, and the last session's end frees the
+        caches.
 
     Attributes:
         cache: Caches with a row for each session.
@@ -142,18 +143,18 @@ class Group:
         )
 
     def leave(self, session: Session) -> int:
-        """A session's row, which stays behind until the group is formed anew."""
+        """Remove a session and return its row, which stays in the caches until a new group is formed."""
         row = next(at for at, there in enumerate(self._rows) if there is not None and there() is session)
         self._rows[row] = None
         return row
 
     def take(self, session: Session) -> StageCache:
-        """One session's caches alone."""
+        """One session's own caches."""
         return batching.extract(self.cache, self.leave(session))
 
 
 def gather(sessions: Sequence[Session]) -> Group:
-    """The group of exactly these sessions in this order: the one they are in, or a new one.
+    """The group of exactly these sessions in this order: their current one, or a new one.
 
     Raises:
         UnsupportedModel: The architecture's caches have no batched form.

@@ -1,4 +1,4 @@
-"""A stage: upstream's whole model object of which only some layers run."""
+"""A stage: upstream's whole model object, of which only some layers run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from shardhub.model.arrays import dtype_name
 from shardhub.model.lazily import forward, make_cache
 from shardhub.protocol import KvQuantization
 
-# Next step of a reader whose session went beyond what was proven.
+# Hint for a session that went beyond what was proven.
 BEYOND_PROOF = (
     "The session ended before a token was drawn from it. Split the model again with this version of shardhub, "
     "which looks further; report it if it happens again."
 )
-# Caches in a list of caches, at most.
+# Most caches in a list of caches.
 _MAX_PARTS = 8
 
 
@@ -31,10 +31,10 @@ class StageCache:
     """One sequence's caches on a stage.
 
     Attributes:
-        view: What upstream's forward gets: one entry a slot, foreign slots sharing ghosts.
-        owned: Caches of this stage's layers, and those that take in what a layer before it shares.
-        ghosts: Stand-ins of one head and one dimension for the foreign slots, one per kind, which advance with each
-            step so that masks made from their offsets are right.
+        view: What upstream's forward receives: one entry per slot, where foreign slots share ghosts.
+        owned: Caches of this stage's layers, and those to which K and V of an earlier layer are replayed.
+        ghosts: Stand-ins with one head and one dimension for the foreign slots, one per kind. They advance with each
+            step, so that masks made from their offsets are right.
     """
 
     view: list[Any]
@@ -45,14 +45,14 @@ class StageCache:
 class Stage:
     """Runs layers `[start, stop)` of a model, lazily: nothing is evaluated here.
 
-    One call at a time for each instance: upstream's layer objects carry the tap.
+    Each instance runs one call at a time, because upstream's layer objects carry the tap.
 
     Args:
-        model: A model object of its own, whose parameters outside the stage are placeholders.
-        anatomy: The facts `examine` found.
+        model: Its own model object, whose parameters outside the stage are placeholders.
+        anatomy: The result of `examine`.
         start, stop: Half-open range of layers.
-        crossings_in: Names of what comes over the wire.
-        crossings_out: Names of what goes on.
+        crossings_in: Names of the tensors received from the stage before.
+        crossings_out: Names of the tensors sent to the next stage.
         kv: How K and V of its own layers are quantised.
     """
 
@@ -73,7 +73,7 @@ class Stage:
         self.stop = stop
         self.crossings_in = frozenset(crossings_in)
         self.crossings_out = frozenset(crossings_out)
-        # What leaves the stage is held against the proof: all that these layers hand on.
+        # Layers whose outputs leave the stage; all that they hand on is checked against the proof.
         self._guarded = {int(name.split(".")[1]) for name in crossings_out} - set(range(start))
         self._owned_slots = {slot for index in range(start, stop) for slot in anatomy.slots[index]}
         self._layer_slots = {slot for used in anatomy.slots for slot in used}
@@ -98,11 +98,11 @@ class Stage:
 
     @property
     def shares_kv(self) -> bool:
-        """Whether its layers' K and V go to another stage, or another's come here."""
+        """Whether K and V of its layers go to another stage, or another's come here."""
         return bool(self._replays or self._shares)
 
     def new_cache(self) -> StageCache:
-        """Empty caches for a sequence."""
+        """Make empty caches for a sequence."""
         view: list[Any] = []
         owned: list[Any] = []
         ghosts: dict[Any, Any] = {}
@@ -129,16 +129,16 @@ class Stage:
         Args:
             ids: Token ids (B, L) int32, on every stage.
             cache: The sequence's caches; they advance by L.
-            incoming: Crossings of the stage before, by name; hidden states are (B, L, D).
+            incoming: Crossings from the stage before, by name; hidden states are (B, L, D).
             position: Positions the caches hold before this chunk.
-            need_logits: False ends the last stage's pass after its last layer, when only the KV cache matters.
+            need_logits: False ends the last stage's pass after its last layer, if only the KV cache matters.
 
         Returns:
-            What goes on, by crossing name; on the last stage logits (B, L, V), or nothing with `need_logits` False.
+            Outgoing crossings by name; on the last stage logits (B, L, V), or nothing if `need_logits` is False.
 
         Raises:
             WireError: `incoming` lacks a crossing.
-            ProofExceeded: A layer handed on what the proof did not see, or asked for what does not cross.
+            ProofExceeded: A layer handed on something that the proof did not cover, or used what does not cross.
         """
         if missing := {name for name in self.crossings_in - incoming.keys() if not self._may_be_left_out(name)}:
             raise WireError(f"Stage [{self.start}, {self.stop}) misses the crossing {min(missing)}.")
@@ -160,7 +160,7 @@ class Stage:
                 raise asked from error
             raise
         finally:
-            # Nothing of the step stays here: what caches gave back are views of all their K and V.
+            # Keep nothing of the step: what caches returned are views of all their K and V.
             self._incoming, self._parts, self._fetched = {}, {}, {}
             self._recorder = taps.Recorder()
         for entry in cache.ghosts:
@@ -171,7 +171,7 @@ class Stage:
         return outgoing if logits is None else logits
 
     def _check(self, outgoing: Mapping[str, taps.Leaf]) -> None:
-        """Hold what goes on against its descriptions.
+        """Check outgoing crossings against their descriptions.
 
         Raises:
             ProofExceeded: A crossing is missing, or has a dtype or shape that was not proven.
@@ -198,7 +198,7 @@ class Stage:
             )
 
     def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Answer upstream's call of layer `index`: inject before `start`, run inside, end the pass at `stop - 1`."""
+        """Answer upstream's call of layer `index`: inject before `start`, run within, end the pass at `stop - 1`."""
         if index < self.start:
             for place in self._replays.get(index, ()):
                 self._take_in(index, place)
@@ -217,10 +217,10 @@ class Stage:
         return out
 
     def _guard(self, index: int, record: taps.Record) -> None:
-        """Hold the form of what a layer hands on against the proof.
+        """Check the form of what a layer hands on against the proof.
 
         Raises:
-            ProofExceeded: It has a form that the proof did not see.
+            ProofExceeded: The proof did not cover this form.
         """
         if (found := taps.difference(self.anatomy.trees[index], record.tree)) is not None:
             _, length, total = self._shape
@@ -231,7 +231,7 @@ class Stage:
             )
 
     def _take_in(self, index: int, place: str) -> None:
-        """Let a cache here take in the new K and V that a layer before this stage handed its own."""
+        """Replay into a cache here the new K and V that a layer before this stage handed its own cache."""
         keys, values = (self._incoming.get(name) for name in kv_replay.new_names(index, place))
         fetched = self._parts[place].update_and_fetch(keys, values)
         names = kv_replay.all_names(index, place)
@@ -243,7 +243,7 @@ class Stage:
         return crossing is not None and crossing.may_be_left_out
 
     def _crossed(self, name: str) -> taps.Leaf | None:
-        """A foreign layer's value: what came over the wire, or a placeholder nothing depends on."""
+        """A foreign layer's value: what came over the wire, or a stand-in on which nothing may depend."""
         if name in self._incoming:
             return self._incoming[name]
         if name in self._fetched:
@@ -259,7 +259,7 @@ class Stage:
 def _watched(
     anatomy: Anatomy, start: int, stop: int, shares: Mapping[int, tuple[str, ...]]
 ) -> dict[int, tuple[str, ...]]:
-    """Places by layer whose updates are noted: those whose K and V cross, or stand in what a layer hands on."""
+    """Places, by layer, whose updates are recorded: those whose K and V cross, or appear in what a layer hands on."""
     known = {name for tree in anatomy.trees for name in taps.slots(tree)}
     found = dict(shares)
     for layer in range(start, stop):
@@ -275,18 +275,18 @@ def _watched(
 
 
 def _quantized(entry: Any, kv: KvQuantization) -> Any:
-    """A cache that keeps K and V quantised, where mlx-lm has one for this kind; else the same."""
+    """A cache that keeps K and V quantised, if mlx-lm has one for this kind; else the same cache."""
     plain = type(entry) is caches.KVCache
     return caches.QuantizedKVCache(group_size=kv.group_size, bits=kv.bits) if plain else entry
 
 
 def cache_arrays(entries: Sequence[Any]) -> list[mx.array]:
-    """All arrays a list of caches holds."""
+    """All arrays in a list of caches."""
     return [array for entry in entries for array in _arrays(entry.state)]
 
 
 def _arrays(value: Any) -> Iterator[mx.array]:
-    # No closure that calls itself: such a cycle kept a step's arrays, and so all KV, until garbage was looked for.
+    # Not a recursive closure: such a cycle kept a step's arrays, and so all KV, alive until garbage collection.
     if isinstance(value, mx.array):
         yield value
     elif isinstance(value, list | tuple):
@@ -295,7 +295,7 @@ def _arrays(value: Any) -> Iterator[mx.array]:
 
 
 def _kind(entry: Any) -> Any:
-    """What two caches must have in common for one ghost to stand for both: class and settings."""
+    """The kind of a cache, its class and settings; one ghost stands for all caches of a kind."""
     if isinstance(entry, caches.CacheList):
         return ("CacheList", *(_kind(part) for part in entry.caches))
     settings = sorted((key, value) for key, value in vars(entry).items() if isinstance(value, int | float | str))
@@ -303,7 +303,7 @@ def _kind(entry: Any) -> Any:
 
 
 def _advance(entry: Any, batch: int, length: int) -> None:
-    """Let a ghost take in a chunk of nothing, so that its offset is that of a real cache."""
+    """Advance a ghost by an empty chunk, so that its offset equals that of a real cache."""
     if isinstance(entry, caches.CacheList):
         for part in entry.caches:
             _advance(part, batch, length)

@@ -1,7 +1,7 @@
-"""The Python state that a model object reaches: what a forward could keep from one step to the next.
+"""The Python state reachable from a model object, in which a forward could keep something between steps.
 
-Reached are the attributes of the model and its modules, their classes, the functions of upstream's modules with their
-defaults and closures, and the globals of those modules. Arrays count by identity, as nothing is evaluated here.
+This covers the attributes of the model and its modules, their classes, the functions of upstream's modules with their
+defaults and closures, and the globals of those modules. Arrays are compared by identity, as nothing is evaluated here.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from shardhub.model.content import (
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that is not as it was.
+    """A change in the state.
 
     Attributes:
-        path: Where it is, as one would write it in Python.
-        steps: Keys from the model object to it; None where it is not the model's own.
-        before, after: Its values.
+        path: Its place, as a Python expression.
+        steps: Keys from the model object to it; None if it does not belong to the model.
+        before, after: The values.
     """
 
     path: str
@@ -52,9 +52,9 @@ class Change:
 
 
 class State:
-    """All that a model object reaches, as it is now.
+    """A snapshot of everything that a model object reaches.
 
-    What it holds are references, so that nothing in it is freed and its place taken by something else.
+    It holds references, so that nothing in it is freed and its id reused.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -82,7 +82,7 @@ class State:
                     pending.append(child)
 
     def changes(self) -> Iterator[Change]:
-        """What is not as it was when this was taken."""
+        """Yield the changes since this snapshot."""
         for value, reader, (keys, values) in self._parts.values():
             now_keys, now = reader(value)
             if now_keys == keys and all(map(is_, now, values)):
@@ -94,7 +94,7 @@ class State:
                     yield Change(self._path(value, key), self._steps(value, key), old, new)
 
     def path_of(self, array: mx.array) -> str:
-        """Where an array that was reached is."""
+        """The path of an array in the snapshot."""
         for value, _, (keys, values) in self._parts.values():
             for key, child in zip(keys, values, strict=True):
                 if child is array:
@@ -102,7 +102,7 @@ class State:
         return "an array"
 
     def _path(self, value: Any, key: Any) -> str:
-        """The way to an item of a container, from the nearest thing with a name."""
+        """The path to an item of a container, from the nearest named object."""
         text = ""
         while True:
             text = _step(value, key) + text
@@ -125,7 +125,7 @@ class State:
 
 
 def _name(value: Any, model: nn.Module) -> str | None:
-    """The name of something that is found by it; None for anything else."""
+    """The name by which an object can be found; None if it has none."""
     if value is model:
         return "model"
     if is_globals(value):
@@ -138,7 +138,7 @@ def _name(value: Any, model: nn.Module) -> str | None:
 
 
 def _step(value: Any, key: Any) -> str:
-    """How an item of a container is written."""
+    """The expression for an item of a container."""
     if key is type:
         return ".__class__"
     if isinstance(value, types.FunctionType):

@@ -1,7 +1,7 @@
-"""Taps on the layer objects of upstream's model, and the values that pass there.
+"""Taps on the layer objects of upstream's model, and the values that pass through them.
 
-A tapped layer asks its tap what to do when upstream's forward calls it: run as it is, return what came over the
-wire, or end the pass. Nothing here knows an architecture; `docs/format.md` names the values that cross a cut.
+When upstream's forward calls a tapped layer, its tap decides what to do: run the layer, return what came over the wire,
+or end the pass. Nothing here depends on an architecture; `docs/format.md` names the values that cross a cut.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from shardhub.errors import UnsupportedModel
 from shardhub.model.build import module_layers
 from shardhub.model.kv_replay import Update, all_names, new_names
 
-# Deeper nesting of a layer's output than any architecture has.
+# Nesting of a layer's output, deeper than in any architecture.
 _MAX_NESTING = 6
 
 
 class PassDone(BaseException):
     """Ends upstream's forward once a stage has what it sends on.
 
-    A BaseException, so that no `except Exception` upstream swallows it; raised at once, because the tail of some
-    forwards changes captured arrays in place (gemma3n).
+    It is a BaseException, so that no `except Exception` upstream catches it. It is raised immediately, because the end
+    of some forwards modifies captured arrays in place (gemma3n).
     """
 
 
@@ -39,8 +39,8 @@ class Tap(Protocol):
 def install(model: nn.Module, tap: Tap) -> int:
     """Put a tap on every layer of a model and return how many there are.
 
-    The class of each layer object is swapped for a subclass that only differs in `__call__`, so that everything
-    upstream asks of a layer (attributes, isinstance) is answered as before.
+    The class of each layer object is replaced by a subclass that differs only in `__call__`, so that attributes and
+    isinstance work as before.
     """
     layers = module_layers(model)
     for index, layer in enumerate(layers):
@@ -72,13 +72,13 @@ def _tapped_class(original: type) -> type:
 
 
 Leaf = mx.array | int | float
-# What stands in a slot; nothing, where a crossing that may be left out was.
+# Returns the value for a slot; None for a crossing that was left out.
 Lookup = Callable[[str], Leaf | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Place of a leaf in a layer's record, by its crossing name."""
+    """The place of a leaf in a layer's record, by its crossing name."""
 
     name: str
 
@@ -99,7 +99,7 @@ class Instance:
 
 
 class _Missing:
-    """Stands where a dict has no such key."""
+    """Marks a key that a dict does not have."""
 
     def __repr__(self) -> str:
         return "missing"
@@ -110,11 +110,11 @@ MISSING = _Missing()
 
 @dataclass(frozen=True, slots=True)
 class Maybe:
-    """A value that is there in some steps only.
+    """A value that is present in some steps only.
 
     Attributes:
-        content: Its tree where it is there.
-        empty: What stands in its place where it is not: None, or `MISSING` for a key that a dict does not have.
+        content: Its tree if present.
+        empty: Its replacement if absent: None, or `MISSING` for a key that a dict does not have.
     """
 
     content: Any
@@ -135,16 +135,16 @@ class Record:
 
 
 class Recorder:
-    """Takes apart what layers hand on in one step of a forward.
+    """Flattens what layers hand on in one step of a forward.
 
-    Arrays that a cache gave back are known again wherever they turn up later, under the name they have in that cache.
+    Arrays that a cache returned are recognised wherever they appear later, under their name in that cache.
     """
 
     def __init__(self) -> None:
         self._fetched: dict[int, tuple[str, mx.array]] = {}
 
     def know(self, names: tuple[str, str], fetched: tuple[mx.array, mx.array]) -> None:
-        """These arrays are what a cache gave back, under the names they have there."""
+        """Register arrays that a cache returned, under their names there."""
         for name, array in zip(names, fetched, strict=True):
             self._fetched[id(array)] = (name, array)
 
@@ -156,16 +156,16 @@ class Recorder:
         kwargs: Mapping[str, Any],
         updates: Mapping[str, Update] | None = None,
     ) -> Record:
-        """Take apart what layer `index` hands on.
+        """Flatten what layer `index` hands on.
 
         Args:
             index: The layer.
-            out: What it returned.
-            args, kwargs: What it was called with.
+            out: Its return value.
+            args, kwargs: Its arguments.
             updates: What it handed its caches, by place.
 
         Raises:
-            UnsupportedModel: It hands on something that cannot be taken apart.
+            UnsupportedModel: The layer hands on something that cannot be flattened.
         """
         leaves: dict[str, Leaf] = {}
         for place, update in (updates or {}).items():
@@ -203,33 +203,33 @@ class Recorder:
 
 
 def rebuild(tree: Any, lookup: Lookup) -> Any:
-    """The output of a record's tree, its slots filled by `lookup(name)`."""
+    """Rebuild the output from a record's tree, with its slots filled by `lookup(name)`."""
     return _unflatten(tree[0], lookup)
 
 
 def replay_changes(tree: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], lookup: Lookup) -> None:
-    """Make the changes of a record's tree in the dict arguments of a call."""
+    """Repeat a record's changes in the dict arguments of a call."""
     targets = dict(_arguments(args, kwargs))
     for where, content in tree[1].items():
         for key, item in content.items():
             value = _unflatten(item, lookup)
-            if value is MISSING:  # a layer before may be taken to have left it
+            if value is MISSING:  # the stand-in for an earlier layer may have set the key
                 targets[where].pop(key, None)
             else:
                 targets[where][key] = value
 
 
 def united(first: Any, second: Any) -> Any:
-    """The tree that describes both of two steps: what is there in one of them only may be there.
+    """The tree that describes both of two steps; what only one of them has becomes optional.
 
     Raises:
-        ValueError: They differ otherwise; the message has where and how.
+        ValueError: They differ in another way; the message says where and how.
     """
     return _united(first, second, "")
 
 
 def difference(proven: Any, found: Any) -> str | None:
-    """Where a step's tree is none of those a united tree describes, and how; None if it is one of them."""
+    """How a step's tree differs from all those that a united tree describes; None if it matches one."""
     try:
         both = _united(proven, found, "")
     except ValueError as error:
@@ -246,7 +246,7 @@ def slots(tree: Any) -> Iterator[str]:
 
 
 def constants(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Paths and values of everything in a tree that is no slot, to compare two steps by."""
+    """Paths and values of everything in a tree except slots, for comparing two steps."""
     if isinstance(tree, Constant):
         yield path, tree.value
     elif not isinstance(tree, Slot):
@@ -256,14 +256,14 @@ def constants(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _form(tree: Any) -> Any:
-    """What two branches of trees must have in common beside their items."""
+    """What two tree nodes must have in common besides their items."""
     if isinstance(tree, Instance):
         return tree.cls.__qualname__
     return type(tree).__name__ + (str(len(tree)) if isinstance(tree, tuple | list) else "")
 
 
 def _items(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """The trees a tree is made of, by key."""
+    """The direct subtrees of a tree, by key."""
     if isinstance(tree, Maybe):
         yield "maybe", tree.content
     elif isinstance(tree, Instance):
@@ -312,7 +312,7 @@ def _is_empty(tree: Any) -> bool:
 
 
 def _shown(tree: Any) -> str:
-    """A tree as a message names it."""
+    """A tree as shown in messages."""
     if isinstance(tree, Constant):
         return repr(tree.value)[:60]
     if isinstance(tree, Slot):
@@ -328,7 +328,7 @@ def _arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[tup
 
 
 def _sequence(value: Any) -> Callable[[Iterator[Any]], Any]:
-    """What makes a sequence of this type out of an iterator; a named tuple's constructor does not."""
+    """A function that makes a sequence of this type from an iterator, as a named tuple's constructor does not."""
     make: Callable[[Iterator[Any]], Any] = getattr(type(value), "_make", type(value))
     return make
 

@@ -1,7 +1,7 @@
-"""A computation traced without evaluating it: what its outputs hash to, and which inputs they depend on.
+"""Tracing a computation without evaluating it: the hashes of its outputs, and the inputs they depend on.
 
-`mx.export_function` with a callback yields each primitive with its arguments and each constant with its value, while
-nothing is evaluated and no weight is needed. The Merkle hash of an output is equal only if its computation is.
+`mx.export_function` with a callback reports each primitive with its arguments and each constant with its value, without
+evaluating anything or needing weights. The Merkle hashes of two outputs are equal only if their computations are.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from shardhub.model import poison
 from shardhub.model.build import RUN_WHOLE, first_line
 from shardhub.model.hostvalues import Answer, Failures, catching
 
-# How inputs are named that are token ids.
+# Prefix of the names of inputs that are token ids.
 IDS = "ids."
-# Constants above this many elements are told apart by shape only; none was seen in the 126 model modules.
+# Constants with more elements than this are distinguished by shape only; none was seen in the 126 model modules.
 _MAX_CONSTANT_ELEMENTS = 1 << 20
-# Mark where a traced computation converts to and from float8, which mlx 0.32.4 cannot export.
+# Marks for conversions to and from float8 in a traced computation, which mlx 0.32.4 cannot export.
 _TO_FP8_MARK = 0xF8
 _FROM_FP8_MARK = 0x8F
-# Modes of quantisation whose scales or weights are fp8, and how many weights an integer packs.
+# Modes of quantisation with fp8 scales or weights, and the number of weights packed in an integer.
 _FP8_MODES = {"nvfp4": 8, "mxfp8": 4}
-# A trace puts stand-ins into mlx's module, so there is one at a time.
+# A trace patches mlx's module, so only one runs at a time.
 _one_trace = threading.Lock()
 
 
@@ -37,7 +37,7 @@ class Graph:
     """A traced computation.
 
     Args:
-        known: Hashes of inputs that are outputs of another graph, by name; others are hashed by their names.
+        known: Hashes of inputs that are outputs of another graph, by name; other inputs are hashed by name.
 
     Attributes:
         outputs: Nodes of the function's outputs, in order.
@@ -48,19 +48,19 @@ class Graph:
         self._known = known or {}
         self._sources: dict[str, tuple[str, ...]] = {}
         self._hashes: dict[str, bytes] = {}
-        # The same as if no input was known; kept apart only where one is.
+        # Hashes as if no input were known; stored separately only if they differ.
         self._named: dict[str, bytes] = {}
         self._inputs: dict[str, str] = {}
 
     def hash(self) -> str:
-        """Hash of all outputs, inputs by their names."""
+        """Hash of all outputs, with inputs hashed by name."""
         digest = hashlib.sha256()
         for output in self.outputs:
             digest.update(self._named.get(output) or self._hashes[output])
         return digest.hexdigest()
 
     def output_hashes(self) -> list[bytes]:
-        """Hash of each output, known inputs by the hashes they have."""
+        """Hash of each output, with known inputs represented by their hashes."""
         return [self._hashes[output] for output in self.outputs]
 
     def reach(self, outputs: Iterable[int]) -> set[str]:
@@ -79,7 +79,7 @@ class Graph:
         return names
 
     def add(self, event: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Take in one event of the export callback."""
+        """Add one event of the export callback."""
         kind = event["type"]
         if kind == "inputs":
             for (node, _, _), name in zip(event["inputs"], names, strict=True):
@@ -108,10 +108,11 @@ class Graph:
 
 
 class Questions:
-    """What a traced forward asked the host: arrays it wanted the elements of, in order.
+    """Reads of values on the host by a traced forward: the arrays whose elements it read, in order.
 
-    Some forwards choose experts on the host. A trace has no elements, so each question is answered with zeros, which
-    every index may be, and is an output of the graph itself: two traces with one hash ask the same and go on alike.
+    Some forwards choose experts on the host. A trace has no elements, so each read returns zeros, which are always
+    valid indices, and its array becomes an output of the graph: two traces with the same hash read the same arrays and
+    continue alike.
     """
 
     def __init__(self) -> None:
@@ -122,7 +123,7 @@ class Questions:
         return len(self.asked)
 
     def answer(self, array: mx.array) -> Any:
-        """Elements as nested lists: an integer array's are zeros."""
+        """The elements as nested lists; for integer arrays, zeros."""
         self.asked.append(array)
         answers = np.empty(array.shape, object)
         answers.fill(Answer(self.failures))
@@ -134,7 +135,7 @@ def trace(
     inputs: Mapping[str, mx.array],
     known: Mapping[str, bytes] | None = None,
 ) -> Graph:
-    """Trace `function(inputs, questions)` without evaluating anything; questions come after its own outputs.
+    """Trace `function(inputs, questions)` without evaluating anything; questions follow its own outputs.
 
     Raises:
         UnsupportedModel: The forward evaluates on the host, or uses a primitive that cannot be exported.
@@ -153,7 +154,7 @@ def trace(
             mx.export_function(lambda event: graph.add(event, names), positional, *inputs.values())
         except ShardhubError:
             raise
-        except Exception as error:  # upstream's forwards raise whatever they like
+        except Exception as error:  # upstream's forwards may raise anything
             if (used := poison.refusal(error)) is not None:
                 raise used from error
             raise UnsupportedModel(
@@ -173,7 +174,7 @@ def trace(
 
 @contextmanager
 def unevaluated() -> Iterator[None]:
-    """Answer a forward's questions to the host as in a trace, so that a lazy run of it evaluates nothing."""
+    """Answer a forward's reads on the host as in a trace, so that a lazy run evaluates nothing."""
     questions, original, here = Questions(), mx.array.tolist, threading.get_ident()
 
     def tolist(array: mx.array) -> Any:
@@ -192,19 +193,19 @@ def unevaluated() -> Iterator[None]:
 
 @contextmanager
 def _exportable() -> Iterator[Questions]:
-    """Put stand-ins that the trace can take in the place of what it cannot.
+    """Replace functions that a trace cannot handle by stand-ins that it can.
 
-    - `contiguous` changes no value: left out.
-    - `to_fp8` and `from_fp8` become marks on their argument: functions of it alone, they are equal where the marks are.
-    - `dequantize` does so too where it reads fp8 within: elements of packed weights times marks of their scales.
-    - `tolist` of an integer array without elements is a question to the host.
+    - `contiguous` changes no value and is left out.
+    - `to_fp8` and `from_fp8` become marks on their argument: they depend on it alone, so equal marks mean equal values.
+    - `dequantize` does too if it reads fp8 internally: elements of packed weights times marks of their scales.
+    - `tolist` of an integer array without elements becomes a read on the host.
     """
     questions = Questions()
     tracing = threading.get_ident()
     originals = mx.contiguous, mx.to_fp8, mx.from_fp8, mx.array.tolist, mx.dequantize
 
     def here(stand_in: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-        """The stand-in for this thread, the original for every other, which may run a real forward meanwhile."""
+        """Use the stand-in in this thread, and the original in all others, which may run a real forward meanwhile."""
 
         def choose(*args: Any, **kwargs: Any) -> Any:
             return (stand_in if threading.get_ident() == tracing else original)(*args, **kwargs)

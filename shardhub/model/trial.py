@@ -1,7 +1,7 @@
-"""What the layers before a stage would send it, made up: for steps that are tried before a real one comes.
+"""Made-up inputs of a stage, for trial steps before real ones arrive.
 
-Floats are random. What steers the forward (numbers, integers, flags, and anything that is one for all rows) is what
-upstream's layers before the stage hand on: they are run lazily, without weights, beside the stage.
+Floats are random. Values that steer the forward (numbers, integers, flags, and anything shared by all rows) are those
+that upstream's layers before the stage hand on: these layers run lazily, without weights, beside the stage.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from shardhub.model.tracing import unevaluated
 from shardhub.tensors import TensorSpec
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
-# Ids are below every vocabulary.
+# Upper bound of made-up ids, below the size of every vocabulary.
 _MAX_ID = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A chunk of one made-up sequence.
+    """A chunk of a made-up sequence.
 
     Attributes:
         ids: Token ids (1, L) int32.
-        arrays: Floats that come with them, by crossing name.
+        arrays: Incoming float arrays, by crossing name.
     """
 
     ids: mx.array
@@ -42,13 +42,13 @@ class Chunk:
 
 
 class Trial:
-    """Makes up what a stage is sent.
+    """Makes up a stage's inputs.
 
     Args:
-        blueprint: The whole model; without it nothing is known of what steers the forward.
-        anatomy: Its anatomy.
+        blueprint: The whole model; without it, values that steer the forward are unknown.
+        anatomy: The whole model's anatomy.
         start: The stage's first layer.
-        crossings_in: What it receives.
+        crossings_in: Crossings that the stage receives.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class Trial:
             self.unknown = _made_of_weights(blueprint, anatomy, start, self._steering)
 
     def new_cache(self) -> StageCache | None:
-        """Caches of one sequence in the layers before; None where those need not run."""
+        """Make caches of one sequence for the layers before; None if those need not run."""
         return None if self._before is None else self._before.new_cache()
 
     def chunk(self, length: int, total: int, *, lazily: bool = False) -> Chunk:
-        """The next chunk of a sequence.
+        """Make the next chunk of a sequence.
 
         Args:
-            length: Its positions L.
-            total: Positions of the sequence with it, T.
-            lazily: With zeros of one element's memory, for what is not evaluated.
+            length: L, positions of the chunk.
+            total: T, positions of the sequence including the chunk.
+            lazily: Whether to use zeros that take one element's memory, for steps that are not evaluated.
         """
         if lazily:
             arrays = {crossing.name: placeholder(_spec(crossing, length, total)) for crossing in self._floats}
@@ -90,12 +90,12 @@ class Trial:
     def step(
         self, chunks: Sequence[Chunk], cache: StageCache | None, *, position: int
     ) -> tuple[mx.array, dict[str, taps.Leaf]]:
-        """Token ids (B, L) of a step of B sequences and what comes with them; the layers before advance.
+        """Token ids (B, L) of a step of B sequences, with their crossings; the layers before advance.
 
         Args:
-            chunks: One of each sequence, equally long.
-            cache: Of `new_cache`, merged where there are several.
-            position: Most positions that a sequence holds before the step.
+            chunks: One chunk of each sequence, all of the same length.
+            cache: Caches from `new_cache`, merged if there are several sequences.
+            position: Positions before the step, in the longest sequence.
         """
         ids = mx.concatenate([chunk.ids for chunk in chunks])
         leaves: dict[str, taps.Leaf] = {
@@ -119,7 +119,7 @@ class Trial:
         return mx.array(self._random.standard_normal(like.shape, np.float32)).astype(like.dtype)
 
     def _stand_in(self, crossing: Crossing, shape: tuple[int, ...]) -> mx.array:
-        """In place of what cannot be known without weights: index 0, which every list has, or a flag that is set."""
+        """Stand-in for what depends on weights: index 0, which every list has, or a flag that is set."""
         kind = placeholder(TensorSpec(dtype=crossing.dtype, shape=())).dtype
         if crossing.dtype in _FLOATS:
             return mx.array(self._random.standard_normal(shape, np.float32)).astype(kind)
@@ -134,7 +134,7 @@ def _spec(crossing: Crossing, length: int, total: int) -> TensorSpec:
 def _made_of_weights(
     blueprint: Blueprint, anatomy: Anatomy, start: int, steering: dict[str, Crossing]
 ) -> tuple[str, ...]:
-    """Names of those arrays that depend on weights, so that they are not known without."""
+    """Names of the arrays that depend on weights and so are unknown without them."""
     names = tuple(name for name, crossing in steering.items() if not crossing.is_number)
     if not names:
         return ()

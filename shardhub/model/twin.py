@@ -1,8 +1,8 @@
-"""A twin of a model, run by numbers: the stages of a small model of the same configuration against the whole of it.
+"""A model's twin: a small model of the same configuration, whose stages are compared with the whole by numbers.
 
-The graph shows that the computation is the same for the steps that were traced. The twin shows it for the steps that
-are run: past every length that the forward knows, and for sequences side by side, where upstream itself may be wrong.
-Logits are compared bit for bit, and the caches of one sequence: a wrong chain can draw the right tokens.
+The graph shows that the computation is the same for the traced steps. The twin shows it for the steps that are run:
+past every length that the forward knows, and for sequences side by side, where upstream itself may be wrong. Logits are
+compared bit for bit, and so are the caches of one sequence: a wrong chain can draw the right tokens.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from shardhub.model.probing import Probing, find_chunks
 from shardhub.model.reach import find_needs, stage_cut, stage_tensors
 from shardhub.model.stage import Stage, StageCache, cache_arrays
 
-# Steps after the probing's chunks, and those of sequences side by side.
+# Steps after the probing's chunks, and steps of sequences side by side.
 _TAIL = (1, 1, 1, 9, 1, 1)
 _BATCH_STEPS = 3
 BATCHES = (2, 3, 5)
-# Chunks up to which all logits are compared; beyond it, they would take more room than the model.
+# Length of chunk up to which all logits are compared; for longer ones they would take more memory than the model.
 _MAX_LOGITS = 16
-# Positions that are run, at most.
+# Most positions that are run.
 _MAX_POSITIONS = 1200
-# Largest difference, as a share of the largest logit, that another order of additions makes in float32.
+# Largest difference, as a share of the largest logit, that another order of additions causes in float32.
 _TOLERANCE = 1e-3
 _SEEDS = (1, 2, 3)
-# What a forward of upstream's raises that cannot run; whatever we raise on purpose is another matter.
+# Errors of an upstream forward that cannot run; our own errors are not among them.
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 _MAX_ID = 90
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Twin:
-    """What running a model's twin gave.
+    """Result of running a model's twin.
 
     Attributes:
-        finding: Where stages and whole differ; None where they do not.
+        finding: Where stages and whole differ; None if they do not.
         batch_refusal: Why sequences cannot run side by side; None if they can.
         num_positions: Positions that were run.
-        length_divisor: What lengths beyond 512 were divided by.
-        is_cut_short: Whether these were too few positions to pass every length that the forward knows.
+        length_divisor: The number by which lengths beyond 512 were divided.
+        is_cut_short: Whether too few positions were run to pass every length that the forward knows.
         batch_difference: Largest difference of sequences side by side from each alone, as a share of the largest logit.
-        not_run: Why there was no twin; empty if there was one.
+        not_run: Why the twin was not run; empty if it was.
     """
 
     finding: str | None = None
@@ -78,11 +78,11 @@ class Twin:
 
 
 def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twin:
-    """Run the stages of a small model against the whole of it.
+    """Compare the stages of a small model with the whole.
 
     Args:
-        blueprint: The model.
-        probing: How it is probed.
+        blueprint: The full model.
+        probing: The result of probing it.
         cuts: Positions at which it is cut.
     """
     try:
@@ -97,10 +97,10 @@ def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twi
     reached = sum(chunks)
     try:
         for seed in _SEEDS:
-            if seed != _SEEDS[0]:  # anew: some models keep what they derive of their weights
+            if seed != _SEEDS[0]:  # a new pair, because some models keep what they derive from their weights
                 pair = _Pair(miniature, probing.chunks)
             pair.fill(miniature.weights(seed))
-            # A prompt that passes all lengths in its first chunk, and one that comes up to them.
+            # A prompt that passes all lengths in its first chunk, and one that approaches them.
             finding = pair.compare_alone((sum(chunks[: -len(_TAIL)]) or 1, 1, 1, 5, 1)) or pair.compare_alone(chunks)
             if finding is not None or not pair.has_nan:
                 break
@@ -115,7 +115,7 @@ def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twi
             is_cut_short=len(fitting) < len(probing.chunks),
             batch_difference=pair.batch_difference,
         )
-    except _FAILURES as error:  # an operation that this backend lacks, or a width that does not go with the rest
+    except _FAILURES as error:  # this backend lacks an operation, or a width is incompatible with the rest
         return Twin(not_run=f"MLX cannot run it here: {_said(error)}")
     finally:
         mx.clear_cache()
@@ -123,7 +123,7 @@ def run_twin(blueprint: Blueprint, probing: Probing, cuts: Sequence[int]) -> Twi
 
 @dataclass(frozen=True, slots=True)
 class _Prefilled:
-    """Caches of the whole model and of its stages after a prompt of so many ids."""
+    """Caches of the whole model and of its stages after a prompt."""
 
     whole: StageCache
     stages: list[StageCache]
@@ -153,14 +153,14 @@ class _Pair:
         self.batch_difference = 0.0
 
     def fill(self, weights: dict[str, mx.array]) -> None:
-        """Give whole model and stages these weights."""
+        """Set the weights of whole model and stages."""
         self.has_nan = False
         self._whole.update(tree_unflatten(list(weights.items())))
         for stage, own in zip(self._stages, self._own, strict=True):
             stage.model.update(tree_unflatten([(name, weights[name]) for name in own]))
 
     def compare_alone(self, chunks: Sequence[int]) -> str | None:
-        """Run one sequence through both; returns where they differ."""
+        """Run one sequence through both; returns where they differ, or None."""
         whole = make_cache(self._whole)
         states = [stage.new_cache() for stage in self._stages]
         ids = _ids(1, sum(chunks), seed=11)
@@ -172,7 +172,7 @@ class _Pair:
                 found = self._run_chain(chunk, states, position, need_logits=need_logits)
             except ProofFailed as error:
                 return f"{error.what} {error.why}"
-            except _FAILURES as error:  # the whole model has just run the same chunk
+            except _FAILURES as error:  # only the stages fail: the whole model has just run the same chunk
                 return f"the stages fail where the whole does not: {_said(error)}, at position {position}"
             if (apart := self._apart(found, expected, states, whole)) is not None:
                 return f"{apart} after position {position + length - 1}"
@@ -180,8 +180,8 @@ class _Pair:
         return None
 
     def compare_batches(self) -> str | None:
-        """Run sequences side by side, three of them as far as the one alone went; returns why they cannot be run so."""
-        # Rows past all lengths beside each other, padded by numbers that are multiples of few blocks, and short ones.
+        """Run sequences side by side, three as long as the one alone; returns why they cannot run so, or None."""
+        # Rows past all lengths side by side, padded by numbers that are multiples of few block sizes, and short ones.
         prompts = [self._prefill(seed, more) for seed, more in enumerate((8, 3, -4, 1, -7))]
         rows = [_ids(1, _BATCH_STEPS, seed=20 + at) for at in range(len(prompts))]
         singles: list[list[mx.array]] = []
@@ -201,7 +201,7 @@ class _Pair:
         return None
 
     def _prefill(self, seed: int, more: int) -> _Prefilled:
-        """A prompt: so many ids after the one that was run alone, or, below 0, so many in all."""
+        """Run a prompt: that of the sequence run alone and `more` further ids, or, if `more` is negative, `-more` ids."""
         ids = _ids(1, abs(more), seed=30 + seed)
         if more > 0 and self._far is not None:
             stages = [batching.snapshot(state) for state in self._far.stages]
@@ -259,7 +259,7 @@ class _Pair:
         states: Sequence[StageCache],
         whole: Sequence[Any],
     ) -> str | None:
-        """Where the stages' logits or caches are not the whole model's."""
+        """Describe where the stages' logits or caches differ from the whole model's."""
         pairs: list[tuple[str, mx.array, mx.array]] = []
         if found is not None and expected is not None:
             pairs.append(("logits", found, expected))
@@ -282,7 +282,7 @@ class _Pair:
 
 
 def _side_by_side(rows: Sequence[StageCache]) -> StageCache:
-    """Rows in one cache, the later ones joined to the first as sessions are that come later."""
+    """Merge rows into one cache, with later ones joined as sessions that arrive later."""
     if len(rows) < 4:
         return batching.merge(rows)
     return batching.extend(batching.merge(rows[:3]), batching.merge(rows[3:]))
@@ -302,5 +302,5 @@ def _ids(batch: int, length: int, *, seed: int) -> mx.array:
 
 
 def _within(chunks: Sequence[int], limit: int) -> tuple[int, ...]:
-    """As many of these chunks as pass no more than `limit` positions."""
+    """The longest prefix of these chunks with at most `limit` positions."""
     return tuple(chunk for chunk, total in zip(chunks, accumulate(chunks), strict=True) if total <= limit)
