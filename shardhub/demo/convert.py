@@ -149,7 +149,7 @@ def _write_weights(folder: Path, tensors: dict[str, Any]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     offset = 0
     # Widest elements first, as safetensors itself orders them, so that every tensor starts at a multiple of its element
-        # size.
+    # size.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.size, name))
     for name in names:
         array = tensors[name]

@@ -76,7 +76,7 @@ def batches_alike(stage: Stage, crossings_in: Sequence[Crossing], dtype: str) ->
     """Whether sequences side by side give on this stage what each gives alone, judged by the stage itself.
 
     Without the whole model's blueprint, numbers that steer the forward are unknown; if there are any, the result is
-        False.
+    False.
     """
     return batch_refusal(stage, Trial(None, stage.anatomy, stage.start, crossings_in), crossings_in, dtype) is None
 

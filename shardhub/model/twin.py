@@ -201,7 +201,7 @@ class _Pair:
         return None
 
     def _prefill(self, seed: int, more: int) -> _Prefilled:
-        """Run a prompt: that of the sequence run alone and `more` further ids, or, if `more` is negative, `-more` ids."""
+        """Run a prompt: that of the sequence run alone and `more` further ids, or `-more` ids if `more` is negative."""
         ids = _ids(1, abs(more), seed=30 + seed)
         if more > 0 and self._far is not None:
             stages = [batching.snapshot(state) for state in self._far.stages]

@@ -74,7 +74,7 @@ def preview(
     """Determine what `split` would read and write; writes nothing.
 
     Raises:
-UsageError: Something else is at the path of a shard or the pipeline.
+        UsageError: Something else is at the path of a shard or the pipeline.
         As `split`, for what can be known before any byte is copied.
     """
     job = prepare(checkpoint, contents, stages, out, name=name, source=source, max_file_bytes=max_file_bytes)
