@@ -14,7 +14,7 @@ from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.schema import Generation, Sampling
 from shardhub.parameters import MAX_LOGIT_BIAS, MAX_SEED, REPETITION_CONTEXT, SamplingParameters
 from shardhub.regular_files import read_file
-from shardhub.text.tokenizer import MAX_CONFIG_BYTES
+from shardhub.text.tokenizer_files import MAX_CONFIG_BYTES
 
 _FILE = "generation_config.json"
 _MIN_TEMPERATURE = 0.01

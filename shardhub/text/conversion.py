@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shardhub.errors import UnsupportedModel
-from shardhub.text.tokenizer import TOKENIZER_FILE, TOKENIZER_SETTINGS, load_tokenizer, quieten_transformers
+from shardhub.text.tokenizer_files import TOKENIZER_FILE, TOKENIZER_SETTINGS, load_tokenizer, quieten_transformers
 
 INSTEAD = (
     "Put the tokenizer of the original model (tokenizer.json, tokenizer_config.json) beside the weights, or convert "

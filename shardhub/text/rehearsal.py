@@ -17,7 +17,8 @@ from typing import Any
 from shardhub.errors import AccessError, FormatError, PromptError, UnsupportedModel
 from shardhub.splitting.shard_folder import TEMPLATES_FOLDER
 from shardhub.text.conversion import INSTEAD, convert_tokenizer, form_of
-from shardhub.text.tokenizer import TOKENIZER_FILE, TOKENIZER_SETTINGS, Tokenizer
+from shardhub.text.tokenizer import Tokenizer
+from shardhub.text.tokenizer_files import TOKENIZER_FILE, TOKENIZER_SETTINGS
 
 _DEFAULT_TEMPLATE_FILE = "chat_template.jinja"
 _FOLDER = "shardhub-tokenizer-"
