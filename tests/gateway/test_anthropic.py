@@ -172,7 +172,6 @@ BAD = {
     "max_tokens of 0": ({"max_tokens": 0}, "max_tokens"),
     "no messages": ({"messages": []}, "messages"),
     "no content": ({"messages": [{"role": "user"}]}, "messages.0.content"),
-    "an image": ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0]"),
     "a system of numbers": ({"system": [1]}, "system"),
     "an unknown choice": ({"tool_choice": {"type": "maybe"}}, "tool_choice"),
     "a choice of a tool that is not there": ({"tool_choice": {"type": "tool", "name": "x"}}, "tool_choice"),
