@@ -13,13 +13,13 @@ import time
 from dataclasses import replace
 
 import pytest
+from shardhub.cli.commands.status import StatusOptions, record, show_status, text
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.chain_status import Reading, chain_status, read_nodes
 from shardhub.chain.links import NodeLink, describe
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
-from shardhub.cli.status import StatusOptions, record, status, text
 from shardhub.errors import NodeLoading
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes
@@ -51,7 +51,7 @@ def shown(capsys):
         options = StatusOptions(
             pipeline=str(pipeline.folder), nodes=tuple(addresses), once=True, interval_s=0.1, cache_dir=None
         )
-        code = status(options, as_json=as_json)
+        code = show_status(options, as_json=as_json)
         printed = capsys.readouterr().out
         return code, json.loads(printed) if as_json else printed
 

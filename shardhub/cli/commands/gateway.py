@@ -1,9 +1,17 @@
-"""The command that answers clients over HTTP."""
+"""`shardhub gateway`."""
 
 from __future__ import annotations
 
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +27,22 @@ from shardhub.cli.options import (
     Tls,
     head_settings,
 )
+from shardhub.cli.streams import announce
+from shardhub.cli.terminal import Terminal, note
+from shardhub.errors import ChainError, UsageError
 from shardhub.gateway.settings import ReasoningField
+
+if TYPE_CHECKING:
+    from shardhub.chain.head import Head
+    from shardhub.gateway.server import Gateway
+    from shardhub.usecases.loop import LoopThread
+    from shardhub.usecases.start_head import HeadSettings, Starting
+
+
+_CUT_SHORT = 143
+
+# Between two attempts to start over nodes that are not there yet.
+_BETWEEN_STARTS_S = 2.0
 
 
 @flags("Pipeline")
@@ -103,11 +126,8 @@ def gateway(
     output: Output,
 ) -> int:
     """Serve an OpenAI-compatible API over the nodes until SIGTERM; prints its URL when it is ready."""
-    from shardhub.cli.gateway import GatewayOptions, make_key
-    from shardhub.cli.gateway import gateway as command
-
     if clients.new_key is not None:
-        return make_key(clients.new_key)
+        return _make_key(clients.new_key)
     is_named = pipeline.pipeline is not None or pipeline.manifest is not None
     head = head_settings(
         pipeline.named("gateway") if is_named or not showing.demo else "",
@@ -138,4 +158,143 @@ def gateway(
         strict_limits=answers.strict_limits,
         strict_content=answers.strict_content,
     )
-    return command(head, options, as_json=output.as_json)
+    return _gateway(head, options, as_json=output.as_json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """The options of `gateway` as they were given."""
+
+    demo: bool
+    host: str
+    port: int
+    insecure_lan: bool
+    api_key_file: Path | None
+    names: tuple[str, ...]
+    origins: tuple[str, ...]
+    model_names: tuple[str, ...]
+    reasoning_field: ReasoningField
+    max_queue: int
+    max_tokens: int | None
+    shutdown_timeout_s: float
+    allow_sleep: bool = False
+    strict_limits: bool = False
+    strict_content: bool = False
+
+
+def _make_key(file: Path) -> int:
+    """Print a new key, once, and add its digest to a file."""
+    from shardhub.gateway.keys import new_key
+
+    print(new_key(file))
+    note(f"its digest was added to {file}; start the gateway with --api-key-file {file}")
+    return 0
+
+
+def _gateway(head_options: HeadSettings, options: GatewayOptions, *, as_json: bool) -> int:
+    """Serve the API until a signal comes."""
+    from shardhub.cli.demo_chain import demo_chain
+
+    if not options.demo:
+        return _serve_api(head_options, options, as_json=as_json)
+    if head_options.pipeline or head_options.nodes:
+        raise UsageError("--demo brings a pipeline and nodes of its own.", hint="Give either, not both.")
+    with demo_chain() as chain:
+        head_options = replace(head_options, pipeline=str(chain.pipeline), nodes=chain.addresses, allow_local=False)
+        return _serve_api(head_options, options, as_json=as_json)
+
+
+def _serve_api(head_options: HeadSettings, options: GatewayOptions, *, as_json: bool) -> int:
+    from shardhub.gateway.keys import read_keys
+    from shardhub.gateway.server import Gateway, check_host, listening
+    from shardhub.gateway.settings import GatewaySettings
+    from shardhub.usecases.awake import awake
+    from shardhub.usecases.loop import LoopThread
+    from shardhub.usecases.start_head import Starting
+
+    settings = GatewaySettings(
+        host=options.host,
+        port=options.port,
+        insecure_lan=options.insecure_lan,
+        keys=read_keys(options.api_key_file),
+        names=options.names,
+        origins=options.origins,
+        model_names=options.model_names,
+        reasoning_fields=options.reasoning_field.names,
+        max_queue=options.max_queue,
+        max_tokens=options.max_tokens,
+        strict_limits=options.strict_limits,
+        strict_content=options.strict_content,
+        shutdown_timeout_s=options.shutdown_timeout_s,
+    )
+    check_host(settings)
+    if options.insecure_lan and not settings.keys:
+        note("warning: --insecure-lan without a key: everyone who reaches this port can use the model")
+    with (
+        awake(allow_sleep=options.allow_sleep, watcher=Terminal()),
+        listening(settings) as listener,
+        LoopThread() as loop,
+    ):
+        head = _started(loop, Starting(head_options, Terminal()), listener)
+
+        def ready(url: str) -> None:
+            name = serving.model_name
+            if as_json:
+                record = {
+                    "url": url,
+                    "model": name,
+                    "context": head.capacity.max_context,
+                    "keys": len(settings.keys.digests),
+                    "inexact": head.inexact,
+                }
+                announce(json.dumps(record))
+            else:
+                announce(f"{name}: {url}/v1")
+                key = ", with a key as the password," if settings.keys else ""
+                note(f"open {url}/ in a browser{key} to chat and to watch the chain; Ctrl+C ends it")
+
+        serving = Gateway(head, settings)
+        try:
+            with _signals(loop, serving):
+                loop.wait(serving.run(listener, on_ready=ready))
+        finally:
+            loop.wait(head.stop())
+            head.tokenizer.close()
+    return _CUT_SHORT if serving.was_cut_short else 0
+
+
+def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> Head:
+    """The head, once its nodes serve every stage; till then requests are told what is missing."""
+    from shardhub.gateway.waiting import Waiting
+
+    waiting, said = Waiting(), ""
+    loop.wait(waiting.start(listener))
+    try:
+        while True:
+            try:
+                return loop.wait(starting.start())
+            except ChainError as error:
+                if not starting.names_nodes:
+                    raise
+                waiting.wait_for(error)
+            if waiting.reason != said:
+                said = waiting.reason
+                note(f"waiting, and answering 503: {said}")
+            time.sleep(_BETWEEN_STARTS_S)
+    finally:
+        loop.wait(waiting.stop())
+
+
+@contextmanager
+def _signals(loop: LoopThread, serving: Gateway) -> Iterator[None]:
+    """SIGTERM and SIGINT finish what is on its way; a second one ends it at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.call(serving.stop)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

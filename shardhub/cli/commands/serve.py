@@ -1,26 +1,26 @@
-"""Commands that serve a stage, and that look at a chain."""
+"""`shardhub serve`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardhub.blas import Blas
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import (
-    AllowSleep,
-    BlasOption,
-    CacheDir,
-    CacheLimit,
-    Memory,
-    Node,
-    PipelineFlags,
-    RequireSignature,
-    RunContext,
-    Tls,
-)
+from shardhub.cli.options import AllowSleep, BlasOption, CacheDir, CacheLimit, Memory, RequireSignature, RunContext, Tls
+from shardhub.cli.streams import announce
+from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import NODE_PORT
+
+if TYPE_CHECKING:
+    from shardhub.usecases.serve import NodeFacts, ServeSettings, Serving
 
 
 @flags("What is served")
@@ -83,7 +83,6 @@ def serve(
     output: Output,
 ) -> int:
     """Serve a stage until SIGTERM; prints its address and layers when it is ready."""
-    from shardhub.cli.serve import serve as command
     from shardhub.usecases.serve import ServeSettings
 
     settings = ServeSettings(
@@ -107,39 +106,64 @@ def serve(
         cache_dir=stage.cache_dir,
         cache_limit=stage.cache_limit,
     )
-    return command(shards, settings, as_json=output.as_json)
+    return _serve(shards, settings, as_json=output.as_json)
 
 
-@flags("Nodes")
-class WatchFlags:
-    """The nodes that are looked at, and how often."""
+def _serve(named: Sequence[str], settings: ServeSettings, *, as_json: bool) -> int:
+    """Serve shards as one stage until a signal comes."""
+    from shardhub.usecases.serve import serve as serve_stage
 
-    node: Node = None
-    tls: Tls = None
-    insecure_lan: Annotated[
-        bool,
-        typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
-    ] = False
-    once: Annotated[bool, typer.Option("--once", help="Show it once, on a terminal too.")] = False
-    interval: Annotated[float, typer.Option(help="Seconds between readings.", min=0.1, max=3600.0)] = 1.0
-    cache_dir: CacheDir = None
+    serving = serve_stage(named, settings, Terminal(), end=os._exit)
+    with _signals(serving), serving as node:
+        if as_json:
+            announce(json.dumps(_record(node.facts)))
+        else:
+            _tell(node.facts, settings.host)
+        return node.wait()
 
 
-def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int:
-    """Show each stage, live: who serves it, what it is busy with, and what limits the chain.
+def _tell(facts: NodeFacts, host: str) -> None:
+    from shardhub.listening import is_loopback
 
-    Exit code 5 if a stage has nobody.
-    """
-    from shardhub.cli.status import StatusOptions
-    from shardhub.cli.status import status as command
+    names = "+".join(shard.name for shard in facts.shards)
+    announce(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {facts.address}")
+    note(facts.context_line)
+    if is_loopback(host):
+        note("reachable from this machine only; for others: --host ADDRESS, this machine's own, or 0.0.0.0")
+    if facts.batch_refusal is not None:
+        note(f"sessions take turns, one in a step: {facts.batch_refusal}")
+    if facts.metrics is not None:
+        note(f"metrics at http://{facts.metrics}/metrics")
 
-    options = StatusOptions(
-        pipeline=pipeline.named("status"),
-        nodes=tuple(watching.node or ()),
-        once=watching.once,
-        interval_s=watching.interval,
-        cache_dir=watching.cache_dir,
-        tls=watching.tls,
-        insecure_lan=watching.insecure_lan,
-    )
-    return command(options, as_json=output.as_json)
+
+def _record(facts: NodeFacts) -> dict[str, object]:
+    return {
+        "address": facts.address,
+        "shards": [str(shard.folder) for shard in facts.shards],
+        "layers": [facts.start, facts.stop],
+        "num_layers": facts.num_layers,
+        "weight_bytes": facts.weight_bytes,
+        "kv_budget_bytes": facts.kv_budget_bytes,
+        "context": facts.context,
+        "one_at_a_time": facts.batch_refusal,
+        "tls": facts.tls_name,
+        "boot_id": facts.boot_id,
+        "metrics": facts.metrics,
+        "inexact": facts.inexact,
+    }
+
+
+@contextmanager
+def _signals(serving: Serving) -> Iterator[None]:
+    """SIGTERM and SIGINT drain the node, a second one ends it at once; before there is a node they end the command."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not serving.ask_to_stop(number):
+            raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,37 +8,69 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from shardhub.chain.chain_status import ChainStatus, NodeStatus, Reading, chain_status, read_nodes
-from shardhub.chain.links import NodeDialer
+from shardhub.cli.flags import Output, flags
+from shardhub.cli.options import CacheDir, Node, PipelineFlags, Tls
 from shardhub.cli.run import error_record
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal
 from shardhub.errors import NodeLoading, ShardhubError, outcome
-from shardhub.parity import inexactness
-from shardhub.protocol import INEXACT, Description
-from shardhub.shard import Pipeline, read_pipeline
 from shardhub.sizes import size_text
-from shardhub.usecases.addresses import node_addresses
-from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.parity import warn_inexact
-from shardhub.usecases.places import Places
-from shardhub.usecases.trust import head_security
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from shardhub.chain.chain_status import ChainStatus, NodeStatus, Reading
+    from shardhub.protocol import Description
+    from shardhub.shard import Pipeline
+
 
 # A table into a pipe is as wide as it needs to be.
 _PIPE_WIDTH = 400
+
 _LOADING = "loading"
+
 _LEGEND = (
     "sessions: running+parked/most; KV: promised/budget; queue: steps that wait; rows: sessions in a decode step; "
     "compute, wait: of one"
 )
-_SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend", INEXACT)
+
+_SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend")
+
+
+@flags("Nodes")
+class WatchFlags:
+    """The nodes that are looked at, and how often."""
+
+    node: Node = None
+    tls: Tls = None
+    insecure_lan: Annotated[
+        bool,
+        typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
+    ] = False
+    once: Annotated[bool, typer.Option("--once", help="Show it once, on a terminal too.")] = False
+    interval: Annotated[float, typer.Option(help="Seconds between readings.", min=0.1, max=3600.0)] = 1.0
+    cache_dir: CacheDir = None
+
+
+def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int:
+    """Show each stage, live: who serves it, what it is busy with, and what limits the chain.
+
+    Exit code 5 if a stage has nobody.
+    """
+    options = StatusOptions(
+        pipeline=pipeline.named("status"),
+        nodes=tuple(watching.node or ()),
+        once=watching.once,
+        interval_s=watching.interval,
+        cache_dir=watching.cache_dir,
+        tls=watching.tls,
+        insecure_lan=watching.insecure_lan,
+    )
+    return show_status(options, as_json=output.as_json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +86,18 @@ class StatusOptions:
     insecure_lan: bool = False
 
 
-def status(options: StatusOptions, *, as_json: bool) -> int:
+def show_status(options: StatusOptions, *, as_json: bool) -> int:
     """Show the stages: again and again on a terminal, else once. Exit code 5 if the chain cannot run."""
+    from shardhub.chain.chain_status import chain_status, read_nodes
+    from shardhub.chain.links import NodeDialer
+    from shardhub.parity import inexactness
+    from shardhub.shard import read_pipeline
+    from shardhub.usecases.addresses import node_addresses
+    from shardhub.usecases.loop import LoopThread
+    from shardhub.usecases.parity import warn_inexact
+    from shardhub.usecases.places import Places
+    from shardhub.usecases.trust import head_security
+
     terminal = Terminal()
     pipeline = read_pipeline(Places(options.cache_dir, watcher=terminal).pipeline_folder(options.pipeline))
     warn_inexact(inexactness(pipeline.folder, pipeline.manifest), terminal)
@@ -81,6 +123,8 @@ def status(options: StatusOptions, *, as_json: bool) -> int:
 
 def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
     """A survey as JSON-able data; times in seconds."""
+    from shardhub.parity import inexactness
+
     manifest = pipeline.manifest
     return {
         "pipeline": manifest.name,
@@ -99,6 +143,12 @@ def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
 
 def render(found: ChainStatus) -> Group:
     """A survey as a table and two sentences."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from shardhub.protocol import INEXACT
+
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("stage", "layers", "node", "state"):
         table.add_column(column, no_wrap=column != "node", overflow="fold")
@@ -132,6 +182,8 @@ def render(found: ChainStatus) -> Group:
 
 def text(found: ChainStatus) -> str:
     """A survey as lines; with colours on a terminal only."""
+    from rich.console import Console
+
     console = Console(file=sys.stdout, highlight=False) if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
     with console.capture() as capture:
         console.print(render(found))
@@ -140,6 +192,11 @@ def text(found: ChainStatus) -> str:
 
 def _watch(read: Any, before: Sequence[Reading], found: ChainStatus, interval_s: float) -> ChainStatus:
     """Show it until Ctrl-C, which is how this ends well."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from shardhub.chain.chain_status import chain_status
+
     with Live(render(found), console=Console(highlight=False), auto_refresh=False) as live:
         try:
             while True:
@@ -184,6 +241,7 @@ def _state(reading: Reading) -> str:
 
 def _hint(found: ChainStatus, problem: ShardhubError) -> str:
     """What to do about a chain that cannot run."""
+
     loading = [node.reading.address for node in found.nodes if _state(node.reading) == _LOADING]
     return f"Wait until {' and '.join(loading)} has loaded its stage." if loading else with_flags(problem.hint)
 
@@ -233,7 +291,9 @@ def _node_record(node: NodeStatus, *, is_slowest: bool) -> dict[str, Any]:
 
 
 def _host(description: Description) -> dict[str, str]:
-    return {key: description.host[key] for key in _SHOWN_FACTS if key in description.host}
+    from shardhub.protocol import INEXACT
+
+    return {key: description.host[key] for key in (*_SHOWN_FACTS, INEXACT) if key in description.host}
 
 
 def _runs_on(found: ChainStatus) -> list[str]:

@@ -5,15 +5,38 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from shardhub.blas import Blas
+from shardhub.cli.flags import Output, flags
+from shardhub.cli.options import BlasChoice, CacheDir
 from shardhub.cli.setting_names import with_flags
-from shardhub.usecases.doctor import FAIL, Check, checks_of, report_text
-from shardhub.usecases.versions import versions
+
+if TYPE_CHECKING:
+    from shardhub.usecases.doctor import Check
 
 
-def doctor(*, report: bool, as_json: bool, cache_dir: Path | None = None, blas: Blas = Blas.AUTO) -> int:
+@flags("Checks")
+class DoctorFlags:
+    """What is looked at, and how it is told."""
+
+    report: Annotated[bool, typer.Option("--report", help="Print a text to paste into an issue.")] = False
+    cache_dir: CacheDir = None
+    blas: BlasChoice = Blas.AUTO
+
+
+def doctor(checking: DoctorFlags, output: Output) -> int:
+    """See whether this machine is ready to split, serve and publish; exit code 1 if it is not."""
+    return _doctor(report=checking.report, as_json=output.as_json, cache_dir=checking.cache_dir, blas=checking.blas)
+
+
+def _doctor(*, report: bool, as_json: bool, cache_dir: Path | None = None, blas: Blas = Blas.AUTO) -> int:
     """Print a line for each check; exit code 1 if one failed."""
+    from shardhub.usecases.doctor import FAIL, checks_of, report_text
+    from shardhub.usecases.versions import versions
+
     checks: list[Check] = []
     for check in checks_of(cache_dir, blas):
         found = check()

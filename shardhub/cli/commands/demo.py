@@ -10,17 +10,20 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from shardhub.cli.generate import summary
+import typer
+
+from shardhub.blas import Blas
+from shardhub.cli.answers import summary
+from shardhub.cli.flags import Output, flags
+from shardhub.cli.options import BlasOption
 from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
-from shardhub.demo.smollm2 import fetch_and_convert
 from shardhub.errors import ChainError, DigestMismatch
 from shardhub.naming import pipeline_name, shard_name
-from shardhub.toolchain import check_compiler
-from shardhub.usecases.answer import Answer, Sampling
-from shardhub.usecases.open_head import open_head
-from shardhub.usecases.start_head import HeadSettings
+
+if TYPE_CHECKING:
+    from shardhub.usecases.answer import Answer
 
 USER = "demo"
 MODEL = "SmolLM2-135M-Instruct"
@@ -34,8 +37,24 @@ _START_TIMEOUT_S = 300
 _SHARDHUB = [sys.executable, "-m", "shardhub"]
 
 
-def demo(*, keep: bool, as_json: bool) -> int:
+@flags("Demo")
+class DemoFlags:
+    """What is left afterwards."""
+
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the nodes running and show what to do next.")] = False
+    blas: BlasOption = Blas.AUTO
+
+
+def demo(running: DemoFlags, output: Output) -> int:
+    """The whole way on this machine: a local Hub, a real small model, two nodes, text equal to the unsplit model's."""
+    return _demo(keep=running.keep, as_json=output.as_json)
+
+
+def _demo(*, keep: bool, as_json: bool) -> int:
     """Publish to a local Hub, serve by repo id, generate, compare; returns 0 if chain and unsplit model agree."""
+    from shardhub.demo.smollm2 import fetch_and_convert
+    from shardhub.toolchain import check_compiler
+
     check_compiler()
     note(f"1/5  {MODEL} (float32): fetched once, then kept in the cache")
     model = fetch_and_convert(None, dtype="float32", progress=note)
@@ -162,6 +181,10 @@ def _log(work: Path, number: int) -> Path:
 
 
 def _generate(pipeline: str, addresses: list[str], *, echo: bool) -> Answer:
+    from shardhub.usecases.answer import Sampling
+    from shardhub.usecases.open_head import open_head
+    from shardhub.usecases.start_head import HeadSettings
+
     settings = HeadSettings(pipeline=pipeline, nodes=tuple(addresses), allow_local=False)
     with open_head(settings, Terminal()) as head:
         stream = head.stream(PROMPT, Sampling(max_tokens=MAX_TOKENS))

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import json
 
+from shardhub.blas import Blas
+from shardhub.cli.flags import Output, flags
+from shardhub.cli.options import BlasOption
 from shardhub.cli.terminal import Terminal
 
 
-def selftest(*, as_json: bool) -> int:
+@flags("Numbers")
+class NumberFlags:
+    """What it computes with."""
+
+    blas: BlasOption = Blas.AUTO
+
+
+def selftest(numbers: NumberFlags, output: Output) -> int:
+    """Try this machine in a minute, without a network: kernels, tiny models in stages, speeds; prints a report."""
+    return _selftest(as_json=output.as_json)
+
+
+def _selftest(*, as_json: bool) -> int:
     """Try this machine and print the report; 3 where its numbers are wrong, 1 where something does not run."""
     from shardhub.selftest.report import run_selftest
 

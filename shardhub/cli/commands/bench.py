@@ -5,35 +5,65 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from shardhub.chain.head import Head
-from shardhub.cli.plot import check_plot, plot_levels
+import typer
+
+from shardhub.cli.flags import Output, flags
+from shardhub.cli.options import LocalFlags, NodeFlags, PipelineFlags, PrefillChunk, RecoveryFlags, head_settings
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import UsageError
-from shardhub.usecases.bench import (
-    PERCENTILES,
-    WARM_TOKENS,
-    BenchOptions,
-    Level,
-    check_room,
-    default_levels,
-    hosts_of,
-    measure,
-    record,
-)
-from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.start_head import HeadSettings, start_head
 
-_COLUMNS = (
-    "concurrency",
-    "tokens/s",
-    "per request",
-    *(f"{what} p{p}" for what in ("first", "token") for p in PERCENTILES),
-)
+if TYPE_CHECKING:
+    from shardhub.chain.head import Head
+    from shardhub.usecases.bench import BenchOptions, Level
+    from shardhub.usecases.start_head import HeadSettings
 
 
-def bench(head_options: HeadSettings, options: BenchOptions, *, as_json: bool) -> int:
+@flags("What is measured")
+class BenchFlags:
+    """What is measured, and how often."""
+
+    concurrency: Annotated[
+        str | None,
+        typer.Option(help="Requests side by side; 1,2,4,... up to what the nodes take.", metavar="N,N,..."),
+    ] = None
+    prompt_tokens: Annotated[int, typer.Option(help="Ids of a prompt.", min=1)] = 128
+    tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=2)] = 64
+    rounds: Annotated[int, typer.Option(help="Requests each runs, one after the other.", min=1)] = 2
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0)] = 0
+    plot: Annotated[Path | None, typer.Option(help="Draw throughput and latency: FILE.png or .svg.")] = None
+    prefill_chunk: PrefillChunk = None
+
+
+def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local: LocalFlags, output: Output) -> int:
+    """Measure a live chain: time to first token, inter-token latency, throughput against concurrency.
+
+    Prompts are random ids, decoding is greedy, and no KV is reused.
+    """
+    from shardhub.usecases.bench import BenchOptions
+
+    options = BenchOptions(
+        concurrency=measured.concurrency,
+        num_prompt=measured.prompt_tokens,
+        num_tokens=measured.tokens,
+        num_rounds=measured.rounds,
+        seed=measured.seed,
+        plot=measured.plot,
+    )
+    recovery = RecoveryFlags(prefill_chunk=measured.prefill_chunk)
+    head = head_settings(pipeline.named("bench"), nodes, local, recovery=recovery)
+    return _bench(head, options, as_json=output.as_json)
+
+
+def _bench(head_options: HeadSettings, options: BenchOptions, *, as_json: bool) -> int:
     """Print a row for each level of concurrency."""
+    from shardhub.cli.plot import check_plot, plot_levels
+    from shardhub.usecases.bench import WARM_TOKENS, check_room, default_levels, hosts_of, measure, record
+    from shardhub.usecases.loop import LoopThread
+    from shardhub.usecases.start_head import start_head
+
     may_plot = check_plot(options.plot) if options.plot is not None else False
     terminal = Terminal()
     asked = parse_levels(options.concurrency)
@@ -50,7 +80,7 @@ def bench(head_options: HeadSettings, options: BenchOptions, *, as_json: bool) -
                 f"{options.num_rounds} rounds, greedy, no reuse, seed {options.seed}"
             )
             if not as_json:
-                print("  ".join(_COLUMNS), flush=True)
+                print("  ".join(_columns()), flush=True)
             measured: list[Level] = []
             for level in levels:
                 terminal.doing(f"{level} side by side: warming up")
@@ -89,9 +119,20 @@ def row(level: Level) -> str:
     cells = [f"{level.concurrency}", f"{level.tokens_per_s:.1f}", f"{level.request_tokens_per_s:.1f}"]
     cells += [f"{s * 1000:.0f} ms" for s in level.first_token_s.values()]
     cells += [f"{s * 1000:.1f} ms" for s in level.inter_token_s.values()]
-    return "  ".join(cell.rjust(len(column)) for cell, column in zip(cells, _COLUMNS, strict=True))
+    return "  ".join(cell.rjust(len(column)) for cell, column in zip(cells, _columns(), strict=True))
 
 
 def _title(head: Head, hosts: Sequence[dict[str, str]]) -> str:
     kinds = sorted({f"{host.get('backend', '?')}, mlx {host.get('mlx', '?')}" for host in hosts})
     return f"{head.pipeline.manifest.name}, {head.chain.num_stages} stages on {'; '.join(kinds)}"
+
+
+def _columns() -> tuple[str, ...]:
+    from shardhub.usecases.bench import PERCENTILES
+
+    return (
+        "concurrency",
+        "tokens/s",
+        "per request",
+        *(f"{what} p{p}" for what in ("first", "token") for p in PERCENTILES),
+    )

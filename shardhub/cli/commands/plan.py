@@ -5,23 +5,55 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from shardhub.checkpoint.checkpoint import Checkpoint
+import typer
+
+from shardhub.cli.flags import Output, flags
+from shardhub.cli.options import CutFlags, Model, ModelFlags
 from shardhub.cli.run import error_record, print_error
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import outcome
-from shardhub.planning.borders import allowed_text
-from shardhub.planning.plan_file import plan_to_json
 from shardhub.sizes import traffic_text
-from shardhub.usecases.cut import Cut, Planned
-from shardhub.usecases.plan import ModelPlan, PlanSettings
-from shardhub.usecases.plan import plan as plan_model
+
+if TYPE_CHECKING:
+    from shardhub.checkpoint.checkpoint import Checkpoint
+    from shardhub.usecases.cut import Cut, Planned
+    from shardhub.usecases.plan import ModelPlan, PlanSettings
 
 
-def plan(model: str, cut: Cut, settings: PlanSettings, *, as_json: bool) -> int:
+@flags("What is checked")
+class ProofFlags:
+    """Whether a plan is proven."""
+
+    no_proof: Annotated[bool, typer.Option("--no-proof", help="Only the table: check neither cuts nor proof.")] = False
+
+
+def plan(
+    model: Model,
+    cut: CutFlags,
+    proof: ProofFlags,
+    leaving: ModelFlags,
+    output: Output,
+) -> int:
+    """Show how a model would be cut, whether that is proven, and where else it can be cut, from headers alone.
+
+    Writes nothing, and reads no weights.
+    """
+    from shardhub.usecases.plan import PlanSettings
+
+    settings = PlanSettings(
+        proof=not proof.no_proof, ignore_code=leaving.ignore_code, ignore_fields=leaving.ignore_fields
+    )
+    return _plan(model, cut.cut(), settings, as_json=output.as_json)
+
+
+def _plan(model: str, cut: Cut, settings: PlanSettings, *, as_json: bool) -> int:
     """Print the table of stages, where the model can be cut, and whether the stages are proven; exit code 1 if not."""
+    from shardhub.planning.plan_file import plan_to_json
+    from shardhub.usecases.plan import plan as plan_model
+
     made = plan_model(model, cut, settings, Terminal())
     planned, verdict = made.planned, made.verdict
     if as_json:
@@ -41,6 +73,8 @@ def plan(model: str, cut: Cut, settings: PlanSettings, *, as_json: bool) -> int:
 
 def _cut_lines(planned: Planned) -> list[str]:
     """Where the model can be cut, and what crosses where it is."""
+    from shardhub.planning.borders import allowed_text
+
     if planned.borders is None:
         return []
     return [allowed_text(planned.borders), *planned.crossing_lines()]

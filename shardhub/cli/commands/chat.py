@@ -4,18 +4,65 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from typing import TYPE_CHECKING, Annotated
 
-from shardhub.cli.generate import summary, system_messages
+import typer
+
+from shardhub.cli.answers import summary, system_messages
+from shardhub.cli.flags import Debugging, flags
+from shardhub.cli.options import (
+    LocalFlags,
+    NodeFlags,
+    PipelineFlags,
+    RecoveryFlags,
+    SamplingFlags,
+    System,
+    head_settings,
+)
 from shardhub.cli.run import print_error
 from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError
-from shardhub.usecases.answer import Sampling
-from shardhub.usecases.open_head import open_head
-from shardhub.usecases.start_head import HeadSettings
+
+if TYPE_CHECKING:
+    from shardhub.usecases.answer import Sampling
+    from shardhub.usecases.start_head import HeadSettings
 
 
-def chat(settings: HeadSettings, sampling: Sampling, *, system: str | None) -> int:
+@flags("Tokens")
+class ChatSamplingFlags(SamplingFlags):
+    """As for one answer, with the values of a conversation."""
+
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 1024
+    temp: Annotated[float, typer.Option(help="Temperature; 0 takes the most likely token.", min=0.0)] = 0.7
+    top_p: Annotated[float, typer.Option(help="Keep the most likely tokens with this mass.")] = 0.95
+
+
+@flags("Prompt")
+class SystemFlags:
+    """What stands before the conversation."""
+
+    system: System = None
+
+
+def chat(
+    pipeline: PipelineFlags,
+    opening: SystemFlags,
+    nodes: NodeFlags,
+    tokens: ChatSamplingFlags,
+    recovery: RecoveryFlags,
+    local: LocalFlags,
+    output: Debugging,
+) -> int:
+    """Talk with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
+    return _chat(
+        head_settings(pipeline.named("chat"), nodes, local, recovery=recovery), tokens.sampling(), system=opening.system
+    )
+
+
+def _chat(settings: HeadSettings, sampling: Sampling, *, system: str | None) -> int:
     """Talk until the end of input; Ctrl-C stops an answer and leaves the chat as it is."""
+    from shardhub.usecases.open_head import open_head
+
     sampling = sampling.with_seed()
     sampling.parameters()  # what is out of its range is refused before anything is started
     opening = system_messages(system)
