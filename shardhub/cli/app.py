@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from shardhub import __version__
-from shardhub.cli.commands.certs import certs_app
 from shardhub.cli.commands.bench import bench
+from shardhub.cli.commands.certs import certs_app
 from shardhub.cli.commands.chat import chat
 from shardhub.cli.commands.demo import demo
 from shardhub.cli.commands.doctor import doctor
 from shardhub.cli.commands.gateway import gateway
 from shardhub.cli.commands.generate import generate
+from shardhub.cli.commands.hub import hub_app
 from shardhub.cli.commands.ls import ls
 from shardhub.cli.commands.plan import plan
 from shardhub.cli.commands.prune import prune
@@ -30,7 +31,6 @@ from shardhub.cli.commands.unpublish import unpublish
 from shardhub.cli.commands.verify import verify
 from shardhub.cli.flags import flattened
 from shardhub.cli.help import Command, Group
-from shardhub.cli.commands.hub import hub_app
 from shardhub.cli.run import print_error
 from shardhub.cli.streams import OutputFailed, drop_output, output_error, prepare_streams
 from shardhub.errors import ShardhubError, outcome

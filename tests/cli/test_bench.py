@@ -8,9 +8,9 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from shardhub.cli.commands.bench import parse_levels
 
 from shardhub.chain.links import describe
+from shardhub.cli.commands.bench import parse_levels
 from shardhub.cli.plot import check_plot
 from shardhub.errors import UsageError
 from shardhub.usecases.bench import Answered, percentiles, random_prompts, summarize

@@ -13,13 +13,13 @@ import time
 from dataclasses import replace
 
 import pytest
-from shardhub.cli.commands.status import StatusOptions, record, show_status, text
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.chain_status import Reading, chain_status, read_nodes
 from shardhub.chain.links import NodeLink, describe
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
+from shardhub.cli.commands.status import StatusOptions, record, show_status, text
 from shardhub.errors import NodeLoading
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes

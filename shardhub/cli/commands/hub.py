@@ -2,147 +2,126 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from shardhub.cli.flags import Output, flags, flattened
 from shardhub.cli.help import Command, Group
-from shardhub.cli.run import run
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import note
 from shardhub.errors import UsageError
 from shardhub.sizes import size_text
 
-if TYPE_CHECKING:
-    from shardhub.localhub.server import RunningHub, ServerSettings
-
-hub_app = typer.Typer(
-    name="hub",
-    help="A Hub of your own, for the real Hub's clients: weights stay on this machine or network.",
-    no_args_is_help=True,
-    cls=Group,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
 Folder = Annotated[Path | None, typer.Option("--dir", help="Folder of the Hub's data; one of this user's by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and logs.")]
 
 
-@hub_app.command(cls=Command)
-def init(
-    folder: Folder = None,
-    user: Annotated[str | None, typer.Option(help="Whose token to make; you by default.")] = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
+@flags("Hub")
+class FolderFlags:
+    """Where the Hub's data is."""
+
+    folder: Folder = None
+
+
+@flags("Hub")
+class InitFlags(FolderFlags):
+    """Where the Hub's data is, and whose token is made."""
+
+    user: Annotated[str | None, typer.Option(help="Whose token to make; you by default.")] = None
+
+
+def init(hub: InitFlags, output: Output) -> int:
     """Make a Hub and a token to write to it; the token is shown this once."""
-    run(lambda: _init(folder, user, as_json=json_), debug=debug, as_json=json_)
-
-
-@hub_app.command(cls=Command)
-def serve(
-    folder: Folder = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8090,
-    public_url: Annotated[
-        str | None, typer.Option(help="URL clients call it by, if not its address.", metavar="URL")
-    ] = None,
-    insecure_lan: Annotated[
-        bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
-    ] = False,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Serve the Hub until SIGTERM; prints its URL when it is ready."""
-    from shardhub.localhub.server import ServerSettings
-
-    settings = ServerSettings(host=host, port=port, insecure_lan=insecure_lan, public_url=public_url)
-    run(lambda: _serve(folder, settings, as_json=json_), debug=debug, as_json=json_)
-
-
-@hub_app.command(cls=Command)
-def token(
-    user: Annotated[str | None, typer.Argument(help="Whose token to make.")] = None,
-    folder: Folder = None,
-    role: Annotated[str, typer.Option(help="read or write.")] = "write",
-    group: Annotated[
-        list[str] | None, typer.Option(help="Further namespace it opens; may be given several times.")
-    ] = None,
-    revoke: Annotated[str | None, typer.Option(help="Make the token with this id worthless.", metavar="ID")] = None,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Make a token and show it this once; without USER, list the tokens there are."""
-    run(lambda: _token(folder, user, role, group or [], revoke, as_json=json_), debug=debug, as_json=json_)
-
-
-@hub_app.command(cls=Command)
-def gc(
-    folder: Folder = None,
-    min_age: Annotated[float, typer.Option(help="Hours; what is younger stays.", min=0)] = 24.0,
-    json_: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Delete what no branch or tag needs any more. The Hub must not be running."""
-    run(lambda: _gc(folder, min_age, as_json=json_), debug=debug, as_json=json_)
-
-
-def _init(folder: Path | None, user: str | None, *, as_json: bool) -> int:
-    import getpass
-
     from shardhub.localhub.hub import LocalHub, holds_hub
 
-    place = folder or _default_folder()
+    place = hub.folder or _default_folder()
     if holds_hub(place):
         raise UsageError(f"{place} holds a Hub already.", hint="Make a token with `shardhub hub token USER`.")
-    with LocalHub(place) as hub:
-        made = hub.token(user or getpass.getuser())
-    if as_json:
-        print(json.dumps({"dir": str(place), "token": made}))
+    with LocalHub(place) as made:
+        token = made.token(hub.user or getpass.getuser())
+    if output.as_json:
+        print(json.dumps({"dir": str(place), "token": token}))
         return 0
-    option = "" if folder is None else f" --dir {folder}"
+    option = "" if hub.folder is None else f" --dir {hub.folder}"
     note(f"Made a Hub in {place}. This token is not shown again:")
-    print(made)
+    print(token)
     note(f"Serve it with `shardhub hub serve{option}`; clients need HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET=1.")
     return 0
 
 
-def _serve(folder: Path | None, settings: ServerSettings, *, as_json: bool) -> int:
+@flags("Who reaches it")
+class ListenFlags:
+    """Where the Hub listens, and to whom."""
+
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8090
+    public_url: Annotated[
+        str | None, typer.Option(help="URL clients call it by, if not its address.", metavar="URL")
+    ] = None
+    insecure_lan: Annotated[
+        bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
+    ] = False
+
+
+def serve(hub: FolderFlags, listening: ListenFlags, output: Output) -> int:
+    """Serve the Hub until SIGTERM; prints its URL when it is ready."""
+    from shardhub.localhub.server import RunningHub, ServerSettings
     from shardhub.localhub.server import serve as run_server
 
+    settings = ServerSettings(
+        host=listening.host,
+        port=listening.port,
+        insecure_lan=listening.insecure_lan,
+        public_url=listening.public_url,
+    )
     if settings.insecure_lan:
         note("warning: --insecure-lan: everyone on the way can read weights and tokens, and use the tokens")
 
     def ready(running: RunningHub) -> None:
-        announce(json.dumps({"endpoint": running.endpoint}) if as_json else running.endpoint)
+        announce(json.dumps({"endpoint": running.endpoint}) if output.as_json else running.endpoint)
 
-    return run_server(_existing(folder), settings, on_ready=ready)
+    return run_server(_existing(hub.folder), settings, on_ready=ready)
 
 
-def _token(
-    folder: Path | None, user: str | None, role: str, groups: list[str], revoke: str | None, *, as_json: bool
+@flags("Token")
+class TokenFlags:
+    """What a token opens, or which one is revoked."""
+
+    role: Annotated[str, typer.Option(help="read or write.")] = "write"
+    group: Annotated[list[str] | None, typer.Option(help="Further namespace it opens; may be given several times.")] = (
+        None
+    )
+    revoke: Annotated[str | None, typer.Option(help="Make the token with this id worthless.", metavar="ID")] = None
+
+
+def token(
+    hub: FolderFlags,
+    access: TokenFlags,
+    output: Output,
+    user: Annotated[str | None, typer.Argument(help="Whose token to make.")] = None,
 ) -> int:
+    """Make a token and show it this once; without USER, list the tokens there are."""
     from shardhub.localhub.catalog import Catalog
     from shardhub.localhub.tokens import list_tokens, make_token, revoke_token
 
     # Not a LocalHub: the Hub may be running, and goes on.
-    catalog = Catalog(_existing(folder))
+    catalog = Catalog(_existing(hub.folder))
     try:
-        if revoke is not None:
-            revoke_token(catalog, revoke)
+        if access.revoke is not None:
+            revoke_token(catalog, access.revoke)
             return 0
         if user is not None:
-            made = make_token(catalog, user, role=role, groups=groups)
-            print(json.dumps({"token": made}) if as_json else made)
+            made = make_token(catalog, user, role=access.role, groups=access.group or [])
+            print(json.dumps({"token": made}) if output.as_json else made)
             return 0
         records = list_tokens(catalog)
     finally:
         catalog.close()
-    if as_json:
+    if output.as_json:
         rows = [
             {"id": one.id, "user": one.user, "role": one.role, "namespaces": one.namespaces, "created": one.created}
             for one in records
@@ -154,13 +133,21 @@ def _token(
     return 0
 
 
-def _gc(folder: Path | None, min_age_hours: float, *, as_json: bool) -> int:
+@flags("What is deleted")
+class AgeFlags:
+    """What is old enough to be deleted."""
+
+    min_age: Annotated[float, typer.Option(help="Hours; what is younger stays.", min=0)] = 24.0
+
+
+def gc(hub: FolderFlags, deleting: AgeFlags, output: Output) -> int:
+    """Delete what no branch or tag needs any more. The Hub must not be running."""
     from shardhub.localhub.gc import collect_garbage
     from shardhub.localhub.hub import LocalHub
 
-    with LocalHub(_existing(folder)) as hub:
-        done = collect_garbage(hub, min_age_s=min_age_hours * 3600)
-    if as_json:
+    with LocalHub(_existing(hub.folder)) as opened:
+        done = collect_garbage(opened, min_age_s=deleting.min_age * 3600)
+    if output.as_json:
         record = {"commits": done.num_commits, "blobs": done.num_blobs, "freed_bytes": done.freed_bytes}
         print(json.dumps(record))
     else:
@@ -183,3 +170,16 @@ def _existing(folder: Path | None) -> Path:
             f"There is no Hub in {place}.", hint="Make one with `shardhub hub init`, or name it with --dir."
         )
     return place
+
+
+hub_app = typer.Typer(
+    name="hub",
+    help="A Hub of your own, for the real Hub's clients: weights stay on this machine or network.",
+    no_args_is_help=True,
+    cls=Group,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+HUB_COMMANDS: tuple[Callable[..., int], ...] = (init, serve, token, gc)
+for command in HUB_COMMANDS:
+    hub_app.command(cls=Command)(flattened(command))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,12 +12,13 @@ import typer
 from shardhub.blas import Blas
 from shardhub.cli.flags import Output, flags
 from shardhub.cli.options import AllowSleep, BlasOption, CacheDir, CacheLimit, Memory, RequireSignature, RunContext, Tls
+from shardhub.cli.signals import on_signals
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import NODE_PORT
 
 if TYPE_CHECKING:
-    from shardhub.usecases.serve import NodeFacts, ServeSettings, Serving
+    from shardhub.usecases.serve import NodeFacts, ServeSettings
 
 
 @flags("What is served")
@@ -114,7 +112,13 @@ def _serve(named: Sequence[str], settings: ServeSettings, *, as_json: bool) -> i
     from shardhub.usecases.serve import serve as serve_stage
 
     serving = serve_stage(named, settings, Terminal(), end=os._exit)
-    with _signals(serving), serving as node:
+
+    def stop(number: int) -> None:
+        # Before there is a node, a signal ends the command; a second one ends the node at once.
+        if not serving.ask_to_stop(number):
+            raise SystemExit(128 + number)
+
+    with on_signals(stop), serving as node:
         if as_json:
             announce(json.dumps(_record(node.facts)))
         else:
@@ -151,19 +155,3 @@ def _record(facts: NodeFacts) -> dict[str, object]:
         "metrics": facts.metrics,
         "inexact": facts.inexact,
     }
-
-
-@contextmanager
-def _signals(serving: Serving) -> Iterator[None]:
-    """SIGTERM and SIGINT drain the node, a second one ends it at once; before there is a node they end the command."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if not serving.ask_to_stop(number):
-            raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
