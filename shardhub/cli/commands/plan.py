@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -94,6 +93,8 @@ def _facts(checkpoint: Checkpoint, planned: Planned) -> str:
 
 def _report(made: ModelPlan) -> dict[str, Any]:
     """What `plan --json` tells beside the plan itself; the same in every run, so that plans can be compared."""
+    from importlib.metadata import version
+
     planned, verdict, opened = made.planned, made.verdict, made.model
     report: dict[str, Any] = {
         "context": planned.context,
