@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardhub.cli.answers import summary, system_messages
 from shardhub.cli.flags import Debugging, flags
 from shardhub.cli.options import (
     LocalFlags,
@@ -19,6 +18,7 @@ from shardhub.cli.options import (
     System,
     head_settings,
 )
+from shardhub.cli.prompts import system_messages
 from shardhub.cli.run import print_error
 from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError
@@ -83,7 +83,7 @@ def _chat(settings: HeadSettings, sampling: Sampling, *, system: str | None) -> 
                 for piece in stream:
                     write_answer(piece.text)
                 end_answer()
-                note(summary(stream.answer.usage))
+                note(stream.answer.usage.summary)
             except KeyboardInterrupt:
                 stream.close()
                 end_answer()

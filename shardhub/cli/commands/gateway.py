@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +23,7 @@ from shardhub.cli.options import (
     Tls,
     head_settings,
 )
+from shardhub.cli.signals import on_signals
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import ChainError, UsageError
@@ -34,7 +31,6 @@ from shardhub.gateway.settings import ReasoningField
 
 if TYPE_CHECKING:
     from shardhub.chain.head import Head
-    from shardhub.gateway.server import Gateway
     from shardhub.usecases.loop import LoopThread
     from shardhub.usecases.start_head import HeadSettings, Starting
 
@@ -193,13 +189,13 @@ def _make_key(file: Path) -> int:
 
 def _gateway(head_options: HeadSettings, options: GatewayOptions, *, as_json: bool) -> int:
     """Serve the API until a signal comes."""
-    from shardhub.cli.demo_chain import demo_chain
+    from shardhub.usecases.demo_chain import demo_chain
 
     if not options.demo:
         return _serve_api(head_options, options, as_json=as_json)
     if head_options.pipeline or head_options.nodes:
         raise UsageError("--demo brings a pipeline and nodes of its own.", hint="Give either, not both.")
-    with demo_chain() as chain:
+    with demo_chain(Terminal()) as chain:
         head_options = replace(head_options, pipeline=str(chain.pipeline), nodes=chain.addresses, allow_local=False)
         return _serve_api(head_options, options, as_json=as_json)
 
@@ -255,7 +251,8 @@ def _serve_api(head_options: HeadSettings, options: GatewayOptions, *, as_json: 
 
         serving = Gateway(head, settings)
         try:
-            with _signals(loop, serving):
+            # One finishes what is on its way, a second one ends it at once.
+            with on_signals(lambda _: loop.call(serving.stop)):
                 loop.wait(serving.run(listener, on_ready=ready))
         finally:
             loop.wait(head.stop())
@@ -283,18 +280,3 @@ def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> H
             time.sleep(_BETWEEN_STARTS_S)
     finally:
         loop.wait(waiting.stop())
-
-
-@contextmanager
-def _signals(loop: LoopThread, serving: Gateway) -> Iterator[None]:
-    """SIGTERM and SIGINT finish what is on its way; a second one ends it at once."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        loop.call(serving.stop)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

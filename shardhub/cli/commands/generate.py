@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardhub.cli.answers import summary, system_messages, typed_text
 from shardhub.cli.flags import Output, flags
 from shardhub.cli.options import (
     LocalFlags,
@@ -19,6 +18,7 @@ from shardhub.cli.options import (
     System,
     head_settings,
 )
+from shardhub.cli.prompts import system_messages, typed_text
 from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError, UsageError
 
@@ -100,7 +100,7 @@ def _generate(
             print(json.dumps(record, ensure_ascii=False))
         else:
             end_answer()
-            note(summary(answer.usage))
+            note(answer.usage.summary)
     return 0
 
 
