@@ -58,7 +58,7 @@ class ReferenceSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
+class ReferenceRecord:
     """A parity record that was made, and where it is kept: a file, or a repo and its commit."""
 
     record: Parity
@@ -78,7 +78,7 @@ class _Whole:
 
 def verify_reference(
     pipeline: str, settings: ReferenceSettings = ReferenceSettings(), watcher: Watcher = SILENT
-) -> Reference:
+) -> ReferenceRecord:
     """Run the published stages against the whole model and keep the record beside the manifest.
 
     Raises:
@@ -122,7 +122,7 @@ def verify_reference(
         place = f"{target.repo}@{push_record(calls, target.repo, parity)}"
     else:
         place = str(_keep(target.pipeline.folder, parity))
-    return Reference(record=parity, place=place)
+    return ReferenceRecord(record=parity, place=place)
 
 
 def _from_shards(target: Target, settings: ReferenceSettings, watcher: Watcher) -> _Whole:
