@@ -17,7 +17,7 @@ from shardhub.toolchain import check_compiler
 from shardhub.usecases.answer import Answer, Sampling
 from shardhub.usecases.demo_chain import MODEL, NUM_STAGES
 from shardhub.usecases.open_head import open_head
-from shardhub.usecases.processes import Processes, run_command
+from shardhub.usecases.processes import Processes, command_text, run_command
 from shardhub.usecases.start_head import HeadSettings
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -115,7 +115,7 @@ def demo(
             ]
             addresses = tuple(str(processes.ready(node)["address"]) for node in nodes)
             pipeline = f"{USER}/{pipeline_name(MODEL)}"
-            watcher.note(f'5/5  {generate_command(pipeline, addresses)} --prompt "{PROMPT}"')
+            watcher.note(f"5/5  {command_text('generate', manifest=pipeline, node=addresses, prompt=PROMPT)}")
             answer = _answer(pipeline, addresses, watcher, show)
             expected, rate = _unsplit(model)
             watcher.note(f"     chain:   {answer.usage.summary}")
@@ -140,11 +140,6 @@ def demo(
         if left is None:
             shutil.rmtree(work, ignore_errors=True)
     return DemoRun(answer=answer, unsplit_tokens=expected, unsplit_tokens_per_s=rate, parity=parity, left=left)
-
-
-def generate_command(pipeline: str, addresses: tuple[str, ...]) -> str:
-    """The command that asks these nodes, but for its prompt."""
-    return f"shardhub generate --manifest {pipeline} " + " ".join(f"--node {address}" for address in addresses)
 
 
 def _start_hub(work: Path, processes: Processes) -> dict[str, str]:

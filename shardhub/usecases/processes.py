@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -109,11 +110,26 @@ class Processes:
         return self._folder / f"process-{number}.log"
 
 
+def command_text(*words: str, **settings: object) -> str:
+    """A command as a person types it.
+
+    Args:
+        words: The command and its arguments.
+        settings: Its settings; True is an option without a value, a tuple an option for each of its values.
+    """
+    return shlex.join(["shardhub", *words, *_options(settings)])
+
+
 def _command(words: tuple[str, ...], settings: dict[str, object]) -> list[str]:
+    return [sys.executable, "-m", "shardhub", *words, *_options(settings)]
+
+
+def _options(settings: dict[str, object]) -> list[str]:
     options: list[str] = []
     for name, value in settings.items():
-        options += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return [sys.executable, "-m", "shardhub", *words, *options]
+        for each in value if isinstance(value, tuple) else (value,):
+            options += [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]
+    return options
 
 
 def _end_of(log: Path) -> str:

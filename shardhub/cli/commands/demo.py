@@ -57,15 +57,15 @@ def _explain(left: LeftRunning | None) -> None:
     """Say what may be done with what is left running, if anything is."""
     if left is None:
         return
-    from shardhub.usecases.demo import generate_command
+    from shardhub.usecases.processes import command_text
 
-    generate = generate_command(left.pipeline, left.addresses)
+    chain = {"manifest": left.pipeline, "node": left.addresses}
     note("")
     note("The Hub and the nodes are left running. Go on with:")
     for name, value in left.environment.items():
         note(f"  export {name}={value}")
-    note(f'  {generate} --prompt "Tell me a joke"')
-    note(f"  {generate.replace(' generate ', ' chat ')}")
+    note(f"  {command_text('generate', **chain, prompt='Tell me a joke')}")
+    note(f"  {command_text('chat', **chain)}")
     note("  shardhub ls")
     note(f"  kill {' '.join(map(str, left.process_ids))}    # ends them")
     note(f"  rm -r {left.folder}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,25 +28,20 @@ class DoctorFlags:
 
 def doctor(checking: DoctorFlags, output: Output) -> int:
     """See whether this machine is ready to split, serve and publish; exit code 1 if it is not."""
-    return _doctor(report=checking.report, as_json=output.as_json, cache_dir=checking.cache_dir, blas=checking.blas)
-
-
-def _doctor(*, report: bool, as_json: bool, cache_dir: Path | None = None, blas: Blas = Blas.AUTO) -> int:
-    """Print a line for each check; exit code 1 if one failed."""
     from shardhub.usecases.doctor import FAIL, checks_of, report_text
     from shardhub.usecases.versions import versions
 
     checks: list[Check] = []
-    for check in checks_of(cache_dir, blas):
+    for check in checks_of(checking.cache_dir, checking.blas):
         found = check()
         checks += found
-        if not report and not as_json:
+        if not checking.report and not output.as_json:
             _print(found)
     failed = any(check.state == FAIL for check in checks)
-    if as_json:
+    if output.as_json:
         record = {"ok": not failed, "checks": [asdict(check) for check in checks], "versions": versions().splitlines()}
         print(json.dumps(record))
-    elif report:
+    elif checking.report:
         print(with_flags(report_text(checks)))
     return int(failed)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,7 @@ from shardhub.gateway.settings import ReasoningField
 
 if TYPE_CHECKING:
     from shardhub.chain.head import Head
+    from shardhub.gateway.settings import GatewaySettings
     from shardhub.usecases.loop import LoopThread
     from shardhub.usecases.start_head import HeadSettings, Starting
 
@@ -122,6 +124,10 @@ def gateway(
     output: Output,
 ) -> int:
     """Serve an OpenAI-compatible API over the nodes until SIGTERM; prints its URL when it is ready."""
+    from shardhub.gateway.keys import read_keys
+    from shardhub.gateway.settings import GatewaySettings
+    from shardhub.usecases.demo_chain import demo_chain
+
     if clients.new_key is not None:
         return _make_key(clients.new_key)
     is_named = pipeline.pipeline is not None or pipeline.manifest is not None
@@ -137,45 +143,28 @@ def gateway(
         recovery=recovery,
         insecure_flag="`insecure_nodes`",
     )
-    options = GatewayOptions(
-        demo=showing.demo,
+    if showing.demo and (head.pipeline or head.nodes):
+        raise UsageError("--demo brings a pipeline and nodes of its own.", hint="Give either, not both.")
+    settings = GatewaySettings(
         host=clients.host,
         port=clients.port,
         insecure_lan=clients.insecure_lan,
-        api_key_file=clients.api_key_file,
+        keys=read_keys(clients.api_key_file),
         names=tuple(clients.allow_host or ()),
         origins=tuple(clients.cors_origin or ()),
         model_names=tuple(answers.model_name or ()),
-        reasoning_field=answers.reasoning_field,
+        reasoning_fields=answers.reasoning_field.names,
         max_queue=answers.max_queue,
         max_tokens=answers.max_tokens,
         shutdown_timeout_s=answers.shutdown_timeout,
-        allow_sleep=answers.allow_sleep,
         strict_limits=answers.strict_limits,
         strict_content=answers.strict_content,
     )
-    return _gateway(head, options, as_json=output.as_json)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayOptions:
-    """The options of `gateway` as they were given."""
-
-    demo: bool
-    host: str
-    port: int
-    insecure_lan: bool
-    api_key_file: Path | None
-    names: tuple[str, ...]
-    origins: tuple[str, ...]
-    model_names: tuple[str, ...]
-    reasoning_field: ReasoningField
-    max_queue: int
-    max_tokens: int | None
-    shutdown_timeout_s: float
-    allow_sleep: bool = False
-    strict_limits: bool = False
-    strict_content: bool = False
+    serve = partial(_serve, settings=settings, allow_sleep=answers.allow_sleep, as_json=output.as_json)
+    if not showing.demo:
+        return serve(head)
+    with demo_chain(Terminal()) as chain:
+        return serve(replace(head, pipeline=str(chain.pipeline), nodes=chain.addresses, allow_local=False))
 
 
 def _make_key(file: Path) -> int:
@@ -187,47 +176,18 @@ def _make_key(file: Path) -> int:
     return 0
 
 
-def _gateway(head_options: HeadSettings, options: GatewayOptions, *, as_json: bool) -> int:
+def _serve(head_options: HeadSettings, *, settings: GatewaySettings, allow_sleep: bool, as_json: bool) -> int:
     """Serve the API until a signal comes."""
-    from shardhub.usecases.demo_chain import demo_chain
-
-    if not options.demo:
-        return _serve_api(head_options, options, as_json=as_json)
-    if head_options.pipeline or head_options.nodes:
-        raise UsageError("--demo brings a pipeline and nodes of its own.", hint="Give either, not both.")
-    with demo_chain(Terminal()) as chain:
-        head_options = replace(head_options, pipeline=str(chain.pipeline), nodes=chain.addresses, allow_local=False)
-        return _serve_api(head_options, options, as_json=as_json)
-
-
-def _serve_api(head_options: HeadSettings, options: GatewayOptions, *, as_json: bool) -> int:
-    from shardhub.gateway.keys import read_keys
     from shardhub.gateway.server import Gateway, check_host, listening
-    from shardhub.gateway.settings import GatewaySettings
     from shardhub.usecases.awake import awake
     from shardhub.usecases.loop import LoopThread
     from shardhub.usecases.start_head import Starting
 
-    settings = GatewaySettings(
-        host=options.host,
-        port=options.port,
-        insecure_lan=options.insecure_lan,
-        keys=read_keys(options.api_key_file),
-        names=options.names,
-        origins=options.origins,
-        model_names=options.model_names,
-        reasoning_fields=options.reasoning_field.names,
-        max_queue=options.max_queue,
-        max_tokens=options.max_tokens,
-        strict_limits=options.strict_limits,
-        strict_content=options.strict_content,
-        shutdown_timeout_s=options.shutdown_timeout_s,
-    )
     check_host(settings)
-    if options.insecure_lan and not settings.keys:
+    if settings.insecure_lan and not settings.keys:
         note("warning: --insecure-lan without a key: everyone who reaches this port can use the model")
     with (
-        awake(allow_sleep=options.allow_sleep, watcher=Terminal()),
+        awake(allow_sleep=allow_sleep, watcher=Terminal()),
         listening(settings) as listener,
         LoopThread() as loop,
     ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,15 +29,11 @@ class ListFlags(CacheFlags):
 
 def ls(listing: ListFlags, output: Output) -> int:
     """List the shards and pipelines that are here."""
-    return _ls(listing.cache_dir, offline=listing.offline, as_json=output.as_json)
-
-
-def _ls(cache_dir: Path | None, *, offline: bool, as_json: bool) -> int:
     from shardhub.hub.cache import Cache
     from shardhub.usecases.cache import cached
 
-    rows = cached(cache_dir, offline=offline, watcher=Terminal())
-    if as_json:
+    rows = cached(listing.cache_dir, offline=listing.offline, watcher=Terminal())
+    if output.as_json:
         print(json.dumps([_record(row.held, row.moved) for row in rows]))
         return 0
     for row in rows:
@@ -48,7 +43,7 @@ def _ls(cache_dir: Path | None, *, offline: bool, as_json: bool) -> int:
         used = "in use" if one.is_used else "used today" if days < 1 else f"used {days:.0f} days ago"
         state = "  newer on the Hub" if row.moved else ""
         print(f"{one.repo}  {one.commit[:12]}  {layers}  {size_text(one.size_bytes)}  {used}{state}")
-    root = Cache(cache_dir).root
+    root = Cache(listing.cache_dir).root
     size = sum(path.stat().st_size for path in root.glob("blobs/*"))
     note(f"{size_text(size)} in {root}")
     return 0

@@ -18,8 +18,8 @@ from shardhub.sizes import traffic_text
 
 if TYPE_CHECKING:
     from shardhub.checkpoint.checkpoint import Checkpoint
-    from shardhub.usecases.cut import Cut, Planned
-    from shardhub.usecases.plan import ModelPlan, PlanSettings
+    from shardhub.usecases.cut import Planned
+    from shardhub.usecases.plan import ModelPlan
 
 
 @flags("What is checked")
@@ -40,29 +40,24 @@ def plan(
 
     Writes nothing, and reads no weights.
     """
+    from shardhub.planning.plan_file import plan_to_json
     from shardhub.usecases.plan import PlanSettings
+    from shardhub.usecases.plan import plan as plan_model
 
     settings = PlanSettings(
         proof=not proof.no_proof, ignore_code=leaving.ignore_code, ignore_fields=leaving.ignore_fields
     )
-    return _plan(model, cut.cut(), settings, as_json=output.as_json)
-
-
-def _plan(model: str, cut: Cut, settings: PlanSettings, *, as_json: bool) -> int:
-    """Print the table of stages, where the model can be cut, and whether the stages are proven; exit code 1 if not."""
-    from shardhub.planning.plan_file import plan_to_json
-    from shardhub.usecases.plan import plan as plan_model
-
-    made = plan_model(model, cut, settings, Terminal())
+    where = cut.cut()
+    made = plan_model(model, where, settings, Terminal())
     planned, verdict = made.planned, made.verdict
-    if as_json:
+    if output.as_json:
         print(json.dumps(plan_to_json(planned.plan, report=_report(made))))
     else:
-        if not cut.given:
+        if not where.given:
             print(_facts(made.model.checkpoint, planned))
         for line in [*planned.lines(), *_cut_lines(planned), verdict.line, *([verdict.batch] if verdict.batch else [])]:
             print(with_flags(line))
-    if not cut.given:
+    if not where.given:
         note("Where to cut it: --stages N, --cuts 10,20, --machine NAME=RAM ..., or --plan plan.json.")
     if verdict.error is None:
         return 0

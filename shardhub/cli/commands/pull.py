@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,19 +27,15 @@ def pull(
     output: Output,
 ) -> int:
     """Fetch shards and pipelines, or finish fetching them, and check every byte that is here."""
-    return _pull(repos, pulling.shards, pulling.cache_dir, pulling.cache_limit, as_json=output.as_json)
-
-
-def _pull(repos: list[str], shards: bool, cache_dir: Path | None, cache_limit: str | None, *, as_json: bool) -> int:
     from shardhub.usecases.cache import Pulled, PullSettings
     from shardhub.usecases.cache import pull as fetch
 
     def show(one: Pulled) -> None:
-        if not as_json:
+        if not output.as_json:
             print("\n".join(map(str, one.folders)))
 
-    settings = PullSettings(shards=shards, cache_dir=cache_dir, cache_limit=cache_limit)
+    settings = PullSettings(shards=pulling.shards, cache_dir=pulling.cache_dir, cache_limit=pulling.cache_limit)
     pulled = fetch(repos, settings, Terminal(), on_pulled=show)
-    if as_json:
+    if output.as_json:
         print(json.dumps([{"repo": one.repo, "folder": str(folder)} for one in pulled for folder in one.folders]))
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,15 +18,8 @@ def rm(
     output: Output,
 ) -> int:
     """Delete a shard or pipeline from the cache; files that others share stay."""
-    return _rm(repo, cache.cache_dir, as_json=output.as_json)
-
-
-def _rm(repo: str, cache_dir: Path | None, *, as_json: bool) -> int:
     from shardhub.usecases.cache import remove
 
-    return _freed(remove(repo, cache_dir), as_json=as_json)
-
-
-def _freed(num_bytes: int, *, as_json: bool) -> int:
-    print(json.dumps({"freed_bytes": num_bytes}) if as_json else f"{size_text(num_bytes)} freed")
+    freed_bytes = remove(repo, cache.cache_dir)
+    print(json.dumps({"freed_bytes": freed_bytes}) if output.as_json else f"{size_text(freed_bytes)} freed")
     return 0

@@ -18,12 +18,10 @@ class NumberFlags:
 
 
 def selftest(numbers: NumberFlags, output: Output) -> int:
-    """Try this machine in a minute, without a network: kernels, tiny models in stages, speeds; prints a report."""
-    return _selftest(as_json=output.as_json)
+    """Try this machine in a minute, without a network: kernels, tiny models in stages, speeds; prints a report.
 
-
-def _selftest(*, as_json: bool) -> int:
-    """Try this machine and print the report; 3 where its numbers are wrong, 1 where something does not run."""
+    Exit code 3 where numbers are wrong, 1 where something does not run.
+    """
     from shardhub.selftest.report import run_selftest
 
     terminal = Terminal()
@@ -31,5 +29,5 @@ def _selftest(*, as_json: bool) -> int:
         report = run_selftest(doing=terminal.doing)
     finally:
         terminal.doing("")
-    print(json.dumps(report.record()) if as_json else report.text())
+    print(json.dumps(report.record()) if output.as_json else report.text())
     return report.exit_code

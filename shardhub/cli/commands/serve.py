@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +17,7 @@ from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import NODE_PORT
 
 if TYPE_CHECKING:
-    from shardhub.usecases.serve import NodeFacts, ServeSettings
+    from shardhub.usecases.serve import NodeFacts
 
 
 @flags("What is served")
@@ -82,6 +81,7 @@ def serve(
 ) -> int:
     """Serve a stage until SIGTERM; prints its address and layers when it is ready."""
     from shardhub.usecases.serve import ServeSettings
+    from shardhub.usecases.serve import serve as serve_stage
 
     settings = ServeSettings(
         stages=stage.stages,
@@ -104,14 +104,7 @@ def serve(
         cache_dir=stage.cache_dir,
         cache_limit=stage.cache_limit,
     )
-    return _serve(shards, settings, as_json=output.as_json)
-
-
-def _serve(named: Sequence[str], settings: ServeSettings, *, as_json: bool) -> int:
-    """Serve shards as one stage until a signal comes."""
-    from shardhub.usecases.serve import serve as serve_stage
-
-    serving = serve_stage(named, settings, Terminal(), end=os._exit)
+    serving = serve_stage(shards, settings, Terminal(), end=os._exit)
 
     def stop(number: int) -> None:
         # Before there is a node, a signal ends the command; a second one ends the node at once.
@@ -119,7 +112,7 @@ def _serve(named: Sequence[str], settings: ServeSettings, *, as_json: bool) -> i
             raise SystemExit(128 + number)
 
     with on_signals(stop), serving as node:
-        if as_json:
+        if output.as_json:
             announce(json.dumps(_record(node.facts)))
         else:
             _tell(node.facts, settings.host)

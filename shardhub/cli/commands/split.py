@@ -14,8 +14,7 @@ from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import shard_name
 
 if TYPE_CHECKING:
-    from shardhub.usecases.cut import Cut
-    from shardhub.usecases.split import SplitSettings
+    pass
 
 
 @flags("What is written")
@@ -39,7 +38,9 @@ def split(
 
     A run that was interrupted is finished by the same command.
     """
+    from shardhub.usecases.parity import parity_report
     from shardhub.usecases.split import SplitSettings
+    from shardhub.usecases.split import split as split_model
 
     settings = SplitSettings(
         only=writing.only,
@@ -50,16 +51,8 @@ def split(
         ignore_code=leaving.ignore_code,
         ignore_fields=leaving.ignore_fields,
     )
-    return _split(model, out, cut.cut(), settings, as_json=output.as_json)
-
-
-def _split(model: str, out: Path, cut: Cut, settings: SplitSettings, *, as_json: bool) -> int:
-    """Print the folders that are in place, and what to do next."""
-    from shardhub.usecases.parity import parity_report
-    from shardhub.usecases.split import split as split_model
-
-    made = split_model(model, out, cut, settings, Terminal())
-    if as_json:
+    made = split_model(model, out, cut.cut(), settings, Terminal())
+    if output.as_json:
         record = {
             "shards": [
                 {"folder": str(shard.folder), "stage_digest": shard.digest, "already_there": shard.already_there}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,8 +15,7 @@ from shardhub.sizes import size_text
 
 if TYPE_CHECKING:
     from shardhub.hub.push_plan import PushPlan
-    from shardhub.usecases.cut import Cut
-    from shardhub.usecases.publish import Publication, PublishSettings
+    from shardhub.usecases.publish import Publication
 
 
 # A home connection, for the estimate.
@@ -53,7 +51,7 @@ def split_and_push(
 
     A run that was interrupted is finished by the same command, and uploads nothing twice.
     """
-    from shardhub.usecases.publish import PublishSettings
+    from shardhub.usecases.publish import PublishSettings, Push
 
     settings = PublishSettings(
         namespace=publishing.namespace,
@@ -67,22 +65,16 @@ def split_and_push(
         sign_key=checks.sign_key,
         ignore_code=leaving.ignore_code,
         ignore_fields=leaving.ignore_fields,
+        client_bars=sys.stderr.isatty(),
     )
-    return _split_and_push(model, cut.cut(), settings, dry_run=publishing.dry_run, as_json=output.as_json)
-
-
-def _split_and_push(model: str, cut: Cut, settings: PublishSettings, *, dry_run: bool, as_json: bool) -> int:
-    """Show what is published, and publish it unless that was all."""
-    from shardhub.usecases.publish import Push
-
-    push = Push(model, cut, replace(settings, client_bars=sys.stderr.isatty()), Terminal())
+    push = Push(model, cut.cut(), settings, Terminal())
     _show(push.plan)
-    if not dry_run:
-        _report(push.run(), as_json=as_json)
+    if not publishing.dry_run:
+        _report(push.run(), as_json=output.as_json)
         return 0
     for reason in push.reasons:
         note(f"note: everyone could read it, but {reason}: add --private, or --yes to mean it")
-    if as_json:
+    if output.as_json:
         print(json.dumps(_plan_record(push.plan, push.reasons)))
     else:
         note("dry run: nothing was written")

@@ -6,8 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,33 +60,6 @@ def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int
 
     Exit code 5 if a stage has nobody.
     """
-    options = StatusOptions(
-        pipeline=pipeline.named("status"),
-        nodes=tuple(watching.node or ()),
-        once=watching.once,
-        interval_s=watching.interval,
-        cache_dir=watching.cache_dir,
-        tls=watching.tls,
-        insecure_lan=watching.insecure_lan,
-    )
-    return show_status(options, as_json=output.as_json)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusOptions:
-    """The options of `status` as they were given."""
-
-    pipeline: str
-    nodes: tuple[str, ...]
-    once: bool
-    interval_s: float
-    cache_dir: Path | None
-    tls: Path | None = None
-    insecure_lan: bool = False
-
-
-def show_status(options: StatusOptions, *, as_json: bool) -> int:
-    """Show the stages: again and again on a terminal, else once. Exit code 5 if the chain cannot run."""
     from shardhub.chain.chain_status import chain_status, read_nodes
     from shardhub.chain.links import NodeDialer
     from shardhub.parity import inexactness
@@ -99,25 +71,26 @@ def show_status(options: StatusOptions, *, as_json: bool) -> int:
     from shardhub.usecases.trust import head_security
 
     terminal = Terminal()
-    pipeline = read_pipeline(Places(options.cache_dir, watcher=terminal).pipeline_folder(options.pipeline))
-    warn_inexact(inexactness(pipeline.folder, pipeline.manifest), terminal)
-    addresses = node_addresses(options.nodes, pipeline)
-    security = head_security(options.tls, insecure_lan=options.insecure_lan, watcher=terminal)
-    is_live = sys.stdout.isatty() and not options.once and not as_json
+    named = pipeline.named("status")
+    served = read_pipeline(Places(watching.cache_dir, watcher=terminal).pipeline_folder(named))
+    warn_inexact(inexactness(served.folder, served.manifest), terminal)
+    addresses = node_addresses(watching.node, served)
+    security = head_security(watching.tls, insecure_lan=watching.insecure_lan, watcher=terminal)
+    is_live = sys.stdout.isatty() and not watching.once and not output.as_json
     with LoopThread() as loop:
 
         def read() -> tuple[Reading, ...]:
-            return loop.wait(read_nodes(pipeline.manifest, addresses, dialer=NodeDialer(security=security)))
+            return loop.wait(read_nodes(served.manifest, addresses, dialer=NodeDialer(security=security)))
 
         before = read()
-        found = chain_status(pipeline.manifest, before)
+        found = chain_status(served.manifest, before)
         if is_live:
-            found = _watch(read, before, found, options.interval_s)
+            found = _watch(read, before, found, watching.interval)
         else:
             if any(node.reading.load for node in found.nodes):  # figures are of what happens between two readings
-                time.sleep(options.interval_s)
-                found = chain_status(pipeline.manifest, read(), before)
-            print(json.dumps(record(found, pipeline)) if as_json else text(found))
+                time.sleep(watching.interval)
+                found = chain_status(served.manifest, read(), before)
+            print(json.dumps(record(found, served)) if output.as_json else text(found))
     return 0 if found.problem is None else outcome(found.problem).exit
 
 

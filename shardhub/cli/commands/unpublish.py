@@ -30,11 +30,6 @@ def unpublish(
     output: Output,
 ) -> int:
     """Delete a pipeline on the Hub: its manifest first, then the shards that no other pipeline names."""
-    return _unpublish(pipeline, dry_run=deleting.dry_run, yes=deleting.yes, as_json=output.as_json)
-
-
-def _unpublish(pipeline: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
-    """Delete a pipeline's repos at the Hub."""
     from shardhub.usecases.publish import Unpublish
 
     doomed = Unpublish(pipeline, Terminal())
@@ -42,14 +37,14 @@ def _unpublish(pipeline: str, *, dry_run: bool, yes: bool, as_json: bool) -> int
         note(f"delete  {repo}")
     for kept in doomed.removal.kept:
         note(f"keep    {kept.repo}: {kept.why}")
-    if not dry_run:
-        if not yes:
+    if not deleting.dry_run:
+        if not deleting.yes:
             _ask(f"Delete these repos ({len(doomed.repos)}) at {doomed.endpoint}, for good?", "Nothing was deleted.")
         doomed.run()
-    if as_json:
-        print(json.dumps(_removal_record(doomed.removal, deleted=not dry_run)))
+    if output.as_json:
+        print(json.dumps(_removal_record(doomed.removal, deleted=not deleting.dry_run)))
     else:
-        note("dry run: nothing was deleted" if dry_run else f"{len(doomed.repos)} repos deleted")
+        note("dry run: nothing was deleted" if deleting.dry_run else f"{len(doomed.repos)} repos deleted")
     return 0
 
 
