@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, Memory, Node, NoLocal, PipelineFlags, Seed, Tls
+from shardhub.cli.options import (
+    CacheDir,
+    LocalFlags,
+    Memory,
+    Node,
+    NodeFlags,
+    NoLocal,
+    PipelineFlags,
+    Seed,
+    Tls,
+    head_settings,
+)
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import UsageError
@@ -93,125 +104,74 @@ def verify(
     output: Output,
 ) -> int:
     """Check a pipeline's bytes and its proof; with an option its numbers on live nodes, or the source's bytes."""
-    options = VerifyOptions(
-        pipeline=pipeline.named("verify"),
-        fetch=files.fetch,
-        run=live.run,
-        nodes=tuple(live.node or ()),
-        no_local=live.no_local,
-        reference=whole.reference,
-        push=whole.push,
-        num_tokens=whole.num_tokens,
-        source=bytes_.source,
-        num_tensors=bytes_.num_tensors,
-        seed=bytes_.seed,
-        source_folder=bytes_.source_folder,
-        memory=whole.memory,
-        cache_dir=files.cache_dir,
-        tls=live.tls,
-        insecure_lan=live.insecure_lan,
-        key=files.key,
-        as_json=output.as_json,
-    )
-    return _verify(options)
+    named = pipeline.named("verify")
+    match _mode(files, live, whole, bytes_):
+        case "--run":
+            nodes = NodeFlags(node=live.node, tls=live.tls, insecure_lan=live.insecure_lan)
+            here = LocalFlags(no_local=live.no_local, memory=whole.memory, cache_dir=files.cache_dir)
+            return _run(head_settings(named, nodes, here), as_json=output.as_json)
+        case "--reference":
+            from shardhub.usecases.verify_reference import ReferenceSettings
+
+            reference = ReferenceSettings(
+                source_folder=bytes_.source_folder,
+                push=whole.push,
+                fetch=files.fetch,
+                num_tokens=whole.num_tokens,
+                memory=whole.memory,
+                cache_dir=files.cache_dir,
+            )
+            return _reference(named, reference, as_json=output.as_json)
+        case "--source":
+            from shardhub.usecases.verify_source import SourceSettings
+
+            source = SourceSettings(
+                source_folder=bytes_.source_folder,
+                num_tensors=bytes_.num_tensors,
+                seed=bytes_.seed,
+                fetch=files.fetch,
+                cache_dir=files.cache_dir,
+            )
+            return _source(named, source, as_json=output.as_json)
+        case _:
+            return _files(named, files, as_json=output.as_json)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifyOptions:
-    """What is to be verified, and against what; see the command's help."""
-
-    pipeline: str
-    fetch: bool
-    run: bool
-    nodes: tuple[str, ...]
-    no_local: bool
-    reference: bool
-    push: bool
-    num_tokens: int
-    source: bool
-    num_tensors: int | None
-    seed: int | None
-    source_folder: Path | None
-    memory: str | None
-    cache_dir: Path | None
-    as_json: bool
-    tls: Path | None = None
-    insecure_lan: bool = False
-    key: str | None = None
-
-
-def _verify(options: VerifyOptions) -> int:
-    """Verify a pipeline in the one way the options ask for.
+def _mode(files: FileFlags, live: RunFlags, whole: ReferenceFlags, bytes_: SourceFlags) -> str:
+    """The option that says how to verify; an empty text for the files alone.
 
     Raises:
-        UsageError: They ask for several, or give something that does not go with the one.
+        UsageError: There are several, or an option that does not go with the one.
     """
-    pipeline = options.pipeline
-    modes = {"--run": options.run, "--reference": options.reference, "--source": options.source}
+    modes = {"--run": live.run, "--reference": whole.reference, "--source": bytes_.source}
     given = [name for name, is_given in modes.items() if is_given]
-    if options.key is not None and given:
+    if files.key is not None and given:
         raise UsageError(f"--key and {given[0]} cannot go together.", hint="Run them one after the other.")
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} cannot go together.", hint="Run them one after the other.")
     mode = given[0] if given else ""
     needed = {
-        "--node": (bool(options.nodes), "--run"),
-        "--push": (options.push, "--reference"),
-        "--tensors": (options.num_tensors is not None, "--source"),
+        "--node": (bool(live.node), "--run"),
+        "--push": (whole.push, "--reference"),
+        "--tensors": (bytes_.num_tensors is not None, "--source"),
     }
     for name, (is_given, mode_needed) in needed.items():
         if is_given and mode != mode_needed:
             raise UsageError(f"{name} goes with {mode_needed}.", hint=f"Add {mode_needed}, or leave out {name}.")
-    if mode == "--run":
-        from shardhub.usecases.start_head import HeadSettings
-
-        head = HeadSettings(
-            pipeline=pipeline,
-            nodes=options.nodes,
-            allow_local=not options.no_local,
-            memory=options.memory,
-            cache_dir=options.cache_dir,
-            tls=options.tls,
-            insecure_lan=options.insecure_lan,
-        )
-        return _run(head, as_json=options.as_json)
-    if mode == "--reference":
-        from shardhub.usecases.verify_reference import ReferenceSettings
-
-        reference = ReferenceSettings(
-            source_folder=options.source_folder,
-            push=options.push,
-            fetch=options.fetch,
-            num_tokens=options.num_tokens,
-            memory=options.memory,
-            cache_dir=options.cache_dir,
-        )
-        return _reference(pipeline, reference, as_json=options.as_json)
-    if mode == "--source":
-        from shardhub.usecases.verify_source import SourceSettings
-
-        source = SourceSettings(
-            source_folder=options.source_folder,
-            num_tensors=options.num_tensors,
-            seed=options.seed,
-            fetch=options.fetch,
-            cache_dir=options.cache_dir,
-        )
-        return _source(pipeline, source, as_json=options.as_json)
-    return _files(pipeline, options)
+    return mode
 
 
-def _files(pipeline: str, options: VerifyOptions) -> int:
+def _files(pipeline: str, files: FileFlags, *, as_json: bool) -> int:
     """Each check as it is made, and the verdict; exit code 3 if anything is wrong, 1 if the stages are unproven."""
     from shardhub.usecases.verify_files import Check, VerifySettings, verify_files
 
     def show(check: Check) -> None:
-        if not options.as_json:
+        if not as_json:
             print(with_flags(f"{check.state:<8}  {check.what}" + (f": {check.why}" if check.why else "")), flush=True)
 
-    settings = VerifySettings(fetch=options.fetch, key=options.key, cache_dir=options.cache_dir)
+    settings = VerifySettings(fetch=files.fetch, key=files.key, cache_dir=files.cache_dir)
     made = verify_files(pipeline, settings, Terminal(), on_check=show)
-    if options.as_json:
+    if as_json:
         record = {
             "pipeline_id": made.pipeline_id,
             "ok": made.ok,
