@@ -17,8 +17,7 @@ from shardhub.errors import UsageError
 
 if TYPE_CHECKING:
     from shardhub.chain.head import Head
-    from shardhub.usecases.bench import BenchOptions, Level
-    from shardhub.usecases.start_head import HeadSettings
+    from shardhub.usecases.bench import Level
 
 
 @flags("What is measured")
@@ -42,7 +41,18 @@ def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local
 
     Prompts are random ids, decoding is greedy, and no KV is reused.
     """
-    from shardhub.usecases.bench import BenchOptions
+    from shardhub.cli.plot import check_plot, plot_levels
+    from shardhub.usecases.bench import (
+        WARM_TOKENS,
+        BenchOptions,
+        check_room,
+        default_levels,
+        hosts_of,
+        measure,
+        record,
+    )
+    from shardhub.usecases.loop import LoopThread
+    from shardhub.usecases.start_head import start_head
 
     options = BenchOptions(
         concurrency=measured.concurrency,
@@ -53,22 +63,12 @@ def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local
         plot=measured.plot,
     )
     recovery = RecoveryFlags(prefill_chunk=measured.prefill_chunk)
-    head = head_settings(pipeline.named("bench"), nodes, local, recovery=recovery)
-    return _bench(head, options, as_json=output.as_json)
-
-
-def _bench(head_options: HeadSettings, options: BenchOptions, *, as_json: bool) -> int:
-    """Print a row for each level of concurrency."""
-    from shardhub.cli.plot import check_plot, plot_levels
-    from shardhub.usecases.bench import WARM_TOKENS, check_room, default_levels, hosts_of, measure, record
-    from shardhub.usecases.loop import LoopThread
-    from shardhub.usecases.start_head import start_head
-
+    settings = head_settings(pipeline.named("bench"), nodes, local, recovery=recovery)
     may_plot = check_plot(options.plot) if options.plot is not None else False
     terminal = Terminal()
     asked = parse_levels(options.concurrency)
     with LoopThread() as loop:
-        head = start_head(loop, head_options, terminal)
+        head = start_head(loop, settings, terminal)
         try:
             check_room(head, options)
             levels = asked or default_levels(head)
@@ -79,21 +79,21 @@ def _bench(head_options: HeadSettings, options: BenchOptions, *, as_json: bool) 
                 f"prompts of {options.num_prompt} ids, {options.num_tokens} tokens each, "
                 f"{options.num_rounds} rounds, greedy, no reuse, seed {options.seed}"
             )
-            if not as_json:
+            if not output.as_json:
                 print("  ".join(_columns()), flush=True)
-            measured: list[Level] = []
+            done: list[Level] = []
             for level in levels:
                 terminal.doing(f"{level} side by side: warming up")
                 loop.wait(measure(head, options, level, num_rounds=1, num_tokens=WARM_TOKENS))
                 terminal.doing(f"{level} side by side: measuring")
-                measured.append(loop.wait(measure(head, options, level)))
+                done.append(loop.wait(measure(head, options, level)))
                 terminal.doing("")
-                if not as_json:
-                    print(row(measured[-1]), flush=True)
-            if as_json:
-                print(json.dumps(record(head, options, hosts, measured)))
+                if not output.as_json:
+                    print(row(done[-1]), flush=True)
+            if output.as_json:
+                print(json.dumps(record(head, options, hosts, done)))
             if options.plot is not None and may_plot:
-                plot_levels([asdict(level) for level in measured], options.plot, title=_title(head, hosts))
+                plot_levels([asdict(level) for level in done], options.plot, title=_title(head, hosts))
                 note(f"drawn: {options.plot}")
         finally:
             loop.wait(head.stop())

@@ -24,8 +24,7 @@ from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError
 
 if TYPE_CHECKING:
-    from shardhub.usecases.answer import Sampling
-    from shardhub.usecases.start_head import HeadSettings
+    pass
 
 
 @flags("Tokens")
@@ -54,19 +53,13 @@ def chat(
     output: Debugging,
 ) -> int:
     """Talk with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
-    return _chat(
-        head_settings(pipeline.named("chat"), nodes, local, recovery=recovery), tokens.sampling(), system=opening.system
-    )
-
-
-def _chat(settings: HeadSettings, sampling: Sampling, *, system: str | None) -> int:
-    """Talk until the end of input; Ctrl-C stops an answer and leaves the chat as it is."""
     from shardhub.usecases.open_head import open_head
 
-    sampling = sampling.with_seed()
+    settings = head_settings(pipeline.named("chat"), nodes, local, recovery=recovery)
+    sampling = tokens.sampling().with_seed()
     sampling.parameters()  # what is out of its range is refused before anything is started
-    opening = system_messages(system)
-    messages = list(opening)
+    first = system_messages(opening.system)
+    messages = list(first)
     with contextlib.suppress(ImportError):  # line editing and history, where Python has it
         import readline  # noqa: F401
     with open_head(settings, Terminal()) as head:
@@ -75,7 +68,7 @@ def _chat(settings: HeadSettings, sampling: Sampling, *, system: str | None) -> 
             if not line.strip():
                 continue
             if line.strip() == "/new":
-                messages = list(opening)
+                messages = list(first)
                 continue
             messages.append({"role": "user", "content": line})
             stream = head.stream(messages, sampling)

@@ -23,8 +23,7 @@ from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError, UsageError
 
 if TYPE_CHECKING:
-    from shardhub.usecases.answer import HeadStatus, Prompt, Sampling, Usage
-    from shardhub.usecases.start_head import HeadSettings
+    from shardhub.usecases.answer import HeadStatus, Prompt, Usage
 
 
 # Prompts from a file or pipe: more text than any model's context holds.
@@ -50,42 +49,24 @@ def generate(
     output: Output,
 ) -> int:
     """Generate an answer over the nodes; stages nobody serves run here."""
-    return _generate(
-        head_settings(pipeline.named("generate"), nodes, local, recovery=recovery),
-        tokens.sampling(),
-        prompt=prompt.prompt,
-        system=prompt.system,
-        raw=prompt.raw,
-        as_json=output.as_json,
-    )
-
-
-def _generate(
-    settings: HeadSettings,
-    sampling: Sampling,
-    *,
-    prompt: str | None,
-    system: str | None,
-    raw: bool,
-    as_json: bool,
-) -> int:
-    """Print the answer to one prompt."""
     from shardhub.usecases.open_head import open_head
 
+    settings = head_settings(pipeline.named("generate"), nodes, local, recovery=recovery)
+    sampling = tokens.sampling()
     sampling.parameters()  # what is out of its range is refused before anything is started
-    text = _read_prompt(prompt)
-    if raw and system is not None:
+    text = _read_prompt(prompt.prompt)
+    if prompt.raw and prompt.system is not None:
         raise UsageError("--system is a part of the chat template.", hint="Leave out --raw, or put it in the prompt.")
     asked: Prompt = text
-    if not raw:
-        asked = [*system_messages(system), {"role": "user", "content": text}]
+    if not prompt.raw:
+        asked = [*system_messages(prompt.system), {"role": "user", "content": text}]
     with open_head(settings, Terminal()) as head:
-        stream = head.stream(asked, sampling, raw=raw)
+        stream = head.stream(asked, sampling, raw=prompt.raw)
         for piece in stream:
-            if not as_json:
+            if not output.as_json:
                 write_answer(piece.text)
         answer = stream.answer
-        if as_json:
+        if output.as_json:
             status = head.status()
             record = {
                 "text": answer.text,
