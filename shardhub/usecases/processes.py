@@ -15,6 +15,8 @@ from shardhub.errors import ChainError
 
 # Loading and warming up a stage of a small model takes a second or two; a cold machine compiles kernels first.
 _START_TIMEOUT_S = 300
+# Only the record of an error, which a command prints as its result too, has this.
+_EXIT_CODE = "exit_code"
 # Of a log, in an error.
 _LOG_CHARACTERS = 2000
 
@@ -60,6 +62,8 @@ class Processes:
             process.terminate()
         for process in self._running:
             process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
 
     def start(self, *words: str, **settings: object) -> int:
         """Start a command that says on stdout when it is ready; returns its number for `ready`.
@@ -94,10 +98,10 @@ class Processes:
             line = process.stdout.readline()
         finally:
             timer.cancel()
-        if not line:
+        record: dict[str, Any] = json.loads(line) if line else {}
+        if not line or _EXIT_CODE in record:
             process.wait()
             raise ChainError("A process of the demo did not start.", why=_end_of(self._log(number)))
-        record: dict[str, Any] = json.loads(line)
         return record
 
     def leave(self) -> tuple[int, ...]:
