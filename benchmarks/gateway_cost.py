@@ -18,11 +18,11 @@ from typing import Any
 
 from shardhub.chain.head import Head
 from shardhub.chain.request import Request
-from shardhub.cli.demo_chain import demo_chain
 from shardhub.gateway.server import Gateway, listening
 from shardhub.gateway.settings import GatewaySettings
 from shardhub.parameters import SamplingParameters
 from shardhub.shard import read_pipeline
+from shardhub.usecases.demo_chain import demo_chain
 
 MESSAGES = [{"role": "user", "content": "Tell me a long story."}]
 _CLIENT = """

@@ -107,6 +107,20 @@ if TYPE_CHECKING:
     from shardhub.usecases.verify_files import (
         verify_files as verify,
     )
+    from shardhub.usecases.verify_reference import (
+        ReferenceRecord,
+        ReferenceSettings,
+        verify_reference,
+    )
+    from shardhub.usecases.verify_run import (
+        RunVerification,
+        verify_run,
+    )
+    from shardhub.usecases.verify_source import (
+        SourceSettings,
+        SourceVerification,
+        verify_source,
+    )
     from shardhub.usecases.watcher import (
         Progress,
         Watcher,
@@ -165,8 +179,11 @@ __all__ = [
     "PullSettings",
     "Pulled",
     "Recovery",
+    "ReferenceRecord",
+    "ReferenceSettings",
     "ResourceError",
     "RouteError",
+    "RunVerification",
     "Sampling",
     "ScoredToken",
     "ServeSettings",
@@ -175,6 +192,8 @@ __all__ = [
     "SessionUnknown",
     "ShardhubError",
     "SignatureError",
+    "SourceSettings",
+    "SourceVerification",
     "Split",
     "SplitSettings",
     "StagesAt",
@@ -197,6 +216,9 @@ __all__ = [
     "serve",
     "split",
     "verify",
+    "verify_reference",
+    "verify_run",
+    "verify_source",
 ]
 
 # Where each name is defined: the module under shardhub, and the name there if it differs.
@@ -253,6 +275,20 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Verification",
         "VerifySettings",
         "verify",
+    ),
+    "usecases.verify_reference": (
+        "ReferenceRecord",
+        "ReferenceSettings",
+        "verify_reference",
+    ),
+    "usecases.verify_run": (
+        "RunVerification",
+        "verify_run",
+    ),
+    "usecases.verify_source": (
+        "SourceSettings",
+        "SourceVerification",
+        "verify_source",
     ),
     "usecases.watcher": (
         "Progress",

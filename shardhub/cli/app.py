@@ -1,4 +1,4 @@
-"""The commands and their options. Heavy modules are imported inside a command, so that help is quick."""
+"""The commands, in the order of use. Whatever is heavy is imported inside a command, so that help is quick."""
 
 from __future__ import annotations
 
@@ -9,14 +9,28 @@ from typing import Annotated
 import typer
 
 from shardhub import __version__
-from shardhub.blas import Blas
-from shardhub.cli import cache
-from shardhub.cli.certs import certs_app
-from shardhub.cli.commands import gateway, generate, publish, serve, verify
-from shardhub.cli.flags import Output, flags, flattened
+from shardhub.cli.commands.bench import bench
+from shardhub.cli.commands.certs import certs_app
+from shardhub.cli.commands.chat import chat
+from shardhub.cli.commands.demo import demo
+from shardhub.cli.commands.doctor import doctor
+from shardhub.cli.commands.gateway import gateway
+from shardhub.cli.commands.generate import generate
+from shardhub.cli.commands.hub import hub_app
+from shardhub.cli.commands.ls import ls
+from shardhub.cli.commands.plan import plan
+from shardhub.cli.commands.prune import prune
+from shardhub.cli.commands.pull import pull
+from shardhub.cli.commands.rm import rm
+from shardhub.cli.commands.selftest import selftest
+from shardhub.cli.commands.serve import serve
+from shardhub.cli.commands.split import split
+from shardhub.cli.commands.split_and_push import split_and_push
+from shardhub.cli.commands.status import status
+from shardhub.cli.commands.unpublish import unpublish
+from shardhub.cli.commands.verify import verify
+from shardhub.cli.flags import flattened
 from shardhub.cli.help import Command, Group
-from shardhub.cli.hub import hub_app
-from shardhub.cli.options import BlasChoice, BlasOption, CacheDir
 from shardhub.cli.run import print_error
 from shardhub.cli.streams import OutputFailed, drop_output, output_error, prepare_streams
 from shardhub.errors import ShardhubError, outcome
@@ -50,64 +64,19 @@ def root(
     """Run a model across several machines: cut it into shards, serve each on its own node, generate exactly."""
 
 
-@flags("Demo")
-class DemoFlags:
-    """What the demo leaves behind."""
-
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the nodes running and show what to do next.")] = False
-    blas: BlasOption = Blas.AUTO
-
-
-def demo(running: DemoFlags, output: Output) -> int:
-    """Show every step on this machine: a local Hub, a small model, two nodes, text equal to the unsplit model's."""
-    from shardhub.cli.demo import demo as command
-
-    return command(keep=running.keep, as_json=output.as_json)
-
-
-@flags("Numbers")
-class NumberFlags:
-    """The BLAS to compute with."""
-
-    blas: BlasOption = Blas.AUTO
-
-
-def selftest(numbers: NumberFlags, output: Output) -> int:
-    """Test this machine in a minute, without a network: kernels, tiny models in stages, speeds; prints a report."""
-    from shardhub.cli.selftest import selftest as command
-
-    return command(as_json=output.as_json)
-
-
-@flags("Checks")
-class DoctorFlags:
-    """What is checked, and how it is reported."""
-
-    report: Annotated[bool, typer.Option("--report", help="Print a text to paste into an issue.")] = False
-    cache_dir: CacheDir = None
-    blas: BlasChoice = Blas.AUTO
-
-
-def doctor(checking: DoctorFlags, output: Output) -> int:
-    """Check whether this machine is ready to split, serve and publish; exit code 1 if it is not."""
-    from shardhub.cli.doctor import doctor as command
-
-    return command(report=checking.report, as_json=output.as_json, cache_dir=checking.cache_dir, blas=checking.blas)
-
-
 # In the order of use.
 COMMANDS: dict[str, dict[str, Callable[..., int | None]]] = {
     "Begin here": {"demo": demo, "doctor": doctor, "selftest": selftest},
     "Cut and publish": {
-        "plan": publish.plan,
-        "split": publish.split,
-        "split-and-push": publish.split_and_push,
-        "unpublish": publish.unpublish,
+        "plan": plan,
+        "split": split,
+        "split-and-push": split_and_push,
+        "unpublish": unpublish,
     },
-    "Serve": {"serve": serve.serve, "status": serve.status},
-    "Use": {"generate": generate.generate, "chat": generate.chat, "gateway": gateway.gateway},
-    "Check": {"verify": verify.verify, "bench": generate.bench},
-    "This machine's cache": {"pull": cache.pull, "ls": cache.ls, "rm": cache.rm, "prune": cache.prune},
+    "Serve": {"serve": serve, "status": status},
+    "Use": {"generate": generate, "chat": chat, "gateway": gateway},
+    "Check": {"verify": verify, "bench": bench},
+    "This machine's cache": {"pull": pull, "ls": ls, "rm": rm, "prune": prune},
 }
 for panel, commands in COMMANDS.items():
     for name, body in commands.items():

@@ -217,6 +217,13 @@ class PipelineFlags:
         return given.pop()
 
 
+@flags("Cache")
+class CacheFlags:
+    """The cache."""
+
+    cache_dir: CacheDir = None
+
+
 @flags("Nodes")
 class NodeFlags:
     """The nodes, and how they are reached."""

@@ -85,6 +85,19 @@ class Usage:
     total_s: float
     tokens_per_s: float
 
+    @property
+    def summary(self) -> str:
+        """All of it in a line."""
+        reused = f" ({self.num_reused} of them reused)" if self.num_reused else ""
+        drafts = f", {self.num_accepted} of {self.num_drafted} guesses right" if self.num_drafted else ""
+        losses = f", went on after {self.num_recoveries} loss" if self.num_recoveries else ""
+        losses += "es" if self.num_recoveries > 1 else ""
+        losses += "" if self.is_exact else " (not bit-exact)"
+        return (
+            f"{self.num_prompt} prompt tokens{reused}, {self.num_generated} generated, "
+            f"first after {self.first_token_s:.2f} s, then {self.tokens_per_s:.1f} tokens/s{drafts}{losses}"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:

@@ -58,8 +58,8 @@ class ReferenceSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """A new parity record, and where it is kept: a file, or a repo and its commit."""
+class ReferenceRecord:
+    """A parity record that was made, and where it is kept: a file, or a repo and its commit."""
 
     record: Parity
     place: str
@@ -78,8 +78,8 @@ class _Whole:
 
 def verify_reference(
     pipeline: str, settings: ReferenceSettings = ReferenceSettings(), watcher: Watcher = SILENT
-) -> Reference:
-    """Compare the published stages with the whole model, and keep the record beside the manifest.
+) -> ReferenceRecord:
+    """Run the published stages against the whole model and keep the record beside the manifest.
 
     Raises:
         UsageError: Parts of the model are missing here, or it is not clear where the record goes.
@@ -122,7 +122,7 @@ def verify_reference(
         place = f"{target.repo}@{push_record(calls, target.repo, parity)}"
     else:
         place = str(_keep(target.pipeline.folder, parity))
-    return Reference(record=parity, place=place)
+    return ReferenceRecord(record=parity, place=place)
 
 
 def _from_shards(target: Target, settings: ReferenceSettings, watcher: Watcher) -> _Whole:

@@ -60,13 +60,18 @@ class RunVerification:
         return promise([self.record.numeric_class, *(known for _, known in self.nodes)], is_promised=self.is_promised)
 
 
-def verify_run(settings: HeadSettings, watcher: Watcher = SILENT) -> RunVerification:
-    """Feed a parity record's ids to the nodes and compare the tokens they choose.
+def verify_run(pipeline: str | HeadSettings, watcher: Watcher = SILENT) -> RunVerification:
+    """Feed a parity record's ids to the nodes and compare what they choose.
+
+    Args:
+        pipeline: Its folder or Hub id, or all settings of the head that asks its nodes.
+        watcher: Told of the chain, and how far it is.
 
     Raises:
         UsageError: The pipeline has no record.
         As `start_head`.
     """
+    settings = HeadSettings(pipeline=pipeline) if isinstance(pipeline, str) else pipeline
     target = open_target(settings.pipeline, settings.cache_dir, watcher)
     records = target.records()
     if not records:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shardhub.chain.links import describe
-from shardhub.cli.bench import parse_levels
+from shardhub.cli.commands.bench import parse_levels
 from shardhub.cli.plot import check_plot
 from shardhub.errors import UsageError
 from shardhub.usecases.bench import Answered, percentiles, random_prompts, summarize

@@ -10,8 +10,16 @@ import typer.main
 from typer.testing import CliRunner
 
 from shardhub.cli.app import COMMANDS, app
+from shardhub.cli.commands.certs import CERTS_COMMANDS
+from shardhub.cli.commands.hub import HUB_COMMANDS
 
 NAMES = [name for commands in COMMANDS.values() for name in commands]
+# Every command by the words that call it.
+CALLS = [
+    *((name,) for name in NAMES),
+    *(("hub", body.__name__) for body in HUB_COMMANDS),
+    *(("certs", body.__name__) for body in CERTS_COMMANDS),
+]
 
 
 def help_of(*arguments: str) -> str:
@@ -28,7 +36,7 @@ def test_commands_stand_in_panels_in_the_order_of_use() -> None:
     assert re.findall(r"^  ([a-z][a-z-]+) {2,}", text, flags=re.M) == [*NAMES, "hub", "certs"]
 
 
-@pytest.mark.parametrize("arguments", [(), ("hub",), ("certs",), *((name,) for name in NAMES)], ids=" ".join)
+@pytest.mark.parametrize("arguments", [(), ("hub",), ("certs",), *CALLS], ids=" ".join)
 def test_no_line_is_cut_off(arguments: tuple[str, ...]) -> None:
     """Nothing is shortened to dots: a description takes as many lines as it needs."""
     described = help_of(*arguments).partition("\n\n")[2]  # what stands before it is the usage
@@ -36,11 +44,13 @@ def test_no_line_is_cut_off(arguments: tuple[str, ...]) -> None:
     assert set(dots) <= {"1,2,4,...", "N,N,...", "L,L,...", "SHARD...", "REPO..."}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_option_is_described_under_a_heading(name: str) -> None:
+@pytest.mark.parametrize("call", CALLS, ids=" ".join)
+def test_every_option_is_described_under_a_heading(call: tuple[str, ...]) -> None:
     """Each option has a help text and, but for --help, a panel of its own command's."""
-    group: Any = typer.main.get_command(app)
-    for parameter in group.commands[name].params:
+    command: Any = typer.main.get_command(app)
+    for name in call:
+        command = command.commands[name]
+    for parameter in command.params:
         assert parameter.help, parameter.name
         if parameter.param_type_name == "option":
             assert parameter.rich_help_panel, parameter.name

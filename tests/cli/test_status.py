@@ -19,7 +19,9 @@ from shardhub.chain.chain_status import Reading, chain_status, read_nodes
 from shardhub.chain.links import NodeLink, describe
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
-from shardhub.cli.status import StatusOptions, record, status, text
+from shardhub.cli.commands.status import WatchFlags, record, status, text
+from shardhub.cli.flags import Output
+from shardhub.cli.options import PipelineFlags
 from shardhub.errors import NodeLoading
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes
@@ -48,10 +50,8 @@ def shown(capsys):
     """Runs the command in this process; its exit code and what it prints, as JSON read back."""
 
     def status_of(pipeline, addresses, *, as_json=True):
-        options = StatusOptions(
-            pipeline=str(pipeline.folder), nodes=tuple(addresses), once=True, interval_s=0.1, cache_dir=None
-        )
-        code = status(options, as_json=as_json)
+        watching = WatchFlags(node=list(addresses), once=True, interval=0.1)
+        code = status(PipelineFlags(pipeline=str(pipeline.folder)), watching, Output(as_json=as_json))
         printed = capsys.readouterr().out
         return code, json.loads(printed) if as_json else printed
 

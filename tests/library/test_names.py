@@ -16,7 +16,18 @@ IMPORT_S = 0.030
 NUM_TRIES = 5
 
 NAMES = {
-    "functions": {"open_head", "plan", "publish", "pull", "serve", "split", "verify"},
+    "functions": {
+        "open_head",
+        "plan",
+        "publish",
+        "pull",
+        "serve",
+        "split",
+        "verify",
+        "verify_reference",
+        "verify_run",
+        "verify_source",
+    },
     "settings": {
         "Cut",
         "HeadSettings",
@@ -25,8 +36,10 @@ NAMES = {
         "PublishSettings",
         "PullSettings",
         "Recovery",
+        "ReferenceSettings",
         "Sampling",
         "ServeSettings",
+        "SourceSettings",
         "SplitSettings",
         "VerifySettings",
     },
@@ -45,7 +58,10 @@ NAMES = {
         "Progress",
         "Publication",
         "Pulled",
+        "ReferenceRecord",
+        "RunVerification",
         "ScoredToken",
+        "SourceVerification",
         "Split",
         "StagesAt",
         "Usage",

@@ -62,6 +62,21 @@ def check(pipeline: str) -> bool:
     return report.ok and report.is_proven
 
 
+def check_numbers(pipeline: str) -> bool:
+    """Verify against the whole model, on live nodes, and against the source's bytes."""
+    reference: shardhub.ReferenceRecord = shardhub.verify_reference(
+        pipeline, shardhub.ReferenceSettings(num_tokens=8, memory="8GB"), WATCHER
+    )
+    print(reference.place, reference.record.num_tokens)
+    live: shardhub.RunVerification = shardhub.verify_run(shardhub.HeadSettings(pipeline=pipeline), WATCHER)
+    print(live.tokens_equal, live.promise, [difference.chosen for difference in live.differences])
+    source: shardhub.SourceVerification = shardhub.verify_source(
+        pipeline, shardhub.SourceSettings(num_tensors=10, seed=1), WATCHER
+    )
+    print(source.num_compared, source.source, [tensor.name for tensor in source.different])
+    return live.ok and source.ok
+
+
 def run(pipeline: str) -> None:
     """A node and a head in threads."""
     with shardhub.serve(pipeline, shardhub.ServeSettings(stages="0", port=0), WATCHER) as node:
@@ -104,6 +119,6 @@ async def run_async(pipeline: str) -> None:
 
 if __name__ == "__main__":
     folder = prepare("ORG/MODEL")
-    if check(folder):
+    if check(folder) and check_numbers(folder):
         run(folder)
         asyncio.run(run_async(folder))

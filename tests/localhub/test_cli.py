@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-_RUN = [sys.executable, "-c", "from shardhub.cli.hub import hub_app; hub_app()"]
+_RUN = [sys.executable, "-c", "from shardhub.cli.commands.hub import hub_app; hub_app()"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,1 +1,1 @@
-"""The commands' options; each command's work is in the module that it imports when it runs."""
+"""One command a file: its options, what it calls, and what it prints; heavy modules are imported when it runs."""

@@ -1,9 +1,14 @@
-"""The command that answers clients over HTTP."""
+"""`shardhub gateway`."""
 
 from __future__ import annotations
 
+import json
+import socket
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +24,23 @@ from shardhub.cli.options import (
     Tls,
     head_settings,
 )
+from shardhub.cli.signals import on_signals
+from shardhub.cli.streams import announce
+from shardhub.cli.terminal import Terminal, note
+from shardhub.errors import ChainError, UsageError
 from shardhub.gateway.settings import ReasoningField
+
+if TYPE_CHECKING:
+    from shardhub.chain.head import Head
+    from shardhub.gateway.settings import GatewaySettings
+    from shardhub.usecases.loop import LoopThread
+    from shardhub.usecases.start_head import HeadSettings, Starting
+
+
+_CUT_SHORT = 143
+
+# Between two attempts to start over nodes that are not there yet.
+_BETWEEN_STARTS_S = 2.0
 
 
 @flags("Pipeline")
@@ -102,12 +123,13 @@ def gateway(
     local: LocalFlags,
     output: Output,
 ) -> int:
-    """Serve an OpenAI-compatible API over the nodes until SIGTERM; prints its URL when ready."""
-    from shardhub.cli.gateway import GatewayOptions, make_key
-    from shardhub.cli.gateway import gateway as command
+    """Serve an OpenAI-compatible API over the nodes until SIGTERM; prints its URL when it is ready."""
+    from shardhub.gateway.keys import read_keys
+    from shardhub.gateway.settings import GatewaySettings
+    from shardhub.usecases.demo_chain import demo_chain
 
     if clients.new_key is not None:
-        return make_key(clients.new_key)
+        return _make_key(clients.new_key)
     is_named = pipeline.pipeline is not None or pipeline.manifest is not None
     head = head_settings(
         pipeline.named("gateway") if is_named or not showing.demo else "",
@@ -121,21 +143,100 @@ def gateway(
         recovery=recovery,
         insecure_flag="`insecure_nodes`",
     )
-    options = GatewayOptions(
-        demo=showing.demo,
+    if showing.demo and (head.pipeline or head.nodes):
+        raise UsageError("--demo brings a pipeline and nodes of its own.", hint="Give either, not both.")
+    settings = GatewaySettings(
         host=clients.host,
         port=clients.port,
         insecure_lan=clients.insecure_lan,
-        api_key_file=clients.api_key_file,
+        keys=read_keys(clients.api_key_file),
         names=tuple(clients.allow_host or ()),
         origins=tuple(clients.cors_origin or ()),
         model_names=tuple(answers.model_name or ()),
-        reasoning_field=answers.reasoning_field,
+        reasoning_fields=answers.reasoning_field.names,
         max_queue=answers.max_queue,
         max_tokens=answers.max_tokens,
         shutdown_timeout_s=answers.shutdown_timeout,
-        allow_sleep=answers.allow_sleep,
         strict_limits=answers.strict_limits,
         strict_content=answers.strict_content,
     )
-    return command(head, options, as_json=output.as_json)
+    serve = partial(_serve, settings=settings, allow_sleep=answers.allow_sleep, as_json=output.as_json)
+    if not showing.demo:
+        return serve(head)
+    with demo_chain(Terminal()) as chain:
+        return serve(replace(head, pipeline=str(chain.pipeline), nodes=chain.addresses, allow_local=False))
+
+
+def _make_key(file: Path) -> int:
+    """Print a new key, once, and add its digest to a file."""
+    from shardhub.gateway.keys import new_key
+
+    print(new_key(file))
+    note(f"its digest was added to {file}; start the gateway with --api-key-file {file}")
+    return 0
+
+
+def _serve(head_options: HeadSettings, *, settings: GatewaySettings, allow_sleep: bool, as_json: bool) -> int:
+    """Serve the API until a signal comes."""
+    from shardhub.gateway.server import Gateway, check_host, listening
+    from shardhub.usecases.awake import awake
+    from shardhub.usecases.loop import LoopThread
+    from shardhub.usecases.start_head import Starting
+
+    check_host(settings)
+    if settings.insecure_lan and not settings.keys:
+        note("warning: --insecure-lan without a key: everyone who reaches this port can use the model")
+    with (
+        awake(allow_sleep=allow_sleep, watcher=Terminal()),
+        listening(settings) as listener,
+        LoopThread() as loop,
+    ):
+        head = _started(loop, Starting(head_options, Terminal()), listener)
+
+        def ready(url: str) -> None:
+            name = serving.model_name
+            if as_json:
+                record = {
+                    "url": url,
+                    "model": name,
+                    "context": head.capacity.max_context,
+                    "keys": len(settings.keys.digests),
+                    "inexact": head.inexact,
+                }
+                announce(json.dumps(record))
+            else:
+                announce(f"{name}: {url}/v1")
+                key = ", with a key as the password," if settings.keys else ""
+                note(f"open {url}/ in a browser{key} to chat and to watch the chain; Ctrl+C ends it")
+
+        serving = Gateway(head, settings)
+        try:
+            # One finishes what is on its way, a second one ends it at once.
+            with on_signals(lambda _: loop.call(serving.stop)):
+                loop.wait(serving.run(listener, on_ready=ready))
+        finally:
+            loop.wait(head.stop())
+            head.tokenizer.close()
+    return _CUT_SHORT if serving.was_cut_short else 0
+
+
+def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> Head:
+    """The head, once its nodes serve every stage; till then requests are told what is missing."""
+    from shardhub.gateway.waiting import Waiting
+
+    waiting, said = Waiting(), ""
+    loop.wait(waiting.start(listener))
+    try:
+        while True:
+            try:
+                return loop.wait(starting.start())
+            except ChainError as error:
+                if not starting.names_nodes:
+                    raise
+                waiting.wait_for(error)
+            if waiting.reason != said:
+                said = waiting.reason
+                note(f"waiting, and answering 503: {said}")
+            time.sleep(_BETWEEN_STARTS_S)
+    finally:
+        loop.wait(waiting.stop())

@@ -1,23 +1,33 @@
-"""The commands that run a model over nodes: generate, chat and bench."""
+"""`shardhub generate`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shardhub.cli.flags import Debugging, Output, flags
+from shardhub.cli.flags import Output, flags
 from shardhub.cli.options import (
     LocalFlags,
     NodeFlags,
     PipelineFlags,
-    PrefillChunk,
     RecoveryFlags,
     SamplingFlags,
     System,
     head_settings,
 )
+from shardhub.cli.prompts import system_messages, typed_text
+from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
+from shardhub.errors import PromptError, UsageError
+
+if TYPE_CHECKING:
+    from shardhub.usecases.answer import HeadStatus, Prompt, Usage
+
+
+# Prompts from a file or pipe: more text than any model's context holds.
+_MAX_PROMPT_BYTES = 16 << 20
 
 
 @flags("Prompt")
@@ -38,84 +48,86 @@ def generate(
     local: LocalFlags,
     output: Output,
 ) -> int:
-    """Generate an answer over the nodes; stages that no node serves run here."""
-    from shardhub.cli.generate import generate as command
+    """Generate an answer over the nodes; stages nobody serves run here."""
+    from shardhub.usecases.open_head import open_head
 
-    return command(
-        head_settings(pipeline.named("generate"), nodes, local, recovery=recovery),
-        tokens.sampling(),
-        prompt=prompt.prompt,
-        system=prompt.system,
-        raw=prompt.raw,
-        as_json=output.as_json,
-    )
-
-
-@flags("Tokens")
-class ChatSamplingFlags(SamplingFlags):
-    """The options of one answer, with defaults for a conversation."""
-
-    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 1024
-    temp: Annotated[float, typer.Option(help="Temperature; 0 takes the most likely token.", min=0.0)] = 0.7
-    top_p: Annotated[float, typer.Option(help="Keep the most likely tokens with this mass.")] = 0.95
-
-
-@flags("Prompt")
-class SystemFlags:
-    """The text before the conversation."""
-
-    system: System = None
-
-
-def chat(
-    pipeline: PipelineFlags,
-    opening: SystemFlags,
-    nodes: NodeFlags,
-    tokens: ChatSamplingFlags,
-    recovery: RecoveryFlags,
-    local: LocalFlags,
-    output: Debugging,
-) -> int:
-    """Chat with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
-    from shardhub.cli.chat import chat as command
-
-    return command(
-        head_settings(pipeline.named("chat"), nodes, local, recovery=recovery), tokens.sampling(), system=opening.system
-    )
+    settings = head_settings(pipeline.named("generate"), nodes, local, recovery=recovery)
+    sampling = tokens.sampling()
+    sampling.parameters()  # what is out of its range is refused before anything is started
+    text = _read_prompt(prompt.prompt)
+    if prompt.raw and prompt.system is not None:
+        raise UsageError("--system is a part of the chat template.", hint="Leave out --raw, or put it in the prompt.")
+    asked: Prompt = text
+    if not prompt.raw:
+        asked = [*system_messages(prompt.system), {"role": "user", "content": text}]
+    with open_head(settings, Terminal()) as head:
+        stream = head.stream(asked, sampling, raw=prompt.raw)
+        for piece in stream:
+            if not output.as_json:
+                write_answer(piece.text)
+        answer = stream.answer
+        if output.as_json:
+            status = head.status()
+            record = {
+                "text": answer.text,
+                "tokens": list(answer.tokens),
+                "finish_reason": answer.finish,
+                "seed": answer.seed,
+                "usage": _usage_record(answer.usage),
+                "pipeline_id": status.pipeline_id,
+                "inexact": status.inexact,
+                "stages": _stage_records(status),
+            }
+            print(json.dumps(record, ensure_ascii=False))
+        else:
+            end_answer()
+            note(answer.usage.summary)
+    return 0
 
 
-@flags("What is measured")
-class BenchFlags:
-    """What is measured, and how often."""
+def _usage_record(usage: Usage) -> dict[str, float | int]:
+    """Sizes in tokens, times in seconds, and whether losses of nodes may have changed a number."""
+    return {
+        "prompt_tokens": usage.num_prompt,
+        "reused_tokens": usage.num_reused,
+        "completion_tokens": usage.num_generated,
+        "drafted_tokens": usage.num_drafted,
+        "accepted_tokens": usage.num_accepted,
+        "recoveries": usage.num_recoveries,
+        "is_exact": usage.is_exact,
+        "time_to_first_token_s": round(usage.first_token_s, 4),
+        "total_s": round(usage.total_s, 4),
+        "tokens_per_s": round(usage.tokens_per_s, 3),
+    }
 
-    concurrency: Annotated[
-        str | None,
-        typer.Option(help="Levels of concurrent requests; 1,2,4,... up to what the nodes take.", metavar="N,N,..."),
-    ] = None
-    prompt_tokens: Annotated[int, typer.Option(help="Ids of a prompt.", min=1)] = 128
-    tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=2)] = 64
-    rounds: Annotated[int, typer.Option(help="Requests of each client, one after the other.", min=1)] = 2
-    seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0)] = 0
-    plot: Annotated[Path | None, typer.Option(help="Draw throughput and latency: FILE.png or .svg.")] = None
-    prefill_chunk: PrefillChunk = None
+
+def _stage_records(status: HeadStatus) -> list[dict[str, object]]:
+    """Where each stage runs, as JSON-able data."""
+    records = []
+    for stages in status.stages:
+        record: dict[str, object] = {
+            "stages": list(stages.stages),
+            "layers": list(stages.layers),
+            "at": stages.at,
+            "next": stages.next,
+        }
+        if stages.round_trip_s is not None:
+            record |= {"round_trip_s": stages.round_trip_s, "bytes_per_s": stages.bytes_per_s}
+        records.append(record)
+    return records
 
 
-def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local: LocalFlags, output: Output) -> int:
-    """Measure a live chain: time to first token, inter-token latency, and throughput against concurrency.
-
-    Prompts are random ids, decoding is greedy, and no KV is reused.
-    """
-    from shardhub.cli.bench import bench as command
-    from shardhub.usecases.bench import BenchOptions
-
-    options = BenchOptions(
-        concurrency=measured.concurrency,
-        num_prompt=measured.prompt_tokens,
-        num_tokens=measured.tokens,
-        num_rounds=measured.rounds,
-        seed=measured.seed,
-        plot=measured.plot,
-    )
-    recovery = RecoveryFlags(prefill_chunk=measured.prefill_chunk)
-    head = head_settings(pipeline.named("bench"), nodes, local, recovery=recovery)
-    return command(head, options, as_json=output.as_json)
+def _read_prompt(prompt: str | None) -> str:
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError("There is no prompt.", hint='Give one with --prompt "...", or pipe it in.')
+    if prompt is None or prompt == "-":
+        data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
+        if len(data) > _MAX_PROMPT_BYTES:
+            raise PromptError(f"The prompt has more than {_MAX_PROMPT_BYTES} bytes.", hint="Shorten it.")
+        try:
+            prompt = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise PromptError("The prompt is not UTF-8 text.", why=f"{error}.") from error
+    if not prompt:
+        raise PromptError("The prompt is empty.", hint="Give some text.")
+    return typed_text(prompt)

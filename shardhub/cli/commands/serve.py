@@ -1,26 +1,23 @@
-"""The commands that serve a stage and that show a chain."""
+"""`shardhub serve`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+import os
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardhub.blas import Blas
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import (
-    AllowSleep,
-    BlasOption,
-    CacheDir,
-    CacheLimit,
-    Memory,
-    Node,
-    PipelineFlags,
-    RequireSignature,
-    RunContext,
-    Tls,
-)
+from shardhub.cli.options import AllowSleep, BlasOption, CacheDir, CacheLimit, Memory, RequireSignature, RunContext, Tls
+from shardhub.cli.signals import on_signals
+from shardhub.cli.streams import announce
+from shardhub.cli.terminal import Terminal, note
 from shardhub.naming import NODE_PORT
+
+if TYPE_CHECKING:
+    from shardhub.usecases.serve import NodeFacts
 
 
 @flags("What is served")
@@ -82,9 +79,9 @@ def serve(
     capacity: CapacityFlags,
     output: Output,
 ) -> int:
-    """Serve a stage until SIGTERM; prints its address and layers when ready."""
-    from shardhub.cli.serve import serve as command
+    """Serve a stage until SIGTERM; prints its address and layers when it is ready."""
     from shardhub.usecases.serve import ServeSettings
+    from shardhub.usecases.serve import serve as serve_stage
 
     settings = ServeSettings(
         stages=stage.stages,
@@ -107,39 +104,47 @@ def serve(
         cache_dir=stage.cache_dir,
         cache_limit=stage.cache_limit,
     )
-    return command(shards, settings, as_json=output.as_json)
+    serving = serve_stage(shards, settings, Terminal(), end=os._exit)
+
+    def stop(number: int) -> None:
+        # Before there is a node, a signal ends the command; a second one ends the node at once.
+        if not serving.ask_to_stop(number):
+            raise SystemExit(128 + number)
+
+    with on_signals(stop), serving as node:
+        if output.as_json:
+            announce(json.dumps(_record(node.facts)))
+        else:
+            _tell(node.facts, settings.host)
+        return node.wait()
 
 
-@flags("Nodes")
-class WatchFlags:
-    """The nodes to show, and how often they are read."""
+def _tell(facts: NodeFacts, host: str) -> None:
+    from shardhub.listening import is_loopback
 
-    node: Node = None
-    tls: Tls = None
-    insecure_lan: Annotated[
-        bool,
-        typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
-    ] = False
-    once: Annotated[bool, typer.Option("--once", help="Show it once, also on a terminal.")] = False
-    interval: Annotated[float, typer.Option(help="Seconds between readings.", min=0.1, max=3600.0)] = 1.0
-    cache_dir: CacheDir = None
+    names = "+".join(shard.name for shard in facts.shards)
+    announce(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {facts.address}")
+    note(facts.context_line)
+    if is_loopback(host):
+        note("reachable from this machine only; for others: --host ADDRESS, this machine's own, or 0.0.0.0")
+    if facts.batch_refusal is not None:
+        note(f"sessions take turns, one in a step: {facts.batch_refusal}")
+    if facts.metrics is not None:
+        note(f"metrics at http://{facts.metrics}/metrics")
 
 
-def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int:
-    """Show each stage, live: who serves it, its load, and what limits the chain.
-
-    Exit code 5 if a stage is not served.
-    """
-    from shardhub.cli.status import StatusOptions
-    from shardhub.cli.status import status as command
-
-    options = StatusOptions(
-        pipeline=pipeline.named("status"),
-        nodes=tuple(watching.node or ()),
-        once=watching.once,
-        interval_s=watching.interval,
-        cache_dir=watching.cache_dir,
-        tls=watching.tls,
-        insecure_lan=watching.insecure_lan,
-    )
-    return command(options, as_json=output.as_json)
+def _record(facts: NodeFacts) -> dict[str, object]:
+    return {
+        "address": facts.address,
+        "shards": [str(shard.folder) for shard in facts.shards],
+        "layers": [facts.start, facts.stop],
+        "num_layers": facts.num_layers,
+        "weight_bytes": facts.weight_bytes,
+        "kv_budget_bytes": facts.kv_budget_bytes,
+        "context": facts.context,
+        "one_at_a_time": facts.batch_refusal,
+        "tls": facts.tls_name,
+        "boot_id": facts.boot_id,
+        "metrics": facts.metrics,
+        "inexact": facts.inexact,
+    }

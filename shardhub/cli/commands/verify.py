@@ -1,14 +1,43 @@
-"""The command that verifies a pipeline."""
+"""`shardhub verify`: a pipeline's bytes, its proof, its numbers, held against what was published."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, Memory, Node, NoLocal, PipelineFlags, Seed, Tls
+from shardhub.cli.options import (
+    CacheDir,
+    LocalFlags,
+    Memory,
+    Node,
+    NodeFlags,
+    NoLocal,
+    PipelineFlags,
+    Seed,
+    Tls,
+    head_settings,
+)
+from shardhub.cli.setting_names import with_flags
+from shardhub.cli.terminal import Terminal, note
+from shardhub.errors import UsageError
+from shardhub.sizes import size_text
+
+if TYPE_CHECKING:
+    from shardhub.usecases.start_head import HeadSettings
+    from shardhub.usecases.verify_reference import ReferenceSettings
+    from shardhub.usecases.verify_source import SourceSettings
+
+
+# Exit code of a command that found what it checks to be something else.
+_EXIT_DIFFERENT = 3
+
+# Differing tensors that are printed.
+_DIFFERENCES_SHOWN = 20
 
 
 @flags("Bytes and proof")
@@ -74,28 +103,164 @@ def verify(
     bytes_: SourceFlags,
     output: Output,
 ) -> int:
-    """Check a pipeline's bytes and proof; with an option, its numbers on live nodes or its source's bytes."""
-    from shardhub.cli.verify import VerifyOptions
-    from shardhub.cli.verify import verify as command
+    """Check a pipeline's bytes and its proof; with an option its numbers on live nodes, or the source's bytes."""
+    named = pipeline.named("verify")
+    match _mode(files, live, whole, bytes_):
+        case "--run":
+            nodes = NodeFlags(node=live.node, tls=live.tls, insecure_lan=live.insecure_lan)
+            here = LocalFlags(no_local=live.no_local, memory=whole.memory, cache_dir=files.cache_dir)
+            return _run(head_settings(named, nodes, here), as_json=output.as_json)
+        case "--reference":
+            from shardhub.usecases.verify_reference import ReferenceSettings
 
-    options = VerifyOptions(
-        pipeline=pipeline.named("verify"),
-        fetch=files.fetch,
-        run=live.run,
-        nodes=tuple(live.node or ()),
-        no_local=live.no_local,
-        reference=whole.reference,
-        push=whole.push,
-        num_tokens=whole.num_tokens,
-        source=bytes_.source,
-        num_tensors=bytes_.num_tensors,
-        seed=bytes_.seed,
-        source_folder=bytes_.source_folder,
-        memory=whole.memory,
-        cache_dir=files.cache_dir,
-        tls=live.tls,
-        insecure_lan=live.insecure_lan,
-        key=files.key,
-        as_json=output.as_json,
-    )
-    return command(options)
+            reference = ReferenceSettings(
+                source_folder=bytes_.source_folder,
+                push=whole.push,
+                fetch=files.fetch,
+                num_tokens=whole.num_tokens,
+                memory=whole.memory,
+                cache_dir=files.cache_dir,
+            )
+            return _reference(named, reference, as_json=output.as_json)
+        case "--source":
+            from shardhub.usecases.verify_source import SourceSettings
+
+            source = SourceSettings(
+                source_folder=bytes_.source_folder,
+                num_tensors=bytes_.num_tensors,
+                seed=bytes_.seed,
+                fetch=files.fetch,
+                cache_dir=files.cache_dir,
+            )
+            return _source(named, source, as_json=output.as_json)
+        case _:
+            return _files(named, files, as_json=output.as_json)
+
+
+def _mode(files: FileFlags, live: RunFlags, whole: ReferenceFlags, bytes_: SourceFlags) -> str:
+    """The option that says how to verify; an empty text for the files alone.
+
+    Raises:
+        UsageError: There are several, or an option that does not go with the one.
+    """
+    modes = {"--run": live.run, "--reference": whole.reference, "--source": bytes_.source}
+    given = [name for name, is_given in modes.items() if is_given]
+    if files.key is not None and given:
+        raise UsageError(f"--key and {given[0]} cannot go together.", hint="Run them one after the other.")
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} cannot go together.", hint="Run them one after the other.")
+    mode = given[0] if given else ""
+    needed = {
+        "--node": (bool(live.node), "--run"),
+        "--push": (whole.push, "--reference"),
+        "--tensors": (bytes_.num_tensors is not None, "--source"),
+    }
+    for name, (is_given, mode_needed) in needed.items():
+        if is_given and mode != mode_needed:
+            raise UsageError(f"{name} goes with {mode_needed}.", hint=f"Add {mode_needed}, or leave out {name}.")
+    return mode
+
+
+def _files(pipeline: str, files: FileFlags, *, as_json: bool) -> int:
+    """Each check as it is made, and the verdict; exit code 3 if anything is wrong, 1 if the stages are unproven."""
+    from shardhub.usecases.verify_files import Check, VerifySettings, verify_files
+
+    def show(check: Check) -> None:
+        if not as_json:
+            print(with_flags(f"{check.state:<8}  {check.what}" + (f": {check.why}" if check.why else "")), flush=True)
+
+    settings = VerifySettings(fetch=files.fetch, key=files.key, cache_dir=files.cache_dir)
+    made = verify_files(pipeline, settings, Terminal(), on_check=show)
+    if as_json:
+        record = {
+            "pipeline_id": made.pipeline_id,
+            "ok": made.ok,
+            "verdict": made.verdict,
+            "inexact": made.inexact,
+            "checks": [{"what": one.what, "state": one.state, "why": one.why} for one in made.checks],
+            "parity": [json.loads(one.model_dump_json()) for one in made.records],
+        }
+        print(json.dumps(record))
+    else:
+        print(with_flags(made.verdict))
+    return int(not made.is_proven) if made.is_published else _EXIT_DIFFERENT
+
+
+def _run(head: HeadSettings, *, as_json: bool) -> int:
+    """What the live chain chose beside the record; exit code 3 if that differs though it must not."""
+    from shardhub.parity import describe_class
+    from shardhub.usecases.verify_run import verify_run
+
+    made = verify_run(head, Terminal())
+    first = made.differences[0] if made.differences else None
+    if as_json:
+        result = {
+            "pipeline_id": made.pipeline_id,
+            "num_tokens": made.record.num_tokens,
+            "tokens_equal": made.tokens_equal,
+            "first_difference": asdict(first) if first is not None else None,
+            "exactness_promised": made.is_promised,
+            "record": {"made_at": made.record.made_at, "class": made.record.numeric_class.model_dump()},
+            "nodes": [{"at": name, "class": known.model_dump()} for name, known in made.nodes],
+        }
+        print(json.dumps(result))
+    else:
+        rows = [("record", made.record.numeric_class), *made.nodes]
+        width = max(len(name) for name, _ in rows)
+        for name, known in rows:
+            print(f"{name:<{width}}  {describe_class(known)}, {known.cpu or 'cpu unknown'}, {known.blas or 'no BLAS'}")
+        print(made.promise)
+        print(f"{made.tokens_equal} of {made.record.num_tokens} tokens are the record's")
+        if first is not None:
+            print(
+                f"first difference: prompt {first.prompt}, token {first.token}: the record has {first.recorded}, "
+                f"the chain chose {first.chosen}"
+            )
+    if made.differences and not made.is_promised:
+        note("note: this is how far the machines agree; other hardware or libraries round differently")
+    return 0 if made.ok else _EXIT_DIFFERENT
+
+
+def _reference(pipeline: str, settings: ReferenceSettings, *, as_json: bool) -> int:
+    """The record that was made, and where it is."""
+    from shardhub.manifest import encode
+    from shardhub.parity import describe
+    from shardhub.usecases.verify_reference import verify_reference
+
+    made = verify_reference(pipeline, settings, Terminal())
+    summary = describe(made.record)
+    if as_json:
+        print(json.dumps({"record": json.loads(encode(made.record)), "summary": summary, "at": made.place}))
+    else:
+        print(with_flags(summary))
+        print(with_flags(made.place))
+    return 0
+
+
+def _source(pipeline: str, settings: SourceSettings, *, as_json: bool) -> int:
+    """Tensors that are not the source's; exit code 3 if there are any."""
+    from shardhub.usecases.verify_source import verify_source
+
+    made = verify_source(pipeline, settings, Terminal())
+    if as_json:
+        result = {
+            "pipeline_id": made.pipeline_id,
+            "source": made.source,
+            "ok": made.ok,
+            "num_compared": made.num_compared,
+            "num_tensors": made.num_tensors,
+            "compared_bytes": made.compared_bytes,
+            "seed": made.seed,
+            "stages_not_here": list(made.absent),
+            "different": [{"tensor": one.name, "why": one.why} for one in made.different],
+        }
+        print(json.dumps(result))
+        return 0 if made.ok else _EXIT_DIFFERENT
+    for one in made.different[:_DIFFERENCES_SHOWN]:
+        print(f"MISMATCH  {one.name}: {one.why}")
+    if len(made.different) > _DIFFERENCES_SHOWN:
+        print(f"MISMATCH  {len(made.different) - _DIFFERENCES_SHOWN} more; --json names them all")
+    verdict = "all are the source's, byte for byte" if made.ok else f"{len(made.different)} of them DIFFER"
+    size = size_text(made.compared_bytes)
+    print(f"{made.num_compared} of {made.num_tensors} tensors ({size}) compared with {made.source}: {verdict}")
+    return 0 if made.ok else _EXIT_DIFFERENT

@@ -6,81 +6,98 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+import typer
 
-from shardhub.chain.chain_status import ChainStatus, NodeStatus, Reading, chain_status, read_nodes
-from shardhub.chain.links import NodeDialer
+from shardhub.cli.flags import Output, flags
+from shardhub.cli.options import CacheDir, Node, PipelineFlags, Tls
 from shardhub.cli.run import error_record
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal
 from shardhub.errors import NodeLoading, ShardhubError, outcome
-from shardhub.parity import inexactness
-from shardhub.protocol import INEXACT, Description
-from shardhub.shard import Pipeline, read_pipeline
 from shardhub.sizes import size_text
-from shardhub.usecases.addresses import node_addresses
-from shardhub.usecases.loop import LoopThread
-from shardhub.usecases.parity import warn_inexact
-from shardhub.usecases.places import Places
-from shardhub.usecases.trust import head_security
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from shardhub.chain.chain_status import ChainStatus, NodeStatus, Reading
+    from shardhub.protocol import Description
+    from shardhub.shard import Pipeline
+
 
 # A table into a pipe is as wide as it needs to be.
 _PIPE_WIDTH = 400
+
 _LOADING = "loading"
+
 _LEGEND = (
     "sessions: running+parked/most; KV: promised/budget; queue: steps that wait; rows: sessions in a decode step; "
     "compute, wait: of one"
 )
-_SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend", INEXACT)
+
+_SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusOptions:
-    """The options of `status` as given."""
+@flags("Nodes")
+class WatchFlags:
+    """The nodes that are looked at, and how often."""
 
-    pipeline: str
-    nodes: tuple[str, ...]
-    once: bool
-    interval_s: float
-    cache_dir: Path | None
-    tls: Path | None = None
-    insecure_lan: bool = False
+    node: Node = None
+    tls: Tls = None
+    insecure_lan: Annotated[
+        bool,
+        typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
+    ] = False
+    once: Annotated[bool, typer.Option("--once", help="Show it once, on a terminal too.")] = False
+    interval: Annotated[float, typer.Option(help="Seconds between readings.", min=0.1, max=3600.0)] = 1.0
+    cache_dir: CacheDir = None
 
 
-def status(options: StatusOptions, *, as_json: bool) -> int:
-    """Show the stages: repeatedly on a terminal, otherwise once. Exit code 5 if the chain cannot run."""
+def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int:
+    """Show each stage, live: who serves it, what it is busy with, and what limits the chain.
+
+    Exit code 5 if a stage has nobody.
+    """
+    from shardhub.chain.chain_status import chain_status, read_nodes
+    from shardhub.chain.links import NodeDialer
+    from shardhub.parity import inexactness
+    from shardhub.shard import read_pipeline
+    from shardhub.usecases.addresses import node_addresses
+    from shardhub.usecases.loop import LoopThread
+    from shardhub.usecases.parity import warn_inexact
+    from shardhub.usecases.places import Places
+    from shardhub.usecases.trust import head_security
+
     terminal = Terminal()
-    pipeline = read_pipeline(Places(options.cache_dir, watcher=terminal).pipeline_folder(options.pipeline))
-    warn_inexact(inexactness(pipeline.folder, pipeline.manifest), terminal)
-    addresses = node_addresses(options.nodes, pipeline)
-    security = head_security(options.tls, insecure_lan=options.insecure_lan, watcher=terminal)
-    is_live = sys.stdout.isatty() and not options.once and not as_json
+    named = pipeline.named("status")
+    served = read_pipeline(Places(watching.cache_dir, watcher=terminal).pipeline_folder(named))
+    warn_inexact(inexactness(served.folder, served.manifest), terminal)
+    addresses = node_addresses(watching.node, served)
+    security = head_security(watching.tls, insecure_lan=watching.insecure_lan, watcher=terminal)
+    is_live = sys.stdout.isatty() and not watching.once and not output.as_json
     with LoopThread() as loop:
 
         def read() -> tuple[Reading, ...]:
-            return loop.wait(read_nodes(pipeline.manifest, addresses, dialer=NodeDialer(security=security)))
+            return loop.wait(read_nodes(served.manifest, addresses, dialer=NodeDialer(security=security)))
 
         before = read()
-        found = chain_status(pipeline.manifest, before)
+        found = chain_status(served.manifest, before)
         if is_live:
-            found = _watch(read, before, found, options.interval_s)
+            found = _watch(read, before, found, watching.interval)
         else:
-            if any(node.reading.load for node in found.nodes):  # rates need two readings
-                time.sleep(options.interval_s)
-                found = chain_status(pipeline.manifest, read(), before)
-            print(json.dumps(record(found, pipeline)) if as_json else text(found))
+            if any(node.reading.load for node in found.nodes):  # figures are of what happens between two readings
+                time.sleep(watching.interval)
+                found = chain_status(served.manifest, read(), before)
+            print(json.dumps(record(found, served)) if output.as_json else text(found))
     return 0 if found.problem is None else outcome(found.problem).exit
 
 
 def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
-    """A chain's status as JSON-able data; times in seconds."""
+    """A survey as JSON-able data; times in seconds."""
+    from shardhub.parity import inexactness
+
     manifest = pipeline.manifest
     return {
         "pipeline": manifest.name,
@@ -98,7 +115,13 @@ def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def render(found: ChainStatus) -> Group:
-    """A chain's status as a table and two sentences."""
+    """A survey as a table and two sentences."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from shardhub.protocol import INEXACT
+
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("stage", "layers", "node", "state"):
         table.add_column(column, no_wrap=column != "node", overflow="fold")
@@ -131,7 +154,9 @@ def render(found: ChainStatus) -> Group:
 
 
 def text(found: ChainStatus) -> str:
-    """A chain's status as lines of text, with colours on a terminal only."""
+    """A survey as lines; with colours on a terminal only."""
+    from rich.console import Console
+
     console = Console(file=sys.stdout, highlight=False) if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
     with console.capture() as capture:
         console.print(render(found))
@@ -139,7 +164,12 @@ def text(found: ChainStatus) -> str:
 
 
 def _watch(read: Any, before: Sequence[Reading], found: ChainStatus, interval_s: float) -> ChainStatus:
-    """Show the status until Ctrl-C, which is the normal end."""
+    """Show it until Ctrl-C, which is how this ends well."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from shardhub.chain.chain_status import chain_status
+
     with Live(render(found), console=Console(highlight=False), auto_refresh=False) as live:
         try:
             while True:
@@ -183,7 +213,8 @@ def _state(reading: Reading) -> str:
 
 
 def _hint(found: ChainStatus, problem: ShardhubError) -> str:
-    """Advice for a chain that cannot run."""
+    """What to do about a chain that cannot run."""
+
     loading = [node.reading.address for node in found.nodes if _state(node.reading) == _LOADING]
     return f"Wait until {' and '.join(loading)} has loaded its stage." if loading else with_flags(problem.hint)
 
@@ -233,7 +264,9 @@ def _node_record(node: NodeStatus, *, is_slowest: bool) -> dict[str, Any]:
 
 
 def _host(description: Description) -> dict[str, str]:
-    return {key: description.host[key] for key in _SHOWN_FACTS if key in description.host}
+    from shardhub.protocol import INEXACT
+
+    return {key: description.host[key] for key in (*_SHOWN_FACTS, INEXACT) if key in description.host}
 
 
 def _runs_on(found: ChainStatus) -> list[str]:

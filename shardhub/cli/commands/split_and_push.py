@@ -1,74 +1,90 @@
-"""`shardhub split-and-push` and `shardhub unpublish`: publishing a pipeline, and deleting it."""
+"""`shardhub split-and-push`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
 
-from shardhub.cli.terminal import Terminal, ask, note
-from shardhub.errors import UsageError
-from shardhub.hub.push_decisions import Action
-from shardhub.hub.push_plan import PushPlan
-from shardhub.hub.unpublish import Removal
+import typer
+
+from shardhub.cli.flags import Output, flags
+from shardhub.cli.options import CacheDir, CheckFlags, CutFlags, Model, ModelFlags, Yes
+from shardhub.cli.terminal import Terminal, note
 from shardhub.sizes import size_text
-from shardhub.usecases.cut import Cut
-from shardhub.usecases.parity import parity_report
-from shardhub.usecases.publish import Publication, PublishSettings, Push, Unpublish
+
+if TYPE_CHECKING:
+    from shardhub.hub.push_plan import PushPlan
+    from shardhub.usecases.publish import Publication
+
 
 # Upload rate of a home connection, for the estimate.
 _BYTES_PER_S = 100e6 / 8
 
 
-def split_and_push(model: str, cut: Cut, settings: PublishSettings, *, dry_run: bool, as_json: bool) -> int:
-    """Show what would be published and, unless `dry_run`, publish it."""
-    push = Push(model, cut, replace(settings, client_bars=sys.stderr.isatty()), Terminal())
+@flags("Where it is published")
+class PublishFlags:
+    """Where shards are published, and who may read them."""
+
+    namespace: Annotated[
+        str | None, typer.Option(help="User or organisation to publish as; the token's by default.", metavar="USER")
+    ] = None
+    name: Annotated[str | None, typer.Option(help="Base name of the repos; the model's by default.")] = None
+    private: Annotated[bool, typer.Option("--private", help="Make repos that only you can read.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made; write nothing.")] = False
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace other cuts of this name; the old commits stay, tagged.")
+    ] = False
+    yes: Yes = False
+    cache_dir: CacheDir = None
+
+
+def split_and_push(
+    model: Model,
+    cut: CutFlags,
+    publishing: PublishFlags,
+    checks: CheckFlags,
+    leaving: ModelFlags,
+    output: Output,
+) -> int:
+    """Cut a model and publish its stages on the Hub, each in a repo of its own; needs disk for one weight file.
+
+    A run that was interrupted is finished by the same command, and uploads nothing twice.
+    """
+    from shardhub.usecases.publish import PublishSettings, Push
+
+    settings = PublishSettings(
+        namespace=publishing.namespace,
+        name=publishing.name,
+        private=publishing.private,
+        replace=publishing.replace,
+        assume_yes=publishing.yes,
+        check_weights=checks.check_weights,
+        cache_dir=publishing.cache_dir,
+        parity=checks.parity(),
+        sign_key=checks.sign_key,
+        ignore_code=leaving.ignore_code,
+        ignore_fields=leaving.ignore_fields,
+        client_bars=sys.stderr.isatty(),
+    )
+    push = Push(model, cut.cut(), settings, Terminal())
     _show(push.plan)
-    if not dry_run:
-        _report(push.run(), as_json=as_json)
+    if not publishing.dry_run:
+        _report(push.run(), as_json=output.as_json)
         return 0
     for reason in push.reasons:
         note(f"note: everyone could read it, but {reason}: add --private, or --yes to mean it")
-    if as_json:
+    if output.as_json:
         print(json.dumps(_plan_record(push.plan, push.reasons)))
     else:
         note("dry run: nothing was written")
     return 0
 
 
-def unpublish(pipeline: str, *, dry_run: bool, yes: bool, as_json: bool) -> int:
-    """Delete a pipeline's repos from the Hub."""
-    doomed = Unpublish(pipeline, Terminal())
-    for repo in doomed.repos:
-        note(f"delete  {repo}")
-    for kept in doomed.removal.kept:
-        note(f"keep    {kept.repo}: {kept.why}")
-    if not dry_run:
-        if not yes:
-            _ask(f"Delete these repos ({len(doomed.repos)}) at {doomed.endpoint}, for good?", "Nothing was deleted.")
-        doomed.run()
-    if as_json:
-        print(json.dumps(_removal_record(doomed.removal, deleted=not dry_run)))
-    else:
-        note("dry run: nothing was deleted" if dry_run else f"{len(doomed.repos)} repos deleted")
-    return 0
-
-
-def _ask(question: str, refusal: str) -> None:
-    """Ask on a terminal; any answer but yes counts as no, and so does a missing terminal.
-
-    Raises:
-        UsageError: The answer is no, or there is no terminal.
-    """
-    answer = ask(question)
-    if answer is None:
-        raise UsageError(refusal, why="There is no terminal to ask on.", hint="Add --yes to mean it.")
-    if not answer:
-        raise UsageError(refusal, why="The answer was not yes.")
-
-
 def _show(plan: PushPlan) -> None:
-    """Show the repos that a push writes, their sizes, and the estimated time."""
+    """The repos a push writes, their sizes, and how long it may take."""
+    from shardhub.hub.push_decisions import Action
+
     job = plan.job
     width = max(len(at.repo) for at in plan.decisions)
     sizes = [*(shard.size_bytes for shard in job.shards), job.files_bytes]
@@ -88,6 +104,9 @@ def _show(plan: PushPlan) -> None:
 
 
 def _report(made: Publication, *, as_json: bool) -> None:
+    from shardhub.hub.push_decisions import Action
+    from shardhub.usecases.parity import parity_report
+
     done = made.pushed
     if as_json:
         record = {
@@ -129,13 +148,4 @@ def _plan_record(plan: PushPlan, reasons: list[str]) -> dict[str, object]:
         "size_bytes": [shard.size_bytes for shard in plan.job.shards],
         "upload_bytes": plan.upload_bytes,
         "reasons_not_to_publish": reasons,
-    }
-
-
-def _removal_record(removal: Removal, *, deleted: bool) -> dict[str, object]:
-    return {
-        "deleted": deleted,
-        "pipeline": removal.pipeline,
-        "shards": list(removal.shards),
-        "kept": [{"repo": kept.repo, "why": kept.why} for kept in removal.kept],
     }

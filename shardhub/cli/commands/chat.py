@@ -4,22 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from typing import TYPE_CHECKING, Annotated
 
-from shardhub.cli.generate import summary, system_messages
+import typer
+
+from shardhub.cli.flags import Debugging, flags
+from shardhub.cli.options import (
+    LocalFlags,
+    NodeFlags,
+    PipelineFlags,
+    RecoveryFlags,
+    SamplingFlags,
+    System,
+    head_settings,
+)
+from shardhub.cli.prompts import system_messages
 from shardhub.cli.run import print_error
 from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError
-from shardhub.usecases.answer import Sampling
-from shardhub.usecases.open_head import open_head
-from shardhub.usecases.start_head import HeadSettings
+
+if TYPE_CHECKING:
+    pass
 
 
-def chat(settings: HeadSettings, sampling: Sampling, *, system: str | None) -> int:
-    """Chat until the end of input; Ctrl-C stops an answer without changing the conversation."""
-    sampling = sampling.with_seed()
-    sampling.parameters()  # values out of range are refused before anything is started
-    opening = system_messages(system)
-    messages = list(opening)
+@flags("Tokens")
+class ChatSamplingFlags(SamplingFlags):
+    """As for one answer, with the values of a conversation."""
+
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 1024
+    temp: Annotated[float, typer.Option(help="Temperature; 0 takes the most likely token.", min=0.0)] = 0.7
+    top_p: Annotated[float, typer.Option(help="Keep the most likely tokens with this mass.")] = 0.95
+
+
+@flags("Prompt")
+class SystemFlags:
+    """What stands before the conversation."""
+
+    system: System = None
+
+
+def chat(
+    pipeline: PipelineFlags,
+    opening: SystemFlags,
+    nodes: NodeFlags,
+    tokens: ChatSamplingFlags,
+    recovery: RecoveryFlags,
+    local: LocalFlags,
+    output: Debugging,
+) -> int:
+    """Talk with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
+    from shardhub.usecases.open_head import open_head
+
+    settings = head_settings(pipeline.named("chat"), nodes, local, recovery=recovery)
+    sampling = tokens.sampling().with_seed()
+    sampling.parameters()  # what is out of its range is refused before anything is started
+    first = system_messages(opening.system)
+    messages = list(first)
     with contextlib.suppress(ImportError):  # line editing and history, where Python has it
         import readline  # noqa: F401
     with open_head(settings, Terminal()) as head:
@@ -28,7 +68,7 @@ def chat(settings: HeadSettings, sampling: Sampling, *, system: str | None) -> i
             if not line.strip():
                 continue
             if line.strip() == "/new":
-                messages = list(opening)
+                messages = list(first)
                 continue
             messages.append({"role": "user", "content": line})
             stream = head.stream(messages, sampling)
@@ -36,7 +76,7 @@ def chat(settings: HeadSettings, sampling: Sampling, *, system: str | None) -> i
                 for piece in stream:
                     write_answer(piece.text)
                 end_answer()
-                note(summary(stream.answer.usage))
+                note(stream.answer.usage.summary)
             except KeyboardInterrupt:
                 stream.close()
                 end_answer()

@@ -4,34 +4,60 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from shardhub.checkpoint.checkpoint import Checkpoint
+import typer
+
+from shardhub.cli.flags import Output, flags
+from shardhub.cli.options import CutFlags, Model, ModelFlags
 from shardhub.cli.run import error_record, print_error
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import outcome
-from shardhub.planning.borders import allowed_text
-from shardhub.planning.plan_file import plan_to_json
 from shardhub.sizes import traffic_text
-from shardhub.usecases.cut import Cut, Planned
-from shardhub.usecases.plan import ModelPlan, PlanSettings
-from shardhub.usecases.plan import plan as plan_model
+
+if TYPE_CHECKING:
+    from shardhub.checkpoint.checkpoint import Checkpoint
+    from shardhub.usecases.cut import Planned
+    from shardhub.usecases.plan import ModelPlan
 
 
-def plan(model: str, cut: Cut, settings: PlanSettings, *, as_json: bool) -> int:
-    """Print the table of stages, where the model can be cut, and whether the stages are proven; exit code 1 if not."""
-    made = plan_model(model, cut, settings, Terminal())
+@flags("What is checked")
+class ProofFlags:
+    """Whether a plan is proven."""
+
+    no_proof: Annotated[bool, typer.Option("--no-proof", help="Only the table: check neither cuts nor proof.")] = False
+
+
+def plan(
+    model: Model,
+    cut: CutFlags,
+    proof: ProofFlags,
+    leaving: ModelFlags,
+    output: Output,
+) -> int:
+    """Show how a model would be cut, whether that is proven, and where else it can be cut, from headers alone.
+
+    Writes nothing, and reads no weights.
+    """
+    from shardhub.planning.plan_file import plan_to_json
+    from shardhub.usecases.plan import PlanSettings
+    from shardhub.usecases.plan import plan as plan_model
+
+    settings = PlanSettings(
+        proof=not proof.no_proof, ignore_code=leaving.ignore_code, ignore_fields=leaving.ignore_fields
+    )
+    where = cut.cut()
+    made = plan_model(model, where, settings, Terminal())
     planned, verdict = made.planned, made.verdict
-    if as_json:
+    if output.as_json:
         print(json.dumps(plan_to_json(planned.plan, report=_report(made))))
     else:
-        if not cut.given:
+        if not where.given:
             print(_facts(made.model.checkpoint, planned))
         for line in [*planned.lines(), *_cut_lines(planned), verdict.line, *([verdict.batch] if verdict.batch else [])]:
             print(with_flags(line))
-    if not cut.given:
+    if not where.given:
         note("Where to cut it: --stages N, --cuts 10,20, --machine NAME=RAM ..., or --plan plan.json.")
     if verdict.error is None:
         return 0
@@ -40,7 +66,9 @@ def plan(model: str, cut: Cut, settings: PlanSettings, *, as_json: bool) -> int:
 
 
 def _cut_lines(planned: Planned) -> list[str]:
-    """Describe where the model can be cut, and what crosses the plan's cuts."""
+    """Where the model can be cut, and what crosses where it is."""
+    from shardhub.planning.borders import allowed_text
+
     if planned.borders is None:
         return []
     return [allowed_text(planned.borders), *planned.crossing_lines()]
@@ -59,7 +87,9 @@ def _facts(checkpoint: Checkpoint, planned: Planned) -> str:
 
 
 def _report(made: ModelPlan) -> dict[str, Any]:
-    """What `plan --json` reports besides the plan itself; the same in every run, so that plans can be compared."""
+    """What `plan --json` tells beside the plan itself; the same in every run, so that plans can be compared."""
+    from importlib.metadata import version
+
     planned, verdict, opened = made.planned, made.verdict, made.model
     report: dict[str, Any] = {
         "context": planned.context,

@@ -1,0 +1,185 @@
+"""`shardhub hub`: a Hub of your own, on this machine or network."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shardhub.cli.flags import Output, flags, flattened
+from shardhub.cli.help import Command, Group
+from shardhub.cli.streams import announce
+from shardhub.cli.terminal import note
+from shardhub.errors import UsageError
+from shardhub.sizes import size_text
+
+Folder = Annotated[Path | None, typer.Option("--dir", help="Folder of the Hub's data; one of this user's by default.")]
+
+
+@flags("Hub")
+class FolderFlags:
+    """Where the Hub's data is."""
+
+    folder: Folder = None
+
+
+@flags("Hub")
+class InitFlags(FolderFlags):
+    """Where the Hub's data is, and whose token is made."""
+
+    user: Annotated[str | None, typer.Option(help="Whose token to make; you by default.")] = None
+
+
+def init(hub: InitFlags, output: Output) -> int:
+    """Make a Hub and a token to write to it; the token is shown this once."""
+    from shardhub.localhub.hub import LocalHub, holds_hub
+
+    place = hub.folder or _default_folder()
+    if holds_hub(place):
+        raise UsageError(f"{place} holds a Hub already.", hint="Make a token with `shardhub hub token USER`.")
+    with LocalHub(place) as made:
+        token = made.token(hub.user or getpass.getuser())
+    if output.as_json:
+        print(json.dumps({"dir": str(place), "token": token}))
+        return 0
+    option = "" if hub.folder is None else f" --dir {hub.folder}"
+    note(f"Made a Hub in {place}. This token is not shown again:")
+    print(token)
+    note(f"Serve it with `shardhub hub serve{option}`; clients need HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET=1.")
+    return 0
+
+
+@flags("Who reaches it")
+class ListenFlags:
+    """Where the Hub listens, and to whom."""
+
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8090
+    public_url: Annotated[
+        str | None, typer.Option(help="URL clients call it by, if not its address.", metavar="URL")
+    ] = None
+    insecure_lan: Annotated[
+        bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
+    ] = False
+
+
+def serve(hub: FolderFlags, listening: ListenFlags, output: Output) -> int:
+    """Serve the Hub until SIGTERM; prints its URL when it is ready."""
+    from shardhub.localhub.server import RunningHub, ServerSettings
+    from shardhub.localhub.server import serve as run_server
+
+    settings = ServerSettings(
+        host=listening.host,
+        port=listening.port,
+        insecure_lan=listening.insecure_lan,
+        public_url=listening.public_url,
+    )
+    if settings.insecure_lan:
+        note("warning: --insecure-lan: everyone on the way can read weights and tokens, and use the tokens")
+
+    def ready(running: RunningHub) -> None:
+        announce(json.dumps({"endpoint": running.endpoint}) if output.as_json else running.endpoint)
+
+    return run_server(_existing(hub.folder), settings, on_ready=ready)
+
+
+@flags("Token")
+class TokenFlags:
+    """What a token opens, or which one is revoked."""
+
+    role: Annotated[str, typer.Option(help="read or write.")] = "write"
+    group: Annotated[list[str] | None, typer.Option(help="Further namespace it opens; may be given several times.")] = (
+        None
+    )
+    revoke: Annotated[str | None, typer.Option(help="Make the token with this id worthless.", metavar="ID")] = None
+
+
+def token(
+    hub: FolderFlags,
+    access: TokenFlags,
+    output: Output,
+    user: Annotated[str | None, typer.Argument(help="Whose token to make.")] = None,
+) -> int:
+    """Make a token and show it this once; without USER, list the tokens there are."""
+    from shardhub.localhub.catalog import Catalog
+    from shardhub.localhub.tokens import list_tokens, make_token, revoke_token
+
+    # Not a LocalHub: the Hub may be running, and goes on.
+    catalog = Catalog(_existing(hub.folder))
+    try:
+        if access.revoke is not None:
+            revoke_token(catalog, access.revoke)
+            return 0
+        if user is not None:
+            made = make_token(catalog, user, role=access.role, groups=access.group or [])
+            print(json.dumps({"token": made}) if output.as_json else made)
+            return 0
+        records = list_tokens(catalog)
+    finally:
+        catalog.close()
+    if output.as_json:
+        rows = [
+            {"id": one.id, "user": one.user, "role": one.role, "namespaces": one.namespaces, "created": one.created}
+            for one in records
+        ]
+        print(json.dumps(rows))
+    else:
+        for one in records:
+            print(f"{one.id}  {one.role:<5}  {one.created[:10]}  {one.user}  {' '.join(one.namespaces[1:])}".rstrip())
+    return 0
+
+
+@flags("What is deleted")
+class AgeFlags:
+    """What is old enough to be deleted."""
+
+    min_age: Annotated[float, typer.Option(help="Hours; what is younger stays.", min=0)] = 24.0
+
+
+def gc(hub: FolderFlags, deleting: AgeFlags, output: Output) -> int:
+    """Delete what no branch or tag needs any more. The Hub must not be running."""
+    from shardhub.localhub.gc import collect_garbage
+    from shardhub.localhub.hub import LocalHub
+
+    with LocalHub(_existing(hub.folder)) as opened:
+        done = collect_garbage(opened, min_age_s=deleting.min_age * 3600)
+    if output.as_json:
+        record = {"commits": done.num_commits, "blobs": done.num_blobs, "freed_bytes": done.freed_bytes}
+        print(json.dumps(record))
+    else:
+        print(f"{done.num_commits} commits and {done.num_blobs} blobs deleted, {size_text(done.freed_bytes)} freed")
+    return 0
+
+
+def _default_folder() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("shardhub")) / "hub"
+
+
+def _existing(folder: Path | None) -> Path:
+    from shardhub.localhub.hub import holds_hub
+
+    place = folder or _default_folder()
+    if not holds_hub(place):
+        raise UsageError(
+            f"There is no Hub in {place}.", hint="Make one with `shardhub hub init`, or name it with --dir."
+        )
+    return place
+
+
+hub_app = typer.Typer(
+    name="hub",
+    help="A Hub of your own, for the real Hub's clients: weights stay on this machine or network.",
+    no_args_is_help=True,
+    cls=Group,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+HUB_COMMANDS: tuple[Callable[..., int], ...] = (init, serve, token, gc)
+for command in HUB_COMMANDS:
+    hub_app.command(cls=Command)(flattened(command))
