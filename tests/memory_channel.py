@@ -20,6 +20,8 @@ from shardhub.wire.secure import OpenChannel
 
 # Messages that are on their way in one direction of a call: who writes more waits for who reads.
 _WINDOW = 16
+# Beyond those that tests give to nodes that are not there.
+_FIRST_PORT = 50_001
 _SEND_LIMIT = "grpc.max_send_message_length"
 
 
@@ -77,7 +79,7 @@ class MemoryNetwork:
         Args:
             server: Gives the server that answers in the event loop that runs.
         """
-        address = f"127.0.0.1:{len(self._servers) + 1}"
+        address = f"127.0.0.1:{_FIRST_PORT + len(self._servers)}"
         self._servers[address] = server
         return address
 
