@@ -228,7 +228,7 @@ class MemoryCall:
         self._calls = calls
         self._task: asyncio.Task[None] | None = None
         if handler is None:
-            self.end(REFUSED)
+            asyncio.get_running_loop().call_soon(self.end, REFUSED)  # nobody is told before an attempt was made
         else:
             self._task = asyncio.create_task(self._serve(handler))
 
