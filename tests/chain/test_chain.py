@@ -375,7 +375,7 @@ def test_route_says_what_is_missing_and_what_is_there_twice(models, served) -> N
 
 def test_node_of_another_pipeline_is_refused(models, served, tmp_path) -> None:
     """The same shapes, other weights: the digests differ, and the head says which."""
-    other = cut.cut(cut.tiny_model(tmp_path / "model", "qwen2"), tmp_path / "out", (3,))
+    other = cut.tiny_pipeline(tmp_path, (3,), "qwen2")
 
     async def run():
         described = [(address, await served.dialer.describe(address)) for address in served.addresses]

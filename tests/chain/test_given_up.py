@@ -25,7 +25,7 @@ ANSWER_S = 60
 def pipeline(tmp_path_factory):
     """A tiny model cut in two."""
     folder = tmp_path_factory.mktemp("given_up")
-    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+    return cut.tiny_pipeline(folder, (3,))
 
 
 class Line:

@@ -27,7 +27,7 @@ PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 20 * 29, 29)]
 def pipeline(tmp_path_factory):
     """A tiny model cut in two."""
     folder = tmp_path_factory.mktemp("membership")
-    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+    return cut.tiny_pipeline(folder, (3,))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_node_that_joins_is_used_for_new_work(pipeline, served) -> None:
 
 def test_nodes_that_help_nobody_are_refused(pipeline, served, tmp_path) -> None:
     """One of another pipeline, one that takes less than was promised, one that is not there."""
-    other = cut.cut(cut.tiny_model(tmp_path / "model", num_hidden_layers=4), tmp_path / "out", (2,))
+    other = cut.tiny_pipeline(tmp_path, (2,), num_hidden_layers=4)
     first, _, last, short = served.addresses
     stranger = MemoryNode(served.network, (cut.shard_folder(other, 0),), EngineSettings(context=CONTEXT))
 

@@ -134,7 +134,7 @@ def test_nodes_that_keep_kv_otherwise_are_refused(llama) -> None:
 )
 def test_models_that_cannot_quantise_kv_are_refused_before_they_load(tmp_path, name, changes, group_size, why) -> None:
     """A state that is no K and V, attention sinks, heads that are no whole groups: refused with the reason."""
-    pipeline = cut.cut(cut.tiny_model(tmp_path / "model", name, **changes), tmp_path / "out", (3,))
+    pipeline = cut.tiny_pipeline(tmp_path, (3,), name, **changes)
     with pytest.raises(UnsupportedModel, match="cannot be quantised") as refused:
         engine(pipeline, 0, KvQuantization(bits=8, group_size=group_size))
     assert why in refused.value.why
@@ -142,7 +142,7 @@ def test_models_that_cannot_quantise_kv_are_refused_before_they_load(tmp_path, n
 
 def test_a_stage_of_windows_goes_along(tmp_path) -> None:
     """What has a quantised form is kept in it; a stage that has nothing of that kind serves the same pipeline."""
-    pipeline = cut.cut(cut.tiny_model(tmp_path / "model", "gemma3"), tmp_path / "out", (2, 4))
+    pipeline = cut.tiny_pipeline(tmp_path, (2, 4), "gemma3")
 
     async def run():
         loop, kv = asyncio.get_running_loop(), KvQuantization(bits=8, group_size=32)

@@ -22,7 +22,7 @@ MESSAGE_BYTES = 1 << 20
 def pipeline(tmp_path_factory):
     """A tiny model cut in two."""
     folder = tmp_path_factory.mktemp("roll-call")
-    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+    return cut.tiny_pipeline(folder, (3,))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_stage_that_can_run_here_needs_no_node(pipeline, served) -> None:
 
 def test_other_version_is_said_to_be_one(pipeline, served, tmp_path) -> None:
     """A node of the same model in another cut or version is told from one of another pipeline, with the way out."""
-    other = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", (2,))
+    other = cut.tiny_pipeline(tmp_path, (2,))
     with pytest.raises(HandshakeError, match="another version") as caught:
         call(other, served, [served.addresses[0]])
     assert "PIPELINE@COMMIT" in caught.value.hint

@@ -39,13 +39,13 @@ PARAMETERS = [SamplingParameters(temperature=0.9 * (i % 2), top_p=0.95, seed=i) 
 def pipeline(request, tmp_path_factory):
     """A tiny model cut in three."""
     folder = tmp_path_factory.mktemp("scheduler")
-    return cut.cut(cut.tiny_model(folder / "model", request.param), folder / "out", (2, 4))
+    return cut.tiny_pipeline(folder, (2, 4), request.param)
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scheduler_llama")
-    return cut.cut(cut.tiny_model(folder / "model", "llama"), folder / "out", (3,))
+    return cut.tiny_pipeline(folder, (3,))
 
 
 @asynccontextmanager

@@ -24,7 +24,7 @@ PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 20 * 29, 29)]
 def pipeline(tmp_path_factory):
     """A tiny model cut in two."""
     folder = tmp_path_factory.mktemp("stand-in")
-    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+    return cut.tiny_pipeline(folder, (3,))
 
 
 def request(num_tokens=20) -> Request:

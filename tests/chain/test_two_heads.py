@@ -22,7 +22,7 @@ MAX_SESSIONS = 3
 def served(tmp_path_factory):
     """A tiny model in two stages, each on a node that takes three sessions."""
     folder = tmp_path_factory.mktemp("two_heads")
-    pipeline = cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+    pipeline = cut.tiny_pipeline(folder, (3,))
     folders = [(cut.shard_folder(pipeline, index),) for index in range(2)]
     with cluster_of(*folders, context=256, max_sessions=MAX_SESSIONS) as cluster:
         yield pipeline, cluster
