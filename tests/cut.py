@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import json
+import shutil
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +18,8 @@ from shardhub.splitting.split import split
 from tests import tiny
 
 NAME = "m"
+# Folders of tiny models and their pipelines, by name, positions and changes; nobody alters them.
+_made: dict[str, Path] = {}
 
 
 def cut(model: Path, out: Path, positions: tuple[int, ...], *, name: str = NAME) -> Pipeline:
@@ -46,3 +52,18 @@ def tiny_model(folder: Path, name: str = "llama", **changes) -> Path:
     """A tiny model's folder."""
     config = {**tiny.config(name), **changes}
     return tiny.save(tiny.build(config), config, folder)
+
+
+def tiny_pipeline(folder: Path, positions: tuple[int, ...], name: str = "llama", **changes) -> Pipeline:
+    """A tiny model in `folder`/model and its pipeline in `folder`/out; cut once in a process, then copied.
+
+    What is proven before a cut takes most of the time of a test that only needs the shards.
+    """
+    key = json.dumps([name, positions, changes], sort_keys=True)
+    if key not in _made:
+        made = Path(tempfile.mkdtemp(prefix="shardhub-tiny-"))
+        atexit.register(shutil.rmtree, made, ignore_errors=True)
+        cut(tiny_model(made / "model", name, **changes), made / "out", positions)
+        _made[key] = made
+    shutil.copytree(_made[key], folder, dirs_exist_ok=True)
+    return read_pipeline(folder / "out" / pipeline_name(NAME))

@@ -36,7 +36,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         (
             "recovery turned off",
             "the error at once",
-            "tests/chain/test_chain.py::test_killed_node_ends_the_answer_with_its_name",
+            "tests/chain/test_chain_over_grpc.py::test_killed_node_ends_the_answer_with_its_name",
         ),
         (
             "random kills, freezes, partitions, resets and slow lines under traffic",
@@ -128,7 +128,7 @@ FAULTS: dict[str, list[tuple[str, str, str]]] = {
         (
             "the last node of a stage lost, its shard in the calling process",
             "the calling process stands in until a node is back",
-            "tests/chain/test_membership.py::test_the_calling_process_stands_in_for_a_node",
+            "tests/chain/test_stand_in.py::test_the_calling_process_stands_in_for_a_node",
         ),
         (
             "stream moved to another numeric class",

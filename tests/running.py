@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
-from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.links import NodeDialer
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import SchedulerSettings
 from shardhub.wire.options import Liveness
@@ -18,11 +18,17 @@ PATIENT = Liveness(ping_s=1.0, timeout_s=6.0)
 
 
 @asynccontextmanager
-async def scheduler_of(pipeline, addresses, *, liveness=QUICK, **settings):
-    """A scheduler over nodes that are noticed soon when they are gone."""
-    described = [(address, await describe(address)) for address in addresses]
+async def scheduler_of(pipeline, addresses, *, liveness=QUICK, dialer=None, **settings):
+    """A scheduler over nodes that are noticed soon when they are gone.
+
+    Args:
+        liveness: How soon, over gRPC.
+        dialer: How they are reached; None is over gRPC.
+    """
+    dialer = dialer or NodeDialer(liveness=liveness)
+    described = [(address, await dialer.describe(address)) for address in addresses]
     assigned = assign_stages(pipeline.manifest, described)
-    chain = await Chain.start([NodeLink(node.address, node.description, liveness=liveness) for node in assigned])
+    chain = await Chain.start([dialer.link(node.address, node.description) for node in assigned])
     scheduler = Scheduler(chain, SchedulerSettings(**{"recover_wait_s": 30.0, "prefill_chunk": 16} | settings))
     try:
         yield scheduler

@@ -19,7 +19,7 @@ from shardhub.chain.roll_call import roll_call
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.served import Capacity, ServedStages, capacity_of, chain_line, describe_stages, served_stages
 from shardhub.chain.settings import SchedulerSettings
-from shardhub.chain.stage_link import StageLink
+from shardhub.chain.stage_link import Dialer, StageLink
 from shardhub.chain.stream import Finish, Stream
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError
@@ -126,6 +126,7 @@ class Head:
         progress: Callable[[str], None] = lambda _: None,
         liveness: Liveness = DEFAULT_LIVENESS,
         security: Security = PLAIN,
+        dialer: Dialer | None = None,
         scheduling: SchedulerSettings | None = None,
     ) -> Head:
         """Connect to the nodes, load the stages that no node serves, and check all against the manifest.
@@ -139,7 +140,8 @@ class Head:
             find: Returns the folder of a stage's shard on this machine, if it exists; by default looks beside the
                 pipeline's folder. Called for the stages that no node serves.
             progress: Called with a description of the current activity.
-            security: How nodes are reached.
+            liveness, security: How nodes are reached over gRPC.
+            dialer: Reaches nodes in place of gRPC.
             scheduling: How requests are scheduled.
 
         Raises:
@@ -148,7 +150,7 @@ class Head:
             AddressError, CertificateRefused: A node cannot be reached safely.
         """
         find = find or pipeline.shard_folder
-        dialer = NodeDialer(liveness=liveness, security=security)
+        dialer = dialer or NodeDialer(liveness=liveness, security=security)
         folders: dict[int, Path] = {}
 
         def is_here(index: int) -> bool:

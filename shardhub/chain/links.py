@@ -31,7 +31,7 @@ from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness, client_options
 from shardhub.wire.outbox import Outbox
-from shardhub.wire.secure import open_channel, while_trusted, with_tls_hint
+from shardhub.wire.secure import ChannelOpener, open_channel, while_trusted
 from shardhub.wire.shardhub_pb2_grpc import NodeStub
 from shardhub.wire.status import from_rpc, network_words
 
@@ -109,15 +109,25 @@ class LocalLink:
         await loop.run_in_executor(None, release_unused)
 
 
-async def describe(address: str, *, liveness: Liveness = DEFAULT_LIVENESS, security: Security = PLAIN) -> Description:
+async def describe(
+    address: str,
+    *,
+    liveness: Liveness = DEFAULT_LIVENESS,
+    security: Security = PLAIN,
+    opener: ChannelOpener = open_channel,
+) -> Description:
     """Ask a node what it serves.
+
+    Args:
+        address: HOST:PORT.
+        liveness, security, opener: How it is reached.
 
     Raises:
         NodeUnreachable, ChainError: It does not answer, or is not a node.
         AddressError, CertificateRefused: As `open_channel`.
     """
     try:
-        opened = await open_channel(address, security, client_options(_DESCRIBE_BYTES, liveness))
+        opened = await opener(address, security, client_options(_DESCRIBE_BYTES, liveness))
     except grpc.aio.UsageError as error:
         raise NodeUnreachable(f"{address} is no address of a node.", why=f"{error}.") from error
     async with opened.channel as channel:
@@ -125,7 +135,7 @@ async def describe(address: str, *, liveness: Liveness = DEFAULT_LIVENESS, secur
             reply = await NodeStub(channel).Describe(pb.DescribeRequest(), timeout=CONNECT_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             refusal = from_rpc(error, peer=address, doing="describe it")
-            raise (refusal if opened.trust else await with_tls_hint(refusal, address)) from error
+            raise await opened.explain(refusal) from error
         except grpc.aio.UsageError as error:
             raise NodeUnreachable(f"{address} is no address of a node.", why=f"{error}.") from error
     return codec.description_value(reply)
@@ -137,7 +147,7 @@ class NodeLink:
     Args:
         address: HOST:PORT.
         description: The node's description of itself.
-        security: How its channel is secured.
+        liveness, security, opener: How its channel is opened and secured, and how soon a silent node is given up.
     """
 
     def __init__(
@@ -147,11 +157,13 @@ class NodeLink:
         *,
         liveness: Liveness = DEFAULT_LIVENESS,
         security: Security = PLAIN,
+        opener: ChannelOpener = open_channel,
     ) -> None:
         self.name = address
         self.description = description
         self._liveness = liveness
         self._security = security
+        self._opener = opener
         self._channel: grpc.aio.Channel | None = None
         self._outboxes: dict[Lane, Outbox] = {}
         self._calls: list[Any] = []
@@ -175,7 +187,7 @@ class NodeLink:
     ) -> None:
         self._arrived = arrived
         self._lost = lost
-        opened = await open_channel(
+        opened = await self._opener(
             self.name, self._security, client_options(self.limits.message_bytes, self._liveness)
         )
         self._channel = opened.channel
@@ -207,7 +219,7 @@ class NodeLink:
         Raises:
             ChainError: It does not answer.
         """
-        return await describe(self.name, liveness=self._liveness, security=self._security)
+        return await describe(self.name, liveness=self._liveness, security=self._security, opener=self._opener)
 
     async def load(self) -> Mapping[str, float]:
         return (await self.describe()).load
@@ -234,7 +246,7 @@ class NodeLink:
                 hint="Restart this command, so that it reads the newest version; or restart that node with "
                 "PIPELINE@COMMIT for the version that is running here.",
             )
-        return NodeLink(self.name, description, liveness=self._liveness, security=self._security)
+        return NodeLink(self.name, description, liveness=self._liveness, security=self._security, opener=self._opener)
 
     async def open(self, call: OpenSession) -> Opened:
         reply = await self._unary(self._stub.Open, codec.open_message(call), "open a session")
@@ -359,11 +371,19 @@ class NodeDialer:
     Args:
         liveness: How soon a silent node is given up.
         security: How channels are secured.
+        opener: Opens a channel to an address.
     """
 
-    def __init__(self, *, liveness: Liveness = DEFAULT_LIVENESS, security: Security = PLAIN) -> None:
+    def __init__(
+        self,
+        *,
+        liveness: Liveness = DEFAULT_LIVENESS,
+        security: Security = PLAIN,
+        opener: ChannelOpener = open_channel,
+    ) -> None:
         self._liveness = liveness
         self._security = security
+        self._opener = opener
 
     async def describe(self, address: str) -> Description:
         """Ask a node what it serves.
@@ -371,11 +391,11 @@ class NodeDialer:
         Raises:
             As the module's `describe`.
         """
-        return await describe(address, liveness=self._liveness, security=self._security)
+        return await describe(address, liveness=self._liveness, security=self._security, opener=self._opener)
 
     def link(self, address: str, description: Description) -> NodeLink:
         """Make a link to a node from its description; the link is not yet started."""
-        return NodeLink(address, description, liveness=self._liveness, security=self._security)
+        return NodeLink(address, description, liveness=self._liveness, security=self._security, opener=self._opener)
 
 
 # Connects to nodes without TLS.

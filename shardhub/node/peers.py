@@ -30,7 +30,7 @@ from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.options import client_options
 from shardhub.wire.outbox import Outbox
-from shardhub.wire.secure import OpenChannel, channel_to, open_channel
+from shardhub.wire.secure import ChannelOpener, OpenChannel, channel_to, open_channel
 from shardhub.wire.shardhub_pb2_grpc import NodeStub
 from shardhub.wire.status import from_rpc
 
@@ -64,7 +64,7 @@ class Peers:
 
     Args:
         allowed: Networks it may dial.
-        security: How channels are secured.
+        security, opener: How its channels are secured and opened.
         message_bytes: Size of the largest message.
         queue_steps: Most steps that wait for one stream.
         on_failure: Called with steps that could not be sent on, and their head.
@@ -80,6 +80,7 @@ class Peers:
         on_failure: Callable[[bytes, StepFailure], None],
         on_sent: Callable[[Lane, int, float], None] = lambda lane, size_bytes, send_s: None,
         security: Security = PLAIN,
+        opener: ChannelOpener = open_channel,
     ) -> None:
         self._allowed = tuple(allowed)
         self._message_bytes = message_bytes
@@ -89,6 +90,7 @@ class Peers:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._links: dict[tuple[bytes, str, Lane], _PeerLink] = {}
         self._security = security
+        self._opener = opener
         # Who answered at an address (None on a plain channel), and addresses where a link has broken since, which are
         # checked again before the next link.
         self._met: dict[str, tuple[Trust, Peer] | None] = {}
@@ -105,7 +107,7 @@ class Peers:
         """
         await self._check_network(address)
         if address not in self._met or address in self._doubtful:
-            opened = await open_channel(address, self._security, client_options(self._message_bytes))
+            opened = await self._opener(address, self._security, client_options(self._message_bytes))
             await self._adopt(address, opened)
 
     async def _check_network(self, address: str) -> None:
@@ -139,7 +141,7 @@ class Peers:
     async def _probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
         await self._check_network(address)
         # On a channel of its own: a failed probe ends no running link, and never waits for an older failure's backoff.
-        opened = await open_channel(address, self._security, client_options(self._message_bytes))
+        opened = await self._opener(address, self._security, client_options(self._message_bytes))
         stub = NodeStub(opened.channel)
         try:
             found = await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)

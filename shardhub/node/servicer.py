@@ -33,6 +33,7 @@ from shardhub.seldom import Seldom
 from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.outbox import Outbox
+from shardhub.wire.secure import ChannelOpener, open_channel
 from shardhub.wire.shardhub_pb2_grpc import NodeServicer
 from shardhub.wire.status import to_status
 
@@ -74,7 +75,7 @@ class StageServicer(NodeServicer):
         host: Facts about the machine, for people.
         message_bytes: Size of the largest message.
         peers: Networks it may dial.
-        security: How it secures the channels it dials.
+        security, opener: How the channels it dials are secured and opened.
 
     Attributes:
         broken: Logs failures whose cause is in this node.
@@ -88,6 +89,7 @@ class StageServicer(NodeServicer):
         message_bytes: int,
         peers: Sequence[Network] = DEFAULT_PEERS,
         security: Security = PLAIN,
+        opener: ChannelOpener = open_channel,
     ) -> None:
         self.broken = Seldom(log)
         self._engine: Engine | None = None
@@ -105,6 +107,7 @@ class StageServicer(NodeServicer):
             on_failure=self._lost,
             on_sent=self._note_sent,
             security=security,
+            opener=opener,
         )
 
     def serve(self, engine: Engine) -> None:

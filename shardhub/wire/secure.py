@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
@@ -28,13 +29,27 @@ _EXCHANGE_TIMEOUT_S = 10.0
 EXCHANGE_EVERY_S = 10.0
 
 
+async def _unchanged(error: ShardhubError) -> ShardhubError:
+    return error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenChannel:
-    """A channel with this process's trust and the peer at its other end; both are None on a plain channel."""
+    """A channel, and the peer at its other end.
+
+    Attributes:
+        trust, peer: This process's trust, and who answers; both None on a plain channel.
+        explain: Adds the cause to an error that a first call over the channel ended with.
+    """
 
     channel: grpc.aio.Channel
     trust: Trust | None = None
     peer: Peer | None = None
+    explain: Callable[[ShardhubError], Awaitable[ShardhubError]] = _unchanged
+
+
+# Opens a channel to an address; see `open_channel`.
+ChannelOpener = Callable[[str, Security, Options], Awaitable[OpenChannel]]
 
 
 async def open_channel(address: str, security: Security, options: Options) -> OpenChannel:
@@ -47,7 +62,8 @@ async def open_channel(address: str, security: Security, options: Options) -> Op
     """
     trust = await security.for_address(address)
     if trust is None:
-        return OpenChannel(channel=grpc.aio.insecure_channel(address, options=options))
+        channel = grpc.aio.insecure_channel(address, options=options)
+        return OpenChannel(channel=channel, explain=partial(with_tls_hint, address=address))
     peer = await meet(address, trust)
     channel = channel_to(address, trust, peer, options)
     try:

@@ -1,10 +1,9 @@
-"""Chains over real gRPC against the unsplit model, and what the head does when something is wrong."""
+"""Chains over nodes in memory against the unsplit model, and what the head does when something is wrong."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -13,17 +12,15 @@ from mlx_lm.models import cache as caches
 
 from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
-from shardhub.chain.links import LocalLink, NodeLink, describe
+from shardhub.chain.links import LocalLink
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
-from shardhub.chain.settings import Recovery, SchedulerSettings
+from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stream import MAX_UNREAD
 from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import (
     ContextExceeded,
     HandshakeError,
-    NodeLost,
-    NodeUnreachable,
     Overloaded,
     RouteError,
     SessionUnknown,
@@ -31,7 +28,8 @@ from shardhub.errors import (
 )
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import HopKind, Lane
-from tests import cut, nodes, tiny
+from tests import cut, tiny
+from tests.memory_nodes import cluster_of
 from tests.waiting import until
 
 # Answers as long as this are not drawn to their end before anybody reads them.
@@ -52,12 +50,14 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(models):
     """Its four shards on three nodes: the first, the middle two as one, the last."""
-    _, pipeline = models
+    with cluster_of(*groups(models[1]), context=CONTEXT, max_sessions=3) as cluster:
+        yield cluster
+
+
+def groups(pipeline):
+    """Folders of the shards of each of the three nodes."""
     folders = [cut.shard_folder(pipeline, index) for index in range(4)]
-    options = ("--context", str(CONTEXT), "--max-sessions", "3")
-    started = nodes.start((folders[0],), (folders[2], folders[1]), (folders[3],), options=options)
-    yield started
-    nodes.stop_all(started)
+    return (folders[0],), (folders[2], folders[1]), (folders[3],)
 
 
 def unsplit(model, prompt, num_tokens):
@@ -80,8 +80,14 @@ async def chain_of(links):
         await chain.stop()
 
 
-async def node_links(addresses):
-    return [NodeLink(address, await describe(address)) for address in addresses]
+async def links_to(addresses, dialer):
+    """Links to nodes, not started."""
+    return [dialer.link(address, await dialer.describe(address)) for address in addresses]
+
+
+def links_of(cluster):
+    """Links to all nodes of a cluster, not started."""
+    return links_to(cluster.addresses, cluster.dialer)
 
 
 def request(prompt=PROMPT, num_tokens=NUM_TOKENS, parameters=GREEDY):
@@ -98,10 +104,6 @@ async def tokens_of(chain, prompt=PROMPT, num_tokens=NUM_TOKENS, parameters=GREE
 
 async def collect(stream):
     return [token.id async for token in stream]
-
-
-async def num_sessions(address):
-    return (await describe(address)).num_sessions
 
 
 class Leases:
@@ -130,20 +132,20 @@ class Leases:
         return await asyncio.wrap_future(engine._compute.control(engine._sessions.expire))
 
 
-def test_chain_over_grpc_equals_mlx_lm(models, served) -> None:
+def test_chain_equals_mlx_lm(models, served) -> None:
     """Nodes named in any order, one of them a union of two shards, and the tokens are mlx_lm's own."""
     model, pipeline = models
+    assert asyncio.run(assigned_tokens(pipeline, served.addresses, served.dialer)) == unsplit(model, PROMPT, NUM_TOKENS)
 
-    async def run():
-        addresses = [served[2].address, served[0].address, served[1].address]
-        described = [(address, await describe(address)) for address in addresses]
-        assigned = assign_stages(pipeline.manifest, described)
-        assert [node.address for node in assigned] == [served[0].address, served[1].address, served[2].address]
-        async with chain_of(await node_links([node.address for node in assigned])) as chain:
-            assert [hop.kind for hop in chain.paths.hops] == [HopKind.DIAL, HopKind.DIAL, HopKind.END]
-            return await tokens_of(chain)
 
-    assert asyncio.run(run()) == unsplit(model, PROMPT, NUM_TOKENS)
+async def assigned_tokens(pipeline, addresses, dialer):
+    """Tokens of a chain of three nodes that were named in another order than that of their stages."""
+    described = [(address, await dialer.describe(address)) for address in (addresses[2], *addresses[:2])]
+    assigned = assign_stages(pipeline.manifest, described)
+    assert [node.address for node in assigned] == addresses
+    async with chain_of(await links_to([node.address for node in assigned], dialer)) as chain:
+        assert [hop.kind for hop in chain.paths.hops] == [HopKind.DIAL, HopKind.DIAL, HopKind.END]
+        return await tokens_of(chain)
 
 
 @pytest.mark.parametrize("local", [(0,), (1, 2), (3,)])
@@ -156,8 +158,8 @@ def test_a_stage_in_the_caller_is_as_exact(models, served, local) -> None:
             None, lambda: Engine.start(cut.shards(pipeline, *local), EngineSettings(context=CONTEXT))
         )
         place = {(0,): 0, (1, 2): 1, (3,): 2}[local]
-        links = await node_links([node.address for index, node in enumerate(served) if index != place])
-        links.insert(place, LocalLink(engine))
+        links = await links_of(served)
+        links[place] = LocalLink(engine)
         async with chain_of(links) as chain:
             expected = {0: ["opener", "dial", "end"], 1: ["opener", "opener", "end"], 2: ["dial", "opener", "end"]}
             assert [hop.kind.value for hop in chain.paths.hops] == expected[place]
@@ -186,8 +188,7 @@ def test_heads_and_sessions_side_by_side_do_not_touch_each_other(models, served)
     prompts = [PROMPT, PROMPT[::-1], PROMPT[3:]]
 
     async def run():
-        addresses = [node.address for node in served]
-        async with chain_of(await node_links(addresses)) as one, chain_of(await node_links(addresses)) as two:
+        async with chain_of(await links_of(served)) as one, chain_of(await links_of(served)) as two:
             return await asyncio.gather(
                 tokens_of(one, prompts[0]), tokens_of(two, prompts[1]), tokens_of(one, prompts[2])
             )
@@ -201,7 +202,7 @@ def test_prompt_in_chunks_is_exact(models, served) -> None:
     long = [int(v) % tiny.VOCAB for v in range(3, 3 + 150 * 31, 31)]
 
     async def run(size):
-        async with chain_of(await node_links([node.address for node in served])) as chain:
+        async with chain_of(await links_of(served)) as chain:
             return await tokens_of(chain, long, 8, chunk=size)
 
     assert asyncio.run(run(16)) == asyncio.run(run(512)) == unsplit(model, long, 8)
@@ -211,7 +212,7 @@ def test_sampled_tokens_depend_on_the_seed_alone(served) -> None:
     """The same seed draws the same tokens in another session; another seed draws others."""
 
     async def run():
-        async with chain_of(await node_links([node.address for node in served])) as chain:
+        async with chain_of(await links_of(served)) as chain:
             draws = [SamplingParameters(temperature=1.0, top_p=0.9, seed=seed) for seed in (1, 1, 2)]
             return [await tokens_of(chain, parameters=parameters) for parameters in draws]
 
@@ -224,17 +225,16 @@ def test_cancel_frees_the_session_on_every_node(served) -> None:
     """A reader that goes away in mid-answer leaves nothing behind."""
 
     async def run():
-        addresses = [node.address for node in served]
-        async with chain_of(await node_links(addresses)) as chain:
+        async with chain_of(await links_of(served)) as chain:
             stream = Scheduler(chain).submit(request(num_tokens=CONTEXT - len(PROMPT)))
             reader = aiter(stream)
             for _ in range(3):
                 await anext(reader)
-            assert [await num_sessions(address) for address in addresses] == [1, 1, 1]
+            assert await served.num_sessions() == [1, 1, 1]
             stream.cancel()
             await stream.ended.wait()
             assert stream.num_generated < CONTEXT - len(PROMPT)
-            assert [await num_sessions(address) for address in addresses] == [0, 0, 0]
+            assert await served.num_sessions() == [0, 0, 0]
 
     asyncio.run(run())
 
@@ -244,7 +244,7 @@ def test_resume_trims_and_replays_exactly(models, served) -> None:
     model, _ = models
 
     async def run():
-        async with chain_of(await node_links([node.address for node in served])) as chain:
+        async with chain_of(await links_of(served)) as chain:
             session = await chain.open(context=CONTEXT, parameters=GREEDY)
             try:
                 await (await session.send(PROMPT[:7], sample=False, lane=Lane.PREFILL))
@@ -267,14 +267,13 @@ def test_context_and_admission_are_refused_clearly(served) -> None:
     """Too long a context, and one session too many; those that are open go on."""
 
     async def run():
-        addresses = [node.address for node in served]
-        async with chain_of(await node_links(addresses)) as chain:
+        async with chain_of(await links_of(served)) as chain:
             with pytest.raises(ContextExceeded, match=str(CONTEXT + 1)):
                 await chain.open(context=CONTEXT + 1, parameters=GREEDY)
             sessions = [await chain.open(context=32, parameters=GREEDY) for _ in range(3)]
             with pytest.raises(Overloaded, match="3 sessions"):
                 await chain.open(context=32, parameters=GREEDY)
-            assert [await num_sessions(address) for address in addresses] == [3, 3, 3]
+            assert await served.num_sessions() == [3, 3, 3]
             future = await sessions[0].send(PROMPT, sample=True, lane=Lane.PREFILL)
             assert (await future).token is not None
             with pytest.raises(ContextExceeded):
@@ -287,7 +286,7 @@ def test_bad_token_id_ends_the_step_not_the_node(served) -> None:
     """An id beyond the vocabulary is refused before it reaches the model."""
 
     async def run():
-        async with chain_of(await node_links([node.address for node in served])) as chain:
+        async with chain_of(await links_of(served)) as chain:
             session = await chain.open(context=32, parameters=GREEDY)
             with pytest.raises(ShardhubError, match="vocabulary"):
                 await (await session.send([tiny.VOCAB], sample=True, lane=Lane.DECODE))
@@ -359,42 +358,12 @@ def test_a_step_longer_than_a_lease_ends_no_session(models) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
-def test_killed_node_ends_the_answer_with_its_name(models, victim) -> None:
-    """`kill -9` of the first, middle or last node in mid-answer: an error that names it, soon."""
-    _, pipeline = models
-    folders = [cut.shard_folder(pipeline, index) for index in range(4)]
-    started = nodes.start((folders[0],), (folders[1], folders[2]), (folders[3],))
-
-    async def run():
-        async with chain_of(await node_links([node.address for node in started])) as chain:
-            settings = SchedulerSettings(recovery=Recovery.OFF)
-            stream = Scheduler(chain, settings).submit(request(num_tokens=900))
-            reader = aiter(stream)
-            for _ in range(5):
-                await anext(reader)
-            started[victim].process.kill()
-            killed_at = time.monotonic()
-            with pytest.raises((NodeLost, NodeUnreachable)) as caught:
-                await collect(reader)
-            assert time.monotonic() - killed_at < 10
-            assert started[victim].address in str(caught.value)
-            survivors = [node.address for index, node in enumerate(started) if index != victim]
-            await stream.ended.wait()
-            assert [await num_sessions(address) for address in survivors] == [0, 0]
-
-    try:
-        asyncio.run(run())
-    finally:
-        nodes.stop_all(started)
-
-
 def test_route_says_what_is_missing_and_what_is_there_twice(models, served) -> None:
     """Gaps, doubles and strangers each have their message."""
     _, pipeline = models
 
     async def run():
-        described = [(node.address, await describe(node.address)) for node in served]
+        described = [(address, await served.dialer.describe(address)) for address in served.addresses]
         with pytest.raises(RouteError, match=r"Nobody serves stage 3 \(layers 4 to 5\)"):
             assign_stages(pipeline.manifest, described[:2])
         with pytest.raises(RouteError, match="the same node"):
@@ -406,21 +375,11 @@ def test_route_says_what_is_missing_and_what_is_there_twice(models, served) -> N
 
 def test_node_of_another_pipeline_is_refused(models, served, tmp_path) -> None:
     """The same shapes, other weights: the digests differ, and the head says which."""
-    other = cut.cut(cut.tiny_model(tmp_path / "model", "qwen2"), tmp_path / "out", (3,))
+    other = cut.tiny_pipeline(tmp_path, (3,), "qwen2")
 
     async def run():
-        described = [(node.address, await describe(node.address)) for node in served]
+        described = [(address, await served.dialer.describe(address)) for address in served.addresses]
         with pytest.raises(HandshakeError, match="another pipeline"):
             assign_stages(other.manifest, described)
-
-    asyncio.run(run())
-
-
-def test_address_where_nobody_listens(tmp_path) -> None:
-    """A clear error, soon."""
-
-    async def run():
-        with pytest.raises(NodeUnreachable, match=r"127\.0\.0\.1:9"):
-            await describe("127.0.0.1:9")
 
     asyncio.run(run())

@@ -28,7 +28,7 @@ LIMITS = Limits(
 def manifest(tmp_path_factory):
     """Of a tiny model in three stages."""
     folder = tmp_path_factory.mktemp("survey")
-    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (2, 4)).manifest
+    return cut.tiny_pipeline(folder, (2, 4)).manifest
 
 
 @pytest.fixture

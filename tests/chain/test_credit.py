@@ -19,7 +19,7 @@ from tests.waiting import until
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("credit")
-    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (2, 4))
+    return cut.tiny_pipeline(folder, (2, 4))
 
 
 @pytest.mark.parametrize(("steps", "size_bytes"), [(1, 1 << 30), (32, 1)])

@@ -7,14 +7,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shardhub.chain.links import describe
 from shardhub.chain.request import Request
 from shardhub.chain.stream import Stream
 from shardhub.errors import Overloaded
 from shardhub.parameters import SamplingParameters
-from tests import cut, nodes, tiny
-from tests.proxy import Proxy
-from tests.running import PATIENT, scheduler_of, tokens_of
+from tests import cut, tiny
+from tests.memory_nodes import cluster_of
+from tests.running import scheduler_of, tokens_of
 from tests.waiting import until
 
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
@@ -26,29 +25,39 @@ ANSWER_S = 60
 def pipeline(tmp_path_factory):
     """A tiny model cut in two."""
     folder = tmp_path_factory.mktemp("given_up")
-    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+    return cut.tiny_pipeline(folder, (3,))
+
+
+class Line:
+    """The last node's line, which can be cut."""
+
+    def __init__(self, cluster) -> None:
+        self._network = cluster.network
+        self.address = cluster.network.line(cluster.addresses[-1])
+
+    def down(self) -> None:
+        self._network.down(self.address)
+
+    def heal(self) -> None:
+        self._network.heal(self.address)
 
 
 @pytest.fixture(scope="module")
 def served(pipeline):
-    """Two nodes, the last one behind a line that can be cut, with room for two sessions."""
-    options = ("--max-sessions", "2", "--context", "1024")
-    started = nodes.start(*((cut.shard_folder(pipeline, index),) for index in range(2)), options=options)
-    line = Proxy(started[1].address)
-    try:
-        yield started, line
-    finally:
-        line.close()
-        nodes.stop_all(started)
+    """Two nodes with room for two sessions, and a line to the last one."""
+    folders = [(cut.shard_folder(pipeline, index),) for index in range(2)]
+    with cluster_of(*folders, context=1024, max_sessions=2) as cluster:
+        yield cluster, Line(cluster)
 
 
 @asynccontextmanager
 async def running(pipeline, served, **settings):
     """A scheduler over the nodes, and the line, which is whole again afterwards."""
-    started, line = served
+    cluster, line = served
+    addresses = [cluster.addresses[0], line.address]
     try:
         async with scheduler_of(
-            pipeline, [started[0].address, line.address], liveness=PATIENT, **{"recover_wait_s": 600.0} | settings
+            pipeline, addresses, dialer=cluster.dialer, **{"recover_wait_s": 600.0} | settings
         ) as scheduler:
             yield scheduler, line
     finally:
@@ -129,7 +138,7 @@ def test_a_request_given_up_just_when_the_node_is_back_holds_up_nobody(pipeline,
 
 def test_an_answer_given_up_in_recovery_frees_its_sessions(pipeline, served) -> None:
     """A node is lost in mid-answer and the readers leave: others are free at once, the node as soon as it is back."""
-    started, _ = served
+    cluster, _ = served
 
     async def run():
         async with running(pipeline, served) as (scheduler, line):
@@ -144,7 +153,7 @@ def test_an_answer_given_up_in_recovery_frees_its_sessions(pipeline, served) -> 
                 for stream in streams:
                     await stream.ended.wait()
             assert scheduler.chain.paths.lost, "the node came back too soon"
-            assert (await describe(started[0].address)).num_sessions == 0
+            assert cluster.nodes[0].engine.num_sessions == 0
             assert not scheduler.streams
             line.heal()
             await is_back(scheduler)
@@ -155,7 +164,7 @@ def test_an_answer_given_up_in_recovery_frees_its_sessions(pipeline, served) -> 
 
 def test_nobody_waits_long_for_a_session_that_is_being_parked(pipeline, served, monkeypatch) -> None:
     """A node of another path hangs while it parks one: the tenant's next request goes on without it."""
-    monkeypatch.setattr("shardhub.chain.scheduler._PARKING_S", 0.1)
+    monkeypatch.setattr("shardhub.chain.prefix_reuse._PARKING_S", 0.1)
 
     async def run():
         async with running(pipeline, served) as (scheduler, _):

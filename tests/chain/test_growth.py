@@ -17,7 +17,7 @@ SMALL = SchedulerSettings(first_answer=3)
 def pipeline(request, tmp_path_factory):
     """A tiny model cut in two, of caches that grow and of windows."""
     folder = tmp_path_factory.mktemp("growth")
-    return cut.cut(cut.tiny_model(folder / "model", request.param), folder / "out", (2,))
+    return cut.tiny_pipeline(folder, (2,), request.param)
 
 
 def test_an_answer_is_the_same_however_often_its_session_was_moved(pipeline) -> None:

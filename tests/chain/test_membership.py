@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import weakref
 
 import pytest
 
 from shardhub.chain.head import Head
-from shardhub.chain.links import LocalLink, NodeLink, describe
 from shardhub.chain.membership import Membership
 from shardhub.chain.request import Request
 from shardhub.chain.stream import MAX_UNREAD
+from shardhub.engine.settings import EngineSettings
 from shardhub.errors import ChainError, HandshakeError, RouteError
 from shardhub.parameters import SamplingParameters
-from tests import cut, nodes, tiny
-from tests.running import PATIENT, scheduler_of, tokens_of
+from tests import cut, tiny
+from tests.memory_nodes import MemoryNode, cluster_of
+from tests.running import scheduler_of, tokens_of
 from tests.waiting import until
 
+CONTEXT = 512
+DEAD = "127.0.0.1:9"
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 20 * 29, 29)]
 
 
@@ -26,19 +27,15 @@ PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 20 * 29, 29)]
 def pipeline(tmp_path_factory):
     """A tiny model cut in two."""
     folder = tmp_path_factory.mktemp("membership")
-    return cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+    return cut.tiny_pipeline(folder, (3,))
 
 
 @pytest.fixture(scope="module")
 def served(pipeline):
     """Two nodes for the first stage, one for the last, and one whose sessions are short."""
-    folders = [(cut.shard_folder(pipeline, index),) for index in (0, 0, 1)]
-    started = nodes.start(*folders)
-    try:
-        started += nodes.start(folders[0], options=("--context", "32"))
-        yield [node.address for node in started]
-    finally:
-        nodes.stop_all(started)
+    with cluster_of(*((cut.shard_folder(pipeline, index),) for index in (0, 0, 1)), context=CONTEXT) as cluster:
+        cluster.start(cut.shard_folder(pipeline, 0), context=32)
+        yield cluster
 
 
 def request(num_tokens=20) -> Request:
@@ -56,64 +53,67 @@ def test_a_node_that_joins_is_used_for_new_work(pipeline, served) -> None:
     """What runs stays where it is; the next request goes to the newcomer, and draws the same."""
 
     async def run():
-        async with scheduler_of(pipeline, [served[0], served[2]], liveness=PATIENT) as scheduler:
+        first, another, last, _ = served.addresses
+        async with scheduler_of(pipeline, [first, last], dialer=served.dialer) as scheduler:
             expected = await tokens_of(scheduler, request())
             running = scheduler.submit(request(MAX_UNREAD + 100))  # waits for its reader, whatever comes first
             reader = aiter(running)
             await anext(reader)
-            membership = Membership(pipeline.manifest, scheduler)
-            await membership.join(served[1])
-            await is_served(scheduler, served[1])
+            membership = Membership(pipeline.manifest, scheduler, dialer=served.dialer)
+            await membership.join(another)
+            await is_served(scheduler, another)
             new = scheduler.submit(request())
             found = [(await anext(aiter(new))).id]
-            assert new.session.path.links[0].name == served[1]
-            assert running.session.path.links[0].name == served[0]
+            assert new.session.path.links[0].name == another
+            assert running.session.path.links[0].name == first
             found += [token.id async for token in new]
             assert found == expected
             running.cancel()
             with pytest.raises(RouteError, match="in the chain already"):
-                await membership.join(served[1])
+                await membership.join(another)
 
     asyncio.run(run())
 
 
 def test_nodes_that_help_nobody_are_refused(pipeline, served, tmp_path) -> None:
     """One of another pipeline, one that takes less than was promised, one that is not there."""
-    other = cut.cut(cut.tiny_model(tmp_path / "model", num_hidden_layers=4), tmp_path / "out", (2,))
-    (stranger,) = nodes.start((cut.shard_folder(other, 0),))
+    other = cut.tiny_pipeline(tmp_path, (2,), num_hidden_layers=4)
+    first, _, last, short = served.addresses
+    stranger = MemoryNode(served.network, (cut.shard_folder(other, 0),), EngineSettings(context=CONTEXT))
 
     async def run():
-        async with scheduler_of(pipeline, [served[0], served[2]], liveness=PATIENT) as scheduler:
-            membership = Membership(pipeline.manifest, scheduler)
+        async with scheduler_of(pipeline, [first, last], dialer=served.dialer) as scheduler:
+            membership = Membership(pipeline.manifest, scheduler, dialer=served.dialer)
             with pytest.raises(HandshakeError, match="another pipeline"):
                 await membership.join(stranger.address)
             with pytest.raises(HandshakeError, match="less than the chain has promised"):
-                await membership.join(served[3])
+                await membership.join(short)
             with pytest.raises(ChainError):
-                await membership.join("127.0.0.1:9")
-            short = NodeLink(served[3], await describe(served[3]))
+                await membership.join(DEAD)
+            link = served.dialer.link(short, await served.dialer.describe(short))
             with pytest.raises(HandshakeError, match="less than the chain has promised"):
-                await scheduler.chain.replace(scheduler.chain.places[0], short)
+                await scheduler.chain.replace(scheduler.chain.places[0], link)
             assert len(scheduler.chain.links) == 2
 
     try:
         asyncio.run(run())
     finally:
-        nodes.stop_all([stranger])
+        stranger.stop()
 
 
 def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_tokenizer) -> None:
     """An address that is written down later is taken in once somebody answers there; what is wrong is told once."""
     tiny_tokenizer(pipeline.folder)
-    named = [served[0], served[2]]
+    first, another, last, short = served.addresses
+    named = [first, last]
 
     async def run():
-        head = await Head.start(pipeline, named, context=256, allow_local=False)
+        head = await Head.start(pipeline, named, context=256, allow_local=False, dialer=served.dialer)
         try:
             await head.follow(lambda: named)
-            named.extend(["127.0.0.1:9", served[3], served[1]])
-            await is_served(head.scheduler, served[1])
-            assert [each.at for each in head.served] == [served[0], served[2], served[1]]
+            named.extend([DEAD, short, another])
+            await is_served(head.scheduler, another)
+            assert [each.at for each in head.served] == [first, last, another]
             assert [row["stages"] for row in head.describe_stages()] == [[0], [0], [1]]
             assert [(each.first, each.last) for each in head.served] == [(0, 0), (1, 1), (0, 0)]
             assert all(each.host["mlx"] for each in head.served)
@@ -123,70 +123,8 @@ def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_t
             assert (head.vocab_size, head.gaps, head.problem) == (tiny.VOCAB, (), None)
             told = [event.text for event in head.scheduler.events if event.kind == "refused"]
             assert len(told) == 1
-            assert served[3] in told[0]
+            assert short in told[0]
         finally:
             await head.stop()
 
     asyncio.run(run())
-
-
-def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> None:
-    """Both nodes of a stage are killed, nobody comes, and its shard is here: the stream goes on here, loaded once.
-
-    When a node comes back, new work goes to it, what runs here goes on, and then the memory is given back.
-    """
-    tiny_tokenizer(pipeline.folder)
-    started = nodes.start(*((cut.shard_folder(pipeline, index),) for index in (0, 1, 1)))
-
-    async def run():
-        head = await Head.start(pipeline, [node.address for node in started], context=512)
-
-        def at() -> list[str]:
-            return [str(row["at"]) for row in head.describe_stages()]
-
-        async def is_back() -> bool:
-            return any(event.text.endswith(f"by {lost} again.") for event in head.scheduler.events)
-
-        async def is_freed() -> bool:
-            gc.collect()
-            return stage() is None and "this process" not in at()
-
-        try:
-            expected = await tokens_of(head.scheduler, request(60))
-            stream = head.scheduler.submit(request(60))
-            reader = aiter(stream)
-            found = [(await anext(reader)).id for _ in range(5)]
-            for node in started[1:]:
-                node.kill()
-            found += [token.id async for token in reader]
-            assert found == expected
-            assert at().count("this process") == 1
-            assert len(head.chain.paths.lost) == 2
-            (local,) = (link for link in head.chain.links if isinstance(link, LocalLink))
-            stage = weakref.ref(local.engine._stage)
-
-            long = head.scheduler.submit(request(MAX_UNREAD + 100))  # waits for its reader
-            reader = aiter(long)
-            await anext(reader)
-            lost = started[2].address
-            again = nodes.Node(cut.shard_folder(pipeline, 1), options=("--port", lost.rpartition(":")[2]))
-            started.append(again)
-            await asyncio.to_thread(again.wait_ready)
-            await until(is_back)
-            assert await tokens_of(head.scheduler, request(60)) == expected
-            assert local.engine.num_sessions == 1, "new work went to the stand-in"
-            assert "this process" in at()
-            assert [token.id async for token in reader]
-            assert long.num_recoveries == 0
-            await until(is_freed)
-
-            again.kill()
-            assert await tokens_of(head.scheduler, request(60)) == expected
-            assert at().count("this process") == 1
-        finally:
-            await head.stop()
-
-    try:
-        asyncio.run(run())
-    finally:
-        nodes.stop_all(started)

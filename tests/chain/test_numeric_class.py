@@ -14,7 +14,7 @@ PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
 
 def test_a_move_to_another_numeric_class_is_told(tmp_path) -> None:
     """First to the replica that computes alike: exact. Then to one with another BLAS: continued, not bit-exact."""
-    pipeline = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", (3,))
+    pipeline = cut.tiny_pipeline(tmp_path, (3,))
     folders = [cut.shard_folder(pipeline, index) for index in (0, 1, 1)]
     started = [nodes.Node(folder) for folder in folders]
     started.append(nodes.Node(folders[1], env={"SHARDHUB_BLAS": "openblas"}))

@@ -132,7 +132,7 @@ def test_drafts_end_where_a_window_is_full(tmp_path) -> None:
 
 def test_a_draft_goes_with_nobody(tmp_path) -> None:
     """A stream that drafts shares no step: those beside it would cut its drafts to one id."""
-    pipeline = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", (3,))
+    pipeline = cut.tiny_pipeline(tmp_path, (3,))
 
     async def run():
         async with scheduler_of(pipeline) as (scheduler, _):

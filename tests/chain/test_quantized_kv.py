@@ -20,8 +20,9 @@ from shardhub.engine.engine import Engine, EngineSettings
 from shardhub.errors import HandshakeError, UnsupportedModel, UsageError
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import KvQuantization
-from tests import cut, nodes, tiny
+from tests import cut, tiny
 from tests.chain.test_prefixes import MAMBA
+from tests.memory_nodes import cluster_of
 
 CONTEXT = 128
 PROMPT = list(range(3, 60))
@@ -108,25 +109,23 @@ def test_sessions_take_less_of_the_budget(llama) -> None:
 
 def test_nodes_that_keep_kv_otherwise_are_refused(llama) -> None:
     """A chain has one form; the two nodes and their forms are named."""
-    quantised = nodes.start((cut.shard_folder(llama, 0),), options=("--kv-bits", "8", "--kv-group-size", "32"))
-    plain = nodes.start((cut.shard_folder(llama, 1),))
+    kv = KvQuantization(bits=8, group_size=32)
 
-    async def run():
-        addresses = [node.address for node in (*quantised, *plain)]
+    async def run(cluster):
         with pytest.raises(HandshakeError, match="different forms") as refused:
-            await Head.start(llama, addresses, context=CONTEXT, allow_local=False)
+            await Head.start(llama, cluster.addresses, context=CONTEXT, allow_local=False, dialer=cluster.dialer)
         assert "8 bits in groups of 32" in refused.value.why
-        head = await Head.start(llama, addresses[:1], context=CONTEXT)  # the other stage runs here, as the node does
+        # The other stage runs here, as the node does.
+        head = await Head.start(llama, cluster.addresses[:1], context=CONTEXT, dialer=cluster.dialer)
         try:
-            assert {link.facts.kv for link in head.chain.links} == {KvQuantization(bits=8, group_size=32)}
+            assert {link.facts.kv for link in head.chain.links} == {kv}
             assert len(await tokens_of(head.scheduler, request())) == NUM_TOKENS
         finally:
             await head.stop()
 
-    try:
-        asyncio.run(run())
-    finally:
-        nodes.stop_all([*quantised, *plain])
+    with cluster_of((cut.shard_folder(llama, 0),), context=CONTEXT, kv=kv) as cluster:
+        cluster.start(cut.shard_folder(llama, 1), context=CONTEXT)
+        asyncio.run(run(cluster))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,7 @@ def test_nodes_that_keep_kv_otherwise_are_refused(llama) -> None:
 )
 def test_models_that_cannot_quantise_kv_are_refused_before_they_load(tmp_path, name, changes, group_size, why) -> None:
     """A state that is no K and V, attention sinks, heads that are no whole groups: refused with the reason."""
-    pipeline = cut.cut(cut.tiny_model(tmp_path / "model", name, **changes), tmp_path / "out", (3,))
+    pipeline = cut.tiny_pipeline(tmp_path, (3,), name, **changes)
     with pytest.raises(UnsupportedModel, match="cannot be quantised") as refused:
         engine(pipeline, 0, KvQuantization(bits=8, group_size=group_size))
     assert why in refused.value.why
@@ -143,7 +142,7 @@ def test_models_that_cannot_quantise_kv_are_refused_before_they_load(tmp_path, n
 
 def test_a_stage_of_windows_goes_along(tmp_path) -> None:
     """What has a quantised form is kept in it; a stage that has nothing of that kind serves the same pipeline."""
-    pipeline = cut.cut(cut.tiny_model(tmp_path / "model", "gemma3"), tmp_path / "out", (2, 4))
+    pipeline = cut.tiny_pipeline(tmp_path, (2, 4), "gemma3")
 
     async def run():
         loop, kv = asyncio.get_running_loop(), KvQuantization(bits=8, group_size=32)

@@ -25,7 +25,7 @@ SAMPLED = SamplingParameters(temperature=0.9, top_p=0.95, seed=11)
 def pipeline(request, tmp_path_factory):
     """A tiny model cut in three."""
     folder = tmp_path_factory.mktemp("recovery")
-    return cut.cut(cut.tiny_model(folder / "model", request.param), folder / "out", (2, 4))
+    return cut.tiny_pipeline(folder, (2, 4), request.param)
 
 
 def folder_of(pipeline, index):

@@ -10,10 +10,9 @@ from dataclasses import replace
 
 import pytest
 
-from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import prompt_lookup
-from shardhub.chain.links import LocalLink, NodeLink, describe
+from shardhub.chain.links import LocalLink
 from shardhub.chain.observers import ChainObserver, StreamObserver
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
@@ -25,7 +24,8 @@ from shardhub.errors import ContextExceeded, Overloaded, PromptError
 from shardhub.limits import MESSAGE_OVERHEAD_BYTES
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import Lane
-from tests import cut, nodes, tiny
+from tests import cut, running, tiny
+from tests.memory_nodes import cluster_of
 from tests.waiting import until
 
 CONTEXT = 512
@@ -39,13 +39,13 @@ PARAMETERS = [SamplingParameters(temperature=0.9 * (i % 2), top_p=0.95, seed=i) 
 def pipeline(request, tmp_path_factory):
     """A tiny model cut in three."""
     folder = tmp_path_factory.mktemp("scheduler")
-    return cut.cut(cut.tiny_model(folder / "model", request.param), folder / "out", (2, 4))
+    return cut.tiny_pipeline(folder, (2, 4), request.param)
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scheduler_llama")
-    return cut.cut(cut.tiny_model(folder / "model", "llama"), folder / "out", (3,))
+    return cut.tiny_pipeline(folder, (3,))
 
 
 @asynccontextmanager
@@ -419,26 +419,15 @@ def test_impossible_requests_are_refused_at_once(llama) -> None:
 
 def test_replicas_share_the_sessions(llama) -> None:
     """Two nodes for the second stage: both carry streams, and the tokens are those of one."""
-    folders = [cut.shard_folder(llama, index) for index in (0, 1, 1)]
-    started = nodes.start(*((folder,) for folder in folders))
 
-    async def run():
-        described = [(node.address, await describe(node.address)) for node in started]
-        assigned = assign_stages(llama.manifest, described)
-        chain = await Chain.start([NodeLink(node.address, node.description) for node in assigned])
-        scheduler = Scheduler(chain)
-        try:
-            assert [len(stage) for stage in chain.paths.stages] == [1, 2]
+    async def run(cluster):
+        async with running.scheduler_of(llama, cluster.addresses, dialer=cluster.dialer) as scheduler:
+            assert [len(stage) for stage in scheduler.chain.paths.stages] == [1, 2]
             alone = [await tokens_of(scheduler, request(i)) for i in range(4)]
             assert await asyncio.gather(*(tokens_of(scheduler, request(i)) for i in range(4))) == alone
-            loads = [(await describe(node.address)).load["decode_ids"] for node in started]
+            loads = [node.engine.load()["decode_ids"] for node in cluster.nodes]
             assert min(loads[1:]) >= NUM_TOKENS
             assert loads[0] == loads[1] + loads[2]
-        finally:
-            await scheduler.stop()
-            await chain.stop()
 
-    try:
-        asyncio.run(run())
-    finally:
-        nodes.stop_all(started)
+    with cluster_of(*((cut.shard_folder(llama, index),) for index in (0, 1, 1))) as cluster:
+        asyncio.run(run(cluster))

@@ -10,8 +10,9 @@ import pytest
 from shardhub.chain.request import Request
 from shardhub.errors import ShardhubError
 from shardhub.parameters import SamplingParameters
-from tests import cut, nodes
-from tests.running import PATIENT, scheduler_of, tokens_of
+from tests import cut
+from tests.memory_nodes import cluster_of
+from tests.running import scheduler_of, tokens_of
 from tests.waiting import until
 
 MAX_SESSIONS = 3
@@ -21,11 +22,10 @@ MAX_SESSIONS = 3
 def served(tmp_path_factory):
     """A tiny model in two stages, each on a node that takes three sessions."""
     folder = tmp_path_factory.mktemp("two_heads")
-    pipeline = cut.cut(cut.tiny_model(folder / "model"), folder / "out", (3,))
+    pipeline = cut.tiny_pipeline(folder, (3,))
     folders = [(cut.shard_folder(pipeline, index),) for index in range(2)]
-    started = nodes.start(*folders, options=("--context", "256", "--max-sessions", str(MAX_SESSIONS)))
-    yield pipeline, [node.address for node in started]
-    nodes.stop_all(started)
+    with cluster_of(*folders, context=256, max_sessions=MAX_SESSIONS) as cluster:
+        yield pipeline, cluster
 
 
 def request(number: int, max_tokens: int) -> Request:
@@ -46,12 +46,12 @@ async def some_wait(scheduler) -> bool:
 
 def test_a_head_that_keeps_nodes_full_does_not_shut_another_out(served) -> None:
     """A request of a second head waits for a place and is answered, though the first head asks without pause."""
-    pipeline, addresses = served
+    pipeline, cluster = served
 
     async def run():
         async with (
-            scheduler_of(pipeline, addresses, liveness=PATIENT) as busy,
-            scheduler_of(pipeline, addresses, liveness=PATIENT) as late,
+            scheduler_of(pipeline, cluster.addresses, dialer=cluster.dialer) as busy,
+            scheduler_of(pipeline, cluster.addresses, dialer=cluster.dialer) as late,
         ):
             alone = [await tokens_of(late, request(number, 8)) for number in range(3)]
             users = [asyncio.create_task(keep_busy(busy)) for _ in range(2 * MAX_SESSIONS)]
@@ -72,12 +72,12 @@ def test_a_head_that_keeps_nodes_full_does_not_shut_another_out(served) -> None:
 
 def test_a_head_has_the_whole_node_again_once_the_other_is_done(served) -> None:
     """Requests that waited for another head's sessions run side by side when these have ended."""
-    pipeline, addresses = served
+    pipeline, cluster = served
 
     async def run():
         async with (
-            scheduler_of(pipeline, addresses, liveness=PATIENT) as first,
-            scheduler_of(pipeline, addresses, liveness=PATIENT) as second,
+            scheduler_of(pipeline, cluster.addresses, dialer=cluster.dialer) as first,
+            scheduler_of(pipeline, cluster.addresses, dialer=cluster.dialer) as second,
         ):
             users = [asyncio.create_task(keep_busy(first)) for _ in range(2 * MAX_SESSIONS)]
             late = [asyncio.create_task(keep_busy(second)) for _ in range(2 * MAX_SESSIONS)]

@@ -27,7 +27,7 @@ REQUEST = Request(prompt=[1, 2, 3], parameters=SamplingParameters(), max_tokens=
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     folder = tmp_path_factory.mktemp("virtual")
-    return cut.cut(cut.tiny_model(folder / "model", "llama"), folder / "out", (3,))
+    return cut.tiny_pipeline(folder, (3,))
 
 
 def test_a_request_waits_for_its_time_on_the_chains_clock() -> None:
