@@ -16,6 +16,8 @@ from shardhub.model.stage import Stage
 from tests.architectures.matrix import CONFIGS, Specimen, difference, reference, run, token_ids
 from tests.architectures.standins import standing_in
 
+pytestmark = pytest.mark.architectures
+
 # Where masks or positions of a stage come from the cache of a layer that another stage runs.
 GHOSTS_MATTER = (
     "afmoe",
