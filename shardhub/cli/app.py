@@ -1,4 +1,4 @@
-"""The commands, in the order of use. Whatever is heavy is imported inside a command, so that help is quick."""
+"""The commands, in the order of use. Heavy modules are imported inside a command, so that help is quick."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def system_messages(system: str | None) -> list[dict[str, str]]:
 
 
 def typed_text(text: str) -> str:
-    """Text of an option as it was typed: terminals send UTF-8 also where the locale names another encoding.
+    """Decode an option's text as it was typed: terminals send UTF-8 even if the locale names another encoding.
 
     Raises:
         PromptError: It is not UTF-8.

@@ -35,7 +35,7 @@ from shardhub.wire.options import client_options
 from shardhub.wire.secure import open_channel
 
 DESK_PORT = 50049
-# Where a machine that was invited is answered, beside the desk that renews.
+# Port at which an invited machine is answered, beside that of the desk that renews.
 INVITE_PORT = 50048
 _MESSAGE_BYTES = 4 << 20
 
@@ -300,7 +300,7 @@ def _issue(authority: Authority, folder: Path, name: str, role: Role) -> Path:
 async def _tell(
     authority: Authority, revocations: Revocations, addresses: Sequence[str]
 ) -> dict[str, ShardhubError | None]:
-    """Bring a list to nodes, as a head whose certificate lives for this call."""
+    """Send a revocation list to nodes, as a head with a certificate for this call only."""
     with tempfile.TemporaryDirectory() as text:
         folder, key = Path(text), new_key()
         certificate = authority.own_certificate(key, role=Role.HEAD, now=utc_now(), life=dt.timedelta(minutes=5))
@@ -326,7 +326,7 @@ async def _tell(
 
 
 async def _start_invited(desk: Desk, host: str, port: int | None, watcher: Watcher) -> int:
-    """Listen for who is invited: at the usual port, which a firewall can be told, else at a free one."""
+    """Listen for the invited machine: at the usual port, for which firewalls can have a rule, or at a free one."""
     if port is not None:
         return await _start(desk, host, port)
     try:
@@ -338,8 +338,8 @@ async def _start_invited(desk: Desk, host: str, port: int | None, watcher: Watch
 
 
 async def _start(desk: Desk, host: str, port: int) -> int:
-    # A name or address of this machine's network: others reach it over any interface that leads there.
-    everywhere = "::" if ":" in host else "0.0.0.0"  # noqa: S104 - TLS, and whoever joins knows a secret
+    # A name or address in this machine's network: others may reach it over any of the interfaces.
+    everywhere = "::" if ":" in host else "0.0.0.0"  # noqa: S104 - TLS, and a joining machine must know a secret
     bind = host if host == "localhost" or host.startswith("127.") or host == "::1" else everywhere
     try:
         return await desk.start(bind, port)
@@ -350,14 +350,14 @@ async def _start(desk: Desk, host: str, port: int) -> int:
 
 
 def _desk(text: str | None) -> Address:
-    """Where machines reach the authority: the address in a text, else this machine's in its network."""
+    """Where machines reach the authority: the address in a text, or this machine's in its network."""
     if text is None:
         return Address(_lan_address(), DESK_PORT)
     return Address.parse(text, port=DESK_PORT, may_be_zero=True)
 
 
 def _lan_address() -> str:
-    """An address at which this network reaches this machine; loopback if there is none."""
+    """An address of this machine in its network; loopback if there is none."""
     for addresses in psutil.net_if_addrs().values():
         for address in addresses:
             if address.family == socket.AF_INET and not address.address.startswith(("127.", "169.254.")):

@@ -24,7 +24,7 @@ from shardhub.usecases.watcher import SILENT, Watcher
 USER = "demo"
 PROMPT = "What is the capital of France, and what is it known for?"
 MAX_TOKENS = 48
-# Of the parity record: a full one has 64, and takes a minute on two slow cores.
+# Tokens of the demo's parity record: a full one has 64, and takes a minute on two slow cores.
 PARITY_TOKENS = 8
 
 
@@ -143,7 +143,7 @@ def demo(
 
 
 def _start_hub(work: Path, processes: Processes) -> dict[str, str]:
-    """Start a Hub; returns the environment that sends clients to it."""
+    """Start a Hub, and return the environment that directs clients to it."""
     folder = str(work / "hub")
     made = run_command(
         "hub", "init", log=work / "hub.log", failure="The Hub was not made.", dir=folder, user=USER, json=True
@@ -181,7 +181,7 @@ def _answer(
 
 
 def _unsplit(model: Path) -> tuple[tuple[int, ...], float]:
-    """What mlx_lm says with the whole model in this process: token ids and tokens per second."""
+    """Generate with mlx_lm and the whole model in this process: token ids and tokens per second."""
     from mlx_lm import load, stream_generate
 
     whole, tokenizer = load(str(model))[:2]
@@ -194,7 +194,7 @@ def _unsplit(model: Path) -> tuple[tuple[int, ...], float]:
 
 
 def _parity(pipeline: str, work: Path) -> str:
-    """Have the stages' numbers compared with the whole model's and the record published; what it says."""
+    """Compare the stages' numbers with the whole model's, publish the record, and return its summary."""
     record = run_command(
         *("verify", pipeline),
         log=work / "verify.log",

@@ -1,4 +1,4 @@
-"""Two nodes of the demo model on this machine, for what wants a chain to show."""
+"""Two nodes of the demo model on this machine, for commands that need a chain for a demonstration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DemoChain:
 
 @contextmanager
 def demo_chain(watcher: Watcher = SILENT) -> Iterator[DemoChain]:
-    """Split the demo model and serve its shards for as long as the block runs.
+    """Split the demo model and serve its shards while the `with` block runs.
 
     Args:
         watcher: Told of the model, and of its download.

@@ -79,7 +79,7 @@ class Processes:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                start_new_session=True,  # Ctrl-C here ends it through us
+                start_new_session=True,  # Ctrl-C reaches it through us only
             )
         self._running.append(process)
         return number

@@ -59,7 +59,7 @@ class ReferenceSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceRecord:
-    """A parity record that was made, and where it is kept: a file, or a repo and its commit."""
+    """A new parity record, and where it is kept: a file, or a repo and its commit."""
 
     record: Parity
     place: str
@@ -79,7 +79,7 @@ class _Whole:
 def verify_reference(
     pipeline: str, settings: ReferenceSettings = ReferenceSettings(), watcher: Watcher = SILENT
 ) -> ReferenceRecord:
-    """Run the published stages against the whole model and keep the record beside the manifest.
+    """Compare the published stages with the whole model, and keep the record beside the manifest.
 
     Raises:
         UsageError: Parts of the model are missing here, or it is not clear where the record goes.

@@ -61,7 +61,7 @@ class RunVerification:
 
 
 def verify_run(pipeline: str | HeadSettings, watcher: Watcher = SILENT) -> RunVerification:
-    """Feed a parity record's ids to the nodes and compare what they choose.
+    """Feed a parity record's ids to the nodes and compare the tokens they choose.
 
     Args:
         pipeline: Its folder or Hub id, or all settings of the head that asks its nodes.

@@ -1,4 +1,4 @@
-"""`shardhub bench`: what a live chain gives."""
+"""`shardhub bench`: the speed of a live chain."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class BenchFlags:
 
     concurrency: Annotated[
         str | None,
-        typer.Option(help="Requests side by side; 1,2,4,... up to what the nodes take.", metavar="N,N,..."),
+        typer.Option(help="Levels of concurrent requests; 1,2,4,... up to what the nodes take.", metavar="N,N,..."),
     ] = None
     prompt_tokens: Annotated[int, typer.Option(help="Ids of a prompt.", min=1)] = 128
     tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=2)] = 64
-    rounds: Annotated[int, typer.Option(help="Requests each runs, one after the other.", min=1)] = 2
+    rounds: Annotated[int, typer.Option(help="Requests of each client, one after the other.", min=1)] = 2
     seed: Annotated[int, typer.Option(help="Seed of the prompts.", min=0)] = 0
     plot: Annotated[Path | None, typer.Option(help="Draw throughput and latency: FILE.png or .svg.")] = None
     prefill_chunk: PrefillChunk = None
 
 
 def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local: LocalFlags, output: Output) -> int:
-    """Measure a live chain: time to first token, inter-token latency, throughput against concurrency.
+    """Measure a live chain: time to first token, inter-token latency, and throughput against concurrency.
 
     Prompts are random ids, decoding is greedy, and no KV is reused.
     """
@@ -101,10 +101,10 @@ def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local
 
 
 def parse_levels(text: str | None) -> list[int]:
-    """Numbers of `1,2,4`; none without a text.
+    """Parse numbers such as `1,2,4`; without a text the list is empty.
 
     Raises:
-        UsageError: Something in it is no positive number.
+        UsageError: An item is not a positive number.
     """
     if text is None:
         return []
@@ -115,7 +115,7 @@ def parse_levels(text: str | None) -> list[int]:
 
 
 def row(level: Level) -> str:
-    """A level as a line under the columns' heads."""
+    """A level of concurrency as a row of the table."""
     cells = [f"{level.concurrency}", f"{level.tokens_per_s:.1f}", f"{level.request_tokens_per_s:.1f}"]
     cells += [f"{s * 1000:.0f} ms" for s in level.first_token_s.values()]
     cells += [f"{s * 1000:.1f} ms" for s in level.inter_token_s.values()]

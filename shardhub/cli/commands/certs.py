@@ -1,4 +1,4 @@
-"""`shardhub certs`: who may talk to whom in a cluster, and who signed a manifest."""
+"""`shardhub certs`: certificates of a cluster's machines, and keys that sign manifests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAX_LINE = 1024
 
 
 class MachineRole(StrEnum):
-    """What a machine may be."""
+    """Roles of a machine."""
 
     HEAD = "head"
     NODE = "node"
@@ -82,7 +82,7 @@ class RoleFlags:
     """What the machine is."""
 
     role: Annotated[
-        MachineRole, typer.Option("--role", help="What it may do: serve stages, or run prompts over them.")
+        MachineRole, typer.Option("--role", help="Role of the machine: node serves stages, head runs prompts.")
     ] = MachineRole.NODE
 
 
@@ -98,7 +98,7 @@ class InitFlags:
 
 
 def init(machine: InitFlags, places: FolderFlags, output: Output) -> int:
-    """Make a cluster's authority on this machine, and a head's certificate for it."""
+    """Create a cluster's authority on this machine, and a head's certificate for it."""
     from shardhub.usecases.authority import make_authority
 
     made = make_authority(places.folders(), name=machine.name, address=machine.address)
@@ -123,7 +123,7 @@ def init(machine: InitFlags, places: FolderFlags, output: Output) -> int:
 
 
 def issue(name: Name, machine: RoleFlags, places: FolderFlags, output: Output) -> int:
-    """Make key and certificate here, for this machine; another one is better invited, so that its key stays there."""
+    """Create a key and a certificate for this machine; invite other machines instead, so that their keys stay there."""
     from shardhub.security.certificates import Role
     from shardhub.usecases.authority import issue_certificate
 
@@ -137,16 +137,16 @@ def issue(name: Name, machine: RoleFlags, places: FolderFlags, output: Output) -
 class InviteFlags:
     """Where an invitation is answered, and for how long."""
 
-    host: Annotated[str | None, typer.Option(help="Where the machine reaches this one; as at init by default.")] = None
+    host: Annotated[str | None, typer.Option(help="Address of this machine; as given to init by default.")] = None
     port: Annotated[
         int | None,
-        typer.Option(help="Port; 50048, or a free one where that is in use; 0 takes a free one.", min=0, max=65535),
+        typer.Option(help="Port; 50048, or a free one if that is in use; 0 takes a free one.", min=0, max=65535),
     ] = None
-    minutes: Annotated[float, typer.Option(help="How long it may be used.", min=0.01, max=60)] = 10.0
+    minutes: Annotated[float, typer.Option(help="Minutes for which it may be used.", min=0.01, max=60)] = 10.0
 
 
 def invite(name: Name, machine: RoleFlags, inviting: InviteFlags, places: AuthorityFlags, output: Output) -> int:
-    """Print a line with which one machine can join, once; runs until it was used or its time is over."""
+    """Print a line with which one machine can join, once; runs until the line is used or has expired."""
     from shardhub.security.certificates import Role
     from shardhub.usecases.authority import InviteSettings
     from shardhub.usecases.authority import invite as invite_machine
@@ -170,10 +170,10 @@ def join(
     places: OwnFlags,
     output: Output,
     line: Annotated[
-        str | None, typer.Argument(metavar="[LINE]", help="What `certs invite` printed; asked for, or - for stdin.")
+        str | None, typer.Argument(metavar="[LINE]", help="Line from `certs invite`; by default asked for; - is stdin.")
     ] = None,
 ) -> int:
-    """Join a cluster by an invitation: make a key on this machine and have it certified."""
+    """Join a cluster by an invitation: create a key on this machine and have it certified."""
     if line is not None and line != "-":
         _hide(line, places.folder, output)
     from shardhub.usecases.membership import join as join_cluster
@@ -193,7 +193,7 @@ def join(
 
 
 def _hide(line: str, folder: Path | None, output: Output) -> None:
-    """Start again with the line on stdin: an argument list can be read by everyone on this machine."""
+    """Restart with the line on stdin, as everyone on this machine can read an argument list."""
     reading, writing = os.pipe()
     os.write(writing, line.encode()[:_MAX_LINE] + b"\n")
     os.close(writing)
@@ -211,12 +211,12 @@ class TellFlags:
     """Which nodes are told."""
 
     node: Annotated[
-        list[str] | None, typer.Option(help="Node to tell at once; also SHARDHUB_NODES.", metavar="HOST:PORT")
+        list[str] | None, typer.Option(help="Node to inform at once; also SHARDHUB_NODES.", metavar="HOST:PORT")
     ] = None
 
 
 def revoke(name: Name, telling: TellFlags, places: FolderFlags, output: Output) -> int:
-    """Take a machine's certificates back, for good; its links are cut where that is heard."""
+    """Revoke a machine's certificates permanently; machines that learn of it cut their links to it."""
     from shardhub.usecases.authority import revoke as take_back
 
     made = take_back(name, places.folders(), nodes=telling.node or ())
@@ -233,7 +233,7 @@ def revoke(name: Name, telling: TellFlags, places: FolderFlags, output: Output) 
 
 
 def serve(places: AuthorityFlags, output: Output) -> int:
-    """Renew certificates and tell what was revoked, until SIGTERM; nobody can join here."""
+    """Renew certificates and publish revocations until SIGTERM; no machine can join here."""
     from shardhub.usecases.authority import serve_authority
 
     with serve_authority(places.authority) as serving, on_signals(lambda _: serving.stop()):
@@ -244,7 +244,7 @@ def serve(places: AuthorityFlags, output: Output) -> int:
 
 
 def renew(places: OwnFlags, output: Output) -> int:
-    """Renew this machine's certificates now; running nodes and heads do that by themselves."""
+    """Renew this machine's certificates now; running nodes and heads do so automatically."""
     from shardhub.security.certificates import Peer
     from shardhub.usecases.membership import renew as renew_certificates
 
@@ -262,7 +262,7 @@ def renew(places: OwnFlags, output: Output) -> int:
 
 
 def show(places: FolderFlags, output: Output) -> int:
-    """Show this machine's certificates, and what the authority here has issued."""
+    """Show this machine's certificates, and those that an authority here has issued."""
     from shardhub.usecases.membership import certificates
 
     kept = certificates(places.folders())
@@ -317,7 +317,7 @@ def keygen(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="For the private key; the public one goes to FILE.pub.")],
     output: Output,
 ) -> int:
-    """Make a key that signs manifests, for --sign-key; prints the public key."""
+    """Create a key that signs manifests, for --sign-key; prints the public key."""
     from shardhub.security.signatures import make_signing_key
 
     signer = make_signing_key(file)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @flags("Tokens")
 class ChatSamplingFlags(SamplingFlags):
-    """As for one answer, with the values of a conversation."""
+    """The options of one answer, with defaults for a conversation."""
 
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 1024
     temp: Annotated[float, typer.Option(help="Temperature; 0 takes the most likely token.", min=0.0)] = 0.7
@@ -38,7 +38,7 @@ class ChatSamplingFlags(SamplingFlags):
 
 @flags("Prompt")
 class SystemFlags:
-    """What stands before the conversation."""
+    """The text before the conversation."""
 
     system: System = None
 
@@ -52,12 +52,12 @@ def chat(
     local: LocalFlags,
     output: Debugging,
 ) -> int:
-    """Talk with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
+    """Chat with the model. Ctrl-C stops an answer, Ctrl-D ends the chat."""
     from shardhub.usecases.open_head import open_head
 
     settings = head_settings(pipeline.named("chat"), nodes, local, recovery=recovery)
     sampling = tokens.sampling().with_seed()
-    sampling.parameters()  # what is out of its range is refused before anything is started
+    sampling.parameters()  # values out of range are refused before anything is started
     first = system_messages(opening.system)
     messages = list(first)
     with contextlib.suppress(ImportError):  # line editing and history, where Python has it

@@ -1,4 +1,4 @@
-"""`shardhub demo`: the whole way on one machine, with a real small model and a Hub of its own."""
+"""`shardhub demo`: every step on one machine, with a real small model and a Hub of its own."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @flags("Demo")
 class DemoFlags:
-    """What is left afterwards."""
+    """What the demo leaves behind."""
 
     keep: Annotated[bool, typer.Option("--keep", help="Leave the nodes running and show what to do next.")] = False
     blas: BlasOption = Blas.AUTO
 
 
 def demo(running: DemoFlags, output: Output) -> int:
-    """The whole way on this machine: a local Hub, a real small model, two nodes, text equal to the unsplit model's."""
+    """Show every step on this machine: a local Hub, a small model, two nodes, text equal to the unsplit model's."""
     from shardhub.usecases.demo import demo as run_demo
 
     if not output.as_json:

@@ -1,4 +1,4 @@
-"""`shardhub doctor`: is this machine ready to split, serve and publish?"""
+"""`shardhub doctor`: checks whether this machine is ready to split, serve and publish."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @flags("Checks")
 class DoctorFlags:
-    """What is looked at, and how it is told."""
+    """What is checked, and how it is reported."""
 
     report: Annotated[bool, typer.Option("--report", help="Print a text to paste into an issue.")] = False
     cache_dir: CacheDir = None
@@ -27,7 +27,7 @@ class DoctorFlags:
 
 
 def doctor(checking: DoctorFlags, output: Output) -> int:
-    """See whether this machine is ready to split, serve and publish; exit code 1 if it is not."""
+    """Check whether this machine is ready to split, serve and publish; exit code 1 if it is not."""
     from shardhub.usecases.doctor import FAIL, checks_of, report_text
     from shardhub.usecases.versions import versions
 

@@ -1,4 +1,4 @@
-"""`shardhub gateway`."""
+"""`shardhub gateway`: the HTTP API over a chain."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _CUT_SHORT = 143
 
-# Between two attempts to start over nodes that are not there yet.
+# Seconds between attempts to start while nodes are missing.
 _BETWEEN_STARTS_S = 2.0
 
 
@@ -123,7 +123,7 @@ def gateway(
     local: LocalFlags,
     output: Output,
 ) -> int:
-    """Serve an OpenAI-compatible API over the nodes until SIGTERM; prints its URL when it is ready."""
+    """Serve an OpenAI-compatible API over the nodes until SIGTERM; prints its URL when ready."""
     from shardhub.gateway.keys import read_keys
     from shardhub.gateway.settings import GatewaySettings
     from shardhub.usecases.demo_chain import demo_chain
@@ -168,7 +168,7 @@ def gateway(
 
 
 def _make_key(file: Path) -> int:
-    """Print a new key, once, and add its digest to a file."""
+    """Print a new API key, once, and add its digest to a file."""
     from shardhub.gateway.keys import new_key
 
     print(new_key(file))
@@ -177,7 +177,7 @@ def _make_key(file: Path) -> int:
 
 
 def _serve(head_options: HeadSettings, *, settings: GatewaySettings, allow_sleep: bool, as_json: bool) -> int:
-    """Serve the API until a signal comes."""
+    """Serve the API until a signal arrives."""
     from shardhub.gateway.server import Gateway, check_host, listening
     from shardhub.usecases.awake import awake
     from shardhub.usecases.loop import LoopThread
@@ -221,7 +221,7 @@ def _serve(head_options: HeadSettings, *, settings: GatewaySettings, allow_sleep
 
 
 def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> Head:
-    """The head, once its nodes serve every stage; till then requests are told what is missing."""
+    """Start the head once its nodes serve every stage; until then requests get an error that names what is missing."""
     from shardhub.gateway.waiting import Waiting
 
     waiting, said = Waiting(), ""

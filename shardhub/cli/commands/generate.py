@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from shardhub.usecases.answer import HeadStatus, Prompt, Usage
 
 
-# Prompts from a file or pipe: more text than any model's context holds.
+# Largest prompt from a file or pipe: more text than any model's context holds.
 _MAX_PROMPT_BYTES = 16 << 20
 
 
@@ -48,12 +48,12 @@ def generate(
     local: LocalFlags,
     output: Output,
 ) -> int:
-    """Generate an answer over the nodes; stages nobody serves run here."""
+    """Generate an answer over the nodes; stages that no node serves run here."""
     from shardhub.usecases.open_head import open_head
 
     settings = head_settings(pipeline.named("generate"), nodes, local, recovery=recovery)
     sampling = tokens.sampling()
-    sampling.parameters()  # what is out of its range is refused before anything is started
+    sampling.parameters()  # values out of range are refused before anything is started
     text = _read_prompt(prompt.prompt)
     if prompt.raw and prompt.system is not None:
         raise UsageError("--system is a part of the chat template.", hint="Leave out --raw, or put it in the prompt.")
@@ -86,7 +86,7 @@ def generate(
 
 
 def _usage_record(usage: Usage) -> dict[str, float | int]:
-    """Sizes in tokens, times in seconds, and whether losses of nodes may have changed a number."""
+    """Usage as JSON-able data: sizes in tokens, times in seconds, and whether losses may have changed a number."""
     return {
         "prompt_tokens": usage.num_prompt,
         "reused_tokens": usage.num_reused,

@@ -31,11 +31,11 @@ class FolderFlags:
 class InitFlags(FolderFlags):
     """Where the Hub's data is, and whose token is made."""
 
-    user: Annotated[str | None, typer.Option(help="Whose token to make; you by default.")] = None
+    user: Annotated[str | None, typer.Option(help="User whose token is created; you by default.")] = None
 
 
 def init(hub: InitFlags, output: Output) -> int:
-    """Make a Hub and a token to write to it; the token is shown this once."""
+    """Create a Hub and a token to write to it; the token is shown only once."""
     from shardhub.localhub.hub import LocalHub, holds_hub
 
     place = hub.folder or _default_folder()
@@ -60,7 +60,7 @@ class ListenFlags:
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8090
     public_url: Annotated[
-        str | None, typer.Option(help="URL clients call it by, if not its address.", metavar="URL")
+        str | None, typer.Option(help="URL at which clients reach it, if not its address.", metavar="URL")
     ] = None
     insecure_lan: Annotated[
         bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
@@ -68,7 +68,7 @@ class ListenFlags:
 
 
 def serve(hub: FolderFlags, listening: ListenFlags, output: Output) -> int:
-    """Serve the Hub until SIGTERM; prints its URL when it is ready."""
+    """Serve the Hub until SIGTERM; prints its URL when ready."""
     from shardhub.localhub.server import RunningHub, ServerSettings
     from shardhub.localhub.server import serve as run_server
 
@@ -92,23 +92,23 @@ class TokenFlags:
     """What a token opens, or which one is revoked."""
 
     role: Annotated[str, typer.Option(help="read or write.")] = "write"
-    group: Annotated[list[str] | None, typer.Option(help="Further namespace it opens; may be given several times.")] = (
-        None
-    )
-    revoke: Annotated[str | None, typer.Option(help="Make the token with this id worthless.", metavar="ID")] = None
+    group: Annotated[
+        list[str] | None, typer.Option(help="Further namespace it gives access to; may be given several times.")
+    ] = None
+    revoke: Annotated[str | None, typer.Option(help="Revoke the token with this id.", metavar="ID")] = None
 
 
 def token(
     hub: FolderFlags,
     access: TokenFlags,
     output: Output,
-    user: Annotated[str | None, typer.Argument(help="Whose token to make.")] = None,
+    user: Annotated[str | None, typer.Argument(help="User whose token is created.")] = None,
 ) -> int:
-    """Make a token and show it this once; without USER, list the tokens there are."""
+    """Create a token and show it only once; without USER, list the existing tokens."""
     from shardhub.localhub.catalog import Catalog
     from shardhub.localhub.tokens import list_tokens, make_token, revoke_token
 
-    # Not a LocalHub: the Hub may be running, and goes on.
+    # Not through a LocalHub, as the Hub may be running.
     catalog = Catalog(_existing(hub.folder))
     try:
         if access.revoke is not None:
@@ -137,11 +137,11 @@ def token(
 class AgeFlags:
     """What is old enough to be deleted."""
 
-    min_age: Annotated[float, typer.Option(help="Hours; what is younger stays.", min=0)] = 24.0
+    min_age: Annotated[float, typer.Option(help="Hours; younger files are kept.", min=0)] = 24.0
 
 
 def gc(hub: FolderFlags, deleting: AgeFlags, output: Output) -> int:
-    """Delete what no branch or tag needs any more. The Hub must not be running."""
+    """Delete files that no branch or tag needs any more. The Hub must not be running."""
     from shardhub.localhub.gc import collect_garbage
     from shardhub.localhub.hub import LocalHub
 

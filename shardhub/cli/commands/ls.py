@@ -24,11 +24,11 @@ _DAY_S = 86400.0
 class ListFlags(CacheFlags):
     """The cache, and whether the Hub is asked."""
 
-    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub what has moved.")] = False
+    offline: Annotated[bool, typer.Option("--offline", help="Do not ask the Hub for newer commits.")] = False
 
 
 def ls(listing: ListFlags, output: Output) -> int:
-    """List the shards and pipelines that are here."""
+    """List the shards and pipelines in the cache."""
     from shardhub.hub.cache import Cache
     from shardhub.usecases.cache import cached
 

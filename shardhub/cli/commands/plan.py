@@ -36,9 +36,9 @@ def plan(
     leaving: ModelFlags,
     output: Output,
 ) -> int:
-    """Show how a model would be cut, whether that is proven, and where else it can be cut, from headers alone.
+    """Show how a model would be cut, whether that is proven, and where else it can be cut, from headers only.
 
-    Writes nothing, and reads no weights.
+    Writes nothing and reads no weights.
     """
     from shardhub.planning.plan_file import plan_to_json
     from shardhub.usecases.plan import PlanSettings
@@ -66,7 +66,7 @@ def plan(
 
 
 def _cut_lines(planned: Planned) -> list[str]:
-    """Where the model can be cut, and what crosses where it is."""
+    """Describe where the model can be cut, and what crosses the plan's cuts."""
     from shardhub.planning.borders import allowed_text
 
     if planned.borders is None:
@@ -87,7 +87,7 @@ def _facts(checkpoint: Checkpoint, planned: Planned) -> str:
 
 
 def _report(made: ModelPlan) -> dict[str, Any]:
-    """What `plan --json` tells beside the plan itself; the same in every run, so that plans can be compared."""
+    """What `plan --json` reports besides the plan itself; the same in every run, so that plans can be compared."""
     from importlib.metadata import version
 
     planned, verdict, opened = made.planned, made.verdict, made.model

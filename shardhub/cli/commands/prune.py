@@ -10,7 +10,7 @@ from shardhub.sizes import size_text
 
 
 def prune(cache: CacheFlags, output: Output) -> int:
-    """Delete from the cache what no shard or pipeline in it needs."""
+    """Delete files from the cache that no shard or pipeline in it needs."""
     from shardhub.usecases.cache import prune as delete
 
     freed_bytes = delete(cache.cache_dir)

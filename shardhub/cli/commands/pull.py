@@ -16,7 +16,7 @@ from shardhub.cli.terminal import Terminal
 class PullFlags:
     """What is fetched, and where to."""
 
-    shards: Annotated[bool, typer.Option("--shards", help="Of a pipeline, fetch all its shards too.")] = False
+    shards: Annotated[bool, typer.Option("--shards", help="Also fetch all shards of a pipeline.")] = False
     cache_dir: CacheDir = None
     cache_limit: CacheLimit = None
 
@@ -26,7 +26,7 @@ def pull(
     pulling: PullFlags,
     output: Output,
 ) -> int:
-    """Fetch shards and pipelines, or finish fetching them, and check every byte that is here."""
+    """Fetch shards and pipelines, or finish fetching them, and check every byte."""
     from shardhub.usecases.cache import Pulled, PullSettings
     from shardhub.usecases.cache import pull as fetch
 

@@ -1,4 +1,4 @@
-"""`shardhub selftest`: does this machine compute chains rightly, and how fast?"""
+"""`shardhub selftest`: tests whether this machine computes chains correctly, and how fast."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from shardhub.cli.terminal import Terminal
 
 @flags("Numbers")
 class NumberFlags:
-    """What it computes with."""
+    """The BLAS to compute with."""
 
     blas: BlasOption = Blas.AUTO
 
 
 def selftest(numbers: NumberFlags, output: Output) -> int:
-    """Try this machine in a minute, without a network: kernels, tiny models in stages, speeds; prints a report.
+    """Test this machine in a minute, without a network: kernels, tiny models in stages, speeds; prints a report.
 
     Exit code 3 where numbers are wrong, 1 where something does not run.
     """

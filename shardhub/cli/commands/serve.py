@@ -1,4 +1,4 @@
-"""`shardhub serve`."""
+"""`shardhub serve`: a node from start to end."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def serve(
     capacity: CapacityFlags,
     output: Output,
 ) -> int:
-    """Serve a stage until SIGTERM; prints its address and layers when it is ready."""
+    """Serve a stage until SIGTERM; prints its address and layers when ready."""
     from shardhub.usecases.serve import ServeSettings
     from shardhub.usecases.serve import serve as serve_stage
 

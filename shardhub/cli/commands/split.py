@@ -1,4 +1,4 @@
-"""`shardhub split`."""
+"""`shardhub split`: a model cut into folders."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 @flags("What is written")
 class SplitFlags:
-    """Which shards are written, and their name."""
+    """Which shards are written, and under what name."""
 
-    only: Annotated[int | None, typer.Option(help="Write this stage's shard only.", min=0, metavar="K")] = None
+    only: Annotated[int | None, typer.Option(help="Write the shard of this stage only.", min=0, metavar="K")] = None
     name: Annotated[str | None, typer.Option(help="Base name of the shards; the model's by default.")] = None
 
 
 def split(
     model: Model,
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the shards' folders into.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in which the shards' folders are written.")],
     cut: CutFlags,
     writing: SplitFlags,
     checks: CheckFlags,
@@ -36,7 +36,7 @@ def split(
 ) -> int:
     """Cut a model into shard folders, proven to compute what the whole model computes.
 
-    A run that was interrupted is finished by the same command.
+    To finish an interrupted run, run the same command again.
     """
     from shardhub.usecases.parity import parity_report
     from shardhub.usecases.split import SplitSettings

@@ -30,8 +30,8 @@ class PublishFlags:
         str | None, typer.Option(help="User or organisation to publish as; the token's by default.", metavar="USER")
     ] = None
     name: Annotated[str | None, typer.Option(help="Base name of the repos; the model's by default.")] = None
-    private: Annotated[bool, typer.Option("--private", help="Make repos that only you can read.")] = False
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be made; write nothing.")] = False
+    private: Annotated[bool, typer.Option("--private", help="Create repos that only you can read.")] = False
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be published; write nothing.")] = False
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace other cuts of this name; the old commits stay, tagged.")
     ] = False
@@ -47,9 +47,9 @@ def split_and_push(
     leaving: ModelFlags,
     output: Output,
 ) -> int:
-    """Cut a model and publish its stages on the Hub, each in a repo of its own; needs disk for one weight file.
+    """Cut a model and publish its stages on the Hub, each in a repo of its own; needs disk space for one weight file.
 
-    A run that was interrupted is finished by the same command, and uploads nothing twice.
+    To finish an interrupted run, run the same command again; nothing is uploaded twice.
     """
     from shardhub.usecases.publish import PublishSettings, Push
 
@@ -82,7 +82,7 @@ def split_and_push(
 
 
 def _show(plan: PushPlan) -> None:
-    """The repos a push writes, their sizes, and how long it may take."""
+    """Show the repos that a push writes, their sizes, and the estimated time."""
     from shardhub.hub.push_decisions import Action
 
     job = plan.job

@@ -42,7 +42,7 @@ _SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "bac
 
 @flags("Nodes")
 class WatchFlags:
-    """The nodes that are looked at, and how often."""
+    """The nodes to show, and how often they are read."""
 
     node: Node = None
     tls: Tls = None
@@ -50,15 +50,15 @@ class WatchFlags:
         bool,
         typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
     ] = False
-    once: Annotated[bool, typer.Option("--once", help="Show it once, on a terminal too.")] = False
+    once: Annotated[bool, typer.Option("--once", help="Show it once, also on a terminal.")] = False
     interval: Annotated[float, typer.Option(help="Seconds between readings.", min=0.1, max=3600.0)] = 1.0
     cache_dir: CacheDir = None
 
 
 def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int:
-    """Show each stage, live: who serves it, what it is busy with, and what limits the chain.
+    """Show each stage, live: who serves it, its load, and what limits the chain.
 
-    Exit code 5 if a stage has nobody.
+    Exit code 5 if a stage is not served.
     """
     from shardhub.chain.chain_status import chain_status, read_nodes
     from shardhub.chain.links import NodeDialer
@@ -87,7 +87,7 @@ def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int
         if is_live:
             found = _watch(read, before, found, watching.interval)
         else:
-            if any(node.reading.load for node in found.nodes):  # figures are of what happens between two readings
+            if any(node.reading.load for node in found.nodes):  # rates need two readings
                 time.sleep(watching.interval)
                 found = chain_status(served.manifest, read(), before)
             print(json.dumps(record(found, served)) if output.as_json else text(found))
@@ -95,7 +95,7 @@ def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int
 
 
 def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
-    """A survey as JSON-able data; times in seconds."""
+    """A chain's status as JSON-able data; times in seconds."""
     from shardhub.parity import inexactness
 
     manifest = pipeline.manifest
@@ -115,7 +115,7 @@ def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
 
 
 def render(found: ChainStatus) -> Group:
-    """A survey as a table and two sentences."""
+    """A chain's status as a table and two sentences."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -154,7 +154,7 @@ def render(found: ChainStatus) -> Group:
 
 
 def text(found: ChainStatus) -> str:
-    """A survey as lines; with colours on a terminal only."""
+    """A chain's status as lines of text, with colours on a terminal only."""
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False) if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
@@ -164,7 +164,7 @@ def text(found: ChainStatus) -> str:
 
 
 def _watch(read: Any, before: Sequence[Reading], found: ChainStatus, interval_s: float) -> ChainStatus:
-    """Show it until Ctrl-C, which is how this ends well."""
+    """Show the status until Ctrl-C, which is the normal end."""
     from rich.console import Console
     from rich.live import Live
 
@@ -213,7 +213,7 @@ def _state(reading: Reading) -> str:
 
 
 def _hint(found: ChainStatus, problem: ShardhubError) -> str:
-    """What to do about a chain that cannot run."""
+    """Advice for a chain that cannot run."""
 
     loading = [node.reading.address for node in found.nodes if _state(node.reading) == _LOADING]
     return f"Wait until {' and '.join(loading)} has loaded its stage." if loading else with_flags(problem.hint)

@@ -29,7 +29,7 @@ def unpublish(
     deleting: UnpublishFlags,
     output: Output,
 ) -> int:
-    """Delete a pipeline on the Hub: its manifest first, then the shards that no other pipeline names."""
+    """Delete a pipeline from the Hub: first its manifest, then the shards that no other pipeline names."""
     from shardhub.usecases.publish import Unpublish
 
     doomed = Unpublish(pipeline, Terminal())
@@ -49,10 +49,10 @@ def unpublish(
 
 
 def _ask(question: str, refusal: str) -> None:
-    """Ask on a terminal; anything but yes, and no terminal, is no.
+    """Ask on a terminal; any answer but yes counts as no, and so does a missing terminal.
 
     Raises:
-        UsageError: The answer was no, or nobody could be asked.
+        UsageError: The answer is no, or there is no terminal.
     """
     answer = ask(question)
     if answer is None:

@@ -1,4 +1,4 @@
-"""`shardhub verify`: a pipeline's bytes, its proof, its numbers, held against what was published."""
+"""`shardhub verify`: compares a pipeline's bytes, proof and numbers with what was published."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from shardhub.usecases.verify_source import SourceSettings
 
 
-# Exit code of a command that found what it checks to be something else.
+# Exit code of a check that found a difference.
 _EXIT_DIFFERENT = 3
 
-# Differing tensors that are printed.
+# Most differing tensors that are printed.
 _DIFFERENCES_SHOWN = 20
 
 
@@ -103,7 +103,7 @@ def verify(
     bytes_: SourceFlags,
     output: Output,
 ) -> int:
-    """Check a pipeline's bytes and its proof; with an option its numbers on live nodes, or the source's bytes."""
+    """Check a pipeline's bytes and proof; with an option, its numbers on live nodes or its source's bytes."""
     named = pipeline.named("verify")
     match _mode(files, live, whole, bytes_):
         case "--run":
@@ -162,7 +162,7 @@ def _mode(files: FileFlags, live: RunFlags, whole: ReferenceFlags, bytes_: Sourc
 
 
 def _files(pipeline: str, files: FileFlags, *, as_json: bool) -> int:
-    """Each check as it is made, and the verdict; exit code 3 if anything is wrong, 1 if the stages are unproven."""
+    """Print each check and the verdict; returns 3 if anything is wrong, 1 if the stages are unproven."""
     from shardhub.usecases.verify_files import Check, VerifySettings, verify_files
 
     def show(check: Check) -> None:
@@ -187,7 +187,7 @@ def _files(pipeline: str, files: FileFlags, *, as_json: bool) -> int:
 
 
 def _run(head: HeadSettings, *, as_json: bool) -> int:
-    """What the live chain chose beside the record; exit code 3 if that differs though it must not."""
+    """Compare the live chain's tokens with the record; returns 3 if they differ although they must not."""
     from shardhub.parity import describe_class
     from shardhub.usecases.verify_run import verify_run
 
@@ -222,7 +222,7 @@ def _run(head: HeadSettings, *, as_json: bool) -> int:
 
 
 def _reference(pipeline: str, settings: ReferenceSettings, *, as_json: bool) -> int:
-    """The record that was made, and where it is."""
+    """Make a parity record, and print it and where it is kept."""
     from shardhub.manifest import encode
     from shardhub.parity import describe
     from shardhub.usecases.verify_reference import verify_reference
@@ -238,7 +238,7 @@ def _reference(pipeline: str, settings: ReferenceSettings, *, as_json: bool) -> 
 
 
 def _source(pipeline: str, settings: SourceSettings, *, as_json: bool) -> int:
-    """Tensors that are not the source's; exit code 3 if there are any."""
+    """Print the tensors that differ from the source's; returns 3 if there are any."""
     from shardhub.usecases.verify_source import verify_source
 
     made = verify_source(pipeline, settings, Terminal())
