@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from shardhub.chain.assignment import LocalStages, NodeStages, assign_stages, stages_of
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import Drafter
-from shardhub.chain.links import LocalLink, NodeDialer
+from shardhub.chain.links import NodeDialer
+from shardhub.chain.local_link import LocalLink
 from shardhub.chain.membership import Membership
 from shardhub.chain.place import Place
 from shardhub.chain.request import Request

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from shardhub.chain.links import LocalLink
+from shardhub.chain.local_link import LocalLink
 from shardhub.chain.observers import ChainObserver, StreamObserver
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.stream import Stream

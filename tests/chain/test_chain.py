@@ -12,7 +12,7 @@ from mlx_lm.models import cache as caches
 
 from shardhub.chain.assignment import assign_stages
 from shardhub.chain.chain import Chain
-from shardhub.chain.links import LocalLink
+from shardhub.chain.local_link import LocalLink
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import SchedulerSettings

@@ -13,7 +13,7 @@ from mlx_lm.utils import load_model
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import prompt_lookup
 from shardhub.chain.head import Head
-from shardhub.chain.links import LocalLink
+from shardhub.chain.local_link import LocalLink
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
 from shardhub.engine.engine import Engine, EngineSettings

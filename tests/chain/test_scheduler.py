@@ -12,7 +12,7 @@ import pytest
 
 from shardhub.chain.chain import Chain
 from shardhub.chain.drafts import prompt_lookup
-from shardhub.chain.links import LocalLink
+from shardhub.chain.local_link import LocalLink
 from shardhub.chain.observers import ChainObserver, StreamObserver
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler

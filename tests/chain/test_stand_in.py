@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from shardhub.chain.head import Head
-from shardhub.chain.links import LocalLink
+from shardhub.chain.local_link import LocalLink
 from shardhub.chain.request import Request
 from shardhub.chain.stream import MAX_UNREAD
 from shardhub.parameters import SamplingParameters

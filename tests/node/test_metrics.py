@@ -13,7 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shardhub.address import Address
 from shardhub.chain.chain import Chain
-from shardhub.chain.links import LocalLink, NodeLink, describe
+from shardhub.chain.links import NodeLink, describe
+from shardhub.chain.local_link import LocalLink
 from shardhub.chain.metrics import HeadMetrics
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
