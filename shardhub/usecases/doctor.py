@@ -56,8 +56,8 @@ class Check:
 def report_text(checks: list[Check]) -> str:
     """All results as text to paste into an issue, without token, account or home folder."""
     lines = ["```", f"{platform.system()} {platform.release()} {platform.machine()}", *versions().splitlines(), ""]
-    found = [f"{check.state:<5} {check.name:<9} {check.found}" for check in checks]
-    text = "\n".join([*lines, *found, "```"]).replace(str(Path.home()), "~")
+    results = [f"{check.state:<5} {check.name:<9} {check.found}" for check in checks]
+    text = "\n".join([*lines, *results, "```"]).replace(str(Path.home()), "~")
     return _TOKEN.sub("hf_...", text)
 
 

@@ -204,7 +204,7 @@ def record(
     start = time.monotonic()
     try:
         watcher.doing("running the stages against the whole model")
-        found = compare(blueprint, anatomy, chain, weights, num_tokens=num_tokens, progress=comparing(watcher))
+        compared = compare(blueprint, anatomy, chain, weights, num_tokens=num_tokens, progress=comparing(watcher))
     finally:
         watcher.doing("")
     watcher.note(f"stages and whole model ran {num_tokens} tokens in {time.monotonic() - start:.1f} s")
@@ -218,16 +218,16 @@ def record(
             "device": str(mx.default_device()),
             "numeric_class": numeric_class(host_facts()),
             "dtype": dtype,
-            "vocab_size": found.vocab_size,
+            "vocab_size": compared.vocab_size,
             "chunk": CHUNK,
             "prompts": tuple(
                 ParityPrompt(length=length, tokens=tokens)
-                for length, tokens in zip(PROMPT_LENGTHS, found.tokens, strict=False)
+                for length, tokens in zip(PROMPT_LENGTHS, compared.tokens, strict=False)
             ),
-            "num_tokens": sum(map(len, found.tokens)),
-            "tokens_equal": found.tokens_equal,
-            "max_abs_logit_difference": found.max_abs_logit_difference,
-            "num_nan_steps": found.num_nan_steps,
+            "num_tokens": sum(map(len, compared.tokens)),
+            "tokens_equal": compared.tokens_equal,
+            "max_abs_logit_difference": compared.max_abs_logit_difference,
+            "num_nan_steps": compared.num_nan_steps,
         }
     )
 

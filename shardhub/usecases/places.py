@@ -185,10 +185,10 @@ class Places:
             return folder
         for location in pipeline.manifest.stages[index].locations:
             if isinstance(location, RepoLocation):
-                found = self.cache.snapshot(location.repo, location.commit)
-                if found is not None:
-                    self.cache.use(found)
-                    return found
+                cached = self.cache.snapshot(location.repo, location.commit)
+                if cached is not None:
+                    self.cache.use(cached)
+                    return cached
         return None
 
 

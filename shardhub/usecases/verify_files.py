@@ -249,9 +249,9 @@ def _check_documents(index: int, folder: Path, target: Target, report: Report) -
 def _check_index(path: Path, shard: Shard) -> None:
     index = parse_json(read_bytes(path, _MAX_INDEX_BYTES), where=str(path), limit_bytes=_MAX_INDEX_BYTES)
     expected = {name: file.name for file in shard.stage.weight_files for name in file.tensors}
-    found = index.get("weight_map") if isinstance(index, dict) else None
-    if found != expected:
-        wrong = sorted(name for name in expected if not isinstance(found, dict) or found.get(name) != expected[name])
+    listed = index.get("weight_map") if isinstance(index, dict) else None
+    if listed != expected:
+        wrong = sorted(name for name in expected if not isinstance(listed, dict) or listed.get(name) != expected[name])
         raise FormatError(
             f"{path} is not the index of this shard's weight files.",
             why=f"{STAGE_FILE} places {wrong[0]!r} in {expected[wrong[0]]}." if wrong else "It names other tensors.",
@@ -320,7 +320,7 @@ def _check_records(target: Target, report: Report) -> list[Parity]:
     except ChainError as error:
         watcher.note(f"warning: {error.what} Parity records were not read.")
         return []
-    found = []
+    records = []
     for name, data in files.items():
         where = f"{target.text}/{PARITY_FOLDER}/{name}"
         try:
@@ -329,7 +329,7 @@ def _check_records(target: Target, report: Report) -> list[Parity]:
             report.add(f"{PARITY_FOLDER}/{name}", MISMATCH, f"{error.what} {error.why}")
             continue
         report.add(f"{PARITY_FOLDER}/{name}", OK, describe(record))
-        found.append(record)
+        records.append(record)
     if not files:
         watcher.note("no parity record: the stages' numbers were never compared with the whole model's")
-    return found
+    return records

@@ -131,9 +131,9 @@ def _from_shards(target: Target, settings: ReferenceSettings, watcher: Watcher) 
     from shardhub.model.parity import StageTensors, shard_weights
     from shardhub.model.recheck import open_blueprint
 
-    found = target.shards(fetch=settings.fetch)
+    by_stage = target.shards(fetch=settings.fetch)
     manifest = target.pipeline.manifest
-    if absent := [index for index in range(len(manifest.stages)) if index not in found]:
+    if absent := [index for index in range(len(manifest.stages)) if index not in by_stage]:
         hint = "Add `fetch`, or give the model the pipeline was made from: `source_folder` DIR"
         if manifest.source.repo is not None:
             hint += f" (hf download {manifest.source.repo} --revision {manifest.source.commit} --local-dir DIR)"
@@ -142,7 +142,7 @@ def _from_shards(target: Target, settings: ReferenceSettings, watcher: Watcher) 
             why="The reference needs the whole model.",
             hint=hint,
         )
-    shards: list[Shard] = join_adjacent([found[index] for index in sorted(found)])
+    shards: list[Shard] = join_adjacent([by_stage[index] for index in sorted(by_stage)])
     blueprint = open_blueprint(shards[0])
     _check_fits(blueprint, settings)
     chain = [

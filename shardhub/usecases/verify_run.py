@@ -130,9 +130,9 @@ def _classes(head: Head) -> list[tuple[str, NumericClass]]:
 def _closest(records: list[Parity], classes: list[NumericClass]) -> Parity:
     """The newest record of the nodes' own class, or the newest of all."""
     own = [record for record in records if one_class([record.numeric_class, *classes])]
-    found = newest(own or records)
-    assert found is not None
-    return found
+    closest = newest(own or records)
+    assert closest is not None
+    return closest
 
 
 def _replay(loop: LoopThread, head: Head, record: Parity, watcher: Watcher) -> list[list[int]]:

@@ -221,8 +221,8 @@ def revoke(name: Name, telling: TellFlags, places: FolderFlags, output: Output) 
 
     made = take_back(name, places.folders(), nodes=telling.node or ())
     if output.as_json:
-        told = [{"node": at, "error": error_record(error) if error else None} for at, error in made.nodes.items()]
-        print(json.dumps({"name": name, "number": made.number, "told": told}))
+        informed = [{"node": at, "error": error_record(error) if error else None} for at, error in made.nodes.items()]
+        print(json.dumps({"name": name, "number": made.number, "told": informed}))
     else:
         print(f"{name} is revoked (list {made.number}).")
         for at, error in made.nodes.items():

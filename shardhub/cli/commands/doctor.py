@@ -33,10 +33,10 @@ def doctor(checking: DoctorFlags, output: Output) -> int:
 
     checks: list[Check] = []
     for check in checks_of(checking.cache_dir, checking.blas):
-        found = check()
-        checks += found
+        results = check()
+        checks += results
         if not checking.report and not output.as_json:
-            _print(found)
+            _print(results)
     failed = any(check.state == FAIL for check in checks)
     if output.as_json:
         record = {"ok": not failed, "checks": [asdict(check) for check in checks], "versions": versions().splitlines()}

@@ -83,18 +83,18 @@ def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int
             return loop.wait(read_nodes(served.manifest, addresses, dialer=NodeDialer(security=security)))
 
         before = read()
-        found = chain_status(served.manifest, before)
+        seen = chain_status(served.manifest, before)
         if is_live:
-            found = _watch(read, before, found, watching.interval)
+            seen = _watch(read, before, seen, watching.interval)
         else:
-            if any(node.reading.load for node in found.nodes):  # rates need two readings
+            if any(node.reading.load for node in seen.nodes):  # rates need two readings
                 time.sleep(watching.interval)
-                found = chain_status(served.manifest, read(), before)
-            print(json.dumps(record(found, served)) if output.as_json else text(found))
-    return 0 if found.problem is None else outcome(found.problem).exit
+                seen = chain_status(served.manifest, read(), before)
+            print(json.dumps(record(seen, served)) if output.as_json else text(seen))
+    return 0 if seen.problem is None else outcome(seen.problem).exit
 
 
-def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
+def record(seen: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
     """A chain's status as JSON-able data; times in seconds."""
     from shardhub.parity import inexactness
 
@@ -104,17 +104,17 @@ def record(found: ChainStatus, pipeline: Pipeline) -> dict[str, Any]:
         "pipeline_id": manifest.pipeline_id,
         "num_stages": len(manifest.stages),
         "inexact": inexactness(pipeline.folder, manifest),
-        "nodes": [_node_record(node, is_slowest=index == found.slowest) for index, node in enumerate(found.nodes)],
-        "nobody": list(found.nobody),
-        "can_run": found.problem is None,
-        "problem": error_record(found.problem) if found.problem else None,
-        "limit": found.limit,
-        "alone_step_s": found.alone_s,
-        "chain_step_s": found.chain_s,
+        "nodes": [_node_record(node, is_slowest=index == seen.slowest) for index, node in enumerate(seen.nodes)],
+        "nobody": list(seen.nobody),
+        "can_run": seen.problem is None,
+        "problem": error_record(seen.problem) if seen.problem else None,
+        "limit": seen.limit,
+        "alone_step_s": seen.alone_s,
+        "chain_step_s": seen.chain_s,
     }
 
 
-def render(found: ChainStatus) -> Group:
+def render(seen: ChainStatus) -> Group:
     """A chain's status as a table and two sentences."""
     from rich.console import Group
     from rich.table import Table
@@ -127,58 +127,56 @@ def render(found: ChainStatus) -> Group:
         table.add_column(column, no_wrap=column != "node", overflow="fold")
     for column in ("sessions", "KV", "queue", "rows", "compute", "wait", "tokens/s"):
         table.add_column(column, justify="right", no_wrap=True)
-    for index, node in enumerate(found.nodes):
-        row = _cells(node, is_slowest=index == found.slowest)
-        table.add_row(*map(Text, row), style="bold" if index == found.slowest else "red" if node.reading.error else "")
-    for index in found.nobody:
-        stage = found.manifest.stages[index]
+    for index, node in enumerate(seen.nodes):
+        row = _cells(node, is_slowest=index == seen.slowest)
+        table.add_row(*map(Text, row), style="bold" if index == seen.slowest else "red" if node.reading.error else "")
+    for index in seen.nobody:
+        stage = seen.manifest.stages[index]
         cells = [str(index), f"{stage.start}-{stage.stop - 1}", "-", "nobody serves it"]
         table.add_row(*cells, style="red")
-    lines: list[Any] = [table, Text(_LEGEND, style="dim"), Text(""), Text(found.limit)]
-    if found.problem is not None and (hint := _hint(found, found.problem)):
+    lines: list[Any] = [table, Text(_LEGEND, style="dim"), Text(""), Text(seen.limit)]
+    if seen.problem is not None and (hint := _hint(seen, seen.problem)):
         lines.append(Text(f"Try: {hint}"))
-    if (alone := _alone(found)) is not None:
+    if (alone := _alone(seen)) is not None:
         lines.append(Text(alone))
     lines += [
-        Text(f"{node.reading.address}: {_slept(node.reading.load)}")
-        for node in found.nodes
-        if _slept(node.reading.load)
+        Text(f"{node.reading.address}: {_slept(node.reading.load)}") for node in seen.nodes if _slept(node.reading.load)
     ]
     lines += [
         Text(f"{node.reading.address}: inexact: {node.reading.description.host[INEXACT]}")
-        for node in found.nodes
+        for node in seen.nodes
         if node.reading.description is not None and node.reading.description.host.get(INEXACT)
     ]
-    lines += [Text(_failure(node.reading)) for node in found.nodes if node.reading.error]
-    return Group(*lines, *map(Text, _runs_on(found)))
+    lines += [Text(_failure(node.reading)) for node in seen.nodes if node.reading.error]
+    return Group(*lines, *map(Text, _runs_on(seen)))
 
 
-def text(found: ChainStatus) -> str:
+def text(seen: ChainStatus) -> str:
     """A chain's status as lines of text, with colours on a terminal only."""
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False) if sys.stdout.isatty() else Console(width=_PIPE_WIDTH)
     with console.capture() as capture:
-        console.print(render(found))
+        console.print(render(seen))
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
-def _watch(read: Any, before: Sequence[Reading], found: ChainStatus, interval_s: float) -> ChainStatus:
+def _watch(read: Any, before: Sequence[Reading], seen: ChainStatus, interval_s: float) -> ChainStatus:
     """Show the status until Ctrl-C, which is the normal end."""
     from rich.console import Console
     from rich.live import Live
 
     from shardhub.chain.chain_status import chain_status
 
-    with Live(render(found), console=Console(highlight=False), auto_refresh=False) as live:
+    with Live(render(seen), console=Console(highlight=False), auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(interval_s)
                 now = read()
-                found, before = chain_status(found.manifest, now, before), now
-                live.update(render(found), refresh=True)
+                seen, before = chain_status(seen.manifest, now, before), now
+                live.update(render(seen), refresh=True)
         except KeyboardInterrupt:
-            return found
+            return seen
 
 
 def _cells(node: NodeStatus, *, is_slowest: bool) -> list[str]:
@@ -212,10 +210,10 @@ def _state(reading: Reading) -> str:
     return _LOADING if isinstance(reading.error, NodeLoading) else "unreachable"
 
 
-def _hint(found: ChainStatus, problem: ShardhubError) -> str:
+def _hint(seen: ChainStatus, problem: ShardhubError) -> str:
     """Advice for a chain that cannot run."""
 
-    loading = [node.reading.address for node in found.nodes if _state(node.reading) == _LOADING]
+    loading = [node.reading.address for node in seen.nodes if _state(node.reading) == _LOADING]
     return f"Wait until {' and '.join(loading)} has loaded its stage." if loading else with_flags(problem.hint)
 
 
@@ -225,14 +223,14 @@ def _failure(reading: Reading) -> str:
     return text if text.startswith(reading.address) else f"{reading.address}: {text}"
 
 
-def _alone(found: ChainStatus) -> str | None:
+def _alone(seen: ChainStatus) -> str | None:
     """The estimated time of one machine, in a sentence; the machines it is derived from may differ."""
-    if found.alone_s is None or not found.chain_s:
+    if seen.alone_s is None or not seen.chain_s:
         return None
     return (
-        f"One such machine alone, had it room, would take about {found.alone_s * 1000:.1f} ms a decode step, the "
-        f"stages' sum; this chain, kept busy, {found.chain_s * 1000:.1f} ms, its slowest stage: "
-        f"{found.alone_s / found.chain_s:.1f} times as many tokens in all, none of them sooner."
+        f"One such machine alone, had it room, would take about {seen.alone_s * 1000:.1f} ms a decode step, the "
+        f"stages' sum; this chain, kept busy, {seen.chain_s * 1000:.1f} ms, its slowest stage: "
+        f"{seen.alone_s / seen.chain_s:.1f} times as many tokens in all, none of them sooner."
     )
 
 
@@ -269,10 +267,10 @@ def _host(description: Description) -> dict[str, str]:
     return {key: description.host[key] for key in (*_SHOWN_FACTS, INEXACT) if key in description.host}
 
 
-def _runs_on(found: ChainStatus) -> list[str]:
+def _runs_on(seen: ChainStatus) -> list[str]:
     """Versions and devices of the nodes, one line for each kind: several lines mean that numbers may differ."""
     kinds: dict[str, list[str]] = {}
-    for node in found.nodes:
+    for node in seen.nodes:
         if node.reading.description is not None:
             host = node.reading.description.host
             facts = [f"{name} {host[name]}" for name in ("shardhub", "mlx", "mlx_lm") if host.get(name)]
