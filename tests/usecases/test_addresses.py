@@ -16,7 +16,7 @@ def test_nodes_are_named_with_or_without_a_port() -> None:
 @pytest.mark.parametrize("text", ["", "studio:0", "http://studio:1", "[::1"])
 def test_what_is_not_an_address_is_told(text: str) -> None:
     """What no node can be reached by is not guessed at; the option is named."""
-    with pytest.raises(UsageError, match=r"--node: .* is not HOST:PORT"):
+    with pytest.raises(UsageError, match=r"`node`: .* is not HOST:PORT"):
         node_addresses([text], None)
 
 
