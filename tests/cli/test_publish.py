@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -146,14 +147,17 @@ def test_unpublish_asks_on_a_terminal(api: HfApi, answer: str, is_there: bool) -
             [sys.executable, "-m", "shardhub", "unpublish", "ann/asked-pipeline"],
             env={**os.environ, "HF_ENDPOINT": api.endpoint, "HF_TOKEN": str(api.token)},
             stdin=theirs,
-            capture_output=True,
-            text=True,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
             check=False,
         )
+        shown = b""
+        while select.select([ours], [], [], 0)[0]:  # the process has ended: all that it wrote is there
+            shown += os.read(ours, 4096)
     finally:
         os.close(ours)
         os.close(theirs)
-    assert "Delete these repos (1)" in result.stderr
+    assert b"Delete these repos (1)" in shown
     assert result.returncode == (2 if is_there else 0)
     assert api.repo_exists("ann/asked-pipeline") is is_there
 
