@@ -34,10 +34,13 @@ def use_private_folder() -> Path:
         AccessError: No folder is safe and writable.
     """
     folder = private_folder(list(_kept()), list(_temporary()))
-    for kernel in folder.rglob("*.so"):
-        with contextlib.suppress(OSError):  # another process may have done so
-            if not kernel.stat().st_size:  # left by a machine that went down while writing it
-                kernel.unlink()
+    # Other processes' temporary folders lie here too, and go while this one looks: os.walk passes over them.
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            kernel = Path(inner, name)
+            with contextlib.suppress(OSError):  # another process may have done so
+                if name.endswith(".so") and not kernel.stat().st_size:  # left by a machine that went down
+                    kernel.unlink()
     os.putenv(_VARIABLE, str(folder))
     return folder
 
