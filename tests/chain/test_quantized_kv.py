@@ -161,5 +161,5 @@ def test_a_stage_of_windows_goes_along(tmp_path) -> None:
 @pytest.mark.parametrize("wanted", [{"bits": 5}, {"bits": 0}, {"bits": 8, "group_size": 48}])
 def test_forms_that_do_not_exist_are_usage_errors(wanted) -> None:
     """mlx-lm's cache packs whole words only."""
-    with pytest.raises(UsageError, match="`kv_(bits|group_size)`"):
+    with pytest.raises(UsageError, match=r"`kv_(bits|group_size)`"):
         KvQuantization(**wanted)
