@@ -113,10 +113,10 @@ class Peers:
     async def _check_network(self, address: str) -> None:
         try:
             host = Address.parse(address).host
-            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            resolved = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except (OSError, AddressError) as error:
             raise ChainError(f"The peer {address} has no address.", why=f"{error}.") from error
-        for info in found:
+        for info in resolved:
             ip = ip_of(str(info[4][0]))
             if not any(ip in network for network in self._allowed):
                 raise AccessError(

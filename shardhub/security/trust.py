@@ -163,10 +163,10 @@ async def _is_loopback(address: Address) -> bool:
     except ValueError:
         pass
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
+        resolved = await asyncio.get_running_loop().getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise ChainError(f"{address} has no address.", why=f"{error}.", hint="Is the name right?") from error
-    return all(ip_of(str(info[4][0])).is_loopback for info in found)
+    return all(ip_of(str(info[4][0])).is_loopback for info in resolved)
 
 
 PLAIN = Security()

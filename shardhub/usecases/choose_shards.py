@@ -68,7 +68,7 @@ def choose_shards(
             chosen = index
     if chosen is None:
         raise DoesNotFit(
-            f"No stage of {pipeline.manifest.name} is to be had and fits into {size_text(budget)}.",
+            f"No stage of {pipeline.manifest.name} is both available and small enough for {size_text(budget)}.",
             hint="Split it into more stages, or set `memory` if the budget is wrong.",
         )
     return [_shard(places, pipeline, chosen)]
