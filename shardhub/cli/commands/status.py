@@ -168,15 +168,15 @@ def _watch(read: Any, before: Sequence[Reading], seen: ChainStatus, interval_s: 
 
     from shardhub.chain.chain_status import chain_status
 
-    with Live(render(seen), console=Console(highlight=False), auto_refresh=False) as live:
-        try:
+    try:  # around the display too: the key may be pressed while the first table is drawn
+        with Live(render(seen), console=Console(highlight=False), auto_refresh=False) as live:
             while True:
                 time.sleep(interval_s)
                 now = read()
                 seen, before = chain_status(seen.manifest, now, before), now
                 live.update(render(seen), refresh=True)
-        except KeyboardInterrupt:
-            return seen
+    except KeyboardInterrupt:
+        return seen
 
 
 def _cells(node: NodeStatus, *, is_slowest: bool) -> list[str]:
