@@ -5,13 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 
-from shardhub.errors import ContextExceeded, PositionMismatch, SessionNotRewindable
 from shardhub.model import batching
 from shardhub.model.stage import Stage, StageCache
+from shardhub.model.stage_session import StageSession
 from shardhub.parameters import SamplingParameters
 
 
-class Session:
+class Session(StageSession):
     """A sequence's token ids and its KV cache, which is separate or a row of a group.
 
     Args:
@@ -21,26 +21,10 @@ class Session:
     """
 
     def __init__(self, stage: Stage, *, context: int, parameters: SamplingParameters) -> None:
+        super().__init__(context=context, parameters=parameters)
         self.stage = stage
-        self.context = context
-        self.parameters = parameters
-        self.reset()
-
-    def reset(self) -> None:
-        """Clear the session to position 0."""
-        self._alone: StageCache | None = self.stage.new_cache()
         self.group: Group | None = None
-        self.ids: list[int] = []
-
-    @property
-    def position(self) -> int:
-        """Positions the KV cache holds."""
-        return len(self.ids)
-
-    @property
-    def rewind_floor(self) -> int:
-        """Lowest position `rewind` can reach without a reset."""
-        return 0 if self._can_trim() else self.position
+        self._alone: StageCache | None = stage.new_cache()
 
     def cache(self) -> StageCache:
         """The session's own caches, taken out of its group if it is in one."""
@@ -55,69 +39,26 @@ class Session:
         self.group = group
         self._alone = None
 
-    def rewind(self, position: int) -> None:
-        """Go back to `position`; 0 is always possible.
+    def leave_group(self) -> None:
+        """Take the session's caches out of its group, whose other rows go on."""
+        self.cache()
 
-        Raises:
-            SessionNotRewindable: The architecture's caches cannot be trimmed, or the position is ahead.
-        """
-        if position == 0:
-            self.reset()
-        if position == self.position:
-            return
-        self._check_rewind(position)
-        self._alone = batching.trim(self.cache(), self.position - position)
-        del self.ids[position:]
-
-    def fork(self, position: int, *, context: int, parameters: SamplingParameters) -> Session:
-        """Make a new session with the first positions of this one, which stays unchanged.
-
-        Raises:
-            SessionNotRewindable: The caches cannot go back to `position`.
-        """
-        other = Session(self.stage, context=context, parameters=parameters)
-        if position:
-            cache = batching.snapshot(self.cache())
-            if position != self.position:
-                self._check_rewind(position)
-                cache = batching.trim(cache, self.position - position)
-            other._alone = cache
-            other.ids = self.ids[:position]
-        return other
-
-    def check(self, position: int, length: int, *, discard: int = 0) -> None:
-        """Refuse a chunk that does not follow after `discard` positions are dropped; nothing changes.
-
-        Raises:
-            PositionMismatch: The chunk leaves a gap or repeats positions.
-            SessionNotRewindable: The caches cannot drop the positions.
-            ContextExceeded: The chunk would pass the context.
-        """
-        if position + discard != self.position:
-            raise PositionMismatch(
-                f"A step for position {position} came" + (f", to drop {discard} first." if discard else "."),
-                why=f"The session stands at {self.position}.",
-            )
-        if discard:
-            self._check_rewind(position)
-        if position + length > self.context:
-            raise ContextExceeded(
-                f"{position + length} positions were asked for.",
-                why=f"The session was opened for {self.context}.",
-                hint="Shorten the prompt or raise `context` on every node.",
-            )
+    def _empty(self, context: int, parameters: SamplingParameters) -> Session:
+        return Session(self.stage, context=context, parameters=parameters)
 
     def _can_trim(self) -> bool:
         return batching.is_trimmable(self.cache())
 
-    def _check_rewind(self, position: int) -> None:
-        floor = 0 if self._can_trim() else self.position
-        if not floor <= position < self.position:
-            raise SessionNotRewindable(
-                f"The session cannot stand at position {position}.",
-                why=f"It stands at {self.position} and its caches go back to {floor} at most.",
-                hint="Reset it to 0 and replay.",
-            )
+    def _clear(self) -> None:
+        self.group = None
+        self._alone = self.stage.new_cache()
+
+    def _trim(self, num: int) -> None:
+        self._alone = batching.trim(self.cache(), num)
+
+    def _copy(self, other: Session, position: int) -> None:
+        cache = batching.snapshot(other.cache())
+        self._alone = cache if position == other.position else batching.trim(cache, other.position - position)
 
 
 class Group:
