@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -13,42 +13,12 @@ import numpy as np
 from shardhub.errors import ProofExceeded
 from shardhub.model import poison, taps
 from shardhub.model.arrays import from_raw, is_float, to_raw
+from shardhub.model.drawn import Advanced, Drawn
 from shardhub.model.sampling import draw_key, likeliest, sample, sample_greedy, score, top_tokens
 from shardhub.model.session import Session, gather
 from shardhub.model.stage import Stage, cache_arrays
 from shardhub.protocol import TopTokens
 from shardhub.tensors import RawTensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
-    """The result of drawing from one session's logits.
-
-    Attributes:
-        tokens: Drawn tokens: one, or more if drafts were right.
-        logprobs: Their log probabilities.
-        top: The likeliest tokens at each of them, if the session asks for any.
-        target_logprobs, target_top: The same for the given targets.
-    """
-
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
-    top: tuple[TopTokens, ...] = ()
-    target_logprobs: tuple[float, ...] = ()
-    target_top: tuple[TopTokens, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advanced:
-    """The result of one step.
-
-    Attributes:
-        crossings: Tensors for the next stage; empty on the last.
-        drawn: The result for each session; empty if no token was asked for.
-    """
-
-    crossings: Mapping[str, RawTensor]
-    drawn: tuple[Drawn, ...]
 
 
 @poison.watching()
