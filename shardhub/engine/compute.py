@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shardhub.errors import Overloaded, ShardhubError
+from shardhub.engine.jobs import Job, JobQueues
+from shardhub.errors import Overloaded
 
 T = TypeVar("T")
 
@@ -23,35 +22,8 @@ SWITCH_INTERVAL_S = 0.0005
 _END_S = 5.0
 
 
-@dataclass(slots=True)
-class _Job:
-    run: Callable[[], Any]
-    future: Future[Any]
-    cost: float
-    is_control: bool = False
-
-
-class _Owner:
-    """The jobs of one owner, in queues that take turns."""
-
-    def __init__(self) -> None:
-        self.queues: dict[Hashable, deque[_Job]] = {}
-        self._turn: Hashable = None
-
-    def __len__(self) -> int:
-        return sum(len(queue) for queue in self.queues.values())
-
-    def pop(self) -> _Job:
-        waiting = [key for key, queue in self.queues.items() if queue]
-        self._turn = next((key for key in waiting if key != self._turn), waiting[0])
-        return self.queues[self._turn].popleft()
-
-
 class ComputeThread:
-    """Runs jobs one at a time: control jobs first, then the owners' queues in round robin by cost.
-
-    An owner's queues, such as those for prompts and for decode steps, take turns, so that a long prompt delays a decode
-    step by one chunk at most, and decode steps never starve a prompt.
+    """Runs jobs one at a time, in the order of `JobQueues`.
 
     Args:
         idle: Called in the thread about every `idle_s` seconds between jobs if no control job waits: a renewal that
@@ -70,9 +42,7 @@ class ComputeThread:
         self._after = after
         self._idle_s = idle_s
         self._wake = threading.Condition()
-        self._control: deque[_Job] = deque()
-        self._queues: dict[Hashable, _Owner] = {}
-        self._spent: dict[Hashable, float] = {}
+        self._jobs = JobQueues()
         self._closed = False
         self._busy_since: float | None = None
         self._num_done = 0
@@ -87,9 +57,9 @@ class ComputeThread:
 
     @property
     def num_queued(self) -> int:
-        """Number of waiting jobs."""
+        """Number of waiting jobs, control jobs aside."""
         with self._wake:
-            return sum(len(own) for own in self._queues.values())
+            return len(self._jobs)
 
     @property
     def busy_s(self) -> float:
@@ -99,12 +69,13 @@ class ComputeThread:
 
     def control(self, run: Callable[[], T]) -> Future[T]:
         """Run a control job before everything that is queued."""
-        return self._submit(self._control, _Job(run, Future(), 0.0, is_control=True))
+        job = Job(run, is_control=True)
+        return self._submit(job, lambda: self._jobs.put_control(job))
 
     def submit(
         self, owner: Hashable, run: Callable[[], T], *, cost: float, limit: int, queue: Hashable = None
     ) -> Future[T]:
-        """Queue a job of `owner`.
+        """Queue a job of `owner`; see `JobQueues.put`.
 
         Args:
             cost: Its weight in the round robin, in seconds.
@@ -112,26 +83,16 @@ class ComputeThread:
             queue: Which of the owner's queues; jobs keep their order within a queue.
 
         Raises:
-            Overloaded: The owner's queue is full, as it exceeded its credit.
+            Overloaded: The owner's queue is full, as it exceeded its credit; or the thread has ended.
         """
-        with self._wake:
-            own = self._queues.setdefault(owner, _Owner())
-            if len(own) >= limit:
-                raise Overloaded(f"{len(own)} steps are queued for this head.", why=f"Its credit is {limit}.")
-            # An owner that was idle starts level with the others: idle time earns no priority.
-            floor = min((self._spent[o] for o, q in self._queues.items() if len(q) and o in self._spent), default=0.0)
-            self._spent[owner] = max(self._spent.get(owner, 0.0), floor)
-            jobs = own.queues.setdefault(queue, deque())
-        return self._submit(jobs, _Job(run, Future(), cost))
+        job = Job(run, cost)
+        return self._submit(job, lambda: self._jobs.put(owner, job, limit=limit, queue=queue))
 
     def close(self) -> None:
         """End the thread after the current job; queued jobs are cancelled."""
         with self._wake:
             self._closed = True
-            queues = [queue for owner in self._queues.values() for queue in owner.queues.values()]
-            pending = [*self._control, *(job for queue in queues for job in queue)]
-            self._control.clear()
-            self._queues.clear()
+            pending = self._jobs.clear()
             self._wake.notify()
         for job in pending:
             job.future.cancel()
@@ -139,57 +100,39 @@ class ComputeThread:
             self._thread.join()
             _until_gone(self._thread)
 
-    def _submit(self, queue: deque[_Job], job: _Job) -> Future[Any]:
+    def _submit(self, job: Job, put: Callable[[], None]) -> Future[Any]:
         with self._wake:
             if self._closed:
                 raise Overloaded("The node is going away.", hint="Try another node.")
-            queue.append(job)
+            put()
             self._wake.notify()
         return job.future
-
-    def _next(self) -> _Job | None:
-        if self._control:
-            return self._control.popleft()
-        waiting = [owner for owner, own in self._queues.items() if len(own)]
-        if not waiting:
-            return None
-        owner = min(waiting, key=lambda o: self._spent.get(o, 0.0))
-        job = self._queues[owner].pop()
-        self._spent[owner] = self._spent.get(owner, 0.0) + job.cost
-        if not len(self._queues[owner]) and len(self._queues) > 64:
-            del self._queues[owner]
-            self._spent.pop(owner, None)
-        return job
 
     def _run(self) -> None:
         idle_at = time.monotonic() + self._idle_s
         while True:
             with self._wake:
-                job = self._next()
+                job = self._jobs.pop()
                 while job is None and not self._closed and time.monotonic() < idle_at:
                     self._wake.wait(max(0.0, idle_at - time.monotonic()))
-                    job = self._next()
+                    job = self._jobs.pop()
                 if self._closed:
                     if job is not None:
                         job.future.cancel()
                     return
-                may_idle = not self._control and not (job is not None and job.is_control)
+                may_idle = not self._jobs.has_control and not (job is not None and job.is_control)
             if may_idle and time.monotonic() >= idle_at:
                 self._idle()
                 idle_at = time.monotonic() + self._idle_s
             if job is not None and job.future.set_running_or_notify_cancel():
                 self._do(job)
-                if not self._control and not self.num_queued:
+                if not self._jobs.has_control and not self.num_queued:
                     self._after()
 
-    def _do(self, job: _Job) -> None:
+    def _do(self, job: Job) -> None:
         self._busy_since = time.monotonic()
         try:
-            result = job.run()
-        except (ShardhubError, Exception) as error:  # noqa: BLE001 - any error goes to whoever awaits the job
-            job.future.set_exception(error)
-        else:
-            job.future.set_result(result)
+            job.do()
         finally:
             self._busy_since = None
             self._num_done += 1

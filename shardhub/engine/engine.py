@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shardhub.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
 from shardhub.engine.compute import ComputeThread
+from shardhub.engine.jobs import Compute
 from shardhub.engine.masks import MaskTable
 from shardhub.engine.meter import Meter
 from shardhub.engine.sessions import Entry, SessionTable
 from shardhub.engine.settings import MAX_CHUNK, EngineSettings
-from shardhub.errors import NodeFailure, ProofExceeded, ShardhubError, StepTimeout, WireError
+from shardhub.engine.stage import RunnableStage
+from shardhub.errors import NodeFailure, ShardhubError, StepTimeout, WireError
 from shardhub.limits import MAX_PADDING, MAX_SCORED, MESSAGE_OVERHEAD_BYTES
-from shardhub.model import batching
-from shardhub.model.load import LoadedStage, load_stage
-from shardhub.model.memory import release_unused, settle
-from shardhub.model.microbatch import Advanced, advance, to_wire
-from shardhub.model.session import Session
-from shardhub.model.stage import Stage, StageCache
-from shardhub.model.trial import Trial
-from shardhub.parameters import SamplingParameters
+from shardhub.model.drawn import Advanced
+from shardhub.model.stage_session import StageSession
 from shardhub.protocol import (
     AS_PUBLISHED,
     COMPUTATION,
@@ -42,7 +38,6 @@ from shardhub.protocol import (
     Step,
     StepFailure,
     StepResult,
-    new_id,
 )
 from shardhub.seldom import Seldom
 from shardhub.shard import Shard
@@ -56,11 +51,8 @@ QUEUE_BYTES = 256 << 20
 # Assumed cost of a chunk's id and of a decode step before any was measured; weight of the newest measurement.
 _UNKNOWN_ID_S = 0.01
 _NEWEST = 0.3
-# Prefill chunk and rows of the warm-up, so that MLX has compiled its kernels before the first request.
-_WARM_CHUNK = 8
 _MAX_VOCAB = 1 << 22
 _MASK_ROOM_BYTES = 256
-_WARM_ROWS = 2
 # Most sessions in one step.
 MAX_ROWS = 16
 
@@ -79,41 +71,61 @@ class Ran:
 
 
 class Engine:
-    """Runs one stage; create one with `Engine.start`."""
+    """Runs one stage; create one with `Engine.start`, or over another compute and stage.
+
+    Args:
+        compute: Runs all that touches the stage.
+        stage: The stage.
+        settings: What the node takes.
+        largest_message: Bytes of the largest message; see `message_bytes`.
+        clock, dice: Sources of time and randomness.
+
+    Attributes:
+        boot_id: Id of this run of the node.
+    """
 
     def __init__(
-        self, compute: ComputeThread, loaded: LoadedStage, settings: EngineSettings, largest_message: int
+        self,
+        compute: Compute,
+        stage: RunnableStage,
+        settings: EngineSettings,
+        largest_message: int,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
+        dice: Dice = SYSTEM_DICE,
     ) -> None:
         self._compute = compute
-        self._stage = loaded.stage
-        self.facts: StageFacts = loaded.facts
-        self.computation = AS_PUBLISHED if loaded.is_published else PROVEN_ANEW
-        self.batch_refusal = loaded.batch_refusal
-        self.weight_bytes = loaded.weight_bytes
-        self.kv_budget_bytes = loaded.kv_budget_bytes
-        self.boot_id = new_id()
+        self._stage = stage
+        self._clock = clock
+        self.facts: StageFacts = stage.facts
+        self.computation = AS_PUBLISHED if stage.is_published else PROVEN_ANEW
+        self.batch_refusal = stage.batch_refusal
+        self.weight_bytes = stage.weight_bytes
+        self.kv_budget_bytes = stage.kv_budget_bytes
+        self.boot_id = dice.new_id()
         self._id_s: dict[Lane, float] = {}
         self.meter = Meter()
-        self._broken = Seldom(log)
+        self._broken = Seldom(log, clock=clock.now)
         self.limits = Limits(
             max_chunk=settings.max_chunk,
-            max_rows=min(MAX_ROWS, settings.max_sessions) if loaded.batch_refusal is None else 1,
+            max_rows=min(MAX_ROWS, settings.max_sessions) if stage.batch_refusal is None else 1,
             queue_steps=QUEUE_STEPS,
             queue_bytes=QUEUE_BYTES,
-            max_context=loaded.context,
+            max_context=stage.context,
             max_sessions=settings.max_sessions,
             lease_s=settings.lease_s,
             message_bytes=largest_message,
-            rewind_limit=min(loaded.context, loaded.rewind_limit),
+            rewind_limit=min(stage.context, stage.rewind_limit),
         )
         # For each session, one for the step that runs and one for the next.
-        self._masks = MaskTable(most=2 * settings.max_sessions)
+        self._masks = MaskTable(most=2 * settings.max_sessions, clock=clock.now)
         self._sessions = SessionTable(
-            make=lambda call: Session(self._stage, context=call.context, parameters=call.parameters),
-            kv_bytes=loaded.kv_bytes,
-            kv_budget_bytes=loaded.kv_budget_bytes,
+            make=lambda call: self._stage.new_session(context=call.context, parameters=call.parameters),
+            kv_bytes=stage.kv_bytes,
+            kv_budget_bytes=stage.kv_budget_bytes,
             limits=self.limits,
             boot_id=self.boot_id,
+            clock=clock.now,
         )
 
     @classmethod
@@ -125,12 +137,16 @@ class Engine:
         Raises:
             ShardhubError: As `load_stage`.
         """
+        # Whoever runs stages without a model loads no MLX.
+        from shardhub.engine.model_stage import ModelStage, warm_up
+        from shardhub.model.load import LoadedStage, load_stage
+        from shardhub.model.memory import settle
+
         engine: Engine | None = None
 
         def expire() -> None:
             if engine is not None:
-                engine._sessions.expire()
-                engine._masks.expire()
+                engine.expire()
 
         compute = ComputeThread(idle=expire, after=settle)
 
@@ -147,13 +163,19 @@ class Engine:
         try:
             loaded = compute.control(load).result()
             largest = message_bytes(shards, context=loaded.context, max_chunk=settings.max_chunk)
-            engine = warm = cls(compute, loaded, settings, largest)
+            engine = cls(compute, ModelStage(loaded), settings, largest)
             progress("warming up")
-            compute.control(lambda: warm._warm_up(loaded.trial)).result()
+            max_rows = engine.limits.max_rows
+            compute.control(lambda: warm_up(loaded.stage, loaded.trial, max_rows=max_rows)).result()
         except BaseException:
             compute.close()
             raise
         return engine
+
+    def expire(self) -> None:
+        """End sessions whose lease has run out, and fail steps whose masks are late; called by the compute."""
+        self._sessions.expire()
+        self._masks.expire()
 
     @property
     def host_facts(self) -> dict[str, str]:
@@ -212,7 +234,7 @@ class Engine:
         The future never raises: an error becomes a `StepFailure` for the head. A refused step has changed nothing; a
         step that failed while it ran has ended its sessions.
         """
-        if self._stage.is_last and any(row.masked for row in step.rows):
+        if self._is_last and any(row.masked for row in step.rows):
             done: Future[Ran | StepFailure] = Future()
 
             def ready(error: ShardhubError | None) -> None:
@@ -242,11 +264,11 @@ class Engine:
         return (self.facts.vocab_size or _MAX_VOCAB) // 8 + _MASK_ROOM_BYTES
 
     def _submit(self, head: bytes, step: Step) -> Future[Ran | StepFailure]:
-        queued_at = time.monotonic()
+        queued_at = self._clock.now()
         try:
             return self._compute.submit(
                 head,
-                lambda: self._run(head, step, time.monotonic() - queued_at),
+                lambda: self._run(head, step, self._clock.now() - queued_at),
                 cost=self._expected_s(step),
                 limit=self.limits.queue_steps,
                 queue=step.lane,
@@ -273,7 +295,7 @@ class Engine:
         vars(self).pop("_stage", None)  # nothing that uses it runs any more
 
     def _run(self, head: bytes, step: Step, wait_s: float) -> Ran | StepFailure:
-        started = time.monotonic()
+        started = self._clock.now()
         try:
             self._check(step)
             entries = [self._sessions.find(head, row, step.length) for row in step.rows]
@@ -286,15 +308,14 @@ class Engine:
             for row, session in zip(step.rows, sessions, strict=True):
                 if row.discard:
                     session.rewind(row.position)
-            advanced = advance(
-                self._stage,
+            advanced = self._stage.advance(
                 sessions,
                 ids,
                 step.crossings,
                 draw=[row.sample for row in step.rows],
                 verify=step.verify,
-                masks=self._masks.take(head, step) if self._stage.is_last else (),
-                targets=[row.targets for row in step.rows] if self._stage.is_last else (),
+                masks=self._masks.take(head, step) if self._is_last else (),
+                targets=[row.targets for row in step.rows] if self._is_last else (),
             )
         except Exception as error:  # noqa: BLE001 - whatever upstream raises, the head needs an answer
             # Some caches may have advanced: a replay under a new epoch starts from scratch.
@@ -305,7 +326,7 @@ class Engine:
             return self._failure(step, _as_failure(error))
         for entry in entries:
             self._sessions.touch(entry)
-        spent = StageTime(wait_s=wait_s, compute_s=time.monotonic() - started)
+        spent = StageTime(wait_s=wait_s, compute_s=self._clock.now() - started)
         self._note_pace(step, spent.compute_s)
         self.meter.ran(step, spent)
         return Ran(output=self._output(step, sessions, advanced, (*step.times, spent)), next_hop=hop)
@@ -315,9 +336,9 @@ class Engine:
         return StepFailure(rows=step.rows, error=error)
 
     def _output(
-        self, step: Step, sessions: Sequence[Session], advanced: Advanced, times: tuple[StageTime, ...]
+        self, step: Step, sessions: Sequence[StageSession], advanced: Advanced, times: tuple[StageTime, ...]
     ) -> Step | StepResult:
-        if not self._stage.is_last:
+        if not self._is_last:
             return replace(step, crossings=advanced.crossings, times=times)
         rows = tuple(
             RowResult(
@@ -361,7 +382,7 @@ class Engine:
             StepTimeout: Its deadline has passed.
             WireError: Its rows, ids or crossings are not those this stage takes.
         """
-        if (late := time.monotonic() - step.deadline) > 0:
+        if (late := self._clock.now() - step.deadline) > 0:
             raise StepTimeout(
                 f"A step waited {late:.1f} s beyond its deadline.", why=f"Stage {self._range} had others before it."
             )
@@ -409,47 +430,12 @@ class Engine:
                 raise WireError(f"The target {max(row.targets)} is beyond the vocabulary.")
 
     @property
+    def _is_last(self) -> bool:
+        return self.facts.stop == self.facts.num_layers
+
+    @property
     def _range(self) -> str:
         return f"[{self.facts.start}, {self.facts.stop})"
-
-    def _warm_up(self, trial: Trial) -> None:
-        """Run chunks and steps, alone and batched, so that kernels are compiled before the node reports ready.
-
-        Raises:
-            ProofExceeded: The first stage gives NaN or infinite values for real ids.
-        """
-        num_rows = min(_WARM_ROWS, self.limits.max_rows)
-        rows = [_WarmRow(self._stage, trial) for _ in range(num_rows)]
-        for row in rows:
-            for length in (_WARM_CHUNK, 1):
-                self._warm_step(trial, [row], row.before, length)
-        if num_rows > 1:
-            before = [row.before for row in rows if row.before is not None]
-            self._warm_step(trial, rows, batching.merge(before) if before else None, 1)
-        del rows
-        release_unused()
-
-    def _warm_step(self, trial: Trial, rows: Sequence[_WarmRow], before: StageCache | None, length: int) -> None:
-        position = rows[0].session.position
-        chunks = [trial.chunk(length, position + length) for _ in rows]
-        ids, leaves = trial.step(chunks, before, position=position)
-        sessions = [row.session for row in rows]
-        incoming = {name: to_wire(leaf) for name, leaf in leaves.items()}
-        try:
-            advance(self._stage, sessions, np.array(ids), incoming, draw=[length == 1] * len(rows))
-        except ProofExceeded as error:
-            if self._stage.start == 0:
-                raise
-            # Inputs of later stages are made up: only the first real step shows, before a token is drawn from it.
-            log.warning("warming up failed on inputs that were made up: %s", error)
-
-
-class _WarmRow:
-    """A session for the warm-up, and the state of the layers before the stage."""
-
-    def __init__(self, stage: Stage, trial: Trial) -> None:
-        self.session = Session(stage, context=_WARM_CHUNK + 3, parameters=SamplingParameters())
-        self.before = trial.new_cache()
 
 
 def _hand_on(ran: Future[Ran | StepFailure], done: Future[Ran | StepFailure]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -28,7 +27,7 @@ class MaskTable:
         clock: Monotonic seconds.
     """
 
-    def __init__(self, *, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, most: int, clock: Callable[[], float]) -> None:
         self._most = most
         self._clock = clock
         self._lock = threading.Lock()

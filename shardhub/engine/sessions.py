@@ -5,13 +5,12 @@ Every call either succeeds or raises and changes nothing. All calls come from th
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from shardhub.engine.claims import Claims, Held
 from shardhub.errors import ContextExceeded, Overloaded, SessionUnknown, StaleEpoch, WireError
-from shardhub.model.session import Session
+from shardhub.model.stage_session import StageSession
 from shardhub.protocol import SESSION_ID_BYTES, Limits, NextHop, Opened, OpenSession, Row
 from shardhub.sizes import size_text
 
@@ -27,7 +26,7 @@ class Entry:
 
     head: bytes
     epoch: int
-    session: Session
+    session: StageSession
     next_hop: NextHop
     reserved_bytes: int
     lease_ends: float
@@ -48,12 +47,12 @@ class SessionTable:
 
     def __init__(
         self,
-        make: Callable[[OpenSession], Session],
+        make: Callable[[OpenSession], StageSession],
         kv_bytes: Callable[[int], int],
         kv_budget_bytes: int,
         limits: Limits,
         boot_id: bytes,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         self._make = make
         self._kv_bytes = kv_bytes
@@ -129,7 +128,7 @@ class SessionTable:
         if not park or not entry.session.position:
             del self._entries[session]
         elif entry.parked_at is None:
-            entry.session.cache()  # takes it out of its group, whose other rows go on
+            entry.session.leave_group()
             entry.reserved_bytes = self._kv_bytes(entry.session.position)
             entry.parked_at = self._clock()
 
