@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from shardhub.chain.stage_link import Arrival
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import HandshakeError, NodeLost, NodeUnreachable, ShardhubError, StepTimeout, WireError
 from shardhub.protocol import (
     PROTOCOL_VERSIONS,
@@ -81,6 +82,7 @@ class NodeLink:
         address: HOST:PORT.
         description: The node's description of itself.
         liveness, security, opener: How its channel is opened and secured, and how soon a silent node is given up.
+        clock: The clock of the chain.
     """
 
     def __init__(
@@ -91,12 +93,14 @@ class NodeLink:
         liveness: Liveness = DEFAULT_LIVENESS,
         security: Security = PLAIN,
         opener: ChannelOpener = open_channel,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self.name = address
         self.description = description
         self._liveness = liveness
         self._security = security
         self._opener = opener
+        self._clock = clock
         self._channel: grpc.aio.Channel | None = None
         self._outboxes: dict[Lane, Outbox] = {}
         self._calls: list[Any] = []
@@ -131,7 +135,8 @@ class NodeLink:
             self._calls.append(call)
             try:
                 await call.write(codec.hello_message(head=head, lane=lane, version=version, is_head=True))
-                hello = await asyncio.wait_for(call.read(), CONNECT_TIMEOUT_S)
+                async with self._clock.timeout(CONNECT_TIMEOUT_S):
+                    hello = await call.read()
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                 raise await self._call_error(call, error) from error
             except TimeoutError as error:
@@ -142,7 +147,9 @@ class NodeLink:
                 raise HandshakeError(
                     f"{self.name} was restarted just now, or another node answers there.", hint="Try again."
                 )
-            self._outboxes[lane] = Outbox(call.write, limit=self.limits.queue_steps * 2, on_broken=self._break)
+            self._outboxes[lane] = Outbox(
+                call.write, limit=self.limits.queue_steps * 2, on_broken=self._break, clock=self._clock
+            )
             self._readers.append(asyncio.create_task(self._read(call, lane)))
         self._readers.append(asyncio.create_task(while_trusted(opened, self.name, self._cut)))
 
@@ -179,7 +186,14 @@ class NodeLink:
                 hint="Restart this command, so that it reads the newest version; or restart that node with "
                 "PIPELINE@COMMIT for the version that is running here.",
             )
-        return NodeLink(self.name, description, liveness=self._liveness, security=self._security, opener=self._opener)
+        return NodeLink(
+            self.name,
+            description,
+            liveness=self._liveness,
+            security=self._security,
+            opener=self._opener,
+            clock=self._clock,
+        )
 
     async def open(self, call: OpenSession) -> Opened:
         reply = await self._unary(self._stub.Open, codec.open_message(call), "open a session")
@@ -206,7 +220,7 @@ class NodeLink:
     def send(self, step: Step) -> None:
         if self._is_lost or step.lane not in self._outboxes:
             raise NodeLost(f"The link to {self.name} is broken.")
-        self._outboxes[step.lane].put(codec.step_message(step))
+        self._outboxes[step.lane].put(codec.step_message(step, now=self._clock.now()))
 
     def send_masks(self, masks: Sequence[Mask], lane: Lane) -> None:
         if self._is_lost or lane not in self._outboxes:
@@ -240,7 +254,7 @@ class NodeLink:
             while (message := await call.read()) is not grpc.aio.EOF:
                 kind = message.WhichOneof("kind")
                 if kind == "step":
-                    self._arrived(codec.step_value(message.step, lane))
+                    self._arrived(codec.step_value(message.step, lane, now=self._clock.now()))
                 elif kind == "result":
                     self._arrived(codec.result_value(message.result, lane))
                 elif kind == "failure":
@@ -305,6 +319,7 @@ class NodeDialer:
         liveness: How soon a silent node is given up.
         security: How channels are secured.
         opener: Opens a channel to an address.
+        clock: The clock of the chain.
     """
 
     def __init__(
@@ -313,10 +328,12 @@ class NodeDialer:
         liveness: Liveness = DEFAULT_LIVENESS,
         security: Security = PLAIN,
         opener: ChannelOpener = open_channel,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._liveness = liveness
         self._security = security
         self._opener = opener
+        self._clock = clock
 
     async def describe(self, address: str) -> Description:
         """Ask a node what it serves.
@@ -328,7 +345,14 @@ class NodeDialer:
 
     def link(self, address: str, description: Description) -> NodeLink:
         """Make a link to a node from its description; the link is not yet started."""
-        return NodeLink(address, description, liveness=self._liveness, security=self._security, opener=self._opener)
+        return NodeLink(
+            address,
+            description,
+            liveness=self._liveness,
+            security=self._security,
+            opener=self._opener,
+            clock=self._clock,
+        )
 
 
 # Connects to nodes without TLS.

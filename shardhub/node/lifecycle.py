@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from shardhub.address import Address
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.engine.engine import Engine, message_bytes
 from shardhub.engine.host import host_facts
 from shardhub.engine.settings import EngineSettings
@@ -239,13 +240,12 @@ async def _report(health: health_aio.HealthServicer, status: Any) -> None:
         await health.set(service, status)
 
 
-async def _drained(engine: Engine, stopping: Stopping, timeout_s: float) -> None:
+async def _drained(engine: Engine, stopping: Stopping, timeout_s: float, clock: Clock = SYSTEM_CLOCK) -> None:
     """Wait until all sessions have ended, the time is over, or a second signal arrives."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
+    deadline = clock.now() + timeout_s
     # Sessions end in the compute thread, without any event in this loop.
-    while engine.num_sessions and loop.time() < deadline and not stopping.twice:  # noqa: ASYNC110
-        await asyncio.sleep(_DRAIN_POLL_S)
+    while engine.num_sessions and clock.now() < deadline and not stopping.twice:
+        await clock.sleep(_DRAIN_POLL_S)
 
 
 class Stopping:

@@ -6,7 +6,6 @@ import asyncio
 import ipaddress
 import logging
 import socket
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -14,6 +13,7 @@ import grpc
 import grpc.aio
 
 from shardhub.address import Address, ip_of
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import (
     AccessError,
     AddressError,
@@ -30,7 +30,7 @@ from shardhub.wire import codec
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire.options import client_options
 from shardhub.wire.outbox import Outbox
-from shardhub.wire.secure import ChannelOpener, OpenChannel, channel_to, open_channel
+from shardhub.wire.secure import ChannelOpener, OpenChannel, open_channel
 from shardhub.wire.shardhub_pb2_grpc import NodeStub
 from shardhub.wire.status import from_rpc
 
@@ -69,6 +69,7 @@ class Peers:
         queue_steps: Most steps that wait for one stream.
         on_failure: Called with steps that could not be sent on, and their head.
         on_sent: Called for each message written: lane, bytes of ids and tensors, seconds until the stream had taken it.
+        clock: The node's clock.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Peers:
         on_sent: Callable[[Lane, int, float], None] = lambda lane, size_bytes, send_s: None,
         security: Security = PLAIN,
         opener: ChannelOpener = open_channel,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._allowed = tuple(allowed)
         self._message_bytes = message_bytes
@@ -91,6 +93,7 @@ class Peers:
         self._links: dict[tuple[bytes, str, Lane], _PeerLink] = {}
         self._security = security
         self._opener = opener
+        self._clock = clock
         # Who answered at an address (None on a plain channel), and addresses where a link has broken since, which are
         # checked again before the next link.
         self._met: dict[str, tuple[Trust, Peer] | None] = {}
@@ -112,12 +115,10 @@ class Peers:
 
     async def _check_network(self, address: str) -> None:
         try:
-            host = Address.parse(address).host
-            resolved = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            addresses = await _resolve(Address.parse(address).host)
         except (OSError, AddressError) as error:
             raise ChainError(f"The peer {address} has no address.", why=f"{error}.") from error
-        for info in resolved:
-            ip = ip_of(str(info[4][0]))
+        for ip in addresses:
             if not any(ip in network for network in self._allowed):
                 raise AccessError(
                     f"This node does not dial {address}.",
@@ -133,7 +134,7 @@ class Peers:
             HandshakeError: A different node answers at that address.
         """
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self._clock.timeout(timeout_s):
                 return await self._probe(address, boot_id, timeout_s)
         except TimeoutError as error:
             raise NodeUnreachable(f"{address} did not answer within {timeout_s:.0f} s.") from error
@@ -148,9 +149,9 @@ class Peers:
             if found.boot_id != boot_id:
                 raise HandshakeError(f"Another node answers at {address}.")
             # The minimum of a few: a single one may have been delayed on a busy machine.
-            round_trip_s = min([await _timed(stub, b"", timeout_s) for _ in range(_NUM_ROUND_TRIPS)])
+            round_trip_s = min([await self._timed(stub, b"", timeout_s) for _ in range(_NUM_ROUND_TRIPS)])
             payload = bytes(min(_PROBE_BYTES, self._message_bytes // 2, found.limits.message_bytes // 2))
-            loaded_s = await _timed(stub, payload, timeout_s)
+            loaded_s = await self._timed(stub, payload, timeout_s)
         except BaseException as error:
             await opened.channel.close()
             if isinstance(error, grpc.aio.AioRpcError):
@@ -160,6 +161,11 @@ class Peers:
         # A difference below a tenth of the whole is noise.
         transfer_s = max(loaded_s - round_trip_s, loaded_s / 10)
         return HopSpeed(round_trip_s=round_trip_s, bytes_per_s=len(payload) / transfer_s)
+
+    async def _timed(self, stub: NodeStub, payload: bytes, timeout_s: float) -> float:
+        start = self._clock.now()
+        await stub.Probe(pb.ProbeRequest(payload=payload), timeout=timeout_s)
+        return self._clock.now() - start
 
     def send(self, head: bytes, address: str, step: Step) -> None:
         """Queue a step for another node, dialling it if necessary; that it may be dialled was checked at Open.
@@ -177,6 +183,7 @@ class Peers:
                 address,
                 step.lane,
                 limit=self._queue_steps,
+                clock=self._clock,
                 on_broken=lambda rows, error: self._broken(key, rows, error),
             )
         link.send(step, partial(self._on_sent, step.lane, step.size_bytes))
@@ -213,16 +220,8 @@ class Peers:
             await channel.close()
 
     def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            if address not in self._met:  # `check` had met it, and its certificate has been revoked since
-                raise NodeLost(f"The certificate of the node at {address} was revoked.", why="Its link is cut.")
-            met = self._met[address]
-            options = client_options(self._message_bytes)
-            self._channels[address] = (
-                grpc.aio.insecure_channel(address, options=options)
-                if met is None
-                else channel_to(address, *met, options)
-            )
+        if address not in self._channels:  # `check` had opened one, and its node's certificate has been revoked since
+            raise NodeLost(f"The certificate of the node at {address} was revoked.", why="Its link is cut.")
         return self._channels[address]
 
     def _cut(self) -> None:
@@ -250,10 +249,17 @@ class Peers:
             self._on_failure(key[0], StepFailure(rows=tuple(rows), error=error))
 
 
-async def _timed(stub: NodeStub, payload: bytes, timeout_s: float) -> float:
-    start = time.monotonic()
-    await stub.Probe(pb.ProbeRequest(payload=payload), timeout=timeout_s)
-    return time.monotonic() - start
+async def _resolve(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The addresses of a host name, or the address itself.
+
+    Raises:
+        OSError: The name has none.
+    """
+    try:
+        return [ip_of(host)]
+    except ValueError:
+        infos = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return [ip_of(str(info[4][0])) for info in infos]
 
 
 class _PeerLink:
@@ -267,21 +273,23 @@ class _PeerLink:
         lane: Lane,
         *,
         limit: int,
+        clock: Clock,
         on_broken: Callable[[Sequence[Row], ShardhubError], None],
     ) -> None:
         self._address = address
+        self._clock = clock
         self._on_broken = on_broken
         self._is_broken = False
         self._last_rows: dict[bytes, Row] = {}
         self._call = NodeStub(channel).Link()
-        self._outbox = Outbox(self._call.write, limit=limit + 1, on_broken=self._break)
+        self._outbox = Outbox(self._call.write, limit=limit + 1, on_broken=self._break, clock=clock)
         self._outbox.put(codec.hello_message(head=head, lane=lane, version=max(PROTOCOL_VERSIONS), is_head=False))
         self._reader = asyncio.create_task(self._read())
 
     def send(self, step: Step, written: Callable[[float], None]) -> None:
         for row in step.rows:
             self._last_rows[row.session] = row
-        self._outbox.put(codec.step_message(step), written=written)
+        self._outbox.put(codec.step_message(step, now=self._clock.now()), written=written)
 
     def stop(self) -> None:
         self._outbox.stop()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.engine.engine import Engine, Ran
 from shardhub.errors import HandshakeError, NodeLoading, NodeUnreachable, Overloaded, ShardhubError, WireError
 from shardhub.node.gate import require
@@ -76,6 +76,7 @@ class StageServicer(NodeServicer):
         message_bytes: Size of the largest message.
         peers: Networks it may dial.
         security, opener: How the channels it dials are secured and opened.
+        clock: The node's clock.
 
     Attributes:
         broken: Logs failures whose cause is in this node.
@@ -90,8 +91,10 @@ class StageServicer(NodeServicer):
         peers: Sequence[Network] = DEFAULT_PEERS,
         security: Security = PLAIN,
         opener: ChannelOpener = open_channel,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        self.broken = Seldom(log)
+        self.broken = Seldom(log, clock=clock.now)
+        self._clock = clock
         self._engine: Engine | None = None
         self._advertise = tuple(advertise)
         self._host = dict(host)
@@ -99,7 +102,7 @@ class StageServicer(NodeServicer):
         self._slept: dict[str, float] = {}
         self._heads: dict[tuple[bytes, Lane], Outbox] = {}
         self._loop = asyncio.get_running_loop()
-        self._untold = Seldom(log)
+        self._untold = Seldom(log, clock=clock.now)
         self._peers = Peers(
             allowed=peers,
             message_bytes=message_bytes,
@@ -108,6 +111,7 @@ class StageServicer(NodeServicer):
             on_sent=self._note_sent,
             security=security,
             opener=opener,
+            clock=clock,
         )
 
     def serve(self, engine: Engine) -> None:
@@ -121,7 +125,7 @@ class StageServicer(NodeServicer):
 
     def note_sleep(self, seconds: float) -> None:
         """Record that this machine slept, for descriptions."""
-        self._slept = {"slept_s": seconds, "slept_at": time.time()}
+        self._slept = {"slept_s": seconds, "slept_at": self._clock.date()}
 
     def drain(self) -> None:
         """Refuse new sessions from now on."""
@@ -204,7 +208,7 @@ class StageServicer(NodeServicer):
         head = bytes(hello.head)
         is_head = hello.role == pb.Hello.HEAD
         require(Role.HEAD if is_head else Role.NODE, f"open a {'head' if is_head else 'neighbour'}'s link")
-        outbox = Outbox(context.write, limit=engine.limits.queue_steps * 4, on_broken=lambda _: None)
+        outbox = Outbox(context.write, limit=engine.limits.queue_steps * 4, on_broken=lambda _: None, clock=self._clock)
         if is_head:
             if (before := self._heads.get((head, lane))) is not None:
                 before.stop()
@@ -221,7 +225,7 @@ class StageServicer(NodeServicer):
                     continue
                 if message.WhichOneof("kind") != "step":
                     raise WireError(f"A {message.WhichOneof('kind')} came where only steps may.")
-                self._accept(engine, head, codec.step_value(message.step, lane))
+                self._accept(engine, head, codec.step_value(message.step, lane, now=self._clock.now()))
         finally:
             await outbox.finish()
             if is_head and self._heads.get((head, lane)) is outbox:
@@ -251,7 +255,7 @@ class StageServicer(NodeServicer):
                 self._peers.send(head, hop.address, output)
             else:
                 written = functools.partial(self._note_sent, output.lane, output.size_bytes)
-                self._tell(head, output.lane, codec.step_message(output), written=written)
+                self._tell(head, output.lane, codec.step_message(output, now=self._clock.now()), written=written)
         except ShardhubError as error:
             if isinstance(output, Step):
                 self._lost(head, StepFailure(rows=output.rows, error=error))

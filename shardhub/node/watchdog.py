@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
 
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.engine.engine import Engine
 from shardhub.naps import Naps
 
@@ -24,6 +24,7 @@ async def watch(
     stuck_s: float = STUCK_S,
     interval_s: float = 1.0,
     end: Callable[[int], None] = os._exit,
+    clock: Clock = SYSTEM_CLOCK,
     naps: Naps | None = None,
     on_slept: Callable[[float], None] = lambda seconds: None,
 ) -> None:
@@ -34,12 +35,13 @@ async def watch(
         stuck_s: Seconds of one step after which the process exits with 70, as nothing else frees a thread inside MLX.
         interval_s: Seconds between checks.
         end: Ends the process.
-        naps: Detects sleep of the machine.
+        clock: The node's clock.
+        naps: Detects sleep of the machine; by default with the clock.
         on_slept: Called with the seconds the machine slept.
     """
-    is_ready, naps = True, naps or Naps()
+    is_ready, naps = True, naps or Naps(clock.with_sleep, awake=clock.now)
     while True:
-        await asyncio.sleep(interval_s)
+        await clock.sleep(interval_s)
         if slept := naps.slept_s():
             log.warning("this machine slept for %.0f s: heads will have gone on without it", slept)
             on_slept(slept)

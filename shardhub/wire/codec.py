@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
@@ -47,9 +46,9 @@ _LANES = {Lane.PREFILL: pb.Hello.PREFILL, Lane.DECODE: pb.Hello.DECODE}
 _LANES_BACK = {value: key for key, value in _LANES.items()}
 
 
-def step_message(step: Step) -> pb.LinkMessage:
-    """Convert a step to a link message; its deadline becomes the remaining time."""
-    left_ms = max(1, int((step.deadline - time.monotonic()) * 1000))
+def step_message(step: Step, *, now: float) -> pb.LinkMessage:
+    """Convert a step to a link message; its deadline becomes the time that remains `now`, in monotonic seconds."""
+    left_ms = max(1, int((step.deadline - now) * 1000))
     return pb.LinkMessage(
         step=pb.Step(
             rows=[_row_message(row) for row in step.rows],
@@ -66,8 +65,8 @@ def step_message(step: Step) -> pb.LinkMessage:
     )
 
 
-def step_value(message: pb.Step, lane: Lane) -> Step:
-    """Convert a message received on a lane to a step.
+def step_value(message: pb.Step, lane: Lane, *, now: float) -> Step:
+    """Convert a message received on a lane `now`, in monotonic seconds, to a step.
 
     Raises:
         WireError: Counts exceed the limits, a dtype is unknown, a crossing occurs twice, or bytes and shape disagree.
@@ -86,7 +85,7 @@ def step_value(message: pb.Step, lane: Lane) -> Step:
         length=message.length,
         ids=message.ids,
         crossings=crossings,
-        deadline=time.monotonic() + min(message.timeout_ms / 1000, MAX_TIMEOUT_S),
+        deadline=now + min(message.timeout_ms / 1000, MAX_TIMEOUT_S),
         lane=lane,
         verify=message.verify,
         times=_time_values(message.times),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.errors import Overloaded
 
 # Seconds a peer that does not read may delay the end of its stream.
@@ -20,14 +21,21 @@ class Outbox:
         write: Sends one message; suspends while the peer does not read.
         limit: Most waiting messages. Credits keep senders below it; exceeding it indicates a fault.
         on_broken: Called once if writing fails.
+        clock: Measures how long messages wait.
     """
 
     def __init__(
-        self, write: Callable[[Any], Awaitable[Any]], *, limit: int, on_broken: Callable[[BaseException], None]
+        self,
+        write: Callable[[Any], Awaitable[Any]],
+        *,
+        limit: int,
+        on_broken: Callable[[BaseException], None],
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._write = write
         self._queue: asyncio.Queue[Any] = asyncio.Queue(limit)
         self._on_broken = on_broken
+        self._clock = clock
         self._is_writing = False
         self._is_ending = False
         self._task = asyncio.create_task(self._drain())
@@ -42,7 +50,7 @@ class Outbox:
             Overloaded: The queue is full.
         """
         try:
-            self._queue.put_nowait((message, time.monotonic(), written))
+            self._queue.put_nowait((message, self._clock.now(), written))
         except asyncio.QueueFull as error:
             raise Overloaded(
                 f"{self._queue.maxsize} messages wait for a peer.", why="It does not read, or a head passed its credit."
@@ -60,7 +68,9 @@ class Outbox:
         self._is_ending = True
         if not self._is_writing:
             self._task.cancel()
-        await asyncio.wait({self._task}, timeout=_FINISH_S)
+        with contextlib.suppress(TimeoutError):
+            async with self._clock.timeout(_FINISH_S):
+                await asyncio.wait({self._task})
         self._task.cancel()
 
     async def _drain(self) -> None:
@@ -70,7 +80,7 @@ class Outbox:
                 self._is_writing = True
                 await self._write(message)
                 self._is_writing = False
-                written(time.monotonic() - queued_at)
+                written(self._clock.now() - queued_at)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - any error of the stream goes to its owner, which names it

@@ -33,7 +33,7 @@ def test_rows_carry_targets(targets, masked) -> None:
     """And whether their draw waits for a mask."""
     row = Row(session=b"s" * 16, epoch=1, position=4, sample=True, masked=masked, targets=tuple(targets))
     step = Step(rows=(row,), length=1, ids=b"\0" * 4, crossings={}, deadline=0.0, lane=Lane.PREFILL)
-    assert codec.step_value(codec.step_message(step).step, Lane.PREFILL).rows == (row,)
+    assert codec.step_value(codec.step_message(step, now=0.0).step, Lane.PREFILL, now=0.0).rows == (row,)
 
 
 @given(st.lists(tops, max_size=3), st.lists(logprobs, max_size=3), st.lists(tops, max_size=3))
