@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
 
 class LocalLink:
-    """A stage that runs in this process."""
+    """A stage that runs in this process.
+
+    Args:
+        engine: Runs it.
+        host: Gives the facts about this machine.
+    """
 
     name = "this process"
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, host: Callable[[], Mapping[str, str]] = host_facts) -> None:
         self.engine = self._engine = engine
+        self._host = host
         self._head = b""
         self._arrived: Callable[[Arrival], None] = lambda _: None
 
@@ -35,7 +41,7 @@ class LocalLink:
 
     @property
     def host(self) -> Mapping[str, str]:
-        return {**host_facts(), **self._engine.host_facts}
+        return {**self._host(), **self._engine.host_facts}
 
     async def start(
         self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
@@ -70,8 +76,6 @@ class LocalLink:
         return self._engine.load()
 
     async def stop(self) -> None:
-        from shardhub.model.memory import release_unused  # loads MLX, as the engine has
-
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._engine.stop)
-        await loop.run_in_executor(None, release_unused)
+        await loop.run_in_executor(None, self._engine.release)

@@ -79,8 +79,10 @@ class Engine:
         settings: What the node takes.
         largest_message: Bytes of the largest message; see `message_bytes`.
         clock, dice: Sources of time and randomness.
+        release: Gives memory back to the system that a stopped engine has left unused.
 
     Attributes:
+        release: As given.
         boot_id: Id of this run of the node.
     """
 
@@ -93,10 +95,12 @@ class Engine:
         *,
         clock: Clock = SYSTEM_CLOCK,
         dice: Dice = SYSTEM_DICE,
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self._compute = compute
         self._stage = stage
         self._clock = clock
+        self.release = release
         self.facts: StageFacts = stage.facts
         self.computation = AS_PUBLISHED if stage.is_published else PROVEN_ANEW
         self.batch_refusal = stage.batch_refusal
@@ -140,7 +144,7 @@ class Engine:
         # Whoever runs stages without a model loads no MLX.
         from shardhub.engine.model_stage import ModelStage, warm_up
         from shardhub.model.load import LoadedStage, load_stage
-        from shardhub.model.memory import settle
+        from shardhub.model.memory import release_unused, settle
 
         engine: Engine | None = None
 
@@ -163,7 +167,7 @@ class Engine:
         try:
             loaded = compute.control(load).result()
             largest = message_bytes(shards, context=loaded.context, max_chunk=settings.max_chunk)
-            engine = cls(compute, ModelStage(loaded), settings, largest)
+            engine = cls(compute, ModelStage(loaded), settings, largest, release=release_unused)
             progress("warming up")
             max_rows = engine.limits.max_rows
             compute.control(lambda: warm_up(loaded.stage, loaded.trial, max_rows=max_rows)).result()
