@@ -97,7 +97,7 @@ class Peers:
         # Who answered at an address (None on a plain channel), and addresses where a link has broken since, which are
         # checked again before the next link.
         self._met: dict[str, tuple[Trust, Peer] | None] = {}
-        self._doubtful: set[str] = set()
+        self._doubtful: dict[str, None] = {}
         self._closing: dict[asyncio.Task[None], None] = {}
         self._unwatch = security.trust.watch(self._cut) if security.trust is not None else lambda: None
 
@@ -210,12 +210,12 @@ class Peers:
         self._met[address] = met
         channel = self._channels.get(address)
         if channel is not None and is_same and channel.get_state() not in _BROKEN:
-            self._doubtful.discard(address)
+            self._doubtful.pop(address, None)
             await opened.channel.close()
             return
         self._end_links(address, NodeLost(f"The channel to {address} was replaced."))
         self._channels[address] = opened.channel
-        self._doubtful.discard(address)
+        self._doubtful.pop(address, None)
         if channel is not None:
             await channel.close()
 
@@ -243,7 +243,7 @@ class Peers:
 
     def _broken(self, key: tuple[bytes, str, Lane], rows: Sequence[Row], error: ShardhubError) -> None:
         self._links.pop(key, None)
-        self._doubtful.add(key[1])
+        self._doubtful[key[1]] = None
         log.warning("link to %s broke: %s", key[1], error)
         if rows:
             self._on_failure(key[0], StepFailure(rows=tuple(rows), error=error))
