@@ -1,0 +1,551 @@
+"""A network in virtual time: gRPC calls between hosts, over lines that delay, throttle, block and break.
+
+What goes over it is what goes over a real one: serialised messages, in order within a stream, in bounded windows, and a
+status at the end. Lanes are streams of their own, and overtake each other. A blocked direction holds what is sent until
+it is healed; a side that hears nothing for its keepalive time gives the connection up, as gRPC does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from shardhub.security.trust import Security
+from shardhub.wire.options import Options
+from shardhub.wire.secure import OpenChannel
+from tests.memory_channel import CANCELLED, OK, REFUSED, RESET, MemoryServer, Status
+from tests.simulation.loop import Host, HostState, VirtualLoop, current_host
+
+# Messages on their way in one direction of a call: who writes more waits for who reads.
+_WINDOW = 16
+# gRPC gives up an attempt to connect after this time (shardhub/wire/options.py).
+_CONNECT_S = 5.0
+_SILENT = Status(grpc.StatusCode.UNAVAILABLE, "keepalive watchdog timeout")
+_NO_ANSWER = Status(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses; last error: Connection timed out")
+_LATE = Status(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+_SEND_LIMIT = "grpc.max_send_message_length"
+# Bytes of a message's head and frame.
+_FRAME_BYTES = 64
+
+
+@dataclass(slots=True)
+class Line:
+    """One direction between two hosts.
+
+    Attributes:
+        latency_s: Seconds a message is on its way.
+        bytes_per_s: Its rate.
+        is_blocked: It holds what is sent.
+        is_cut: No connection can be made over it: its host is in another network.
+    """
+
+    latency_s: float = 0.0005
+    bytes_per_s: float = 1e9
+    is_blocked: bool = False
+    is_cut: bool = False
+    free_at: float = 0.0
+
+
+class Network:
+    """The hosts' connections.
+
+    Args:
+        loop: The loop of the simulation.
+        latency_s: Of lines without conditions of their own.
+        server_keepalive_s: Seconds of silence after which a server gives a connection up.
+
+    Attributes:
+        digest: A checksum of all deliveries, with their times, in order.
+        num_delivered: Messages that reached the other side.
+        jitter_s: Draws by how much a message is late.
+    """
+
+    def __init__(self, loop: VirtualLoop, *, latency_s: float = 0.0005, server_keepalive_s: float = 15.0) -> None:
+        self.loop = loop
+        self.digest = 0
+        self.num_delivered = 0
+        self.jitter_s: Callable[[], float] = lambda: 0.0
+        self._latency_s = latency_s
+        self.server_keepalive_s = server_keepalive_s
+        self._lines: dict[tuple[str, str], Line] = {}
+        self._servers: dict[str, tuple[Host, MemoryServer]] = {}
+        self._calls: dict[Call, None] = {}
+        self._silent_since: dict[tuple[Host, Host], float] = {}
+
+    def line(self, sender: Host, receiver: Host) -> Line:
+        """One direction between two machines, whichever of their processes run."""
+        key = sender.name, receiver.name
+        if (line := self._lines.get(key)) is None:
+            line = self._lines[key] = Line(self._latency_s)
+        return line
+
+    def listen(self, host: Host, address: str, server: MemoryServer) -> None:
+        """Answer at an address, in place of whoever did before."""
+        self._servers[address] = host, server
+
+    def leave(self, address: str) -> None:
+        """Answer there no more; calls that run go on."""
+        self._servers.pop(address, None)
+
+    def server_at(self, address: str) -> tuple[Host, MemoryServer] | None:
+        """Who answers."""
+        there = self._servers.get(address)
+        return None if there is None or there[0].state is HostState.DEAD else there
+
+    def host_at(self, address: str) -> Host | None:
+        """The host that answers or last answered at an address."""
+        there = self._servers.get(address)
+        return there[0] if there else None
+
+    def opener(self, host: Host) -> Callable[[str, Security, Options], Awaitable[OpenChannel]]:
+        """How a host opens channels; see `shardhub.wire.secure.open_channel`."""
+
+        async def open_channel(address: str, security: Security, options: Options) -> OpenChannel:  # noqa: ARG001
+            return OpenChannel(channel=Channel(self, host, address, dict(options)))  # type: ignore[arg-type]
+
+        return open_channel
+
+    # Conditions.
+
+    def block(self, sender: Host, receiver: Host) -> None:
+        """Hold what is sent in one direction."""
+        self.line(sender, receiver).is_blocked = True
+        self.check_silence(sender, receiver)
+
+    def heal(self, sender: Host, receiver: Host) -> None:
+        """Let through what was held."""
+        line = self.line(sender, receiver)
+        if line.is_blocked:
+            line.is_blocked = False
+            self.check_silence(sender, receiver)
+            for call in list(self._calls):
+                call.flow(sender, receiver)
+
+    def reset(self, one: Host, other: Host) -> None:
+        """Break all connections between two hosts: what is on its way is lost."""
+        for call in self._between(one, other):
+            call.client.end(RESET)
+            call.server.end(CANCELLED)
+
+    def gone(self, host: Host, *, quietly: bool = False) -> None:
+        """A host's process has ended.
+
+        Args:
+            quietly: Its machine has lost its power: nobody is told.
+        """
+        for call in [call for call in self._calls if host in (call.client.host, call.server.host)]:
+            if quietly:
+                other = call.server.host if call.client.host is host else call.client.host
+                self.check_silence(host, other)
+            elif call.client.host is host:
+                call.client.hang_up(CANCELLED)
+            else:
+                call.server.hang_up(RESET)
+
+    def changed(self, host: Host) -> None:
+        """A host froze, fell asleep or woke up: its peers may hear nothing."""
+        for other in dict.fromkeys(
+            call.server.host if call.client.host is host else call.client.host
+            for call in self._calls
+            if host in (call.client.host, call.server.host)
+        ):
+            self.check_silence(host, other)
+
+    def _between(self, one: Host, other: Host) -> list[Call]:
+        return [call for call in self._calls if {call.client.host, call.server.host} == {one, other}]
+
+    def hears(self, host: Host, other: Host) -> bool:
+        """Whether a ping of a host to another is answered."""
+        is_open = not self.line(host, other).is_blocked and not self.line(other, host).is_blocked
+        return is_open and other.state is HostState.RUNNING
+
+    def check_silence(self, one: Host, other: Host) -> None:
+        """Note since when two hosts do not hear each other, and give their connections up once that lasts."""
+        for here, there in ((one, other), (other, one)):
+            if self.hears(here, there):
+                self._silent_since.pop((here, there), None)
+            elif (here, there) not in self._silent_since:
+                self._silent_since[here, there] = self.loop.now
+                for call in self._between(here, there):
+                    call.watch(here, there)
+
+    def silent_since(self, here: Host, there: Host) -> float | None:
+        """Since when a host does not hear another; None if it does."""
+        return self._silent_since.get((here, there))
+
+    # Calls.
+
+    def begin(self, host: Host, channel: Channel, path: str) -> Call:
+        """Begin a call of a method."""
+        call = Call(self, host, channel, path)
+        self._calls[call] = None
+        call.start()
+        return call
+
+    def ended(self, call: Call) -> None:
+        """Both sides of a call have ended."""
+        self._calls.pop(call, None)
+
+    def note(self, sender: Host, receiver: Host, data: bytes) -> None:
+        """Count a delivery."""
+        self.num_delivered += 1
+        text = f"{self.loop.now:.9f} {sender.name} {receiver.name} "
+        self.digest = zlib.crc32(data, zlib.crc32(text.encode(), self.digest))
+
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call a function of the simulator itself."""
+        before = current_host.set(None)
+        try:
+            self.loop.call_later(seconds, call)
+        finally:
+            current_host.reset(before)
+
+
+class Channel:
+    """What a `NodeStub` takes for a channel."""
+
+    def __init__(self, network: Network, host: Host, address: str, options: dict[str, int]) -> None:
+        self.address = address
+        self.message_bytes = options[_SEND_LIMIT]
+        self.keepalive_s = (options["grpc.keepalive_time_ms"] + options["grpc.keepalive_timeout_ms"]) / 1000
+        self._network = network
+        self._host = host
+        self._calls: dict[Call, None] = {}
+        self._is_closed = False
+
+    async def __aenter__(self) -> Channel:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        self._is_closed = True
+        for call in list(self._calls):
+            call.client.hang_up(CANCELLED)
+
+    def get_state(self) -> grpc.ChannelConnectivity:
+        if self._is_closed:
+            return grpc.ChannelConnectivity.SHUTDOWN
+        there = self._network.server_at(self.address)
+        is_there = there is not None and self._network.hears(self._host, there[0])
+        return grpc.ChannelConnectivity.READY if is_there else grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+    def forget(self, call: Call) -> None:
+        """One of its calls has ended."""
+        self._calls.pop(call, None)
+
+    def unary_unary(
+        self, path: str, *, request_serializer: Any, response_deserializer: Any, _registered_method: bool
+    ) -> Callable[..., Awaitable[Any]]:
+        async def unary(message: Any, timeout: float | None = None) -> Any:
+            call = self._begin(path)
+            try:
+                async with asyncio.timeout(timeout):
+                    await call.client.write(request_serializer(message))
+                    return await _read(call.client, response_deserializer)
+            except TimeoutError as error:
+                raise _LATE.error() from error
+            finally:
+                call.client.hang_up(CANCELLED)
+
+        return unary
+
+    def stream_stream(
+        self, path: str, *, request_serializer: Any, response_deserializer: Any, _registered_method: bool
+    ) -> Callable[[], _Stream]:
+        return lambda: _Stream(self._begin(path), request_serializer, response_deserializer)
+
+    def _begin(self, path: str) -> Call:
+        call = self._network.begin(self._host, self, path)
+        self._calls[call] = None
+        if self._is_closed:
+            call.client.end(CANCELLED)
+        return call
+
+
+async def _read(side: Side, parse: Callable[[bytes], Any]) -> Any:
+    data = await side.take()
+    if data is not None:
+        return parse(data)
+    status = side.status
+    assert status is not None
+    if status is CANCELLED:
+        raise asyncio.CancelledError
+    if status.code is not grpc.StatusCode.OK:
+        raise status.error()
+    return grpc.aio.EOF
+
+
+class _Stream:
+    """The caller's side of a stream; see `grpc.aio.StreamStreamCall`."""
+
+    def __init__(self, call: Call, serialize: Callable[[Any], bytes], parse: Callable[[bytes], Any]) -> None:
+        self._side = call.client
+        self._serialize = serialize
+        self._parse = parse
+
+    async def write(self, message: Any) -> None:
+        if self._side.status is not None:
+            raise asyncio.InvalidStateError("The call has ended.")
+        await self._side.write(self._serialize(message))
+
+    async def read(self) -> Any:
+        return await _read(self._side, self._parse)
+
+    def cancel(self) -> bool:
+        return self._side.hang_up(CANCELLED)
+
+    async def code(self) -> grpc.StatusCode:
+        return (await self._side.until_ended()).code
+
+    async def details(self) -> str:
+        return (await self._side.until_ended()).details
+
+    async def trailing_metadata(self) -> grpc.aio.Metadata:
+        return grpc.aio.Metadata(*(await self._side.until_ended()).trailing)
+
+
+class _Context:
+    """The method's side of a call; see `grpc.aio.ServicerContext`."""
+
+    def __init__(self, side: Side, handler: grpc.RpcMethodHandler) -> None:
+        self.aborted = OK
+        self._side = side
+        self._handler = handler
+
+    async def read(self) -> Any:
+        data = await self._side.take()
+        return grpc.aio.EOF if data is None else self._handler.request_deserializer(data)
+
+    async def write(self, message: Any) -> None:
+        if self._side.status is not None:
+            raise asyncio.InvalidStateError("The call has ended.")
+        await self._side.write(self._handler.response_serializer(message))
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing: Any = ()) -> None:
+        self.aborted = Status(code, details, tuple(trailing))
+        raise grpc.aio.AbortError
+
+    def auth_context(self) -> dict[str, Any]:
+        return {}
+
+
+class Side:
+    """One side of a call: what has arrived, what it has sent, and how the call ended for it.
+
+    Attributes:
+        status: How the call ended here; None while it runs.
+    """
+
+    def __init__(self, call: Call, host: Host) -> None:
+        self.host = host
+        self.status: Status | None = None
+        self._call = call
+        self._arrived: deque[bytes] = deque()
+        self._sending: deque[tuple[bytes | None, Status | None]] = deque()
+        self._num_on_way = 0
+        self._is_flowing = False
+        self._changed: list[asyncio.Future[None]] = []
+        self.other: Side
+
+    async def write(self, data: bytes) -> None:
+        """Send a message once the window has room; it is lost if the call ends first."""
+        if len(data) > self._call.limit:
+            details = f"CLIENT: Sent message larger than max ({len(data)} vs. {self._call.limit})"
+            self.end(Status(grpc.StatusCode.RESOURCE_EXHAUSTED, details))
+        while self._num_on_way >= _WINDOW and self.status is None:
+            await self._change()
+        if self.status is None:
+            self._num_on_way += 1
+            self._sending.append((data, None))
+            self.flow()
+
+    async def take(self) -> bytes | None:
+        """The next message; None once there are no more."""
+        while not self._arrived and self.status is None:
+            await self._change()
+        if not self._arrived:
+            return None
+        self.other._num_on_way -= 1
+        self.other._wake()
+        return self._arrived.popleft()
+
+    async def until_ended(self) -> Status:
+        """How the call ended here."""
+        while self.status is None:
+            await self._change()
+        return self.status
+
+    def hang_up(self, status: Status) -> bool:
+        """End the call here, and let the other side know, in order with what was sent."""
+        if self.status is not None:
+            return False
+        self._sending.append((None, status))
+        self.end(CANCELLED if status is not OK else OK)
+        self.flow()
+        return True
+
+    def end(self, status: Status) -> None:
+        """End the call for this side."""
+        if self.status is not None:
+            return
+        self.status = status
+        if status is CANCELLED:
+            self._arrived.clear()
+        self._wake()
+        self._call.side_ended(self)
+
+    def flow(self) -> None:
+        """Put the next message on the line."""
+        if self._is_flowing or not self._sending:
+            return
+        network = self._call.network
+        line = network.line(self.host, self.other.host)
+        if line.is_blocked:
+            return
+        self._is_flowing = True
+        data, _ = self._sending[0]
+        now = network.loop.now
+        # Streams share the line's rate.
+        line.free_at = max(line.free_at, now) + (_FRAME_BYTES + len(data or b"")) / line.bytes_per_s
+        network.later(line.free_at - now + line.latency_s + network.jitter_s(), self._deliver)
+
+    def _deliver(self) -> None:
+        self._is_flowing = False
+        network = self._call.network
+        if not self._sending or network.line(self.host, self.other.host).is_blocked:
+            return
+        data, status = self._sending.popleft()
+        other = self.other
+        if data is None:
+            assert status is not None
+            other.end(status)
+        elif other.status is None:
+            network.note(self.host, other.host, data)
+            other._arrived.append(data)
+            other._wake()
+            self._call.arrived(other)
+        self.flow()
+
+    def drop(self) -> None:
+        """Lose what waits to be sent."""
+        self._sending.clear()
+
+    async def _change(self) -> None:
+        change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._changed.append(change)
+        await change
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, []
+        for change in changed:
+            if not change.done():
+                change.set_result(None)
+
+
+class Call:
+    """A call that runs: its two sides, and the task of the method."""
+
+    def __init__(self, network: Network, host: Host, channel: Channel, path: str) -> None:
+        self.network = network
+        self.limit = channel.message_bytes
+        self._channel = channel
+        self._path = path
+        self.client = Side(self, host)
+        there = network.server_at(channel.address)
+        self._server = there[1] if there else None
+        self.server = Side(self, there[0] if there else Host("nowhere", HostState.DEAD))
+        self.client.other, self.server.other = self.server, self.client
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Connect; nobody is told before an attempt was made."""
+        here, there = self.client.host, self.server.host
+        network = self.network
+        if self._server is not None and network.line(here, there).is_cut:
+            network.later(2 * network.line(here, there).latency_s, lambda: self.client.end(REFUSED))
+            return
+        if self._server is None:
+            host = network.host_at(self._channel.address)
+            if host is not None and (network.line(here, host).is_blocked or network.line(host, here).is_blocked):
+                network.later(_CONNECT_S, lambda: self.client.end(_NO_ANSWER))
+            else:
+                network.later(2 * network.line(here, there).latency_s, lambda: self.client.end(REFUSED))
+            return
+        self.limit = min(self.limit, self._server.message_bytes)
+        if not network.hears(here, there):
+            network.check_silence(here, there)
+            self.watch(here, there)
+            self.watch(there, here)
+
+    def watch(self, here: Host, there: Host) -> None:
+        """Give this side up if it still hears nothing after its keepalive time."""
+        side = self.client if self.client.host is here else self.server
+        since = self.network.silent_since(here, there)
+        if since is None or side.status is not None:
+            return
+        keepalive_s = self._channel.keepalive_s if side is self.client else self.network.server_keepalive_s
+
+        def check() -> None:
+            if self.network.silent_since(here, there) == since and side.status is None:
+                side.drop()
+                if side is self.client:
+                    side._sending.append((None, CANCELLED))
+                    side.end(_SILENT)
+                else:
+                    side._sending.append((None, RESET))
+                    side.end(CANCELLED)
+
+        self.network.later(max(0.0, since + keepalive_s - self.network.loop.now), check)
+
+    def flow(self, sender: Host, receiver: Host) -> None:
+        """Go on sending after a block."""
+        for side in (self.client, self.server):
+            if side.host is sender and side.other.host is receiver:
+                side.flow()
+
+    def arrived(self, side: Side) -> None:
+        """A message has reached a side: the first at the server begins the method."""
+        if side is self.server and self._task is None and self._server is not None:
+            self._task = self.network.loop.spawn(side.host, self._serve(self._server.handlers[self._path]))
+
+    def side_ended(self, side: Side) -> None:
+        """A side has ended."""
+        if side is self.client:
+            self._channel.forget(self)
+        elif self._task is not None and side.status is CANCELLED:
+            self._task.cancel()
+        if self.client.status is not None and self.server.status is not None:
+            self.network.ended(self)
+
+    async def _serve(self, handler: grpc.RpcMethodHandler) -> None:
+        context = _Context(self.server, handler)
+        try:
+            if handler.stream_stream is not None:
+                await handler.stream_stream(None, context)
+            else:
+                await context.write(await handler.unary_unary(await context.read(), context))
+            status = OK
+        except grpc.aio.AbortError:
+            status = context.aborted
+        except asyncio.CancelledError:
+            self.server.hang_up(CANCELLED)
+            raise
+        except Exception as error:  # noqa: BLE001 - the caller is told
+            status = Status(grpc.StatusCode.UNKNOWN, f"Unexpected {type(error)}: {error}")
+        self._hang_up(status)
+
+    def _hang_up(self, status: Status) -> None:
+        server = self.server
+        if server.status is None:
+            server._sending.append((None, status))
+            server.end(OK)
+            server.flow()

@@ -1,0 +1,220 @@
+"""The world of a run: it builds a scenario's hosts, lets its faults strike, and runs until all is over."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shardhub.engine.engine import Engine
+from tests.simulation.head import Client, Head, whole_answer
+from tests.simulation.loop import Host, Stuck, VirtualLoop, current_host
+from tests.simulation.network import Network
+from tests.simulation.node import Node
+from tests.simulation.scenario import Scenario
+
+# Virtual seconds within which all requests end once nothing is wrong any more.
+ENDS_WITHIN_S = 400.0
+# Virtual seconds in which nodes free what their heads left, beyond a lease.
+_FREED_WITHIN_S = 40.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a run.
+
+    Attributes:
+        failures: What must not be, each a sentence; empty if all is well.
+        story: What happened, a line each, if it was asked for.
+        digest: Of all that was delivered, and when.
+        ended_s: Virtual seconds that it took.
+        num_callbacks, num_messages: Of its size.
+        tokens, outcomes: Of each request.
+    """
+
+    failures: list[str] = field(default_factory=list)
+    story: list[str] = field(default_factory=list)
+    digest: int = 0
+    ended_s: float = 0.0
+    num_callbacks: int = 0
+    num_messages: int = 0
+    tokens: list[list[int]] = field(default_factory=list)
+    outcomes: list[str] = field(default_factory=list)
+
+
+class _ErrorLog(logging.Handler):
+    """Keeps what the product logs as an error: a fault of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage() + (f" ({record.exc_info[1]!r})" if record.exc_info else ""))
+
+
+class World:
+    """A run of a scenario.
+
+    Attributes:
+        loop, network: Of all hosts.
+        nodes, heads, clients: In the scenario's order.
+        engines: Those of stages in heads, with their heads.
+    """
+
+    def __init__(self, scenario: Scenario, *, tells: bool = False) -> None:
+        self.scenario = scenario
+        self.loop = VirtualLoop()
+        self.network = Network(self.loop, latency_s=scenario.latency_s)
+        self.dice = random.Random(f"{scenario.seed} world")
+        self.network.jitter_s = lambda: self.dice.uniform(0.0, scenario.jitter_s)
+        self.story: list[str] = []
+        self.engines: list[tuple[Head, Engine]] = []
+        self._tells = tells
+        self.began_s = self.loop.now
+        self._expected: dict[int, list[int]] = {}
+        self._addresses: dict[int, str] = {}
+        self.nodes = [Node(self, index, spec) for index, spec in enumerate(scenario.nodes)]
+        self.heads = [Head(self, index, spec) for index, spec in enumerate(scenario.heads)]
+        self.clients = [Client(self, index, spec) for index, spec in enumerate(scenario.requests)]
+        self.last_fault_s = max((fault.ends_s for fault in scenario.faults), default=0.0)
+
+    # For faults.
+
+    def tell(self, text: str) -> None:
+        """Add a line to the story."""
+        if self._tells:
+            self.story.append(f"{self.loop.now - self.began_s:8.3f} {text}")
+
+    def later(self, seconds: float, call: Callable[[], object]) -> None:
+        """Call a function of the simulator later."""
+        self.network.later(seconds, call)
+
+    def host(self, index: int) -> Host:
+        """A host by the number that faults give it: a node's index, or -1 - a head's."""
+        return self.nodes[index].host if index >= 0 else self.heads[-1 - index].host
+
+    def now_named(self, host: Host) -> Host:
+        """The process that runs now on a host's machine."""
+        there = [one.host for one in (*self.nodes, *self.heads) if one.host.name == host.name]
+        return there[0]
+
+    def addresses(self) -> list[str]:
+        """Addresses of nodes, as a head is told them."""
+        return list(self._addresses.values())
+
+    def node_started(self, node: Node) -> None:
+        """A node has started: heads that follow names hear of its address."""
+        self._addresses[node.index] = node.address
+
+    def expected(self, client: Client) -> list[int]:
+        """A request's whole answer."""
+        if client.index not in self._expected:
+            scenario = self.scenario
+            self._expected[client.index] = whole_answer(client.spec, scenario.num_layers, scenario.chunk)
+        return self._expected[client.index]
+
+    # The run.
+
+    def run(self) -> Outcome:
+        """Run it from beginning to end, and check everything."""
+        outcome = Outcome(story=self.story)
+        log = _ErrorLog()
+        logger = logging.getLogger("shardhub")
+        was_propagated, logger.propagate = logger.propagate, False
+        logger.addHandler(log)
+        was_collecting = gc.isenabled()
+        gc.disable()
+        try:
+            self._play(outcome)
+        except Stuck as stuck:
+            outcome.failures.append(str(stuck))
+            outcome.failures += self._unended()
+        finally:
+            logger.removeHandler(log)
+            logger.propagate = was_propagated
+            self.loop.close()
+            if was_collecting:
+                gc.enable()
+        outcome.failures += [f"logged as an error: {line}" for line in log.lines]
+        outcome.failures += [f"{host}: {text} {error!r}" for host, text, error in self.loop.errors]
+        outcome.digest = self.network.digest
+        outcome.ended_s = self.loop.now - self.began_s
+        outcome.num_callbacks = self.loop.num_run
+        outcome.num_messages = self.network.num_delivered
+        outcome.tokens = [client.tokens for client in self.clients]
+        outcome.outcomes = [client.outcome or "head gone" for client in self.clients]
+        return outcome
+
+    def _play(self, outcome: Outcome) -> None:
+        from tests.simulation import checks
+
+        scenario, loop = self.scenario, self.loop
+        if not scenario.can_dial:
+            for one in self.nodes:
+                for other in self.nodes:
+                    if one is not other:
+                        self.network.line(one.host, other.host).is_cut = True
+        for node in self.nodes:
+            if not node.spec.is_late:
+                node.start()
+        for head in self.heads:
+            self.later(head.spec.at_s, head.begin)
+        for client in self.clients:
+            self.later(client.spec.at_s, client.begin)
+        for fault in scenario.faults:
+            self.later(fault.at_s, lambda fault=fault: fault.strike(self))  # type: ignore[misc]
+        watch = checks.Watch(self)
+        most_s = max(self.last_fault_s, 10.0) + ENDS_WITHIN_S
+        if scenario.requests:
+            loop.run_until(lambda: all(client.is_over for client in self.clients), most_s=most_s)
+        self._pass_until(self.last_fault_s)
+        outcome.failures += checks.answers(self)
+        outcome.failures += checks.works_again(self)
+        outcome.failures += checks.heads_hold_nothing(self)
+        for head in self.heads:
+            if head.is_up:
+                loop.spawn(head.host, head.stop())
+        loop.run_until(lambda: all(head.has_ended or not head.is_up for head in self.heads), most_s=200.0)
+        self._pass(scenario.lease_s + _FREED_WITHIN_S)
+        outcome.failures += checks.nodes_hold_nothing(self)
+        outcome.failures += watch.failures
+
+    def pass_until_true(self, condition: Callable[[], bool], most_s: float) -> None:
+        """Let time pass until a condition holds, or for so long."""
+        end = self.loop.now + most_s
+        while not condition() and self.loop.now < end:
+            self._pass(0.1)
+
+    def _pass_until(self, at_s: float) -> None:
+        self._pass(max(0.0, self.began_s + at_s - self.loop.now))
+
+    def _pass(self, seconds: float) -> None:
+        """Let so much time pass."""
+        is_over = False
+
+        def over() -> None:
+            nonlocal is_over
+            is_over = True
+
+        self.later(seconds, over)
+        self.loop.run_until(lambda: is_over, most_s=seconds + 1.0)
+
+    def _unended(self) -> list[str]:
+        return [
+            f"{client.name} at {client.head.name} has not ended: "
+            f"{client.stream.status.value if client.stream else 'not begun'}"
+            for client in self.clients
+            if not client.is_over
+        ]
+
+
+def run(scenario: Scenario, *, tells: bool = False) -> Outcome:
+    """Run a scenario."""
+    before = current_host.set(None)
+    try:
+        return World(scenario, tells=tells).run()
+    finally:
+        current_host.reset(before)
