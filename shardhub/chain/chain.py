@@ -257,6 +257,7 @@ class Chain:
             await link.start(self.head, partial(self._arrived, place), lost)
             await self.paths.put(place, link)
             await self.leases.close_left_open(link)
+            await self.paths.find_missing_hops(place)
             if broken:
                 raise broken[0]
         except BaseException:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 from shardhub.chain.gather import all_of
 from shardhub.chain.place import Place, PlaceState
@@ -42,6 +42,8 @@ class Paths:
             self._append(Place(link, self.stages[-1]))
         self.speeds: dict[tuple[Place, Place], HopSpeed] = {}
         self._hops: dict[tuple[Place, Place], NextHop] = {}
+        # The links between which each hop was found.
+        self._found_between: dict[tuple[Place, Place], tuple[StageLink, StageLink]] = {}
         self._lost: dict[Place, None] = {}
         # Set when there is nothing to wait for: every stage is served, or one never will be.
         self._settled = asyncio.Event()
@@ -191,6 +193,18 @@ class Paths:
             await before.stop()
         await self.find_hops([place])
 
+    async def find_missing_hops(self, place: Place) -> None:
+        """Find the hops between a place and those that have come since its own were found.
+
+        Two places that come at the same time do not know of each other until one of them is live.
+        """
+        while any(
+            self._found_between.get(pair) != (pair[0].link, pair[1].link)
+            for pair in self._pairs()
+            if place in pair and all(end is place or end.is_there for end in pair)
+        ):
+            await self.find_hops([place])
+
     def revive(self, place: Place, state: PlaceState = PlaceState.LIVE) -> None:
         """Let sessions use the place's current link."""
         place.state, place.error = state, None
@@ -206,15 +220,19 @@ class Paths:
         there_too = {place: None for place in self.places if place.is_there} | asked
         await all_of(
             self._find_hop(here, after)
-            for stage, following in pairwise(self.stages)
-            for here in stage
-            for after in following
+            for here, after in self._pairs()
             if (here in asked or after in asked) and here in there_too and after in there_too
         )
+
+    def _pairs(self) -> Iterator[tuple[Place, Place]]:
+        """Each place with each of the next stage."""
+        for stage, following in pairwise(self.stages):
+            yield from product(stage, following)
 
     async def _find_hop(self, here: Place, after: Place) -> None:
         """Find how one place's output goes to another: directly if the nodes can reach each other, else through us."""
         sender, receiver = here.link, after.link
+        self._found_between[here, after] = sender, receiver
         by_us = NextHop(kind=HopKind.OPENER)
         if not isinstance(sender, RemoteLink) or not isinstance(receiver, RemoteLink):
             self._hops[here, after] = by_us
