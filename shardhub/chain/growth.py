@@ -8,6 +8,7 @@ from shardhub.chain.admission import Admission
 from shardhub.chain.chain import Chain
 from shardhub.chain.recovery import Recoverer
 from shardhub.chain.session import ChainSession
+from shardhub.chain.settings import Recovery
 from shardhub.chain.stream import Stream
 from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
 
@@ -54,7 +55,8 @@ class Growth:
                 return await self._chain.open(context=context, parameters=parameters, fork_of=full, position=kept), None
             session = await self._chain.open(context=context, parameters=parameters)
             try:
-                await self._recoverer.replay(session, ids, 0, shapes)
+                # Nothing failed, so that nothing excuses other numbers.
+                await self._recoverer.replay(session, ids, 0, shapes, mode=Recovery.EXACT)
             except BaseException:
                 await session.close()
                 raise

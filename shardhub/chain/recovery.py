@@ -125,12 +125,13 @@ class Recoverer:
             at = min(at, len(stream.prompt_logprobs))
         num_kept = await session.resume(at)
         if stream.num_generated:  # otherwise prefill sends the rest of the prompt
-            await self.replay(session, ids, num_kept, shapes)
+            await self.replay(session, ids, num_kept, shapes, mode=self._settings.recovery)
         return num_kept
 
-    async def replay(self, session: ChainSession, ids: Sequence[int], num_kept: int, shapes: Sequence[int]) -> None:
+    async def replay(
+        self, session: ChainSession, ids: Sequence[int], num_kept: int, shapes: Sequence[int], *, mode: Recovery
+    ) -> None:
         """Resend the ids a session held, from position `num_kept` on, without waiting for each step."""
-        mode = self._settings.recovery
         waiting: list[asyncio.Future[RowResult]] = []
         at = num_kept
         for length in chunks_to_replay(shapes, num_kept, len(ids), mode=mode, largest=self._chain.max_chunk):

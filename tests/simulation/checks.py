@@ -128,6 +128,8 @@ def works_again(world: World) -> list[str]:
         if node.is_up and not node.is_old and not node.is_draining
         for stage in range(node.spec.first, node.spec.last + 1)
     }
+    for node in world.nodes:
+        node.num_to_break = 0
     heads = [head for head in world.heads if head.is_up]
     if len(served) < world.scenario.num_stages or not heads:
         return []

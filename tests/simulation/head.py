@@ -66,7 +66,8 @@ class Head:
 
     def begin(self) -> None:
         """Start it."""
-        self._world.loop.spawn(self.host, self._run())
+        if self.is_up:
+            self._world.loop.spawn(self.host, self._run())
 
     def kill(self, *, quietly: bool = False) -> None:
         """End its process as by SIGKILL."""
@@ -196,8 +197,9 @@ class Client:
         return self._world.expected(self)
 
     def begin(self) -> None:
-        """Send the request."""
-        self._world.loop.spawn(self.head.host, self._run(), name=self.name)
+        """Send the request, if its head is there."""
+        if self.head.is_up:
+            self._world.loop.spawn(self.head.host, self._run(), name=self.name)
 
     async def _run(self) -> None:
         scheduler = await self.head.until_started()

@@ -9,6 +9,7 @@ is now.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
 import itertools
@@ -122,7 +123,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._numbers = itertools.count()
         self._is_running = False
         self._is_closed = False
-        self._task_factory: Any = None
+        self._tasks: list[asyncio.Task[Any]] = []
 
     # Hosts.
 
@@ -160,7 +161,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Begin a task on a host."""
         context = contextvars.copy_context()
         context.run(current_host.set, host)
-        return context.run(lambda: asyncio.Task(work, loop=self, name=name))
+        return context.run(lambda: self.create_task(work, name=name))
 
     # Time.
 
@@ -271,9 +272,16 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return self._is_closed
 
     def close(self) -> None:
+        """End, and close what is left of tasks: those of dead hosts, whose code must not run."""
         self._is_closed = True
         self._ready.clear()
         self._timers.clear()
+        for task in self._tasks:
+            if not task.done():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                with contextlib.suppress(BaseException):
+                    task.get_coro().close()  # type: ignore[union-attr]
+        self._tasks.clear()
 
     def get_debug(self) -> bool:
         return False
@@ -284,7 +292,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:
-        return asyncio.Task(coro, loop=self, name=name, context=context)
+        task = asyncio.Task(coro, loop=self, name=name, context=context)
+        self._tasks.append(task)
+        return task
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Run a function soon, on the loop: there are no threads here."""

@@ -129,7 +129,7 @@ class Node:
         """End all leases."""
         if self.engine is not None and self.is_up:
             for entry in self.engine._sessions._all():
-                entry.lease_ends = 0.0
+                entry.lease_ends = self.engine._clock.now() - 1e-3
 
     def _spend(self, clock: HostClock, num_ids: int) -> None:
         self.num_run += 1

@@ -134,8 +134,10 @@ class World:
             outcome.failures += self._unended()
         finally:
             logger.removeHandler(log)
-            logger.propagate = was_propagated
+            logging.disable(logging.CRITICAL)
             self.loop.close()
+            logging.disable(logging.NOTSET)
+            logger.propagate = was_propagated
             if was_collecting:
                 gc.enable()
         outcome.failures += [f"logged as an error: {line}" for line in log.lines]
@@ -159,7 +161,7 @@ class World:
                         self.network.line(one.host, other.host).is_cut = True
         for node in self.nodes:
             if not node.spec.is_late:
-                node.start()
+                self.later(0.0, node.start)
         for head in self.heads:
             self.later(head.spec.at_s, head.begin)
         for client in self.clients:
