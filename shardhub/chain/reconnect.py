@@ -53,6 +53,9 @@ class Reconnector(ChainObserver):
         self._reliefs: dict[Place, asyncio.Task[None]] = {}
         self._looks: dict[tuple[Place, ...], asyncio.Task[None]] = {}
         chain.watch(self)
+        for place in chain.paths.lost:  # while the chain was started
+            assert place.error is not None
+            self.lost(place, place.error)
 
     async def look_at(self, links: Sequence[StageLink]) -> None:
         """Find out which of these nodes are lost or stuck; if none is, which can no longer reach each other.
