@@ -130,7 +130,7 @@ def works_again(world: World) -> list[str]:
     }
     for node in world.nodes:
         node.num_to_break = 0
-    heads = [head for head in world.heads if head.is_up]
+    heads = [head for head in world.heads if head.is_up and not head.has_ended]
     if len(served) < world.scenario.num_stages or not heads:
         return []
     at_s = world.loop.now - world.began_s

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # Interval at which a head that cannot start tries again.
 _AGAIN_S = 1.0
+# How long it tries, once nothing is wrong any more.
+_STARTS_WITHIN_S = 30.0
 
 
 class Head:
@@ -92,6 +94,7 @@ class Head:
     async def _run(self) -> None:
         world, scenario = self._world, self._world.scenario
         dialer = NodeDialer(opener=world.network.opener(self.host), clock=self._clock)
+        give_up_at = self._clock.now() + world.last_fault_s + _STARTS_WITHIN_S
         while True:
             addresses = world.addresses()
             try:
@@ -104,6 +107,10 @@ class Head:
                 break
             except ShardhubError as error:
                 self.failure = error
+                if self._clock.now() > give_up_at:
+                    world.tell(f"{self.name} gives up: {error}")
+                    self.has_ended = True
+                    return
                 await self._clock.sleep(_AGAIN_S)
         settings = SchedulerSettings(
             max_rows=self.spec.max_rows,
@@ -190,7 +197,7 @@ class Client:
     @property
     def is_over(self) -> bool:
         """Whether the request has ended for its client: with its head, if not otherwise."""
-        return bool(self.outcome) or not self.head.is_up
+        return bool(self.outcome) or not self.head.is_up or self.head.has_ended
 
     def expected(self) -> list[int]:
         """The whole answer, as one machine would give it."""

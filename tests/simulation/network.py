@@ -497,12 +497,10 @@ class Call:
         def check() -> None:
             if self.network.silent_since(here, there) == since and side.status is None:
                 side.drop()
-                if side is self.client:
-                    side._sending.append((None, CANCELLED))
-                    side.end(_SILENT)
-                else:
-                    side._sending.append((None, RESET))
-                    side.end(CANCELLED)
+                is_client = side is self.client
+                side._sending.append((None, CANCELLED if is_client else RESET))
+                side.end(_SILENT if is_client else CANCELLED)
+                side.flow()  # what it says is heard if only the other process stands still
 
         self.network.later(max(0.0, since + keepalive_s - self.network.loop.now), check)
 
