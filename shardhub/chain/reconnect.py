@@ -52,6 +52,7 @@ class Reconnector(ChainObserver):
         # Tasks that wait for a stand-in to become idle.
         self._reliefs: dict[Place, asyncio.Task[None]] = {}
         self._looks: dict[tuple[Place, ...], asyncio.Task[None]] = {}
+        self._is_stopped = False
         chain.watch(self)
         for place in chain.paths.lost:  # while the chain was started
             assert place.error is not None
@@ -69,7 +70,8 @@ class Reconnector(ChainObserver):
         await asyncio.shield(looking)
 
     async def stop(self) -> None:
-        """End all attempts."""
+        """End all attempts; links that break from now on are not brought back."""
+        self._is_stopped = True
         tasks = [*self._attempts.values(), *self._looks.values(), *self._reliefs.values()]
         for task in tasks:
             task.cancel()
@@ -120,6 +122,8 @@ class Reconnector(ChainObserver):
         self._try(place, "joined")
 
     def _try(self, place: Place, kind: str) -> None:
+        if self._is_stopped:
+            return
         if (before := self._attempts.get(place)) is None or before.done():
             task = self._attempts[place] = asyncio.create_task(self._bring_back(place, kind))
             task.add_done_callback(partial(self._ended, place))
