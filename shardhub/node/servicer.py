@@ -247,6 +247,8 @@ class StageServicer(NodeServicer):
             self._tell_failure(head, outcome)
             return
         output, hop = outcome.output, outcome.next_hop
+        if not any(key[0] == head for key in self._heads):
+            return  # it ended while the step ran: a link to the next node would be left over
         try:
             if isinstance(output, StepResult):
                 message = codec.result_message(output, self._ready().boot_id)
