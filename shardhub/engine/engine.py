@@ -179,7 +179,7 @@ class Engine:
     def expire(self) -> None:
         """End sessions whose lease has run out, and fail steps whose masks are late; called by the compute."""
         self._sessions.expire()
-        self._masks.expire()
+        self._masks.expire(self._sessions)
 
     @property
     def host_facts(self) -> dict[str, str]:

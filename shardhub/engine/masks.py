@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from shardhub.errors import ShardhubError, StepTimeout
@@ -75,10 +75,16 @@ class MaskTable:
                 found.append(mask)
         return found
 
-    def expire(self) -> None:
-        """Fail steps whose deadline has passed."""
+    def expire(self, sessions: Container[bytes]) -> None:
+        """Fail steps whose deadline has passed, and drop the masks of sessions that have ended.
+
+        Args:
+            sessions: Ids of those that have not.
+        """
         now = self._clock()
         with self._lock:
+            for key in [key for key in self._masks if key[1] not in sessions]:
+                del self._masks[key]
             late = [held for held in self._held if held.step.deadline < now]
             self._held = [held for held in self._held if held.step.deadline >= now]
         for held in late:

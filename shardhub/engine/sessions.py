@@ -67,6 +67,10 @@ class SessionTable:
         """Number of sessions that take steps."""
         return sum(entry.parked_at is None for entry in self._all())
 
+    def __contains__(self, session: object) -> bool:
+        """Whether a session is here, parked or not."""
+        return session in self._entries
+
     @property
     def num_parked(self) -> int:
         """Number of sessions kept for forks."""
