@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from shardhub.chain.gather import all_of
+from shardhub.chain.gather import all_of, one_by_one
 from shardhub.chain.stage_link import StageLink
 from shardhub.clock import Dice
 from shardhub.errors import (
     ContextExceeded,
     NodeLost,
+    Overloaded,
     PositionMismatch,
     SessionNotRewindable,
     ShardhubError,
@@ -55,6 +56,7 @@ class Carrier(Protocol):
 
     head: bytes
     dice: Dice
+    is_full: bool
 
     def check(self, path: Path) -> None:
         """Raise the error that broke a link of the path, if one is broken."""
@@ -116,7 +118,7 @@ class ChainSession:
         self.on_failure(self.epoch, StaleEpoch("A newer epoch of the session fences this step."))
         self.epoch += 1
         self._failure = None
-        opened = await all_of(
+        calls = [
             link.open(
                 OpenSession(
                     head=self._chain.head,
@@ -130,7 +132,13 @@ class ChainSession:
                 )
             )
             for link, hop in zip(self.path.links, self.path.hops, strict=True)
-        )
+        ]
+        try:
+            opened = await (one_by_one if self._chain.is_full else all_of)(calls)
+        except Overloaded:
+            self._chain.is_full = True
+            raise
+        self._chain.is_full = False
         self.is_open = True
         if fork_of is not None:
             self.ids = fork_of.ids[:position]
