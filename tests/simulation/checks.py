@@ -18,6 +18,8 @@ _LOOK_S = 0.5
 _LEASE_SLACK_S = 2.5
 # Virtual seconds within which a fresh request is answered once all is well.
 _WORKS_WITHIN_S = 60.0
+# Virtual seconds in which heads find out that nodes are back: they ask every two seconds.
+_SETTLES_S = 5.0
 
 
 class Watch:
@@ -122,6 +124,7 @@ def _may_fail(world: World) -> bool:
 
 def works_again(world: World) -> list[str]:
     """I5: once all stages are served again, each head that is left answers a fresh request."""
+    world.pass_until_true(lambda: False, _SETTLES_S)
     served = {
         stage
         for node in world.nodes
