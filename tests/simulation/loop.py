@@ -212,7 +212,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     # Running.
 
     def run_until(self, is_over: Callable[[], bool], *, most_s: float) -> None:
-        """Run until a condition holds.
+        """Run until a condition holds; it is looked at between one instant and the next.
 
         Raises:
             Stuck: It does not hold within `most_s` virtual seconds, or nothing is left that could happen.
@@ -224,7 +224,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         sys.set_asyncgen_hooks(firstiter=None, finalizer=self._end_generator)
         num_at_once = 0
         try:
-            while not is_over():
+            while self._ready or not is_over():
                 if self._ready:
                     handle = self._ready.popleft()
                     num_at_once += 1
