@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from shardhub.chain.admission import Admission
 from shardhub.chain.chain import Chain
+from shardhub.chain.failures import is_recoverable
 from shardhub.chain.recovery import Recoverer
 from shardhub.chain.session import ChainSession
 from shardhub.chain.settings import Recovery
 from shardhub.chain.stream import Stream
-from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, SessionUnknown, ShardhubError
+from shardhub.errors import ContextExceeded, Overloaded, SessionNotRewindable, ShardhubError
 
 
 class Growth:
@@ -51,8 +50,8 @@ class Growth:
         stream.move_to(None)
 
         async def again() -> tuple[ChainSession, None]:
-            with contextlib.suppress(SessionUnknown, SessionNotRewindable):
-                return await self._chain.open(context=context, parameters=parameters, fork_of=full, position=kept), None
+            if (forked := await self._fork(full, context, kept)) is not None:
+                return forked, None
             session = await self._chain.open(context=context, parameters=parameters)
             try:
                 # Nothing failed, so that nothing excuses other numbers.
@@ -63,9 +62,7 @@ class Growth:
             return session, None
 
         try:
-            if full.position != kept:
-                await full.resume(kept)
-            await full.park()
+            await self._park(full, kept)
             larger, _ = await stream.while_wanted(self._admission.admit(stream, again, goes_on=True))
         except (ContextExceeded, Overloaded):
             stream.end_full()
@@ -74,3 +71,27 @@ class Growth:
             await full.close()
         stream.move_to(larger)
         return larger
+
+    async def _fork(self, full: ChainSession, context: int, kept: int) -> ChainSession | None:
+        """Open a larger session that begins with what a parked one holds; None if its nodes no longer hold it."""
+        if not full.is_parked:
+            return None
+        try:
+            return await self._chain.open(context=context, parameters=full.parameters, fork_of=full, position=kept)
+        except ShardhubError as error:
+            # A link of its path that broke stays broken for it, also when the node is back.
+            if not is_recoverable(error) and not isinstance(error, SessionNotRewindable):
+                raise
+            await full.close()
+            return None
+
+    @staticmethod
+    async def _park(full: ChainSession, kept: int) -> None:
+        """Keep what a session holds, as far as its nodes are there."""
+        try:
+            if full.position != kept:
+                await full.resume(kept)
+            await full.park()
+        except ShardhubError as error:
+            if not is_recoverable(error):
+                raise
