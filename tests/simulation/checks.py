@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shardhub.chain.failures import is_recoverable
 from shardhub.chain.settings import Recovery
 from shardhub.errors import ShardhubError
+from tests.simulation.faults import Kill
 from tests.simulation.head import Client, whole_answer, whole_likelihoods
 from tests.simulation.scenario import RequestSpec
 
@@ -20,6 +22,8 @@ _LEASE_SLACK_S = 2.5
 _WORKS_WITHIN_S = 60.0
 # Virtual seconds in which heads find out that nodes are back: they ask every two seconds.
 _SETTLES_S = 5.0
+# Virtual seconds from the end of a fault until it is seen: keepalives, and attempts to connect.
+_MENDED_S = 20.0
 
 
 class Watch:
@@ -81,6 +85,8 @@ def _answer(world: World, client: Client) -> list[str]:
             return [f"failed with {client.error!r}"]
         if not _may_fail(world):
             return [f"failed without a fault: {client.error}"]
+        if is_recoverable(client.error) and _all_heals(world):
+            return [f"failed though all that went wrong was mended in time: {client.error}"]
     if client.outcome == "cancelled":
         return ["ended without a finish or an error"]
     return []
@@ -112,6 +118,13 @@ def _must_be_exact(world: World, client: Client) -> bool:
     head = world.heads[client.spec.head]
     return world.scenario.chunk is None or head.spec.recovery is not Recovery.FAST or bool(
         client.stream is not None and client.stream.is_exact
+    )
+
+
+def _all_heals(world: World) -> bool:
+    """Whether every fault ends before a head stops waiting, with the nodes that were there before."""
+    return world.last_fault_s + _MENDED_S < world.scenario.recover_wait_s and not any(
+        isinstance(fault, Kill) and (fault.back_s is None or fault.as_old) for fault in world.scenario.faults
     )
 
 
