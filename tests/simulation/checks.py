@@ -116,8 +116,10 @@ def _whole(world: World, client: Client, expected: list[int]) -> list[str]:
 def _must_be_exact(world: World, client: Client) -> bool:
     """Whether each token must be that of a run without faults: not if the head recomputes in other shapes."""
     head = world.heads[client.spec.head]
-    return world.scenario.chunk is None or head.spec.recovery is not Recovery.FAST or bool(
-        client.stream is not None and client.stream.is_exact
+    return (
+        world.scenario.chunk is None
+        or head.spec.recovery is not Recovery.FAST
+        or bool(client.stream is not None and client.stream.is_exact)
     )
 
 
@@ -157,7 +159,9 @@ def works_again(world: World) -> list[str]:
     for client in fresh:
         client.begin()
     try:
-        world.loop.run_until(lambda: all(client.is_over for client in fresh), most_s=_WORKS_WITHIN_S + world.scenario.wait_s)
+        world.loop.run_until(
+            lambda: all(client.is_over for client in fresh), most_s=_WORKS_WITHIN_S + world.scenario.wait_s
+        )
     except RuntimeError as stuck:
         waiting = [client for client in fresh if not client.is_over]
         return [
@@ -169,7 +173,9 @@ def works_again(world: World) -> list[str]:
     for client in fresh:
         expected = whole_answer(client.spec, world.scenario.num_layers, world.scenario.chunk)
         if client.tokens != expected:
-            failures.append(f"a fresh request to {client.head.name} gave {client.tokens} ({client.outcome}: {client.error})")
+            failures.append(
+                f"a fresh request to {client.head.name} gave {client.tokens} ({client.outcome}: {client.error})"
+            )
     return failures
 
 

@@ -273,15 +273,17 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def close(self) -> None:
         """End, and close what is left of tasks: those of dead hosts, whose code must not run."""
-        self._is_closed = True
-        self._ready.clear()
-        self._timers.clear()
+        asyncio._set_running_loop(self)  # what is closed may still begin tasks, which are closed too
         for task in self._tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with contextlib.suppress(BaseException):
                     task.get_coro().close()  # type: ignore[union-attr]
+        asyncio._set_running_loop(None)
+        self._is_closed = True
         self._tasks.clear()
+        self._ready.clear()
+        self._timers.clear()
 
     def get_debug(self) -> bool:
         return False
@@ -314,6 +316,15 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:  # noqa: ARG002 - asyncio's signature
         """Addresses are numbers here."""
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port or 0))]
+
+    def unhandled(self) -> list[tuple[str, str, BaseException | None]]:
+        """Errors that nobody handled so far, with those of tasks that ended and that nobody has asked for."""
+        asked = []
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and task._log_traceback:  # type: ignore[attr-defined]
+                host = task.get_context().get(current_host) if hasattr(task, "get_context") else None
+                asked.append((host.name if host else "", "a task ended", task.exception()))
+        return [*self.errors, *asked]
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         host = current_host.get()

@@ -251,7 +251,12 @@ def _draw_fault(dice: random.Random, scenario: Scenario) -> Fault:
             ),
         ),
         (3, lambda: faults.Freeze(at_s=at_s, host=host, for_s=for_s, sleeps=dice.random() < 0.4)),
-        (3, lambda: faults.Partition(at_s=at_s, sender=ends[0], receiver=ends[1], for_s=for_s, both=dice.random() < 0.5)),
+        (
+            3,
+            lambda: faults.Partition(
+                at_s=at_s, sender=ends[0], receiver=ends[1], for_s=for_s, both=dice.random() < 0.5
+            ),
+        ),
         (3, lambda: faults.Reset(at_s=at_s, one=ends[0], other=ends[1])),
         (2, lambda: faults.Slow(at_s=at_s, sender=ends[0], receiver=ends[1], for_s=for_s)),
         (1, lambda: faults.Busy(at_s=at_s, node=node, for_s=for_s)),

@@ -74,9 +74,7 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
             yield replace(scenario, requests=_with(scenario.requests, at, simple))
         for fewer in (1, request.max_tokens // 2):
             if 0 < fewer < request.max_tokens:
-                yield replace(
-                    scenario, requests=_with(scenario.requests, at, replace(request, max_tokens=fewer))
-                )
+                yield replace(scenario, requests=_with(scenario.requests, at, replace(request, max_tokens=fewer)))
 
 
 def _hosts(fault: object) -> Iterator[int]:

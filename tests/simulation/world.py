@@ -135,13 +135,14 @@ class World:
         finally:
             logger.removeHandler(log)
             logging.disable(logging.CRITICAL)
+            errors = self.loop.unhandled()
             self.loop.close()
             logging.disable(logging.NOTSET)
             logger.propagate = was_propagated
             if was_collecting:
                 gc.enable()
         outcome.failures += [f"logged as an error: {line}" for line in log.lines]
-        outcome.failures += [f"{host}: {text} {error!r}" for host, text, error in self.loop.errors]
+        outcome.failures += [f"{host}: {text} {error!r}" for host, text, error in errors]
         outcome.digest = self.network.digest
         outcome.ended_s = self.loop.now - self.began_s
         outcome.num_callbacks = self.loop.num_run

@@ -1,0 +1,31 @@
+"""Seeds: each a whole history of heads, nodes, clients and faults, in which nothing may go wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation.scenario import draw
+from tests.simulation.world import run
+
+# A command runs any number: `python -m tests.simulation --seeds N`.
+FEW, MANY = 40, 2000
+
+
+@pytest.mark.parametrize("first", range(0, FEW, 10))
+def test_nothing_goes_wrong_in_a_few_seeds(first: int) -> None:
+    """Every answer is whole and right, or ends with an error that has a cause; nothing hangs, nothing is left."""
+    for seed in range(first, first + 10):
+        assert run(draw(seed)).failures == [], f"python -m tests.simulation --tell {seed}"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_nothing_goes_wrong_in_many_seeds() -> None:
+    """The same on all cores."""
+    command = [sys.executable, "-m", "tests.simulation", "--seeds", str(MANY)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert f"{MANY} in all: 0 failed" in done.stdout
