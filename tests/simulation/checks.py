@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from shardhub.chain.failures import is_recoverable
+from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import Recovery
 from shardhub.errors import ShardhubError
 from tests.simulation.faults import Kill
@@ -179,6 +181,10 @@ def works_again(world: World) -> list[str]:
     return failures
 
 
+def _is_idle(scheduler: Scheduler) -> bool:
+    return not scheduler.streams and not scheduler.chain.steps._num_ids_out
+
+
 def heads_hold_nothing(world: World) -> list[str]:
     """I3 at the heads: no stream, no session that is not parked, and all credit is back."""
     failures = []
@@ -186,8 +192,7 @@ def heads_hold_nothing(world: World) -> list[str]:
         scheduler = head.scheduler
         if scheduler is None or not head.is_up:
             continue
-        world.pass_until_true(lambda: not scheduler.streams, 60.0)
-        world.pass_until_true(lambda: not scheduler.chain.steps._num_ids_out, 30.0)
+        world.pass_until_true(partial(_is_idle, scheduler), 60.0)
         if scheduler.streams:
             failures.append(f"{head.name} still has {len(scheduler.streams)} streams")
         live = [session for session in scheduler.chain._sessions.values() if not session.is_parked]

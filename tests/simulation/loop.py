@@ -313,7 +313,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.call_soon(run)
         return future
 
-    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:  # noqa: ARG002 - asyncio's signature
+    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
         """Addresses are numbers here."""
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port or 0))]
 

@@ -107,7 +107,7 @@ class Network:
     def opener(self, host: Host) -> Callable[[str, Security, Options], Awaitable[OpenChannel]]:
         """How a host opens channels; see `shardhub.wire.secure.open_channel`."""
 
-        async def open_channel(address: str, security: Security, options: Options) -> OpenChannel:  # noqa: ARG001
+        async def open_channel(address: str, security: Security, options: Options) -> OpenChannel:
             return OpenChannel(channel=Channel(self, host, address, dict(options)))  # type: ignore[arg-type]
 
         return open_channel

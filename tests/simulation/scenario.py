@@ -180,17 +180,17 @@ def _draw_nodes(dice: random.Random, num_stages: int) -> tuple[NodeSpec, ...]:
         speed = dice.choice((0.0005, 0.002, 0.01))
         room = dice.choice((1, 2, 4, 8, 8))
         kv_positions = dice.choice((64, 256, 4096))
-        for replica in range(dice.choice((1, 1, 1, 2))):
-            nodes.append(
-                NodeSpec(
-                    first=first,
-                    last=last,
-                    is_late=replica > 0 and dice.random() < 0.5,
-                    id_s=speed,
-                    max_sessions=room,
-                    kv_positions=kv_positions,
-                )
+        nodes.extend(
+            NodeSpec(
+                first=first,
+                last=last,
+                is_late=replica > 0 and dice.random() < 0.5,
+                id_s=speed,
+                max_sessions=room,
+                kv_positions=kv_positions,
             )
+            for replica in range(dice.choice((1, 1, 1, 2)))
+        )
         first = last + 1
     return tuple(nodes)
 
