@@ -46,8 +46,8 @@ class Chain:
         max_context: Most positions of a session that every stage takes.
         received_bytes: Bytes of tensors that nodes sent to this process to be passed on.
         sizes: Size of a step's message on each link.
-        is_full: Whether a node last had no room for a session. Sessions are then opened on one stage after the other: if
-            several heads each held what the others need, none would ever get a whole path.
+        is_full: Whether a node last had no room for a session. Sessions are then opened on one stage after the other:
+            if several heads each held what the others need, none would ever get a whole path.
         steps: The steps in flight.
         leases: Leases on the sessions that the nodes hold for this head.
     """
