@@ -119,7 +119,9 @@ def load_openblas() -> None:
     if _file_of("cblas_sgemm", ctypes.CDLL(None)):
         return
     if "mlx.core" in sys.modules:
-        raise ShardhubError("OpenBLAS cannot be loaded any more.", why="MLX is loaded, and bound to its own BLAS.")
+        raise ShardhubError(
+            "It is too late to load OpenBLAS in this process.", why="MLX is already loaded and uses its own BLAS."
+        )
     reasons = []
     with _thread_variable():
         for name in (_WHEEL, *SYSTEM_LIBRARIES):
@@ -135,7 +137,7 @@ def load_openblas() -> None:
             else:
                 return
     raise ShardhubError(
-        "No OpenBLAS can be loaded.",
+        "OpenBLAS could not be loaded.",
         why="; ".join(reasons),
         hint="Install one: pip install scipy-openblas32, or apt-get install libopenblas0 (Debian, Ubuntu)",
     )

@@ -28,8 +28,8 @@ def read_remote_records(calls: HubCalls, repo: str, commit: str) -> dict[str, by
     found = [entry for path, entry in sorted(files.items()) if str(PurePosixPath(path).parent) == PARITY_FOLDER]
     if len(found) > MAX_RECORDS or any(entry.size_bytes > MAX_RECORD_BYTES for entry in found):
         raise FormatError(
-            f"{repo}/{PARITY_FOLDER} holds no parity records.",
-            why=f"There are at most {MAX_RECORDS} of at most {MAX_RECORD_BYTES} bytes each.",
+            f"{repo}/{PARITY_FOLDER} is not a valid folder of parity records.",
+            why=f"It may hold at most {MAX_RECORDS} records of at most {MAX_RECORD_BYTES} bytes each.",
         )
     return {PurePosixPath(entry.path).name: read_small(calls, repo, commit, entry) for entry in found}
 
@@ -50,9 +50,9 @@ def push_record(calls: HubCalls, repo: str, parity: Parity) -> str:
     found = None if there is None or there.manifest is None else there.manifest.pipeline_id
     if there is None or found != parity.pipeline_id:
         raise Conflict(
-            f"{repo} is not the pipeline of this record.",
-            why=f"It is {(found or 'none')[:16]}, the record names {parity.pipeline_id[:16]}.",
-            hint="Run the same command again: it looks at what is there now.",
+            f"The record was made for another pipeline than {repo}.",
+            why=f"It is {(found or 'none')[:16]}, the record is for {parity.pipeline_id[:16]}.",
+            hint="Run the same command again: it reads the repo anew.",
         )
     path = file_name(parity)
     documents = {path: encode(parity)}

@@ -45,7 +45,8 @@ def test_translated_model_is_published_with_both_names(model: Path, tmp_path: Pa
     result = shardhub("split", model, tmp_path / "out", "--stages", 2, "--name", "m")
     assert result.exit_code == 0, result.stderr
     assert (
-        "note: config.json: mlx-lm reads other names than it has; set in what is published: rope_theta" in result.stderr
+        "note: config.json: mlx-lm reads these fields under other names; they are set in the published config.json: "
+        "rope_theta" in result.stderr
     )
     pipeline = read_pipeline(tmp_path / "out" / "m-pipeline")
     config = json.loads((pipeline.folder / "config.json").read_text())

@@ -578,7 +578,7 @@ def test_waiting_has_an_end(tmp_path: Path) -> None:
     said: list[str] = []
     with (
         locked(tmp_path / "lock", what="a/b"),
-        pytest.raises(Conflict, match="does not come to an end"),
+        pytest.raises(Conflict, match="still fetching a/b"),
         locked(tmp_path / "lock", what="a/b", notice=said.append, timeout_s=0.05),
     ):
         pass

@@ -167,7 +167,7 @@ def test_hostile_header_length(
     repo = api.create_repo(f"{user}/bad").repo_id
     api.upload_file(path_or_fileobj=whole_model / "config.json", path_in_repo="config.json", repo_id=repo)
     api.upload_file(path_or_fileobj=length.to_bytes(8, "little") + b"{" * 20_000, path_in_repo=WEIGHTS, repo_id=repo)
-    with pytest.raises(WeightFileError, match="not a proper safetensors file"):
+    with pytest.raises(WeightFileError, match="not a valid safetensors file"):
         open_remote_checkpoint(reader, Reference(repo=repo), Cache(tmp_path / "c"))
     assert net.fetched(WEIGHTS) == 8
 
