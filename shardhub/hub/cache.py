@@ -64,7 +64,7 @@ class Cache:
     def blob(self, sha256: str) -> Path:
         """Path of the file with this sha256, whether or not it exists."""
         if not re.fullmatch(DIGEST_PATTERN, sha256):
-            raise IntegrityError(f"{sha256[:80]!r} is no sha256.")
+            raise IntegrityError(f"{sha256[:80]!r} is not a sha256.")
         return self.blobs / sha256
 
     def has(self, sha256: str, size_bytes: int) -> bool:
@@ -170,8 +170,10 @@ class Cache:
             target = path.resolve()
             if not path.is_symlink() or target.parent != blobs or not re.fullmatch(DIGEST_PATTERN, target.name):
                 raise IntegrityError(
-                    f"{path} is not what shardhub put there.",
-                    why=f"It leads to {target}, outside {blobs}." if path.is_symlink() else "It is no link.",
+                    f"{path} was not put there by shardhub.",
+                    why=f"It links to {target}, outside {blobs}."
+                    if path.is_symlink()
+                    else "It is not a symbolic link.",
                     hint=f"Delete {folder} and run the same command again.",
                 )
             if not target.is_file():
@@ -238,7 +240,7 @@ class Cache:
     def explain(self, error: OSError) -> AccessError | DiskFull | UsageError | None:
         """Our error for an error of the file system; None for others."""
         where = error.filename or self.root
-        hint = f"Give a folder you may write to: `cache_dir` DIR or {CACHE_VARIABLE}=DIR."
+        hint = f"Give a folder that you can write to: `cache_dir` DIR or {CACHE_VARIABLE}=DIR."
         if error.errno in _DENIED:
             return AccessError(
                 f"The cache {self.root} cannot be written.", why=f"{error.strerror}: {where}.", hint=hint
@@ -247,7 +249,8 @@ class Cache:
             return DiskFull(
                 f"The disk is full: {where} could not be written.",
                 why=f"{error.strerror}; {size_text(self.free_bytes())} are free.",
-                hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: `cache_dir` DIR.",
+                hint="Free some space with `shardhub rm REPO` or `shardhub prune`, or use another disk: `cache_dir` "
+                "DIR.",
             )
         if isinstance(error, NotADirectoryError | FileExistsError):
             return UsageError(f"{self.root} is not a folder.", why=f"{error.strerror}: {where}.", hint=hint)

@@ -52,7 +52,7 @@ class Holders:
             return [(info.id, str(info.sha)) for info in found if info.sha]
 
         repos = {repo: dict(files) for repo, files in self._own.items()}
-        what = f"looking for shards of this model of {self._namespace}"
+        what = f"looking for shards of this model in {self._namespace}"
         for repo, commit in self._calls.run(listed, what=what):
             if repo not in repos:
                 try:
@@ -99,7 +99,7 @@ def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
             )
             return actions
 
-        answered = calls.run(ask, what=f"asking what {repo} has", repo=repo)
+        answered = calls.run(ask, what=f"checking which files {repo} has", repo=repo)
         found |= {str(item["oid"]) for item in answered if item.get("actions") is None}
     return found & set(sizes)
 
@@ -164,7 +164,7 @@ def agree_on_transfer(calls: HubCalls, repo: str) -> None:
         hf_raise_for_status(response)
         return True
 
-    if not calls.run(ask, what=f"asking how to upload to {repo}", repo=repo):
+    if not calls.run(ask, what=f"asking {repo} for upload URLs", repo=repo):
         constants.HF_HUB_DISABLE_XET = True
 
 

@@ -191,18 +191,18 @@ class _Push:
             Conflict: The repo is not empty.
         """
         api, private = self._calls.api, self._plan.private
-        what = f"making {repo}"
+        what = f"creating {repo}"
         self._calls.run(lambda: api.create_repo(repo, private=private, exist_ok=True), what=what, repo=repo)
         if self._plan.gate and not private:
             gate = self._plan.gate
             self._calls.run(
                 lambda: api.update_repo_settings(repo, gated="manual" if gate == "manual" else "auto"),
-                what=f"gating {repo} as its source is",
+                what=f"gating {repo} like its source",
                 repo=repo,
             )
         there = look(self._calls, repo)
         if there is None or not there.is_empty:
-            raise _changed(repo, "somebody else made it")
+            raise _changed(repo, "somebody else created it")
         return there
 
     def _commit(
@@ -252,7 +252,9 @@ class _Push:
             found = look(self._calls, there.repo)
             if found is not None and is_done(found):
                 return found.commit
-            raise _changed(there.repo, f"it was at {there.commit[:8]} when this push looked, and moved on") from error
+            raise _changed(
+                there.repo, f"it was at {there.commit[:8]} when this push read it, and has changed since"
+            ) from error
 
     def _keep_old(self, there: RemoteRepo) -> None:
         """Tag what is replaced, so that manifests that name the commit keep working."""
@@ -275,7 +277,7 @@ def _same_stage(found: RemoteRepo, stage: Stage) -> bool:
 
 def _changed(repo: str, why: str) -> ShardhubError:
     return Conflict(
-        f"{repo} changed meanwhile.",
+        f"{repo} was changed during this push.",
         why=f"{why[:1].upper()}{why[1:]}.",
-        hint="Run the same command again: it starts from what is there now, and uploads nothing twice.",
+        hint="Run the same command again: it starts from the repo's present state, and uploads nothing twice.",
     )

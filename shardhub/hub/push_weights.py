@@ -191,9 +191,9 @@ class WeightFiles:
         if known != sha256:
             raise WeightFileError(
                 f"The source changed since an earlier run read {layout.name}.",
-                why=f"It had the sha256 {known[:16]}..., now it has {sha256[:16]}...; sizes and times of the source's "
-                "files are the same.",
-                hint=f"Check the source; to start from nothing, delete {self._journal.path}",
+                why=f"It had the sha256 {known[:16]}... then, and has {sha256[:16]}... now, although sizes and times "
+                "of the source's files are the same.",
+                hint=f"Check the source. To start over, delete {self._journal.path}",
             )
 
     def _upload(self, path: Path, layout: FileLayout, sha256: str, repo: str) -> None:

@@ -91,7 +91,7 @@ def test_shard_in_use_is_not_removed(fetcher: Fetcher, published: Published, sai
             remove(fetcher.cache, published.shards[0])
         make_room(fetcher.cache, 1000, 10, keep=(), notice=said.append)
         assert folder.is_dir()
-        assert "past its limit" in said[-1]
+        assert "over its limit" in said[-1]
         child.kill()
     assert remove(fetcher.cache, published.shards[0]) > 0
 
