@@ -71,7 +71,9 @@ class MaskTable:
             for row in step.rows:
                 mask = self._masks.pop(_key(head, row, step.length), None) if row.masked else None
                 if row.masked and mask is None:
-                    raise StepTimeout("The mask of a step is gone.", why="Its head sent too many others after it.")
+                    raise StepTimeout(
+                        "The mask of a step was dropped.", why="Its head sent too many other masks after it."
+                    )
                 found.append(mask)
         return found
 
@@ -82,7 +84,7 @@ class MaskTable:
             late = [held for held in self._held if held.step.deadline < now]
             self._held = [held for held in self._held if held.step.deadline >= now]
         for held in late:
-            held.ready(StepTimeout("A step's mask did not come in time.", why="The head did not send it."))
+            held.ready(StepTimeout("The mask of a step did not arrive in time.", why="The head did not send it."))
 
 
 def _key(head: bytes, row: Row, length: int) -> _Key:

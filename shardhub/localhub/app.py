@@ -86,7 +86,9 @@ class Gate:
         if self._knows(host):
             await self._app(scope, receive, send_safely)
         else:
-            refusal = Refusal(403, f"This Hub is not called {host[:100]!r}. Start it with `public_url` to name it so.")
+            refusal = Refusal(
+                403, f"This Hub does not answer as {host[:100]!r}. To allow that name, start it with `public_url`."
+            )
             await refusal.response()(scope, receive, send_safely)
         # Only the path: queries contain signatures, headers contain tokens.
         elapsed_ms = (time.perf_counter() - started) * 1000

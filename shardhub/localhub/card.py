@@ -93,7 +93,7 @@ def _check_events(events: Iterable[object]) -> None:
             raise CardError("The metadata block has aliases (*name), which are not accepted.")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
-            raise CardError(f"The metadata block has more than {_MAX_DEPTH} lists and mappings in each other.")
+            raise CardError(f"The metadata block nests lists and mappings more than {_MAX_DEPTH} deep.")
 
 
 def _json(node: Node, loader: SafeLoader) -> Any:

@@ -121,8 +121,8 @@ class Peers:
         for ip in addresses:
             if not any(ip in network for network in self._allowed):
                 raise AccessError(
-                    f"This node does not dial {address}.",
-                    why=f"{ip} is outside the networks it is allowed to dial.",
+                    f"This node does not connect to {address}.",
+                    why=f"{ip} is outside the networks that it may connect to.",
                     hint="Start it with `peers` NETWORK to allow it.",
                 )
 
@@ -147,7 +147,7 @@ class Peers:
         try:
             found = await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
             if found.boot_id != boot_id:
-                raise HandshakeError(f"Another node answers at {address}.")
+                raise HandshakeError(f"A different node answers at {address}.")
             # The minimum of a few: a single one may have been delayed on a busy machine.
             round_trip_s = min([await self._timed(stub, b"", timeout_s) for _ in range(_NUM_ROUND_TRIPS)])
             payload = bytes(min(_PROBE_BYTES, self._message_bytes // 2, found.limits.message_bytes // 2))
@@ -230,7 +230,7 @@ class Peers:
             if met is None or not met[0].is_revoked(met[1]):
                 continue
             del self._met[address]
-            self._end_links(address, NodeLost(f"The certificate of {met[1]} was revoked.", why="Its link is cut."))
+            self._end_links(address, NodeLost(f"The certificate of {met[1]} was revoked.", why="Its link was closed."))
             if (channel := self._channels.pop(address, None)) is not None:
                 task = asyncio.ensure_future(channel.close())
                 self._closing[task] = None
@@ -305,7 +305,7 @@ class _PeerLink:
         try:
             while await self._call.read() is not grpc.aio.EOF:
                 pass
-            self._break(NodeLost(f"{self._address} ended the link."))
+            self._break(NodeLost(f"{self._address} closed the link."))
         except grpc.aio.AioRpcError as error:
             self._break(error)
 
@@ -318,7 +318,7 @@ class _PeerLink:
         self._reader.cancel()
         self._call.cancel()
         if isinstance(error, grpc.aio.AioRpcError):
-            error = from_rpc(error, peer=self._address, doing="send a step on")
+            error = from_rpc(error, peer=self._address, doing="pass on a step")
         if not isinstance(error, ShardhubError):
             error = NodeLost(f"The link to {self._address} broke.", why=f"{type(error).__name__}.")
         self._on_broken(rows, error)

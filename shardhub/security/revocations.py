@@ -77,5 +77,5 @@ def read_revocations(data: bytes, authority: x509.Certificate) -> Revocations:
         return Revocations(number=number, serials=frozenset(entry.serial_number for entry in found), pem=data)
     except (ValueError, TypeError, x509.ExtensionNotFound) as error:
         raise CertificateRefused(
-            "A revocation list is damaged, or not this cluster's.", why="The authority did not sign it like that."
+            "A revocation list is damaged, or not this cluster's.", why="It differs from what the authority signed."
         ) from error

@@ -57,7 +57,9 @@ class Trust:
         if self.is_revoked(peer):
             raise CertificateRefused(f"The certificate of {peer} was revoked.")
         if self.clock() >= peer.not_after:
-            raise CertificateRefused(f"The certificate of {peer} has expired.", why=f"It ended on {peer.not_after:%F}.")
+            raise CertificateRefused(
+                f"The certificate of {peer} has expired.", why=f"It expired on {peer.not_after:%F}."
+            )
 
     def is_revoked(self, peer: Peer) -> bool:
         """Whether a peer's certificate is on the list."""
@@ -76,9 +78,9 @@ class Trust:
         try:
             write_file(self.folder / REVOKED_FILE, found.pem, private=False)
         except ShardhubError as error:  # a read-only folder: this process uses the list all the same
-            log.warning("the revocation list is not kept: %s", error)
+            log.warning("the revocation list could not be stored: %s", error)
         self._seen = self._stamps()
-        log.info("revocation list %d taken over", found.number)
+        log.info("revocation list %d accepted", found.number)
         self._tell()
         return True
 
@@ -148,9 +150,10 @@ class Security:
         if self.trust is None:
             raise AddressError(
                 f"Refusing to send anything to {address} without TLS.",
-                why="It is another machine, and this one has no certificate: everyone on the way could read prompts.",
-                hint="Join the cluster with `shardhub certs join`, or, on a network you trust, add "
-                f"{self.insecure_flag}.",
+                why="It is another machine, and this one has no certificate: anyone on the network path could read "
+                "prompts.",
+                hint="Join the cluster with `shardhub certs join`, or, if you trust the network, add "
+                "{self.insecure_flag}.",
             )
         return self.trust
 
@@ -165,7 +168,9 @@ async def _is_loopback(address: Address) -> bool:
     try:
         resolved = await asyncio.get_running_loop().getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise ChainError(f"{address} has no address.", why=f"{error}.", hint="Is the name right?") from error
+        raise ChainError(
+            f"The host name in {address} cannot be resolved.", why=f"{error}.", hint="Check the name."
+        ) from error
     return all(ip_of(str(info[4][0])).is_loopback for info in resolved)
 
 

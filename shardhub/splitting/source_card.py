@@ -82,7 +82,7 @@ def licence_files(folder: Path) -> dict[str, bytes]:
         if not is_licence_file(path.name) or not path.is_file():
             continue
         if (size := path.stat().st_size) > _MAX_LICENCE_BYTES:
-            raise FormatError(f"{path} is larger than any licence.", why=f"It has {size} bytes.")
+            raise FormatError(f"{path} is too large for a licence.", why=f"It has {size} bytes.")
         files[path.name] = read_file(path)
     return files
 
@@ -96,10 +96,10 @@ def reservations(fields: Mapping[str, Value], *, gated: bool) -> list[str]:
     """
     reasons = []
     if gated or any(name.startswith(_GATE_PREFIX) for name in fields):
-        reasons.append("the source is gated: who wants its weights has to accept terms first")
+        reasons.append("the source is gated: its terms must be accepted before its weights can be downloaded")
     licence = fields.get("license")
     if not isinstance(licence, str):
-        reasons.append("the source states no licence")
+        reasons.append("the source does not state a licence")
     elif licence.lower() in _UNKNOWN_LICENCES:
         name = fields.get("license_name")
         reasons.append(f"the source's licence is {str(name)[:80] if name else licence!r}, which shardhub does not know")

@@ -134,8 +134,8 @@ def _check_names(files: Sequence[FileLayout]) -> None:
         if (other := seen.get(file.name.lower())) is not None:
             raise UnsupportedModel(
                 f"Two weight files of this model would be named {file.name!r}.",
-                why=f"One would hold {other.tensors[0]!r}, the other {file.tensors[0]!r}; names must differ in more "
-                "than case and punctuation.",
+                why=f"One would hold {other.tensors[0]!r} and the other {file.tensors[0]!r}, whose names differ only "
+                "in case and punctuation.",
                 hint="The checkpoint's tensor names are unusual: please report the model.",
             )
         seen[file.name.lower()] = file

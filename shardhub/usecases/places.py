@@ -251,5 +251,5 @@ def _no_folder(reference: Reference) -> Iterator[None]:
     try:
         yield
     except (NotFound, HubUnreachable) as error:
-        why = f"There is no folder {reference} either. {error.why}".strip()
+        why = f"The folder {reference} does not exist either. {error.why}".strip()
         raise type(error)(error.what, why=why, hint=error.hint) from error

@@ -159,7 +159,7 @@ def test_wrong_names(published: Published, env: dict[str, str]) -> None:
     """Neither folder nor repo: both are said. A model where a shard is wanted: the command for it is said."""
     unknown = here(env, "serve", "ann/nothing")
     assert unknown.returncode == 1
-    assert "There is no folder ann/nothing either" in unknown.stderr
+    assert "The folder ann/nothing does not exist either" in unknown.stderr
     assert here(env, "plan", "ann/nothing", "--stages", 2).returncode == 1
     assert "shardhub split" in here(env, "serve", MODEL).stderr
     assert "shardhub serve" in here(env, "plan", published.shards[0], "--stages", 2).stderr

@@ -219,7 +219,7 @@ def test_opens_that_cannot_be_are_refused(node) -> None:
                 await head.link.open(call(head.id, session, epoch=5))
             await head.link.close_session(head.id, session, 5)
             await head.link.close_session(head.id, session, 5)
-            with pytest.raises(AccessError, match="does not dial"):
+            with pytest.raises(AccessError, match="does not connect to"):
                 await head.link.probe("8.8.8.8:1", b"", 30)
 
     asyncio.run(run())

@@ -81,10 +81,10 @@ def test_a_key_that_is_open_to_others_is_refused(cluster, mode):
     """A key that a group or everybody may read is not used: an authority's and a machine's."""
     folder = cluster.issue("mini", Role.NODE)
     identity_file(folder, Role.NODE).chmod(mode)
-    with pytest.raises(IdentityError, match="open to others"):
+    with pytest.raises(IdentityError, match="other users can read it"):
         load_identity(folder, Role.NODE, now=NOW)
     (cluster.authority.folder / KEY_FILE).chmod(mode)
-    with pytest.raises(IdentityError, match="open to others"):
+    with pytest.raises(IdentityError, match="other users can read it"):
         Authority.open(cluster.authority.folder)
 
 

@@ -296,7 +296,7 @@ def test_licence_files_are_told_by_name(tmp_path: Path) -> None:
     (tmp_path / "terms").mkdir()
     assert set(licence_files(tmp_path)) == set(names)
     (tmp_path / "LICENSE").write_bytes(b"x" * (1 << 20) + b"x")
-    with pytest.raises(FormatError, match="larger than any licence"):
+    with pytest.raises(FormatError, match="too large for a licence"):
         licence_files(tmp_path)
 
 

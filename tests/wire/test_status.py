@@ -61,4 +61,4 @@ def test_broken_metadata_is_no_reason_to_fail(value) -> None:
 )
 def test_names_without_an_address_are_said_to_be_such(details) -> None:
     """What gRPC's resolver says of a name becomes words for people, whichever resolver it is."""
-    assert network_words(details) == "the name has no address"
+    assert network_words(details) == "the name cannot be resolved"

@@ -173,7 +173,7 @@ async def _read(file: BinaryIO, num_bytes: int) -> AsyncIterator[bytes]:
             data = await asyncio.to_thread(file.read, min(_CHUNK_BYTES, num_bytes))
             if not data:
                 # The length was announced: end the connection, so that the client notices the short body.
-                raise OSError("A blob ended early.")
+                raise OSError("A stored file is shorter than recorded.")
             num_bytes -= len(data)
             yield data
     finally:
