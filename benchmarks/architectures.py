@@ -67,7 +67,7 @@ _GOOD = ("exact", "right", "refused")
 _REASONS = (
     (r"A cache of class (\w+) cannot be merged", r"\1"),
     (r"When the model was split", "upstream is wrong"),
-    (r"gets another \S+ than alone: off by (\S+) ", r"upstream is wrong by \1"),
+    (r"does not get its own \S+ it is off by (\S+) ", r"upstream is wrong by \1"),
     (r"forward fails with sequences side by side: (\w+)", r"upstream raises \1"),
     (r"cannot be traced.*? (\w+Error)", r"upstream raises \1"),
     (r"crosses with a size that differs", "what crosses differs in size"),

@@ -152,15 +152,15 @@ def _widest(cache: list[Any]) -> int:
 
 def _not_in_order(blueprint: Blueprint, calls: list[int], num_layers: int) -> UnsupportedModel:
     if not calls:
-        why = f"Its forward calls parts of its {num_layers} layers and never a layer itself."
+        why = f"Its forward calls parts of its {num_layers} layers, never a whole layer."
     elif calls == list(range(num_layers)) * (len(calls) // num_layers):
-        why = f"Its forward runs the {num_layers} layers {len(calls) // num_layers} times over."
+        why = f"Its forward runs the {num_layers} layers {len(calls) // num_layers} times."
     else:
         why = f"Its forward calls the {num_layers} layers in the order {', '.join(map(str, calls[:12]))}, ...."
     return UnsupportedModel(
-        f"The layers of {blueprint.config.get('model_type')!r} are not each run exactly once in order.",
+        f"{blueprint.config.get('model_type')!r} does not run each layer exactly once, in order.",
         why=why,
-        hint="Such a model cannot be cut at a layer boundary; run it whole, with mlx-lm alone.",
+        hint="Such a model cannot be cut at a layer boundary; run it unsplit, with mlx-lm.",
     )
 
 
@@ -172,7 +172,7 @@ def _one_tree(index: int, records: list[taps.Record]) -> Any:
             tree = taps.united(tree, other.tree)
         except ValueError as error:
             raise UnsupportedModel(
-                f"Layer {index} hands on values of another structure from step to step.",
+                f"The structure of layer {index}'s output changes from step to step.",
                 why=f"layer.{index}{str(error).lstrip('.')}",
             ) from error
     return tree

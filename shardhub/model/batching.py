@@ -172,13 +172,13 @@ def _check_trim(part: Any, num: int | Sequence[int]) -> None:
     if not _holds_all(part):
         raise SessionNotRewindable(
             f"The KV cache cannot go back by {max(nums)} positions.",
-            why="A sliding window has moved on and dropped what it would show there.",
+            why="A sliding window has already dropped earlier positions that are needed there.",
             hint="Go back to a snapshot, or reset and replay.",
         )
     offset: Any = part.offset
     held: Any = offset.tolist() if isinstance(offset, mx.array) else [offset]
     if len(nums) not in (1, len(held)):
-        raise ValueError(f"{len(nums)} numbers of positions for {len(held)} rows")
+        raise ValueError(f"{len(nums)} numbers of positions were given for {len(held)} rows")
     if min(nums) < 0 or any(have < num for have, num in zip(held, nums * len(held), strict=False)):
         raise SessionNotRewindable(
             f"The KV cache cannot go back by {max(nums)} positions.", why=f"It holds {min(held)}."

@@ -46,8 +46,8 @@ class Failures:
             raise self.refused[0]
         if self.found:
             raise UnsupportedModel(
-                f"The model's forward asks for values on the host: {', '.join(list(self.found)[:2])}.",
-                why="What it does with other values cannot be seen without weights, so that no proof holds for it.",
+                f"The model's forward reads values on the host: {', '.join(list(self.found)[:2])}.",
+                why="Without weights, it cannot be traced what it does with other values, so a split cannot be proven.",
                 hint=RUN_WHOLE,
             )
 

@@ -135,9 +135,9 @@ def _draw_greedy(logits: mx.array, sessions: Sequence[Session], state: list[mx.a
 def _no_numbers(sessions: Sequence[Session], name: str = "logits") -> ProofExceeded:
     positions = ", ".join(str(session.position - 1) for session in sessions)
     return ProofExceeded(
-        f"NaN came up in {name} at position {positions}, and no token was drawn from it.",
-        why="A layer used a value of another stage that does not cross the cut, which no proof has seen, "
-        "or weights or hidden states hold NaN or infinity.",
+        f"NaN appeared in {name} at position {positions}, so no token was drawn.",
+        why="Weights or hidden states contain NaN or infinity, or a layer used a value of another stage that does not "
+        "cross the cut, which the proof did not cover.",
         hint="Verify the shards' source (shardhub verify PIPELINE --source); split the model again with this version "
         "of shardhub; try another dtype.",
     )

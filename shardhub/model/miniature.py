@@ -115,11 +115,12 @@ def make_miniature(blueprint: Blueprint, lengths: Sequence[int], cuts: Sequence[
     _tie(model, blueprint)
     tensors = {name: spec_of(array) for name, array in tree_flatten(model.parameters())}
     if strange := sorted(tensors.keys() - blueprint.tensors.keys()):
-        raise UnsupportedModel("A narrow model has tensors that the model does not have.", why=f"{strange[0]}.")
+        raise UnsupportedModel("The narrowed model has tensors that the model does not have.", why=f"{strange[0]}.")
     if (narrow := sum(_elements(spec) for spec in tensors.values())) > _LARGEST:
         raise UnsupportedModel(
-            "The model cannot be made small enough to be run on the side.",
-            why=f"Narrowed it has {narrow / 1e6:.0f} million parameters, at most {_LARGEST / 1e6:.0f} are run.",
+            "The model cannot be narrowed enough for a test run.",
+            why=f"Narrowed, it has {narrow / 1e6:.0f} million parameters, and the limit is {_LARGEST / 1e6:.0f} "
+            "million.",
         )
     return Miniature(blueprint=Blueprint(config, tensors), cuts=positions, length_divisor=divisor)
 
@@ -231,7 +232,7 @@ def _narrowed(config: dict[str, Any], module: str, widths: Mapping[str, int]) ->
         except UnsupportedModel:
             continue
         return narrow
-    raise UnsupportedModel(f"No widths are known to which {module} can be narrowed.")
+    raise UnsupportedModel(f"{module} cannot be narrowed to any known width.")
 
 
 def _family(path: str) -> str:

@@ -76,8 +76,8 @@ def checkpoint_weights(checkpoint: Checkpoint, contents: ModelContents) -> dict[
         if (found.size_bytes, found.version, found.digest) != (known.size_bytes, known.version, known.digest):
             raise WeightFileError(
                 f"{path} changed since its header was read.",
-                why=f"Its header's sha256 was {known.digest[:16]}..., now it is {found.digest[:16]}....",
-                hint="Wait until nothing writes to the model, then start again.",
+                why=f"The sha256 of its header was {known.digest[:16]}... then, and is {found.digest[:16]}... now.",
+                hint="Wait until no process writes to the model, then start again.",
             )
         stored.update(_load(str(path)))
     if contents.computed is None:

@@ -65,8 +65,8 @@ class Unreached:
     is_open: bool
 
     def __str__(self) -> str:
-        compared = "" if self.operands is None else f", last decided by {', '.join(map(str, self.operands))}"
-        when = f", turns about position {self.comes_at}" if self.comes_at is not None else ""
+        compared = "" if self.operands is None else f", last decided by the values {', '.join(map(str, self.operands))}"
+        when = f", expected to change near position {self.comes_at}" if self.comes_at is not None else ""
         return f"{self.place} was never {str(self.never).lower()}{compared}{when}"
 
 

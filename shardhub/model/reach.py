@@ -97,7 +97,9 @@ def crossings_at(cut: int, anatomy: Anatomy, needs: Needs) -> tuple[str, ...]:
         if anatomy.leaves[name] is None:
             raise UnsupportedModel(f"{name} would have to cross the cut before layer {cut}, but its shape varies.")
     if not names:
-        raise UnsupportedModel(f"Nothing of the layers before {cut} reaches those after it: this is no chain.")
+        raise UnsupportedModel(
+            f"No output of the layers before {cut} reaches those after it, so they do not form a chain."
+        )
     return tuple(names)
 
 

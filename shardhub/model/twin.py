@@ -68,11 +68,11 @@ class Twin:
     def line(self) -> str:
         """What was shown, on one line."""
         if self.not_run:
-            return f"not run by numbers on a small model: {self.not_run}"
+            return f"not compared by numbers on a small model: {self.not_run}"
         if self.finding is not None:
             return f"a small model of the same configuration differs: {self.finding}"
         scaled = f", lengths divided by {self.length_divisor}" if self.length_divisor > 1 else ""
-        batches = "side by side too" if self.batch_refusal is None else f"not side by side ({self.batch_refusal})"
+        batches = "also side by side" if self.batch_refusal is None else f"not side by side ({self.batch_refusal})"
         short = ", too few for some of its branches" if self.is_cut_short else ""
         return f"equal by numbers on a small model over {self.num_positions} positions{scaled}{short}, {batches}"
 
@@ -173,7 +173,7 @@ class _Pair:
             except ProofFailed as error:
                 return f"{error.what} {error.why}"
             except _FAILURES as error:  # only the stages fail: the whole model has just run the same chunk
-                return f"the stages fail where the whole does not: {_said(error)}, at position {position}"
+                return f"the stages fail where the whole model does not: {_said(error)}, at position {position}"
             if (apart := self._apart(found, expected, states, whole)) is not None:
                 return f"{apart} after position {position + length - 1}"
         self._far = _Prefilled(whole=StageCache(view=whole, owned=whole, ghosts=[]), stages=states, length=ids.shape[1])

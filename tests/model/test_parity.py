@@ -115,7 +115,7 @@ def test_stage_that_lacks_a_tensor_is_refused(opened: Opened) -> None:
     """What stands in the place of a missing tensor cannot be evaluated, so that no number comes of it."""
     poor = [name for name in opened.chain[1].tensors if "layers.4.mlp.down_proj" not in name]
     assert len(poor) < len(opened.chain[1].tensors)
-    with pytest.raises(ProofExceeded, match="used behind a cut"):
+    with pytest.raises(ProofExceeded, match="used after a cut"):
         opened.compare([opened.chain[0], dataclasses.replace(opened.chain[1], tensors=poor)], num_tokens=16)
 
 

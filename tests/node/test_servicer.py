@@ -196,7 +196,7 @@ def test_nan_hidden_states_end_the_session_and_not_the_node(node) -> None:
             crossings = {"layer.2": RawTensor(dtype="F32", shape=hidden.shape, data=hidden.tobytes())}
             failure = await head.outcome(step(session, crossings=crossings))
             assert isinstance(failure, StepFailure)
-            assert "NaN came up" in failure.error.what
+            assert "NaN appeared" in failure.error.what
         await works(node.address)
 
     asyncio.run(run())
