@@ -180,8 +180,8 @@ class Paths:
                 return place
         raise RouteError(
             f"{link.name} serves layers {link.facts.start} to {link.facts.stop - 1}.",
-            why="No node of the chain serves just these, so it can replace none.",
-            hint="Serve the same shards as one of the others.",
+            why="No node of the chain serves exactly these layers, so it cannot replace one.",
+            hint="Serve the same shards as one of the other nodes.",
         )
 
     async def put(self, place: Place, link: StageLink) -> None:
@@ -231,7 +231,7 @@ class Paths:
                 self._hops[here, after] = NextHop(kind=HopKind.DIAL, address=address)
                 return
         self._hops[here, after] = by_us
-        log.warning("%s cannot reach %s: what they exchange goes through this process", sender.name, receiver.name)
+        log.warning("%s cannot reach %s: this process passes on their messages", sender.name, receiver.name)
 
     def bytes_per_s(self) -> float:
         """Measured rate of the slowest hop between two nodes; infinite if none was measured."""

@@ -145,7 +145,7 @@ def check_room(head: Head, options: BenchOptions) -> None:
     """
     if options.num_prompt + options.num_tokens > head.capacity.max_context:
         raise UsageError(
-            f"A prompt of {options.num_prompt} ids and {options.num_tokens} tokens do not fit.",
+            f"A prompt of {options.num_prompt} ids and an answer of {options.num_tokens} tokens do not fit.",
             why=f"The chain's context is {head.capacity.max_context} positions.",
             hint="Lower `prompt_tokens` or `tokens`, or serve with a larger `context`.",
         )

@@ -112,7 +112,7 @@ def check_blas(choice: Blas) -> Check:
         return Check(
             name="blas",
             state=state,
-            found=f"{found}; slow: {missing.what} {missing.why}",
+            found=f"{found} (slow): {missing.what} {missing.why}",
             advice=missing.hint,
         )
     return Check(name="blas", state=OK, found=f"{found}, by `blas`" if choice is Blas.REFERENCE else found)
@@ -156,7 +156,9 @@ def _memory() -> list[Check]:
         f"{size_text(free)} free now" + (f"; {limit}" if limit else "")
     )
     if free < min(_LITTLE_MEMORY_BYTES, budget // 2):
-        return [Check(name="memory", state=WARN, found=found, advice="End what you do not need before you serve.")]
+        return [
+            Check(name="memory", state=WARN, found=found, advice="Quit programs that you do not need before you serve.")
+        ]
     return [Check(name="memory", state=OK, found=found)]
 
 
@@ -164,12 +166,12 @@ def check_disk(folder: Path) -> Check:
     """Check that the cache is writable and has room."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        advice = "Make it writable, or give another with `cache_dir` or SHARDHUB_CACHE."
+        advice = "Make it writable, or give another folder with `cache_dir` or SHARDHUB_CACHE."
         return Check(name="disk", state=FAIL, found=f"the cache {folder} cannot be written", advice=advice)
     free = shutil.disk_usage(existing).free
     found = f"{size_text(free)} free for the cache in {folder}"
     if free < _LITTLE_DISK_BYTES:
-        advice = "Make room (shardhub prune), or give another folder with `cache_dir` or SHARDHUB_CACHE."
+        advice = "Free some space (shardhub prune), or give another folder with `cache_dir` or SHARDHUB_CACHE."
         return Check(name="disk", state=WARN, found=found, advice=advice)
     return Check(name="disk", state=OK, found=found)
 
@@ -188,7 +190,7 @@ def check_port(port: int) -> Check:
                 listener.bind((host, port))
             except OSError as error:
                 place = "" if host == "0.0.0.0" else f" on {host}"  # noqa: S104
-                advice = "A node may be running already; for another: shardhub serve --port 0"
+                advice = "A node may already be running. For another one: shardhub serve --port 0"
                 fault = f"{port} cannot be used{place}: {error.strerror}"
                 return Check(name="ports", state=WARN, found=fault, advice=advice)
     return Check(name="ports", state=OK, found=f"{port} is free")
@@ -209,7 +211,7 @@ def _hub() -> list[Check]:
     if is_offline():
         return [
             Check(name="hub", state=WARN, found="HF_HUB_OFFLINE is set", advice="Unset it to fetch or publish."),
-            Check(name="token", state=WARN, found="not asked, offline"),
+            Check(name="token", state=WARN, found="not checked: offline"),
         ]
     try:
         api = hub_api()
@@ -217,7 +219,7 @@ def _hub() -> list[Check]:
     except ShardhubError as error:
         return [
             Check(name="hub", state=WARN, found=f"{error.what} {error.why}".strip(), advice=error.hint),
-            Check(name="token", state=WARN, found="not asked", advice="See hub above."),
+            Check(name="token", state=WARN, found="not checked", advice="See hub above."),
         ]
     reached = Check(name="hub", state=OK, found=f"{api.endpoint} answers")
     return [reached, token_check(status, answer, token_source(api))]
@@ -232,15 +234,15 @@ def token_check(status: int, answer: dict[str, Any], source: str) -> Check:
         source: Where the token came from.
     """
     if source == "no token":
-        advice = "Fine for public models. To publish, or for private ones: hf auth login, or set HF_TOKEN."
+        advice = "Enough for public models. To publish, or for private models, run `hf auth login` or set HF_TOKEN."
         return Check(name="token", state=WARN, found="none", advice=advice)
     if status != 200:
         advice = "Log in again (hf auth login), or set HF_TOKEN to a token of this Hub."
         return Check(name="token", state=FAIL, found=f"{source} is not accepted ({status})", advice=advice)
     token = (answer.get("auth") or {}).get("accessToken") or {}
-    role = str(token.get("role", "of unknown scope"))
+    role = str(token.get("role", "unknown permissions"))
     if role == "read":
-        advice = "Enough to fetch. To publish, make one that may write."
+        advice = "Enough to fetch. To publish, create a token that can write."
         return Check(name="token", state=WARN, found=f"{source}: read", advice=advice)
     if role == "fineGrained":
         granted = _granted(token)
@@ -265,7 +267,7 @@ def _ask(api: Any) -> tuple[int, dict[str, Any]]:
     """
     from huggingface_hub import get_session
 
-    with hub_failures("asking whose token this is", api=api):
+    with hub_failures("looking up the token's account", api=api):
         response = get_session().get(f"{api.endpoint}/api/whoami-v2", headers=hub_headers(api), timeout=_HUB_TIMEOUT_S)
         if response.status_code == 200:
             return 200, dict(response.json())

@@ -62,9 +62,10 @@ class Target:
             if shard is not None:
                 if shard.digest != entry.digest:
                     raise DigestMismatch(
-                        f"{shard.folder} is not the shard the manifest names.",
-                        why=f"Its stage digest is {shard.digest[:16]}..., the manifest says {entry.digest[:16]}....",
-                        hint="Get the pipeline and its shards from one publisher.",
+                        f"{shard.folder} is not the shard that the manifest names.",
+                        why=f"Its stage digest is {shard.digest[:16]}..., but the manifest says "
+                        f"{entry.digest[:16]}....",
+                        hint="Download the pipeline and its shards from one publisher.",
                     )
                 found[index] = shard
         return found
@@ -84,8 +85,8 @@ def open_target(pipeline: str, cache_dir: Path | None, watcher: Watcher = SILENT
     if not path.is_file():
         raise UsageError(
             f"{pipeline} is not a pipeline.",
-            why=f"It has no {MANIFEST_FILE}." if folder.is_dir() else "There is no such folder.",
-            hint="Give the folder or repo that ends in -pipeline.",
+            why=f"It does not contain {MANIFEST_FILE}." if folder.is_dir() else "There is no such folder.",
+            hint="Give the folder or repo whose name ends in -pipeline.",
         )
     manifest = decode_identified(Manifest, read_bytes(path), where=str(path))
     is_folder = isinstance(place, Path)

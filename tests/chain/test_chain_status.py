@@ -135,7 +135,7 @@ def test_full_stage_limits_before_a_slow_one(manifest, read) -> None:
     assert full.limit.startswith("Stage 1 at node1:1 has all its 4 sessions in use")
     assert "KV memory" in chain_status(manifest, [*calm, read(1, kv_reserved_bytes=990.0)]).limit
     parked = chain_status(manifest, [*calm, read(1, kv_reserved_bytes=990.0, kv_parked_bytes=900.0)])
-    assert parked.limit == "Nothing has been decoded yet on every stage."
+    assert parked.limit == "Not every stage has decoded anything yet."
 
 
 def test_nobody_and_unreachable_are_told(manifest, read) -> None:

@@ -13,7 +13,7 @@ PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
 
 
 def test_a_move_to_another_numeric_class_is_told(tmp_path) -> None:
-    """First to the replica that computes alike: exact. Then to one with another BLAS: continued, not bit-exact."""
+    """First to the replica that computes alike: exact. Then to one with another BLAS: no longer bit-exact."""
     pipeline = cut.tiny_pipeline(tmp_path, (3,))
     folders = [cut.shard_folder(pipeline, index) for index in (0, 1, 1)]
     started = [nodes.Node(folder) for folder in folders]
@@ -42,8 +42,8 @@ def test_a_move_to_another_numeric_class_is_told(tmp_path) -> None:
             assert not stream.is_exact
             assert len(found) == len(expected)
             told = [event.text for event in scheduler.events if event.kind == "recovered"]
-            assert "not bit-exact" not in told[0]
-            assert "continued, not bit-exact" in told[-1]
+            assert "bit-exact" not in told[0]
+            assert "no longer bit-exact" in told[-1]
             assert started[3].address in told[-1]
 
     try:

@@ -106,7 +106,7 @@ def test_doctor_warns_without_network_or_hub(served: tuple[RunningHub, Wire]) ->
             "repo.write",
         ),
         (200, {"auth": {"accessToken": {"role": "fineGrained", "fineGrained": {}}}}, "x", "warn", "no permissions"),
-        (200, {}, "x", "ok", "of unknown scope"),
+        (200, {}, "x", "ok", "unknown permissions"),
     ],
 )
 def test_token_is_told_by_its_scope(status: int, answer: dict, source: str, state: str, text: str) -> None:

@@ -116,7 +116,7 @@ def test_status_into_a_pipe_is_one_plain_table(pipeline, served) -> None:
     for row, stage, layers, node in zip(rows[1:3], ("0", "1-2"), ("0-1", "2-5"), served, strict=True):
         assert row[:3] == [stage, layers, node.address]
     assert sorted(row[3] for row in rows[1:3]) == ["ready", "slowest"]
-    assert result.stdout.count("Nothing was decoded just now") == 1
+    assert result.stdout.count("No stage decoded anything since the last reading") == 1
     assert result.stdout.count("alone") == 1
 
 

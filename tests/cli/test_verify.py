@@ -168,7 +168,7 @@ def test_absent_shard_is_not_called_right(out: Path) -> None:
     result = shardhub("verify", out / "m-pipeline")
     assert result.exit_code == 0, result.stdout
     assert any(line.startswith("not here  stage 0 (layers 0 to 2)") for line in result.stdout.splitlines())
-    assert "1 stages are not here and were not checked" in result.stdout.splitlines()[-1]
+    assert "1 stages are not on this machine and were not checked" in result.stdout.splitlines()[-1]
     assert "graph: " in result.stdout
 
 
@@ -301,7 +301,7 @@ def test_record_is_made_later(model: Path, out: Path, tmp_path: Path) -> None:
     flip(other / "model.safetensors")
     refused = shardhub(*of_source, other)
     assert refused.exit_code == 3
-    assert "was not made of" in refused.stderr
+    assert "was not made from" in refused.stderr
     assert shardhub(*of_source, model, "--memory", "1MB").exit_code == 6
     shutil.rmtree(out / "m-shard-1")
     assert shardhub("verify", out / "m-pipeline", "--reference").exit_code == 2
