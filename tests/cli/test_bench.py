@@ -125,9 +125,9 @@ def test_bench_refuses_what_no_session_holds(pipeline, served) -> None:
 
 def test_plot_is_refused_before_anything_is_measured(tmp_path) -> None:
     """Another kind of file, or a folder that is not there; a PNG or an SVG may be drawn."""
-    with pytest.raises(UsageError, match="no PNG or SVG"):
+    with pytest.raises(UsageError, match="neither a PNG nor an SVG"):
         check_plot(tmp_path / "plot.jpg")
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         check_plot(tmp_path / "nowhere" / "plot.png")
     assert check_plot(tmp_path / "plot.PNG")
 
