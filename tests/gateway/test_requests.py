@@ -102,7 +102,7 @@ BAD = {
     "too many prompts": (TEXT, text(prompt=["a"] * 10_000), 400, "prompt"),
     "unknown model": (CHAT, chat(model="org/some-model"), 404, "model"),
     "unknown model of a completion": (TEXT, text(model="gpt-4"), 404, "model"),
-    "Templates sent by clients": (CHAT, chat(chat_template_kwargs={"chat_template": "x"}), 400, "chat_template_kwargs"),
+    "client's own template": (CHAT, chat(chat_template_kwargs={"chat_template": "x"}), 400, "chat_template_kwargs"),
     "tokenize in kwargs": (CHAT, chat(chat_template_kwargs={"tokenize": True}), 400, "chat_template_kwargs"),
     "large object in kwargs": (
         CHAT,

@@ -155,7 +155,7 @@ def test_shard_card_says_what_it_is() -> None:
     fields, body = _parsed(card)
     assert "base_model" not in fields
     assert "model-shard-1: layers 3 of 4" in body
-    assert "not loadable alone" in body
+    assert "cannot be loaded on its own" in body
     assert "\nshardhub serve model-shard-1\n" in body
     assert "\nshardhub generate --manifest model-pipeline" in body
     assert "| 0 | `model-shard-0` | 0 to 2 | 5.00 GB |\n| 1 | `model-shard-1` (this one) | 3 | 1.00 MB |\n" in body
