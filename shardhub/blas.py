@@ -161,8 +161,8 @@ def blas_path(mlx_file: str | None = None) -> str:
     scope = ctypes.CDLL(None)
     if _is_forwarded(scope):
         return _file_of(f"{_WHEEL_PREFIX}cblas_sgemm", scope)
-    found = _file_of("cblas_sgemm", scope)
-    return found or (_file_of("cblas_sgemm", ctypes.CDLL(mlx_file)) if mlx_file else "")
+    path = _file_of("cblas_sgemm", scope)
+    return path or (_file_of("cblas_sgemm", ctypes.CDLL(mlx_file)) if mlx_file else "")
 
 
 def describe_blas(mlx_file: str | None = None) -> str:
@@ -244,10 +244,10 @@ def _file_of(symbol: str, scope: ctypes.CDLL) -> str:
         address = ctypes.cast(scope[symbol], ctypes.c_void_p)
     except AttributeError:
         return ""
-    found = _Address()
-    if not ctypes.CDLL(None).dladdr(address, ctypes.byref(found)) or not found.file:
+    location = _Address()
+    if not ctypes.CDLL(None).dladdr(address, ctypes.byref(location)) or not location.file:
         return ""
-    return os.fsdecode(found.file)
+    return os.fsdecode(location.file)
 
 
 def _core(cpu: int) -> str:

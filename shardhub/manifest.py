@@ -543,10 +543,10 @@ def decode_catalogue(data: bytes, *, digest: str, where: str) -> dict[str, Tenso
 
 def check_digest(data: bytes, digest: str, *, where: str) -> None:
     """Raise `DigestMismatch` unless `data` has this sha256 digest."""
-    if (found := sha256_hex(data)) != digest:
+    if (actual := sha256_hex(data)) != digest:
         raise DigestMismatch(
             f"{where} is not the file that was published.",
-            why=f"Its sha256 is {found[:16]}..., but the document that names it says {digest[:16]}....",
+            why=f"Its sha256 is {actual[:16]}..., but the document that names it says {digest[:16]}....",
             hint="Download the file again from its publisher.",
         )
 

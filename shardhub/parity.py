@@ -85,8 +85,8 @@ def numeric_class(host: Mapping[str, str]) -> NumericClass:
 
 def one_class(classes: Iterable[NumericClass]) -> bool:
     """Whether all these machines are promised to give the same numbers."""
-    found = list(classes)
-    return len(set(found)) == 1 and bool(found[0].mlx and found[0].backend and names_chip(found[0]))
+    machines = list(classes)
+    return len(set(machines)) == 1 and bool(machines[0].mlx and machines[0].backend and names_chip(machines[0]))
 
 
 def names_chip(numbers: NumericClass) -> bool:
@@ -216,17 +216,17 @@ def parse_record(name: str, data: bytes, *, pipeline_id: str, where: str) -> Par
         FormatError: The record breaks the specification.
         DigestMismatch: Its bytes do not match its name, or it belongs to another pipeline.
     """
-    found = _FILE.fullmatch(name)
-    if found is None:
+    match = _FILE.fullmatch(name)
+    if match is None:
         raise FormatError(
             f"{where} is not the name of a parity record.",
             why="Names are TIME-BACKEND-DIGEST.json.",
             hint="Remove it; make a record with: shardhub verify PIPELINE --reference",
         )
-    if (digest := sha256_hex(data)[:16]) != found[1]:
+    if (digest := sha256_hex(data)[:16]) != match[1]:
         raise DigestMismatch(
             f"{where} is not the record that was made.",
-            why=f"Its sha256 starts with {digest}, but its name says {found[1]}.",
+            why=f"Its sha256 starts with {digest}, but its name says {match[1]}.",
             hint="Download the pipeline again from its publisher.",
         )
     parity = decode(Parity, data, where=where, limit_bytes=MAX_RECORD_BYTES)

@@ -211,10 +211,10 @@ def read_config(path: Path, digest: str) -> Mapping[str, Any]:
         raise FormatError(f"{path} is not JSON.", why=f"{error}.") from error
     if not isinstance(config, dict):
         raise FormatError(f"{path} is not a JSON object.")
-    if (found := config_digest(config)) != digest:
+    if (actual := config_digest(config)) != digest:
         raise DigestMismatch(
             f"{path} is not the configuration that was published.",
-            why=f"Its digest is {found[:16]}..., but the document beside it says {digest[:16]}....",
+            why=f"Its digest is {actual[:16]}..., but the document beside it says {digest[:16]}....",
             hint="Download the folder again from its publisher.",
         )
     return config

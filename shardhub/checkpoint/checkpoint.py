@@ -210,9 +210,9 @@ def check_weight_header(path: Path, file: WeightFile, catalogue: Mapping[str, Te
     header = read_header(path)
     if header.size_bytes != file.size_bytes:
         raise _not_promised(path, f"It has {header.size_bytes} bytes, but the stage says {file.size_bytes}.")
-    found, promised = list(header.tensors), list(file.tensors)
-    if found != promised:
-        missing, extra = set(promised) - set(found), set(found) - set(promised)
+    actual, promised = list(header.tensors), list(file.tensors)
+    if actual != promised:
+        missing, extra = set(promised) - set(actual), set(actual) - set(promised)
         parts = [f"{kind}: {listed(names)}" for kind, names in (("missing", missing), ("extra", extra)) if names]
         raise _not_promised(path, f"Its tensors differ from the stage's ({'; '.join(parts) or 'their order'}).")
     wrong = [

@@ -221,11 +221,11 @@ def _parse(raw: bytes, source: ByteSource, *, file: str) -> dict[str, StoredTens
     if len(entries) > MAX_TENSORS_PER_FILE:
         _refuse(where, f"it has {len(entries)} tensors, and the limit is {MAX_TENSORS_PER_FILE}")
     data_start = LENGTH_BYTES + len(raw)
-    found = [(name, _tensor(name, entry, file, data_start, where)) for name, entry in entries.items()]
+    stored = [(name, _tensor(name, entry, file, data_start, where)) for name, entry in entries.items()]
     # A stable sort, so that empty tensors at one offset keep the header's order.
-    found.sort(key=lambda item: (item[1].start, item[1].stop))
+    stored.sort(key=lambda item: (item[1].start, item[1].stop))
     at, before = data_start, "the header"
-    for name, tensor in found:
+    for name, tensor in stored:
         if tensor.start != at:
             fault = "overlaps" if tensor.start < at else "leaves a hole after"
             _refuse(where, f"tensor {name[:200]!r} {fault} {before}: it starts at byte {tensor.start}, expected {at}")
@@ -233,7 +233,7 @@ def _parse(raw: bytes, source: ByteSource, *, file: str) -> dict[str, StoredTens
     if at != source.size_bytes:
         fault = "is truncated" if at > source.size_bytes else "has bytes that belong to no tensor"
         _refuse(where, f"it {fault}: its tensors end at byte {at}, and the file at byte {source.size_bytes}")
-    return dict(found)
+    return dict(stored)
 
 
 def _tensor(name: str, entry: Any, file: str, data_start: int, where: str) -> StoredTensor:

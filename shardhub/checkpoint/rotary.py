@@ -201,16 +201,16 @@ def _scaling(
             now = rotary.changes.get(PARAMETERS, given)
             rotary.changes[PARAMETERS] = {**now, **scaling, **named}
     elif kind in types:
-        wanted = {key: value for key, value in both.items() if key not in ("rope_theta", "partial_rotary_factor")}
-        wanted |= named
+        translated = {key: value for key, value in both.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        translated |= named
         if kind in _NEED_ORIGINAL:
-            trained = part.get(_ORIGINAL) or wanted.get(_ORIGINAL) or part.get("max_position_embeddings")
+            trained = part.get(_ORIGINAL) or translated.get(_ORIGINAL) or part.get("max_position_embeddings")
             if trained is not None:
-                wanted[_ORIGINAL] = trained
+                translated[_ORIGINAL] = trained
                 if kind == "longrope" and part.get(_ORIGINAL) is None:
                     rotary.changes[_ORIGINAL] = trained
-        if wanted != scaling:
-            rotary.changes[SCALING] = wanted
+        if translated != scaling:
+            rotary.changes[SCALING] = translated
     else:
         where = SCALING if _kind(scaling) not in _UNSCALED else PARAMETERS
         known = ", ".join(types or native_types) or "none"

@@ -98,8 +98,8 @@ def read_fields(config: Mapping[str, Any]) -> Reading:
             elif not same(part[name], value):
                 why = f"{_meaning(field)}; this module reads {name}, which is {shown(part[name])}"
                 unread.append(UnreadField(name=field, value=value, why=why))
-        elif (found := _change(part, field, value, rule)) is not None:
-            unread.append(found)
+        elif (changing := _change(part, field, value, rule)) is not None:
+            unread.append(changing)
     notes = [f"config.json: {note}" for note in rotary.notes]
     if changes:
         fields = ", ".join(f"{prefix}{name} = {shown(value)}" for name, value in changes.items())

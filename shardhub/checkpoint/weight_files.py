@@ -190,8 +190,8 @@ def _check_numbers(where: str, files: Collection[str]) -> None:
     """
     sets: dict[tuple[str, int], set[int]] = {}
     for name in files:
-        if (found := _NUMBERED.fullmatch(name)) is not None:
-            sets.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+        if (match := _NUMBERED.fullmatch(name)) is not None:
+            sets.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
     for (stem, total), numbers in sets.items():
         if len(numbers) < total:
             missing = sorted(set(range(1, total + 1)) - numbers)[:_NAMES_SHOWN]

@@ -188,11 +188,11 @@ def _require_free(root: Path, needed: int) -> None:
 
 
 def _check(path: Path, expected: str, what: str) -> None:
-    found = _sha256(path)
-    if found != expected:
+    sha256 = _sha256(path)
+    if sha256 != expected:
         raise DigestMismatch(
             f"The fetched file is not {what}.",
-            why=f"Its sha256 is {found} instead of {expected}.",
+            why=f"Its sha256 is {sha256} instead of {expected}.",
             hint="Try again. If that does not help, the package index serves another file under this name.",
         )
 

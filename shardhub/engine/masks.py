@@ -66,7 +66,7 @@ class MaskTable:
         Raises:
             StepTimeout: A mask was dropped because too many others arrived.
         """
-        found: list[bytes | None] = []
+        masks: list[bytes | None] = []
         with self._lock:
             for row in step.rows:
                 mask = self._masks.pop(_key(head, row, step.length), None) if row.masked else None
@@ -74,8 +74,8 @@ class MaskTable:
                     raise StepTimeout(
                         "The mask of a step was dropped.", why="Its head sent too many other masks after it."
                     )
-                found.append(mask)
-        return found
+                masks.append(mask)
+        return masks
 
     def expire(self) -> None:
         """Fail steps whose deadline has passed."""

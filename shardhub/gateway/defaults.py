@@ -124,11 +124,11 @@ def _biases(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, float]
         raise Refusal(
             400, f"logit_bias has {len(given)} entries, and the limit is {MAX_LOGIT_BIAS}.", param="logit_bias"
         )
-    found: dict[int, float] = {}
+    biases: dict[int, float] = {}
     for text, bias in given.items():
         if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < vocab_size):
             raise Refusal(400, f"logit_bias: {text[:20]!r} is not a token id.", param="logit_bias")
         if not -100 <= bias <= 100:
             raise Refusal(400, f"logit_bias of {text} must be from -100 to 100.", param="logit_bias")
-        found[int(text)] = bias
-    return tuple(sorted(found.items()))
+        biases[int(text)] = bias
+    return tuple(sorted(biases.items()))

@@ -154,17 +154,17 @@ async def state(request: Request) -> dict[str, Any]:
 
 
 def _node(reading: Reading) -> dict[str, Any]:
-    found: dict[str, Any] = {"at": reading.address, "alive": reading.error is None, "first": reading.first}
-    found["last"] = reading.last
+    node: dict[str, Any] = {"at": reading.address, "alive": reading.error is None, "first": reading.first}
+    node["last"] = reading.last
     if reading.error is not None:
         # Without the transport's own message, which is long and of no use to a watcher.
-        found["error"] = f"{reading.error.what} {reading.error.hint}".strip()
+        node["error"] = f"{reading.error.what} {reading.error.hint}".strip()
     if (description := reading.description) is not None:
-        found |= {
+        node |= {
             "host": dict(description.host),
             "load": dict(description.load),
             "sessions": description.num_sessions,
             "max_sessions": description.limits.max_sessions,
             "boot_id": description.boot_id.hex(),
         }
-    return found
+    return node

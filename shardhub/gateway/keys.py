@@ -35,11 +35,11 @@ class Keys:
     def find(self, key: str) -> str | None:
         """The digest of a key, or None if it is not accepted. Runs in time that does not depend on the key."""
         digest = digest_of(key)
-        found = None
+        owner = None
         for known in self.digests:
             if hmac.compare_digest(known, digest):
-                found = known
-        return found
+                owner = known
+        return owner
 
 
 def digest_of(key: str) -> str:

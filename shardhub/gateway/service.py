@@ -201,8 +201,8 @@ def cut_remark(asked: int | None, left: int, *, param: str) -> str:
 
 def service_of(request: Request) -> Service:
     """The service that handles a request."""
-    found: Service = request.app.state.service
-    return found
+    service: Service = request.app.state.service
+    return service
 
 
 def tenant_of(request: Request) -> str:

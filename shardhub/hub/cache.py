@@ -39,8 +39,8 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 def default_cache() -> Path:
     """The folder that SHARDHUB_CACHE names, else this user's cache folder."""
-    if found := os.environ.get(CACHE_VARIABLE):
-        return Path(found).expanduser()
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder).expanduser()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("shardhub"))
@@ -71,10 +71,10 @@ class Cache:
         """Whether the cache has a file; a file of another size is damaged and is removed."""
         path = self.blob(sha256)
         try:
-            found = path.lstat().st_size
+            actual_bytes = path.lstat().st_size
         except FileNotFoundError:
             return False
-        if found != size_bytes or path.is_symlink():
+        if actual_bytes != size_bytes or path.is_symlink():
             path.unlink()
             return False
         return True
@@ -83,10 +83,10 @@ class Cache:
         """Read a file again, and remove it if its bytes no longer match its name."""
         path = self.blob(sha256)
         with opened(path) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != sha256:
             path.unlink()
-        return found != sha256
+        return digest != sha256
 
     def partial(self, sha256: str, *, is_locked: bool) -> Path:
         """Path to which a file is fetched; only the holder of the lock may resume what an earlier fetch left."""

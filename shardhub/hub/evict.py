@@ -43,8 +43,8 @@ class Held:
 
 def held(cache: Cache) -> list[Held]:
     """List what the cache holds, by repo, most recently used first."""
-    found = [_describe(cache, folder) for folder in _snapshots(cache)]
-    return sorted(found, key=lambda one: (one.repo, -one.used_at))
+    snapshots = [_describe(cache, folder) for folder in _snapshots(cache)]
+    return sorted(snapshots, key=lambda one: (one.repo, -one.used_at))
 
 
 def remove(cache: Cache, repo: str, *, commit: str | None = None) -> int:
@@ -180,11 +180,11 @@ def _delete(folder: Path) -> None:
 
 def _sweep(cache: Cache, keep: Collection[str] = ()) -> int:
     """Delete the files that no link leads to; returns the bytes freed."""
-    wanted = {path.readlink().name for path in cache.root.glob("repos/*/*/*/*") if path.is_symlink()}
+    linked = {path.readlink().name for path in cache.root.glob("repos/*/*/*/*") if path.is_symlink()}
     # pathlib's * matches hidden folders too, so links of interrupted fetches count.
     freed = 0
     for path in cache.root.glob("blobs/*"):
-        if path.name not in wanted and path.name not in keep:
+        if path.name not in linked and path.name not in keep:
             freed += path.lstat().st_size
             path.unlink()
     return freed

@@ -87,13 +87,13 @@ class PinnedRepo:
         what = f"listing {self.repo}"
 
         def ask() -> dict[str, ListedFile]:
-            found: dict[str, ListedFile] = {}
+            listing: dict[str, ListedFile] = {}
             for entry in self._api.list_repo_tree(self.repo, revision=self.commit):
                 if isinstance(entry, RepoFile) and re.fullmatch(PLAIN_FILE_PATTERN, entry.path):
-                    found[entry.path] = listed_file(entry, self.repo)
-                if len(found) > _MAX_FILES:
+                    listing[entry.path] = listed_file(entry, self.repo)
+                if len(listing) > _MAX_FILES:
                     raise FormatError(f"{self.repo} has more than {_MAX_FILES} files.")
-            return found
+            return listing
 
         with hub_failures(what, api=self._api, repo=self.repo, revision=self.commit):
             return with_retries(ask, what=what, notice=self._patience.notice, sleep=self._patience.sleep, num_tries=2)

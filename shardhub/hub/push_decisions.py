@@ -78,11 +78,11 @@ def decide_pipeline(repo: str, remote: RemoteRepo | None, expected: Manifest, *,
         return Decision(repo=repo, action=Action.CREATE, remote=remote)
     if (manifest := remote.manifest) is None:
         return _replacement(repo, remote, "it is not a pipeline", replace=replace)
-    there, wanted = _cuts(manifest), _cuts(expected)
-    if (there, manifest.num_layers) != (wanted, expected.num_layers):
+    there, expected_cuts = _cuts(manifest), _cuts(expected)
+    if (there, manifest.num_layers) != (expected_cuts, expected.num_layers):
         why = (
             f"it is a pipeline of {manifest.num_layers} layers cut at {_shown(there)}, and this one has "
-            f"{expected.num_layers} layers cut at {_shown(wanted)}"
+            f"{expected.num_layers} layers cut at {_shown(expected_cuts)}"
         )
         return _replacement(repo, remote, why, replace=replace)
     return Decision(repo=repo, action=Action.UPDATE, remote=remote)
@@ -99,11 +99,11 @@ def adopted_digests(remote: RemoteRepo | None, expected: Stage) -> dict[str, str
     stage = remote.stage
     if (stage.source, stage.catalogue_digest) != (expected.source, expected.catalogue_digest):
         return {}
-    wanted = {(file.name, file.size_bytes, file.tensors) for file in expected.weight_files}
+    expected_files = {(file.name, file.size_bytes, file.tensors) for file in expected.weight_files}
     return {
         file.name: file.sha256
         for file in stage.weight_files
-        if (file.name, file.size_bytes, file.tensors) in wanted and remote.holds(file.sha256)
+        if (file.name, file.size_bytes, file.tensors) in expected_files and remote.holds(file.sha256)
     }
 
 

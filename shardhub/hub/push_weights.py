@@ -52,15 +52,15 @@ def check_weights(job: SplitJob, journal: PushJournal, progress: Callable[[PushP
         NonFiniteWeights: A weight is NaN or infinite.
         WeightFileError: The source changed or cannot be read.
     """
-    wanted = {
+    unchecked = {
         key: (shard, layout)
         for shard in job.shards
         for key, layout in zip(shard.keys, shard.layouts, strict=True)
         if key not in journal.digests
     }
-    done_bytes, total_bytes = 0, sum(layout.size_bytes for _, layout in wanted.values())
+    done_bytes, total_bytes = 0, sum(layout.size_bytes for _, layout in unchecked.values())
     with Copier(job.checkpoint, job.contents.computed, check_weights=True) as copier:
-        for key, (shard, layout) in wanted.items():
+        for key, (shard, layout) in unchecked.items():
 
             def told(count: int, repo: str = job.shard_label(shard), file: str = layout.name) -> None:
                 nonlocal done_bytes

@@ -173,11 +173,11 @@ class RemoteFile:
             )
         first = start
         if response.status_code == 206:
-            found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            told = tuple(map(int, found.groups())) if found else None
-            if told != (start, stop - 1, self.size_bytes):
+            match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            announced = tuple(map(int, match.groups())) if match else None
+            if announced != (start, stop - 1, self.size_bytes):
                 raise httpx2.RemoteProtocolError(
-                    f"Bytes {start} to {stop - 1} were requested, but the answer has {told}."
+                    f"Bytes {start} to {stop - 1} were requested, but the answer has {announced}."
                 )
         else:  # the server ignores ranges and sends the file from its start
             first, stop = 0, self.size_bytes

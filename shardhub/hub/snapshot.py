@@ -194,20 +194,20 @@ def _check_listed(repo: PinnedRepo, file: WeightFile) -> None:
         DigestMismatch: The repo has another file of that name.
     """
     listed = repo.file(file.name)
-    found = listed.sha256 or file.sha256
-    if (listed.size_bytes, found) != (file.size_bytes, file.sha256):
+    sha256 = listed.sha256 or file.sha256
+    if (listed.size_bytes, sha256) != (file.size_bytes, file.sha256):
         raise DigestMismatch(
             f"{repo.repo}/{file.name} differs from the file that {STAGE_FILE} names.",
-            why=f"It has {listed.size_bytes} bytes and the sha256 {found[:16]}..., but {STAGE_FILE} says "
+            why=f"It has {listed.size_bytes} bytes and the sha256 {sha256[:16]}..., but {STAGE_FILE} says "
             f"{file.size_bytes} and {file.sha256[:16]}....",
             hint="The shard was changed after it was published: tell its publisher.",
         )
 
 
-def other_stage(where: str, found: str, expected: str) -> DigestMismatch:
+def other_stage(where: str, actual: str, expected: str) -> DigestMismatch:
     """The error for a shard with another stage digest than the manifest names."""
     return DigestMismatch(
         f"{where} is not the shard that the manifest names.",
-        why=f"Its stage digest is {found[:16]}..., but the manifest says {expected[:16]}....",
+        why=f"Its stage digest is {actual[:16]}..., but the manifest says {expected[:16]}....",
         hint="Tell the pipeline's publisher that shard and manifest do not match.",
     )

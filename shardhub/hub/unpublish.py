@@ -95,7 +95,7 @@ def remove(calls: HubCalls, removal: Removal, *, progress: Callable[[str], None]
 
 def _manifests(calls: HubCalls, remote: RemoteRepo) -> list[Manifest]:
     """The manifests of a repo that still work: the newest, and those kept by replacements."""
-    found = [] if remote.manifest is None else [remote.manifest]
+    manifests = [] if remote.manifest is None else [remote.manifest]
     refs = calls.run(
         lambda: calls.api.list_repo_refs(remote.repo), what=f"reading the tags of {remote.repo}", repo=remote.repo
     )
@@ -105,8 +105,8 @@ def _manifests(calls: HubCalls, remote: RemoteRepo) -> list[Manifest]:
         listed = list_files(calls, remote.repo, tag.target_commit).get(MANIFEST_FILE)
         old = None if listed is None else read_manifest(calls, remote.repo, tag.target_commit, listed)
         if old is not None:
-            found.append(old)
-    return found
+            manifests.append(old)
+    return manifests
 
 
 def _shards_of(manifests: Iterable[Manifest]) -> set[str]:

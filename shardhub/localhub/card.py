@@ -71,10 +71,10 @@ def front_matter(text: str) -> dict[str, Any]:
 
 def tags(metadata: dict[str, Any]) -> list[str]:
     """Derive the Hub's tags from a card's metadata."""
-    found = _texts(metadata.get("tags"))
+    collected = _texts(metadata.get("tags"))
     for name, prefix in _TAG_FIELDS.items():
-        found.extend(prefix + value for value in _texts(metadata.get(name)))
-    return list(dict.fromkeys(found))
+        collected.extend(prefix + value for value in _texts(metadata.get(name)))
+    return list(dict.fromkeys(collected))
 
 
 def _check_events(events: Iterable[object]) -> None:

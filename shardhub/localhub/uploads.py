@@ -240,6 +240,6 @@ def _check_whole(path: Path, upload: Upload, state: _State) -> None:
         while count := file.readinto(buffer):
             state.digest.update(buffer[:count])
         os.fsync(file.fileno())
-    found = state.digest.hexdigest()
-    if found != upload.sha256:
-        raise bad_request(f"The bytes have sha256 {found}, not {upload.sha256}: upload the file again.")
+    sha256 = state.digest.hexdigest()
+    if sha256 != upload.sha256:
+        raise bad_request(f"The bytes have sha256 {sha256}, not {upload.sha256}: upload the file again.")

@@ -61,15 +61,15 @@ class Anatomy:
 
     def incoming(self, names: Iterable[str], step: int, arrays: Mapping[str, mx.array]) -> dict[str, taps.Leaf]:
         """The incoming crossings of a chunk in a trace: the trace's arrays, and numbers as they were seen."""
-        found: dict[str, taps.Leaf] = {}
+        arrived: dict[str, taps.Leaf] = {}
         for name in names:
             if (array := arrays.get(f"{step}:{name}")) is not None:
-                found[name] = array
+                arrived[name] = array
                 continue
             number = self.seen[name][min(step, len(self.chunks) - 1)]
             if isinstance(number, int | float):
-                found[name] = number
-        return found
+                arrived[name] = number
+        return arrived
 
 
 def examine(blueprint: Blueprint, chunks: Sequence[int] | None = None) -> Anatomy:
@@ -136,9 +136,9 @@ class _Observer:
 
     def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls.append(index)
-        found = [place for value in (*args, *kwargs.values()) for place in self._places_of.get(id(value), ())]
-        self.slots[index] = tuple(sorted({int(place.split(".")[0]) for place in found}))
-        with kv_replay.watch({place: self._parts[place] for place in found}) as updates:
+        own_places = [place for value in (*args, *kwargs.values()) for place in self._places_of.get(id(value), ())]
+        self.slots[index] = tuple(sorted({int(place.split(".")[0]) for place in own_places}))
+        with kv_replay.watch({place: self._parts[place] for place in own_places}) as updates:
             out = call(*args, **kwargs)
         self.records.append(self._recorder.record(index, out, args, kwargs, updates))
         return out
@@ -199,9 +199,9 @@ def _describe(
     values = [value for value in values if value is not None]
     comes_later = len(there) < count
 
-    def spread(found: Sequence[Seen]) -> tuple[Seen, ...]:
+    def spread(steps_of: Sequence[Seen]) -> tuple[Seen, ...]:
         """The values in the steps in which the leaf was present, None in the others."""
-        return tuple(found[there.index(step)] if step in there else None for step in range(count))
+        return tuple(steps_of[there.index(step)] if step in there else None for step in range(count))
 
     numbers = [value for value in values if isinstance(value, int | float)]
     if len(numbers) == len(values):

@@ -223,18 +223,18 @@ def _are_arrays(change: Change) -> bool:
 
 
 def _attributes(part: Any) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(part, "__dict__", {})
-    return found
+    attributes: dict[str, Any] = getattr(part, "__dict__", {})
+    return attributes
 
 
 def _own_names(cls: type) -> set[str]:
     """Names that the code of a class mentions."""
-    found: set[str] = set()
+    names: set[str] = set()
     for value in (value for base in cls.__mro__ for value in vars(base).values()):
         for part in (value, *(getattr(value, name, None) for name in ("fget", "fset", "__func__"))):
             if isinstance(code := getattr(part, "__code__", None), CodeType):
-                found |= {*code.co_names, *(each for each in code.co_consts if isinstance(each, str))}
-    return found
+                names |= {*code.co_names, *(each for each in code.co_consts if isinstance(each, str))}
+    return names
 
 
 def _kept(

@@ -93,10 +93,10 @@ def extract(cache: StageCache, row: int) -> StageCache:
     Raises:
         UnsupportedModel: A cache has no batched form.
     """
-    found = _entries(cache)
-    for entry in found:
+    entries = _entries(cache)
+    for entry in entries:
         _require(entry, _MERGED, "taken apart")
-    return _with_entries(cache, [entry.extract(row) for entry in found])
+    return _with_entries(cache, [entry.extract(row) for entry in entries])
 
 
 def is_trimmable(cache: StageCache) -> bool:
@@ -218,7 +218,7 @@ def _with_entries(cache: StageCache, entries: Sequence[Any]) -> StageCache:
     """The same arrangement of other cache objects."""
     other = {id(old): new for old, new in zip(_entries(cache), entries, strict=True)}
 
-    def swap(found: list[Any]) -> list[Any]:
-        return [other[id(entry)] for entry in found]
+    def swap(entries: list[Any]) -> list[Any]:
+        return [other[id(entry)] for entry in entries]
 
     return StageCache(view=swap(cache.view), owned=swap(cache.owned), ghosts=swap(cache.ghosts))

@@ -271,11 +271,11 @@ def unproven_batch(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Sha
     joined = _joined(cuts)
     published = ordered[0].proof
     try:
-        found = trace_chain(blueprint, anatomy, [joined], Scenario.MERGED).hash()
+        traced = trace_chain(blueprint, anatomy, [joined], Scenario.MERGED).hash()
         # The twin passes lengths that no graph shows, and of which only short ones are tried here.
         if any(shard.proof is None or shard.proof.batched_graph_hash is None for shard in ordered):
             return _NOT_SHOWN_WHEN_SPLIT
-        if len(cuts) == 1 and published is not None and published.batched_graph_hash == found:
+        if len(cuts) == 1 and published is not None and published.batched_graph_hash == traced:
             return None
         prove_chain(blueprint, anatomy, chain_around(joined, anatomy.num_layers), Scenario.MERGED)
     except (ProofFailed, UnsupportedModel) as error:

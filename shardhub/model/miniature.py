@@ -138,14 +138,14 @@ def _fewer_layers(config: dict[str, Any], cuts: Sequence[int]) -> tuple[dict[str
             break
         fewer = _first_layers(config, len(kinds), count)
         try:
-            found = _kinds(instantiate(fewer))
+            fewer_kinds = _kinds(instantiate(fewer))
         except (UnsupportedModel, IndexError):
             continue
-        if found != kinds[:count] or set(found) != set(kinds):
+        if fewer_kinds != kinds[:count] or set(fewer_kinds) != set(kinds):
             continue
         # From the middle outwards, so that there are layers on both sides.
         places = sorted(range(1, count), key=lambda position: abs(position - count // 2))
-        chosen = {(found[place - 1], found[place]): place for place in reversed(places)}
+        chosen = {(fewer_kinds[place - 1], fewer_kinds[place]): place for place in reversed(places)}
         if borders <= chosen.keys():
             return fewer, tuple(sorted(chosen[border] for border in borders))
     return config, tuple(cuts)
@@ -284,11 +284,11 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _heads(config: dict[str, Any]) -> list[tuple[int, int] | None]:
     """Numbers of query heads and key heads, for each block that has both."""
-    found: list[tuple[int, int] | None] = []
+    heads: list[tuple[int, int] | None] = []
     for block in _blocks(config):
         queries, keys = block.get("num_attention_heads"), block.get("num_key_value_heads")
-        found.append((queries, keys) if type(queries) is int and type(keys) is int else None)
-    return found
+        heads.append((queries, keys) if type(queries) is int and type(keys) is int else None)
+    return heads
 
 
 def _shorten(config: dict[str, Any], lengths: set[int], widths: set[str], divisor: int) -> None:

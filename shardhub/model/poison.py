@@ -78,8 +78,8 @@ def watching() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError) as error:
-        if (found := refusal(error)) is not None:
-            raise found from error
+        if (refused := refusal(error)) is not None:
+            raise refused from error
         raise
 
 

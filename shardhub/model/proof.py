@@ -132,12 +132,12 @@ def prove_apart(
         UnsupportedModel: A stage cannot be traced by itself, or their caches cannot be merged.
     """
     known: dict[str, bytes] = {}
-    found: list[str] = []
+    hashes: list[str] = []
     reached: list[bytes] = []
     num_steps = len(_steps(anatomy, scenario))
     for cut in cuts:
         graph = trace_chain(blueprint, anatomy, [cut], scenario, known=known)
-        found.append(graph.hash())
+        hashes.append(graph.hash())
         reached = graph.output_hashes()
         # Reads of values on the host are outputs too, after these.
         known = dict(zip(_sent(cut, anatomy, scenario, num_steps), reached, strict=False))
@@ -149,7 +149,7 @@ def prove_apart(
             why="Its layers share values other than their inputs and outputs.",
             hint=RUN_WHOLE,
         )
-    return found
+    return hashes
 
 
 def _sent(cut: StageCut, anatomy: Anatomy, scenario: Scenario, num_steps: int) -> list[str]:

@@ -123,8 +123,8 @@ def stage_tensors(start: int, stop: int, anatomy: Anatomy, needs: Needs) -> froz
 
 def describe(names: tuple[str, ...], anatomy: Anatomy) -> tuple[Crossing, ...]:
     """The crossings' dtypes and shapes."""
-    found = [anatomy.leaves[name] for name in names]
-    return tuple(crossing for crossing in found if crossing is not None)
+    crossings = [anatomy.leaves[name] for name in names]
+    return tuple(crossing for crossing in crossings if crossing is not None)
 
 
 def _layer(name: str) -> int:

@@ -173,8 +173,8 @@ def _run(
         ):
             raise ValueError(f"{crossing.name} has the shape {shape} for {batch} sequences")
     out = stage.run(ids, state.own, leaves, position=position, need_logits=need_logits)
-    found = {"logits": out} if isinstance(out, mx.array) else out
-    values = {name: leaf.astype(mx.float32) if isinstance(leaf, mx.array) else leaf for name, leaf in found.items()}
+    outputs = {"logits": out} if isinstance(out, mx.array) else out
+    values = {name: leaf.astype(mx.float32) if isinstance(leaf, mx.array) else leaf for name, leaf in outputs.items()}
     mx.eval(list(values.values()))
     state.eval()
     return values
@@ -215,10 +215,10 @@ def _compared(alone: Sequence[Sequence[_Values]], together: Sequence[Sequence[_V
     step after step, so in half precision more than half of a row's steps must differ.
     """
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
-    for row, (expected, found) in enumerate(zip(alone, together, strict=True)):
+    for row, (expected, beside) in enumerate(zip(alone, together, strict=True)):
         apart = [
             max(((_apart(step[name], leaf), name) for name, leaf in single.items()), default=(0.0, ""))
-            for single, step in zip(expected, found, strict=True)
+            for single, step in zip(expected, beside, strict=True)
         ]
         worst, name = max(apart) if dtype in _TOLERANCE else sorted(apart)[len(apart) // 2]
         if not worst <= tolerance:
@@ -229,14 +229,14 @@ def _compared(alone: Sequence[Sequence[_Values]], together: Sequence[Sequence[_V
     return None
 
 
-def _apart(found: taps.Leaf, expected: taps.Leaf) -> float:
+def _apart(actual: taps.Leaf, expected: taps.Leaf) -> float:
     """The relative difference: of the largest difference to the largest value, or of the mean to the mean."""
-    if not isinstance(found, mx.array) or not isinstance(expected, mx.array):
-        return 0.0 if not isinstance(found, mx.array) and found == expected else float("inf")
-    if found.shape != expected.shape:
+    if not isinstance(actual, mx.array) or not isinstance(expected, mx.array):
+        return 0.0 if not isinstance(actual, mx.array) and actual == expected else float("inf")
+    if actual.shape != expected.shape:
         return float("inf")
     sizes = mx.where(mx.isfinite(expected), mx.abs(expected), 0)
-    apart = mx.where(found == expected, 0, mx.abs(found - expected))
+    apart = mx.where(actual == expected, 0, mx.abs(actual - expected))
     largest, mean = mx.max(apart) / mx.maximum(mx.max(sizes), 1e-6), mx.mean(apart) / mx.maximum(mx.mean(sizes), 1e-6)
     share: Any = mx.maximum(largest, mean).item()
     return float("inf") if math.isnan(share) else float(share)

@@ -228,10 +228,10 @@ def united(first: Any, second: Any) -> Any:
     return _united(first, second, "")
 
 
-def difference(proven: Any, found: Any) -> str | None:
+def difference(proven: Any, actual: Any) -> str | None:
     """How a step's tree differs from all those that a united tree describes; None if it matches one."""
     try:
-        both = _united(proven, found, "")
+        both = _united(proven, actual, "")
     except ValueError as error:
         return str(error)
     return None if both == proven else "it is present in some steps only, which the proof did not cover"

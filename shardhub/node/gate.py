@@ -95,10 +95,10 @@ class Gate(grpc.aio.ServerInterceptor):
         caller.set(peer)
 
     def _peer(self, context: Context) -> Peer:
-        found = list((context.auth_context() or {}).get("x509_pem_cert", ()))
-        if not found:  # without a client certificate the TLS handshake fails
+        certificates = list((context.auth_context() or {}).get("x509_pem_cert", ()))
+        if not certificates:  # without a client certificate the TLS handshake fails
             raise CertificateRefused("This call came without a certificate.")
-        return _read(bytes(found[0]))
+        return _read(bytes(certificates[0]))
 
     async def _while_trusted(self, context: Context, work: Awaitable[Any]) -> None:
         """Run a stream until it ends or its caller is revoked."""

@@ -145,8 +145,8 @@ class Peers:
         opened = await self._opener(address, self._security, client_options(self._message_bytes))
         stub = NodeStub(opened.channel)
         try:
-            found = await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
-            if found.boot_id != boot_id:
+            description = await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
+            if description.boot_id != boot_id:
                 raise HandshakeError(f"A different node answers at {address}.")
             # The minimum of a few: a single one may have been delayed on a busy machine.
             round_trip_s = min([await self._timed(stub, b"", timeout_s) for _ in range(_NUM_ROUND_TRIPS)])

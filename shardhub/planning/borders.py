@@ -75,13 +75,13 @@ class Borders:
         Raises:
             PlanError: The model cannot be cut at one of the plan's cuts.
         """
-        found = [self.cuts[position - 1] for position in plan.cuts]
-        if refused := next((cut for cut in found if cut.refusal is not None), None):
+        cuts = [self.cuts[position - 1] for position in plan.cuts]
+        if refused := next((cut for cut in cuts if cut.refusal is not None), None):
             raise self._refuse(refused)
         notes = [
             f"What crosses before layer {cut.position} grows with the context: "
             f"{traffic_text(cut.bytes_per_token(self.context))} with each token at {self.context:,} positions."
-            for cut in found
+            for cut in cuts
             if cut.grows
         ]
         return replace(plan, notes=(*plan.notes, *notes)) if notes else plan

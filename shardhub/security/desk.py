@@ -163,12 +163,12 @@ class Desk:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        request = json.loads(line)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
+        request = None
+    if not isinstance(request, dict):
         raise WireError("The authority expects one JSON object on one line.")
-    return found
+    return request
 
 
 def _text(asked: dict[str, Any], key: str) -> str:

@@ -176,8 +176,8 @@ async def ask(
         raise WireError(f"The answer of {address} is not that of an authority.") from error
     if "error" in answer:
         texts = {key: str(answer.get(key, ""))[:1000] for key in ("error", "what", "why", "hint")}
-        found: ShardhubError = by_name(texts["error"], texts["what"], why=texts["why"], hint=texts["hint"])
-        raise found
+        refusal: ShardhubError = by_name(texts["error"], texts["what"], why=texts["why"], hint=texts["hint"])
+        raise refusal
     return answer
 
 

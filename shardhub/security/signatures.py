@@ -99,20 +99,20 @@ def parse_public_key(text: str) -> str:
     Raises:
         UsageError: It is neither.
     """
-    found = text
+    key = text
     if not re.fullmatch(_KEY_PATTERN, text):
         try:
-            found = read_file(Path(text), private=False).decode("ascii").strip()
+            key = read_file(Path(text), private=False).decode("ascii").strip()
         except (IdentityError, UnicodeDecodeError, ValueError):
-            found = ""
+            key = ""
     try:
-        _key(found)
+        _key(key)
     except ValueError:
         raise UsageError(
             f"{text[:200]!r} is not a public key.",
             hint="Give the file that ends in .pub, or its text: ed25519:...",
         ) from None
-    return found
+    return key
 
 
 def check_signature(folder: Path, key: str) -> None:
@@ -131,14 +131,14 @@ def check_signature(folder: Path, key: str) -> None:
             why=f"It has no {SIGNATURE_FILE}, and a signature of {_short(key)} is required.",
             hint="Ask its publisher, or leave out `require_signature`.",
         )
-    found = _read(path)
-    if found.key != key:
+    signature = _read(path)
+    if signature.key != key:
         raise SignatureError(
             f"The pipeline in {folder} is signed with another key.",
-            why=f"It is signed with {_short(found.key)}, but {_short(key)} is required.",
+            why=f"It is signed with {_short(signature.key)}, but {_short(key)} is required.",
             hint="Somebody else published it, or the publisher has a new key: ask the publisher over another channel.",
         )
-    _check_bytes(found, folder)
+    _check_bytes(signature, folder)
 
 
 def check_unchanged(folder: Path) -> None:
@@ -157,13 +157,13 @@ def _read(path: Path) -> Signature:
         raise SignatureError(f"{path} is not a signature.", why=f"{error}") from error
 
 
-def _check_bytes(found: Signature, folder: Path) -> None:
+def _check_bytes(signature: Signature, folder: Path) -> None:
     try:
-        _key(found.key).verify(base64.b64decode(found.signature), _CONTEXT + read_bytes(folder / MANIFEST_FILE))
+        _key(signature.key).verify(base64.b64decode(signature.signature), _CONTEXT + read_bytes(folder / MANIFEST_FILE))
     except (InvalidSignature, ValueError) as error:
         raise SignatureError(
             f"The signature of the pipeline in {folder} is wrong.",
-            why=f"{MANIFEST_FILE} differs from what {_short(found.key)} signed.",
+            why=f"{MANIFEST_FILE} differs from what {_short(signature.key)} signed.",
             hint="It was changed after it was signed: do not use it. Download it again from its publisher.",
         ) from error
 

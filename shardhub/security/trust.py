@@ -71,16 +71,16 @@ class Trust:
         Raises:
             CertificateRefused: The authority did not sign it.
         """
-        found = read_revocations(data, self.identity.authority)
-        if found.number <= self.revocations.number:
+        newer = read_revocations(data, self.identity.authority)
+        if newer.number <= self.revocations.number:
             return False
-        self.revocations = found
+        self.revocations = newer
         try:
-            write_file(self.folder / REVOKED_FILE, found.pem, private=False)
+            write_file(self.folder / REVOKED_FILE, newer.pem, private=False)
         except ShardhubError as error:  # a read-only folder: this process uses the list all the same
             log.warning("the revocation list could not be stored: %s", error)
         self._seen = self._stamps()
-        log.info("revocation list %d accepted", found.number)
+        log.info("revocation list %d accepted", newer.number)
         self._tell()
         return True
 
@@ -92,32 +92,32 @@ class Trust:
         self._seen = stamps
         try:
             self.identity = load_identity(self.folder, self.role, now=self.clock())
-            found = load_revocations(self.folder, self.identity.authority)
+            stored = load_revocations(self.folder, self.identity.authority)
         except ShardhubError as error:
             log.warning("%s", error)
             return
-        if found.number > self.revocations.number:
-            self.revocations = found
+        if stored.number > self.revocations.number:
+            self.revocations = stored
             self._tell()
 
-    def watch(self, told: Callable[[], None]) -> Callable[[], None]:
+    def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
         """Call a function for each newer list, on the loop that brought it; returns a function that ends this."""
-        self._watchers.append(told)
-        return lambda: self._watchers.remove(told) if told in self._watchers else None
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher) if watcher in self._watchers else None
 
     def _tell(self) -> None:
-        for told in list(self._watchers):
-            told()
+        for watcher in list(self._watchers):
+            watcher()
 
     def _stamps(self) -> tuple[tuple[int, int], ...]:
-        found = []
+        stamps = []
         for path in (self.identity.path, self.folder / REVOKED_FILE):
             try:
                 status = path.stat()
-                found.append((status.st_mtime_ns, status.st_ino))
+                stamps.append((status.st_mtime_ns, status.st_ino))
             except OSError:
-                found.append((0, 0))
-        return tuple(found)
+                stamps.append((0, 0))
+        return tuple(stamps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

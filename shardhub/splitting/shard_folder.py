@@ -70,8 +70,8 @@ def existing_stage(folder: Path) -> Stage | None:
         weights = folder / file.name
         size = weights.stat().st_size if weights.is_file() else None
         if size != file.size_bytes:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise in_the_way(folder, f"it is damaged: {file.name} {found}, but stage.json says {file.size_bytes} bytes")
+            fault = "is missing" if size is None else f"has {size} bytes"
+            raise in_the_way(folder, f"it is damaged: {file.name} {fault}, but stage.json says {file.size_bytes} bytes")
     return stage
 
 
@@ -102,15 +102,15 @@ def pipeline_in_place(folder: Path, expected: Manifest, *, compare_digests: bool
         existing = decode_identified(Manifest, read_file(path), where=str(path))
     except (OSError, FormatError) as error:
         raise in_the_way(folder, "it is not a pipeline") from error
-    cuts, wanted = ([stage.start for stage in manifest.stages[1:]] for manifest in (existing, expected))
-    if cuts != wanted:
-        raise in_the_way(folder, f"it is a pipeline cut at {cuts[:20]}, and this one is cut at {wanted[:20]}")
+    cuts, expected_cuts = ([stage.start for stage in manifest.stages[1:]] for manifest in (existing, expected))
+    if cuts != expected_cuts:
+        raise in_the_way(folder, f"it is a pipeline cut at {cuts[:20]}, and this one is cut at {expected_cuts[:20]}")
     if existing.files != expected.files:
         changed = sorted({name for name, _ in existing.files.items() ^ expected.files.items()})
         raise in_the_way(folder, f"it was made with other files: {', '.join(changed)[:200]}")
     if not compare_digests:
         stages = zip(existing.stages, expected.stages, strict=True)
-        blind = tuple(found.model_copy(update={"digest": own.digest}) for found, own in stages)
+        blind = tuple(present.model_copy(update={"digest": own.digest}) for present, own in stages)
         existing = existing.model_copy(update={"stages": blind})
     # What it says about its numbers was measured when it was made, and stays.
     if existing.model_copy(update={"inexact": expected.inexact}) != expected:

@@ -44,15 +44,15 @@ def source_fields(folder: Path) -> dict[str, Value]:
     left out; a licence with an unknown kind of name becomes `other` with that name.
     """
     fields = _front_matter(folder / CARD_FILE)
-    found: dict[str, Value] = {}
+    fields_kept: dict[str, Value] = {}
     for name in _LICENCE_FIELDS:
         if isinstance(value := fields.get(name), str) and value:
-            found[name] = value
-    if isinstance(licence := found.get("license"), str) and not _LICENCE.fullmatch(licence):
-        found = {**found, "license": "other", "license_name": found.get("license_name", licence)}
+            fields_kept[name] = value
+    if isinstance(licence := fields_kept.get("license"), str) and not _LICENCE.fullmatch(licence):
+        fields_kept = {**fields_kept, "license": "other", "license_name": fields_kept.get("license_name", licence)}
     for name, value in fields.items():
         if name.startswith(_GATE_PREFIX) and len(name) < 64 and (kept := _kept(value)) is not None:
-            found[name] = kept
+            fields_kept[name] = kept
     # YAML 1.1 reads the language code of Norwegian, no, as false.
     languages = ["no" if item is False else item for item in _listed(fields.get("language"))]
     for name, values, pattern in (
@@ -62,8 +62,8 @@ def source_fields(folder: Path) -> dict[str, Value]:
     ):
         good = [item for item in values if isinstance(item, str) and pattern.fullmatch(item)][:_MAX_ITEMS]
         if good:
-            found[name] = good[0] if isinstance(fields.get(name), str) or name == "pipeline_tag" else list(good)
-    return found
+            fields_kept[name] = good[0] if isinstance(fields.get(name), str) or name == "pipeline_tag" else list(good)
+    return fields_kept
 
 
 def is_licence_file(name: str) -> bool:
@@ -113,11 +113,11 @@ def _front_matter(path: Path) -> Mapping[str, Any]:
         text = read_file(path, _MAX_FRONT_MATTER_BYTES).decode("utf-8", "replace")
     except OSError:
         return {}
-    found = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
-    if found is None:
+    match = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+    if match is None:
         return {}
     try:
-        fields = yaml.safe_load(found.group(1))
+        fields = yaml.safe_load(match.group(1))
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
     return {name: value for name, value in fields.items() if isinstance(name, str)} if isinstance(fields, dict) else {}

@@ -189,10 +189,10 @@ def _from(data: memoryview) -> Callable[[int, memoryview], None]:
 
 def _check_finite(name: str, tensor: StoredTensor | ComputedTensor, at: int, piece: memoryview) -> None:
     spec = tensor.spec
-    found = first_nonfinite(spec.dtype, piece)
-    if found is None:
+    offset = first_nonfinite(spec.dtype, piece)
+    if offset is None:
         return
-    flat = found + at // DTYPE_SIZES[spec.dtype]
+    flat = offset + at // DTYPE_SIZES[spec.dtype]
     index = []
     for length in reversed(spec.shape):
         flat, rest = divmod(flat, length)

@@ -242,12 +242,12 @@ def comparing(watcher: Watcher) -> Callable[[int, int], None]:
 def parity_report(numbers: Numbers) -> dict[str, object]:
     """The comparison's results as JSON-able data."""
     report: dict[str, object] = {"summary": numbers.line}
-    if (found := numbers.parity) is not None:
+    if (comparison := numbers.parity) is not None:
         report |= {
-            "num_tokens": found.num_tokens,
-            "tokens_equal": found.tokens_equal,
-            "max_abs_logit_difference": found.max_abs_logit_difference,
-            "num_nan_steps": found.num_nan_steps,
+            "num_tokens": comparison.num_tokens,
+            "tokens_equal": comparison.tokens_equal,
+            "max_abs_logit_difference": comparison.max_abs_logit_difference,
+            "num_nan_steps": comparison.num_nan_steps,
         }
     return report
 

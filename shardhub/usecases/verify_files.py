@@ -204,7 +204,7 @@ def _check_signature(target: Target, report: Report, key: str | None) -> None:
 def _check_shards(target: Target, report: Report, *, fetch: bool) -> dict[int, Shard]:
     """Check the documents of the shards that are here; returns the shards whose documents are right."""
     manifest, places = target.pipeline.manifest, target.places
-    found: dict[int, Shard] = {}
+    shards: dict[int, Shard] = {}
     for index, entry in enumerate(manifest.stages):
         named = f"stage {index} (layers {entry.start} to {entry.stop - 1})"
         try:
@@ -219,9 +219,9 @@ def _check_shards(target: Target, report: Report, *, fetch: bool) -> dict[int, S
             continue
         shard = _check_documents(index, folder, target, report)
         if shard is not None:
-            found[index] = shard
-    _check_weights(found, report, places.watcher)
-    return found
+            shards[index] = shard
+    _check_weights(shards, report, places.watcher)
+    return shards
 
 
 def _check_documents(index: int, folder: Path, target: Target, report: Report) -> Shard | None:

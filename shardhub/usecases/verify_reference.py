@@ -171,10 +171,10 @@ def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watc
     if config_digest(dict(checkpoint.config)) != manifest.config_digest:
         # Pipelines carry the configuration as mlx-lm reads it; the earliest ones carry the source's.
         checkpoint = checkpoint.with_config(read_fields(checkpoint.config).config)
-    if (found := config_digest(dict(checkpoint.config))) != manifest.config_digest:
+    if (actual := config_digest(dict(checkpoint.config))) != manifest.config_digest:
         raise DigestMismatch(
             f"{folder} is not the model of {target.text}.",
-            why=f"Its config digest is {found[:16]}..., but the manifest says {manifest.config_digest[:16]}....",
+            why=f"Its config digest is {actual[:16]}..., but the manifest says {manifest.config_digest[:16]}....",
             hint="Give the folder that it was split from, or one with the same files.",
         )
     dissection = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
@@ -190,10 +190,10 @@ def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watc
                     watcher.doing(f"hashing the source: {layout.name}")
                     copier.write(layout, [], lambda _: None, lambda digest, key=key: digests.update({key: digest}))  # type: ignore[misc]
             copier.wait()
-            if (found := job.stage(shard, digests).digest) != entry.digest:
+            if (actual := job.stage(shard, digests).digest) != entry.digest:
                 raise DigestMismatch(
                     f"Stage {shard.index} of {target.text} was not made from {folder}.",
-                    why=f"Made from it, its stage digest would be {found[:16]}..., but the manifest says "
+                    why=f"Made from it, its stage digest would be {actual[:16]}..., but the manifest says "
                     f"{entry.digest[:16]}....",
                     hint="Give the folder that it was split from; `source` shows which tensors differ.",
                 )

@@ -172,8 +172,8 @@ def _compare(chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents
                 different.append(Difference(name=tensor.name, why="the source does not have this tensor"))
                 continue
             own = (here.file(str(tensor.path)), tensor.stored)
-            if (found := find_difference(tensor.name, own, other)) is not None:
-                different.append(found)
+            if (difference := find_difference(tensor.name, own, other)) is not None:
+                different.append(difference)
             done += tensor.size_bytes
             watcher.progress(Progress(activity="comparing", item=tensor.name, done=done, total=total))
     return different

@@ -45,15 +45,15 @@ class Target:
         Raises:
             IntegrityError: A record was changed, or is another pipeline's.
         """
-        wanted = self.pipeline.manifest.pipeline_id
+        pipeline_id = self.pipeline.manifest.pipeline_id
         return [
-            parse_record(name, data, pipeline_id=wanted, where=f"{self.text}/{PARITY_FOLDER}/{name}")
+            parse_record(name, data, pipeline_id=pipeline_id, where=f"{self.text}/{PARITY_FOLDER}/{name}")
             for name, data in self.record_files().items()
         ]
 
     def shards(self, *, fetch: bool) -> dict[int, Shard]:
         """The shards that are here or can be fetched, by stage; each is checked to be the one the manifest names."""
-        found: dict[int, Shard] = {}
+        by_index: dict[int, Shard] = {}
         for index, entry in enumerate(self.pipeline.manifest.stages):
             folder = self.places.here(self.pipeline, index)
             shard = read_shard(folder) if folder is not None else None
@@ -67,8 +67,8 @@ class Target:
                         f"{entry.digest[:16]}....",
                         hint="Download the pipeline and its shards from one publisher.",
                     )
-                found[index] = shard
-        return found
+                by_index[index] = shard
+        return by_index
 
 
 def open_target(pipeline: str, cache_dir: Path | None, watcher: Watcher = SILENT) -> Target:

@@ -384,8 +384,8 @@ def _time_messages(times: Sequence[StageTime]) -> list[pb.StageTime]:
 
 
 def _time_values(times: Iterable[pb.StageTime]) -> tuple[StageTime, ...]:
-    found = islice(times, MAX_STAGES)
-    return tuple(StageTime(wait_s=t.wait_us / 1e6, compute_s=t.compute_us / 1e6) for t in found)
+    first = islice(times, MAX_STAGES)
+    return tuple(StageTime(wait_s=t.wait_us / 1e6, compute_s=t.compute_us / 1e6) for t in first)
 
 
 def _tensor_value(tensor: pb.Tensor) -> RawTensor:

@@ -65,7 +65,7 @@ def test_report_is_free_of_secrets(served: tuple[RunningHub, Wire], tmp_path: Pa
 
 
 def test_report_hides_what_looks_like_a_token() -> None:
-    check = Check(name="hub", state="warn", found=f"proxy said hf_{'A' * 34} in {Path.home()}/x")
+    check = Check(name="hub", state="warn", finding=f"proxy said hf_{'A' * 34} in {Path.home()}/x")
     assert f"hf_{'A' * 8}" not in report_text([check])
     assert str(Path.home()) not in report_text([check])
 
@@ -112,7 +112,7 @@ def test_doctor_warns_without_network_or_hub(served: tuple[RunningHub, Wire]) ->
 def test_token_is_told_by_its_scope(status: int, answer: dict, source: str, state: str, text: str) -> None:
     check = token_check(status, answer, source)
     assert check.state == state
-    assert text in check.found
+    assert text in check.finding
 
 
 def test_port_in_use_is_a_warning() -> None:
