@@ -284,9 +284,9 @@ def test_number_of_layers_is_asked_for() -> None:
 
 def test_quantization_is_found() -> None:
     """mlx-lm's quantisation is read; other methods are none of ours."""
-    found = quantization({"quantization": {"bits": 4, "group_size": 64, "model.embed": {"bits": 8}}})
-    assert found is not None
-    assert (found.bits, found.group_size, found.mode) == (4, 64, "affine")
+    read = quantization({"quantization": {"bits": 4, "group_size": 64, "model.embed": {"bits": 8}}})
+    assert read is not None
+    assert (read.bits, read.group_size, read.mode) == (4, 64, "affine")
     assert quantization({"quantization_config": {"quant_method": "fp8"}}) is None
     with pytest.raises(FormatError, match="quantization"):
         quantization({"quantization": {"bits": 400, "group_size": 64}})

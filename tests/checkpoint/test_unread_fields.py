@@ -76,10 +76,10 @@ def test_field_is_refused_at_values_that_change_numbers_and_at_no_others(name: s
         for value in (*neutral, None):
             assert unread(config_of(name, **{field: value})) == [], (field, value)
         for fields in changing:
-            found = read_fields(config_of(name, **fields)).unread
-            assert [one.name.removeprefix("text_config.") for one in found] == [field], fields
-            assert found[0].value == fields[field]
-            assert found[0].why
+            fields_unread = read_fields(config_of(name, **fields)).unread
+            assert [one.name.removeprefix("text_config.") for one in fields_unread] == [field], fields
+            assert fields_unread[0].value == fields[field]
+            assert fields_unread[0].why
 
 
 @pytest.mark.parametrize("name", sorted(name for name, entry in OWN.items() if (entry["rope"] or {}).get("theta")))
@@ -163,8 +163,8 @@ def test_layers_with_windows_get_their_own_base() -> None:
     assert (text["rope_theta"], text["rope_local_base_freq"]) == (1e6, 1e4)
     assert text["rope_scaling"] == {"type": "linear", "rope_type": "linear", "factor": 8.0}
     nested["sliding_attention"] |= {"rope_type": "linear", "factor": 8.0}
-    found = read_fields({"model_type": "gemma3_text", "rope_parameters": nested}).unread
-    assert [one.name for one in found] == ["rope_parameters.sliding_attention.rope_type"]
+    fields_unread = read_fields({"model_type": "gemma3_text", "rope_parameters": nested}).unread
+    assert [one.name for one in fields_unread] == ["rope_parameters.sliding_attention.rope_type"]
 
 
 def test_one_embedding_for_all_layers_takes_equal_ones_only() -> None:
@@ -180,8 +180,8 @@ def test_scalings_that_disagree_are_refused() -> None:
         "rope_scaling": {"rope_type": "linear", "factor": 2.0},
         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
     }
-    (found,) = read_fields(config).unread
-    assert (found.name, found.why) == ("rope_scaling", "it and rope_parameters disagree on factor")
+    (field,) = read_fields(config).unread
+    assert (field.name, field.why) == ("rope_scaling", "it and rope_parameters disagree on factor")
 
 
 def test_old_scaling_is_named_as_the_module_reads_it() -> None:

@@ -37,9 +37,9 @@ def test_doctor_finds_a_machine_that_is_ready(served: tuple[RunningHub, Wire], t
     hub = served[0]
     result = doctor("--json", HF_ENDPOINT=hub.endpoint, HF_TOKEN=hub.token("ann"), SHARDHUB_CACHE=str(tmp_path))
     assert result.exit_code == 0, result.stderr
-    found = states(result)
-    assert list(found) == ["python", "compiler", "blas", "mlx", "memory", "disk", "ports", "hub", "token"]
-    assert {found[name] for name in ("python", "compiler", "mlx", "hub", "token")} == {"ok"}
+    states_by_name = states(result)
+    assert list(states_by_name) == ["python", "compiler", "blas", "mlx", "memory", "disk", "ports", "hub", "token"]
+    assert {states_by_name[name] for name in ("python", "compiler", "mlx", "hub", "token")} == {"ok"}
 
 
 def test_doctor_fails_on_a_wrong_token_and_a_missing_compiler(served: tuple[RunningHub, Wire], tmp_path: Path) -> None:

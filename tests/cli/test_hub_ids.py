@@ -74,8 +74,8 @@ def here(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess
 
 def record(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
     assert result.returncode == 0, result.stderr
-    found: dict[str, object] = json.loads(result.stdout)
-    return found
+    printed: dict[str, object] = json.loads(result.stdout)
+    return printed
 
 
 def test_plan_from_the_hub(published: Published, env: dict[str, str], model: Path, tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_generate_by_id_runs_cached_stages_here(published: Published, env: dict[
 
 def record_list(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
     assert result.returncode == 0, result.stderr
-    found: list[dict[str, object]] = json.loads(result.stdout)
-    return found
+    printed: list[dict[str, object]] = json.loads(result.stdout)
+    return printed
 
 
 def test_pull_ls_rm_prune(published: Published, env: dict[str, str], tmp_path: Path) -> None:

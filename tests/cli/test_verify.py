@@ -231,9 +231,9 @@ def test_source_s_bytes_are_compared(model: Path, made: Path, tmp_path: Path) ->
     from shardhub.checkpoint.header import read_header
 
     last = list(read_header(other / "model.safetensors").tensors)[-1]
-    found = shardhub("verify", made / "m-pipeline", "--source", "--source-folder", other)
-    assert found.exit_code == 3
-    assert found.stdout.splitlines()[0].startswith(f"MISMATCH  {last}: byte ")
+    compared = shardhub("verify", made / "m-pipeline", "--source", "--source-folder", other)
+    assert compared.exit_code == 3
+    assert compared.stdout.splitlines()[0].startswith(f"MISMATCH  {last}: byte ")
     drawn = [
         shardhub("verify", made / "m-pipeline", "--source", "--source-folder", model, "--tensors", 5, *seed, "--json")
         for seed in ((), ("--seed", "7"), ("--seed", "7"))
@@ -257,9 +257,9 @@ def test_computed_tensors_are_computed_again_and_compared(tmp_path: Path) -> Non
     path = next(path for path in sorted(source.glob("*.safetensors")) if "experts.1." in str(read_header(path).tensors))
     name, expert = next(item for item in read_header(path).tensors.items() if "experts.1." in item[0])
     flip(path, expert.start + 5)
-    found = shardhub(*options)
-    assert found.exit_code == 3
-    [mismatch] = [line for line in found.stdout.splitlines() if line.startswith("MISMATCH")]
+    compared = shardhub(*options)
+    assert compared.exit_code == 3
+    [mismatch] = [line for line in compared.stdout.splitlines() if line.startswith("MISMATCH")]
     layer = name.partition(".block_sparse_moe")[0]
     assert mismatch.startswith(f"MISMATCH  {layer}.block_sparse_moe.switch_mlp.")
     assert f"byte {expert.stop - expert.start + 5} of " in mismatch

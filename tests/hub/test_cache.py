@@ -38,14 +38,14 @@ def test_held(fetcher: Fetcher, published: Published) -> None:
         fetcher.fetch(shard_of(published, index))
     fetcher.fetch(Reference(repo=published.pipeline))
     fetcher.cache.release()
-    found = held(fetcher.cache)
-    assert [(one.kind, one.repo, one.start, one.stop) for one in found] == [
+    snapshots = held(fetcher.cache)
+    assert [(one.kind, one.repo, one.start, one.stop) for one in snapshots] == [
         ("pipeline", published.pipeline, 0, 6),
         ("shard", published.shards[0], 0, 3),
         ("shard", published.shards[1], 3, 6),
     ]
-    assert found[1].size_bytes > published.manifest.stages[0].size_bytes
-    assert not any(one.is_used for one in found)
+    assert snapshots[1].size_bytes > published.manifest.stages[0].size_bytes
+    assert not any(one.is_used for one in snapshots)
 
 
 def test_damaged_snapshot_is_told(fetcher: Fetcher, published: Published) -> None:

@@ -99,10 +99,10 @@ def test_every_http_error_of_the_client_has_a_row() -> None:
 )
 def test_errors_become_ours(error: Exception, expected: type[ShardhubError]) -> None:
     """Each by its row; what happened is said, no URL and no token is."""
-    found = explain(error, Circumstances(what="reading a/b", repo="a/b", api=API))
-    assert type(found) is expected
-    assert found.what.endswith((".", "?"))
-    assert "secret" not in str(found)
+    explained = explain(error, Circumstances(what="reading a/b", repo="a/b", api=API))
+    assert type(explained) is expected
+    assert explained.what.endswith((".", "?"))
+    assert "secret" not in str(explained)
 
 
 def test_other_errors_pass() -> None:

@@ -45,8 +45,8 @@ def opened(repo: str, reader: HfApi, patience: Patience, tmp_path: Path, net: fa
 def dissection(whole_model: Path) -> tuple[ModelContents, tuple[StageContents, ...]]:
     """What the model and its two stages are made of; the same wherever the model lies."""
     checkpoint = open_checkpoint(whole_model)
-    found = Dissection(checkpoint.config, {key: stored.spec for key, stored in checkpoint.tensors.items()})
-    return found.model(), tuple(found.stages([(0, 3), (3, 6)]))
+    dissected = Dissection(checkpoint.config, {key: stored.spec for key, stored in checkpoint.tensors.items()})
+    return dissected.model(), tuple(dissected.stages([(0, 3), (3, 6)]))
 
 
 @pytest.fixture

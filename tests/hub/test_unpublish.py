@@ -43,9 +43,9 @@ def test_unpublish_deletes_manifest_then_shards(ann: Pusher, model: Path, served
     ann.push(model, [4], name="other")
     removal = find_removal(ann.calls, "ann/m-pipeline")
     assert removal == Removal(pipeline="ann/m-pipeline", shards=("ann/m-shard-0", "ann/m-shard-1"), kept=())
-    told: list[str] = []
-    remove(ann.calls, removal, progress=told.append)
-    assert told == ["ann/m-pipeline", "ann/m-shard-0", "ann/m-shard-1"]
+    deleted: list[str] = []
+    remove(ann.calls, removal, progress=deleted.append)
+    assert deleted == ["ann/m-pipeline", "ann/m-shard-0", "ann/m-shard-1"]
     assert repos(ann) == {"ann/other-pipeline", "ann/other-shard-0", "ann/other-shard-1"}
 
 

@@ -113,7 +113,7 @@ def test_machines_join_run_and_are_revoked(home, pipeline, tmp_path):
         assert json.loads(state.stdout)["can_run"]
         revoked = certs("revoke", "laptop", *addresses, "--json", env=home)
         assert revoked.returncode == 0, revoked.stderr
-        assert [told["error"] for told in json.loads(revoked.stdout)["told"]] == [None, None]
+        assert [informed["error"] for informed in json.loads(revoked.stdout)["told"]] == [None, None]
         refused = shardhub(*ask, "--tls", tls, env=home)
         assert refused.returncode == 4
         assert "revoked" in refused.stderr

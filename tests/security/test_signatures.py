@@ -69,8 +69,8 @@ def test_another_key_is_refused(signed):
 def test_a_borrowed_name_is_refused(signed):
     """A signature that names the required key, but was made with another, is found."""
     folder, signer, other = signed
-    found = decode(Signature, other.sign((folder / MANIFEST_FILE).read_bytes()), where="x")
-    (folder / SIGNATURE_FILE).write_bytes(encode(found.model_copy(update={"key": signer.public})))
+    forged = decode(Signature, other.sign((folder / MANIFEST_FILE).read_bytes()), where="x")
+    (folder / SIGNATURE_FILE).write_bytes(encode(forged.model_copy(update={"key": signer.public})))
     with pytest.raises(SignatureError, match="is wrong"):
         check_signature(folder, signer.public)
 

@@ -85,9 +85,9 @@ def _manifest(repo: str | None = None) -> Manifest:
 
 def _parsed(card: str) -> tuple[dict[str, object], str]:
     """Front matter and body, taken apart as the Hub does."""
-    found = re.match(r"^(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(\r\n|\n|$))", card)
-    assert found is not None
-    return yaml.safe_load(found.group(2)), card[found.end() :]
+    match = re.match(r"^(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(\r\n|\n|$))", card)
+    assert match is not None
+    return yaml.safe_load(match.group(2)), card[match.end() :]
 
 
 TEXTS = st.text() | st.sampled_from(HOSTILE)
@@ -243,8 +243,8 @@ def test_pipeline_card_says_how_it_was_proven() -> None:
 
 def test_shard_says_nothing_that_only_a_model_says() -> None:
     fields = {"base_model": "a/b", "pipeline_tag": "text-generation", "license": "mit"}
-    found, _ = _parsed(shard_card(STAGE, HINT, source="m", fields=fields, stages=STAGES, on_hub=True))
-    assert set(found) == {"library_name", "tags", "license"}
+    front_matter, _ = _parsed(shard_card(STAGE, HINT, source="m", fields=fields, stages=STAGES, on_hub=True))
+    assert set(front_matter) == {"library_name", "tags", "license"}
 
 
 @pytest.mark.parametrize(
