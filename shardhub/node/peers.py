@@ -117,7 +117,7 @@ class Peers:
         try:
             addresses = await _resolve(Address.parse(address).host)
         except (OSError, AddressError) as error:
-            raise ChainError(f"The peer {address} has no address.", why=f"{error}.") from error
+            raise ChainError(f"The host name of the peer {address} cannot be resolved.", why=f"{error}.") from error
         for ip in addresses:
             if not any(ip in network for network in self._allowed):
                 raise AccessError(
@@ -150,7 +150,7 @@ class Peers:
                 raise HandshakeError(f"A different node answers at {address}.")
             # The minimum of a few: a single one may have been delayed on a busy machine.
             round_trip_s = min([await self._timed(stub, b"", timeout_s) for _ in range(_NUM_ROUND_TRIPS)])
-            payload = bytes(min(_PROBE_BYTES, self._message_bytes // 2, found.limits.message_bytes // 2))
+            payload = bytes(min(_PROBE_BYTES, self._message_bytes // 2, description.limits.message_bytes // 2))
             loaded_s = await self._timed(stub, payload, timeout_s)
         except BaseException as error:
             await opened.channel.close()
@@ -221,7 +221,7 @@ class Peers:
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:  # `check` had opened one, and its node's certificate has been revoked since
-            raise NodeLost(f"The certificate of the node at {address} was revoked.", why="Its link is cut.")
+            raise NodeLost(f"The certificate of the node at {address} was revoked.", why="Its link was closed.")
         return self._channels[address]
 
     def _cut(self) -> None:

@@ -224,7 +224,7 @@ class StageServicer(NodeServicer):
                     engine.mask(head, codec.masks_value(message.masks))
                     continue
                 if message.WhichOneof("kind") != "step":
-                    raise WireError(f"A {message.WhichOneof('kind')} came where only steps may.")
+                    raise WireError(f"A {message.WhichOneof('kind')} was sent on a link for steps only.")
                 self._accept(engine, head, codec.step_value(message.step, lane, now=self._clock.now()))
         finally:
             await outbox.finish()

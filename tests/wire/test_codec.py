@@ -72,10 +72,10 @@ def steps(draw):
 def test_steps_come_out_as_they_went_in(step) -> None:
     """All but the deadline, which is carried as the time that is left."""
     sent = pb.LinkMessage.FromString(codec.step_message(step, now=NOW).SerializeToString())
-    found = codec.step_value(sent.step, step.lane, now=NOW + 5.0)
-    assert found.deadline == step.deadline + 5.0
-    assert (found.verify, found.times) == (step.verify, step.times)
-    assert (found.rows, found.length, found.ids, dict(found.crossings), found.lane) == (
+    received = codec.step_value(sent.step, step.lane, now=NOW + 5.0)
+    assert received.deadline == step.deadline + 5.0
+    assert (received.verify, received.times) == (step.verify, step.times)
+    assert (received.rows, received.length, received.ids, dict(received.crossings), received.lane) == (
         step.rows,
         step.length,
         step.ids,
