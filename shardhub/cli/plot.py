@@ -58,7 +58,7 @@ def plot_levels(levels: Sequence[Mapping[str, Any]], path: Path, *, title: str) 
         axis.legend()
     first.set_xscale("log", base=2)
     first.set_xticks(at, [str(value) for value in at])
-    first.set_xlabel("requests side by side")
+    first.set_xlabel("concurrent requests")
     try:
         figure.savefig(path)
     except OSError as error:

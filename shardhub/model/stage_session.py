@@ -118,6 +118,6 @@ class StageSession(ABC):
         if not self.rewind_floor <= position < self.position:
             raise SessionNotRewindable(
                 f"The session cannot go to position {position}.",
-                why=f"It stands at {self.position} and its caches go back to {self.rewind_floor} at most.",
+                why=f"It is at position {self.position}, and its caches can go back to {self.rewind_floor}.",
                 hint="Reset it to position 0 and replay.",
             )
