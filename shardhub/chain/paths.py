@@ -77,7 +77,7 @@ class Paths:
 
     def is_relieved(self, path: Path) -> bool:
         """Whether a place of the path takes no new sessions."""
-        return any(place.link in path.links for place in self.places if not place.is_wanted)
+        return any(place.link in path.links for place in self.places if not place.is_needed)
 
     def choose(self, num_carried: Callable[[StageLink], int], before: Path | None = None) -> Path:
         """Choose the live replica of each stage that carries the fewest sessions.
@@ -102,7 +102,7 @@ class Paths:
             if not there:
                 raise _error_of(self.gaps[0])
             kept = [place for place in there if before is not None and place.link in before.links]
-            there = [place for place in there if place.is_wanted] or there
+            there = [place for place in there if place.is_needed] or there
             chosen.append(kept[0] if kept else min(there, key=partial(rank, at=at)))
         hops = [self._hops[here, after] for here, after in pairwise(chosen)]
         return Path(tuple(place.link for place in chosen), (*hops, NextHop(kind=HopKind.END)))
@@ -135,7 +135,7 @@ class Paths:
     def _hopeless(self) -> Place | None:
         """A place of an unserved stage whose former nodes all answer, but serve something else or refuse this head."""
         for stage in self.stages:
-            expected = [place for place in stage if place.is_wanted]
+            expected = [place for place in stage if place.is_needed]
             if not stage[0].is_served and all(place.state is PlaceState.REFUSED for place in expected):
                 return expected[-1] if expected else stage[-1]
         return None
