@@ -67,7 +67,7 @@ _GOOD = ("exact", "right", "refused")
 _REASONS = (
     (r"A cache of class (\w+) cannot be merged", r"\1"),
     (r"When the model was split", "upstream is wrong"),
-    (r"gets another \S+ than alone: off by (\S+) ", r"upstream is wrong by \1"),
+    (r"does not get its own \S+ it is off by (\S+) ", r"upstream is wrong by \1"),
     (r"forward fails with sequences side by side: (\w+)", r"upstream raises \1"),
     (r"cannot be traced.*? (\w+Error)", r"upstream raises \1"),
     (r"crosses with a size that differs", "what crosses differs in size"),
@@ -95,9 +95,9 @@ def main() -> None:
     if options.child:
         _child(options.child.split(","), product=options.product)
         return
-    found: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {}
+    surveyed: dict[str, Any] = json.loads(DATA.read_text()) if DATA.exists() else {}
     if options.check:
-        if DOCUMENT.read_text() != render(found):
+        if DOCUMENT.read_text() != render(surveyed):
             sys.exit(
                 "docs/architectures.md is not what docs/architectures.json gives: python benchmarks/architectures.py"
             )
@@ -108,49 +108,49 @@ def main() -> None:
     installed = {"mlx": version("mlx"), "mlx_lm": version("mlx-lm")}
     everything = upstream_modules()
     chosen = options.modules.split(",") if options.modules else everything
-    found = {module: facts for module, facts in found.items() if module in everything}
+    surveyed = {module: facts for module, facts in surveyed.items() if module in everything}
     today = {"date": datetime.now(UTC).date().isoformat()}
     if not options.product:
-        wanted = [module for module in chosen if options.again or not _is_current(found.get(module), installed)]
-        for done, (module, facts) in enumerate(_surveyed(wanted), 1):
-            found[module] = facts | installed | today
-            DATA.write_text(_json(found))
-            _tell(f"{done}/{len(wanted)} {module}: {facts['status']} ({facts.get('seconds', 0)} s)")
-    exact = [module for module in chosen if found.get(module, {}).get("status") == "exact"]
-    wanted = [module for module in exact if options.again or "product" not in found[module]]
-    for done, (module, facts) in enumerate(_surveyed(wanted, product=True), 1):
+        modules = [module for module in chosen if options.again or not _is_current(surveyed.get(module), installed)]
+        for done, (module, facts) in enumerate(_surveyed(modules), 1):
+            surveyed[module] = facts | installed | today
+            DATA.write_text(_json(surveyed))
+            _tell(f"{done}/{len(modules)} {module}: {facts['status']} ({facts.get('seconds', 0)} s)")
+    exact = [module for module in chosen if surveyed.get(module, {}).get("status") == "exact"]
+    modules = [module for module in exact if options.again or "product" not in surveyed[module]]
+    for done, (module, facts) in enumerate(_surveyed(modules, product=True), 1):
         uses = facts.get("product") or {"served": {"outcome": "failed", "note": facts["reason"]}}
-        found[module] |= {"product": uses} | today
-        DATA.write_text(_json(found))
-        _tell(f"{done}/{len(wanted)} {module}: {_served(found[module])}, batch {_batch(found[module])}")
-    DOCUMENT.write_text(render(found))
-    print(headline(found))
+        surveyed[module] |= {"product": uses} | today
+        DATA.write_text(_json(surveyed))
+        _tell(f"{done}/{len(modules)} {module}: {_served(surveyed[module])}, batch {_batch(surveyed[module])}")
+    DOCUMENT.write_text(render(surveyed))
+    print(headline(surveyed))
 
 
-def headline(found: dict[str, Any]) -> str:
+def headline(surveyed: dict[str, Any]) -> str:
     """One sentence: how many modules are exact, and which are not."""
-    exact = [module for module, facts in found.items() if facts["status"] == "exact"]
-    served = [module for module in exact if _served(found[module]) == "exact"]
-    together = [module for module in served if _batch(found[module]) == "yes"]
+    exact = [module for module, facts in surveyed.items() if facts["status"] == "exact"]
+    served = [module for module in exact if _served(surveyed[module]) == "exact"]
+    together = [module for module in served if _batch(surveyed[module]) == "yes"]
     sentence = (
-        f"{len(exact)} of {len(found)} model modules of mlx-lm are exact at every boundary; {len(served)} are so "
+        f"{len(exact)} of {len(surveyed)} model modules of mlx-lm are exact at every boundary; {len(served)} are so "
         f"through engines, {len(together)} of them with sessions side by side"
     )
     others = [
         f"{module} is {facts['status']} ({facts.get('reason') or _worst(facts)})"
-        for module, facts in sorted(found.items())
+        for module, facts in sorted(surveyed.items())
         if facts["status"] != "exact"
     ]
     return "; ".join([sentence, *others]) + "."
 
 
-def render(found: dict[str, Any]) -> str:
+def render(surveyed: dict[str, Any]) -> str:
     """The document's text."""
-    rows = [_row(module, facts) for module, facts in sorted(found.items(), key=lambda item: item[0].lower())]
-    notes = [f"- {module}: {facts['stand_in']}." for module, facts in sorted(found.items()) if facts["stand_in"]]
+    rows = [_row(module, facts) for module, facts in sorted(surveyed.items(), key=lambda item: item[0].lower())]
+    notes = [f"- {module}: {facts['stand_in']}." for module, facts in sorted(surveyed.items()) if facts["stand_in"]]
     tail = "\nReplaced for these runs, because a CPU has no such kernel or upstream needs an optional package:\n\n"
     return (
-        _HEAD.format(headline=headline(found))
+        _HEAD.format(headline=headline(surveyed))
         + "\n".join(rows)
         + "\n"
         + (tail + "\n".join(notes) + "\n" if notes else "")
@@ -207,8 +207,8 @@ def _kv(facts: dict[str, Any]) -> str:
 def _short(note: str) -> str:
     """The reason in a few words."""
     for pattern, words in _REASONS:
-        if found := re.search(pattern, note):
-            return found.expand(words)
+        if match := re.search(pattern, note):
+            return match.expand(words)
     return note.replace("|", "/")
 
 
@@ -242,9 +242,9 @@ def _is_current(facts: dict[str, Any] | None, installed: dict[str, str]) -> bool
     return facts is not None and all(facts.get(package) == there for package, there in installed.items())
 
 
-def _json(found: dict[str, Any]) -> str:
+def _json(surveyed: dict[str, Any]) -> str:
     """One module a line, so that a difference can be read."""
-    lines = [f"{json.dumps(module)}: {json.dumps(found[module], sort_keys=True)}" for module in sorted(found)]
+    lines = [f"{json.dumps(module)}: {json.dumps(surveyed[module], sort_keys=True)}" for module in sorted(surveyed)]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

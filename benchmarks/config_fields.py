@@ -140,7 +140,7 @@ def rotary(
     partial = meanings.PARTIAL_NAMES.get(module)
     if partial is None and probe.matters(partial_rotary_factor=0.125):
         partial = "partial_rotary_factor"
-    found: dict[str, Any] = {
+    read: dict[str, Any] = {
         "theta": theta,
         "native": native,
         "types": types,
@@ -152,7 +152,7 @@ def rotary(
     if module in meanings.ONLY_TYPES:
         keys = {"type"}
     if types and keys != {"type", "rope_type"}:
-        found["keys"] = sorted(keys)
+        read["keys"] = sorted(keys)
     optional = {
         "default_theta": default_theta,
         "local": meanings.LOCAL_THETAS.get(module),
@@ -161,7 +161,7 @@ def rotary(
         "noted": meanings.NOTED.get(module),
         "needs_scaling": True if probe.needs("rope_scaling") else None,
     }
-    return found | {name: value for name, value in optional.items() if value is not None}
+    return read | {name: value for name, value in optional.items() if value is not None}
 
 
 def unread(module: str, reads: set[str], entry: str) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def unread(module: str, reads: set[str], entry: str) -> dict[str, Any]:
     theirs = known(meanings.CLASSES.get(entry, entry))
     own = meanings.OWN.get(entry, {})
     renamed = meanings.RENAMED.get(entry, {})
-    found: dict[str, Any] = {field: {"copy": name} for field, name in renamed.items()}
+    rules: dict[str, Any] = {field: {"copy": name} for field, name in renamed.items()}
     for field in sorted(theirs.reads - reads if theirs else ()):
         if {field, *(alias for alias, name in theirs.aliases.items() if name == field)} & reads:
             continue
@@ -182,29 +182,29 @@ def unread(module: str, reads: set[str], entry: str) -> dict[str, Any]:
         if field not in meanings.MEANINGS:
             raise SystemExit(f"{module}: {field} ({theirs.defaults[field]!r}) stands in none of the lists")
         if field == "attention_chunk_size":
-            found[field] = {"window": True}
+            rules[field] = {"window": True}
         else:
-            found[field] = {"same": _same(module, field, theirs.defaults[field])}
+            rules[field] = {"same": _same(module, field, theirs.defaults[field])}
     if theirs is None:
         for field, values in _taken_for_granted(module).items():
             if field not in reads and not (field == "hidden_act" and "hidden_activation" in reads):
-                found[field] = {"same": values}
-    found |= {field: {"same": values} for field, values in own.items() if values is not None and field not in reads}
+                rules[field] = {"same": values}
+    rules |= {field: {"same": values} for field, values in own.items() if values is not None and field not in reads}
     for field in (field for field, values in own.items() if values is None and field not in renamed):
-        found.pop(field, None)
+        rules.pop(field, None)
     if entry == "plamo2":
-        found["attention_window_size"] = {"window": True}
+        rules["attention_window_size"] = {"window": True}
     if entry == "llama4_text":
-        found["attn_temperature_tuning"]["beyond"] = "floor_scale"
+        rules["attn_temperature_tuning"]["beyond"] = "floor_scale"
     if entry == "mistral":
-        found["sliding_window"] = {"window": True, "unless": "layer_types"}
+        rules["sliding_window"] = {"window": True, "unless": "layer_types"}
     elif not {"sliding_window", "sliding_window_size", "attention_window_size"} & (reads | renamed.keys()):
         asked = theirs is None or "sliding_window" not in theirs.reads
-        found["sliding_window"] = {"window": True, "asked": True} if asked else {"window": True}
+        rules["sliding_window"] = {"window": True, "asked": True} if asked else {"window": True}
     if "layer_types" not in reads and entry in meanings.PATTERNS:
         field, default = meanings.PATTERNS[entry]
-        found["layer_types"] = {"pattern": field, "default": default}
-    return dict(sorted(found.items()))
+        rules["layer_types"] = {"pattern": field, "default": default}
+    return dict(sorted(rules.items()))
 
 
 def _taken_for_granted(module: str) -> dict[str, list[Any]]:
@@ -251,15 +251,15 @@ def make() -> tuple[dict[str, Any], dict[str, list[str]]]:
                     entries[entry] = {"part": "text_config", "text": meanings.TEXT_ENTRIES[entry]}
                     continue
                 theirs = known(meanings.CLASSES.get(entry, entry))
-                found: dict[str, Any] = {
+                entry_rules: dict[str, Any] = {
                     "rope": rotary(module, CONFIGS[module], reads[module], theirs.theta if theirs else None)
                 }
-                found["unread"] = unread(module, set(reads[module]), entry)
-                found["reads"] = sorted(meanings.EVERYWHERE.keys() & set(reads[module]))
+                entry_rules["unread"] = unread(module, set(reads[module]), entry)
+                entry_rules["reads"] = sorted(meanings.EVERYWHERE.keys() & set(reads[module]))
                 if "text_config" in reads[module]:
-                    found["part"] = "text_config"
-                entries[entry] = found
-                used |= found["unread"].keys()
+                    entry_rules["part"] = "text_config"
+                entries[entry] = entry_rules
+                used |= entry_rules["unread"].keys()
         print(module, file=sys.stderr, flush=True)
     table = {
         "mlx_lm": version("mlx-lm"),

@@ -59,9 +59,9 @@ async def served(url: str, num_tokens: int) -> float:
     client = await asyncio.create_subprocess_exec(
         sys.executable, "-c", _CLIENT, url, json.dumps(body), stdout=asyncio.subprocess.PIPE
     )
-    told, _ = await client.communicate()
-    if int(told) != num_tokens:
-        raise SystemExit(f"the stream had {told.decode().strip()} tokens of {num_tokens}")
+    counted, _ = await client.communicate()
+    if int(counted) != num_tokens:
+        raise SystemExit(f"the stream had {counted.decode().strip()} tokens of {num_tokens}")
     return (time.process_time() - started) * 1000 / num_tokens
 
 
@@ -76,7 +76,7 @@ async def run(pipeline: Path, nodes: tuple[str, ...], *, num_tokens: int, rounds
             serving = asyncio.create_task(gateway.run(listener, on_ready=ready.set_result))
             url = await ready
             await served(url, 8)
-            found = [(await bare(head, num_tokens), await served(url, num_tokens)) for _ in range(rounds)]
+            timings = [(await bare(head, num_tokens), await served(url, num_tokens)) for _ in range(rounds)]
             gateway.stop()
             await serving
     finally:
@@ -84,9 +84,9 @@ async def run(pipeline: Path, nodes: tuple[str, ...], *, num_tokens: int, rounds
         head.tokenizer.close()
     return {
         "tokens": num_tokens,
-        "bare_ms": [round(one, 3) for one, _ in found],
-        "served_ms": [round(one, 3) for _, one in found],
-        "gateway_ms": round(statistics.median(s - b for b, s in found), 3),
+        "bare_ms": [round(one, 3) for one, _ in timings],
+        "served_ms": [round(one, 3) for _, one in timings],
+        "gateway_ms": round(statistics.median(s - b for b, s in timings), 3),
     }
 
 

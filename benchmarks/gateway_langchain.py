@@ -49,11 +49,11 @@ def main() -> None:
     _check(bool(whole.content) and whole.usage_metadata["output_tokens"] > 0, "an answer", whole)
 
     parts = list(model.stream("Say hello.", stream_usage=True))
-    told = parts[0]
+    streamed = parts[0]
     for part in parts[1:]:
-        told += part
-    _check(told.content == whole.content, "a stream", told)
-    _check(told.usage_metadata["output_tokens"] == whole.usage_metadata["output_tokens"], "its usage", told)
+        streamed += part
+    _check(streamed.content == whole.content, "a stream", streamed)
+    _check(streamed.usage_metadata["output_tokens"] == whole.usage_metadata["output_tokens"], "its usage", streamed)
 
     caller = ChatOpenAI(**settings, temperature=0, max_tokens=64).bind_tools([weather], tool_choice="weather")
     called = caller.invoke("What is the weather in Rome?")
@@ -75,9 +75,9 @@ def main() -> None:
     print(json.dumps({"model": name, "passed": ["answer", "stream", "usage", "tool", "structured", "responses"]}))
 
 
-def _check(is_right: bool, what: str, found: object) -> None:
+def _check(is_right: bool, what: str, value: object) -> None:
     if not is_right:
-        raise SystemExit(f"{what} is not as it must be: {found!r}")
+        raise SystemExit(f"{what} is not as it must be: {value!r}")
 
 
 if __name__ == "__main__":

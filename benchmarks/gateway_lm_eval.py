@@ -95,8 +95,10 @@ def main() -> None:
         results, samples = _through_a_gateway(options.lm_eval, work)
         requests = [request for request, _ in samples]
         differences, flips = [], 0
-        for (_, (told, greedy)), (expected, is_greedy) in zip(samples, _unsplit(requests, options.blas), strict=True):
-            differences.append(abs(told - expected))
+        for (_, (loglikelihood, greedy)), (expected, is_greedy) in zip(
+            samples, _unsplit(requests, options.blas), strict=True
+        ):
+            differences.append(abs(loglikelihood - expected))
             flips += greedy is not None and greedy != is_greedy
     record = {
         "results": results,

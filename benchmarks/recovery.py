@@ -103,13 +103,13 @@ class Outcome:
 
     def text(self, options: argparse.Namespace) -> str:
         """The same for people."""
-        found = self.record(options)
-        within, of = found["within_bound"]
+        record = self.record(options)
+        within, of = record["within_bound"]
         lines = [
             f"{options.fault}, {options.recover}, {options.model} {options.dtype}, {options.blas}: {dict(self.ends)}",
             f"{self.num_recoveries} recoveries; {self.num_differing} of {self.num_tokens} tokens differ",
-            f"noticed after {found['detection_s']} s; stalled {found['stall_s']} s; a replay {found['replay_s']} s",
-            f"stall at most detection + {REPLAY_FACTOR} replays: {within} of {of}, ratio {found['stall_by_bound']}",
+            f"noticed after {record['detection_s']} s; stalled {record['stall_s']} s; a replay {record['replay_s']} s",
+            f"stall at most detection + {REPLAY_FACTOR} replays: {within} of {of}, ratio {record['stall_by_bound']}",
             "streams hit, by stage and phase:",
         ]
         for stage in range(NUM_STAGES):
@@ -191,13 +191,13 @@ class Rounds:
             hit_at.append(time.monotonic())
             self._break(victim)
 
-        found = await self._together(scheduler, requests, strike=strike, phase=phase, at=dice.random())
+        answers = await self._together(scheduler, requests, strike=strike, phase=phase, at=dice.random())
         assert hit_at, "the fault did not come"
         if lost_at:
             outcome.detection_s.append(lost_at[0] - hit_at[0])
         replays = []
-        for (tokens, arrivals), wanted, request in zip(found, expected, requests, strict=True):
-            self._judge(tokens, wanted)
+        for (tokens, arrivals), tokens_expected, request in zip(answers, expected, requests, strict=True):
+            self._judge(tokens, tokens_expected)
             before = sum(at <= hit_at[0] for at in arrivals)
             gaps = [(b - a, at) for at, (a, b) in enumerate(pairwise(arrivals), 1) if b > hit_at[0]]
             if before and gaps and lost_at:
@@ -272,15 +272,15 @@ class Rounds:
             strike(streams)
         return list(await asyncio.gather(*reading))
 
-    def _judge(self, tokens: list[int] | str, wanted: list[int] | str) -> None:
+    def _judge(self, tokens: list[int] | str, expected: list[int] | str) -> None:
         outcome = self.outcome
-        assert isinstance(wanted, list), f"a run without faults ended with {wanted}"
+        assert isinstance(expected, list), f"a run without faults ended with {expected}"
         if isinstance(tokens, str):
             outcome.ends[tokens] += 1
             return
-        outcome.ends["exact" if tokens == wanted else "differs"] += 1
-        outcome.num_tokens += len(wanted)
-        outcome.num_differing += sum(a != b for a, b in zip(tokens, wanted, strict=False))
+        outcome.ends["exact" if tokens == expected else "differs"] += 1
+        outcome.num_tokens += len(expected)
+        outcome.num_differing += sum(a != b for a, b in zip(tokens, expected, strict=False))
 
     def _break(self, index: int) -> None:
         if self.options.fault == "kill":

@@ -119,7 +119,9 @@ def load_openblas() -> None:
     if _file_of("cblas_sgemm", ctypes.CDLL(None)):
         return
     if "mlx.core" in sys.modules:
-        raise ShardhubError("OpenBLAS cannot be loaded any more.", why="MLX is loaded, and bound to its own BLAS.")
+        raise ShardhubError(
+            "It is too late to load OpenBLAS in this process.", why="MLX is already loaded and uses its own BLAS."
+        )
     reasons = []
     with _thread_variable():
         for name in (_WHEEL, *SYSTEM_LIBRARIES):
@@ -135,7 +137,7 @@ def load_openblas() -> None:
             else:
                 return
     raise ShardhubError(
-        "No OpenBLAS can be loaded.",
+        "OpenBLAS could not be loaded.",
         why="; ".join(reasons),
         hint="Install one: pip install scipy-openblas32, or apt-get install libopenblas0 (Debian, Ubuntu)",
     )
@@ -159,8 +161,8 @@ def blas_path(mlx_file: str | None = None) -> str:
     scope = ctypes.CDLL(None)
     if _is_forwarded(scope):
         return _file_of(f"{_WHEEL_PREFIX}cblas_sgemm", scope)
-    found = _file_of("cblas_sgemm", scope)
-    return found or (_file_of("cblas_sgemm", ctypes.CDLL(mlx_file)) if mlx_file else "")
+    path = _file_of("cblas_sgemm", scope)
+    return path or (_file_of("cblas_sgemm", ctypes.CDLL(mlx_file)) if mlx_file else "")
 
 
 def describe_blas(mlx_file: str | None = None) -> str:
@@ -242,10 +244,10 @@ def _file_of(symbol: str, scope: ctypes.CDLL) -> str:
         address = ctypes.cast(scope[symbol], ctypes.c_void_p)
     except AttributeError:
         return ""
-    found = _Address()
-    if not ctypes.CDLL(None).dladdr(address, ctypes.byref(found)) or not found.file:
+    location = _Address()
+    if not ctypes.CDLL(None).dladdr(address, ctypes.byref(location)) or not location.file:
         return ""
-    return os.fsdecode(found.file)
+    return os.fsdecode(location.file)
 
 
 def _core(cpu: int) -> str:

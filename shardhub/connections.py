@@ -150,7 +150,10 @@ class Connection(H11Protocol):
         self._header_timer = self.loop.call_later(self.allowed.stall_s, self.drop)
         self._unread_timer = self.loop.call_later(self.allowed.stall_s, self._look_at_unread)
         if len(self.connections) > self.allowed.num:
-            self.full.warn(f"{self.allowed.num} connections: those that wait longest for their clients are ended")
+            self.full.warn(
+                f"{self.allowed.num} connections are open, the most allowed: closing those that have "
+                f"waited longest for their clients"
+            )
             self.waiting.longest().drop()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -288,7 +291,7 @@ class QuietLoop:
 
     def _tell(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if str(context.get("message", "")).startswith("socket.accept() out of system resource"):
-            self._refused.warn(f"connections wait: {context.get('exception')}")
+            self._refused.warn(f"new connections must wait: {context.get('exception')}")
         elif self._before is not None:
             self._before(loop, context)
         else:

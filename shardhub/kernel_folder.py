@@ -78,9 +78,9 @@ def private_folder(kept: Sequence[Path], temporary: Sequence[Path]) -> Path:
         else:
             return folder
     raise AccessError(
-        "There is no folder for the code that MLX compiles.",
+        "No suitable folder was found for the code that MLX compiles.",
         why=f"It must be writable, and nobody else may be able to change it. {'; '.join(reasons)}.",
-        hint="Set SHARDHUB_CACHE to a folder that is yours alone.",
+        hint="Set SHARDHUB_CACHE to a folder that only you can write to.",
     )
 
 
@@ -111,13 +111,13 @@ def _check(folder: Path) -> None:
     """
     status = folder.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or _is_shared(status):
-        raise PermissionError(None, f"{folder} is not a folder of this user alone")
+        raise PermissionError(None, f"{folder} is not owned by this user, or is open to other users")
     for parent in folder.parents:
         above = parent.lstat()
         is_sticky = bool(above.st_mode & stat.S_ISVTX)
         is_ours = above.st_uid in (0, os.geteuid(), _NOBODY)
         if not is_ours or (_is_shared(above) and not is_sticky):
-            raise PermissionError(None, f"others may change {parent}")
+            raise PermissionError(None, f"other users may change {parent}")
 
 
 # The owner that a user namespace shows for users it does not know, such as the root of the surrounding machine.

@@ -20,7 +20,7 @@ def is_loopback(host: str) -> bool:
         addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except OSError as error:
         raise AddressError(
-            f"{host} is not an address.", why=f"{error}.", hint="Give an address of this machine."
+            f"{host} is not a valid address.", why=f"{error}.", hint="Give one of this machine's addresses."
         ) from error
     return all(ip_of(address).is_loopback for address in addresses)
 

@@ -52,7 +52,7 @@ def locked(
                 is_told = True
             if time.monotonic() >= until:
                 raise Conflict(
-                    f"Another process is fetching {what}, and does not come to an end.",
+                    f"Another process is still fetching {what}.",
                     why=f"It has held {path} for {timeout_s:.0f} s.",
                     hint="End that process, then run the same command again.",
                 )

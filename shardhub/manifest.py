@@ -432,7 +432,7 @@ class Parity(Document):
             if (value := getattr(self, field)) > self.num_tokens:
                 raise ValueError(f"{field} is {value} of {self.num_tokens}")
         if any(token >= self.vocab_size for prompt in self.prompts for token in prompt.tokens):
-            raise ValueError(f"a token id is not below vocab_size {self.vocab_size}")
+            raise ValueError(f"a token id is vocab_size {self.vocab_size} or more")
         return self
 
     @property
@@ -508,7 +508,7 @@ def decode(kind: type[D], data: bytes, *, where: str, limit_bytes: int = MAX_DOC
         text = first["msg"].removeprefix("Value error, ")
         raise _broken(where, f"{path}: {text}") from error
     except UnicodeEncodeError as error:
-        raise _broken(where, "text with unpaired surrogates") from error
+        raise _broken(where, "it contains an unpaired surrogate") from error
 
 
 def decode_identified(kind: type[D], data: bytes, *, where: str) -> D:
@@ -543,11 +543,11 @@ def decode_catalogue(data: bytes, *, digest: str, where: str) -> dict[str, Tenso
 
 def check_digest(data: bytes, digest: str, *, where: str) -> None:
     """Raise `DigestMismatch` unless `data` has this sha256 digest."""
-    if (found := sha256_hex(data)) != digest:
+    if (actual := sha256_hex(data)) != digest:
         raise DigestMismatch(
             f"{where} is not the file that was published.",
-            why=f"Its sha256 is {found[:16]}..., the document that names it says {digest[:16]}....",
-            hint="Get the file again from its publisher.",
+            why=f"Its sha256 is {actual[:16]}..., but the document that names it says {digest[:16]}....",
+            hint="Download the file again from its publisher.",
         )
 
 
@@ -561,7 +561,7 @@ def parse_json(data: bytes, *, where: str, limit_bytes: int = MAX_DOCUMENT_BYTES
         FormatError: The data is not JSON in UTF-8, or has one of these faults.
     """
     if len(data) > limit_bytes:
-        raise _broken(where, f"{len(data)} bytes, the limit is {limit_bytes}")
+        raise _broken(where, f"it has {len(data)} bytes, the limit is {limit_bytes}")
     try:
         value = json.loads(
             data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_int=_integer
@@ -570,9 +570,9 @@ def parse_json(data: bytes, *, where: str, limit_bytes: int = MAX_DOCUMENT_BYTES
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except UnicodeEncodeError as error:
-        raise _broken(where, "it holds half a surrogate pair, which is no character") from error
+        raise _broken(where, "it contains an unpaired surrogate, which stands for no character") from error
     except RecursionError as error:
-        raise _broken(where, "nested too deep") from error
+        raise _broken(where, "it is nested too deep") from error
     except ValueError as error:
         raise _broken(where, str(error)) from error
 
@@ -582,7 +582,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} stands twice")
+        raise ValueError(f"the key {twice!r} appears twice")
     return value
 
 
@@ -599,12 +599,12 @@ def _no_constant(name: str) -> Any:
 def _unique(field: str, values: list[str]) -> None:
     if len(set(values)) != len(values):
         twice = next(value for value in values if values.count(value) > 1)
-        raise ValueError(f"{field}: {twice!r} stands twice")
+        raise ValueError(f"{field}: {twice!r} appears twice")
 
 
 def _broken(where: str, why: str) -> FormatError:
     return FormatError(
         f"{where} breaks the format's specification.",
         why=f"{why[:300]}.",
-        hint="See docs/format.md; get the file again from its publisher.",
+        hint="See docs/format.md, and download the file again from its publisher.",
     )

@@ -58,7 +58,7 @@ def limit_text() -> str:
     parts = []
     group = tightest(group_limits())
     if group is not None and group.limit_bytes < int(psutil.virtual_memory().total):
-        parts.append(f"its control group may have {size_text(group.limit_bytes)}")
+        parts.append(f"its control group is limited to {size_text(group.limit_bytes)}")
     if sys.platform == "linux":
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         if limit != resource.RLIM_INFINITY:

@@ -28,7 +28,8 @@ MAX_NAME_CHARS = 80
 _NAMESPACE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?")
 # Source: huggingface_hub, `validate_repo_id`.
 _RULE = (
-    "A name has letters from a to z, digits, '-', '_' and '.', begins and ends with a letter or digit, has no -- or .."
+    "A name consists of letters from a to z, digits, '-', '_' and '.', begins and ends with a letter or digit, and "
+    "does not contain -- or .."
 )
 # A repo's folder in the Hub's cache. Source: huggingface_hub, `repo_folder_name`.
 _CACHE_FOLDER = re.compile(r"models--(?:[^/]+?--)?([^/]+)")
@@ -67,8 +68,8 @@ def model_name(source: str) -> str:
     name = _plain(parts[-1].split("@", 1)[0])
     if not name:
         raise UsageError(
-            f"No name for the shards can be made from {parts[-1][:80]!r}.",
-            why="Names of repos have letters from a to z, digits, '-', '_' and '.' only.",
+            f"{parts[-1][:80]!r} cannot be turned into a name for the shards.",
+            why="The name of a repo may contain only letters from a to z, digits, '-', '_' and '.'.",
             hint="Give one with `name` NAME.",
         )
     return name
@@ -84,8 +85,9 @@ def check_model_name(name: str) -> str:
     if plain and name == plain:
         return name
     raise UsageError(
-        f"{name[:120]!r} is not a name that repos can have.",
-        why=f"{_RULE}, at most {MAX_NAME_CHARS} characters before what is added to it (-shard-0, -pipeline).",
+        f"{name[:120]!r} cannot be the name of a repo.",
+        why=f"{_RULE}, and has at most {MAX_NAME_CHARS} characters before a suffix such as -shard-0 or -pipeline is "
+        f"added.",
         hint=f"Write `name` {plain}" if plain else "Write a plain name, such as `name` my-model",
     )
 
@@ -100,7 +102,7 @@ def check_namespace(namespace: str) -> str:
         raise UsageError(
             f"{namespace[:120]!r} is not the name of a user or an organisation.",
             why=f"{_RULE}.",
-            hint="Write `namespace` NAME, as it stands in the addresses of its repos.",
+            hint="Write `namespace` NAME, as in ORG/MODEL before the slash.",
         )
     return namespace
 
@@ -139,12 +141,13 @@ def check_is_text(path: Path) -> None:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
         raise UsageError(
             f"{shown} cannot be used: its name is not text in UTF-8.",
-            why="MLX does not open such files, and documents could not name it.",
-            hint="Rename the folder, or name it by a link: ln -s FOLDER plain-name",
+            why="MLX cannot open such files, and JSON cannot hold the name.",
+            hint="Rename the folder, or link to it: ln -s FOLDER plain-name",
         ) from error
     except FileNotFoundError as error:
         raise UsageError(
-            f"{path} cannot be found: the folder that this command runs in was deleted.", hint="cd to another folder."
+            f"{path} cannot be resolved: the folder that this command runs in was deleted.",
+            hint="Change to another folder (cd), and run the command again.",
         ) from error
 
 
@@ -158,6 +161,6 @@ def check_file_name(name: str, *, where: str, pattern: str = PLAIN_FILE_PATTERN)
         raise FormatError(
             f"{where}: {name!r} is not a plain file name.",
             why=f"Names must match {pattern} and must not be reserved.",
-            hint="The document was not written by shardhub, or was changed: get it again from its publisher.",
+            hint="The document was not written by shardhub, or was changed: download it again from its publisher.",
         )
     return name

@@ -36,7 +36,7 @@ _FACTS = {
     "os": "the operating system",
     "chip": "the chip",
     "cpu": "the processor",
-    "blas": "the library that multiplies",
+    "blas": "the matrix library",
 }
 _BACKENDS = {"cpu": "CPU", "metal": "Metal", "cuda": "CUDA"}
 
@@ -85,8 +85,8 @@ def numeric_class(host: Mapping[str, str]) -> NumericClass:
 
 def one_class(classes: Iterable[NumericClass]) -> bool:
     """Whether all these machines are promised to give the same numbers."""
-    found = list(classes)
-    return len(set(found)) == 1 and bool(found[0].mlx and found[0].backend and names_chip(found[0]))
+    machines = list(classes)
+    return len(set(machines)) == 1 and bool(machines[0].mlx and machines[0].backend and names_chip(machines[0]))
 
 
 def names_chip(numbers: NumericClass) -> bool:
@@ -105,7 +105,7 @@ def difference(one: NumericClass, other: NumericClass) -> str:
         if here != there:
             parts.append(f"{word} ({here or 'unknown'} and {there or 'unknown'})")
     if not parts and not names_chip(one):
-        parts.append(f"perhaps the chip, which neither names ({one.cpu or 'unknown'})")
+        parts.append(f"perhaps the chip, which neither record names ({one.cpu or 'unknown'})")
     return ", ".join(parts)
 
 
@@ -160,7 +160,8 @@ def settle(findings: Sequence[str], *, where: str, allow_inexact: bool) -> str |
         raise ParityFailed(
             f"The stages of {where} do not give the whole model's numbers.",
             why=f"{'; '.join(findings)}.",
-            hint="This run wrote nothing. Try another cut (shardhub plan shows where) and report the model, or add "
+            hint="This run wrote nothing. Try another cut (`shardhub plan` shows where the model can be cut) and "
+            "report the model, or add "
             "`allow_inexact`: manifest, cards, nodes and clients will then say that the chain is inexact.",
         )
     line = " ".join("; ".join(findings).encode("ascii", "replace").decode().split())
@@ -215,25 +216,25 @@ def parse_record(name: str, data: bytes, *, pipeline_id: str, where: str) -> Par
         FormatError: The record breaks the specification.
         DigestMismatch: Its bytes do not match its name, or it belongs to another pipeline.
     """
-    found = _FILE.fullmatch(name)
-    if found is None:
+    match = _FILE.fullmatch(name)
+    if match is None:
         raise FormatError(
             f"{where} is not the name of a parity record.",
             why="Names are TIME-BACKEND-DIGEST.json.",
             hint="Remove it; make a record with: shardhub verify PIPELINE --reference",
         )
-    if (digest := sha256_hex(data)[:16]) != found[1]:
+    if (digest := sha256_hex(data)[:16]) != match[1]:
         raise DigestMismatch(
             f"{where} is not the record that was made.",
-            why=f"Its sha256 starts with {digest}, its name says {found[1]}.",
-            hint="Get the pipeline again from its publisher.",
+            why=f"Its sha256 starts with {digest}, but its name says {match[1]}.",
+            hint="Download the pipeline again from its publisher.",
         )
     parity = decode(Parity, data, where=where, limit_bytes=MAX_RECORD_BYTES)
     if parity.pipeline_id != pipeline_id:
         raise DigestMismatch(
             f"{where} is the record of another pipeline.",
-            why=f"It names {parity.pipeline_id[:16]}..., this pipeline is {pipeline_id[:16]}....",
-            hint="Get the pipeline again from its publisher.",
+            why=f"It was made for pipeline {parity.pipeline_id[:16]}..., and this is pipeline {pipeline_id[:16]}....",
+            hint="Download the pipeline again from its publisher.",
         )
     return parity
 
@@ -248,8 +249,8 @@ def read_record_files(folder: Path) -> dict[str, bytes]:
     paths = sorted(path for path in place.iterdir() if path.suffix == ".json") if place.is_dir() else []
     if len(paths) > MAX_RECORDS or any(path.stat().st_size > MAX_RECORD_BYTES for path in paths):
         raise FormatError(
-            f"{place} is no folder of parity records.",
-            why=f"There are at most {MAX_RECORDS} of at most {MAX_RECORD_BYTES} bytes each.",
+            f"{place} is not a valid folder of parity records.",
+            why=f"It may hold at most {MAX_RECORDS} records of at most {MAX_RECORD_BYTES} bytes each.",
         )
     return {path.name: read_file(path) for path in paths}
 

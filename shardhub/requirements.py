@@ -52,7 +52,7 @@ def unfitness(machine: Machine) -> str:
         if machine.architecture != "arm64":
             return (
                 f"MLX on a Mac needs Apple silicon and a Python for arm64; this Python is for {machine.architecture}. "
-                "On Apple silicon, install a native Python; an Intel Mac can run no stage."
+                "On Apple silicon, install a native Python. An Intel Mac cannot run stages."
             )
         if _numbers(machine.macos) < OLDEST_MACOS:
             return f"MLX needs macOS {OLDEST_MACOS[0]} or later; this is macOS {machine.macos}."
@@ -60,7 +60,7 @@ def unfitness(machine: Machine) -> str:
         if machine.architecture not in LINUX_ARCHITECTURES:
             return f"MLX on Linux needs x86-64 or 64-bit ARM; this machine is {machine.architecture}."
         if not machine.glibc:
-            return "MLX on Linux needs glibc; this system has another C library, as Alpine does."
+            return "MLX on Linux needs glibc; this system has another C library (as on Alpine Linux)."
         if _numbers(machine.glibc) < OLDEST_GLIBC:
             return (
                 f"MLX needs glibc {OLDEST_GLIBC[0]}.{OLDEST_GLIBC[1]} or later (Ubuntu 22.04, Debian 12); "

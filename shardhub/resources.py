@@ -17,4 +17,4 @@ def resource(folder: str) -> Path:
         path = parent / folder
         if path.is_dir():
             return path
-    raise FileNotFoundError(f"shardhub is installed without {folder}/: reinstall it")
+    raise FileNotFoundError(f"the installation of shardhub lacks {folder}/: reinstall shardhub")

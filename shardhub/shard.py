@@ -125,8 +125,8 @@ def read_shard(folder: Path) -> Shard:
     if proof is not None and proof.stage_digest != stage.digest:
         raise DigestMismatch(
             f"{proof_path} is the proof of another stage.",
-            why=f"It names {proof.stage_digest[:16]}..., this stage is {stage.digest[:16]}....",
-            hint="Get the shard again from its publisher.",
+            why=f"It was made for stage {proof.stage_digest[:16]}..., and this is stage {stage.digest[:16]}....",
+            hint="Download the shard again from its publisher.",
         )
     block = config.get("shardhub")
     hint = None
@@ -191,7 +191,7 @@ def read_bytes(path: Path, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
         data = read_file(path, limit_bytes + 1)
     except OSError as error:
         raise FormatError(
-            f"{path} cannot be read.", why=f"{error.strerror}.", hint="Get the folder again from its publisher."
+            f"{path} cannot be read.", why=f"{error.strerror}.", hint="Download the folder again from its publisher."
         ) from error
     if len(data) > limit_bytes:
         raise FormatError(f"{path} is larger than {limit_bytes} bytes.", hint="It was not written by shardhub.")
@@ -211,11 +211,11 @@ def read_config(path: Path, digest: str) -> Mapping[str, Any]:
         raise FormatError(f"{path} is not JSON.", why=f"{error}.") from error
     if not isinstance(config, dict):
         raise FormatError(f"{path} is not a JSON object.")
-    if (found := config_digest(config)) != digest:
+    if (actual := config_digest(config)) != digest:
         raise DigestMismatch(
             f"{path} is not the configuration that was published.",
-            why=f"Its digest is {found[:16]}..., the document beside it says {digest[:16]}....",
-            hint="Get the folder again from its publisher.",
+            why=f"Its digest is {actual[:16]}..., but the document beside it says {digest[:16]}....",
+            hint="Download the folder again from its publisher.",
         )
     return config
 
@@ -249,5 +249,8 @@ def join_adjacent(shards: Sequence[Shard]) -> list[Shard]:
                 hint="One node serves adjacent shards of one cut.",
             )
         if before.stage.crossings_out != after.stage.crossings_in:
-            raise UsageError(f"{where} do not hand on the same tensors.", hint="Split them by one version of shardhub.")
+            raise UsageError(
+                f"{where} do not pass the same tensors between them.",
+                hint="Split them with the same version of shardhub.",
+            )
     return ordered

@@ -36,7 +36,7 @@ def check_threads(num: int | None = None) -> None:
         lacking = shortage(error)
         if lacking is None:
             raise
-        lacking.why = f"{num} more threads are needed, {len(started)} could be started. {lacking.why}"
+        lacking.why = f"{num} more threads are needed, but only {len(started)} could be started. {lacking.why}"
         raise lacking from error
     finally:
         threading.stack_size(usual_bytes)

@@ -20,8 +20,8 @@ def check_compiler() -> None:
     """
     if sys.platform == "linux" and shutil.which("g++") is None:
         raise ShardhubError(
-            "There is no C++ compiler.",
-            why="On Linux MLX compiles its kernels with g++ when they first run.",
+            "A C++ compiler is missing.",
+            why="On Linux, MLX compiles its kernels with g++ when they first run.",
             hint="Install it: apt-get install g++ (Debian, Ubuntu) or dnf install gcc-c++ (Fedora)",
         )
 

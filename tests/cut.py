@@ -25,7 +25,7 @@ _made: dict[str, Path] = {}
 def cut(model: Path, out: Path, positions: tuple[int, ...], *, name: str = NAME) -> Pipeline:
     """Cut a model folder before the given layers."""
     checkpoint = open_checkpoint(model)
-    dissection = Dissection(checkpoint.config, {key: found.spec for key, found in checkpoint.tensors.items()})
+    dissection = Dissection(checkpoint.config, {key: tensor.spec for key, tensor in checkpoint.tensors.items()})
     ends = [0, *positions, dissection.anatomy.num_layers]
     split(
         checkpoint,

@@ -158,8 +158,8 @@ def _unstacked(weights: Weights, stacked: str, single: str, names: dict[str, str
     """Every expert as a tensor of its own."""
     result = dict(weights)
     for name in weights:
-        head, found, tail = name.partition(f".{stacked}.")
-        if found:
+        head, separator, tail = name.partition(f".{stacked}.")
+        if separator:
             module, _, kind = tail.partition(".")
             for expert, array in enumerate(result.pop(name)):
                 result[f"{head}.{single}.{expert}.{names[module]}.{kind}"] = array
@@ -256,8 +256,8 @@ def _gpt_oss(weights: Weights) -> Weights:
     """Experts in mxfp4 as blocks and scales, rows of gate and up projection by turns."""
     result = {}
     for name, array in weights.items():
-        head, found, tail = name.partition(".experts.")
-        if not found:
+        head, separator, tail = name.partition(".experts.")
+        if not separator:
             result[name] = array
             continue
         module, _, kind = tail.partition(".")

@@ -17,7 +17,7 @@ def kept(port: int = 0) -> Iterator[int]:
     with socket.socket() as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", port))
-        found = holder.getsockname()[1]
+        number = holder.getsockname()[1]
         if sys.platform != "linux":
             holder.close()
-        yield found
+        yield number

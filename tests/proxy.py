@@ -78,9 +78,9 @@ class Proxy:
 
     async def _reset(self) -> None:
         for writer in list(self._open):
-            found = writer.get_extra_info("socket")
+            sock = writer.get_extra_info("socket")
             with contextlib.suppress(OSError):
-                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
     async def _end(self) -> None:

@@ -19,8 +19,8 @@ _FOLDER = Path(__file__).parent / "public_configs"
 
 def config(name: str) -> dict[str, Any]:
     """A public model's config.json, as far as mlx-lm reads it."""
-    found: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text())
-    return found
+    loaded: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text())
+    return loaded
 
 
 def headers(config: dict[str, Any]) -> dict[str, TensorSpec]:

@@ -37,9 +37,9 @@ async def scheduler_of(pipeline, addresses, *, liveness=QUICK, dialer=None, **se
         await chain.stop()
 
 
-async def tokens_of(scheduler, wanted) -> list[int]:
+async def tokens_of(scheduler, submitted) -> list[int]:
     """Tokens of a request, once nothing of it is left on any node."""
-    stream = scheduler.submit(wanted)
-    found = [token.id async for token in stream]
+    stream = scheduler.submit(submitted)
+    tokens = [token.id async for token in stream]
     await stream.ended.wait()
-    return found
+    return tokens

@@ -60,7 +60,7 @@ def test_every_name_that_is_made_is_taken_by_a_hub(text: str) -> None:
 @pytest.mark.parametrize("name", ["a--b", "a..b", "-a", "a.", "me/x", "a b", "x" * 81, "\u6a21\u578b", "", "nul"])
 def test_name_that_is_given_is_taken_or_refused(name: str) -> None:
     """A name that a Hub would refuse is refused before the work, with one that it takes."""
-    with pytest.raises(UsageError, match="not a name that repos can have") as caught:
+    with pytest.raises(UsageError, match="cannot be the name of a repo") as caught:
         check_model_name(name)
     proposed = caught.value.hint.rsplit(" ", 1)[-1]
     assert check_model_name(proposed) == proposed

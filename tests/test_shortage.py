@@ -38,9 +38,9 @@ def test_lack_of_memory_is_told(error: Exception) -> None:
 )
 def test_lack_of_processes_is_told(error: Exception) -> None:
     """A thread or process that cannot be started names the limit and how to raise it."""
-    found = shortage(error)
-    assert type(found) is ResourceError
-    assert "ulimit -u" in found.hint
+    lack = shortage(error)
+    assert type(lack) is ResourceError
+    assert "ulimit -u" in lack.hint
 
 
 def test_lack_of_files_and_room_is_told() -> None:

@@ -117,10 +117,10 @@ TIEABLE = ("llama", "qwen2", "qwen3", "qwen3_moe", "phi3", "mixtral")
 
 def config(name: str, *, tied: bool | None = None) -> dict[str, Any]:
     """A copy of a configuration."""
-    found: dict[str, Any] = json.loads(json.dumps(CONFIGS[name]))
+    changed: dict[str, Any] = json.loads(json.dumps(CONFIGS[name]))
     if tied is not None:
-        found["tie_word_embeddings"] = tied
-    return found
+        changed["tie_word_embeddings"] = tied
+    return changed
 
 
 def build(config: dict[str, Any], *, seed: int = 0, dtype: mx.Dtype = mx.float32) -> nn.Module:

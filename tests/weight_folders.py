@@ -181,17 +181,17 @@ ODD: dict[str, Odd] = {
         change=_duplicate_that_is_equal, refusal=rf"{FIRST} and model-copy\.safetensors both hold {HEAD}"
     ),
     "whole_and_pieces": Odd(change=_whole_and_pieces, refusal=rf"{FIRST} and model\.safetensors both hold"),
-    "broken_download": Odd(change=_broken_download, refusal=f"not there: {SECOND}"),
+    "broken_download": Odd(change=_broken_download, refusal=f"that are missing: {SECOND}"),
     "broken_download_without_index": Odd(
-        change=_broken_download_without_index, refusal=r"1 of the 2 files model-N-of-2 are there; missing: 2"
+        change=_broken_download_without_index, refusal=r"1 of the 2 files model-N-of-2 are present; missing: 2"
     ),
     "broken_download_beside_a_stale_index": Odd(
         change=_broken_download_beside_a_stale_index, refusal=r"1 of the 2 files model-N-of-2"
     ),
-    "ghost": Odd(change=_ghost, refusal=r"no file holds: model\.ghost"),
-    "tower_of_the_original": Odd(change=_tower_of_the_original, note="no file holds, as one of the original does"),
+    "ghost": Odd(change=_ghost, refusal=r"no file has: model\.ghost"),
+    "tower_of_the_original": Odd(change=_tower_of_the_original, note="names tensors that no file has"),
     "buffers_of_the_original": Odd(change=_buffers_of_the_original, note="rotary_emb.inv_freq"),
-    "other_name": Odd(change=_other_name, refusal=r"model\*\.safetensors .*it has weights\.safetensors"),
-    "other_name_in_the_index": Odd(change=_other_name_in_the_index, refusal=r"it has pytorch_model\.safetensors"),
+    "other_name": Odd(change=_other_name, refusal=r"model\*\.safetensors .*which has weights\.safetensors"),
+    "other_name_in_the_index": Odd(change=_other_name_in_the_index, refusal=r"which has pytorch_model\.safetensors"),
     "only_in_a_folder": Odd(change=_only_in_a_folder, refusal=r"no safetensors files|it has model/model\.safetensors"),
 }

@@ -49,19 +49,19 @@ def run_batch(model: Any, tokenizer: Any, *, prompts: list[list[int]], seconds: 
     started = time.perf_counter()
     generator = BatchGenerator(model, max_tokens=100_000, completion_batch_size=len(prompts))
     uids = generator.insert(prompts)
-    found: dict[int, tuple[list[int], list[float]]] = {uid: ([], []) for uid in uids}
+    by_uid: dict[int, tuple[list[int], list[float]]] = {uid: ([], []) for uid in uids}
     last_first: float | None = None
     while responses := generator.next_generated():
         now = time.perf_counter() - started
         for response in responses:
-            found[response.uid][0].append(response.token)
-            found[response.uid][1].append(now)
-        if last_first is None and all(times for _, times in found.values()):
+            by_uid[response.uid][0].append(response.token)
+            by_uid[response.uid][1].append(now)
+        if last_first is None and all(times for _, times in by_uid.values()):
             last_first = now
         if last_first is not None and now >= last_first + seconds:
             break
     generator.close()
-    return {"tokens": [tokens for tokens, _ in found.values()], "times": [times for _, times in found.values()]}
+    return {"tokens": [tokens for tokens, _ in by_uid.values()], "times": [times for _, times in by_uid.values()]}
 
 
 if __name__ == "__main__":

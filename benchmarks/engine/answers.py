@@ -57,8 +57,8 @@ async def answer(
     into: Answer | None = None,
 ) -> Answer:
     """Run one request to its end."""
-    found = into or Answer()
-    found.started = time.perf_counter()
+    result = into or Answer()
+    result.started = time.perf_counter()
     stream = head.scheduler.submit(
         Request(
             prompt=prompt,
@@ -71,13 +71,13 @@ async def answer(
     )
     try:
         async for token in stream:
-            found.times.append(time.perf_counter() - found.started)
-            found.tokens.append(token.id)
+            result.times.append(time.perf_counter() - result.started)
+            result.tokens.append(token.id)
     finally:
         stream.cancel()
-        found.reused, found.drafted, found.accepted = stream.num_reused, stream.num_drafted, stream.num_accepted
+        result.reused, result.drafted, result.accepted = stream.num_reused, stream.num_drafted, stream.num_accepted
     await stream.ended.wait()
-    return found
+    return result
 
 
 class Streams:
@@ -97,10 +97,10 @@ class Streams:
     async def __aenter__(self) -> Streams:
         room = self._head.chain.max_context
         self._tasks = [
-            asyncio.create_task(answer(self._head, prompt, self._max_tokens or room - len(prompt), into=found))
-            for prompt, found in zip(self._prompts, self.answers, strict=True)
+            asyncio.create_task(answer(self._head, prompt, self._max_tokens or room - len(prompt), into=into_answer))
+            for prompt, into_answer in zip(self._prompts, self.answers, strict=True)
         ]
-        while not all(found.times for found in self.answers):
+        while not all(into_answer.times for into_answer in self.answers):
             await asyncio.sleep(0.01)
             for task in self._tasks:
                 if task.done():
@@ -116,7 +116,7 @@ class Streams:
 
     def gaps(self, start: float, stop: float) -> list[float]:
         """Of all of them."""
-        return [gap for found in self.answers for gap in found.gaps(start, stop)]
+        return [gap for each in self.answers for gap in each.gaps(start, stop)]
 
 
 def rate(times: Sequence[float]) -> float:
@@ -143,5 +143,5 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def random_ids(rng: np.random.Generator, length: int, vocab_size: int) -> list[int]:
     """A prompt of random ids."""
-    found: Any = rng.integers(16, vocab_size, length).tolist()
-    return list(found)
+    ids: Any = rng.integers(16, vocab_size, length).tolist()
+    return list(ids)

@@ -41,8 +41,8 @@ class DelayProxies:
 
     def held_s(self) -> float:
         """How long what passed since the last call was really held, on average."""
-        found: float = self._talker.ask(kind="held")["seconds"]
-        return found
+        seconds: float = self._talker.ask(kind="held")["seconds"]
+        return seconds
 
     def stop(self) -> None:
         """End them."""
@@ -57,7 +57,7 @@ class _Server:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def listen(self) -> list[int]:
-        found = []
+        ports = []
         for index in range(len(self.ports)):
 
             async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, index: int = index) -> None:
@@ -65,8 +65,8 @@ class _Server:
                 await asyncio.gather(self._pass(reader, onward[1]), self._pass(onward[0], writer))
 
             server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=_READ_BYTES)
-            found.append(server.sockets[0].getsockname()[1])
-        return found
+            ports.append(server.sockets[0].getsockname()[1])
+        return ports
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["kind"] == "forward":

@@ -96,11 +96,11 @@ async def _exactness(options: Options, report: Report, dtype: str | None, blas: 
         for task in _TASKS[: 1 if options.is_quick else None]:
             prompt = head.tokenizer.render_chat([{"role": "user", "content": task}]).ids
             plain = await answer(head, prompt, num_tokens)
-            found = await answer(head, prompt, num_tokens, drafter=prompt_lookup(num_drafts=_FEW_DRAFTS))
-            same, length = common(plain.tokens, found.tokens)
+            guessed = await answer(head, prompt, num_tokens, drafter=prompt_lookup(num_drafts=_FEW_DRAFTS))
+            same, length = common(plain.tokens, guessed.tokens)
             compared += min(length, same + 1)
             different += same < length
-            drafted, accepted = drafted + found.drafted, accepted + found.accepted
+            drafted, accepted = drafted + guessed.drafted, accepted + guessed.accepted
     name = f"SmolLM2 {dtype or '4-bit'}, {blas.value} BLAS"
     report.add(f"{name}: tokens that differ from one by one", [different / compared])
     report.note(f"{name}: {different} of {compared} tokens, {accepted} of {drafted} drafts accepted")

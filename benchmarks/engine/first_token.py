@@ -53,9 +53,9 @@ async def _compare(
             if turn:
                 theirs.append(expected["times"][0])
             for name, head in heads.items():
-                found = await answer(head, prompt, 2)
+                measured = await answer(head, prompt, 2)
                 if turn:
-                    ours[name].append(found.times[0])
+                    ours[name].append(measured.times[0])
         report.add(f"mlx_lm alone{kind}", theirs, "s")
         for index, (name, times) in enumerate(ours.items()):
             report.add(f"2 stages, {name}{kind}", times, "s")
@@ -72,9 +72,9 @@ async def _second_prompt(report: Report, head: Head, rng: np.random.Generator, r
         prompt = random_ids(rng, _SECOND, _VOCAB)
         other = prompt[:_SHARED] + random_ids(rng, _SECOND - _SHARED, _VOCAB)
         first.append((await answer(head, prompt, 2, reuse=True)).times[0])
-        found = await answer(head, other, 2, reuse=True)
-        second.append(found.times[0])
-        reused.add(found.reused)
+        repeated = await answer(head, other, 2, reuse=True)
+        second.append(repeated.times[0])
+        reused.add(repeated.reused)
     report.add(f"first prompt of {_SECOND}", first, "s")
     report.add(f"second prompt, {_SHARED} shared", second, "s")
     report.add("second / first", [b / a for a, b in zip(first, second, strict=True)], at_most=0.2)

@@ -64,7 +64,7 @@ async def measure(options: Options, report: Report) -> None:
         clients = [
             asyncio.create_task(_client(head, random_ids(rng, _SHORT, _VOCAB), short)) for _ in range(_NUM_SHORT)
         ]
-        found = await answer(head, prompt, _LONG_TOKENS, reuse=True)
+        answered = await answer(head, prompt, _LONG_TOKENS, reuse=True)
         seconds = time.perf_counter() - started
         for client in clients:
             client.cancel()
@@ -74,12 +74,14 @@ async def measure(options: Options, report: Report) -> None:
         report.add("KV promised / KV budget, most", [max(watch.shares)], at_most=1.0)
         report.add("KV promised, most", [max(watch.promised) / 1e6], "MB")
         report.add("a node's memory grew at most by", watch.grown_mb(), "MB")
-        report.add("first token of the long prompt", [found.times[0]], "s")
-        report.add("its decode rate beside the short ones", [found.tokens_per_s], "tokens/s")
+        report.add("first token of the long prompt", [answered.times[0]], "s")
+        report.add("its decode rate beside the short ones", [answered.tokens_per_s], "tokens/s")
         report.add("short streams meanwhile, together", [sum(len(one.tokens) for one in short) / seconds], "tokens/s")
         report.add("short streams that failed", [len(broken)], at_most=0)
         again = await answer(head, prompt, 16, reuse=True)
-        report.add("its tokens again, forked, are the same", [float(again.tokens == found.tokens[:16])], at_least=1.0)
+        report.add(
+            "its tokens again, forked, are the same", [float(again.tokens == answered.tokens[:16])], at_least=1.0
+        )
         report.note(f"ids of the second run that were not computed again: {again.reused}")
         report.note(
             "A node's memory grows by scratch memory of attention over the long prompt too: chunk by positions."

@@ -48,8 +48,8 @@ async def measure(options: Options, report: Report) -> None:
             for _ in range(rounds):
                 tokens: dict[int, list[list[int]]] = {}
                 for stages, head in heads.items():
-                    found, tokens[stages] = await _run(head, prompts, seconds)
-                    rates[stages].append(found)
+                    rate, tokens[stages] = await _run(head, prompts, seconds)
+                    rates[stages].append(rate)
                 theirs = alone.ask(kind="batch", prompts=prompts, seconds=seconds)
                 batch.append(window_rate(theirs["times"], seconds))
                 for first, second in zip(tokens[1], tokens[2], strict=True):
@@ -72,9 +72,9 @@ async def measure(options: Options, report: Report) -> None:
 async def _run(head: Head, prompts: list[list[int]], seconds: float) -> tuple[float, list[list[int]]]:
     async with Streams(head, prompts) as streams:
         await asyncio.sleep(seconds + 0.05)
-        times = [[found.started + at for at in found.times] for found in streams.answers]
+        times = [[one.started + at for at in one.times] for one in streams.answers]
         rate = window_rate(times, seconds)
-    return rate, [found.tokens for found in streams.answers]
+    return rate, [one.tokens for one in streams.answers]
 
 
 async def _against_server(options: Options, report: Report, placing: Placing, stand: Stand, head: Head) -> None:
@@ -91,8 +91,8 @@ async def _against_server(options: Options, report: Report, placing: Placing, st
             for turn in range(1 + options.num_rounds(2)):
                 contents = [f"Tell a long story of number {8 * turn + index}." for index in range(8)]
                 started = time.perf_counter()
-                found = await asyncio.gather(*(_ask(client, url, options, text, num_tokens) for text in contents))
-                their_rate = sum(found) / (time.perf_counter() - started)
+                counts = await asyncio.gather(*(_ask(client, url, options, text, num_tokens) for text in contents))
+                their_rate = sum(counts) / (time.perf_counter() - started)
                 our_rate = await _whole_answers(head, contents, num_tokens)
                 if turn:
                     theirs.append(their_rate)
@@ -116,8 +116,8 @@ async def _whole_answers(head: Head, contents: list[str], num_tokens: int) -> fl
     prompts = [head.tokenizer.render_chat([{"role": "user", "content": text}]).ids for text in contents]
     started = time.perf_counter()
     end_ids = head.tokenizer.eos_ids
-    found = await asyncio.gather(*(answer(head, p, num_tokens, reuse=True, end_ids=end_ids) for p in prompts))
-    return sum(len(one.tokens) for one in found) / (time.perf_counter() - started)
+    answers = await asyncio.gather(*(answer(head, p, num_tokens, reuse=True, end_ids=end_ids) for p in prompts))
+    return sum(len(one.tokens) for one in answers) / (time.perf_counter() - started)
 
 
 async def _until_ready(client: httpx.AsyncClient, url: str) -> None:

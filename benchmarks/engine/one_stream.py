@@ -40,11 +40,11 @@ async def _compare(
         for turn, prompt in enumerate(prompts):  # the first one warms
             expected = alone.ask(kind="stream", prompt=prompt, max_tokens=num_tokens)
             for count, head in heads.items():
-                found = await answer(head, prompt, num_tokens, end_ids=head.tokenizer.eos_ids)
-                equal, length = common(expected["tokens"], found.tokens)
+                answered = await answer(head, prompt, num_tokens, end_ids=head.tokenizer.eos_ids)
+                equal, length = common(expected["tokens"], answered.tokens)
                 same, compared = same + equal, compared + length
                 if turn:
-                    rates[count].append(found.tokens_per_s)
+                    rates[count].append(answered.tokens_per_s)
             if turn:
                 alone_rates.append(rate(expected["times"]))
     report.add(f"mlx_lm alone{kind}", alone_rates, "tokens/s")

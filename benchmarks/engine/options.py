@@ -63,8 +63,8 @@ def parse(description: str, benchmarks: dict[str, str], folder: Path) -> tuple[s
         command.add_argument("--model", type=Path, metavar="FOLDER", help="instead of SmolLM2-135M-Instruct in float32")
         command.add_argument("--quick", action="store_true", help="a tiny model and small numbers: does it run?")
         command.add_argument("--json", action="store_true", help="print the report as JSON")
-    found = parser.parse_args()
+    parsed = parser.parse_args()
     options = Options(
-        rounds=found.rounds, blas=found.blas, is_quick=found.quick, model_folder=found.model, folder=folder
+        rounds=parsed.rounds, blas=parsed.blas, is_quick=parsed.quick, model_folder=parsed.model, folder=folder
     )
-    return found.benchmark, found.json, options
+    return parsed.benchmark, parsed.json, options

@@ -86,8 +86,8 @@ class Talker:
         line = self._process.stdout.readline()
         if not line:
             sys.exit("a process of the benchmark ended early")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        message: dict[str, Any] = json.loads(line)
+        return message
 
 
 def start_alone(model: Path, placing: Placing) -> Talker:

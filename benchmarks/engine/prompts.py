@@ -15,5 +15,6 @@ def stories(head: Head, num: int) -> list[list[int]]:
     """Prompts of about the same length, each for another long answer."""
     things = [_THINGS[index % len(_THINGS)] for index in range(num)]
     return [
-        head.tokenizer.render_chat([{"role": "user", "content": f"Tell a long story of {it}."}]).ids for it in things
+        head.tokenizer.render_chat([{"role": "user", "content": f"Tell a long story of {subject}."}]).ids
+        for subject in things
     ]

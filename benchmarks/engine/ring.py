@@ -53,11 +53,11 @@ async def measure(options: Options, report: Report) -> None:
         for turn in range(rounds + 1):  # the first one warms
             ring = _ring(folder, options.folder, prompt, num_tokens)
             for name, head in heads.items():
-                found = await answer(head, prompt, num_tokens)
-                equal, length = common(ring["tokens"], found.tokens)
+                answered = await answer(head, prompt, num_tokens)
+                equal, length = common(ring["tokens"], answered.tokens)
                 same, compared = same + equal, compared + length
                 if turn:
-                    rates[name].append(found.tokens_per_s)
+                    rates[name].append(answered.tokens_per_s)
             if turn:
                 rates["mlx.launch ring"].append(rate(ring["times"]))
     for name, found_rates in rates.items():
@@ -87,5 +87,5 @@ def _ring(model: Path, folder: Path, prompt: list[int], num_tokens: int) -> dict
     lines = [line[line.index("{") :] for line in done.stdout.splitlines() if '"tokens"' in line]
     if not lines:
         sys.exit(f"the ring gave nothing: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(lines[0])
-    return found
+    report: dict[str, Any] = json.loads(lines[0])
+    return report

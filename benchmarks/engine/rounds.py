@@ -39,11 +39,11 @@ class Rounds(ChainObserver):
     """Notes the steps of a head from now on.
 
     Attributes:
-        found: In the order in which they came round.
+        rounds: In the order in which they came round.
     """
 
     def __init__(self, head: Head) -> None:
-        self.found: list[Round] = []
+        self.rounds: list[Round] = []
         self._times: deque[tuple[int, tuple[StageTime, ...]]] = deque()
         head.chain.watch(self)
 
@@ -54,7 +54,7 @@ class Rounds(ChainObserver):
     def went_round(self, lane: Lane, num_rows: int, seconds: float) -> None:
         """Note what it took in all."""
         num_ids, times = self._times.popleft()
-        self.found.append(
+        self.rounds.append(
             Round(
                 ended=time.perf_counter(),
                 lane=lane,
@@ -67,4 +67,4 @@ class Rounds(ChainObserver):
 
     def decode(self, start: float = 0.0, stop: float = float("inf")) -> list[Round]:
         """Decode steps that ended within a time."""
-        return [one for one in self.found if one.lane is Lane.DECODE and start <= one.ended <= stop]
+        return [one for one in self.rounds if one.lane is Lane.DECODE and start <= one.ended <= stop]

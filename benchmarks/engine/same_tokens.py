@@ -35,9 +35,9 @@ async def measure(options: Options, report: Report) -> None:
                 if not prompts:
                     prompts = stories(head, _NUM_STREAMS)
                     expected = [_run_alone(alone, prompt, num_tokens) for prompt in prompts]
-                found = await _run_all(head, prompts, num_tokens)
+                tokens_by_kind = await _run_all(head, prompts, num_tokens)
                 target = 1.0 if blas is Blas.REFERENCE else None
-                for kind, tokens in found.items():
+                for kind, tokens in tokens_by_kind.items():
                     same = compared = 0
                     for theirs, ours in zip(expected, tokens, strict=False):
                         equal, length = common(theirs, ours)

@@ -59,10 +59,10 @@ async def measure(options: Options, report: Report) -> None:
                     begun = time.perf_counter()
                     await asyncio.sleep(seconds)
                     now = time.perf_counter()
-                    found = [one.decode(begun, now) for one in notes]
-                    tokens.append([sum(r.num_ids for r in mine) / seconds for mine in found])
-                    compute.append([sum(r.compute_s for r in mine) for mine in found])
-                    steps.append(_model_chat(found))
+                    decoded = [one.decode(begun, now) for one in notes]
+                    tokens.append([sum(r.num_ids for r in mine) / seconds for mine in decoded])
+                    compute.append([sum(r.compute_s for r in mine) for mine in decoded])
+                    steps.append(_model_chat(decoded))
                 begun = time.perf_counter()
                 beside = await answer(chat, long_prompt, 1)
                 prompt_beside.append(beside.times[0])
@@ -86,18 +86,18 @@ async def _window(notes: Rounds, seconds: float) -> float:
     return sum(one.num_ids for one in notes.decode(begun, begun + seconds)) / seconds
 
 
-def _model_chat(found: list[list[Round]]) -> float:
+def _model_chat(rounds: list[list[Round]]) -> float:
     """The chat's rate against that of steps that wait for the rest of one step of others on each stage.
 
     Whoever comes while a step runs waits for half of it on average; the next step in turn is the chat's.
     """
-    others = [one for mine in found[:2] for one in mine]
+    others = [one for mine in rounds[:2] for one in mine]
     step_s = sum(one.compute_s for one in others) / len(others)  # on both stages together
-    own_s = sum(one.compute_s for one in found[2]) / len(found[2])
-    trip_s = sum(one.trip_s for one in found[2]) / len(found[2])
+    own_s = sum(one.compute_s for one in rounds[2]) / len(rounds[2])
+    trip_s = sum(one.trip_s for one in rounds[2]) / len(rounds[2])
     return (own_s + step_s / 2) / trip_s
 
 
 def _chat_share(notes: list[Rounds], begun: float, ended: float) -> float:
-    spent = [sum(r.compute_s for r in one.found if begun <= r.ended <= ended) for one in notes]
+    spent = [sum(r.compute_s for r in one.rounds if begun <= r.ended <= ended) for one in notes]
     return spent[2] / sum(spent)

@@ -28,9 +28,10 @@ def check_one_model(links: Sequence[StageLink]) -> None:
     if other is not None:
         raise HandshakeError(
             f"{anew.name} and {other.name} compute parts of different models.",
-            why=f"With mlx-lm {version}, which {anew.name} has, its stage's graph is not the published one; "
+            why=f"{anew.name} has mlx-lm {version}, with which its stage's graph differs from the published one; "
             f"{other.name} has mlx-lm {other.host.get('mlx_lm', 'unknown')}.",
-            hint="Install one version of mlx-lm on all machines, best the one the pipeline's card names.",
+            hint="Install the same version of mlx-lm on all machines, preferably the one that the pipeline's card "
+            "names.",
         )
 
 
@@ -48,7 +49,7 @@ def check_one_kv(stages: Sequence[tuple[str, StageFacts]]) -> None:
         if facts.kv != known.kv:
             raise HandshakeError(
                 f"{first} and {name} keep K and V in different forms.",
-                why=f"{first} has {_form(known.kv)}, {name} {_form(facts.kv)}.",
+                why=f"{first} uses {_form(known.kv)}, and {name} uses {_form(facts.kv)}.",
                 hint="Start all nodes of a pipeline with the same `kv_bits` and `kv_group_size`.",
             )
 

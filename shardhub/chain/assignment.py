@@ -55,13 +55,14 @@ def assign_stages(
             other = served.get(index)
             if other is not None and (other.first, other.last) != (assigned.first, assigned.last):
                 raise RouteError(
-                    f"Stage {index} is served in two ways: by {other.address} and by {assigned.address}.",
-                    why=f"They serve layers {_layers(other)} and {_layers(assigned)}; replicas serve the same.",
-                    hint="Name only one of them with `node`.",
+                    f"{other.address} and {assigned.address} both serve stage {index}, but not the same layers.",
+                    why=f"They serve layers {_layers(other)} and {_layers(assigned)}; replicas must serve the same "
+                    "layers.",
+                    hint="Give only one of them with `node`.",
                 )
             if other is not None and other.description.boot_id == assigned.description.boot_id:
                 raise RouteError(
-                    f"{other.address} and {assigned.address} are the same node.", hint="Name it once with `node`."
+                    f"{other.address} and {assigned.address} are the same node.", hint="Give it once with `node`."
                 )
             served[index] = assigned
     missing = [index for index in range(len(manifest.stages)) if index not in served]
@@ -69,11 +70,11 @@ def assign_stages(
         num = len(manifest.stages)
         serve = "one node serves others" if len(nodes) == 1 else f"{len(nodes)} nodes serve others"
         raise RouteError(
-            f"Nobody serves stage {stages_text(manifest, nobody)}.",
+            f"No node serves stage {stages_text(manifest, nobody)}.",
             why=f"The pipeline has {num} stages; {serve}."
             if nodes
-            else f"The pipeline has {num} stages, and no node serves one.",
-            hint="Start it somewhere with `shardhub serve` and name its address with `node`.",
+            else f"The pipeline has {num} stages, and no node serves any of them.",
+            hint="Start a node for it with `shardhub serve`, and give the node's address with `node`.",
         )
     for index in missing:
         before = assignments[-1] if assignments else None
@@ -95,8 +96,9 @@ def _node_stages(manifest: Manifest, address: str, description: Description) -> 
     facts = description.stage
     if not set(PROTOCOL_VERSIONS) & set(description.protocol_versions):
         raise HandshakeError(
-            f"{address} speaks another protocol.",
-            why=f"It speaks versions {list(description.protocol_versions)}, this shardhub {list(PROTOCOL_VERSIONS)}.",
+            f"{address} uses another protocol version.",
+            why=f"It supports versions {list(description.protocol_versions)}, and this shardhub supports "
+            f"{list(PROTOCOL_VERSIONS)}.",
             hint="Upgrade shardhub on both machines.",
         )
     digests = [stage.digest for stage in manifest.stages]
@@ -104,10 +106,12 @@ def _node_stages(manifest: Manifest, address: str, description: Description) -> 
         if is_same_model(manifest, description):
             raise HandshakeError(
                 f"{address} serves a shard of another pipeline: another version or cut of {manifest.name}.",
-                why=f"Its stage digest is {unknown[0][:12]}, which this manifest does not name; the model's "
-                "configuration is the same. The Hub probably has a newer version than one of the two was started with.",
-                hint="Restart the older of the two: that node, to fetch what the Hub has now, or this command. To stay "
-                "with an older version, name its commit on both sides: PIPELINE@COMMIT (shardhub ls shows commits).",
+                why=f"Its stage digest is {unknown[0][:12]}, which this manifest does not name, although the model's "
+                "configuration is the same. The Hub probably has a newer version than the one that one of the two "
+                "was started with.",
+                hint="Restart the older of the two, that node or this command, to use the Hub's newest version. To "
+                "stay with an older version, name its commit on both sides: PIPELINE@COMMIT (`shardhub ls` shows "
+                "commits).",
             )
         raise HandshakeError(
             f"{address} serves a shard of another pipeline.",
@@ -121,12 +125,13 @@ def _node_stages(manifest: Manifest, address: str, description: Description) -> 
     if tuple(digests[first : last + 1]) != facts.digests or expected != facts.boundaries:
         raise HandshakeError(
             f"{address} does not serve adjacent stages of this manifest.",
-            why=f"It says layers {list(facts.boundaries)}, the manifest {list(expected)}.",
+            why=f"Its layer boundaries are {list(facts.boundaries)}, and the manifest's are {list(expected)}.",
         )
     if facts.config_digest != manifest.config_digest or facts.num_layers != manifest.num_layers:
         raise HandshakeError(
             f"{address} serves another configuration of the model.",
-            why=f"Its config digest is {facts.config_digest[:16]}..., the manifest's {manifest.config_digest[:16]}....",
+            why=f"Its config digest is {facts.config_digest[:16]}..., and the manifest's is "
+            f"{manifest.config_digest[:16]}....",
         )
     return NodeStages(address=address, description=description, first=first, last=last)
 

@@ -173,7 +173,7 @@ class Chain:
             ChainError: A node is lost.
         """
         if fork_of is not None and self.paths.is_relieved(fork_of.path):
-            raise SessionUnknown("A stage of the session takes no new ones any more.")
+            raise SessionUnknown("A stage of the session no longer accepts new sessions.")
         path = fork_of.path if fork_of else self.choose_path()
         session = ChainSession(self, path, context=context, parameters=parameters)
         self._sessions[session.id] = session
@@ -236,7 +236,7 @@ class Chain:
         """
         check_one_model([*self.links, link])
         self._check_limits(link)
-        return self.paths.add(link, NodeUnreachable(f"{link.name} is being taken in."), state)
+        return self.paths.add(link, NodeUnreachable(f"{link.name} is joining the chain."), state)
 
     async def replace(self, place: Place, link: StageLink, state: PlaceState = PlaceState.LIVE) -> None:
         """Replace a place's broken link with another to the same stage.
@@ -276,7 +276,7 @@ class Chain:
     async def release(self, place: Place) -> None:
         """End a relieved stand-in and free its memory; the sessions it carried go on elsewhere."""
         link = place.link
-        ended = NodeLost(f"{link.name} has been relieved.")
+        ended = NodeLost(f"{link.name} has been replaced.")
         self.paths.lose(place, ended, PlaceState.ENDED)
         self._fail_over(link, ended)
         await link.stop()
@@ -298,9 +298,9 @@ class Chain:
         ):
             if has < needs:
                 raise HandshakeError(
-                    f"{link.name} takes less than the chain has promised.",
-                    why=f"It allows {has:g} {what}, the chain {needs:g}.",
-                    hint="Start it with the options of the other nodes.",
+                    f"{link.name} allows less than the chain uses.",
+                    why=f"It allows {has:g} {what}, and the chain uses {needs:g}.",
+                    hint="Start it with the same options as the other nodes.",
                 )
 
     def _arrived(self, place: Place, arrival: Arrival) -> None:

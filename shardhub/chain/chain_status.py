@@ -215,19 +215,19 @@ def _limit(nodes: Sequence[NodeStatus], slowest: int | None, problem: ShardhubEr
             return f"{name} has all its {description.limits.max_sessions} sessions in use: new requests wait."
         kept = load.get("kv_reserved_bytes", 0.0) - load.get("kv_parked_bytes", 0.0)
         if kept > _FULL * load.get("kv_budget_bytes", 0.0) > 0:
-            return f"{name} has promised nearly all its KV memory to sessions: new requests wait."
+            return f"{name} has reserved nearly all of its KV cache for sessions: new requests wait."
     if slowest is None:
-        return "Nothing has been decoded yet on every stage."
+        return "Not every stage has decoded anything yet."
     node = nodes[slowest]
     assert node.rates is not None
     each = f"{node.rates.compute_s * 1000:.1f} ms a decode step"
     if node.rates.busy is None or not node.rates.is_current:
-        return f"Nothing was decoded just now; {_name(node).lower()} is the slowest, with {each}."
+        return f"No stage decoded anything since the last reading; {_name(node).lower()} is the slowest, with {each}."
     if node.rates.busy >= _BUSY:
         return f"{_name(node)} limits the chain: it computes {node.rates.busy:.0%} of the time, {each}."
     return (
         f"No stage is busy: {_name(node).lower()}, the slowest, computes {node.rates.busy:.0%} of the time, {each}. "
-        "More requests side by side would be served."
+        "The chain could serve more requests at once."
     )
 
 

@@ -38,7 +38,10 @@ def why_limited(rewind_limit: int, context: int) -> str:
         context: Most positions of a session.
     """
     if not rewind_limit:
-        return "Drafts are off: this architecture's caches cannot take back a wrong one, which is in their state."
+        return "Drafts are off: this architecture's caches cannot undo a wrong draft."
     if rewind_limit < context:
-        return f"Drafts end at position {rewind_limit}: beyond it a sliding window drops what taking one back needs."
+        return (
+            f"Drafts stop at position {rewind_limit}: beyond it, a sliding window drops the positions needed to undo "
+            "a wrong draft."
+        )
     return ""

@@ -110,10 +110,10 @@ class Leases:
         try:
             gone = await link.renew(self._head, ids)
         except ShardhubError as error:
-            log.warning("leases at %s were not renewed: %s", link.name, error)
+            log.warning("leases at %s could not be renewed: %s", link.name, error)
             return
         for session_id in gone:
             session = self._sessions.get(session_id)
             if session is not None and (session.is_open or session.is_parked):
-                lost = SessionUnknown(f"{link.name} does not hold the session any more.")
+                lost = SessionUnknown(f"{link.name} no longer holds the session.")
                 session.on_failure(session.epoch, lost)

@@ -63,7 +63,7 @@ async def describe(
     try:
         opened = await opener(address, security, client_options(_DESCRIBE_BYTES, liveness))
     except grpc.aio.UsageError as error:
-        raise NodeUnreachable(f"{address} is no address of a node.", why=f"{error}.") from error
+        raise NodeUnreachable(f"{address} is not the address of a node.", why=f"{error}.") from error
     async with opened.channel as channel:
         try:
             reply = await NodeStub(channel).Describe(pb.DescribeRequest(), timeout=CONNECT_TIMEOUT_S)
@@ -71,7 +71,7 @@ async def describe(
             refusal = from_rpc(error, peer=address, doing="describe it")
             raise await opened.explain(refusal) from error
         except grpc.aio.UsageError as error:
-            raise NodeUnreachable(f"{address} is no address of a node.", why=f"{error}.") from error
+            raise NodeUnreachable(f"{address} is not the address of a node.", why=f"{error}.") from error
     return codec.description_value(reply)
 
 
@@ -140,12 +140,14 @@ class NodeLink:
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                 raise await self._call_error(call, error) from error
             except TimeoutError as error:
-                raise StepTimeout(f"{self.name} did not answer a hello.", hint="Is the node overloaded?") from error
+                raise StepTimeout(
+                    f"{self.name} did not answer when a link was opened.", hint="The node may be overloaded."
+                ) from error
             if hello is grpc.aio.EOF:
                 raise await self._call_error(call, None)
             if hello.hello.boot_id != self.description.boot_id:
                 raise HandshakeError(
-                    f"{self.name} was restarted just now, or another node answers there.", hint="Try again."
+                    f"{self.name} has just been restarted, or a different node answers there.", hint="Try again."
                 )
             self._outboxes[lane] = Outbox(
                 call.write, limit=self.limits.queue_steps * 2, on_broken=self._break, clock=self._clock
@@ -173,7 +175,9 @@ class NodeLink:
         """
         description = await self.describe()
         if not set(PROTOCOL_VERSIONS) & set(description.protocol_versions):
-            raise HandshakeError(f"{self.name} speaks another protocol now.", hint="Upgrade shardhub on both machines.")
+            raise HandshakeError(
+                f"{self.name} now uses another protocol version.", hint="Upgrade shardhub on both machines."
+            )
         now, before = description.stage, self.facts
         if (now.digests, now.boundaries, now.config_digest) != (
             before.digests,
@@ -181,10 +185,10 @@ class NodeLink:
             before.config_digest,
         ):
             raise HandshakeError(
-                f"{self.name} serves something else now.",
+                f"{self.name} now serves something else.",
                 why="It was restarted with another version of the pipeline, or with another stage.",
                 hint="Restart this command, so that it reads the newest version; or restart that node with "
-                "PIPELINE@COMMIT for the version that is running here.",
+                "PIPELINE@COMMIT for the version used here.",
             )
         return NodeLink(
             self.name,
@@ -214,7 +218,7 @@ class NodeLink:
             ShardhubError: It cannot reach the other node.
         """
         message = pb.ProbeRequest(address=address, timeout_ms=int(timeout_s * 1000), boot_id=boot_id)
-        reply = await self._unary(self._stub.Probe, message, f"probe the way to {address}")
+        reply = await self._unary(self._stub.Probe, message, f"probe the connection to {address}")
         return HopSpeed(round_trip_s=reply.round_trip_s, bytes_per_s=reply.bytes_per_s)
 
     def send(self, step: Step) -> None:
@@ -260,7 +264,7 @@ class NodeLink:
                 elif kind == "failure":
                     self._arrived(codec.failure_value(message.failure))
                 else:
-                    raise WireError(f"{self.name} sent a {kind} where none may come.")
+                    raise WireError(f"{self.name} sent a {kind}, which is not allowed on this link.")
             self._break(await self._call_error(call, None))
         except (grpc.aio.AioRpcError, ShardhubError) as error:
             self._break(error)
@@ -272,13 +276,13 @@ class NodeLink:
         """Return why a stream ended; the call's status tells more than the failed read or write."""
         code = await call.code()
         if code == grpc.StatusCode.OK:
-            return NodeLost(f"{self.name} ended the link.", hint="Is the node going away?")
+            return NodeLost(f"{self.name} closed the link.", hint="The node may be shutting down.")
         details, trailing = await call.details(), await call.trailing_metadata()
         status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing or grpc.aio.Metadata(), details)
         lost = from_rpc(status, peer=self.name, doing="keep the link open")
         if isinstance(lost, NodeUnreachable) and self._readers:
             return NodeLost(
-                f"The node at {self.name} is gone.",
+                f"The node at {self.name} was lost.",
                 why=f"Its link broke: {network_words(details)}.",
                 hint="Start it again with `shardhub serve`.",
             )
@@ -305,7 +309,7 @@ class NodeLink:
         lost = from_rpc(error, peer=self.name, doing="keep the link open")
         if isinstance(lost, NodeUnreachable):
             lost = NodeLost(
-                f"The node at {self.name} is gone.",
+                f"The node at {self.name} was lost.",
                 why=f"Its link broke: {network_words(error.details())}.",
                 hint="Start it again with `shardhub serve`.",
             )

@@ -48,7 +48,7 @@ class Membership:
         assign_stages(manifest, [(address, description)], range(len(manifest.stages)))
         for link in chain.links:
             if isinstance(link, RemoteLink) and description.boot_id == link.description.boot_id:
-                raise RouteError(f"{address} is in the chain already, as {link.name}.")
+                raise RouteError(f"{address} is already in the chain, as {link.name}.")
         self._scheduler.reconnector.bring_in(chain.add(self._dialer.link(address, description)))
 
     async def readings(self) -> tuple[Reading, ...]:
@@ -87,4 +87,4 @@ class Membership:
     def _tell_once(self, already_told: dict[str, str], address: str, why: str) -> None:
         if already_told.get(address) != why:
             already_told[address] = why
-            self._scheduler.events.tell("refused", f"{address} is not taken in: {why}" if address else why)
+            self._scheduler.events.tell("refused", f"{address} cannot join the chain: {why}" if address else why)

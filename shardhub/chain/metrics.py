@@ -36,29 +36,33 @@ class HeadMetrics(Collector, StreamObserver, ChainObserver):
         self._own = own = CollectorRegistry(auto_describe=False)
         self._first_token_s = Histogram(
             "shardhub_time_to_first_token_seconds",
-            "From a request to its first token.",
+            "Seconds from a request to its first token.",
             buckets=_FIRST_TOKEN_BUCKETS_S,
             registry=own,
         )
         self._token_s = Histogram(
             "shardhub_inter_token_seconds",
-            "Between a stream's tokens; tokens of one step share its time.",
+            "Seconds between a stream's tokens; tokens of one step share its time.",
             buckets=_TOKEN_BUCKETS_S,
             registry=own,
         )
         self._round_s = Histogram(
-            "shardhub_round_seconds", "A step's way through all stages.", ["lane"], buckets=STEP_BUCKETS_S, registry=own
+            "shardhub_round_seconds",
+            "Seconds that a step takes through all stages.",
+            ["lane"],
+            buckets=STEP_BUCKETS_S,
+            registry=own,
         )
         self._round_rows = Histogram(
-            "shardhub_round_rows", "Streams in a step.", ["lane"], buckets=ROW_BUCKETS, registry=own
+            "shardhub_round_rows", "Streams per step.", ["lane"], buckets=ROW_BUCKETS, registry=own
         )
         self._requests = Counter("shardhub_requests", "Requests that ended.", ["outcome"], registry=own)
-        self._failures = Counter("shardhub_request_failures", "Those that failed.", ["error"], registry=own)
-        self._prompt = Counter("shardhub_prompt_tokens", "Ids of prompts that were run.", registry=own)
-        self._reused = Counter("shardhub_reused_tokens", "Those whose KV was there already.", registry=own)
+        self._failures = Counter("shardhub_request_failures", "Requests that failed.", ["error"], registry=own)
+        self._prompt = Counter("shardhub_prompt_tokens", "Prompt ids computed.", registry=own)
+        self._reused = Counter("shardhub_reused_tokens", "Prompt ids whose KV cache was reused.", registry=own)
         self._generated = Counter("shardhub_generated_tokens", "Tokens drawn.", registry=own)
         self._drafted = Counter("shardhub_drafted_tokens", "Tokens proposed by drafters.", registry=own)
-        self._accepted = Counter("shardhub_accepted_tokens", "Proposed tokens that were right.", registry=own)
+        self._accepted = Counter("shardhub_accepted_tokens", "Proposed tokens that were accepted.", registry=own)
         for outcome in ("stop", "length", "cancelled", "failed", "refused"):
             self._requests.labels(outcome)
         scheduler.watch(self)
@@ -77,15 +81,19 @@ class HeadMetrics(Collector, StreamObserver, ChainObserver):
         """The counters, and gauges of the current state."""
         scheduler, chain = self._scheduler, self._scheduler.chain
         for name, text, value in (
-            ("waiting_requests", "Requests that wait for room.", scheduler.num_waiting),
-            ("open_requests", "Requests that wait or run.", len(scheduler.streams)),
+            ("waiting_requests", "Requests waiting for a free session.", scheduler.num_waiting),
+            ("open_requests", "Requests waiting or running.", len(scheduler.streams)),
             ("decoding_requests", "Requests in decode steps.", scheduler.num_decoding),
-            ("kept_prefixes", "Finished sequences that prompts may begin with.", len(scheduler.prefixes)),
+            ("kept_prefixes", "Finished sequences kept for prompts that start with them.", len(scheduler.prefixes)),
         ):
             yield GaugeMetricFamily(f"shardhub_{name}", text, value=value)
-        yield CounterMetricFamily("shardhub_head_sent_bytes", "Ids and tensors sent to nodes.", value=chain.sent_bytes)
         yield CounterMetricFamily(
-            "shardhub_head_received_bytes", "Tensors that nodes had this process hand on.", value=chain.received_bytes
+            "shardhub_head_sent_bytes", "Bytes of ids and tensors sent to nodes.", value=chain.sent_bytes
+        )
+        yield CounterMetricFamily(
+            "shardhub_head_received_bytes",
+            "Bytes of tensors passed on between nodes by this process.",
+            value=chain.received_bytes,
         )
         yield from self._own.collect()
 

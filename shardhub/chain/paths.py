@@ -79,7 +79,7 @@ class Paths:
 
     def is_relieved(self, path: Path) -> bool:
         """Whether a place of the path takes no new sessions."""
-        return any(place.link in path.links for place in self.places if not place.is_wanted)
+        return any(place.link in path.links for place in self.places if not place.is_needed)
 
     def choose(self, num_carried: Callable[[StageLink], int], before: Path | None = None) -> Path:
         """Choose the live replica of each stage that carries the fewest sessions.
@@ -104,7 +104,7 @@ class Paths:
             if not there:
                 raise _error_of(self.gaps[0])
             kept = [place for place in there if before is not None and place.link in before.links]
-            there = [place for place in there if place.is_wanted] or there
+            there = [place for place in there if place.is_needed] or there
             chosen.append(kept[0] if kept else min(there, key=partial(rank, at=at)))
         hops = [self._hops[here, after] for here, after in pairwise(chosen)]
         return Path(tuple(place.link for place in chosen), (*hops, NextHop(kind=HopKind.END)))
@@ -137,7 +137,7 @@ class Paths:
     def _hopeless(self) -> Place | None:
         """A place of an unserved stage whose former nodes all answer, but serve something else or refuse this head."""
         for stage in self.stages:
-            expected = [place for place in stage if place.is_wanted]
+            expected = [place for place in stage if place.is_needed]
             if not stage[0].is_served and all(place.state is PlaceState.REFUSED for place in expected):
                 return expected[-1] if expected else stage[-1]
         return None
@@ -182,8 +182,8 @@ class Paths:
                 return place
         raise RouteError(
             f"{link.name} serves layers {link.facts.start} to {link.facts.stop - 1}.",
-            why="No node of the chain serves just these, so it can replace none.",
-            hint="Serve the same shards as one of the others.",
+            why="No node of the chain serves exactly these layers, so it cannot replace one.",
+            hint="Serve the same shards as one of the other nodes.",
         )
 
     async def put(self, place: Place, link: StageLink) -> None:
@@ -249,7 +249,7 @@ class Paths:
                 self._hops[here, after] = NextHop(kind=HopKind.DIAL, address=address)
                 return
         self._hops[here, after] = by_us
-        log.warning("%s cannot reach %s: what they exchange goes through this process", sender.name, receiver.name)
+        log.warning("%s cannot reach %s: this process passes on their messages", sender.name, receiver.name)
 
     def bytes_per_s(self) -> float:
         """Measured rate of the slowest hop between two nodes; infinite if none was measured."""

@@ -54,7 +54,7 @@ class Place:
         return self.state in _THERE
 
     @property
-    def is_wanted(self) -> bool:
+    def is_needed(self) -> bool:
         """Whether the chain needs it, so that new sessions use it once it is live."""
         return self.state not in (PlaceState.RELIEVED, PlaceState.ENDED)
 

@@ -94,19 +94,19 @@ class Reconnector(ChainObserver):
             async with self._clock.timeout(_ANSWER_S):
                 description = await link.describe()
         except TimeoutError:
-            why = f"Nothing came within {_ANSWER_S:.0f} s."
+            why = f"It did not answer within {_ANSWER_S:.0f} s."
             self._chain.lose(place, StepTimeout(f"{link.name} does not answer.", why=why))
         except ShardhubError as error:
             self._chain.lose(place, error)
         else:
             busy_s = description.load.get("busy_s", 0.0)
             if busy_s > self._chain.steps.deadlines.timeout_s(self._chain.max_chunk):
-                why = f"It has been at one step for {busy_s:.0f} s."
+                why = f"It has been computing one step for {busy_s:.0f} s."
                 self._chain.lose(place, StepTimeout(f"{link.name} is stuck.", why=why))
 
     def slept(self, seconds: float) -> None:
         """Record an event about this machine's sleep and its consequences."""
-        text = f"This machine slept for {seconds:.0f} s: what nodes gave up meanwhile is computed again."
+        text = f"This machine was asleep for {seconds:.0f} s: sessions that nodes dropped meanwhile are computed again."
         self._events.tell("slept", text)
 
     def lost(self, place: Place, error: ShardhubError) -> None:
@@ -132,8 +132,8 @@ class Reconnector(ChainObserver):
         if self._attempts.get(place) is task:
             del self._attempts[place]
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("attempts to bring back %s ended", place.link.name, exc_info=error)
-            self._events.tell("gave-up", f"{place.link.name} is not tried again: {type(error).__name__}.")
+            log.error("attempts to reconnect to %s ended", place.link.name, exc_info=error)
+            self._events.tell("gave-up", f"{place.link.name} will not be tried again: {type(error).__name__}.")
 
     async def _bring_back(self, place: Place, kind: str) -> None:
         link, began_at, delay_s = place.link, self._clock.now(), _FIRST_DELAY_S
@@ -151,7 +151,7 @@ class Reconnector(ChainObserver):
                     self._chain.paths.refuse(place, error)
                     if (why := describe_error(error)) != refused:
                         refused = why
-                        self._events.tell("refused", f"{link.name} answers, and is not used: {why}")
+                        self._events.tell("refused", f"{link.name} answers but cannot be used: {why}")
                 except (ShardhubError, TimeoutError):
                     pass
             if may_stand_in and not place.is_served and self._clock.now() - began_at > _STAND_IN_AFTER_S:
@@ -161,7 +161,9 @@ class Reconnector(ChainObserver):
                             may_stand_in = False
                             await self._stand_in_for(place)
                 except ShardhubError as error:
-                    self._events.tell("gave-up", f"{link.name} cannot be stood in for: {describe_error(error)}")
+                    self._events.tell(
+                        "gave-up", f"this process cannot stand in for {link.name}: {describe_error(error)}"
+                    )
             await self._clock.sleep(delay_s)
             delay_s = min(_LAST_DELAY_S, 1.5 * delay_s)
 
@@ -189,7 +191,7 @@ class Reconnector(ChainObserver):
         while self._chain.is_carrying(stand_in):
             await self._clock.sleep(_RELIEF_S)
         await self._chain.release(stand_in)
-        log.info("the stand-in for layers from %d on has ended", stand_in.link.facts.start)
+        log.info("this process no longer stands in for the stage that starts at layer %d", stand_in.link.facts.start)
 
     def _call_back(self, stage: Sequence[Place]) -> None:
         """Let the stage's stand-in take new work again if it has not ended and no node serves the stage."""

@@ -81,10 +81,10 @@ class Recoverer:
         if stream.num_generated:
             self._events.tell(
                 "recovered",
-                f"A sequence goes on at position {len(ids)}: {len(ids) - num_kept} ids were computed again "
+                f"A sequence continues at position {len(ids)}: {len(ids) - num_kept} ids were computed again "
                 f"({self._settings.recovery.value}) within {self._clock.now() - began_at:.1f} s."
-                + ("" if stream.is_exact else " It is continued, not bit-exact.")
-                + (f" Machines compute otherwise: {changed}." if changed else ""),
+                + ("" if stream.is_exact else " It is no longer bit-exact.")
+                + (f" The machines round differently: {changed}." if changed else ""),
             )
 
     async def _until_back(self, stream: Stream, ids: Sequence[int], deadline: float) -> int:
@@ -109,7 +109,7 @@ class Recoverer:
                 # A node that takes over from another may have to end other sessions first.
                 may_come = is_recoverable(error) or isinstance(error, Overloaded)
                 if not may_come or stream.is_done or self._clock.now() >= deadline:
-                    self._events.tell("gave-up", f"A sequence of {len(ids)} ids ends: {describe_error(error)}")
+                    self._events.tell("gave-up", f"A sequence of {len(ids)} ids was ended: {describe_error(error)}")
                     raise
             await self._clock.sleep(delay_s)
             delay_s = min(_BETWEEN_ATTEMPTS_S, 2 * delay_s)

@@ -60,9 +60,9 @@ class Request:
         """
         if (most := max(self.prompt, default=0)) >= num_rows:
             raise PromptError(
-                f"The prompt holds the token id {most}, which the model does not know.",
+                f"The prompt contains the token id {most}, which the model does not have.",
                 why=f"Its ids are 0 to {num_rows - 1}; the tokenizer has more.",
-                hint="Leave out the name of the special token that stands in the prompt.",
+                hint="Remove the name of that special token from the prompt.",
             )
 
     def positions(self, max_context: int) -> int:
@@ -73,12 +73,12 @@ class Request:
             ContextExceeded: The prompt leaves no room for a single token.
         """
         if not self.prompt:
-            raise PromptError("The prompt is empty.", hint="Give some text.")
+            raise PromptError("The prompt is empty.", hint="Give a prompt with some text.")
         if len(self.prompt) + 1 > max_context:
             raise ContextExceeded(
                 f"The prompt has {len(self.prompt)} tokens.",
-                why=f"The chain's context is {max_context} positions, answer included.",
-                hint="Shorten it, or start the nodes with a larger `context`.",
+                why=f"The chain's context is {max_context} positions, including the answer.",
+                hint="Shorten the prompt, or start the nodes with a larger `context`.",
                 num_tokens=len(self.prompt),
                 most=max_context,
             )

@@ -109,11 +109,11 @@ def _nobody(
     if absent and not num_nodes and len(absent) == 1:
         return next(iter(absent.values()))
     why = "; ".join(f"{error.what} {error.why}".strip() for error in list(absent.values())[:_SHOWN])
-    more = f"; and {len(absent) - _SHOWN} more do not answer" if len(absent) > _SHOWN else ""
+    more = f"; {len(absent) - _SHOWN} more do not answer" if len(absent) > _SHOWN else ""
     return RouteError(
-        f"Nobody serves stage {stages_text(manifest, nobody)}.",
-        why=f"{why}{more}" if why else f"{num_nodes} of {len(manifest.stages)} stages' nodes answer.",
-        hint="Start it somewhere with `shardhub serve`, and name its address with `node`.",
+        f"No node serves stage {stages_text(manifest, nobody)}.",
+        why=f"{why}{more}" if why else f"Nodes of {num_nodes} of the {len(manifest.stages)} stages answer.",
+        hint="Start a node for it with `shardhub serve`, and give the node's address with `node`.",
     )
 
 

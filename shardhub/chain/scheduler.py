@@ -110,7 +110,9 @@ class Scheduler:
             if (vocab_size := self.chain.vocab_size) is not None:
                 request.check_ids(vocab_size)
             if self.num_waiting >= self.settings.max_waiting:
-                raise Overloaded(f"{self.num_waiting} requests wait for the chain.", hint="Try again later.")
+                raise Overloaded(
+                    f"{self.num_waiting} requests are already waiting for the chain.", hint="Try again later."
+                )
         except ShardhubError as error:
             for observer in self._observers:
                 observer.refused(error)

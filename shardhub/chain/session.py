@@ -115,7 +115,7 @@ class ChainSession:
         Raises:
             ShardhubError: A stage refuses.
         """
-        self.on_failure(self.epoch, StaleEpoch("A newer epoch of the session fences this step."))
+        self.on_failure(self.epoch, StaleEpoch("This step is fenced by a newer epoch of the session."))
         self.epoch += 1
         self._failure = None
         calls = [
@@ -213,7 +213,7 @@ class ChainSession:
         if self.position - row.discard + len(row.ids) > self.context:
             raise ContextExceeded(
                 f"The sequence would have {self.position - row.discard + len(row.ids)} positions.",
-                why=f"The session was opened for {self.context}.",
+                why=f"The session was opened for {self.context} positions.",
             )
 
     def sent(self, row: RowToSend) -> asyncio.Future[RowResult]:

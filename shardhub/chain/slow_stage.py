@@ -24,17 +24,20 @@ async def find_slow_stage(links: Sequence[StageLink], timeout_s: float, *, clock
     late = [(link, load) for link, load in zip(links, loads, strict=True) if load is None or load.get("busy_s")]
     # First a stage that does not answer, then the one that has run its step the longest.
     late.sort(key=lambda pair: -(pair[1] or {}).get("busy_s", float("inf")))
-    what = f"A step did not come round within {timeout_s:.0f} s."
+    what = f"A step did not pass through all stages within {timeout_s:.0f} s."
     if not late:
         names = ", ".join(link.name for link in links)
-        return StepTimeout(what, why=f"None of {names} is busy with it: it was lost.", hint="Look at their logs.")
+        return StepTimeout(what, why=f"{names} are not computing it, so it was lost.", hint="See the nodes' logs.")
     link, load = late[0]
     layers = f"layers {link.facts.start} to {link.facts.stop - 1}"
     why = f"{link.name}, which serves {layers}, does not answer."
     if load is not None:
         busy_s, num_queued = load.get("busy_s", 0.0), load.get("queued_steps", 0.0)
-        why = f"{link.name}, which serves {layers}, has been at one step for {busy_s:.1f} s; {num_queued:.0f} wait."
-    return StepTimeout(what, why=why, hint="Is another program on that machine? See `shardhub status`.")
+        why = (
+            f"{link.name}, which serves {layers}, has been computing one step for {busy_s:.1f} s; {num_queued:.0f} "
+            "steps wait."
+        )
+    return StepTimeout(what, why=why, hint="Another program may be using that machine. See `shardhub status`.")
 
 
 async def _load(link: StageLink, clock: Clock) -> Mapping[str, float] | None:

@@ -157,7 +157,7 @@ class Stream:
         if self.is_done:
             return
         if not self.status.may_become(status):
-            raise ValueError(f"A stream that is {self.status.value} does not become {status.value}.")
+            raise ValueError(f"A stream cannot go from {self.status.value} to {status.value}.")
         self.status = status
         if status.is_end:
             self._over.set_result(None)
@@ -284,7 +284,7 @@ class Stream:
                 task.cancel()
                 await asyncio.wait((task,))
         if task.cancelled():
-            raise Overloaded("The request was given up while it waited.")
+            raise Overloaded("The request was cancelled while it waited.")
         return task.result()
 
     def interrupt(self, error: BaseException) -> None:

@@ -155,8 +155,8 @@ def read_checkpoint(
     config = parse_config(_read_bounded(config_path, MAX_DOCUMENT_BYTES), where=str(config_path))
     if _MODELOPT_FILE in names and not any("quantization" in field for field in (*config, *text_config(config))):
         raise UnsupportedModel(
-            f"How {where} is quantised stands beside its configuration.",
-            why=f"It has a {_MODELOPT_FILE}, and config.json says nothing of it.",
+            f"The quantisation of {where} is not described in its config.json.",
+            why=f"It is described in {_MODELOPT_FILE}, which mlx-lm does not read.",
             hint="Convert it once, then split the result: mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
         )
     index = folder / INDEX_FILE
@@ -196,8 +196,8 @@ def verify_weight_file(path: Path, file: WeightFile, catalogue: Mapping[str, Ten
     if (digest := _sha256(path)) != file.sha256:
         raise DigestMismatch(
             f"{path} is not the weight file that was published.",
-            why=f"Its sha256 is {digest[:16]}..., the stage says {file.sha256[:16]}....",
-            hint="Delete it and get it again from its publisher.",
+            why=f"Its sha256 is {digest[:16]}..., but the stage says {file.sha256[:16]}....",
+            hint="Delete it and download it again from its publisher.",
         )
 
 
@@ -209,14 +209,14 @@ def check_weight_header(path: Path, file: WeightFile, catalogue: Mapping[str, Te
     """
     header = read_header(path)
     if header.size_bytes != file.size_bytes:
-        raise _not_promised(path, f"It has {header.size_bytes} bytes, the stage says {file.size_bytes}.")
-    found, promised = list(header.tensors), list(file.tensors)
-    if found != promised:
-        missing, extra = set(promised) - set(found), set(found) - set(promised)
+        raise _not_promised(path, f"It has {header.size_bytes} bytes, but the stage says {file.size_bytes}.")
+    actual, promised = list(header.tensors), list(file.tensors)
+    if actual != promised:
+        missing, extra = set(promised) - set(actual), set(actual) - set(promised)
         parts = [f"{kind}: {listed(names)}" for kind, names in (("missing", missing), ("extra", extra)) if names]
-        raise _not_promised(path, f"Its tensors are not the stage's ({'; '.join(parts) or 'in another order'}).")
+        raise _not_promised(path, f"Its tensors differ from the stage's ({'; '.join(parts) or 'their order'}).")
     wrong = [
-        f"{name} is {_shown(tensor.spec)}, the catalogue says {_shown(catalogue.get(name))}"
+        f"{name} is {_shown(tensor.spec)}, but the catalogue says {_shown(catalogue.get(name))}"
         for name, tensor in header.tensors.items()
         if tensor.spec != catalogue.get(name)
     ]
@@ -234,8 +234,8 @@ def check_unchanged(source: ByteSource, header: Header) -> None:
     if (source.size_bytes, source.version) != (header.size_bytes, header.version):
         raise WeightFileError(
             f"{source.name} changed since its header was read.",
-            why=f"It had {header.size_bytes} bytes, now it has {source.size_bytes}.",
-            hint="Wait until nothing writes to the model, then start again.",
+            why=f"It had {header.size_bytes} bytes then, and has {source.size_bytes} now.",
+            hint="Wait until no process writes to the model, then start again.",
         )
 
 
@@ -250,13 +250,13 @@ def _check_is_model(where: str, names: Collection[str]) -> None:
         if marker in names:
             raise UsageError(
                 f"{where} is a {noun}, not a model.",
-                why=f"It has a {marker}.",
+                why=f"It contains {marker}.",
                 hint=f"Give the model it was made from, or use it: shardhub {verb} {where}",
             )
     if CONFIG_FILE not in names:
         raise UsageError(
             f"{where} is not a model.",
-            why=f"It has no {CONFIG_FILE}.",
+            why=f"It does not contain {CONFIG_FILE}.",
             hint="Give a folder or repo that holds config.json, the tokenizer and *.safetensors.",
         )
 
@@ -267,7 +267,7 @@ def _read_bounded(path: Path, limit_bytes: int) -> bytes:
     except OSError as error:
         raise FormatError(f"{path} cannot be read.", why=f"{error.strerror}.") from error
     if len(data) > limit_bytes:
-        raise FormatError(f"{path} is larger than {limit_bytes} bytes.", hint="No model needs such a file.")
+        raise FormatError(f"{path} is larger than {limit_bytes} bytes.", hint="No model needs a file of this size.")
     return data
 
 
@@ -287,5 +287,5 @@ def _not_promised(path: Path, why: str) -> WeightFileError:
     return WeightFileError(
         f"{path} is not the weight file the stage names.",
         why=why,
-        hint="Delete it and get it again from its publisher.",
+        hint="Delete it and download it again from its publisher.",
     )

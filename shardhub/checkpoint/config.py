@@ -69,7 +69,7 @@ def parse_config(data: bytes, *, where: str) -> dict[str, Any]:
         FormatError: The data is not a JSON object, repeats a key, or has a number beyond the limits.
     """
     if len(data) > MAX_DOCUMENT_BYTES:
-        raise _broken(where, f"It has {len(data)} bytes, the limit is {MAX_DOCUMENT_BYTES}")
+        raise _broken(where, f"It has {len(data)} bytes, and the limit is {MAX_DOCUMENT_BYTES}")
     try:
         config = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
         json.dumps(config, ensure_ascii=False).encode("utf-8")  # fails for text that cannot be written again
@@ -106,7 +106,7 @@ def num_layers(config: Mapping[str, Any]) -> int:
             if isinstance(pattern := part.get(field), list | str) and pattern:
                 return len(pattern)
     raise UnsupportedModel(
-        "The number of layers is not to be found in config.json.",
+        "config.json does not state the number of layers.",
         why=f"It has none of {', '.join(_LAYER_FIELDS)} (model_type {config.get('model_type')!r}).",
         hint="Only decoder models that mlx-lm runs can be split.",
     )
@@ -144,14 +144,14 @@ def mlx_quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
             return {"group_size": settings.get("group_size", 16), "bits": 4, "mode": "nvfp4"}
     named = " ".join(str(foreign[key])[:40] for key in ("quant_method", "format", "quant_algo") if key in foreign)
     raise UnsupportedModel(
-        f"This checkpoint's quantisation ({named or 'without a name'}) is not in MLX's layout.",
-        why="Its tensors must be packed anew before layers can be taken out of it."
+        f"This checkpoint's quantisation ({named or 'unnamed'}) is not in MLX's layout.",
+        why="Its tensors must be repacked before layers can be copied out of it."
         if method in _CONVERTIBLE
-        else "mlx-lm has no code that reads it.",
+        else "mlx-lm cannot read it.",
         hint=_CONVERT
         if method in _CONVERTIBLE
-        else "Take the model without quantisation and quantise it: "
-        "mlx_lm.convert --hf-path ORIGINAL --mlx-path FOLDER -q",
+        else "Start from the model before quantisation, and quantise it with MLX: mlx_lm.convert --hf-path ORIGINAL "
+        "--mlx-path FOLDER -q",
     )
 
 
@@ -184,7 +184,7 @@ def _check(config: Mapping[str, Any], where: str) -> None:
     parts += [(f"{field}.", config[field]) for field in _NESTED_FIELDS if isinstance(config.get(field), dict)]
     for prefix, part in parts:
         if len(part) > _MAX_FIELDS:
-            raise _broken(where, f"{prefix or 'It'} has {len(part)} fields, at most {_MAX_FIELDS} are read")
+            raise _broken(where, f"{prefix or 'It'} has {len(part)} fields, and at most {_MAX_FIELDS} are read")
         stated = next((value for field in _LAYER_FIELDS if isinstance(value := part.get(field), int)), MAX_LAYERS)
         most = min(MAX_LAYERS, _ENTRIES_PER_LAYER * max(1, stated) + _SPARE_ENTRIES)
         for field in _PER_LAYER:
@@ -211,7 +211,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for key, item in pairs:
         if key in value:
-            raise ValueError(f"The key {key!r} stands twice")
+            raise ValueError(f"The key {key!r} appears twice")
         value[key] = item
     return value
 
@@ -220,5 +220,5 @@ def _broken(where: str, why: str) -> FormatError:
     return FormatError(
         f"{where} is not a usable model configuration.",
         why=f"{why}.",
-        hint="Get config.json again from the model's publisher.",
+        hint="Download config.json again from the model's publisher.",
     )

@@ -77,7 +77,10 @@ def model_costs(checkpoint: Checkpoint, context: int) -> ModelCosts:
         else:
             other += size
     if other:
-        notes.append(f"{size_text(other)} of towers and draft heads are not counted: mlx-lm's text models drop them.")
+        notes.append(
+            f"{size_text(other)} of vision or audio towers and draft heads are not counted: mlx-lm's text "
+            f"models drop them."
+        )
     trained = config.get("max_position_embeddings")
     if isinstance(trained, int) and context > trained:
         notes.append(f"A context of {context} is more than the {trained} positions config.json states.")
@@ -115,7 +118,7 @@ def _expert_share(config: Mapping[str, Any], checkpoint: Checkpoint, notes: list
     total, used = _first_int(config, _EXPERTS), _first_int(config, _EXPERTS_USED)
     if total and used and used <= total:
         return used, total
-    notes.append("How many experts a token uses is not stated: all are counted as read.")
+    notes.append("config.json does not state how many experts a token uses: all are counted as read.")
     return 1, 1
 
 
@@ -124,15 +127,19 @@ def _kv_by_layer(config: Mapping[str, Any], layers: int, width: int, notes: list
     if not per_token:
         # As for full attention: too high an estimate refuses now, too low a one fails later.
         per_token = 2 * (_first_int(config, ("hidden_size", "n_embd", "d_model", "model_dim")) or 8192) * width
-        notes.append("KV heads are not stated: KV is estimated as for full multi-head attention.")
+        notes.append(
+            "config.json does not state the number of KV heads: KV is estimated as for full multi-head attention."
+        )
     kinds = _layer_kinds(config, layers)
     window = _first_int(config, ("sliding_window", "sliding_window_size", "attention_window_size"))
     states = {kind: _state_bytes(kind, config, width) for kind in set(kinds)}
     unknown = sorted(kind for kind in states if kind not in _FULL | _SLIDING and not states[kind])
     if unknown:
-        notes.append(f"KV of layers of kind {', '.join(unknown)[:80]} is estimated as that of full attention.")
+        notes.append(f"KV of layers of kind {', '.join(unknown)[:80]} is estimated as for full attention.")
     if any(kind in _SLIDING for kind in kinds) and window is None:
-        notes.append("The sliding window is not stated: its layers are counted as full attention.")
+        notes.append(
+            "config.json does not state the size of the sliding window: its layers are counted as full attention."
+        )
     return [
         _KV(per_token=0, fixed=states[kind])
         if states[kind]

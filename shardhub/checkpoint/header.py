@@ -67,7 +67,7 @@ class FileSource:
         try:
             self._descriptor = open_descriptor(path)
         except PermissionError as error:
-            raise AccessError(f"{path} may not be read.", why=f"{error.strerror}.") from error
+            raise AccessError(f"{path} cannot be read: permission denied.", why=f"{error.strerror}.") from error
         except OSError as error:
             raise WeightFileError(f"{path} cannot be opened.", why=f"{error.strerror}.") from error
         status = os.fstat(self._descriptor)
@@ -100,7 +100,7 @@ class FileSource:
             except OSError as error:
                 raise WeightFileError(f"{self.name} cannot be read.", why=f"{error.strerror}.") from error
             if count == 0:
-                _refuse(self.name, f"it ends at byte {start + done}, expected {start + len(buffer)}")
+                _refuse(self.name, f"it ends at byte {start + done} instead of {start + len(buffer)}")
             done += count
 
 
@@ -182,12 +182,16 @@ def encode_header(tensors: Iterable[tuple[str, TensorSpec]]) -> bytes:
 
 def _header_bytes(source: ByteSource) -> bytes:
     if source.size_bytes < LENGTH_BYTES:
-        _refuse(source.name, f"it has {source.size_bytes} bytes, a header's length alone takes {LENGTH_BYTES}")
+        _refuse(source.name, f"it has {source.size_bytes} bytes, but the length of a header alone takes {LENGTH_BYTES}")
     length = int.from_bytes(_read(source, 0, LENGTH_BYTES), "little")
     if length > MAX_HEADER_BYTES:
-        _refuse(source.name, f"its header is to have {length} bytes, the limit is {MAX_HEADER_BYTES}")
+        _refuse(source.name, f"it states a header of {length} bytes, and the limit is {MAX_HEADER_BYTES}")
     if LENGTH_BYTES + length > source.size_bytes:
-        _refuse(source.name, f"its header is to end at byte {LENGTH_BYTES + length}, the file at {source.size_bytes}")
+        _refuse(
+            source.name,
+            f"it states a header that ends at byte {LENGTH_BYTES + length}, but the file ends at "
+            f"byte {source.size_bytes}",
+        )
     return _read(source, LENGTH_BYTES, LENGTH_BYTES + length)
 
 
@@ -206,7 +210,7 @@ def _parse(raw: bytes, source: ByteSource, *, file: str) -> dict[str, StoredTens
     try:
         entries = parse_json(raw, where="header", limit_bytes=MAX_HEADER_BYTES)
     except FormatError as error:
-        raise _broken(where, f"its header is not proper JSON: {error.why}") from error
+        raise _broken(where, f"its header is not valid JSON: {error.why}") from error
     if not isinstance(entries, dict):
         _refuse(where, f"its header is a JSON {type(entries).__name__}, expected an object")
     metadata = entries.pop("__metadata__", {})
@@ -215,21 +219,21 @@ def _parse(raw: bytes, source: ByteSource, *, file: str) -> dict[str, StoredTens
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         _refuse(where, "__metadata__ must map strings to strings")
     if len(entries) > MAX_TENSORS_PER_FILE:
-        _refuse(where, f"it has {len(entries)} tensors, the limit is {MAX_TENSORS_PER_FILE}")
+        _refuse(where, f"it has {len(entries)} tensors, and the limit is {MAX_TENSORS_PER_FILE}")
     data_start = LENGTH_BYTES + len(raw)
-    found = [(name, _tensor(name, entry, file, data_start, where)) for name, entry in entries.items()]
+    stored = [(name, _tensor(name, entry, file, data_start, where)) for name, entry in entries.items()]
     # A stable sort, so that empty tensors at one offset keep the header's order.
-    found.sort(key=lambda item: (item[1].start, item[1].stop))
+    stored.sort(key=lambda item: (item[1].start, item[1].stop))
     at, before = data_start, "the header"
-    for name, tensor in found:
+    for name, tensor in stored:
         if tensor.start != at:
             fault = "overlaps" if tensor.start < at else "leaves a hole after"
             _refuse(where, f"tensor {name[:200]!r} {fault} {before}: it starts at byte {tensor.start}, expected {at}")
         at, before = tensor.stop, repr(name[:200])
     if at != source.size_bytes:
-        fault = "is truncated" if at > source.size_bytes else "has bytes that no tensor owns"
-        _refuse(where, f"it {fault}: its tensors end at byte {at}, the file at {source.size_bytes}")
-    return dict(found)
+        fault = "is truncated" if at > source.size_bytes else "has bytes that belong to no tensor"
+        _refuse(where, f"it {fault}: its tensors end at byte {at}, and the file at byte {source.size_bytes}")
+    return dict(stored)
 
 
 def _tensor(name: str, entry: Any, file: str, data_start: int, where: str) -> StoredTensor:
@@ -244,7 +248,7 @@ def _tensor(name: str, entry: Any, file: str, data_start: int, where: str) -> St
     if not _counts(shape):
         _refuse(where, f"{shown} has shape {str(shape)[:80]}, expected integers from 0 to {MAX_SIZE}")
     if len(shape) > MAX_DIMS:
-        _refuse(where, f"{shown} has {len(shape)} dimensions, the limit is {MAX_DIMS}")
+        _refuse(where, f"{shown} has {len(shape)} dimensions, and the limit is {MAX_DIMS}")
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         _refuse(where, f"{shown} has data_offsets {str(offsets)[:80]}, expected [start, stop]")
     start, stop = offsets
@@ -253,7 +257,7 @@ def _tensor(name: str, entry: Any, file: str, data_start: int, where: str) -> St
         _refuse(where, f"{shown} has shape {str(shape)[:80]}, whose size takes more than 64 bits")
     size = DTYPE_SIZES[dtype] * math.prod(shape)
     if size != stop - start:
-        _refuse(where, f"{shown} of {dtype} {shape} takes {size} bytes, data_offsets give {stop - start}")
+        _refuse(where, f"{shown} of {dtype} {shape} takes {size} bytes, but its data_offsets span {stop - start}")
     spec = TensorSpec(dtype=dtype, shape=tuple(shape))
     return StoredTensor(spec=spec, file=file, start=data_start + start, stop=data_start + stop)
 
@@ -272,14 +276,14 @@ def _check_by_reference(path: Path, tensors: dict[str, StoredTensor]) -> None:
     except (SafetensorError, OSError) as error:
         raise _broken(str(path), f"the safetensors library refuses it: {error}") from error
     if names != tensors.keys():
-        _refuse(str(path), f"the safetensors library sees {len(names)} tensors, its header names {len(tensors)}")
+        _refuse(str(path), f"the safetensors library reads {len(names)} tensors, but its header names {len(tensors)}")
 
 
 def _broken(where: str, why: str) -> WeightFileError:
     return WeightFileError(
-        f"{where} is not a proper safetensors file.",
+        f"{where} is not a valid safetensors file.",
         why=f"{why[:1].upper()}{why[1:600]}.",
-        hint="Get the file again from its publisher; if it is the published one, it must not be loaded.",
+        hint="Download the file again from its publisher. If the published file is like this, do not load it.",
     )
 
 

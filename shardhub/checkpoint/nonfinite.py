@@ -23,12 +23,12 @@ def first_nonfinite(dtype: str, data: memoryview) -> int | None:
         dtype: safetensors name of the elements' dtype.
         data: Whole elements, little-endian, aligned to their size.
     """
-    found = _BITS.get(dtype)
-    if found is None or not len(data):
+    bits = _BITS.get(dtype)
+    if bits is None or not len(data):
         return None
     import numpy as np
 
-    word, mask = found
+    word, mask = bits
     exponents = np.bitwise_and(np.frombuffer(data, word), np.array(mask, word))
     if int(exponents.max()) != mask:
         return None

@@ -73,10 +73,10 @@ def read_rotary(part: Mapping[str, Any], rope: Mapping[str, Any] | None) -> Rota
     is_nested = any(isinstance(value, dict) for value in given.values())
     if rope.get("nested"):
         if given and not is_nested:
-            why = "this module reads one rotary embedding for each kind of layer, and takes its own defaults"
+            why = "this module expects one rotary embedding for each kind of layer, and uses its own defaults instead"
             rotary.unread.append(UnreadField(name=PARAMETERS, value=dict(given), why=why))
         if (kind := _kind(scaling)) not in _UNSCALED:
-            why = f"how the rotary embedding is scaled, which this module reads in {PARAMETERS} by kind of layer"
+            why = f"scaling of the rotary embedding, which this module reads only by kind of layer, from {PARAMETERS}"
             rotary.unread.append(UnreadField(name=f"{SCALING}.rope_type", value=kind, why=why))
         return rotary
     main = _main(given, rope, rotary) if is_nested else dict(given)
@@ -124,19 +124,19 @@ def _main(given: Mapping[str, Any], rope: Mapping[str, Any], rotary: Rotary) -> 
     if local_name is None:
         kinds = [_plain(entry) for entry in entries.values()]
         if any(kind != kinds[0] for kind in kinds):
-            why = "layers differ in their rotary embeddings, and this module has one for all"
+            why = "layers differ in their rotary embeddings, but this module uses one for all layers"
             rotary.unread.append(UnreadField(name=PARAMETERS, value=dict(given), why=why))
             return None
         return next(iter(entries.values()))
     main, local = (entries.get(name, {}) for name in _LAYERS)
     if (kind := _kind(local)) not in _UNSCALED:
-        why = "this module scales no rotary embedding of layers with a window"
+        why = "this module does not scale the rotary embedding of layers with a sliding window"
         rotary.unread.append(UnreadField(name=f"{PARAMETERS}.{_LAYERS[1]}.rope_type", value=kind, why=why))
     if (theta := local.get("rope_theta")) is not None:
         if local_name != "rope_theta":
             rotary.changes[local_name] = theta
         elif not same(theta, main.get("rope_theta", theta)):
-            why = "this module has one base for all layers"
+            why = "this module uses one base for all layers"
             rotary.unread.append(UnreadField(name=f"{PARAMETERS}.{_LAYERS[1]}.rope_theta", value=theta, why=why))
     return main
 
@@ -168,7 +168,8 @@ def _theta(
             return
         if (before := at(part, name)) is not None:
             rotary.notes.append(
-                f"{name} was {shown(before)}, and is set to the {shown(theta)} of {PARAMETERS}, as transformers does"
+                f"{name} is changed from {shown(before)} to the value in {PARAMETERS}, {shown(theta)}, as in "
+                f"transformers"
             )
         rotary.changes[name] = theta
 
@@ -200,20 +201,20 @@ def _scaling(
             now = rotary.changes.get(PARAMETERS, given)
             rotary.changes[PARAMETERS] = {**now, **scaling, **named}
     elif kind in types:
-        wanted = {key: value for key, value in both.items() if key not in ("rope_theta", "partial_rotary_factor")}
-        wanted |= named
+        translated = {key: value for key, value in both.items() if key not in ("rope_theta", "partial_rotary_factor")}
+        translated |= named
         if kind in _NEED_ORIGINAL:
-            trained = part.get(_ORIGINAL) or wanted.get(_ORIGINAL) or part.get("max_position_embeddings")
+            trained = part.get(_ORIGINAL) or translated.get(_ORIGINAL) or part.get("max_position_embeddings")
             if trained is not None:
-                wanted[_ORIGINAL] = trained
+                translated[_ORIGINAL] = trained
                 if kind == "longrope" and part.get(_ORIGINAL) is None:
                     rotary.changes[_ORIGINAL] = trained
-        if wanted != scaling:
-            rotary.changes[SCALING] = wanted
+        if translated != scaling:
+            rotary.changes[SCALING] = translated
     else:
         where = SCALING if _kind(scaling) not in _UNSCALED else PARAMETERS
         known = ", ".join(types or native_types) or "none"
-        why = f"how the rotary embedding is scaled, of which this module computes: {known}"
+        why = f"scaling of the rotary embedding; this module supports: {known}"
         rotary.unread.append(UnreadField(name=f"{where}.rope_type", value=spelled, why=why))
         return
     _factors(part, main, both, kind, rope, rotary)
@@ -236,8 +237,8 @@ def _factors(
         factor = whole / trained if whole and trained else None
         if both.get("short_factor") != both.get("long_factor"):
             rotary.notes.append(
-                f"mlx-lm never reads {where}.short_factor: texts shorter than {trained} positions are computed with "
-                "long_factor, as longer ones are"
+                f"mlx-lm never reads {where}.short_factor: it uses long_factor for texts shorter than {trained} "
+                f"positions too"
             )
     if attention is not None and kind in ("yarn", "longrope"):
         computed = None
@@ -245,7 +246,7 @@ def _factors(
             growth = math.log(max(factor, 1.0))
             computed = 0.1 * growth + 1 if kind == "yarn" else math.sqrt(1 + growth / math.log(max(trained or 2, 2)))
         if computed is None or not same(attention, computed):
-            why = f"scale of the attention, which mlx-lm computes as {computed}"
+            why = f"scale of the attention, for which mlx-lm computes {computed}"
             rotary.unread.append(UnreadField(name=f"{where}.attention_factor", value=attention, why=why))
     if both.get("truncate") is False and kind == "yarn":
         why = "the borders between scaled and unscaled frequencies, which mlx-lm rounds to whole dimensions"

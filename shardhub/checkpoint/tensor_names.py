@@ -27,10 +27,10 @@ def layer_index(name: str, num_layers: int) -> int | None:
 
     Layers of vision and audio towers, of draft heads, experts, and layers past the last one do not count.
     """
-    found = _LAYER.search(name)
-    if found is None or _TOWER.search(f"{name[: found.start()]}."):
+    match = _LAYER.search(name)
+    if match is None or _TOWER.search(f"{name[: match.start()]}."):
         return None
-    index = int(found.group(1))
+    index = int(match.group(1))
     return index if index < num_layers else None
 
 

@@ -42,7 +42,8 @@ class Reading:
     def later(self, context: int) -> tuple[str, ...]:
         """Notes on unread fields that change nothing in sessions of `context` positions."""
         return tuple(
-            f"config.json: mlx-lm never reads {_listed([field])}: {field.why}. Sessions are to have {context} positions"
+            f"config.json: mlx-lm never reads {_listed([field])}: {field.why}. That changes nothing here, where "
+            f"sessions have {context} positions"
             for field in self.unread
             if not _matters(field, context)
         )
@@ -63,9 +64,9 @@ class Reading:
             return
         names = " ".join(f"`ignore_field` {field.name}" for field in left)
         raise UnsupportedModel(
-            f"mlx-lm would compute other numbers than {where} has: it never reads {_listed(left)}.",
+            f"mlx-lm would not compute the numbers of {where}: it never reads {_listed(left)}.",
             why=" ".join(f"{field.name}: {field.why}." for field in left),
-            hint=f"To go on with what mlx-lm computes, which the pipeline then says of itself: {names}",
+            hint=f"To use what mlx-lm computes, and have the pipeline record these fields as ignored, add {names}",
         )
 
 
@@ -75,8 +76,8 @@ def read_fields(config: Mapping[str, Any]) -> Reading:
     if entry is None:
         made_with = _table()["mlx_lm"]
         unknown = (
-            f"which fields mlx-lm's module for {key!r} never reads is not known: none is refused or translated "
-            f"(the table was made with mlx-lm {made_with})"
+            f"the fields that mlx-lm's module for {key!r} never reads are not known, so none are refused or "
+            f"translated (the table was made with mlx-lm {made_with})"
         )
         return Reading(config=config, notes=(unknown,) if isinstance(key, str) else (), unread=())
     nested = entry.get("part")
@@ -97,12 +98,16 @@ def read_fields(config: Mapping[str, Any]) -> Reading:
             elif not same(part[name], value):
                 why = f"{_meaning(field)}; this module reads {name}, which is {shown(part[name])}"
                 unread.append(UnreadField(name=field, value=value, why=why))
-        elif (found := _change(part, field, value, rule)) is not None:
-            unread.append(found)
+        elif (changing := _change(part, field, value, rule)) is not None:
+            unread.append(changing)
     notes = [f"config.json: {note}" for note in rotary.notes]
     if changes:
         fields = ", ".join(f"{prefix}{name} = {shown(value)}" for name, value in changes.items())
-        notes.insert(0, f"config.json: mlx-lm reads other names than it has; set in what is published: {fields}")
+        notes.insert(
+            0,
+            f"config.json: mlx-lm reads these fields under other names; they are set in the published "
+            f"config.json: {fields}",
+        )
         config = _changed(config, prefix, changes)
     full = tuple(replace(one, name=f"{prefix}{one.name}") for one in unread)
     return Reading(config=config, notes=tuple(notes), unread=full)
@@ -117,13 +122,13 @@ def warning(config: Mapping[str, Any], context: int) -> str:
     """
     reading = read_fields({key: value for key, value in config.items() if key != "shardhub"})
     if unread := [field for field in reading.unread if _matters(field, context)]:
-        return f"other numbers than the published model's: mlx-lm never reads {_listed(unread)} in config.json"
+        return f"its numbers are not the published model's: mlx-lm never reads {_listed(unread)} in config.json"
     if reading.config.keys() != config.keys() - {"shardhub"} or any(
         reading.config[key] != config[key] for key in reading.config
     ):
         return (
-            "other numbers than the published model's, unless they are mlx-lm's defaults: this pipeline was split "
-            "before shardhub translated what mlx-lm does not read in config.json. Split the model again"
+            "its numbers may not be the published model's: this pipeline was split before shardhub translated the "
+            "fields of config.json that mlx-lm does not read. Split the model again"
         )
     return ""
 
@@ -203,7 +208,7 @@ def _window(part: Mapping[str, Any], field: str, value: Any, rule: Mapping[str, 
             return None
     if isinstance(longest := part.get("max_position_embeddings"), int) and value >= longest:
         return None
-    why = f"{_meaning(field)}; this module has none, and only texts of up to {value} positions have the model's numbers"
+    why = f"{_meaning(field)}; this module has none, so only texts of up to {value} positions get the model's numbers"
     return UnreadField(name=field, value=value, why=why, until=value)
 
 

@@ -53,15 +53,17 @@ def choose_files(where: str, names: Collection[str]) -> list[str]:
         return files
     if others := sorted(name for name in names if name.endswith(".safetensors") and not name.startswith(".")):
         raise UnsupportedModel(
-            f"{where} has no weight file that mlx-lm loads.",
-            why=f"mlx-lm loads {LOADED_FILES} of the folder itself; it has {listed(others)}.",
+            f"mlx-lm loads none of the weight files in {where}.",
+            why=f"mlx-lm loads {LOADED_FILES} from the folder itself, which has {listed(others)}.",
             hint="If these are the model's weights in mlx-lm's or Hugging Face's layout, rename them to "
             "model.safetensors, or model-00001-of-0000N.safetensors and so on.",
         )
     others = sorted(name for name in names if name.endswith(_OTHER_WEIGHTS))
     raise UnsupportedModel(
         f"{where} has no safetensors files.",
-        why=f"It has {listed(others)}, which are not read." if others else "It has no weights at all.",
+        why=f"It has {listed(others)}, which shardhub does not read."
+        if others
+        else "It has no weight files of any format.",
         hint="Convert it first: python -m mlx_lm.convert --hf-path MODEL --mlx-path FOLDER",
     )
 
@@ -85,11 +87,11 @@ def merge_tensors(where: str, files: Mapping[str, Header]) -> dict[str, StoredTe
         (first, second), names = next(iter(twice.items()))
         more = len({name for names in twice.values() for name in names}) - len(names)
         raise WeightFileError(
-            f"{where} holds tensors in two files.",
+            f"{where} has the same tensors in two files.",
             why=f"{first} and {second} both hold {listed(names)}"
-            f"{f', and other files {more} more tensors' if more else ''}. mlx-lm would take the ones of the file that "
-            "the file system lists last.",
-            hint="Keep a folder with only the files that belong to the model, and split that.",
+            f"{f'; other files share {more} more' if more else ''}. mlx-lm would take them from the file that the "
+            f"file system lists last.",
+            hint="Copy only the files that belong to the model into a folder, and split that folder.",
         )
     return tensors
 
@@ -145,24 +147,25 @@ def check_complete(
     if is_stale:
         others = sorted(set(weight_map.values()))
         return (
-            f"{INDEX_FILE} was made for other files ({listed(others)}); as in mlx-lm, what is read is {listed(files)}",
+            f"{INDEX_FILE} was made for other files ({listed(others)}); as in mlx-lm, these are read: {listed(files)}",
         )
     lost = [f"{name} ({file})" for name, file in weight_map.items() if is_loaded(file) and name not in tensors]
     if lost and absent:
         raise WeightFileError(
             f"{where} is not complete.",
-            why=f"{INDEX_FILE} names files that are not there: {listed(absent)}. No other file holds {listed(lost)}.",
-            hint="Download the model again; a download that was broken off leaves such a folder.",
+            why=f"{INDEX_FILE} names files that are missing: {listed(absent)}. No other file has {listed(lost)}.",
+            hint="Download the model again: an interrupted download leaves such a folder.",
         )
     if any(place(name.partition(" ")[0], MAX_LAYERS) in _TAKEN_SILENTLY for name in lost):
         raise WeightFileError(
             f"{INDEX_FILE} and the weight files of {where} disagree.",
-            why=f"It names tensors that no file holds: {listed(lost)}.",
-            hint=f"Download the model again. If mlx-lm runs it as it is, delete {INDEX_FILE}: mlx-lm reads none.",
+            why=f"It names tensors that no file has: {listed(lost)}.",
+            hint=f"Download the model again. If mlx-lm runs the model as it is, delete {INDEX_FILE}, which mlx-lm "
+            f"does not read.",
         )
     notes = []
     if lost:
-        notes.append(f"{INDEX_FILE} names tensors that no file holds, as one of the original does: {listed(lost)}")
+        notes.append(f"{INDEX_FILE} names tensors that no file has: {listed(lost)}")
     if unnamed := set(files) - named:
         notes.append(f"as in mlx-lm, files that {INDEX_FILE} does not name are read too: {listed(unnamed)}")
     if left := {file for file in weight_map.values() if not is_loaded(file)}:
@@ -187,14 +190,14 @@ def _check_numbers(where: str, files: Collection[str]) -> None:
     """
     sets: dict[tuple[str, int], set[int]] = {}
     for name in files:
-        if (found := _NUMBERED.fullmatch(name)) is not None:
-            sets.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+        if (match := _NUMBERED.fullmatch(name)) is not None:
+            sets.setdefault((match[1], int(match[3])), set()).add(int(match[2]))
     for (stem, total), numbers in sets.items():
         if len(numbers) < total:
             missing = sorted(set(range(1, total + 1)) - numbers)[:_NAMES_SHOWN]
             raise WeightFileError(
                 f"{where} is not complete.",
-                why=f"{len(numbers)} of the {total} files {stem}-N-of-{total} are there; missing: "
+                why=f"{len(numbers)} of the {total} files {stem}-N-of-{total} are present; missing: "
                 f"{', '.join(map(str, missing))}{' and more' if total - len(numbers) > len(missing) else ''}.",
-                hint="Download the model again; a download that was broken off leaves such a folder.",
+                hint="Download the model again: an interrupted download leaves such a folder.",
             )

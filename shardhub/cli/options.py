@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from shardhub.usecases.start_head import HeadSettings
 
 BLAS_VARIABLE = "SHARDHUB_BLAS"
-_BLAS_HELP = "On Linux's CPUs: OpenBLAS, or the slow reference BLAS of MLX's wheel."
+_BLAS_HELP = "On Linux without a GPU: OpenBLAS, or the slow reference BLAS of MLX's wheel."
 
 
 def read_blas(choice: Blas) -> Blas:
@@ -66,7 +66,7 @@ Tls = Annotated[
         "--tls",
         envvar="SHARDHUB_TLS",
         show_envvar=True,
-        help="Folder of certificates, used on loopback too; the one that `certs join` fills needs no option.",
+        help="Folder of certificates, also used on loopback; not needed for the folder that `certs join` fills.",
         metavar="DIR",
     ),
 ]
@@ -197,7 +197,7 @@ class PipelineFlags:
     pipeline: Annotated[
         str | None, typer.Argument(metavar="PIPELINE", help="Pipeline: a Hub id ORG/NAME[@REVISION], or a folder.")
     ] = None
-    manifest: Annotated[str | None, typer.Option("--manifest", help="The same, by name.")] = None
+    manifest: Annotated[str | None, typer.Option("--manifest", help="The same, as an option.")] = None
 
     def named(self, command: str) -> str:
         """The pipeline's folder or Hub id.
@@ -211,8 +211,8 @@ class PipelineFlags:
         given = {text for text in (self.pipeline, self.manifest) if text is not None}
         if len(given) != 1:
             raise UsageError(
-                "Which pipeline?" if not given else "Two pipelines were named.",
-                hint=f"Give its folder or repo, such as: shardhub {command} ORG/MODEL-pipeline",
+                "No pipeline was given." if not given else "Two pipelines were given.",
+                hint=f"Give one folder or repo, such as: shardhub {command} ORG/MODEL-pipeline",
             )
         return given.pop()
 
@@ -275,7 +275,7 @@ class SamplingFlags:
     )
     repetition_penalty: Annotated[
         float,
-        typer.Option("--repetition-penalty", help=f"Penalty on the last {REPETITION_CONTEXT} tokens; 1 is none."),
+        typer.Option("--repetition-penalty", help=f"Penalty on the last {REPETITION_CONTEXT} tokens; 1 turns it off."),
     ] = 1.0
     seed: Seed = None
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")] = (

@@ -19,13 +19,13 @@ def check_plot(path: Path) -> bool:
         UsageError: The file is neither a PNG nor an SVG, or its folder does not exist.
     """
     if path.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"--plot {path}: that is no PNG or SVG.", hint="Name it FILE.png or FILE.svg.")
+        raise UsageError(f"--plot {path} is neither a PNG nor an SVG.", hint="Name it FILE.png or FILE.svg.")
     if not path.parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}.", hint="Make it first.")
+        raise UsageError(f"--plot {path}: the folder {path.parent} does not exist.", hint="Create it first.")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        note(f"no plot: matplotlib draws {path}, and is not installed. Try: pip install 'shardhub[bench]'")
+        note(f"{path} was not drawn, because matplotlib is not installed. Try: pip install 'shardhub[bench]'")
         return False
     return True
 
@@ -58,7 +58,7 @@ def plot_levels(levels: Sequence[Mapping[str, Any]], path: Path, *, title: str) 
         axis.legend()
     first.set_xscale("log", base=2)
     first.set_xticks(at, [str(value) for value in at])
-    first.set_xlabel("requests side by side")
+    first.set_xlabel("concurrent requests")
     try:
         figure.savefig(path)
     except OSError as error:

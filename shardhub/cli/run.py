@@ -78,8 +78,8 @@ def _tell(error: ShardhubError, *, as_json: bool) -> int:
 
 
 def _fault(error: Exception) -> ShardhubError:
-    hint = "This is a fault of shardhub's: please report it with the output of the same command and --debug."
-    return ShardhubError("Something went wrong.", why=f"{type(error).__name__}: {error}", hint=hint)
+    hint = "This is a bug in shardhub: please report it with the output of the same command and --debug."
+    return ShardhubError("An unexpected error occurred.", why=f"{type(error).__name__}: {error}", hint=hint)
 
 
 @contextmanager

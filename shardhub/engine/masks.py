@@ -66,14 +66,16 @@ class MaskTable:
         Raises:
             StepTimeout: A mask was dropped because too many others arrived.
         """
-        found: list[bytes | None] = []
+        masks: list[bytes | None] = []
         with self._lock:
             for row in step.rows:
                 mask = self._masks.pop(_key(head, row, step.length), None) if row.masked else None
                 if row.masked and mask is None:
-                    raise StepTimeout("The mask of a step is gone.", why="Its head sent too many others after it.")
-                found.append(mask)
-        return found
+                    raise StepTimeout(
+                        "The mask of a step was dropped.", why="Its head sent too many other masks after it."
+                    )
+                masks.append(mask)
+        return masks
 
     def expire(self, sessions: Container[bytes]) -> None:
         """Fail steps whose deadline has passed, and drop the masks of sessions that have ended.
@@ -88,7 +90,7 @@ class MaskTable:
             late = [held for held in self._held if held.step.deadline < now]
             self._held = [held for held in self._held if held.step.deadline >= now]
         for held in late:
-            held.ready(StepTimeout("A step's mask did not come in time.", why="The head did not send it."))
+            held.ready(StepTimeout("The mask of a step did not arrive in time.", why="The head did not send it."))
 
 
 def _key(head: bytes, row: Row, length: int) -> _Key:

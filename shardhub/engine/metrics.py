@@ -22,11 +22,11 @@ STEP_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 # Gauges of a stage's load: name and unit, description, and key in the load.
 _GAUGES = (
-    ("queue_steps", "Steps that wait to be computed.", "queued_steps"),
-    ("kv_reserved_bytes", "KV cache promised to sessions, parked ones included.", "kv_reserved_bytes"),
-    ("kv_parked_bytes", "KV cache of parked sessions: given up when others need it.", "kv_parked_bytes"),
-    ("kv_budget_bytes", "KV cache there is room for.", "kv_budget_bytes"),
-    ("weight_bytes", "Weights that are loaded.", "weight_bytes"),
+    ("queue_steps", "Steps waiting to be computed.", "queued_steps"),
+    ("kv_reserved_bytes", "Bytes of KV cache reserved for sessions, including parked ones.", "kv_reserved_bytes"),
+    ("kv_parked_bytes", "Bytes of KV cache held by parked sessions, freed when others need them.", "kv_parked_bytes"),
+    ("kv_budget_bytes", "Bytes of KV cache that the node can hold.", "kv_budget_bytes"),
+    ("weight_bytes", "Bytes of weights loaded.", "weight_bytes"),
 )
 _FACTS = ("shardhub", "mlx", "mlx_lm", "backend", "blas", "os")
 
@@ -57,17 +57,17 @@ class StageMetrics(Collector):
         def seconds(name: str, text: str) -> Histogram:
             return Histogram(f"shardhub_step_{name}_seconds", text, labels, buckets=STEP_BUCKETS_S, registry=own)
 
-        self.rows = Histogram("shardhub_step_rows", "Sessions in a step.", labels, buckets=ROW_BUCKETS, registry=own)
-        self.compute_s = seconds("compute", "Computing a step.")
-        self.wait_s = seconds("wait", "A step's time in the queue.")
-        self.send_s = seconds("send", "Handing what a step became to its stream.")
-        self.tokens = Counter("shardhub_tokens", "Token ids computed, drafts included.", labels, registry=own)
+        self.rows = Histogram("shardhub_step_rows", "Sessions per step.", labels, buckets=ROW_BUCKETS, registry=own)
+        self.compute_s = seconds("compute", "Seconds to compute a step.")
+        self.wait_s = seconds("wait", "Seconds that a step waited in the queue.")
+        self.send_s = seconds("send", "Seconds to hand a step's result to its stream.")
+        self.tokens = Counter("shardhub_tokens", "Token ids computed, including drafts.", labels, registry=own)
         self.received = Counter(
-            "shardhub_received_bytes", "Ids and tensors of the steps computed.", labels, registry=own
+            "shardhub_received_bytes", "Bytes of ids and tensors received in the steps computed.", labels, registry=own
         )
-        self.sent = Counter("shardhub_sent_bytes", "Ids and tensors sent on.", labels, registry=own)
+        self.sent = Counter("shardhub_sent_bytes", "Bytes of ids and tensors sent on.", labels, registry=own)
         self.failures = Counter(
-            "shardhub_failures", "Steps and calls refused or broken.", ["layers", "error"], registry=own
+            "shardhub_failures", "Steps and calls that were refused or failed.", ["layers", "error"], registry=own
         )
         registry.register(self)
 
@@ -86,8 +86,8 @@ class StageMetrics(Collector):
                 family.add_metric([layers], load[key])
             yield family
         sessions = GaugeMetricFamily("shardhub_sessions", "Sessions held.", labels=["layers", "state"])
-        most = GaugeMetricFamily("shardhub_max_sessions", "Sessions there is room for.", labels=["layers"])
-        info = InfoMetricFamily("shardhub_stage", "What runs a stage.", labels=["layers"])
+        most = GaugeMetricFamily("shardhub_max_sessions", "Sessions that the node can hold.", labels=["layers"])
+        info = InfoMetricFamily("shardhub_stage", "Facts about the process that runs a stage.", labels=["layers"])
         for layers, load in loads.items():
             sessions.add_metric([layers, "active"], load["sessions"])
             sessions.add_metric([layers, "parked"], load["parked_sessions"])

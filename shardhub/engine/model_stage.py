@@ -97,4 +97,4 @@ def _warm_step(stage: Stage, trial: Trial, rows: Sequence[_WarmRow], before: Sta
         if stage.start == 0:
             raise
         # Inputs of later stages are made up: only the first real step shows, before a token is drawn from it.
-        log.warning("warming up failed on inputs that were made up: %s", error)
+        log.warning("the warm-up failed on its made-up inputs: %s", error)

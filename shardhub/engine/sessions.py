@@ -96,18 +96,21 @@ class SessionTable:
             SessionNotRewindable: It cannot be moved to the requested position.
         """
         if len(call.session) != SESSION_ID_BYTES or len(call.head) != SESSION_ID_BYTES:
-            raise WireError(f"Ids must have {SESSION_ID_BYTES} bytes.")
+            raise WireError(f"The id of a session must have {SESSION_ID_BYTES} bytes.")
         entry = self._entries.get(call.session)
         if entry is None:
             return self._open_new(call)
         if entry.head != call.head:
             raise StaleEpoch("The session belongs to another head.")
         if call.epoch <= entry.epoch:
-            raise StaleEpoch(f"Epoch {call.epoch} came.", why=f"The session is at epoch {entry.epoch}.")
+            raise StaleEpoch(f"The call is of epoch {call.epoch}.", why=f"The session is at epoch {entry.epoch}.")
         if entry.parked_at is not None:
-            raise SessionUnknown("The session is parked: it can only be forked from.")
+            raise SessionUnknown("The session is parked: it can only be forked.")
         if call.context != entry.session.context:
-            raise WireError("A session keeps its context length.", why=f"{entry.session.context}, now {call.context}.")
+            raise WireError(
+                "The context length of a session cannot change.",
+                why=f"It is {entry.session.context}, and the call asks for {call.context}.",
+            )
         if call.position is not None:
             entry.session.rewind(call.position)
         entry.epoch = call.epoch
@@ -128,7 +131,7 @@ class SessionTable:
         if entry.head != head:
             raise StaleEpoch("The session belongs to another head.")
         if epoch < entry.epoch:
-            raise StaleEpoch(f"Epoch {epoch} came.", why=f"The session is at epoch {entry.epoch}.")
+            raise StaleEpoch(f"The call is of epoch {epoch}.", why=f"The session is at epoch {entry.epoch}.")
         if not park or not entry.session.position:
             del self._entries[session]
         elif entry.parked_at is None:
@@ -159,7 +162,7 @@ class SessionTable:
                 "The session is not on this node.", why="It ended, its lease ran out, or the node was restarted."
             )
         if row.epoch != entry.epoch:
-            raise StaleEpoch(f"A step of epoch {row.epoch} came.", why=f"The session is at epoch {entry.epoch}.")
+            raise StaleEpoch(f"The step is of epoch {row.epoch}.", why=f"The session is at epoch {entry.epoch}.")
         entry.session.check(row.position, length, discard=row.discard)
         self.touch(entry)
         return entry
@@ -191,19 +194,21 @@ class SessionTable:
     def _open_new(self, call: OpenSession) -> Opened:
         parent = self._parent(call)
         if parent is None and call.position not in (None, 0):
-            raise SessionUnknown(f"The session holds no {call.position} positions here: it is new to this node.")
+            raise SessionUnknown(
+                f"The call continues at position {call.position}, but the session is new to this node."
+            )
         if not 0 < call.context <= self._limits.max_context:
             raise ContextExceeded(
-                f"A session of {call.context} positions was asked for.",
-                why=f"This node serves up to {self._limits.max_context}.",
+                f"The node cannot hold a session of {call.context} positions.",
+                why=f"This node holds up to {self._limits.max_context} positions per session.",
                 hint="Shorten the prompt or `max_tokens`, or start the node with a larger `context`.",
             )
         needed = self._kv_bytes(call.context)
         if needed > self._kv_budget_bytes:
             raise ContextExceeded(
-                f"A session of {call.context} positions was asked for.",
-                why=f"It takes {size_text(needed)} of KV memory, this node has {size_text(self._kv_budget_bytes)}.",
-                hint="Shorten the prompt or `max_tokens`, or give the node more memory.",
+                f"The node cannot hold a session of {call.context} positions.",
+                why=f"It takes {size_text(needed)} of KV cache, and this node has {size_text(self._kv_budget_bytes)}.",
+                hint="Shorten the prompt or `max_tokens`, or use a machine with more memory.",
             )
         try:
             self._check_room(call.head, call.context, needed)
@@ -238,7 +243,9 @@ class SessionTable:
             return None
         parent = self._entries.get(call.fork_of)
         if parent is None or parent.head != call.head:
-            raise SessionUnknown("The session to fork from is not on this node.", why="Its memory was needed.")
+            raise SessionUnknown(
+                "The session to fork is not on this node.", why="Its memory was needed for other sessions."
+            )
         return parent
 
     def _check_room(self, head: bytes, context: int, needed: int) -> None:
@@ -258,14 +265,14 @@ class SessionTable:
         free = self._kv_budget_bytes - sum(entry.reserved_bytes for entry in live)
         if needed > free:
             raise Overloaded(
-                f"No KV memory for a session of {context} positions.",
-                why=f"It takes {size_text(needed)}, {size_text(free)} are free.",
+                f"The KV cache has no room for a session of {context} positions.",
+                why=f"It takes {size_text(needed)}, and {size_text(free)} are free.",
                 hint="Wait for other sessions to end, or ask for a shorter context.",
             )
         if len(live) + kept.num_sessions >= self._limits.max_sessions or needed + kept.kv_bytes > free:
             raise Overloaded(
-                "What this node has free is kept for other heads.",
-                why=f"{kept.num_sessions} of them found it full before, and have less of it.",
+                "The free KV cache of this node is reserved for other heads.",
+                why=f"{kept.num_sessions} heads that were refused earlier hold less than their share.",
                 hint="Try again in a moment.",
             )
 

@@ -36,10 +36,13 @@ class Admission:
         """
         retry = {"Retry-After": str(RETRY_AFTER_S)}
         if self.is_draining:
-            raise Refusal(503, "The gateway is going away.", code="draining", headers=retry)
+            raise Refusal(503, "The gateway is shutting down.", code="draining", headers=retry)
         if self._num + num > self.most:
             raise Refusal(
-                429, f"{self._num} answers are on their way or wait.", code="rate_limit_exceeded", headers=retry
+                429,
+                f"The gateway already has {self._num} requests running or waiting.",
+                code="rate_limit_exceeded",
+                headers=retry,
             )
 
     @contextmanager

@@ -119,7 +119,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
         return error.__cause__.response(request.url.path)
     message = error.detail if isinstance(error.detail, str) else "The request cannot be served."
     if error.status_code == 404:
-        message = f"There is nothing at {request.method} {request.url.path[:200]}."
+        message = f"This gateway does not serve {request.method} {request.url.path[:200]}."
         if not request.url.path.startswith("/v1/"):
             message += " The API is under /v1/, which is part of a client's base URL."
     return Refusal(error.status_code, message, headers=error.headers).response(request.url.path)
@@ -128,4 +128,4 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 async def _answer_fault(request: Request, error: Exception) -> Response:
     """Answer 500 to an internal error: the log has the details, the client gets none of them."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return Refusal(500, "Something went wrong.", code="internal_error").response(request.url.path)
+    return Refusal(500, "An unexpected error occurred.", code="internal_error").response(request.url.path)

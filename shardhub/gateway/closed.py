@@ -56,18 +56,18 @@ def _schemas(key: str, value: Any) -> list[tuple[Any, dict[str, Any]]]:
 def _closed(schema: dict[str, Any], depth: int) -> dict[str, Any]:
     if depth >= _MAX_DEPTH:
         return schema
-    found = dict(schema)
+    result = dict(schema)
     for key, value in schema.items():
         for place, inner in _schemas(key, value):
             made = _closed(inner, depth + 1)
             if place is None:
-                found[key] = made
+                result[key] = made
                 continue
-            if found[key] is value:
-                found[key] = value.copy()
-            found[key][place] = made
+            if result[key] is value:
+                result[key] = value.copy()
+            result[key][place] = made
     named, required = schema.get("properties"), schema.get("required", [])
     if isinstance(named, dict) and named and isinstance(required, list) and _SAID.isdisjoint(schema):
         has_all = all(isinstance(name, str) and name in named for name in required)
-        return {**found, "additionalProperties": False} if has_all else found
-    return found
+        return {**result, "additionalProperties": False} if has_all else result
+    return result

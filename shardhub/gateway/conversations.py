@@ -93,7 +93,7 @@ def _told(part: Any, where: str) -> ReadPart:
 def _unseen_refusal(text: str, where: str) -> Refusal:
     return Refusal(
         400,
-        f"This model takes text only, and the message is {text.strip('[]')}.",
+        f"This model accepts text only, and the message is {text.strip('[]')}.",
         param=where,
         code="unsupported_content_type",
     )

@@ -46,7 +46,7 @@ def read_defaults(folder: Path) -> Defaults:
         return Defaults()
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise FormatError(f"{path} is too big.")
+            raise FormatError(f"{path} is too large.")
         settings = json.loads(read_file(path))
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path} is not JSON.", why=str(error)) from error
@@ -104,7 +104,9 @@ def kept_of_prompt(body: Sampling, max_context: int, *, asked: int | None) -> in
     """
     num = body.truncate_prompt_tokens
     if num == 0:
-        raise Refusal(400, "truncate_prompt_tokens of 0 leaves no prompt.", param="truncate_prompt_tokens")
+        raise Refusal(
+            400, "truncate_prompt_tokens must not be 0: no prompt would be left.", param="truncate_prompt_tokens"
+        )
     # An answer that may fill the context leaves half of it to the prompt, and is then cut to what is left.
     return max_context - min(max(1, asked or 1), max_context // 2) if num == -1 else num
 
@@ -119,12 +121,14 @@ def _context_of_penalty(body: Generation) -> int:
 
 def _biases(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
     if len(given) > MAX_LOGIT_BIAS:
-        raise Refusal(400, f"logit_bias has {len(given)} entries of {MAX_LOGIT_BIAS}.", param="logit_bias")
-    found: dict[int, float] = {}
+        raise Refusal(
+            400, f"logit_bias has {len(given)} entries, and the limit is {MAX_LOGIT_BIAS}.", param="logit_bias"
+        )
+    biases: dict[int, float] = {}
     for text, bias in given.items():
         if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < vocab_size):
             raise Refusal(400, f"logit_bias: {text[:20]!r} is not a token id.", param="logit_bias")
         if not -100 <= bias <= 100:
             raise Refusal(400, f"logit_bias of {text} must be from -100 to 100.", param="logit_bias")
-        found[int(text)] = bias
-    return tuple(sorted(found.items()))
+        biases[int(text)] = bias
+    return tuple(sorted(biases.items()))

@@ -28,11 +28,11 @@ def documents_of(body: ChatRequest, template: str | None) -> dict[str, Any]:
     if re.search(r"\bdocuments\b", template or "") is None:
         raise Refusal(
             400,
-            "This model's chat template has no place for documents: put them into a message.",
+            "This model's chat template does not support documents: put them into a message.",
             param="documents",
             code="unsupported_value",
         )
     if len(body.documents) > MAX_DOCUMENTS or num_chars(body.documents, param="documents") > MAX_DOCUMENTS_CHARS:
         most = f"{MAX_DOCUMENTS}, of {MAX_DOCUMENTS_CHARS} characters in all"
-        raise Refusal(400, f"documents are too many: at most {most}.", param="documents")
+        raise Refusal(400, f"documents are too many: the limit is {most}.", param="documents")
     return {"documents": body.documents}

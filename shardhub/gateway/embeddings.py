@@ -13,11 +13,11 @@ from shardhub.gateway.refusals import Refusal
 router = APIRouter(include_in_schema=False)
 
 _EMBEDDINGS = (
-    "This gateway serves a model that writes text, which is not trained to give embeddings. Run a server with an "
-    "embedding model beside it (Ollama with nomic-embed-text, llama-server --embeddings, text-embeddings-inference), "
+    "This gateway serves a model that generates text and is not trained for embeddings. Run a server with an "
+    "embedding model as well (Ollama with nomic-embed-text, llama-server --embeddings, text-embeddings-inference), "
     "and give its URL to the client for embeddings."
 )
-_OTHERS = "This gateway serves a model that writes text: run a server for {what} beside it."
+_OTHERS = "This gateway serves a model that generates text. Run another server for {what}."
 
 
 @router.post("/v1/embeddings")

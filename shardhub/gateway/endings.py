@@ -29,7 +29,7 @@ def ending_of(fields: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) 
     if fields.get(PROMPT):
         raise Refusal(400, f"{CONTINUE} and {PROMPT} cannot both be true.", param=CONTINUE)
     if not continues_well(messages):
-        raise Refusal(400, f"{CONTINUE} needs a last message of the assistant with a text.", param=CONTINUE)
+        raise Refusal(400, f"{CONTINUE} needs an assistant message with text as the last message.", param=CONTINUE)
     return "prefix"
 
 

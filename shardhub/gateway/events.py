@@ -100,7 +100,7 @@ class EventStream(Response):
                 return
         except Exception:
             log.exception("a stream failed")
-            if await self._failed(Refusal(500, "Something went wrong.", code="internal_error"), scope):
+            if await self._failed(Refusal(500, "An unexpected error occurred.", code="internal_error"), scope):
                 return
         await self._start()
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

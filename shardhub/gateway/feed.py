@@ -55,7 +55,7 @@ class Feed:
         """
         if self._num_watchers >= MAX_WATCHERS:
             retry = {"Retry-After": str(RETRY_AFTER_S)}
-            raise Refusal(429, "Too many watch the chain.", code="rate_limit_exceeded", headers=retry)
+            raise Refusal(429, "Too many clients are watching the chain.", code="rate_limit_exceeded", headers=retry)
         self._num_watchers += 1
         if self._reading is None:
             self._reading = asyncio.create_task(self._read())
@@ -137,7 +137,7 @@ class Feed:
         self._reading = None
 
 
-@router.get("/shardhub/events", summary="The chain, once a second", response_class=Response, responses=RESPONSES)
+@router.get("/shardhub/events", summary="Watch the chain, once a second", response_class=Response, responses=RESPONSES)
 async def events(request: Request) -> Response:
     """Stream the chain's states and events as server-sent events."""
     service = service_of(request)
@@ -146,7 +146,7 @@ async def events(request: Request) -> Response:
     return EventStream(feed.watch(), keepalive_s=settings.keepalive_s)
 
 
-@router.get("/shardhub/state", summary="The chain at this moment")
+@router.get("/shardhub/state", summary="Describe the chain at this moment")
 async def state(request: Request) -> dict[str, Any]:
     """The current state, for clients that cannot read a stream."""
     feed: Feed = request.app.state.feed
@@ -154,17 +154,17 @@ async def state(request: Request) -> dict[str, Any]:
 
 
 def _node(reading: Reading) -> dict[str, Any]:
-    found: dict[str, Any] = {"at": reading.address, "alive": reading.error is None, "first": reading.first}
-    found["last"] = reading.last
+    node: dict[str, Any] = {"at": reading.address, "alive": reading.error is None, "first": reading.first}
+    node["last"] = reading.last
     if reading.error is not None:
         # Without the transport's own message, which is long and of no use to a watcher.
-        found["error"] = f"{reading.error.what} {reading.error.hint}".strip()
+        node["error"] = f"{reading.error.what} {reading.error.hint}".strip()
     if (description := reading.description) is not None:
-        found |= {
+        node |= {
             "host": dict(description.host),
             "load": dict(description.load),
             "sessions": description.num_sessions,
             "max_sessions": description.limits.max_sessions,
             "boot_id": description.boot_id.hex(),
         }
-    return found
+    return node

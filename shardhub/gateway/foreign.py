@@ -23,7 +23,7 @@ def _is(*values: Any) -> _Neutral:
 _is_off = _is(0, False, "", "false", "0.0")
 _is_empty: _Neutral = lambda value: not value  # noqa: E731
 _is_one = _is(1, "1.0")
-_SAMPLER = "this sampler is not one of those here (temperature, top_k, top_p, min_p and the penalties)"
+_SAMPLER = "this sampler is not supported (temperature, top_k, top_p, min_p and the penalties are)"
 _AUDIO = "answers are text only"
 
 # By name: which values are neutral, and why others are refused.
@@ -51,23 +51,23 @@ _REFUSED: Mapping[str, tuple[_Neutral, str]] = {
     "encoder_repetition_penalty": (_is_one, _SAMPLER),
     "guidance_scale": (_is_one, _SAMPLER),
     "negative_prompt": (_is_empty, _SAMPLER),
-    "logits_processors": (_is_empty, "code of a client is not run here"),
-    "use_beam_search": (_is_off, "beams are not searched here"),
-    "num_beams": (_is_one, "beams are not searched here"),
+    "logits_processors": (_is_empty, "code sent by clients is never run"),
+    "use_beam_search": (_is_off, "this gateway does not do beam search"),
+    "num_beams": (_is_one, "this gateway does not do beam search"),
     # Formats of an answer.
     "grammar": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
     "guided_grammar": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
     "ebnf": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
     "structural_tag": (_is_empty, "grammars are given as guided_json, guided_regex or guided_choice"),
-    "prompt_logprobs": (_is_off, "ask /v1/completions with echo and logprobs for how likely a prompt is"),
+    "prompt_logprobs": (_is_off, "use /v1/completions with echo and logprobs to score a prompt"),
     "audio": (_is_empty, _AUDIO),
     # Sources of an answer.
-    "web_search_options": (lambda value: False, "the web is not searched here"),
-    "chat_template": (_is_empty, "a client's own template is not run here"),
+    "web_search_options": (lambda value: False, "this gateway does not search the web"),
+    "chat_template": (_is_empty, "templates sent by clients are never run"),
     "prompt_embeds": (_is_empty, "prompts are text or token ids"),
-    "lora_request": (_is_empty, "adapters are not loaded here"),
-    "lora": (_is_empty, "adapters are not loaded here"),
-    "adapters": (_is_empty, "adapters are not loaded here"),
+    "lora_request": (_is_empty, "this gateway does not load adapters"),
+    "lora": (_is_empty, "this gateway does not load adapters"),
+    "adapters": (_is_empty, "this gateway does not load adapters"),
     "image_data": (_is_empty, "prompts are text or token ids"),
     "multi_modal_data": (_is_empty, "prompts are text or token ids"),
 }
@@ -98,7 +98,9 @@ def check_foreign(fields: Mapping[str, Any] | None, where: str = "") -> None:
         reason = refused_for(name, value)
         if reason is None:
             continue
-        raise Refusal(400, f"{where}{name} cannot be done: {reason}.", param=f"{where}{name}", code="unsupported_value")
+        raise Refusal(
+            400, f"{where}{name} is not supported: {reason}.", param=f"{where}{name}", code="unsupported_value"
+        )
 
 
 def refused_for(name: str, value: Any) -> str | None:

@@ -101,7 +101,7 @@ class Gate:
 
         try:
             if scope["http_version"] not in _VERSIONS:
-                raise Refusal(505, "This gateway speaks HTTP/1.1.", headers={"Connection": "close"})
+                raise Refusal(505, "This gateway supports HTTP/1.1 only.", headers={"Connection": "close"})
             if is_known and scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
                 self._check_host(scope, headers, host)
                 await _preflight(headers, send_on)
@@ -167,7 +167,7 @@ class Gate:
         strange = [host for host in hosts if not self._is_known(host)]
         if strange or not (hosts or is_probe):
             shown = strange[0][:100] if strange else ""
-            raise Refusal(403, f"This gateway is not called {shown!r}.", code="host_not_allowed")
+            raise Refusal(403, f"This gateway does not answer as {shown!r}.", code="host_not_allowed")
 
     def _is_known(self, host: str) -> bool:
         try:

@@ -28,11 +28,11 @@ async def ready(request: Request) -> JSONResponse:
     service = service_of(request)
     retry = {"Retry-After": str(RETRY_AFTER_S)}
     if service.admission.is_draining:
-        raise Refusal(503, "The gateway is going away.", code="draining", headers=retry)
+        raise Refusal(503, "The gateway is shutting down.", code="draining", headers=retry)
     if gaps := service.head.gaps:
         missing = " ".join(
-            f"Nothing serves layers {place.link.facts.start} to {place.link.facts.stop - 1} now. "
-            f"{place.link.name} did last: {describe_error(place.error)}"
+            f"No node serves layers {place.link.facts.start} to {place.link.facts.stop - 1} now. The last one was "
+            f"{place.link.name}: {describe_error(place.error)}"
             for place in gaps
             if place.error is not None
         )
@@ -40,7 +40,7 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ok", "model": service.model_names[0], "answers": service.admission.num})
 
 
-@router.get("/health", summary="The same")
+@router.get("/health", summary="Whether requests are answered (same as /readyz)")
 async def health(request: Request) -> JSONResponse:
     """The same as /health/ready."""
     return await ready(request)

@@ -46,5 +46,5 @@ class Inflater:
             inflated = self._zlib.decompress(data, most + 1)
         self._has_begun = True
         if self._zlib.unused_data:
-            raise zlib.error("Something follows the end.")
+            raise zlib.error("Data follows the end of the compressed body.")
         return inflated

@@ -35,11 +35,11 @@ class Keys:
     def find(self, key: str) -> str | None:
         """The digest of a key, or None if it is not accepted. Runs in time that does not depend on the key."""
         digest = digest_of(key)
-        found = None
+        owner = None
         for known in self.digests:
             if hmac.compare_digest(known, digest):
-                found = known
-        return found
+                owner = known
+        return owner
 
 
 def digest_of(key: str) -> str:
@@ -58,11 +58,14 @@ def read_keys(file: Path | None) -> Keys:
     if file is not None:
         digests += _read_file(file)
         if not digests:
-            raise FormatError(f"{file} holds no key.", hint=f"Make one: shardhub gateway --new-key {file}")
+            raise FormatError(
+                f"{file} does not contain a key.", hint=f"Create one with: shardhub gateway --new-key {file}"
+            )
     for key in (part.strip() for part in os.environ.get(KEYS_VARIABLE, "").split(",")):
         if key and len(key) < MIN_KEY_CHARS:
             raise UsageError(
-                f"A key of {KEYS_VARIABLE} is too short.", why=f"It has {len(key)} characters of {MIN_KEY_CHARS}."
+                f"A key in {KEYS_VARIABLE} is too short.",
+                why=f"It has {len(key)} characters, and at least {MIN_KEY_CHARS} are needed.",
             )
         if key:
             digests.append(digest_of(key))
@@ -97,8 +100,8 @@ def _read_file(file: Path) -> list[str]:
             continue
         if (match := _LINE.fullmatch(line.strip())) is None:
             raise FormatError(
-                f"{file}, line {number}, is no digest of a key.",
-                why="Keys are not kept as they are.",
+                f"{file}, line {number}, is not the digest of a key.",
+                why="Keys are stored as digests only.",
                 hint="Write sha256: and the hex digest: printf %s KEY | sha256sum",
             )
         digests.append(match[1])

@@ -25,7 +25,7 @@ def modern(fields: dict[str, Any]) -> dict[str, Any]:
     if not functions:
         return changed
     if fields.get("tools"):
-        raise Refusal(400, "functions and tools exclude each other.", param="functions")
+        raise Refusal(400, "functions and tools cannot be combined.", param="functions")
     if isinstance(functions, list):
         changed["tools"] = [{"type": "function", "function": function} for function in functions]
     chosen = fields.get("function_call")

@@ -99,7 +99,9 @@ def rules_of(body: Sampling, tokenizer: Tokenizer, *, num_ids: int, end_ids: Col
     allowed = (1 << num_ids) - 1
     if body.allowed_token_ids is not None:
         if not body.allowed_token_ids:
-            raise Refusal(400, "allowed_token_ids is empty: nothing could be answered.", param="allowed_token_ids")
+            raise Refusal(
+                400, "allowed_token_ids must not be empty: no answer would be possible.", param="allowed_token_ids"
+            )
         if not all(0 <= token < num_ids for token in body.allowed_token_ids):
             raise Refusal(
                 400, f"A token id of allowed_token_ids is not in 0 to {num_ids - 1}.", param="allowed_token_ids"

@@ -68,7 +68,7 @@ class MessagesRequest(CountRequest):
     max_tokens: Whole = Field(ge=1, lt=2**31)
 
 
-@router.post("/v1/messages", summary="Answer a conversation, as blocks", responses=RESPONSES)
+@router.post("/v1/messages", summary="Answer a conversation, as content blocks", responses=RESPONSES)
 async def messages(body: MessagesRequest, request: Request) -> Response:
     """Answer a conversation, as one message or as server-sent events."""
     service = service_of(request)
@@ -93,7 +93,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
     return Response(content, media_type="application/json", headers=headers)
 
 
-@router.post("/v1/messages/count_tokens", summary="Tokens of a conversation")
+@router.post("/v1/messages/count_tokens", summary="Count a conversation's tokens")
 async def count_tokens(body: CountRequest, request: Request) -> dict[str, int]:
     """Count the tokens of a prompt under the chat template, its tools included."""
     service = service_of(request)

@@ -23,7 +23,7 @@ async def list_models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(service, name) for name in names]}
 
 
-@router.get("/v1/models/{name:path}", summary="One model")
+@router.get("/v1/models/{name:path}", summary="Describe a model")
 async def one_model(name: str, request: Request) -> dict[str, Any]:
     """Describe the model under one name."""
     service = service_of(request)

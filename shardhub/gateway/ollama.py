@@ -30,7 +30,7 @@ RESPONSES: dict[int | str, dict[str, object]] = {
 }
 
 
-@router.post("/api/chat", summary="Answer a conversation, in lines", responses=RESPONSES)
+@router.post("/api/chat", summary="Answer a conversation, as lines of JSON", responses=RESPONSES)
 async def chat(body: OllamaChat, request: Request) -> Response:
     """Answer a conversation, as a stream of lines or, with `"stream": false`, as one object."""
     service = service_of(request)
@@ -47,7 +47,7 @@ async def chat(body: OllamaChat, request: Request) -> Response:
     return await _answered(service, body, request, writer, turn.begin, headers)
 
 
-@router.post("/api/generate", summary="Answer a prompt, in lines", responses=RESPONSES)
+@router.post("/api/generate", summary="Answer a prompt, as lines of JSON", responses=RESPONSES)
 async def generate(body: OllamaGenerate, request: Request) -> Response:
     """Answer a prompt, under the chat template unless it is raw, as a stream of lines or as one object."""
     service = service_of(request)

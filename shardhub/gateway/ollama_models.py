@@ -52,7 +52,7 @@ async def running(request: Request) -> dict[str, Any]:
     }
 
 
-@router.post("/api/show", summary="What a model is")
+@router.post("/api/show", summary="Describe a model")
 async def show(body: OllamaName, request: Request) -> dict[str, Any]:
     """Describe the model: its template, its sizes and its capabilities."""
     service = service_of(request)
@@ -81,7 +81,7 @@ async def show(body: OllamaName, request: Request) -> dict[str, Any]:
     }
 
 
-@router.post("/api/pull", summary="Fetch a model: only the one there is")
+@router.post("/api/pull", summary="Pull a model: only the one served")
 async def pull(body: OllamaName, request: Request) -> Response:
     """Report success for the model that is served. Nothing is ever fetched for a client."""
     try:
@@ -107,7 +107,7 @@ async def change(request: Request) -> Response:
 @router.get("/api/blobs/{name}", include_in_schema=False)
 async def blob(name: str) -> Response:
     """Answer 404: there are no blobs."""
-    raise Refusal(404, "This gateway keeps no blobs.")
+    raise Refusal(404, "This gateway does not store blobs.")
 
 
 def check_name(service: Service, name: str) -> None:
@@ -126,7 +126,7 @@ def check_name(service: Service, name: str) -> None:
 
 
 def _refused(done: str) -> Refusal:
-    return Refusal(403, f"No model is {done} through this gateway: whoever runs it does so with the shardhub command.")
+    return Refusal(403, f"Models cannot be {done} through this gateway: whoever runs it uses the shardhub command.")
 
 
 def _names(service: Service) -> list[str]:

@@ -128,7 +128,7 @@ class OllamaGenerate(OllamaRequest):
     @model_validator(mode="after")
     def _check_template(self) -> OllamaGenerate:
         if self.template:
-            raise Refusal(400, "A client's own template is not run here: leave template out, or use raw.")
+            raise Refusal(400, "Templates sent by clients are never run: leave out template, or use raw.")
         return self
 
 

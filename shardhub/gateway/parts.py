@@ -57,7 +57,7 @@ def read_part(part: Any) -> ReadPart:
     if (text := text_of(part)) is not None:
         return ReadPart(text=text)
     if kind in (*_TEXTS, "refusal"):
-        raise ValueError("a text that has none")
+        raise ValueError("a text part without text")
     if kind in _IMAGES or (kind is None and ("image_url" in part or "image" in part)):
         return _unseen("an image", "see", _media_type(part))
     if kind in _SOUNDS:

@@ -62,10 +62,10 @@ def _suffix(service: Service, body: CompletionRequest) -> list[int]:
         Refusal: The model cannot fill in text, or the request combines `suffix` with fields that exclude it.
     """
     if service.infill is None:
-        message = "This model cannot fill in text before a suffix: its tokenizer has no tokens for it."
+        message = "This model cannot fill in text before a suffix: its tokenizer lacks the tokens for that."
         raise Refusal(400, message, param="suffix", code="unsupported_value")
     if body.echo:
-        raise Refusal(400, "echo and suffix exclude each other.", param="echo")
+        raise Refusal(400, "echo and suffix cannot be combined.", param="echo")
     try:
         return service.head.tokenizer.encode(body.suffix or "", add_special_tokens=False, max_ids=service.max_context)
     except PromptError as error:

@@ -68,7 +68,7 @@ class RequestBody:
             async with asyncio.timeout_at(self._began_at + self._stall_s + self._num_received / _LEAST_BYTES_PER_S):
                 message = await self._receive()
         except TimeoutError as error:
-            raise Refusal(408, "The request's body did not come.", headers={"Connection": "close"}) from error
+            raise Refusal(408, "The request's body did not arrive.", headers={"Connection": "close"}) from error
         self._num_received += len(message.get("body", b""))
         if self._inflater is not None and message["type"] == "http.request":
             message = {**message, "body": self._inflated(message)}
@@ -80,7 +80,7 @@ class RequestBody:
             raise _too_big()
         if self._bodies.held_bytes > MAX_BODIES_BYTES and self.num_bytes > _SMALL_BODY_BYTES:
             headers = {"Connection": "close", "Retry-After": str(RETRY_AFTER_S)}
-            raise Refusal(503, "Too many large requests come at once.", code="overloaded", headers=headers)
+            raise Refusal(503, "Too many large requests are arriving at once.", code="overloaded", headers=headers)
         return message
 
     def release(self) -> None:
@@ -120,7 +120,7 @@ def _inflater(headers: Headers) -> Inflater | None:
     if encoding not in ENCODINGS:
         raise Refusal(
             415,
-            f"A body may come as it is, or as gzip or deflate, not as {encoding[:40]!r}.",
+            f"A body may be uncompressed or compressed with gzip or deflate, not {encoding[:40]!r}.",
             code="unsupported_encoding",
             headers={"Accept-Encoding": "gzip, deflate", "Connection": "close"},
         )
@@ -128,7 +128,9 @@ def _inflater(headers: Headers) -> Inflater | None:
 
 
 def _broken() -> Refusal:
-    return Refusal(400, "The body is not compressed as Content-Encoding says.", headers={"Connection": "close"})
+    return Refusal(
+        400, "The body is not compressed in the way that Content-Encoding states.", headers={"Connection": "close"}
+    )
 
 
 def _too_big() -> Refusal:

@@ -159,7 +159,9 @@ class Toolbox:
             return str(mode) if self.tools else "none"
         name = self._named(chosen)
         if name is None or name not in self.tools:
-            raise Refusal(400, f"tool_choice names no tool of this request: {_brief(chosen)}.", param="tool_choice")
+            raise Refusal(
+                400, f"tool_choice names a tool that this request does not have: {_brief(chosen)}.", param="tool_choice"
+            )
         return {"type": "function", "function": {"name": name}}
 
     def _named(self, entry: Any) -> str | None:

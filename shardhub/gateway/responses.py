@@ -122,7 +122,7 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     return Response(content, media_type="application/json", headers=headers)
 
 
-@router.post("/v1/responses/input_tokens", summary="Tokens of a conversation")
+@router.post("/v1/responses/input_tokens", summary="Count a conversation's tokens")
 async def input_tokens(body: ResponsesRequest, request: Request) -> dict[str, Any]:
     """Count the tokens of a prompt under the chat template, its tools included."""
     service = service_of(request)
@@ -202,7 +202,7 @@ def _read(body: ResponsesRequest, service: Service, tenant: str) -> _Asked:
     """
     for name, instead in (("conversation", "previous_response_id"), ("prompt", "instructions and input")):
         if getattr(body, name):
-            raise Refusal(400, f"{name}: it is kept elsewhere; send {instead} instead.", param=name)
+            raise Refusal(400, f"{name}: this gateway does not store it; send {instead} instead.", param=name)
     if body.truncation not in (None, "auto", "disabled"):
         raise Refusal(400, "truncation must be auto or disabled.", param="truncation")
     sent = body.input

@@ -124,8 +124,8 @@ class Generation(Sampling):
     @property
     def stops(self) -> list[str]:
         """The stop strings as a list."""
-        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return [text for text in found if text is not None]
+        texts = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [text for text in texts if text is not None]
 
 
 class Message(Body):

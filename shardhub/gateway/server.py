@@ -141,8 +141,9 @@ def check_host(settings: GatewaySettings) -> None:
     check_reach(
         settings.host,
         is_safe=bool(settings.keys) or settings.insecure_lan,
-        why="Off loopback everyone who reaches the port could use the model: no API key is set.",
-        hint="Make a key (`new_key` FILE) and give `api_key_file` FILE; or, on a network you trust, `insecure_lan`.",
+        why="Without an API key, anyone who reaches the port beyond loopback could use the model.",
+        hint="Create a key (`new_key` FILE) and add `api_key_file` FILE or, if you trust the network, add "
+        "`insecure_lan`.",
     )
 
 

@@ -159,8 +159,8 @@ class Service(StreamObserver):
         text = self.head.tokenizer.token_bytes(beyond).decode("utf-8", "replace")
         raise Refusal(
             400,
-            f"The prompt holds the token {text!r} ({beyond}), which the tokenizer knows and the model does not: "
-            f"its ids are 0 to {self.vocab_size - 1}.",
+            f"The prompt holds the token {text!r} ({beyond}), which the tokenizer has but the model does not: its ids "
+            f"are 0 to {self.vocab_size - 1}.",
             param=param,
             code="invalid_value",
         )
@@ -196,13 +196,13 @@ def names_of(settings: GatewaySettings, head: Head) -> tuple[str, ...]:
 
 def cut_remark(asked: int | None, left: int, *, param: str) -> str:
     """The remark for a client whose limit was cut to the rest of the context; empty if it was not cut."""
-    return f"{param} was cut from {asked} to {left}, all that the context leaves" if (asked or 0) > left else ""
+    return f"{param} was reduced from {asked} to {left}, the room left in the context" if (asked or 0) > left else ""
 
 
 def service_of(request: Request) -> Service:
     """The service that handles a request."""
-    found: Service = request.app.state.service
-    return found
+    service: Service = request.app.state.service
+    return service
 
 
 def tenant_of(request: Request) -> str:
@@ -243,7 +243,7 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Refusal(CLIENT_GONE, "The client went away.")
+            raise Refusal(CLIENT_GONE, "The client closed the connection.")
         return working.result()
     finally:
         leaving.cancel()

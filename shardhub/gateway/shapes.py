@@ -53,7 +53,7 @@ def shape_of(body: Generation) -> Shape | None:
     if isinstance(body, ChatRequest) and body.response_format is not None:
         shapes += _shapes_of_format(body.response_format)
     if len(shapes) > 1:
-        raise Refusal(400, "The answer can only be made to be like one thing.", param=shapes[1].param)
+        raise Refusal(400, "The answer can be constrained in one way only.", param=shapes[1].param)
     return shapes[0] if shapes else None
 
 

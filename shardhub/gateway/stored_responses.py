@@ -19,15 +19,15 @@ _PAGE = 20
 _MAX_PAGE = 100
 
 
-@router.get("/v1/responses/{name}", summary="An answer that is kept")
+@router.get("/v1/responses/{name}", summary="Fetch a stored answer")
 async def one_response(name: str, request: Request, stream: bool = False) -> Response:
     """Return a stored answer of the caller."""
     if stream:
-        raise Refusal(400, "An answer that is kept is not streamed again; leave out stream.", param="stream")
+        raise Refusal(400, "A stored answer cannot be streamed again; leave out stream.", param="stream")
     return _json(_find(request, name).response)
 
 
-@router.delete("/v1/responses/{name}", summary="Forget an answer")
+@router.delete("/v1/responses/{name}", summary="Delete a stored answer")
 async def forget_response(name: str, request: Request) -> dict[str, Any]:
     """Delete a stored answer of the caller."""
     answer = _find(request, name)
@@ -40,11 +40,11 @@ async def cancel_response(name: str, request: Request) -> Response:
     """Cancel a background answer. A stored answer is complete, so it is returned as it is."""
     answer = _find(request, name).response
     if not answer.get("background"):
-        raise Refusal(400, "Only an answer that was asked for in the background can be cancelled.")
+        raise Refusal(400, "Only an answer that was requested in the background can be cancelled.")
     return _json(answer)
 
 
-@router.get("/v1/responses/{name}/input_items", summary="What an answer answered")
+@router.get("/v1/responses/{name}/input_items", summary="List the input of a stored answer")
 async def input_items(
     name: str, request: Request, limit: int = _PAGE, order: Literal["asc", "desc"] = "desc", after: str | None = None
 ) -> Response:

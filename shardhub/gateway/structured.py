@@ -43,10 +43,10 @@ _REASONS = (
     ("recursion limit", "the schema nests too deeply"),
     ("maximum recursion depth", "the schema nests too deeply"),
     ("oneOf constraints", "the options of a oneOf must exclude each other in type or in a constant; use anyOf"),
-    ("look-around", "expressions that look ahead or behind cannot be followed"),
-    ("lookarounds", "expressions that look ahead or behind cannot be followed"),
-    ("backreferences", "expressions that refer back to a group cannot be followed"),
-    ("not present in a registry", "schemas from elsewhere are not fetched; put the referred schema under $defs"),
+    ("look-around", "expressions with lookahead or lookbehind are not supported"),
+    ("lookarounds", "expressions with lookahead or lookbehind are not supported"),
+    ("backreferences", "expressions with backreferences are not supported"),
+    ("not present in a registry", "schemas are not fetched from elsewhere; put the schema referred to under $defs"),
     ("Expecting object schema", "a schema is an object"),
 )
 _UNKNOWN_KEYWORDS = re.compile(r"Unimplemented keys: \[(.*?)\]")
@@ -85,7 +85,9 @@ class Structured:
         if len(text) > MAX_SOURCE_CHARS or (shape.kind == "choice" and len(shape.source) > MAX_CHOICES):
             raise Refusal(400, f"{shape.param} is too large.", param=shape.param, code="schema_too_large")
         if shape.kind == "choice" and not all(shape.source or [""]):
-            raise Refusal(400, f"{shape.param} needs choices, and none that is empty.", param=shape.param)
+            raise Refusal(
+                400, f"{shape.param} needs at least one choice, and choices must not be empty.", param=shape.param
+            )
         loop = asyncio.get_running_loop()
         try:
             # A waiting schema is dropped when its client leaves; one that is being compiled ends by itself.
@@ -95,7 +97,7 @@ class Structured:
             retry = {"Retry-After": str(RETRY_AFTER_S)}
             raise Refusal(
                 503,
-                f"{shape.param} was not compiled within {_WAIT_S:.0f} s: others' schemas take all the time.",
+                f"{shape.param} was not compiled within {_WAIT_S:.0f} s: the gateway is busy with other schemas.",
                 param=shape.param,
                 headers=retry,
             ) from error
@@ -105,7 +107,7 @@ class Structured:
             from shardhub.gateway.grammar_worker import compiled
         except ImportError as error:
             raise Refusal(
-                400, "This gateway cannot shape answers: llguidance is not installed.", param=shape.param
+                400, "This gateway cannot constrain answers: llguidance is not installed.", param=shape.param
             ) from error
         try:
             grammar = self._tried(shape)
@@ -147,7 +149,9 @@ class Structured:
             if self._compiled_for is None:
                 ends = sorted(self._tokenizer.eos_ids)
                 if not ends:
-                    raise PromptError("The model has no end-of-sequence token.", why="A shaped answer could not end.")
+                    raise PromptError(
+                        "The model has no end-of-sequence token.", why="A constrained answer could not end."
+                    )
                 self._blanks = blanks_of(self._tokenizer)
                 self._compiled_for = LLTokenizer(self._tokenizer.serialized(), eos_token=ends)
             return self._compiled_for
@@ -176,10 +180,10 @@ class LlGrammar:
         Raises:
             PromptError: The next tokens are too expensive to compute, so the grammar cannot continue.
         """
-        with panics_told("The answer's grammar cannot go on."):
+        with panics_told("The answer's grammar cannot continue."):
             allowed: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            raise PromptError("The answer's grammar cannot go on.", why=_short(self._matcher.get_error()))
+            raise PromptError("The answer's grammar cannot continue.", why=_short(self._matcher.get_error()))
         if self._blanks is not None and self._num_blanks >= MAX_BLANKS:
             return self._blanks.without(allowed)
         return allowed
@@ -188,7 +192,7 @@ class LlGrammar:
         """Advance by a token that was drawn."""
         if self._blanks is not None:
             self._num_blanks = self._num_blanks + 1 if self._blanks.is_blank(token) else 0
-        with contextlib.suppress(PromptError), panics_told("The answer's grammar cannot go on."):
+        with contextlib.suppress(PromptError), panics_told("The answer's grammar cannot continue."):
             self._matcher.consume_token(token)
 
 
@@ -196,14 +200,14 @@ def _dumped(shape: Shape) -> str:
     try:
         return json.dumps(shape.source)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"{shape.param} nests too deeply, or is not JSON.", param=shape.param) from error
+        raise Refusal(400, f"{shape.param} is nested too deeply, or is not JSON.", param=shape.param) from error
 
 
 def _short(error: object) -> str:
     """The error of a shape in one line."""
     text = " ".join(str(error).replace("<non-verbose/>", "").split())
     if keywords := _UNKNOWN_KEYWORDS.search(text):
-        return f"the schema's {keywords[1].replace(chr(34), '')} cannot be followed here."
+        return f"the schema's {keywords[1].replace(chr(34), '')} is not supported."
     for name, reason in _REASONS:
         if name in text:
             return f"{reason}."

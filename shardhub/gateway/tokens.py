@@ -20,7 +20,7 @@ router = APIRouter(tags=["tokens"], route_class=StrictRoute)
 _MAX_IDS = 1 << 17
 
 
-@router.post("/tokenize", summary="Text to token ids")
+@router.post("/tokenize", summary="Convert text to token ids")
 async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
     """Return the token ids of a prompt, or of messages under the chat template."""
     service = service_of(request)
@@ -49,7 +49,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
     return {"count": len(ids), "max_model_len": service.max_context, "tokens": ids, "token_strs": texts}
 
 
-@router.post("/detokenize", summary="Token ids to text")
+@router.post("/detokenize", summary="Convert token ids to text")
 async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any]:
     """Return the text of token ids."""
     service = service_of(request)
@@ -57,14 +57,14 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any
     if not all(0 <= token < service.vocab_size for token in body.tokens):
         raise Refusal(400, f"A token id is not in 0 to {service.vocab_size - 1}.", param="tokens")
     if len(body.tokens) > (most := max(_MAX_IDS, service.max_context)):
-        raise Refusal(400, f"The text of at most {most} token ids can be asked for.", param="tokens")
+        raise Refusal(400, f"At most {most} token ids can be converted at once.", param="tokens")
     detokenizer = service.head.tokenizer.text_detokenizer()
     work = in_thread(lambda: "".join(map(detokenizer.add, body.tokens)) + detokenizer.finish())
     text = await unless_gone(request, work)
     return {"prompt": text}
 
 
-@router.get("/tokenizer_info", summary="The tokenizer's special tokens and chat template")
+@router.get("/tokenizer_info", summary="Describe the tokenizer: special tokens and chat template")
 async def tokenizer_info(request: Request) -> dict[str, Any]:
     """Return the special tokens by name and the chat template."""
     service = service_of(request)

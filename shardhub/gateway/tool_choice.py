@@ -68,7 +68,7 @@ def _of_word(word: str, tools: list[Tool]) -> ToolChoice:
     if _WORDS[word] == "none":
         return ToolChoice(shown=())
     if _WORDS[word] == "required" and not tools:
-        raise Refusal(400, "tool_choice asks for a call, and the request has no tools.", param="tool_choice")
+        raise Refusal(400, "tool_choice requires a call, but the request has no tools.", param="tool_choice")
     by_name = {tool.function.name: tool for tool in tools}
     return ToolChoice(shown=tools, forced=list(by_name.values()) if _WORDS[word] == "required" else ())
 

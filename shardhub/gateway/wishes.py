@@ -12,7 +12,7 @@ from shardhub.gateway.thinking import Thinking, Value, Wish
 # Names of the switch in public templates. A client that sets one this template does not read means the template's own.
 _SWITCHES = ("enable_thinking", "thinking", "think", "enable_reasoning", "reasoning")
 
-_IDLE = "how hard the model thinks cannot be set: its chat template has no switch for it"
+_IDLE = "the model's reasoning effort cannot be set: its chat template has no switch for it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,8 +39,8 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 def default_cache() -> Path:
     """The folder that SHARDHUB_CACHE names, else this user's cache folder."""
-    if found := os.environ.get(CACHE_VARIABLE):
-        return Path(found).expanduser()
+    if folder := os.environ.get(CACHE_VARIABLE):
+        return Path(folder).expanduser()
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("shardhub"))
@@ -64,17 +64,17 @@ class Cache:
     def blob(self, sha256: str) -> Path:
         """Path of the file with this sha256, whether or not it exists."""
         if not re.fullmatch(DIGEST_PATTERN, sha256):
-            raise IntegrityError(f"{sha256[:80]!r} is no sha256.")
+            raise IntegrityError(f"{sha256[:80]!r} is not a sha256.")
         return self.blobs / sha256
 
     def has(self, sha256: str, size_bytes: int) -> bool:
         """Whether the cache has a file; a file of another size is damaged and is removed."""
         path = self.blob(sha256)
         try:
-            found = path.lstat().st_size
+            actual_bytes = path.lstat().st_size
         except FileNotFoundError:
             return False
-        if found != size_bytes or path.is_symlink():
+        if actual_bytes != size_bytes or path.is_symlink():
             path.unlink()
             return False
         return True
@@ -83,10 +83,10 @@ class Cache:
         """Read a file again, and remove it if its bytes no longer match its name."""
         path = self.blob(sha256)
         with opened(path) as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != sha256:
             path.unlink()
-        return found != sha256
+        return digest != sha256
 
     def partial(self, sha256: str, *, is_locked: bool) -> Path:
         """Path to which a file is fetched; only the holder of the lock may resume what an earlier fetch left."""
@@ -170,8 +170,10 @@ class Cache:
             target = path.resolve()
             if not path.is_symlink() or target.parent != blobs or not re.fullmatch(DIGEST_PATTERN, target.name):
                 raise IntegrityError(
-                    f"{path} is not what shardhub put there.",
-                    why=f"It leads to {target}, outside {blobs}." if path.is_symlink() else "It is no link.",
+                    f"{path} was not put there by shardhub.",
+                    why=f"It links to {target}, outside {blobs}."
+                    if path.is_symlink()
+                    else "It is not a symbolic link.",
                     hint=f"Delete {folder} and run the same command again.",
                 )
             if not target.is_file():
@@ -238,7 +240,7 @@ class Cache:
     def explain(self, error: OSError) -> AccessError | DiskFull | UsageError | None:
         """Our error for an error of the file system; None for others."""
         where = error.filename or self.root
-        hint = f"Give a folder you may write to: `cache_dir` DIR or {CACHE_VARIABLE}=DIR."
+        hint = f"Give a folder that you can write to: `cache_dir` DIR or {CACHE_VARIABLE}=DIR."
         if error.errno in _DENIED:
             return AccessError(
                 f"The cache {self.root} cannot be written.", why=f"{error.strerror}: {where}.", hint=hint
@@ -247,7 +249,8 @@ class Cache:
             return DiskFull(
                 f"The disk is full: {where} could not be written.",
                 why=f"{error.strerror}; {size_text(self.free_bytes())} are free.",
-                hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: `cache_dir` DIR.",
+                hint="Free some space with `shardhub rm REPO` or `shardhub prune`, or use another disk: `cache_dir` "
+                "DIR.",
             )
         if isinstance(error, NotADirectoryError | FileExistsError):
             return UsageError(f"{self.root} is not a folder.", why=f"{error.strerror}: {where}.", hint=hint)

@@ -54,7 +54,7 @@ class HubCalls:
         Raises:
             AccessError: There is no token, or the Hub does not know it.
         """
-        answer = self.run(lambda: self.api.whoami(), what="asking whose token this is")
+        answer = self.run(lambda: self.api.whoami(), what="looking up the token's account")
         token = (answer.get("auth") or {}).get("accessToken") or {}
         return Account(name=str(answer["name"]), role=str(token.get("role", "")))
 
@@ -67,9 +67,9 @@ class HubCalls:
         account = self.account()
         if account.role == "read":
             raise AccessError(
-                f"The token of {account.name} can only read.",
+                f"The token of {account.name} cannot write.",
                 why=f"{self.api.endpoint} says its role is read.",
-                hint="Make one that may write, and set HF_TOKEN to it.",
+                hint="Create a token with write access, and set HF_TOKEN to it.",
             )
         return account
 
@@ -86,5 +86,5 @@ def _plain(call: Callable[[], T]) -> T:
     except ValueError as error:
         text = str(error)
         if text.startswith(("LFS batch API returned errors", "Invalid metadata")):
-            raise HubRefused("The Hub does not take these files.", why=" ".join(text.split())[:300]) from error
+            raise HubRefused("The Hub refused these files.", why=" ".join(text.split())[:300]) from error
         raise

@@ -37,7 +37,7 @@ def hub_api(endpoint: str | None = None, token: str | None = None) -> HfApi:
     endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     if not endpoint.startswith(("https://", "http://")):
         raise UsageError(
-            f"{endpoint!r} is no URL of a Hub.",
+            f"{endpoint!r} is not the URL of a Hub.",
             hint="Set HF_ENDPOINT to one that starts with https:// or http://, or leave it unset.",
         )
     set_client_factory(make_http_client)

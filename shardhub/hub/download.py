@@ -54,13 +54,13 @@ def fetch_blob(
             partial.unlink()
             progress(-size_bytes)
             if number + 1 < NUM_CONTENT_TRIES:
-                notice(f"{what}: the sha256 is not the published one, fetching it again")
+                notice(f"{what}: its sha256 differs from the published one, fetching it again")
         else:
             raise DigestMismatch(
-                f"{what} is corrupt.",
-                why=f"It came {NUM_CONTENT_TRIES} times with the right size and the sha256 {digest[:16]}..., "
-                f"its shard says {sha256[:16]}....",
-                hint="Nothing of it was kept. Tell its publisher, or run the same command again later.",
+                f"The Hub's copy of {what} is corrupt.",
+                why=f"{NUM_CONTENT_TRIES} downloads had the right size, but the last one had the sha256 "
+                f"{digest[:16]}... instead of {sha256[:16]}....",
+                hint="All copies were deleted. Tell its publisher, or run the same command again later.",
             )
         try:
             check(partial)

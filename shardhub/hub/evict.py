@@ -43,8 +43,8 @@ class Held:
 
 def held(cache: Cache) -> list[Held]:
     """List what the cache holds, by repo, most recently used first."""
-    found = [_describe(cache, folder) for folder in _snapshots(cache)]
-    return sorted(found, key=lambda one: (one.repo, -one.used_at))
+    snapshots = [_describe(cache, folder) for folder in _snapshots(cache)]
+    return sorted(snapshots, key=lambda one: (one.repo, -one.used_at))
 
 
 def remove(cache: Cache, repo: str, *, commit: str | None = None) -> int:
@@ -60,7 +60,7 @@ def remove(cache: Cache, repo: str, *, commit: str | None = None) -> int:
             if is_used(folder):
                 raise Conflict(
                     f"{repo} is in use.",
-                    why=f"A process serves {folder.name[:12]} of it.",
+                    why=f"A process serves its commit {folder.name[:12]}.",
                     hint="End that process first.",
                 )
         for folder in folders:
@@ -116,7 +116,10 @@ def make_room(
                 size -= freed
                 notice(f"deleted {one.repo} at {one.commit[:12]} from the cache: {size_text(freed)}")
     if size + need_bytes > limit_bytes:
-        notice(f"warning: the cache grows to {size_text(size + need_bytes)}, past its limit: the rest is in use")
+        notice(
+            f"warning: the cache will grow to {size_text(size + need_bytes)}, over its limit: nothing else can be "
+            "deleted"
+        )
 
 
 @contextmanager
@@ -126,7 +129,7 @@ def _alone(cache: Cache) -> Iterator[None]:
         if not is_alone:
             raise Conflict(
                 f"Another process is fetching into {cache.root}.",
-                why="Deleting now could take what it has just brought.",
+                why="Deleting now could remove files that it has just fetched.",
                 hint="Run the same command again when it is done.",
             )
         yield
@@ -177,11 +180,11 @@ def _delete(folder: Path) -> None:
 
 def _sweep(cache: Cache, keep: Collection[str] = ()) -> int:
     """Delete the files that no link leads to; returns the bytes freed."""
-    wanted = {path.readlink().name for path in cache.root.glob("repos/*/*/*/*") if path.is_symlink()}
+    linked = {path.readlink().name for path in cache.root.glob("repos/*/*/*/*") if path.is_symlink()}
     # pathlib's * matches hidden folders too, so links of interrupted fetches count.
     freed = 0
     for path in cache.root.glob("blobs/*"):
-        if path.name not in wanted and path.name not in keep:
+        if path.name not in linked and path.name not in keep:
             freed += path.lstat().st_size
             path.unlink()
     return freed

@@ -119,30 +119,33 @@ def table() -> dict[type[BaseException], Callable[[Exception, Circumstances], Sh
 
 def _gated(error: Exception, at: Circumstances) -> ShardhubError:
     return AccessError(
-        f"{at.place} is gated: its owner decides who may read it.",
+        f"{at.place} is gated: its owner must grant you access first.",
         why=f"Tried with {token_source(at.api)}.",
-        hint=f"Ask for access at {at.api.endpoint}/{at.repo}, then use a token of the account that got it (HF_TOKEN).",
+        hint=f"Request access at {at.api.endpoint}/{at.repo}, then use a token of the account that received it "
+        "(HF_TOKEN).",
     )
 
 
 def _no_repo(error: Exception, at: Circumstances) -> ShardhubError:
     kind = AccessError if _status(error) == 401 else NotFound
     return kind(
-        f"There is no repo {at.place} at {at.api.endpoint}, or it is private.",
+        f"The repo {at.place} does not exist at {at.api.endpoint}, or it is private.",
         why=f"Tried with {token_source(at.api)}.",
-        hint="Check the name; if it is private, use a token that may read it (HF_TOKEN, or `hf auth login`).",
+        hint="Check the name. If the repo is private, use a token that can read it (HF_TOKEN, or `hf auth login`).",
     )
 
 
 def _no_revision(error: Exception, at: Circumstances) -> ShardhubError:
     return NotFound(
-        f"{at.place} has no revision {at.revision!r}." if at.revision else f"{at.place} has no such revision.",
+        f"{at.place} does not have the revision {at.revision!r}."
+        if at.revision
+        else f"{at.place} does not have this revision.",
         hint="Leave out @REVISION for the newest, or give a branch, a tag, or 7 or more digits of a commit.",
     )
 
 
 def _no_entry(error: Exception, at: Circumstances) -> ShardhubError:
-    return NotFound(f"A file is not in {at.place}.", why=f"While {at.what}: {_said(error)}")
+    return NotFound(f"{at.place} does not have a file that is needed.", why=f"While {at.what}: {_said(error)}")
 
 
 def _disabled(error: Exception, at: Circumstances) -> ShardhubError:
@@ -155,17 +158,19 @@ def _by_status(error: Exception, at: Circumstances) -> ShardhubError:
         return _no_access(error, at)
     if status in (409, 412):
         return Conflict(
-            f"{at.place} changed meanwhile, or something else has its name.",
+            f"{at.place} was changed by somebody else, or its name is taken.",
             why=f"While {at.what}, the Hub answered {status}: {_said(error)}",
-            hint="Run the same command again; it starts from what is there now.",
+            hint="Run the same command again: it starts from the repo's present state.",
         )
     if status == 404:
-        return NotFound(f"{at.api.endpoint} knows nothing of {at.place}.", why=f"While {at.what}: {_said(error)}")
+        return NotFound(f"{at.place} was not found at {at.api.endpoint}.", why=f"While {at.what}: {_said(error)}")
     if status == 429 or status >= 500:
         return HubUnreachable(
-            f"{at.api.endpoint} is too busy." if status in (429, 503) else f"{at.api.endpoint} has a fault.",
+            f"{at.api.endpoint} is too busy."
+            if status in (429, 503)
+            else f"{at.api.endpoint} reports an error of its own.",
             why=f"While {at.what}, it answered {status} each time: {_said(error)}",
-            hint="Run the same command again later: it goes on where it stopped.",
+            hint="Run the same command again later: it continues where it stopped.",
         )
     return _refused(error, at)
 
@@ -175,7 +180,7 @@ def _no_access(error: Exception, at: Circumstances) -> ShardhubError:
     return AccessError(
         f"{at.api.endpoint} does not allow {at.what}.",
         why=f"It answered {_status(error)} to {source}: {_said(error)}",
-        hint="Set HF_TOKEN to a token that may."
+        hint="Set HF_TOKEN to a token that has this right."
         if source == "no token"
         else "Use another token (HF_TOKEN), or ask its owner for access.",
     )
@@ -186,16 +191,19 @@ def _refused(error: Exception, at: Circumstances) -> ShardhubError:
 
 
 def _bad_name(error: Exception, at: Circumstances) -> ShardhubError:
-    return UsageError(f"{at.place} is no name of a repo.", why=_said(error), hint="Write ORG/NAME.")
+    return UsageError(f"{at.place} is not the name of a repo.", why=_said(error), hint="Write ORG/NAME.")
 
 
 def _no_token(error: Exception, at: Circumstances) -> ShardhubError:
-    return AccessError(f"There is no token for {at.what}.", hint="Set HF_TOKEN, or log in once with `hf auth login`.")
+    return AccessError(
+        f"A token is needed for {at.what}, and none was given.",
+        hint="Set HF_TOKEN, or log in once with `hf auth login`.",
+    )
 
 
 def _offline(error: Exception, at: Circumstances) -> ShardhubError:
     return HubUnreachable(
-        f"{at.place} cannot be asked.", why="HF_HUB_OFFLINE is set.", hint="Unset it, or run what is cached already."
+        f"{at.place} cannot be reached.", why="HF_HUB_OFFLINE is set.", hint="Unset it, or use what is already cached."
     )
 
 
@@ -203,22 +211,22 @@ def _unreachable(error: Exception, at: Circumstances) -> ShardhubError:
     text = _said(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         hint = "Check this machine's clock, or set SSL_CERT_FILE to the certificate of your own Hub or proxy."
-        return HubUnreachable(f"{at.api.endpoint} has no certificate this machine trusts.", why=text, hint=hint)
+        return HubUnreachable(f"This machine does not trust the certificate of {at.api.endpoint}.", why=text, hint=hint)
     url = urlsplit(at.api.endpoint)
     proxy = proxy_of(url.scheme, url.hostname or "", None)
     through = f" (through the proxy {shown(proxy)} that the environment sets)" if proxy else ""
     return HubUnreachable(
         f"No answer from {at.api.endpoint}.",
         why=f"While {at.what}{through}: {text}",
-        hint="Check the network and HF_ENDPOINT, then run the same command again: it goes on where it stopped.",
+        hint="Check the network and HF_ENDPOINT, then run the same command again: it continues where it stopped.",
     )
 
 
 def _not_a_hub(error: Exception, at: Circumstances) -> ShardhubError:
     return HubUnreachable(
-        f"What answers at {at.api.endpoint} is not a Hub.",
+        f"The server at {at.api.endpoint} is not a Hub.",
         why=f"While {at.what}, the answer could not be read: {_said(error)}",
-        hint="Check HF_ENDPOINT, and open the address in a browser: this network may want a login first.",
+        hint="Check HF_ENDPOINT, and open the address in a browser: this network may ask for a login first.",
     )
 
 

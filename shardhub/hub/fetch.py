@@ -99,7 +99,9 @@ class Fetcher:
         if (folder := self.cache.snapshot(reference.repo, commit)) is not None:
             for path in folder.iterdir():
                 if self.cache.drop_if_damaged(path.resolve().name):
-                    self._patience.notice(f"{reference.repo}/{path.name} is damaged on this disk, fetching it again")
+                    self._patience.notice(
+                        f"the cached copy of {reference.repo}/{path.name} is damaged, fetching it again"
+                    )
         return self._at(reference, commit, None)
 
     def newest(self, repo: str) -> str:
@@ -147,7 +149,7 @@ class Fetcher:
         except HubUnreachable as error:
             if known is None or not is_here:
                 raise self._incomplete(reference, known, error) from error
-            self._patience.notice(f"warning: {error.what} Starting from the cache: {repo} at {known[:12]}.")
+            self._patience.notice(f"warning: {error.what} Using the cached commit {known[:12]} of {repo}.")
             return known
         return commit
 
@@ -183,9 +185,9 @@ class Fetcher:
         """The error for a repo with files missing from the cache while the Hub does not answer."""
         missing = self._missing(reference.repo, commit)
         return HubUnreachable(
-            f"{reference} is not all here, and the Hub cannot be asked for the rest.",
+            f"{reference} is not completely cached, and the Hub cannot be reached for the rest.",
             why=f"{missing} {error.what} {error.why}".strip(),
-            hint=f"Once there is a network: shardhub pull {reference}",
+            hint=f"Once the network is back: shardhub pull {reference}",
         )
 
     def _missing(self, repo: str, commit: str | None) -> str:
@@ -212,6 +214,6 @@ def _check_pipeline(repo: PinnedRepo) -> None:
     if STAGE_FILE in repo.files and MANIFEST_FILE not in repo.files:
         raise UsageError(
             f"{repo.repo} is a shard, not a pipeline.",
-            why="One stage's weights are in it; nothing of it was fetched.",
-            hint="Name the repo that ends in -pipeline; the shard's page on the Hub links to it.",
+            why="It holds the weights of one stage; nothing was fetched.",
+            hint="Give the repo whose name ends in -pipeline; the shard's page on the Hub links to it.",
         )

@@ -48,11 +48,11 @@ class Holders:
         api = self._calls.api
 
         def listed() -> list[tuple[str, str]]:
-            found = api.list_models(author=self._namespace, filter=self._tag, limit=_MAX_HOLDERS, expand=["sha"])
-            return [(info.id, str(info.sha)) for info in found if info.sha]
+            models = api.list_models(author=self._namespace, filter=self._tag, limit=_MAX_HOLDERS, expand=["sha"])
+            return [(info.id, str(info.sha)) for info in models if info.sha]
 
         repos = {repo: dict(files) for repo, files in self._own.items()}
-        what = f"looking for shards of this model of {self._namespace}"
+        what = f"looking for shards of this model in {self._namespace}"
         for repo, commit in self._calls.run(listed, what=what):
             if repo not in repos:
                 try:
@@ -79,13 +79,13 @@ def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
     """
     from huggingface_hub.lfs import UploadInfo, post_lfs_batch_info
 
-    api, found = calls.api, set[str]()
+    api, known = calls.api, set[str]()
     headers = hub_headers(api)
-    wanted = sorted(sizes.items())
-    for start in range(0, len(wanted), _BATCH):
+    objects = sorted(sizes.items())
+    for start in range(0, len(objects), _BATCH):
         infos = [
             UploadInfo(size=size, sample=b"", sha256=bytes.fromhex(sha256))
-            for sha256, size in wanted[start : start + _BATCH]
+            for sha256, size in objects[start : start + _BATCH]
         ]
 
         def ask(infos: list[UploadInfo] = infos) -> list[dict[str, object]]:
@@ -99,9 +99,9 @@ def present(calls: HubCalls, repo: str, sizes: Mapping[str, int]) -> set[str]:
             )
             return actions
 
-        answered = calls.run(ask, what=f"asking what {repo} has", repo=repo)
-        found |= {str(item["oid"]) for item in answered if item.get("actions") is None}
-    return found & set(sizes)
+        answered = calls.run(ask, what=f"checking which files {repo} has", repo=repo)
+        known |= {str(item["oid"]) for item in answered if item.get("actions") is None}
+    return known & set(sizes)
 
 
 def give(calls: HubCalls, source: str, target: str, files: Collection[ListedFile]) -> set[str]:
@@ -116,9 +116,9 @@ def give(calls: HubCalls, source: str, target: str, files: Collection[ListedFile
 
     api, given = calls.api, set[str]()
     url = f"{api.endpoint}/api/models/{source}/lfs-files/duplicate"
-    wanted = sorted(files, key=lambda file: file.path)
-    for start in range(0, len(wanted), _BATCH):
-        part = wanted[start : start + _BATCH]
+    by_path = sorted(files, key=lambda file: file.path)
+    for start in range(0, len(by_path), _BATCH):
+        part = by_path[start : start + _BATCH]
         items = [
             {"sha256": file.sha256, "filename": file.path, **({"xetHash": file.xet_hash} if file.xet_hash else {})}
             for file in part
@@ -164,7 +164,7 @@ def agree_on_transfer(calls: HubCalls, repo: str) -> None:
         hf_raise_for_status(response)
         return True
 
-    if not calls.run(ask, what=f"asking how to upload to {repo}", repo=repo):
+    if not calls.run(ask, what=f"asking {repo} for upload URLs", repo=repo):
         constants.HF_HUB_DISABLE_XET = True
 
 

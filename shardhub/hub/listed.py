@@ -55,7 +55,7 @@ def listed_file(entry: RepoFile, repo: str) -> ListedFile:
     """
     sha256 = entry.lfs.sha256 if entry.lfs is not None else None
     if sha256 is not None and not re.fullmatch(DIGEST_PATTERN, sha256):
-        raise FormatError(f"{repo}: the listing gives {sha256[:80]!r} as a sha256.")
+        raise FormatError(f"The file list of {repo} contains an invalid sha256: {sha256[:80]!r}.")
     return ListedFile(
         path=entry.path, size_bytes=entry.size, sha256=sha256, git_oid=entry.blob_id, xet_hash=entry.xet_hash
     )
@@ -75,7 +75,7 @@ def read_listed(listed: ListedFile, open_file: Callable[[], RemoteFile], *, repo
     if listed.size_bytes > limit_bytes:
         raise FormatError(
             f"{repo}/{listed.path} is larger than {limit_bytes} bytes.",
-            why=f"It has {listed.size_bytes}.",
+            why=f"It has {listed.size_bytes} bytes.",
             hint="It was not written by shardhub.",
         )
     for _ in range(NUM_CONTENT_TRIES):
@@ -85,7 +85,7 @@ def read_listed(listed: ListedFile, open_file: Callable[[], RemoteFile], *, repo
         if listed.describes(buffer):
             return bytes(buffer)
     raise DigestMismatch(
-        f"{repo}/{listed.path} came damaged twice.",
-        why=f"Its size is right, its digest is not {listed.version[:16]}....",
-        hint="Run the same command again; if it stays so, what answers is not the Hub, or its storage is damaged.",
+        f"{repo}/{listed.path} arrived damaged twice.",
+        why=f"Its size was right, but its digest was not {listed.version[:16]}....",
+        hint="Run the same command again. If that does not help, the server is not the Hub, or its storage is damaged.",
     )

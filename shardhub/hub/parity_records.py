@@ -25,13 +25,13 @@ def read_remote_records(calls: HubCalls, repo: str, commit: str) -> dict[str, by
         AccessError, HubUnreachable, HubRefused: The records cannot be read.
     """
     files = list_files(calls, repo, commit)
-    found = [entry for path, entry in sorted(files.items()) if str(PurePosixPath(path).parent) == PARITY_FOLDER]
-    if len(found) > MAX_RECORDS or any(entry.size_bytes > MAX_RECORD_BYTES for entry in found):
+    records = [entry for path, entry in sorted(files.items()) if str(PurePosixPath(path).parent) == PARITY_FOLDER]
+    if len(records) > MAX_RECORDS or any(entry.size_bytes > MAX_RECORD_BYTES for entry in records):
         raise FormatError(
-            f"{repo}/{PARITY_FOLDER} holds no parity records.",
-            why=f"There are at most {MAX_RECORDS} of at most {MAX_RECORD_BYTES} bytes each.",
+            f"{repo}/{PARITY_FOLDER} is not a valid folder of parity records.",
+            why=f"It may hold at most {MAX_RECORDS} records of at most {MAX_RECORD_BYTES} bytes each.",
         )
-    return {PurePosixPath(entry.path).name: read_small(calls, repo, commit, entry) for entry in found}
+    return {PurePosixPath(entry.path).name: read_small(calls, repo, commit, entry) for entry in records}
 
 
 def push_record(calls: HubCalls, repo: str, parity: Parity) -> str:
@@ -47,19 +47,19 @@ def push_record(calls: HubCalls, repo: str, parity: Parity) -> str:
     from huggingface_hub import CommitOperationAdd
 
     there = look(calls, repo)
-    found = None if there is None or there.manifest is None else there.manifest.pipeline_id
-    if there is None or found != parity.pipeline_id:
+    pipeline_id = None if there is None or there.manifest is None else there.manifest.pipeline_id
+    if there is None or pipeline_id != parity.pipeline_id:
         raise Conflict(
-            f"{repo} is not the pipeline of this record.",
-            why=f"It is {(found or 'none')[:16]}, the record names {parity.pipeline_id[:16]}.",
-            hint="Run the same command again: it looks at what is there now.",
+            f"The record was made for another pipeline than {repo}.",
+            why=f"It is {(pipeline_id or 'none')[:16]}, the record is for {parity.pipeline_id[:16]}.",
+            hint="Run the same command again: it reads the repo anew.",
         )
     path = file_name(parity)
     documents = {path: encode(parity)}
     if CARD_FILE in there.files:
         card = read_small(calls, repo, there.commit, there.files[CARD_FILE]).decode("utf-8", "replace")
-        if (told := with_parity_line(card, Numbers(parity=parity))) != card:
-            documents[CARD_FILE] = told.encode()
+        if (updated := with_parity_line(card, Numbers(parity=parity))) != card:
+            documents[CARD_FILE] = updated.encode()
 
     def send() -> str:
         added: list[CommitOperationAdd] = [

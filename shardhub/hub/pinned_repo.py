@@ -35,7 +35,7 @@ def find_commit(api: HfApi, repo: str, revision: str | None, patience: Patience)
     """
     if is_offline():
         raise HubUnreachable(
-            f"{repo} cannot be asked for.", why="HF_HUB_OFFLINE is set.", hint="Unset it, or use what is cached."
+            f"{repo} cannot be reached.", why="HF_HUB_OFFLINE is set.", hint="Unset it, or use what is already cached."
         )
     what = f"looking for {repo}"
 
@@ -58,13 +58,15 @@ def find_commit(api: HfApi, repo: str, revision: str | None, patience: Patience)
         commits = sorted(one for one in known if one.startswith(digits))
         if len(commits) > 1:
             raise UsageError(
-                f"{repo} has {len(commits)} commits that begin with {digits}.", hint="Give more of the digits."
+                f"{repo} has {len(commits)} commits that start with {digits}.", hint="Give more digits of the commit."
             ) from None
         if not commits:
             raise
         commit = commits[0]
     if commit is None or not re.fullmatch(COMMIT_PATTERN, commit):
-        raise HubUnreachable(f"{api.endpoint} named no commit of {repo}.", why=f"It said {str(commit)[:60]!r}.")
+        raise HubUnreachable(
+            f"{api.endpoint} did not name a commit of {repo}.", why=f"It answered {str(commit)[:60]!r}."
+        )
     return commit
 
 
@@ -85,13 +87,13 @@ class PinnedRepo:
         what = f"listing {self.repo}"
 
         def ask() -> dict[str, ListedFile]:
-            found: dict[str, ListedFile] = {}
+            listing: dict[str, ListedFile] = {}
             for entry in self._api.list_repo_tree(self.repo, revision=self.commit):
                 if isinstance(entry, RepoFile) and re.fullmatch(PLAIN_FILE_PATTERN, entry.path):
-                    found[entry.path] = listed_file(entry, self.repo)
-                if len(found) > _MAX_FILES:
+                    listing[entry.path] = listed_file(entry, self.repo)
+                if len(listing) > _MAX_FILES:
                     raise FormatError(f"{self.repo} has more than {_MAX_FILES} files.")
-            return found
+            return listing
 
         with hub_failures(what, api=self._api, repo=self.repo, revision=self.commit):
             return with_retries(ask, what=what, notice=self._patience.notice, sleep=self._patience.sleep, num_tries=2)
@@ -104,9 +106,9 @@ class PinnedRepo:
         """
         if name not in self.files:
             raise NotFound(
-                f"{self.repo} has no {name}.",
-                why=f"At the commit {self.commit[:12]}.",
-                hint="It was not published by shardhub, or not to its end.",
+                f"{self.repo} does not contain {name}.",
+                why=f"This is so at the commit {self.commit[:12]}.",
+                hint="It was not published by shardhub, or publishing was interrupted.",
             )
         return self.files[name]
 

@@ -139,18 +139,19 @@ def _through(proxy: str, scheme: str) -> httpx2.HTTPTransport:
     try:
         options: Any = httpx2.Proxy(address)
         if options.url.scheme not in _SCHEMES or not _HOST.fullmatch(options.url.host):
-            raise ValueError(f"{options.url.scheme!r} is not a scheme of proxies, or there is no host")
+            raise ValueError(f"{options.url.scheme!r} is not a proxy scheme, or the host is missing")
         return httpx2.HTTPTransport(proxy=options)
     except ImportError as error:
         raise UsageError(
             f"The proxy {shown(proxy)} speaks SOCKS, and the package for that is not installed.",
-            why=f"The environment sets it as {variable}.",
+            why=f"It is set in the environment variable {variable}.",
             hint="Install it: pip install socksio; or use an HTTP proxy, or name the Hub's host in NO_PROXY.",
         ) from error
     except (ValueError, httpx2.InvalidURL) as error:
         raise UsageError(
-            f"The environment sets a proxy that cannot be used: {shown(proxy)[:100]!r}.",
-            why=f"It comes from {variable}. A proxy is HOST:PORT, or a URL with http, https or socks5.",
+            f"The proxy {shown(proxy)[:100]!r} cannot be used.",
+            why=f"It is set in the environment variable {variable}. A proxy is HOST:PORT, or a URL with http, https "
+            "or socks5.",
             hint=hint,
         ) from error
 

@@ -152,7 +152,7 @@ class _Push:
             names={file.name for file in stage.weight_files},
         )
         message = f"Layers {stage.start} to {stage.stop - 1} of {stage.num_layers}"
-        commit = self._commit(decision, there, contents, message, lambda found: _same_stage(found, stage))
+        commit = self._commit(decision, there, contents, message, lambda seen: _same_stage(seen, stage))
         return stage.digest, PublishedRepo(repo=decision.repo, commit=commit, action=decision.action)
 
     def _pipeline(self, manifest: Manifest) -> PublishedRepo:
@@ -167,7 +167,7 @@ class _Push:
         if self._job.signer is None and SIGNATURE_FILE in there.files:  # of the previous manifest
             contents.stale.add(SIGNATURE_FILE)
         message = f"Pipeline of {len(manifest.stages)} stages"
-        commit = self._commit(decision, there, contents, message, lambda found: self._is_there(found, manifest))
+        commit = self._commit(decision, there, contents, message, lambda remote: self._is_there(remote, manifest))
         return PublishedRepo(repo=decision.repo, commit=commit, action=decision.action)
 
     def _is_there(self, there: RemoteRepo, manifest: Manifest) -> bool:
@@ -191,18 +191,18 @@ class _Push:
             Conflict: The repo is not empty.
         """
         api, private = self._calls.api, self._plan.private
-        what = f"making {repo}"
+        what = f"creating {repo}"
         self._calls.run(lambda: api.create_repo(repo, private=private, exist_ok=True), what=what, repo=repo)
         if self._plan.gate and not private:
             gate = self._plan.gate
             self._calls.run(
                 lambda: api.update_repo_settings(repo, gated="manual" if gate == "manual" else "auto"),
-                what=f"gating {repo} as its source is",
+                what=f"gating {repo} like its source",
                 repo=repo,
             )
         there = look(self._calls, repo)
         if there is None or not there.is_empty:
-            raise _changed(repo, "somebody else made it")
+            raise _changed(repo, "somebody else created it")
         return there
 
     def _commit(
@@ -249,10 +249,12 @@ class _Push:
         try:
             return self._calls.run(send, what=f"committing to {there.repo}", repo=there.repo)
         except Conflict as error:
-            found = look(self._calls, there.repo)
-            if found is not None and is_done(found):
-                return found.commit
-            raise _changed(there.repo, f"it was at {there.commit[:8]} when this push looked, and moved on") from error
+            remote = look(self._calls, there.repo)
+            if remote is not None and is_done(remote):
+                return remote.commit
+            raise _changed(
+                there.repo, f"it was at {there.commit[:8]} when this push read it, and has changed since"
+            ) from error
 
     def _keep_old(self, there: RemoteRepo) -> None:
         """Tag what is replaced, so that manifests that name the commit keep working."""
@@ -269,13 +271,13 @@ def is_old_tag(tag: str) -> bool:
     return tag.startswith(_OLD_TAG)
 
 
-def _same_stage(found: RemoteRepo, stage: Stage) -> bool:
-    return found.stage == stage
+def _same_stage(remote: RemoteRepo, stage: Stage) -> bool:
+    return remote.stage == stage
 
 
 def _changed(repo: str, why: str) -> ShardhubError:
     return Conflict(
-        f"{repo} changed meanwhile.",
+        f"{repo} was changed during this push.",
         why=f"{why[:1].upper()}{why[1:]}.",
-        hint="Run the same command again: it starts from what is there now, and uploads nothing twice.",
+        hint="Run the same command again: it starts from the repo's present state, and uploads nothing twice.",
     )

@@ -53,13 +53,13 @@ def pinned_by_pipeline(api: HfApi, repo: str, newest: str, patience: Patience) -
     except HubUnreachable:
         raise
     except ShardhubError as error:
-        patience.notice(f"{repo}: no pipeline says which commit to take ({error.what}) Taking main.")
+        patience.notice(f"{repo}: using the branch main, because no pipeline names its commit ({error.what})")
         return None
     for stage in manifest.stages:
         for location in stage.locations:
             if isinstance(location, RepoLocation) and location.repo == repo:
                 return location.commit
-    patience.notice(f"{repo}: {pipeline} does not name it. Taking main.")
+    patience.notice(f"{repo}: using the branch main, because {pipeline} does not name its commit.")
     return None
 
 
@@ -67,5 +67,5 @@ def _pipeline_repo(repo: str, hint: ShardHint) -> str:
     """The pipeline's repo; a bare name is in the shard's own namespace."""
     name = hint.pipeline if "/" in hint.pipeline else f"{repo.split('/')[0]}/{hint.pipeline}"
     if not re.fullmatch(REPO_PATTERN, name):
-        raise ShardhubError(f"{hint.pipeline[:80]!r} is no repo.")
+        raise ShardhubError(f"{hint.pipeline[:80]!r} is not the name of a repo.")
     return name

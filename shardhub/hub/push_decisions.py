@@ -58,8 +58,8 @@ def decide_shard(repo: str, remote: RemoteRepo | None, expected: Stage, *, repla
         return _replacement(repo, remote, "it is not a shard", replace=replace)
     if (stage.start, stage.stop, stage.num_layers) != (expected.start, expected.stop, expected.num_layers):
         why = (
-            f"it holds layers [{stage.start}, {stage.stop}) of {stage.num_layers}, "
-            f"this cut has [{expected.start}, {expected.stop}) of {expected.num_layers} there"
+            f"it holds layers [{stage.start}, {stage.stop}) of {stage.num_layers}, and this cut puts "
+            f"[{expected.start}, {expected.stop}) of {expected.num_layers} there"
         )
         return _replacement(repo, remote, why, replace=replace)
     if not _same_model(stage, expected):
@@ -78,11 +78,11 @@ def decide_pipeline(repo: str, remote: RemoteRepo | None, expected: Manifest, *,
         return Decision(repo=repo, action=Action.CREATE, remote=remote)
     if (manifest := remote.manifest) is None:
         return _replacement(repo, remote, "it is not a pipeline", replace=replace)
-    there, wanted = _cuts(manifest), _cuts(expected)
-    if (there, manifest.num_layers) != (wanted, expected.num_layers):
+    there, expected_cuts = _cuts(manifest), _cuts(expected)
+    if (there, manifest.num_layers) != (expected_cuts, expected.num_layers):
         why = (
-            f"it is a pipeline of {manifest.num_layers} layers cut at {_shown(there)}, "
-            f"this one has {expected.num_layers} layers cut at {_shown(wanted)}"
+            f"it is a pipeline of {manifest.num_layers} layers cut at {_shown(there)}, and this one has "
+            f"{expected.num_layers} layers cut at {_shown(expected_cuts)}"
         )
         return _replacement(repo, remote, why, replace=replace)
     return Decision(repo=repo, action=Action.UPDATE, remote=remote)
@@ -99,11 +99,11 @@ def adopted_digests(remote: RemoteRepo | None, expected: Stage) -> dict[str, str
     stage = remote.stage
     if (stage.source, stage.catalogue_digest) != (expected.source, expected.catalogue_digest):
         return {}
-    wanted = {(file.name, file.size_bytes, file.tensors) for file in expected.weight_files}
+    expected_files = {(file.name, file.size_bytes, file.tensors) for file in expected.weight_files}
     return {
         file.name: file.sha256
         for file in stage.weight_files
-        if (file.name, file.size_bytes, file.tensors) in wanted and remote.holds(file.sha256)
+        if (file.name, file.size_bytes, file.tensors) in expected_files and remote.holds(file.sha256)
     }
 
 
@@ -116,7 +116,7 @@ def check_visibility(decisions: Sequence[Decision], *, private: bool) -> None:
     public = [at.repo for at in decisions if at.remote is not None and not at.remote.private]
     if private and public:
         raise UsageError(
-            f"{public[0]} is public, and `private` was given.",
+            f"{public[0]} is public, but `private` was given.",
             why=f"Public already: {', '.join(public[:_SHOWN])}.",
             hint="Make them private in their settings, give another `name`, or leave out `private`.",
         )
@@ -156,10 +156,10 @@ def _replacement(repo: str, remote: RemoteRepo, why: str, *, replace: bool) -> D
     if replace:
         return Decision(repo=repo, action=Action.REPLACE, remote=remote, why=why)
     raise Conflict(
-        f"{repo} is there already, and is something else.",
+        f"{repo} already exists with other contents.",
         why=f"{why[:1].upper()}{why[1:]}.",
-        hint="Give another name with `name`, or `replace`: it keeps the old commits under a tag, and manifests that "
-        "name them keep working.",
+        hint="Give another name with `name`, or add `replace`: the old commits are kept under a tag, and manifests "
+        "that name them keep working.",
     )
 
 

@@ -81,9 +81,9 @@ def scratch_folder(folder: Path, need_bytes: int) -> Iterator[Path]:
         need = need_bytes * (_SPARE_SHARE[0] + _SPARE_SHARE[1]) // _SPARE_SHARE[1]
         if need > free:
             raise DiskFull(
-                f"There is not enough room in {folder}.",
-                why=f"The largest weight file needs {size_text(need)}, {size_text(free)} are free.",
-                hint="Make room, or give another folder with `cache_dir`.",
+                f"{folder} does not have enough free space.",
+                why=f"The largest weight file needs {size_text(need)}, and {size_text(free)} are free.",
+                hint="Free some space, or give another folder with `cache_dir`.",
             )
         with lock_held(folder):  # so that no other run sweeps the new folder before it is locked
             _sweep(folder)

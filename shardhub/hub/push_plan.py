@@ -75,8 +75,8 @@ def plan_push(
         remote = look(calls, repo)
         _adopt(job, shard, remote, journal)
         shards.append(decide_shard(repo, remote, job.stage(shard, journal.digests), replace=replace))
-    wanted = job.manifest([f"{index:064x}" for index in range(len(job.shards))])
-    pipeline = decide_pipeline(job.pipeline_label, look(calls, job.pipeline_label), wanted, replace=replace)
+    expected = job.manifest([f"{index:064x}" for index in range(len(job.shards))])
+    pipeline = decide_pipeline(job.pipeline_label, look(calls, job.pipeline_label), expected, replace=replace)
     check_visibility([*shards, pipeline], private=private)
     holders = holders_of(job, calls, shards)
     for shard in job.shards:

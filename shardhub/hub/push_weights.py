@@ -52,15 +52,15 @@ def check_weights(job: SplitJob, journal: PushJournal, progress: Callable[[PushP
         NonFiniteWeights: A weight is NaN or infinite.
         WeightFileError: The source changed or cannot be read.
     """
-    wanted = {
+    unchecked = {
         key: (shard, layout)
         for shard in job.shards
         for key, layout in zip(shard.keys, shard.layouts, strict=True)
         if key not in journal.digests
     }
-    done_bytes, total_bytes = 0, sum(layout.size_bytes for _, layout in wanted.values())
+    done_bytes, total_bytes = 0, sum(layout.size_bytes for _, layout in unchecked.values())
     with Copier(job.checkpoint, job.contents.computed, check_weights=True) as copier:
-        for key, (shard, layout) in wanted.items():
+        for key, (shard, layout) in unchecked.items():
 
             def told(count: int, repo: str = job.shard_label(shard), file: str = layout.name) -> None:
                 nonlocal done_bytes
@@ -191,9 +191,9 @@ class WeightFiles:
         if known != sha256:
             raise WeightFileError(
                 f"The source changed since an earlier run read {layout.name}.",
-                why=f"It had the sha256 {known[:16]}..., now it has {sha256[:16]}...; sizes and times of the source's "
-                "files are the same.",
-                hint=f"Check the source; to start from nothing, delete {self._journal.path}",
+                why=f"It had the sha256 {known[:16]}... then, and has {sha256[:16]}... now, although sizes and times "
+                "of the source's files are the same.",
+                hint=f"Check the source. To start over, delete {self._journal.path}",
             )
 
     def _upload(self, path: Path, layout: FileLayout, sha256: str, repo: str) -> None:

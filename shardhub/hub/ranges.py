@@ -103,8 +103,8 @@ class RemoteFile:
         if start + len(buffer) > self.size_bytes:
             raise WeightFileError(
                 f"{self.name} cannot be read.",
-                why=f"It ends at byte {self.size_bytes}, expected {start + len(buffer)}.",
-                hint="Get the file again from its publisher.",
+                why=f"It ends at byte {self.size_bytes} instead of {start + len(buffer)}.",
+                hint="Download the file again from its publisher.",
             )
         done = failures = 0
         while done < len(buffer):
@@ -166,20 +166,24 @@ class RemoteFile:
         from huggingface_hub.errors import FileMetadataError
 
         if response.headers.get("Content-Type", "").startswith("text/html"):
-            raise FileMetadataError("A web page came instead of the file.")
+            raise FileMetadataError("The answer is a web page instead of the file.")
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise httpx2.DecodingError("The body is compressed, which was not asked for.", request=response.request)
+            raise httpx2.DecodingError(
+                "The body is compressed, although that was not requested.", request=response.request
+            )
         first = start
         if response.status_code == 206:
-            found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            told = tuple(map(int, found.groups())) if found else None
-            if told != (start, stop - 1, self.size_bytes):
-                raise httpx2.RemoteProtocolError(f"Asked for {start} to {stop - 1}, got {told}.")
+            match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+            announced = tuple(map(int, match.groups())) if match else None
+            if announced != (start, stop - 1, self.size_bytes):
+                raise httpx2.RemoteProtocolError(
+                    f"Bytes {start} to {stop - 1} were requested, but the answer has {announced}."
+                )
         else:  # the server ignores ranges and sends the file from its start
             first, stop = 0, self.size_bytes
         length = response.headers.get("Content-Length")
         if length is not None and length != str(stop - first):
-            raise httpx2.RemoteProtocolError(f"Expected {stop - first} bytes, {length[:20]} were announced.")
+            raise httpx2.RemoteProtocolError(f"{stop - first} bytes were expected, but {length[:20]} were announced.")
         return _Stream(response, first, stop)
 
     def _expired(self, error: Exception) -> bool:

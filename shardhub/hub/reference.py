@@ -59,7 +59,7 @@ def parse_reference(text: str) -> Reference | Path:
         path = Path(text).expanduser()
         is_there = path.exists()
     except OSError as error:  # the name is too long
-        what = f"{text[:120]!r} is not a folder, and not a repo's name."
+        what = f"{text[:120]!r} is neither a folder nor the name of a repo."
         raise UsageError(what, why=f"{error.strerror}.", hint="Give a folder, or a Hub id such as ORG/NAME.") from error
     if not text or is_there or text.startswith((".", "/", "~")):
         return path
@@ -70,7 +70,7 @@ def parse_reference(text: str) -> Reference | Path:
         return Reference(repo=repo)
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise UsageError(
-            f"{revision[:80]!r} is no name of a revision.",
+            f"{revision[:80]!r} is not the name of a revision.",
             hint="Write ORG/NAME@REVISION with a branch, a tag or a commit.",
         )
     return Reference(repo=repo, revision=revision)

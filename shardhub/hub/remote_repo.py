@@ -76,8 +76,8 @@ def list_files(calls: HubCalls, repo: str, commit: str) -> dict[str, ListedFile]
     def entries() -> Iterable[object]:
         return list(calls.api.list_repo_tree(repo, recursive=True, revision=commit))
 
-    found = calls.run(entries, what=f"listing {repo}", repo=repo, revision=commit)
-    return {entry.path: listed_file(entry, repo) for entry in found if isinstance(entry, RepoFile)}
+    listing = calls.run(entries, what=f"listing {repo}", repo=repo, revision=commit)
+    return {entry.path: listed_file(entry, repo) for entry in listing if isinstance(entry, RepoFile)}
 
 
 def read_stage(calls: HubCalls, repo: str, commit: str, listed: ListedFile) -> Stage | None:

@@ -119,5 +119,5 @@ def _asked(headers: Mapping[str, str]) -> float | None:
         except ValueError:
             return None
         return max(0.0, (until.astimezone(UTC) - datetime.now(UTC)).total_seconds())
-    found = _RATE_LIMIT.search(headers.get("ratelimit", ""))
-    return float(found[1]) if found else None
+    match = _RATE_LIMIT.search(headers.get("ratelimit", ""))
+    return float(match[1]) if match else None

@@ -89,7 +89,7 @@ class Snapshot:
         else:
             raise UsageError(
                 f"{repo.repo} is neither a shard nor a pipeline.",
-                why=f"At the commit {repo.commit[:12]} it has no {STAGE_FILE} and no {MANIFEST_FILE}.",
+                why=f"At the commit {repo.commit[:12]} it has neither {STAGE_FILE} nor {MANIFEST_FILE}.",
                 hint=f"If it is a model, split it first: shardhub split {repo.repo} DIR --stages N",
             )
 
@@ -100,8 +100,9 @@ class Snapshot:
         for name in (CONFIG_FILE, *manifest.files):
             if not is_pipeline_file(name):
                 raise FormatError(
-                    f"{repo.repo} names a file that no pipeline has: {name[:100]!r}.",
-                    why="Only configuration, tokenizer and chat template go with a manifest; no code, no weights.",
+                    f"The manifest of {repo.repo} names a file that a pipeline may not have: {name[:100]!r}.",
+                    why="Only configuration, tokenizer and chat template belong to a pipeline's repo: neither code "
+                    "nor weights.",
                     hint="It was not written by shardhub: do not use it.",
                 )
         self._link(MANIFEST_FILE, data)
@@ -178,9 +179,10 @@ class Snapshot:
         free = self._cache.free_bytes()
         if need > free:
             raise DiskFull(
-                f"There is not enough room for {self._repo.repo} in {self._cache.root}.",
-                why=f"{size_text(need)} are needed, {size_text(free)} are free.",
-                hint="Make room with `shardhub rm REPO` or `shardhub prune`, or give another disk: `cache_dir` DIR.",
+                f"{self._cache.root} does not have enough free space for {self._repo.repo}.",
+                why=f"{size_text(need)} are needed, and {size_text(free)} are free.",
+                hint="Free some space with `shardhub rm REPO` or `shardhub prune`, or use another disk: `cache_dir` "
+                "DIR.",
             )
 
 
@@ -192,20 +194,20 @@ def _check_listed(repo: PinnedRepo, file: WeightFile) -> None:
         DigestMismatch: The repo has another file of that name.
     """
     listed = repo.file(file.name)
-    found = listed.sha256 or file.sha256
-    if (listed.size_bytes, found) != (file.size_bytes, file.sha256):
+    sha256 = listed.sha256 or file.sha256
+    if (listed.size_bytes, sha256) != (file.size_bytes, file.sha256):
         raise DigestMismatch(
-            f"{repo.repo}/{file.name} is not the file its {STAGE_FILE} names.",
-            why=f"It has {listed.size_bytes} bytes and the sha256 {found[:16]}..., {STAGE_FILE} says "
+            f"{repo.repo}/{file.name} differs from the file that {STAGE_FILE} names.",
+            why=f"It has {listed.size_bytes} bytes and the sha256 {sha256[:16]}..., but {STAGE_FILE} says "
             f"{file.size_bytes} and {file.sha256[:16]}....",
             hint="The shard was changed after it was published: tell its publisher.",
         )
 
 
-def other_stage(where: str, found: str, expected: str) -> DigestMismatch:
+def other_stage(where: str, actual: str, expected: str) -> DigestMismatch:
     """The error for a shard with another stage digest than the manifest names."""
     return DigestMismatch(
-        f"{where} is not the shard the manifest names.",
-        why=f"Its stage digest is {found[:16]}..., the manifest says {expected[:16]}....",
-        hint="Tell the pipeline's publisher: shard and manifest do not belong together.",
+        f"{where} is not the shard that the manifest names.",
+        why=f"Its stage digest is {actual[:16]}..., but the manifest says {expected[:16]}....",
+        hint="Tell the pipeline's publisher that shard and manifest do not match.",
     )

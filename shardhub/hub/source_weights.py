@@ -86,19 +86,21 @@ class SourceWeights:
             if is_loaded(file.path) and not (file.sha256 is not None and self._cache.has(file.sha256, file.size_bytes))
         )
         self._notice(
-            f"tensors of {self._repo.repo} must be computed, so its weight files are fetched first: "
-            f"{size_text(missing)} into {self._cache.root} (shardhub prune deletes them)"
+            f"some tensors of {self._repo.repo} must be computed, so its weight files are fetched first: "
+            f"{size_text(missing)} into {self._cache.root} (`shardhub prune` deletes them)"
         )
         if missing > (free := self._cache.free_bytes()):
             raise DiskFull(
-                f"There is not enough room in {self._cache.root} for the weight files of {self._repo.repo}.",
-                why=f"They need {size_text(missing)}, {size_text(free)} are free.",
-                hint="Set SHARDHUB_CACHE to a folder on a larger disk, or split a conversion of the model that has "
-                "MLX's layout: it is read by ranges.",
+                f"{self._cache.root} does not have enough free space for the weight files of {self._repo.repo}.",
+                why=f"They need {size_text(missing)}, and {size_text(free)} are free.",
+                hint="Set SHARDHUB_CACHE to a folder on a larger disk, or split a conversion of the model in MLX's "
+                "layout, which is read by ranges without being fetched.",
             )
 
 
 def _check(path: Path, header: Header) -> None:
     """Check that a file is sound and has the header that was read from the Hub before."""
     if read_header(path).digest != header.digest:
-        raise WeightFileError(f"{path} has another header than the Hub sent before.", hint="Run the command again.")
+        raise WeightFileError(
+            f"The header of {path} differs from the one that the Hub sent before.", hint="Run the command again."
+        )

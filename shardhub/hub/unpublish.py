@@ -55,20 +55,20 @@ def find_removal(calls: HubCalls, repo: str) -> Removal:
     namespace, _, name = repo.partition("/")
     if not name.endswith(_SUFFIX) or len(name) == len(_SUFFIX):
         raise UsageError(
-            f"{repo} is no name of a pipeline.", hint=f"Give its repo: {namespace or 'USER'}/NAME{_SUFFIX}"
+            f"{repo} is not the name of a pipeline's repo.", hint=f"Give its repo: {namespace or 'USER'}/NAME{_SUFFIX}"
         )
     remote = look(calls, repo)
     if remote is not None and remote.manifest is None and not remote.is_empty:
         raise UsageError(
-            f"{repo} is not a pipeline, and is left alone.",
-            why=f"It has no valid {MANIFEST_FILE}.",
-            hint="Delete it at the Hub if you do not need it.",
+            f"{repo} is not a pipeline, so it was not deleted.",
+            why=f"It does not have a valid {MANIFEST_FILE}.",
+            hint="If you do not need it, delete it on the Hub's website.",
         )
     own = _shards_of(_manifests(calls, remote)) if remote is not None else set()
     # No manifest names what an unfinished push or removal left.
     own |= _by_name(calls, namespace, name.removesuffix(_SUFFIX))
     if remote is None and not own:
-        raise UsageError(f"There is no pipeline {repo}.", why=f"Nor are there shards of that name at {namespace}.")
+        raise UsageError(f"The pipeline {repo} does not exist.", why=f"{namespace} has no shards of that name either.")
     needed = _needed_by_others(calls, namespace, repo)
     shards, kept = [], []
     for shard in sorted(own, key=_order):
@@ -95,7 +95,7 @@ def remove(calls: HubCalls, removal: Removal, *, progress: Callable[[str], None]
 
 def _manifests(calls: HubCalls, remote: RemoteRepo) -> list[Manifest]:
     """The manifests of a repo that still work: the newest, and those kept by replacements."""
-    found = [] if remote.manifest is None else [remote.manifest]
+    manifests = [] if remote.manifest is None else [remote.manifest]
     refs = calls.run(
         lambda: calls.api.list_repo_refs(remote.repo), what=f"reading the tags of {remote.repo}", repo=remote.repo
     )
@@ -105,8 +105,8 @@ def _manifests(calls: HubCalls, remote: RemoteRepo) -> list[Manifest]:
         listed = list_files(calls, remote.repo, tag.target_commit).get(MANIFEST_FILE)
         old = None if listed is None else read_manifest(calls, remote.repo, tag.target_commit, listed)
         if old is not None:
-            found.append(old)
-    return found
+            manifests.append(old)
+    return manifests
 
 
 def _shards_of(manifests: Iterable[Manifest]) -> set[str]:
@@ -135,8 +135,8 @@ def _needed_by_others(calls: HubCalls, namespace: str, repo: str) -> dict[str, s
             continue
         if MANIFEST_FILE in remote.files and remote.manifest is None:
             raise ShardhubError(
-                f"Nothing is deleted: {other} may need these shards.",
-                why=f"Its {MANIFEST_FILE} cannot be read by this shardhub.",
+                f"Nothing was deleted: {other} may need these shards.",
+                why=f"This version of shardhub cannot read its {MANIFEST_FILE}.",
                 hint="Upgrade shardhub, or delete that repo first.",
             )
         for shard in _shards_of(_manifests(calls, remote)):
@@ -147,11 +147,11 @@ def _needed_by_others(calls: HubCalls, namespace: str, repo: str) -> dict[str, s
 def _not_ours(calls: HubCalls, shard: str, namespace: str) -> str | None:
     """Why a repo must not be deleted; None if it is a shard of this namespace, empty if it is gone."""
     if shard.partition("/")[0] != namespace:
-        return f"it is not {namespace}'s"
+        return f"it does not belong to {namespace}"
     remote = look(calls, shard)
     if remote is None:
         return ""
-    return None if remote.stage is not None or remote.is_empty else "it is no shard any more"
+    return None if remote.stage is not None or remote.is_empty else "it is no longer a shard"
 
 
 def _listed(calls: HubCalls, namespace: str) -> list[tuple[str, frozenset[str]]]:

@@ -86,7 +86,9 @@ class Gate:
         if self._knows(host):
             await self._app(scope, receive, send_safely)
         else:
-            refusal = Refusal(403, f"This Hub is not called {host[:100]!r}. Start it with `public_url` to name it so.")
+            refusal = Refusal(
+                403, f"This Hub does not answer as {host[:100]!r}. To allow that name, start it with `public_url`."
+            )
             await refusal.response()(scope, receive, send_safely)
         # Only the path: queries contain signatures, headers contain tokens.
         elapsed_ms = (time.perf_counter() - started) * 1000
@@ -101,7 +103,7 @@ class Gate:
 
 
 def _routes() -> list[Route]:
-    found = [
+    routes = [
         Route("/api/whoami-v2", accounts.whoami, methods=["GET"]),
         Route("/api/validate-yaml", accounts.validate_yaml, methods=["POST"]),
         Route("/api/repos/create", repos.create, methods=["POST"]),
@@ -112,16 +114,16 @@ def _routes() -> list[Route]:
         Route("/_xet/{advice:path}", accounts.xet_refused),
     ]
     for prefix in ("/api/models", "/api/datasets"):
-        found.append(Route(prefix, repos.list_all, methods=["GET"]))
-        found.extend(_api_routes(f"{prefix}/{{namespace}}/{{name}}"))
+        routes.append(Route(prefix, repos.list_all, methods=["GET"]))
+        routes.extend(_api_routes(f"{prefix}/{{namespace}}/{{name}}"))
     for prefix in ("/datasets/{namespace}/{name}", "/{namespace}/{name}"):
-        found += [
+        routes += [
             Route(f"{prefix}.git/info/lfs/objects/batch", lfs.batch, methods=["POST"]),
             Route(f"{prefix}.git/info/lfs/objects/verify", lfs.verify, methods=["POST"]),
             Route(f"{prefix}/resolve/{{revision}}/{{path:path}}", files.download, methods=["GET"]),  # and HEAD
         ]
-    found.append(Route("/{rest:path}", accounts.nothing_here, methods=["GET", "POST", "PUT", "DELETE", "PATCH"]))
-    return found
+    routes.append(Route("/{rest:path}", accounts.nothing_here, methods=["GET", "POST", "PUT", "DELETE", "PATCH"]))
+    return routes
 
 
 def _api_routes(repo: str) -> list[Route]:

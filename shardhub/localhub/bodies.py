@@ -41,8 +41,8 @@ async def chunks(request: Request) -> AsyncIterator[bytes]:
         except TimeoutError as error:
             raise Refusal(
                 408,
-                f"The body stalled after {num_bytes} bytes: {LEAST_BYTES_PER_S} bytes a second must come, and some "
-                f"within {STALL_TIMEOUT_S:.0f} s.",
+                f"The body stalled after {num_bytes} bytes: {LEAST_BYTES_PER_S} bytes a second must arrive, without a "
+                f"pause of {STALL_TIMEOUT_S:.0f} s.",
                 headers={"Connection": "close"},
             ) from error
         waited_s += time.monotonic() - began_at
@@ -116,7 +116,7 @@ def parse(model: type[Model], data: bytes) -> Model:
             f"{'.'.join(str(part) for part in problem['loc']) or 'body'}: {problem['msg']}"
             for problem in error.errors(include_input=False, include_url=False, include_context=False)
         ]
-        raise bad_request(f"The body is not what was expected. {'; '.join(problems[:_ERRORS_SHOWN])}.") from None
+        raise bad_request(f"The body has an unexpected form. {'; '.join(problems[:_ERRORS_SHOWN])}.") from None
 
 
 def check_length(request: Request, limit_bytes: int) -> None:

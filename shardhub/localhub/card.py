@@ -71,10 +71,10 @@ def front_matter(text: str) -> dict[str, Any]:
 
 def tags(metadata: dict[str, Any]) -> list[str]:
     """Derive the Hub's tags from a card's metadata."""
-    found = _texts(metadata.get("tags"))
+    collected = _texts(metadata.get("tags"))
     for name, prefix in _TAG_FIELDS.items():
-        found.extend(prefix + value for value in _texts(metadata.get(name)))
-    return list(dict.fromkeys(found))
+        collected.extend(prefix + value for value in _texts(metadata.get(name)))
+    return list(dict.fromkeys(collected))
 
 
 def _check_events(events: Iterable[object]) -> None:
@@ -93,7 +93,7 @@ def _check_events(events: Iterable[object]) -> None:
             raise CardError("The metadata block has aliases (*name), which are not accepted.")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
-            raise CardError(f"The metadata block has more than {_MAX_DEPTH} lists and mappings in each other.")
+            raise CardError(f"The metadata block nests lists and mappings more than {_MAX_DEPTH} deep.")
 
 
 def _json(node: Node, loader: SafeLoader) -> Any:

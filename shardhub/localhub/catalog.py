@@ -144,7 +144,10 @@ class Catalog:
             return bytes(connection.execute("SELECT value FROM meta WHERE name = 'secret'").fetchone()["value"])
 
     def _renew_secret(self) -> None:
-        log.warning("other users could read this Hub's signing key: it has a new one, and uploads begin again")
+        log.warning(
+            "other users could read this Hub's signing key: a new one was made, and uploads in progress must "
+            "start again"
+        )
         with self.writing() as connection:
             connection.execute("UPDATE meta SET value = ? WHERE name = 'secret'", (secrets.token_bytes(32),))
 
@@ -156,7 +159,7 @@ class Catalog:
             if version > FORMAT:
                 raise NewerFormat(
                     f"{path} was made by a later shardhub.",
-                    why=f"Its format is {version}; this one reads up to {FORMAT}.",
+                    why=f"Its format is {version}, and this version reads formats up to {FORMAT}.",
                     hint="Update shardhub: pip install -U shardhub",
                 )
             for statement in _SCHEMA.split(";\n"):
@@ -220,7 +223,9 @@ def _as_ours(error: sqlite3.DatabaseError, path: Path) -> ShardhubError | None:
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return _busy()
     if primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) or code in _DISK_FAULTS:
-        return DiskFull("The Hub's database cannot be written.", why=f"{error}.", hint="Make room on the Hub's disk.")
+        return DiskFull(
+            "The Hub's database cannot be written.", why=f"{error}.", hint="Free some space on the Hub's disk."
+        )
     if primary == sqlite3.SQLITE_CANTOPEN:  # no file descriptors, or no folder
         return ResourceError("The Hub's database cannot be opened.", why=f"{path}: {error}.")
     if primary in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
@@ -235,7 +240,7 @@ def _as_ours(error: sqlite3.DatabaseError, path: Path) -> ShardhubError | None:
 def _busy() -> ResourceError:
     return ResourceError(
         "The Hub's database is in use.",
-        why=f"Another process has kept it locked for {BUSY_TIMEOUT_S:.0f} s.",
+        why=f"Another process has held its lock for {BUSY_TIMEOUT_S:.0f} s.",
         hint="Try again later.",
     )
 
@@ -256,6 +261,8 @@ def _make_private(path: Path) -> bool:
         except FileNotFoundError:
             pass
         except PermissionError:
-            log.warning("%s is open to other users, and belongs to one of them", name)
+            log.warning(
+                "%s is open to other users and belongs to another user, so its permissions cannot be changed", name
+            )
     may_enter = path.parent.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH)
     return bool(mode & (stat.S_IRGRP | stat.S_IROTH) and may_enter)

@@ -79,12 +79,12 @@ def check_folder(folder: Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder.", hint="Name a folder for the Hub's data.")
+        raise UsageError(f"{folder} is not a folder.", hint="Give a folder for the Hub's data.")
     if not holds_hub(folder) and any(child.name != _LOCK_FILE for child in folder.iterdir()):
         raise UsageError(
-            f"{folder} holds no Hub.",
-            why=f"It is not empty, and there is no {FILE} in it.",
-            hint="Name the Hub's folder, or an empty one for a new Hub.",
+            f"{folder} is not a Hub's folder.",
+            why=f"It is not empty, and does not contain {FILE}.",
+            hint="Give the Hub's folder, or an empty folder for a new Hub.",
         )
 
 
@@ -94,7 +94,7 @@ def _locked(path: Path) -> int:
         os.close(handle)
         raise UsageError(
             f"The Hub in {path.parent} is in use.",
-            why="Another process serves it, or collects its garbage.",
-            hint="Stop that one first, or name another folder.",
+            why="Another process serves it or deletes its unused files.",
+            hint="Stop that process first, or give another folder.",
         )
     return handle

@@ -57,7 +57,7 @@ def check_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name) or "--" in name or ".." in name or name.endswith(("-", ".", ".git", ".ipynb")):
         raise bad_request(
-            f"{name[:120]!r} is not a name: up to 96 letters, digits, '-', '_' and '.', "
+            f"{name[:120]!r} is not a valid name: up to 96 letters, digits, '-', '_' and '.', "
             "no '--' or '..', and no '-', '.' or '.git' at the end."
         )
     return name
@@ -116,4 +116,7 @@ def check_path(path: str) -> str:
 
 
 def _bad_path(path: str) -> Refusal:
-    return bad_request(f"{path[:120]!r} is not a path in a repo: plain segments between single '/', none of them '..'.")
+    return bad_request(
+        f"{path[:120]!r} is not a valid path in a repo: it must consist of plain names separated by "
+        "single '/', without '..'."
+    )

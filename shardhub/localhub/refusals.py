@@ -73,10 +73,10 @@ async def answer_system(_: Request, error: Exception) -> Response:
     text = os.strerror(error.errno) if error.errno else ""
     if error.errno in _DISK_ERRORS:
         log.error("%s", error)
-        return _unable(507, f"The Hub's disk takes no more: {text}.").response()
+        return _unable(507, f"The Hub cannot write to its disk: {text}.").response()
     if error.errno in _PASSING_ERRORS:
         log.error("%s", error)
-        return _unable(503, f"The Hub cannot answer this now: {text}.").response()
+        return _unable(503, f"The Hub cannot answer this request now: {text}.").response()
     raise error
 
 

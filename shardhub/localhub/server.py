@@ -85,7 +85,9 @@ def running_hub(folder: Path, settings: ServerSettings | None = None) -> Iterato
         thread.start()
         try:
             if not server.ready.wait(_START_TIMEOUT_S):
-                raise AddressError("The local Hub did not start.", why=f"Nothing in {_START_TIMEOUT_S:.0f} s.")
+                raise AddressError(
+                    "The local Hub did not start.", why=f"It was not ready within {_START_TIMEOUT_S:.0f} s."
+                )
             yield RunningHub(hub, settings, listener.getsockname()[1])
         finally:
             server.should_exit = True
@@ -121,8 +123,9 @@ def check_host(host: str, *, insecure_lan: bool) -> None:
     check_reach(
         host,
         is_safe=insecure_lan,
-        why="Off loopback, tokens and weights travel in the clear, and everyone on the way can read and use them.",
-        hint="On a network you trust, add `insecure_lan`.",
+        why="Beyond loopback, tokens and weights are sent unencrypted, and anyone on the network path can read and "
+        "use them.",
+        hint="If you trust the network, add `insecure_lan`.",
     )
 
 

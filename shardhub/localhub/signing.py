@@ -38,7 +38,7 @@ class Signer:
         expected = self._sign(path, expires)
         # Bytes, because compare_digest refuses non-ASCII text.
         if not hmac.compare_digest(expected.encode(), signature.encode("utf-8", "replace")):
-            raise Refusal(403, "This upload URL is not one of this Hub.")
+            raise Refusal(403, "This upload URL was not issued by this Hub.")
         if int(expires) < time.time():
             raise Refusal(403, "This upload URL has expired: start the upload again.")
 

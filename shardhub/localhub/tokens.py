@@ -113,7 +113,9 @@ def revoke_token(catalog: Catalog, token_id: str) -> None:
             if token_id and row["sha256"].startswith(token_id)
         ]
         if len(rows) != 1:
-            raise UsageError(f"{len(rows)} tokens have the id {token_id!r}.", hint="See `shardhub hub token`.")
+            raise UsageError(
+                f"{len(rows)} tokens have the id {token_id!r}.", hint="List the tokens with `shardhub hub token`."
+            )
         connection.execute("DELETE FROM tokens WHERE sha256 = ?", (rows[0],))
 
 

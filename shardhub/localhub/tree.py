@@ -101,7 +101,7 @@ def apply(tree: Tree, operations: Sequence[Operation], *, owned: Mapping[str, in
             sha256=operation.sha256, size_bytes=size, oid=oid, lfs=operation.lfs, changed=commit
         )
     if len(result) > MAX_FILES:
-        raise Refusal(413, f"{len(result)} files; a repo holds at most {MAX_FILES}.")
+        raise Refusal(413, f"The repo would have {len(result)} files, and the limit is {MAX_FILES}.")
     for path in result:
         for folder in _folders_above(path):
             if folder in result:

@@ -54,7 +54,7 @@ class Upload:
             Refusal: 400, there is no such part.
         """
         if not 1 <= part <= self.num_parts:
-            raise bad_request(f"Part {part} of {self.num_parts}.")
+            raise bad_request(f"Part {part} does not exist: the upload has {self.num_parts} parts.")
         return min(PART_BYTES, self.size_bytes - (part - 1) * PART_BYTES)
 
     def etag(self, part: int) -> str:
@@ -186,7 +186,7 @@ class PartWriter:
             OSError: The disk is full.
         """
         if self._written + len(data) > self._num_bytes:
-            raise Refusal(413, f"More bytes than the {self._num_bytes} that were announced.")
+            raise Refusal(413, f"More bytes arrived than the {self._num_bytes} that were announced.")
         with self._state.lock:
             self._check_owner()
             view = memoryview(data)
@@ -204,7 +204,7 @@ class PartWriter:
             Refusal: 400 fewer bytes than announced; 409 a newer writer took over.
         """
         if self._written != self._num_bytes:
-            raise bad_request(f"{self._written} bytes came, {self._num_bytes} were announced: send it again.")
+            raise bad_request(f"{self._written} bytes arrived, but {self._num_bytes} were announced: send them again.")
         os.fsync(self._handle)
         with self._state.lock:
             self._check_owner()
@@ -218,7 +218,7 @@ class PartWriter:
 
     def _check_owner(self) -> None:
         if self._state.writer is not self:
-            raise Refusal(409, "A newer try of this upload took over.")
+            raise Refusal(409, "A newer attempt at this upload took over.")
 
 
 def _modified(file: Path) -> float:
@@ -233,13 +233,13 @@ def _check_whole(path: Path, upload: Upload, state: _State) -> None:
         size = os.fstat(file.fileno()).st_size
         if size != upload.size_bytes:
             raise bad_request(
-                f"Parts are missing: {size} of {upload.size_bytes} bytes are here. Upload the file again."
+                f"Parts are missing: {size} of {upload.size_bytes} bytes have arrived. Upload the file again."
             )
         file.seek(state.num_hashed)
         buffer = memoryview(bytearray(_READ_BYTES))
         while count := file.readinto(buffer):
             state.digest.update(buffer[:count])
         os.fsync(file.fileno())
-    found = state.digest.hexdigest()
-    if found != upload.sha256:
-        raise bad_request(f"The bytes have sha256 {found}, not {upload.sha256}: upload the file again.")
+    sha256 = state.digest.hexdigest()
+    if sha256 != upload.sha256:
+        raise bad_request(f"The bytes have sha256 {sha256}, not {upload.sha256}: upload the file again.")

@@ -61,15 +61,15 @@ class Anatomy:
 
     def incoming(self, names: Iterable[str], step: int, arrays: Mapping[str, mx.array]) -> dict[str, taps.Leaf]:
         """The incoming crossings of a chunk in a trace: the trace's arrays, and numbers as they were seen."""
-        found: dict[str, taps.Leaf] = {}
+        arrived: dict[str, taps.Leaf] = {}
         for name in names:
             if (array := arrays.get(f"{step}:{name}")) is not None:
-                found[name] = array
+                arrived[name] = array
                 continue
             number = self.seen[name][min(step, len(self.chunks) - 1)]
             if isinstance(number, int | float):
-                found[name] = number
-        return found
+                arrived[name] = number
+        return arrived
 
 
 def examine(blueprint: Blueprint, chunks: Sequence[int] | None = None) -> Anatomy:
@@ -136,9 +136,9 @@ class _Observer:
 
     def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.calls.append(index)
-        found = [place for value in (*args, *kwargs.values()) for place in self._places_of.get(id(value), ())]
-        self.slots[index] = tuple(sorted({int(place.split(".")[0]) for place in found}))
-        with kv_replay.watch({place: self._parts[place] for place in found}) as updates:
+        own_places = [place for value in (*args, *kwargs.values()) for place in self._places_of.get(id(value), ())]
+        self.slots[index] = tuple(sorted({int(place.split(".")[0]) for place in own_places}))
+        with kv_replay.watch({place: self._parts[place] for place in own_places}) as updates:
             out = call(*args, **kwargs)
         self.records.append(self._recorder.record(index, out, args, kwargs, updates))
         return out
@@ -152,15 +152,15 @@ def _widest(cache: list[Any]) -> int:
 
 def _not_in_order(blueprint: Blueprint, calls: list[int], num_layers: int) -> UnsupportedModel:
     if not calls:
-        why = f"Its forward calls parts of its {num_layers} layers and never a layer itself."
+        why = f"Its forward calls parts of its {num_layers} layers, never a whole layer."
     elif calls == list(range(num_layers)) * (len(calls) // num_layers):
-        why = f"Its forward runs the {num_layers} layers {len(calls) // num_layers} times over."
+        why = f"Its forward runs the {num_layers} layers {len(calls) // num_layers} times."
     else:
         why = f"Its forward calls the {num_layers} layers in the order {', '.join(map(str, calls[:12]))}, ...."
     return UnsupportedModel(
-        f"The layers of {blueprint.config.get('model_type')!r} are not each run exactly once in order.",
+        f"{blueprint.config.get('model_type')!r} does not run each layer exactly once, in order.",
         why=why,
-        hint="Such a model cannot be cut at a layer boundary; run it whole, with mlx-lm alone.",
+        hint="Such a model cannot be cut at a layer boundary; run it unsplit, with mlx-lm.",
     )
 
 
@@ -172,7 +172,7 @@ def _one_tree(index: int, records: list[taps.Record]) -> Any:
             tree = taps.united(tree, other.tree)
         except ValueError as error:
             raise UnsupportedModel(
-                f"Layer {index} hands on values of another structure from step to step.",
+                f"The structure of layer {index}'s output changes from step to step.",
                 why=f"layer.{index}{str(error).lstrip('.')}",
             ) from error
     return tree
@@ -199,9 +199,9 @@ def _describe(
     values = [value for value in values if value is not None]
     comes_later = len(there) < count
 
-    def spread(found: Sequence[Seen]) -> tuple[Seen, ...]:
+    def spread(steps_of: Sequence[Seen]) -> tuple[Seen, ...]:
         """The values in the steps in which the leaf was present, None in the others."""
-        return tuple(found[there.index(step)] if step in there else None for step in range(count))
+        return tuple(steps_of[there.index(step)] if step in there else None for step in range(count))
 
     numbers = [value for value in values if isinstance(value, int | float)]
     if len(numbers) == len(values):

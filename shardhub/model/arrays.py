@@ -89,6 +89,6 @@ def from_raw(raw: RawTensor) -> mx.array:
     """
     expected = DTYPE_SIZES[raw.dtype] * int(np.prod(raw.shape, dtype=np.int64))
     if len(raw.data) != expected:
-        raise WireError(f"A tensor {raw.dtype}{list(raw.shape)} came with {len(raw.data)} bytes, not {expected}.")
+        raise WireError(f"A tensor {raw.dtype}{list(raw.shape)} has {len(raw.data)} bytes instead of {expected}.")
     array = mx.array(np.frombuffer(raw.data, dtype=_TO_NUMPY[raw.dtype]).reshape(raw.shape))
     return array.view(mx.bfloat16) if raw.dtype == "BF16" else array

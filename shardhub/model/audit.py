@@ -92,9 +92,9 @@ class Audit:
         self._num_steps += 1
         if self._calls:
             raise UnsupportedModel(
-                f"The model's forward asks what differs from process to process: {self._calls}.",
-                why="What it computes is then no function of token ids and caches, and each stage of a split would get "
-                "answers of its own.",
+                f"The model's forward uses values that differ between processes: {self._calls}.",
+                why="Its result then depends on more than token ids and caches, and each stage of a split would see "
+                "other values.",
                 hint=RUN_WHOLE,
             )
         if self._num_steps == _STEPS_TO_DERIVE:
@@ -130,7 +130,7 @@ class Audit:
             if change.steps not in self._made_anew and len(self._made_anew) < _MAX_CHANGES:
                 self._made_anew[change.steps] = change
         if self._written:
-            raise _kept(f"{next(iter(self._written))}, which it writes to")
+            raise _kept(f"{next(iter(self._written))}, to which its forward writes")
 
     def _look_at_caches(self) -> None:
         """Refuse attributes that a forward adds to a cache and that the cache's own class does not use.
@@ -142,9 +142,9 @@ class Audit:
             for name, value in _attributes(part).items():
                 if name not in self._attributes[place]:
                     raise _kept(
-                        f"cache[{place.replace('.', '].caches[')}].{name}, {shown(value)} that "
-                        f"{type(part).__name__} knows nothing of",
-                        "Stages run in processes of their own and do not see it.",
+                        f"cache[{place.replace('.', '].caches[')}].{name}, {shown(value)} which {type(part).__name__} "
+                        "does not define",
+                        "Stages run in separate processes and do not see it.",
                     )
 
     def finish(self, chunks: Sequence[int]) -> None:
@@ -223,26 +223,26 @@ def _are_arrays(change: Change) -> bool:
 
 
 def _attributes(part: Any) -> dict[str, Any]:
-    found: dict[str, Any] = getattr(part, "__dict__", {})
-    return found
+    attributes: dict[str, Any] = getattr(part, "__dict__", {})
+    return attributes
 
 
 def _own_names(cls: type) -> set[str]:
     """Names that the code of a class mentions."""
-    found: set[str] = set()
+    names: set[str] = set()
     for value in (value for base in cls.__mro__ for value in vars(base).values()):
         for part in (value, *(getattr(value, name, None) for name in ("fget", "fset", "__func__"))):
             if isinstance(code := getattr(part, "__code__", None), CodeType):
-                found |= {*code.co_names, *(each for each in code.co_consts if isinstance(each, str))}
-    return found
+                names |= {*code.co_names, *(each for each in code.co_consts if isinstance(each, str))}
+    return names
 
 
 def _kept(
     what: str,
-    why: str = "Stages run in processes of their own and do not see it, and sequences on one node would share it.",
+    why: str = "Stages run in separate processes and do not see it, and sequences on one node would share it.",
 ) -> UnsupportedModel:
     return UnsupportedModel(
-        "The model keeps something from step to step beside its caches.",
+        "The model keeps state between steps outside its caches.",
         why=f"It is {what}. {why}",
         hint=RUN_WHOLE,
     )

@@ -93,10 +93,10 @@ def extract(cache: StageCache, row: int) -> StageCache:
     Raises:
         UnsupportedModel: A cache has no batched form.
     """
-    found = _entries(cache)
-    for entry in found:
+    entries = _entries(cache)
+    for entry in entries:
         _require(entry, _MERGED, "taken apart")
-    return _with_entries(cache, [entry.extract(row) for entry in found])
+    return _with_entries(cache, [entry.extract(row) for entry in entries])
 
 
 def is_trimmable(cache: StageCache) -> bool:
@@ -172,13 +172,13 @@ def _check_trim(part: Any, num: int | Sequence[int]) -> None:
     if not _holds_all(part):
         raise SessionNotRewindable(
             f"The KV cache cannot go back by {max(nums)} positions.",
-            why="A sliding window has moved on and dropped what it would show there.",
+            why="A sliding window has already dropped earlier positions that are needed there.",
             hint="Go back to a snapshot, or reset and replay.",
         )
     offset: Any = part.offset
     held: Any = offset.tolist() if isinstance(offset, mx.array) else [offset]
     if len(nums) not in (1, len(held)):
-        raise ValueError(f"{len(nums)} numbers of positions for {len(held)} rows")
+        raise ValueError(f"{len(nums)} numbers of positions were given for {len(held)} rows")
     if min(nums) < 0 or any(have < num for have, num in zip(held, nums * len(held), strict=False)):
         raise SessionNotRewindable(
             f"The KV cache cannot go back by {max(nums)} positions.", why=f"It holds {min(held)}."
@@ -218,7 +218,7 @@ def _with_entries(cache: StageCache, entries: Sequence[Any]) -> StageCache:
     """The same arrangement of other cache objects."""
     other = {id(old): new for old, new in zip(_entries(cache), entries, strict=True)}
 
-    def swap(found: list[Any]) -> list[Any]:
-        return [other[id(entry)] for entry in found]
+    def swap(entries: list[Any]) -> list[Any]:
+        return [other[id(entry)] for entry in entries]
 
     return StageCache(view=swap(cache.view), owned=swap(cache.owned), ghosts=swap(cache.ghosts))

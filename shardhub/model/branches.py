@@ -166,12 +166,12 @@ class _Watcher:
                 outcome = (at == site.target) == site.jumps_if
                 place = Place(module, frame.f_code.co_qualname, site.line, site.offset)
                 self._record.add(place, Decision(outcome, decision.operands, decision.moduli))
-            if (found := sites.get(at)) is not None:
-                decision = _decision(found, frame)
-                if found.target is not None:
-                    pending.append((found, decision))
-                elif (held := _compared(found.expression[0], decision.operands)) is not None:
-                    place = Place(module, frame.f_code.co_qualname, found.line, found.offset)
+            if (condition := sites.get(at)) is not None:
+                decision = _decision(condition, frame)
+                if condition.target is not None:
+                    pending.append((condition, decision))
+                elif (held := _compared(condition.expression[0], decision.operands)) is not None:
+                    place = Place(module, frame.f_code.co_qualname, condition.line, condition.offset)
                     self._record.add(place, Decision(held, decision.operands, decision.moduli))
             return on_opcode
 

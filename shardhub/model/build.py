@@ -21,9 +21,9 @@ _MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 # Source: Python's message for a call without fields that have no default.
 _ABSENT = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
 # Hint for a model that cannot be cut.
-RUN_WHOLE = "Run it whole, on one machine that holds it: mlx_lm.generate --model MODEL"
+RUN_WHOLE = "Run it unsplit on one machine: mlx_lm.generate --model MODEL"
 # Hint for a checkpoint that disagrees with its own config.json, and so was not published that way.
-_GET_AGAIN = "mlx-lm refuses such a checkpoint too: get it again, or a conversion of it that mlx-lm loads."
+_GET_AGAIN = "mlx-lm refuses this checkpoint too: download it again, or use a conversion that mlx-lm loads."
 
 
 class Blueprint:
@@ -70,7 +70,9 @@ def module_layers(model: nn.Module) -> list[nn.Module]:
     """
     layers = list(getattr(model, "layers", None) or [])
     if not layers or not all(isinstance(layer, nn.Module) for layer in layers):
-        raise UnsupportedModel(f"{type(model).__module__} has no list of layers to cut.", hint=RUN_WHOLE)
+        raise UnsupportedModel(
+            f"{type(model).__module__} does not have a list of layers, so it cannot be cut.", hint=RUN_WHOLE
+        )
     if len({id(layer) for layer in layers}) != len(layers):
         raise UnsupportedModel(f"{type(model).__module__} uses one layer object at several positions.", hint=RUN_WHOLE)
     return layers
@@ -107,17 +109,18 @@ def instantiate(config: Mapping[str, Any]) -> nn.Module:
     for field in ("model_file", "auto_map"):
         if field in config:
             raise UnsupportedModel(
-                f"config.json names code of its own ({field}).",
-                why="shardhub runs no code out of a model's repo.",
-                hint="Use a conversion of the model that mlx-lm runs without it.",
+                f"config.json refers to code in the model's repo ({field}).",
+                why="shardhub never runs code from a model's repo.",
+                hint="Use a conversion of the model that mlx-lm runs without that code.",
             )
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise UnsupportedModel(
-            "config.json has no model_type.", hint="Get config.json again from the model's publisher."
+            "config.json does not have a model_type.", hint="Download config.json again from the model's publisher."
         )
     unknown = UnsupportedModel(
-        f"mlx-lm has no architecture {model_type[:80]!r}.", hint="A later version may: pip install --upgrade mlx-lm"
+        f"mlx-lm does not support the architecture {model_type[:80]!r}.",
+        hint="A later version may support it: pip install --upgrade mlx-lm",
     )
     if not _MODEL_TYPE.fullmatch(model_type):
         raise unknown
@@ -131,7 +134,7 @@ def instantiate(config: Mapping[str, Any]) -> nn.Module:
         raise UnsupportedModel(
             f"mlx-lm cannot build {model_type!r} from this config.json.",
             why=_reason(error),
-            hint="Get config.json again from the model's publisher; a later mlx-lm may read it, too.",
+            hint="Download config.json again from the model's publisher, or try a later version of mlx-lm.",
         ) from error
     return model
 
@@ -148,7 +151,7 @@ def sanitize(model: nn.Module, weights: dict[str, mx.array]) -> dict[str, mx.arr
         result: dict[str, mx.array] = model.sanitize(weights)
     except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
         raise UnsupportedModel(
-            "The checkpoint's tensors are not those its config.json describes.",
+            "The checkpoint's tensors do not match its config.json.",
             why=f"mlx-lm's sanitize stopped: {_reason(error)}",
             hint="Convert it with mlx_lm.convert, and split the result.",
         ) from error
@@ -161,8 +164,8 @@ def _quantize(model: nn.Module, config: Mapping[str, Any], weights: Mapping[str,
 
     if config.get("quantize_activations"):
         raise UnsupportedModel(
-            "Quantised activations (quantize_activations in config.json) cannot be split yet.",
-            hint="Convert the original without them, then split the result: "
+            "A model with quantised activations (quantize_activations in config.json) cannot be split yet.",
+            hint="Convert the original without quantised activations, then split the result: "
             "mlx_lm.convert --hf-path MODEL --mlx-path FOLDER -q",
         )
     quantization = mlx_quantization(config)
@@ -190,8 +193,8 @@ def _quantize(model: nn.Module, config: Mapping[str, Any], weights: Mapping[str,
         )
     except KeyError as error:
         raise UnsupportedModel(
-            "The checkpoint's tensors are not those its config.json describes.",
-            why=f"Missing: {error.args[0]}, whose scales are there.",
+            "The checkpoint's tensors do not match its config.json.",
+            why=f"Missing: {error.args[0]}, although its scales are present.",
             hint=_GET_AGAIN,
         ) from error
     except (ValueError, TypeError) as error:
@@ -205,7 +208,7 @@ def _check_names(parameters: Mapping[str, mx.array], weights: Mapping[str, mx.ar
     extra = sorted(weights.keys() - parameters.keys())
     if missing or extra:
         raise UnsupportedModel(
-            "The checkpoint's tensors are not those its config.json describes.",
+            "The checkpoint's tensors do not match its config.json.",
             why=f"Missing: {', '.join(missing[:3]) or 'none'} ({len(missing)}); "
             f"not in the model: {', '.join(extra[:3]) or 'none'} ({len(extra)}).",
             hint=_GET_AGAIN,
@@ -213,27 +216,27 @@ def _check_names(parameters: Mapping[str, mx.array], weights: Mapping[str, mx.ar
     for name, array in parameters.items():
         if array.shape != weights[name].shape:
             raise UnsupportedModel(
-                f"Tensor {name} has another shape than config.json describes.",
-                why=f"The checkpoint has {list(weights[name].shape)}, the config {list(array.shape)}.",
+                f"The shape of tensor {name} does not match config.json.",
+                why=f"The checkpoint has {list(weights[name].shape)}, and config.json implies {list(array.shape)}.",
                 hint=_GET_AGAIN,
             )
 
 
 def first_line(error: Exception) -> str:
     """The message of an mlx-lm error on one line, without its class, which means nothing to the reader."""
-    return str(error).partition("\n")[0].rstrip(".")[:300] or "no reason was told"
+    return str(error).partition("\n")[0].rstrip(".")[:300] or "no reason was given"
 
 
 def _reason(error: Exception) -> str:
     """The message of an mlx-lm error without the names of its classes and functions."""
     text = str(error).partition("\n")[0].rstrip(".")
     if isinstance(error, KeyError):
-        return f"There is no {text[:100]}."
+        return f"{text[:100]} is missing."
     if (absent := _ABSENT.search(text)) is not None:
         return f"It lacks {absent[1]}."
     if isinstance(error, TypeError | AttributeError):
-        return "A value in it is of another type than mlx-lm's module reads."
-    return f"{text[:1].upper()}{text[1:300]}." if text else "It gives no reason."
+        return "A value in it has a type that mlx-lm's module does not accept."
+    return f"{text[:1].upper()}{text[1:300]}." if text else "The error has no message."
 
 
 def spec_of(array: mx.array) -> TensorSpec:

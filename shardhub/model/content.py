@@ -66,8 +66,8 @@ def reader_of(value: Any) -> Reader | None:
         return None
     if isinstance(value, nn.Module):
         return _read_nn_module
-    if (found := _READERS.get(kind)) is not None:
-        return found
+    if (known := _READERS.get(kind)) is not None:
+        return known
     for cls, reader in _READERS.items():
         if isinstance(value, cls):
             return reader

@@ -86,7 +86,7 @@ class Conversion:
             array = mx.contiguous(self._pending.pop(name))
             if spec_of(array) != self.specs[name]:
                 raise UnsupportedModel(
-                    f"mlx-lm's sanitize makes another tensor of {name} than its header shows.",
+                    f"mlx-lm's sanitize produces another {name} from the tensors than from their headers.",
                     why=f"{array.dtype} {list(array.shape)} instead of {self.specs[name]}.",
                 )
             try:
@@ -113,7 +113,10 @@ class Conversion:
             weights.update(arrays)
         clean = sanitize(instantiate(self._config), weights)
         if missing := self.computed - clean.keys():
-            raise UnsupportedModel(f"mlx-lm's sanitize gives no {min(missing)}, which it gave for the headers.")
+            raise UnsupportedModel(
+                f"mlx-lm's sanitize does not produce {min(missing)} from the tensors, although it "
+                "did from their headers."
+            )
         return {name: clean[name] for name in self.specs}
 
 
@@ -153,9 +156,9 @@ def _foresee(config: Mapping[str, Any], stored: Mapping[str, TensorSpec]) -> dic
     except UnsupportedModel as error:
         if isinstance(error.__cause__, ValueError) and "function transformations" in str(error.__cause__):
             raise UnsupportedModel(
-                f"What mlx-lm makes of a {config.get('model_type')} checkpoint depends on its tensors' values.",
-                why="A split is decided from headers.",
-                hint="Split a checkpoint of an architecture that mlx-lm reads by names and shapes.",
+                f"mlx-lm converts a {config.get('model_type')} checkpoint according to its tensors' values.",
+                why="A split is decided from headers alone.",
+                hint="Split a checkpoint of an architecture that mlx-lm converts by names and shapes only.",
             ) from error
         raise
     sources = dict(zip(nodes["inputs"], names, strict=True))
@@ -169,7 +172,7 @@ def _check_dtypes(needed: Mapping[str, TensorSpec], loaded: Mapping[str, TensorS
     for name, spec in (*needed.items(), *loaded.items()):
         if spec.dtype in _NOT_READ:
             raise UnsupportedModel(
-                f"MLX does not read tensors of {spec.dtype}, such as {name}.",
+                f"MLX cannot read tensors of dtype {spec.dtype}, such as {name}.",
                 hint="Save the checkpoint in bfloat16 or float32, then split it.",
             )
 
@@ -178,5 +181,5 @@ def _unreadable(checkpoint: Checkpoint, why: str) -> WeightFileError:
     return WeightFileError(
         f"The tensors of {checkpoint.where} could not be computed.",
         why=f"{why[:1].upper()}{why[1:400]}.",
-        hint="Wait until nothing writes to the model, then start again.",
+        hint="Wait until no process writes to the model, then start again.",
     )

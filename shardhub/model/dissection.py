@@ -42,7 +42,7 @@ class Dissection:
         self.conversion = Conversion(config, stored)
         self.blueprint = Blueprint(config, self.conversion.tensors)
         self.blueprint.build()
-        self._known = ["its tensors are those config.json describes"]
+        self._known = ["its tensors match config.json"]
         with _knowing(self._known):
             self.probing: Probing = find_chunks(self.blueprint)
             self.anatomy: Anatomy = examine(self.blueprint, self.probing.chunks)
@@ -155,8 +155,8 @@ def _refuse_unreached(probing: Probing) -> None:
     """Refuse a model with a condition of which one outcome was never seen, though some position may reach it."""
     if still := [each for each in probing.unreached if each.is_open]:
         raise UnsupportedModel(
-            f"A part of the model's code was never reached: {still[0]}.",
-            why="What decides there changes from step to step, so that some step may come to it, and no step that was "
+            f"Part of the model's code was never reached: {still[0]}.",
+            why="The condition there changes from step to step, so some step may reach it, but none of the steps "
             "tried did.",
             hint=RUN_WHOLE,
         )
@@ -172,6 +172,6 @@ def _knowing(facts: Sequence[str]) -> Iterator[None]:
     except UnsupportedModel as error:
         raise type(error)(
             error.what,
-            why=f"{error.why} What is right with it: {'; '.join(facts)}.".strip(),
+            why=f"{error.why} These checks passed: {'; '.join(facts)}.".strip(),
             hint=error.hint or RUN_WHOLE,
         ) from error

@@ -32,7 +32,7 @@ _USES = (
 class Failures:
     """Reads of values that could not be answered, or whose answers decided something, each with its place."""
 
-    found: dict[str, None] = field(default_factory=dict)
+    uses: dict[str, None] = field(default_factory=dict)
     refused: list[ShardhubError] = field(default_factory=list)
 
     def check(self) -> None:
@@ -44,10 +44,10 @@ class Failures:
         """
         if self.refused:
             raise self.refused[0]
-        if self.found:
+        if self.uses:
             raise UnsupportedModel(
-                f"The model's forward asks for values on the host: {', '.join(list(self.found)[:2])}.",
-                why="What it does with other values cannot be seen without weights, so that no proof holds for it.",
+                f"The model's forward reads values on the host: {', '.join(list(self.uses)[:2])}.",
+                why="Without weights, it cannot be traced what it does with other values, so a split cannot be proven.",
                 hint=RUN_WHOLE,
             )
 
@@ -68,7 +68,7 @@ def _noted(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def use(self: Answer, *args: Any) -> Any:
         frame: FrameType | None = sys._getframe(1)
         if frame is not None and (place := _upstream(frame)) is not None:
-            self.failures.found.setdefault(f"an element is used in {name} at {place}")
+            self.failures.uses.setdefault(f"an element is used in {name} at {place}")
         return original(self, *args)
 
     return use
@@ -95,7 +95,7 @@ def catching(failures: Failures) -> Iterator[None]:
             if issubclass(kind, ShardhubError):
                 failures.refused.append(error)
             elif issubclass(kind, ValueError | RuntimeError) and str(error).startswith(_EVALUATION):
-                failures.found.setdefault(f"{kind.__name__} at {_place(frame)}")
+                failures.uses.setdefault(f"{kind.__name__} at {_place(frame)}")
         return on_exception
 
     before = sys.gettrace()

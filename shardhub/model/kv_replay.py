@@ -28,11 +28,11 @@ class Update:
 
 def places(cache: Sequence[Any]) -> dict[str, Any]:
     """Every cache of a list by its place: `SLOT`, or `SLOT.PART` inside a list of caches."""
-    found: dict[str, Any] = {}
+    parts_by_place: dict[str, Any] = {}
     for slot, entry in enumerate(cache):
         parts = getattr(entry, "caches", None)
-        found |= {str(slot): entry} if parts is None else {f"{slot}.{i}": part for i, part in enumerate(parts)}
-    return found
+        parts_by_place |= {str(slot): entry} if parts is None else {f"{slot}.{i}": part for i, part in enumerate(parts)}
+    return parts_by_place
 
 
 @contextmanager
@@ -76,9 +76,9 @@ def all_names(layer: int, place: str) -> tuple[str, str]:
 
 def replayed(crossings: Iterable[str]) -> dict[int, tuple[str, ...]]:
     """Places, by layer, whose new keys and values are among the crossings."""
-    found: dict[int, dict[str, None]] = {}
+    places_of: dict[int, dict[str, None]] = {}
     for name in crossings:
         parts = name.split(".")
         if len(parts) > 4 and parts[2] == "cache" and parts[-1] in _NEW:
-            found.setdefault(int(parts[1]), {})[".".join(parts[3:-1])] = None
-    return {layer: tuple(there) for layer, there in found.items()}
+            places_of.setdefault(int(parts[1]), {})[".".join(parts[3:-1])] = None
+    return {layer: tuple(there) for layer, there in places_of.items()}

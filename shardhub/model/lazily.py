@@ -45,6 +45,6 @@ def run_lazily(model: nn.Module, ids: mx.array, cache: list[Any]) -> None:
         raise
     except Exception as error:  # upstream's forwards may raise anything
         raise UnsupportedModel(
-            "The model's forward cannot be run on placeholders, so that it cannot be cut.",
+            "The model's forward cannot be run on placeholders, so the model cannot be cut.",
             why=f"mlx-lm's code stopped: {first_line(error)}.",
         ) from error

@@ -128,7 +128,7 @@ def load_stage(
     # Independent of the given budget: beyond a limit the kernel kills the process without a message.
     if left is not None and weight_bytes + session_bytes > left:
         raise DoesNotFit(
-            f"{names} does not fit into what this process may take.",
+            f"{names} does not fit into the memory that this process may use.",
             why=f"Weights {size_text(weight_bytes)} and KV cache {size_text(session_bytes)} for {context} positions "
             f"exceed {size_text(left)}, which its limits leave for them ({limit_text()}).",
             hint="Raise the limit (ulimit -v, a container's memory), serve fewer layers here, or lower `context`.",
@@ -156,7 +156,7 @@ def load_stage(
     parameters = dict(tree_flatten(stage.model.parameters()))
     mx.eval([parameters[name] for name in _own_tensors(ordered)])
     if refusal is None:
-        progress("trying sequences side by side")
+        progress("comparing sequences run together with each run alone")
         refusal = batch_refusal(stage, trial, first.crossings_in, first.dtype)
     facts = StageFacts(
         digests=tuple(shard.digest for shard in ordered),
@@ -207,16 +207,16 @@ def prove_loaded(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Shard
             prove_chain(blueprint, anatomy, chain_around(cut, anatomy.num_layers))
         except ProofFailed as error:
             raise ProofFailed(
-                f"{shard.folder.name} would compute something else here than in the whole model.",
+                f"{shard.folder.name} would not compute here what the whole model computes.",
                 why=error.why,
-                hint="Get the shard again from its publisher, or split the model again.",
+                hint="Download the shard again from its publisher, or split the model again.",
             ) from error
     joined = _joined(cuts)
     graph_hash = trace_chain(blueprint, anatomy, [joined]).hash()
     if len(cuts) > 1 and trace_chain(blueprint, anatomy, cuts).hash() != graph_hash:
         raise ProofFailed(
             f"{ordered[0].name} to {ordered[-1].name} cannot run as one stage.",
-            why="As one they compute something else than one after the other.",
+            why="As one stage they do not compute what they compute one after the other.",
             hint="Serve them as separate nodes.",
         )
     return graph_hash, is_published
@@ -259,7 +259,7 @@ def telling_versions(shard: Shard) -> Iterator[None]:
         raise type(error)(
             error.what,
             why=f"{shard.name} was split with mlx {made.mlx} and mlx-lm {made.mlx_lm}; "
-            f"here are mlx {here[0]} and mlx-lm {here[1]}. {error.why}".strip(),
+            f"this machine has mlx {here[0]} and mlx-lm {here[1]}. {error.why}".strip(),
             hint=f"Install the versions it was split with (pip install mlx=={made.mlx} mlx-lm=={made.mlx_lm}), "
             "or split the model again with these.",
         ) from error
@@ -271,11 +271,11 @@ def unproven_batch(blueprint: Blueprint, anatomy: Anatomy, ordered: Sequence[Sha
     joined = _joined(cuts)
     published = ordered[0].proof
     try:
-        found = trace_chain(blueprint, anatomy, [joined], Scenario.MERGED).hash()
+        traced = trace_chain(blueprint, anatomy, [joined], Scenario.MERGED).hash()
         # The twin passes lengths that no graph shows, and of which only short ones are tried here.
         if any(shard.proof is None or shard.proof.batched_graph_hash is None for shard in ordered):
             return _NOT_SHOWN_WHEN_SPLIT
-        if len(cuts) == 1 and published is not None and published.batched_graph_hash == found:
+        if len(cuts) == 1 and published is not None and published.batched_graph_hash == traced:
             return None
         prove_chain(blueprint, anatomy, chain_around(joined, anatomy.num_layers), Scenario.MERGED)
     except (ProofFailed, UnsupportedModel) as error:
@@ -319,15 +319,15 @@ def _check_documents(ordered: Sequence[Shard], anatomy: Anatomy) -> None:
         if stage.num_layers != anatomy.num_layers:
             raise FormatError(
                 f"{shard.folder.name}: stage.json and config.json disagree.",
-                why=f"{stage.num_layers} layers against {anatomy.num_layers}.",
+                why=f"They state {stage.num_layers} and {anatomy.num_layers} layers.",
             )
         for crossing in (*stage.crossings_in, *stage.crossings_out):
             if anatomy.leaves.get(crossing.name) != crossing:
                 raise FormatError(
-                    f"{shard.folder.name}: crossing {crossing.name} is not what the model hands on here.",
-                    why=f"stage.json says {crossing.dtype} {list(crossing.shape)}, the model "
+                    f"{shard.folder.name}: crossing {crossing.name} differs from what the model passes on here.",
+                    why=f"stage.json says {crossing.dtype} {list(crossing.shape)}, but the model passes on "
                     f"{anatomy.leaves.get(crossing.name)}.",
-                    hint="Get the shard again from its publisher, or split the model again.",
+                    hint="Download the shard again from its publisher, or split the model again.",
                 )
         names = [name for file in stage.weight_files for name in file.tensors]
         if unknown := [name for name in names if name not in shard.tensors]:

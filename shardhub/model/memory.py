@@ -132,8 +132,8 @@ class _Growth:
     limit: int | None = None
 
     def bytes_at(self, context: int) -> int:
-        wanted = context if self.limit is None else min(context, self.limit)
-        padded = (wanted + self.step - 1) // self.step * self.step
+        num_positions = context if self.limit is None else min(context, self.limit)
+        padded = (num_positions + self.step - 1) // self.step * self.step
         return self.fixed_bytes + math.ceil(self.position_bytes * padded)
 
 

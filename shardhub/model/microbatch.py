@@ -66,11 +66,11 @@ def advance(
     state = cache_arrays((*cache.owned, *cache.ghosts))
     if isinstance(out, mx.array):
         drawn = _draw(out, sessions, ids, state, draw, verify=verify, masks=masks or [None] * len(sessions))
-        for row, wanted in enumerate(targets):
-            if wanted:
-                found, top = score(out[row], wanted, sessions[row].parameters.top_logprobs)
-                _check_finite(found, sessions[row])
-                drawn[row] = replace(drawn[row], target_logprobs=tuple(found), target_top=tuple(top))
+        for row, row_targets in enumerate(targets):
+            if row_targets:
+                logprobs, top = score(out[row], row_targets, sessions[row].parameters.top_logprobs)
+                _check_finite(logprobs, sessions[row])
+                drawn[row] = replace(drawn[row], target_logprobs=tuple(logprobs), target_top=tuple(top))
         if length > 1:
             mx.clear_cache()
         return Advanced(crossings={}, drawn=tuple(drawn))
@@ -104,11 +104,11 @@ def _draw(
     columns = range(length) if verify else range(length - 1, length)
     chosen: list[list[_Pick]] = []
     broken: list[mx.array] = []
-    for row, (session, wanted) in enumerate(zip(sessions, draw, strict=True)):
+    for row, (session, is_drawn) in enumerate(zip(sessions, draw, strict=True)):
         picks: list[_Pick] = []
         allowed = masks[row]
         mask = None if allowed is None else _unpacked(allowed, logits.shape[-1])
-        for column in columns if wanted else ():
+        for column in columns if is_drawn else ():
             seen = session.position - length + column + 1
             key = draw_key(session.parameters.seed, session.parameters.choice, seen)
             token, logprobs = sample(logits[row, column, :], session.ids[:seen], session.parameters, mask, key)
@@ -135,9 +135,9 @@ def _draw_greedy(logits: mx.array, sessions: Sequence[Session], state: list[mx.a
 def _no_numbers(sessions: Sequence[Session], name: str = "logits") -> ProofExceeded:
     positions = ", ".join(str(session.position - 1) for session in sessions)
     return ProofExceeded(
-        f"NaN came up in {name} at position {positions}, and no token was drawn from it.",
-        why="A layer used a value of another stage that does not cross the cut, which no proof has seen, "
-        "or weights or hidden states hold NaN or infinity.",
+        f"NaN appeared in {name} at position {positions}, so no token was drawn.",
+        why="Weights or hidden states contain NaN or infinity, or a layer used a value of another stage that does not "
+        "cross the cut, which the proof did not cover.",
         hint="Verify the shards' source (shardhub verify PIPELINE --source); split the model again with this version "
         "of shardhub; try another dtype.",
     )

@@ -115,11 +115,12 @@ def make_miniature(blueprint: Blueprint, lengths: Sequence[int], cuts: Sequence[
     _tie(model, blueprint)
     tensors = {name: spec_of(array) for name, array in tree_flatten(model.parameters())}
     if strange := sorted(tensors.keys() - blueprint.tensors.keys()):
-        raise UnsupportedModel("A narrow model has tensors that the model does not have.", why=f"{strange[0]}.")
+        raise UnsupportedModel("The narrowed model has tensors that the model does not have.", why=f"{strange[0]}.")
     if (narrow := sum(_elements(spec) for spec in tensors.values())) > _LARGEST:
         raise UnsupportedModel(
-            "The model cannot be made small enough to be run on the side.",
-            why=f"Narrowed it has {narrow / 1e6:.0f} million parameters, at most {_LARGEST / 1e6:.0f} are run.",
+            "The model cannot be narrowed enough for a test run.",
+            why=f"Narrowed, it has {narrow / 1e6:.0f} million parameters, and the limit is {_LARGEST / 1e6:.0f} "
+            "million.",
         )
     return Miniature(blueprint=Blueprint(config, tensors), cuts=positions, length_divisor=divisor)
 
@@ -137,14 +138,14 @@ def _fewer_layers(config: dict[str, Any], cuts: Sequence[int]) -> tuple[dict[str
             break
         fewer = _first_layers(config, len(kinds), count)
         try:
-            found = _kinds(instantiate(fewer))
+            fewer_kinds = _kinds(instantiate(fewer))
         except (UnsupportedModel, IndexError):
             continue
-        if found != kinds[:count] or set(found) != set(kinds):
+        if fewer_kinds != kinds[:count] or set(fewer_kinds) != set(kinds):
             continue
         # From the middle outwards, so that there are layers on both sides.
         places = sorted(range(1, count), key=lambda position: abs(position - count // 2))
-        chosen = {(found[place - 1], found[place]): place for place in reversed(places)}
+        chosen = {(fewer_kinds[place - 1], fewer_kinds[place]): place for place in reversed(places)}
         if borders <= chosen.keys():
             return fewer, tuple(sorted(chosen[border] for border in borders))
     return config, tuple(cuts)
@@ -231,7 +232,7 @@ def _narrowed(config: dict[str, Any], module: str, widths: Mapping[str, int]) ->
         except UnsupportedModel:
             continue
         return narrow
-    raise UnsupportedModel(f"No widths are known to which {module} can be narrowed.")
+    raise UnsupportedModel(f"{module} cannot be narrowed to any known width.")
 
 
 def _family(path: str) -> str:
@@ -283,11 +284,11 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _heads(config: dict[str, Any]) -> list[tuple[int, int] | None]:
     """Numbers of query heads and key heads, for each block that has both."""
-    found: list[tuple[int, int] | None] = []
+    heads: list[tuple[int, int] | None] = []
     for block in _blocks(config):
         queries, keys = block.get("num_attention_heads"), block.get("num_key_value_heads")
-        found.append((queries, keys) if type(queries) is int and type(keys) is int else None)
-    return found
+        heads.append((queries, keys) if type(queries) is int and type(keys) is int else None)
+    return heads
 
 
 def _shorten(config: dict[str, Any], lengths: set[int], widths: set[str], divisor: int) -> None:

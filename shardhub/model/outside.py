@@ -42,13 +42,13 @@ _MAX_BETWEEN = 6
 class Calls:
     """Functions that were called, in order, each with the place of the call: `time.monotonic at llama.py:17`."""
 
-    found: dict[str, None] = field(default_factory=dict)
+    uses: dict[str, None] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.found)
+        return bool(self.uses)
 
     def __str__(self) -> str:
-        return ", ".join(list(self.found)[:3])
+        return ", ".join(list(self.uses)[:3])
 
 
 @contextmanager
@@ -74,11 +74,11 @@ def noting(calls: Calls) -> Iterator[None]:
             if event == "return" and drawn[0] is not last:
                 last = drawn[0]
                 if (place := _upstream(frame, past_all=True)) is not None:
-                    calls.found.setdefault(f"mlx.core.random before {place}")
+                    calls.uses.setdefault(f"mlx.core.random before {place}")
             return
         is_outside = (module in _MODULES and name not in _HARMLESS) or (module, name) in _FUNCTIONS
         if is_outside and (place := _upstream(caller)) is not None:
-            calls.found.setdefault(f"{module}.{name} at {place}")
+            calls.uses.setdefault(f"{module}.{name} at {place}")
 
     before = sys.getprofile()
     sys.setprofile(on_event)
@@ -87,7 +87,7 @@ def noting(calls: Calls) -> Iterator[None]:
     finally:
         sys.setprofile(before if callable(before) else None)  # a profiler in C cannot be restored from here
     if numbers != _numpy_state():
-        calls.found.setdefault("numpy.random in its forward")
+        calls.uses.setdefault("numpy.random in its forward")
 
 
 def _numpy_state() -> tuple[bytes, int]:
@@ -98,8 +98,8 @@ def _numpy_state() -> tuple[bytes, int]:
 
 def _module(owner: Any) -> str | None:
     """The module of a built-in method's object or class."""
-    found: str | None = owner.__module__ if isinstance(owner, type) else type(owner).__module__
-    return found
+    module: str | None = owner.__module__ if isinstance(owner, type) else type(owner).__module__
+    return module
 
 
 def _upstream(frame: FrameType | None, *, past_all: bool = False) -> str | None:

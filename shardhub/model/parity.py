@@ -72,12 +72,12 @@ def checkpoint_weights(checkpoint: Checkpoint, contents: ModelContents) -> dict[
     stored: dict[str, mx.array] = {}
     for name, known in checkpoint.files.items():
         path = checkpoint.folder / name
-        found = read_header(path)  # checked by the reference reader too: MLX's own validates nothing
-        if (found.size_bytes, found.version, found.digest) != (known.size_bytes, known.version, known.digest):
+        header = read_header(path)  # checked by the reference reader too: MLX's own validates nothing
+        if (header.size_bytes, header.version, header.digest) != (known.size_bytes, known.version, known.digest):
             raise WeightFileError(
                 f"{path} changed since its header was read.",
-                why=f"Its header's sha256 was {known.digest[:16]}..., now it is {found.digest[:16]}....",
-                hint="Wait until nothing writes to the model, then start again.",
+                why=f"The sha256 of its header was {known.digest[:16]}... then, and is {header.digest[:16]}... now.",
+                hint="Wait until no process writes to the model, then start again.",
             )
         stored.update(_load(str(path)))
     if contents.computed is None:
@@ -191,17 +191,17 @@ class _Pair:
     def decode(self, token: int) -> int:
         """Run one id on both sides, measure the difference of their logits, and return the reference's next token."""
         expected = self._run_whole([token], need_logits=True)
-        found = self._run_chain([token], need_logits=True)
-        assert expected is not None and found is not None  # noqa: PT018
+        logits = self._run_chain([token], need_logits=True)
+        assert expected is not None and logits is not None  # noqa: PT018
         self._position += 1
         chosen = _greedy(expected)
-        self.num_equal += _greedy(found) == chosen
-        expected, found = expected.astype(mx.float32), found.astype(mx.float32)
-        self.num_nan += bool((mx.isnan(expected) | mx.isnan(found)).any().item())
+        self.num_equal += _greedy(logits) == chosen
+        expected, logits = expected.astype(mx.float32), logits.astype(mx.float32)
+        self.num_nan += bool((mx.isnan(expected) | mx.isnan(logits)).any().item())
         # Equal infinities, and NaN on both sides, count as no difference; any other difference is finite, or the
         # largest float, as for NaN on one side.
-        same = (expected == found) | (mx.isnan(expected) & mx.isnan(found))
-        apart = mx.where(same, 0.0, mx.abs(expected - found))
+        same = (expected == logits) | (mx.isnan(expected) & mx.isnan(logits))
+        apart = mx.where(same, 0.0, mx.abs(expected - logits))
         largest = float(mx.where(mx.isnan(apart), mx.inf, apart).max().item())  # type: ignore[arg-type]
         self.difference = max(self.difference, min(largest, sys.float_info.max))
         return chosen
@@ -224,8 +224,8 @@ class _Pair:
             crossing = stage.run(
                 mx.array([ids], mx.int32), state, crossing, position=self._position, need_logits=need_logits
             )
-            found = list(crossing.values()) if isinstance(crossing, dict) else [crossing]
-            leaves = [leaf for leaf in found if isinstance(leaf, mx.array)]
+            outputs = list(crossing.values()) if isinstance(crossing, dict) else [crossing]
+            leaves = [leaf for leaf in outputs if isinstance(leaf, mx.array)]
             mx.eval(leaves, cache_arrays((*state.owned, *state.ghosts)))
         return crossing[0, -1] if isinstance(crossing, mx.array) else None
 

@@ -23,8 +23,8 @@ from shardhub.tensors import TensorSpec
 
 # Part of mlx's message for an array that cannot be evaluated.
 _NO_PRIMITIVE = "without a primitive"
-_UNSEEN = "No proof has seen that."
-_UNDESCRIBED = "It changes from step to step, in its size or in what it is, in a way that neither L nor T describes."
+_UNSEEN = "The proof did not cover this."
+_UNDESCRIBED = "Its size or kind changes from step to step in a way that depends on neither L nor T."
 
 
 class Foreign:
@@ -39,7 +39,7 @@ class Foreign:
         raise self._refusal()
 
     def _refusal(self) -> ProofExceeded:
-        return _refused(f"{self._name} was used behind a cut that it does not cross.", _UNDESCRIBED)
+        return _refused(f"{self._name} was used after a cut that it does not cross.", _UNDESCRIBED)
 
 
 def _refuse(self: Foreign, *_: Any, **__: Any) -> Any:
@@ -62,9 +62,9 @@ def refusal(error: BaseException | None) -> ProofExceeded | None:
         return error
     text = str(error)
     if isinstance(error, TypeError | ValueError) and f"{__name__}.{Foreign.__name__}" in text:
-        return _refused("Something was used behind a cut that it does not cross.", _UNDESCRIBED)
+        return _refused("A value was used after a cut that it does not cross.", _UNDESCRIBED)
     if isinstance(error, RuntimeError | ValueError) and _NO_PRIMITIVE in text:
-        return _refused("A value of another stage was used behind a cut that it does not cross.")
+        return _refused("A value of another stage was used after a cut that it does not cross.")
     return None
 
 
@@ -78,8 +78,8 @@ def watching() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, TypeError) as error:
-        if (found := refusal(error)) is not None:
-            raise found from error
+        if (refused := refusal(error)) is not None:
+            raise refused from error
         raise
 
 
@@ -129,5 +129,5 @@ def _refused(what: str, why: str = _UNSEEN) -> ProofExceeded:
     return ProofExceeded(
         what,
         why=why,
-        hint="Split the model again with this version of shardhub, which looks further.",
+        hint="Split the model again with this version of shardhub, which checks more.",
     )

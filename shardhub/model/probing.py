@@ -65,8 +65,8 @@ class Unreached:
     is_open: bool
 
     def __str__(self) -> str:
-        compared = "" if self.operands is None else f", last decided by {', '.join(map(str, self.operands))}"
-        when = f", turns about position {self.comes_at}" if self.comes_at is not None else ""
+        compared = "" if self.operands is None else f", last decided by the values {', '.join(map(str, self.operands))}"
+        when = f", expected to change near position {self.comes_at}" if self.comes_at is not None else ""
         return f"{self.place} was never {str(self.never).lower()}{compared}{when}"
 
 
@@ -150,9 +150,9 @@ class _Explorer:
                 run_lazily(self._model, mx.zeros((1, length), mx.int32), cache)
             seen = {
                 (place, decision.outcome)
-                for place, found in self.record.steps[-1].items()
+                for place, decisions in self.record.steps[-1].items()
                 if not place.function.startswith(_STORAGE)
-                for decision in found
+                for decision in decisions
             }
             steps.append(_Step(position, length, frozenset(seen | layers.seen)))
             if is_scan and time.process_time() - started > _MAX_STEP_S:
@@ -189,8 +189,8 @@ class _Explorer:
             low, high = step.position, step.position + step.length
             while high - low > 1:  # find the first position at which a sequence shows what is new here
                 middle = (low + high) // 2
-                found = self.run((*_START, middle - sum(_START), 1)) if middle > sum(_START) else []
-                if found and not found[-1].seen <= known:
+                longer = self.run((*_START, middle - sum(_START), 1)) if middle > sum(_START) else []
+                if longer and not longer[-1].seen <= known:
                     high = middle
                 else:
                     low = middle
@@ -201,11 +201,11 @@ class _Explorer:
 
     def choose(self) -> tuple[int, ...]:
         """Chunks of one sequence that show everything seen; steps without anything new are merged into the next."""
-        wanted = self._all_seen()
+        required = self._all_seen()
         steps = self.run((*_approach(sorted(self._tried)), *sorted(self._chunks)), is_close=True)
         # Forms of values that were seen on the way to something else are included too. (A condition may be met only
         # once per process, if upstream compiles a function.)
-        if missing := {item for item in wanted - _seen(steps) if not isinstance(item[0], Place)}:
+        if missing := {item for item in required - _seen(steps) if not isinstance(item[0], Place)}:
             for step in self.steps:
                 if step.seen & missing:
                     missing -= step.seen
@@ -213,10 +213,10 @@ class _Explorer:
                     self._chunks.add(step.length)
             steps = self.run((*_approach(sorted(self._tried)), *sorted(self._chunks)))
         while len(fewer := _merged(steps)) < len(steps):
-            found = self.run(fewer)
-            if not _seen(found) >= _seen(steps):
+            fewer_steps = self.run(fewer)
+            if not _seen(fewer_steps) >= _seen(steps):
                 break
-            steps = found
+            steps = fewer_steps
         return (*(step.length for step in steps), *self._ending(steps))
 
     def _ending(self, steps: Sequence[_Step]) -> tuple[int, ...]:
@@ -231,7 +231,7 @@ class _Explorer:
 
     def lengths(self) -> tuple[int, ...]:
         """Numbers in conditions whose outcome changed with the position."""
-        found = {
+        turning = {
             operand
             for place in self.record.places()
             if len(self.record.outcomes(place)) > 1 and not place.function.startswith(_STORAGE)
@@ -239,11 +239,11 @@ class _Explorer:
             for operand in decision.operands or ()
             if isinstance(operand, int) and operand > 2 and self._is_constant(place, operand)
         }
-        return tuple(sorted(found))
+        return tuple(sorted(turning))
 
     def unreached(self) -> list[Unreached]:
         """Conditions that depend on the step and of which one outcome was never seen."""
-        found = []
+        branches = []
         for place in sorted(self.record.places()):
             outcomes = self.record.outcomes(place)
             if len(outcomes) > 1 or not self.record.depends_on_step(place) or place.function.startswith(_STORAGE):
@@ -255,7 +255,7 @@ class _Explorer:
             turns = self._turns(place) if is_steady else None
             can_turn = (comes_nearer or not apart) and (turns is None or turns <= self._limit)
             can_turn &= not self._is_of_length(place)  # chunks of the lengths it names were run
-            found.append(
+            branches.append(
                 Unreached(
                     place=place,
                     never=not last.outcome,
@@ -264,7 +264,7 @@ class _Explorer:
                     is_open=can_turn and place.module not in SHARED_MODULES,
                 )
             )
-        return found
+        return branches
 
     @property
     def _reach(self) -> int:
@@ -287,20 +287,20 @@ class _Explorer:
 
     def _targets(self) -> set[int]:
         """Positions at which conditions with one outcome so far would turn, and numbers they contain."""
-        found: set[int] = set()
+        moduli: set[int] = set()
         for place in self.record.places():
             if place.function.startswith(_STORAGE) or not self.record.depends_on_step(place):
                 continue
             decisions = [decision for _, _, decision in self._decisions(place)]
-            found.update(modulus for decision in decisions for modulus in decision.moduli)
+            moduli.update(modulus for decision in decisions for modulus in decision.moduli)
             if len(self.record.outcomes(place)) > 1 and place.module in SHARED_MODULES:
                 continue
             for decision in decisions:
                 constants = [operand for operand in decision.operands or () if isinstance(operand, int)]
-                found.update(constant for constant in constants if self._is_constant(place, constant))
+                moduli.update(constant for constant in constants if self._is_constant(place, constant))
             if (turn := self._turns(place)) is not None:
-                found.update((turn,))
-        return found
+                moduli.update((turn,))
+        return moduli
 
     def _lengths(self) -> set[int]:
         """Numbers with which the length of a chunk is compared."""
@@ -409,6 +409,6 @@ def _seen(steps: Iterable[_Step]) -> set[Any]:
 def _limit(blueprint: Blueprint) -> int:
     """Positions the model was made for according to its configuration, up to the most that are probed."""
     blocks = (blueprint.config, blueprint.config.get("text_config"))
-    found = [block[name] for block in blocks if isinstance(block, dict) for name in _CONTEXT_FIELDS if name in block]
-    sizes = [size for size in found if isinstance(size, int) and size > 0]
+    values = [block[name] for block in blocks if isinstance(block, dict) for name in _CONTEXT_FIELDS if name in block]
+    sizes = [size for size in values if isinstance(size, int) and size > 0]
     return min(_MAX_POSITIONS, max(sizes) + 8) if sizes else 1 << 17

@@ -21,7 +21,7 @@ from shardhub.model.stage import Stage, StageCache
 from shardhub.model.tracing import Graph, Questions, trace
 from shardhub.tensors import TensorSpec
 
-_OTHER_CUTS = "Try other cuts (`cuts`). No shard was written."
+_OTHER_CUTS = "Nothing was written. Try other cuts (`cuts`)."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,8 @@ def prove_chain(
     if whole != chain:
         positions = ", ".join(str(cut.start) for cut in cuts[1:])
         raise ProofFailed(
-            f"Cut at {positions}, {blueprint.config.get('model_type')!r} would compute something else.",
+            f"Cut at {positions}, {blueprint.config.get('model_type')!r} would not compute what the whole model "
+            "computes.",
             why=f"The graph of the chained stages hashes to {chain[:12]}, the whole model's to {whole[:12]}.",
             hint=_OTHER_CUTS,
         )
@@ -131,12 +132,12 @@ def prove_apart(
         UnsupportedModel: A stage cannot be traced by itself, or their caches cannot be merged.
     """
     known: dict[str, bytes] = {}
-    found: list[str] = []
+    hashes: list[str] = []
     reached: list[bytes] = []
     num_steps = len(_steps(anatomy, scenario))
     for cut in cuts:
         graph = trace_chain(blueprint, anatomy, [cut], scenario, known=known)
-        found.append(graph.hash())
+        hashes.append(graph.hash())
         reached = graph.output_hashes()
         # Reads of values on the host are outputs too, after these.
         known = dict(zip(_sent(cut, anatomy, scenario, num_steps), reached, strict=False))
@@ -145,10 +146,10 @@ def prove_apart(
         prove_chain(blueprint, anatomy, cuts, scenario)  # gives a better error if the chain is wrong in one process too
         raise ProofFailed(
             f"{blueprint.config.get('model_type')!r} cannot run in several processes.",
-            why="Its layers hand on something past their inputs and outputs.",
+            why="Its layers share values other than their inputs and outputs.",
             hint=RUN_WHOLE,
         )
-    return found
+    return hashes
 
 
 def _sent(cut: StageCut, anatomy: Anatomy, scenario: Scenario, num_steps: int) -> list[str]:
@@ -229,7 +230,7 @@ def _crossing_inputs(names: Sequence[str], anatomy: Anatomy, scenario: Scenario)
     for name in names:
         crossing = anatomy.leaves[name]
         if crossing is None or crossing.may_be_left_out:
-            raise UnsupportedModel(f"{name} cannot cross for several sequences at once: its size varies.")
+            raise UnsupportedModel(f"{name} cannot cross a cut for several sequences in one step: its size varies.")
         if not crossing.is_number:
             for step, (batch, length, total) in enumerate(_steps(anatomy, scenario)):
                 shape = crossing.expected_shape(batch=batch, length=length, total=total)

@@ -97,7 +97,9 @@ def crossings_at(cut: int, anatomy: Anatomy, needs: Needs) -> tuple[str, ...]:
         if anatomy.leaves[name] is None:
             raise UnsupportedModel(f"{name} would have to cross the cut before layer {cut}, but its shape varies.")
     if not names:
-        raise UnsupportedModel(f"Nothing of the layers before {cut} reaches those after it: this is no chain.")
+        raise UnsupportedModel(
+            f"No output of the layers before {cut} reaches those after it, so they do not form a chain."
+        )
     return tuple(names)
 
 
@@ -121,8 +123,8 @@ def stage_tensors(start: int, stop: int, anatomy: Anatomy, needs: Needs) -> froz
 
 def describe(names: tuple[str, ...], anatomy: Anatomy) -> tuple[Crossing, ...]:
     """The crossings' dtypes and shapes."""
-    found = [anatomy.leaves[name] for name in names]
-    return tuple(crossing for crossing in found if crossing is not None)
+    crossings = [anatomy.leaves[name] for name in names]
+    return tuple(crossing for crossing in crossings if crossing is not None)
 
 
 def _layer(name: str) -> int:

@@ -68,13 +68,13 @@ def _prove_again(shards: Sequence[Shard], *, is_whole: bool) -> list[ShardGraph]
         prove_chain(blueprint, anatomy, chain)
         if any(claims):
             prove_chain(blueprint, anatomy, chain, Scenario.MERGED)
-    found = []
+    checks = []
     for shard, cut, is_batched in zip(shards, cuts, claims, strict=True):
         hashes = [trace_chain(blueprint, anatomy, [cut]).hash()]
         if is_batched:
             hashes.append(trace_chain(blueprint, anatomy, [cut], Scenario.MERGED).hash())
-        found.append(_against(shard.proof, tuple(hashes), anatomy))
-    return found
+        checks.append(_against(shard.proof, tuple(hashes), anatomy))
+    return checks
 
 
 def _against(proof: Proof | None, hashes: tuple[str, ...], anatomy: Anatomy) -> ShardGraph:
@@ -84,7 +84,7 @@ def _against(proof: Proof | None, hashes: tuple[str, ...], anatomy: Anatomy) -> 
     there = (proof.shardhub, proof.mlx, proof.mlx_lm, proof.device, proof.chunks)
     return ShardGraph(
         hashes=hashes,
-        published=tuple(found for found in (proof.graph_hash, proof.batched_graph_hash) if found is not None),
+        published=tuple(digest for digest in (proof.graph_hash, proof.batched_graph_hash) if digest is not None),
         is_comparable=here == there,
         made_by=f"shardhub {proof.shardhub}, mlx {proof.mlx}, mlx-lm {proof.mlx_lm}",
     )

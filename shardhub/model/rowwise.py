@@ -47,7 +47,7 @@ def row_refusal(blueprint: Blueprint, chunks: Sequence[int]) -> str | None:
         record.begin()
         with watching(record):
             run_lazily(model, mx.zeros((batch, 1), mx.int32), cache)
-        return {place: found for place, found in record.steps[0].items() if place.module not in SHARED_MODULES}
+        return {place: decided for place, decided in record.steps[0].items() if place.module not in SHARED_MODULES}
 
     def together(*lengths: int) -> Decisions:
         rows = [StageCache(view=cache, owned=cache, ghosts=[]) for cache in map(prefilled, lengths)]
@@ -56,11 +56,11 @@ def row_refusal(blueprint: Blueprint, chunks: Sequence[int]) -> str | None:
     longest = sum(chunks) + _BEYOND
     long, short = together(longest, _SHORT), together(_SHORT, _SHORT + 1)
     for place in sorted(long.keys() & short.keys()):
-        found, expected = ({decision.outcome for decision in each[place]} for each in (long, short))
-        if found != expected:
+        beside_long, beside_short = ({decision.outcome for decision in each[place]} for each in (long, short))
+        if beside_long != beside_short:
             return (
-                f"{place} is {_said(found)} for a row at position {_SHORT} beside one at {longest}, "
-                f"and {_said(expected)} beside one at {_SHORT + 1}"
+                f"{place} is {_said(beside_long)} for a row at position {_SHORT} beside one at {longest}, "
+                f"and {_said(beside_short)} beside one at {_SHORT + 1}"
             )
     return None
 

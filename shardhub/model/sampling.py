@@ -102,18 +102,18 @@ def score(logits: mx.array, targets: Sequence[int], num_top: int) -> tuple[list[
         The log probability of each target, and the likeliest tokens of each position. A target among them has the
         same value there.
     """
-    found: list[float] = []
+    logprobs_of: list[float] = []
     top: list[TopTokens] = []
     for at in range(0, len(targets), _TOP_ROWS):
         rows = logits[at : at + _TOP_ROWS].astype(mx.float32)
         logprobs = rows - mx.logsumexp(rows, axis=-1, keepdims=True)
-        wanted = mx.array(list(targets[at : at + _TOP_ROWS]))[:, None]
-        chosen = mx.take_along_axis(logprobs, wanted, axis=-1)[:, 0]
+        target_ids = mx.array(list(targets[at : at + _TOP_ROWS]))[:, None]
+        chosen = mx.take_along_axis(logprobs, target_ids, axis=-1)[:, 0]
         ids, values = likeliest(logprobs, num_top)
         mx.eval(chosen, ids, values)
-        found += chosen.tolist()  # type: ignore[arg-type]
+        logprobs_of += chosen.tolist()  # type: ignore[arg-type]
         top += [top_tokens(i, v) for i, v in zip(ids, values, strict=True)]
-    return found, top
+    return logprobs_of, top
 
 
 def likeliest(logprobs: mx.array, num: int) -> tuple[mx.array, mx.array]:

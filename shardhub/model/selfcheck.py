@@ -52,17 +52,17 @@ def batch_refusal(stage: Stage, trial: Trial, crossings_in: Sequence[Crossing], 
     sent = [crossing for name in sorted(stage.crossings_out) if (crossing := stage.anatomy.leaves[name]) is not None]
     for crossing in (*crossings_in, *sent):
         if crossing.grows or crossing.may_be_left_out:
-            return f"{crossing.name} crosses with a size that differs from sequence to sequence."
+            return f"{crossing.name} crosses with a size that differs between sequences."
     if trial.unknown:
-        return f"{trial.unknown[0]} cannot be made up without the weights of the layers before, to try it."
+        return f"{trial.unknown[0]} cannot be made up for a trial without the weights of the layers before."
     try:
         sequences = [_Sequence(stage, trial, row) for row in range(len(_PROMPTS))]
         alone = [sequence.run_alone() for sequence in sequences]
     except Exception as error:  # noqa: BLE001 - upstream's forwards may raise anything
-        return f"The stage does not run on inputs that were made up: {_said(error)}."
+        return f"The stage does not run on made-up inputs: {_said(error)}."
     for values in alone:
         for name in (name for step in values for name, leaf in step.items() if _is_broken(leaf)):
-            return f"On inputs that were made up, {name} of a single sequence holds values that are not numbers."
+            return f"On made-up inputs, {name} of a single sequence contains NaN."
     try:
         together = _run_together(stage, trial, sequences, crossings_in)
     except ShardhubError as error:
@@ -171,10 +171,10 @@ def _run(
         if isinstance(leaf, mx.array) == crossing.is_number or not crossing.admits(
             shape, batch=batch, length=length, total=position + length
         ):
-            raise ValueError(f"{crossing.name} comes as {shape} for {batch} sequences")
+            raise ValueError(f"{crossing.name} has the shape {shape} for {batch} sequences")
     out = stage.run(ids, state.own, leaves, position=position, need_logits=need_logits)
-    found = {"logits": out} if isinstance(out, mx.array) else out
-    values = {name: leaf.astype(mx.float32) if isinstance(leaf, mx.array) else leaf for name, leaf in found.items()}
+    outputs = {"logits": out} if isinstance(out, mx.array) else out
+    values = {name: leaf.astype(mx.float32) if isinstance(leaf, mx.array) else leaf for name, leaf in outputs.items()}
     mx.eval(list(values.values()))
     state.eval()
     return values
@@ -215,28 +215,28 @@ def _compared(alone: Sequence[Sequence[_Values]], together: Sequence[Sequence[_V
     step after step, so in half precision more than half of a row's steps must differ.
     """
     tolerance = _TOLERANCE.get(dtype, _HALF_TOLERANCE)
-    for row, (expected, found) in enumerate(zip(alone, together, strict=True)):
+    for row, (expected, beside) in enumerate(zip(alone, together, strict=True)):
         apart = [
             max(((_apart(step[name], leaf), name) for name, leaf in single.items()), default=(0.0, ""))
-            for single, step in zip(expected, found, strict=True)
+            for single, step in zip(expected, beside, strict=True)
         ]
         worst, name = max(apart) if dtype in _TOLERANCE else sorted(apart)[len(apart) // 2]
         if not worst <= tolerance:
             return (
-                f"Of {len(alone)} sequences side by side, number {row + 1} gets another {name} than alone: "
-                f"off by {worst:.2g} of its values, {tolerance:.2g} is rounding."
+                f"Of {len(alone)} sequences side by side, number {row + 1} does not get its own {name}: it is off by "
+                f"{worst:.2g} of its values, where rounding explains {tolerance:.2g}."
             )
     return None
 
 
-def _apart(found: taps.Leaf, expected: taps.Leaf) -> float:
+def _apart(actual: taps.Leaf, expected: taps.Leaf) -> float:
     """The relative difference: of the largest difference to the largest value, or of the mean to the mean."""
-    if not isinstance(found, mx.array) or not isinstance(expected, mx.array):
-        return 0.0 if not isinstance(found, mx.array) and found == expected else float("inf")
-    if found.shape != expected.shape:
+    if not isinstance(actual, mx.array) or not isinstance(expected, mx.array):
+        return 0.0 if not isinstance(actual, mx.array) and actual == expected else float("inf")
+    if actual.shape != expected.shape:
         return float("inf")
     sizes = mx.where(mx.isfinite(expected), mx.abs(expected), 0)
-    apart = mx.where(found == expected, 0, mx.abs(found - expected))
+    apart = mx.where(actual == expected, 0, mx.abs(actual - expected))
     largest, mean = mx.max(apart) / mx.maximum(mx.max(sizes), 1e-6), mx.mean(apart) / mx.maximum(mx.mean(sizes), 1e-6)
     share: Any = mx.maximum(largest, mean).item()
     return float("inf") if math.isnan(share) else float(share)

@@ -19,8 +19,8 @@ from shardhub.protocol import KvQuantization
 
 # Hint for a session that went beyond what was proven.
 BEYOND_PROOF = (
-    "The session ended before a token was drawn from it. Split the model again with this version of shardhub, "
-    "which looks further; report it if it happens again."
+    "The session ended before a token was drawn from it. Split the model again with this version of shardhub, which "
+    "checks more, and report the model if this happens again."
 )
 # Most caches in a list of caches.
 _MAX_PARTS = 8
@@ -141,7 +141,7 @@ class Stage:
             ProofExceeded: A layer handed on something that the proof did not cover, or used what does not cross.
         """
         if missing := {name for name in self.crossings_in - incoming.keys() if not self._may_be_left_out(name)}:
-            raise WireError(f"Stage [{self.start}, {self.stop}) misses the crossing {min(missing)}.")
+            raise WireError(f"Stage [{self.start}, {self.stop}) did not receive the crossing {min(missing)}.")
         batch, length = ids.shape
         self._incoming = incoming
         self._outgoing = {name: value for name, value in incoming.items() if name in self.crossings_out}
@@ -182,7 +182,7 @@ class Stage:
             if crossing is None or (leaf is None and (crossing.may_be_left_out or self.is_last)):
                 continue
             if isinstance(leaf, mx.array):
-                found = f"{dtype_name(leaf.dtype)}{list(leaf.shape)}"
+                form = f"{dtype_name(leaf.dtype)}{list(leaf.shape)}"
                 is_number = crossing.is_number and leaf.shape in ((), (batch,))  # merged caches have one for each row
                 admitted = crossing.admits(tuple(leaf.shape), batch=batch, length=length, total=total)
                 if is_number or (admitted and dtype_name(leaf.dtype) == crossing.dtype):
@@ -190,10 +190,10 @@ class Stage:
             elif leaf is not None and crossing.is_number:
                 continue
             else:
-                found = "missing" if leaf is None else f"the number {leaf}"
+                form = "missing" if leaf is None else f"the number {leaf}"
             raise ProofExceeded(
-                f"{name} is not what was proven, at position {total - length}.",
-                why=f"It is {found}, the proof has seen {crossing.dtype}{list(crossing.shape)}.",
+                f"{name} differs from what was proven, at position {total - length}.",
+                why=f"It is {form}, but the proof covers {crossing.dtype}{list(crossing.shape)}.",
                 hint=BEYOND_PROOF,
             )
 
@@ -222,11 +222,11 @@ class Stage:
         Raises:
             ProofExceeded: The proof did not cover this form.
         """
-        if (found := taps.difference(self.anatomy.trees[index], record.tree)) is not None:
+        if (change := taps.difference(self.anatomy.trees[index], record.tree)) is not None:
             _, length, total = self._shape
             raise ProofExceeded(
-                f"Layer {index} handed on something that was not proven, at position {total - length}.",
-                why=f"layer.{index}{found if found.startswith('.') else ': ' + found}.",
+                f"Layer {index} passed on a value that was not proven, at position {total - length}.",
+                why=f"layer.{index}{change if change.startswith('.') else ': ' + change}.",
                 hint=BEYOND_PROOF,
             )
 
@@ -261,7 +261,7 @@ def _watched(
 ) -> dict[int, tuple[str, ...]]:
     """Places, by layer, whose updates are recorded: those whose K and V cross, or appear in what a layer hands on."""
     known = {name for tree in anatomy.trees for name in taps.slots(tree)}
-    found = dict(shares)
+    watched = dict(shares)
     for layer in range(start, stop):
         places = {
             place
@@ -270,8 +270,8 @@ def _watched(
             if known & set(kv_replay.all_names(layer, place))
         }
         if places:
-            found[layer] = tuple(dict.fromkeys((*found.get(layer, ()), *sorted(places))))
-    return found
+            watched[layer] = tuple(dict.fromkeys((*watched.get(layer, ()), *sorted(places))))
+    return watched
 
 
 def _quantized(entry: Any, kv: KvQuantization) -> Any:
@@ -317,4 +317,4 @@ def _advance(entry: Any, batch: int, length: int) -> None:
     elif hasattr(entry, "update_window"):  # deepseek_v41's own cache class
         entry.update_window(poison.nan((batch, length, 1)))
     else:
-        raise UnsupportedModel(f"No way is known to advance a foreign {type(entry).__name__}.")
+        raise UnsupportedModel(f"shardhub does not know how to advance a {type(entry).__name__} of another stage.")

@@ -78,15 +78,15 @@ class StageSession(ABC):
         """
         if position + discard != self.position:
             raise PositionMismatch(
-                f"A step for position {position} came" + (f", to drop {discard} first." if discard else "."),
-                why=f"The session stands at {self.position}.",
+                f"A step is for position {position}" + (f" and drops {discard} positions first." if discard else "."),
+                why=f"The session is at position {self.position}.",
             )
         if discard:
             self._check_rewind(position)
         if position + length > self.context:
             raise ContextExceeded(
-                f"{position + length} positions were asked for.",
-                why=f"The session was opened for {self.context}.",
+                f"The sequence would have {position + length} positions.",
+                why=f"The session was opened for {self.context} positions.",
                 hint="Shorten the prompt or raise `context` on every node.",
             )
 
@@ -117,7 +117,7 @@ class StageSession(ABC):
     def _check_rewind(self, position: int) -> None:
         if not self.rewind_floor <= position < self.position:
             raise SessionNotRewindable(
-                f"The session cannot stand at position {position}.",
-                why=f"It stands at {self.position} and its caches go back to {self.rewind_floor} at most.",
-                hint="Reset it to 0 and replay.",
+                f"The session cannot go to position {position}.",
+                why=f"It is at position {self.position}, and its caches can go back to {self.rewind_floor}.",
+                hint="Reset it to position 0 and replay.",
             )

@@ -199,7 +199,7 @@ class Recorder:
             return Instance(
                 type(value), {key: self._flatten(item, f"{name}.{key}", leaves, depth + 1) for key, item in content}
             )
-        raise UnsupportedModel(f"{name}: a layer hands on a {type(value).__name__}, which cannot cross a cut.")
+        raise UnsupportedModel(f"{name}: a layer passes on a {type(value).__name__}, which cannot cross a cut.")
 
 
 def rebuild(tree: Any, lookup: Lookup) -> Any:
@@ -228,13 +228,13 @@ def united(first: Any, second: Any) -> Any:
     return _united(first, second, "")
 
 
-def difference(proven: Any, found: Any) -> str | None:
+def difference(proven: Any, actual: Any) -> str | None:
     """How a step's tree differs from all those that a united tree describes; None if it matches one."""
     try:
-        both = _united(proven, found, "")
+        both = _united(proven, actual, "")
     except ValueError as error:
         return str(error)
-    return None if both == proven else "it is there in some steps only, which the proof did not see"
+    return None if both == proven else "it is present in some steps only, which the proof did not cover"
 
 
 def slots(tree: Any) -> Iterator[str]:
@@ -292,7 +292,7 @@ def _united(first: Any, second: Any, path: str) -> Any:
         one, other = (tree.content if isinstance(tree, Maybe) else tree for tree in (first, second))
         nothings = {id(tree.empty): tree.empty for tree in (first, second) if isinstance(tree, Maybe)}
         if len(nothings) > 1:
-            raise ValueError(f"{path or 'it'} is left out in two ways")
+            raise ValueError(f"{path or 'it'} is omitted in two different forms")
         return Maybe(_united(one, other, path), next(iter(nothings.values())))
     if isinstance(first, dict) and isinstance(second, dict):
         keys = list(dict.fromkeys((*first, *second)))

@@ -158,15 +158,15 @@ def trace(
             if (used := poison.refusal(error)) is not None:
                 raise used from error
             raise UnsupportedModel(
-                "The model's computation cannot be traced, so that a split of it cannot be proven.",
+                "The model's computation cannot be traced, so a split of it cannot be proven.",
                 why=f"mlx-lm's code stopped: {first_line(error)}.",
             ) from error
     questions.failures.check()
     for index in range(len(graph.outputs) - len(questions), len(graph.outputs)):
         if (names_of := graph.reach([index])) and all(name.startswith(IDS) for name in names_of):
             raise UnsupportedModel(
-                "The model's forward asks for token ids on the host.",
-                why="What it does with other ids cannot be seen without them, so that no proof holds for it.",
+                "The model's forward reads token ids on the host.",
+                why="It cannot be traced what it does with other ids, so a split cannot be proven.",
                 hint=RUN_WHOLE,
             )
     return graph

@@ -68,11 +68,11 @@ class Twin:
     def line(self) -> str:
         """What was shown, on one line."""
         if self.not_run:
-            return f"not run by numbers on a small model: {self.not_run}"
+            return f"not compared by numbers on a small model: {self.not_run}"
         if self.finding is not None:
             return f"a small model of the same configuration differs: {self.finding}"
         scaled = f", lengths divided by {self.length_divisor}" if self.length_divisor > 1 else ""
-        batches = "side by side too" if self.batch_refusal is None else f"not side by side ({self.batch_refusal})"
+        batches = "also side by side" if self.batch_refusal is None else f"not side by side ({self.batch_refusal})"
         short = ", too few for some of its branches" if self.is_cut_short else ""
         return f"equal by numbers on a small model over {self.num_positions} positions{scaled}{short}, {batches}"
 
@@ -169,12 +169,12 @@ class _Pair:
             need_logits = length <= _MAX_LOGITS
             expected = self._run_whole(chunk, whole, need_logits=need_logits)
             try:
-                found = self._run_chain(chunk, states, position, need_logits=need_logits)
+                logits = self._run_chain(chunk, states, position, need_logits=need_logits)
             except ProofFailed as error:
                 return f"{error.what} {error.why}"
             except _FAILURES as error:  # only the stages fail: the whole model has just run the same chunk
-                return f"the stages fail where the whole does not: {_said(error)}, at position {position}"
-            if (apart := self._apart(found, expected, states, whole)) is not None:
+                return f"the stages fail where the whole model does not: {_said(error)}, at position {position}"
+            if (apart := self._apart(logits, expected, states, whole)) is not None:
                 return f"{apart} after position {position + length - 1}"
         self._far = _Prefilled(whole=StageCache(view=whole, owned=whole, ghosts=[]), stages=states, length=ids.shape[1])
         return None
@@ -222,9 +222,9 @@ class _Pair:
         for step in range(_BATCH_STEPS):
             ids = mx.concatenate([row[:, step : step + 1] for row in rows])
             expected = self._run_whole(ids, whole.view, need_logits=True)
-            found = self._run_chain(ids, chain, longest + step, need_logits=True)
+            logits = self._run_chain(ids, chain, longest + step, need_logits=True)
             assert expected is not None
-            if (apart := self._apart(found, expected, (), ())) is not None:
+            if (apart := self._apart(logits, expected, (), ())) is not None:
                 return f"{len(rows)} rows: {apart}"
             for row, single in enumerate(singles[: len(rows)]):
                 scale = float(mx.abs(single[step]).max().item())  # type: ignore[arg-type]
@@ -254,15 +254,15 @@ class _Pair:
 
     def _apart(
         self,
-        found: mx.array | None,
+        logits: mx.array | None,
         expected: mx.array | None,
         states: Sequence[StageCache],
         whole: Sequence[Any],
     ) -> str | None:
         """Describe where the stages' logits or caches differ from the whole model's."""
         pairs: list[tuple[str, mx.array, mx.array]] = []
-        if found is not None and expected is not None:
-            pairs.append(("logits", found, expected))
+        if logits is not None and expected is not None:
+            pairs.append(("logits", logits, expected))
             self.has_nan |= bool(mx.isnan(expected).any().item())
         for state, slots in zip(states, self._slots, strict=False):
             for slot in slots:

@@ -35,7 +35,7 @@ def require(role: Role, doing: str) -> None:
     """
     peer = caller.get()
     if peer is not None and peer.role is not role:
-        raise AccessError(f"Only a {role.value} may {doing}.", why=f"The certificate is that of {peer}.")
+        raise AccessError(f"Only a {role.value} may {doing}.", why=f"The certificate belongs to {peer}.")
 
 
 class Gate(grpc.aio.ServerInterceptor):
@@ -89,16 +89,16 @@ class Gate(grpc.aio.ServerInterceptor):
             self._trust.check(peer)
             is_node_call = method in _FOR_NODES or method.startswith(_FOR_ALL)
             if peer.role is not Role.HEAD and not (peer.role is Role.NODE and is_node_call):
-                raise AccessError("Only a head may do this.", why=f"The certificate is that of {peer}.")
+                raise AccessError("Only a head may do this.", why=f"The certificate belongs to {peer}.")
         except ShardhubError as error:
             await _abort(context, error)
         caller.set(peer)
 
     def _peer(self, context: Context) -> Peer:
-        found = list((context.auth_context() or {}).get("x509_pem_cert", ()))
-        if not found:  # without a client certificate the TLS handshake fails
-            raise CertificateRefused("No certificate came with this call.")
-        return _read(bytes(found[0]))
+        certificates = list((context.auth_context() or {}).get("x509_pem_cert", ()))
+        if not certificates:  # without a client certificate the TLS handshake fails
+            raise CertificateRefused("This call came without a certificate.")
+        return _read(bytes(certificates[0]))
 
     async def _while_trusted(self, context: Context, work: Awaitable[Any]) -> None:
         """Run a stream until it ends or its caller is revoked."""

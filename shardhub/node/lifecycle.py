@@ -173,8 +173,8 @@ def check_host(host: str, *, insecure_lan: bool, has_tls: bool = False) -> None:
     check_reach(
         host,
         is_safe=insecure_lan or has_tls,
-        why="Off loopback, without TLS, everyone who reaches the port can read prompts and alter answers.",
-        hint="Give this machine a certificate (shardhub certs join), or, on a network you trust, add `insecure_lan`.",
+        why="Beyond loopback, without TLS, anyone who reaches the port can read prompts and alter answers.",
+        hint="Give this machine a certificate (shardhub certs join) or, if you trust the network, add `insecure_lan`.",
     )
 
 
@@ -211,7 +211,7 @@ def _owner(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                return f": process {connection.pid} has it" if connection.pid else ""
+                return f": process {connection.pid} is using it" if connection.pid else ""
     except (psutil.Error, OSError):
         return ""
     return ""

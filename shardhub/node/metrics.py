@@ -67,8 +67,8 @@ def check_metrics(listen: str, *, insecure: bool) -> None:
         parse_listen(listen).host,
         is_safe=insecure,
         what="answer metrics",
-        why="The metrics have no TLS and no key, so everyone who reaches this address can read what the node does.",
-        hint="Listen on 127.0.0.1, or, on a network you trust, add `insecure_metrics`.",
+        why="Metrics are served without TLS or a key, so anyone who reaches this address can read what the node does.",
+        hint="Listen on 127.0.0.1 or, if you trust the network, add `insecure_metrics`.",
     )
 
 
@@ -81,4 +81,4 @@ def parse_listen(text: str) -> Address:
     try:
         return Address.parse(text if ":" in text else f":{text}", host=_DEFAULT_HOST, may_be_zero=True)
     except AddressError as error:
-        raise UsageError(f"`metrics` {text}: that is not HOST:PORT.", hint="Write it like 127.0.0.1:9400.") from error
+        raise UsageError(f"`metrics` {text} is not HOST:PORT.", hint="Write it like 127.0.0.1:9400.") from error

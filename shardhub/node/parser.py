@@ -51,7 +51,7 @@ class Parser(grpc.aio.ServerInterceptor):
             try:
                 return parse(data)
             except DecodeError as error:
-                self._malformed.warn(f"a message to {method} cannot be parsed, and was refused")
+                self._malformed.warn(f"a message to {method} was refused because it cannot be parsed")
                 refusal = WireError(f"The message to {method} cannot be parsed.")
                 self._on_malformed(refusal)
                 raise refusal from error

@@ -117,12 +117,12 @@ class Peers:
         try:
             addresses = await _resolve(Address.parse(address).host)
         except (OSError, AddressError) as error:
-            raise ChainError(f"The peer {address} has no address.", why=f"{error}.") from error
+            raise ChainError(f"The host name of the peer {address} cannot be resolved.", why=f"{error}.") from error
         for ip in addresses:
             if not any(ip in network for network in self._allowed):
                 raise AccessError(
-                    f"This node does not dial {address}.",
-                    why=f"{ip} is outside the networks it is allowed to dial.",
+                    f"This node does not connect to {address}.",
+                    why=f"{ip} is outside the networks that it may connect to.",
                     hint="Start it with `peers` NETWORK to allow it.",
                 )
 
@@ -145,12 +145,12 @@ class Peers:
         opened = await self._opener(address, self._security, client_options(self._message_bytes))
         stub = NodeStub(opened.channel)
         try:
-            found = await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
-            if found.boot_id != boot_id:
-                raise HandshakeError(f"Another node answers at {address}.")
+            description = await stub.Describe(pb.DescribeRequest(), timeout=timeout_s)
+            if description.boot_id != boot_id:
+                raise HandshakeError(f"A different node answers at {address}.")
             # The minimum of a few: a single one may have been delayed on a busy machine.
             round_trip_s = min([await self._timed(stub, b"", timeout_s) for _ in range(_NUM_ROUND_TRIPS)])
-            payload = bytes(min(_PROBE_BYTES, self._message_bytes // 2, found.limits.message_bytes // 2))
+            payload = bytes(min(_PROBE_BYTES, self._message_bytes // 2, description.limits.message_bytes // 2))
             loaded_s = await self._timed(stub, payload, timeout_s)
         except BaseException as error:
             await opened.channel.close()
@@ -221,7 +221,7 @@ class Peers:
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:  # `check` had opened one, and its node's certificate has been revoked since
-            raise NodeLost(f"The certificate of the node at {address} was revoked.", why="Its link is cut.")
+            raise NodeLost(f"The certificate of the node at {address} was revoked.", why="Its link was closed.")
         return self._channels[address]
 
     def _cut(self) -> None:
@@ -230,7 +230,7 @@ class Peers:
             if met is None or not met[0].is_revoked(met[1]):
                 continue
             del self._met[address]
-            self._end_links(address, NodeLost(f"The certificate of {met[1]} was revoked.", why="Its link is cut."))
+            self._end_links(address, NodeLost(f"The certificate of {met[1]} was revoked.", why="Its link was closed."))
             if (channel := self._channels.pop(address, None)) is not None:
                 task = asyncio.ensure_future(channel.close())
                 self._closing[task] = None
@@ -305,7 +305,7 @@ class _PeerLink:
         try:
             while await self._call.read() is not grpc.aio.EOF:
                 pass
-            self._break(NodeLost(f"{self._address} ended the link."))
+            self._break(NodeLost(f"{self._address} closed the link."))
         except grpc.aio.AioRpcError as error:
             self._break(error)
 
@@ -318,7 +318,7 @@ class _PeerLink:
         self._reader.cancel()
         self._call.cancel()
         if isinstance(error, grpc.aio.AioRpcError):
-            error = from_rpc(error, peer=self._address, doing="send a step on")
+            error = from_rpc(error, peer=self._address, doing="pass on a step")
         if not isinstance(error, ShardhubError):
             error = NodeLost(f"The link to {self._address} broke.", why=f"{type(error).__name__}.")
         self._on_broken(rows, error)

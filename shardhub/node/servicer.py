@@ -160,10 +160,10 @@ class StageServicer(NodeServicer):
     async def Open(self, request: pb.OpenRequest, context: Context) -> pb.OpenReply:  # noqa: N802
         engine = self._ready()
         if self._draining:
-            raise Overloaded("The node is going away.", hint="Try another node.")
+            raise Overloaded("The node is shutting down.", hint="Try another node.")
         call = codec.open_value(request)
         if (call.next_hop.kind is HopKind.END) != (engine.facts.stop == engine.facts.num_layers):
-            raise WireError("The next hop and the stage's place in the model do not go together.")
+            raise WireError("The next hop does not fit the stage's position in the model.")
         if call.next_hop.kind is HopKind.DIAL:
             await self._peers.check(call.next_hop.address)
         return codec.opened_message(await _result(engine.open(call)))
@@ -183,7 +183,7 @@ class StageServicer(NodeServicer):
     async def Probe(self, request: pb.ProbeRequest, context: Context) -> pb.ProbeReply:  # noqa: N802
         if not request.address:
             return pb.ProbeReply()
-        require(Role.HEAD, "send a node to another one")
+        require(Role.HEAD, "connect a node to another one")
         timeout_s = min(max(request.timeout_ms, 1), 60_000) / 1000
         speed = await self._peers.probe(request.address, request.boot_id, timeout_s)
         return pb.ProbeReply(round_trip_s=speed.round_trip_s, bytes_per_s=speed.bytes_per_s)
@@ -199,12 +199,12 @@ class StageServicer(NodeServicer):
         lane = codec.hello_lane(hello)
         if hello.protocol_version not in PROTOCOL_VERSIONS:
             raise HandshakeError(
-                f"A link in protocol version {hello.protocol_version} came.",
-                why=f"This node speaks {', '.join(map(str, PROTOCOL_VERSIONS))}.",
+                f"A link uses protocol version {hello.protocol_version}.",
+                why=f"This node supports {', '.join(map(str, PROTOCOL_VERSIONS))}.",
                 hint="Upgrade shardhub on both machines.",
             )
         if len(hello.head) != SESSION_ID_BYTES:
-            raise WireError("A link came without a head's id.")
+            raise WireError("A link's hello lacks the id of its head.")
         head = bytes(hello.head)
         is_head = hello.role == pb.Hello.HEAD
         require(Role.HEAD if is_head else Role.NODE, f"open a {'head' if is_head else 'neighbour'}'s link")
@@ -224,7 +224,7 @@ class StageServicer(NodeServicer):
                     engine.mask(head, codec.masks_value(message.masks))
                     continue
                 if message.WhichOneof("kind") != "step":
-                    raise WireError(f"A {message.WhichOneof('kind')} came where only steps may.")
+                    raise WireError(f"A {message.WhichOneof('kind')} was sent on a link for steps only.")
                 self._accept(engine, head, codec.step_value(message.step, lane, now=self._clock.now()))
         finally:
             await outbox.finish()
@@ -278,7 +278,7 @@ class StageServicer(NodeServicer):
         try:
             self._tell(head, Lane.DECODE, codec.failure_message(failure))
         except ShardhubError as error:
-            self._untold.warn(f"a failure was not told: {error}")
+            self._untold.warn(f"a failure could not be reported: {error}")
 
     def _tell(
         self,
@@ -290,7 +290,7 @@ class StageServicer(NodeServicer):
     ) -> None:
         outbox = self._heads.get((head, lane))
         if outbox is None:
-            raise NodeUnreachable("The head's stream is gone.")
+            raise NodeUnreachable("The head's stream has ended.")
         outbox.put(message, written=written)
 
     def _ready(self) -> Engine:

@@ -43,13 +43,13 @@ async def watch(
     while True:
         await clock.sleep(interval_s)
         if slept := naps.slept_s():
-            log.warning("this machine slept for %.0f s: heads will have gone on without it", slept)
+            log.warning("this machine was asleep for %.0f s: heads have probably continued without this node", slept)
             on_slept(slept)
         busy_s = engine.busy_s
         if (busy_s < stuck_s / 2) != is_ready:
             is_ready = not is_ready
             await report(is_ready)
         if busy_s >= stuck_s:
-            log.error("one step has run for %.0f s: the compute thread is stuck, this node ends", busy_s)
+            log.error("one step has run for %.0f s: the compute thread is stuck, so this node exits", busy_s)
             end(EXIT_CODE)
             return

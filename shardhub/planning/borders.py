@@ -75,13 +75,13 @@ class Borders:
         Raises:
             PlanError: The model cannot be cut at one of the plan's cuts.
         """
-        found = [self.cuts[position - 1] for position in plan.cuts]
-        if refused := next((cut for cut in found if cut.refusal is not None), None):
+        cuts = [self.cuts[position - 1] for position in plan.cuts]
+        if refused := next((cut for cut in cuts if cut.refusal is not None), None):
             raise self._refuse(refused)
         notes = [
             f"What crosses before layer {cut.position} grows with the context: "
             f"{traffic_text(cut.bytes_per_token(self.context))} with each token at {self.context:,} positions."
-            for cut in found
+            for cut in cuts
             if cut.grows
         ]
         return replace(plan, notes=(*plan.notes, *notes)) if notes else plan
@@ -92,7 +92,7 @@ class Borders:
         return PlanError(
             f"This model cannot be cut at layer {cut.position}.",
             why=cut.refusal or "",
-            hint=f"Nearest cuts that are possible: {', '.join(map(str, nearest))}." if nearest else "Use one stage.",
+            hint=f"The nearest possible cuts are {', '.join(map(str, nearest))}." if nearest else "Use one stage.",
         )
 
 
@@ -110,13 +110,15 @@ def allowed_text(borders: Borders) -> str:
     """Describe in one line where the model can be cut."""
     steady, possible = borders.steady, borders.possible
     if len(steady) == len(borders.cuts):
-        return "cuts allowed before any layer" if steady else "a model of one layer cannot be cut"
-    parts = [f"cuts allowed before {_layers(steady)}" if steady else "no cut is without cost"]
+        return "cuts allowed before any layer" if steady else "a model with one layer cannot be cut"
+    parts = [
+        f"cuts allowed before {_layers(steady)}" if steady else "every cut sends something that grows with the context"
+    ]
     if growing := [cut for cut in borders.cuts if cut.refusal is None and cut.grows]:
         most = max(cut.bytes_per_token(borders.context) for cut in growing)
         up_to = "up to " if len(growing) > 1 else ""
         parts.append(
-            f"before {runs(cut.position for cut in growing)} something that grows with the context would cross: "
+            f"before {runs(cut.position for cut in growing)} what crosses grows with the context: "
             f"{up_to}{traffic_text(most)} a token at {borders.context:,} positions"
         )
     if refused := [cut for cut in borders.cuts if cut.refusal is not None]:

@@ -14,7 +14,7 @@ from shardhub.planning.plan import ModelCosts, Plan, StagePlan
 # even plan's.
 _UNEVEN_PERCENT = 125
 # The end of a note that begins with the requested number of stages.
-GROWING_NOTE = "are only possible with cuts where what crosses grows with the context."
+GROWING_NOTE = "are possible only with cuts where what crosses grows with the context."
 
 
 def cut_evenly(costs: ModelCosts, num_stages: int, *, borders: Borders | None = None) -> Plan:
@@ -34,12 +34,12 @@ def cut_evenly(costs: ModelCosts, num_stages: int, *, borders: Borders | None = 
     borders = borders or unchecked(costs.num_layers)
     most = 1 + len(borders.possible)
     if num_stages < 1:
-        raise PlanError(f"{num_stages} stages cannot be made.", hint=f"Ask for 1 to {most}.")
+        raise PlanError(f"The model cannot be cut into {num_stages} stages.", hint=f"Ask for 1 to {most}.")
     if num_stages > most:
-        why = f"The model has {costs.num_layers} layers and a stage needs one at least."
+        why = f"The model has {costs.num_layers} layers, and a stage needs at least one."
         if most < costs.num_layers:
             why = f"This model can be cut at {most - 1} of its {costs.num_layers - 1} layer borders."
-        raise PlanError(f"{num_stages} stages are more than can be made.", why=why, hint=f"Ask for 1 to {most}.")
+        raise PlanError(f"The model cannot be cut into {num_stages} stages.", why=why, hint=f"Ask for 1 to {most}.")
     is_short = num_stages > 1 + len(borders.steady)
     stages = _balanced(costs, num_stages, borders, borders.possible if is_short else borders.steady, is_short)
     notes = [f"{num_stages} stages {GROWING_NOTE}"] if is_short else []
@@ -71,8 +71,8 @@ def _unevenness(costs: ModelCosts, stages: Sequence[StagePlan], even: Sequence[S
         return []
     cuts = ",".join(str(stage.start) for stage in even[1:])
     return [
-        f"The stages are uneven, because elsewhere something that grows with the context would cross. "
-        f"The slowest reads {slowest / best:.1f} times what it would with the cuts {cuts}."
+        f"The stages are uneven, because other cuts would send something that grows with the context. The slowest "
+        f"reads {slowest / best:.1f} times what it would with the cuts {cuts}."
     ]
 
 
@@ -88,10 +88,10 @@ def cut_at(costs: ModelCosts, cuts: Sequence[int], *, borders: Borders | None = 
             raise PlanError(
                 f"A cut at layer {cut} leaves a stage without layers.",
                 why=f"The model has layers 0 to {num - 1}; a cut is the first layer of the next stage.",
-                hint=f"Give cuts from 1 to {num - 1}." if num > 1 else "A model of one layer cannot be cut.",
+                hint=f"Give cuts from 1 to {num - 1}." if num > 1 else "A model with one layer cannot be cut.",
             )
         if before is not None and cut <= before:
-            fault = "stands twice" if cut == before else f"comes after {before}"
+            fault = "is given twice" if cut == before else f"comes after {before}"
             raise PlanError(f"The cut {cut} {fault}.", hint="Give cuts in rising order, each once: `cuts` 10,20")
     boundaries = [0, *cuts, num]
     plan = Plan(

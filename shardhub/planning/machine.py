@@ -83,7 +83,7 @@ def cut_for_machines(
     """
     _check_names(machines)
     if context < 1:
-        raise PlanError(f"A context of {context} positions holds nothing.", hint="Give `context` 1 or more.")
+        raise PlanError(f"A context cannot have {context} positions.", hint="Give `context` 1 or more.")
     num = costs.num_layers
     reads = list(accumulate((layer.read_bytes for layer in costs.layers), initial=0))
     held = list(accumulate((layer.size_bytes + layer.kv_bytes(context) for layer in costs.layers), initial=0))
@@ -121,12 +121,12 @@ def cut_for_machines(
         if fits(index, 0, num)
     ][:1]
     notes += [
-        f"{machine.name} is left out: no layers could be given to it in this order of machines."
+        f"{machine.name} is left out: in this order of machines, it cannot be given any layers."
         for index, machine in enumerate(machines)
         if index not in used
     ]
     if any(part.start not in (0, *borders.steady) for part in ranges):
-        notes.append(f"These machines {GROWING_NOTE}")
+        notes.append(f"Stages for these machines {GROWING_NOTE}")
     stages = tuple(
         StagePlan(
             start=part.start,
@@ -146,7 +146,7 @@ def _budget(machine: Machine, costs: ModelCosts) -> int:
 
 def _check_names(machines: Sequence[Machine]) -> None:
     if not machines:
-        raise PlanError("There is no machine to plan for.", hint="Give at least one: `machine` studio=64GB")
+        raise PlanError("No machine was given to plan for.", hint="Give at least one, such as `machine` studio=64GB")
     if len(machines) > MAX_STAGES:
         raise PlanError(f"{len(machines)} machines are too many.", why=f"A plan has at most {MAX_STAGES} stages.")
     names = [machine.name for machine in machines]
@@ -167,12 +167,12 @@ def _does_not_fit(
         for machine, budget in zip(machines[:8], budgets[:8], strict=True)
     )
     each += f" and {len(machines) - 8} more" if len(machines) > 8 else ""
-    lacking = f"{size_text(need - have)} are missing"
+    lacking = f"{size_text(need - have)} more are needed"
     if have >= need:
-        lacking = f"together that is enough, but no cut at one of the {num_cuts} possible layer borders fits"
+        lacking = f"together that is enough, but it does not fit with any cut at the {num_cuts} possible layer borders"
     return DoesNotFit(
         f"The model does not fit on {len(machines)} machine{'s' if len(machines) > 1 else ''}.",
         why=f"It needs {size_text(weights)} of weights and {size_text(kv)} of KV for {context} positions, "
-        f"{size_text(need)} in all; there is room on {each}: {lacking}.",
-        hint="Add a machine, shorten `context`, or take the model with fewer bits.",
+        f"{size_text(need)} in all. Available: {each}; {lacking}.",
+        hint="Add a machine, shorten `context`, or quantise the model to fewer bits.",
     )

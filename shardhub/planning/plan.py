@@ -106,7 +106,7 @@ class Plan:
         at = 0
         for index, stage in enumerate(self.stages):
             if stage.start != at:
-                fault = "is in no stage" if stage.start > at else "is in two stages"
+                fault = "is missing from the plan" if stage.start > at else "is in two stages"
                 raise PlanError(
                     f"Layer {min(at, stage.start)} {fault}.",
                     why=f"Stage {index} starts at layer {stage.start}, expected {at}.",
@@ -121,9 +121,9 @@ class Plan:
             at = stage.stop
         if at != self.num_layers:
             raise PlanError(
-                f"The stages cover layers 0 to {at - 1}, the model has {self.num_layers}.",
-                why=f"They end at layer {at}, expected {self.num_layers}.",
-                hint="Use a plan made for this very model.",
+                f"The stages do not cover the model's {self.num_layers} layers exactly.",
+                why=f"They end at layer {at} instead of {self.num_layers}.",
+                hint="Use a plan made for this model.",
             )
 
     @property

@@ -56,11 +56,13 @@ def parse_plan(data: bytes, costs: ModelCosts, *, where: str = "plan.json", bord
     try:
         document = decode(_PlanDocument, data, where=where)
     except FormatError as error:
-        raise PlanError(f"{where} is not a plan.", why=error.why, hint="Write one: shardhub plan --json") from error
+        raise PlanError(
+            f"{where} is not a valid plan.", why=error.why, hint="Write one with `shardhub plan MODEL --json`."
+        ) from error
     if document.num_layers != costs.num_layers:
         raise PlanError(
             f"{where} is a plan for another model.",
-            why=f"It has {document.num_layers} layers, this model has {costs.num_layers}.",
+            why=f"It covers {document.num_layers} layers, and this model has {costs.num_layers}.",
             hint="Make a plan for this model: shardhub plan MODEL --json",
         )
     stages = tuple(

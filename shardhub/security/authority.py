@@ -85,7 +85,7 @@ class Authority:
             IdentityError: The folder cannot be written.
         """
         if (folder / KEY_FILE).exists():
-            raise UsageError(f"{folder} holds an authority already.", hint="Look at it with `shardhub certs show`.")
+            raise UsageError(f"{folder} already holds an authority.", hint="Show it with `shardhub certs show`.")
         make_folder(folder)
         key = new_key()
         made = cls(folder, make_authority(key, now), key)
@@ -107,17 +107,19 @@ class Authority:
         """
         if not (folder / KEY_FILE).exists():
             raise UsageError(
-                f"There is no authority in {folder}.",
-                hint="Make one with `shardhub certs init`, or do this on the machine that has it.",
+                f"{folder} does not hold an authority.",
+                hint="Create one with `shardhub certs init`, or run this command on the machine that has it.",
             )
         data = read_file(folder / KEY_FILE, private=True)
         try:
             key = serialization.load_pem_private_key(data, password=None)
             certificate = load_certificate(read_file(folder / CERTIFICATE_FILE, private=False))
         except (ValueError, TypeError, CertificateRefused) as error:
-            raise IdentityError(f"The authority in {folder} is damaged.", hint="Restore it from a copy.") from error
+            raise IdentityError(
+                f"The authority in {folder} is damaged.", hint="Restore the folder from a backup."
+            ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise IdentityError(f"Key and certificate in {folder} do not go together.")
+            raise IdentityError(f"Key and certificate in {folder} do not match.")
         return cls(folder, certificate, key)
 
     @property
@@ -160,7 +162,7 @@ class Authority:
         """
         check_name(name)
         if name == OWN_NAME:
-            raise UsageError(f"{name} is the authority's own name.", hint="Take another.")
+            raise UsageError(f"{name} is the authority's own name.", hint="Choose another name.")
         with self._locked():
             ledger = self.ledger()
             self.check_not_revoked(name, ledger)
@@ -185,7 +187,9 @@ class Authority:
         """
         if any(one.name == name and one.revoked_at for one in (ledger or self.ledger()).issued):
             raise CertificateRefused(
-                f"{name} was revoked.", why="A revoked name is not used again.", hint=f"Take another: {name}-2."
+                f"{name} was revoked.",
+                why="The name of a revoked certificate cannot be used again.",
+                hint=f"Choose another name, such as {name}-2.",
             )
 
     def revoke(self, name: str, *, now: dt.datetime) -> Revocations:
@@ -198,7 +202,9 @@ class Authority:
             ledger = self.ledger()
             if not any(one.name == name for one in ledger.issued):
                 names = ", ".join(sorted({one.name for one in ledger.issued})) or "nobody"
-                raise UsageError(f"No certificate was issued to {name[:80]}.", why=f"There are: {names}.")
+                raise UsageError(
+                    f"No certificate was issued to {name[:80]}.", why=f"Certificates were issued to: {names}."
+                )
             when = now.isoformat(timespec="seconds")
             issued = tuple(
                 one.model_copy(update={"revoked_at": when}) if one.name == name and not one.revoked_at else one

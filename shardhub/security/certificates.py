@@ -68,9 +68,9 @@ def check_name(name: str) -> str:
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(
-            f"{name[:80]!r} is no name for a machine.",
-            why="Names are small letters, digits and hyphens, at most 63.",
-            hint="Take one like studio or mini-2.",
+            f"{name[:80]!r} cannot be the name of a machine.",
+            why="A name consists of at most 63 lower-case letters, digits and hyphens.",
+            hint="Choose a name such as studio or mini-2.",
         )
     return name
 
@@ -138,12 +138,12 @@ def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
         CertificateRefused: It is not a valid request.
     """
     try:
-        found = x509.load_pem_x509_csr(request)
-        key = found.public_key()
+        csr = x509.load_pem_x509_csr(request)
+        key = csr.public_key()
     except ValueError as error:
-        raise CertificateRefused("This is no signing request.") from error
-    if not found.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != _CURVE.name:
-        raise CertificateRefused("The signing request is not signed with its own key, or the key is of another kind.")
+        raise CertificateRefused("This is not a signing request.") from error
+    if not csr.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != _CURVE.name:
+        raise CertificateRefused("The signing request is not signed with its own key, or the key has another type.")
     return key
 
 
@@ -156,7 +156,7 @@ def load_certificate(pem: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
     except ValueError as error:
-        raise CertificateRefused("This is no certificate.") from error
+        raise CertificateRefused("This is not a certificate.") from error
 
 
 def peer_of(certificate: x509.Certificate) -> Peer:
@@ -173,7 +173,7 @@ def peer_of(certificate: x509.Certificate) -> Peer:
     roles = "|".join(role.value for role in Role)
     match = re.fullmatch(f"shardhub:({roles}):({NAME_PATTERN})", uris[0]) if len(uris) == 1 else None
     if match is None:
-        raise CertificateRefused("The certificate carries no role and name of a shardhub machine.")
+        raise CertificateRefused("The certificate does not name a machine of shardhub and its role.")
     return Peer(
         name=match[2],
         role=Role(match[1]),

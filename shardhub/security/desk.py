@@ -105,7 +105,7 @@ class Desk:
                 writer.write(json.dumps(self._answer(await reader.readline(), writer)).encode() + b"\n")
                 await writer.drain()
         except (TimeoutError, OSError, ValueError) as error:
-            log.info("a caller was given up: %s", type(error).__name__)
+            log.info("a connection was closed without an answer: %s", type(error).__name__)
         finally:
             writer.close()
             with contextlib.suppress(OSError):
@@ -125,13 +125,15 @@ class Desk:
                 case "revoked":
                     return {"revoked": self._authority.revocations().pem.decode()}
                 case _:
-                    raise WireError("The authority's desk does not know what was asked.", hint="Upgrade shardhub.")
+                    raise WireError("The authority does not know this request.", hint="Upgrade shardhub.")
         except ShardhubError as error:
             return {"error": type(error).__name__, "what": error.what, "why": error.why, "hint": error.hint}
 
     def _join(self, secret: str, request: bytes) -> dict[str, Any]:
         if self._invite is None:
-            raise CertificateRefused("Nobody is invited here.", hint="Run `shardhub certs invite NAME` first.")
+            raise CertificateRefused(
+                "The authority has no open invitation.", hint="Run `shardhub certs invite NAME` first."
+            )
         try:
             self._invite.check(secret)
         finally:
@@ -147,10 +149,10 @@ class Desk:
     def _renew(self, shown: bytes | None, request: bytes) -> dict[str, Any]:
         """Renew a certificate that the TLS handshake has verified."""
         if shown is None:
-            raise CertificateRefused("Whoever renews a certificate shows the one it has.")
+            raise CertificateRefused("Renewing a certificate requires the present one.")
         peer = peer_of(x509.load_der_x509_certificate(shown))
         if peer.role is Role.AUTHORITY or peer.serial in self._authority.revocations().serials:
-            raise CertificateRefused(f"The certificate of {peer} was revoked, and is not renewed.")
+            raise CertificateRefused(f"The certificate of {peer} was revoked, so it cannot be renewed.")
         key = requested_key(request)
         log.info("renewing the certificate of %s", peer)
         return self._issued(self._authority.issue(key, name=peer.name, role=peer.role, now=self._clock()))
@@ -161,12 +163,12 @@ class Desk:
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        request = json.loads(line)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise WireError("The authority's desk takes one JSON object in a line.")
-    return found
+        request = None
+    if not isinstance(request, dict):
+        raise WireError("The authority expects one JSON object on one line.")
+    return request
 
 
 def _text(asked: dict[str, Any], key: str) -> str:

@@ -46,12 +46,12 @@ def read_file(path: Path, *, private: bool) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if private and found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            status = os.fstat(file.fileno())
+            if private and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise IdentityError(
-                    f"{path} holds a private key and is open to others.",
-                    why=f"Its mode is {stat.S_IMODE(found.st_mode):04o}; only its owner may read it.",
-                    hint=f"If nobody can have read it: chmod 600 {path}. Otherwise make a new key.",
+                    f"{path} holds a private key, and other users can read it.",
+                    why=f"Its mode is {stat.S_IMODE(status.st_mode):04o}, but only its owner may have access.",
+                    hint=f"If no other user can have read it, run: chmod 600 {path}. Otherwise make a new key.",
                 )
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:

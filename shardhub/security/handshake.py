@@ -49,23 +49,26 @@ async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S)
                 writer.transport.abort()
     except ssl.SSLCertVerificationError as error:
         raise CertificateRefused(
-            f"{address} shows a certificate that is not to be trusted.",
+            f"{address} presented a certificate that cannot be trusted.",
             why=_why_not(error),
-            hint="Nothing was sent to it. Is the address right, and does it belong to this cluster?",
+            hint="Nothing was sent to it. Check the address, and that the machine belongs to this cluster.",
         ) from error
     except ssl.SSLError as error:
         raise CertificateRefused(
             f"{address} does not speak TLS.",
-            why="A handshake got another kind of answer.",
+            why="It did not answer the handshake in TLS.",
             hint="Nothing was sent to it. Start the node with `tls`, or leave out `tls` here.",
         ) from error
     except TimeoutError as error:
-        raise NodeUnreachable(f"{address} did not answer within {timeout_s:.0f} s.", why="A TLS handshake.") from error
+        raise NodeUnreachable(
+            f"{address} did not answer within {timeout_s:.0f} s.", why="This was a TLS handshake."
+        ) from error
     except (OSError, ValueError) as error:
         raise NodeUnreachable(
             f"No node answers at {address}.",
             why=f"{error}.",
-            hint="Is `shardhub serve` running there, with `host` for other machines, and is the address right?",
+            hint="Check the address, and that `shardhub serve` runs there, with `host` if other machines are to reach "
+            "it.",
         ) from error
     return peer
 
@@ -98,14 +101,15 @@ def client_context(identity: Identity) -> ssl.SSLContext:
 def _certificate(writer: asyncio.StreamWriter) -> bytes:
     data: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     if data is None:  # cannot happen: the handshake requires a certificate
-        raise CertificateRefused("The other side shows no certificate.")
+        raise CertificateRefused("The other side presented no certificate.")
     return data
 
 
 def _we_are_refused(address: str, trust: Trust, peer: Peer) -> CertificateRefused:
     return CertificateRefused(
-        f"{address} does not take this machine's certificate.",
-        why=f"It is {peer}; this machine is {trust.identity.peer}. Its clock may be wrong, or its authority another.",
+        f"{address} does not accept this machine's certificate.",
+        why=f"It is {peer}, and this machine is {trust.identity.peer}. Its clock may be wrong, or it may belong to "
+        "another authority.",
         hint="Compare `shardhub certs show` on both machines.",
     )
 
@@ -114,7 +118,7 @@ def _why_not(error: ssl.SSLCertVerificationError) -> str:
     if error.verify_code == _EXPIRED:
         return "It has expired (or this machine's clock is wrong)."
     if error.verify_code == _NOT_YET_VALID:
-        return "It is not valid yet: one of the clocks is wrong."
+        return "It is not valid yet: one of the two clocks is wrong."
     if error.verify_code in _NOT_A_NODE:
-        return "It is not a node's."
+        return "It is not the certificate of a node."
     return f"It was not issued by this cluster's authority ({error.verify_message})."

@@ -75,8 +75,8 @@ def check_folder(folder: Path, authority_pem: bytes) -> None:
     if path.exists() and read_file(path, private=False) != authority_pem:
         raise IdentityError(
             f"{folder} holds certificates of another cluster.",
-            why="A folder belongs to one authority.",
-            hint="Name another folder with `dir`, or move that one away.",
+            why="A folder holds certificates of one authority only.",
+            hint="Give another folder with `dir`, or move this one away.",
         )
 
 
@@ -116,9 +116,9 @@ def load_identity(folder: Path, role: Role, *, now: dt.datetime) -> Identity:
     path = identity_file(folder, role)
     if not path.exists():
         others = [other.value for other in (Role.HEAD, Role.NODE) if identity_file(folder, other).exists()]
-        why = f"It holds one for a {others[0]}." if others else "It holds no certificate."
+        why = f"It holds one for a {others[0]}." if others else "It has neither a head's nor a node's certificate."
         raise IdentityError(
-            f"{folder} holds no certificate for a {role.value}.",
+            f"{folder} has no certificate for a {role.value}.",
             why=why,
             hint=f"On the authority's machine: shardhub certs invite NAME --role {role.value}",
         )
@@ -131,18 +131,18 @@ def load_identity(folder: Path, role: Role, *, now: dt.datetime) -> Identity:
         peer = peer_of(certificate)
         check_issued(certificate, authority)
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-            raise ValueError("key and certificate do not go together")
+            raise ValueError("key and certificate do not match")
         if peer.role is not role:
             raise ValueError(f"it is for a {peer.role.value}")
     except (ValueError, TypeError, CertificateRefused) as error:
         # Never quote the error's text: it may repeat the file, which holds a key.
-        why = error.what if isinstance(error, CertificateRefused) else "Its key and certificate do not go together."
+        why = error.what if isinstance(error, CertificateRefused) else "Its key and certificate do not match."
         raise IdentityError(f"{path} is damaged.", why=why, hint="Join the cluster again.") from None
     if now >= peer.not_after or now < peer.not_before:
         is_over = now >= peer.not_after
         raise IdentityError(
             f"The certificate in {path} {'has expired' if is_over else 'is not valid yet'}.",
-            why=f"It holds from {peer.not_before:%Y-%m-%d %H:%M} to {peer.not_after:%Y-%m-%d %H:%M} UTC; "
+            why=f"It is valid from {peer.not_before:%Y-%m-%d %H:%M} to {peer.not_after:%Y-%m-%d %H:%M} UTC; "
             f"this machine's clock says {now:%Y-%m-%d %H:%M}.",
             hint=f"If the clock is right, join again: shardhub certs invite {peer.name} --role {role.value}"
             if is_over

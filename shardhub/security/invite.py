@@ -47,8 +47,8 @@ def parse_invite(text: str) -> InviteLine:
     match = _LINE.fullmatch(text.strip())
     if match is None:
         raise UsageError(
-            "This is no invitation.",
-            why="One is ADDRESS/FINGERPRINT/SECRET, in one line.",
+            "This is not an invitation.",
+            why="An invitation is one line of the form ADDRESS/FINGERPRINT/SECRET.",
             hint="Copy the whole line that `shardhub certs invite` printed.",
         )
     return InviteLine(address=match[1], fingerprint=match[2], secret=match[3])
@@ -94,13 +94,21 @@ class Invite:
             CertificateRefused: The secret is wrong, or the invitation is used, expired, or was tried too often.
         """
         if not self.is_open or not self._digest:
-            why = "It was used." if self.is_used else "Its time is over, or it was tried with wrong secrets."
+            why = (
+                "It was used already."
+                if self.is_used
+                else "It has expired, or was closed after too many wrong secrets."
+            )
             raise CertificateRefused(
-                "This invitation is not open any more.", why=why, hint="Ask for another: shardhub certs invite NAME"
+                "This invitation is no longer open.",
+                why=why,
+                hint="Ask for a new one, made with `shardhub certs invite NAME`.",
             )
         if not hmac.compare_digest(_digest(secret), self._digest):
             self._num_wrong += 1
-            raise CertificateRefused("This is not the secret of the open invitation.", hint="Copy the whole line.")
+            raise CertificateRefused(
+                "The secret is not that of the open invitation.", hint="Copy the whole line of the invitation."
+            )
 
 
 def _digest(secret: str) -> bytes:

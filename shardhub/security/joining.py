@@ -66,9 +66,10 @@ async def join(line: InviteLine, folder: Path) -> Joined:
     authority = load_certificate(authority_pem)
     if not hmac.compare_digest(fingerprint(authority), line.fingerprint):
         raise CertificateRefused(
-            f"Who answers at {line.address} is not the authority that invited this machine.",
-            why=f"Its fingerprint is {fingerprint(authority)[:16]}..., the line says {line.fingerprint[:16]}....",
-            hint="The secret was not sent. Is the address right, or is somebody in between?",
+            f"The server at {line.address} is not the authority that invited this machine.",
+            why=f"Its fingerprint is {fingerprint(authority)[:16]}..., but the invitation says "
+            f"{line.fingerprint[:16]}....",
+            hint="The secret was not sent. Check the address; somebody may be intercepting the connection.",
         )
     check_folder(folder, authority_pem)  # before the invitation is used
     key = new_key()
@@ -80,7 +81,7 @@ async def join(line: InviteLine, folder: Path) -> Joined:
     revoked = _text(answer, "revoked").encode()
     read_revocations(revoked, authority)
     if certificate.public_key() != key.public_key() or peer.role not in (Role.HEAD, Role.NODE):
-        raise WireError("The authority answered with a certificate for something else.")
+        raise WireError("The authority sent a certificate for another key, name or role.")
     desk = answer.get("desk")
     path = store_identity(
         folder,
@@ -111,7 +112,7 @@ async def renew(trust: Trust, address: str) -> None:
     peer = peer_of(certificate)
     same = (peer.name, peer.role) == (identity.peer.name, identity.peer.role)
     if not same or certificate.public_key() != key.public_key():
-        raise WireError("The authority answered with a certificate for something else.")
+        raise WireError("The authority sent a certificate for another key, name or role.")
     store_identity(identity.folder, peer.role, key=key, certificate=certificate, authority_pem=identity.authority_pem)
     trust.reread()
     trust.learn(_text(answer, "revoked").encode())
@@ -157,7 +158,7 @@ async def ask(
                     await writer.wait_closed()
     except ssl.SSLCertVerificationError as error:
         raise CertificateRefused(
-            f"Who answers at {address} is not this cluster's authority.", why=f"{error.verify_message}."
+            f"The server at {address} is not this cluster's authority.", why=f"{error.verify_message}."
         ) from error
     except TimeoutError as error:
         raise StepTimeout(f"The authority at {address} did not answer in time.") from error
@@ -165,18 +166,18 @@ async def ask(
         raise NodeUnreachable(
             f"The authority does not answer at {address}.",
             why=f"{error}.",
-            hint="Is `shardhub certs invite` or `certs serve` running there?",
+            hint="Check that `shardhub certs invite` or `shardhub certs serve` runs there.",
         ) from error
     try:
         answer = json.loads(line)
         if not isinstance(answer, dict):
-            raise ValueError("no object")
+            raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
-        raise WireError(f"{address} gave no answer of an authority.") from error
+        raise WireError(f"The answer of {address} is not that of an authority.") from error
     if "error" in answer:
         texts = {key: str(answer.get(key, ""))[:1000] for key in ("error", "what", "why", "hint")}
-        found: ShardhubError = by_name(texts["error"], texts["what"], why=texts["why"], hint=texts["hint"])
-        raise found
+        refusal: ShardhubError = by_name(texts["error"], texts["what"], why=texts["why"], hint=texts["hint"])
+        raise refusal
     return answer
 
 
@@ -190,5 +191,5 @@ def _trusting(authority_pem: bytes) -> ssl.SSLContext:
 def _text(answer: dict[str, Any], key: str) -> str:
     value = answer.get(key)
     if not isinstance(value, str):
-        raise WireError("The authority's answer cannot be read.", why=f"It has no {key}.")
+        raise WireError("The authority's answer is incomplete.", why=f"It does not contain {key}.")
     return value

@@ -33,7 +33,7 @@ async def keep(trust: Trust, *, reread_s: float = REREAD_S, ask_s: float = ASK_S
                 if trust.identity.is_due(trust.clock()) and loop.time() - warned_at >= _WARN_EVERY_S:
                     warned_at = loop.time()
                     log.warning(
-                        "the certificate of %s ends on %s and was not renewed: %s",
+                        "the certificate of %s expires on %s and could not be renewed: %s",
                         trust.identity.peer,
                         f"{trust.identity.peer.not_after:%F}",
                         error,

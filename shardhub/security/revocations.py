@@ -70,12 +70,12 @@ def read_revocations(data: bytes, authority: x509.Certificate) -> Revocations:
     try:
         if len(data) > MAX_LIST_BYTES:
             raise ValueError("too large")
-        found = x509.load_pem_x509_crl(data)
-        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not found.is_signature_valid(key):
+        revocations = x509.load_pem_x509_crl(data)
+        number = revocations.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not revocations.is_signature_valid(key):
             raise ValueError("signature")
-        return Revocations(number=number, serials=frozenset(entry.serial_number for entry in found), pem=data)
+        return Revocations(number=number, serials=frozenset(entry.serial_number for entry in revocations), pem=data)
     except (ValueError, TypeError, x509.ExtensionNotFound) as error:
         raise CertificateRefused(
-            "A revocation list is damaged, or not this cluster's.", why="The authority did not sign it like that."
+            "A revocation list is damaged, or not this cluster's.", why="It differs from what the authority signed."
         ) from error

@@ -65,7 +65,7 @@ def make_signing_key(path: Path) -> Signer:
     public = path.with_name(f"{path.name}.pub")
     for one in (path, public):
         if one.exists():
-            raise UsageError(f"{one} is there already.", hint="Name another file; a key that was used is not replaced.")
+            raise UsageError(f"{one} already exists.", hint="Give another file: keys are never overwritten.")
     key = ed25519.Ed25519PrivateKey.generate()
     data = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -88,7 +88,7 @@ def load_signer(path: Path) -> Signer:
         key = None  # the error may quote the file
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise IdentityError(
-            f"{path} holds no key that signs manifests.", hint="Make one with: shardhub certs keygen FILE"
+            f"{path} does not hold a key for signing manifests.", hint="Create one with: shardhub certs keygen FILE"
         )
     return Signer(key)
 
@@ -99,20 +99,20 @@ def parse_public_key(text: str) -> str:
     Raises:
         UsageError: It is neither.
     """
-    found = text
+    key = text
     if not re.fullmatch(_KEY_PATTERN, text):
         try:
-            found = read_file(Path(text), private=False).decode("ascii").strip()
+            key = read_file(Path(text), private=False).decode("ascii").strip()
         except (IdentityError, UnicodeDecodeError, ValueError):
-            found = ""
+            key = ""
     try:
-        _key(found)
+        _key(key)
     except ValueError:
         raise UsageError(
-            f"{text[:200]!r} is no public key.",
+            f"{text[:200]!r} is not a public key.",
             hint="Give the file that ends in .pub, or its text: ed25519:...",
         ) from None
-    return found
+    return key
 
 
 def check_signature(folder: Path, key: str) -> None:
@@ -128,17 +128,17 @@ def check_signature(folder: Path, key: str) -> None:
     if not path.is_file():
         raise SignatureError(
             f"The pipeline in {folder} is not signed.",
-            why=f"It has no {SIGNATURE_FILE}, and {_short(key)} is required to have signed it.",
+            why=f"It has no {SIGNATURE_FILE}, and a signature of {_short(key)} is required.",
             hint="Ask its publisher, or leave out `require_signature`.",
         )
-    found = _read(path)
-    if found.key != key:
+    signature = _read(path)
+    if signature.key != key:
         raise SignatureError(
             f"The pipeline in {folder} is signed with another key.",
-            why=f"Its signature is {_short(found.key)}'s, {_short(key)} is required.",
-            hint="Somebody else published it, or the publisher has a new key: ask the publisher on another way.",
+            why=f"It is signed with {_short(signature.key)}, but {_short(key)} is required.",
+            hint="Somebody else published it, or the publisher has a new key: ask the publisher over another channel.",
         )
-    _check_bytes(found, folder)
+    _check_bytes(signature, folder)
 
 
 def check_unchanged(folder: Path) -> None:
@@ -154,17 +154,17 @@ def _read(path: Path) -> Signature:
     try:
         return decode(Signature, read_bytes(path, MAX_SIGNATURE_BYTES), where=str(path))
     except ShardhubError as error:
-        raise SignatureError(f"{path} is no signature.", why=f"{error}") from error
+        raise SignatureError(f"{path} is not a signature.", why=f"{error}") from error
 
 
-def _check_bytes(found: Signature, folder: Path) -> None:
+def _check_bytes(signature: Signature, folder: Path) -> None:
     try:
-        _key(found.key).verify(base64.b64decode(found.signature), _CONTEXT + read_bytes(folder / MANIFEST_FILE))
+        _key(signature.key).verify(base64.b64decode(signature.signature), _CONTEXT + read_bytes(folder / MANIFEST_FILE))
     except (InvalidSignature, ValueError) as error:
         raise SignatureError(
             f"The signature of the pipeline in {folder} is wrong.",
-            why=f"{MANIFEST_FILE} is not what {_short(found.key)} signed.",
-            hint="It was changed after it was signed: do not use it. Get it again from its publisher.",
+            why=f"{MANIFEST_FILE} differs from what {_short(signature.key)} signed.",
+            hint="It was changed after it was signed: do not use it. Download it again from its publisher.",
         ) from error
 
 

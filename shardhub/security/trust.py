@@ -57,7 +57,9 @@ class Trust:
         if self.is_revoked(peer):
             raise CertificateRefused(f"The certificate of {peer} was revoked.")
         if self.clock() >= peer.not_after:
-            raise CertificateRefused(f"The certificate of {peer} has expired.", why=f"It ended on {peer.not_after:%F}.")
+            raise CertificateRefused(
+                f"The certificate of {peer} has expired.", why=f"It expired on {peer.not_after:%F}."
+            )
 
     def is_revoked(self, peer: Peer) -> bool:
         """Whether a peer's certificate is on the list."""
@@ -69,16 +71,16 @@ class Trust:
         Raises:
             CertificateRefused: The authority did not sign it.
         """
-        found = read_revocations(data, self.identity.authority)
-        if found.number <= self.revocations.number:
+        newer = read_revocations(data, self.identity.authority)
+        if newer.number <= self.revocations.number:
             return False
-        self.revocations = found
+        self.revocations = newer
         try:
-            write_file(self.folder / REVOKED_FILE, found.pem, private=False)
+            write_file(self.folder / REVOKED_FILE, newer.pem, private=False)
         except ShardhubError as error:  # a read-only folder: this process uses the list all the same
-            log.warning("the revocation list is not kept: %s", error)
+            log.warning("the revocation list could not be stored: %s", error)
         self._seen = self._stamps()
-        log.info("revocation list %d taken over", found.number)
+        log.info("revocation list %d accepted", newer.number)
         self._tell()
         return True
 
@@ -90,32 +92,32 @@ class Trust:
         self._seen = stamps
         try:
             self.identity = load_identity(self.folder, self.role, now=self.clock())
-            found = load_revocations(self.folder, self.identity.authority)
+            stored = load_revocations(self.folder, self.identity.authority)
         except ShardhubError as error:
             log.warning("%s", error)
             return
-        if found.number > self.revocations.number:
-            self.revocations = found
+        if stored.number > self.revocations.number:
+            self.revocations = stored
             self._tell()
 
-    def watch(self, told: Callable[[], None]) -> Callable[[], None]:
+    def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
         """Call a function for each newer list, on the loop that brought it; returns a function that ends this."""
-        self._watchers.append(told)
-        return lambda: self._watchers.remove(told) if told in self._watchers else None
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher) if watcher in self._watchers else None
 
     def _tell(self) -> None:
-        for told in list(self._watchers):
-            told()
+        for watcher in list(self._watchers):
+            watcher()
 
     def _stamps(self) -> tuple[tuple[int, int], ...]:
-        found = []
+        stamps = []
         for path in (self.identity.path, self.folder / REVOKED_FILE):
             try:
                 status = path.stat()
-                found.append((status.st_mtime_ns, status.st_ino))
+                stamps.append((status.st_mtime_ns, status.st_ino))
             except OSError:
-                found.append((0, 0))
-        return tuple(found)
+                stamps.append((0, 0))
+        return tuple(stamps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,9 +150,10 @@ class Security:
         if self.trust is None:
             raise AddressError(
                 f"Refusing to send anything to {address} without TLS.",
-                why="It is another machine, and this one has no certificate: everyone on the way could read prompts.",
-                hint="Join the cluster with `shardhub certs join`, or, on a network you trust, add "
-                f"{self.insecure_flag}.",
+                why="It is another machine, and this one has no certificate: anyone on the network path could read "
+                "prompts.",
+                hint="Join the cluster with `shardhub certs join`, or, if you trust the network, add "
+                "{self.insecure_flag}.",
             )
         return self.trust
 
@@ -165,7 +168,9 @@ async def _is_loopback(address: Address) -> bool:
     try:
         resolved = await asyncio.get_running_loop().getaddrinfo(address.host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise ChainError(f"{address} has no address.", why=f"{error}.", hint="Is the name right?") from error
+        raise ChainError(
+            f"The host name in {address} cannot be resolved.", why=f"{error}.", hint="Check the name."
+        ) from error
     return all(ip_of(str(info[4][0])).is_loopback for info in resolved)
 
 

@@ -155,7 +155,8 @@ def _measure(model: _Model) -> dict[str, Any]:
     graph = trace_whole(model.blueprint, model.anatomy).hash()
     if (chained := trace_chain(model.blueprint, model.anatomy, model.cuts).hash()) != graph:
         raise ProofFailed(
-            "The chain would compute something else.", why=f"Its graph hashes to {chained[:12]}, not {graph[:12]}."
+            "The chain would not compute what the whole model computes.",
+            why=f"Its graph hashes to {chained[:12]}, and the whole model's to {graph[:12]}.",
         )
     chain = [StageTensors(cut=cut, tensors=model.tensors(cut)) for cut in model.cuts]
     numbers = compare(model.blueprint, model.anatomy, chain, model.weights, num_tokens=NUM_TOKENS)

@@ -99,7 +99,7 @@ def _kernels() -> dict[str, tuple[mx.Dtype, _Kernel]]:
 
 def _draws() -> KernelResult:
     """Check that a seed draws the same tokens as on every other machine."""
-    name = "tokens drawn of a seed"
+    name = "tokens drawn from a seed"
     logits, parameters = mx.zeros((_VOCAB_SIZE,)), SamplingParameters(temperature=1.0)
     try:
         tokens = [sample(logits, (), parameters, None, draw_key(_SEED, 0, at))[0] for at in range(len(_DRAWN))]

@@ -65,7 +65,7 @@ class Report:
         """The result in a sentence."""
         if not self.faults:
             return "This machine computes chains exactly: every stage gave the unsplit model's numbers."
-        what = "computes something else than it should" if self.exit_code == WRONG else "cannot run all of it"
+        what = "does not compute what it should" if self.exit_code == WRONG else "cannot run all of the checks"
         return f"This machine {what}: {len(self.faults)} of {len(self.kernels) + len(self.chains)} checks failed."
 
     def record(self) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def _link(name: str, on_hub: bool) -> str:
 def _yaml(value: Value) -> str:
     """Format a value in YAML's flow style, which is JSON except for a few characters that YAML 1.1 needs escaped."""
     quoted = json.dumps(_encodable(value), ensure_ascii=False)
-    return _YAML_ESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", quoted)
+    return _YAML_ESCAPED.sub(lambda match: f"\\u{ord(match.group()):04x}", quoted)
 
 
 def _encodable(value: Value) -> Value:

@@ -232,8 +232,8 @@ class SplitJob:
             return self.shards
         if not 0 <= only < len(self.shards):
             raise UsageError(
-                f"There is no shard {only}.",
-                why=f"This cut has {len(self.shards)}, counted from 0.",
+                f"This cut has no shard {only}.",
+                why=f"It has {len(self.shards)} shards, counted from 0.",
                 hint=f"Give `only` 0 to {len(self.shards) - 1}.",
             )
         return (self.shards[only],)
@@ -346,8 +346,8 @@ def _check_cover(num_layers: int, stages: Sequence[StageContents]) -> None:
         if stage.start != at or stage.stop <= stage.start:
             raise PlanError(
                 f"Stage {index} has the layers [{stage.start}, {stage.stop}).",
-                why=f"It must start at layer {at} and have one layer at least.",
+                why=f"It must start at layer {at} and have at least one layer.",
             )
         at = stage.stop
     if at != num_layers:
-        raise PlanError(f"The stages end at layer {at}, the model has {num_layers}.")
+        raise PlanError(f"The stages end at layer {at}, but the model has {num_layers} layers.")

@@ -45,7 +45,7 @@ class Journal:
             os.close(self._descriptor)
             raise UsageError(
                 f"Another split is writing to {folder}.",
-                why=f"It holds {JOURNAL_FILE}.",
+                why=f"It holds the lock on {JOURNAL_FILE}.",
                 hint="Wait until it is done, or give another folder.",
             )
         self.entries = read_journal(folder, checked=checked)

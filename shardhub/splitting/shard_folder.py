@@ -70,8 +70,8 @@ def existing_stage(folder: Path) -> Stage | None:
         weights = folder / file.name
         size = weights.stat().st_size if weights.is_file() else None
         if size != file.size_bytes:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise in_the_way(folder, f"it is damaged: {file.name} {found}, stage.json says {file.size_bytes} bytes")
+            fault = "is missing" if size is None else f"has {size} bytes"
+            raise in_the_way(folder, f"it is damaged: {file.name} {fault}, but stage.json says {file.size_bytes} bytes")
     return stage
 
 
@@ -83,7 +83,7 @@ def check_same(folder: Path, existing: Stage, expected: Stage) -> None:
     )
     if existing.model_copy(update={"weight_files": files}) == expected:
         return
-    why = f"it holds layers [{existing.start}, {existing.stop}) of {existing.num_layers}, not the ones to be written"
+    why = f"it holds layers [{existing.start}, {existing.stop}) of {existing.num_layers}, not those of this shard"
     if (existing.start, existing.stop, existing.num_layers) == (expected.start, expected.stop, expected.num_layers):
         why = "it holds the same layers of another model or revision"
     raise in_the_way(folder, why)
@@ -102,15 +102,15 @@ def pipeline_in_place(folder: Path, expected: Manifest, *, compare_digests: bool
         existing = decode_identified(Manifest, read_file(path), where=str(path))
     except (OSError, FormatError) as error:
         raise in_the_way(folder, "it is not a pipeline") from error
-    cuts, wanted = ([stage.start for stage in manifest.stages[1:]] for manifest in (existing, expected))
-    if cuts != wanted:
-        raise in_the_way(folder, f"it is a pipeline cut at {cuts[:20]}, this one is cut at {wanted[:20]}")
+    cuts, expected_cuts = ([stage.start for stage in manifest.stages[1:]] for manifest in (existing, expected))
+    if cuts != expected_cuts:
+        raise in_the_way(folder, f"it is a pipeline cut at {cuts[:20]}, and this one is cut at {expected_cuts[:20]}")
     if existing.files != expected.files:
         changed = sorted({name for name, _ in existing.files.items() ^ expected.files.items()})
         raise in_the_way(folder, f"it was made with other files: {', '.join(changed)[:200]}")
     if not compare_digests:
         stages = zip(existing.stages, expected.stages, strict=True)
-        blind = tuple(found.model_copy(update={"digest": own.digest}) for found, own in stages)
+        blind = tuple(present.model_copy(update={"digest": own.digest}) for present, own in stages)
         existing = existing.model_copy(update={"stages": blind})
     # What it says about its numbers was measured when it was made, and stays.
     if existing.model_copy(update={"inexact": expected.inexact}) != expected:
@@ -152,8 +152,8 @@ def pipeline_file_names(checkpoint: Checkpoint) -> list[str]:
             raise FormatError(f"{path} cannot be read.", why=f"{error.strerror}.") from error
         if size > MAX_PIPELINE_FILE_BYTES:
             raise FormatError(
-                f"{path} is larger than any tokenizer.",
-                why=f"It has {size} bytes, the limit is {MAX_PIPELINE_FILE_BYTES}.",
+                f"{path} is too large.",
+                why=f"It has {size} bytes, and the limit is {MAX_PIPELINE_FILE_BYTES}.",
                 hint="Remove it from the model folder if the model does not need it.",
             )
     there = (there | checkpoint.made.keys()) - checkpoint.left_out
@@ -218,19 +218,19 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise DiskFull(
                 f"The disk is full: {error.filename or folder} could not be written.",
                 why=f"{error.strerror}.",
-                hint="Make room and run the same command again: it goes on where it stopped.",
+                hint="Free some space and run the same command again: it continues where it stopped.",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise AccessError(
                 f"{error.filename or folder} cannot be written.",
                 why=f"{error.strerror}.",
-                hint="Give a folder you may write to.",
+                hint="Give a folder that you can write to.",
             ) from error
         if error.errno == errno.ENAMETOOLONG:
             name = os.fsdecode(error.filename or "")
             raise UsageError(
-                f"{folder} cannot be written: a name is longer than the file system takes.",
-                why=f"It takes {_MAX_NAME_BYTES} bytes a name, and there is {Path(name).name[:120]!r}.",
+                f"{folder} cannot be written: the file system does not allow so long a name.",
+                why=f"A name can have {_MAX_NAME_BYTES} bytes, and {Path(name).name[:120]!r} is longer.",
                 hint="Give a shorter `name`, or another folder.",
             ) from error
         if isinstance(error, NotADirectoryError | FileExistsError):
@@ -241,7 +241,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 def in_the_way(folder: Path, why: str) -> UsageError:
     """The error for an existing folder with the name of one to be made."""
     return UsageError(
-        f"{folder} exists, and is not overwritten.",
+        f"{folder} already exists with other contents, and is not overwritten.",
         why=f"{why[:1].upper()}{why[1:]}.",
         hint="Give another name (`name`) or another folder, or delete it first.",
     )

@@ -44,15 +44,15 @@ def source_fields(folder: Path) -> dict[str, Value]:
     left out; a licence with an unknown kind of name becomes `other` with that name.
     """
     fields = _front_matter(folder / CARD_FILE)
-    found: dict[str, Value] = {}
+    fields_kept: dict[str, Value] = {}
     for name in _LICENCE_FIELDS:
         if isinstance(value := fields.get(name), str) and value:
-            found[name] = value
-    if isinstance(licence := found.get("license"), str) and not _LICENCE.fullmatch(licence):
-        found = {**found, "license": "other", "license_name": found.get("license_name", licence)}
+            fields_kept[name] = value
+    if isinstance(licence := fields_kept.get("license"), str) and not _LICENCE.fullmatch(licence):
+        fields_kept = {**fields_kept, "license": "other", "license_name": fields_kept.get("license_name", licence)}
     for name, value in fields.items():
         if name.startswith(_GATE_PREFIX) and len(name) < 64 and (kept := _kept(value)) is not None:
-            found[name] = kept
+            fields_kept[name] = kept
     # YAML 1.1 reads the language code of Norwegian, no, as false.
     languages = ["no" if item is False else item for item in _listed(fields.get("language"))]
     for name, values, pattern in (
@@ -62,8 +62,8 @@ def source_fields(folder: Path) -> dict[str, Value]:
     ):
         good = [item for item in values if isinstance(item, str) and pattern.fullmatch(item)][:_MAX_ITEMS]
         if good:
-            found[name] = good[0] if isinstance(fields.get(name), str) or name == "pipeline_tag" else list(good)
-    return found
+            fields_kept[name] = good[0] if isinstance(fields.get(name), str) or name == "pipeline_tag" else list(good)
+    return fields_kept
 
 
 def is_licence_file(name: str) -> bool:
@@ -82,7 +82,7 @@ def licence_files(folder: Path) -> dict[str, bytes]:
         if not is_licence_file(path.name) or not path.is_file():
             continue
         if (size := path.stat().st_size) > _MAX_LICENCE_BYTES:
-            raise FormatError(f"{path} is larger than any licence.", why=f"It has {size} bytes.")
+            raise FormatError(f"{path} is too large for a licence.", why=f"It has {size} bytes.")
         files[path.name] = read_file(path)
     return files
 
@@ -96,10 +96,10 @@ def reservations(fields: Mapping[str, Value], *, gated: bool) -> list[str]:
     """
     reasons = []
     if gated or any(name.startswith(_GATE_PREFIX) for name in fields):
-        reasons.append("the source is gated: who wants its weights has to accept terms first")
+        reasons.append("the source is gated: its terms must be accepted before its weights can be downloaded")
     licence = fields.get("license")
     if not isinstance(licence, str):
-        reasons.append("the source states no licence")
+        reasons.append("the source does not state a licence")
     elif licence.lower() in _UNKNOWN_LICENCES:
         name = fields.get("license_name")
         reasons.append(f"the source's licence is {str(name)[:80] if name else licence!r}, which shardhub does not know")
@@ -113,11 +113,11 @@ def _front_matter(path: Path) -> Mapping[str, Any]:
         text = read_file(path, _MAX_FRONT_MATTER_BYTES).decode("utf-8", "replace")
     except OSError:
         return {}
-    found = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
-    if found is None:
+    match = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+    if match is None:
         return {}
     try:
-        fields = yaml.safe_load(found.group(1))
+        fields = yaml.safe_load(match.group(1))
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
     return {name: value for name, value in fields.items() if isinstance(name, str)} if isinstance(fields, dict) else {}

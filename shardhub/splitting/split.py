@@ -153,9 +153,9 @@ def split(
             estimate = look_ahead(job, selected, journal.entries)
             if estimate.write_bytes and estimate.need_bytes > estimate.free_bytes:
                 raise DiskFull(
-                    f"There is not enough room in {out}.",
-                    why=f"{size_text(estimate.need_bytes)} are needed, {size_text(estimate.free_bytes)} are free.",
-                    hint="Make room, give another folder, or write one shard at a time: `only` K",
+                    f"{out} does not have enough free space.",
+                    why=f"{size_text(estimate.need_bytes)} are needed, and {size_text(estimate.free_bytes)} are free.",
+                    hint="Free some space, give another folder, or write one shard at a time: `only` K",
                 )
             return _Splitter(job, journal, copier, estimate.read_bytes, progress).run(selected)
 
@@ -224,9 +224,9 @@ class _Splitter:
             if known is not None and known != digest:
                 raise WeightFileError(
                     f"{self._job.checkpoint.where} changed since an earlier run read it.",
-                    why=f"{layout.name} had the sha256 {known[:16]}..., now it has {digest[:16]}...; sizes and times "
-                    "of the files are the same.",
-                    hint=f"Check the model folder; to start from nothing, delete {JOURNAL_FILE} beside the shards.",
+                    why=f"{layout.name} had the sha256 {known[:16]}... then, and has {digest[:16]}... now, although "
+                    "sizes and times of the files are the same.",
+                    hint=f"Check the model folder. To start over, delete {JOURNAL_FILE} beside the shards.",
                 )
             self._journal.add(key, digest, entries)
             for temporary, path in zip(temporaries, paths, strict=True):

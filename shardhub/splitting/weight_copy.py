@@ -189,19 +189,19 @@ def _from(data: memoryview) -> Callable[[int, memoryview], None]:
 
 def _check_finite(name: str, tensor: StoredTensor | ComputedTensor, at: int, piece: memoryview) -> None:
     spec = tensor.spec
-    found = first_nonfinite(spec.dtype, piece)
-    if found is None:
+    offset = first_nonfinite(spec.dtype, piece)
+    if offset is None:
         return
-    flat = found + at // DTYPE_SIZES[spec.dtype]
+    flat = offset + at // DTYPE_SIZES[spec.dtype]
     index = []
     for length in reversed(spec.shape):
         flat, rest = divmod(flat, length)
         index.append(rest)
     origin = f"in {tensor.file}" if isinstance(tensor, StoredTensor) else "computed from the checkpoint"
     raise NonFiniteWeights(
-        f"The tensor {name} holds a value that is not finite.",
-        why=f"The first one is at {index[::-1]} of {spec.dtype} {list(spec.shape)}, {origin}.",
-        hint="Download the model again; if it stays so, its publisher's file is broken.",
+        f"The tensor {name} contains a value that is not finite.",
+        why=f"The first such value is at {index[::-1]} of {spec.dtype} {list(spec.shape)}, {origin}.",
+        hint="Download the model again. If that does not help, the publisher's file is broken.",
     )
 
 
@@ -224,10 +224,10 @@ def _disk_full(folder: Path, layout: FileLayout, cause: OSError) -> DiskFull:
     status = os.statvfs(folder)
     return DiskFull(
         f"The disk is full: {layout.name} could not be written.",
-        why=f"{cause.strerror}; the file needs {size_text(layout.size_bytes)}, "
+        why=f"{cause.strerror}; the file needs {size_text(layout.size_bytes)}, and "
         f"{size_text(status.f_bavail * status.f_frsize)} are free at {folder.parent}.",
-        hint="Make room and run the same command again: it goes on where it stopped. What is finished is kept in "
-        f"{folder.name}, which nothing takes for a shard.",
+        hint="Free some space and run the same command again: it continues where it stopped. Finished files are kept "
+        "in {folder.name}, which is not used as a shard until it is complete.",
     )
 
 

@@ -79,18 +79,18 @@ def lay_out(
             modules.setdefault(_module(name), []).append(name)
         else:
             layers.setdefault(layer, []).append(name)
-    wanted = set(needed)
+    needed_names = set(needed)
     before: list[tuple[str, list[str]]] = []
     after: list[tuple[str, list[str]]] = []
     for module, names in sorted(modules.items()):
-        if wanted.intersection(names):
+        if needed_names.intersection(names):
             (before if place(names[0], 0) == "embedding" else after).append((module, names))
     within: list[tuple[str, list[str]]] = []
     for layer, names in sorted(layers.items()):
         group = f"layer-{layer:05d}"
-        if start <= layer < stop or wanted.issuperset(names):
+        if start <= layer < stop or needed_names.issuperset(names):
             within.append((group, names))
-        elif some := wanted.intersection(names):
+        elif some := needed_names.intersection(names):
             within.append((f"{group}-part", list(some)))
     files = [
         layout for group, names in (*before, *within, *after) for layout in _files(group, names, stored, max_file_bytes)
@@ -134,8 +134,8 @@ def _check_names(files: Sequence[FileLayout]) -> None:
         if (other := seen.get(file.name.lower())) is not None:
             raise UnsupportedModel(
                 f"Two weight files of this model would be named {file.name!r}.",
-                why=f"One would hold {other.tensors[0]!r}, the other {file.tensors[0]!r}; names must differ in more "
-                "than case and punctuation.",
+                why=f"One would hold {other.tensors[0]!r} and the other {file.tensors[0]!r}, whose names differ only "
+                "in case and punctuation.",
                 hint="The checkpoint's tensor names are unusual: please report the model.",
             )
         seen[file.name.lower()] = file

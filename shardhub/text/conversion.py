@@ -55,7 +55,7 @@ def convert_tokenizer(folder: Path) -> dict[str, bytes]:
         # If SentencePiece fails, transformers tries tiktoken and then reports only that tiktoken is not installed.
         is_misread = "tiktoken" in error.why and form == _FORMS[".model"]
         raise UnsupportedModel(
-            f"The model's tokenizer is {form}, and cannot be turned into {TOKENIZER_FILE}.",
+            f"The model's tokenizer is {form}, and cannot be converted to {TOKENIZER_FILE}.",
             why=f"It cannot be read as {form}." if is_misread else error.why,
             hint=INSTEAD,
         ) from error
@@ -98,7 +98,7 @@ def _check_same(original: Any, converted: Any, form: str | None) -> None:
             both = [each.encode(text, add_special_tokens=add_special_tokens) for each in (original, converted)]
             if both[0] != both[1] or original.decode(both[0]) != converted.decode(both[0]):
                 raise UnsupportedModel(
-                    f"The model's tokenizer ({form}) cannot be turned into tokenizer.json.",
-                    why=f"The converted one cuts {text!r} into other tokens.",
+                    f"The model's tokenizer ({form}) cannot be converted to tokenizer.json.",
+                    why=f"The converted tokenizer encodes {text!r} to other tokens.",
                     hint=INSTEAD,
                 )

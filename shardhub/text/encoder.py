@@ -28,7 +28,7 @@ ENCODING = Program(
     packages=("shardhub", "tokenizers"),
     subject="The tokenizer",
     cpu_s=_SHORT_S,
-    hint="Check that the tokenizer of the pipeline's folder works with the version of tokenizers that is installed.",
+    hint="Check that the pipeline's tokenizer works with the installed version of tokenizers.",
 )
 
 
@@ -67,11 +67,11 @@ class Encoder:
         most = MAX_IDS if max_ids is None else _SLACK * max_ids
         at = _FIRST_CHARS
         while at < len(text):
-            self._ask(text[:at], add_special_tokens=add_special_tokens, most=most, wanted=max_ids, ids=False)
+            self._ask(text[:at], add_special_tokens=add_special_tokens, most=most, max_ids=max_ids, ids=False)
             at *= 2
-        return self._ask(text, add_special_tokens=add_special_tokens, most=most, wanted=max_ids, ids=True)
+        return self._ask(text, add_special_tokens=add_special_tokens, most=most, max_ids=max_ids, ids=True)
 
-    def _ask(self, text: str, *, add_special_tokens: bool, most: int, wanted: int | None, ids: bool) -> list[int]:
+    def _ask(self, text: str, *, add_special_tokens: bool, most: int, max_ids: int | None, ids: bool) -> list[int]:
         request = {"text": text, "add_special_tokens": add_special_tokens, "max_ids": most, "ids": ids}
         line = json.dumps(request, ensure_ascii=False).encode()
         answer: dict[str, Any] = json.loads(
@@ -87,9 +87,9 @@ class Encoder:
         if "more" in answer:
             raise ContextExceeded(
                 f"The text has more than {answer['more'] - 1} tokens.",
-                why=f"At most {wanted if wanted is not None else MAX_IDS} are of use.",
-                hint="Shorten it.",
+                why=f"At most {max_ids if max_ids is not None else MAX_IDS} can be used.",
+                hint="Shorten the text.",
                 num_tokens=answer["more"],
-                most=wanted,
+                most=max_ids,
             )
         return list(answer.get("ids", []))

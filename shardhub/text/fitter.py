@@ -93,7 +93,7 @@ class Fitter:
         tools = list(tools or ()) if with_tools else self._no_tools()
         history = plain(messages)
         if not history:
-            raise PromptError("There is no message to answer.", hint="Give at least one.")
+            raise PromptError("The request has no messages to answer.", hint="Give at least one message.")
         if with_tools and not self.shows_tools():
             history = with_tools_told(history, tools or ())
         forms = _forms(history, self.traits(with_tools=with_tools), continues=continues)

@@ -82,11 +82,13 @@ def rehearse(
         if not (folder / TOKENIZER_FILE).is_file():
             form = form_of(folder)
             if form is None and not is_needed:
-                return Rehearsal(files={}, left_out=frozenset(), notes=("it has no tokenizer, so it is not split",))
+                return Rehearsal(files={}, left_out=frozenset(), notes=("it has no tokenizer, so it cannot be split",))
             if form is None:
-                raise UnsupportedModel(f"{where} has no tokenizer.", why="It has none of its files.", hint=INSTEAD)
+                raise UnsupportedModel(
+                    f"{where} has no tokenizer.", why="None of a tokenizer's files are present.", hint=INSTEAD
+                )
             made |= convert_tokenizer(folder)
-            notes.append(f"the tokenizer is {form}; what is published has the same as {TOKENIZER_FILE}")
+            notes.append(f"the tokenizer is {form}; it is published converted to {TOKENIZER_FILE}")
         notes += _use(folder, num_rows)
     return Rehearsal(files=made, left_out=frozenset(left_out), notes=tuple(notes))
 
@@ -102,11 +104,11 @@ def _use(folder: Path, num_rows: int | None) -> list[str]:
             detokenizer.add(token)
         detokenizer.finish()
         if tokenizer.has_chat_template and (refusal := _refusal(tokenizer)) is not None:
-            notes.append(f"the chat template refuses a message of the user's alone: {refusal.why or refusal.what}")
+            notes.append(f"the chat template refuses a conversation of one user message: {refusal.why or refusal.what}")
         if num_rows is not None and tokenizer.vocab_size > num_rows:
             notes.append(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model rows for {num_rows}: "
-                "prompts with the rest are refused"
+                f"the tokenizer has {tokenizer.vocab_size} tokens, but the model has {num_rows} embedding rows: "
+                "prompts with other tokens are refused"
             )
     finally:
         tokenizer.close()
@@ -131,8 +133,8 @@ def _refusal(tokenizer: Tokenizer) -> PromptError | None:
     raise UnsupportedModel(
         f"The model's chat template cannot be used: {refused.what}",
         why=refused.why,
-        hint="Repair the template, or take it away (chat_template.jinja, or chat_template in tokenizer_config.json): "
-        "prompts can then be sent as they are.",
+        hint="Repair the template, or remove it (chat_template.jinja, or chat_template in tokenizer_config.json): "
+        "prompts can then be sent without a template.",
     ) from refused
 
 
@@ -185,7 +187,7 @@ def _named(where: str) -> Iterator[None]:
         raise UnsupportedModel(what, why=error.why, hint=INSTEAD) from error
     except OSError as error:
         raise AccessError(
-            "There is no folder to try the model's tokenizer in.",
+            "No temporary folder is available for trying the model's tokenizer.",
             why=f"{error.strerror or error}: {error.filename or tempfile.gettempdir()}.",
-            hint="Set TMPDIR to a folder that you may write to.",
+            hint="Set TMPDIR to a folder that you can write to.",
         ) from error

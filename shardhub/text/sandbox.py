@@ -148,7 +148,9 @@ class Sandbox:
         return process
 
     def _not_started(self, why: str) -> ShardhubError:
-        return ShardhubError(f"The process `{self._program.module}` does not start.", why=why, hint=self._program.hint)
+        return ShardhubError(
+            f"The process `{self._program.module}` could not be started.", why=why, hint=self._program.hint
+        )
 
     def _stop(self) -> None:
         if self._reaper is not None:
@@ -254,7 +256,7 @@ def _exchange(
                 if left_s > 0 and time.monotonic() < latest:
                     deadline = min(latest, time.monotonic() + left_s)
                     continue
-                raise PromptError(f"{subject} is too slow.", why=f"It did not end within {timeout_s:g} s.")
+                raise PromptError(f"{subject} is too slow.", why=f"It did not finish within {timeout_s:g} s.")
             for key, _ in ready:
                 if key.fd == sink:
                     with contextlib.suppress(BrokenPipeError):  # the read below reports the reason
@@ -269,7 +271,9 @@ def _exchange(
                     return bytes(received[:-1])
                 if not chunk:
                     raise PromptError(
-                        f"{subject} ended its process.", why="It used too much memory, time or recursion."
+                        f"{subject} made its process end.", why="It used too much memory, time or recursion."
                     )
                 if len(received) > max_bytes:
-                    raise PromptError(f"{subject} makes too much.", why=f"It passed {max_bytes} bytes.")
+                    raise PromptError(
+                        f"{subject} produces too much output.", why=f"It produced more than {max_bytes} bytes."
+                    )

@@ -30,13 +30,13 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str]) -> None:
         if len(stops) > MAX_STOPS:
             raise PromptError(
-                "There are too many stop strings.", why=f"{len(stops)} were given, at most {MAX_STOPS} are followed."
+                "There are too many stop strings.", why=f"{len(stops)} were given, and at most {MAX_STOPS} are allowed."
             )
         for stop in stops:
             if not 1 <= len(stop) <= MAX_STOP_CHARS:
                 raise PromptError(
                     "A stop string is empty." if not stop else f"A stop string is too long: {stop[:20]!r}...",
-                    why=f"It has {len(stop)} characters, 1 to {MAX_STOP_CHARS} are possible.",
+                    why=f"It has {len(stop)} characters instead of 1 to {MAX_STOP_CHARS}.",
                 )
         self.found: str | None = None
         self._stops = tuple(dict.fromkeys(stops))

@@ -32,12 +32,12 @@ Ending = Literal["history", "turn", "prefix"]
 _RAW_HINT: Final = "Ask the publisher of the model to repair the template, or send the prompt without it (`raw`)."
 _WHAT = {
     "raised": "The chat template refuses these messages.",
-    "security": "The chat template is not allowed what it tries.",
+    "security": "The chat template tries something that is not allowed.",
     "syntax": "The chat template is not valid Jinja.",
-    "undefined": "The chat template needs something that is not there.",
-    "too big": "The chat template's text or memory is too big.",
+    "undefined": "The chat template uses a value that is not defined.",
+    "too big": "The chat template produces too much text or uses too much memory.",
     "too deep": "The chat template nests too deeply.",
-    "encoding": "The messages hold characters that are not text.",
+    "encoding": "The messages contain characters that cannot be encoded.",
 }
 
 
@@ -58,7 +58,8 @@ class ChatTemplate:
     def __init__(self, source: str, *, max_output_chars: int) -> None:
         if len(source) > MAX_TEMPLATE_CHARS:
             raise PromptError(
-                "The chat template is too long.", why=f"It has {len(source)} characters, at most {MAX_TEMPLATE_CHARS}."
+                "The chat template is too long.",
+                why=f"It has {len(source)} characters, and the limit is {MAX_TEMPLATE_CHARS}.",
             )
         self.source = source
         self._max_output_chars = max_output_chars
@@ -132,7 +133,7 @@ class ChatTemplate:
         self, mode: str, conversations: Sequence[Sequence[Message]], variables: Mapping[str, Any], max_chars: int
     ) -> bytes:
         if not all(conversations):
-            raise PromptError("There is no message to answer.", hint="Give at least one.")
+            raise PromptError("The request has no messages to answer.", hint="Give at least one message.")
         request = {
             "template": self.source,
             "variables": {"tools": None, "documents": None, **variables},
@@ -170,7 +171,7 @@ def _opened_of(line: bytes) -> Opened:
     try:
         answer = json.loads(line)
     except ValueError as error:
-        raise PromptError("The chat template's process answers nonsense.", hint=_RAW_HINT) from error
+        raise PromptError("The chat template's process sent an invalid answer.", hint=_RAW_HINT) from error
     text, opening = (answer.get("text"), answer.get("opening")) if isinstance(answer, dict) else (None, None)
     if isinstance(text, str) and isinstance(opening, str) and text.endswith(opening):
         return Opened(text=text, opening=opening)

@@ -177,7 +177,7 @@ def _first(mode: Mode, rendered: Render, variables: dict[str, Any], conversation
             return mode(rendered, variables | {"messages": messages})
         except Exception as error:  # noqa: BLE001  (a template can raise anything; the first is raised below)
             refusal = refusal or error
-    raise refusal or RaisedByTemplate("there is no message")
+    raise refusal or RaisedByTemplate("the request has no messages")
 
 
 def _only_render(rendered: Render, variables: dict[str, Any]) -> Opened:
@@ -223,7 +223,7 @@ def _warm_up(compile_template: Callable[[str], jinja2.Template]) -> None:
 
 def _check_name(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace takes no name that begins with an underscore: {name!r}")
+        raise SecurityError(f"a namespace cannot have a name that begins with an underscore: {name!r}")
 
 
 def _raise_exception(message: str) -> None:

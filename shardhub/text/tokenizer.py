@@ -278,4 +278,4 @@ def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PromptError("The prompt holds characters that are not text.", why=str(error)) from error
+        raise PromptError("The prompt contains characters that cannot be encoded.", why=str(error)) from error

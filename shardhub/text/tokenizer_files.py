@@ -48,16 +48,17 @@ def load_tokenizer(folder: Path) -> Any:
             raise
         raise UnsupportedModel(
             f"The tokenizer in {folder} cannot be used.",
-            why="A field in its files is of another type than transformers reads."
+            why="A field in its files has a type that transformers does not accept."
             if isinstance(error, TypeError | AttributeError)
             else str(error).strip().split("\n")[0][:300],
             hint="Code from model folders is never run; convert the tokenizer to a fast one (tokenizer.json) first."
             if "code" in str(error)
-            else "Get tokenizer.json and tokenizer_config.json again from the model's publisher.",
+            else "Download tokenizer.json and tokenizer_config.json again from the model's publisher.",
         ) from error
     if not tokenizer.is_fast:
         raise UnsupportedModel(
-            f"The tokenizer in {folder} is not a fast one.", why=f"It loads as {type(tokenizer).__name__}."
+            f"The tokenizer in {folder} is not a fast tokenizer (tokenizer.json).",
+            why=f"It loads as {type(tokenizer).__name__}.",
         )
     return tokenizer
 
@@ -72,9 +73,9 @@ def check_template(folder: Path, template: object) -> None:
     for text in texts:
         if not isinstance(text, str):
             raise FormatError(
-                f"{folder / TOKENIZER_SETTINGS}: chat_template is not a text.",
+                f"{folder / TOKENIZER_SETTINGS}: chat_template is not a string.",
                 why=f"It is {json.dumps(text, default=str)[:80]}.",
-                hint="Get the file again from the model's publisher.",
+                hint="Download the file again from the model's publisher.",
             )
 
 
@@ -109,7 +110,7 @@ def read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         if size > max_bytes:
-            raise FormatError(f"{path} is too big.", why=f"It has {size} bytes, at most {max_bytes} are read.")
+            raise FormatError(f"{path} is too large.", why=f"It has {size} bytes, and at most {max_bytes} are read.")
         content = json.loads(read_file(path))
     except FileNotFoundError as error:
         raise FormatError(
@@ -145,6 +146,6 @@ def check_growth(rules: object, *, where: str) -> None:
             growth *= max(1.0, len(content) / max(1, len(text)) if isinstance(text, str) else 1 + len(content))
         if growth > MAX_GROWTH:
             raise UnsupportedModel(
-                f"{where} may make a text more than {MAX_GROWTH} times as long.",
-                hint="Convert the tokenizer to one whose rules do not build on each other.",
+                f"{where} can make a text more than {MAX_GROWTH} times as long.",
+                hint="Convert the tokenizer to one whose normalisation rules do not multiply each other's output.",
             )

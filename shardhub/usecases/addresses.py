@@ -56,7 +56,7 @@ def read_nodes_file(path: Path) -> list[str]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{path} cannot be read.", why=f"{error}.", hint=hint) from error
     if not isinstance(addresses, list):
-        why = "It has no line `nodes = [...]`." if addresses is None else "`nodes` is not a list."
+        why = "It does not contain a line `nodes = [...]`." if addresses is None else "`nodes` is not a list."
         raise UsageError(f"{path} names no nodes.", why=why, hint=hint)
     return _checked(addresses, str(path))
 
@@ -69,7 +69,9 @@ def _checked(texts: Sequence[Any], where: str) -> list[str]:
         except AddressError as error:
             if where == NODE_OPTION and "," in text:
                 raise UsageError(
-                    f"{where}: {error.what}", why="It has a comma.", hint=f"Name each node with a {where} of its own."
+                    f"{where}: {error.what}",
+                    why="It contains a comma.",
+                    hint=f"Give each node in a {where} of its own.",
                 ) from error
             raise UsageError(
                 f"{where}: {text!r} is not HOST:PORT.",
@@ -77,5 +79,5 @@ def _checked(texts: Sequence[Any], where: str) -> list[str]:
             ) from error
     if len(set(addresses)) != len(addresses):
         twice = next(address for address in addresses if addresses.count(address) > 1)
-        raise UsageError(f"{where}: {twice} is named twice.", hint="Name each node once.")
+        raise UsageError(f"{where}: {twice} is given twice.", hint="Give each node once.")
     return addresses

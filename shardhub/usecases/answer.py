@@ -90,7 +90,7 @@ class Usage:
         """All of it in a line."""
         reused = f" ({self.num_reused} of them reused)" if self.num_reused else ""
         drafts = f", {self.num_accepted} of {self.num_drafted} guesses right" if self.num_drafted else ""
-        losses = f", went on after {self.num_recoveries} loss" if self.num_recoveries else ""
+        losses = f", recovered from {self.num_recoveries} loss" if self.num_recoveries else ""
         losses += "es" if self.num_recoveries > 1 else ""
         losses += "" if self.is_exact else " (not bit-exact)"
         return (

@@ -105,9 +105,9 @@ def make_authority(
     desk = str(_desk(address))
     if (own / AUTHORITY_FILE).exists():
         raise UsageError(
-            f"{own} holds certificates of a cluster already.",
-            why="This machine would leave it.",
-            hint="Name another folder with `dir`, or move that one away.",
+            f"{own} already holds certificates of a cluster.",
+            why="This machine would leave that cluster.",
+            hint="Give another folder with `dir`, or move this one away.",
         )
     made = Authority.create(place, now=utc_now(), desk=desk)
     certificate = _issue(made, own, name, Role.HEAD)
@@ -170,7 +170,7 @@ def invite(
     opened = Authority.open(settings.authority or default_authority())
     opened.check_not_revoked(check_name(name))
     if any(one.name == name and one.role == role for one in opened.ledger().issued):
-        watcher.note(f"note: {name} has a certificate already; whoever joins now has the same name")
+        watcher.note(f"note: {name} already has a certificate; a machine that joins now gets the same name")
     host = settings.host or _desk(opened.ledger().desk).host
 
     async def answer() -> bool:
@@ -272,7 +272,7 @@ def serve_authority(authority: Path | None = None) -> Iterator[ServedAuthority]:
     opened = Authority.open(authority or default_authority())
     address = opened.ledger().desk
     if address is None:
-        raise UsageError("This authority was made without an address.", hint="Make it with: shardhub certs init")
+        raise UsageError("This authority has no address.", hint="Create it with: shardhub certs init")
     at = _desk(address)
     with LoopThread() as loop:
         desk = Desk(opened, clock=utc_now)
@@ -345,7 +345,9 @@ async def _start(desk: Desk, host: str, port: int) -> int:
         return await desk.start(bind, port)
     except OSError as error:
         raise AddressError(
-            f"Cannot listen on {Address(bind, port)}.", why=f"{error.strerror}.", hint="Is it running already?"
+            f"Cannot listen on {Address(bind, port)}.",
+            why=f"{error.strerror}.",
+            hint="`shardhub certs serve` may already be running here.",
         ) from error
 
 

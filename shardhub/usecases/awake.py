@@ -27,7 +27,7 @@ def awake(*, allow_sleep: bool, platform: str = sys.platform, watcher: Watcher =
     program = shutil.which(_CAFFEINATE[0]) if platform == "darwin" and not allow_sleep else None
     if program is None:
         if platform == "darwin" and not allow_sleep:
-            watcher.note("warning: there is no `caffeinate`: this machine may sleep while it serves")
+            watcher.note("warning: `caffeinate` was not found: this machine may sleep while it serves")
         yield
         return
     holding = subprocess.Popen([program, *_CAFFEINATE[1:], str(os.getpid())], stdin=subprocess.DEVNULL)

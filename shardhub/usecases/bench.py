@@ -88,7 +88,7 @@ async def measure(
     started = time.monotonic()
     answered = await all_of(client(index) for index in range(concurrency))
     wall_s = time.monotonic() - started
-    return summarize(concurrency, options.num_prompt, [one for found in answered for one in found], wall_s=wall_s)
+    return summarize(concurrency, options.num_prompt, [one for answers in answered for one in answers], wall_s=wall_s)
 
 
 async def answer(head: Head, prompt: Sequence[int], num_tokens: int) -> Answered:
@@ -127,8 +127,8 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
 
 def random_prompts(rng: np.random.Generator, *, num_prompts: int, length: int, vocab_size: int) -> list[list[int]]:
     """Draw prompts of ids below `vocab_size`; the same generator gives the same prompts."""
-    found: list[list[int]] = rng.integers(0, vocab_size, (num_prompts, length)).tolist()
-    return found
+    prompts: list[list[int]] = rng.integers(0, vocab_size, (num_prompts, length)).tolist()
+    return prompts
 
 
 def default_levels(head: Head) -> list[int]:
@@ -145,7 +145,7 @@ def check_room(head: Head, options: BenchOptions) -> None:
     """
     if options.num_prompt + options.num_tokens > head.capacity.max_context:
         raise UsageError(
-            f"A prompt of {options.num_prompt} ids and {options.num_tokens} tokens do not fit.",
+            f"A prompt of {options.num_prompt} ids and an answer of {options.num_tokens} tokens do not fit.",
             why=f"The chain's context is {head.capacity.max_context} positions.",
             hint="Lower `prompt_tokens` or `tokens`, or serve with a larger `context`.",
         )

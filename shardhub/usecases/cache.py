@@ -84,7 +84,7 @@ def pull(
     for text in [repos] if isinstance(repos, str) else repos:
         reference = parse_reference(text)
         if not isinstance(reference, Reference):
-            raise UsageError(f"{text!r} is a folder, or no repo.", hint="Write ORG/NAME or ORG/NAME@REVISION.")
+            raise UsageError(f"{text!r} is not the name of a repo.", hint="Write ORG/NAME or ORG/NAME@REVISION.")
         folders = [places.fetcher.pull(reference)]
         if settings.shards and (folders[0] / MANIFEST_FILE).is_file():
             pipeline = read_pipeline(folders[0])
@@ -112,7 +112,7 @@ def cached(cache_dir: Path | None = None, *, offline: bool = False, watcher: Wat
             try:
                 moved = places.fetcher.newest(one.repo) != one.commit
             except ChainError as error:
-                watcher.note(f"warning: {error.what} What has moved is not shown.")
+                watcher.note(f"warning: {error.what} Newer commits on the Hub are not shown.")
                 offline = True
             except ShardhubError as error:  # deleted, or no longer readable
                 watcher.note(f"warning: {error.what}")
@@ -137,17 +137,17 @@ def remove(repo: str, cache_dir: Path | None = None) -> int:
     name, at, commit = repo.partition("@")
     is_commit = re.fullmatch(COMMIT_PATTERN, commit) or re.fullmatch(SHORT_COMMIT_PATTERN, commit)
     if not re.fullmatch(REPO_PATTERN, name) or (at and not is_commit):
-        hint = "Write ORG/NAME, or ORG/NAME@COMMIT with 7 or more of its digits, as `shardhub ls` shows them."
-        raise UsageError(f"{repo[:200]!r} is not a repo, or not a commit of one.", hint=hint)
+        hint = "Write ORG/NAME, or ORG/NAME@COMMIT with 7 or more of its digits, as shown by `shardhub ls`."
+        raise UsageError(f"{repo[:200]!r} is neither a repo nor a commit of one.", hint=hint)
     cache = Cache(cache_dir)
     if commit:
         commits = sorted({one.commit for one in held(cache) if one.repo == name and one.commit.startswith(commit)})
         if len(commits) > 1:
-            raise UsageError(f"{repo} names {len(commits)} commits.", hint="Give more of the digits.")
+            raise UsageError(f"{repo} matches {len(commits)} commits.", hint="Give more digits of the commit.")
         commit = commits[0] if commits else commit
     known = cache.repo_folder(name).is_dir() or (cache.root / "sources" / name).is_dir()
     if not known or (commit and commit not in {one.commit for one in held(cache) if one.repo == name}):
-        raise NotFound(f"{repo} is not in the cache {cache.root}.", hint="See what is: shardhub ls")
+        raise NotFound(f"{repo} is not in the cache {cache.root}.", hint="Show what is cached with `shardhub ls`.")
     return delete(cache, name, commit=commit or None)
 
 

@@ -39,18 +39,21 @@ def choose_shards(
     pipelines = [folder for folder in folders if (folder / MANIFEST_FILE).is_file()]
     if require_signature is not None and not pipelines:
         raise UsageError(
-            "`require_signature` needs the pipeline.",
+            "`require_signature` needs a pipeline.",
             why="A signature covers the manifest, which names the shards.",
             hint="Write: shardhub serve PIPELINE --stages K --require-signature ...",
         )
     if not pipelines:
         if stages is not None:
-            raise UsageError("`stages` chooses from a pipeline.", hint="Give a pipeline, or leave it out.")
+            raise UsageError("`stages` chooses from a pipeline.", hint="Give a pipeline, or leave out `stages`.")
         shards = [read_shard(folder) for folder in folders]
         warn_inexact(inexact_of(shards), watcher)
         return shards
     if len(folders) > 1:
-        raise UsageError("Give either one pipeline, or shards of one.", why=f"{len(folders)} were named.")
+        raise UsageError(
+            "Give either one pipeline or shards of one pipeline.",
+            why=f"{len(folders)} folders or repos were given, and a pipeline is among them.",
+        )
     check_pipeline(pipelines[0], require_signature, watcher)
     pipeline = read_pipeline(pipelines[0])
     warn_inexact(inexactness(pipeline.folder, pipeline.manifest, only_named=require_signature is not None), watcher)
@@ -82,7 +85,7 @@ def _shard(places: Places, pipeline: Pipeline, index: int) -> Shard:
     shard = places.shard(pipeline, index)
     if shard is None:
         raise UsageError(
-            f"The shard of stage {index} is not beside {pipeline.folder}.",
+            f"The folder of stage {index}'s shard is not beside {pipeline.folder}.",
             why=f"{pipeline.folder} names {', '.join(repr(loc) for loc in pipeline.manifest.stages[index].locations)}.",
             hint="Copy the shard's folder there.",
         )
@@ -96,7 +99,7 @@ def _indices(text: str, num_stages: int) -> list[int]:
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
     if not match or not first <= last < num_stages:
         raise UsageError(
-            f"`stages` {text} names no stages.",
+            f"`stages` {text} does not name stages of the pipeline.",
             why=f"The pipeline has stages 0 to {num_stages - 1}.",
             hint="Write K or K-L, such as `stages` 1-2.",
         )

@@ -97,7 +97,7 @@ def decide(checkpoint: Checkpoint, cut: Cut, cuts: Sequence[CutFacts] | None = N
     """
     if len(cut.given) != 1:
         raise PlanError(
-            "Where is the model to be cut?" if not cut.given else f"{' and '.join(cut.given)} cannot go together.",
+            "No cut was given." if not cut.given else f"{' and '.join(cut.given)} cannot be combined.",
             hint="Give one of `stages` N, `cuts` 10,20, `machine` NAME=RAM ..., `plan` plan.json.",
         )
     context = default_context(checkpoint.config, cut.context)
@@ -106,8 +106,8 @@ def decide(checkpoint: Checkpoint, cut: Cut, cuts: Sequence[CutFacts] | None = N
     if cuts is not None:
         if len(cuts) != costs.num_layers - 1:
             raise UnsupportedModel(
-                f"config.json speaks of {costs.num_layers} layers, but mlx-lm runs {len(cuts) + 1}.",
-                hint="Use a conversion whose config.json is right.",
+                f"config.json states {costs.num_layers} layers, but mlx-lm runs {len(cuts) + 1}.",
+                hint="Use a conversion of the model whose config.json is correct.",
             )
         borders = Borders(cuts=tuple(cuts), context=context)
     return Planned(plan=_plan(cut, costs, context, borders), costs=costs, context=context, borders=borders)
@@ -133,7 +133,9 @@ def decide_and_prove(
         watcher.note(line)
     if computed := dissection.conversion.specs:
         num_computed, num_all = len(computed), len(dissection.blueprint.tensors)
-        watcher.note(f"{num_computed} of {num_all} tensors are not in MLX's layout: mlx-lm's sanitize makes them, once")
+        watcher.note(
+            f"{num_computed} of {num_all} tensors are not in MLX's layout: mlx-lm's sanitize converts them once"
+        )
     watcher.note("checking that the chain of stages computes what the whole model computes")
     stages = dissection.stages([(stage.start, stage.stop) for stage in planned.plan.stages])
     contents = dissection.model()
@@ -152,7 +154,7 @@ def load_dissection() -> type[Dissection]:
         from shardhub.model.dissection import Dissection
     except ImportError as error:
         raise UsageError(
-            "MLX cannot be imported here, so that no cut can be checked or proven.",
+            "MLX cannot be imported here, so cuts cannot be checked or proven.",
             why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}.",
             hint="shardhub doctor",
         ) from error

@@ -122,8 +122,8 @@ def demo(
             watcher.note(f"     unsplit: {rate:.1f} tokens/s in one process")
             if answer.tokens != expected:
                 raise DigestMismatch(
-                    "The chain and the unsplit model say different things.",
-                    why=f"{list(answer.tokens)} against {list(expected)}.",
+                    "The chain and the unsplit model chose different tokens.",
+                    why=f"The chain: {list(answer.tokens)}. The unsplit model: {list(expected)}.",
                 )
             watcher.note(f"     all {len(answer.tokens)} tokens equal the unsplit model's")
             parity = _parity(pipeline, work)
@@ -146,7 +146,7 @@ def _start_hub(work: Path, processes: Processes) -> dict[str, str]:
     """Start a Hub, and return the environment that directs clients to it."""
     folder = str(work / "hub")
     made = run_command(
-        "hub", "init", log=work / "hub.log", failure="The Hub was not made.", dir=folder, user=USER, json=True
+        "hub", "init", log=work / "hub.log", failure="The Hub was not created.", dir=folder, user=USER, json=True
     )
     endpoint = processes.ready(processes.start("hub", "serve", dir=folder, port=0, json=True))["endpoint"]
     return {

@@ -43,20 +43,20 @@ class Check:
 
     Attributes:
         state: `ok`, `warn` (something will not work, or not well) or `fail` (nothing will work).
-        found: The finding.
+        finding: What the check shows.
         advice: What to do; empty if nothing is to be done.
     """
 
     name: str
     state: str
-    found: str
+    finding: str
     advice: str = ""
 
 
 def report_text(checks: list[Check]) -> str:
     """All results as text to paste into an issue, without token, account or home folder."""
     lines = ["```", f"{platform.system()} {platform.release()} {platform.machine()}", *versions().splitlines(), ""]
-    results = [f"{check.state:<5} {check.name:<9} {check.found}" for check in checks]
+    results = [f"{check.state:<5} {check.name:<9} {check.finding}" for check in checks]
     text = "\n".join([*lines, *results, "```"]).replace(str(Path.home()), "~")
     return _TOKEN.sub("hf_...", text)
 
@@ -76,20 +76,20 @@ def checks_of(cache_dir: Path | None, blas: Blas) -> list[Callable[[], list[Chec
 
 
 def _python() -> list[Check]:
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    finding = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if sys.version_info < _OLDEST_PYTHON:
-        return [Check(name="python", state=FAIL, found=found, advice="Install Python 3.11 or later.")]
-    return [Check(name="python", state=OK, found=found)]
+        return [Check(name="python", state=FAIL, finding=finding, advice="Install Python 3.11 or later.")]
+    return [Check(name="python", state=OK, finding=finding)]
 
 
 def _compiler() -> list[Check]:
     if platform.system() != "Linux":
-        return [Check(name="compiler", state=OK, found="not needed on this system")]
+        return [Check(name="compiler", state=OK, finding="not needed on this system")]
     try:
         check_compiler()
     except ShardhubError as error:
-        return [Check(name="compiler", state=FAIL, found=error.what, advice=error.hint)]
-    return [Check(name="compiler", state=OK, found=str(shutil.which("g++")))]
+        return [Check(name="compiler", state=FAIL, finding=error.what, advice=error.hint)]
+    return [Check(name="compiler", state=OK, finding=str(shutil.which("g++")))]
 
 
 def check_blas(choice: Blas) -> Check:
@@ -103,19 +103,19 @@ def check_blas(choice: Blas) -> Check:
     try:
         import mlx.core as mx
     except (ImportError, OSError) as error:
-        return Check(name="blas", state=WARN, found=f"{type(error).__name__}", advice="See mlx below.")
+        return Check(name="blas", state=WARN, finding=f"{type(error).__name__}", advice="See mlx below.")
     if platform.system() == "Darwin":
-        return Check(name="blas", state=OK, found="Accelerate")
-    found = f"{describe_blas(mx.__file__)}: {blas_path(mx.__file__)}"
+        return Check(name="blas", state=OK, finding="Accelerate")
+    finding = f"{describe_blas(mx.__file__)}: {blas_path(mx.__file__)}"
     if missing is not None:
         state = FAIL if choice is Blas.OPENBLAS else WARN
         return Check(
             name="blas",
             state=state,
-            found=f"{found}; slow: {missing.what} {missing.why}",
+            finding=f"{finding} (slow): {missing.what} {missing.why}",
             advice=missing.hint,
         )
-    return Check(name="blas", state=OK, found=f"{found}, by `blas`" if choice is Blas.REFERENCE else found)
+    return Check(name="blas", state=OK, finding=f"{finding}, by `blas`" if choice is Blas.REFERENCE else finding)
 
 
 def _mlx() -> list[Check]:
@@ -126,15 +126,15 @@ def _mlx() -> list[Check]:
         total = (mx.arange(4) * 2).sum().item()
     except (ImportError, OSError, RuntimeError) as error:
         if reason := unfitness(this_machine()):
-            return [Check(name="mlx", state=FAIL, found="cannot be installed on this machine", advice=reason)]
-        return [Check(name="mlx", state=FAIL, found=f"{type(error).__name__}: {error}"[:200], advice=advice)]
+            return [Check(name="mlx", state=FAIL, finding="cannot be installed on this machine", advice=reason)]
+        return [Check(name="mlx", state=FAIL, finding=f"{type(error).__name__}: {error}"[:200], advice=advice)]
     if total != 12:
-        return [Check(name="mlx", state=FAIL, found=f"computes 0+2+4+6 = {total}", advice=advice)]
+        return [Check(name="mlx", state=FAIL, finding=f"computes 0+2+4+6 = {total}", advice=advice)]
     backend = "Metal" if mx.metal.is_available() else "CUDA" if _has_cuda(mx) else "CPU"
     if backend == "CPU" and sys.platform == "darwin":
         advice = "Use a native arm64 Python on Apple silicon, not one under Rosetta."
-        return [Check(name="mlx", state=WARN, found="CPU only, on a Mac", advice=advice)]
-    return [Check(name="mlx", state=OK, found=f"{backend}, {mx.default_device()}")]
+        return [Check(name="mlx", state=WARN, finding="CPU only, on a Mac", advice=advice)]
+    return [Check(name="mlx", state=OK, finding=f"{backend}, {mx.default_device()}")]
 
 
 def _has_cuda(mx: Any) -> bool:
@@ -149,29 +149,36 @@ def _memory() -> list[Check]:
         from shardhub.memory_limits import available_memory, limit_text
         from shardhub.model.memory import memory_budget
     except (ImportError, OSError, RuntimeError) as error:
-        return [Check(name="memory", state=WARN, found=f"{type(error).__name__}", advice="See mlx above.")]
+        return [Check(name="memory", state=WARN, finding=f"{type(error).__name__}", advice="See mlx above.")]
     budget, free, limit = memory_budget(), available_memory(), limit_text()
-    found = (
+    finding = (
         f"{size_text(budget)} for a node, of {size_text(psutil.virtual_memory().total)} installed; "
         f"{size_text(free)} free now" + (f"; {limit}" if limit else "")
     )
     if free < min(_LITTLE_MEMORY_BYTES, budget // 2):
-        return [Check(name="memory", state=WARN, found=found, advice="End what you do not need before you serve.")]
-    return [Check(name="memory", state=OK, found=found)]
+        return [
+            Check(
+                name="memory",
+                state=WARN,
+                finding=finding,
+                advice="Quit programs that you do not need before you serve.",
+            )
+        ]
+    return [Check(name="memory", state=OK, finding=finding)]
 
 
 def check_disk(folder: Path) -> Check:
     """Check that the cache is writable and has room."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        advice = "Make it writable, or give another with `cache_dir` or SHARDHUB_CACHE."
-        return Check(name="disk", state=FAIL, found=f"the cache {folder} cannot be written", advice=advice)
+        advice = "Make it writable, or give another folder with `cache_dir` or SHARDHUB_CACHE."
+        return Check(name="disk", state=FAIL, finding=f"the cache {folder} cannot be written", advice=advice)
     free = shutil.disk_usage(existing).free
-    found = f"{size_text(free)} free for the cache in {folder}"
+    finding = f"{size_text(free)} free for the cache in {folder}"
     if free < _LITTLE_DISK_BYTES:
-        advice = "Make room (shardhub prune), or give another folder with `cache_dir` or SHARDHUB_CACHE."
-        return Check(name="disk", state=WARN, found=found, advice=advice)
-    return Check(name="disk", state=OK, found=found)
+        advice = "Free some space (shardhub prune), or give another folder with `cache_dir` or SHARDHUB_CACHE."
+        return Check(name="disk", state=WARN, finding=finding, advice=advice)
+    return Check(name="disk", state=OK, finding=finding)
 
 
 def _ports() -> list[Check]:
@@ -188,10 +195,10 @@ def check_port(port: int) -> Check:
                 listener.bind((host, port))
             except OSError as error:
                 place = "" if host == "0.0.0.0" else f" on {host}"  # noqa: S104
-                advice = "A node may be running already; for another: shardhub serve --port 0"
+                advice = "A node may already be running. For another one: shardhub serve --port 0"
                 fault = f"{port} cannot be used{place}: {error.strerror}"
-                return Check(name="ports", state=WARN, found=fault, advice=advice)
-    return Check(name="ports", state=OK, found=f"{port} is free")
+                return Check(name="ports", state=WARN, finding=fault, advice=advice)
+    return Check(name="ports", state=OK, finding=f"{port} is free")
 
 
 def _own_addresses() -> list[str]:
@@ -208,18 +215,18 @@ def _hub() -> list[Check]:
     """Check whether the Hub answers, and what the token may do."""
     if is_offline():
         return [
-            Check(name="hub", state=WARN, found="HF_HUB_OFFLINE is set", advice="Unset it to fetch or publish."),
-            Check(name="token", state=WARN, found="not asked, offline"),
+            Check(name="hub", state=WARN, finding="HF_HUB_OFFLINE is set", advice="Unset it to fetch or publish."),
+            Check(name="token", state=WARN, finding="not checked: offline"),
         ]
     try:
         api = hub_api()
         status, answer = _ask(api)
     except ShardhubError as error:
         return [
-            Check(name="hub", state=WARN, found=f"{error.what} {error.why}".strip(), advice=error.hint),
-            Check(name="token", state=WARN, found="not asked", advice="See hub above."),
+            Check(name="hub", state=WARN, finding=f"{error.what} {error.why}".strip(), advice=error.hint),
+            Check(name="token", state=WARN, finding="not checked", advice="See hub above."),
         ]
-    reached = Check(name="hub", state=OK, found=f"{api.endpoint} answers")
+    reached = Check(name="hub", state=OK, finding=f"{api.endpoint} answers")
     return [reached, token_check(status, answer, token_source(api))]
 
 
@@ -232,24 +239,24 @@ def token_check(status: int, answer: dict[str, Any], source: str) -> Check:
         source: Where the token came from.
     """
     if source == "no token":
-        advice = "Fine for public models. To publish, or for private ones: hf auth login, or set HF_TOKEN."
-        return Check(name="token", state=WARN, found="none", advice=advice)
+        advice = "Enough for public models. To publish, or for private models, run `hf auth login` or set HF_TOKEN."
+        return Check(name="token", state=WARN, finding="none", advice=advice)
     if status != 200:
         advice = "Log in again (hf auth login), or set HF_TOKEN to a token of this Hub."
-        return Check(name="token", state=FAIL, found=f"{source} is not accepted ({status})", advice=advice)
+        return Check(name="token", state=FAIL, finding=f"{source} is not accepted ({status})", advice=advice)
     token = (answer.get("auth") or {}).get("accessToken") or {}
-    role = str(token.get("role", "of unknown scope"))
+    role = str(token.get("role", "unknown permissions"))
     if role == "read":
-        advice = "Enough to fetch. To publish, make one that may write."
-        return Check(name="token", state=WARN, found=f"{source}: read", advice=advice)
+        advice = "Enough to fetch. To publish, create a token that can write."
+        return Check(name="token", state=WARN, finding=f"{source}: read", advice=advice)
     if role == "fineGrained":
         granted = _granted(token)
-        found = f"{source}: fine-grained, {', '.join(sorted(granted)) or 'no permissions'}"
+        finding = f"{source}: fine-grained, {', '.join(sorted(granted)) or 'no permissions'}"
         if "repo.write" not in granted:
             advice = "To publish, give it write access to the contents of your repos."
-            return Check(name="token", state=WARN, found=found, advice=advice)
-        return Check(name="token", state=OK, found=found)
-    return Check(name="token", state=OK, found=f"{source}: {role}")
+            return Check(name="token", state=WARN, finding=finding, advice=advice)
+        return Check(name="token", state=OK, finding=finding)
+    return Check(name="token", state=OK, finding=f"{source}: {role}")
 
 
 def _granted(token: dict[str, Any]) -> set[str]:
@@ -265,7 +272,7 @@ def _ask(api: Any) -> tuple[int, dict[str, Any]]:
     """
     from huggingface_hub import get_session
 
-    with hub_failures("asking whose token this is", api=api):
+    with hub_failures("looking up the token's account", api=api):
         response = get_session().get(f"{api.endpoint}/api/whoami-v2", headers=hub_headers(api), timeout=_HUB_TIMEOUT_S)
         if response.status_code == 200:
             return 200, dict(response.json())

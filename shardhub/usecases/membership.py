@@ -54,8 +54,10 @@ def renew(folder: Path | None = None, *, on_renewed: Callable[[Peer], None] = la
     address = load_desk(place)
     if not roles or address is None:
         raise UsageError(
-            f"{place} holds no certificate that can be renewed." if not roles else "Nobody renews certificates.",
-            why="The authority was made without an address." if roles else "",
+            f"{place} holds no certificate that can be renewed."
+            if not roles
+            else "No authority was given that could renew it.",
+            why="The authority has no address." if roles else "",
             hint="Join the cluster with `shardhub certs join`.",
         )
     renewed = []

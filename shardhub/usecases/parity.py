@@ -138,9 +138,7 @@ def _measured(
     if options.skip:
         return Numbers(not_run="`no_parity` was given")
     if source.repo is not None:
-        return Numbers(
-            not_run=f"the weights ({size_text(checkpoint.size_bytes)}) were read from the Hub piece by piece"
-        )
+        return Numbers(not_run=f"the weights ({size_text(checkpoint.size_bytes)}) were read from the Hub in ranges")
     from shardhub.model.anatomy import examine
     from shardhub.model.build import Blueprint
     from shardhub.model.load import stage_cut_of
@@ -152,7 +150,7 @@ def _measured(
     specs |= contents.computed.specs if contents.computed is not None else {}
     size_bytes = sum(spec.size_bytes for spec in specs.values())
     if not fits(size_bytes, budget):
-        return Numbers(not_run=f"weights {size_text(size_bytes)}, this machine's budget is {size_text(budget)}")
+        return Numbers(not_run=f"weights {size_text(size_bytes)}, but this machine's budget is {size_text(budget)}")
     blueprint = Blueprint({key: value for key, value in checkpoint.config.items() if key != "shardhub"}, specs)
     chain = [
         StageTensors(
@@ -203,7 +201,7 @@ def record(
 
     start = time.monotonic()
     try:
-        watcher.doing("running the stages against the whole model")
+        watcher.doing("comparing the stages with the whole model")
         compared = compare(blueprint, anatomy, chain, weights, num_tokens=num_tokens, progress=comparing(watcher))
     finally:
         watcher.doing("")
@@ -244,12 +242,12 @@ def comparing(watcher: Watcher) -> Callable[[int, int], None]:
 def parity_report(numbers: Numbers) -> dict[str, object]:
     """The comparison's results as JSON-able data."""
     report: dict[str, object] = {"summary": numbers.line}
-    if (found := numbers.parity) is not None:
+    if (comparison := numbers.parity) is not None:
         report |= {
-            "num_tokens": found.num_tokens,
-            "tokens_equal": found.tokens_equal,
-            "max_abs_logit_difference": found.max_abs_logit_difference,
-            "num_nan_steps": found.num_nan_steps,
+            "num_tokens": comparison.num_tokens,
+            "tokens_equal": comparison.tokens_equal,
+            "max_abs_logit_difference": comparison.max_abs_logit_difference,
+            "num_nan_steps": comparison.num_nan_steps,
         }
     return report
 
@@ -262,5 +260,5 @@ def known_numbers(folder: Path) -> tuple[Numbers, str | None]:
     """
     manifest = read_pipeline(folder).manifest
     parity = newest_record(folder, manifest.pipeline_id)
-    not_run = "" if parity is not None else "the pipeline was there already"
+    not_run = "" if parity is not None else "the pipeline already existed"
     return Numbers(parity=parity, not_run=not_run), manifest.inexact

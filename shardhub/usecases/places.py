@@ -98,7 +98,8 @@ def base_name(model: Model, name: str | None, watcher: Watcher = SILENT) -> str:
     own = model.source.repo or str(model.checkpoint.folder.resolve())
     if model.name != own.rsplit("/", 1)[-1]:
         watcher.note(
-            f"named after {model.name}: a Hub takes no other characters than those; `name` NAME gives another name"
+            f"the name is derived from {model.name}, with the characters that a Hub accepts; `name` NAME gives "
+            "another name"
         )
     return model.name
 
@@ -166,7 +167,7 @@ class Places:
                     )
                 except NotFound as error:
                     raise NotFound(
-                        f"Stage {index} of {pipeline.manifest.name} is gone: {error.what}",
+                        f"Stage {index} of {pipeline.manifest.name} was not found: {error.what}",
                         why=f"The manifest names {location.repo} at {location.commit[:12]}. {error.why}",
                         hint="Ask the pipeline's publisher, or split the model again.",
                     ) from error
@@ -202,12 +203,12 @@ def _without_code(checkpoint: Checkpoint, *, ignore_code: bool) -> Checkpoint:
     if checkpoint.own_code and not ignore_code:
         more = f" and {len(checkpoint.own_code) - _NAMES_SHOWN} more" if len(checkpoint.own_code) > _NAMES_SHOWN else ""
         raise UnsupportedModel(
-            f"{checkpoint.where} has code of its own: {', '.join(checkpoint.own_code[:_NAMES_SHOWN])}{more}.",
-            why="shardhub runs no code out of a model's repo.",
-            hint="Use a conversion of the model that mlx-lm runs without it."
+            f"{checkpoint.where} contains code: {', '.join(checkpoint.own_code[:_NAMES_SHOWN])}{more}.",
+            why="shardhub never runs code from a model's repo.",
+            hint="Use a conversion of the model that mlx-lm runs without that code."
             if "model_file" in checkpoint.config
-            else f"Add `ignore_code` to leave it out, if mlx-lm's own {checkpoint.config.get('model_type')!r} is this "
-            "model, as for most that mlx-lm runs.",
+            else f"If mlx-lm's own {checkpoint.config.get('model_type')!r} implements this model, as for most models "
+            "that mlx-lm runs, add `ignore_code` to leave the code out.",
         )
     return checkpoint.without_code()
 
@@ -235,11 +236,13 @@ def _translated(
     notes = [*reading.notes, *reading.later(positions)]
     if checkpoint.ignored_fields:
         fields = ", ".join(checkpoint.ignored_fields)
-        notes.append(f"ignored, so that numbers are not the published model's: {fields}")
+        notes.append(f"ignored, so its numbers are not the published model's: {fields}")
     unknown = [
         field for field in ignore_fields if not any(is_named(path, [field]) for path in checkpoint.ignored_fields)
     ]
-    notes += [f"`ignore_field` {field}: mlx-lm reads it, or it changes nothing" for field in unknown]
+    notes += [
+        f"`ignore_field` {field} has no effect: mlx-lm reads the field, or it changes nothing" for field in unknown
+    ]
     for text in notes:
         watcher.note(f"note: {text}")
     return Model(checkpoint=checkpoint, source=source, name=name, notes=tuple(notes))
@@ -251,5 +254,5 @@ def _no_folder(reference: Reference) -> Iterator[None]:
     try:
         yield
     except (NotFound, HubUnreachable) as error:
-        why = f"There is no folder {reference} either. {error.why}".strip()
+        why = f"The folder {reference} does not exist either. {error.why}".strip()
         raise type(error)(error.what, why=why, hint=error.hint) from error

@@ -135,5 +135,5 @@ def _looked_into(checkpoint: Checkpoint, cut: Cut, planned: Planned, *, prove_it
 
 
 def _refused(error: UnsupportedModel, seconds: float) -> Verdict:
-    line = f"not proven, so that it would not be split: {error.what} (mlx-lm {version('mlx-lm')}, {seconds:.1f} s)"
+    line = f"not proven, so it would not be split: {error.what} (mlx-lm {version('mlx-lm')}, {seconds:.1f} s)"
     return Verdict(state="refused", line=line, error=error)

@@ -166,7 +166,7 @@ class Push:
             if settings.check_weights:
                 check_weights(plan.job, self._journal, _push_progress(watcher))
             if _is_published(plan):
-                numbers = Numbers(not_run="all of it was published already")
+                numbers = Numbers(not_run="everything was already published")
             else:
                 numbers = measure_split(
                     checkpoint, self._contents, self._stages, self._model.source, settings.parity, watcher
@@ -197,16 +197,16 @@ class Push:
             self._watcher.note(f"Everyone will be able to read it, but {reason}.")
         if link := self.fields.get("license_link"):
             self._watcher.note(f"Its licence: {str(link)[:200]}")
-        answer = self._watcher.ask("May you publish it, and do you want to?")
+        answer = self._watcher.ask("Are you allowed to publish it, and do you want to?")
         if answer is None:
             raise UsageError(
-                "The model is not published to everyone without being asked.",
+                "Publishing this model to everyone needs a confirmation.",
                 why=f"{self.reasons[0][:1].upper()}{self.reasons[0][1:]}.",
-                hint="Add `private`, or `yes` if you may publish it.",
+                hint="Add `private`, or `yes` if you are allowed to publish it.",
             )
         if not answer:
             raise UsageError(
-                "Nothing was published; `private` publishes it to you alone.", why="The answer was not yes."
+                "Nothing was published. `private` publishes it for you alone.", why="The answer was not yes."
             )
 
 
@@ -249,7 +249,7 @@ class Unpublish:
         place = parse_reference(pipeline)
         if isinstance(place, Path):
             raise UsageError(
-                f"{pipeline} is a folder.", why="Only what is on a Hub is unpublished.", hint="Give ORG/NAME."
+                f"{pipeline} is a folder.", why="Only pipelines on a Hub can be unpublished.", hint="Give ORG/NAME."
             )
         self._watcher = watcher
         self._calls = HubCalls(api=hub(), notice=watcher.note)
@@ -288,7 +288,7 @@ def _gate(model: Model, calls: HubCalls) -> str | None:
         return None
     info = calls.run(
         lambda: calls.api.model_info(repo, revision=model.source.commit),
-        what=f"asking whether {repo} is gated",
+        what=f"checking whether {repo} is gated",
         repo=repo,
         revision=model.source.commit,
     )

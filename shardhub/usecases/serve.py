@@ -211,7 +211,7 @@ class Serving:
         if text := warning(shards[0].config, context.positions):
             watcher.note(f"warning: {text}")
         if settings.insecure_lan:
-            watcher.note("warning: `insecure_lan`: everyone who reaches this port can read prompts and alter answers")
+            watcher.note("warning: `insecure_lan`: anyone who reaches this port can read prompts and alter answers")
         ready: Future[NodeFacts] = Future()
 
         def on_ready(engine: Engine, address: str) -> None:

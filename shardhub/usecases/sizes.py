@@ -63,8 +63,8 @@ class ServedContext:
         if positions == self.own:
             return f"context {positions:,} (the model's own)"
         if positions == self.positions:
-            return f"context {positions:,}, of the model's own {self.own:,}: {self.why}"
-        return f"context {positions:,}, of the model's own {self.own:,}: as much as memory allows; see `context`"
+            return f"context {positions:,} instead of the model's own {self.own:,}: {self.why}"
+        return f"context {positions:,} instead of the model's own {self.own:,}, as memory allows; see `context`"
 
 
 def served_context(config: Mapping[str, Any], asked: int | None) -> ServedContext:
@@ -79,7 +79,7 @@ def served_context(config: Mapping[str, Any], asked: int | None) -> ServedContex
     right = right_until(config, least=DEFAULT_CONTEXT)
     positions = own or DEFAULT_CONTEXT
     if right is not None and right < positions:
-        why = "in longer texts mlx-lm computes other numbers than the model's"
+        why = "for longer texts, mlx-lm's numbers are not the model's"
         return ServedContext(positions=right, own=own, may_be_less=True, why=why)
     return ServedContext(positions=positions, own=own, may_be_less=True)
 
@@ -87,6 +87,6 @@ def served_context(config: Mapping[str, Any], asked: int | None) -> ServedContex
 def _checked(asked: int, own: int | None) -> int:
     if asked < 2 or (own is not None and asked > own):
         raise UsageError(
-            f"`context` {asked} is not possible.", why=f"The model takes 2 to {own or 'any number of'} positions."
+            f"`context` {asked} is out of range.", why=f"The model supports 2 to {own or 'any number of'} positions."
         )
     return asked

@@ -121,7 +121,7 @@ def split(
     if ahead.pipeline.exists():
         numbers, recorded = known_numbers(ahead.pipeline)
     elif settings.only is not None:
-        numbers = Numbers(not_run="shards were written one at a time, with `only`")
+        numbers = Numbers(not_run="the shards were written one at a time, with `only`")
     elif ahead.need_bytes <= ahead.free_bytes:
         numbers = measure_split(checkpoint, contents, stages, source, settings.parity, watcher)
     inexact = settle_numbers(

@@ -123,7 +123,10 @@ class Starting:
         watcher.note(head.line())
         watcher.note(self._context.line(head.capacity.max_context))
         for address, error in head.absent.items():
-            watcher.note(f"going on without {address}, which is used once it can be: {error.what} {error.why}".rstrip())
+            watcher.note(
+                f"starting without {address}, which joins the chain once it can be used: {error.what} "
+                f"{error.why}".rstrip()
+            )
         head.scheduler.events.watch(lambda event: watcher.note(event.text))
         if file is not None:
             await head.follow(lambda: read_nodes_file(file))
@@ -144,10 +147,13 @@ class Starting:
             raise error
         size = sum(manifest.stages[index].size_bytes for index in missing)
         text = f"stage {', '.join(map(str, missing))} ({size_text(size)})"
-        answer = self._watcher.ask(f"Nobody serves {text}. Fetch it and run it here?")
+        answer = self._watcher.ask(f"No node serves {text}. Fetch it and run it here?")
         if answer is None:
             repos = " ".join(self._places.published(self.pipeline, index) for index in missing)
-            hint = f"Serve it somewhere and name it with `node`; or, to run {text} here: shardhub pull {repos}"
+            hint = (
+                f"Serve it on a machine and give its address with `node`. To run {text} here instead: shardhub pull "
+                f"{repos}"
+            )
             raise RouteError(error.what, why=error.why, hint=hint) from error
         if not answer:
             raise error

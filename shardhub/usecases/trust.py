@@ -44,7 +44,7 @@ def head_security(
     """
     trust = _trust(_named(tls, insecure_lan=insecure_lan), Role.HEAD, insecure_lan=insecure_lan)
     if insecure_lan:
-        watcher.note(f"warning: {flag}: everyone on the way to a node can read prompts and alter answers")
+        watcher.note(f"warning: {flag}: anyone on the network path to a node can read prompts and alter answers")
     return Security(
         trust=trust,
         everywhere=_named(tls, insecure_lan=insecure_lan) is not None,
@@ -71,7 +71,7 @@ def node_trust(tls: Path | None, *, insecure_lan: bool, is_loopback: bool) -> Tr
 
 def _named(tls: Path | None, *, insecure_lan: bool) -> Path | None:
     if tls is not None and insecure_lan:
-        raise UsageError("`tls` and `insecure_lan` exclude each other.", hint="Leave out `insecure_lan`.")
+        raise UsageError("`tls` and `insecure_lan` cannot be combined.", hint="Leave out `insecure_lan`.")
     if insecure_lan:
         return None
     return tls or (Path(text) if (text := os.environ.get(TLS_VARIABLE)) else None)

@@ -84,7 +84,7 @@ class Verification:
             return f"{num_bad} of {len(self.checks)} checks FAILED: this is not what was published"
         text = f"{self.count(OK)} checks passed"
         if num_absent := self.count(ABSENT):
-            text += f", {num_absent} stages are not here and were not checked (`fetch` fetches them)"
+            text += f", {num_absent} stages are not on this machine and were not checked (`fetch` fetches them)"
         if not self.is_proven:
             text += (
                 ", but with this machine's mlx-lm the stages are NOT PROVEN to compute what the whole model computes"
@@ -196,15 +196,15 @@ def _check_signature(target: Target, report: Report, key: str | None) -> None:
         for name in sorted(path.name for path in folder.iterdir()):
             is_used = is_pipeline_file(name) or name == _TEMPLATES
             if is_used and name not in target.pipeline.manifest.files:
-                report.add(name, MISMATCH, "the manifest, which is signed, does not name it, and a head would use it")
+                report.add(name, MISMATCH, "the signed manifest does not name it, but a head would use it")
     elif (folder / SIGNATURE_FILE).is_file():
-        report.attempt(SIGNATURE_FILE, lambda: check_unchanged(folder), "whether the publisher signed it, `key` tells")
+        report.attempt(SIGNATURE_FILE, lambda: check_unchanged(folder), "`key` checks whether the publisher signed it")
 
 
 def _check_shards(target: Target, report: Report, *, fetch: bool) -> dict[int, Shard]:
     """Check the documents of the shards that are here; returns the shards whose documents are right."""
     manifest, places = target.pipeline.manifest, target.places
-    found: dict[int, Shard] = {}
+    shards: dict[int, Shard] = {}
     for index, entry in enumerate(manifest.stages):
         named = f"stage {index} (layers {entry.start} to {entry.stop - 1})"
         try:
@@ -219,9 +219,9 @@ def _check_shards(target: Target, report: Report, *, fetch: bool) -> dict[int, S
             continue
         shard = _check_documents(index, folder, target, report)
         if shard is not None:
-            found[index] = shard
-    _check_weights(found, report, places.watcher)
-    return found
+            shards[index] = shard
+    _check_weights(shards, report, places.watcher)
+    return shards
 
 
 def _check_documents(index: int, folder: Path, target: Target, report: Report) -> Shard | None:
@@ -235,8 +235,9 @@ def _check_documents(index: int, folder: Path, target: Target, report: Report) -
         if (stage.start, stage.stop, stage.num_layers, stage.size_bytes, stage.config_digest) != promised:
             raise FormatError(
                 f"{folder / STAGE_FILE} and the manifest disagree.",
-                why=f"It says layers [{stage.start}, {stage.stop}) of {stage.num_layers} and {stage.size_bytes} bytes, "
-                f"the manifest [{entry.start}, {entry.stop}) of {manifest.num_layers} and {entry.size_bytes}.",
+                why=f"It states layers [{stage.start}, {stage.stop}) of {stage.num_layers} and {stage.size_bytes} "
+                f"bytes, and the manifest [{entry.start}, {entry.stop}) of {manifest.num_layers} and "
+                f"{entry.size_bytes}.",
             )
         if (folder / INDEX_FILE).is_file():
             _check_index(folder / INDEX_FILE, shard)
@@ -254,7 +255,9 @@ def _check_index(path: Path, shard: Shard) -> None:
         wrong = sorted(name for name in expected if not isinstance(listed, dict) or listed.get(name) != expected[name])
         raise FormatError(
             f"{path} is not the index of this shard's weight files.",
-            why=f"{STAGE_FILE} places {wrong[0]!r} in {expected[wrong[0]]}." if wrong else "It names other tensors.",
+            why=f"According to {STAGE_FILE}, {wrong[0]!r} is in {expected[wrong[0]]}."
+            if wrong
+            else "It names tensors that the shard does not have.",
         )
 
 
@@ -305,10 +308,10 @@ def _check_graph(target: Target, shards: dict[int, Shard], report: Report) -> No
         what = f"stage {index}: {PROOF_FILE}"
         if not graph.agrees:
             wrong = next(pair for pair in zip(graph.published, graph.hashes, strict=True) if pair[0] != pair[1])
-            why = f"It says {wrong[0][:16]}..., traced here it is {wrong[1][:16]}..."
+            why = f"It states {wrong[0][:16]}..., but tracing here gives {wrong[1][:16]}..."
             report.add(what, MISMATCH, why)
         elif graph.is_comparable:
-            report.add(what, OK, f"graph hash {graph.hashes[0][:16]}... again")
+            report.add(what, OK, f"graph hash {graph.hashes[0][:16]}... confirmed")
         else:
             report.add(what, OK, f"proven again here; it was made with {graph.made_by}")
 
@@ -331,5 +334,5 @@ def _check_records(target: Target, report: Report) -> list[Parity]:
         report.add(f"{PARITY_FOLDER}/{name}", OK, describe(record))
         records.append(record)
     if not files:
-        watcher.note("no parity record: the stages' numbers were never compared with the whole model's")
+        watcher.note("no parity record: the stages' numbers have not been compared with the whole model's")
     return records

@@ -91,7 +91,7 @@ def verify_reference(
         raise UsageError(f"{pipeline} is a folder.", why="`push` adds the record to a repo.", hint="Leave out `push`.")
     if not settings.push and target.repo is not None:
         raise UsageError(
-            "Where is the record to be kept?",
+            "The record has no place to be kept.",
             why=f"{pipeline} is a repo on the Hub.",
             hint="Add `push` to add it to the repo, or give the pipeline's folder.",
         )
@@ -134,11 +134,11 @@ def _from_shards(target: Target, settings: ReferenceSettings, watcher: Watcher) 
     by_stage = target.shards(fetch=settings.fetch)
     manifest = target.pipeline.manifest
     if absent := [index for index in range(len(manifest.stages)) if index not in by_stage]:
-        hint = "Add `fetch`, or give the model the pipeline was made from: `source_folder` DIR"
+        hint = "Add `fetch`, or give the model that the pipeline was made from: `source_folder` DIR"
         if manifest.source.repo is not None:
             hint += f" (hf download {manifest.source.repo} --revision {manifest.source.commit} --local-dir DIR)"
         raise UsageError(
-            f"Stage {', '.join(map(str, absent))} of {manifest.name} is not here.",
+            f"Stage {', '.join(map(str, absent))} of {manifest.name} is not on this machine.",
             why="The reference needs the whole model.",
             hint=hint,
         )
@@ -171,11 +171,11 @@ def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watc
     if config_digest(dict(checkpoint.config)) != manifest.config_digest:
         # Pipelines carry the configuration as mlx-lm reads it; the earliest ones carry the source's.
         checkpoint = checkpoint.with_config(read_fields(checkpoint.config).config)
-    if (found := config_digest(dict(checkpoint.config))) != manifest.config_digest:
+    if (actual := config_digest(dict(checkpoint.config))) != manifest.config_digest:
         raise DigestMismatch(
             f"{folder} is not the model of {target.text}.",
-            why=f"Its config digest is {found[:16]}..., the manifest says {manifest.config_digest[:16]}....",
-            hint="Give the folder it was split from, or one with the same files.",
+            why=f"Its config digest is {actual[:16]}..., but the manifest says {manifest.config_digest[:16]}....",
+            hint="Give the folder that it was split from, or one with the same files.",
         )
     dissection = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
     _check_fits(dissection.blueprint, settings)
@@ -190,12 +190,12 @@ def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watc
                     watcher.doing(f"hashing the source: {layout.name}")
                     copier.write(layout, [], lambda _: None, lambda digest, key=key: digests.update({key: digest}))  # type: ignore[misc]
             copier.wait()
-            if (found := job.stage(shard, digests).digest) != entry.digest:
+            if (actual := job.stage(shard, digests).digest) != entry.digest:
                 raise DigestMismatch(
-                    f"Stage {shard.index} of {target.text} was not made of {folder}.",
-                    why=f"Made of it, its stage digest would be {found[:16]}..., the manifest says "
+                    f"Stage {shard.index} of {target.text} was not made from {folder}.",
+                    why=f"Made from it, its stage digest would be {actual[:16]}..., but the manifest says "
                     f"{entry.digest[:16]}....",
-                    hint="Give the folder it was split from; `source` says which tensors differ.",
+                    hint="Give the folder that it was split from; `source` shows which tensors differ.",
                 )
     chain = [
         StageTensors(
@@ -223,8 +223,8 @@ def _check_fits(blueprint: Blueprint, settings: ReferenceSettings) -> None:
     if not fits(size, budget):
         raise DoesNotFit(
             "The whole model does not fit on this machine.",
-            why=f"Its weights have {size_text(size)}, the memory budget is {size_text(budget)}.",
-            hint="Run it on a machine with more memory; the live chain can be compared by: shardhub verify --run",
+            why=f"Its weights have {size_text(size)}, and the memory budget is {size_text(budget)}.",
+            hint="Run it on a machine with more memory, or compare the live chain with a record: shardhub verify --run",
         )
 
 

@@ -76,7 +76,7 @@ def verify_run(pipeline: str | HeadSettings, watcher: Watcher = SILENT) -> RunVe
     records = target.records()
     if not records:
         raise UsageError(
-            f"{settings.pipeline} has no parity record to compare with.",
+            f"{settings.pipeline} does not have a parity record to compare with.",
             hint=f"Make one where the whole model fits: shardhub verify {settings.pipeline} --reference",
         )
     with LoopThread() as loop:
@@ -112,13 +112,13 @@ def promise(classes: Sequence[NumericClass], *, is_promised: bool) -> str:
         classes: Numeric class of the record, then those of the nodes.
     """
     if is_promised:
-        return "the same tokens are promised: record and nodes compute alike"
+        return "the same tokens are promised: the record's machine and the nodes round alike"
     differences = dict.fromkeys(filter(None, (difference(classes[0], other) for other in classes[1:])))
     if not differences:
         return "the same tokens are not promised: the record was made in larger chunks, or is itself inexact"
     return (
         "the same tokens are likely but not promised: the split is exact, but the record's machine and the nodes round "
-        f"differently, as they differ in {'; '.join(differences)}"
+        f"differently, because they differ in {'; '.join(differences)}"
     )
 
 

@@ -92,10 +92,12 @@ def verify_source(
     checkpoint = _open_source(target, settings, watcher)
     shards = target.shards(fetch=settings.fetch)
     if not shards:
-        raise UsageError(f"No shard of {pipeline} is here.", hint="Add `fetch`, or fetch some: shardhub pull SHARD")
+        raise UsageError(
+            f"This machine has no shard of {pipeline}.", hint="Add `fetch`, or fetch shards with `shardhub pull SHARD`."
+        )
     absent = [index for index in range(len(target.pipeline.manifest.stages)) if index not in shards]
     if absent:
-        watcher.note(f"not here, not compared: stage {', '.join(map(str, absent))}")
+        watcher.note(f"not on this machine and not compared: stage {', '.join(map(str, absent))}")
     own = _tensors(shards)
     from shardhub.model.dissection import Dissection
 
@@ -106,8 +108,8 @@ def verify_source(
     chosen = own if is_whole else [tensor for tensor in own if tensor.name not in computed]
     if len(chosen) < len(own):
         watcher.note(
-            f"{len(own) - len(chosen)} tensors are computed of the source's, not copied, and are not compared: "
-            "`source_folder` DIR with the model's files computes and compares them"
+            f"{len(own) - len(chosen)} tensors were computed from the source's instead of copied, and are not "
+            "compared: give the model's files with `source_folder` DIR to compute and compare them"
         )
     seed = None
     if settings.num_tensors is not None and settings.num_tensors < len(chosen):
@@ -137,7 +139,7 @@ def _open_source(target: Target, settings: SourceSettings, watcher: Watcher) -> 
     if source.repo is None:
         raise UsageError(
             f"{target.text} was made from a folder.",
-            why="Its manifest names no repo of the model.",
+            why="Its manifest does not name a repo of the model.",
             hint="Give that folder: `source_folder` DIR",
         )
     return open_model(
@@ -167,11 +169,11 @@ def _compare(chosen: list[_Own], checkpoint: Checkpoint, contents: ModelContents
             elif contents.computed is not None and tensor.name in contents.computed.specs:
                 other = next(made)
             else:
-                different.append(Difference(name=tensor.name, why="the source has no such tensor"))
+                different.append(Difference(name=tensor.name, why="the source does not have this tensor"))
                 continue
             own = (here.file(str(tensor.path)), tensor.stored)
-            if (found := find_difference(tensor.name, own, other)) is not None:
-                different.append(found)
+            if (difference := find_difference(tensor.name, own, other)) is not None:
+                different.append(difference)
             done += tensor.size_bytes
             watcher.progress(Progress(activity="comparing", item=tensor.name, done=done, total=total))
     return different

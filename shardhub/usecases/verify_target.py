@@ -45,15 +45,15 @@ class Target:
         Raises:
             IntegrityError: A record was changed, or is another pipeline's.
         """
-        wanted = self.pipeline.manifest.pipeline_id
+        pipeline_id = self.pipeline.manifest.pipeline_id
         return [
-            parse_record(name, data, pipeline_id=wanted, where=f"{self.text}/{PARITY_FOLDER}/{name}")
+            parse_record(name, data, pipeline_id=pipeline_id, where=f"{self.text}/{PARITY_FOLDER}/{name}")
             for name, data in self.record_files().items()
         ]
 
     def shards(self, *, fetch: bool) -> dict[int, Shard]:
         """The shards that are here or can be fetched, by stage; each is checked to be the one the manifest names."""
-        found: dict[int, Shard] = {}
+        by_index: dict[int, Shard] = {}
         for index, entry in enumerate(self.pipeline.manifest.stages):
             folder = self.places.here(self.pipeline, index)
             shard = read_shard(folder) if folder is not None else None
@@ -62,12 +62,13 @@ class Target:
             if shard is not None:
                 if shard.digest != entry.digest:
                     raise DigestMismatch(
-                        f"{shard.folder} is not the shard the manifest names.",
-                        why=f"Its stage digest is {shard.digest[:16]}..., the manifest says {entry.digest[:16]}....",
-                        hint="Get the pipeline and its shards from one publisher.",
+                        f"{shard.folder} is not the shard that the manifest names.",
+                        why=f"Its stage digest is {shard.digest[:16]}..., but the manifest says "
+                        f"{entry.digest[:16]}....",
+                        hint="Download the pipeline and its shards from one publisher.",
                     )
-                found[index] = shard
-        return found
+                by_index[index] = shard
+        return by_index
 
 
 def open_target(pipeline: str, cache_dir: Path | None, watcher: Watcher = SILENT) -> Target:
@@ -84,8 +85,8 @@ def open_target(pipeline: str, cache_dir: Path | None, watcher: Watcher = SILENT
     if not path.is_file():
         raise UsageError(
             f"{pipeline} is not a pipeline.",
-            why=f"It has no {MANIFEST_FILE}." if folder.is_dir() else "There is no such folder.",
-            hint="Give the folder or repo that ends in -pipeline.",
+            why=f"It does not contain {MANIFEST_FILE}." if folder.is_dir() else "There is no such folder.",
+            hint="Give the folder or repo whose name ends in -pipeline.",
         )
     manifest = decode_identified(Manifest, read_bytes(path), where=str(path))
     is_folder = isinstance(place, Path)

@@ -72,13 +72,13 @@ def step_value(message: pb.Step, lane: Lane, *, now: float) -> Step:
         WireError: Counts exceed the limits, a dtype is unknown, a crossing occurs twice, or bytes and shape disagree.
     """
     if not 0 < len(message.rows) <= MAX_ROWS:
-        raise WireError(f"A step of {len(message.rows)} rows came.")
+        raise WireError(f"A step has {len(message.rows)} rows.")
     if len(message.crossings) > MAX_CROSSINGS:
-        raise WireError(f"A step with {len(message.crossings)} crossings came.")
+        raise WireError(f"A step has {len(message.crossings)} crossings.")
     crossings: dict[str, RawTensor] = {}
     for tensor in message.crossings:
         if tensor.name in crossings:
-            raise WireError(f"The crossing {tensor.name[:64]!r} came twice.")
+            raise WireError(f"The crossing {tensor.name[:64]!r} occurs twice in a step.")
         crossings[tensor.name] = _tensor_value(tensor)
     return Step(
         rows=tuple(_row_value(row) for row in message.rows),
@@ -189,10 +189,10 @@ def open_value(message: pb.OpenRequest) -> OpenSession:
         WireError: Sampling parameters are out of bounds, or the kind of hop is unknown.
     """
     if message.next_hop.kind not in _HOPS_BACK:
-        raise WireError(f"A hop of unknown kind {message.next_hop.kind} came.")
+        raise WireError(f"The kind of the next hop, {message.next_hop.kind}, is unknown.")
     s = message.sampling
     if len(s.logit_bias) > MAX_LOGIT_BIAS:
-        raise WireError(f"A session with {len(s.logit_bias)} biases came.")
+        raise WireError(f"A session has {len(s.logit_bias)} logit biases.")
     try:
         parameters = SamplingParameters(
             temperature=s.temperature,
@@ -270,7 +270,7 @@ def description_value(message: pb.DescribeReply) -> Description:
     """
     stage = message.stage
     if len(stage.boundaries) != len(stage.stage_digests) + 1 or list(stage.boundaries) != sorted(set(stage.boundaries)):
-        raise WireError("A node describes layer ranges that are none.")
+        raise WireError("A node describes invalid layer ranges.")
     if stage.kv_bits and (stage.kv_bits not in KV_BITS or stage.kv_group_size not in KV_GROUP_SIZES):
         raise WireError(f"A node keeps K and V in {stage.kv_bits} bits, in groups of {stage.kv_group_size}.")
     try:
@@ -283,7 +283,7 @@ def description_value(message: pb.DescribeReply) -> Description:
             for c in stage.crossings_in
         )
     except (ValidationError, ValueError) as error:
-        raise WireError("A node describes crossings that are none.") from error
+        raise WireError("A node describes invalid crossings.") from error
     return Description(
         protocol_versions=tuple(message.protocol_versions),
         stage=StageFacts(
@@ -323,7 +323,7 @@ def hello_lane(hello: pb.Hello) -> Lane:
         WireError: The lane is missing or unknown.
     """
     if hello.lane not in _LANES_BACK:
-        raise WireError(f"A link for the unknown lane {hello.lane} came.")
+        raise WireError(f"A link's hello names the unknown lane {hello.lane}.")
     return _LANES_BACK[hello.lane]
 
 
@@ -343,7 +343,7 @@ def masks_value(message: pb.Masks) -> list[Mask]:
         WireError: There are too many.
     """
     if len(message.masks) > MAX_ROWS:
-        raise WireError(f"{len(message.masks)} masks came at once.")
+        raise WireError(f"A message has {len(message.masks)} masks.")
     return [Mask(session=m.session, epoch=m.epoch, position=m.position, allowed=m.allowed) for m in message.masks]
 
 
@@ -384,22 +384,22 @@ def _time_messages(times: Sequence[StageTime]) -> list[pb.StageTime]:
 
 
 def _time_values(times: Iterable[pb.StageTime]) -> tuple[StageTime, ...]:
-    found = islice(times, MAX_STAGES)
-    return tuple(StageTime(wait_s=t.wait_us / 1e6, compute_s=t.compute_us / 1e6) for t in found)
+    first = islice(times, MAX_STAGES)
+    return tuple(StageTime(wait_s=t.wait_us / 1e6, compute_s=t.compute_us / 1e6) for t in first)
 
 
 def _tensor_value(tensor: pb.Tensor) -> RawTensor:
     if tensor.dtype not in pb.DType.values() or tensor.dtype == pb.DTYPE_UNSPECIFIED:
-        raise WireError(f"The crossing {tensor.name[:64]!r} came with the unknown dtype {tensor.dtype}.")
+        raise WireError(f"The crossing {tensor.name[:64]!r} has the unknown dtype {tensor.dtype}.")
     if len(tensor.shape) > MAX_DIMS:
-        raise WireError(f"The crossing {tensor.name[:64]!r} came with {len(tensor.shape)} dimensions.")
+        raise WireError(f"The crossing {tensor.name[:64]!r} has {len(tensor.shape)} dimensions.")
     dtype = pb.DType.Name(tensor.dtype)
     expected = DTYPE_SIZES[dtype]
     for dimension in tensor.shape:
         expected *= dimension
     if expected != len(tensor.data):
         raise WireError(
-            f"The crossing {tensor.name[:64]!r} came with {len(tensor.data)} bytes.",
+            f"The crossing {tensor.name[:64]!r} has {len(tensor.data)} bytes.",
             why=f"{dtype}{list(tensor.shape)} takes {expected}.",
         )
     return RawTensor(dtype=dtype, shape=tuple(tensor.shape), data=tensor.data)

@@ -53,7 +53,8 @@ class Outbox:
             self._queue.put_nowait((message, self._clock.now(), written))
         except asyncio.QueueFull as error:
             raise Overloaded(
-                f"{self._queue.maxsize} messages wait for a peer.", why="It does not read, or a head passed its credit."
+                f"{self._queue.maxsize} messages are queued for a peer, the most allowed.",
+                why="The peer does not read, or a head exceeded its credit.",
             ) from error
 
     def stop(self) -> None:

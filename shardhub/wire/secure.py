@@ -126,7 +126,7 @@ async def while_trusted(opened: OpenChannel, address: str, revoked: Callable[[Sh
             except ShardhubError as error:
                 log.info("%s", error)  # its link decides whether the node is lost
         # For the work on this channel the node is lost: another one may go on.
-        revoked(NodeLost(f"The certificate of {peer} at {address} was revoked.", why="Its link is cut."))
+        revoked(NodeLost(f"The certificate of {peer} at {address} was revoked.", why="Its link was closed."))
     finally:
         unwatch()
 
@@ -169,8 +169,8 @@ async def with_tls_hint(error: ShardhubError, address: str) -> ShardhubError:
     """Return an error of a plain channel, or one that says so if the other side speaks TLS."""
     if isinstance(error, NodeUnreachable) and await speaks_tls(address):
         return NodeUnreachable(
-            f"{address} speaks TLS, and was called without.",
-            why="It wants a certificate, also on loopback.",
+            f"{address} requires TLS, and was called without it.",
+            why="It requires a certificate, also on loopback.",
             hint="Add `tls` DIR, with a folder that `shardhub certs join` filled.",
         )
     return error

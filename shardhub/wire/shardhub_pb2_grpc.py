@@ -70,7 +70,7 @@ class NodeServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Describe(self, request, context):
-        """What the node serves, its limits, what it runs on.
+        """Describe what the node serves, its limits and its machine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,7 +84,7 @@ class NodeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Close(self, request, context):
-        """End a session; one that is not there has ended already.
+        """End a session. An unknown session counts as ended already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,14 +98,14 @@ class NodeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Probe(self, request, context):
-        """Have the node try its way to another node.
+        """Have the node measure its connection to another node.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Link(self, request_iterator, context):
-        """A long-lived link. The first message of the opener is a Hello; the acceptor answers with one.
+        """Open a long-lived link. Each side's first message is a Hello, the opener's before the acceptor's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

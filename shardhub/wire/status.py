@@ -14,31 +14,31 @@ ERROR_KEY = "shardhub-error"
 _MAX_TEXT = 1000
 # Hint for an address where nothing answers.
 NOBODY_HINT = (
-    "Is `shardhub serve` running there, and is the address right? It listens on 127.0.0.1, for its own machine alone, "
-    "unless it was started with `host`."
+    "Check the address, and that `shardhub serve` runs there. Without `host` it listens on 127.0.0.1, which only its "
+    "own machine can reach."
 )
 # gRPC core's texts about connections, the most specific first. Source: grpc 1.85, as seen in faults.
 _NETWORK_WORDS = (
     ("connection refused", "the connection was refused"),
     ("connection reset", "the connection was reset"),
-    ("no route to host", "there is no way to that machine (a firewall may refuse it)"),
+    ("no route to host", "that machine cannot be reached (a firewall may block it)"),
     ("network is unreachable", "the network cannot be reached"),
-    ("name or service not known", "the name has no address"),
-    ("domain name not found", "the name has no address"),
-    ("dns resolution failed", "the name has no address"),
-    ("address lookup failed", "the name has no address"),
-    ("errors resolving", "the name has no address"),
+    ("name or service not known", "the name cannot be resolved"),
+    ("domain name not found", "the name cannot be resolved"),
+    ("dns resolution failed", "the name cannot be resolved"),
+    ("address lookup failed", "the name cannot be resolved"),
+    ("errors resolving", "the name cannot be resolved"),
     ("keepalive", "it stopped answering"),
     ("ping timeout", "it stopped answering"),
     ("timed out", "it did not answer in time"),
     ("timeout", "it did not answer in time"),
-    ("handshake", "it does not speak TLS as this side does"),
-    ("ssl_error", "it does not speak TLS as this side does"),
+    ("handshake", "its TLS settings do not match this side's"),
+    ("ssl_error", "its TLS settings do not match this side's"),
     ("socket closed", "the connection was closed"),
     ("stream removed", "the connection was closed"),
     ("broken pipe", "the connection was closed"),
-    ("cancelling all calls", "it went away"),
-    ("goaway", "it is going away"),
+    ("cancelling all calls", "it shut down"),
+    ("goaway", "it is shutting down"),
 )
 
 
@@ -74,13 +74,15 @@ def from_rpc(error: grpc.RpcError, *, peer: str, doing: str) -> ShardhubError:
             hint=NOBODY_HINT,
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return StepTimeout(f"{peer} did not answer in time.", why=f"Tried to {doing}.", hint="Is the node overloaded?")
+        return StepTimeout(
+            f"{peer} did not answer in time.", why=f"Tried to {doing}.", hint="The node may be overloaded."
+        )
     if code == grpc.StatusCode.CANCELLED:
-        return NodeLost(f"The call to {peer} was cut off.", why=f"Tried to {doing}.")
+        return NodeLost(f"The call to {peer} was cancelled.", why=f"Tried to {doing}.")
     if code == grpc.StatusCode.UNIMPLEMENTED:
         return ChainError(
-            f"{peer} is not a shardhub node, or one of another version.",
-            why=f"It does not know how to {doing}.",
+            f"{peer} is not a shardhub node, or it runs another version.",
+            why=f"It does not support this call: {doing}.",
             hint="Upgrade shardhub on both machines.",
         )
     return NodeLost(f"The call to {peer} failed.", why=f"Tried to {doing}: {network_words(details)} ({code}).")
@@ -90,7 +92,7 @@ def network_words(details: str | None) -> str:
     """Rephrase gRPC's text about a connection for people; an unknown text is returned as it is."""
     text = details or ""
     lower = text.lower()
-    return next((words for said, words in _NETWORK_WORDS if said in lower), text or "nothing more is known")
+    return next((words for said, words in _NETWORK_WORDS if said in lower), text or "no details are known")
 
 
 def _trailing(error: grpc.RpcError) -> list[tuple[str, str]]:

@@ -64,12 +64,12 @@ def trim(whole: Whole, chain: Chain) -> Ability:
     """Go back, and on as if nothing had happened: past every window first, within it otherwise."""
     for lengths, num, note in ((LENGTHS[:2], 2, ""), ((2,), 1, "until a window is full")):
         try:
-            found, expected = _gone_back(whole, lengths, num)
+            actual, expected = _gone_back(whole, lengths, num)
         except SessionNotRewindable:
             continue
         except UnsupportedModel as error:
             return Ability(supported=False, exact=None, note=error.what)
-        if off := difference(found, expected):
+        if off := difference(actual, expected):
             return Ability(supported=False, exact=None, note=f"upstream is wrong by {off:.2g}")
         same = difference(_gone_back(chain, lengths, num)[0], expected) == 0
         return Ability(supported=True, exact=same, note=note)
@@ -181,11 +181,11 @@ def _alone(runner: Whole, row: int) -> dict[int, mx.array]:
     caches = runner.new_caches()
     position = _PROMPTS[row]
     runner.step(_sequence(row)[:, :position], caches, position=0)
-    found = {}
+    logits_by_step = {}
     for step in (step for step, rows in enumerate(_PRESENT) if row in rows):
-        found[step] = runner.step(_sequence(row)[:, position : position + 1], caches, position=position)[:, -1]
+        logits_by_step[step] = runner.step(_sequence(row)[:, position : position + 1], caches, position=position)[:, -1]
         position += 1
-    return found
+    return logits_by_step
 
 
 def _gone_back(runner: Chain | Whole, lengths: Sequence[int], num: int) -> tuple[list[mx.array], list[mx.array]]:
@@ -198,10 +198,10 @@ def _gone_back(runner: Chain | Whole, lengths: Sequence[int], num: int) -> tuple
     _run_from(runner, caches, ids, 0, lengths)
     _run_from(runner, caches, other, start, (1,) * num)
     back = [batching.trim(cache, num) for cache in caches]
-    found = _run_from(runner, back, ids, start, steps)
+    going_back = _run_from(runner, back, ids, start, steps)
     plain = runner.new_caches()
     _run_from(runner, plain, ids, 0, lengths)
-    return found, _run_from(runner, plain, ids, start, steps)
+    return going_back, _run_from(runner, plain, ids, start, steps)
 
 
 def _rows_gone_back(runner: Chain | Whole, prompts: Sequence[int], ahead: int) -> list[mx.array]:

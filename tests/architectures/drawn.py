@@ -211,12 +211,12 @@ def check(drawn: Drawn, model: nn.Module, config: dict[str, Any], folder: Path) 
     except Exception as error:  # noqa: BLE001 - one model must not end the run
         return {"split": product.Verdict(outcome="failed", note=product.said(error))}
     joined = 2 if drawn.is_joined and len(pipeline.manifest.stages) > 2 else 1
-    found = product.check(pipeline, folder / "model", dtype, joined=joined, with_kv_bits=drawn.has_kv_bits)
-    if found.get("batched", product.Verdict(outcome="")).outcome == "refused" and dtype == "F32":
+    verdicts = product.check(pipeline, folder / "model", dtype, joined=joined, with_kv_bits=drawn.has_kv_bits)
+    if verdicts.get("batched", product.Verdict(outcome="")).outcome == "refused" and dtype == "F32":
         whole = Whole(model)
         if abilities.batch(whole, whole).supported:  # type: ignore[arg-type]
-            found["doubt"] = product.Verdict(outcome="doubt", note=found["batched"].note)
-    return found
+            verdicts["doubt"] = product.Verdict(outcome="doubt", note=verdicts["batched"].note)
+    return verdicts
 
 
 def _change(block: dict[str, Any], random: Random) -> None:
@@ -314,26 +314,26 @@ def main() -> None:
                 counts["rejected by upstream"] += 1
                 print(f"{index} {module}: {error}", file=sys.stderr, flush=True)
                 continue
-            found = check(drawn, model, config, Path(folder))
-        kind = _kind(found)
+            verdicts = check(drawn, model, config, Path(folder))
+        kind = _kind(verdicts)
         counts[kind] += 1
-        uses.update(f"{use} {verdict.outcome}" for use, verdict in found.items())
-        told = {use: f"{v.outcome}: {v.note}" for use, v in found.items() if _is_told(use, v)}
-        changes = f" {_difference(CONFIGS[module], drawn.config)}" if told else ""
+        uses.update(f"{use} {verdict.outcome}" for use, verdict in verdicts.items())
+        notes = {use: f"{v.outcome}: {v.note}" for use, v in verdicts.items() if _is_told(use, v)}
+        changes = f" {_difference(CONFIGS[module], drawn.config)}" if notes else ""
         print(
             f"{index} {module} seed {drawn.seed} {drawn.dtype} {drawn.quantisation} cut {drawn.positions} "
-            f"{time.monotonic() - started:.1f} s: {kind} {json.dumps(told)}{changes}",
+            f"{time.monotonic() - started:.1f} s: {kind} {json.dumps(notes)}{changes}",
             flush=True,
         )
     print(json.dumps({"models": dict(counts), "uses": dict(sorted(uses.items()))}, indent=1))
 
 
-def _kind(found: dict[str, product.Verdict]) -> str:
-    outcomes = {verdict.outcome for verdict in found.values()}
+def _kind(verdicts: dict[str, product.Verdict]) -> str:
+    outcomes = {verdict.outcome for verdict in verdicts.values()}
     for kind in ("wrong", "failed", "doubt"):
         if kind in outcomes:
             return kind
-    return "refused" if "split" in found else "exact"
+    return "refused" if "split" in verdicts else "exact"
 
 
 def _is_told(use: str, verdict: product.Verdict) -> bool:
@@ -342,14 +342,14 @@ def _is_told(use: str, verdict: product.Verdict) -> bool:
 
 def _difference(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """What was changed in a configuration, by dotted name."""
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for name, value in after.items():
         old = before.get(name)
         if isinstance(value, dict) and isinstance(old, dict):
-            found |= _difference(old, value, f"{prefix}{name}.")
+            changes |= _difference(old, value, f"{prefix}{name}.")
         elif value != old or name not in before:
-            found[prefix + name] = value
-    return found
+            changes[prefix + name] = value
+    return changes
 
 
 if __name__ == "__main__":

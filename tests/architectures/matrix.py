@@ -44,12 +44,12 @@ _MAX_ID = 90
 
 def upstream_modules() -> list[str]:
     """Names of all modules of the installed mlx_lm.models that have a `Model`."""
-    found = []
+    names = []
     for info in pkgutil.iter_modules(mlx_lm.models.__path__):
         with standing_in(info.name):
             if hasattr(importlib.import_module(f"mlx_lm.models.{info.name}"), "Model"):
-                found.append(info.name)
-    return sorted(found)
+                names.append(info.name)
+    return sorted(names)
 
 
 def random_model(config: Mapping[str, Any], *, seed: int = 1) -> nn.Module:
@@ -231,10 +231,10 @@ def reference(specimen: Specimen, batch: int) -> list[mx.array]:
     return logits
 
 
-def difference(found: Sequence[mx.array], expected: Sequence[mx.array]) -> float:
+def difference(actual: Sequence[mx.array], expected: Sequence[mx.array]) -> float:
     """0.0 if, and only if, all arrays are bit-identical; else the largest absolute difference (NaN included)."""
     worst = 0.0
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return float("inf")
         if not mx.array_equal(a, b).item():

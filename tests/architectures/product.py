@@ -127,12 +127,12 @@ class Upstream:
 
 def picks(logits: mx.array) -> list[Pick]:
     """What the last stage draws after each position of logits (L, V)."""
-    found = []
+    chosen = []
     for row in range(logits.shape[0]):
         token, logprobs = sample(logits[row, :], (), _PARAMETERS, None, draw_key(0, 0, 0))
         top = likeliest(logprobs, MAX_TOP_LOGPROBS)
-        found.append(Pick(int(token.item()), float(logprobs[token].item()), top_tokens(*top)))
-    return found
+        chosen.append(Pick(int(token.item()), float(logprobs[token].item()), top_tokens(*top)))
+    return chosen
 
 
 class Product:
@@ -213,12 +213,12 @@ class Product:
 
     def run(self, session: bytes, chunks: Sequence[Sequence[int]], *, position: int = 0, epoch: int = 1) -> list[Pick]:
         """What is drawn after each chunk of a session."""
-        found = []
+        results = []
         for chunk in chunks:
             row = Row(session=session, epoch=epoch, position=position, sample=True)
-            found += _drawn(self.step([row], [chunk])[0])
+            results += _drawn(self.step([row], [chunk])[0])
             position += len(chunk)
-        return found
+        return results
 
 
 def _drawn(result: RowResult) -> list[Pick]:
@@ -234,7 +234,7 @@ def split_to_disk(
         ShardhubError: It cannot be split.
     """
     checkpoint = open_checkpoint(model)
-    dissection = Dissection(checkpoint.config, {key: found.spec for key, found in checkpoint.tensors.items()})
+    dissection = Dissection(checkpoint.config, {key: tensor.spec for key, tensor in checkpoint.tensors.items()})
     count = dissection.anatomy.num_layers
     stages = dissection.stages(list(pairwise([0, *choose(count), count])))
     contents = dissection.model()
@@ -251,22 +251,24 @@ def check(
     pipeline: Pipeline, folder: Path, dtype: str, *, joined: int = 1, with_kv_bits: bool = True
 ) -> dict[str, Verdict]:
     """Use a chain in every way and hold it against upstream; K and V as they are, then quantised."""
-    found: dict[str, Verdict] = {}
+    verdicts: dict[str, Verdict] = {}
     try:
         with _started(pipeline, joined=joined) as product:
             uses = _Uses(product, Upstream(folder), dtype)
-            found["served"] = Verdict(outcome="exact", note=product.batch_refusals[0] if product.batch_refusals else "")
+            verdicts["served"] = Verdict(
+                outcome="exact", note=product.batch_refusals[0] if product.batch_refusals else ""
+            )
             for name, use in uses.all().items():
-                found[name] = _tried(use)
+                verdicts[name] = _tried(use)
     except ShardhubError as error:
-        found["served"] = Verdict(outcome="failed", note=said(error))
-        return found
+        verdicts["served"] = Verdict(outcome="failed", note=said(error))
+        return verdicts
     except Exception as error:  # noqa: BLE001 - one model must not end the table
-        found["served"] = Verdict(outcome="failed", note=said(error))
-        return found
+        verdicts["served"] = Verdict(outcome="failed", note=said(error))
+        return verdicts
     if with_kv_bits:
-        found["kv_bits"] = _tried(lambda: _quantised(pipeline, folder))
-    return found
+        verdicts["kv_bits"] = _tried(lambda: _quantised(pipeline, folder))
+    return verdicts
 
 
 @contextmanager
@@ -344,9 +346,9 @@ class _Uses:
         for lengths in ((*_PROMPT, *[1] * 6), (*_LONG_PROMPT, *[1] * 3), (1, 1, 1), (*_SHORT_PROMPT, 3, 1)):
             chunks = _chunks(lengths)
             session = self._product.open()
-            found = self._product.run(session, chunks)
+            picked = self._product.run(session, chunks)
             self._product.close(session)
-            if (verdict := _same(found, self._expected(chunks))).outcome != "exact":
+            if (verdict := _same(picked, self._expected(chunks))).outcome != "exact":
                 return verdict
         return Verdict(outcome="exact")
 
@@ -404,10 +406,10 @@ class _Uses:
         """A session that begins with another's positions: all of them, and fewer where caches go back."""
         chunks = _chunks((*_PROMPT, 1, 1))
         parent = self._product.open()
-        found = self._product.run(parent, chunks[:2])
+        picked = self._product.run(parent, chunks[:2])
         child = self._product.open(fork_of=parent, position=sum(_PROMPT))
         for session in (child, parent):
-            ran = found + self._product.run(session, chunks[2:], position=sum(_PROMPT))
+            ran = picked + self._product.run(session, chunks[2:], position=sum(_PROMPT))
             if (verdict := _same(ran, self._expected(chunks))).outcome != "exact":
                 return verdict
         self._product.close(child, parent)
@@ -435,10 +437,10 @@ class _Uses:
                 notes.append(f"not from {sum(lengths)} positions")
                 continue
             epoch = 2 if child == session else 1
-            found = self._product.run(child, other[1:], position=lengths[0], epoch=epoch)
+            picked = self._product.run(child, other[1:], position=lengths[0], epoch=epoch)
             self._product.close(child, session)
             # Past its limit a cache may go back all the same: then rightly.
-            if (verdict := _same(found, self._expected(other)[1:])).outcome != "exact":
+            if (verdict := _same(picked, self._expected(other)[1:])).outcome != "exact":
                 return verdict
         return Verdict(outcome="refused" if len(notes) == 2 else "exact", note="; ".join(notes))
 
@@ -446,12 +448,12 @@ class _Uses:
         """A session that was parked and forked from."""
         chunks = _chunks((*_PROMPT, 1, 1))
         parent = self._product.open()
-        found = self._product.run(parent, chunks[:2])
+        picked = self._product.run(parent, chunks[:2])
         self._product.close(parent, park=True)
         child = self._product.open(fork_of=parent, position=sum(_PROMPT))
-        found += self._product.run(child, chunks[2:], position=sum(_PROMPT))
+        picked += self._product.run(child, chunks[2:], position=sum(_PROMPT))
         self._product.close(child, parent)
-        return _same(found, self._expected(chunks))
+        return _same(picked, self._expected(chunks))
 
     def drafted(self) -> Verdict:
         """Drafts verified in one step: right ones are kept, wrong ones dropped where caches go back."""
@@ -465,17 +467,17 @@ class _Uses:
         session = self._product.open()
         self._product.run(session, prompt)
         row = Row(session=session, epoch=1, position=2, sample=True)
-        found = _drawn(self._product.step([row], [window], verify=True)[0])
-        if (verdict := _same(found, expected[: len(found)])).outcome != "exact":
+        picked = _drawn(self._product.step([row], [window], verify=True)[0])
+        if (verdict := _same(picked, expected[: len(picked)])).outcome != "exact":
             return verdict
         kept = next((at for at in range(2) if window[at + 1] != expected[at].token), 2) + 1
-        if len(found) != kept:
-            return Verdict(outcome="wrong", note=f"{len(found)} tokens were kept of {kept}")
+        if len(picked) != kept:
+            return Verdict(outcome="wrong", note=f"{len(picked)} tokens were kept of {kept}")
         may = self._product.rewind_limit >= 5
         discard = 3 - kept
         row = Row(session=session, epoch=1, position=5 - discard, sample=True, discard=discard)
         try:
-            result = self._product.step([row], [[found[-1].token]])
+            result = self._product.step([row], [[picked[-1].token]])
         except (SessionNotRewindable, UnsupportedModel) as error:
             if may and discard:
                 return Verdict(outcome="failed", note=said(error))
@@ -484,7 +486,7 @@ class _Uses:
             self._product.close(session)
         if discard:
             caches.trim_prompt_cache(upstream, discard)
-        return _same(_drawn(result[0]), picks(self._upstream.step([found[-1].token], upstream)[-1:]))
+        return _same(_drawn(result[0]), picks(self._upstream.step([picked[-1].token], upstream)[-1:]))
 
     def replayed(self) -> Verdict:
         """A session that starts anew under another epoch, as after a failure."""
@@ -492,9 +494,9 @@ class _Uses:
         session = self._product.open()
         self._product.run(session, _chunks((4, 1), seed=9))
         self._product.open(session, epoch=2, position=0)
-        found = self._product.run(session, chunks, epoch=2)
+        picked = self._product.run(session, chunks, epoch=2)
         self._product.close(session)
-        return _same(found, self._expected(chunks))
+        return _same(picked, self._expected(chunks))
 
     def scored(self) -> Verdict:
         """How likely the ids of a prompt were."""
@@ -539,18 +541,18 @@ def _chunks(lengths: Sequence[int], *, seed: int = 3) -> list[list[int]]:
     return [text[start:stop] for start, stop in pairwise(ends)]
 
 
-def _same(found: Sequence[Pick], expected: Sequence[Pick]) -> Verdict:
+def _same(actual: Sequence[Pick], expected: Sequence[Pick]) -> Verdict:
     """Whether tokens and log probabilities are the same, bit for bit."""
-    if list(found) == list(expected):
+    if list(actual) == list(expected):
         return Verdict(outcome="exact")
-    off = [abs(a.logprob - b.logprob) for a, b in zip(found, expected, strict=False)]
-    where = next((at for at, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(off))
+    off = [abs(a.logprob - b.logprob) for a, b in zip(actual, expected, strict=False)]
+    where = next((at for at, (a, b) in enumerate(zip(actual, expected, strict=False)) if a != b), len(off))
     return Verdict(
         outcome="wrong", note=f"step {where} of {len(expected)} differs, by {max(off, default=0.0):.2g} at most"
     )
 
 
-def _difference(found: Sequence[float], expected: Sequence[float]) -> float:
-    pairs = list(zip(found, expected, strict=True))
+def _difference(actual: Sequence[float], expected: Sequence[float]) -> float:
+    pairs = list(zip(actual, expected, strict=True))
     off = [0.0 if a == b else abs(a - b) for a, b in pairs]
     return max((value if value == value else float("inf") for value in off), default=float("inf"))

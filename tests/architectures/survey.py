@@ -66,8 +66,8 @@ def serve(module: str) -> dict[str, Any]:
     if module in LOOPED:
         return facts
     with standing_in(module), tempfile.TemporaryDirectory() as folder:
-        found = product.serve(CONFIGS[module], random_model(CONFIGS[module]), Path(folder))
-    return facts | {"product": {use: asdict(verdict) for use, verdict in found.items()}}
+        verdicts = product.serve(CONFIGS[module], random_model(CONFIGS[module]), Path(folder))
+    return facts | {"product": {use: asdict(verdict) for use, verdict in verdicts.items()}}
 
 
 def batch_proof(specimen: Specimen) -> str:
@@ -82,10 +82,10 @@ def batch_proof(specimen: Specimen) -> str:
 def _cuts(specimen: Specimen) -> dict[str, dict[str, Any]]:
     """By positions of the cut: proven by graph, exact by numbers, or why not."""
     expected = {batch: reference(specimen, batch) for batch in BATCHES}
-    found: dict[str, dict[str, Any]] = {}
+    by_cut: dict[str, dict[str, Any]] = {}
     for positions in boundaries(specimen):
         verdict: dict[str, Any] = {"proven": False, "exact": False}
-        found[",".join(map(str, positions))] = verdict
+        by_cut[",".join(map(str, positions))] = verdict
         try:
             verdict["proven"] = specimen.is_proven(positions)
             chain = specimen.chain(positions)
@@ -96,12 +96,12 @@ def _cuts(specimen: Specimen) -> dict[str, dict[str, Any]]:
             verdict["exact"] = not any(off)
             if any(off):
                 verdict["reason"] = f"off by {max(off):.2g}"
-    return found
+    return by_cut
 
 
 def _crossings(specimen: Specimen) -> list[dict[str, Any]]:
     """What crosses some cut beside the hidden states: name, shape, whether it grows with the context, how many cuts."""
-    found: dict[tuple[str, str, bool], int] = {}
+    counts: dict[tuple[str, str, bool], int] = {}
     for position in range(1, specimen.num_layers):
         (_, tail) = specimen.cuts((position,))
         labels = {
@@ -110,10 +110,10 @@ def _crossings(specimen: Specimen) -> list[dict[str, Any]]:
             if (label := _label(crossing.name, position - 1)) is not None
         }
         for key in labels:
-            found[key] = found.get(key, 0) + 1
+            counts[key] = counts.get(key, 0) + 1
     return [
         {"what": what, "dtype": dtype, "grows": grows, "cuts": cuts}
-        for (what, dtype, grows), cuts in sorted(found.items())
+        for (what, dtype, grows), cuts in sorted(counts.items())
     ]
 
 
@@ -159,8 +159,8 @@ def _quantised(module: str) -> dict[str, Any]:
 
 
 def _flat(model: Any) -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = tree_flatten(model.parameters())
-    return found
+    leaves: list[tuple[str, Any]] = tree_flatten(model.parameters())
+    return leaves
 
 
 def _said(error: Exception) -> str:

@@ -28,12 +28,12 @@ def made(module: str, positions: tuple[int, ...] | None = None) -> tuple[Whole, 
 
 def prefilled(chain: Chain, *lengths: int) -> list[list[StageCache]]:
     """Caches of the chain's stages for sequences of these lengths."""
-    found = []
+    states = []
     for length in lengths:
         state = chain.new_caches()
         chain.step(token_ids(1, length, seed=length), state, position=0)
-        found.append(state)
-    return found
+        states.append(state)
+    return states
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -72,9 +72,9 @@ def test_merged_ghosts_have_an_offset_for_each_row() -> None:
         assert len({id(entry) for entry in cache.view}) == len(cache.owned) + len(cache.ghosts)
 
 
-def held(found: Sequence[StageCache]) -> str:
+def held(caches: Sequence[StageCache]) -> str:
     """All that caches hold, as text: ghosts hold NaN, which equals nothing."""
-    return repr([[array.tolist() for array in cache_arrays(cache.view)] for cache in found])
+    return repr([[array.tolist() for array in cache_arrays(cache.view)] for cache in caches])
 
 
 @pytest.mark.parametrize("module", ["llama", "qwen3_next"])
@@ -188,10 +188,10 @@ def test_chunks_of_a_batch_prefill_are_exact() -> None:
     """Merged rows take in several positions at once, too."""
     specimen = Specimen(CONFIGS["llama"])
     chain, whole = specimen.chain(specimen.thirds), Whole(specimen.model)
-    found = []
+    per_chunk = []
     for runner in (whole, chain):
         merged = [batching.merge(same) for same in zip(*prefilled(runner, 9, 6), strict=True)]
         logits = [runner.step(token_ids(2, 4), merged, position=9)]
         logits += [runner.step(token_ids(2, 1), merged, position=13)]
-        found.append(logits)
-    assert difference(found[1], found[0]) == 0
+        per_chunk.append(logits)
+    assert difference(per_chunk[1], per_chunk[0]) == 0

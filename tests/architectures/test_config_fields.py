@@ -62,10 +62,10 @@ def test_modules_read_what_the_table_was_made_of() -> None:
     changed: dict[str, Any] = {}
     for module in upstream_modules():
         with standing_in(module):
-            found = module_reads(module, CONFIGS[module])
-        if found != READS[module]:
-            changed[module] = sorted(set(found) ^ set(READS[module]))
-        assert not set(found) & TABLE["modules"][module].get("unread", {}).keys(), module
+            fields = module_reads(module, CONFIGS[module])
+        if fields != READS[module]:
+            changed[module] = sorted(set(fields) ^ set(READS[module]))
+        assert not set(fields) & TABLE["modules"][module].get("unread", {}).keys(), module
     assert changed == {}, AGAIN
 
 

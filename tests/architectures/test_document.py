@@ -31,73 +31,73 @@ def benchmark():
 
 
 @pytest.fixture(scope="module")
-def found(benchmark):
+def table(benchmark):
     return json.loads(benchmark.DATA.read_text())
 
 
-def test_document_is_what_the_data_give(benchmark, found) -> None:
-    """Nobody edits the table by hand, or forgets to write it."""
-    assert benchmark.DOCUMENT.read_text() == benchmark.render(found)
+def test_document_is_what_the_data_give(benchmark, table) -> None:
+    """The document is what the benchmark writes from the data."""
+    assert benchmark.DOCUMENT.read_text() == benchmark.render(table)
 
 
-def test_every_module_is_in_the_table(found) -> None:
+def test_every_module_is_in_the_table(table) -> None:
     """All modules of the mlx-lm they were recorded with, which is the installed one."""
-    assert {facts["mlx_lm"] for facts in found.values()} == {version("mlx-lm")}
-    assert sorted(found) == upstream_modules()
+    assert {facts["mlx_lm"] for facts in table.values()} == {version("mlx-lm")}
+    assert sorted(table) == upstream_modules()
 
 
-def test_only_looped_models_are_not_exact(found) -> None:
+def test_only_looped_models_are_not_exact(table) -> None:
     """Every other module is proven and exact at every cut, and its caches do in a chain what they do in one model."""
-    assert {module for module, facts in found.items() if facts["status"] != "exact"} == set(LOOPED)
-    for module in set(found) - set(LOOPED):
-        facts = found[module]
+    assert {module for module, facts in table.items() if facts["status"] != "exact"} == set(LOOPED)
+    for module in set(table) - set(LOOPED):
+        facts = table[module]
         assert len(facts["cuts"]) == facts["num_layers"], module  # every boundary, and one cut in three
         for ability in ("batch", "trim", "trim_rows", "snapshot"):
             assert facts[ability]["exact"] is not False, (module, ability)
-    assert {module for module, facts in found.items() if facts["stand_in"]} == set(REASONS)
+    assert {module for module, facts in table.items() if facts["stand_in"]} == set(REASONS)
 
 
-def test_what_is_exact_is_served_by_engines(found) -> None:
+def test_what_is_exact_is_served_by_engines(table) -> None:
     """Every use of engines is exact, right side by side, or refused with a reason; steps of one session always run."""
-    for module in set(found) - set(LOOPED):
-        uses = found[module]["product"]
+    for module in set(table) - set(LOOPED):
+        uses = table[module]["product"]
         assert {use: verdict for use, verdict in uses.items() if verdict["outcome"] not in GOOD} == {}, module
         assert all(uses[use]["outcome"] == "exact" for use in ALWAYS), module
         assert all(verdict["note"] for verdict in uses.values() if verdict["outcome"] == "refused"), module
 
 
-def test_engines_batch_wherever_it_is_right(benchmark, found) -> None:
+def test_engines_batch_wherever_it_is_right(benchmark, table) -> None:
     """Where caches can be merged rightly engines do so, but for what a test of two sequences does not show."""
     together = {
-        module for module in found if found[module].get("product", {}).get("batched", {}).get("outcome") == "right"
+        module for module in table if table[module].get("product", {}).get("batched", {}).get("outcome") == "right"
     }
-    may = {module for module in found if found[module].get("batch", {}).get("supported")}
+    may = {module for module in table if table[module].get("batch", {}).get("supported")}
     assert together <= may
     assert may - together == WRONG_WHEN_SHORT
-    for module in set(found) - set(LOOPED):
-        assert (benchmark._batch(found[module]) == "yes") == (module in together)
+    for module in set(table) - set(LOOPED):
+        assert (benchmark._batch(table[module]) == "yes") == (module in together)
 
 
-def test_headline_names_what_is_refused_and_why(benchmark, found) -> None:
+def test_headline_names_what_is_refused_and_why(benchmark, table) -> None:
     """A reader sees the exceptions first."""
-    headline = benchmark.headline(found)
-    assert headline.startswith(f"{len(found) - len(LOOPED)} of {len(found)} ")
+    headline = benchmark.headline(table)
+    assert headline.startswith(f"{len(table) - len(LOOPED)} of {len(table)} ")
     for module in LOOPED:
         assert f"{module} is refused (" in headline
 
 
-def test_a_cut_that_is_not_exact_shows(benchmark, found) -> None:
+def test_a_cut_that_is_not_exact_shows(benchmark, table) -> None:
     """One wrong boundary is counted, and named in the headline."""
-    facts = json.loads(json.dumps(found["llama"]))
+    facts = json.loads(json.dumps(table["llama"]))
     facts["cuts"]["3"] = {"proven": True, "exact": False, "reason": "off by 0.5"}
     facts["status"] = "not exact"
-    text = benchmark.render({**found, "llama": facts})
+    text = benchmark.render({**table, "llama": facts})
     assert "| llama | 6 of 7 |" in text
     assert "llama is not exact (3: off by 0.5)" in text
 
 
-def test_readme_says_what_the_table_says(benchmark, found) -> None:
+def test_readme_says_what_the_table_says(benchmark, table) -> None:
     """The numbers at the top of the README are the table's."""
     text = " ".join((ROOT / "README.md").read_text().split())
-    for claim in benchmark.headline(found).split("; ")[:2]:
+    for claim in benchmark.headline(table).split("; ")[:2]:
         assert claim in text, claim

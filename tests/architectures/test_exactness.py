@@ -105,5 +105,5 @@ def test_comparison_tells_one_changed_weight(module) -> None:
     other = random_model(CONFIGS[module], seed=1)
     layer = other.layers[specimen.num_layers // 2]
     layer.input_layernorm.weight = layer.input_layernorm.weight * 1.001
-    found = run(Whole(other), token_ids(1))
-    assert difference(found, reference(specimen, 1)) > 0
+    logits = run(Whole(other), token_ids(1))
+    assert difference(logits, reference(specimen, 1)) > 0

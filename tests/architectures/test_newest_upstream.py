@@ -52,10 +52,10 @@ def unmet(wheel: zipfile.ZipFile) -> list[str]:
     """Requirements of a wheel on mlx and transformers that the installed ones do not meet."""
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = Parser().parsestr(wheel.read(name).decode())
-    wanted = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     needed = [
         r
-        for r in wanted
+        for r in requirements
         if r.name in ("mlx", "transformers") and (r.marker is None or r.marker.evaluate({"extra": ""}))
     ]
     return [str(r) for r in needed if not r.specifier.contains(version(r.name), prereleases=True)]

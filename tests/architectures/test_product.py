@@ -35,22 +35,22 @@ DRAWS = (("llama", 3), ("gemma2", 1))
 def test_engines_give_what_upstream_alone_gives(module, tmp_path) -> None:
     """Every use of a chain is exact, right side by side, or refused where its caches cannot do it."""
     with standing_in(module):
-        found = product.serve(
+        verdicts = product.serve(
             CONFIGS[module], random_model(CONFIGS[module]), tmp_path, with_kv_bits=module == QUANTISED_KV
         )
-    assert {use: verdict for use, verdict in found.items() if not verdict.is_good} == {}
+    assert {use: verdict for use, verdict in verdicts.items() if not verdict.is_good} == {}
     for use in ("served", "alone", "parked", "replayed", "scored"):
-        assert found[use].outcome == "exact", use
-    assert module != QUANTISED_KV or found["kv_bits"].outcome == "exact"
-    assert found["batched"].outcome == ("right" if module in BATCHES else "refused"), found["batched"].note
+        assert verdicts[use].outcome == "exact", use
+    assert module != QUANTISED_KV or verdicts["kv_bits"].outcome == "exact"
+    assert verdicts["batched"].outcome == ("right" if module in BATCHES else "refused"), verdicts["batched"].note
 
 
 @pytest.mark.parametrize(("module", "seed"), DRAWS)
 def test_models_drawn_at_random_are_exact_or_refused(module, seed, tmp_path) -> None:
     """Odd heads, windows, ropes, dtypes and quantisation, cut anywhere: nothing is wrong without a word."""
     with standing_in(module):
-        found = drawn.check(*drawn.drawn_and_built(module, seed), tmp_path)
-    assert {use: verdict for use, verdict in found.items() if not verdict.is_good} == {}
+        verdicts = drawn.check(*drawn.drawn_and_built(module, seed), tmp_path)
+    assert {use: verdict for use, verdict in verdicts.items() if not verdict.is_good} == {}
 
 
 def test_a_draw_is_the_same_for_the_same_seed() -> None:
@@ -66,5 +66,7 @@ def test_comparison_tells_another_models_weights(tmp_path) -> None:
         tiny.save(random_model(config, seed=1), config, tmp_path / "model"), tmp_path / "out", lambda _: (3,)
     )
     other = tiny.save(random_model(config, seed=2), config, tmp_path / "other")
-    found = product.check(pipeline, other, dtype)
-    assert {found[use].outcome for use in ("alone", "batched", "forked", "parked", "replayed", "scored")} == {"wrong"}
+    verdicts = product.check(pipeline, other, dtype)
+    assert {verdicts[use].outcome for use in ("alone", "batched", "forked", "parked", "replayed", "scored")} == {
+        "wrong"
+    }

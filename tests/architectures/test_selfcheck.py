@@ -19,12 +19,12 @@ pytestmark = pytest.mark.architectures
 def refusals(config: dict[str, Any], position: int | None = None) -> list[str | None]:
     """Why each half of a tiny model is not to run sequences side by side."""
     specimen = matrix.Specimen(config)
-    found = []
+    reasons = []
     for cut in specimen.cuts((position or specimen.num_layers // 2,)):
         crossings = describe(cut.crossings_in, specimen.anatomy)
         trial = Trial(specimen.blueprint, specimen.anatomy, cut.start, crossings)
-        found.append(batch_refusal(specimen.stage(cut), trial, crossings, "F32"))
-    return found
+        reasons.append(batch_refusal(specimen.stage(cut), trial, crossings, "F32"))
+    return reasons
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_batch_is_found_on_whatever_axis_it_is(position) -> None:
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        ("afm7", "gets another"),
-        ("minimax_m3_vl", "gets another"),
+        ("afm7", "does not get its own"),
+        ("minimax_m3_vl", "does not get its own"),
         ("gpt_bigcode", "fails with sequences side by side: ValueError"),
         ("llama4", "ChunkedKVCache cannot be merged"),
         ("deepseek_v41", "size that differs|LayerCache cannot be merged"),
@@ -53,9 +53,9 @@ def test_batch_is_found_on_whatever_axis_it_is(position) -> None:
 )
 def test_wrong_batching_is_refused_with_the_reason(module, reason) -> None:
     """Wrong upstream, broken upstream, or no batched cache: at least one half says so, and why."""
-    found = [refusal for refusal in refusals(matrix.CONFIGS[module]) if refusal is not None]
-    assert found
-    assert any(part in found[0] for part in reason.split("|")), found
+    reasons = [refusal for refusal in refusals(matrix.CONFIGS[module]) if refusal is not None]
+    assert reasons
+    assert any(part in reasons[0] for part in reason.split("|")), reasons
 
 
 def test_batching_that_is_wrong_past_a_block_is_refused() -> None:
@@ -102,7 +102,7 @@ def test_values_that_are_not_numbers_are_no_agreement() -> None:
     norm.weight = mx.full(norm.weight.shape, float("nan"))
     refusal = batch_refusal(stage, Trial(specimen.blueprint, specimen.anatomy, 0, ()), (), "F32")
     assert refusal is not None
-    assert "not numbers" in refusal
+    assert "contains NaN" in refusal
 
 
 @pytest.mark.parametrize(("module", "is_alike"), [("llama", True), ("afm7", False), ("gemma4_text", False)])
@@ -110,5 +110,5 @@ def test_stage_by_itself_tells_what_it_can(module: str, is_alike: bool) -> None:
     """Without a blueprint plain stages are tried all the same; where numbers steer, the answer is no."""
     specimen = matrix.Specimen(matrix.CONFIGS[module])
     cuts = specimen.cuts((specimen.num_layers // 2,))
-    found = [batches_alike(specimen.stage(cut), describe(cut.crossings_in, specimen.anatomy), "F32") for cut in cuts]
-    assert all(found) is is_alike
+    alike = [batches_alike(specimen.stage(cut), describe(cut.crossings_in, specimen.anatomy), "F32") for cut in cuts]
+    assert all(alike) is is_alike

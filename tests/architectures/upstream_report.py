@@ -43,8 +43,8 @@ def main() -> None:
     there = set(upstream_modules())
     print(json.dumps({"mlx_lm": mlx_lm.__file__, "modules": sorted(there)}), flush=True)
     for module in sorted(there & CONFIGS.keys()):
-        found, reason = verdict(module)
-        line = {"module": module, "verdict": found, "reason": reason, "reads": reads(module)}
+        outcome, reason = verdict(module)
+        line = {"module": module, "verdict": outcome, "reason": reason, "reads": reads(module)}
         print(json.dumps(line), flush=True)
 
 

@@ -30,9 +30,9 @@ def widths(module: str) -> dict[str, int]:
     config = CONFIGS[module]
     with standing_in(module):
         before = _shapes(config)
-        found = {path: value for path, value in _numbers(config) if _is_width(config, path, value, before)}
-    found |= {name: config[name] for name in _TOGETHER.get(module, ())}
-    return dict(sorted(found.items()))
+        fields = {path: value for path, value in _numbers(config) if _is_width(config, path, value, before)}
+    fields |= {name: config[name] for name in _TOGETHER.get(module, ())}
+    return dict(sorted(fields.items()))
 
 
 def _is_width(config: Mapping[str, Any], path: str, value: int, before: Mapping[str, Any]) -> bool:
@@ -69,8 +69,8 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Write the table."""
-    found = {module: widths(module) for module in sorted(CONFIGS)}
-    TABLE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    table = {module: widths(module) for module in sorted(CONFIGS)}
+    TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

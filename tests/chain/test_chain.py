@@ -97,9 +97,9 @@ def request(prompt=PROMPT, num_tokens=NUM_TOKENS, parameters=GREEDY):
 async def tokens_of(chain, prompt=PROMPT, num_tokens=NUM_TOKENS, parameters=GREEDY, chunk=None):
     scheduler = Scheduler(chain, SchedulerSettings(prefill_chunk=chunk))
     stream = scheduler.submit(request(prompt, num_tokens, parameters))
-    found = await collect(stream)
+    tokens = await collect(stream)
     await stream.ended.wait()
-    return found
+    return tokens
 
 
 async def collect(stream):

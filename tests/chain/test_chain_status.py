@@ -81,26 +81,26 @@ def test_rates_are_of_what_was_done_between_two_readings(manifest, read) -> None
         read(i, at=5.0, **decoded(110, 50.0 + (i + 1) * 0.5, decode_wait_s=0.2, prefill_compute_s=1.0))
         for i in range(3)
     ]
-    found = chain_status(manifest, now, before)
-    rates = [node.rates for node in found.nodes]
+    status = chain_status(manifest, now, before)
+    rates = [node.rates for node in status.nodes]
     assert [r.compute_s for r in rates] == pytest.approx([0.05, 0.1, 0.15])
     assert [r.tokens_per_s for r in rates] == [5.0] * 3
     assert [r.rows for r in rates] == [2.0] * 3
     assert [r.busy for r in rates] == pytest.approx([0.375, 0.5, 0.625])
     assert all(r.is_current for r in rates)
-    assert found.slowest == 2
-    assert found.alone_s == pytest.approx(0.3)
-    assert found.chain_s == pytest.approx(0.15)
-    assert found.limit.startswith("No stage is busy: stage 2, the slowest, computes 62% of the time, 150.0 ms")
+    assert status.slowest == 2
+    assert status.alone_s == pytest.approx(0.3)
+    assert status.chain_s == pytest.approx(0.15)
+    assert status.limit.startswith("No stage is busy: stage 2, the slowest, computes 62% of the time, 150.0 ms")
 
 
 def test_busy_stage_limits_the_chain(manifest, read) -> None:
     """The slowest, once it computes nearly always."""
     before = [read(i) for i in range(3)]
     now = [read(i, at=10.0, **decoded(10, 9.5 if i == 1 else 2.0)) for i in range(3)]
-    found = chain_status(manifest, now, before)
-    assert found.slowest == 1
-    assert found.limit == "Stage 1 limits the chain: it computes 95% of the time, 950.0 ms a decode step."
+    status = chain_status(manifest, now, before)
+    assert status.slowest == 1
+    assert status.limit == "Stage 1 limits the chain: it computes 95% of the time, 950.0 ms a decode step."
 
 
 def test_replicas_share_a_stages_steps(manifest, read) -> None:
@@ -111,11 +111,11 @@ def test_replicas_share_a_stages_steps(manifest, read) -> None:
         read(1, address="b:1", **decoded(10, 4.0)),
         read(2, **decoded(10, 1.0)),
     ]
-    found = chain_status(manifest, now)
-    assert found.nodes[found.slowest].reading.address == "node0:1"
-    assert found.alone_s == pytest.approx(0.3 + 0.4 + 0.1)
-    assert found.chain_s == pytest.approx(0.3)
-    assert found.problem is None
+    status = chain_status(manifest, now)
+    assert status.nodes[status.slowest].reading.address == "node0:1"
+    assert status.alone_s == pytest.approx(0.3 + 0.4 + 0.1)
+    assert status.chain_s == pytest.approx(0.3)
+    assert status.problem is None
 
 
 def test_node_that_was_started_again_counts_from_its_start(manifest, read) -> None:
@@ -135,26 +135,26 @@ def test_full_stage_limits_before_a_slow_one(manifest, read) -> None:
     assert full.limit.startswith("Stage 1 at node1:1 has all its 4 sessions in use")
     assert "KV memory" in chain_status(manifest, [*calm, read(1, kv_reserved_bytes=990.0)]).limit
     parked = chain_status(manifest, [*calm, read(1, kv_reserved_bytes=990.0, kv_parked_bytes=900.0)])
-    assert parked.limit == "Nothing has been decoded yet on every stage."
+    assert parked.limit == "Not every stage has decoded anything yet."
 
 
 def test_nobody_and_unreachable_are_told(manifest, read) -> None:
     """A node that does not answer is last, its stage has nobody, and the chain cannot run."""
     gone = Reading(address="a:1", at=0.0, error=NodeUnreachable("No node answers at a:1."))
-    found = chain_status(manifest, [gone, read(2), read(0)])
-    assert [node.reading.address for node in found.nodes] == ["node0:1", "node2:1", "a:1"]
-    assert found.nobody == (1,)
-    assert isinstance(found.problem, RouteError)
-    assert found.limit.startswith("The chain cannot run: Nobody serves stage 1")
-    assert found.slowest is found.alone_s is found.chain_s is None
+    status = chain_status(manifest, [gone, read(2), read(0)])
+    assert [node.reading.address for node in status.nodes] == ["node0:1", "node2:1", "a:1"]
+    assert status.nobody == (1,)
+    assert isinstance(status.problem, RouteError)
+    assert status.limit.startswith("The chain cannot run: Nobody serves stage 1")
+    assert status.slowest is status.alone_s is status.chain_s is None
 
 
 def test_one_node_named_by_two_addresses_is_told(manifest, read) -> None:
     """All stages are served, and yet no head could start: the reason is given."""
     twice = replace(read(1, address="b:1"), description=read(1).description)
-    found = chain_status(manifest, [read(0), read(1), read(2), twice])
-    assert found.nobody == ()
-    assert "the same node" in found.limit
+    status = chain_status(manifest, [read(0), read(1), read(2), twice])
+    assert status.nobody == ()
+    assert "the same node" in status.limit
 
 
 def test_nodes_that_keep_kv_in_different_forms_are_told(manifest, read) -> None:
@@ -163,6 +163,6 @@ def test_nodes_that_keep_kv_in_different_forms_are_told(manifest, read) -> None:
     assert plain.description is not None
     quantised = replace(plain.description.stage, kv_bits=8, kv_group_size=64)
     other = replace(plain, description=replace(plain.description, stage=quantised))
-    found = chain_status(manifest, [read(0), other, read(2)])
-    assert found.limit == "The chain cannot run: node0:1 and node1:1 keep K and V in different forms."
-    assert "`kv_bits`" in found.problem.hint
+    status = chain_status(manifest, [read(0), other, read(2)])
+    assert status.limit == "The chain cannot run: node0:1 and node1:1 keep K and V in different forms."
+    assert "`kv_bits`" in status.problem.hint

@@ -100,7 +100,7 @@ def test_a_late_step_names_the_stage_that_keeps_it(pipeline) -> None:
             chain.steps.deadlines.timeout_s = lambda num_ids: 5.0
             engines[1]._compute.control(goes_on.wait)
             try:
-                with pytest.raises(StepTimeout, match="did not come round") as late:
+                with pytest.raises(StepTimeout, match="did not pass through all stages") as late:
                     async for _ in reader:
                         pass
                 assert "the slow one, which serves layers 2 to 3, has been at one step" in late.value.why

@@ -182,8 +182,8 @@ def test_nobody_waits_long_for_a_session_that_is_being_parked(pipeline, served, 
             links[1].close_session = slow
             expected = [token.id async for token in reader]
             async with asyncio.timeout(ANSWER_S):
-                found = [token.id async for token in scheduler.submit(request())]
-            assert found[1:] == expected
+                tokens = [token.id async for token in scheduler.submit(request())]
+            assert tokens[1:] == expected
             assert not stream.ended.is_set()
             goes_on.set()
             await stream.ended.wait()

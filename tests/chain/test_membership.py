@@ -63,13 +63,13 @@ def test_a_node_that_joins_is_used_for_new_work(pipeline, served) -> None:
             await membership.join(another)
             await is_served(scheduler, another)
             new = scheduler.submit(request())
-            found = [(await anext(aiter(new))).id]
+            tokens = [(await anext(aiter(new))).id]
             assert new.session.path.links[0].name == another
             assert running.session.path.links[0].name == first
-            found += [token.id async for token in new]
-            assert found == expected
+            tokens += [token.id async for token in new]
+            assert tokens == expected
             running.cancel()
-            with pytest.raises(RouteError, match="in the chain already"):
+            with pytest.raises(RouteError, match="already in the chain"):
                 await membership.join(another)
 
     asyncio.run(run())
@@ -121,9 +121,9 @@ def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_t
             assert head.capacity.max_sessions == min(sessions[0] + sessions[2], sessions[1])
             assert head.capacity.busy_rows == min(2 * head.chain.max_rows, head.capacity.max_sessions)
             assert (head.vocab_size, head.gaps, head.problem) == (tiny.VOCAB, (), None)
-            told = [event.text for event in head.scheduler.events if event.kind == "refused"]
-            assert len(told) == 1
-            assert short in told[0]
+            refusals = [event.text for event in head.scheduler.events if event.kind == "refused"]
+            assert len(refusals) == 1
+            assert short in refusals[0]
         finally:
             await head.stop()
 

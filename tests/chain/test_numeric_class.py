@@ -13,7 +13,7 @@ PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
 
 
 def test_a_move_to_another_numeric_class_is_told(tmp_path) -> None:
-    """First to the replica that computes alike: exact. Then to one with another BLAS: continued, not bit-exact."""
+    """First to the replica that computes alike: exact. Then to one with another BLAS: no longer bit-exact."""
     pipeline = cut.tiny_pipeline(tmp_path, (3,))
     folders = [cut.shard_folder(pipeline, index) for index in (0, 1, 1)]
     started = [nodes.Node(folder) for folder in folders]
@@ -22,29 +22,29 @@ def test_a_move_to_another_numeric_class_is_told(tmp_path) -> None:
     async def run():
         async with scheduler_of(pipeline, [node.address for node in started], liveness=PATIENT) as scheduler:
             # Sessions on the two alike, so that the one that is not carries the fewest.
-            wanted = Request(prompt=PROMPT, parameters=SamplingParameters(), max_tokens=60, reuse=False)
-            expected = await tokens_of(scheduler, wanted)
-            stream = scheduler.submit(wanted)
+            submitted = Request(prompt=PROMPT, parameters=SamplingParameters(), max_tokens=60, reuse=False)
+            expected = await tokens_of(scheduler, submitted)
+            stream = scheduler.submit(submitted)
             reader = aiter(stream)
-            found = [(await anext(reader)).id for _ in range(5)]
+            tokens = [(await anext(reader)).id for _ in range(5)]
             alike = started[1:3]
             carrying = {link.name for link in stream.session.path.links}
             first = next((node for node in alike if node.address in carrying), None)
             assert first is not None, "a stream begins on the replica that was named first"
             first.kill()
-            found += [(await anext(reader)).id for _ in range(5)]
+            tokens += [(await anext(reader)).id for _ in range(5)]
             (second,) = (node for node in alike if node is not first)
             assert stream.session.path.links[1].name == second.address
             assert stream.is_exact
             second.kill()
             async for token in reader:
-                found.append(token.id)
+                tokens.append(token.id)
             assert not stream.is_exact
-            assert len(found) == len(expected)
-            told = [event.text for event in scheduler.events if event.kind == "recovered"]
-            assert "not bit-exact" not in told[0]
-            assert "continued, not bit-exact" in told[-1]
-            assert started[3].address in told[-1]
+            assert len(tokens) == len(expected)
+            events = [event.text for event in scheduler.events if event.kind == "recovered"]
+            assert "bit-exact" not in events[0]
+            assert "no longer bit-exact" in events[-1]
+            assert started[3].address in events[-1]
 
     try:
         for node in started:

@@ -30,9 +30,9 @@ TUPLES = (
     ("        out = h + r\n        return out\n", "        out = h + r\n        return out, r\n"),
 )
 REFUSED = {
-    "another crossing is needed": ((RESIDUAL,), "would compute something else here"),
-    "another structure is handed on": (TUPLES, "is not what the model hands on here"),
-    "the module is not there": (None, "has no architecture 'llama'"),
+    "another crossing is needed": ((RESIDUAL,), "would not compute here what the whole model computes"),
+    "another structure is handed on": (TUPLES, "differs from what the model passes on here"),
+    "the module is not there": (None, "does not support the architecture 'llama'"),
 }
 Upstream = Callable[..., dict[str, str]]
 
@@ -106,7 +106,7 @@ def test_stage_that_is_another_under_this_version_is_refused(case: str, made: Pa
     assert served.returncode not in (0, 70)
     assert what in served.stderr
     assert f"was split with mlx {version('mlx')} and mlx-lm {version('mlx-lm')}" in served.stderr
-    assert f"here are mlx {version('mlx')} and mlx-lm {OTHER}" in served.stderr
+    assert f"this machine has mlx {version('mlx')} and mlx-lm {OTHER}" in served.stderr
     assert f"mlx-lm=={version('mlx-lm')}" in served.stderr
     assert "loading" not in served.stderr
 

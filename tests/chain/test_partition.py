@@ -96,11 +96,11 @@ def request(**changes) -> Request:
     return Request(**given | changes)
 
 
-async def rest_of(stream, reader, found) -> list[int]:
+async def rest_of(stream, reader, tokens) -> list[int]:
     async with asyncio.timeout(60):
-        found += [token.id async for token in reader]
+        tokens += [token.id async for token in reader]
         await stream.ended.wait()
-    return found
+    return tokens
 
 
 # A first stage that only the head does not hear is missed by nobody: its output goes to the next node.
@@ -114,9 +114,9 @@ def test_a_node_cut_off_in_decode_changes_no_token(pipeline, net, expected, how,
         async with scheduler_of(pipeline, net.addresses) as scheduler:
             stream = scheduler.submit(request())
             reader = aiter(stream)
-            found = [(await anext(reader)).id for _ in range(5)]
+            tokens = [(await anext(reader)).id for _ in range(5)]
             BREAKS[how](net.carrying(stream, place))
-            assert await rest_of(stream, reader, found) == expected
+            assert await rest_of(stream, reader, tokens) == expected
             assert stream.num_recoveries >= 1
 
     asyncio.run(run())
@@ -221,7 +221,9 @@ def test_a_node_cut_off_at_connect_is_named_in_time(net) -> None:
         net.proxies[1].silence()
         async with asyncio.timeout(30):
             with pytest.raises(ChainError, match=net.addresses[1]):
-                await Chain.start([NodeLink(address, found, liveness=QUICK) for address, found in described])
+                await Chain.start(
+                    [NodeLink(address, description, liveness=QUICK) for address, description in described]
+                )
 
     asyncio.run(run())
 
@@ -248,11 +250,11 @@ def test_a_flapping_node_changes_no_token(pipeline, net, expected) -> None:
         async with scheduler_of(pipeline, net.addresses[:num_nodes]) as scheduler:
             stream = scheduler.submit(request())
             reader = aiter(stream)
-            found = []
+            tokens = []
             for _ in range(4):
-                found += [(await anext(reader)).id for _ in range(3)]
+                tokens += [(await anext(reader)).id for _ in range(3)]
                 net.carrying(stream, 1).reset()
-            assert await rest_of(stream, reader, found) == expected
+            assert await rest_of(stream, reader, tokens) == expected
 
     asyncio.run(run(2))
     asyncio.run(run(4))
@@ -284,11 +286,11 @@ def test_neighbours_that_cannot_reach_each_other_go_by_the_head(pipeline, net, e
             assert chain.paths.hops[0].kind is HopKind.DIAL
             stream = scheduler.submit(request())
             reader = aiter(stream)
-            found = [(await anext(reader)).id for _ in range(5)]
+            tokens = [(await anext(reader)).id for _ in range(5)]
             sent = chain.sent_bytes
             net.proxies[1].onward = "127.0.0.1:9"  # nobody listens there, at the other way in neither
             net.proxies[1].reset()
-            assert await rest_of(stream, reader, found) == expected
+            assert await rest_of(stream, reader, tokens) == expected
             assert stream.num_recoveries >= 1
             assert chain.sent_bytes > sent
 

@@ -67,7 +67,7 @@ def test_a_relieved_stand_in_gets_no_new_sessions_and_is_not_missed() -> None:
     (node,) = paths.places
     paths.lose(node, NodeLost("first:1 is gone."))
     local: Any = Link("this process", 0)
-    stand_in = paths.add(local, NodeUnreachable("It is being taken in."), PlaceState.ENDED)
+    stand_in = paths.add(local, NodeUnreachable("It is joining the chain."), PlaceState.ENDED)
     assert paths.in_use == [node]
     paths.revive(stand_in, PlaceState.STAND_IN)
     assert paths.choose(num_carried=lambda link: 0).links == (local,)
@@ -79,7 +79,7 @@ def test_a_relieved_stand_in_gets_no_new_sessions_and_is_not_missed() -> None:
     paths.lose(node, NodeLost("first:1 is gone."))
     assert paths.choose(num_carried=lambda link: 0).links == (local,)
     paths.revive(node)
-    assert paths.lose(stand_in, NodeLost("It has been relieved."), PlaceState.ENDED)
+    assert paths.lose(stand_in, NodeLost("It has been replaced."), PlaceState.ENDED)
     assert not paths.lose(stand_in, NodeLost("It was lost before."))
     assert (paths.in_use, paths.gaps) == ([node], [])
 

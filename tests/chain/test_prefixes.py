@@ -40,11 +40,11 @@ def pipeline(request, tmp_path_factory):
 
 async def answer(scheduler, prompt, **changes):
     """A stream that has ended, and its tokens."""
-    wanted = {"parameters": SamplingParameters(), "max_tokens": NUM_TOKENS, "reuse": True} | changes
-    stream = scheduler.submit(Request(prompt=prompt, **wanted))
-    found = [token.id async for token in stream]
+    fields = {"parameters": SamplingParameters(), "max_tokens": NUM_TOKENS, "reuse": True} | changes
+    stream = scheduler.submit(Request(prompt=prompt, **fields))
+    tokens = [token.id async for token in stream]
     await stream.ended.wait()
-    return stream, found
+    return stream, tokens
 
 
 def test_a_long_prompts_snapshots_are_forked(pipeline) -> None:
@@ -54,10 +54,10 @@ def test_a_long_prompts_snapshots_are_forked(pipeline) -> None:
         settings = SchedulerSettings(prefill_chunk=64)
         async with scheduler_of(pipeline, context=CONTEXT, settings=settings) as (scheduler, engines):
             await answer(scheduler, [*SHARED, 1, 2, 3])
-            stream, found = await answer(scheduler, [*SHARED[:550], 4, 5])
+            stream, tokens = await answer(scheduler, [*SHARED[:550], 4, 5])
             assert stream.num_reused == 512
             _, fresh = await answer(scheduler, [*SHARED[:550], 4, 5], reuse=False)
-            assert found == fresh
+            assert tokens == fresh
             assert {engine.num_sessions for engine in engines} == {0}
 
     asyncio.run(run())
@@ -72,9 +72,9 @@ def test_where_prompts_part_a_snapshot_is_kept(pipeline) -> None:
             reused = []
             for turn in range(4):
                 prompt = [*system, 100 + turn, 7, 8]
-                stream, found = await answer(scheduler, prompt)
+                stream, tokens = await answer(scheduler, prompt)
                 reused.append(stream.num_reused)
-                assert found == (await answer(scheduler, prompt, reuse=False))[1]
+                assert tokens == (await answer(scheduler, prompt, reuse=False))[1]
             assert reused == [0, 0, 90, 90]
             other, _ = await answer(scheduler, [*system, 100, 7, 8], tenant="another")
             assert other.num_reused == 0, "tenants share no prefix"
@@ -102,8 +102,8 @@ def test_drafts_are_off_where_a_wrong_one_stays(pipeline) -> None:
         async with scheduler_of(pipeline, context=CONTEXT) as (scheduler, _):
             prompt = [3, 1, 4, 1, 5] * 4
             _, plain = await answer(scheduler, prompt, max_tokens=40, reuse=False)
-            stream, found = await answer(scheduler, prompt, max_tokens=40, reuse=False, drafter=lambda ids: [7, 7, 7])
-            assert found == plain
+            stream, tokens = await answer(scheduler, prompt, max_tokens=40, reuse=False, drafter=lambda ids: [7, 7, 7])
+            assert tokens == plain
             assert stream.num_drafted == 0
             assert why_limited(scheduler.chain.rewind_limit, scheduler.chain.max_context)
 
@@ -121,8 +121,8 @@ def test_drafts_end_where_a_window_is_full(tmp_path) -> None:
             prompt = [3, 1, 4, 1, 5]
             _, plain = await answer(scheduler, prompt, max_tokens=60, reuse=False)
             for drafter in (lambda ids: [7, 7, 7], prompt_lookup(num_drafts=4, shortest=1)):
-                stream, found = await answer(scheduler, prompt, max_tokens=60, reuse=False, drafter=drafter)
-                assert found == plain
+                stream, tokens = await answer(scheduler, prompt, max_tokens=60, reuse=False, drafter=drafter)
+                assert tokens == plain
                 assert 0 < stream.num_drafted <= 3 * 40 + 4
             assert "39" in why_limited(39, 512)
             assert why_limited(512, 512) == ""
@@ -144,13 +144,13 @@ def test_a_draft_goes_with_nobody(tmp_path) -> None:
                 text = next(text for text in texts if text[: len(ids)] == list(ids))
                 return text[len(ids) : len(ids) + 3]
 
-            found = await asyncio.gather(
+            answers = await asyncio.gather(
                 *(
                     answer(scheduler, prompt, max_tokens=40, reuse=False, drafter=oracle if index % 2 else None)
                     for index, prompt in enumerate(prompts)
                 )
             )
-            assert [tokens for _, tokens in found] == alone
-            assert [stream.num_accepted for stream, _ in found] == [0, 29, 0, 29, 0, 29]
+            assert [tokens for _, tokens in answers] == alone
+            assert [stream.num_accepted for stream, _ in answers] == [0, 29, 0, 29, 0, 29]
 
     asyncio.run(run())

@@ -55,11 +55,11 @@ def request(**changes) -> Request:
     )
 
 
-async def tokens_of(scheduler: Scheduler, wanted: Request) -> list[int]:
-    stream = scheduler.submit(wanted)
-    found = [token.id async for token in stream]
+async def tokens_of(scheduler: Scheduler, submitted: Request) -> list[int]:
+    stream = scheduler.submit(submitted)
+    tokens = [token.id async for token in stream]
     await stream.ended.wait()
-    return found
+    return tokens
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -158,8 +158,8 @@ def test_a_stage_of_windows_goes_along(tmp_path) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("wanted", [{"bits": 5}, {"bits": 0}, {"bits": 8, "group_size": 48}])
-def test_forms_that_do_not_exist_are_usage_errors(wanted) -> None:
+@pytest.mark.parametrize("form", [{"bits": 5}, {"bits": 0}, {"bits": 8, "group_size": 48}])
+def test_forms_that_do_not_exist_are_usage_errors(form) -> None:
     """mlx-lm's cache packs whole words only."""
     with pytest.raises(UsageError, match=r"`kv_(bits|group_size)`"):
-        KvQuantization(**wanted)
+        KvQuantization(**form)

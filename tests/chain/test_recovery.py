@@ -43,20 +43,20 @@ def test_killed_node_with_a_replica_changes_no_token(pipeline, victim) -> None:
 
     async def run():
         async with scheduler_of(pipeline, [node.address for node in started]) as scheduler:
-            wanted = [request(), request(SamplingParameters())]
-            expected = [await tokens_of(scheduler, one) for one in wanted]
-            streams = [scheduler.submit(one) for one in wanted]
+            requests = [request(), request(SamplingParameters())]
+            expected = [await tokens_of(scheduler, one) for one in requests]
+            streams = [scheduler.submit(one) for one in requests]
             readers = [aiter(stream) for stream in streams]
-            found = [[(await anext(reader)).id for _ in range(5)] for reader in readers]
+            answers = [[(await anext(reader)).id for _ in range(5)] for reader in readers]
             carrying = {link.name for stream in streams for link in stream.session.path.links}
             killed = next(node for node in (started[victim], started[3]) if node.address in carrying)
             killed.process.kill()
-            for tokens, reader in zip(found, readers, strict=True):
+            for tokens, reader in zip(answers, readers, strict=True):
                 tokens += [token.id async for token in reader]
-            assert found == expected
+            assert answers == expected
             assert sum(stream.num_recoveries for stream in streams) >= 1
             assert {event.kind for event in scheduler.events} >= {"lost", "recovered"}
-            assert await tokens_of(scheduler, wanted[0]) == expected[0], "new work goes to those that are left"
+            assert await tokens_of(scheduler, requests[0]) == expected[0], "new work goes to those that are left"
 
     try:
         asyncio.run(run())
@@ -74,7 +74,7 @@ def test_node_that_comes_back_empty_goes_on(pipeline) -> None:
             expected = await tokens_of(scheduler, request())
             stream = scheduler.submit(request())
             reader = aiter(stream)
-            found = [(await anext(reader)).id for _ in range(5)]
+            tokens = [(await anext(reader)).id for _ in range(5)]
             started[1].process.kill()
             started[1].process.wait()
             port = started[1].address.rsplit(":", 1)[1]
@@ -83,8 +83,8 @@ def test_node_that_comes_back_empty_goes_on(pipeline) -> None:
                 None, lambda: nodes.start(folder_of(pipeline, 1), options=("--port", port))
             )
             started.extend(again)
-            found += [token.id async for token in reader]
-            assert found == expected
+            tokens += [token.id async for token in reader]
+            assert tokens == expected
             assert [event.kind for event in scheduler.events][-1] == "recovered"
 
     try:
@@ -102,16 +102,16 @@ def test_frozen_node_is_noticed_and_replaced(pipeline) -> None:
             expected = await tokens_of(scheduler, request())
             stream = scheduler.submit(request())
             reader = aiter(stream)
-            found = [(await anext(reader)).id for _ in range(5)]
+            tokens = [(await anext(reader)).id for _ in range(5)]
             carrying = {link.name for link in stream.session.path.links}
             frozen = next(node for node in (started[1], started[3]) if node.address in carrying)
             frozen.freeze()
             try:
                 async with asyncio.timeout(30):
-                    found += [token.id async for token in reader]
+                    tokens += [token.id async for token in reader]
             finally:
                 frozen.process.send_signal(signal.SIGCONT)
-            assert found == expected
+            assert tokens == expected
 
     try:
         asyncio.run(run())
@@ -150,8 +150,8 @@ def test_replay_covers_every_position_once(mode) -> None:
     shapes = [16, 16, 7, 1, 1, 1, 1]
     for start in range(sum(shapes) + 1):
         for stop in range(start, sum(shapes) + 1):
-            found = chunks_to_replay(shapes, start, stop, mode=mode, largest=10)
-            assert sum(found) == stop - start
-            assert all(found)
+            chunks = chunks_to_replay(shapes, start, stop, mode=mode, largest=10)
+            assert sum(chunks) == stop - start
+            assert all(chunks)
     assert chunks_to_replay(shapes, 0, 41, mode=Recovery.EXACT, largest=10) == [16, 16, 7, 1, 1]
     assert chunks_to_replay(shapes, 20, 41, mode=Recovery.EXACT, largest=10) == [12, 7, 1, 1]

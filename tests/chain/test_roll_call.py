@@ -79,7 +79,7 @@ def test_other_version_is_said_to_be_one(pipeline, served, tmp_path) -> None:
 
 def test_node_that_loads_is_waited_for(pipeline, served) -> None:
     """A node that answers and has not loaded yet is asked again until it has, and who waits is told."""
-    told: list[str] = []
+    notes: list[str] = []
 
     async def run() -> None:
         servicer = StageServicer(advertise=(), host={}, message_bytes=MESSAGE_BYTES)
@@ -88,12 +88,12 @@ def test_node_that_loads_is_waited_for(pipeline, served) -> None:
         first, loading = served.addresses[0], served.network.listen(lambda: server)
 
         def progress(text: str) -> None:
-            told.append(text)
+            notes.append(text)
             servicer.serve(served.nodes[1].engine)
 
         present = await roll_call(pipeline.manifest, [first, loading], progress=progress, dialer=served.dialer)
         assert [name for name, _ in present.nodes] == [first, loading]
-        assert loading in told[0]
+        assert loading in notes[0]
         await servicer.close()
 
     asyncio.run(run())

@@ -78,15 +78,15 @@ class Rounds(ChainObserver):
 
 
 def request(index, **changes) -> Request:
-    wanted = {"prompt": PROMPTS[index], "parameters": PARAMETERS[index], "max_tokens": NUM_TOKENS, "reuse": False}
-    return Request(**(wanted | changes))
+    fields = {"prompt": PROMPTS[index], "parameters": PARAMETERS[index], "max_tokens": NUM_TOKENS, "reuse": False}
+    return Request(**(fields | changes))
 
 
-async def tokens_of(scheduler, wanted: Request) -> list[int]:
-    stream = scheduler.submit(wanted)
-    found = [token.id async for token in stream]
+async def tokens_of(scheduler, submitted: Request) -> list[int]:
+    stream = scheduler.submit(submitted)
+    tokens = [token.id async for token in stream]
     await stream.ended.wait()
-    return found
+    return tokens
 
 
 def test_every_observer_hears_every_stream(pipeline) -> None:
@@ -208,10 +208,10 @@ def test_a_prompt_that_begins_like_another_is_forked(llama) -> None:
             await tokens_of(scheduler, request(0, prompt=[*shared, 1, 2, 3], reuse=True))
             before = engines[0].load()["prefill_ids"]
             stream = scheduler.submit(request(1, prompt=[*shared, 4, 5, 6, 7], reuse=True))
-            found = [token.id async for token in stream]
+            tokens = [token.id async for token in stream]
             assert stream.num_reused == len(shared)
             assert engines[0].load()["prefill_ids"] - before == 4
-            assert found == await tokens_of(scheduler, request(1, prompt=[*shared, 4, 5, 6, 7]))
+            assert tokens == await tokens_of(scheduler, request(1, prompt=[*shared, 4, 5, 6, 7]))
             other = scheduler.submit(request(1, prompt=[*shared, 4, 5], reuse=True, tenant="another"))
             assert len([token async for token in other]) == NUM_TOKENS
             assert other.num_reused == 0, "tenants share no prefix"
@@ -230,8 +230,8 @@ def test_parked_sessions_make_room(llama) -> None:
             for engine in engines:
                 table = engine._sessions
                 table._kv_budget_bytes = engine.reserved_bytes + 1
-            found = await tokens_of(scheduler, request(5, reuse=True))
-            assert len(found) == NUM_TOKENS
+            tokens = await tokens_of(scheduler, request(5, reuse=True))
+            assert len(tokens) == NUM_TOKENS
             assert engines[0].load()["parked_sessions"] < 5
 
     asyncio.run(run())
@@ -270,14 +270,14 @@ def test_requests_wait_for_room_and_tenants_take_turns(llama) -> None:
             order: list[str] = []
 
             async def one(i, tenant):
-                found = await tokens_of(scheduler, request(i, tenant=tenant, max_tokens=8))
+                tokens = await tokens_of(scheduler, request(i, tenant=tenant, max_tokens=8))
                 order.append(tenant)
-                return found
+                return tokens
 
             tasks = [asyncio.create_task(one(i, "many")) for i in range(7)]
             tasks.append(asyncio.create_task(one(7, "few")))
-            found = await asyncio.gather(*tasks)
-            assert all(len(tokens) == 8 for tokens in found)
+            answers = await asyncio.gather(*tasks)
+            assert all(len(tokens) == 8 for tokens in answers)
             assert order.index("few") < 6
 
     asyncio.run(run())
@@ -336,14 +336,14 @@ def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
         async with scheduler_of(llama, settings=SchedulerSettings(num_microbatches=1)) as (scheduler, engines):
             widths: dict[Lane, set[int]] = {lane: set() for lane in Lane}
             scheduler.chain.watch(Rounds(lambda lane, num_rows: widths[lane].add(num_rows)))
-            wanted = [request(i, max_tokens=100) for i in range(6)]
-            free = await asyncio.gather(*(tokens_of(scheduler, each) for each in wanted))
+            requests = [request(i, max_tokens=100) for i in range(6)]
+            free = await asyncio.gather(*(tokens_of(scheduler, each) for each in requests))
             assert max(widths[Lane.DECODE]) > 2
             widths[Lane.DECODE].clear()
             row_bytes = 4 + 4 * scheduler.chain.links[1].facts.crossings_in[0].shape[-1]  # its id, and float32
             for engine in engines:
                 engine.limits = replace(engine.limits, message_bytes=MESSAGE_OVERHEAD_BYTES + 2 * row_bytes)
-            assert await asyncio.gather(*(tokens_of(scheduler, each) for each in wanted)) == free
+            assert await asyncio.gather(*(tokens_of(scheduler, each) for each in requests)) == free
             assert max(widths[Lane.DECODE]) == 2
 
     asyncio.run(run())

@@ -56,11 +56,11 @@ def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> N
             expected = await tokens_of(head.scheduler, request(60))
             stream = head.scheduler.submit(request(60))
             reader = aiter(stream)
-            found = [(await anext(reader)).id for _ in range(5)]
+            tokens = [(await anext(reader)).id for _ in range(5)]
             for node in started[1:]:
                 node.kill()
-            found += [token.id async for token in reader]
-            assert found == expected
+            tokens += [token.id async for token in reader]
+            assert tokens == expected
             assert at().count("this process") == 1
             assert len(head.chain.paths.lost) == 2
             (local,) = (link for link in head.chain.links if isinstance(link, LocalLink))

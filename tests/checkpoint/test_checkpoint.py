@@ -57,7 +57,7 @@ def test_malformed_file_is_refused_where_it_is_read_by_ranges(name: str, tmp_pat
     """Our own rules refuse all that the reference reader refuses: a file on the Hub is seen by them alone."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(MALFORMED[name])
-    with FileSource(path) as source, pytest.raises(WeightFileError, match="not a proper safetensors file"):
+    with FileSource(path) as source, pytest.raises(WeightFileError, match="not a valid safetensors file"):
         parse_header(source, file=path.name)
 
 
@@ -83,7 +83,7 @@ def test_message_names_tensor_and_both_values(tmp_path: Path) -> None:
     """A refusal says which tensor is wrong and which two values disagree."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(build({"layer.weight": entry(shape=(2, 3))}, bytes(16)))
-    with pytest.raises(WeightFileError, match=r"layer\.weight.*takes 24 bytes.*give 16"):
+    with pytest.raises(WeightFileError, match=r"layer\.weight.*takes 24 bytes.*span 16"):
         read_header(path)
 
 
@@ -284,9 +284,9 @@ def test_number_of_layers_is_asked_for() -> None:
 
 def test_quantization_is_found() -> None:
     """mlx-lm's quantisation is read; other methods are none of ours."""
-    found = quantization({"quantization": {"bits": 4, "group_size": 64, "model.embed": {"bits": 8}}})
-    assert found is not None
-    assert (found.bits, found.group_size, found.mode) == (4, 64, "affine")
+    read = quantization({"quantization": {"bits": 4, "group_size": 64, "model.embed": {"bits": 8}}})
+    assert read is not None
+    assert (read.bits, read.group_size, read.mode) == (4, 64, "affine")
     assert quantization({"quantization_config": {"quant_method": "fp8"}}) is None
     with pytest.raises(FormatError, match="quantization"):
         quantization({"quantization": {"bits": 400, "group_size": 64}})
@@ -386,7 +386,7 @@ def test_gate_sees_another_order(weights: Path) -> None:
     """The order of tensors is part of the promise."""
     file, catalogue = _shipped(weights)
     changed = file.model_copy(update={"tensors": tuple(reversed(file.tensors))})
-    with pytest.raises(WeightFileError, match="another order"):
+    with pytest.raises(WeightFileError, match="differ from the stage's \\(their order\\)"):
         verify_weight_file(weights, changed, catalogue)
 
 
@@ -402,7 +402,7 @@ def test_gate_sees_wrong_shape_and_dtype(weights: Path, spec: TensorSpec | None)
 def test_gate_sees_a_wrong_size_and_a_missing_file(weights: Path) -> None:
     """Size is checked before content, and absence has its own words."""
     file, catalogue = _shipped(weights)
-    with pytest.raises(WeightFileError, match="bytes, the stage says"):
+    with pytest.raises(WeightFileError, match="bytes, but the stage says"):
         verify_weight_file(weights, file.model_copy(update={"size_bytes": file.size_bytes + 1}), catalogue)
     with pytest.raises(WeightFileError, match="cannot be opened"):
         verify_weight_file(weights.with_name("none.safetensors"), file, catalogue)
@@ -468,5 +468,5 @@ def test_estimates_are_said(tmp_path: Path) -> None:
         tmp_path, config={"num_attention_heads": None, "num_key_value_heads": None, "layer_types": ["x"] * 4}
     )
     notes = " ".join(model_costs(open_checkpoint(tmp_path), 100).notes)
-    assert "KV heads are not stated" in notes
+    assert "config.json does not state the number of KV heads" in notes
     assert "kind x" in notes

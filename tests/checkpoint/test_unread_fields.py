@@ -76,10 +76,10 @@ def test_field_is_refused_at_values_that_change_numbers_and_at_no_others(name: s
         for value in (*neutral, None):
             assert unread(config_of(name, **{field: value})) == [], (field, value)
         for fields in changing:
-            found = read_fields(config_of(name, **fields)).unread
-            assert [one.name.removeprefix("text_config.") for one in found] == [field], fields
-            assert found[0].value == fields[field]
-            assert found[0].why
+            fields_unread = read_fields(config_of(name, **fields)).unread
+            assert [one.name.removeprefix("text_config.") for one in fields_unread] == [field], fields
+            assert fields_unread[0].value == fields[field]
+            assert fields_unread[0].why
 
 
 @pytest.mark.parametrize("name", sorted(name for name, entry in OWN.items() if (entry["rope"] or {}).get("theta")))
@@ -121,7 +121,8 @@ def test_published_configuration_keeps_what_it_had(tmp_path: Path) -> None:
     written = json.loads(translated.small_file("config.json"))
     assert written == {**config, "rope_theta": 5e5}
     assert reading.notes == (
-        "config.json: mlx-lm reads other names than it has; set in what is published: rope_theta = 500000.0",
+        "config.json: mlx-lm reads these fields under other names; they are set in the published config.json: "
+        "rope_theta = 500000.0",
     )
     assert checkpoint.with_config(checkpoint.config) is checkpoint
 
@@ -130,7 +131,7 @@ def test_rotary_parameters_come_before_the_old_names() -> None:
     """Two bases that differ: `rope_parameters` decides, as in transformers, and the plan says so."""
     reading = read_fields({"model_type": "qwen2", "rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}})
     assert reading.config["rope_theta"] == 1e6
-    assert any("rope_theta was 10000.0" in note for note in reading.notes)
+    assert any("rope_theta is changed from 10000.0 to" in note for note in reading.notes)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "granite", "olmo2", "stablelm"])
@@ -162,8 +163,8 @@ def test_layers_with_windows_get_their_own_base() -> None:
     assert (text["rope_theta"], text["rope_local_base_freq"]) == (1e6, 1e4)
     assert text["rope_scaling"] == {"type": "linear", "rope_type": "linear", "factor": 8.0}
     nested["sliding_attention"] |= {"rope_type": "linear", "factor": 8.0}
-    found = read_fields({"model_type": "gemma3_text", "rope_parameters": nested}).unread
-    assert [one.name for one in found] == ["rope_parameters.sliding_attention.rope_type"]
+    fields_unread = read_fields({"model_type": "gemma3_text", "rope_parameters": nested}).unread
+    assert [one.name for one in fields_unread] == ["rope_parameters.sliding_attention.rope_type"]
 
 
 def test_one_embedding_for_all_layers_takes_equal_ones_only() -> None:
@@ -179,8 +180,8 @@ def test_scalings_that_disagree_are_refused() -> None:
         "rope_scaling": {"rope_type": "linear", "factor": 2.0},
         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
     }
-    (found,) = read_fields(config).unread
-    assert (found.name, found.why) == ("rope_scaling", "it and rope_parameters disagree on factor")
+    (field,) = read_fields(config).unread
+    assert (field.name, field.why) == ("rope_scaling", "it and rope_parameters disagree on factor")
 
 
 def test_old_scaling_is_named_as_the_module_reads_it() -> None:
@@ -254,7 +255,9 @@ def test_window_as_long_as_the_session_is_a_note() -> None:
     reading = read_fields({"model_type": "gemma2", "sliding_window": 4096, "max_position_embeddings": 8192})
     reading.check("here", context=4096)
     (text,) = reading.later(4096)
-    assert text.endswith("texts of up to 4096 positions have the model's numbers. Sessions are to have 4096 positions")
+    assert text.endswith(
+        "of up to 4096 positions get the model's numbers. That changes nothing here, where sessions have 4096 positions"
+    )
     assert reading.later(4097) == ()
     with pytest.raises(UnsupportedModel, match="never reads sliding_window \\(4096\\)"):
         reading.check("here", context=4097)
@@ -266,7 +269,7 @@ def test_refusal_names_field_value_reason_and_the_way_on() -> None:
         read_fields(config).check("ORG/MODEL", context=64)
     error = caught.value
     assert error.what == (
-        'mlx-lm would compute other numbers than ORG/MODEL has: it never reads hidden_act ("relu"), sliding_window (3).'
+        'mlx-lm would not compute the numbers of ORG/MODEL: it never reads hidden_act ("relu"), sliding_window (3).'
     )
     assert "hidden_act: activation of the feed-forward layers; this module computes" in error.why
     assert error.hint.endswith("`ignore_field` hidden_act `ignore_field` sliding_window")
@@ -328,7 +331,7 @@ def test_model_type_runs_by_the_module_mlx_lm_gives_it() -> None:
     assert unread({"model_type": "llama", "sliding_window": 3}) == []
     reading = read_fields({"model_type": "of-tomorrow", "hidden_act": "relu"})
     assert reading.unread == ()
-    assert "'of-tomorrow' never reads is not known" in reading.notes[0]
+    assert "'of-tomorrow' never reads are not known" in reading.notes[0]
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -90,7 +90,7 @@ def test_strings_are_shown_as_strings(model: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({f"field_{number}": 1 for number in range(100_000)}, "fields, at most"),
+        ({f"field_{number}": 1 for number in range(100_000)}, "fields, and at most"),
         ({"layer_types": ["full_attention"] * 4000}, "layer_types has 4000 entries"),
         ({"layer_types": ["full_attention"] * 10_000, "num_hidden_layers": 4096}, "layer_types has 10000 entries"),
     ],

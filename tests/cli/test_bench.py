@@ -58,9 +58,9 @@ def test_bench_runs_what_it_says_and_leaves_nothing(pipeline, served, tmp_path) 
     plot = tmp_path / "plot.svg"
     result = bench(pipeline, served, "--concurrency", "1,3", "--json", "--plot", plot)
     assert result.returncode == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert [level["concurrency"] for level in found["levels"]] == [1, 3]
-    for level in found["levels"]:
+    report = json.loads(result.stdout)
+    assert [level["concurrency"] for level in report["levels"]] == [1, 3]
+    for level in report["levels"]:
         num_requests = level["concurrency"] * NUM_ROUNDS
         assert level["num_requests"] == num_requests
         assert level["num_tokens"] == num_requests * NUM_TOKENS
@@ -77,12 +77,12 @@ def test_bench_runs_what_it_says_and_leaves_nothing(pipeline, served, tmp_path) 
         assert 0 <= prompts - risen["prefill_ids"] <= num_warm + num_measured
         assert new["sessions"] == new["parked_sessions"] == new["kv_reserved_bytes"] == 0
         assert new["failures"] == old["failures"]
-    assert [host["at"] for host in found["hosts"]] == [f"stage {i} at {node.address}" for i, node in enumerate(served)]
-    for host in (*found["hosts"], found["head"]):
+    assert [host["at"] for host in report["hosts"]] == [f"stage {i} at {node.address}" for i, node in enumerate(served)]
+    for host in (*report["hosts"], report["head"]):
         assert host["mlx"]
         assert host["backend"]
-    assert found["pipeline_id"] == pipeline.manifest.pipeline_id
-    assert (found["prompt_tokens"], found["tokens"], found["seed"]) == (NUM_PROMPT, NUM_TOKENS, 0)
+    assert report["pipeline_id"] == pipeline.manifest.pipeline_id
+    assert (report["prompt_tokens"], report["tokens"], report["seed"]) == (NUM_PROMPT, NUM_TOKENS, 0)
     assert ElementTree.parse(plot).getroot().tag.endswith("svg")
 
 
@@ -125,9 +125,9 @@ def test_bench_refuses_what_no_session_holds(pipeline, served) -> None:
 
 def test_plot_is_refused_before_anything_is_measured(tmp_path) -> None:
     """Another kind of file, or a folder that is not there; a PNG or an SVG may be drawn."""
-    with pytest.raises(UsageError, match="no PNG or SVG"):
+    with pytest.raises(UsageError, match="neither a PNG nor an SVG"):
         check_plot(tmp_path / "plot.jpg")
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         check_plot(tmp_path / "nowhere" / "plot.png")
     assert check_plot(tmp_path / "plot.PNG")
 

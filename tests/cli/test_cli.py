@@ -148,7 +148,7 @@ def test_stages_nobody_serves_run_here_and_that_is_said(pipeline, served) -> Non
     assert result.returncode == 0, result.stderr
     assert "stage 1 to 2 runs in this process" in result.stderr
     assert [stage["at"] for stage in json.loads(result.stdout)["stages"]] == [served[0].address, "this process"]
-    fails(nodes.shardhub(*command, "--no-local"), 5, "Nobody serves stage 1", "shardhub serve")
+    fails(nodes.shardhub(*command, "--no-local"), 5, "No node serves stage 1", "shardhub serve")
 
 
 def test_stop_strings_end_the_answer_and_do_not_show(pipeline, served) -> None:
@@ -249,7 +249,7 @@ def test_interrupted_generate_frees_the_nodes(endless) -> None:
         (["--cuts", "4,2"], ["2"]),
         (["--cuts", "0"], ["0"]),
         (["--cuts", "a"], ["whole number"]),
-        (["--stages", "2", "--cuts", "3"], ["cannot go together"]),
+        (["--stages", "2", "--cuts", "3"], ["cannot be combined"]),
         (["--machine", "mac"], ["NAME=RAM"]),
         (["--plan", "/nowhere/plan.json"], ["cannot be read"]),
     ],

@@ -37,9 +37,9 @@ def test_doctor_finds_a_machine_that_is_ready(served: tuple[RunningHub, Wire], t
     hub = served[0]
     result = doctor("--json", HF_ENDPOINT=hub.endpoint, HF_TOKEN=hub.token("ann"), SHARDHUB_CACHE=str(tmp_path))
     assert result.exit_code == 0, result.stderr
-    found = states(result)
-    assert list(found) == ["python", "compiler", "blas", "mlx", "memory", "disk", "ports", "hub", "token"]
-    assert {found[name] for name in ("python", "compiler", "mlx", "hub", "token")} == {"ok"}
+    states_by_name = states(result)
+    assert list(states_by_name) == ["python", "compiler", "blas", "mlx", "memory", "disk", "ports", "hub", "token"]
+    assert {states_by_name[name] for name in ("python", "compiler", "mlx", "hub", "token")} == {"ok"}
 
 
 def test_doctor_fails_on_a_wrong_token_and_a_missing_compiler(served: tuple[RunningHub, Wire], tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_report_is_free_of_secrets(served: tuple[RunningHub, Wire], tmp_path: Pa
 
 
 def test_report_hides_what_looks_like_a_token() -> None:
-    check = Check(name="hub", state="warn", found=f"proxy said hf_{'A' * 34} in {Path.home()}/x")
+    check = Check(name="hub", state="warn", finding=f"proxy said hf_{'A' * 34} in {Path.home()}/x")
     assert f"hf_{'A' * 8}" not in report_text([check])
     assert str(Path.home()) not in report_text([check])
 
@@ -106,13 +106,13 @@ def test_doctor_warns_without_network_or_hub(served: tuple[RunningHub, Wire]) ->
             "repo.write",
         ),
         (200, {"auth": {"accessToken": {"role": "fineGrained", "fineGrained": {}}}}, "x", "warn", "no permissions"),
-        (200, {}, "x", "ok", "of unknown scope"),
+        (200, {}, "x", "ok", "unknown permissions"),
     ],
 )
 def test_token_is_told_by_its_scope(status: int, answer: dict, source: str, state: str, text: str) -> None:
     check = token_check(status, answer, source)
     assert check.state == state
-    assert text in check.found
+    assert text in check.finding
 
 
 def test_port_in_use_is_a_warning() -> None:

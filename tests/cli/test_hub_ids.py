@@ -74,8 +74,8 @@ def here(env: dict[str, str], *arguments: object) -> subprocess.CompletedProcess
 
 def record(result: subprocess.CompletedProcess[str]) -> dict[str, object]:
     assert result.returncode == 0, result.stderr
-    found: dict[str, object] = json.loads(result.stdout)
-    return found
+    printed: dict[str, object] = json.loads(result.stdout)
+    return printed
 
 
 def test_plan_from_the_hub(published: Published, env: dict[str, str], model: Path, tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_generate_by_id_runs_cached_stages_here(published: Published, env: dict[
 
 def record_list(result: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
     assert result.returncode == 0, result.stderr
-    found: list[dict[str, object]] = json.loads(result.stdout)
-    return found
+    printed: list[dict[str, object]] = json.loads(result.stdout)
+    return printed
 
 
 def test_pull_ls_rm_prune(published: Published, env: dict[str, str], tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_wrong_names(published: Published, env: dict[str, str]) -> None:
     """Neither folder nor repo: both are said. A model where a shard is wanted: the command for it is said."""
     unknown = here(env, "serve", "ann/nothing")
     assert unknown.returncode == 1
-    assert "There is no folder ann/nothing either" in unknown.stderr
+    assert "The folder ann/nothing does not exist either" in unknown.stderr
     assert here(env, "plan", "ann/nothing", "--stages", 2).returncode == 1
     assert "shardhub split" in here(env, "serve", MODEL).stderr
     assert "shardhub serve" in here(env, "plan", published.shards[0], "--stages", 2).stderr

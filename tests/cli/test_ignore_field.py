@@ -45,7 +45,8 @@ def test_translated_model_is_published_with_both_names(model: Path, tmp_path: Pa
     result = shardhub("split", model, tmp_path / "out", "--stages", 2, "--name", "m")
     assert result.exit_code == 0, result.stderr
     assert (
-        "note: config.json: mlx-lm reads other names than it has; set in what is published: rope_theta" in result.stderr
+        "note: config.json: mlx-lm reads these fields under other names; they are set in the published config.json: "
+        "rope_theta" in result.stderr
     )
     pipeline = read_pipeline(tmp_path / "out" / "m-pipeline")
     config = json.loads((pipeline.folder / "config.json").read_text())
@@ -58,9 +59,9 @@ def test_translated_model_is_published_with_both_names(model: Path, tmp_path: Pa
     for check in ("--source", "--reference"):
         checked = shardhub("verify", pipeline.folder, check, "--source-folder", model)
         assert checked.exit_code == 0, checked.stderr
-    told = shardhub("generate", pipeline.folder, "--prompt", "a", "--max-tokens", 2)
-    assert told.exit_code == 0, told.stderr
-    assert "warning" not in told.stderr
+    generated = shardhub("generate", pipeline.folder, "--prompt", "a", "--max-tokens", 2)
+    assert generated.exit_code == 0, generated.stderr
+    assert "warning" not in generated.stderr
 
 
 def test_unread_field_is_refused_and_ignored_on_record(model: Path, tmp_path: Path) -> None:
@@ -84,9 +85,9 @@ def test_unread_field_is_refused_and_ignored_on_record(model: Path, tmp_path: Pa
     card = (pipeline.folder / "README.md").read_text()
     assert "**The numbers are not those of the published model**" in card
     assert "hidden\\_act" in card
-    told = shardhub("generate", pipeline.folder, "--prompt", "a", "--max-tokens", 2)
-    assert told.exit_code == 0, told.stderr
-    assert told.stderr.count("warning: other numbers than the published model's") == 1
+    generated = shardhub("generate", pipeline.folder, "--prompt", "a", "--max-tokens", 2)
+    assert generated.exit_code == 0, generated.stderr
+    assert generated.stderr.count("warning: other numbers than the published model's") == 1
     checked = shardhub("verify", pipeline.folder, "--source", "--source-folder", model)
     assert checked.exit_code == 0, checked.stderr
 

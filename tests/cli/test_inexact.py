@@ -83,7 +83,7 @@ def marked(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = honest.parent / "model"
     out = tmp_path_factory.mktemp("marked")
     checkpoint = open_checkpoint(model)
-    dissection = Dissection(checkpoint.config, {key: found.spec for key, found in checkpoint.tensors.items()})
+    dissection = Dissection(checkpoint.config, {key: tensor.spec for key, tensor in checkpoint.tensors.items()})
     stages = dissection.stages(list(pairwise([0, 3, 6])))
     source = Source(repo=None, commit=None)
     split(checkpoint, dissection.model(), stages, out, name="m", source=source, inexact=SAID)

@@ -143,13 +143,13 @@ def test_config_and_weights_that_disagree_are_refused(model: Path, tmp_path: Pat
     (folder / "model.safetensors").symlink_to(model / "model.safetensors")
     config = json.loads((model / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
-    refused(folder, "another shape than config.json describes", "Why: ")
+    refused(folder, "does not match config.json", "Why: ")
 
 
 def test_layers_that_run_twice_are_refused(tmp_path: Path) -> None:
     """What is right with the model is said too."""
     refused(
         saved(tmp_path / "looped", CONFIGS["nanbeige"]),
-        "not each run exactly once",
-        "its tensors are those config.json describes",
+        "does not run each layer exactly once",
+        "its tensors match config.json",
     )

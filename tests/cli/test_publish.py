@@ -109,7 +109,7 @@ def test_unknown_licence_is_not_published_unasked(command, api: HfApi, model: Pa
             (bare / path.name).symlink_to(path)
     refused = command("split-and-push", bare, "--stages", "2")
     assert refused.exit_code == 2
-    assert "states no licence" in refused.stderr
+    assert "does not state a licence" in refused.stderr
     assert "--private" in refused.stderr
     assert not api.repo_exists("ann/bare-shard-0")
     private = command("split-and-push", bare, "--stages", "2", "--private")

@@ -116,7 +116,7 @@ def test_status_into_a_pipe_is_one_plain_table(pipeline, served) -> None:
     for row, stage, layers, node in zip(rows[1:3], ("0", "1-2"), ("0-1", "2-5"), served, strict=True):
         assert row[:3] == [stage, layers, node.address]
     assert sorted(row[3] for row in rows[1:3]) == ["ready", "slowest"]
-    assert result.stdout.count("Nothing was decoded just now") == 1
+    assert result.stdout.count("No stage decoded anything since the last reading") == 1
     assert result.stdout.count("alone") == 1
 
 
@@ -144,12 +144,12 @@ def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> N
     assert "unreachable" in result.stdout
     assert "Nobody serves stage 1 (layers 2 to 3), 2 (layers 4 to 5)" in result.stdout
     assert "shardhub serve" in result.stdout
-    code, found = shown(pipeline, [gone, served[0].address])
+    code, report = shown(pipeline, [gone, served[0].address])
     assert code == 5
-    assert found["nobody"] == [1, 2]
-    assert [node["state"] for node in found["nodes"]] == ["ready", "unreachable"]
-    assert found["nodes"][1]["error"]["error"] == "NodeUnreachable"
-    assert found["problem"]["exit_code"] == 5
+    assert report["nobody"] == [1, 2]
+    assert [node["state"] for node in report["nodes"]] == ["ready", "unreachable"]
+    assert report["nodes"][1]["error"]["error"] == "NodeUnreachable"
+    assert report["problem"]["exit_code"] == 5
 
 
 def test_status_without_nodes_says_what_is_missing(pipeline, shown) -> None:
@@ -162,11 +162,11 @@ def test_status_without_nodes_says_what_is_missing(pipeline, shown) -> None:
 def test_status_of_another_pipelines_node(pipeline, served, shown, tmp_path) -> None:
     """It is shown as one that serves something else, and counts for no stage."""
     other = cut.cut(cut.tiny_model(tmp_path / "model", "qwen2"), tmp_path / "out", (3,))
-    code, found = shown(other, [served[0].address])
+    code, report = shown(other, [served[0].address])
     assert code == 5
-    assert [node["state"] for node in found["nodes"]] == ["serves something else"]
-    assert found["nodes"][0]["error"]["error"] == "HandshakeError"
-    assert found["nobody"] == [0, 1]
+    assert [node["state"] for node in report["nodes"]] == ["serves something else"]
+    assert report["nodes"][0]["error"]["error"] == "HandshakeError"
+    assert report["nobody"] == [0, 1]
 
 
 @pytest.mark.parametrize("tables", [1, 3])

@@ -71,7 +71,7 @@ def test_full_output_is_told() -> None:
     """An answer that cannot be written is a disk that is full, not a fault."""
     done = shell(f">{FULL}")
     assert done.returncode == 6
-    assert "The output cannot be written" in done.stderr
+    assert "The output could not be written" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -168,7 +168,7 @@ def test_absent_shard_is_not_called_right(out: Path) -> None:
     result = shardhub("verify", out / "m-pipeline")
     assert result.exit_code == 0, result.stdout
     assert any(line.startswith("not here  stage 0 (layers 0 to 2)") for line in result.stdout.splitlines())
-    assert "1 stages are not here and were not checked" in result.stdout.splitlines()[-1]
+    assert "1 stages are not on this machine and were not checked" in result.stdout.splitlines()[-1]
     assert "graph: " in result.stdout
 
 
@@ -231,9 +231,9 @@ def test_source_s_bytes_are_compared(model: Path, made: Path, tmp_path: Path) ->
     from shardhub.checkpoint.header import read_header
 
     last = list(read_header(other / "model.safetensors").tensors)[-1]
-    found = shardhub("verify", made / "m-pipeline", "--source", "--source-folder", other)
-    assert found.exit_code == 3
-    assert found.stdout.splitlines()[0].startswith(f"MISMATCH  {last}: byte ")
+    compared = shardhub("verify", made / "m-pipeline", "--source", "--source-folder", other)
+    assert compared.exit_code == 3
+    assert compared.stdout.splitlines()[0].startswith(f"MISMATCH  {last}: byte ")
     drawn = [
         shardhub("verify", made / "m-pipeline", "--source", "--source-folder", model, "--tensors", 5, *seed, "--json")
         for seed in ((), ("--seed", "7"), ("--seed", "7"))
@@ -257,9 +257,9 @@ def test_computed_tensors_are_computed_again_and_compared(tmp_path: Path) -> Non
     path = next(path for path in sorted(source.glob("*.safetensors")) if "experts.1." in str(read_header(path).tensors))
     name, expert = next(item for item in read_header(path).tensors.items() if "experts.1." in item[0])
     flip(path, expert.start + 5)
-    found = shardhub(*options)
-    assert found.exit_code == 3
-    [mismatch] = [line for line in found.stdout.splitlines() if line.startswith("MISMATCH")]
+    compared = shardhub(*options)
+    assert compared.exit_code == 3
+    [mismatch] = [line for line in compared.stdout.splitlines() if line.startswith("MISMATCH")]
     layer = name.partition(".block_sparse_moe")[0]
     assert mismatch.startswith(f"MISMATCH  {layer}.block_sparse_moe.switch_mlp.")
     assert f"byte {expert.stop - expert.start + 5} of " in mismatch
@@ -301,7 +301,7 @@ def test_record_is_made_later(model: Path, out: Path, tmp_path: Path) -> None:
     flip(other / "model.safetensors")
     refused = shardhub(*of_source, other)
     assert refused.exit_code == 3
-    assert "was not made of" in refused.stderr
+    assert "was not made from" in refused.stderr
     assert shardhub(*of_source, model, "--memory", "1MB").exit_code == 6
     shutil.rmtree(out / "m-shard-1")
     assert shardhub("verify", out / "m-pipeline", "--reference").exit_code == 2

@@ -97,7 +97,7 @@ def test_close_cancels_what_waits_and_refuses_what_comes() -> None:
     assert waiting.cancelled()
     gate.go.set()
     closing.join(WAIT_S)
-    with pytest.raises(Overloaded, match="going away"):
+    with pytest.raises(Overloaded, match="shutting down"):
         compute.control(lambda: None)
 
 

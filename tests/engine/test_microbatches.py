@@ -79,9 +79,9 @@ def run(engine, rows, ids, *, verify=False):
 def alone(engine, ids) -> list[int]:
     """Tokens a session of its own draws after each id."""
     session = opened(engine)
-    found = [run(engine, [(session, at)], [[token]])[0][0] for at, token in enumerate(ids)]
+    tokens = [run(engine, [(session, at)], [[token]])[0][0] for at, token in enumerate(ids)]
     engine.close_session(HEAD, session, 1).result()
-    return found
+    return tokens
 
 
 def test_rows_leave_and_join_between_steps(engine) -> None:
@@ -94,8 +94,8 @@ def test_rows_leave_and_join_between_steps(engine) -> None:
         run(engine, [(sessions[number - 1], 0)], [texts[number - 1][:number]])
         at[number - 1] = number
     for rows in ((0, 1), (0, 1), (1, 0, 2), (2,), (3, 2), (0, 1, 2, 3), (3, 1), (0, 2)):
-        found = run(engine, [(sessions[i], at[i]) for i in rows], [[texts[i][at[i]]] for i in rows])
-        assert [tokens[0] for tokens in found] == [expected[i][at[i]] for i in rows]
+        drawn = run(engine, [(sessions[i], at[i]) for i in rows], [[texts[i][at[i]]] for i in rows])
+        assert [tokens[0] for tokens in drawn] == [expected[i][at[i]] for i in rows]
         for i in rows:
             at[i] += 1
     for session in sessions:
@@ -150,9 +150,9 @@ def test_several_positions_of_several_rows_are_right_in_a_full_window(tmp_path) 
             run(sliding, [(session, 0)], [text[:length]])
         for length in (1, 2, 1, 3, 1):
             rows = [(session, position) for session, position in zip(sessions, at, strict=True)]
-            found = run(sliding, rows, [text[p : p + length] for text, p in zip(texts, at, strict=True)])
+            drawn = run(sliding, rows, [text[p : p + length] for text, p in zip(texts, at, strict=True)])
             at = [position + length for position in at]
-            assert [tokens[-1] for tokens in found] == [
+            assert [tokens[-1] for tokens in drawn] == [
                 alone(sliding, text[:position])[-1] for text, position in zip(texts, at, strict=True)
             ]
     finally:

@@ -29,10 +29,10 @@ def saying(text):
 
 def test_text_is_answered(client) -> None:
     """With the reason why it ended, and usage."""
-    found = client.messages.create(model=MODEL, messages=HI, system="brief", max_tokens=9, extra_body=saying("HELLO"))
-    assert [block.text for block in found.content] == ["HELLO"]
-    assert (found.stop_reason, found.stop_sequence) == ("end_turn", None)
-    assert found.usage.output_tokens == len("HELLO") + 1
+    message = client.messages.create(model=MODEL, messages=HI, system="brief", max_tokens=9, extra_body=saying("HELLO"))
+    assert [block.text for block in message.content] == ["HELLO"]
+    assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
+    assert message.usage.output_tokens == len("HELLO") + 1
     cut = client.messages.create(model=MODEL, messages=HI, max_tokens=3)
     assert cut.stop_reason == "max_tokens"
     stopped = client.messages.create(
@@ -89,15 +89,15 @@ def test_a_tool_is_called_where_one_must_be(client, choice) -> None:
         "additionalProperties": False,
     }
     tools = [{"name": "TURN", "input_schema": schema}]
-    found = client.messages.create(model=MODEL, messages=HI, max_tokens=99, tools=tools, tool_choice=choice)
-    (call,) = found.content
+    message = client.messages.create(model=MODEL, messages=HI, max_tokens=99, tools=tools, tool_choice=choice)
+    (call,) = message.content
     assert call.input == {"TO": "NORTH"}
 
 
 def test_an_answer_may_be_as_long_as_the_context(client) -> None:
     """The number is required and often that of another model: what does not fit is cut, not refused."""
-    found = client.messages.create(model=MODEL, messages=HI, max_tokens=CONTEXT * 8, extra_body=saying("A"))
-    assert found.stop_reason == "end_turn"
+    message = client.messages.create(model=MODEL, messages=HI, max_tokens=CONTEXT * 8, extra_body=saying("A"))
+    assert message.stop_reason == "end_turn"
     full = client.messages.create(model=MODEL, messages=HI, max_tokens=CONTEXT * 8, extra_body={"ignore_eos": True})
     assert full.stop_reason == "model_context_window_exceeded"
 
@@ -161,9 +161,9 @@ def test_errors_are_the_clients_own(client) -> None:
 def test_tools_of_others_are_left_out(http) -> None:
     """What Anthropic would run itself is ignored, and a header says so."""
     body = {"messages": HI, "max_tokens": 1, "tools": [{"type": "web_search_20250305", "name": "web_search"}, OWN]}
-    found = http.post(PATH, json=body)
-    assert found.status_code == 200
-    assert found.headers["X-Shardhub-Warning"] == "ignored unknown fields: 'tools.web_search_20250305'"
+    response = http.post(PATH, json=body)
+    assert response.status_code == 200
+    assert response.headers["X-Shardhub-Warning"] == "ignored unknown fields: 'tools.web_search_20250305'"
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "http://x/y"}}
@@ -186,6 +186,6 @@ BAD = {
 def test_bad_requests_are_refused(http, name, stream) -> None:
     """With the field that is wrong, also where a stream was asked for."""
     body, param = BAD[name]
-    found = http.post(PATH, json={"messages": HI, "max_tokens": 1, **body, "stream": stream})
-    assert found.status_code == 400, found.text
-    assert found.json()["error"]["param"] == param
+    response = http.post(PATH, json={"messages": HI, "max_tokens": 1, **body, "stream": stream})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param

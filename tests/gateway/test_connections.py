@@ -109,13 +109,15 @@ def listening(*, keys=None, num=8, stall_s=STALL_S):
 
 def answered(connection) -> bytes:
     """The status line of what comes, or nothing if the other side ends it; of a good answer all is read, or much."""
-    found = b""
+    received = b""
     with contextlib.suppress(ConnectionResetError):
-        while not found or (found.startswith(b"HTTP/1.1 200") and not found.endswith(b"{}") and len(found) < 65536):
+        while not received or (
+            received.startswith(b"HTTP/1.1 200") and not received.endswith(b"{}") and len(received) < 65536
+        ):
             if not (data := connection.recv(65536)):
                 break
-            found += data
-    return found.split(b"\r\n")[0]
+            received += data
+    return received.split(b"\r\n")[0]
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,16 @@ def guarded(served, key_file, keys):
 
 def routes(guarded, key):
     schema = WEB.get(f"{guarded.url}/openapi.json", headers={"Authorization": f"Bearer {key}"}).json()
-    found = [(method, path) for path, methods in schema["paths"].items() for method in methods]
-    assert len(found) > 10
-    return [*found, ("get", "/docs"), ("get", "/openapi.json"), ("get", "/"), ("get", "/nowhere"), ("options", "/")]
+    operations = [(method, path) for path, methods in schema["paths"].items() for method in methods]
+    assert len(operations) > 10
+    return [
+        *operations,
+        ("get", "/docs"),
+        ("get", "/openapi.json"),
+        ("get", "/"),
+        ("get", "/nowhere"),
+        ("options", "/"),
+    ]
 
 
 @pytest.mark.parametrize(

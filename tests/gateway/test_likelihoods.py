@@ -69,15 +69,15 @@ def plain(whole, prompt, num_tokens, change=lambda logits, answer: logits):
     """Greedy tokens of the unsplit model, with each one's logits; `change` is applied to float32 logits (V,)."""
     cache = caches.make_prompt_cache(whole)
     whole(mx.array([prompt[:-1]]), cache=cache)
-    found, all_logits = [], []
+    tokens, all_logits = [], []
     last = prompt[-1]
     for _ in range(num_tokens):
         logits = np.array(whole(mx.array([[last]]), cache=cache)[0, -1].astype(mx.float32))
-        logits = change(logits, found)
+        logits = change(logits, tokens)
         last = int(logits.argmax())
-        found.append(last)
+        tokens.append(last)
         all_logits.append(logits)
-    return found, all_logits
+    return tokens, all_logits
 
 
 def logprobs_of(logits):
@@ -89,10 +89,10 @@ def logprobs_of(logits):
 def test_penalties_count_the_answers_tokens_alone(pipeline, whole, presence, frequency) -> None:
     """Each token of the answer is penalised once for being there, and once for each time; the prompt's are not."""
 
-    def change(logits, found):
+    def change(logits, tokens):
         logits = logits.copy()
-        for token in set(found):
-            logits[token] -= presence + frequency * found.count(token)
+        for token in set(tokens):
+            logits[token] -= presence + frequency * tokens.count(token)
         return logits
 
     parameters = SamplingParameters(presence_penalty=presence, frequency_penalty=frequency)
@@ -113,7 +113,7 @@ def test_a_bias_is_added_to_its_tokens_logit(pipeline, whole) -> None:
         pipeline, Request(prompt=PROMPT[:9], parameters=SamplingParameters(logit_bias=((first, -100.0),)), max_tokens=1)
     )
 
-    def change(logits, found):
+    def change(logits, tokens):
         logits = logits.copy()
         logits[first] -= 100
         return logits
@@ -188,8 +188,8 @@ class EvenOrOdd:
 def test_a_grammars_masks_reach_every_draw(pipeline, whole) -> None:
     """The first token too; beside requests without a grammar, which are as they were."""
 
-    def change(logits, found):
-        allowed = np.arange(tiny.VOCAB) % 2 == (len(found) + 1) % 2
+    def change(logits, tokens):
+        allowed = np.arange(tiny.VOCAB) % 2 == (len(tokens) + 1) % 2
         return np.where(allowed, logits, -np.inf)
 
     async def run():

@@ -22,10 +22,10 @@ masks = st.builds(
 
 
 @given(st.lists(masks, max_size=4))
-def test_masks_come_out_as_they_went_in(found) -> None:
+def test_masks_come_out_as_they_went_in(sent_masks) -> None:
     """Whose they are, for which draw, and their bits."""
-    sent = pb.LinkMessage.FromString(codec.masks_message(found).SerializeToString())
-    assert codec.masks_value(sent.masks) == found
+    sent = pb.LinkMessage.FromString(codec.masks_message(sent_masks).SerializeToString())
+    assert codec.masks_value(sent.masks) == sent_masks
 
 
 @given(st.lists(tokens, max_size=5), st.booleans())

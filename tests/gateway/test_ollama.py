@@ -135,7 +135,7 @@ def test_options_without_effect_are_named(http) -> None:
         ("/api/generate", {"model": "tiny", "prompt": "hi", "template": "{{ .Prompt }}"}, 400, "template"),
         ("/api/generate", {"model": "tiny", "prompt": "hi", "format": "yaml"}, 400, "format"),
         ("/api/generate", {"model": "tiny", "prompt": "hi", "context": [10**9]}, 400, "context"),
-        ("/api/embed", {"model": "tiny", "input": "hi"}, 501, "embedding model beside it"),
+        ("/api/embed", {"model": "tiny", "input": "hi"}, 501, "embedding model as well"),
         ("/api/pull", {"model": "other"}, 403, "pulled"),
         ("/api/create", {"model": "other"}, 403, "changed"),
         ("/api/nothing", {}, 404, "nothing"),

@@ -20,12 +20,12 @@ def client(gateway):
 
 def test_chat(client) -> None:
     """Content, reason, usage."""
-    found = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=5)
-    assert found.object == "chat.completion"
-    assert found.choices[0].finish_reason == "length"
-    assert found.choices[0].message.content
-    assert found.usage.completion_tokens == 5
-    assert found.usage.prompt_tokens_details.cached_tokens is not None
+    completion = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=5)
+    assert completion.object == "chat.completion"
+    assert completion.choices[0].finish_reason == "length"
+    assert completion.choices[0].message.content
+    assert completion.usage.completion_tokens == 5
+    assert completion.usage.prompt_tokens_details.cached_tokens is not None
 
 
 def test_streaming_helper(client) -> None:
@@ -53,16 +53,18 @@ class Person(pydantic.BaseModel):
 
 def test_parse_with_a_schema(client) -> None:
     """A pydantic model comes back as one."""
-    found = client.chat.completions.parse(model=MODEL, messages=HI, response_format=Person, temperature=1.2, seed=1)
-    assert isinstance(found.choices[0].message.parsed, Person)
+    completion = client.chat.completions.parse(
+        model=MODEL, messages=HI, response_format=Person, temperature=1.2, seed=1
+    )
+    assert isinstance(completion.choices[0].message.parsed, Person)
 
 
 def test_tools(client) -> None:
     """A forced call, whole and streamed."""
     tools = [openai.pydantic_function_tool(Person)]
     choice = {"type": "function", "function": {"name": "Person"}}
-    found = client.chat.completions.create(model=MODEL, messages=HI, tools=tools, tool_choice=choice)
-    (call,) = found.choices[0].message.tool_calls
+    completion = client.chat.completions.create(model=MODEL, messages=HI, tools=tools, tool_choice=choice)
+    (call,) = completion.choices[0].message.tool_calls
     Person.model_validate_json(call.function.arguments)
     with client.chat.completions.stream(model=MODEL, messages=HI, tools=tools, tool_choice=choice) as stream:
         for _ in stream:
@@ -76,9 +78,9 @@ def test_tools(client) -> None:
 def test_completions(client) -> None:
     """Text, a list, ids, echo and log probabilities, whole and streamed."""
     assert client.completions.create(model=MODEL, prompt="HI", max_tokens=3).choices[0].text
-    found = client.completions.create(model=MODEL, prompt=[[72, 73], [74]], max_tokens=1, echo=True, logprobs=2)
-    assert len(found.choices) == 2
-    assert found.choices[0].logprobs.token_logprobs[0] is None
+    completion = client.completions.create(model=MODEL, prompt=[[72, 73], [74]], max_tokens=1, echo=True, logprobs=2)
+    assert len(completion.choices) == 2
+    assert completion.choices[0].logprobs.token_logprobs[0] is None
     parts = list(client.completions.create(model=MODEL, prompt="HI", max_tokens=3, stream=True))
     assert parts[-1].choices[0].finish_reason == "length"
 
@@ -113,8 +115,8 @@ def test_raw_response(client) -> None:
 
 def test_extra_body_reaches_the_sampler(client) -> None:
     """What OpenAI's API does not know is given the way vLLM's users give it."""
-    found = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model=MODEL, messages=HI, max_tokens=30, extra_body={"guided_regex": "[0-9]{3}", "top_k": 5, "min_p": 0.1}
     )
-    assert json.loads("[" + found.choices[0].message.content.lstrip("0") + "]") is not None
-    assert len(found.choices[0].message.content) == 3
+    assert json.loads("[" + completion.choices[0].message.content.lstrip("0") + "]") is not None
+    assert len(completion.choices[0].message.content) == 3

@@ -29,12 +29,12 @@ def saying(text):
 
 def test_text_is_answered(client) -> None:
     """With status, usage and what was asked."""
-    found = client.responses.create(model=MODEL, input="hi", instructions="brief", extra_body=saying("HELLO"))
-    assert found.output_text == "HELLO"
-    assert found.status == "completed"
-    assert found.instructions == "brief"
-    assert found.usage.output_tokens == len("HELLO") + 1
-    assert found.usage.total_tokens == found.usage.input_tokens + found.usage.output_tokens
+    response = client.responses.create(model=MODEL, input="hi", instructions="brief", extra_body=saying("HELLO"))
+    assert response.output_text == "HELLO"
+    assert response.status == "completed"
+    assert response.instructions == "brief"
+    assert response.usage.output_tokens == len("HELLO") + 1
+    assert response.usage.total_tokens == response.usage.input_tokens + response.usage.output_tokens
     cut = client.responses.create(model=MODEL, input="hi", max_output_tokens=3)
     assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert cut.output[0].status == "incomplete"
@@ -76,8 +76,10 @@ class Person(pydantic.BaseModel):
 
 def test_a_schema_is_followed(client) -> None:
     """A pydantic model comes back as one."""
-    found = client.responses.parse(model=MODEL, input="hi", text_format=Person, temperature=1.2, extra_body={"seed": 1})
-    assert isinstance(found.output_parsed, Person)
+    response = client.responses.parse(
+        model=MODEL, input="hi", text_format=Person, temperature=1.2, extra_body={"seed": 1}
+    )
+    assert isinstance(response.output_parsed, Person)
 
 
 def test_the_prompt_is_the_chats(http) -> None:
@@ -97,17 +99,19 @@ def test_the_prompt_is_the_chats(http) -> None:
         {"role": "assistant", "content": "so", "tool_calls": calls},
         {"role": "tool", "tool_call_id": "c", "content": "2"},
     ]
-    found = http.post(PATH, json={"input": items, "instructions": "brief", "max_output_tokens": 1})
-    assert found.status_code == 200, found.text
-    assert found.json()["usage"]["input_tokens"] == http.post("/tokenize", json={"messages": messages}).json()["count"]
+    response = http.post(PATH, json={"input": items, "instructions": "brief", "max_output_tokens": 1})
+    assert response.status_code == 200, response.text
+    assert (
+        response.json()["usage"]["input_tokens"] == http.post("/tokenize", json={"messages": messages}).json()["count"]
+    )
 
 
 def test_tools_of_others_are_left_out(http) -> None:
     """Agents offer what OpenAI would run itself; a header says what was ignored."""
     body = {"input": "hi", "tools": [{"type": "web_search"}, FUNCTION], "max_output_tokens": 1, "odd": 1}
-    found = http.post(PATH, json=body)
-    assert found.status_code == 200
-    assert found.headers["X-Shardhub-Warning"] == "ignored unknown fields: 'odd', 'tools.web_search'"
+    response = http.post(PATH, json=body)
+    assert response.status_code == 200
+    assert response.headers["X-Shardhub-Warning"] == "ignored unknown fields: 'odd', 'tools.web_search'"
 
 
 def test_answers_are_kept(client, http) -> None:
@@ -208,6 +212,6 @@ BAD = {
 def test_bad_requests_are_refused(http, name, stream) -> None:
     """With the field as this API calls it, also where a stream was asked for."""
     body, status, param = BAD[name]
-    found = http.post(PATH, json={"max_output_tokens": 1, **body, "stream": stream})
-    assert found.status_code == status, found.text
-    assert found.json()["error"]["param"] == param
+    response = http.post(PATH, json={"max_output_tokens": 1, **body, "stream": stream})
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["param"] == param

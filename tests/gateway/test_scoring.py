@@ -35,16 +35,16 @@ def test_loglikelihoods_are_the_unsplit_models(http, whole) -> None:
     answer = http.post("/v1/completions", json=request()).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     for prompt, choice in zip(PROMPTS, answer["choices"], strict=True):
-        told = choice["logprobs"]
+        logprobs = choice["logprobs"]
         logits = whole(mx.array([prompt]))[0].astype(mx.float32)
         expected = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-        assert all(len(told[key]) == len(prompt) + 1 for key in told)
-        assert told["token_logprobs"][0] is None
-        assert told["top_logprobs"][0] is None
+        assert all(len(logprobs[key]) == len(prompt) + 1 for key in logprobs)
+        assert logprobs["token_logprobs"][0] is None
+        assert logprobs["top_logprobs"][0] is None
         for at, token in enumerate(prompt[1:], start=1):
             row = expected[at - 1]
-            assert abs(told["token_logprobs"][at] - row[token]) < 1e-4
-            is_greedy = told["token_logprobs"][at] == max(told["top_logprobs"][at].values())
+            assert abs(logprobs["token_logprobs"][at] - row[token]) < 1e-4
+            is_greedy = logprobs["token_logprobs"][at] == max(logprobs["top_logprobs"][at].values())
             assert is_greedy == (int(row.argmax()) == token)
         assert choice["text"].startswith(
             http.post("/detokenize", json={"tokens": prompt}).json()["prompt"].rstrip("\ufffd")
@@ -56,16 +56,16 @@ def test_greedy_tokens_are_told_as_greedy(http, whole) -> None:
     ids = list(PROMPTS[0])
     for _ in range(8):
         ids.append(int(whole(mx.array([ids]))[0, -1].argmax().item()))
-    told = http.post("/v1/completions", json=request(prompt=[ids])).json()["choices"][0]["logprobs"]
+    logprobs = http.post("/v1/completions", json=request(prompt=[ids])).json()["choices"][0]["logprobs"]
     for at in range(len(PROMPTS[0]), len(ids)):
-        assert told["token_logprobs"][at] == max(told["top_logprobs"][at].values())
+        assert logprobs["token_logprobs"][at] == max(logprobs["top_logprobs"][at].values())
 
 
 def test_text_offsets_are_places_in_the_text(http) -> None:
     """Each token of plain text stands where its offset says."""
     choice = http.post("/v1/completions", json=request(prompt="AB CD", max_tokens=6)).json()["choices"][0]
-    told = choice["logprobs"]
-    for token, start in zip(told["tokens"], told["text_offset"], strict=True):
+    logprobs = choice["logprobs"]
+    for token, start in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
         if not token.startswith("bytes:"):
             assert choice["text"][start : start + len(token)] == token
 

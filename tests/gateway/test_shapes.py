@@ -29,9 +29,9 @@ MOST_BYTES = 1 << 30
 
 def answer(http, **more):
     body = {"messages": HI, "temperature": 1.3, "max_tokens": 200, **more}
-    found = http.post(CHAT, json=body)
-    assert found.status_code == 200, found.text
-    return found.json()["choices"][0]
+    response = http.post(CHAT, json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -39,9 +39,9 @@ def test_an_answer_follows_its_schema(http, seed) -> None:
     """A random model, sampled hot, says what the schema allows and then ends."""
     response_format = {"type": "json_schema", "json_schema": {"name": "who", "schema": SCHEMA, "strict": True}}
     choice = answer(http, response_format=response_format, seed=seed)
-    found = json.loads(choice["message"]["content"])
-    assert found["NAME"] in ("ADA", "BOB")
-    assert 0 <= found["AGE"] <= 99
+    person = json.loads(choice["message"]["content"])
+    assert person["NAME"] in ("ADA", "BOB")
+    assert 0 <= person["AGE"] <= 99
     assert choice["finish_reason"] == "stop"
 
 
@@ -215,8 +215,8 @@ def test_schemas_without_end_hold_up_nobody(served) -> None:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     assert sum(one.memory_info().rss for one in of_all) - before < MOST_BYTES
                 refused = [future.result() for future in bad if future.done()]
-            assert {found.status_code for found in refused} <= {400, 503}
-            assert any("takes too much time or memory" in found.text for found in refused)
+            assert {response.status_code for response in refused} <= {400, 503}
+            assert any("takes too much time or memory" in response.text for response in refused)
             assert answer(http, guided_choice=["YES"])["message"]["content"] == "YES"
             pool.submit(httpx.post, f"{process.url}{CHAT}", json=body, timeout=120)
             assert process.stop() == 0

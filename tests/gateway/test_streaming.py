@@ -133,8 +133,8 @@ def test_completions_stream_what_the_whole_says(http) -> None:
         own = [c for part in parts for c in part["choices"] if c["index"] == choice["index"]]
         assert "".join(c["text"] for c in own) == choice["text"]
         for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-            told = [value for c in own if c["logprobs"] for value in c["logprobs"][field]]
-            assert told == choice["logprobs"][field], field
+            streamed = [value for c in own if c["logprobs"] for value in c["logprobs"][field]]
+            assert streamed == choice["logprobs"][field], field
 
 
 @pytest.mark.parametrize("word", ["日本語テキスト", "naïve café", "🙂🙃", "e\u0301"])

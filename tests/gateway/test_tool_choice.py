@@ -40,9 +40,9 @@ TOOLS = [tool("add"), tool("mul"), tool("add")]
 )
 def test_every_word_for_a_choice_is_read(choice, shown, forced) -> None:
     """Words, a name in either form of OpenAI's, and several that are allowed."""
-    found = choice_of(choice, TOOLS)
-    assert [each.function.name for each in found.shown] == shown.split()
-    assert [each.function.name for each in found.forced] == forced.split()
+    chosen = choice_of(choice, TOOLS)
+    assert [each.function.name for each in chosen.shown] == shown.split()
+    assert [each.function.name for each in chosen.forced] == forced.split()
 
 
 @pytest.mark.parametrize(
@@ -104,6 +104,6 @@ def test_references_of_several_tools_lead_to_their_own_schemas() -> None:
 )
 def test_tools_of_agents_are_taken(given, name, has_input) -> None:
     """Odd names, both of OpenAI's forms, free text, schemas as text."""
-    found = Tool.model_validate(given)
-    assert found.function.name == name
-    assert ("input" in (found.function.parameters or {}).get("properties", {})) is has_input
+    tool = Tool.model_validate(given)
+    assert tool.function.name == name
+    assert ("input" in (tool.function.parameters or {}).get("properties", {})) is has_input

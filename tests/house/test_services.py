@@ -17,8 +17,8 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "services.md").read_text(
 
 def block(kind: str) -> str:
     """The document's one block of a kind."""
-    (found,) = re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
-    return found
+    (only,) = re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
+    return only
 
 
 def commands() -> list[list[str]]:

@@ -60,7 +60,7 @@ class Wire:
 
     def count(self, method: str, part: str) -> int:
         """How many requests there were."""
-        return sum(found == method and part in path for found, path in self.calls)
+        return sum(called == method and part in path for called, path in self.calls)
 
     def reset(self) -> None:
         """Count from nothing again, without faults."""
@@ -80,8 +80,8 @@ class Wire:
                 self.put_bytes += len(message.get("body", b""))
             return message
 
-        for wanted, part, answer, seen in self._faults:
-            if wanted == method and part in path:
+        for faulty, part, answer, seen in self._faults:
+            if faulty == method and part in path:
                 seen[0] += 1
                 if (response := answer(seen[0])) is not None:
                     while (await receive()).get("more_body"):

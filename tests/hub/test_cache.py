@@ -38,14 +38,14 @@ def test_held(fetcher: Fetcher, published: Published) -> None:
         fetcher.fetch(shard_of(published, index))
     fetcher.fetch(Reference(repo=published.pipeline))
     fetcher.cache.release()
-    found = held(fetcher.cache)
-    assert [(one.kind, one.repo, one.start, one.stop) for one in found] == [
+    snapshots = held(fetcher.cache)
+    assert [(one.kind, one.repo, one.start, one.stop) for one in snapshots] == [
         ("pipeline", published.pipeline, 0, 6),
         ("shard", published.shards[0], 0, 3),
         ("shard", published.shards[1], 3, 6),
     ]
-    assert found[1].size_bytes > published.manifest.stages[0].size_bytes
-    assert not any(one.is_used for one in found)
+    assert snapshots[1].size_bytes > published.manifest.stages[0].size_bytes
+    assert not any(one.is_used for one in snapshots)
 
 
 def test_damaged_snapshot_is_told(fetcher: Fetcher, published: Published) -> None:
@@ -91,7 +91,7 @@ def test_shard_in_use_is_not_removed(fetcher: Fetcher, published: Published, sai
             remove(fetcher.cache, published.shards[0])
         make_room(fetcher.cache, 1000, 10, keep=(), notice=said.append)
         assert folder.is_dir()
-        assert "past its limit" in said[-1]
+        assert "over its limit" in said[-1]
         child.kill()
     assert remove(fetcher.cache, published.shards[0]) > 0
 

@@ -202,7 +202,7 @@ def test_other_cuts_are_refused_with_the_ways_to_go_on(ann: Pusher, model: Path,
     wire.reset()
     with pytest.raises(Conflict) as refused:
         ann.push(model, [2])
-    assert refused.value.why == "It holds layers [0, 4) of 8, this cut has [0, 2) of 8 there."
+    assert refused.value.why == "It holds layers [0, 4) of 8, and this cut puts [0, 2) of 8 there."
     assert "`name`" in refused.value.hint
     assert "`replace`" in refused.value.hint
     assert {method for method, _ in wire.calls} == {"GET"}
@@ -211,7 +211,7 @@ def test_other_cuts_are_refused_with_the_ways_to_go_on(ann: Pusher, model: Path,
 def test_a_repo_that_is_something_else_is_refused(ann: Pusher, model: Path, wire: Wire) -> None:
     ann.api.create_repo("ann/m-pipeline")
     ann.api.upload_file(path_or_fileobj=b"mine", path_in_repo="thesis.txt", repo_id="ann/m-pipeline")
-    with pytest.raises(Conflict, match="something else"):
+    with pytest.raises(Conflict, match="other contents"):
         ann.push(model, [4])
     assert not ann.api.repo_exists("ann/m-shard-0")
     before = ann.api.model_info("ann/m-pipeline").sha
@@ -248,7 +248,7 @@ def test_private_push_makes_private_repos(ann: Pusher, model: Path) -> None:
 
 def test_private_push_into_a_public_repo_is_refused(ann: Pusher, model: Path) -> None:
     ann.push(model, [4])
-    with pytest.raises(UsageError, match="is public, and `private` was given"):
+    with pytest.raises(UsageError, match="is public, but `private` was given"):
         ann.push(model, [4], private=True)
 
 
@@ -259,7 +259,7 @@ def test_gate_of_the_source_is_put_before_new_repos(ann: Pusher, model: Path) ->
 
 def test_token_that_only_reads_is_refused_at_once(served: tuple[RunningHub, Wire], tmp_path: Path) -> None:
     reader = Pusher(served[0], tmp_path, role="read")
-    with pytest.raises(AccessError, match="can only read"):
+    with pytest.raises(AccessError, match="cannot write"):
         reader.calls.writer()
 
 

@@ -179,7 +179,7 @@ def test_of_two_pushers_the_later_is_told_to_run_again(
     assert {at.action for at in plan.shards} == {Action.UPDATE}
     write_checkpoint(tmp_path / "third", 8, rows=ROWS, tied=False, seed=2)
     theirs = other.push(tmp_path / "third", [4])
-    with pytest.raises(Conflict, match="ann/m-shard-0 changed meanwhile") as refused:
+    with pytest.raises(Conflict, match="ann/m-shard-0 was changed during this push") as refused:
         publish(plan, ann.calls, PushJournal(ann.cache), ann.cache)
     assert "Run the same command again" in refused.value.hint
     assert ann.api.model_info("ann/m-shard-0").sha == theirs.shards[0].commit
@@ -192,7 +192,7 @@ def test_of_two_pushers_of_a_new_name_one_gives_way(
 ) -> None:
     plan = ann.plan(ann.job(model, [4]))
     Pusher(served[0], tmp_path / "other-cache").push(model, [4])
-    with pytest.raises(Conflict, match="changed meanwhile"):
+    with pytest.raises(Conflict, match="changed during this push"):
         publish(plan, ann.calls, PushJournal(ann.cache), ann.cache)
     done = ann.push(model, [4])
     assert {repo.action for repo in (*done.shards, done.pipeline)} == {Action.KEEP}

@@ -58,7 +58,7 @@ def test_folder_that_is_there_comes_first(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("revision", ["", "..", "a..b", "-x", "a b", "a\0", "x" * 300, "a@b", "%2e"])
 def test_strange_revisions_are_refused(revision: str) -> None:
     """What would mean something else in a URL or a path is no revision."""
-    with pytest.raises(UsageError, match="no name of a revision"):
+    with pytest.raises(UsageError, match="not the name of a revision"):
         parse_reference(f"org/name@{revision}")
 
 
@@ -99,10 +99,10 @@ def test_every_http_error_of_the_client_has_a_row() -> None:
 )
 def test_errors_become_ours(error: Exception, expected: type[ShardhubError]) -> None:
     """Each by its row; what happened is said, no URL and no token is."""
-    found = explain(error, Circumstances(what="reading a/b", repo="a/b", api=API))
-    assert type(found) is expected
-    assert found.what.endswith((".", "?"))
-    assert "secret" not in str(found)
+    explained = explain(error, Circumstances(what="reading a/b", repo="a/b", api=API))
+    assert type(explained) is expected
+    assert explained.what.endswith((".", "?"))
+    assert "secret" not in str(explained)
 
 
 def test_other_errors_pass() -> None:
@@ -129,7 +129,7 @@ def test_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.lan:8090/")
     assert hub_api().endpoint == "http://hub.lan:8090"
     monkeypatch.setenv("HF_ENDPOINT", "hub.lan")
-    with pytest.raises(UsageError, match="no URL of a Hub"):
+    with pytest.raises(UsageError, match="not the URL of a Hub"):
         hub_api()
 
 

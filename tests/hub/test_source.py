@@ -45,8 +45,8 @@ def opened(repo: str, reader: HfApi, patience: Patience, tmp_path: Path, net: fa
 def dissection(whole_model: Path) -> tuple[ModelContents, tuple[StageContents, ...]]:
     """What the model and its two stages are made of; the same wherever the model lies."""
     checkpoint = open_checkpoint(whole_model)
-    found = Dissection(checkpoint.config, {key: stored.spec for key, stored in checkpoint.tensors.items()})
-    return found.model(), tuple(found.stages([(0, 3), (3, 6)]))
+    dissected = Dissection(checkpoint.config, {key: stored.spec for key, stored in checkpoint.tensors.items()})
+    return dissected.model(), tuple(dissected.stages([(0, 3), (3, 6)]))
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_hostile_header_length(
     repo = api.create_repo(f"{user}/bad").repo_id
     api.upload_file(path_or_fileobj=whole_model / "config.json", path_in_repo="config.json", repo_id=repo)
     api.upload_file(path_or_fileobj=length.to_bytes(8, "little") + b"{" * 20_000, path_in_repo=WEIGHTS, repo_id=repo)
-    with pytest.raises(WeightFileError, match="not a proper safetensors file"):
+    with pytest.raises(WeightFileError, match="not a valid safetensors file"):
         open_remote_checkpoint(reader, Reference(repo=repo), Cache(tmp_path / "c"))
     assert net.fetched(WEIGHTS) == 8
 

@@ -43,9 +43,9 @@ def test_unpublish_deletes_manifest_then_shards(ann: Pusher, model: Path, served
     ann.push(model, [4], name="other")
     removal = find_removal(ann.calls, "ann/m-pipeline")
     assert removal == Removal(pipeline="ann/m-pipeline", shards=("ann/m-shard-0", "ann/m-shard-1"), kept=())
-    told: list[str] = []
-    remove(ann.calls, removal, progress=told.append)
-    assert told == ["ann/m-pipeline", "ann/m-shard-0", "ann/m-shard-1"]
+    deleted: list[str] = []
+    remove(ann.calls, removal, progress=deleted.append)
+    assert deleted == ["ann/m-pipeline", "ann/m-shard-0", "ann/m-shard-1"]
     assert repos(ann) == {"ann/other-pipeline", "ann/other-shard-0", "ann/other-shard-1"}
 
 
@@ -81,7 +81,7 @@ def test_unpublish_goes_on_after_a_kill(ann: Pusher, model: Path) -> None:
     assert removal == Removal(pipeline=None, shards=("ann/m-shard-1",), kept=())
     remove(ann.calls, removal)
     assert repos(ann) == set()
-    with pytest.raises(UsageError, match="There is no pipeline"):
+    with pytest.raises(UsageError, match="does not exist"):
         find_removal(ann.calls, "ann/m-pipeline")
 
 
@@ -90,7 +90,7 @@ def test_unpublish_leaves_alone_what_is_no_pipeline(ann: Pusher, model: Path) ->
     ann.api.upload_file(path_or_fileobj=b"1", path_in_repo="thesis.txt", repo_id="ann/thesis-pipeline")
     with pytest.raises(UsageError, match="is not a pipeline"):
         find_removal(ann.calls, "ann/thesis-pipeline")
-    with pytest.raises(UsageError, match="no name of a pipeline"):
+    with pytest.raises(UsageError, match="not the name of a pipeline's repo"):
         find_removal(ann.calls, "ann/m-shard-0")
 
 
@@ -101,7 +101,7 @@ def test_unpublish_keeps_a_repo_that_became_something_else(ann: Pusher, model: P
     ann.api.upload_file(path_or_fileobj=b"1", path_in_repo="thesis.txt", repo_id="ann/m-shard-1")
     removal = find_removal(ann.calls, "ann/m-pipeline")
     assert removal.shards == ("ann/m-shard-0",)
-    assert [kept.why for kept in removal.kept] == ["it is no shard any more"]
+    assert [kept.why for kept in removal.kept] == ["it is no longer a shard"]
 
 
 def test_unpublish_by_somebody_else_is_refused(ann: Pusher, model: Path, served, tmp_path: Path) -> None:

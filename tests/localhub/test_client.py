@@ -249,10 +249,10 @@ def test_download_is_cached_by_commit(api: HfApi, repo: str, filled: str) -> Non
 def test_snapshot_of_a_commit(api: HfApi, repo: str, folder: Path, filled: str) -> None:
     api.upload_file(path_or_fileobj=b"later", path_in_repo="later.txt", repo_id=repo)
     path = Path(snapshot_download(repo, revision=filled, endpoint=api.endpoint, token=api.token))
-    found = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    wanted = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    assert found.items() >= wanted.items()
-    assert "later.txt" not in found
+    downloaded = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    original = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert downloaded.items() >= original.items()
+    assert "later.txt" not in downloaded
 
 
 def test_snapshot_with_patterns_and_then_the_rest(api: HfApi, repo: str, filled: str) -> None:

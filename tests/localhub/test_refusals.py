@@ -91,7 +91,7 @@ PATHS = [
 
 def test_a_path_that_is_not_plain_is_not_committed(raw: Raw, api: HfApi, repo: str) -> None:
     statuses = {path: raw.commit(repo, file(path)).status_code for path in (*PATHS, "x" * 256, "y/" * 600 + "y")}
-    assert {path for path, found in statuses.items() if found != 400} == set()
+    assert {path for path, status in statuses.items() if status != 400} == set()
     assert api.list_repo_files(repo) == [".gitattributes"]
 
 

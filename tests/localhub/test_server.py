@@ -121,7 +121,7 @@ def test_two_processes_on_one_folder_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("text")
-    with pytest.raises(UsageError, match="holds no Hub"):
+    with pytest.raises(UsageError, match="is not a Hub's folder"):
         LocalHub(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

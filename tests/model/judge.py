@@ -139,17 +139,17 @@ def judge(
         if dissection.twin.finding is not None:
             return Judged(Verdict.REFUSED, f"twin: {dissection.twin.finding}")
         chain = Chain(module, config, headers, weights, dissection, contents)
-        found = Judged(Verdict.EXACT)
+        judged = Judged(Verdict.EXACT)
         for schedule in schedules:
-            found = _alone(chain, Whole(module, config, weights), schedule, seed)
-            if found.verdict is not Verdict.EXACT:
-                return found
+            judged = _alone(chain, Whole(module, config, weights), schedule, seed)
+            if judged.verdict is not Verdict.EXACT:
+                return judged
         if not chain.can_batch:
-            return found
+            return judged
         for lengths in batches:
-            found = _together(chain, module, config, weights, lengths, seed)
-            if found.verdict is not Verdict.EXACT:
-                return found
+            judged = _together(chain, module, config, weights, lengths, seed)
+            if judged.verdict is not Verdict.EXACT:
+                return judged
         return Judged(Verdict.EXACT, is_batched=True)
     finally:
         module.unload()
@@ -239,11 +239,11 @@ def _alone(chain: Chain, whole: Whole, schedule: Sequence[int], seed: int) -> Ju
     for length in pieces:
         chunk = ids[:, at : at + length]
         expected = whole.step(chunk)
-        found = _step(chain, [sessions], chunk)
-        if isinstance(found, Judged):
-            return found
-        if not mx.array_equal(found, expected).item():
-            return Judged(Verdict.WRONG, _wrong(found, expected, f"alone, position {at}, L {length}"))
+        stepped = _step(chain, [sessions], chunk)
+        if isinstance(stepped, Judged):
+            return stepped
+        if not mx.array_equal(stepped, expected).item():
+            return Judged(Verdict.WRONG, _wrong(stepped, expected, f"alone, position {at}, L {length}"))
         at += length
     return Judged(Verdict.EXACT)
 
@@ -264,22 +264,22 @@ def _together(
         whole, sessions, at = Whole(module, config, weights), chain.sessions(), 0
         for piece in _pieces([length]):
             whole.step(prompt[:, at : at + piece])
-            if isinstance(found := _step(chain, [sessions], prompt[:, at : at + piece]), Judged):
-                return found
+            if isinstance(stepped := _step(chain, [sessions], prompt[:, at : at + piece]), Judged):
+                return stepped
             at += piece
         expected.append([whole.step(prompt[:, length + step : length + step + 1]) for step in range(num_steps)])
         rows.append(sessions)
     for step in range(num_steps):
         together = np.concatenate([row[:, n + step : n + step + 1] for row, n in zip(ids, lengths, strict=True)])
-        found = _step(chain, rows, together)
-        if isinstance(found, Judged):
-            return Judged(found.verdict, found.why, is_batched=True)
+        stepped = _step(chain, rows, together)
+        if isinstance(stepped, Judged):
+            return Judged(stepped.verdict, stepped.why, is_batched=True)
         for row in range(len(rows)):
             single = expected[row][step]
             scale = float(mx.abs(single).max().item())
-            if not float(mx.abs(found[row : row + 1] - single).max().item()) <= _TOLERANCE * scale:
+            if not float(mx.abs(stepped[row : row + 1] - single).max().item()) <= _TOLERANCE * scale:
                 where = f"row {row} of {list(lengths)}, step {step}"
-                return Judged(Verdict.WRONG, _wrong(found[row : row + 1], single, where), is_batched=True)
+                return Judged(Verdict.WRONG, _wrong(stepped[row : row + 1], single, where), is_batched=True)
     return Judged(Verdict.EXACT, is_batched=True)
 
 
@@ -292,7 +292,7 @@ def _step(chain: Chain, rows: Sequence[Sequence[Session]], ids: np.ndarray) -> m
         return Judged(Verdict.BROKEN, f"{type(error).__name__}: {str(error)[:200]}")
 
 
-def _wrong(found: mx.array, expected: mx.array, where: str) -> str:
-    apart = float(mx.abs(found - expected).max().item())
-    tokens = "another token" if found.argmax().item() != expected.argmax().item() else "the same token"
+def _wrong(actual: mx.array, expected: mx.array, where: str) -> str:
+    apart = float(mx.abs(actual - expected).max().item())
+    tokens = "another token" if actual.argmax().item() != expected.argmax().item() else "the same token"
     return f"{where}: logits differ by {apart:.2g} of {float(mx.abs(expected).max().item()):.2g}, {tokens}"

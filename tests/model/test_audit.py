@@ -140,7 +140,7 @@ def put(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Blueprint]:
 def test_state_beside_the_caches_is_refused_by_its_path(case: str, put: Callable[..., Blueprint]) -> None:
     """Nothing reads it here: that it is written is enough, as a step that was not tried may read it."""
     top, before, path = KEPT[case]
-    with pytest.raises(UnsupportedModel, match="keeps something") as refused:
+    with pytest.raises(UnsupportedModel, match="keeps state") as refused:
         find_chunks(put(top, BEFORE=before))
     assert path in refused.value.why
     assert refused.value.hint
@@ -157,7 +157,7 @@ def test_count_in_the_tail_is_refused(put: Callable[..., Blueprint]) -> None:
 def test_question_beside_the_inputs_is_refused_by_its_name(case: str, put: Callable[..., Blueprint]) -> None:
     """A clock, chance, the process: another answer in each stage."""
     top, before, called = ASKED[case]
-    with pytest.raises(UnsupportedModel, match="differs from process to process") as refused:
+    with pytest.raises(UnsupportedModel, match="differ between processes") as refused:
         find_chunks(put(top, BEFORE=before))
     assert called in refused.value.what
 

@@ -43,22 +43,22 @@ def loop(at, cache):
 
 @pytest.fixture(params=["without source", "with source"])
 def module(request: pytest.FixtureRequest, tmp_path: Any) -> ModuleType:
-    found = ModuleType("mlx_lm.models.watched")
+    watched = ModuleType("mlx_lm.models.watched")
     path = tmp_path / "watched.py"
     if request.param == "with source":
         path.write_text(SOURCE)
-    exec(compile(SOURCE, str(path), "exec"), vars(found))
-    return found
+    exec(compile(SOURCE, str(path), "exec"), vars(watched))
+    return watched
 
 
 def record(module: ModuleType, name: str, positions: range = range(40)) -> Record:
     """What is seen of a function that is called at each of these positions."""
-    found, cache = Record(), module.Cache()
+    recorded, cache = Record(), module.Cache()
     for at in positions:
-        found.begin()
-        with watching(found):
+        recorded.begin()
+        with watching(recorded):
             getattr(module, name)(at, cache)
-    return found
+    return recorded
 
 
 @pytest.mark.parametrize(
@@ -78,28 +78,28 @@ def record(module: ModuleType, name: str, positions: range = range(40)) -> Recor
 )
 def test_number_that_positions_are_compared_with_is_seen(module: ModuleType, name: str, number: int) -> None:
     """By whatever form of condition, both outcomes are noted, and the number stands among the operands or moduli."""
-    found = record(module, name)
-    turning = [place for place in found.places() if found.depends_on_step(place)]
+    recorded = record(module, name)
+    turning = [place for place in recorded.places() if recorded.depends_on_step(place)]
     assert turning
-    assert any(found.outcomes(place) == {True, False} for place in turning)
-    decisions = [decision for step in found.steps for place in turning for decision in step.get(place, ())]
+    assert any(recorded.outcomes(place) == {True, False} for place in turning)
+    decisions = [decision for step in recorded.steps for place in turning for decision in step.get(place, ())]
     assert any(number in (*(decision.operands or ()), *decision.moduli) for decision in decisions)
 
 
 def test_condition_that_is_the_same_in_every_step_depends_on_none(module: ModuleType) -> None:
     """What the configuration or the kind of a cache decides is told apart from what positions decide."""
-    found = record(module, "none")
-    (place,) = found.places()
-    assert not found.depends_on_step(place)
-    assert found.outcomes(place) == {False}
+    recorded = record(module, "none")
+    (place,) = recorded.places()
+    assert not recorded.depends_on_step(place)
+    assert recorded.outcomes(place) == {False}
 
 
 def test_one_sided_condition_shows(module: ModuleType) -> None:
     """A condition that no step turned has one outcome, and depends on the step all the same."""
-    found = record(module, "ternary", range(5))
-    (place,) = found.places()
-    assert found.outcomes(place) == {False}
-    assert found.depends_on_step(place)
+    recorded = record(module, "ternary", range(5))
+    (place,) = recorded.places()
+    assert recorded.outcomes(place) == {False}
+    assert recorded.depends_on_step(place)
     assert place.function == "ternary"
 
 

@@ -78,7 +78,7 @@ def same(a: list[mx.array], b: list[mx.array]) -> bool:
 
 def conversion_of(folder: Path) -> Conversion:
     checkpoint = open_checkpoint(folder)
-    return Conversion(checkpoint.config, {name: found.spec for name, found in checkpoint.tensors.items()})
+    return Conversion(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
 
 
 @pytest.mark.parametrize("name", list(originals.ORIGINALS))

@@ -27,7 +27,7 @@ def opened(name: str, folder: Path) -> tuple[Checkpoint, Conversion]:
 
 
 def specs_of(checkpoint: Checkpoint) -> dict[str, TensorSpec]:
-    return {name: found.spec for name, found in checkpoint.tensors.items()}
+    return {name: tensor.spec for name, tensor in checkpoint.tensors.items()}
 
 
 def converted(config: dict[str, Any]) -> dict[str, TensorSpec]:
@@ -40,51 +40,51 @@ def test_tensors_that_sanitize_drops_are_left_out() -> None:
     config = tiny.config("llama")
     stored = converted(config)
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": TensorSpec(dtype="F32", shape=(8,))}
-    found = Conversion(config, {**stored, **extra})
-    assert found.copied == {name: name for name in stored}
-    assert not found.computed
+    conversion = Conversion(config, {**stored, **extra})
+    assert conversion.copied == {name: name for name in stored}
+    assert not conversion.computed
 
 
 def test_tensor_changed_in_place_is_computed(tmp_path: Path) -> None:
     """falcon_h1 multiplies weights with `*=`, which gives another array in the same Python object."""
-    checkpoint, found = opened("falcon_h1", tmp_path / "m")
+    checkpoint, conversion = opened("falcon_h1", tmp_path / "m")
     name = "model.layers.0.self_attn.q_proj.weight"
-    assert found.tensors[name] == checkpoint.tensors[name].spec
-    assert name in found.computed
-    assert "model.layers.0.input_layernorm.weight" in found.copied
+    assert conversion.tensors[name] == checkpoint.tensors[name].spec
+    assert name in conversion.computed
+    assert "model.layers.0.input_layernorm.weight" in conversion.copied
 
 
 @pytest.mark.parametrize("name", [name for name, original in originals.ORIGINALS.items() if original.is_computed])
 def test_computed_tensors_are_those_upstream_loads(name: str, tmp_path: Path) -> None:
     """Each by its bytes, asked for one by one in any order and again; nothing is sanitised twice."""
-    checkpoint, found = opened(name, tmp_path / "m")
+    checkpoint, conversion = opened(name, tmp_path / "m")
     model, _ = load_model(tmp_path / "m")
     expected = dict(tree_flatten(model.parameters()))
-    names = sorted(found.computed)
+    names = sorted(conversion.computed)
     for order in (names[::2], names[1::2], names[:3]):
-        for key, data in zip(order, found.read(checkpoint, order), strict=True):
+        for key, data in zip(order, conversion.read(checkpoint, order), strict=True):
             array = expected[key].view(mx.uint16) if expected[key].dtype == mx.bfloat16 else expected[key]
             assert bytes(data) == bytes(memoryview(mx.contiguous(array)).cast("B")), key
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:
     """Only what is asked for is computed."""
-    checkpoint, found = opened("mixtral", tmp_path / "m")
+    checkpoint, conversion = opened("mixtral", tmp_path / "m")
     held = mx.get_active_memory()  # of tests before this one
     mx.reset_peak_memory()
-    first = min(found.computed)
-    size = len(next(found.read(checkpoint, [first])))
-    assert size == found.specs[first].size_bytes
+    first = min(conversion.computed)
+    size = len(next(conversion.read(checkpoint, [first])))
+    assert size == conversion.specs[first].size_bytes
     # The stacked tensor, its parts, and what MLX rounds up.
     assert mx.get_peak_memory() - held < 4 * size
 
 
 def test_recipe_tells_configurations_apart(tmp_path: Path) -> None:
     """sanitize may use any field, so that none of them may change unseen."""
-    checkpoint, found = opened("falcon_h1", tmp_path / "m")
+    checkpoint, conversion = opened("falcon_h1", tmp_path / "m")
     other = Conversion({**checkpoint.config, "embedding_multiplier": 2.0}, specs_of(checkpoint))
-    assert found.recipe == Conversion(checkpoint.config, specs_of(checkpoint)).recipe
-    assert found.recipe != other.recipe
+    assert conversion.recipe == Conversion(checkpoint.config, specs_of(checkpoint)).recipe
+    assert conversion.recipe != other.recipe
 
 
 def test_sanitize_that_looks_at_values_is_refused() -> None:
@@ -99,11 +99,11 @@ def test_sanitize_that_looks_at_values_is_refused() -> None:
 
 def test_source_that_changes_before_it_is_computed_is_refused(tmp_path: Path) -> None:
     """No tensor is made of a file whose header was not the one that was read."""
-    checkpoint, found = opened("mixtral", tmp_path / "m")
+    checkpoint, conversion = opened("mixtral", tmp_path / "m")
     path = tmp_path / "m" / "model-00002-of-00003.safetensors"
     path.write_bytes(path.read_bytes())
     with pytest.raises(WeightFileError, match="changed since its header was read"):
-        next(found.read(checkpoint, sorted(found.computed)))
+        next(conversion.read(checkpoint, sorted(conversion.computed)))
 
 
 def test_missing_expert_is_named(tmp_path: Path) -> None:

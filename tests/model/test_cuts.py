@@ -71,7 +71,7 @@ def test_refusal_says_what_is_right_with_the_model() -> None:
     """A model whose layers run twice has the right tensors, can be run whole, and cannot be cut."""
     with pytest.raises(UnsupportedModel) as caught:
         dissection(CONFIGS["nanbeige"])
-    assert "its tensors are those config.json describes" in caught.value.why
+    assert "its tensors match config.json" in caught.value.why
     assert "in order" not in caught.value.why
     assert caught.value.hint
 
@@ -95,4 +95,4 @@ def test_tensors_that_disagree_are_refused_before_anything_is_said_to_be_right()
     with pytest.raises(UnsupportedModel) as caught:
         Dissection(config, headers)
     assert "model.layers.1.mlp.up_proj.weight" in str(caught.value)
-    assert "What is right" not in str(caught.value)
+    assert "These checks passed" not in str(caught.value)

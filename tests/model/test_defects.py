@@ -27,9 +27,9 @@ ASIDE = {
     "an array on a cache": ".note",
     "steps are counted in the tail": "count",
     "the first layer counts, the last uses it": "COUNT",
-    "the time": "process to process|never reached",
-    "a deadline": "process to process|never reached",
-    "chance": "process to process|never reached",
+    "the time": "differ between processes|never reached",
+    "a deadline": "differ between processes|never reached",
+    "chance": "differ between processes|never reached",
     "an identity of an object": "builtins.id",
 }
 HEALTHY = (

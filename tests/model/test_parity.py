@@ -45,7 +45,7 @@ class Opened:
     def __init__(self, folder: Path, name: str = "llama") -> None:
         self.folder = cut.tiny_model(folder, name)
         self.checkpoint = open_checkpoint(self.folder)
-        stored = {key: found.spec for key, found in self.checkpoint.tensors.items()}
+        stored = {key: tensor.spec for key, tensor in self.checkpoint.tensors.items()}
         self.dissection = Dissection(self.checkpoint.config, stored)
         self.contents = self.dissection.model()
         self.stages = self.dissection.stages(list(pairwise([0, 2, tiny.NUM_LAYERS])))
@@ -100,14 +100,14 @@ def test_chain_of_stages_gives_the_very_numbers(name: str, tmp_path: Path) -> No
     """Full attention, and windows shorter than a chunk: 64 of 64 tokens, and no logit differs at all."""
     model = Opened(tmp_path / "m", name)
     numbers = measure_split(model.checkpoint, model.contents, model.stages, FOLDER, ParitySettings())
-    found = numbers.parity
-    assert found is not None
-    assert (found.num_tokens, found.tokens_equal) == (64, 64)
-    assert (found.max_abs_logit_difference, found.num_nan_steps) == (0.0, 0)
-    assert found.is_exact
-    assert [prompt.length for prompt in found.prompts] == list(PROMPT_LENGTHS)
-    assert min(PROMPT_LENGTHS) - 1 > CHUNK == found.chunk
-    assert len({token for prompt in found.prompts for token in prompt.tokens}) > 1
+    record = numbers.parity
+    assert record is not None
+    assert (record.num_tokens, record.tokens_equal) == (64, 64)
+    assert (record.max_abs_logit_difference, record.num_nan_steps) == (0.0, 0)
+    assert record.is_exact
+    assert [prompt.length for prompt in record.prompts] == list(PROMPT_LENGTHS)
+    assert min(PROMPT_LENGTHS) - 1 > CHUNK == record.chunk
+    assert len({token for prompt in record.prompts for token in prompt.tokens}) > 1
     assert numbers.line.startswith("64 of 64 tokens, max |logit difference| 0.0, float32 reference on ")
 
 
@@ -115,7 +115,7 @@ def test_stage_that_lacks_a_tensor_is_refused(opened: Opened) -> None:
     """What stands in the place of a missing tensor cannot be evaluated, so that no number comes of it."""
     poor = [name for name in opened.chain[1].tensors if "layers.4.mlp.down_proj" not in name]
     assert len(poor) < len(opened.chain[1].tensors)
-    with pytest.raises(ProofExceeded, match="used behind a cut"):
+    with pytest.raises(ProofExceeded, match="used after a cut"):
         opened.compare([opened.chain[0], dataclasses.replace(opened.chain[1], tensors=poor)], num_tokens=16)
 
 
@@ -123,9 +123,9 @@ def test_nan_is_counted(opened: Opened) -> None:
     """NaN weights make NaN logits at each step; the difference stays a number."""
     name = next(name for name in opened.weights if name.endswith("layers.3.mlp.up_proj.weight"))
     weights = {**opened.weights, name: mx.full(opened.weights[name].shape, float("nan"))}
-    found = opened.compare(weights=weights)
-    assert found.num_nan_steps == 4
-    assert found.max_abs_logit_difference == 0.0
+    record = opened.compare(weights=weights)
+    assert record.num_nan_steps == 4
+    assert record.max_abs_logit_difference == 0.0
 
 
 def test_nan_of_the_stages_alone_is_a_difference(opened: Opened) -> None:
@@ -171,7 +171,7 @@ def test_damaged_file_never_reaches_mlx(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    stored = {key: found.spec for key, found in checkpoint.tensors.items()}
+    stored = {key: tensor.spec for key, tensor in checkpoint.tensors.items()}
     contents = Dissection(checkpoint.config, stored).model()
     with pytest.raises(WeightFileError):
         checkpoint_weights(checkpoint, contents)

@@ -32,11 +32,11 @@ def twin(config: dict[str, Any], cuts: tuple[int, ...] = (2, 4)) -> Twin:
 @pytest.mark.parametrize("module", ["gemma3_text", "qwen3_next", "kimi_k3", "gemma4_text"])
 def test_healthy_model_is_equal_alone_and_side_by_side(module: str) -> None:
     """Windows, recurrent states, shared K and V, sparse attention: stages and whole agree past every length."""
-    found = twin(matrix.CONFIGS[module])
-    assert not found.not_run
-    assert found.finding is None
-    assert found.batch_refusal is None
-    assert found.num_positions > 20
+    result = twin(matrix.CONFIGS[module])
+    assert not result.not_run
+    assert result.finding is None
+    assert result.batch_refusal is None
+    assert result.num_positions > 20
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_wrong_batches_of_upstream_are_refused(module: str, change: dict[str, in
     config = copy.deepcopy(matrix.CONFIGS[module])
     if change:
         config["text_config"]["sparse_attention_config"].update(change)
-    found = twin(config)
-    assert found.finding is None
-    assert found.batch_refusal is not None
+    result = twin(config)
+    assert result.finding is None
+    assert result.batch_refusal is not None
 
 
 @pytest.mark.parametrize("row", [1, 3, 4])
@@ -64,10 +64,10 @@ def test_batch_whose_later_rows_differ_is_refused(row: int, monkeypatch: pytest.
     put_module(
         monkeypatch, {"BEFORE": f"x = mx.concatenate([x[:{row}], x[{row}:] * 1.5]) if x.shape[0] > {row} else x"}
     )
-    found = twin(CONFIG)
-    assert found.finding is None
-    assert found.batch_refusal is not None
-    assert "off by" in found.batch_refusal
+    result = twin(CONFIG)
+    assert result.finding is None
+    assert result.batch_refusal is not None
+    assert "off by" in result.batch_refusal
 
 
 def test_stages_that_fail_where_the_whole_runs_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,19 +75,19 @@ def test_stages_that_fail_where_the_whole_runs_are_a_finding(monkeypatch: pytest
     top = "from tests.inexact import is_run\ndef fail(): raise ValueError('broadcast')\n"
     is_stage = "type(self).__name__.startswith('Tapped') and x.shape[1] == 9 and is_run(x)"
     put_module(monkeypatch, {"BEFORE": f"if {is_stage}: fail()"}, top=top)
-    found = twin(CONFIG)
-    assert found.not_run == ""
-    assert "fail where the whole does not: ValueError: broadcast" in (found.finding or "")
+    result = twin(CONFIG)
+    assert result.not_run == ""
+    assert "fail where the whole model does not: ValueError: broadcast" in (result.finding or "")
 
 
 def test_length_of_the_code_itself_is_not_said_to_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number that no field has stays as it is; what is run says how far it went, and single steps are part of it."""
     put_module(monkeypatch, {"OUT": "x * (2 if k.shape[2] > 3000 else 1)"})
-    found = twin(CONFIG)
-    assert found.finding is None
-    assert found.length_divisor == 1
-    assert found.is_cut_short
-    assert 14 <= found.num_positions < 3000
+    result = twin(CONFIG)
+    assert result.finding is None
+    assert result.length_divisor == 1
+    assert result.is_cut_short
+    assert 14 <= result.num_positions < 3000
 
 
 def test_long_lengths_are_divided_and_few_layers_show_all_kinds() -> None:

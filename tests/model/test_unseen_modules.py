@@ -67,21 +67,21 @@ REFUSED = {
         UnsupportedModel,
         "cannot be run on placeholders",
     ),
-    "noise is added": ({"BEFORE": "x = x + mx.random.normal(x.shape)"}, UnsupportedModel, "from process to process"),
+    "noise is added": ({"BEFORE": "x = x + mx.random.normal(x.shape)"}, UnsupportedModel, "differ between processes"),
     "layers talk past their outputs": (
         {"BEFORE": "Layer.first = x if self.index == 0 else Layer.first; x = x + Layer.first"},
         UnsupportedModel,
-        "keeps something from step to step",
+        "keeps state between steps",
     ),
     "a number passes by a variable of the module": (
         {"BEFORE": "Layer.at = cache.offset if self.index == 0 else Layer.at; x = x * (1 + 0.01 * Layer.at)"},
         UnsupportedModel,
-        "keeps something from step to step",
+        "keeps state between steps",
     ),
     "a later layer's cache is asked": (
         {"LOOP": "for layer, c in zip(layers, cache): h = layer(h * (1 + 0.01 * cache[3].offset), mask, c)"},
         ProofFailed,
-        "something else",
+        "would not compute what the whole model computes",
     ),
     "the layers run backwards": (
         {"LOOP": "for layer, c in zip(layers[::-1], cache): h = layer(h, mask, c)"},
@@ -101,7 +101,7 @@ REFUSED = {
             h, e = layer(h if i == 0 else h + e.sum(-1, keepdims=True), mask, c)""",
         },
         ProofFailed,
-        "behind a cut",
+        "after a cut",
     ),
     "a generator is handed on": (
         {"OUT": "iter([x])", "LOOP": "for layer, c in zip(layers, cache): h = next(layer(h, mask, c))"},
@@ -145,4 +145,4 @@ def test_unseen_module_that_is_no_chain_is_refused(case: str, unseen: Callable[[
     assert refused.value.why
     assert refused.value.hint
     if error is UnsupportedModel:
-        assert "What is right with it: its tensors are those config.json describes" in refused.value.why
+        assert "These checks passed: its tensors match config.json" in refused.value.why

@@ -98,8 +98,8 @@ async def risen(node, before, name, value):
     """What has risen since `before`, once one of it has by a value: a head may have a result before it is counted."""
     deadline = time.monotonic() + 30
     while True:
-        found = samples(await asyncio.to_thread(scrape, node))
-        since = {key: count - before.get(key, 0) for key, count in found.items()}
+        after = samples(await asyncio.to_thread(scrape, node))
+        since = {key: count - before.get(key, 0) for key, count in after.items()}
         if since[name] >= value:
             return since
         assert time.monotonic() < deadline, f"{name} stays at {since[name]}, below {value}"
@@ -119,15 +119,15 @@ def test_node_counts_steps_ids_and_bytes_exactly(served) -> None:
             for at, id_bytes, sent_bytes in ((0, ID_BYTES, ID_BYTES + HIDDEN_BYTES), (1, ID_BYTES + HIDDEN_BYTES, 0)):
                 for lane in ("prefill", "decode"):
                     sent = ("shardhub_step_send_seconds_count", lane)
-                    found = await risen(served[at], before[at], sent, steps[lane])
-                    assert found[sent] == steps[lane]
+                    rise = await risen(served[at], before[at], sent, steps[lane])
+                    assert rise[sent] == steps[lane]
                     for timed in ("compute", "wait"):
-                        assert found[f"shardhub_step_{timed}_seconds_count", lane] == steps[lane]
-                    assert found["shardhub_step_compute_seconds_sum", lane] > 0
-                    assert found["shardhub_step_rows_sum", lane] == steps[lane]
-                    assert found["shardhub_tokens_total", lane] == ids[lane]
-                    assert found["shardhub_received_bytes_total", lane] == id_bytes * ids[lane]
-                    assert found["shardhub_sent_bytes_total", lane] == sent_bytes * ids[lane]
+                        assert rise[f"shardhub_step_{timed}_seconds_count", lane] == steps[lane]
+                    assert rise["shardhub_step_compute_seconds_sum", lane] > 0
+                    assert rise["shardhub_step_rows_sum", lane] == steps[lane]
+                    assert rise["shardhub_tokens_total", lane] == ids[lane]
+                    assert rise["shardhub_received_bytes_total", lane] == id_bytes * ids[lane]
+                    assert rise["shardhub_sent_bytes_total", lane] == sent_bytes * ids[lane]
                 load = (await describe(served[at].address)).load
                 assert load["decode_ids"] - loads[at]["decode_ids"] == ids["decode"]
                 assert load["prefill_sent_bytes"] - loads[at]["prefill_sent_bytes"] == sent_bytes * ids["prefill"]
@@ -144,25 +144,25 @@ def test_node_tells_its_sessions_kv_and_failures(served) -> None:
             chain, node = scheduler.chain, served[0]
             session = await chain.open(context=CONTEXT, parameters=GREEDY)
             await (await session.send(PROMPT, sample=True, lane=Lane.PREFILL))
-            found = samples(await asyncio.to_thread(scrape, node))
-            assert (found["shardhub_sessions", "active"], found["shardhub_sessions", "parked"]) == (1, 0)
-            reserved = found["shardhub_kv_reserved_bytes",]
-            assert 0 < reserved < found["shardhub_kv_budget_bytes",] == node.ready["kv_budget_bytes"]
-            assert found["shardhub_kv_parked_bytes",] == 0
-            assert found["shardhub_weight_bytes",] == node.ready["weight_bytes"]
+            after = samples(await asyncio.to_thread(scrape, node))
+            assert (after["shardhub_sessions", "active"], after["shardhub_sessions", "parked"]) == (1, 0)
+            reserved = after["shardhub_kv_reserved_bytes",]
+            assert 0 < reserved < after["shardhub_kv_budget_bytes",] == node.ready["kv_budget_bytes"]
+            assert after["shardhub_kv_parked_bytes",] == 0
+            assert after["shardhub_weight_bytes",] == node.ready["weight_bytes"]
             await session.park()
-            found = samples(await asyncio.to_thread(scrape, node))
-            assert (found["shardhub_sessions", "active"], found["shardhub_sessions", "parked"]) == (0, 1)
-            assert 0 < found["shardhub_kv_parked_bytes",] == found["shardhub_kv_reserved_bytes",] <= reserved
-            failures = {key[1]: v for key, v in found.items() if key[0] == "shardhub_failures_total"}
+            after = samples(await asyncio.to_thread(scrape, node))
+            assert (after["shardhub_sessions", "active"], after["shardhub_sessions", "parked"]) == (0, 1)
+            assert 0 < after["shardhub_kv_parked_bytes",] == after["shardhub_kv_reserved_bytes",] <= reserved
+            failures = {key[1]: v for key, v in after.items() if key[0] == "shardhub_failures_total"}
             failures |= {name: failures.get(name, 0) + 1 for name in ("ContextExceeded", "WireError")}
             with pytest.raises(ContextExceeded):
                 await chain.open(context=CONTEXT + 1, parameters=GREEDY)
             other = await chain.open(context=CONTEXT, parameters=GREEDY)
             with pytest.raises(WireError, match="vocabulary"):
                 await (await other.send([tiny.VOCAB], sample=True, lane=Lane.DECODE))
-            found = samples(await asyncio.to_thread(scrape, node))
-            assert {key[1]: v for key, v in found.items() if key[0] == "shardhub_failures_total"} == failures
+            after = samples(await asyncio.to_thread(scrape, node))
+            assert {key[1]: v for key, v in after.items() if key[0] == "shardhub_failures_total"} == failures
 
     asyncio.run(run())
 
@@ -189,24 +189,24 @@ def test_head_counts_requests_by_how_they_end(pipeline) -> None:
             await stopped.ended.wait()
             with pytest.raises(ContextExceeded):
                 scheduler.submit(request([1] * CONTEXT))
-            found = samples(metrics.text().decode())
-            outcomes = {key[1]: value for key, value in found.items() if key[0] == "shardhub_requests_total"}
+            after = samples(metrics.text().decode())
+            outcomes = {key[1]: value for key, value in after.items() if key[0] == "shardhub_requests_total"}
             assert outcomes == {"stop": 0, "length": 3, "cancelled": 1, "failed": 0, "refused": 1}
-            assert found["shardhub_request_failures_total", "ContextExceeded"] == 1
+            assert after["shardhub_request_failures_total", "ContextExceeded"] == 1
             generated = 3 * NUM_TOKENS + stopped.num_generated
-            assert found["shardhub_generated_tokens_total",] == generated
-            assert found["shardhub_time_to_first_token_seconds_count",] == 4
-            assert found["shardhub_inter_token_seconds_count",] == generated - 4
-            assert found["shardhub_drafted_tokens_total",] == found["shardhub_accepted_tokens_total",] == 4
-            assert found["shardhub_prompt_tokens_total",] == 3 * len(PROMPT) + len(longer)
+            assert after["shardhub_generated_tokens_total",] == generated
+            assert after["shardhub_time_to_first_token_seconds_count",] == 4
+            assert after["shardhub_inter_token_seconds_count",] == generated - 4
+            assert after["shardhub_drafted_tokens_total",] == after["shardhub_accepted_tokens_total",] == 4
+            assert after["shardhub_prompt_tokens_total",] == 3 * len(PROMPT) + len(longer)
             reused = len(PROMPT) + NUM_TOKENS - 1
-            assert found["shardhub_reused_tokens_total",] == reused
-            assert found["shardhub_tokens_total", "prefill"] == 3 * len(PROMPT) + len(longer) - reused
+            assert after["shardhub_reused_tokens_total",] == reused
+            assert after["shardhub_tokens_total", "prefill"] == 3 * len(PROMPT) + len(longer) - reused
             for lane in ("prefill", "decode"):
-                rounds = found["shardhub_round_seconds_count", lane]
-                assert rounds == found["shardhub_step_rows_count", lane] == found["shardhub_round_rows_count", lane]
-            assert found["shardhub_open_requests",] == found["shardhub_waiting_requests",] == 0
-            assert found["shardhub_kept_prefixes",] == 1
+                rounds = after["shardhub_round_seconds_count", lane]
+                assert rounds == after["shardhub_step_rows_count", lane] == after["shardhub_round_rows_count", lane]
+            assert after["shardhub_open_requests",] == after["shardhub_waiting_requests",] == 0
+            assert after["shardhub_kept_prefixes",] == 1
 
     asyncio.run(run())
 
@@ -219,8 +219,8 @@ def test_heads_of_one_process_count_apart(pipeline) -> None:
         async with scheduler_over(LocalLink(engine)) as one, scheduler_over(LocalLink(engine)) as two:
             counted = [HeadMetrics(one), HeadMetrics(two)]
             await answer(one, request(reuse=False))
-            found = [samples(metrics.text().decode()) for metrics in counted]
-            assert [f["shardhub_requests_total", "length"] for f in found] == [1, 0]
+            after = [samples(metrics.text().decode()) for metrics in counted]
+            assert [f["shardhub_requests_total", "length"] for f in after] == [1, 0]
 
     asyncio.run(run())
 

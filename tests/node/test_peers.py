@@ -136,7 +136,7 @@ def test_who_answers_at_an_address_is_asked_by_probe(folder) -> None:
 
     async def run():
         sender = Sender()
-        with pytest.raises(ShardhubError, match="Another node answers"):
+        with pytest.raises(ShardhubError, match="A different node answers"):
             await sender.peers.probe(node.address, b"another", 20)
         await sender.peers.close()
 

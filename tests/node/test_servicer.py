@@ -196,7 +196,7 @@ def test_nan_hidden_states_end_the_session_and_not_the_node(node) -> None:
             crossings = {"layer.2": RawTensor(dtype="F32", shape=hidden.shape, data=hidden.tobytes())}
             failure = await head.outcome(step(session, crossings=crossings))
             assert isinstance(failure, StepFailure)
-            assert "NaN came up" in failure.error.what
+            assert "NaN appeared" in failure.error.what
         await works(node.address)
 
     asyncio.run(run())
@@ -219,7 +219,7 @@ def test_opens_that_cannot_be_are_refused(node) -> None:
                 await head.link.open(call(head.id, session, epoch=5))
             await head.link.close_session(head.id, session, 5)
             await head.link.close_session(head.id, session, 5)
-            with pytest.raises(AccessError, match="does not dial"):
+            with pytest.raises(AccessError, match="does not connect to"):
                 await head.link.probe("8.8.8.8:1", b"", 30)
 
     asyncio.run(run())

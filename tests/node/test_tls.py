@@ -240,7 +240,7 @@ async def test_a_head_is_no_node(engine, cluster, head):
     async with serving(engine, cluster.trust("other", Role.HEAD)) as address:
         error = await refusal(address, head)
     assert isinstance(error, CertificateRefused)
-    assert "not a node's" in error.why
+    assert "not the certificate of a node" in error.why
 
 
 @in_loop

@@ -26,13 +26,13 @@ def engine(tmp_path_factory):
 @pytest.mark.parametrize(("stuck_s", "ends"), [(0.4, True), (60.0, False)])
 def test_stuck_thread_ends_the_node_with_its_own_code(engine, stuck_s, ends) -> None:
     """Unready from half the time on, then the end; ready again where the step was only slow."""
-    told: list[bool] = []
+    reports: list[bool] = []
     codes: list[int] = []
     release = threading.Event()
 
     async def run():
         async def report(is_ready):
-            told.append(is_ready)
+            reports.append(is_ready)
 
         blocked = engine._compute.control(lambda: release.wait(60))
         watching = asyncio.create_task(watch(engine, report, stuck_s=stuck_s, interval_s=0.05, end=codes.append))
@@ -50,12 +50,12 @@ def test_stuck_thread_ends_the_node_with_its_own_code(engine, stuck_s, ends) -> 
 
     asyncio.run(run())
     assert codes == ([EXIT_CODE] if ends else [])
-    assert told == ([False] if ends else [])
+    assert reports == ([False] if ends else [])
 
 
 def test_a_machine_that_slept_says_so(engine) -> None:
-    """The clock that counts sleep went further than the other: told once, with how long."""
-    told: list[float] = []
+    """The clock that counts sleep went further than the other: reported_s once, with how long."""
+    reported_s: list[float] = []
     slept = 0.0
 
     async def run():
@@ -66,19 +66,19 @@ def test_a_machine_that_slept_says_so(engine) -> None:
 
         naps = Naps(lambda: elapsed_with_sleep() + slept)
         watching = asyncio.create_task(
-            watch(engine, report, interval_s=0.02, end=lambda code: None, naps=naps, on_slept=told.append)
+            watch(engine, report, interval_s=0.02, end=lambda code: None, naps=naps, on_slept=reported_s.append)
         )
         await asyncio.sleep(0.1)
-        assert not told
+        assert not reported_s
         slept = 90.0
 
         async def is_told():
-            return bool(told)
+            return bool(reported_s)
 
         await until(is_told)
         await asyncio.sleep(0.1)
         watching.cancel()
 
     asyncio.run(run())
-    assert len(told) == 1
-    assert 85 < told[0] < 95
+    assert len(reported_s) == 1
+    assert 85 < reported_s[0] < 95

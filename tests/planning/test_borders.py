@@ -72,7 +72,7 @@ def test_growing_cuts_are_taken_when_there_is_no_other_way() -> None:
     around = borders(steady(1), growing(2, 640), growing(3, 32), refused(4), growing(5, 640))
     plan = cut_evenly(uniform(6), 3, borders=around)
     assert plan.cuts == (1, 3)
-    assert "3 stages are only possible" in plan.notes[0]
+    assert "3 stages are possible only" in plan.notes[0]
     assert "before layer 3 grows with the context: 524.4 kB with each token at 8,192 positions" in plan.notes[1]
     with pytest.raises(PlanError, match=r"4 of its 5 layer borders.*1 to 5"):
         cut_evenly(uniform(6), 6, borders=around)
@@ -87,7 +87,7 @@ def test_machines_avoid_growing_cuts() -> None:
     small = [parse_machine("a=6GB"), parse_machine("b=6GB")]
     plan = cut_for_machines(uniform(8), small, context=1, borders=around)
     assert plan.cuts == (4,)
-    assert any("These machines are only possible" in note for note in plan.notes)
+    assert any("Stages for these machines are possible only" in note for note in plan.notes)
     assert any("before layer 4 grows" in note for note in plan.notes)
 
 
@@ -143,11 +143,11 @@ def test_no_plan_within_the_slack_has_a_smaller_toll(data: st.DataObject) -> Non
     ("cuts", "text"),
     [
         ((steady(1), steady(2), steady(3)), "cuts allowed before any layer"),
-        ((), "a model of one layer cannot be cut"),
+        ((), "a model with one layer cannot be cut"),
         (
             (growing(1), steady(2), growing(3), steady(4)),
-            "cuts allowed before layers 2, 4; before 1, 3 something that grows with the context would cross: "
-            "up to 524.4 kB a token at 8,192 positions",
+            "cuts allowed before layers 2, 4; before 1, 3 what crosses grows with the context: up to 524.4 kB a token "
+            "at 8,192 positions",
         ),
         (
             (steady(1), refused(2), refused(3)),
@@ -156,7 +156,7 @@ def test_no_plan_within_the_slack_has_a_smaller_toll(data: st.DataObject) -> Non
         ((refused(1),), "no cut is possible; not before 1: layer.0 has a shape that varies."),
         (
             (growing(1),),
-            "no cut is without cost; before 1 something that grows with the context would cross: "
+            "every cut sends something that grows with the context; before 1 what crosses grows with the context: "
             "524.4 kB a token at 8,192 positions",
         ),
     ],

@@ -81,10 +81,10 @@ def test_a_key_that_is_open_to_others_is_refused(cluster, mode):
     """A key that a group or everybody may read is not used: an authority's and a machine's."""
     folder = cluster.issue("mini", Role.NODE)
     identity_file(folder, Role.NODE).chmod(mode)
-    with pytest.raises(IdentityError, match="open to others"):
+    with pytest.raises(IdentityError, match="other users can read it"):
         load_identity(folder, Role.NODE, now=NOW)
     (cluster.authority.folder / KEY_FILE).chmod(mode)
-    with pytest.raises(IdentityError, match="open to others"):
+    with pytest.raises(IdentityError, match="other users can read it"):
         Authority.open(cluster.authority.folder)
 
 
@@ -175,27 +175,27 @@ def test_an_older_list_is_not_taken(cluster):
 
 def test_a_list_is_kept_for_the_next_start(cluster):
     """What a process heard, the next one on the machine knows; watchers are told once."""
-    trust, told = cluster.trust("mini", Role.NODE), []
-    unwatch = trust.watch(lambda: told.append(1))
+    trust, changes = cluster.trust("mini", Role.NODE), []
+    unwatch = trust.watch(lambda: changes.append(1))
     peer = cluster.trust("laptop", Role.HEAD).identity.peer
     made = cluster.authority.revoke("laptop", now=NOW)
     trust.learn(made.pem)
     trust.learn(made.pem)
-    assert told == [1]
+    assert changes == [1]
     assert Trust(trust.folder, Role.NODE, clock=lambda: NOW).is_revoked(peer)
     unwatch()
     trust.learn(cluster.authority.revoke("mini", now=NOW).pem)
-    assert told == [1]
+    assert changes == [1]
 
 
 def test_a_list_put_into_the_folder_is_heard(cluster):
     """A list that was copied by hand counts as if it had been told."""
-    trust, told = cluster.trust("mini", Role.NODE), []
-    trust.watch(lambda: told.append(1))
+    trust, changes = cluster.trust("mini", Role.NODE), []
+    trust.watch(lambda: changes.append(1))
     cluster.trust("laptop", Role.HEAD)
     (trust.folder / "revoked.pem").write_bytes(cluster.authority.revoke("laptop", now=NOW).pem)
     trust.reread()
-    assert told == [1]
+    assert changes == [1]
 
 
 def test_the_ledger_forgets_what_ended_long_ago(cluster):

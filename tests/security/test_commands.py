@@ -113,7 +113,7 @@ def test_machines_join_run_and_are_revoked(home, pipeline, tmp_path):
         assert json.loads(state.stdout)["can_run"]
         revoked = certs("revoke", "laptop", *addresses, "--json", env=home)
         assert revoked.returncode == 0, revoked.stderr
-        assert [told["error"] for told in json.loads(revoked.stdout)["told"]] == [None, None]
+        assert [informed["error"] for informed in json.loads(revoked.stdout)["told"]] == [None, None]
         refused = shardhub(*ask, "--tls", tls, env=home)
         assert refused.returncode == 4
         assert "revoked" in refused.stderr
@@ -251,7 +251,7 @@ def test_a_signature_is_made_and_required(home, pipeline, tmp_path):
     assert choose_shards(places, [str(folder)], "0", None, public)[0].folder == out / "s-shard-0"
     with pytest.raises(SignatureError):
         choose_shards(places, [str(folder)], "0", None, other)
-    with pytest.raises(UsageError, match="needs the pipeline"):
+    with pytest.raises(UsageError, match="needs a pipeline"):
         choose_shards(places, [str(out / "s-shard-0")], None, None, public)
     # Another shard under the right name: the manifest, which is signed, does not name it.
     (out / "s-shard-0").rename(out / "kept")

@@ -69,8 +69,8 @@ def test_another_key_is_refused(signed):
 def test_a_borrowed_name_is_refused(signed):
     """A signature that names the required key, but was made with another, is found."""
     folder, signer, other = signed
-    found = decode(Signature, other.sign((folder / MANIFEST_FILE).read_bytes()), where="x")
-    (folder / SIGNATURE_FILE).write_bytes(encode(found.model_copy(update={"key": signer.public})))
+    forged = decode(Signature, other.sign((folder / MANIFEST_FILE).read_bytes()), where="x")
+    (folder / SIGNATURE_FILE).write_bytes(encode(forged.model_copy(update={"key": signer.public})))
     with pytest.raises(SignatureError, match="is wrong"):
         check_signature(folder, signer.public)
 
@@ -85,15 +85,15 @@ def test_a_missing_signature_is_refused(signed):
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[" * 5000, b'{"kind":"shardhub-signature"}', bytes(5000)])
 def test_a_broken_signature_is_refused(signed, data):
-    """A file that is no signature is refused as such."""
+    """A file that is not a signature is refused as such."""
     folder, signer, _ = signed
     (folder / SIGNATURE_FILE).write_bytes(data)
-    with pytest.raises(SignatureError, match="no signature"):
+    with pytest.raises(SignatureError, match="not a signature"):
         check_signature(folder, signer.public)
 
 
 def test_a_signature_is_over_a_manifest_and_nothing_else(signed):
-    """The same key over the same bytes without our context is no signature: keys cannot be made to sign for us."""
+    """The same key over the same bytes without our context is not a signature: keys cannot be made to sign for us."""
     folder, signer, _ = signed
     import base64
 
@@ -104,22 +104,22 @@ def test_a_signature_is_over_a_manifest_and_nothing_else(signed):
 
 
 def test_keys_are_kept_private_and_are_not_replaced(tmp_path):
-    """A private key is its owner's alone, is refused when it is open to others, and is not overwritten."""
+    """A private key is its owner's alone, is refused when other users can read it, and is not overwritten."""
     signer = make_signing_key(tmp_path / "key")
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
     assert load_signer(tmp_path / "key").public == signer.public
     assert parse_public_key(str(tmp_path / "key.pub")) == parse_public_key(signer.public) == signer.public
-    with pytest.raises(UsageError, match="there already"):
+    with pytest.raises(UsageError, match="already exists"):
         make_signing_key(tmp_path / "key")
     (tmp_path / "key").chmod(0o644)
-    with pytest.raises(IdentityError, match="open to others"):
+    with pytest.raises(IdentityError, match="other users can read it"):
         load_signer(tmp_path / "key")
 
 
 @pytest.mark.parametrize("text", ["", "ed25519:", "ed25519:" + "A" * 44, "rsa:x", "nowhere.pub", "\0"])
 def test_what_is_no_public_key_is_refused(text):
     """A wrong key is an error of use, not a signature that never fits."""
-    with pytest.raises(UsageError, match="no public key"):
+    with pytest.raises(UsageError, match="not a public key"):
         parse_public_key(text)
 
 

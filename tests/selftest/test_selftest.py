@@ -96,7 +96,7 @@ def test_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(mx.fast, "layer_norm", absent)
     wrong = {result.name: result for result in run_kernels() if not result.is_right}
-    assert {name.rpartition(" ")[0] for name in wrong} == {"RMS norm", "softmax", "layer norm", "tokens drawn of a"}
+    assert {name.rpartition(" ")[0] for name in wrong} == {"RMS norm", "softmax", "layer norm", "tokens drawn from a"}
     assert "not on this device" in wrong["layer norm float32"].failure
     assert report(RIGHT, kernels=tuple(wrong.values())).exit_code == 3
 

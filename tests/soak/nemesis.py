@@ -151,9 +151,9 @@ def _request(dice: random.Random) -> Request:
 
 
 async def _collect(stream: Stream) -> list[int]:
-    found = [token.id async for token in stream]
+    tokens = [token.id async for token in stream]
     await stream.ended.wait()
-    return found
+    return tokens
 
 
 async def _user(
@@ -169,28 +169,28 @@ async def _user(
         index = dice.randrange(len(requests))
         gives_up_at = dice.randrange(1, 40) if dice.random() < 0.2 else None
         stream = scheduler.submit(requests[index])
-        found: list[int] = []
+        tokens: list[int] = []
         try:
             async with asyncio.timeout(HANG_S):
                 async for token in stream:
-                    found.append(token.id)
-                    if len(found) == gives_up_at:
+                    tokens.append(token.id)
+                    if len(tokens) == gives_up_at:
                         stream.cancel()
                         break
                 await stream.ended.wait()
         except TimeoutError:
             report.outcomes["hang"] += 1
-            report.broken.append(f"a request hung after {len(found)} tokens")
+            report.broken.append(f"a request hung after {len(tokens)} tokens")
             stream.cancel()
         except ShardhubError as error:
             report.outcomes[type(error).__name__] += 1
         else:
-            given_up = len(found) == gives_up_at and len(found) < len(expected[index])
+            given_up = len(tokens) == gives_up_at and len(tokens) < len(expected[index])
             report.outcomes["given up" if given_up else "done"] += 1
-            if not given_up and found != expected[index]:
-                report.broken.append(f"{len(found)} tokens came, {len(expected[index])} were expected")
-        if found != expected[index][: len(found)]:
-            report.broken.append(f"a wrong token among the first {len(found)}")
+            if not given_up and tokens != expected[index]:
+                report.broken.append(f"{len(tokens)} tokens came, {len(expected[index])} were expected")
+        if tokens != expected[index][: len(tokens)]:
+            report.broken.append(f"a wrong token among the first {len(tokens)}")
         report.num_recoveries += stream.num_recoveries
 
 

@@ -85,9 +85,9 @@ def _manifest(repo: str | None = None) -> Manifest:
 
 def _parsed(card: str) -> tuple[dict[str, object], str]:
     """Front matter and body, taken apart as the Hub does."""
-    found = re.match(r"^(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(\r\n|\n|$))", card)
-    assert found is not None
-    return yaml.safe_load(found.group(2)), card[found.end() :]
+    match = re.match(r"^(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(\r\n|\n|$))", card)
+    assert match is not None
+    return yaml.safe_load(match.group(2)), card[match.end() :]
 
 
 TEXTS = st.text() | st.sampled_from(HOSTILE)
@@ -155,7 +155,7 @@ def test_shard_card_says_what_it_is() -> None:
     fields, body = _parsed(card)
     assert "base_model" not in fields
     assert "model-shard-1: layers 3 of 4" in body
-    assert "not loadable alone" in body
+    assert "cannot be loaded on its own" in body
     assert "\nshardhub serve model-shard-1\n" in body
     assert "\nshardhub generate --manifest model-pipeline" in body
     assert "| 0 | `model-shard-0` | 0 to 2 | 5.00 GB |\n| 1 | `model-shard-1` (this one) | 3 | 1.00 MB |\n" in body
@@ -243,8 +243,8 @@ def test_pipeline_card_says_how_it_was_proven() -> None:
 
 def test_shard_says_nothing_that_only_a_model_says() -> None:
     fields = {"base_model": "a/b", "pipeline_tag": "text-generation", "license": "mit"}
-    found, _ = _parsed(shard_card(STAGE, HINT, source="m", fields=fields, stages=STAGES, on_hub=True))
-    assert set(found) == {"library_name", "tags", "license"}
+    front_matter, _ = _parsed(shard_card(STAGE, HINT, source="m", fields=fields, stages=STAGES, on_hub=True))
+    assert set(front_matter) == {"library_name", "tags", "license"}
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_licence_files_are_told_by_name(tmp_path: Path) -> None:
     (tmp_path / "terms").mkdir()
     assert set(licence_files(tmp_path)) == set(names)
     (tmp_path / "LICENSE").write_bytes(b"x" * (1 << 20) + b"x")
-    with pytest.raises(FormatError, match="larger than any licence"):
+    with pytest.raises(FormatError, match="too large for a licence"):
         licence_files(tmp_path)
 
 

@@ -76,8 +76,8 @@ def test_every_half_and_fp8_pattern_is_told_right() -> None:
         "F8_E4M3": (all8, np.array(mx.from_fp8(mx.array(all8), dtype=mx.float32))),
     }
     for dtype, (words, values) in floats.items():
-        found = [first_nonfinite(dtype, word.tobytes()) is not None for word in words]
-        np.testing.assert_array_equal(found, ~np.isfinite(values), err_msg=dtype)
+        refused = [first_nonfinite(dtype, word.tobytes()) is not None for word in words]
+        np.testing.assert_array_equal(refused, ~np.isfinite(values), err_msg=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
@@ -120,8 +120,8 @@ def test_split_is_refused(dtype: str, value: bytes, tmp_path: Path) -> None:
 def test_first_one_is_found_in_a_large_tensor(index: int, tmp_path: Path) -> None:
     """Wherever it is among the pieces the copy goes in, and though there is another after it."""
     shape = (3, 1 << 18, 4)
-    found = _holding("F16", NAN["F16"], index, shape)
-    spec, data = found[NAME]
+    holding = _holding("F16", NAN["F16"], index, shape)
+    spec, data = holding[NAME]
     checkpoint = _write(tmp_path / "model", {NAME: (spec, data[:-2] + NAN["F16"])})
     with pytest.raises(NonFiniteWeights) as caught:
         _split(checkpoint, tmp_path / "out", check_weights=True)
@@ -165,12 +165,12 @@ def test_computed_tensors_are_checked(tmp_path: Path) -> None:
     data[expert.start : expert.start + 4] = NAN["F32"]
     path.write_bytes(data)
     checkpoint = open_checkpoint(model)
-    found = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
-    stages = found.stages(list(pairwise([0, 3, 6])))
+    dissection = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
+    stages = dissection.stages(list(pairwise([0, 3, 6])))
     with pytest.raises(NonFiniteWeights, match=r"layers\.3\.block_sparse_moe\.switch_mlp\.up_proj") as caught:
         split(
             checkpoint,
-            found.model(),
+            dissection.model(),
             stages,
             tmp_path / "out",
             name="m",

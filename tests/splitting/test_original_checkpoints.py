@@ -28,9 +28,9 @@ FOLDER = Source(repo=None, commit=None)
 
 def _dissected(model: Path, cuts: tuple[int, ...]) -> tuple[Any, ...]:
     checkpoint = open_checkpoint(model)
-    found = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
-    stages = found.stages(list(pairwise([0, *cuts, found.anatomy.num_layers])))
-    return checkpoint, found.model(), stages
+    dissection = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
+    stages = dissection.stages(list(pairwise([0, *cuts, dissection.anatomy.num_layers])))
+    return checkpoint, dissection.model(), stages
 
 
 def _split(model: Path, out: Path, cuts: tuple[int, ...] = (2, 4), **more: Any) -> SplitResult:
@@ -68,15 +68,15 @@ def model(tmp_path: Path) -> Path:
 def test_only_needed_tensors_are_in_shards(name: str, tmp_path: Path) -> None:
     """No vision tower, no prediction layer, no buffer: the shards' bytes are those of the model's own tensors."""
     model = originals.write(name, tmp_path / "model")
-    found: dict[str, int] = {}
+    stored_in: dict[str, int] = {}
     for shard in _split(model, tmp_path / "out").shards:
         for path in shard.folder.glob("*.safetensors"):
-            found |= {key: tensor.stop - tensor.start for key, tensor in read_header(path).tensors.items()}
+            stored_in |= {key: tensor.stop - tensor.start for key, tensor in read_header(path).tensors.items()}
     _, contents, _ = _dissected(model, ())
     computed = contents.computed.specs if contents.computed is not None else {}
-    assert found.keys() == contents.stored_names.keys() | computed.keys()
-    assert not any(word in key for key in found for word in ("vis", "projector", "mtp", "rotary", "layers.61"))
-    assert all(found[key] == spec.size_bytes for key, spec in computed.items())
+    assert stored_in.keys() == contents.stored_names.keys() | computed.keys()
+    assert not any(word in key for key in stored_in for word in ("vis", "projector", "mtp", "rotary", "layers.61"))
+    assert all(stored_in[key] == spec.size_bytes for key, spec in computed.items())
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_5", "deepseek_v3_fp8"])
@@ -97,13 +97,13 @@ def test_cards_tell_copied_tensors_from_computed_ones(name: str, tmp_path: Path)
     num_computed = 0
     for folder in (*(shard.folder for shard in result.shards), result.pipeline):
         last = (folder / "README.md").read_text().rstrip().splitlines()[-1]
-        found = re.search(r"byte for byte, but (\d+) tensors are what mlx-lm makes", last)
+        match = re.search(r"byte for byte, but (\d+) tensors are what mlx-lm makes", last)
         assert "byte for byte" in last
-        assert bool(found) == originals.ORIGINALS[name].is_computed
-        if found and folder != result.pipeline:
-            num_computed += int(found[1])
-        elif found:
-            assert int(found[1]) == num_computed > 0
+        assert bool(match) == originals.ORIGINALS[name].is_computed
+        if match and folder != result.pipeline:
+            num_computed += int(match[1])
+        elif match:
+            assert int(match[1]) == num_computed > 0
 
 
 def test_shards_one_by_one_make_the_same_pipeline(model: Path, tmp_path: Path) -> None:

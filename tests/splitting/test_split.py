@@ -86,7 +86,7 @@ def test_tensors_are_copied_byte_for_byte(tmp_path: Path, cuts: tuple[int, ...],
     """Every tensor is in a shard with the very bytes it had, and the shards together hold all of them."""
     tensors = write_checkpoint(tmp_path / "model", tied=tied, num_files=3)
     result = _split(tmp_path / "model", tmp_path / "out", cuts)
-    found: set[str] = set()
+    names: set[str] = set()
     for shard in result.shards:
         for path in shard.folder.glob("*.safetensors"):
             with safe_open(path, framework="numpy") as file:
@@ -94,8 +94,8 @@ def test_tensors_are_copied_byte_for_byte(tmp_path: Path, cuts: tuple[int, ...],
                     array = file.get_tensor(name)
                     assert array.dtype == tensors[name].dtype
                     np.testing.assert_array_equal(array, tensors[name])
-                    found.add(name)
-    assert found == tensors.keys()
+                    names.add(name)
+    assert names == tensors.keys()
 
 
 @pytest.mark.parametrize("tied", [True, False])

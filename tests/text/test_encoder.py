@@ -85,13 +85,13 @@ def test_a_text_that_cannot_fit_is_not_cut_to_its_end(encoder) -> None:
 def test_closing_does_not_wait_for_an_answer(encoder) -> None:
     """A process that is at work is ended, and who waits for it is told."""
     encoder.start()
-    told: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def ask() -> None:
         try:
             encoder.encode("a" * 50, add_special_tokens=True)
         except PromptError as error:
-            told.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -99,7 +99,7 @@ def test_closing_does_not_wait_for_an_answer(encoder) -> None:
     wait_until(sandbox._lock.locked)
     encoder.close()
     thread.join(SOON_S)
-    assert told
+    assert errors
 
 
 @pytest.mark.parametrize("part", ["normalizer", "decoder"])

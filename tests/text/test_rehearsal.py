@@ -133,7 +133,7 @@ def test_template_that_refuses_one_message_is_told(files: dict[str, bytes]) -> N
     notes = rehearse(
         changed(files, chat_template="{{ raise_exception('give a system message') }}"), where="model"
     ).notes
-    assert notes == ("the chat template refuses a message of the user's alone: give a system message",)
+    assert notes == ("the chat template refuses a conversation of one user message: give a system message",)
 
 
 def test_templates_of_a_folder_go_with_the_tokenizer(files: dict[str, bytes]) -> None:

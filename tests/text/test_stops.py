@@ -17,10 +17,10 @@ PIECES = st.lists(st.text(alphabet="ab€", max_size=4), max_size=12)
 
 def first_stop(text: str, stops: list[str]) -> tuple[str, str | None]:
     """The naive model: search the whole text; return what stands before the first complete stop, and that stop."""
-    found = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in stops if stop in text]
-    if not found:
+    matches = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in stops if stop in text]
+    if not matches:
         return text, None
-    _, start, stop = min(found)
+    _, start, stop = min(matches)
     return text[:start], stop
 
 

@@ -293,6 +293,6 @@ def test_worker_can_open_nothing(sandbox: Sandbox) -> None:
 def test_worker_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system refuses another process there is an error of our own, with its reason."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(ShardhubError, match="does not start") as refused:
+    with pytest.raises(ShardhubError, match="could not be started") as refused:
         Sandbox().start()
     assert "No such file" in refused.value.why

@@ -57,8 +57,8 @@ import {package}
 import mlx_lm.utils
 print(*resource.getrlimit(resource.RLIMIT_NOFILE), resource.setrlimit is before)
 """
-    wanted = f"{max(soft, min(2048, hard))} {hard} True"
-    assert run(code) == wanted
+    expected = f"{max(soft, min(2048, hard))} {hard} True"
+    assert run(code) == expected
 
 
 COMPILE = """
@@ -118,9 +118,9 @@ def test_a_folder_that_others_may_change_is_not_used(tmp_path, what) -> None:
         (folder if what == "open" else place).chmod(0o777)
     safe = tmp_path / "temporary"
     safe.mkdir()
-    found = private_folder([place], [safe])
-    assert found.parent == safe.resolve()
-    assert found.stat().st_mode & 0o777 == 0o700
+    private = private_folder([place], [safe])
+    assert private.parent == safe.resolve()
+    assert private.stat().st_mode & 0o777 == 0o700
     safe.chmod(0o777)
     with pytest.raises(AccessError) as caught:
         private_folder([place], [safe])

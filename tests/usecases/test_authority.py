@@ -87,5 +87,5 @@ def test_a_name_that_has_a_certificate_is_noted(folders: CertificateFolders, tmp
 def test_a_cluster_is_not_left_by_accident(folders: CertificateFolders, tmp_path: Path) -> None:
     """A machine that belongs to a cluster does not begin another in the same folder."""
     make_authority(folders, name="laptop", address="127.0.0.1:1")
-    with pytest.raises(UsageError, match="a cluster already"):
+    with pytest.raises(UsageError, match="already holds certificates of a cluster"):
         make_authority(CertificateFolders(authority=tmp_path / "second", own=folders.own), name="laptop")

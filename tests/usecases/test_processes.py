@@ -29,4 +29,4 @@ def test_a_process_that_ends_before_it_is_ready_says_why(tmp_path: Path) -> None
     """Whoever waits for it is told, and does not wait for the rest of the time."""
     with Processes(tmp_path) as processes, pytest.raises(ChainError, match="did not start") as caught:
         processes.ready(processes.start("hub", "serve", dir=str(tmp_path / "no-hub"), json=True))
-    assert "There is no Hub" in caught.value.why
+    assert "does not hold a Hub" in caught.value.why

@@ -72,10 +72,10 @@ def steps(draw):
 def test_steps_come_out_as_they_went_in(step) -> None:
     """All but the deadline, which is carried as the time that is left."""
     sent = pb.LinkMessage.FromString(codec.step_message(step, now=NOW).SerializeToString())
-    found = codec.step_value(sent.step, step.lane, now=NOW + 5.0)
-    assert found.deadline == step.deadline + 5.0
-    assert (found.verify, found.times) == (step.verify, step.times)
-    assert (found.rows, found.length, found.ids, dict(found.crossings), found.lane) == (
+    received = codec.step_value(sent.step, step.lane, now=NOW + 5.0)
+    assert received.deadline == step.deadline + 5.0
+    assert (received.verify, received.times) == (step.verify, step.times)
+    assert (received.rows, received.length, received.ids, dict(received.crossings), received.lane) == (
         step.rows,
         step.length,
         step.ids,
@@ -95,9 +95,9 @@ row_results = st.builds(
 
 
 @given(st.lists(row_results, max_size=4), st.sampled_from(Lane), stage_times)
-def test_results_come_out_as_they_went_in(found, lane, times) -> None:
+def test_results_come_out_as_they_went_in(rows, lane, times) -> None:
     """A row without a token stays one, and every stage's time comes along."""
-    result = StepResult(rows=tuple(found), lane=lane, times=times)
+    result = StepResult(rows=tuple(rows), lane=lane, times=times)
     sent = pb.LinkMessage.FromString(codec.result_message(result, b"boot").SerializeToString())
     assert codec.result_value(sent.result, lane) == result
 
@@ -108,17 +108,17 @@ def test_failures_keep_class_and_texts(kind, what, why, hint) -> None:
     failure = StepFailure(
         rows=(Row(session=b"s" * 16, epoch=1, position=2, sample=True),), error=kind(what, why=why, hint=hint)
     )
-    found = codec.failure_value(codec.failure_message(failure).failure)
-    assert type(found.error) is kind
-    assert (found.error.what, found.error.why, found.error.hint) == (what, why, hint)
-    assert found.rows == failure.rows
+    received = codec.failure_value(codec.failure_message(failure).failure)
+    assert type(received.error) is kind
+    assert (received.error.what, received.error.why, received.error.hint) == (what, why, hint)
+    assert received.rows == failure.rows
 
 
 def test_unknown_error_becomes_a_node_failure() -> None:
     """A newer node's error is still an error."""
-    found = codec.failure_value(pb.Failure(error="SomethingNew", what="x"))
-    assert type(found.error) is NodeFailure
-    assert isinstance(found.error, ShardhubError)
+    received = codec.failure_value(pb.Failure(error="SomethingNew", what="x"))
+    assert type(received.error) is NodeFailure
+    assert isinstance(received.error, ShardhubError)
 
 
 parameters = st.builds(

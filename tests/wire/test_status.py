@@ -21,10 +21,10 @@ def test_every_error_survives_the_way_through_a_status(kind) -> None:
     code, details, trailing = to_status(error)
     assert code.name == OUTCOMES[kind].grpc
     assert all(value.isascii() for _, value in trailing)
-    found = from_rpc(rpc_error(code, details, trailing), peer="node:1", doing="x")
-    assert type(found) is kind
-    assert found.what == "node:1: what happened: ü\nline two"
-    assert (found.why, found.hint) == (error.why, error.hint)
+    rebuilt = from_rpc(rpc_error(code, details, trailing), peer="node:1", doing="x")
+    assert type(rebuilt) is kind
+    assert rebuilt.what == "node:1: what happened: ü\nline two"
+    assert (rebuilt.why, rebuilt.hint) == (error.why, error.hint)
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_every_error_survives_the_way_through_a_status(kind) -> None:
 )
 def test_statuses_that_are_not_ours_become_ours(code, kind) -> None:
     """gRPC's own failures, each named with the peer and what was tried."""
-    found = from_rpc(rpc_error(code, "details"), peer="node:1", doing="describe it")
-    assert type(found) is kind
-    assert "node:1" in found.what
+    rebuilt = from_rpc(rpc_error(code, "details"), peer="node:1", doing="describe it")
+    assert type(rebuilt) is kind
+    assert "node:1" in rebuilt.what
 
 
 @pytest.mark.parametrize("value", ["", "{", "[]", '{"error": 3}'])
@@ -61,4 +61,4 @@ def test_broken_metadata_is_no_reason_to_fail(value) -> None:
 )
 def test_names_without_an_address_are_said_to_be_such(details) -> None:
     """What gRPC's resolver says of a name becomes words for people, whichever resolver it is."""
-    assert network_words(details) == "the name has no address"
+    assert network_words(details) == "the name cannot be resolved"

@@ -93,7 +93,7 @@ class InitFlags:
     name: Annotated[str | None, typer.Option(help="This machine's name; its host name by default.")] = None
     address: Annotated[
         str | None,
-        typer.Option(help="Where other machines reach this one for certificates.", metavar="HOST:PORT"),
+        typer.Option(help="Address at which other machines reach this one for certificates.", metavar="HOST:PORT"),
     ] = None
 
 
@@ -113,10 +113,11 @@ def init(machine: InitFlags, places: FolderFlags, output: Output) -> int:
         print(json.dumps(record))
         return 0
     print(made.fingerprint)
-    note(f"Made an authority in {made.folder}: keep a copy of it, and let nobody else have its key.")
+    note(f"Created an authority in {made.folder}. Keep a copy of this folder, and keep its key secret.")
     note(f"This machine is the head {made.name}; its certificate is in {made.own_folder}.")
     note(
-        f"Let others join:  shardhub certs invite NAME [--role node|head]   (they reach this machine as {made.address})"
+        "Invite other machines:  shardhub certs invite NAME [--role node|head]   (they reach this machine as "
+        f"{made.address})"
     )
     note("Certificates last 90 days and renew themselves while this runs here:  shardhub certs serve")
     return 0
@@ -142,7 +143,7 @@ class InviteFlags:
         int | None,
         typer.Option(help="Port; 50048, or a free one if that is in use; 0 takes a free one.", min=0, max=65535),
     ] = None
-    minutes: Annotated[float, typer.Option(help="Minutes for which it may be used.", min=0.01, max=60)] = 10.0
+    minutes: Annotated[float, typer.Option(help="Minutes for which the invitation is valid.", min=0.01, max=60)] = 10.0
 
 
 def invite(name: Name, machine: RoleFlags, inviting: InviteFlags, places: AuthorityFlags, output: Output) -> int:
@@ -162,7 +163,7 @@ def invite(name: Name, machine: RoleFlags, inviting: InviteFlags, places: Author
     if invite_machine(name, role, settings, Terminal(), on_line=show):
         note(f"{name} has joined as a {role.value}")
         return 0
-    note("The invitation was not used, and is worth nothing any more.")
+    note("The invitation was not used, and is no longer valid.")
     return _NOBODY_CAME
 
 
@@ -188,7 +189,7 @@ def join(
         print(json.dumps({**record, "not_after": joined.peer.not_after.isoformat()}))
     else:
         print(joined.path)
-        note(f"This machine is {joined.peer} until {joined.peer.not_after:%F}.")
+        note(f"This machine is now {joined.peer}, until {joined.peer.not_after:%F}.")
     return 0
 
 
@@ -228,7 +229,10 @@ def revoke(name: Name, telling: TellFlags, places: FolderFlags, output: Output) 
         for at, error in made.nodes.items():
             note(f"{at}: {'told' if error is None else error}")
         if not made.nodes:
-            note("No node was told: they hear of it from `certs serve`, or from --node HOST:PORT here.")
+            note(
+                "No node was informed. Nodes learn of it from `certs serve`, or from this command with --node "
+                "HOST:PORT."
+            )
     return outcome(made.failures[0]).exit if made.failures else 0
 
 
@@ -325,7 +329,7 @@ def keygen(
         print(json.dumps({"private": str(file), "public": signer.public}))
     else:
         print(signer.public)
-        note(f"The private key is in {file}: keep a copy. Publish {file}.pub where readers trust you.")
+        note(f"The private key is in {file}: keep a copy. Publish {file}.pub where readers can trust it.")
     return 0
 
 

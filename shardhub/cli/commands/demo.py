@@ -61,11 +61,11 @@ def _explain(left: LeftRunning | None) -> None:
 
     chain = {"manifest": left.pipeline, "node": left.addresses}
     note("")
-    note("The Hub and the nodes are left running. Go on with:")
+    note("The Hub and the nodes keep running. Next:")
     for name, value in left.environment.items():
         note(f"  export {name}={value}")
     note(f"  {command_text('generate', **chain, prompt='Tell me a joke')}")
     note(f"  {command_text('chat', **chain)}")
     note("  shardhub ls")
-    note(f"  kill {' '.join(map(str, left.process_ids))}    # ends them")
+    note(f"  kill {' '.join(map(str, left.process_ids))}    # stops them")
     note(f"  rm -r {left.folder}")

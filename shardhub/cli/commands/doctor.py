@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,15 +38,19 @@ def doctor(checking: DoctorFlags, output: Output) -> int:
             _print(results)
     failed = any(check.state == FAIL for check in checks)
     if output.as_json:
-        record = {"ok": not failed, "checks": [asdict(check) for check in checks], "versions": versions().splitlines()}
+        record = {"ok": not failed, "checks": [_record(check) for check in checks], "versions": versions().splitlines()}
         print(json.dumps(record))
     elif checking.report:
         print(with_flags(report_text(checks)))
     return int(failed)
 
 
+def _record(check: Check) -> dict[str, str]:
+    return {"name": check.name, "state": check.state, "found": check.finding, "advice": check.advice}
+
+
 def _print(checks: list[Check]) -> None:
     for check in checks:
-        print(f"{check.state:<5} {check.name:<9} {with_flags(check.found)}", flush=True)
+        print(f"{check.state:<5} {check.name:<9} {with_flags(check.finding)}", flush=True)
         if check.advice:
             print(f"      {'':<9} -> {with_flags(check.advice)}", flush=True)

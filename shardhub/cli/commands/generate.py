@@ -56,7 +56,10 @@ def generate(
     sampling.parameters()  # values out of range are refused before anything is started
     text = _read_prompt(prompt.prompt)
     if prompt.raw and prompt.system is not None:
-        raise UsageError("--system is a part of the chat template.", hint="Leave out --raw, or put it in the prompt.")
+        raise UsageError(
+            "--system needs the chat template, which --raw leaves out.",
+            hint="Leave out --raw, or put the text into the prompt.",
+        )
     asked: Prompt = text
     if not prompt.raw:
         asked = [*system_messages(prompt.system), {"role": "user", "content": text}]
@@ -119,15 +122,15 @@ def _stage_records(status: HeadStatus) -> list[dict[str, object]]:
 
 def _read_prompt(prompt: str | None) -> str:
     if prompt is None and sys.stdin.isatty():
-        raise UsageError("There is no prompt.", hint='Give one with --prompt "...", or pipe it in.')
+        raise UsageError("No prompt was given.", hint='Give one with --prompt "...", or pipe it in.')
     if prompt is None or prompt == "-":
         data = sys.stdin.buffer.read(_MAX_PROMPT_BYTES + 1)
         if len(data) > _MAX_PROMPT_BYTES:
-            raise PromptError(f"The prompt has more than {_MAX_PROMPT_BYTES} bytes.", hint="Shorten it.")
+            raise PromptError(f"The prompt has more than {_MAX_PROMPT_BYTES} bytes.", hint="Shorten the prompt.")
         try:
             prompt = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise PromptError("The prompt is not UTF-8 text.", why=f"{error}.") from error
     if not prompt:
-        raise PromptError("The prompt is empty.", hint="Give some text.")
+        raise PromptError("The prompt is empty.", hint="Give a prompt with some text.")
     return typed_text(prompt)

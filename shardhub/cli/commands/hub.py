@@ -40,14 +40,14 @@ def init(hub: InitFlags, output: Output) -> int:
 
     place = hub.folder or _default_folder()
     if holds_hub(place):
-        raise UsageError(f"{place} holds a Hub already.", hint="Make a token with `shardhub hub token USER`.")
+        raise UsageError(f"{place} already holds a Hub.", hint="Create a token with `shardhub hub token USER`.")
     with LocalHub(place) as made:
         token = made.token(hub.user or getpass.getuser())
     if output.as_json:
         print(json.dumps({"dir": str(place), "token": token}))
         return 0
     option = "" if hub.folder is None else f" --dir {hub.folder}"
-    note(f"Made a Hub in {place}. This token is not shown again:")
+    note(f"Created a Hub in {place}. This token will not be shown again:")
     print(token)
     note(f"Serve it with `shardhub hub serve{option}`; clients need HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET=1.")
     return 0
@@ -79,7 +79,7 @@ def serve(hub: FolderFlags, listening: ListenFlags, output: Output) -> int:
         public_url=listening.public_url,
     )
     if settings.insecure_lan:
-        note("warning: --insecure-lan: everyone on the way can read weights and tokens, and use the tokens")
+        note("warning: --insecure-lan: anyone on the network path can read weights and tokens, and use the tokens")
 
     def ready(running: RunningHub) -> None:
         announce(json.dumps({"endpoint": running.endpoint}) if output.as_json else running.endpoint)
@@ -167,7 +167,8 @@ def _existing(folder: Path | None) -> Path:
     place = folder or _default_folder()
     if not holds_hub(place):
         raise UsageError(
-            f"There is no Hub in {place}.", hint="Make one with `shardhub hub init`, or name it with --dir."
+            f"{place} does not hold a Hub.",
+            hint="Create one with `shardhub hub init`, or give the folder of an existing one with --dir.",
         )
     return place
 

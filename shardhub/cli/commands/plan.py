@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 class ProofFlags:
     """Whether a plan is proven."""
 
-    no_proof: Annotated[bool, typer.Option("--no-proof", help="Only the table: check neither cuts nor proof.")] = False
+    no_proof: Annotated[
+        bool, typer.Option("--no-proof", help="Print the table only, without checking cuts or the proof.")
+    ] = False
 
 
 def plan(

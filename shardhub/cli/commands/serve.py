@@ -61,7 +61,8 @@ class CapacityFlags:
     max_sessions: Annotated[int, typer.Option(help="Most sessions at once.", min=1)] = 16
     memory: Memory = None
     kv_bits: Annotated[
-        int | None, typer.Option(help="Keep K and V in 4 or 8 bits: more positions, other numbers, one row per step.")
+        int | None,
+        typer.Option(help="Keep K and V in 4 or 8 bits: more positions, but other numbers and one row per step."),
     ] = None
     kv_group_size: Annotated[int, typer.Option(help="Elements that share a scale: 32, 64 or 128.")] = 64
     blas: BlasOption = Blas.AUTO
@@ -126,9 +127,9 @@ def _tell(facts: NodeFacts, host: str) -> None:
     announce(f"{names}: layers {facts.start} to {facts.stop - 1} of {facts.num_layers} at {facts.address}")
     note(facts.context_line)
     if is_loopback(host):
-        note("reachable from this machine only; for others: --host ADDRESS, this machine's own, or 0.0.0.0")
+        note("reachable from this machine only; for others, add --host with an address of this machine, or 0.0.0.0")
     if facts.batch_refusal is not None:
-        note(f"sessions take turns, one in a step: {facts.batch_refusal}")
+        note(f"one session per step: {facts.batch_refusal}")
     if facts.metrics is not None:
         note(f"metrics at http://{facts.metrics}/metrics")
 

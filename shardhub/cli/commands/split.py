@@ -76,5 +76,5 @@ def split(
         note(f"Then generate:  shardhub generate {made.pipeline} --node HOST:PORT ... --prompt ...")
     else:
         missing = ", ".join(shard_name(made.name, index) for index in made.missing)
-        note(f"{done} The pipeline's folder is written when these are there too: {missing}")
+        note(f"{done} The pipeline's folder will be written once these exist too: {missing}")
     return 0

@@ -73,7 +73,7 @@ def split_and_push(
         _report(push.run(), as_json=output.as_json)
         return 0
     for reason in push.reasons:
-        note(f"note: everyone could read it, but {reason}: add --private, or --yes to mean it")
+        note(f"note: everyone could read it, but {reason}: add --private, or --yes to confirm")
     if output.as_json:
         print(json.dumps(_plan_record(push.plan, push.reasons)))
     else:
@@ -93,14 +93,14 @@ def _show(plan: PushPlan) -> None:
         state = at.action.value + (f" ({at.why})" if at.why else "")
         note(f"{at.repo:<{width}}  {size_text(size):>10}  {'private' if private else 'public':<7}  {state}")
     if any(at.action is Action.REPLACE for at in plan.decisions):
-        note("what is replaced stays under a tag: manifests that name those commits keep working")
+        note("replaced commits are kept under a tag: manifests that name them keep working")
     minutes = plan.upload_bytes / _BYTES_PER_S / 60
     note(
         f"{size_text(sum(sizes))} in all, at most {size_text(plan.upload_bytes)} of it to upload"
         + (f": about {minutes:.0f} min at 100 Mbit/s" if minutes >= 1 else "")
     )
     largest = max(layout.size_bytes for shard in job.shards for layout in shard.layouts)
-    note(f"disk needed meanwhile: {size_text(largest)}")
+    note(f"disk space needed during the push: {size_text(largest)}")
 
 
 def _report(made: Publication, *, as_json: bool) -> None:
@@ -128,9 +128,9 @@ def _report(made: Publication, *, as_json: bool) -> None:
         print(at.repo + (f"  ({at.action.value})" if at.action is Action.KEEP else ""))
     note(
         f"done in {made.duration_s:.1f} s: {size_text(done.uploaded_bytes)} uploaded, "
-        f"{size_text(done.given_bytes)} copied at the Hub, {size_text(made.size_bytes)} in all"
+        f"{size_text(done.given_bytes)} copied on the Hub, {size_text(made.size_bytes)} in all"
     )
-    note(f"Serve each stage, on machine after machine:  shardhub serve {done.shards[0].repo} [--host ADDRESS]")
+    note(f"Serve each stage, each on its machine:  shardhub serve {done.shards[0].repo} [--host ADDRESS]")
     note(f"Then generate:  shardhub generate --manifest {done.pipeline.repo} --node HOST:PORT ... --prompt ...")
 
 

@@ -56,7 +56,9 @@ def _ask(question: str, refusal: str) -> None:
     """
     answer = ask(question)
     if answer is None:
-        raise UsageError(refusal, why="There is no terminal to ask on.", hint="Add --yes to mean it.")
+        raise UsageError(
+            refusal, why="This command cannot ask for confirmation without a terminal.", hint="Add --yes to confirm."
+        )
     if not answer:
         raise UsageError(refusal, why="The answer was not yes.")
 

@@ -70,7 +70,10 @@ class ReferenceFlags:
     """How stages are compared with the whole model."""
 
     reference: Annotated[
-        bool, typer.Option("--reference", help="Compare the stages with the whole model here; keep the record.")
+        bool,
+        typer.Option(
+            "--reference", help="Compare the stages with the whole model on this machine, and keep the record."
+        ),
     ] = False
     push: Annotated[bool, typer.Option("--push", help="With --reference: add the record to the pipeline's repo.")] = (
         False
@@ -146,9 +149,9 @@ def _mode(files: FileFlags, live: RunFlags, whole: ReferenceFlags, bytes_: Sourc
     modes = {"--run": live.run, "--reference": whole.reference, "--source": bytes_.source}
     given = [name for name, is_given in modes.items() if is_given]
     if files.key is not None and given:
-        raise UsageError(f"--key and {given[0]} cannot go together.", hint="Run them one after the other.")
+        raise UsageError(f"--key and {given[0]} cannot be combined.", hint="Run them one after the other.")
     if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} cannot go together.", hint="Run them one after the other.")
+        raise UsageError(f"{' and '.join(given)} cannot be combined.", hint="Run them one after the other.")
     mode = given[0] if given else ""
     needed = {
         "--node": (bool(live.node), "--run"),
@@ -157,7 +160,7 @@ def _mode(files: FileFlags, live: RunFlags, whole: ReferenceFlags, bytes_: Sourc
     }
     for name, (is_given, mode_needed) in needed.items():
         if is_given and mode != mode_needed:
-            raise UsageError(f"{name} goes with {mode_needed}.", hint=f"Add {mode_needed}, or leave out {name}.")
+            raise UsageError(f"{name} needs {mode_needed}.", hint=f"Add {mode_needed}, or leave out {name}.")
     return mode
 
 
@@ -210,14 +213,14 @@ def _run(head: HeadSettings, *, as_json: bool) -> int:
         for name, known in rows:
             print(f"{name:<{width}}  {describe_class(known)}, {known.cpu or 'cpu unknown'}, {known.blas or 'no BLAS'}")
         print(made.promise)
-        print(f"{made.tokens_equal} of {made.record.num_tokens} tokens are the record's")
+        print(f"{made.tokens_equal} of {made.record.num_tokens} tokens equal the record's")
         if first is not None:
             print(
                 f"first difference: prompt {first.prompt}, token {first.token}: the record has {first.recorded}, "
                 f"the chain chose {first.chosen}"
             )
     if made.differences and not made.is_promised:
-        note("note: this is how far the machines agree; other hardware or libraries round differently")
+        note("note: other hardware or libraries round differently; this shows how far these machines agree")
     return 0 if made.ok else _EXIT_DIFFERENT
 
 
@@ -259,7 +262,7 @@ def _source(pipeline: str, settings: SourceSettings, *, as_json: bool) -> int:
     for one in made.different[:_DIFFERENCES_SHOWN]:
         print(f"MISMATCH  {one.name}: {one.why}")
     if len(made.different) > _DIFFERENCES_SHOWN:
-        print(f"MISMATCH  {len(made.different) - _DIFFERENCES_SHOWN} more; --json names them all")
+        print(f"MISMATCH  {len(made.different) - _DIFFERENCES_SHOWN} more; --json lists them all")
     verdict = "all are the source's, byte for byte" if made.ok else f"{len(made.different)} of them DIFFER"
     size = size_text(made.compared_bytes)
     print(f"{made.num_compared} of {made.num_tensors} tensors ({size}) compared with {made.source}: {verdict}")

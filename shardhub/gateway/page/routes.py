@@ -50,13 +50,15 @@ class Asset:
 @cache
 def assets() -> dict[str, Asset]:
     """The page's files by their paths. No other file is served, whatever the requested path."""
-    found: dict[str, Asset] = {}
+    assets_by_path: dict[str, Asset] = {}
     for path in sorted(ASSETS.rglob("*")):
         if path.suffix in _TYPES and path.is_file():
             content = path.read_bytes()
             etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-            found[path.relative_to(ASSETS).as_posix()] = Asset(content=content, type=_TYPES[path.suffix], etag=etag)
-    return found
+            assets_by_path[path.relative_to(ASSETS).as_posix()] = Asset(
+                content=content, type=_TYPES[path.suffix], etag=etag
+            )
+    return assets_by_path
 
 
 @router.get("/")

@@ -49,11 +49,11 @@ async def preupload(request: Request) -> Response:
     files = []
     for file in message.files:
         mode = "lfs" if _belongs_in_lfs(file) else "regular"
-        found: dict[str, object] = {"path": file.path, "uploadMode": mode, "shouldIgnore": False}
+        answer: dict[str, object] = {"path": file.path, "uploadMode": mode, "shouldIgnore": False}
         entry = tree.get(check_path(file.path))
         if entry is not None and entry.lfs == (mode == "lfs"):
-            found["oid"] = entry.etag
-        files.append(found)
+            answer["oid"] = entry.etag
+        files.append(answer)
     return JSONResponse({"files": files})
 
 

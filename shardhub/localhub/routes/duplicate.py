@@ -32,17 +32,19 @@ async def duplicate(request: Request) -> Response:
     if not slash:
         raise bad_request(f"The target {message.target.name!r} is not NAMESPACE/NAME.")
     kind, catalog = check_repo_type(message.target.type), hub_of(request).catalog
-    wanted = [check_digest(file.sha256) for file in message.files]
+    digests = [check_digest(file.sha256) for file in message.files]
 
     def give() -> list[dict[str, str]]:
         with catalog.writing() as connection:
             target = find_writable(connection, caller, kind, namespace, name)
             held = _held(connection, source)
-            for sha256 in wanted:
+            for sha256 in digests:
                 if sha256 in held:
                     repos.own_object(connection, target.row, sha256, held[sha256])
             return [
-                {"sha256": sha256, "error": f"{source.id} has no such file."} for sha256 in wanted if sha256 not in held
+                {"sha256": sha256, "error": f"{source.id} does not have this file."}
+                for sha256 in digests
+                if sha256 not in held
             ]
 
     return JSONResponse({"failed": await run_in_threadpool(give)})

@@ -97,8 +97,8 @@ async def download(request: Request) -> Response:
         headers |= {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size_bytes)}
     start, stop = 0, entry.size_bytes
     status = 200
-    if (asked := request.headers.get("range")) is not None and (found := _range(asked, entry)) is not None:
-        start, stop = found
+    if (asked := request.headers.get("range")) is not None and (byte_range := _range(asked, entry)) is not None:
+        start, stop = byte_range
         status = 206
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{entry.size_bytes}"
     headers["Content-Length"] = str(stop - start)
@@ -130,11 +130,11 @@ def _described(commit: Commit, paths: list[str], *, expand: bool) -> list[dict[s
 
 
 def _file(path: str, entry: Entry, commit: Commit, *, expand: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"type": "file", "path": path, "size": entry.size_bytes, "oid": entry.oid}
+    described: dict[str, Any] = {"type": "file", "path": path, "size": entry.size_bytes, "oid": entry.oid}
     if entry.lfs:
         pointer = lfs_pointer(entry.sha256, entry.size_bytes)
-        found["lfs"] = {"oid": entry.sha256, "size": entry.size_bytes, "pointerSize": len(pointer)}
-    return found | _last_commit(commit, expand=expand)
+        described["lfs"] = {"oid": entry.sha256, "size": entry.size_bytes, "pointerSize": len(pointer)}
+    return described | _last_commit(commit, expand=expand)
 
 
 def _last_commit(commit: Commit, *, expand: bool) -> dict[str, Any]:
@@ -173,7 +173,7 @@ async def _read(file: BinaryIO, num_bytes: int) -> AsyncIterator[bytes]:
             data = await asyncio.to_thread(file.read, min(_CHUNK_BYTES, num_bytes))
             if not data:
                 # The length was announced: end the connection, so that the client notices the short body.
-                raise OSError("A blob ended early.")
+                raise OSError("A stored file is shorter than recorded.")
             num_bytes -= len(data)
             yield data
     finally:

@@ -80,7 +80,7 @@ async def complete(request: Request) -> Response:
     message = await read_model(request, LfsComplete)
     expected = [(part, upload.etag(part)) for part in range(1, upload.num_parts + 1)]
     if message.oid != upload.sha256 or [(part.part_number, part.etag) for part in message.parts] != expected:
-        raise bad_request(f"The parts are not the {upload.num_parts} of this upload.")
+        raise bad_request(f"The list of parts does not match this upload's {upload.num_parts} parts.")
     # Earlier calls may have succeeded although their answers were lost.
     if not await run_in_threadpool(_owns, hub, upload):
         await run_in_threadpool(_finish, hub, upload)
@@ -99,7 +99,7 @@ async def verify(request: Request) -> Response:
         return _is_here(hub, owned, message)
 
     if not await run_in_threadpool(look):
-        raise bad_request(f"Object {message.oid[:64]} of {message.size} bytes is not here: upload it again.")
+        raise bad_request(f"Object {message.oid[:64]} of {message.size} bytes was not received: upload it again.")
     return JSONResponse({})
 
 
@@ -129,7 +129,7 @@ def _signed_upload(request: Request) -> Upload:
 def _actions(hub: LocalHub, repo: Repo, item: LfsObject, base: str) -> dict[str, Any]:
     named: dict[str, Any] = {"oid": item.oid, "size": item.size}
     if item.size > MAX_FILE_BYTES:
-        message = f"The file has {item.size} bytes; at most {MAX_FILE_BYTES} can be downloaded again."
+        message = f"The file has {item.size} bytes, and the limit is {MAX_FILE_BYTES}."
         return named | {"error": {"code": 413, "message": message}}
     upload = Upload(repo=repo.row, sha256=item.oid, size_bytes=item.size, nonce=secrets.token_hex(8))
 

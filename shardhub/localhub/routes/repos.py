@@ -154,28 +154,28 @@ async def list_all(request: Request) -> Response:
     """GET /api/models and /api/datasets, filtered by author, search and tags."""
     caller = await caller_of(request)
     query = request.query_params
-    wanted = set(query.getlist("filter"))
+    required_tags = set(query.getlist("filter"))
     start = _number(query.get("cursor"), 0)
     count = min(_number(query.get("limit"), _PAGE), _PAGE)
     hub = hub_of(request)
 
     def look() -> list[dict[str, Any]]:
         with hub.catalog.reading() as connection:
-            found = repos.list_repos(
+            listed = repos.list_repos(
                 connection, caller, repo_type(request), author=query.get("author"), search=query.get("search")
             )
             heads = [
-                history.read(connection, repo, history.resolve(connection, repo, DEFAULT_BRANCH)) for repo in found
+                history.read(connection, repo, history.resolve(connection, repo, DEFAULT_BRANCH)) for repo in listed
             ]
-        described = (describe(hub, repo, commit) for repo, commit in zip(found, heads, strict=True))
-        return [one for one in described if wanted <= set(one["tags"])]
+        described = (describe(hub, repo, commit) for repo, commit in zip(listed, heads, strict=True))
+        return [one for one in described if required_tags <= set(one["tags"])]
 
-    found = await run_in_threadpool(look)
+    page = await run_in_threadpool(look)
     headers = {}
-    if len(found) > start + count:
+    if len(page) > start + count:
         following = request.url.include_query_params(cursor=start + count).query
         headers["Link"] = f'<{base_url(request)}{request.url.path}?{following}>; rel="next"'
-    return JSONResponse(found[start : start + count], headers=headers)
+    return JSONResponse(page[start : start + count], headers=headers)
 
 
 def describe(hub: LocalHub, repo: Repo, commit: Commit, *, blobs: bool = False) -> dict[str, Any]:
@@ -204,13 +204,13 @@ def describe(hub: LocalHub, repo: Repo, commit: Commit, *, blobs: bool = False) 
 
 def sibling(path: str, entry: Entry, *, blobs: bool) -> dict[str, Any]:
     """Describe a file for the client's `RepoSibling`."""
-    found: dict[str, Any] = {"rfilename": path}
+    described: dict[str, Any] = {"rfilename": path}
     if blobs:
-        found |= {"size": entry.size_bytes, "blobId": entry.oid}
+        described |= {"size": entry.size_bytes, "blobId": entry.oid}
         if entry.lfs:
             pointer = lfs_pointer(entry.sha256, entry.size_bytes)
-            found["lfs"] = {"sha256": entry.sha256, "size": entry.size_bytes, "pointerSize": len(pointer)}
-    return found
+            described["lfs"] = {"sha256": entry.sha256, "size": entry.size_bytes, "pointerSize": len(pointer)}
+    return described
 
 
 def _metadata(hub: LocalHub, card: Entry | None) -> dict[str, Any]:

@@ -23,12 +23,12 @@ async def refs(request: Request) -> Response:
         with catalog.reading() as connection:
             return history.refs(connection, repo)
 
-    found = await run_in_threadpool(look)
+    targets = await run_in_threadpool(look)
 
     def of(kind: str) -> list[dict[str, str]]:
         return [
             {"name": name.removeprefix(kind), "ref": name, "targetCommit": target}
-            for name, target in found.items()
+            for name, target in targets.items()
             if name.startswith(kind)
         ]
 

@@ -48,5 +48,5 @@ def test_llm_is_answered(llm) -> None:
 
 def test_llm_gets_what_its_schema_says(llm) -> None:
     """By its short way to write one, which forbids nothing."""
-    found = json.loads(llm("hi", "--schema", "AGE int", "-o", "max_tokens", "60", "-o", "logit_bias", '{"10": -100}'))
-    assert isinstance(found["AGE"], int)
+    answer = json.loads(llm("hi", "--schema", "AGE int", "-o", "max_tokens", "60", "-o", "logit_bias", '{"10": -100}'))
+    assert isinstance(answer["AGE"], int)

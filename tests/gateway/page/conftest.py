@@ -22,10 +22,10 @@ def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="the page's tests need playwright")
     with playwright.sync_playwright() as started:
         own = Path(started.chromium.executable_path)
-        found = str(own) if own.exists() else next(filter(None, map(shutil.which, BROWSERS)), None)
-        if found is None:
+        executable = str(own) if own.exists() else next(filter(None, map(shutil.which, BROWSERS)), None)
+        if executable is None:
             pytest.skip("the page's tests need a Chromium: playwright install chromium, or the system's package")
-        launched = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        launched = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield launched
         launched.close()
 
@@ -33,8 +33,8 @@ def browser():
 @pytest.fixture
 def visit(browser, gateway):
     """A first visit of the page; in the end, nothing was loaded from elsewhere, and nothing complained."""
-    with Visit(browser, gateway.url) as found:
-        yield found
+    with Visit(browser, gateway.url) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,8 @@ def main(url: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as started:
         own = started.chromium.executable_path
-        found = own if os.path.exists(own) else shutil.which("chromium")
-        browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        executable = own if os.path.exists(own) else shutil.which("chromium")
+        browser = started.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         with Visit(browser, url, viewport=WIDE, color_scheme="light") as visit:
             visit.page.set_default_timeout(120_000)
             visit.page.evaluate('localStorage.setItem("shardhub.sampling", \'{"temperature": 0, "max_tokens": 220}\')')

@@ -18,8 +18,8 @@ def violations(visit, axe) -> list[str]:
     visit.until("document.getAnimations().every(a => a.playState !== 'running' || !a.transitionProperty)")
     # Not as an element: the page's policy would not let it run.
     visit.page.evaluate(axe)
-    found = visit.page.evaluate("axe.run().then(r => r.violations)")
-    return [f"{one['id']}: {node['html'][:200]} {node['failureSummary']}" for one in found for node in one["nodes"]]
+    reported = visit.page.evaluate("axe.run().then(r => r.violations)")
+    return [f"{one['id']}: {node['html'][:200]} {node['failureSummary']}" for one in reported for node in one["nodes"]]
 
 
 @pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])

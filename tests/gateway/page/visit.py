@@ -104,7 +104,7 @@ class Visit:
     @property
     def kept(self) -> list[dict[str, Any]]:
         """Conversations in the browser."""
-        found = self.page.evaluate(
+        stored = self.page.evaluate(
             "Object.keys(localStorage).filter(k => k.startsWith('shardhub.conversation.')).map(k => localStorage[k])"
         )
-        return [json.loads(text) for text in found]
+        return [json.loads(text) for text in stored]
