@@ -21,7 +21,8 @@ from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.served import Capacity, ServedStages, capacity_of, chain_line, describe_stages, served_stages
 from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stage_link import Dialer, StageLink
-from shardhub.chain.stream import Finish, Stream
+from shardhub.chain.stream import Finish
+from shardhub.chain.text_stream import TextStream
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError
 from shardhub.parameters import SamplingParameters
@@ -295,45 +296,37 @@ class Head:
         timing = timing or Timing()
         timing.num_prompt = len(prompt)
         timing.started_at = self.chain.clock.now()
-        detokenizer = self.tokenizer.detokenizer()
         matcher = StopMatcher(stops)
-        finish: Finish = "length"
-        stream = self.scheduler.submit(
-            Request(
-                prompt=prompt,
-                parameters=parameters,
-                max_tokens=max_tokens,
-                end_ids=self.tokenizer.eos_ids,
-                tenant=tenant,
-                reuse=reuse,
-                drafter=drafter,
-                progress=progress,
-            )
+        request = Request(
+            prompt=prompt,
+            parameters=parameters,
+            max_tokens=max_tokens,
+            end_ids=self.tokenizer.eos_ids,
+            tenant=tenant,
+            reuse=reuse,
+            drafter=drafter,
+            progress=progress,
         )
-        try:
-            async for token in stream:
+        with TextStream(self.scheduler, request, self.tokenizer.detokenizer()) as stream:
+            async for decoded in stream:
                 _note_time(timing, stream, self.chain.clock.now())
-                if token.is_end:
-                    finish = "stop"
-                    break
-                text = matcher.feed(detokenizer.add(token.id))
-                if matcher.found is not None:
-                    finish = "stop"
-                    stream.stop()
-                yield Piece(text=text, token=token.id)
-                if matcher.found is not None:
-                    break
-        finally:
-            stream.cancel()
-        rest = matcher.feed(detokenizer.finish()) + matcher.finish() if matcher.found is None else ""
-        if matcher.found is not None:
-            finish = "stop"
-        yield Piece(text=rest, finish=finish)
+                text = matcher.feed(decoded.text) if matcher.found is None else ""
+                if decoded.token is not None:
+                    if matcher.found is not None:
+                        stream.end()
+                    yield Piece(text=text, token=decoded.token.id)
+                    continue
+                if matcher.found is None:
+                    text += matcher.finish()
+                yield Piece(text=text, finish=stream.finish if matcher.found is None else "stop")
 
 
-def _note_time(timing: Timing, stream: Stream, now: float) -> None:
+def _note_time(timing: Timing, answer: TextStream, now: float) -> None:
+    if timing.num_generated == answer.num_tokens:
+        return
     timing.total_s = now - timing.started_at
-    timing.num_generated += 1
+    timing.num_generated = answer.num_tokens
+    stream = answer.tokens
     timing.num_reused = stream.num_reused
     timing.num_drafted, timing.num_accepted = stream.num_drafted, stream.num_accepted
     timing.num_recoveries, timing.is_exact = stream.num_recoveries, stream.is_exact
