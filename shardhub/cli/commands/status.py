@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, Node, PipelineFlags, Tls
+from shardhub.cli.options import CacheDir, InsecureLan, Node, PipelineFlags, Tls
 from shardhub.cli.run import error_record
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal
@@ -48,10 +48,7 @@ class WatchFlags:
 
     node: Node = None
     tls: Tls = None
-    insecure_lan: Annotated[
-        bool,
-        typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
-    ] = False
+    insecure_lan: InsecureLan = False
     once: Annotated[bool, typer.Option("--once", help="Show it once, also on a terminal.")] = False
     interval: Annotated[float, typer.Option(help="Seconds between readings.", min=0.1, max=3600.0)] = 1.0
     cache_dir: CacheDir = None
