@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 
 from shardhub.chain.head import Head
 from shardhub.errors import ChainError
@@ -15,6 +14,7 @@ from shardhub.gateway.server import Gateway, check_host, listening
 from shardhub.gateway.settings import GatewaySettings
 from shardhub.gateway.waiting import Waiting
 from shardhub.usecases.awake import awake
+from shardhub.usecases.block import Block
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.start_head import HeadSettings, Starting
 from shardhub.usecases.watcher import SILENT, Watcher
@@ -79,30 +79,18 @@ class RunningGateway:
         LoopThread.result_of(self._running)
 
 
-class OpenGateway:
+class OpenGateway(Block[RunningGateway]):
     """A gateway as a context manager; see `open_gateway`."""
 
     def __init__(self, head: HeadSettings, settings: GatewaySettings, watcher: Watcher, *, allow_sleep: bool) -> None:
+        super().__init__()
         self._head_settings = head
         self._settings = settings
         self._watcher = watcher
         self._allow_sleep = allow_sleep
-        self._stack = contextlib.ExitStack()
 
-    def __enter__(self) -> RunningGateway:
-        try:
-            return self._start()
-        except BaseException:
-            self._stack.close()
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    def _start(self) -> RunningGateway:
-        settings, watcher, stack = self._settings, self._watcher, self._stack
+    def _start(self, stack: ExitStack) -> RunningGateway:
+        settings, watcher = self._settings, self._watcher
         check_host(settings)
         if settings.insecure_lan and not settings.keys:
             watcher.note("warning: `insecure_lan` without a key: everyone who reaches this port can use the model")
