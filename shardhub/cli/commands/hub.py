@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags, flattened
-from shardhub.cli.help import Command, Group
+from shardhub.cli.help import Command, make_group
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import note
 from shardhub.sizes import size_text
@@ -156,14 +156,7 @@ def gc(hub: FolderFlags, deleting: AgeFlags, output: Output) -> int:
     return 0
 
 
-hub_app = typer.Typer(
-    name="hub",
-    help="A Hub of your own, for the real Hub's clients: weights stay on this machine or network.",
-    no_args_is_help=True,
-    cls=Group,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+hub_app = make_group("hub", "A Hub of your own, for the real Hub's clients: weights stay on this machine or network.")
 HUB_COMMANDS: tuple[Callable[..., int], ...] = (init, serve, token, gc)
 for command in HUB_COMMANDS:
     hub_app.command(cls=Command)(flattened(command))
