@@ -23,6 +23,7 @@ from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stage_link import Dialer, StageLink
 from shardhub.chain.stream import Finish
 from shardhub.chain.text_stream import TextStream
+from shardhub.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError
 from shardhub.parameters import SamplingParameters
@@ -130,6 +131,8 @@ class Head:
         security: Security = PLAIN,
         dialer: Dialer | None = None,
         scheduling: SchedulerSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        dice: Dice = SYSTEM_DICE,
     ) -> Head:
         """Connect to the nodes, load the stages that no node serves, and check all against the manifest.
 
@@ -145,6 +148,7 @@ class Head:
             liveness, security: How nodes are reached over gRPC.
             dialer: Reaches nodes in place of gRPC.
             scheduling: How requests are scheduled.
+            clock, dice: Sources of time and randomness; stages of this process use the machine's.
 
         Raises:
             ChainError: As `roll_call`; nodes that do not answer are left out if the others serve every stage.
@@ -152,7 +156,7 @@ class Head:
             AddressError, CertificateRefused: A node cannot be reached safely.
         """
         find = find or pipeline.shard_folder
-        dialer = dialer or NodeDialer(liveness=liveness, security=security)
+        dialer = dialer or NodeDialer(liveness=liveness, security=security, clock=clock)
         folders: dict[int, Path] = {}
 
         def is_here(index: int) -> bool:
@@ -161,7 +165,7 @@ class Head:
             return index in folders
 
         asking = asyncio.ensure_future(
-            roll_call(pipeline.manifest, nodes, is_here=is_here, progress=progress, dialer=dialer)
+            roll_call(pipeline.manifest, nodes, is_here=is_here, progress=progress, dialer=dialer, clock=clock)
         )
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
@@ -188,7 +192,7 @@ class Head:
                         context=context, budget_bytes=budget_bytes, kv=kv, may_be_less=may_be_less
                     )
                     links.append(LocalLink(await _load_local(pipeline, assigned, folders, settings, progress)))
-            chain = await Chain.start(links)
+            chain = await Chain.start(links, clock=clock, dice=dice)
         except BaseException:
             for link in links:
                 await link.stop()
