@@ -11,6 +11,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from shardhub.chain.chain_status import ChainStatus, NodeStatus
     from shardhub.chain.head import (
         Piece,
     )
@@ -61,7 +62,10 @@ if TYPE_CHECKING:
         WeightFileError,
         WireError,
     )
+    from shardhub.gateway.keys import Keys, read_keys
+    from shardhub.gateway.settings import GatewaySettings
     from shardhub.usecases.answer import Answer, HeadStatus, Sampling, ScoredToken, StagesAt, Usage
+    from shardhub.usecases.bench import BenchLevel, BenchReport, BenchSettings, bench
     from shardhub.usecases.cache import (
         Pulled,
         PullSettings,
@@ -70,6 +74,8 @@ if TYPE_CHECKING:
     from shardhub.usecases.cut import (
         Cut,
     )
+    from shardhub.usecases.live_status import LiveStatus, StatusSettings, live_status
+    from shardhub.usecases.open_gateway import GatewayFacts, RunningGateway, open_gateway
     from shardhub.usecases.open_head import AnswerStream, AsyncAnswerStream, AsyncHead, Head, open_head
     from shardhub.usecases.parity import (
         ParitySettings,
@@ -135,8 +141,12 @@ __all__ = [
     "AnswerStream",
     "AsyncAnswerStream",
     "AsyncHead",
+    "BenchLevel",
+    "BenchReport",
+    "BenchSettings",
     "CertificateRefused",
     "ChainError",
+    "ChainStatus",
     "Check",
     "Conflict",
     "ContextExceeded",
@@ -145,6 +155,8 @@ __all__ = [
     "DiskFull",
     "DoesNotFit",
     "FormatError",
+    "GatewayFacts",
+    "GatewaySettings",
     "HandshakeError",
     "Head",
     "HeadSettings",
@@ -153,6 +165,8 @@ __all__ = [
     "HubUnreachable",
     "IdentityError",
     "IntegrityError",
+    "Keys",
+    "LiveStatus",
     "ModelPlan",
     "NewerFormat",
     "Node",
@@ -160,6 +174,7 @@ __all__ = [
     "NodeFailure",
     "NodeLoading",
     "NodeLost",
+    "NodeStatus",
     "NodeUnreachable",
     "NonFiniteWeights",
     "NotFound",
@@ -184,6 +199,7 @@ __all__ = [
     "ResourceError",
     "RouteError",
     "RunVerification",
+    "RunningGateway",
     "Sampling",
     "ScoredToken",
     "ServeSettings",
@@ -198,6 +214,7 @@ __all__ = [
     "SplitSettings",
     "StagesAt",
     "StaleEpoch",
+    "StatusSettings",
     "StepTimeout",
     "UnsupportedModel",
     "Usage",
@@ -209,10 +226,14 @@ __all__ = [
     "WeightFileError",
     "WireError",
     "__version__",
+    "bench",
+    "live_status",
+    "open_gateway",
     "open_head",
     "plan",
     "publish",
     "pull",
+    "read_keys",
     "serve",
     "split",
     "verify",
@@ -223,6 +244,12 @@ __all__ = [
 
 # Where each name is defined: the module under shardhub, and the name there if it differs.
 _HOMES: dict[str, tuple[str, ...]] = {
+    "usecases.bench": ("BenchLevel", "BenchReport", "BenchSettings", "bench"),
+    "usecases.live_status": ("LiveStatus", "StatusSettings", "live_status"),
+    "usecases.open_gateway": ("GatewayFacts", "RunningGateway", "open_gateway"),
+    "chain.chain_status": ("ChainStatus", "NodeStatus"),
+    "gateway.keys": ("Keys", "read_keys"),
+    "gateway.settings": ("GatewaySettings",),
     "chain.head": ("Piece",),
     "chain.settings": ("Recovery",),
     "usecases.cache": (

@@ -1,10 +1,15 @@
-"""Where a server may listen: on loopback, elsewhere only if that is safe or the user allows it."""
+"""Where a server may listen, and by which names it may be called.
+
+It listens on loopback, elsewhere only if that is safe or the user allows it.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from shardhub.address import ip_of
 from shardhub.errors import AddressError
@@ -39,6 +44,29 @@ def check_reach(host: str, *, is_safe: bool, why: str, hint: str, what: str = "l
     """
     if not is_loopback(host) and not is_safe:
         raise AddressError(f"Refusing to {what} on {host}.", why=why, hint=hint)
+
+
+class HostNames:
+    """The Host headers by which a server may be called, besides those of loopback.
+
+    A page that a browser loaded from elsewhere may point its own host name at this machine (DNS rebinding); its Host
+    header reveals that.
+
+    Args:
+        names: Host names.
+        any_address: Whether any IP address is accepted; unlike a name, an address cannot be rebound.
+    """
+
+    def __init__(self, names: Collection[str], *, any_address: bool) -> None:
+        self._names = frozenset(name.lower() for name in names) | {"localhost"}
+        self._any_address = any_address
+
+    def __contains__(self, host: str) -> bool:
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
+            return name in self._names or ipaddress.ip_address(name).is_loopback or self._any_address
+        except ValueError:
+            return False
 
 
 @contextmanager

@@ -21,7 +21,9 @@ from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.served import Capacity, ServedStages, capacity_of, chain_line, describe_stages, served_stages
 from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.stage_link import Dialer, StageLink
-from shardhub.chain.stream import Finish, Stream
+from shardhub.chain.stream import Finish
+from shardhub.chain.text_stream import TextStream
+from shardhub.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import DigestMismatch, ShardhubError
 from shardhub.parameters import SamplingParameters
@@ -129,6 +131,8 @@ class Head:
         security: Security = PLAIN,
         dialer: Dialer | None = None,
         scheduling: SchedulerSettings | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+        dice: Dice = SYSTEM_DICE,
     ) -> Head:
         """Connect to the nodes, load the stages that no node serves, and check all against the manifest.
 
@@ -144,6 +148,7 @@ class Head:
             liveness, security: How nodes are reached over gRPC.
             dialer: Reaches nodes in place of gRPC.
             scheduling: How requests are scheduled.
+            clock, dice: Sources of time and randomness; stages of this process use the machine's.
 
         Raises:
             ChainError: As `roll_call`; nodes that do not answer are left out if the others serve every stage.
@@ -151,7 +156,7 @@ class Head:
             AddressError, CertificateRefused: A node cannot be reached safely.
         """
         find = find or pipeline.shard_folder
-        dialer = dialer or NodeDialer(liveness=liveness, security=security)
+        dialer = dialer or NodeDialer(liveness=liveness, security=security, clock=clock)
         folders: dict[int, Path] = {}
 
         def is_here(index: int) -> bool:
@@ -160,7 +165,7 @@ class Head:
             return index in folders
 
         asking = asyncio.ensure_future(
-            roll_call(pipeline.manifest, nodes, is_here=is_here, progress=progress, dialer=dialer)
+            roll_call(pipeline.manifest, nodes, is_here=is_here, progress=progress, dialer=dialer, clock=clock)
         )
         try:
             tokenizer = await asyncio.get_running_loop().run_in_executor(None, Tokenizer, pipeline.documents)
@@ -187,7 +192,7 @@ class Head:
                         context=context, budget_bytes=budget_bytes, kv=kv, may_be_less=may_be_less
                     )
                     links.append(LocalLink(await _load_local(pipeline, assigned, folders, settings, progress)))
-            chain = await Chain.start(links)
+            chain = await Chain.start(links, clock=clock, dice=dice)
         except BaseException:
             for link in links:
                 await link.stop()
@@ -295,45 +300,37 @@ class Head:
         timing = timing or Timing()
         timing.num_prompt = len(prompt)
         timing.started_at = self.chain.clock.now()
-        detokenizer = self.tokenizer.detokenizer()
         matcher = StopMatcher(stops)
-        finish: Finish = "length"
-        stream = self.scheduler.submit(
-            Request(
-                prompt=prompt,
-                parameters=parameters,
-                max_tokens=max_tokens,
-                end_ids=self.tokenizer.eos_ids,
-                tenant=tenant,
-                reuse=reuse,
-                drafter=drafter,
-                progress=progress,
-            )
+        request = Request(
+            prompt=prompt,
+            parameters=parameters,
+            max_tokens=max_tokens,
+            end_ids=self.tokenizer.eos_ids,
+            tenant=tenant,
+            reuse=reuse,
+            drafter=drafter,
+            progress=progress,
         )
-        try:
-            async for token in stream:
+        with TextStream(self.scheduler, request, self.tokenizer.detokenizer()) as stream:
+            async for decoded in stream:
                 _note_time(timing, stream, self.chain.clock.now())
-                if token.is_end:
-                    finish = "stop"
-                    break
-                text = matcher.feed(detokenizer.add(token.id))
-                if matcher.found is not None:
-                    finish = "stop"
-                    stream.stop()
-                yield Piece(text=text, token=token.id)
-                if matcher.found is not None:
-                    break
-        finally:
-            stream.cancel()
-        rest = matcher.feed(detokenizer.finish()) + matcher.finish() if matcher.found is None else ""
-        if matcher.found is not None:
-            finish = "stop"
-        yield Piece(text=rest, finish=finish)
+                text = matcher.feed(decoded.text) if matcher.found is None else ""
+                if decoded.token is not None:
+                    if matcher.found is not None:
+                        stream.end()
+                    yield Piece(text=text, token=decoded.token.id)
+                    continue
+                if matcher.found is None:
+                    text += matcher.finish()
+                yield Piece(text=text, finish=stream.finish if matcher.found is None else "stop")
 
 
-def _note_time(timing: Timing, stream: Stream, now: float) -> None:
+def _note_time(timing: Timing, answer: TextStream, now: float) -> None:
+    if timing.num_generated == answer.num_tokens:
+        return
     timing.total_s = now - timing.started_at
-    timing.num_generated += 1
+    timing.num_generated = answer.num_tokens
+    stream = answer.tokens
     timing.num_reused = stream.num_reused
     timing.num_drafted, timing.num_accepted = stream.num_drafted, stream.num_accepted
     timing.num_recoveries, timing.is_exact = stream.num_recoveries, stream.is_exact

@@ -30,19 +30,15 @@ from shardhub.cli.commands.status import status
 from shardhub.cli.commands.unpublish import unpublish
 from shardhub.cli.commands.verify import verify
 from shardhub.cli.flags import flattened
-from shardhub.cli.help import Command, Group
+from shardhub.cli.help import Command, make_group
 from shardhub.cli.run import print_error
 from shardhub.cli.streams import OutputFailed, drop_output, output_error, prepare_streams
 from shardhub.errors import ShardhubError, outcome
 from shardhub.shortage import shortage
 
-app = typer.Typer(
-    name="shardhub",
-    help="Run a model across several machines: cut it into shards, serve each on its own node, generate exactly.",
-    no_args_is_help=True,
-    cls=Group,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+app = make_group(
+    "shardhub",
+    "Run a model across several machines: cut it into shards, serve each on its own node, generate exactly.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 _OPTIONS = "Options"
@@ -37,6 +38,24 @@ class Group(TyperGroup):
             summary = (command.help or "").strip().partition("\n\n")[0].replace("\n", " ")
             panels.setdefault(_panel_of(command, _COMMANDS), []).append((name, summary))
         _write(panels, formatter)
+
+
+def make_group(name: str, text: str, **settings: Any) -> typer.Typer:
+    """Make an empty group of commands.
+
+    Args:
+        text: What it is for, in a sentence.
+        settings: Further settings of `typer.Typer`.
+    """
+    return typer.Typer(
+        name=name,
+        help=text,
+        no_args_is_help=True,
+        cls=Group,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        **settings,
+    )
 
 
 def _write_options(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:

@@ -81,6 +81,9 @@ Node = Annotated[
     list[str] | None,
     typer.Option(help="Address of a node, in any order; also SHARDHUB_NODES and nodes.toml.", metavar="HOST:PORT"),
 ]
+InsecureLan = Annotated[
+    bool, typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust.")
+]
 NoLocal = Annotated[bool, typer.Option("--no-local", help="Never run a stage in this process.")]
 PrefillChunk = Annotated[
     int | None,
@@ -230,10 +233,7 @@ class NodeFlags:
 
     node: Node = None
     tls: Tls = None
-    insecure_lan: Annotated[
-        bool,
-        typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
-    ] = False
+    insecure_lan: InsecureLan = False
     require_signature: RequireSignature = None
 
 
@@ -292,10 +292,14 @@ class SamplingFlags:
     ] = 0
 
     def sampling(self) -> Sampling:
-        """How tokens are chosen."""
+        """How tokens are chosen.
+
+        Raises:
+            UsageError: A value is out of range; it is refused before anything is started.
+        """
         from shardhub.usecases.answer import Sampling
 
-        return Sampling(
+        sampling = Sampling(
             max_tokens=self.max_tokens,
             temperature=self.temp,
             top_p=self.top_p,
@@ -306,6 +310,8 @@ class SamplingFlags:
             stop=tuple(self.stop or ()),
             draft=self.draft,
         )
+        sampling.parameters()
+        return sampling
 
 
 def head_settings(

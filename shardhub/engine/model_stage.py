@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from shardhub.errors import ProofExceeded
 from shardhub.model import batching
-from shardhub.model.drawn import Advanced
 from shardhub.model.load import LoadedStage
 from shardhub.model.memory import release_unused
 from shardhub.model.microbatch import advance, to_wire
@@ -18,7 +17,6 @@ from shardhub.model.session import Session
 from shardhub.model.stage import Stage, StageCache
 from shardhub.model.trial import Trial
 from shardhub.parameters import SamplingParameters
-from shardhub.tensors import RawTensor
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +30,7 @@ class ModelStage:
 
     def __init__(self, loaded: LoadedStage) -> None:
         self._stage = loaded.stage
+        self.advance = partial(advance, loaded.stage)
         self.facts = loaded.facts
         self.is_published = loaded.is_published
         self.batch_refusal = loaded.batch_refusal
@@ -44,20 +43,6 @@ class ModelStage:
     def new_session(self, *, context: int, parameters: SamplingParameters) -> Session:
         """Make an empty session."""
         return Session(self._stage, context=context, parameters=parameters)
-
-    def advance(
-        self,
-        sessions: Sequence[Session],
-        ids: np.ndarray[Any, np.dtype[np.int32]],
-        incoming: Mapping[str, RawTensor],
-        *,
-        draw: Sequence[bool],
-        verify: bool = False,
-        masks: Sequence[bytes | None] = (),
-        targets: Sequence[Sequence[int]] = (),
-    ) -> Advanced:
-        """Run one chunk of each session; see `shardhub.model.microbatch.advance`."""
-        return advance(self._stage, sessions, ids, incoming, draw=draw, verify=verify, masks=masks, targets=targets)
 
 
 def warm_up(stage: Stage, trial: Trial, *, max_rows: int) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from shardhub.chain.request import Request
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.stream import Stream, Token
+from shardhub.chain.text_stream import TextStream
 from shardhub.gateway.asks import Ask
 from shardhub.gateway.calls.arguments import json_text
 from shardhub.gateway.calls.reader import CallReader
@@ -30,9 +31,7 @@ class Answer:
         progress: Called with the number of prompt ids processed and their total.
 
     Attributes:
-        stream: The stream of its tokens.
         finish: Why the answer ended; meaningful only after its end.
-        num_tokens: Number of tokens drawn and read.
 
     Raises:
         PromptError, ContextExceeded: The prompt cannot be run.
@@ -48,8 +47,6 @@ class Answer:
     ) -> None:
         self.ask = ask
         self.finish: FinishReason = "length"
-        self.num_tokens = 0
-        self._detokenizer = tokenizer.detokenizer(after=ask.prompt if ask.continues else ())
         self._matcher = StopMatcher(ask.stops)
         self._ledger = Ledger(keeps=ask.likelihoods)
         # Characters of the text that were fed to the matcher, and how many of them were shown.
@@ -64,19 +61,28 @@ class Answer:
         self._num_calls = 0
         # The answer may have one call and has it: whatever follows is dropped.
         self._is_full = False
-        self.stream: Stream = scheduler.submit(
-            Request(
-                prompt=ask.prompt,
-                parameters=ask.parameters,
-                max_tokens=max(1, ask.max_tokens),
-                end_ids=ask.end_ids,
-                tenant=ask.tenant,
-                progress=progress,
-                grammar=ask.rules.around(ask.grammar) if ask.rules is not None else ask.grammar,
-                score=ask.score,
-                reuse=not ask.score,
-            )
+        request = Request(
+            prompt=ask.prompt,
+            parameters=ask.parameters,
+            max_tokens=ask.max_tokens,
+            end_ids=ask.end_ids,
+            tenant=ask.tenant,
+            progress=progress,
+            grammar=ask.rules.around(ask.grammar) if ask.rules is not None else ask.grammar,
+            score=ask.score,
+            reuse=not ask.score,
         )
+        self._text = TextStream(scheduler, request, tokenizer.detokenizer(after=ask.prompt if ask.continues else ()))
+
+    @property
+    def stream(self) -> Stream:
+        """The stream of its tokens."""
+        return self._text.tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens drawn and read."""
+        return self._text.num_tokens
 
     @property
     def is_cut_short(self) -> bool:
@@ -98,23 +104,19 @@ class Answer:
         self.stream.cancel()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
-        try:
-            async for token in self.stream:
-                if self.ask.max_tokens == 0:
-                    break
-                self.num_tokens += 1
-                if token.is_end:
-                    self.finish = "stop"
-                    break
-                for delta in self._take(token):
-                    yield delta
+        rest = ""
+        with self._text:
+            async for decoded in self._text:
+                if decoded.token is None:
+                    rest = decoded.text
+                    continue
+                deltas = self._take(decoded.token, decoded.text)
                 if self._matcher.found is not None or self._is_full:
-                    self.finish = "stop"
-                    self.stream.stop()
-                    break
-        finally:
-            self.stream.cancel()
-        last = self._end()
+                    self._text.end()
+                for delta in deltas:
+                    yield delta
+        self.finish = self._text.finish
+        last = self._end(rest)
         if self.ask.keeps_stop and self._matcher.found is not None:
             last.say(self._matcher.found)
         if self._num_calls and self.finish == "stop":
@@ -122,8 +124,7 @@ class Answer:
         for delta in last:
             yield delta
 
-    def _take(self, token: Token) -> Deltas:
-        text = self._detokenizer.add(token.id)
+    def _take(self, token: Token, text: str) -> Deltas:
         self._ledger.write(token, len(text))
         segmenter = self.ask.segmenter
         deltas = Deltas()
@@ -131,11 +132,10 @@ class Answer:
         deltas.place(self._ledger.entries(self._num_shown))
         return deltas
 
-    def _end(self) -> Deltas:
+    def _end(self, rest: str) -> Deltas:
         segmenter = self.ask.segmenter
         deltas = Deltas()
         if self._matcher.found is None:
-            rest = self._detokenizer.finish()
             self._add(deltas, _plain(rest) if segmenter is None else segmenter.feed(rest))
             if segmenter is not None:
                 self._add(deltas, segmenter.finish(is_whole=self.finish == "stop"))

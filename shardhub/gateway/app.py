@@ -29,9 +29,9 @@ from shardhub.gateway import (
     stored_responses,
     tokens,
 )
-from shardhub.gateway.gate import Gate
 from shardhub.gateway.page import routes as page
 from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
+from shardhub.gateway.request_check import RequestCheck
 from shardhub.gateway.schema import ErrorBody, OllamaErrorBody
 from shardhub.gateway.service import Service
 
@@ -41,14 +41,14 @@ _STATUSES: tuple[int | str, ...] = (400, 401, 403, 404, 405, 408, 413, 415, 429,
 
 
 def build_app(service: Service) -> FastAPI:
-    """The application that serves a head, without the gate in front of it."""
+    """The application that serves a head, without the check in front of it."""
     app = FastAPI(
         title="shardhub gateway",
         version=__version__,
         description="OpenAI's API, and the core of Anthropic's and Ollama's, over a chain of nodes.",
         docs_url=None,  # FastAPI's own page loads its scripts from another site
         redoc_url=None,
-        redirect_slashes=False,  # the gate has normalised the path already
+        redirect_slashes=False,  # the check has normalised the path already
         # With a default, FastAPI does not document its own 422, which is never sent.
         responses=_errors(ErrorBody),
         exception_handlers={
@@ -79,10 +79,10 @@ def build_app(service: Service) -> FastAPI:
 
 
 def guarded(app: FastAPI) -> ASGIApp:
-    """The application behind a gate."""
+    """The application behind the check of every request."""
     service: Service = app.state.service
     settings = service.settings
-    return Gate(
+    return RequestCheck(
         app,
         keys=settings.keys,
         hosts=(settings.host, *settings.names),

@@ -75,7 +75,7 @@ class Gateway:
                 guarded(app),
                 log_config=None,
                 http=protocol(limits, unreadable),
-                access_log=False,  # the gate logs requests itself
+                access_log=False,  # the check logs requests itself
                 backlog=at_once,
                 lifespan="off",
                 ws="none",

@@ -1,8 +1,7 @@
-"""The local Hub as an ASGI application: its routes behind a gate."""
+"""The local Hub as an ASGI application: its routes behind a check of the host."""
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 from collections.abc import Collection
@@ -16,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shardhub.errors import ShardhubError
+from shardhub.listening import HostNames
 from shardhub.localhub.hub import LocalHub
 from shardhub.localhub.refusals import Refusal, answer_error, answer_refusal, answer_system
 from shardhub.localhub.routes import accounts, commit, duplicate, files, lfs, repos, revisions
@@ -48,23 +48,16 @@ def build_app(
     )
     app.state.hub = hub
     app.state.public_url = public_url.rstrip("/") if public_url else None
-    names = {host.lower() for host in hosts} | {"localhost"}
-    if public_url:
-        names.add(urlsplit(public_url).hostname or "")
-    return Gate(app, frozenset(names), any_address=any_address)
+    names = [*hosts, urlsplit(public_url).hostname or ""] if public_url else hosts
+    return HostCheck(app, HostNames(names, any_address=any_address))
 
 
-class Gate:
-    """Applied to every request: routing on the raw path, a known Host, safe headers, a log line without secrets.
+class HostCheck:
+    """Applied to every request: routing on the raw path, a known Host, safe headers, a log line without secrets."""
 
-    A page that a browser loaded from elsewhere may point its own host name at this machine (DNS rebinding); its Host
-    header reveals that.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: frozenset[str], *, any_address: bool) -> None:
+    def __init__(self, app: ASGIApp, hosts: HostNames) -> None:
         self._app = app
         self._hosts = hosts
-        self._any_address = any_address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -83,7 +76,7 @@ class Gate:
             await send(message)
 
         host = Headers(scope=scope).get("host", "")
-        if self._knows(host):
+        if host in self._hosts:
             await self._app(scope, receive, send_safely)
         else:
             refusal = Refusal(
@@ -93,13 +86,6 @@ class Gate:
         # Only the path: queries contain signatures, headers contain tokens.
         elapsed_ms = (time.perf_counter() - started) * 1000
         log.info("%s %s %d %.1f ms", scope["method"], scope["path"], status, elapsed_ms)
-
-    def _knows(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-            return name in self._hosts or ipaddress.ip_address(name).is_loopback or self._any_address
-        except ValueError:
-            return False
 
 
 def _routes() -> list[Route]:

@@ -25,7 +25,7 @@ from shardhub.engine.host import host_facts
 from shardhub.engine.settings import EngineSettings
 from shardhub.errors import AddressError
 from shardhub.listening import check_reach
-from shardhub.node.gate import Gate
+from shardhub.node.caller_check import CallerCheck
 from shardhub.node.parser import Parser
 from shardhub.node.peers import DEFAULT_PEERS, Network
 from shardhub.node.servicer import StageServicer
@@ -98,11 +98,12 @@ async def run_node(
     stopping = stopping or Stopping.by_signals()
     largest = message_bytes(shards, context=engine_settings.context, max_chunk=engine_settings.max_chunk)
     trust = settings.trust
-    gate = Gate(trust) if trust is not None else None
+    callers = CallerCheck(trust) if trust is not None else None
     # The caller is admitted before a byte of its message is parsed.
     parser = Parser(lambda error: servicer.note_failure(error))
     server = grpc.aio.server(
-        interceptors=[parser] if gate is None else [gate, parser], options=server_options(largest, settings.liveness)
+        interceptors=[parser] if callers is None else [callers, parser],
+        options=server_options(largest, settings.liveness),
     )
     port = _bind(server, settings.host, settings.port, trust)
     servicer = StageServicer(
@@ -156,8 +157,8 @@ async def run_node(
     finally:
         if keeper is not None:
             keeper.cancel()
-        if gate is not None:
-            gate.close()
+        if callers is not None:
+            callers.close()
         await servicer.close()
         await server.stop(_STOP_GRACE_S)
         if engine is not None:

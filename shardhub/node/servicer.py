@@ -15,7 +15,7 @@ import grpc.aio
 from shardhub.clock import SYSTEM_CLOCK, Clock
 from shardhub.engine.engine import Engine, Ran
 from shardhub.errors import HandshakeError, NodeLoading, NodeUnreachable, Overloaded, ShardhubError, WireError
-from shardhub.node.gate import require
+from shardhub.node.caller_check import require
 from shardhub.node.peers import DEFAULT_PEERS, Network, Peers
 from shardhub.protocol import (
     PROTOCOL_VERSIONS,

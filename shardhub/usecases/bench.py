@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,9 @@ from shardhub.chain.request import Request
 from shardhub.engine.host import host_facts
 from shardhub.errors import UsageError
 from shardhub.parameters import SamplingParameters
+from shardhub.usecases.loop import LoopThread
+from shardhub.usecases.start_head import HeadSettings, start_head
+from shardhub.usecases.watcher import SILENT, Watcher
 
 PERCENTILES = (50, 90, 99)
 # Tokens of the warm-up answers before each level, whose prompts have the level's length, so that all kernels have run.
@@ -24,15 +26,22 @@ _SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "bac
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchOptions:
-    """The options of `bench` as given."""
+class BenchSettings:
+    """What is measured, and how often.
 
-    concurrency: str | None
-    num_prompt: int
-    num_tokens: int
-    num_rounds: int
-    seed: int
-    plot: Path | None
+    Attributes:
+        levels: Numbers of concurrent requests; if empty 1, 2, 4 and so on, up to what the nodes take.
+        num_prompt: Ids of a prompt, drawn at random.
+        num_tokens: Tokens of an answer, at least 2.
+        num_rounds: Requests of each client, one after the other.
+        seed: Seed of the prompts.
+    """
+
+    levels: tuple[int, ...] = ()
+    num_prompt: int = 128
+    num_tokens: int = 64
+    num_rounds: int = 2
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +53,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Level:
+class BenchLevel:
     """The results of one level of concurrency.
 
     Attributes:
@@ -66,19 +75,123 @@ class Level:
     inter_token_s: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """The results of a benchmark, and what it ran on.
+
+    Attributes:
+        pipeline, pipeline_id: The pipeline's name, and its manifest's digest.
+        inexact: What is known to be inexact about the chain, if anything.
+        num_stages: Number of the chain's stages; replicas of a stage count once.
+        stages: Where each stage ran, as JSON-able data.
+        hosts: Facts about the machine of each stage, without which the numbers cannot be compared.
+        head: Facts about this machine.
+        settings: What was measured.
+        levels: The results, in the order of their levels.
+    """
+
+    pipeline: str
+    pipeline_id: str
+    inexact: str | None
+    num_stages: int
+    stages: tuple[dict[str, object], ...]
+    hosts: tuple[dict[str, str], ...]
+    head: dict[str, str]
+    settings: BenchSettings
+    levels: tuple[BenchLevel, ...]
+
+    def record(self) -> dict[str, Any]:
+        """The report as JSON-able data; times in seconds."""
+        return {
+            "pipeline": self.pipeline,
+            "pipeline_id": self.pipeline_id,
+            "inexact": self.inexact,
+            "stages": list(self.stages),
+            "hosts": list(self.hosts),
+            "head": self.head,
+            "prompt_tokens": self.settings.num_prompt,
+            "tokens": self.settings.num_tokens,
+            "rounds": self.settings.num_rounds,
+            "seed": self.settings.seed,
+            "levels": [asdict(level) for level in self.levels],
+        }
+
+
+def bench(
+    head: HeadSettings | str,
+    settings: BenchSettings = BenchSettings(),
+    watcher: Watcher = SILENT,
+    *,
+    on_level: Callable[[BenchLevel], object] = lambda level: None,
+) -> BenchReport:
+    """Measure a live chain: time to first token, time between tokens, and throughput against concurrency.
+
+    Prompts are random ids, decoding is greedy, and no KV is reused.
+
+    Args:
+        head: The pipeline and its nodes, or only the pipeline's folder or Hub id.
+        settings: What is measured.
+        watcher: Notified of the machines and the current activity; asked before shards are fetched.
+        on_level: Called with each level's results as soon as it has ended.
+
+    Raises:
+        UsageError: A prompt and its answer are longer than the chain's context.
+        ShardhubError: As `open_head`; or a request failed.
+    """
+    done: list[BenchLevel] = []
+    with LoopThread() as loop:
+        running = start_head(loop, HeadSettings(pipeline=head) if isinstance(head, str) else head, watcher)
+        try:
+            check_room(running, settings)
+            hosts = hosts_of(running)
+            for host in hosts:
+                facts = ", ".join(f"{key} {value}" for key, value in host.items() if key != "at")
+                watcher.note(f"{host['at']}: {facts}")
+            watcher.note(
+                f"prompts of {settings.num_prompt} ids, {settings.num_tokens} tokens each, "
+                f"{settings.num_rounds} rounds, greedy, no reuse, seed {settings.seed}"
+            )
+            for level in settings.levels or default_levels(running):
+                watcher.doing(f"{level} side by side: warming up")
+                loop.wait(measure(running, settings, level, num_rounds=1, num_tokens=WARM_TOKENS))
+                watcher.doing(f"{level} side by side: measuring")
+                done.append(loop.wait(measure(running, settings, level)))
+                watcher.doing("")
+                on_level(done[-1])
+            return BenchReport(
+                pipeline=running.pipeline.manifest.name,
+                pipeline_id=running.pipeline.manifest.pipeline_id,
+                inexact=running.inexact,
+                num_stages=running.chain.num_stages,
+                stages=tuple(running.describe_stages()),
+                hosts=tuple(hosts),
+                head=host_facts(),
+                settings=settings,
+                levels=tuple(done),
+            )
+        finally:
+            watcher.doing("")
+            loop.wait(running.stop())
+
+
 async def measure(
-    head: Head, options: BenchOptions, concurrency: int, *, num_rounds: int | None = None, num_tokens: int | None = None
-) -> Level:
+    head: Head,
+    settings: BenchSettings,
+    concurrency: int,
+    *,
+    num_rounds: int | None = None,
+    num_tokens: int | None = None,
+) -> BenchLevel:
     """Run `concurrency` concurrent clients, each with its requests one after the other.
 
     Raises:
         ShardhubError: A request failed; the others are cancelled.
     """
-    rounds, tokens = num_rounds or options.num_rounds, num_tokens or options.num_tokens
+    rounds, tokens = num_rounds or settings.num_rounds, num_tokens or settings.num_tokens
     prompts = random_prompts(
-        np.random.default_rng([options.seed, concurrency, rounds]),
+        np.random.default_rng([settings.seed, concurrency, rounds]),
         num_prompts=concurrency * rounds,
-        length=options.num_prompt,
+        length=settings.num_prompt,
         vocab_size=min(head.vocab_size, head.tokenizer.vocab_size),
     )
 
@@ -88,7 +201,7 @@ async def measure(
     started = time.monotonic()
     answered = await all_of(client(index) for index in range(concurrency))
     wall_s = time.monotonic() - started
-    return summarize(concurrency, options.num_prompt, [one for answers in answered for one in answers], wall_s=wall_s)
+    return summarize(concurrency, settings.num_prompt, [one for answers in answered for one in answers], wall_s=wall_s)
 
 
 async def answer(head: Head, prompt: Sequence[int], num_tokens: int) -> Answered:
@@ -104,10 +217,10 @@ async def answer(head: Head, prompt: Sequence[int], num_tokens: int) -> Answered
     return Answered(first_s=times[0] - started, between_s=tuple(np.diff(times).tolist()))
 
 
-def summarize(concurrency: int, num_prompt: int, answers: Sequence[Answered], *, wall_s: float) -> Level:
+def summarize(concurrency: int, num_prompt: int, answers: Sequence[Answered], *, wall_s: float) -> BenchLevel:
     """Summarise the requests of a level."""
     num_tokens = sum(1 + len(a.between_s) for a in answers)
-    return Level(
+    return BenchLevel(
         concurrency=concurrency,
         num_requests=len(answers),
         num_prompt_tokens=num_prompt * len(answers),
@@ -137,15 +250,15 @@ def default_levels(head: Head) -> list[int]:
     return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
 
 
-def check_room(head: Head, options: BenchOptions) -> None:
+def check_room(head: Head, settings: BenchSettings) -> None:
     """Check that a session can hold the requests.
 
     Raises:
         UsageError: Prompt and answer have more positions than the chain's context.
     """
-    if options.num_prompt + options.num_tokens > head.capacity.max_context:
+    if settings.num_prompt + settings.num_tokens > head.capacity.max_context:
         raise UsageError(
-            f"A prompt of {options.num_prompt} ids and an answer of {options.num_tokens} tokens do not fit.",
+            f"A prompt of {settings.num_prompt} ids and an answer of {settings.num_tokens} tokens do not fit.",
             why=f"The chain's context is {head.capacity.max_context} positions.",
             hint="Lower `prompt_tokens` or `tokens`, or serve with a larger `context`.",
         )
@@ -159,22 +272,3 @@ def hosts_of(head: Head) -> list[dict[str, str]]:
         facts = {key: served.host[key] for key in _SHOWN_FACTS if served.host.get(key)}
         hosts.append({"at": f"{stages} at {served.at}", **facts})
     return hosts
-
-
-def record(
-    head: Head, options: BenchOptions, hosts: Sequence[dict[str, str]], levels: Sequence[Level]
-) -> dict[str, Any]:
-    """The benchmark as JSON-able data; times in seconds."""
-    return {
-        "pipeline": head.pipeline.manifest.name,
-        "pipeline_id": head.pipeline.manifest.pipeline_id,
-        "inexact": head.inexact,
-        "stages": head.describe_stages(),
-        "hosts": list(hosts),
-        "head": host_facts(),
-        "prompt_tokens": options.num_prompt,
-        "tokens": options.num_tokens,
-        "rounds": options.num_rounds,
-        "seed": options.seed,
-        "levels": [asdict(level) for level in levels],
-    }

@@ -101,6 +101,8 @@ class LoopThread:
 
     def _settle(self, future: Future[Any]) -> None:
         """Give cancelled work a moment to clean up, such as freeing sessions on the nodes."""
+        if self._loop.is_closed():  # its work was cancelled at the end of the block, and has cleaned up
+            return
 
         async def others() -> None:
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and task.cancelling()]

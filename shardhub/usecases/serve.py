@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from shardhub.protocol import KvQuantization
 from shardhub.shard import Shard, inexact_of, join_adjacent
 from shardhub.toolchain import check_compiler
 from shardhub.usecases.awake import awake
+from shardhub.usecases.block import Block
 from shardhub.usecases.choose_shards import choose_shards
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.places import Places
@@ -152,7 +153,7 @@ class Node:
         return LoopThread.result_of(self._running)
 
 
-class Serving:
+class Serving(Block[Node]):
     """A node as a context manager; see `serve`."""
 
     def __init__(
@@ -162,25 +163,18 @@ class Serving:
         watcher: Watcher,
         end: Callable[[int], None],
     ) -> None:
+        super().__init__()
         self._named = shards
         self._settings = settings
         self._watcher = watcher
         self._end = end
-        self._stack = contextlib.ExitStack()
         self._loop: LoopThread | None = None
         self._stopping: Stopping | None = None
-
-    def __enter__(self) -> Node:
-        try:
-            return self._start()
-        except BaseException:
-            self._stack.close()
-            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stack.close()
+        super().__exit__(kind, error, traceback)
         self._stopping = None  # there is no longer a node to ask
 
     def ask_to_stop(self, number: int = 15) -> bool:
@@ -190,7 +184,7 @@ class Serving:
         self._loop.call(lambda: stopping.ask(number))
         return True
 
-    def _start(self) -> Node:
+    def _start(self, stack: ExitStack) -> Node:
         settings, watcher = self._settings, self._watcher
         trust = node_trust(settings.tls, insecure_lan=settings.insecure_lan, is_loopback=is_loopback(settings.host))
         check_host(settings.host, insecure_lan=settings.insecure_lan, has_tls=trust is not None)
@@ -198,10 +192,10 @@ class Serving:
             check_metrics(settings.metrics, insecure=settings.insecure_lan or settings.insecure_metrics)
         budget = parse_memory(settings.memory)
         check_compiler()
-        self._stack.enter_context(awake(allow_sleep=settings.allow_sleep, watcher=watcher))
+        stack.enter_context(awake(allow_sleep=settings.allow_sleep, watcher=watcher))
         endpoint = None
         if settings.metrics is not None:
-            endpoint = self._stack.enter_context(MetricsEndpoint(settings.metrics))
+            endpoint = stack.enter_context(MetricsEndpoint(settings.metrics))
         kv = settings.kv
         places = Places(settings.cache_dir, settings.cache_limit, watcher=watcher)
         shards = join_adjacent(
@@ -266,11 +260,11 @@ class Serving:
             finally:
                 watcher.doing("")
 
-        self._loop = self._stack.enter_context(LoopThread())
+        self._loop = stack.enter_context(LoopThread())
         running = self._loop.submit(run())
         # A caller that waits for readiness also learns if the node ends before that.
         running.add_done_callback(lambda _: ready.cancel())
-        self._stack.callback(self._stop, running)
+        stack.callback(self._stop, running)
         try:
             facts = LoopThread.result_of(ready)
         except CancelledError:

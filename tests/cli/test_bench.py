@@ -156,8 +156,8 @@ def test_level_puts_requests_together() -> None:
 
 def test_levels_are_read() -> None:
     """Numbers with commas; anything else is refused."""
-    assert parse_levels("1, 2,16") == [1, 2, 16]
-    assert parse_levels(None) == []
+    assert parse_levels("1, 2,16") == (1, 2, 16)
+    assert parse_levels(None) == ()
     for text in ("", "0", "1,,2", "-1", "1.5"):
         with pytest.raises(UsageError, match="no list of numbers"):
             parse_levels(text)

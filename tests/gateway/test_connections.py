@@ -15,9 +15,9 @@ from starlette.responses import PlainTextResponse
 
 from shardhub.connections import Limits, Waiting, protocol
 from shardhub.gateway.events import EventStream
-from shardhub.gateway.gate import Gate
 from shardhub.gateway.keys import Keys, digest_of
 from shardhub.gateway.request_body import MAX_BODY_BYTES
+from shardhub.gateway.request_check import RequestCheck
 from tests.gateway.serving import GatewayProcess
 from tests.waiting import wait_until
 
@@ -93,7 +93,7 @@ async def application(scope, receive, send) -> None:
 @contextmanager
 def listening(*, keys=None, num=8, stall_s=STALL_S):
     """The connections and the gate of a gateway before that application; its port, and the server's own books."""
-    app = Gate(application, keys=keys or Keys(), stall_s=stall_s)
+    app = RequestCheck(application, keys=keys or Keys(), stall_s=stall_s)
     kind = protocol(Limits(num=num, stall_s=stall_s), lambda status, message: PlainTextResponse(message, status))
     server = uvicorn.Server(uvicorn.Config(app, http=kind, log_config=None, lifespan="off", port=0))
     listener = socket.create_server(("127.0.0.1", 0))

@@ -77,6 +77,33 @@ def check_numbers(pipeline: str) -> bool:
     return live.ok and source.ok
 
 
+def watch(pipeline: str, keys_file: Path) -> None:
+    """The status of a chain, its speed, and a gateway over it."""
+    live: shardhub.LiveStatus = shardhub.live_status(
+        shardhub.StatusSettings(pipeline=pipeline, interval_s=2.0), WATCHER
+    )
+    for seen in live:
+        status: shardhub.ChainStatus = seen
+        first: shardhub.NodeStatus = status.nodes[0]
+        print(first.reading.address, first.rates, status.limit)
+        break
+
+    def show(level: shardhub.BenchLevel) -> None:
+        print(level.concurrency, level.tokens_per_s, level.first_token_s["p50"])
+
+    report: shardhub.BenchReport = shardhub.bench(
+        pipeline, shardhub.BenchSettings(levels=(1, 8)), WATCHER, on_level=show
+    )
+    print(report.hosts, report.record())
+    keys: shardhub.Keys = shardhub.read_keys(keys_file)
+    with shardhub.open_gateway(pipeline, shardhub.GatewaySettings(port=0, keys=keys), WATCHER) as opened:
+        gateway: shardhub.RunningGateway = opened
+        facts: shardhub.GatewayFacts = gateway.facts
+        print(facts.url, facts.model_name)
+        gateway.stop()
+        gateway.wait()
+
+
 def run(pipeline: str) -> None:
     """A node and a head in threads."""
     with shardhub.serve(pipeline, shardhub.ServeSettings(stages="0", port=0), WATCHER) as node:
@@ -121,4 +148,5 @@ if __name__ == "__main__":
     folder = prepare("ORG/MODEL")
     if check(folder) and check_numbers(folder):
         run(folder)
+        watch(folder, Path("keys"))
         asyncio.run(run_async(folder))

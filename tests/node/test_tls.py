@@ -25,7 +25,7 @@ from shardhub.errors import (
     NodeUnreachable,
     ShardhubError,
 )
-from shardhub.node.gate import Gate
+from shardhub.node.caller_check import CallerCheck
 from shardhub.node.peers import Peers
 from shardhub.node.servicer import StageServicer
 from shardhub.parameters import SamplingParameters
@@ -92,8 +92,8 @@ class Counting(StageServicer):
 @contextlib.asynccontextmanager
 async def serving(engine, trust: Trust | None):
     """A node's service at an address, wired as a node wires it; without TLS if it trusts nobody."""
-    gate = Gate(trust) if trust else None
-    server = grpc.aio.server(interceptors=[gate] if gate else [], options=server_options(4 << 20))
+    callers = CallerCheck(trust) if trust else None
+    server = grpc.aio.server(interceptors=[callers] if callers else [], options=server_options(4 << 20))
     security = Security(trust=trust, everywhere=True)
     servicer = Counting(advertise=(), host={}, message_bytes=4 << 20, security=security)
     servicer.serve(engine)
@@ -107,8 +107,8 @@ async def serving(engine, trust: Trust | None):
     try:
         yield f"127.0.0.1:{port}"
     finally:
-        if gate:
-            gate.close()
+        if callers:
+            callers.close()
         await servicer.close()
         await server.stop(0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,8 +15,7 @@ from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import UsageError
 
 if TYPE_CHECKING:
-    from shardhub.chain.head import Head
-    from shardhub.usecases.bench import Level
+    from shardhub.usecases.bench import BenchLevel, BenchReport
 
 
 @flags("What is measured")
@@ -42,79 +40,52 @@ def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local
     Prompts are random ids, decoding is greedy, and no KV is reused.
     """
     from shardhub.cli.plot import check_plot, plot_levels
-    from shardhub.usecases.bench import (
-        WARM_TOKENS,
-        BenchOptions,
-        check_room,
-        default_levels,
-        hosts_of,
-        measure,
-        record,
-    )
-    from shardhub.usecases.loop import LoopThread
-    from shardhub.usecases.start_head import start_head
+    from shardhub.usecases.bench import BenchSettings
+    from shardhub.usecases.bench import bench as measure
 
-    options = BenchOptions(
-        concurrency=measured.concurrency,
+    recovery = RecoveryFlags(prefill_chunk=measured.prefill_chunk)
+    head = head_settings(pipeline.named("bench"), nodes, local, recovery=recovery)
+    may_plot = check_plot(measured.plot) if measured.plot is not None else False
+    settings = BenchSettings(
+        levels=parse_levels(measured.concurrency),
         num_prompt=measured.prompt_tokens,
         num_tokens=measured.tokens,
         num_rounds=measured.rounds,
         seed=measured.seed,
-        plot=measured.plot,
     )
-    recovery = RecoveryFlags(prefill_chunk=measured.prefill_chunk)
-    settings = head_settings(pipeline.named("bench"), nodes, local, recovery=recovery)
-    may_plot = check_plot(options.plot) if options.plot is not None else False
-    terminal = Terminal()
-    asked = parse_levels(options.concurrency)
-    with LoopThread() as loop:
-        head = start_head(loop, settings, terminal)
-        try:
-            check_room(head, options)
-            levels = asked or default_levels(head)
-            hosts = hosts_of(head)
-            for host in hosts:
-                note(f"{host['at']}: " + ", ".join(f"{key} {value}" for key, value in host.items() if key != "at"))
-            note(
-                f"prompts of {options.num_prompt} ids, {options.num_tokens} tokens each, "
-                f"{options.num_rounds} rounds, greedy, no reuse, seed {options.seed}"
-            )
-            if not output.as_json:
-                print("  ".join(_columns()), flush=True)
-            done: list[Level] = []
-            for level in levels:
-                terminal.doing(f"{level} side by side: warming up")
-                loop.wait(measure(head, options, level, num_rounds=1, num_tokens=WARM_TOKENS))
-                terminal.doing(f"{level} side by side: measuring")
-                done.append(loop.wait(measure(head, options, level)))
-                terminal.doing("")
-                if not output.as_json:
-                    print(row(done[-1]), flush=True)
-            if output.as_json:
-                print(json.dumps(record(head, options, hosts, done)))
-            if options.plot is not None and may_plot:
-                plot_levels([asdict(level) for level in done], options.plot, title=_title(head, hosts))
-                note(f"drawn: {options.plot}")
-        finally:
-            loop.wait(head.stop())
+    is_first = True
+
+    def show(level: BenchLevel) -> None:
+        nonlocal is_first
+        if is_first:
+            print("  ".join(_columns()))
+        is_first = False
+        print(row(level), flush=True)
+
+    report = measure(head, settings, Terminal(), on_level=(lambda level: None) if output.as_json else show)
+    if output.as_json:
+        print(json.dumps(report.record()))
+    if measured.plot is not None and may_plot:
+        plot_levels([asdict(level) for level in report.levels], measured.plot, title=_title(report))
+        note(f"drawn: {measured.plot}")
     return 0
 
 
-def parse_levels(text: str | None) -> list[int]:
-    """Parse numbers such as `1,2,4`; without a text the list is empty.
+def parse_levels(text: str | None) -> tuple[int, ...]:
+    """Parse numbers such as `1,2,4`; without a text there are none.
 
     Raises:
         UsageError: An item is not a positive number.
     """
     if text is None:
-        return []
+        return ()
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"--concurrency {text} is no list of numbers.", hint="Write it like 1,2,4,8.")
-    return [int(part) for part in parts]
+    return tuple(int(part) for part in parts)
 
 
-def row(level: Level) -> str:
+def row(level: BenchLevel) -> str:
     """A level of concurrency as a row of the table."""
     cells = [f"{level.concurrency}", f"{level.tokens_per_s:.1f}", f"{level.request_tokens_per_s:.1f}"]
     cells += [f"{s * 1000:.0f} ms" for s in level.first_token_s.values()]
@@ -122,9 +93,9 @@ def row(level: Level) -> str:
     return "  ".join(cell.rjust(len(column)) for cell, column in zip(cells, _columns(), strict=True))
 
 
-def _title(head: Head, hosts: Sequence[dict[str, str]]) -> str:
-    kinds = sorted({f"{host.get('backend', '?')}, mlx {host.get('mlx', '?')}" for host in hosts})
-    return f"{head.pipeline.manifest.name}, {head.chain.num_stages} stages on {'; '.join(kinds)}"
+def _title(report: BenchReport) -> str:
+    kinds = sorted({f"{host.get('backend', '?')}, mlx {host.get('mlx', '?')}" for host in report.hosts})
+    return f"{report.pipeline}, {report.num_stages} stages on {'; '.join(kinds)}"
 
 
 def _columns() -> tuple[str, ...]:

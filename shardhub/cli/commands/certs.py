@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardhub.cli.flags import Output, flags, flattened
-from shardhub.cli.help import Command, Group
+from shardhub.cli.help import Command, make_group
 from shardhub.cli.run import error_record
 from shardhub.cli.signals import on_signals
 from shardhub.cli.streams import announce
@@ -333,14 +333,7 @@ def keygen(
     return 0
 
 
-certs_app = typer.Typer(
-    name="certs",
-    help="Certificates for a cluster of machines, and keys that sign manifests.",
-    no_args_is_help=True,
-    cls=Group,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+certs_app = make_group("certs", "Certificates for a cluster of machines, and keys that sign manifests.")
 CERTS_COMMANDS: tuple[Callable[..., int], ...] = (init, issue, invite, join, revoke, serve, renew, show, keygen)
 for command in CERTS_COMMANDS:
     certs_app.command(cls=Command)(flattened(command))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,6 @@ from shardhub.cli.prompts import system_messages
 from shardhub.cli.run import print_error
 from shardhub.cli.terminal import Terminal, end_answer, note, write_answer
 from shardhub.errors import PromptError
-
-if TYPE_CHECKING:
-    pass
 
 
 @flags("Tokens")
@@ -57,7 +54,6 @@ def chat(
 
     settings = head_settings(pipeline.named("chat"), nodes, local, recovery=recovery)
     sampling = tokens.sampling().with_seed()
-    sampling.parameters()  # values out of range are refused before anything is started
     first = system_messages(opening.system)
     messages = list(first)
     with contextlib.suppress(ImportError):  # line editing and history, where Python has it

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,20 +25,15 @@ from shardhub.cli.options import (
 from shardhub.cli.signals import on_signals
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import Terminal, note
-from shardhub.errors import ChainError, UsageError
+from shardhub.errors import UsageError
 from shardhub.gateway.settings import ReasoningField
 
 if TYPE_CHECKING:
-    from shardhub.chain.head import Head
     from shardhub.gateway.settings import GatewaySettings
-    from shardhub.usecases.loop import LoopThread
-    from shardhub.usecases.start_head import HeadSettings, Starting
+    from shardhub.usecases.start_head import HeadSettings
 
 
 _CUT_SHORT = 143
-
-# Seconds between attempts to start while nodes are missing.
-_BETWEEN_STARTS_S = 2.0
 
 
 @flags("Pipeline")
@@ -176,67 +169,28 @@ def _make_key(file: Path) -> int:
     return 0
 
 
-def _serve(head_options: HeadSettings, *, settings: GatewaySettings, allow_sleep: bool, as_json: bool) -> int:
+def _serve(head: HeadSettings, *, settings: GatewaySettings, allow_sleep: bool, as_json: bool) -> int:
     """Serve the API until a signal arrives."""
-    from shardhub.gateway.server import Gateway, check_host, listening
-    from shardhub.usecases.awake import awake
-    from shardhub.usecases.loop import LoopThread
-    from shardhub.usecases.start_head import Starting
+    from shardhub.usecases.open_gateway import open_gateway
 
-    check_host(settings)
-    if settings.insecure_lan and not settings.keys:
-        note("warning: --insecure-lan without a key: everyone who reaches this port can use the model")
+    # One signal finishes what is on its way, a second one ends it at once.
     with (
-        awake(allow_sleep=allow_sleep, watcher=Terminal()),
-        listening(settings) as listener,
-        LoopThread() as loop,
+        open_gateway(head, settings, Terminal(), allow_sleep=allow_sleep) as running,
+        on_signals(lambda _: running.stop()),
     ):
-        head = _started(loop, Starting(head_options, Terminal()), listener)
-
-        def ready(url: str) -> None:
-            name = serving.model_name
-            if as_json:
-                record = {
-                    "url": url,
-                    "model": name,
-                    "context": head.capacity.max_context,
-                    "keys": len(settings.keys.digests),
-                    "inexact": head.inexact,
-                }
-                announce(json.dumps(record))
-            else:
-                announce(f"{name}: {url}/v1")
-                key = ", with a key as the password," if settings.keys else ""
-                note(f"open {url}/ in a browser{key} to chat and to watch the chain; Ctrl+C ends it")
-
-        serving = Gateway(head, settings)
-        try:
-            # One finishes what is on its way, a second one ends it at once.
-            with on_signals(lambda _: loop.call(serving.stop)):
-                loop.wait(serving.run(listener, on_ready=ready))
-        finally:
-            loop.wait(head.stop())
-            head.tokenizer.close()
-    return _CUT_SHORT if serving.was_cut_short else 0
-
-
-def _started(loop: LoopThread, starting: Starting, listener: socket.socket) -> Head:
-    """Start the head once its nodes serve every stage; until then requests get an error that names what is missing."""
-    from shardhub.gateway.waiting import Waiting
-
-    waiting, said = Waiting(), ""
-    loop.wait(waiting.start(listener))
-    try:
-        while True:
-            try:
-                return loop.wait(starting.start())
-            except ChainError as error:
-                if not starting.names_nodes:
-                    raise
-                waiting.wait_for(error)
-            if waiting.reason != said:
-                said = waiting.reason
-                note(f"waiting, and answering 503: {said}")
-            time.sleep(_BETWEEN_STARTS_S)
-    finally:
-        loop.wait(waiting.stop())
+        facts = running.facts
+        if as_json:
+            record = {
+                "url": facts.url,
+                "model": facts.model_name,
+                "context": facts.context,
+                "keys": facts.num_keys,
+                "inexact": facts.inexact,
+            }
+            announce(json.dumps(record))
+        else:
+            announce(f"{facts.model_name}: {facts.url}/v1")
+            key = ", with a key as the password," if facts.num_keys else ""
+            note(f"open {facts.url}/ in a browser{key} to chat and to watch the chain; Ctrl+C ends it")
+        running.wait()
+    return _CUT_SHORT if running.was_cut_short else 0

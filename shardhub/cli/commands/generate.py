@@ -53,7 +53,6 @@ def generate(
 
     settings = head_settings(pipeline.named("generate"), nodes, local, recovery=recovery)
     sampling = tokens.sampling()
-    sampling.parameters()  # values out of range are refused before anything is started
     text = _read_prompt(prompt.prompt)
     if prompt.raw and prompt.system is not None:
         raise UsageError(

@@ -11,10 +11,9 @@ from typing import Annotated
 import typer
 
 from shardhub.cli.flags import Output, flags, flattened
-from shardhub.cli.help import Command, Group
+from shardhub.cli.help import Command, make_group
 from shardhub.cli.streams import announce
 from shardhub.cli.terminal import note
-from shardhub.errors import UsageError
 from shardhub.sizes import size_text
 
 Folder = Annotated[Path | None, typer.Option("--dir", help="Folder of the Hub's data; one of this user's by default.")]
@@ -36,11 +35,10 @@ class InitFlags(FolderFlags):
 
 def init(hub: InitFlags, output: Output) -> int:
     """Create a Hub and a token to write to it; the token is shown only once."""
-    from shardhub.localhub.hub import LocalHub, holds_hub
+    from shardhub.localhub.hub import LocalHub
+    from shardhub.usecases.hub_folder import new_hub_folder
 
-    place = hub.folder or _default_folder()
-    if holds_hub(place):
-        raise UsageError(f"{place} already holds a Hub.", hint="Create a token with `shardhub hub token USER`.")
+    place = new_hub_folder(hub.folder)
     with LocalHub(place) as made:
         token = made.token(hub.user or getpass.getuser())
     if output.as_json:
@@ -71,6 +69,7 @@ def serve(hub: FolderFlags, listening: ListenFlags, output: Output) -> int:
     """Serve the Hub until SIGTERM; prints its URL when ready."""
     from shardhub.localhub.server import RunningHub, ServerSettings
     from shardhub.localhub.server import serve as run_server
+    from shardhub.usecases.hub_folder import hub_folder
 
     settings = ServerSettings(
         host=listening.host,
@@ -84,7 +83,7 @@ def serve(hub: FolderFlags, listening: ListenFlags, output: Output) -> int:
     def ready(running: RunningHub) -> None:
         announce(json.dumps({"endpoint": running.endpoint}) if output.as_json else running.endpoint)
 
-    return run_server(_existing(hub.folder), settings, on_ready=ready)
+    return run_server(hub_folder(hub.folder), settings, on_ready=ready)
 
 
 @flags("Token")
@@ -107,9 +106,10 @@ def token(
     """Create a token and show it only once; without USER, list the existing tokens."""
     from shardhub.localhub.catalog import Catalog
     from shardhub.localhub.tokens import list_tokens, make_token, revoke_token
+    from shardhub.usecases.hub_folder import hub_folder
 
     # Not through a LocalHub, as the Hub may be running.
-    catalog = Catalog(_existing(hub.folder))
+    catalog = Catalog(hub_folder(hub.folder))
     try:
         if access.revoke is not None:
             revoke_token(catalog, access.revoke)
@@ -144,8 +144,9 @@ def gc(hub: FolderFlags, deleting: AgeFlags, output: Output) -> int:
     """Delete files that no branch or tag needs any more. The Hub must not be running."""
     from shardhub.localhub.gc import collect_garbage
     from shardhub.localhub.hub import LocalHub
+    from shardhub.usecases.hub_folder import hub_folder
 
-    with LocalHub(_existing(hub.folder)) as opened:
+    with LocalHub(hub_folder(hub.folder)) as opened:
         done = collect_garbage(opened, min_age_s=deleting.min_age * 3600)
     if output.as_json:
         record = {"commits": done.num_commits, "blobs": done.num_blobs, "freed_bytes": done.freed_bytes}
@@ -155,32 +156,7 @@ def gc(hub: FolderFlags, deleting: AgeFlags, output: Output) -> int:
     return 0
 
 
-def _default_folder() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("shardhub")) / "hub"
-
-
-def _existing(folder: Path | None) -> Path:
-    from shardhub.localhub.hub import holds_hub
-
-    place = folder or _default_folder()
-    if not holds_hub(place):
-        raise UsageError(
-            f"{place} does not hold a Hub.",
-            hint="Create one with `shardhub hub init`, or give the folder of an existing one with --dir.",
-        )
-    return place
-
-
-hub_app = typer.Typer(
-    name="hub",
-    help="A Hub of your own, for the real Hub's clients: weights stay on this machine or network.",
-    no_args_is_help=True,
-    cls=Group,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+hub_app = make_group("hub", "A Hub of your own, for the real Hub's clients: weights stay on this machine or network.")
 HUB_COMMANDS: tuple[Callable[..., int], ...] = (init, serve, token, gc)
 for command in HUB_COMMANDS:
     hub_app.command(cls=Command)(flattened(command))

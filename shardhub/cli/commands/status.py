@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shardhub.cli.flags import Output, flags
-from shardhub.cli.options import CacheDir, Node, PipelineFlags, Tls
+from shardhub.cli.options import CacheDir, InsecureLan, Node, PipelineFlags, Tls
 from shardhub.cli.run import error_record
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from shardhub.chain.chain_status import ChainStatus, NodeStatus, Reading
     from shardhub.protocol import Description
     from shardhub.shard import Pipeline
+    from shardhub.usecases.live_status import LiveStatus
 
 
 # A table into a pipe is as wide as it needs to be.
@@ -46,10 +48,7 @@ class WatchFlags:
 
     node: Node = None
     tls: Tls = None
-    insecure_lan: Annotated[
-        bool,
-        typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
-    ] = False
+    insecure_lan: InsecureLan = False
     once: Annotated[bool, typer.Option("--once", help="Show it once, also on a terminal.")] = False
     interval: Annotated[float, typer.Option(help="Seconds between readings.", min=0.1, max=3600.0)] = 1.0
     cache_dir: CacheDir = None
@@ -60,37 +59,22 @@ def status(pipeline: PipelineFlags, watching: WatchFlags, output: Output) -> int
 
     Exit code 5 if a stage is not served.
     """
-    from shardhub.chain.chain_status import chain_status, read_nodes
-    from shardhub.chain.links import NodeDialer
-    from shardhub.parity import inexactness
-    from shardhub.shard import read_pipeline
-    from shardhub.usecases.addresses import node_addresses
-    from shardhub.usecases.loop import LoopThread
-    from shardhub.usecases.parity import warn_inexact
-    from shardhub.usecases.places import Places
-    from shardhub.usecases.trust import head_security
+    from shardhub.usecases.live_status import StatusSettings, live_status
 
-    terminal = Terminal()
-    named = pipeline.named("status")
-    served = read_pipeline(Places(watching.cache_dir, watcher=terminal).pipeline_folder(named))
-    warn_inexact(inexactness(served.folder, served.manifest), terminal)
-    addresses = node_addresses(watching.node, served)
-    security = head_security(watching.tls, insecure_lan=watching.insecure_lan, watcher=terminal)
-    is_live = sys.stdout.isatty() and not watching.once and not output.as_json
-    with LoopThread() as loop:
-
-        def read() -> tuple[Reading, ...]:
-            return loop.wait(read_nodes(served.manifest, addresses, dialer=NodeDialer(security=security)))
-
-        before = read()
-        seen = chain_status(served.manifest, before)
-        if is_live:
-            seen = _watch(read, before, seen, watching.interval)
-        else:
-            if any(node.reading.load for node in seen.nodes):  # rates need two readings
-                time.sleep(watching.interval)
-                seen = chain_status(served.manifest, read(), before)
-            print(json.dumps(record(seen, served)) if output.as_json else text(seen))
+    settings = StatusSettings(
+        pipeline=pipeline.named("status"),
+        nodes=tuple(watching.node or ()),
+        interval_s=watching.interval,
+        tls=watching.tls,
+        insecure_lan=watching.insecure_lan,
+        cache_dir=watching.cache_dir,
+    )
+    live = live_status(settings, Terminal())
+    if sys.stdout.isatty() and not watching.once and not output.as_json:
+        seen = _watch(live)
+    else:
+        seen = live.read()
+        print(json.dumps(record(seen, live.pipeline)) if output.as_json else text(seen))
     return 0 if seen.problem is None else outcome(seen.problem).exit
 
 
@@ -161,22 +145,20 @@ def text(seen: ChainStatus) -> str:
     return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
 
 
-def _watch(read: Any, before: Sequence[Reading], seen: ChainStatus, interval_s: float) -> ChainStatus:
+def _watch(live: LiveStatus) -> ChainStatus:
     """Show the status until Ctrl-C, which is the normal end."""
     from rich.console import Console
     from rich.live import Live
 
-    from shardhub.chain.chain_status import chain_status
-
-    try:  # around the display too: the key may be pressed while the first table is drawn
-        with Live(render(seen), console=Console(highlight=False), auto_refresh=False) as live:
-            while True:
-                time.sleep(interval_s)
-                now = read()
-                seen, before = chain_status(seen.manifest, now, before), now
-                live.update(render(seen), refresh=True)
-    except KeyboardInterrupt:
-        return seen
+    with closing(iter(live)) as statuses:
+        seen = next(statuses)
+        try:  # around the display too: the key may be pressed while the first table is drawn
+            with Live(render(seen), console=Console(highlight=False), auto_refresh=False) as shown:
+                for seen in statuses:
+                    shown.update(render(seen), refresh=True)
+        except KeyboardInterrupt:
+            pass
+    return seen
 
 
 def _cells(node: NodeStatus, *, is_slowest: bool) -> list[str]:

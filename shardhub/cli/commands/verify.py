@@ -12,6 +12,7 @@ import typer
 from shardhub.cli.flags import Output, flags
 from shardhub.cli.options import (
     CacheDir,
+    InsecureLan,
     LocalFlags,
     Memory,
     Node,
@@ -58,10 +59,7 @@ class RunFlags:
     run: Annotated[bool, typer.Option("--run", help="Feed a parity record's prompts to the live chain.")] = False
     node: Node = None
     tls: Tls = None
-    insecure_lan: Annotated[
-        bool,
-        typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust."),
-    ] = False
+    insecure_lan: InsecureLan = False
     no_local: NoLocal = False
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import ipaddress
 import logging
 import re
 import secrets
@@ -21,6 +20,7 @@ from shardhub.gateway.paths import plain_path, split_target
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.request_body import Bodies, RequestBody
 from shardhub.gateway.strict import BROWSER_MARKS
+from shardhub.listening import HostNames
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +30,16 @@ _MAX_AGE_S = "600"
 _VERSIONS = ("1.0", "1.1")
 
 
-class Gate:
+class RequestCheck:
     """ASGI middleware in front of the application: checks Host, Origin, key and body, and sets each answer's headers.
 
-    A page from another site may point its own host name at this machine (DNS rebinding): the Host header reveals it. A
-    page that calls this machine by its right name is recognised by its Origin.
+    A page from another site that calls this machine by its right name is recognised by its Origin; see `HostNames`.
 
     Args:
         app: The application.
         keys: The keys that are accepted.
         hosts: Accepted Host names, besides those of loopback.
-        any_address: Whether any IP address is accepted as Host; unlike a name, an address cannot be rebound.
+        any_address: Whether any IP address is accepted as Host.
         origins: Origins of pages that may call, besides the gateway's own.
         stall_s: How long a body may stall in total; see `RequestBody`.
     """
@@ -57,8 +56,7 @@ class Gate:
     ) -> None:
         self._app = app
         self._keys = keys
-        self._hosts = frozenset(host.lower() for host in hosts) | {"localhost"}
-        self._any_address = any_address
+        self._hosts = HostNames(hosts, any_address=any_address)
         self._origins = frozenset(origin.rstrip("/").lower() for origin in origins)
         self._stall_s = stall_s
         self._bodies = Bodies()
@@ -164,17 +162,10 @@ class Gate:
             hosts.append(in_target)
         # Browsers always send Host. HTTP/1.0 allows requests without it, which load balancers send as probes.
         is_probe = not hosts and scope["http_version"] == "1.0" and not any(mark in headers for mark in BROWSER_MARKS)
-        strange = [host for host in hosts if not self._is_known(host)]
+        strange = [host for host in hosts if host not in self._hosts]
         if strange or not (hosts or is_probe):
             shown = strange[0][:100] if strange else ""
             raise Refusal(403, f"This gateway does not answer as {shown!r}.", code="host_not_allowed")
-
-    def _is_known(self, host: str) -> bool:
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").removesuffix(".")
-            return name in self._hosts or ipaddress.ip_address(name).is_loopback or self._any_address
-        except ValueError:
-            return False
 
 
 def _is_own(origin: str, host: str) -> bool:

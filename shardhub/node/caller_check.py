@@ -38,7 +38,7 @@ def require(role: Role, doing: str) -> None:
         raise AccessError(f"Only a {role.value} may {doing}.", why=f"The certificate belongs to {peer}.")
 
 
-class Gate(grpc.aio.ServerInterceptor):
+class CallerCheck(grpc.aio.ServerInterceptor):
     """Refuses calls by role and revocation, and ends streams when their caller is revoked."""
 
     def __init__(self, trust: Trust) -> None:

@@ -1,0 +1,26 @@
+"""A loop in a thread of its own, and what it runs for the main thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from shardhub.usecases.loop import LoopThread
+
+
+def test_iteration_may_be_closed_after_its_loop() -> None:
+    """Ctrl-C between two items leaves the block first: the source has cleaned up then, and closing raises nothing."""
+    ended: list[bool] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    with LoopThread() as loop:
+        iteration = loop.iterate(numbers())
+        assert next(iteration) == 1
+    assert ended == [True]
+    iteration.close()
