@@ -20,7 +20,7 @@ class MessageWriter:
     Args:
         num_prompt: Number of tokens of the prompt.
         model: The model's name.
-        asked: The request's maximum number of tokens.
+        requested: The request's maximum number of tokens.
     """
 
     def __init__(self, num_prompt: int, *, model: str, requested: int) -> None:

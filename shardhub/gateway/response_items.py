@@ -37,7 +37,7 @@ class ResponseWriter:
 
     Args:
         turn: The turn that is answered.
-        asked: The fields of the request.
+        request: The fields of the request.
         toolbox: The tools that may be called.
         model: The model's name.
     """
