@@ -42,31 +42,33 @@ def _of(error: BaseException) -> ShardhubError | None:
     text = " ".join(str(error).split())
     lower = text.lower()
     number = error.errno if isinstance(error, OSError) else None
-    said = f"{type(error).__name__}: {text[:_MAX_TEXT]}" if text else type(error).__name__
+    reported = f"{type(error).__name__}: {text[:_MAX_TEXT]}" if text else type(error).__name__
     if number in (errno.EMFILE, errno.ENFILE):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         whose = "This process" if number == errno.EMFILE else "The system"
         return ResourceError(
             f"{whose} cannot open more files.",
-            why=f"{said}; the limit is {_shown(soft)} and can be raised to {_shown(hard)}.",
+            why=f"{reported}; the limit is {_shown(soft)} and can be raised to {_shown(hard)}.",
             hint="Raise it: ulimit -n 4096 (LimitNOFILE=4096 for a systemd unit).",
         )
     if number in (errno.ENOSPC, errno.EDQUOT):
         place = f" {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        return DiskFull(f"The disk has no room to write{place}.", why=f"{said}.", hint="Free some space on the disk.")
+        return DiskFull(
+            f"The disk has no room to write{place}.", why=f"{reported}.", hint="Free some space on the disk."
+        )
     is_process = number == errno.EAGAIN or (isinstance(error, RuntimeError) and _has(lower, _PROCESS_WORDS))
     if is_process:
         soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
         return ResourceError(
             "This process cannot start another thread or process.",
-            why=f"{said}; this user may have {_shown(soft)}, and a container may allow fewer{_within()}.",
+            why=f"{reported}; this user may have {_shown(soft)}, and a container may allow fewer{_within()}.",
             hint="Raise the limit: ulimit -u 4096 (TasksMax for a systemd unit, --pids-limit for a container).",
         )
     is_memory = isinstance(error, MemoryError) or number == errno.ENOMEM
     if is_memory or (isinstance(error, ImportError | RuntimeError | OSError) and _has(lower, _MEMORY_WORDS)):
         return DoesNotFit(
             "This process cannot get more memory.",
-            why=f"{said}{_within()}.",
+            why=f"{reported}{_within()}.",
             hint="Raise its limit (ulimit -v, or the container's memory), or serve fewer layers with a shorter "
             "`context`.",
         )

@@ -216,12 +216,12 @@ class Paths:
 
         Other places that are broken are left out: a probe of the hop to them would only wait.
         """
-        asked = dict.fromkeys(places)
-        there_too = {place: None for place in self.places if place.is_there} | asked
+        checked = dict.fromkeys(places)
+        there_too = {place: None for place in self.places if place.is_there} | checked
         await all_of(
             self._find_hop(here, after)
             for here, after in self._pairs()
-            if (here in asked or after in asked) and here in there_too and after in there_too
+            if (here in checked or after in checked) and here in there_too and after in there_too
         )
 
     def _pairs(self) -> Iterator[tuple[Place, Place]]:

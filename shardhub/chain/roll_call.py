@@ -68,9 +68,11 @@ async def roll_call(
     described: dict[str, Description] = {}
     absent: dict[str, ShardhubError] = {}
     while True:
-        asked = [address for address in addresses if address not in described]
-        answers = await asyncio.gather(*(_ask(manifest, address, dialer) for address in asked), return_exceptions=True)
-        for address, answer in zip(asked, answers, strict=True):
+        pending = [address for address in addresses if address not in described]
+        answers = await asyncio.gather(
+            *(_ask(manifest, address, dialer) for address in pending), return_exceptions=True
+        )
+        for address, answer in zip(pending, answers, strict=True):
             if isinstance(answer, Description):
                 described[address] = answer
                 absent.pop(address, None)

@@ -137,7 +137,7 @@ def right_until(config: Mapping[str, Any], *, least: int) -> int | None:
     """Positions up to which a published configuration gives the model's numbers; None if no limit is known.
 
     Args:
-        least: Limits below it do not count: whoever split the model knew of them.
+        least: Limits below it are left out, because they were known when the model was split.
     """
     reading = read_fields({key: value for key, value in config.items() if key != "shardhub"})
     limits = [field.until for field in reading.unread if field.until is not None and field.until >= least]

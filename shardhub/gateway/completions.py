@@ -96,10 +96,10 @@ async def _understand(service: Service, body: CompletionRequest, tenant: str) ->
     ids = [prompt.ids for prompt in prompts]
     for prompt_ids in ids:
         service.check_ids(prompt_ids, param="prompt")
-    asked = body.asked_tokens
-    if asked == 0 and not body.echo:
+    requested = body.asked_tokens
+    if requested == 0 and not body.echo:
         raise Refusal(400, "max_tokens of 0 needs echo.", param="max_tokens")
-    max_tokens = service.max_tokens(asked, ids, param="prompt")
+    max_tokens = service.max_tokens(requested, ids, param="prompt")
     asks = [
         Ask(
             prompt=prompt,

@@ -93,11 +93,11 @@ def parameters_of(body: Generation, defaults: Defaults, *, vocab_size: int, top_
     )
 
 
-def kept_of_prompt(body: Sampling, max_context: int, *, asked: int | None) -> int | None:
+def kept_of_prompt(body: Sampling, max_context: int, *, requested: int | None) -> int | None:
     """Number of ids kept at the end of a prompt, or None for all; -1 keeps what the answer leaves of the context.
 
     Args:
-        asked: Maximum number of tokens of the answer; None if the request gives none.
+        requested: Maximum number of tokens of the answer; None if the request gives none.
 
     Raises:
         Refusal: No id would be kept.
@@ -108,7 +108,7 @@ def kept_of_prompt(body: Sampling, max_context: int, *, asked: int | None) -> in
             400, "truncate_prompt_tokens must not be 0: no prompt would be left.", param="truncate_prompt_tokens"
         )
     # An answer that may fill the context leaves half of it to the prompt, and is then cut to what is left.
-    return max_context - min(max(1, asked or 1), max_context // 2) if num == -1 else num
+    return max_context - min(max(1, requested or 1), max_context // 2) if num == -1 else num
 
 
 def _context_of_penalty(body: Generation) -> int:

@@ -23,7 +23,7 @@ def _is(*values: Any) -> _Neutral:
 _is_off = _is(0, False, "", "false", "0.0")
 _is_empty: _Neutral = lambda value: not value  # noqa: E731
 _is_one = _is(1, "1.0")
-_SAMPLER = "this sampler is not supported (temperature, top_k, top_p, min_p and the penalties are)"
+_SAMPLER = "this gateway samples by temperature, top_k, top_p, min_p and the penalties only"
 _AUDIO = "answers are text only"
 
 # By name: which values are neutral, and why others are refused.

@@ -20,13 +20,13 @@ class MessageWriter:
     Args:
         num_prompt: Number of tokens of the prompt.
         model: The model's name.
-        asked: The request's maximum number of tokens.
+        requested: The request's maximum number of tokens.
     """
 
-    def __init__(self, num_prompt: int, *, model: str, asked: int) -> None:
+    def __init__(self, num_prompt: int, *, model: str, requested: int) -> None:
         self._num_prompt = num_prompt
         self._model = model
-        self._asked = asked
+        self._requested = requested
         self._id = f"msg_{secrets.token_hex(12)}"
         self._content: list[dict[str, Any]] = []
         self._is_begun = False
@@ -74,7 +74,7 @@ class MessageWriter:
         if answer.stop is not None and answer.finish == "stop":
             return {"stop_reason": "stop_sequence", "stop_sequence": answer.stop}
         reason = _REASONS.get(answer.finish, "end_turn")
-        if answer.finish == "length" and answer.ask.max_tokens < self._asked:
+        if answer.finish == "length" and answer.ask.max_tokens < self._requested:
             reason = "model_context_window_exceeded"
         return {"stop_reason": reason, "stop_sequence": None}
 

@@ -79,7 +79,7 @@ async def messages(body: MessagesRequest, request: Request) -> Response:
         turn = await unless_gone(request, understand(service, chat, tenant_of(request)))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
-    writer = MessageWriter(len(turn.ask.prompt), model=model, asked=body.max_tokens)
+    writer = MessageWriter(len(turn.ask.prompt), model=model, requested=body.max_tokens)
     headers = warnings_of(body, left_out, remarks=turn.remarks)
     if body.stream:
         return EventStream(

@@ -126,7 +126,9 @@ def check_name(service: Service, name: str) -> None:
 
 
 def _refused(done: str) -> Refusal:
-    return Refusal(403, f"Models cannot be {done} through this gateway: whoever runs it uses the shardhub command.")
+    return Refusal(
+        403, f"Models cannot be {done} through this gateway. Its operator does so with the shardhub command."
+    )
 
 
 def _names(service: Service) -> list[str]:

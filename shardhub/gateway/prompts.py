@@ -77,7 +77,7 @@ def _prompt(
 ) -> Prompt:
     """A prompt as token ids, truncated and joined with its suffix as the request asks."""
     if suffix is None or service.infill is None:
-        return _cut(service, text_or_ids, kept_of_prompt(body, service.max_context, asked=body.asked_tokens))
+        return _cut(service, text_or_ids, kept_of_prompt(body, service.max_context, requested=body.asked_tokens))
     first = service.head.tokenizer.encode("")
     ids: tuple[int, ...] = ()
     if text_or_ids:

@@ -37,14 +37,14 @@ class ResponseWriter:
 
     Args:
         turn: The turn that is answered.
-        asked: The fields of the request.
+        request: The fields of the request.
         toolbox: The tools that may be called.
         model: The model's name.
     """
 
-    def __init__(self, turn: Turn, asked: dict[str, Any], toolbox: Toolbox, *, model: str) -> None:
+    def __init__(self, turn: Turn, request: dict[str, Any], toolbox: Toolbox, *, model: str) -> None:
         self._turn = turn
-        self._asked = asked
+        self._request = request
         self._toolbox = toolbox
         self._model = model
         self._id = f"resp_{secrets.token_hex(24)}"
@@ -144,28 +144,28 @@ class ResponseWriter:
         return {**place, "summary_index" if block.kind == "reasoning" else "content_index": 0}
 
     def _response(self, status: str, **more: Any) -> dict[str, Any]:
-        asked = self._asked
-        text = {name: value for name, value in (asked["text"] or {}).items() if value is not None}
-        reasoning = asked["reasoning"] or {}
+        request = self._request
+        text = {name: value for name, value in (request["text"] or {}).items() if value is not None}
+        reasoning = request["reasoning"] or {}
         return {
             "id": self._id,
             "object": "response",
             "created_at": self._created_at,
             "status": status,
-            "background": bool(asked["background"]),
+            "background": bool(request["background"]),
             "error": None,
             "incomplete_details": None,
             "model": self._model,
             "output": list(self._items),
             "usage": None,
-            **{name: asked[name] for name in _TOLD},
-            "parallel_tool_calls": asked["parallel_tool_calls"] is not False,
+            **{name: request[name] for name in _TOLD},
+            "parallel_tool_calls": request["parallel_tool_calls"] is not False,
             "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
-            "store": asked["store"] is not False,
+            "store": request["store"] is not False,
             "text": {"format": {"type": "text"}, **text},
-            "tool_choice": asked["tool_choice"] or "auto",
-            "tools": asked["tools"] or [],
-            "truncation": asked["truncation"] or "disabled",
+            "tool_choice": request["tool_choice"] or "auto",
+            "tools": request["tools"] or [],
+            "truncation": request["truncation"] or "disabled",
             **more,
         }
 

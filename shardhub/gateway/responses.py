@@ -96,19 +96,19 @@ async def responses(body: ResponsesRequest, request: Request) -> Response:
     service.admission.check()
     model = service.check_model(body.model)
     try:
-        asked = await unless_gone(request, in_thread(lambda: _read(body, service, tenant)))
-        turn, num_dropped = await unless_gone(request, _understand(service, asked.chat, tenant, body.truncation))
+        reading = await unless_gone(request, in_thread(lambda: _read(body, service, tenant)))
+        turn, num_dropped = await unless_gone(request, _understand(service, reading.chat, tenant, body.truncation))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
-    writer = ResponseWriter(turn, body.model_dump(), asked.toolbox, model=model)
+    writer = ResponseWriter(turn, body.model_dump(), reading.toolbox, model=model)
     remarks = [remark.replace("max_tokens", "max_output_tokens", 1) for remark in turn.remarks]
     if num_dropped:
         remarks.append(f"truncation: the oldest {num_dropped} messages were left out")
-    headers = warnings_of(body, asked.left_out, remarks=remarks)
+    headers = warnings_of(body, reading.left_out, remarks=remarks)
 
     async def keep(response: dict[str, Any]) -> None:
         if body.store is not False:
-            await in_thread(lambda: service.answers.add(tenant, response, asked.sent))
+            await in_thread(lambda: service.answers.add(tenant, response, reading.sent))
 
     if body.stream:
         return EventStream(
@@ -128,8 +128,8 @@ async def input_tokens(body: ResponsesRequest, request: Request) -> dict[str, An
     service = service_of(request)
     service.check_model(body.model)
     try:
-        asked = await unless_gone(request, in_thread(lambda: _read(body, service, tenant_of(request))))
-        num_tokens = await unless_gone(request, num_prompt(service, asked.chat))
+        reading = await unless_gone(request, in_thread(lambda: _read(body, service, tenant_of(request))))
+        num_tokens = await unless_gone(request, num_prompt(service, reading.chat))
     except Refusal as refusal:
         raise refusal.renamed(_NAMES) from refusal
     return {"object": "response.input_tokens", "input_tokens": num_tokens}

@@ -166,12 +166,12 @@ class Service(StreamObserver):
         )
 
     def max_tokens(
-        self, asked: int | None, prompts: Sequence[Sequence[int]], *, param: str, limit_param: str = "max_tokens"
+        self, requested: int | None, prompts: Sequence[Sequence[int]], *, param: str, limit_param: str = "max_tokens"
     ) -> int:
         """Maximum number of tokens of each answer: the requested limit, at most the rest of the context.
 
         Args:
-            asked: The requested limit; None or -1 for no limit.
+            requested: The requested limit; None or -1 for no limit.
             param: The field that holds the prompts.
             limit_param: The field that names the limit.
 
@@ -182,11 +182,11 @@ class Service(StreamObserver):
         left = self.max_context - longest
         if left < 1:
             raise Overflow(num_prompt=longest, max_context=self.max_context, param=param)
-        if asked is None or asked < 0:
+        if requested is None or requested < 0:
             return left if self.settings.max_tokens is None else min(self.settings.max_tokens, left)
-        if asked > left and self.settings.strict_limits:
-            raise Overflow(num_prompt=longest, max_context=self.max_context, num_asked=asked, param=limit_param)
-        return min(asked, left)
+        if requested > left and self.settings.strict_limits:
+            raise Overflow(num_prompt=longest, max_context=self.max_context, num_asked=requested, param=limit_param)
+        return min(requested, left)
 
 
 def names_of(settings: GatewaySettings, head: Head) -> tuple[str, ...]:
@@ -194,9 +194,13 @@ def names_of(settings: GatewaySettings, head: Head) -> tuple[str, ...]:
     return tuple(name for name in settings.model_names if name != ANY_MODEL) or (head.pipeline.manifest.name,)
 
 
-def cut_remark(asked: int | None, left: int, *, param: str) -> str:
+def cut_remark(requested: int | None, left: int, *, param: str) -> str:
     """The remark for a client whose limit was cut to the rest of the context; empty if it was not cut."""
-    return f"{param} was reduced from {asked} to {left}, the room left in the context" if (asked or 0) > left else ""
+    return (
+        f"{param} was reduced from {requested} to {left}, the room left in the context"
+        if (requested or 0) > left
+        else ""
+    )
 
 
 def service_of(request: Request) -> Service:

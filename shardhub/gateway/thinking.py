@@ -233,9 +233,9 @@ def _names(source: str) -> list[str]:
         for match in _NAME.finditer(_STRING.sub("''", code)):
             if match[1] not in _KNOWN:
                 names.setdefault(match[1])
-    meant = sorted((name for name in names if _MEANT.search(name)), key=_order)
+    likely = sorted((name for name in names if _MEANT.search(name)), key=_order)
     others = [name for name in names if not _MEANT.search(name) and re.search(_asked(name), source)]
-    return [*meant, *others][:_MAX_NAMES]
+    return [*likely, *others][:_MAX_NAMES]
 
 
 def _asked(name: str) -> str:

@@ -143,8 +143,8 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
     grammar = await service.structured.grammar(shape) if shape is not None else None
     # Unless the client asks for it, a model does not think before a structured answer, if the template can turn it off.
     directions = await _directed(service, body, messages, switches, Wish(thinks=False) if grammar else Wish())
-    asked = body.asked_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    kept = kept_of_prompt(body, service.max_context, asked=asked)
+    requested = body.asked_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    kept = kept_of_prompt(body, service.max_context, requested=requested)
     max_ids = service.max_context if kept is None else MAX_IDS
     rendered = await _rendered(service, directions, shown, ending=ending, max_ids=max_ids)
     names = [tool.function.name for tool in forced]
@@ -159,9 +159,9 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
         one_call=body.parallel_tool_calls is False,
     )
     limit_param = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    if asked == 0:
+    if requested == 0:
         raise Refusal(400, "max_tokens must be at least 1.", param="max_tokens")
-    max_tokens = service.max_tokens(asked, [prompt], param="messages", limit_param=limit_param)
+    max_tokens = service.max_tokens(requested, [prompt], param="messages", limit_param=limit_param)
     ask = Ask(
         prompt=prompt,
         parameters=parameters,
@@ -175,7 +175,7 @@ async def understand(service: Service, body: ChatRequest, tenant: str) -> Turn:
         tools=known if shown else None,
         likelihoods=bool(body.logprobs),
     )
-    remark = cut_remark(asked, max_tokens, param=limit_param)
+    remark = cut_remark(requested, max_tokens, param=limit_param)
     return Turn(
         service=service,
         body=body,

@@ -42,10 +42,10 @@ def find_commit(api: HfApi, repo: str, revision: str | None, patience: Patience)
     def ask() -> str | None:
         return api.repo_info(repo, revision=revision, timeout=_INFO_TIMEOUT_S).sha
 
-    def call(asked: Callable[[], T]) -> T:
+    def call(request: Callable[[], T]) -> T:
         with hub_failures(what, api=api, repo=repo, revision=revision):
             return with_retries(
-                asked, what=what, notice=patience.notice, sleep=patience.sleep, num_tries=patience.num_tries
+                request, what=what, notice=patience.notice, sleep=patience.sleep, num_tries=patience.num_tries
             )
 
     try:

@@ -78,9 +78,9 @@ def wait_before(number: int, headers: Mapping[str, str]) -> float:
 
     The waits are randomised, so that clients that were refused together do not return together.
     """
-    asked = _asked(headers)
-    if asked is not None:
-        return min(MAX_WAIT_S, asked + random.uniform(0, 1))  # noqa: S311
+    requested_s = _asked(headers)
+    if requested_s is not None:
+        return min(MAX_WAIT_S, requested_s + random.uniform(0, 1))  # noqa: S311
     longest = min(_BACKOFF_CAP_S, _FIRST_WAIT_S * 2 ** (number - 1))
     return random.uniform(longest / 2, longest)  # noqa: S311
 

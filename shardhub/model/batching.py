@@ -204,7 +204,7 @@ def _require(entry: Any, classes: Collection[type], what: str) -> None:
         if type(part) not in classes:
             raise UnsupportedModel(
                 f"A cache of class {type(part).__name__} cannot be {what}.",
-                why="mlx-lm gives it no such operation.",
+                why="mlx-lm does not implement that for it.",
                 hint="Run its sequences one at a time.",
             )
 
@@ -215,7 +215,7 @@ def _entries(cache: StageCache) -> list[Any]:
 
 
 def _with_entries(cache: StageCache, entries: Sequence[Any]) -> StageCache:
-    """The same arrangement of other cache objects."""
+    """A cache of the same structure with other entries."""
     other = {id(old): new for old, new in zip(_entries(cache), entries, strict=True)}
 
     def swap(entries: list[Any]) -> list[Any]:

@@ -47,7 +47,7 @@ class Failures:
         if self.uses:
             raise UnsupportedModel(
                 f"The model's forward reads values on the host: {', '.join(list(self.uses)[:2])}.",
-                why="Without weights, it cannot be traced what it does with other values, so a split cannot be proven.",
+                why="Without weights, what it does with other values cannot be traced, so a split cannot be proven.",
                 hint=RUN_WHOLE,
             )
 

@@ -109,9 +109,9 @@ def _draw(
         allowed = masks[row]
         mask = None if allowed is None else _unpacked(allowed, logits.shape[-1])
         for column in columns if is_drawn else ():
-            seen = session.position - length + column + 1
-            key = draw_key(session.parameters.seed, session.parameters.choice, seen)
-            token, logprobs = sample(logits[row, column, :], session.ids[:seen], session.parameters, mask, key)
+            num_ids = session.position - length + column + 1
+            key = draw_key(session.parameters.seed, session.parameters.choice, num_ids)
+            token, logprobs = sample(logits[row, column, :], session.ids[:num_ids], session.parameters, mask, key)
             num_top = session.parameters.top_logprobs
             picks.append((token, logprobs[token], likeliest(logprobs, num_top) if num_top else ()))
             broken.append(mx.isnan(logprobs).any())

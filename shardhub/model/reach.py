@@ -160,11 +160,11 @@ class _Cutter:
         self._fetched: dict[str, mx.array] = {}
 
     def on_layer(self, index: int, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        asked = len(self._questions)
+        num_before = len(self._questions)
         slots = {str(slot) for slot in self._anatomy.slots[index]}
         with kv_replay.watch({p: part for p, part in self._parts.items() if p.split(".")[0] in slots}) as updates:
             out = call(*args, **kwargs)
-        if len(self._questions) > asked:
+        if len(self._questions) > num_before:
             self.asking.add(index)
         leaves = self._recorder.record(index, out, args, kwargs, updates).leaves
         self.outputs[index] += [leaf for leaf in leaves.values() if isinstance(leaf, mx.array)]

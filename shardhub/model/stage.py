@@ -156,8 +156,8 @@ class Stage:
         except taps.PassDone:
             pass
         except Exception as error:
-            if (asked := poison.refusal(error)) is not None:
-                raise asked from error
+            if (refused := poison.refusal(error)) is not None:
+                raise refused from error
             raise
         finally:
             # Keep nothing of the step: what caches returned are views of all their K and V.

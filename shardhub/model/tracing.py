@@ -166,7 +166,7 @@ def trace(
         if (names_of := graph.reach([index])) and all(name.startswith(IDS) for name in names_of):
             raise UnsupportedModel(
                 "The model's forward reads token ids on the host.",
-                why="It cannot be traced what it does with other ids, so a split cannot be proven.",
+                why="What it does with other ids cannot be traced, so a split cannot be proven.",
                 hint=RUN_WHOLE,
             )
     return graph

@@ -279,9 +279,9 @@ class Stopping:
 
     async def before(self, work: asyncio.Future[Any]) -> bool:
         """Wait for work or a signal, and return whether the signal came first. Failed work raises its error."""
-        asked = asyncio.create_task(self._asked.wait())
-        await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
+        requested = asyncio.create_task(self._asked.wait())
+        await asyncio.wait({work, requested}, return_when=asyncio.FIRST_COMPLETED)
+        requested.cancel()
         if work.done():
             work.result()
             return False

@@ -200,7 +200,7 @@ class StageServicer(NodeServicer):
         if hello.protocol_version not in PROTOCOL_VERSIONS:
             raise HandshakeError(
                 f"A link uses protocol version {hello.protocol_version}.",
-                why=f"This node supports {', '.join(map(str, PROTOCOL_VERSIONS))}.",
+                why=f"This node supports the versions {', '.join(map(str, PROTOCOL_VERSIONS))}.",
                 hint="Upgrade shardhub on both machines.",
             )
         if len(hello.head) != SESSION_ID_BYTES:

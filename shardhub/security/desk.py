@@ -113,15 +113,15 @@ class Desk:
 
     def _answer(self, line: bytes, writer: asyncio.StreamWriter) -> dict[str, Any]:
         try:
-            asked = _parse(line)
-            match asked.get("ask"):
+            request = _parse(line)
+            match request.get("ask"):
                 case "authority":
                     return {"authority": self._authority.pem.decode()}
                 case "join":
-                    return self._join(_text(asked, "secret"), _text(asked, "request").encode())
+                    return self._join(_text(request, "secret"), _text(request, "request").encode())
                 case "renew":
                     shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-                    return self._renew(shown, _text(asked, "request").encode())
+                    return self._renew(shown, _text(request, "request").encode())
                 case "revoked":
                     return {"revoked": self._authority.revocations().pem.decode()}
                 case _:
@@ -171,8 +171,8 @@ def _parse(line: bytes) -> dict[str, Any]:
     return request
 
 
-def _text(asked: dict[str, Any], key: str) -> str:
-    value = asked.get(key)
+def _text(request: dict[str, Any], key: str) -> str:
+    value = request.get(key)
     if not isinstance(value, str):
         raise WireError(f"{key} is missing.")
     return value

@@ -73,8 +73,8 @@ async def join(line: InviteLine, folder: Path) -> Joined:
         )
     check_folder(folder, authority_pem)  # before the invitation is used
     key = new_key()
-    asked = {"ask": "join", "secret": line.secret, "request": make_request(key).decode()}
-    answer = await ask(line.address, asked, _trusting(authority_pem))
+    request = {"ask": "join", "secret": line.secret, "request": make_request(key).decode()}
+    answer = await ask(line.address, request, _trusting(authority_pem))
     certificate = load_certificate(_text(answer, "certificate").encode())
     check_issued(certificate, authority)
     peer = peer_of(certificate)
@@ -130,7 +130,7 @@ async def hear_revocations(trust: Trust, address: str) -> None:
 
 
 async def ask(
-    address: str, asked: dict[str, str], context: ssl.SSLContext, *, host: str | None = AUTHORITY_HOST
+    address: str, request: dict[str, str], context: ssl.SSLContext, *, host: str | None = AUTHORITY_HOST
 ) -> dict[str, Any]:
     """Send one request to a desk and return its answer.
 
@@ -149,7 +149,7 @@ async def ask(
                 at.host, at.port, ssl=context, server_hostname=host or at.host, limit=MAX_LINE_BYTES
             )
             try:
-                writer.write(json.dumps(asked).encode() + b"\n")
+                writer.write(json.dumps(request).encode() + b"\n")
                 await writer.drain()
                 line = await reader.readline()
             finally:

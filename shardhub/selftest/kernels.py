@@ -53,9 +53,9 @@ def run_kernels() -> list[KernelResult]:
     results = []
     for name, (dtype, kernel) in _kernels().items():
         try:
-            got, expected = kernel()
-            mx.eval(got)
-            values = np.array(got.astype(mx.float32)).astype(np.float64)
+            actual, expected = kernel()
+            mx.eval(actual)
+            values = np.array(actual.astype(mx.float32)).astype(np.float64)
             results.append(
                 KernelResult(name=name, difference=_difference(values, expected), tolerance=_TOLERANCES[dtype])
             )
@@ -129,17 +129,19 @@ def _matmul(dtype: mx.Dtype, *, rows: int) -> tuple[mx.array, Array]:
 def _quantized_matmul(dtype: mx.Dtype, *, rows: int, bits: int) -> tuple[mx.array, Array]:
     (x, x64), (w, _) = _made(dtype, rows, 256, seed=3), _made(dtype, 192, 256, seed=4)
     packed, scales, biases = mx.quantize(w, group_size=_GROUP_SIZE, bits=bits)
-    got = mx.quantized_matmul(x, packed, scales, biases, transpose=True, group_size=_GROUP_SIZE, bits=bits)
-    return got, x64 @ _unpacked(packed, scales, biases, bits=bits).T
+    product = mx.quantized_matmul(x, packed, scales, biases, transpose=True, group_size=_GROUP_SIZE, bits=bits)
+    return product, x64 @ _unpacked(packed, scales, biases, bits=bits).T
 
 
 def _quantized_experts(dtype: mx.Dtype) -> tuple[mx.array, Array]:
     (x, x64), (w, _) = _made(dtype, 5, 1, 256, seed=5), _made(dtype, 4, 128, 256, seed=6)
     packed, scales, biases = mx.quantize(w, group_size=_GROUP_SIZE, bits=4)
     chosen = mx.array([2, 0, 3, 3, 1], mx.uint32)
-    got = mx.gather_qmm(x, packed, scales, biases, rhs_indices=chosen, transpose=True, group_size=_GROUP_SIZE, bits=4)
+    product = mx.gather_qmm(
+        x, packed, scales, biases, rhs_indices=chosen, transpose=True, group_size=_GROUP_SIZE, bits=4
+    )
     experts = _unpacked(packed, scales, biases, bits=4)[np.array(chosen)]
-    return got, np.einsum("bld,bod->blo", x64, experts)
+    return product, np.einsum("bld,bod->blo", x64, experts)
 
 
 def _unpacked(packed: mx.array, scales: mx.array, biases: mx.array, *, bits: int) -> Array:
@@ -185,11 +187,13 @@ def _attention(dtype: mx.Dtype, *, head_dim: int, length: int) -> tuple[mx.array
     q, q64 = _made(dtype, 1, 4, length, head_dim, seed=13)
     k, k64 = _made(dtype, 1, 2, before + length, head_dim, seed=14)
     v, v64 = _made(dtype, 1, 2, before + length, head_dim, seed=15)
-    got = mx.fast.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5, mask="causal" if length > 1 else None)
+    attended = mx.fast.scaled_dot_product_attention(
+        q, k, v, scale=head_dim**-0.5, mask="causal" if length > 1 else None
+    )
     k64, v64 = np.repeat(k64, 2, axis=1), np.repeat(v64, 2, axis=1)
     scores = q64 @ k64.swapaxes(-1, -2) * head_dim**-0.5
     is_future = np.arange(before + length)[None, :] > np.arange(before, before + length)[:, None]
-    return got, _softmaxed(np.where(is_future, -np.inf, scores)) @ v64
+    return attended, _softmaxed(np.where(is_future, -np.inf, scores)) @ v64
 
 
 def _softmaxed(scores: Array) -> Array:

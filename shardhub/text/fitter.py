@@ -18,7 +18,7 @@ from shardhub.text.fitting import fitted, flat, formed, plain
 from shardhub.text.openings import Opened
 from shardhub.text.skeletons import Skeleton, skeleton
 from shardhub.text.template import ChatTemplate, Ending
-from shardhub.text.tool_prompt import with_tools_told
+from shardhub.text.tool_prompt import with_tools_described
 from shardhub.text.traits import Traits, observe, strictest
 
 Message = dict[str, Any]
@@ -95,7 +95,7 @@ class Fitter:
         if not history:
             raise PromptError("The request has no messages to answer.", hint="Give at least one message.")
         if with_tools and not self.shows_tools():
-            history = with_tools_told(history, tools or ())
+            history = with_tools_described(history, tools or ())
         forms = _forms(history, self.traits(with_tools=with_tools), continues=continues)
         variables = {**self._constants, **(variables or {})}
         order = self._order(forms, variables | {"tools": self._sample(with_tools)}, continues=continues)

@@ -25,7 +25,7 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
-def with_tools_told(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+def with_tools_described(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Add the tools to the end of a history's first system message, which is inserted if it is missing."""
     signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     words = TOOL_WORDS.format(signatures=signatures)

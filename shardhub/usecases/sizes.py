@@ -24,16 +24,16 @@ def parse_memory(text: str | None) -> int | None:
     return None if text is None else parse_size(text)
 
 
-def default_context(config: Mapping[str, Any], asked: int | None) -> int:
+def default_context(config: Mapping[str, Any], requested: int | None) -> int:
     """Positions a plan assumes: those requested, or the default within the model's limit.
 
     Raises:
         UsageError: More than the model's limit, or fewer than two.
     """
     own = own_positions(config)
-    if asked is None:
+    if requested is None:
         return min(DEFAULT_CONTEXT, own or DEFAULT_CONTEXT)
-    return _checked(asked, own)
+    return _checked(requested, own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,15 +67,15 @@ class ServedContext:
         return f"context {positions:,} instead of the model's own {self.own:,}, as memory allows; see `context`"
 
 
-def served_context(config: Mapping[str, Any], asked: int | None) -> ServedContext:
+def served_context(config: Mapping[str, Any], requested: int | None) -> ServedContext:
     """Positions of a session: those requested, or the model's own limit as far as its numbers are right.
 
     Raises:
         UsageError: More than the model's limit, or fewer than two.
     """
     own = own_positions(config)
-    if asked is not None:
-        return ServedContext(positions=_checked(asked, own), own=own, may_be_less=False)
+    if requested is not None:
+        return ServedContext(positions=_checked(requested, own), own=own, may_be_less=False)
     right = right_until(config, least=DEFAULT_CONTEXT)
     positions = own or DEFAULT_CONTEXT
     if right is not None and right < positions:
@@ -84,9 +84,10 @@ def served_context(config: Mapping[str, Any], asked: int | None) -> ServedContex
     return ServedContext(positions=positions, own=own, may_be_less=True)
 
 
-def _checked(asked: int, own: int | None) -> int:
-    if asked < 2 or (own is not None and asked > own):
+def _checked(requested: int, own: int | None) -> int:
+    if requested < 2 or (own is not None and requested > own):
         raise UsageError(
-            f"`context` {asked} is out of range.", why=f"The model supports 2 to {own or 'any number of'} positions."
+            f"`context` {requested} is out of range.",
+            why=f"The model supports 2 to {own or 'any number of'} positions.",
         )
-    return asked
+    return requested

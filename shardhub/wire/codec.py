@@ -272,7 +272,10 @@ def description_value(message: pb.DescribeReply) -> Description:
     if len(stage.boundaries) != len(stage.stage_digests) + 1 or list(stage.boundaries) != sorted(set(stage.boundaries)):
         raise WireError("A node describes invalid layer ranges.")
     if stage.kv_bits and (stage.kv_bits not in KV_BITS or stage.kv_group_size not in KV_GROUP_SIZES):
-        raise WireError(f"A node keeps K and V in {stage.kv_bits} bits, in groups of {stage.kv_group_size}.")
+        raise WireError(
+            f"A node describes an invalid quantisation of K and V: {stage.kv_bits} bits in groups of "
+            f"{stage.kv_group_size}."
+        )
     try:
         crossings = tuple(
             Crossing(

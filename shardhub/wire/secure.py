@@ -171,6 +171,6 @@ async def with_tls_hint(error: ShardhubError, address: str) -> ShardhubError:
         return NodeUnreachable(
             f"{address} requires TLS, and was called without it.",
             why="It requires a certificate, also on loopback.",
-            hint="Add `tls` DIR, with a folder that `shardhub certs join` filled.",
+            hint="Add `tls` DIR with the folder that `shardhub certs join` made.",
         )
     return error

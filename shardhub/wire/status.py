@@ -92,7 +92,7 @@ def network_words(details: str | None) -> str:
     """Rephrase gRPC's text about a connection for people; an unknown text is returned as it is."""
     text = details or ""
     lower = text.lower()
-    return next((words for said, words in _NETWORK_WORDS if said in lower), text or "no details are known")
+    return next((words for phrase, words in _NETWORK_WORDS if phrase in lower), text or "no details are known")
 
 
 def _trailing(error: grpc.RpcError) -> list[tuple[str, str]]:

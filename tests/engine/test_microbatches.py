@@ -108,7 +108,7 @@ def test_steps_that_cannot_go_together_change_nothing(engine) -> None:
     first, second = opened(engine), opened(engine)
     short, long = opened(engine, context=4), opened(engine)
     run(engine, [(long, 0)], [[1] * 60])
-    with pytest.raises(WireError, match="twice"):
+    with pytest.raises(WireError, match="repeat a session"):
         run(engine, [(first, 0), (first, 0)], [[1], [1]])
     with pytest.raises(WireError, match="different lengths"):
         run(engine, [(short, 0), (long, 60)], [[1], [1]])

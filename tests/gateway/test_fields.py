@@ -100,7 +100,7 @@ def test_a_header_names_so_many_and_no_more() -> None:
         ({"messages": "hi"}, 'messages is "hi", expected a list.'),
         ({"messages": []}, "messages is a list of 0, expected 1 or more entries."),
         ({"tools": [{"type": "function"}]}, "tools.0.function is missing."),
-        ({"mirostat": 2}, "mirostat cannot be done: this sampler"),
+        ({"mirostat": 2}, "mirostat is not supported: this gateway samples by"),
     ],
 )
 def test_a_wrong_value_is_told_as_it_was_sent(fields, message) -> None:

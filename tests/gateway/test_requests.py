@@ -221,7 +221,7 @@ def test_a_limit_beyond_the_context_is_cut(http, path, body) -> None:
     """To what the context leaves, and a header says so; without a limit, or with -1, nothing is cut."""
     cut = http.post(path, json={**body, "max_tokens": 10**9})
     assert cut.status_code == 200, cut.text
-    assert re.fullmatch(r"max_tokens was cut from 1000000000 to \d+, .*", cut.headers["X-Shardhub-Warning"])
+    assert re.fullmatch(r"max_tokens was reduced from 1000000000 to \d+, .*", cut.headers["X-Shardhub-Warning"])
     for limit in (None, -1):
         free = http.post(path, json={**body, "max_tokens": limit})
         assert free.status_code == 200, free.text

@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_cut_or_left_out(http) -> None:
     """More tokens than the context leaves are cut; with truncation auto, the oldest turns go."""
     cut_answer = http.post(PATH, json={"input": "hi", "max_output_tokens": 8 * CONTEXT, **saying("A")})
     assert cut_answer.status_code == 200, cut_answer.text
-    assert f"max_output_tokens was cut from {8 * CONTEXT} to " in cut_answer.headers["X-Shardhub-Warning"]
+    assert f"max_output_tokens was reduced from {8 * CONTEXT} to " in cut_answer.headers["X-Shardhub-Warning"]
     turns = [{"role": "user", "content": f"{number} " * (CONTEXT // 4)} for number in range(4)]
     body = {"input": [*turns, {"role": "user", "content": "hi"}], "instructions": "brief", **saying("A")}
     refused = http.post(PATH, json=body)

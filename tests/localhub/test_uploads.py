@@ -82,7 +82,7 @@ def test_a_newer_try_fences_the_older(incoming: Uploads, store: BlobStore) -> No
     older = incoming.write_part(UPLOAD, 1)
     older.write(b"!" * 10)
     put(incoming, 1)
-    with pytest.raises(Refusal, match="newer try"):
+    with pytest.raises(Refusal, match="newer attempt"):
         older.write(b"!" * 10)
     older.close()
     put(incoming, 2)
@@ -96,7 +96,7 @@ def test_nobody_writes_into_a_file_that_became_a_blob(incoming: Uploads, store: 
         put(incoming, part)
     held = incoming.write_part(UPLOAD, 2)
     incoming.finish(UPLOAD)
-    with pytest.raises(Refusal, match="newer try"):
+    with pytest.raises(Refusal, match="newer attempt"):
         held.write(b"poison")
     held.close()
     later = incoming.write_part(UPLOAD, 2)

@@ -186,7 +186,7 @@ def test_values_on_the_host_are_refused_where_they_decide(case: str, put: Callab
     """Also where the forward catches that there are none, and goes on."""
     top, before, place = ON_THE_HOST[case]
     blueprint = put(top, BEFORE=before)
-    with pytest.raises(UnsupportedModel, match="asks for values on the host") as refused:
+    with pytest.raises(UnsupportedModel, match="reads values on the host") as refused:
         Dissection(blueprint.config, blueprint.tensors)
     assert place in refused.value.what
 

@@ -93,7 +93,7 @@ def test_sanitize_that_looks_at_values_is_refused() -> None:
     config["text_config"]["hidden_size"] = 512
     config["modules"] = [{"block": 512, "dtype": "float16", "embedding": True, "path": "model.embed_tokens"}]
     signs = {"language_model.model.embed_tokens.signs": TensorSpec(dtype="F32", shape=(512,))}
-    with pytest.raises(UnsupportedModel, match="depends on its tensors' values"):
+    with pytest.raises(UnsupportedModel, match="according to its tensors' values"):
         Conversion(config, signs)
 
 
@@ -113,7 +113,7 @@ def test_missing_expert_is_named(tmp_path: Path) -> None:
     stored = {key: spec for key, spec in specs_of(checkpoint).items() if key != name}
     with pytest.raises(UnsupportedModel, match=r"experts\.2\.w3") as caught:
         Conversion(checkpoint.config, stored)
-    assert "not those its config.json describes" in caught.value.what
+    assert "do not match its config.json" in caught.value.what
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_foreign_quantisation_is_refused_by_name(field: dict[str, Any], command:
     with pytest.raises(UnsupportedModel) as caught:
         Dissection(config, stored)
     assert command in caught.value.hint
-    assert field.get("quant_method", "without a name") in caught.value.what
+    assert field.get("quant_method", "unnamed") in caught.value.what
 
 
 def test_quantised_activations_are_refused() -> None:

@@ -203,7 +203,7 @@ async def test_a_foreign_certificate_is_refused_by_the_node_too(engine, cluster,
     async with serving(engine, node) as address:
         error = await refusal(address, trust)
     assert isinstance(error, CertificateRefused)
-    assert "does not take this machine's certificate" in error.what
+    assert "does not accept this machine's certificate" in error.what
 
 
 @in_loop
@@ -214,7 +214,7 @@ async def test_an_expired_head_is_refused(engine, cluster, node):
     async with serving(engine, node) as address:
         error = await refusal(address, head)
     assert isinstance(error, CertificateRefused)
-    assert "does not take this machine's certificate" in error.what
+    assert "does not accept this machine's certificate" in error.what
 
 
 def test_an_expired_certificate_is_refused_where_it_is(cluster):
@@ -263,7 +263,7 @@ async def test_a_plain_head_is_told_that_the_node_speaks_tls(engine, node):
     async with serving(engine, node) as address:
         error = await refusal(address, None)
     assert isinstance(error, NodeUnreachable)
-    assert "speaks TLS" in error.what
+    assert "requires TLS" in error.what
     assert "`tls`" in error.hint
 
 

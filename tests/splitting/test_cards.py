@@ -306,7 +306,7 @@ def test_licence_files_are_told_by_name(tmp_path: Path) -> None:
         ({"license": "mit"}, False, None),
         ({"license": "mit"}, True, "gated"),
         ({"license": "mit", "extra_gated_prompt": "Do you?"}, False, "gated"),
-        ({}, False, "no licence"),
+        ({}, False, "not state a licence"),
         ({"license": "unknown"}, False, "'unknown'"),
         ({"license": "other", "license_name": "my-terms"}, False, "my-terms"),
     ],

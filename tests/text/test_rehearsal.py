@@ -162,4 +162,4 @@ def test_code_of_a_tokenizer_is_left_out_only_if_asked(files: dict[str, bytes]) 
 
 def test_tokens_beyond_the_models_rows_are_told(files: dict[str, bytes]) -> None:
     """A tokenizer with more ids than the model has rows is said to have them."""
-    assert "rows for 500" in rehearse(files, where="model", num_rows=500).notes[0]
+    assert "but the model has 500 embedding rows" in rehearse(files, where="model", num_rows=500).notes[0]

@@ -390,5 +390,5 @@ def test_text_that_is_no_unicode_is_refused(tokenizer: Tokenizer) -> None:
         lambda: tokenizer.encode("a\udcff"),
         lambda: tokenizer.render_chat([{"role": "user", "content": "\udcff"}]),
     ):
-        with pytest.raises(PromptError, match="not text"):
+        with pytest.raises(PromptError, match="cannot be encoded"):
             call()

@@ -318,7 +318,9 @@ def _authority_record(authority: OwnAuthority) -> dict[str, Any]:
 
 
 def keygen(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="For the private key; the public one goes to FILE.pub.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="File for the private key; the public key is written to FILE.pub.")
+    ],
     output: Output,
 ) -> int:
     """Create a key that signs manifests, for --sign-key; prints the public key."""

@@ -30,7 +30,9 @@ class ChatSamplingFlags(SamplingFlags):
 
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 1024
     temp: Annotated[float, typer.Option(help="Temperature; 0 takes the most likely token.", min=0.0)] = 0.7
-    top_p: Annotated[float, typer.Option(help="Keep the most likely tokens with this mass.")] = 0.95
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the fewest most likely tokens with this total probability.")
+    ] = 0.95
 
 
 @flags("Prompt")

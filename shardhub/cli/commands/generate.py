@@ -59,11 +59,11 @@ def generate(
             "--system needs the chat template, which --raw leaves out.",
             hint="Leave out --raw, or put the text into the prompt.",
         )
-    asked: Prompt = text
+    question: Prompt = text
     if not prompt.raw:
-        asked = [*system_messages(prompt.system), {"role": "user", "content": text}]
+        question = [*system_messages(prompt.system), {"role": "user", "content": text}]
     with open_head(settings, Terminal()) as head:
-        stream = head.stream(asked, sampling, raw=prompt.raw)
+        stream = head.stream(question, sampling, raw=prompt.raw)
         for piece in stream:
             if not output.as_json:
                 write_answer(piece.text)

@@ -67,7 +67,9 @@ class CapacityFlags:
     kv_group_size: Annotated[int, typer.Option(help="Elements that share a scale: 32, 64 or 128.")] = 64
     blas: BlasOption = Blas.AUTO
     allow_sleep: AllowSleep = False
-    shutdown_timeout: Annotated[float, typer.Option(help="Seconds a drain waits for sessions.", min=0)] = 30.0
+    shutdown_timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for sessions to end when the node is stopped.", min=0)
+    ] = 30.0
 
 
 def serve(

@@ -61,12 +61,12 @@ async def paths_info(request: Request) -> Response:
         form = parse_qs(body, max_num_fields=_MAX_PATHS)
     except ValueError as error:
         raise bad_request(f"More than {_MAX_PATHS} paths.") from error
-    asked = [path.strip("/") for path in form.get("paths", [])]
+    requested = [path.strip("/") for path in form.get("paths", [])]
     expand = _true(form.get("expand", [""])[0])
 
     def look() -> list[dict[str, Any]]:
         present = set(commit.tree) | set(trees.folders(commit.tree))
-        return _described(commit, [path for path in asked if path in present], expand=expand)
+        return _described(commit, [path for path in requested if path in present], expand=expand)
 
     return JSONResponse(await run_in_threadpool(look))
 
@@ -97,7 +97,7 @@ async def download(request: Request) -> Response:
         headers |= {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size_bytes)}
     start, stop = 0, entry.size_bytes
     status = 200
-    if (asked := request.headers.get("range")) is not None and (byte_range := _range(asked, entry)) is not None:
+    if (header := request.headers.get("range")) is not None and (byte_range := _range(header, entry)) is not None:
         start, stop = byte_range
         status = 206
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{entry.size_bytes}"
