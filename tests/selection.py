@@ -9,15 +9,28 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 # Marks that the default leaves out, as in pyproject.toml.
-HEAVY = ("architectures", "soak", "clients", "browser", "registry")
+HEAVY = ("architectures", "variants", "soak", "clients", "browser", "registry")
 # Modules that start processes: a test whose own module or whose fixtures' modules import one is marked `process`.
 _STARTERS = ("subprocess", "multiprocessing", "tests.nodes", "tests.soak.nemesis")
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
 _WORKER_KEY = "left_out"
+
+
+def variants(cases: Sequence[Any], *, num_default: int = 1) -> list[Any]:
+    """Cases of a parametrised test, of which the default takes the first ones; the others are marked `variants`.
+
+    Args:
+        cases: A value each, or a tuple of values, one for each name.
+        num_default: Number of cases that the default takes.
+    """
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    marks = [() if index < num_default else (pytest.mark.variants,) for index in range(len(cases))]
+    return [pytest.param(*case, marks=mark) for case, mark in zip(values, marks, strict=True)]
 
 
 def mark(items: Sequence[pytest.Item]) -> None:

@@ -26,6 +26,7 @@ from shardhub.parameters import SamplingParameters
 from shardhub.protocol import Lane
 from tests import cut, running, tiny
 from tests.memory_nodes import cluster_of
+from tests.selection import variants
 from tests.waiting import until
 
 CONTEXT = 512
@@ -35,7 +36,7 @@ PROMPTS = [[_random.randrange(tiny.VOCAB) for _ in range(_random.randrange(4, 60
 PARAMETERS = [SamplingParameters(temperature=0.9 * (i % 2), top_p=0.95, seed=i) for i in range(8)]
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3", "qwen3_moe"])
+@pytest.fixture(scope="module", params=variants(["llama", "gemma3", "qwen3_moe"]))
 def pipeline(request, tmp_path_factory):
     """A tiny model cut in three."""
     folder = tmp_path_factory.mktemp("scheduler")

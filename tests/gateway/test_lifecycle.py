@@ -22,6 +22,7 @@ from tests import cut, nodes
 from tests.gateway.conftest import PIECE_S, save_model
 from tests.gateway.serving import END_TIMEOUT_S, GatewayProcess
 from tests.proxy import Proxy
+from tests.selection import variants
 from tests.waiting import wait_until
 
 HI = [{"role": "user", "content": "hi"}]
@@ -117,7 +118,7 @@ def small(pair):
         yield process
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", variants([True, False]))
 def test_a_client_that_goes_away_frees_everything(slow_gateway, stream) -> None:
     """While tokens are drawn: no session is left on any node, and nothing is counted any more."""
     with httpx.Client(base_url=slow_gateway.url, timeout=60) as http:
@@ -275,7 +276,7 @@ def first_loss(url) -> float:
     raise AssertionError("the feed ended")
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", variants([True, False]))
 def test_a_client_that_leaves_while_a_node_is_away_holds_up_nobody(pair, stream) -> None:
     """Its request ends at once; when the node is back, the next one is answered, by whichever API it comes."""
     options = ("--model-name", "tiny", "--recover-wait", "600", "--no-local")

@@ -21,6 +21,7 @@ from shardhub.shard import read_shard
 from shardhub.splitting.journal import JOURNAL_FILE
 from shardhub.splitting.split import SplitResult, preview, split
 from tests import originals
+from tests.selection import variants
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Source(repo=None, commit=None)
@@ -63,7 +64,13 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["llama", "qwen3_5", "deepseek_v3", "gemma3", "qwen2_vl", "qwen3_vl", "mistral3", "pixtral", "llama4", "kimi_vl"],
+    variants(
+        [
+            *("llama", "qwen3_5", "deepseek_v3", "gemma3", "qwen2_vl", "qwen3_vl", "mistral3", "pixtral", "llama4"),
+            "kimi_vl",
+        ],
+        num_default=2,
+    ),
 )
 def test_only_needed_tensors_are_in_shards(name: str, tmp_path: Path) -> None:
     """No vision tower, no prediction layer, no buffer: the shards' bytes are those of the model's own tensors."""
@@ -78,7 +85,7 @@ def test_only_needed_tensors_are_in_shards(name: str, tmp_path: Path) -> None:
     assert all(stored_in[key] == spec.size_bytes for key, spec in computed.items())
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_5", "deepseek_v3_fp8"])
+@pytest.mark.parametrize("name", variants(["mixtral", "qwen3_5", "deepseek_v3_fp8"]))
 def test_weight_files_are_the_same_in_every_cut(name: str, tmp_path: Path) -> None:
     """Computed or copied, a weight file of a name has one content, whatever the cut."""
     model = originals.write(name, tmp_path / "model")
