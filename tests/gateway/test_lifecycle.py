@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import anthropic
 import httpx
 import openai
 import pytest
@@ -239,6 +238,8 @@ def test_a_node_lost_in_mid_stream_is_an_error_event(tmp_path) -> None:
 
 def test_a_node_lost_in_mid_stream_is_an_error_in_every_api(tmp_path) -> None:
     """Clients of OpenAI's newer API and of Anthropic's raise, too: what they have is not a whole answer."""
+    import anthropic
+
     with two_nodes(tmp_path) as chain, gateway_of(chain) as process, chain.slowed():
         old = openai.OpenAI(base_url=f"{process.url}/v1", api_key="x", max_retries=0)
         other = anthropic.Anthropic(base_url=process.url, api_key="x", max_retries=0)
