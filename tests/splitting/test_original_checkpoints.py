@@ -6,36 +6,27 @@ import os
 import re
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shardhub.checkpoint.checkpoint import open_checkpoint
 from shardhub.checkpoint.header import read_header
 from shardhub.errors import UsageError, WeightFileError
 from shardhub.manifest import Source
-from shardhub.model.dissection import Dissection
 from shardhub.shard import read_shard
 from shardhub.splitting.journal import JOURNAL_FILE
 from shardhub.splitting.split import SplitResult, preview, split
 from tests import originals
+from tests.cut import dissected
 from tests.selection import variants
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Source(repo=None, commit=None)
 
 
-def _dissected(model: Path, cuts: tuple[int, ...]) -> tuple[Any, ...]:
-    checkpoint = open_checkpoint(model)
-    dissection = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
-    stages = dissection.stages(list(pairwise([0, *cuts, dissection.anatomy.num_layers])))
-    return checkpoint, dissection.model(), stages
-
-
 def _split(model: Path, out: Path, cuts: tuple[int, ...] = (2, 4), **more: Any) -> SplitResult:
-    return split(*_dissected(model, cuts), out, name="m", source=FOLDER, **more)
+    return split(*dissected(model, cuts), out, name="m", source=FOLDER, **more)
 
 
 def _tree(out: Path) -> dict[str, bytes]:
@@ -74,7 +65,7 @@ def model(tmp_path: Path) -> Path:
 )
 def test_only_needed_tensors_are_in_shards(name: str, tmp_path: Path) -> None:
     """No vision tower, no prediction layer, no buffer: the shards' bytes are those of the model's own tensors."""
-    checkpoint, contents, stages = _dissected(originals.write(name, tmp_path / "model"), (2, 4))
+    checkpoint, contents, stages = dissected(originals.write(name, tmp_path / "model"), (2, 4))
     stored_in: dict[str, int] = {}
     for shard in split(checkpoint, contents, stages, tmp_path / "out", name="m", source=FOLDER).shards:
         for path in shard.folder.glob("*.safetensors"):
@@ -126,7 +117,7 @@ def test_second_run_computes_nothing(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     _split(model, out)
     before = _inodes(out)
-    assert preview(*_dissected(model, (2, 4)), out, name="m", source=FOLDER).read_bytes == 0
+    assert preview(*dissected(model, (2, 4)), out, name="m", source=FOLDER).read_bytes == 0
     assert all(shard.already_there for shard in _split(model, out).shards)
     (out / JOURNAL_FILE).unlink()
     assert all(shard.already_there for shard in _split(model, out).shards)
@@ -147,7 +138,7 @@ def test_other_experts_are_seen(model: Path, tmp_path: Path) -> None:
 
 def test_source_that_changes_meanwhile_is_refused(model: Path, tmp_path: Path) -> None:
     """A source file replaced after its header was read gives no shard."""
-    checkpoint, contents, stages = _dissected(model, (2,))
+    checkpoint, contents, stages = dissected(model, (2,))
     path = model / "model-00003-of-00003.safetensors"
     path.write_bytes(path.read_bytes())
     with pytest.raises(WeightFileError, match="changed since its header was read"):
