@@ -122,7 +122,7 @@ def test_a_client_that_goes_away_frees_everything(slow_gateway, stream) -> None:
     """While tokens are drawn: no session is left on any node, and nothing is counted any more."""
     with httpx.Client(base_url=slow_gateway.url, timeout=60) as http:
         wait_until(lambda: sessions(http) == [0, 0])
-        connection = asked(slow_gateway.url, {**LONG, "max_tokens": 900, "stream": stream})
+        connection = asked(slow_gateway.url, {**LONG, "max_tokens": 450, "stream": stream})
         wait_until(lambda: sessions(http) == [1, 1])
         drawn = http.get("/shardhub/state").json()["requests"]["tokens"]
         connection.close()
