@@ -195,7 +195,7 @@ def test_chunks_of_any_size_give_the_same_tokens(llama) -> None:
 
     async def run(chunk):
         async with scheduler_of(llama, settings=SchedulerSettings(prefill_chunk=chunk)) as (scheduler, _):
-            return await tokens_of(scheduler, request(3, prompt=PROMPTS[3] * 3))
+            return await tokens_of(scheduler, request(3, prompt=PROMPTS[3], max_tokens=6))
 
     assert asyncio.run(run(1)) == asyncio.run(run(7)) == asyncio.run(run(512))
 
@@ -337,7 +337,7 @@ def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
         async with scheduler_of(llama, settings=SchedulerSettings(num_microbatches=1)) as (scheduler, engines):
             widths: dict[Lane, set[int]] = {lane: set() for lane in Lane}
             scheduler.chain.watch(Rounds(lambda lane, num_rows: widths[lane].add(num_rows)))
-            requests = [request(i, max_tokens=100) for i in range(6)]
+            requests = [request(i, max_tokens=30) for i in range(6)]
             free = await asyncio.gather(*(tokens_of(scheduler, each) for each in requests))
             assert max(widths[Lane.DECODE]) > 2
             widths[Lane.DECODE].clear()
