@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from shardhub.checkpoint.checkpoint import open_checkpoint
 from shardhub.manifest import Source
@@ -20,21 +21,28 @@ from tests import tiny
 NAME = "m"
 # Folders of tiny models and their pipelines, by name, positions and changes; nobody alters them.
 _made: dict[str, Path] = {}
+# Dissections by config.json and headers, and the contents of stages by positions too. Weights change nothing in them.
+_dissections: dict[str, Dissection] = {}
+_contents: dict[tuple[str, tuple[int, ...]], tuple[Any, ...]] = {}
+
+
+def dissected(model: Path, positions: tuple[int, ...]) -> tuple[Any, ...]:
+    """A model folder's checkpoint, and what a split before the given layers needs; proven once in a process."""
+    checkpoint = open_checkpoint(model)
+    specs = {key: tensor.spec for key, tensor in checkpoint.tensors.items()}
+    key = repr((checkpoint.config, specs))
+    if key not in _dissections:
+        _dissections[key] = Dissection(checkpoint.config, specs)
+    if (key, positions) not in _contents:
+        dissection = _dissections[key]
+        stages = dissection.stages(list(pairwise([0, *positions, dissection.anatomy.num_layers])))
+        _contents[key, positions] = dissection.model(), stages
+    return checkpoint, *_contents[key, positions]
 
 
 def cut(model: Path, out: Path, positions: tuple[int, ...], *, name: str = NAME) -> Pipeline:
     """Cut a model folder before the given layers."""
-    checkpoint = open_checkpoint(model)
-    dissection = Dissection(checkpoint.config, {key: tensor.spec for key, tensor in checkpoint.tensors.items()})
-    ends = [0, *positions, dissection.anatomy.num_layers]
-    split(
-        checkpoint,
-        dissection.model(),
-        dissection.stages(list(pairwise(ends))),
-        out,
-        name=name,
-        source=Source(repo=None, commit=None),
-    )
+    split(*dissected(model, positions), out, name=name, source=Source(repo=None, commit=None))
     return read_pipeline(out / pipeline_name(name))
 
 

@@ -9,23 +9,45 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 # Marks that the default leaves out, as in pyproject.toml.
-HEAVY = ("architectures", "soak", "clients", "browser", "registry")
-# Modules that start processes: a test whose own module or whose fixtures' modules import one is marked `process`.
-_STARTERS = ("subprocess", "multiprocessing", "tests.nodes", "tests.soak.nemesis")
+HEAVY = ("architectures", "variants", "soak", "clients", "browser", "registry")
+# Marks by what a test uses: its own module or those of its fixtures import one of these modules.
+_USES = {
+    "process": ("subprocess", "multiprocessing", "tests.nodes", "tests.soak.nemesis"),
+    "model": (
+        *("tests.cut", "tests.memory_nodes", "tests.originals", "tests.architectures.matrix", "tests.model.judge"),
+        *("shardhub.model.dissection", "shardhub.model.twin", "shardhub.selftest.chains", "shardhub.selftest.report"),
+    ),
+}
+_TELLING = frozenset(name for names in _USES.values() for name in names)
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
 _WORKER_KEY = "left_out"
 
 
+def variants(cases: Sequence[Any], *, num_default: int = 1) -> list[Any]:
+    """Cases of a parametrised test, of which the default takes the first ones; the others are marked `variants`.
+
+    Args:
+        cases: A value each, or a tuple of values, one for each name.
+        num_default: Number of cases that the default takes.
+    """
+    values = [case if isinstance(case, tuple) else (case,) for case in cases]
+    marks = [() if index < num_default else (pytest.mark.variants,) for index in range(len(cases))]
+    return [pytest.param(*case, marks=mark) for case, mark in zip(values, marks, strict=True)]
+
+
 def mark(items: Sequence[pytest.Item]) -> None:
-    """Mark each test by what it uses: `process` if it starts processes, `fast` if it needs neither those nor long."""
+    """Mark each test by what it uses: `process`, `model`, or `fast` if it needs neither and has no heavy mark."""
     for item in items:
-        if any(_starts_processes(module) for module in _modules(item)):
-            item.add_marker("process")
-        if not any(item.get_closest_marker(name) for name in ("process", *HEAVY)):
+        reached = frozenset[str]().union(*(_reached(module.__name__, module) for module in _modules(item)))
+        for name, modules in _USES.items():
+            if not reached.isdisjoint(modules):
+                item.add_marker(name)
+        if not any(item.get_closest_marker(name) for name in (*_USES, *HEAVY)):
             item.add_marker("fast")
 
 
@@ -69,15 +91,11 @@ def _modules(item: pytest.Item) -> Iterator[ModuleType]:
                 yield module
 
 
-def _starts_processes(module: ModuleType) -> bool:
-    """Whether a module of the tests imports one that starts processes, itself or through another of ours."""
-    return bool(_reached(module.__name__, module) & set(_STARTERS))
-
-
 _known: dict[str, frozenset[str]] = {}
 
 
 def _reached(name: str, module: ModuleType) -> frozenset[str]:
+    """Modules of `_USES` that a module of the tests imports, itself or through another of ours."""
     if name not in _known:
         _known[name] = frozenset()  # ends circles
         reached = {name}
@@ -85,9 +103,9 @@ def _reached(name: str, module: ModuleType) -> frozenset[str]:
             used = value if isinstance(value, ModuleType) else sys.modules.get(getattr(value, "__module__", None) or "")
             if used is None:
                 continue
-            if used.__name__ in _STARTERS:
+            if used.__name__ in _TELLING:
                 reached.add(used.__name__)
-            elif used.__name__.startswith("tests."):
+            if used.__name__.startswith("tests."):
                 reached |= _reached(used.__name__, used)
         _known[name] = frozenset(reached)
     return _known[name]

@@ -31,7 +31,8 @@ _LARGEST = 300_000_000
 # longest down to the second limit, because the cost of attention grows with its square.
 MAX_LENGTH = 512
 _DIVIDED_LENGTH = 128
-# Size of the pool of random numbers from which all tensors are taken, each at a different offset.
+# Most random numbers in the pool from which all tensors are taken, each at a different offset. A pool twice as large as
+# the model is large enough.
 _POOL = 1 << 22
 # Value of widths without a known small value; fields that count something else.
 _NARROW = 64
@@ -61,25 +62,23 @@ class Miniature:
         mx.random.seed(seed)
         model = instantiate(self.blueprint.config)
         initial = dict(tree_flatten(model.parameters()))
-        largest = max(_elements(spec) for spec in self.blueprint.tensors.values())
-        pool = mx.random.normal((_POOL + largest,))
-        scaled: dict[int, mx.array] = {}
+        sizes = [_elements(spec) for spec in self.blueprint.tensors.values()]
+        num_offsets = min(_POOL, 2 * sum(sizes))
+        pool = mx.random.normal((num_offsets + max(sizes),))
         made: dict[str, mx.array] = {}
         at = 0
         for name, spec in self.blueprint.tensors.items():
             array = initial[name]
             size = array.size
-            at = (at + 7919 + size) % _POOL
+            at = (at + 7919 + size) % num_offsets
             if not mx.issubdtype(array.dtype, mx.floating):
                 highest = min(1 << 8 * array.itemsize, 1 << 31) - 1
                 made[name] = mx.random.randint(0, highest, array.shape).astype(array.dtype)
             elif array.ndim < 2 or "norm" in name:
                 made[name] = (array + 0.05 * pool[at : at + size].reshape(array.shape)).astype(array.dtype)
             else:
-                width = spec.shape[-1]
-                if width not in scaled:
-                    scaled[width] = pool * width**-0.5
-                made[name] = scaled[width][at : at + size].reshape(array.shape).astype(array.dtype)
+                scaled = pool[at : at + size] * spec.shape[-1] ** -0.5
+                made[name] = scaled.reshape(array.shape).astype(array.dtype)
         mx.eval(list(made.values()))
         return made
 

@@ -30,6 +30,7 @@ from shardhub.parameters import SamplingParameters
 from shardhub.protocol import HopKind, Lane
 from tests import cut, tiny
 from tests.memory_nodes import cluster_of
+from tests.selection import variants
 from tests.waiting import until
 
 # Answers as long as this are not drawn to their end before anybody reads them.
@@ -148,7 +149,7 @@ async def assigned_tokens(pipeline, addresses, dialer):
         return await tokens_of(chain)
 
 
-@pytest.mark.parametrize("local", [(0,), (1, 2), (3,)])
+@pytest.mark.parametrize("local", variants([((0,),), ((1, 2),), ((3,),)]))
 def test_a_stage_in_the_caller_is_as_exact(models, served, local) -> None:
     """First, middle or last stage in this process, the others on nodes: output goes through the head."""
     model, pipeline = models

@@ -13,6 +13,7 @@ from shardhub.chain.slow_stage import find_slow_stage
 from shardhub.errors import StepTimeout
 from tests import cut
 from tests.chain.test_scheduler import NUM_TOKENS, PROMPTS, request, scheduler_of, tokens_of
+from tests.selection import variants
 from tests.waiting import until
 
 
@@ -22,7 +23,7 @@ def pipeline(tmp_path_factory):
     return cut.tiny_pipeline(folder, (2, 4))
 
 
-@pytest.mark.parametrize(("steps", "size_bytes"), [(1, 1 << 30), (32, 1)])
+@pytest.mark.parametrize(("steps", "size_bytes"), variants([(1, 1 << 30), (32, 1)]))
 def test_a_window_of_one_step_or_byte_ends_in_no_deadlock(pipeline, steps, size_bytes) -> None:
     """Long prompts, four streams and a reader who comes late, with one step on its way at a time."""
 

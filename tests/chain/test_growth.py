@@ -9,11 +9,12 @@ import pytest
 from shardhub.chain.settings import SchedulerSettings
 from tests import cut
 from tests.chain.test_scheduler import request, scheduler_of, tokens_of
+from tests.selection import variants
 
 SMALL = SchedulerSettings(first_answer=3)
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3", "gpt_oss"])
+@pytest.fixture(scope="module", params=variants(["llama", "gemma3", "gpt_oss"]))
 def pipeline(request, tmp_path_factory):
     """A tiny model cut in two, of caches that grow and of windows."""
     folder = tmp_path_factory.mktemp("growth")

@@ -15,6 +15,7 @@ from shardhub.protocol import HopKind
 from tests import cut, nodes, tiny
 from tests.proxy import Proxy
 from tests.running import PATIENT, QUICK, scheduler_of, tokens_of
+from tests.selection import variants
 from tests.waiting import until
 
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 90 * 29, 29)]
@@ -122,7 +123,7 @@ def test_a_node_cut_off_in_decode_changes_no_token(pipeline, net, expected, how,
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("place", variants([0, 1]))
 def test_a_node_cut_off_in_prefill_changes_no_token(pipeline, net, expected, place) -> None:
     """A partition after the prompt's first chunk."""
 
@@ -168,7 +169,7 @@ class Anything:
         """Any."""
 
 
-@pytest.mark.parametrize("draw", [0, 4])
+@pytest.mark.parametrize("draw", variants([0, 4]))
 def test_a_draw_that_is_lost_on_its_way_back_is_drawn_again(pipeline, net, expected, draw) -> None:
     """The last stage has drawn, its answer is lost, and the same node is back with all it holds: nothing runs twice."""
 

@@ -13,6 +13,7 @@ from shardhub.chain.settings import SchedulerSettings
 from shardhub.parameters import SamplingParameters
 from tests import cut, tiny
 from tests.chain.test_scheduler import scheduler_of
+from tests.selection import variants
 
 CONTEXT = 2048
 NUM_TOKENS = 12
@@ -29,7 +30,7 @@ MAMBA = {
 }
 
 
-@pytest.fixture(scope="module", params=["mamba", "gemma3"])
+@pytest.fixture(scope="module", params=variants(["gemma3", "mamba"]))
 def pipeline(request, tmp_path_factory):
     """A model whose whole state moves on with each step, and one with sliding windows; cut in three."""
     folder = tmp_path_factory.mktemp("prefixes")

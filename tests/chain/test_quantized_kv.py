@@ -23,13 +23,14 @@ from shardhub.protocol import KvQuantization
 from tests import cut, tiny
 from tests.chain.test_prefixes import MAMBA
 from tests.memory_nodes import cluster_of
+from tests.selection import variants
 
 CONTEXT = 128
 PROMPT = list(range(3, 60))
 NUM_TOKENS = 24
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3_moe", "deepseek_v2"])
+@pytest.fixture(scope="module", params=variants(["llama", "qwen3_moe", "deepseek_v2"]))
 def models(request, tmp_path_factory):
     """A tiny model's folder, and the pipeline it was cut into."""
     folder = tmp_path_factory.mktemp("quantized")
@@ -62,7 +63,7 @@ async def tokens_of(scheduler: Scheduler, submitted: Request) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", variants([4, 8]))
 def test_tokens_are_those_of_mlx_lm_with_the_same_caches(models, bits) -> None:
     """Alone, side by side, drafted, and forked from a parked session."""
     folder, pipeline = models

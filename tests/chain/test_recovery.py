@@ -15,13 +15,14 @@ from shardhub.errors import NodeLost, NodeUnreachable
 from shardhub.parameters import SamplingParameters
 from tests import cut, nodes, tiny
 from tests.running import PATIENT, scheduler_of, tokens_of
+from tests.selection import variants
 
 PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
 NUM_TOKENS = 30
 SAMPLED = SamplingParameters(temperature=0.9, top_p=0.95, seed=11)
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3"])
+@pytest.fixture(scope="module", params=variants(["llama", "gemma3"]))
 def pipeline(request, tmp_path_factory):
     """A tiny model cut in three."""
     folder = tmp_path_factory.mktemp("recovery")
@@ -36,7 +37,7 @@ def request(parameters=SAMPLED, num_tokens=NUM_TOKENS) -> Request:
     return Request(prompt=PROMPT, parameters=parameters, max_tokens=num_tokens, reuse=False)
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("victim", variants([1, 0, 2]))
 def test_killed_node_with_a_replica_changes_no_token(pipeline, victim) -> None:
     """`kill -9` of first, middle or last node in mid-answer, greedy and sampled streams side by side."""
     started = nodes.start(*(folder_of(pipeline, index) for index in (0, 1, 2, victim)))

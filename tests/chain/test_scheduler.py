@@ -26,6 +26,7 @@ from shardhub.parameters import SamplingParameters
 from shardhub.protocol import Lane
 from tests import cut, running, tiny
 from tests.memory_nodes import cluster_of
+from tests.selection import variants
 from tests.waiting import until
 
 CONTEXT = 512
@@ -35,7 +36,7 @@ PROMPTS = [[_random.randrange(tiny.VOCAB) for _ in range(_random.randrange(4, 60
 PARAMETERS = [SamplingParameters(temperature=0.9 * (i % 2), top_p=0.95, seed=i) for i in range(8)]
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3", "qwen3_moe"])
+@pytest.fixture(scope="module", params=variants(["llama", "gemma3", "qwen3_moe"]))
 def pipeline(request, tmp_path_factory):
     """A tiny model cut in three."""
     folder = tmp_path_factory.mktemp("scheduler")
@@ -194,7 +195,7 @@ def test_chunks_of_any_size_give_the_same_tokens(llama) -> None:
 
     async def run(chunk):
         async with scheduler_of(llama, settings=SchedulerSettings(prefill_chunk=chunk)) as (scheduler, _):
-            return await tokens_of(scheduler, request(3, prompt=PROMPTS[3] * 3))
+            return await tokens_of(scheduler, request(3, prompt=PROMPTS[3], max_tokens=6))
 
     assert asyncio.run(run(1)) == asyncio.run(run(7)) == asyncio.run(run(512))
 
@@ -336,7 +337,7 @@ def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
         async with scheduler_of(llama, settings=SchedulerSettings(num_microbatches=1)) as (scheduler, engines):
             widths: dict[Lane, set[int]] = {lane: set() for lane in Lane}
             scheduler.chain.watch(Rounds(lambda lane, num_rows: widths[lane].add(num_rows)))
-            requests = [request(i, max_tokens=100) for i in range(6)]
+            requests = [request(i, max_tokens=30) for i in range(6)]
             free = await asyncio.gather(*(tokens_of(scheduler, each) for each in requests))
             assert max(widths[Lane.DECODE]) > 2
             widths[Lane.DECODE].clear()

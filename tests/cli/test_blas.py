@@ -18,6 +18,7 @@ from shardhub.errors import ShardhubError
 from shardhub.wire import shardhub_pb2 as pb
 from shardhub.wire import shardhub_pb2_grpc as stubs
 from tests import cut, nodes
+from tests.selection import variants
 
 pytestmark = pytest.mark.skipif(not carries_reference_blas(), reason="MLX is no CPU wheel for Linux")
 
@@ -151,7 +152,7 @@ def test_missing_openblas_is_reference_for_auto_and_an_error_by_name(
     assert "apt-get install libopenblas0" in result.stderr
 
 
-@pytest.mark.parametrize("how", ["option", "environment", "auto"])
+@pytest.mark.parametrize("how", variants(["option", "environment", "auto"]))
 def test_serve_reports_the_blas_it_computes_with(how: str, pipeline, openblas: dict[str, object]) -> None:
     """`serve` says OpenBLAS where it is chosen or found, the reference BLAS where that is asked for."""
     expected = {"option": openblas["blas"], "environment": "libblas-", "auto": openblas["blas"]}[how]

@@ -1,4 +1,4 @@
-"""The command line as a user has it: commands in processes of their own, their output and exit codes."""
+"""The command line as a user has it: each command in a process of its own, and variations of it in this one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from shardhub.cli.app import app
 from shardhub.usecases.sizes import DEFAULT_CONTEXT
 from tests import cut, nodes, tiny
 from tests.waiting import wait_until
@@ -52,6 +54,12 @@ def endless(tmp_path_factory, tiny_tokenizer):
     nodes.stop_all(started)
 
 
+def here(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in this process, which has imported MLX already."""
+    done = CliRunner().invoke(app, [str(part) for part in arguments], env=env)
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+
 def node_options(served) -> list[str]:
     return [part for node in served for part in ("--node", node.address)]
 
@@ -76,14 +84,14 @@ def test_plan_shows_stages_without_writing(model) -> None:
     assert result.stdout.splitlines()[0].split()[:2] == ["stage", "layers"]
     assert "\x1b" not in result.stdout
     assert sorted(model.iterdir()) == before
-    as_json = json.loads(nodes.shardhub("plan", model, "--stages", 3, "--json").stdout)
+    as_json = json.loads(here("plan", model, "--stages", 3, "--json").stdout)
     assert as_json["stages"][-1]["stop"] == tiny.NUM_LAYERS
 
 
 def test_plan_for_unequal_machines_says_when_one_is_enough(model) -> None:
     """64, 32 and 16 GB together; the first line says that one of them holds it all."""
     machines = [part for text in ("a=64GB", "b=32GB", "c=16GB") for part in ("--machine", text)]
-    result = nodes.shardhub("plan", model, *machines)
+    result = here("plan", model, *machines)
     assert result.returncode == 0, result.stderr
     assert "fits on a alone" in result.stdout.splitlines()[0]
     assert all(name in result.stdout for name in (" a ", " b ", " c "))
@@ -92,13 +100,13 @@ def test_plan_for_unequal_machines_says_when_one_is_enough(model) -> None:
 def test_split_takes_a_plan_and_generates_what_every_cut_generates(model, pipeline, tmp_path) -> None:
     """plan --json | split --plan, then generate with all stages in this process: the same tokens as another cut."""
     plan = tmp_path / "plan.json"
-    plan.write_text(nodes.shardhub("plan", model, "--stages", 2, "--json").stdout)
+    plan.write_text(here("plan", model, "--stages", 2, "--json").stdout)
     result = nodes.shardhub("split", model, tmp_path / "out", "--plan", plan, "--name", "p", "--json")
     assert result.returncode == 0, result.stderr
     made = json.loads(result.stdout)
     assert len(made["shards"]) == 2
     answers = [
-        nodes.shardhub("generate", folder, "--raw", "--prompt", "abc abc", "--max-tokens", 8, "--json")
+        here("generate", folder, "--raw", "--prompt", "abc abc", "--max-tokens", 8, "--json")
         for folder in (made["pipeline"], pipeline.folder)
     ]
     assert [answer.returncode for answer in answers] == [0, 0], [answer.stderr for answer in answers]
@@ -114,7 +122,7 @@ def test_generate_over_nodes(pipeline, served) -> None:
     assert plain.returncode == 0, plain.stderr
     assert "tokens/s" in plain.stderr
     assert "tokens/s" not in plain.stdout
-    answer = json.loads(nodes.shardhub(*command, "--json").stdout)
+    answer = json.loads(here(*command, "--json").stdout)
     assert plain.stdout == answer["text"] + "\n"
     assert answer["usage"]["completion_tokens"] == len(answer["tokens"]) <= 6
     assert [stage["at"] for stage in answer["stages"]] == [node.address for node in served]
@@ -125,7 +133,7 @@ def test_nodes_come_from_the_environment_and_from_a_file(pipeline, served, tmp_p
     """SHARDHUB_NODES and nodes.toml do what --node does."""
     command = ["generate", pipeline.folder, "--no-local", "--prompt", "hello", "--max-tokens", 3, "--json"]
     addresses = [node.address for node in served]
-    by_environment = nodes.shardhub(*command, env={"SHARDHUB_NODES": ", ".join(addresses)})
+    by_environment = here(*command, env={"SHARDHUB_NODES": ", ".join(addresses)})
     assert by_environment.returncode == 0, by_environment.stderr
     (tmp_path / "nodes.toml").write_text(f"nodes = {json.dumps(addresses)}\n")
     by_file = subprocess.run(
@@ -148,15 +156,15 @@ def test_stages_nobody_serves_run_here_and_that_is_said(pipeline, served) -> Non
     assert result.returncode == 0, result.stderr
     assert "stage 1 to 2 runs in this process" in result.stderr
     assert [stage["at"] for stage in json.loads(result.stdout)["stages"]] == [served[0].address, "this process"]
-    fails(nodes.shardhub(*command, "--no-local"), 5, "No node serves stage 1", "shardhub serve")
+    fails(here(*command, "--no-local"), 5, "No node serves stage 1", "shardhub serve")
 
 
 def test_stop_strings_end_the_answer_and_do_not_show(pipeline, served) -> None:
     """The text ends before the stop string, wherever its tokens begin."""
     command = ["generate", pipeline.folder, *node_options(served), "--prompt", "hello", "--max-tokens", 12, "--json"]
-    whole = json.loads(nodes.shardhub(*command).stdout)["text"]
+    whole = json.loads(here(*command).stdout)["text"]
     stop = whole[4:6]
-    answer = json.loads(nodes.shardhub(*command, "--stop", stop).stdout)
+    answer = json.loads(here(*command, "--stop", stop).stdout)
     assert answer["text"] == whole[: whole.index(stop)]
     assert answer["finish_reason"] == "stop"
 
@@ -164,8 +172,8 @@ def test_stop_strings_end_the_answer_and_do_not_show(pipeline, served) -> None:
 def test_seeds_repeat_and_are_reported(pipeline, served) -> None:
     """A run without a seed says which it drew; with it the run is repeated."""
     command = ["generate", pipeline.folder, *node_options(served), "--prompt", "hello", "--max-tokens", 6, "--json"]
-    first = json.loads(nodes.shardhub(*command, "--temp", "1.2").stdout)
-    again = json.loads(nodes.shardhub(*command, "--temp", "1.2", "--seed", first["seed"]).stdout)
+    first = json.loads(here(*command, "--temp", "1.2").stdout)
+    again = json.loads(here(*command, "--temp", "1.2", "--seed", first["seed"]).stdout)
     assert again["tokens"] == first["tokens"]
 
 
@@ -256,20 +264,20 @@ def test_interrupted_generate_frees_the_nodes(endless) -> None:
 )
 def test_cuts_that_cannot_be_are_refused(model, arguments, texts) -> None:
     """Each wrong cut has its message and exit code 2."""
-    fails(nodes.shardhub("plan", model, *arguments), 2, *texts)
+    fails(here("plan", model, *arguments), 2, *texts)
 
 
 def test_too_small_machines_are_refused(model) -> None:
     """Exit 6, with what each machine has."""
-    fails(nodes.shardhub("plan", model, "--machine", "a=1MB", "--machine", "b=1MB"), 6, "does not fit")
+    fails(here("plan", model, "--machine", "a=1MB", "--machine", "b=1MB"), 6, "does not fit")
 
 
 def test_folders_that_are_something_else_are_refused(model, pipeline, tmp_path) -> None:
     """A model where a shard belongs, a shard where a model belongs, nothing at all."""
-    fails(nodes.shardhub("serve", model), 2, "is not a shard")
-    fails(nodes.shardhub("serve", tmp_path / "nothing"), 2, "no such folder")
-    fails(nodes.shardhub("plan", cut.shard_folder(pipeline, 0), "--stages", "2"), 2, "shard")
-    fails(nodes.shardhub("generate", model, "--prompt", "x"), 2, "is not a pipeline")
+    fails(here("serve", model), 2, "is not a shard")
+    fails(here("serve", tmp_path / "nothing"), 2, "no such folder")
+    fails(here("plan", cut.shard_folder(pipeline, 0), "--stages", "2"), 2, "shard")
+    fails(here("generate", model, "--prompt", "x"), 2, "is not a pipeline")
     offline = {"HF_HUB_OFFLINE": "1"}
     fails(nodes.shardhub("plan", "nobody/no-model", "--stages", "2", env=offline), 5, "no folder nobody/no-model")
 
@@ -277,16 +285,16 @@ def test_folders_that_are_something_else_are_refused(model, pipeline, tmp_path) 
 def test_shards_that_do_not_join_are_refused(model, pipeline, tmp_path) -> None:
     """A gap, an overlap, and shards of two models."""
     folders = [cut.shard_folder(pipeline, index) for index in range(3)]
-    fails(nodes.shardhub("serve", folders[0], folders[2]), 2, "gap")
+    fails(here("serve", folders[0], folders[2]), 2, "gap")
     other_cut = cut.cut(model, tmp_path / "other", (3,))
-    fails(nodes.shardhub("serve", folders[0], cut.shard_folder(other_cut, 1), folders[1]), 2, "overlap")
+    fails(here("serve", folders[0], cut.shard_folder(other_cut, 1), folders[1]), 2, "overlap")
     stranger = cut.cut(cut.tiny_model(tmp_path / "qwen", "qwen2"), tmp_path / "qwen-out", (2,))
-    fails(nodes.shardhub("serve", folders[0], cut.shard_folder(stranger, 1)), 2, "different models")
+    fails(here("serve", folders[0], cut.shard_folder(stranger, 1)), 2, "different models")
 
 
 def test_listening_off_loopback_needs_a_word(pipeline) -> None:
     """Refused without --insecure-lan, with the reason."""
-    fails(nodes.shardhub("serve", cut.shard_folder(pipeline, 0), "--host", "0.0.0.0"), 2, "--insecure-lan")
+    fails(here("serve", cut.shard_folder(pipeline, 0), "--host", "0.0.0.0"), 2, "--insecure-lan")
 
 
 def test_port_in_use_is_refused(pipeline) -> None:
@@ -295,21 +303,21 @@ def test_port_in_use_is_refused(pipeline) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        fails(nodes.shardhub("serve", cut.shard_folder(pipeline, 0), "--port", port), 2, f"127.0.0.1:{port}")
+        fails(here("serve", cut.shard_folder(pipeline, 0), "--port", port), 2, f"127.0.0.1:{port}")
 
 
 def test_a_stage_that_does_not_fit_is_refused(pipeline) -> None:
     """Exit 6, with the figures, before a weight is loaded."""
-    result = nodes.shardhub("serve", cut.shard_folder(pipeline, 0), "--memory", "1MB", "--port", "0")
+    result = here("serve", cut.shard_folder(pipeline, 0), "--memory", "1MB", "--port", "0")
     fails(result, 6, "does not fit", "KV cache")
 
 
 def test_empty_and_too_long_prompts_are_refused(pipeline, served) -> None:
     """Exit 2, and the nodes are as before."""
     command = ["generate", pipeline.folder, *node_options(served)]
-    fails(nodes.shardhub(*command, "--prompt", ""), 2, "empty")
-    fails(nodes.shardhub(*command, "--raw", "--prompt", "abc " * 5000), 2, "context")
-    fails(nodes.shardhub(*command, "--prompt", "x", "--top-p", "3"), 2, "top_p")
+    fails(here(*command, "--prompt", ""), 2, "empty")
+    fails(here(*command, "--raw", "--prompt", "abc " * 5000), 2, "context")
+    fails(here(*command, "--prompt", "x", "--top-p", "3"), 2, "top_p")
     for node in served:
         assert describe(node.address).num_sessions == 0
 
@@ -347,7 +355,7 @@ def describe(address):
 def test_each_command_without_a_pipeline_names_itself(command) -> None:
     """The hint is the same command with a pipeline, and not another one."""
     prompt = ("--prompt", "x") if command == "generate" else ()
-    fails(nodes.shardhub(command, *prompt), 2, f"shardhub {command} ORG/MODEL-pipeline")
+    fails(here(command, *prompt), 2, f"shardhub {command} ORG/MODEL-pipeline")
 
 
 def test_prompt_in_another_locale_is_what_was_typed(pipeline, served) -> None:

@@ -13,8 +13,8 @@ from tests import cut, nodes, tiny
 from tests.gateway.serving import GatewayProcess
 from tests.proxy import Proxy
 
-CONTEXT = 1024
-# Each token waits so long on a slowed line: an answer of 900 takes a minute, however fast the machine.
+CONTEXT = 512
+# Each token waits so long on a slowed line: an answer of 450 takes half a minute, however fast the machine.
 PIECE_S = 0.05
 # Of the tests' chat template: one that knows reasoning and tools beside plain messages.
 TEMPLATE = (

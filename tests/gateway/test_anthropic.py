@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import anthropic
 import pytest
 
 from tests.gateway.conftest import CONTEXT
@@ -18,6 +17,8 @@ OWN = {"name": "TURN", "description": "turns", "input_schema": TOOL["function"][
 
 @pytest.fixture(scope="module")
 def client(gateway):
+    import anthropic
+
     with anthropic.Anthropic(base_url=gateway.url, api_key="none-needed", max_retries=0) as made:
         yield made
 
@@ -104,6 +105,8 @@ def test_an_answer_may_be_as_long_as_the_context(client) -> None:
 
 def test_a_prompt_that_is_too_long_is_refused_in_the_words_that_agents_act_on(client) -> None:
     """With both numbers; a text that is far too long is refused by its beginning, in the same words."""
+    import anthropic
+
     for length in (CONTEXT, 100 * CONTEXT):
         with pytest.raises(anthropic.BadRequestError) as caught:
             client.messages.create(model=MODEL, messages=[{"role": "user", "content": "A" * length}], max_tokens=1)
@@ -113,6 +116,8 @@ def test_a_prompt_that_is_too_long_is_refused_in_the_words_that_agents_act_on(cl
 
 def test_models_have_the_clients_shape(client) -> None:
     """Listed and one by one; batches are not there, and the error says so."""
+    import anthropic
+
     (model,) = client.models.list().data
     assert (model.type, model.id) == ("model", MODEL)
     assert client.models.retrieve(MODEL).id == MODEL
@@ -149,6 +154,8 @@ def test_turns_alternate(http) -> None:
 
 def test_errors_are_the_clients_own(client) -> None:
     """Each status becomes the exception that programs catch, with a type of Anthropic's."""
+    import anthropic
+
     with pytest.raises(anthropic.NotFoundError) as caught:
         client.messages.create(model="claude-x", messages=HI, max_tokens=1)
     assert caught.value.body["type"] == "error"

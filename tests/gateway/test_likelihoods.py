@@ -21,6 +21,7 @@ from shardhub.limits import MAX_SCORED
 from shardhub.parameters import MAX_LOGIT_BIAS, SamplingParameters
 from shardhub.protocol import HopKind, Lane, Mask, NextHop, OpenSession, Row, Step, StepFailure, new_id
 from tests import cut, tiny
+from tests.selection import variants
 from tests.waiting import until
 
 CONTEXT = 512
@@ -85,7 +86,7 @@ def logprobs_of(logits):
     return np.array(array - mx.logsumexp(array, axis=-1, keepdims=True))
 
 
-@pytest.mark.parametrize(("presence", "frequency"), [(1.5, 0.0), (0.0, 1.5), (1.0, -0.5)])
+@pytest.mark.parametrize(("presence", "frequency"), variants([(1.5, 0.0), (0.0, 1.5), (1.0, -0.5)]))
 def test_penalties_count_the_answers_tokens_alone(pipeline, whole, presence, frequency) -> None:
     """Each token of the answer is penalised once for being there, and once for each time; the prompt's are not."""
 
@@ -134,7 +135,7 @@ def test_likeliest_tokens_are_the_unsplit_models(pipeline, whole) -> None:
         assert token.top.logprobs[token.top.ids.index(token.id)] == token.logprob == max(token.top.logprobs)
 
 
-@pytest.mark.parametrize("num_top", [0, 1, 5])
+@pytest.mark.parametrize("num_top", variants([5, 0, 1]))
 def test_prompt_logprobs_are_the_unsplit_models(pipeline, whole, num_top) -> None:
     """Every id of a prompt longer than two scored chunks, but the first, each from the ids before it."""
     assert len(PROMPT) > MAX_SCORED

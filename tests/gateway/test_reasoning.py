@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import anthropic
 import httpx
 import openai
 import pytest
@@ -76,6 +75,8 @@ def test_responses_tell_it_as_an_item(thinking) -> None:
 
 def test_messages_tell_it_as_a_block(thinking) -> None:
     """And what was thought is taken back with the history."""
+    import anthropic
+
     with anthropic.Anthropic(base_url=thinking.url, api_key="x", max_retries=0) as client:
         options = {"model": "tiny", "max_tokens": NUM, "extra_body": {"ignore_eos": True}}
         with client.messages.stream(messages=HI, **options) as stream:

@@ -17,6 +17,7 @@ from tests import public
 from tests.architectures import matrix, widths
 from tests.architectures.standins import standing_in
 from tests.model.unseen import CONFIG, put_module
+from tests.selection import variants
 
 
 def opened(config: dict[str, Any]) -> Blueprint:
@@ -29,7 +30,7 @@ def twin(config: dict[str, Any], cuts: tuple[int, ...] = (2, 4)) -> Twin:
     return run_twin(blueprint, find_chunks(blueprint), cuts)
 
 
-@pytest.mark.parametrize("module", ["gemma3_text", "qwen3_next", "kimi_k3", "gemma4_text"])
+@pytest.mark.parametrize("module", variants(["gemma3_text", "qwen3_next", "kimi_k3", "gemma4_text"]))
 def test_healthy_model_is_equal_alone_and_side_by_side(module: str) -> None:
     """Windows, recurrent states, shared K and V, sparse attention: stages and whole agree past every length."""
     result = twin(matrix.CONFIGS[module])
@@ -41,12 +42,15 @@ def test_healthy_model_is_equal_alone_and_side_by_side(module: str) -> None:
 
 @pytest.mark.parametrize(
     ("module", "change"),
-    [
-        ("afm7", {}),
-        ("minimax_m3_vl", {"sparse_block_size": 4, "sparse_topk_blocks": 4}),
-        ("gpt_bigcode", {}),
-        ("deepseek_v41", {}),
-    ],
+    variants(
+        [
+            ("afm7", {}),
+            ("minimax_m3_vl", {"sparse_block_size": 4, "sparse_topk_blocks": 4}),
+            ("gpt_bigcode", {}),
+            ("deepseek_v41", {}),
+        ],
+        num_default=3,
+    ),
 )
 def test_wrong_batches_of_upstream_are_refused(module: str, change: dict[str, int]) -> None:
     """Wrong at once, wrong past a length only, broken, or without batched caches: alone they are right."""
@@ -111,7 +115,7 @@ def test_public_model_has_a_twin(name: str) -> None:
     assert "quantization" not in miniature.blueprint.config
 
 
-@pytest.mark.parametrize("module", ["llama", "deepseek_v3", "falcon_h1", "gemma3", "cohere2", "rwkv7"])
+@pytest.mark.parametrize("module", variants(["llama", "deepseek_v3", "falcon_h1", "gemma3", "cohere2", "rwkv7"]))
 def test_table_of_widths_is_what_upstream_shows(module: str) -> None:
     """The table in the package is the one its script makes."""
     with standing_in(module):

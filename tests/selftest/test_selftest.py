@@ -20,6 +20,7 @@ from shardhub.selftest.families import FAMILIES, NUM_LAYERS
 from shardhub.selftest.kernels import KernelResult, run_kernels
 from shardhub.selftest.report import Report, run_selftest
 from shardhub.selftest.speeds import Speeds
+from tests.selection import variants
 
 RIGHT = ChainResult(family="llama", form="float32", graph="0" * 12, num_tokens=8, tokens_equal=8)
 SPEEDS = Speeds(read_gb_per_s=1.0, multiply_tflops=1.0, dtype="float32", step_ms=1.0, crossing_ms=1.0)
@@ -30,7 +31,7 @@ def report(*chains: ChainResult, kernels: tuple[KernelResult, ...] = ()) -> Repo
     return Report(host=host, numbers=numeric_class(host), kernels=kernels, chains=chains, speeds=SPEEDS, seconds=1.0)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", variants(list(FAMILIES), num_default=3))
 def test_each_family_runs_exactly_on_this_device(family: str) -> None:
     """The chain of three stages is proven, gives the unsplit model's logits, and its sequences run side by side."""
     result = run_family(family, FAMILIES[family], Form.DENSE)
@@ -40,7 +41,7 @@ def test_each_family_runs_exactly_on_this_device(family: str) -> None:
     assert result.graph
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt-oss", "falcon-h1"])
+@pytest.mark.parametrize("family", variants(["llama", "gpt-oss", "falcon-h1"]))
 def test_quantised_families_run_exactly(family: str) -> None:
     """4-bit weights, experts and state-space layers among them: the same logits as the unsplit model."""
     assert run_family(family, FAMILIES[family], Form.FOUR_BITS).is_exact

@@ -6,35 +6,27 @@ import os
 import re
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shardhub.checkpoint.checkpoint import open_checkpoint
 from shardhub.checkpoint.header import read_header
 from shardhub.errors import UsageError, WeightFileError
 from shardhub.manifest import Source
-from shardhub.model.dissection import Dissection
 from shardhub.shard import read_shard
 from shardhub.splitting.journal import JOURNAL_FILE
 from shardhub.splitting.split import SplitResult, preview, split
 from tests import originals
+from tests.cut import dissected
+from tests.selection import variants
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Source(repo=None, commit=None)
 
 
-def _dissected(model: Path, cuts: tuple[int, ...]) -> tuple[Any, ...]:
-    checkpoint = open_checkpoint(model)
-    dissection = Dissection(checkpoint.config, {name: tensor.spec for name, tensor in checkpoint.tensors.items()})
-    stages = dissection.stages(list(pairwise([0, *cuts, dissection.anatomy.num_layers])))
-    return checkpoint, dissection.model(), stages
-
-
 def _split(model: Path, out: Path, cuts: tuple[int, ...] = (2, 4), **more: Any) -> SplitResult:
-    return split(*_dissected(model, cuts), out, name="m", source=FOLDER, **more)
+    return split(*dissected(model, cuts), out, name="m", source=FOLDER, **more)
 
 
 def _tree(out: Path) -> dict[str, bytes]:
@@ -63,23 +55,28 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["llama", "qwen3_5", "deepseek_v3", "gemma3", "qwen2_vl", "qwen3_vl", "mistral3", "pixtral", "llama4", "kimi_vl"],
+    variants(
+        [
+            *("llama", "qwen3_5", "deepseek_v3", "gemma3", "qwen2_vl", "qwen3_vl", "mistral3", "pixtral", "llama4"),
+            "kimi_vl",
+        ],
+        num_default=2,
+    ),
 )
 def test_only_needed_tensors_are_in_shards(name: str, tmp_path: Path) -> None:
     """No vision tower, no prediction layer, no buffer: the shards' bytes are those of the model's own tensors."""
-    model = originals.write(name, tmp_path / "model")
+    checkpoint, contents, stages = dissected(originals.write(name, tmp_path / "model"), (2, 4))
     stored_in: dict[str, int] = {}
-    for shard in _split(model, tmp_path / "out").shards:
+    for shard in split(checkpoint, contents, stages, tmp_path / "out", name="m", source=FOLDER).shards:
         for path in shard.folder.glob("*.safetensors"):
             stored_in |= {key: tensor.stop - tensor.start for key, tensor in read_header(path).tensors.items()}
-    _, contents, _ = _dissected(model, ())
     computed = contents.computed.specs if contents.computed is not None else {}
     assert stored_in.keys() == contents.stored_names.keys() | computed.keys()
     assert not any(word in key for key in stored_in for word in ("vis", "projector", "mtp", "rotary", "layers.61"))
     assert all(stored_in[key] == spec.size_bytes for key, spec in computed.items())
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_5", "deepseek_v3_fp8"])
+@pytest.mark.parametrize("name", variants(["mixtral", "qwen3_5", "deepseek_v3_fp8"]))
 def test_weight_files_are_the_same_in_every_cut(name: str, tmp_path: Path) -> None:
     """Computed or copied, a weight file of a name has one content, whatever the cut."""
     model = originals.write(name, tmp_path / "model")
@@ -120,7 +117,7 @@ def test_second_run_computes_nothing(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     _split(model, out)
     before = _inodes(out)
-    assert preview(*_dissected(model, (2, 4)), out, name="m", source=FOLDER).read_bytes == 0
+    assert preview(*dissected(model, (2, 4)), out, name="m", source=FOLDER).read_bytes == 0
     assert all(shard.already_there for shard in _split(model, out).shards)
     (out / JOURNAL_FILE).unlink()
     assert all(shard.already_there for shard in _split(model, out).shards)
@@ -141,7 +138,7 @@ def test_other_experts_are_seen(model: Path, tmp_path: Path) -> None:
 
 def test_source_that_changes_meanwhile_is_refused(model: Path, tmp_path: Path) -> None:
     """A source file replaced after its header was read gives no shard."""
-    checkpoint, contents, stages = _dissected(model, (2,))
+    checkpoint, contents, stages = dissected(model, (2,))
     path = model / "model-00003-of-00003.safetensors"
     path.write_bytes(path.read_bytes())
     with pytest.raises(WeightFileError, match="changed since its header was read"):

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from shardhub.errors import FormatError, PromptError, UnsupportedModel
 from shardhub.text.detokenizer import _BYTES, Detokenizer
 from shardhub.text.tokenizer import Tokenizer
+from tests.selection import variants
 
 SMALL_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json")
 TEXT = "Grüß Gott, 東京! 1234 🙂👨‍👩‍👧 \n\n  two  spaces\t<|im_end|>\x00 é"
@@ -131,7 +132,8 @@ def test_chat_gets_no_second_first_token(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "generation"), [(2, None), ([0, 2], None), (2, [5, 7]), (None, 9), (None, None), (3, 0), ([], 4)]
+    ("config", "generation"),
+    variants([([0, 2], None), (2, [5, 7]), (2, None), (None, 9), (None, None), (3, 0), ([], 4)], num_default=2),
 )
 def test_eos_ids_equal_mlx_lm(config: Any, generation: Any, folder: Path, tmp_path: Path) -> None:
     """The ids that end an answer are those of `mlx_lm.load`, wherever they are written."""
