@@ -25,7 +25,7 @@ _PRELOADED = (
     "grpc.aio",
     "numpy",
     "pydantic",
-    "tests.simulation.mutants",
+    "tests.simulation.mutant",
     "shardhub.manifest",
     "shardhub.parameters",
     "shardhub.protocol",
