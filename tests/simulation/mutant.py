@@ -1,7 +1,7 @@
 """A mutant: a defect put back on purpose into a module of the product, as that is imported.
 
-No file changes. A mutant lives in a process of its own, which has not imported the module yet. It is forked from a server
-that has imported what the product needs, so that it starts sooner.
+No file changes. A mutant lives in a process of its own, which has not imported the module yet. It is forked from a
+server that has imported what the product needs, so that it starts sooner.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self,
         fullname: str,
-        path: Sequence[str] | None,  # noqa: ARG002 - importlib's signature
-        target: ModuleType | None = None,  # noqa: ARG002
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != self._mutant.module:
             return None

@@ -242,8 +242,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="discard-lost-on-the-wire",
         what="A step's message does not say how many positions to drop.",
         path="shardhub/wire/codec.py",
-        old="        sample=row.sample,\n        discard=row.discard,\n        masked=row.masked,\n        targets=row.targets,",
-        new="        sample=row.sample,\n        masked=row.masked,\n        targets=row.targets,",
+        old="        discard=row.discard,\n        masked=row.masked,\n        targets=row.targets,\n",
+        new="        masked=row.masked,\n        targets=row.targets,\n",
     ),
     Mutant(
         name="position-0-lost-on-the-wire",
@@ -335,8 +335,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="credit-given-twice",
         what="The credit of a step that came round is given back twice.",
         path=f"{_CHAIN}/steps.py",
-        old="            self._num_ids_out -= num_ids\n            self.credit.give(credit)\n",
-        new="            self._num_ids_out -= num_ids\n            self.credit.give(credit)\n            self.credit.give(credit)\n",
+        old="            self._num_ids_out -= num_ids\n",
+        new="            self._num_ids_out -= num_ids\n            self.credit.give(credit)\n",
     ),
     Mutant(
         name="failed-session-sends",
@@ -414,8 +414,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="failed-link-stays-open",
         what="A link that could not be taken into use is not closed.",
         path=f"{_CHAIN}/chain.py",
-        old="        except BaseException:\n            await link.stop()\n            raise\n        self.paths.revive(place, state)",
-        new="        except BaseException:\n            raise\n        self.paths.revive(place, state)",
+        old="            await link.stop()\n            raise\n        self.paths.revive",
+        new="            raise\n        self.paths.revive",
     ),
     Mutant(
         name="no-hop-between-newcomers",
@@ -704,7 +704,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--record", action="store_true", help="write the seeds that find them into this file")
     parser.add_argument("--write", action="store_true", help="write the table of docs/reliability.md, and run nothing")
+    parser.add_argument("--check", action="store_true", help="say whether that table is as it would be written")
     options = parser.parse_args(arguments)
+    if options.check:
+        is_written = DOCUMENT.read_text() == written(DOCUMENT.read_text())
+        print("the table of mutants is " + ("as written" if is_written else "stale: run this with --write"))
+        return 0 if is_written else 1
     if options.write:
         DOCUMENT.write_text(written(DOCUMENT.read_text()))
         return 0
@@ -728,7 +733,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _record(mutant: Mutant, seed: int) -> None:
     """Write a seed into this file."""
     file = Path(__file__)
-    entry = re.compile(rf'(    Mutant\(\n        name="{mutant.name}",\n(?:        .*\n)*?)(        seed=\d+,\n)?(    \),\n)')
+    entry = re.compile(
+        rf'(    Mutant\(\n        name="{mutant.name}",\n(?:        .*\n)*?)(        seed=\d+,\n)?(    \),\n)'
+    )
     file.write_text(entry.sub(lambda match: f"{match[1]}        seed={seed},\n{match[3]}", file.read_text()))
 
 

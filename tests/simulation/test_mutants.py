@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.mutant import ROOT, Mutant, hunt
-from tests.simulation.mutants import MUTANTS
+from tests.simulation.mutants import DOCUMENT, MUTANTS, written
 from tests.simulation.scenario import draw
 from tests.simulation.world import run
 
@@ -43,3 +43,9 @@ def test_mutants_are_many_and_differ() -> None:
     """Every name stands once, and so does every change."""
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 40
     assert len({(mutant.path, mutant.new, mutant.old) for mutant in MUTANTS}) == len(MUTANTS)
+
+
+def test_the_table_is_as_written() -> None:
+    """`python -m tests.simulation.mutants --write` would change nothing."""
+    text = DOCUMENT.read_text()
+    assert text == written(text)

@@ -15,8 +15,8 @@ from tests.simulation.node import Node
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-# Virtual seconds without progress, though nothing is wrong, after which a stream is taken to wait for ever. A head waits
-# at most five seconds for sessions that are being parked, and a node keeps room as long for a head it refused.
+# Virtual seconds without progress, though nothing is wrong, after which a stream is taken to wait for ever. A head
+# waits up to five seconds for sessions that are being parked; a node keeps room as long for a head that it refused.
 _STALLED_S = 12.0
 # Beyond these a line is slow.
 _SLOW_S, _SLOW_BYTES_PER_S = 0.03, 1e6
