@@ -313,8 +313,15 @@ MUTANTS: tuple[Mutant, ...] = (
         name="left-open-is-forgotten",
         what="A session that could not be closed on a lost node is not closed later.",
         path=f"{_CHAIN}/session.py",
-        old="self._chain.left_open(link, self.id, self.epoch)",
-        new="pass",
+        old="self._chain.left_open(link, self.id, self.epoch)\n            return False",
+        new="pass\n            return False",
+    ),
+    Mutant(
+        name="moved-and-left-open",
+        what="A session that moved to other nodes is not closed on those that it left.",
+        path=f"{_CHAIN}/session.py",
+        old="                self._chain.left_open(link, self.id, self.epoch)\n        self.path",
+        new="                pass\n        self.path",
     ),
     Mutant(
         name="heads-block-each-other",
@@ -527,7 +534,7 @@ MUTANTS: tuple[Mutant, ...] = (
         name="recovers-on-the-old-path",
         what="A stream is recovered on the links it had, though others have taken their place.",
         path=f"{_CHAIN}/recovery.py",
-        old="        session.path = self._chain.choose_path(session.path)\n",
+        old="        session.move_to(self._chain.choose_path(session.path))\n",
         new="",
     ),
     Mutant(

@@ -28,14 +28,12 @@ def of_nodes(world: World) -> Iterator[str]:
         if not node.is_up or node.engine is None:
             continue
         for session, entry in node.engine._sessions._entries.items():
-            heads = [
-                head
-                for head in world.heads
-                if head.is_up and head.scheduler is not None and head.scheduler.chain.head == entry.head
-            ]
-            for head in heads:
-                assert head.scheduler is not None
-                if entry.parked_at is None and session not in head.scheduler.chain._sessions:
+            for head in world.heads:
+                if not head.is_up or head.scheduler is None or head.scheduler.chain.head != entry.head:
+                    continue
+                known = head.scheduler.chain._sessions.get(session)
+                # What is parked goes once its memory is needed.
+                if entry.parked_at is None and (known is None or known.is_parked):
                     yield f"{node.name} holds a session that {head.name} has given up"
 
 
