@@ -293,6 +293,7 @@ class Processor:
         if job is None or self._is_closed:
             self._busy_since = None
             return
+        assert job.is_control or not self._jobs.has_control, "a step runs before a fence that came before it runs"
         self._busy_since = self._clock.now()
         if not job.future.set_running_or_notify_cancel():
             self._run()

@@ -76,6 +76,7 @@ class World:
         self.story: list[str] = []
         self.stand_ins: list[tuple[Head, LocalLink]] = []
         self._tells = tells
+        self._failures: list[str] = []
         self.began_s = self.loop.now
         self._expected: dict[int, list[int]] = {}
         self._addresses: dict[int, str] = {}
@@ -90,6 +91,11 @@ class World:
         """Add a line to the story."""
         if self._tells:
             self.story.append(f"{self.loop.now - self.began_s:8.3f} {text}")
+
+    def wrong(self, text: str) -> None:
+        """Note what must not be; once is enough."""
+        if text not in self._failures:
+            self._failures.append(text)
 
     def later(self, seconds: float, call: Callable[[], object]) -> None:
         """Call a function of the simulator later."""
@@ -146,6 +152,7 @@ class World:
             logger.propagate = was_propagated
             if was_collecting:
                 gc.enable()
+        outcome.failures += self._failures
         outcome.failures += [f"logged as an error: {line}" for line in log.lines]
         outcome.failures += [f"{host}: {text} {error!r}" for host, text, error in errors]
         outcome.digest = self.network.digest
