@@ -146,6 +146,14 @@ class ChainSession:
             self._cut_shapes()
         return opened
 
+    def move_to(self, path: Path) -> None:
+        """Take another path from the next epoch on; nodes that are not on it close the session once they can."""
+        names = {link.name for link in path.links}
+        for link in self.path.links:
+            if link.name not in names:
+                self._chain.left_open(link, self.id, self.epoch)
+        self.path = path
+
     async def resume(self, position: int | None = None, parameters: SamplingParameters | None = None) -> int:
         """Fence the steps in flight and move to one position on all stages, in a new epoch.
 

@@ -9,9 +9,11 @@ from shardhub.chain.failures import is_recoverable
 from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import Recovery
 from shardhub.errors import ShardhubError
+from tests.simulation import remains
 from tests.simulation.faults import Kill
 from tests.simulation.head import Client, whole_answer, whole_likelihoods
 from tests.simulation.scenario import RequestSpec
+from tests.simulation.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -38,10 +40,13 @@ class Watch:
     def __init__(self, world: World) -> None:
         self.failures: list[str] = []
         self._world = world
+        self._upkeep = Upkeep(world)
         world.later(_LOOK_S, self._look)
 
     def _look(self) -> None:
         world = self._world
+        for text in self._upkeep.look():
+            self._fail(text)
         for node in world.nodes:
             engine = node.engine
             if engine is None or not node.is_up or node.host.state.value != "running":
@@ -75,6 +80,10 @@ def answers(world: World) -> list[str]:
 
 def _answer(world: World, client: Client) -> list[str]:
     expected, tokens = client.expected(), client.tokens
+    if client.stream is not None and client.stream.num_recoveries and not world.scenario.faults:
+        return [f"had to be recovered {client.stream.num_recoveries} times without a fault"]
+    if (text := remains.reused_too_much(world, client)) is not None:
+        return [text]
     if tokens != expected[: len(tokens)] and _must_be_exact(world, client):
         at = next(
             (at for at, (one, other) in enumerate(zip(tokens, expected, strict=False)) if one != other), len(expected)
@@ -202,8 +211,11 @@ def heads_hold_nothing(world: World) -> list[str]:
         missing = scheduler.chain._queue_steps - credit._steps, credit._most - credit._bytes
         if missing != (0, 0):
             failures.append(f"{head.name} misses credit of {missing[0]} steps and {missing[1]} bytes")
+        if scheduler.chain.steps._num_ids_out:
+            failures.append(f"{head.name} counts {scheduler.chain.steps._num_ids_out} ids in flight")
         if scheduler.num_decoding or scheduler.num_waiting:
             failures.append(f"{head.name} counts {scheduler.num_decoding} decoding, {scheduler.num_waiting} waiting")
+    failures += [*remains.of_heads(world), *remains.of_nodes(world)]
     return failures
 
 

@@ -144,8 +144,9 @@ class Head:
         processor = Processor(self._clock, idle=lambda: engine.expire())
         settings = EngineSettings(context=CONTEXT, lease_s=scenario.lease_s, max_chunk=MAX_CHUNK)
         engine = Engine(processor, stage, settings, MESSAGE_BYTES, clock=self._clock, dice=self._dice)
-        self._world.engines.append((self, engine))
-        return LocalLink(engine, host=lambda: FACTS)
+        link = LocalLink(engine, host=lambda: FACTS)
+        self._world.stand_ins.append((self, link))
+        return link
 
 
 class AllowedTokens:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shardhub.engine.engine import Engine, EngineSettings
+from shardhub.engine.engine import Engine, EngineSettings, Ran
 from shardhub.node.servicer import StageServicer
+from shardhub.protocol import Step, StepFailure
 from shardhub.wire.shardhub_pb2_grpc import add_NodeServicer_to_server
 from tests.memory_channel import MemoryServer
 from tests.simulation.clock import HostClock, SeededDice
@@ -22,6 +25,24 @@ MESSAGE_BYTES = 1 << 20
 FACTS = {"mlx": "0", "backend": "cpu", "chip": "simulated", "cpu": "simulated", "os": "Linux", "blas": "none"}
 # Seconds of a step beside its ids.
 _STEP_S = 0.0005
+
+
+class _WatchedEngine(Engine):
+    """An engine that says when it ran what it must not.
+
+    Attributes:
+        wrong: Called with what is wrong.
+    """
+
+    wrong: Callable[[str], None]
+
+    def _run(self, head: bytes, step: Step, wait_s: float) -> Ran | StepFailure:
+        entries = self._sessions._entries
+        is_fenced = any(row.session in entries and entries[row.session].epoch != row.epoch for row in step.rows)
+        outcome = super()._run(head, step, wait_s)
+        if is_fenced and isinstance(outcome, Ran):
+            self.wrong("a node ran a step of an epoch that was fenced")
+        return outcome
 
 
 class Node:
@@ -92,7 +113,10 @@ class Node:
                 lease_s=world.scenario.lease_s,
                 max_chunk=MAX_CHUNK,
             )
-            self.engine = engine = Engine(processor, stage, settings, MESSAGE_BYTES, clock=clock, dice=dice)
+            engine = _WatchedEngine(processor, stage, settings, MESSAGE_BYTES, clock=clock, dice=dice)
+            self.engine = engine
+            engine.wrong = world.wrong
+            engine.limits = replace(engine.limits, queue_steps=world.scenario.queue_steps)
             self.servicer = servicer = StageServicer(
                 advertise=(self.address,),
                 host=FACTS,

@@ -104,6 +104,7 @@ class Scenario:
         latency_s, jitter_s: Of all lines.
         can_dial: Whether nodes reach each other; if not, all goes through the head.
         recover_wait_s, wait_s: Of all heads.
+        queue_steps: Steps that a node queues for a head, which are the heads' credit.
     """
 
     seed: int
@@ -120,6 +121,7 @@ class Scenario:
     can_dial: bool = True
     recover_wait_s: float = 60.0
     wait_s: float = 60.0
+    queue_steps: int = 32
 
     @property
     def num_layers(self) -> int:
@@ -164,7 +166,11 @@ def draw(seed: int, *, most_faults: int = 4) -> Scenario:
     drawn += [
         faults.Joins(at_s=dice.uniform(0.0, SPAN_S), node=index) for index, node in enumerate(nodes) if node.is_late
     ]
-    return _with(scenario, faults=tuple(sorted(drawn, key=lambda fault: fault.at_s)))
+    # What is drawn last leaves the rest of a seed's history as it was before.
+    queue_steps = dice.choice((2, 4, 32, 32))
+    if dice.random() < 0.1:  # long prompts take turns
+        scenario = replace(scenario, requests=tuple(replace(one, prompt=90) for one in scenario.requests))
+    return _with(scenario, faults=tuple(sorted(drawn, key=lambda fault: fault.at_s)), queue_steps=queue_steps)
 
 
 def _with(scenario: Scenario, **changes: object) -> Scenario:

@@ -13,6 +13,18 @@ from tests.simulation.world import Outcome
 S = TypeVar("S", HeadSpec, NodeSpec, RequestSpec)
 T = TypeVar("T")
 
+# What a scenario has in common for all hosts, and is plain by default.
+_PLAIN = (
+    "jitter_s",
+    "latency_s",
+    "lease_s",
+    "can_dial",
+    "can_trim",
+    "chunk",
+    "recover_wait_s",
+    "wait_s",
+    "queue_steps",
+)
 # Runs after which the smallest scenario so far is good enough.
 _MOST_RUNS = 400
 
@@ -60,7 +72,17 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
     if last > 0 and last not in used:
         yield replace(scenario, heads=scenario.heads[:-1])
     plain = Scenario(seed=scenario.seed)
-    for name in ("jitter_s", "latency_s", "lease_s", "can_dial", "can_trim", "chunk", "recover_wait_s", "wait_s"):
+    for name in (
+        "jitter_s",
+        "latency_s",
+        "lease_s",
+        "can_dial",
+        "can_trim",
+        "chunk",
+        "recover_wait_s",
+        "wait_s",
+        "queue_steps",
+    ):
         if getattr(scenario, name) != getattr(plain, name):
             yield replace(scenario, **{name: getattr(plain, name)})
     for at, head in enumerate(scenario.heads):

@@ -131,6 +131,8 @@ class HashStage:
         self.kv_budget_bytes = self.kv_bytes(kv_positions)
         self._is_exact = is_exact
         self._spend = spend
+        is_old = manifest != manifest_of(tuple(stage.stop for stage in manifest.stages))
+        self._first_layer = start if not is_old else start + 1000  # other weights
 
     def kv_bytes(self, num_positions: int, /) -> int:
         return KV_BYTES * num_positions * (self.facts.stop - self.facts.start)
@@ -149,7 +151,6 @@ class HashStage:
         masks: Sequence[bytes | None] = (),
         targets: Sequence[Sequence[int]] = (),
     ) -> Advanced:
-        self._spend(ids.size)
         rows: list[list[int]] = ids.tolist()
         length = len(rows[0])
         if self.facts.start:
@@ -160,6 +161,9 @@ class HashStage:
         outputs = [
             self._forward(session, row, given) for session, row, given in zip(sessions, rows, values, strict=True)
         ]
+        self._spend(ids.size)  # a step that breaks leaves its sessions with half of it
+        for session, row in zip(sessions, rows, strict=True):
+            session.ids.extend(row)
         if self.facts.stop < self.facts.num_layers:
             data = np.asarray(outputs, np.int64).tobytes()
             raw = RawTensor(dtype="I64", shape=(len(rows), length, 1), data=data)
@@ -182,10 +186,9 @@ class HashStage:
         start, length = (session.position, len(row)) if self._is_exact else (0, 0)
         outputs = []
         for value in values:
-            for index, layer in enumerate(session.layers, start=self.facts.start):
+            for index, layer in enumerate(session.layers, start=self._first_layer):
                 value = layer.forward(index, value, start=start, length=length)
             outputs.append(value)
-        session.ids.extend(row)
         return outputs
 
     def _draw(
@@ -290,6 +293,7 @@ class Processor:
         if job is None or self._is_closed:
             self._busy_since = None
             return
+        assert job.is_control or not self._jobs.has_control, "a step runs before a fence that came before it runs"
         self._busy_since = self._clock.now()
         if not job.future.set_running_or_notify_cancel():
             self._run()

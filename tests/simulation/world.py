@@ -8,7 +8,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from shardhub.engine.engine import Engine
+from shardhub.chain import stream
+from shardhub.chain.local_link import LocalLink
 from tests.simulation.head import Client, Head, whole_answer
 from tests.simulation.loop import Host, Stuck, VirtualLoop, current_host
 from tests.simulation.network import Network
@@ -17,6 +18,8 @@ from tests.simulation.scenario import Scenario
 
 # Virtual seconds within which all requests end once nothing is wrong any more.
 ENDS_WITHIN_S = 400.0
+# Tokens that wait for a slow reader, in place of those of `shardhub.chain.stream`: answers here are short.
+_MAX_UNREAD = 4
 # Virtual seconds in which nodes free what their heads left, beyond a lease.
 _FREED_WITHIN_S = 40.0
 
@@ -61,7 +64,7 @@ class World:
     Attributes:
         loop, network: Of all hosts.
         nodes, heads, clients: In the scenario's order.
-        engines: Those of stages in heads, with their heads.
+        stand_ins: Links to stages in heads, with their heads.
     """
 
     def __init__(self, scenario: Scenario, *, tells: bool = False) -> None:
@@ -71,8 +74,9 @@ class World:
         self.dice = random.Random(f"{scenario.seed} world")
         self.network.jitter_s = lambda: self.dice.uniform(0.0, scenario.jitter_s)
         self.story: list[str] = []
-        self.engines: list[tuple[Head, Engine]] = []
+        self.stand_ins: list[tuple[Head, LocalLink]] = []
         self._tells = tells
+        self._failures: list[str] = []
         self.began_s = self.loop.now
         self._expected: dict[int, list[int]] = {}
         self._addresses: dict[int, str] = {}
@@ -87,6 +91,11 @@ class World:
         """Add a line to the story."""
         if self._tells:
             self.story.append(f"{self.loop.now - self.began_s:8.3f} {text}")
+
+    def wrong(self, text: str) -> None:
+        """Note what must not be; once is enough."""
+        if text not in self._failures:
+            self._failures.append(text)
 
     def later(self, seconds: float, call: Callable[[], object]) -> None:
         """Call a function of the simulator later."""
@@ -127,12 +136,14 @@ class World:
         logger.addHandler(log)
         was_collecting = gc.isenabled()
         gc.disable()
+        most_unread, stream.MAX_UNREAD = stream.MAX_UNREAD, _MAX_UNREAD
         try:
             self._play(outcome)
         except Stuck as stuck:
             outcome.failures.append(str(stuck))
             outcome.failures += self._unended()
         finally:
+            stream.MAX_UNREAD = most_unread
             logger.removeHandler(log)
             logging.disable(logging.CRITICAL)
             errors = self.loop.unhandled()
@@ -141,6 +152,7 @@ class World:
             logger.propagate = was_propagated
             if was_collecting:
                 gc.enable()
+        outcome.failures += self._failures
         outcome.failures += [f"logged as an error: {line}" for line in log.lines]
         outcome.failures += [f"{host}: {text} {error!r}" for host, text, error in errors]
         outcome.digest = self.network.digest

@@ -1,0 +1,763 @@
+"""Mutants: defects put back on purpose into the product, each of which the simulation must find.
+
+python -m tests.simulation.mutants --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from tests.simulation.mutant import ROOT, Mutant, hunt
+
+_CHAIN, _ENGINE, _NODE = "shardhub/chain", "shardhub/engine", "shardhub/node"
+DOCUMENT = ROOT / "docs" / "reliability.md"
+_BEGIN, _END = "<!-- written by tests/simulation/mutants.py -->", "<!-- until here, the mutants -->"
+
+MUTANTS: tuple[Mutant, ...] = (
+    # Sessions on a node.
+    Mutant(
+        name="old-step-runs",
+        what="A node runs a step of an epoch that was fenced.",
+        path=f"{_ENGINE}/sessions.py",
+        old="if row.epoch != entry.epoch:",
+        new="if row.epoch > entry.epoch:",
+    ),
+    Mutant(
+        name="open-does-not-rewind",
+        what="The next epoch of a session leaves it at the position where it was.",
+        path=f"{_ENGINE}/sessions.py",
+        old="entry.session.rewind(call.position)",
+        new="pass",
+    ),
+    Mutant(
+        name="open-keeps-the-hop",
+        what="The next epoch of a session goes on to the node that came after it before.",
+        path=f"{_ENGINE}/sessions.py",
+        old="entry.next_hop = call.next_hop",
+        new="pass",
+    ),
+    Mutant(
+        name="room-is-promised-twice",
+        what="A node counts no memory that other sessions have reserved.",
+        path=f"{_ENGINE}/sessions.py",
+        old="free = self._kv_budget_bytes - sum(entry.reserved_bytes for entry in live)",
+        new="free = self._kv_budget_bytes",
+    ),
+    Mutant(
+        name="parked-make-no-room",
+        what="A node ends no parked session when a live one needs its memory.",
+        path=f"{_ENGINE}/sessions.py",
+        old="if needed <= free:\n                break",
+        new="if needed:\n                break",
+    ),
+    Mutant(
+        name="parked-block-live",
+        what="A node counts the memory of parked sessions as taken.",
+        path=f"{_ENGINE}/sessions.py",
+        old="free = self._kv_budget_bytes - sum(entry.reserved_bytes for entry in live)",
+        new="free = self._kv_budget_bytes - self.reserved_bytes",
+    ),
+    Mutant(
+        name="lease-never-ends",
+        what="A node keeps sessions whose lease has run out.",
+        path=f"{_ENGINE}/sessions.py",
+        old="if entry.lease_ends < now]",
+        new="if entry.lease_ends < now - 1e6]",
+    ),
+    Mutant(
+        name="lease-of-parked-never-ends",
+        what="A node keeps parked sessions whose lease has run out.",
+        path=f"{_ENGINE}/sessions.py",
+        old="if entry.lease_ends < now]",
+        new="if entry.lease_ends < now and entry.parked_at is None]",
+    ),
+    Mutant(
+        name="renewal-renews-nothing",
+        what="A node answers a renewal without extending the leases.",
+        path=f"{_ENGINE}/sessions.py",
+        old="gone.append(session)\n            else:\n                self.touch(entry)",
+        new="gone.append(session)",
+    ),
+    Mutant(
+        name="close-frees-nothing",
+        what="A node does not forget a session that is closed.",
+        path=f"{_ENGINE}/sessions.py",
+        old="if not park or not entry.session.position:\n            del self._entries[session]",
+        new="if not park or not entry.session.position:\n            pass",
+    ),
+    Mutant(
+        name="claims-are-ignored",
+        what="A node gives room to the head that asks most often, whoever waited before.",
+        path=f"{_ENGINE}/sessions.py",
+        old="if len(live) + kept.num_sessions >= self._limits.max_sessions or needed + kept.kv_bytes > free:",
+        new="if False:",
+    ),
+    Mutant(
+        name="claim-never-ends",
+        what="A node keeps room for a head that is gone, for ever.",
+        path=f"{_ENGINE}/claims.py",
+        old="if claim.ends < now]",
+        new="if claim.ends < now - 1e6]",
+    ),
+    Mutant(
+        name="claim-never-served",
+        what="A head that got its session keeps its claim on the next one.",
+        path=f"{_ENGINE}/sessions.py",
+        old="self._claims.served(call.head)",
+        new="pass",
+    ),
+    # A session's own bookkeeping on a stage.
+    Mutant(
+        name="fork-shares-ids",
+        what="A fork of a whole session shares its list of ids.",
+        path="shardhub/model/stage_session.py",
+        old="other.ids = self.ids[:position]",
+        new="other.ids = self.ids if position == self.position else self.ids[:position]",
+    ),
+    Mutant(
+        name="fork-takes-all",
+        what="A fork of a part of a session takes all of its KV.",
+        path="shardhub/model/stage_session.py",
+        old="other._copy(self, position)",
+        new="other._copy(self, self.position)",
+    ),
+    Mutant(
+        name="rewind-keeps-ids",
+        what="A session that is rewound still counts the ids it dropped.",
+        path="shardhub/model/stage_session.py",
+        old="        del self.ids[position:]\n",
+        new="",
+    ),
+    Mutant(
+        name="rewind-keeps-kv",
+        what="A session that is rewound keeps one position too many in its caches.",
+        path="shardhub/model/stage_session.py",
+        old="self._trim(self.position - position)",
+        new="self._trim(max(1, self.position - position - 1))",
+    ),
+    Mutant(
+        name="reset-keeps-kv",
+        what="A session that is reset keeps its caches.",
+        path="shardhub/model/stage_session.py",
+        old="        self._clear()\n",
+        new="",
+    ),
+    Mutant(
+        name="positions-repeat",
+        what="A stage takes a step for positions that it already holds.",
+        path="shardhub/model/stage_session.py",
+        old="if position + discard != self.position:",
+        new="if position + discard > self.position:",
+    ),
+    # Steps on a node.
+    Mutant(
+        name="discard-forgotten-by-the-node",
+        what="A node does not drop wrong drafts before the next step.",
+        path=f"{_ENGINE}/engine.py",
+        old="                    session.rewind(row.position)\n",
+        new="                    pass\n",
+    ),
+    Mutant(
+        name="broken-step-keeps-its-session",
+        what="A node keeps a session whose step broke half-way.",
+        path=f"{_ENGINE}/engine.py",
+        old="self._sessions.drop(row.session)",
+        new="pass",
+    ),
+    Mutant(
+        name="masks-left-over",
+        what="A node keeps masks of sessions that have ended.",
+        path=f"{_ENGINE}/masks.py",
+        old="                del self._masks[key]\n            late",
+        new="                pass\n            late",
+    ),
+    Mutant(
+        name="mask-of-another-position",
+        what="The head sends masks for the position before the draw.",
+        path=f"{_CHAIN}/steps.py",
+        old="at = sent.position + step.length",
+        new="at = sent.position",
+    ),
+    Mutant(
+        name="late-masks-hold-steps",
+        what="A node never gives up a step whose mask does not come.",
+        path=f"{_ENGINE}/engine.py",
+        old="self._masks.expire(self._sessions)",
+        new="pass",
+    ),
+    Mutant(
+        name="fence-waits-its-turn",
+        what="A fence runs after the steps that are queued, not before them.",
+        path=f"{_ENGINE}/jobs.py",
+        old="        if self._control:\n",
+        new="        if self._control and not len(self):\n",
+    ),
+    Mutant(
+        name="queue-turns-round",
+        what="A node runs the newest of a session's queued steps first.",
+        path=f"{_ENGINE}/jobs.py",
+        old="return self.queues[self._turn].popleft()",
+        new="return self.queues[self._turn].pop()",
+    ),
+    # What a node sends on.
+    Mutant(
+        name="failure-not-told",
+        what="A node does not tell the head of a step that failed.",
+        path=f"{_NODE}/servicer.py",
+        old="self._tell_failure(head, outcome)",
+        new="pass",
+    ),
+    Mutant(
+        name="loss-between-nodes-not-told",
+        what="A node does not tell the head of steps lost with the link to the next node.",
+        path=f"{_NODE}/peers.py",
+        old="self._on_failure(key[0], StepFailure(rows=tuple(rows), error=error))",
+        new="pass",
+    ),
+    Mutant(
+        name="links-of-a-head-stay",
+        what="A node keeps its links to others for a head that is gone.",
+        path=f"{_NODE}/peers.py",
+        old="self._links.pop(key).stop()",
+        new="pass",
+    ),
+    Mutant(
+        name="link-for-a-head-that-is-gone",
+        what="A node opens a link to the next node for a head that left while the step ran.",
+        path=f"{_NODE}/servicer.py",
+        old="if not any(key[0] == head for key in self._heads):\n            return",
+        new="if False:\n            return",
+    ),
+    Mutant(
+        name="old-stream-ends-the-new",
+        what="The end of a head's old stream takes away its new one.",
+        path=f"{_NODE}/servicer.py",
+        old="if is_head and self._heads.get((head, lane)) is outbox:",
+        new="if is_head and (head, lane) in self._heads:",
+    ),
+    Mutant(
+        name="discard-lost-on-the-wire",
+        what="A step's message does not say how many positions to drop.",
+        path="shardhub/wire/codec.py",
+        old="        discard=row.discard,\n        masked=row.masked,\n        targets=row.targets,\n",
+        new="        masked=row.masked,\n        targets=row.targets,\n",
+    ),
+    Mutant(
+        name="position-0-lost-on-the-wire",
+        what="An open call for position 0 arrives as one that keeps what the stage holds.",
+        path="shardhub/wire/codec.py",
+        old='position=message.position if message.HasField("position") else None,',
+        new="position=message.position or None,",
+    ),
+    # A head's sessions.
+    Mutant(
+        name="no-fence-at-the-head",
+        what="The next epoch of a session does not fail the steps in flight.",
+        path=f"{_CHAIN}/session.py",
+        old='self.on_failure(self.epoch, StaleEpoch("A newer epoch of the session fences this step."))',
+        new="pass",
+    ),
+    Mutant(
+        name="old-result-accepted",
+        what="A result of an older epoch is taken for that of the step in flight.",
+        path=f"{_CHAIN}/session.py",
+        old="if row.epoch != self.epoch or (future := self._pending.pop(row.position, None)) is None:",
+        new="if (future := self._pending.pop(row.position, None)) is None:",
+    ),
+    Mutant(
+        name="old-failure-accepted",
+        what="A failure of an older epoch fails the steps of the newer one.",
+        path=f"{_CHAIN}/session.py",
+        old="        if epoch != self.epoch:\n            return\n",
+        new="",
+    ),
+    Mutant(
+        name="stages-at-different-positions",
+        what="A session is resumed without moving all stages to one position.",
+        path=f"{_CHAIN}/session.py",
+        old="if any(o.position != target for o in opened):\n            try:",
+        new="if any(o.position < target for o in opened):\n            try:",
+    ),
+    Mutant(
+        name="discard-forgotten-by-the-head",
+        what="The head still counts wrong drafts as ids of the session.",
+        path=f"{_CHAIN}/session.py",
+        old="            del self.ids[-row.discard :]\n",
+        new="",
+    ),
+    Mutant(
+        name="shapes-not-cut",
+        what="A session that is resumed keeps the shapes of steps beyond its position.",
+        path=f"{_CHAIN}/session.py",
+        old="        del self.ids[target:]\n        self._cut_shapes()\n",
+        new="        del self.ids[target:]\n",
+    ),
+    Mutant(
+        name="growth-forgets-shapes",
+        what="A session that is forked does not know the shapes of the steps before.",
+        path=f"{_CHAIN}/session.py",
+        old="self.shapes = list(fork_of.shapes)",
+        new="self.shapes = []",
+    ),
+    Mutant(
+        name="fork-shares-shapes",
+        what="A session and its fork share their list of shapes.",
+        path=f"{_CHAIN}/session.py",
+        old="self.shapes = list(fork_of.shapes)",
+        new="self.shapes = fork_of.shapes",
+    ),
+    Mutant(
+        name="left-open-is-forgotten",
+        what="A session that could not be closed on a lost node is not closed later.",
+        path=f"{_CHAIN}/session.py",
+        old="self._chain.left_open(link, self.id, self.epoch)\n            return False",
+        new="pass\n            return False",
+    ),
+    Mutant(
+        name="moved-and-left-open",
+        what="A session that moved to other nodes is not closed on those that it left.",
+        path=f"{_CHAIN}/session.py",
+        old="                self._chain.left_open(link, self.id, self.epoch)\n        self.path",
+        new="                pass\n        self.path",
+    ),
+    Mutant(
+        name="heads-block-each-other",
+        what="Heads open their sessions on all stages at once though nodes are full, and take each other's room.",
+        path=f"{_CHAIN}/session.py",
+        old="await (one_by_one if self._chain.is_full else all_of)(calls)",
+        new="await all_of(calls)",
+    ),
+    # Steps and credit.
+    Mutant(
+        name="credit-lost-with-a-failure",
+        what="The credit of a step that could not be sent is not given back.",
+        path=f"{_CHAIN}/steps.py",
+        old="        except BaseException:\n            self.credit.give(credit)\n            raise",
+        new="        except BaseException:\n            raise",
+    ),
+    Mutant(
+        name="credit-given-twice",
+        what="The credit of a step that came round is given back twice.",
+        path=f"{_CHAIN}/steps.py",
+        old="            self._num_ids_out -= num_ids\n",
+        new="            self._num_ids_out -= num_ids\n            self.credit.give(credit)\n",
+    ),
+    Mutant(
+        name="failed-session-sends",
+        what="A session that failed while its step waited for credit sends it all the same.",
+        path=f"{_CHAIN}/steps.py",
+        old="            for row in rows:\n                row.session.check(row)\n            now",
+        new="            now",
+    ),
+    Mutant(
+        name="deadline-never-cancelled",
+        what="The deadline of a step strikes though the step came round.",
+        path=f"{_CHAIN}/steps.py",
+        old="            timer.cancel()\n",
+        new="",
+    ),
+    # Leases at the head.
+    Mutant(
+        name="lease-renewed-late",
+        what="The head renews leases only after they have run out.",
+        path=f"{_CHAIN}/leases.py",
+        old="_RENEWALS_A_LEASE = 3\n",
+        new="_RENEWALS_A_LEASE = 0.5\n",
+    ),
+    Mutant(
+        name="lease-of-parked-not-renewed",
+        what="The head does not renew the leases of parked sessions.",
+        path=f"{_CHAIN}/leases.py",
+        old="if link in session.path.links]\n        try:",
+        new="if link in session.path.links and not session.is_parked]\n        try:",
+    ),
+    Mutant(
+        name="left-open-at-the-new-link",
+        what="A session that could not be closed on a link that was replaced is not closed on the new one.",
+        path=f"{_CHAIN}/leases.py",
+        old="        elif again is not link:\n",
+        new="        elif False:\n",
+    ),
+    # Nodes that come and go.
+    Mutant(
+        name="loss-not-told",
+        what="The sessions of a link that broke are not told.",
+        path=f"{_CHAIN}/chain.py",
+        old="        self._fail_over(place.link, error)\n",
+        new="",
+    ),
+    Mutant(
+        name="failure-ignored",
+        what="The head does not fail the sessions of a step that failed on a node.",
+        path=f"{_CHAIN}/chain.py",
+        old="session.on_failure(failed.epoch, arrival.error)",
+        new="pass",
+    ),
+    Mutant(
+        name="relay-fails-silently",
+        what="A step that the head could not pass on to the next node is not failed.",
+        path=f"{_CHAIN}/chain.py",
+        old="self._arrived(place, StepFailure(rows=arrival.rows, error=error))",
+        new="pass",
+    ),
+    Mutant(
+        name="left-open-when-back",
+        what="Sessions that were given up while a node was away are not closed once it is back.",
+        path=f"{_CHAIN}/chain.py",
+        old="            await self.leases.close_left_open(link)\n",
+        new="",
+    ),
+    Mutant(
+        name="broken-link-is-used",
+        what="A link that broke while it was opened is taken into use.",
+        path=f"{_CHAIN}/chain.py",
+        old="            if broken:\n                raise broken[0]\n",
+        new="",
+    ),
+    Mutant(
+        name="failed-link-stays-open",
+        what="A link that could not be taken into use is not closed.",
+        path=f"{_CHAIN}/chain.py",
+        old="            await link.stop()\n            raise\n        self.paths.revive",
+        new="            raise\n        self.paths.revive",
+    ),
+    Mutant(
+        name="no-hop-between-newcomers",
+        what="Two nodes that join at the same time have no hop between them.",
+        path=f"{_CHAIN}/chain.py",
+        old="            await self.paths.find_missing_hops(place)\n",
+        new="",
+    ),
+    Mutant(
+        name="hops-not-found-anew",
+        what="Hops are not found anew after a step was lost between two nodes.",
+        path=f"{_CHAIN}/reconnect.py",
+        old="await self._chain.paths.find_hops(there)",
+        new="pass",
+    ),
+    Mutant(
+        name="recovery-not-announced",
+        what="Streams that wait for a stage are not told that it is served again.",
+        path=f"{_CHAIN}/paths.py",
+        old="        self._lost.pop(place, None)\n        self._update_settled()\n",
+        new="        self._lost.pop(place, None)\n",
+    ),
+    Mutant(
+        name="lost-at-the-start-stays-lost",
+        what="A node that is lost while the chain starts is never brought back.",
+        path=f"{_CHAIN}/reconnect.py",
+        old="for place in chain.paths.lost:",
+        new="for place in ():",
+    ),
+    Mutant(
+        name="reconnects-after-the-end",
+        what="A head that has stopped goes on bringing back its nodes.",
+        path=f"{_CHAIN}/reconnect.py",
+        old="        if self._is_stopped:\n            return\n",
+        new="",
+    ),
+    Mutant(
+        name="silent-node-stays",
+        what="A node that does not answer is not counted as lost.",
+        path=f"{_CHAIN}/reconnect.py",
+        old="        except ShardhubError as error:\n            self._chain.lose(place, error)\n",
+        new="        except ShardhubError:\n            pass\n",
+    ),
+    Mutant(
+        name="stand-in-never-relieved",
+        what="A stand-in goes on once its stage is served by a node again.",
+        path=f"{_CHAIN}/reconnect.py",
+        old="                    self._relieve(place.stage)\n",
+        new="",
+    ),
+    Mutant(
+        name="stand-in-not-released",
+        what="A relieved stand-in keeps its memory.",
+        path=f"{_CHAIN}/reconnect.py",
+        old="await self._chain.release(stand_in)",
+        new="pass",
+    ),
+    Mutant(
+        name="other-pipeline-is-used",
+        what="A node that came back with another version of its stage is used.",
+        path=f"{_CHAIN}/links.py",
+        old="if (now.digests, now.boundaries, now.config_digest) != (",
+        new="if (before.digests, before.boundaries, before.config_digest) != (",
+    ),
+    Mutant(
+        name="broken-link-not-told",
+        what="A link that breaks tells nobody.",
+        path=f"{_CHAIN}/links.py",
+        old="            self._lost(known)\n",
+        new="            pass\n",
+    ),
+    # Recovery.
+    Mutant(
+        name="replay-in-other-shapes",
+        what="A sequence is recomputed in large chunks where it must be in its own.",
+        path=f"{_CHAIN}/recovery.py",
+        old="    if mode is Recovery.FAST:\n",
+        new="    if mode:\n",
+    ),
+    Mutant(
+        name="replay-of-shifted-shapes",
+        what="A sequence is recomputed from a later position in the shapes of its beginning.",
+        path=f"{_CHAIN}/recovery.py",
+        old="    else:\n        at = 0\n",
+        new="    else:\n        at = start\n        shapes = [*shapes, *[1] * start]\n",
+    ),
+    Mutant(
+        name="replay-too-early",
+        what="A replay begins with an id that the stages hold already.",
+        path=f"{_CHAIN}/recovery.py",
+        old="        at = num_kept\n",
+        new="        at = max(0, num_kept - 1)\n",
+    ),
+    Mutant(
+        name="replay-too-far",
+        what="A replay goes one position too far: the next step sends that id again.",
+        path=f"{_CHAIN}/stream.py",
+        old="return len(self.request.prompt) + self.num_generated - 1",
+        new="return len(self.request.prompt) + self.num_generated",
+    ),
+    Mutant(
+        name="replay-not-awaited",
+        what="The next step overtakes a replay, on another lane.",
+        path=f"{_CHAIN}/recovery.py",
+        old="        for future in waiting:\n            await future\n",
+        new="",
+    ),
+    Mutant(
+        name="recovers-on-the-old-path",
+        what="A stream is recovered on the links it had, though others have taken their place.",
+        path=f"{_CHAIN}/recovery.py",
+        old="        session.move_to(self._chain.choose_path(session.path))\n",
+        new="",
+    ),
+    Mutant(
+        name="inexact-not-told",
+        what="A stream that was recomputed in other shapes is said to be exact.",
+        path=f"{_CHAIN}/recovery.py",
+        old="stream.is_exact = False",
+        new="pass",
+    ),
+    Mutant(
+        name="likelihoods-doubled",
+        what="After a recovery the likelihoods of a prompt's chunks that are sent again stand twice.",
+        path=f"{_CHAIN}/recovery.py",
+        old="        del stream.prompt_logprobs[session.position :]\n",
+        new="",
+    ),
+    Mutant(
+        name="likelihoods-lost",
+        what="After a recovery the likelihoods are missing of chunks whose results were lost.",
+        path=f"{_CHAIN}/recovery.py",
+        old="if not stream.num_generated and stream.request.score:",
+        new="if False:",
+    ),
+    Mutant(
+        name="recovery-keeps-the-discard",
+        what="A recovered stream drops positions for drafts that recovery has dropped already.",
+        path=f"{_CHAIN}/stream.py",
+        old="        self._discard = 0\n        self.interruption = None\n",
+        new="        self.interruption = None\n",
+    ),
+    # Streams, drafts and microbatches.
+    Mutant(
+        name="growth-keeps-the-discard",
+        what="A stream in a larger session drops positions that were not copied.",
+        path=f"{_CHAIN}/stream.py",
+        old="        self._session = session\n        self._discard = 0\n",
+        new="        self._session = session\n",
+    ),
+    Mutant(
+        name="growth-copies-wrong-drafts",
+        what="A larger session begins with the wrong drafts of the full one.",
+        path=f"{_CHAIN}/growth.py",
+        old="full, context, kept = stream.session, stream.next_context, stream.kept_ids()",
+        new="full, context, kept = stream.session, stream.next_context, stream.session.position",
+    ),
+    Mutant(
+        name="growth-in-other-shapes",
+        what="An answer that outgrew its session is recomputed as after a failure.",
+        path=f"{_CHAIN}/growth.py",
+        old="mode=Recovery.EXACT",
+        new="mode=self._recoverer._settings.recovery",
+    ),
+    Mutant(
+        name="full-session-stays",
+        what="A session that was outgrown is not closed.",
+        path=f"{_CHAIN}/growth.py",
+        old="        stream.move_to(larger)\n        await full.close()\n        return larger\n",
+        new="        stream.move_to(larger)\n        return larger\n",
+    ),
+    Mutant(
+        name="full-session-stays-parked",
+        what="A session that made way for a larger one stays parked.",
+        path=f"{_CHAIN}/growth.py",
+        old="        finally:\n            await full.close()\n",
+        new="        finally:\n            pass\n",
+    ),
+    Mutant(
+        name="one-draft-too-many",
+        what="A stream sends one draft more than its session has room for.",
+        path=f"{_CHAIN}/stream.py",
+        old="min(session.context, self._rewind_limit) - kept) - 1\n",
+        new="min(session.context, self._rewind_limit) - kept)\n",
+    ),
+    Mutant(
+        name="wrong-draft-accepted",
+        what="One wrong draft is kept in the session.",
+        path=f"{_CHAIN}/stream.py",
+        old="self._discard = num_sent - len(row.tokens)",
+        new="self._discard = max(0, num_sent - len(row.tokens) - 1)",
+    ),
+    Mutant(
+        name="paused-for-ever",
+        what="A stream that paused for a slow reader does not go on once it has caught up.",
+        path=f"{_CHAIN}/stream.py",
+        old="                    self._drained()\n",
+        new="                    pass\n",
+    ),
+    Mutant(
+        name="paused-stream-not-ended",
+        what="A paused stream whose reader leaves is not ended.",
+        path=f"{_CHAIN}/stream.py",
+        old="        self._news.set()\n        self._drained()\n",
+        new="        self._news.set()\n",
+    ),
+    Mutant(
+        name="results-mixed-up",
+        what="Streams of a microbatch get each other's tokens.",
+        path=f"{_CHAIN}/microbatch.py",
+        old="zip(self.rows, results, strict=True)",
+        new="zip(self.rows, reversed(results), strict=True)",
+    ),
+    Mutant(
+        name="given-away-and-lost",
+        what="A microbatch gives a stream away that no other takes.",
+        path=f"{_CHAIN}/microbatches.py",
+        old="        target.join(stream)\n        return stream",
+        new="        return stream",
+    ),
+    Mutant(
+        name="given-away-and-kept",
+        what="A microbatch keeps a stream that it gave to another.",
+        path=f"{_CHAIN}/microbatch.py",
+        old="            self.rows.remove(given)\n",
+        new="            pass\n",
+    ),
+    # Admission, prompts and prefixes.
+    Mutant(
+        name="turn-kept-in-the-queue",
+        what="A request that was given up while it waited keeps its place in the queue.",
+        path=f"{_CHAIN}/admission_queue.py",
+        old="            if turn in queue:\n                queue.remove(turn)\n",
+        new="            pass\n",
+    ),
+    Mutant(
+        name="full-nodes-not-asked-again",
+        what="A head does not ask full nodes again, where other heads' sessions end.",
+        path=f"{_CHAIN}/admission.py",
+        old="if self._asking is None or self._asking.done():",
+        new="if False:",
+    ),
+    Mutant(
+        name="decode-overtakes-the-prompt",
+        what="A prompt's last id travels with other streams' steps before the stages hold the rest.",
+        path=f"{_CHAIN}/prefill.py",
+        old="while waiting:  # decode",
+        new="while False:  # decode",
+    ),
+    Mutant(
+        name="prefix-of-another-tenant",
+        what="A prompt begins with KV of another tenant.",
+        path=f"{_CHAIN}/prefixes.py",
+        old="if parked.tenant != tenant:",
+        new="if False:",
+    ),
+    Mutant(
+        name="prefix-of-a-whole-prompt",
+        what="A prompt is reused whole, its last id included, which then runs again.",
+        path=f"{_CHAIN}/prefixes.py",
+        old="best: Prefix | None = None\n        known = list(ids[:-1])",
+        new="best: Prefix | None = None\n        known = list(ids)",
+    ),
+    Mutant(
+        name="prefix-let-go-and-kept",
+        what="A parked session that a longer one replaces stays on the nodes.",
+        path=f"{_CHAIN}/prefixes.py",
+        old="        self.drop(session)\n        await session.close()\n",
+        new="        self.drop(session)\n",
+    ),
+    Mutant(
+        name="parked-loss-not-told",
+        what="The loss of a parked session is not told to those who would reuse it.",
+        path=f"{_CHAIN}/prefixes.py",
+        old="lost=lambda: self.drop(session)",
+        new="lost=lambda: None",
+    ),
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Look for seeds that find the mutants."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutants", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mutants to find; all if none is named")
+    parser.add_argument("--most", type=int, default=300, help="seeds to run for each (default: 300)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
+    parser.add_argument("--record", action="store_true", help="write the seeds that find them into this file")
+    parser.add_argument("--write", action="store_true", help="write the table of docs/reliability.md, and run nothing")
+    parser.add_argument("--check", action="store_true", help="say whether that table is as it would be written")
+    options = parser.parse_args(arguments)
+    if options.check:
+        is_written = DOCUMENT.read_text() == written(DOCUMENT.read_text())
+        print("the table of mutants is " + ("as written" if is_written else "stale: run this with --write"))
+        return 0 if is_written else 1
+    if options.write:
+        DOCUMENT.write_text(written(DOCUMENT.read_text()))
+        return 0
+    known = {mutant.name: mutant for mutant in MUTANTS}
+    if unknown := set(options.names) - known.keys():
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    mutants = [known[name] for name in options.names] or list(MUTANTS)
+    num_missed = 0
+    for mutant, seed, failures in hunt(mutants, lambda _: range(options.most), options.jobs):
+        if seed is None:
+            num_missed += 1
+            print(f"{mutant.name}: NOT FOUND in {options.most} seeds", flush=True)
+            continue
+        print(f"{mutant.name}: seed {seed}: {failures[0][:200]}", flush=True)
+        if options.record:
+            _record(mutant, seed)
+    print(f"{len(mutants) - num_missed} of {len(mutants)} mutants were found")
+    return 1 if num_missed else 0
+
+
+def _record(mutant: Mutant, seed: int) -> None:
+    """Write a seed into this file."""
+    file = Path(__file__)
+    entry = re.compile(
+        rf'(    Mutant\(\n        name="{mutant.name}",\n(?:        .*\n)*?)(        seed=\d+,\n)?(    \),\n)'
+    )
+    file.write_text(entry.sub(lambda match: f"{match[1]}        seed={seed},\n{match[3]}", file.read_text()))
+
+
+def table() -> str:
+    """The table of the document."""
+    lines = [f"| {mutant.what} | `{mutant.path}` | {mutant.seed + 1:,} |" for mutant in MUTANTS]
+    return "\n".join(["| defect | module | seeds until it is found |", "|---|---|---|", *lines])
+
+
+def written(text: str) -> str:
+    """A document with the table between its two marks as it is now."""
+    pattern = re.compile(f"{re.escape(_BEGIN)}.*{re.escape(_END)}", re.DOTALL)
+    assert pattern.search(text), "the document has no place for the table"
+    return pattern.sub(lambda _: f"{_BEGIN}\n\n{table()}\n\n{_END}", text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""What must hold while a run goes on: nobody waits for what never comes, and what is held is kept up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from shardhub.chain.session import ChainSession
+from shardhub.chain.status import Status
+from shardhub.chain.stream import Stream
+from tests.simulation.head import Head
+from tests.simulation.loop import HostState
+from tests.simulation.node import Node
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+# Virtual seconds without progress, though nothing is wrong, after which a stream is taken to wait for ever. A head
+# waits up to five seconds for sessions that are being parked; a node keeps room as long for a head that it refused.
+_STALLED_S = 12.0
+# Beyond these a line is slow.
+_SLOW_S, _SLOW_BYTES_PER_S = 0.03, 1e6
+
+
+class Upkeep:
+    """Looks again and again at what heads wait for, and at what nodes hold for them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._fine_since = world.loop.now
+        self._idle_since = world.loop.now
+        self._progress: dict[Stream, tuple[object, float]] = {}
+
+    def look(self) -> Iterator[str]:
+        """What is wrong now."""
+        now = self._world.loop.now
+        if not _all_is_fine(self._world):
+            self._fine_since = now
+        if not _is_idle(self._world):
+            self._idle_since = now
+        for head in self._world.heads:
+            if head.is_up and not head.has_ended and head.host.state is HostState.RUNNING:
+                yield from self._lost_steps(head)
+                yield from self._stalled(head, now)
+        for node in self._world.nodes:
+            yield from self._late_leases(node, now)
+
+    def _lost_steps(self, head: Head) -> Iterator[str]:
+        """Steps that are waited for though their path is broken."""
+        if head.scheduler is None:
+            return
+        chain = head.scheduler.chain
+        there = [place.link for place in chain.places if place.is_there]
+        for session in chain._sessions.values():
+            if session._pending and not all(link in there for link in session.path.links):
+                yield f"{head.name} waits for a step over a link that is lost"
+
+    def _stalled(self, head: Head, now: float) -> Iterator[str]:
+        """Streams that get nowhere though nothing is wrong and no node has anything to do."""
+        if head.scheduler is None:
+            return
+        quiet_since = max(self._fine_since, self._idle_since)
+        is_served = not head.scheduler.chain.paths.gaps
+        for stream in head.scheduler.streams:
+            session = stream._session
+            progress = stream.status, stream.num_generated, session.position if session else 0
+            before, since = self._progress.get(stream, (None, now))
+            if progress != before or not is_served:
+                self._progress[stream] = progress, now
+                continue
+            if stream.status is Status.WAITING and not _has_room(self._world):
+                self._progress[stream] = progress, now
+            elif not stream.is_done and now - max(since, quiet_since) > _STALLED_S:
+                yield f"a {stream.status.value} stream of {head.name} waits though nothing is wrong"
+
+    def _late_leases(self, node: Node, now: float) -> Iterator[str]:
+        """Leases that run out under a head that holds them: a third of each is left at any time, if it renews them."""
+        lease_s = self._world.scenario.lease_s
+        if node.engine is None or not node.is_up or now - self._fine_since < lease_s:
+            return
+        for key, entry in node.engine._sessions._entries.items():
+            left_s = entry.lease_ends - node.engine._clock.now()
+            if left_s < lease_s / 3 and (head := holder(self._world, key)) is not None:
+                yield f"{head.name} has not renewed the lease of a session on {node.name}"
+
+
+def holder(world: World, session: bytes) -> Head | None:
+    """The head that holds a session, if it runs."""
+    for head in world.heads:
+        if head.is_up and head.scheduler is not None and _is_held(head.scheduler.chain._sessions.get(session)):
+            return head
+    return None
+
+
+def _is_held(session: ChainSession | None) -> bool:
+    return session is not None and (session.is_open or session.is_parked)
+
+
+def _all_is_fine(world: World) -> bool:
+    """Whether all hosts run and hear each other, over lines that are fast."""
+    network = world.network
+    hosts = [one.host for one in (*world.nodes, *world.heads) if one.is_up]
+    return (
+        all(host.state is HostState.RUNNING for host in hosts)
+        and not any(
+            line.is_blocked or line.latency_s > _SLOW_S or line.bytes_per_s < _SLOW_BYTES_PER_S
+            for line in network._lines.values()
+        )
+        and not any(
+            network.silent_since(one, other) is not None
+            for call in network._calls
+            for one, other in (
+                (call.client.host, call.server.host),
+                (call.server.host, call.client.host),
+            )
+        )
+    )
+
+
+def _is_idle(world: World) -> bool:
+    """Whether no node has a step to run."""
+    engines = [node.engine for node in world.nodes if node.is_up and node.engine is not None]
+    engines += [link.engine for head, link in world.stand_ins if head.is_up]
+    return all(engine.busy_s == 0 and engine._compute.num_queued == 0 for engine in engines)
+
+
+def _has_room(world: World) -> bool:
+    """Whether nothing keeps a session out of any node."""
+    up = [node for node in world.nodes if node.is_up and node.engine is not None]
+    return all(
+        not node.engine.num_sessions and not node.is_draining and node.engine._sessions._kv_budget_bytes  # type: ignore[union-attr]
+        for node in up
+    )
