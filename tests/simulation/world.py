@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from shardhub.chain import stream
 from shardhub.chain.local_link import LocalLink
 from tests.simulation.head import Client, Head, whole_answer
+from tests.simulation.light import LightNode
 from tests.simulation.loop import Host, Stuck, VirtualLoop, current_host
 from tests.simulation.network import Network
 from tests.simulation.node import Node
@@ -114,7 +115,7 @@ class World:
         """Addresses of nodes, as a head is told them."""
         return list(self._addresses.values())
 
-    def node_started(self, node: Node) -> None:
+    def node_started(self, node: Node | LightNode) -> None:
         """A node has started: heads that follow names hear of its address."""
         self._addresses[node.index] = node.address
 
