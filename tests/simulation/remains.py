@@ -52,7 +52,7 @@ def reused_too_much(world: World, client: Client) -> str | None:
 
 
 def _parked(head: Head, scheduler: Scheduler) -> Iterator[str]:
-    parked = {key for key, session in scheduler.chain._sessions.items() if session.is_parked}
+    parked = {session.id for session in scheduler.chain._sessions.values() if session.is_parked}
     known = set(scheduler.prefixes._parked)
     if parked - known:
         yield f"{head.name} keeps {len(parked - known)} parked sessions that no prompt can reuse"
