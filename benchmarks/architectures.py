@@ -73,8 +73,8 @@ _REASONS = (
     (r"crosses with a size that differs", "what crosses differs in size"),
     (r"mlx-lm has no quantised form", "no quantised cache"),
     (r"Layers of other stages attend", "K and V shared across stages"),
-    (r"mlx-lm's forward does not take it: \[quantize\]", "its rows are no multiple of 32 here"),
-    (r"mlx-lm's forward does not take it", "upstream's forward does not take it"),
+    (r"mlx-lm's forward does not accept it: \[quantize\]", "its rows are no multiple of 32 here"),
+    (r"mlx-lm's forward does not accept it", "upstream's forward does not accept it"),
 )
 
 

@@ -25,7 +25,7 @@ _VARIABLE = "TMPDIR"
 
 
 def use_private_folder() -> Path:
-    """Have MLX keep compiled code where nobody else can write, whatever TMPDIR says.
+    """Have MLX keep compiled code where no other user can write, whatever TMPDIR says.
 
     Python's own temporary files stay where they were: `os.environ`, which MLX does not read, is left alone. Programs
     started without an explicit environment, such as the compiler, also keep theirs in the private folder.
@@ -46,7 +46,7 @@ def use_private_folder() -> Path:
 
 
 def private_folder(kept: Sequence[Path], temporary: Sequence[Path]) -> Path:
-    """A folder that nobody else can change or replace.
+    """A folder that no other user can change or replace.
 
     Args:
         kept: Parents for a folder that later processes reuse; it is made in the first that is safe.
@@ -79,7 +79,7 @@ def private_folder(kept: Sequence[Path], temporary: Sequence[Path]) -> Path:
             return folder
     raise AccessError(
         "No suitable folder was found for the code that MLX compiles.",
-        why=f"It must be writable, and nobody else may be able to change it. {'; '.join(reasons)}.",
+        why=f"It must be writable, and no other user may be able to change it. {'; '.join(reasons)}.",
         hint="Set SHARDHUB_CACHE to a folder that only you can write to.",
     )
 

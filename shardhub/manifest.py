@@ -427,7 +427,7 @@ class Parity(Document):
     @model_validator(mode="after")
     def _consistent(self) -> Parity:
         if (counted := sum(len(prompt.tokens) for prompt in self.prompts)) != self.num_tokens:
-            raise ValueError(f"num_tokens is {self.num_tokens}, the prompts have {counted}")
+            raise ValueError(f"num_tokens is {self.num_tokens}, but the prompts have {counted} tokens")
         for field in ("tokens_equal", "num_nan_steps"):
             if (value := getattr(self, field)) > self.num_tokens:
                 raise ValueError(f"{field} is {value} of {self.num_tokens}")

@@ -66,11 +66,11 @@ def assign_stages(
                 )
             served[index] = assigned
     missing = [index for index in range(len(manifest.stages)) if index not in served]
-    if nobody := [index for index in missing if index not in local]:
+    if unserved := [index for index in missing if index not in local]:
         num = len(manifest.stages)
         serve = "one node serves others" if len(nodes) == 1 else f"{len(nodes)} nodes serve others"
         raise RouteError(
-            f"No node serves stage {stages_text(manifest, nobody)}.",
+            f"No node serves stage {stages_text(manifest, unserved)}.",
             why=f"The pipeline has {num} stages; {serve}."
             if nodes
             else f"The pipeline has {num} stages, and no node serves any of them.",

@@ -88,8 +88,8 @@ async def roll_call(
             progress(f"waiting for {' and '.join(loading)} to load: {waited_s:.0f} s")
             await clock.sleep(_AGAIN_S)
             continue
-        if nobody := [index for index in missing if not is_here(index)]:
-            raise _nobody(manifest, nobody, len(described), absent)
+        if unserved := [index for index in missing if not is_here(index)]:
+            raise _unserved(manifest, unserved, len(described), absent)
         nodes = tuple((address, described[address]) for address in addresses if address in described)
         return RollCall(nodes=nodes, absent=absent)
 
@@ -100,8 +100,8 @@ async def _ask(manifest: Manifest, address: str, dialer: Dialer) -> Description:
     return description
 
 
-def _nobody(
-    manifest: Manifest, nobody: Sequence[int], num_nodes: int, absent: Mapping[str, ShardhubError]
+def _unserved(
+    manifest: Manifest, unserved: Sequence[int], num_nodes: int, absent: Mapping[str, ShardhubError]
 ) -> ShardhubError:
     """Why the chain cannot start: a node refuses, serves something else or does not answer, or a stage is missing."""
     for kind in (AccessError, HandshakeError):
@@ -113,7 +113,7 @@ def _nobody(
     why = "; ".join(f"{error.what} {error.why}".strip() for error in list(absent.values())[:_SHOWN])
     more = f"; {len(absent) - _SHOWN} more do not answer" if len(absent) > _SHOWN else ""
     return RouteError(
-        f"No node serves stage {stages_text(manifest, nobody)}.",
+        f"No node serves stage {stages_text(manifest, unserved)}.",
         why=f"{why}{more}" if why else f"Nodes of {num_nodes} of the {len(manifest.stages)} stages answer.",
         hint="Start a node for it with `shardhub serve`, and give the node's address with `node`.",
     )

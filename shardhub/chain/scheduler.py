@@ -200,7 +200,7 @@ class Scheduler:
                 self._prefilling.release()
 
     async def _end(self, stream: Stream, session: ChainSession | None, prefix: Prefix | None) -> None:
-        """Park the session of a request that ended well, free any other; then admit the next request."""
+        """Park the session of a request that ended normally, or free it otherwise; then admit the next request."""
         try:
             if session is None:
                 return

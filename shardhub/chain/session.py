@@ -258,7 +258,7 @@ class ChainSession:
         for waiting in pending.values():
             if not waiting.done():
                 waiting.set_exception(error)
-                waiting.exception()  # mark as retrieved, even if nobody awaits this chunk
+                waiting.exception()  # mark as retrieved, even if no task awaits this chunk
         if self.is_parked:
             self._chain.forget(self)
             self._lost()

@@ -150,7 +150,7 @@ class Steps:
                 allowed = await loop.run_in_executor(None, row.mask)
             except ShardhubError as error:
                 row.session.on_failure(sent.epoch, error)
-                allowed = _ANY_MASK  # nobody waits for this row's draw, but other rows of the step wait for the step
+                allowed = _ANY_MASK  # no caller waits for this row's draw, but other rows of the step wait for the step
             at = sent.position + step.length
             return Mask(session=sent.session, epoch=sent.epoch, position=at, allowed=allowed)
 

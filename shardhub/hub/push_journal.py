@@ -98,7 +98,7 @@ def scratch_folder(folder: Path, need_bytes: int) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the folders of dead runs, whose locks nobody holds."""
+    """Remove the folders of dead runs, whose locks are free."""
     for left in folder.glob(f"{_SCRATCH}*"):
         try:
             descriptor = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

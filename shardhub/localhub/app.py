@@ -22,7 +22,7 @@ from shardhub.localhub.routes import accounts, commit, duplicate, files, lfs, re
 
 log = logging.getLogger(__name__)
 
-# nginx's status for a client that went away; nobody receives it.
+# nginx's status for a client that closed the connection, which never receives it.
 _CLIENT_GONE = 499
 
 
@@ -43,7 +43,7 @@ def build_app(
             Refusal: answer_refusal,
             ShardhubError: answer_error,
             OSError: answer_system,
-            ClientDisconnect: _answer_nobody,
+            ClientDisconnect: _answer_gone,
         },
     )
     app.state.hub = hub
@@ -137,5 +137,5 @@ def _api_routes(repo: str) -> list[Route]:
     ]
 
 
-async def _answer_nobody(_: Request, __: Exception) -> Response:
+async def _answer_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=_CLIENT_GONE)

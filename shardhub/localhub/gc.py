@@ -25,7 +25,7 @@ class Collected:
 def collect_garbage(hub: LocalHub, *, min_age_s: float = MIN_AGE_S) -> Collected:
     """Delete unreachable commits, and blobs of no commit, if they are old enough.
 
-    This process holds the Hub, so nobody pushes meanwhile. Rows are deleted before files: a kill in between leaves
+    This process holds the Hub, so no push runs meanwhile. Rows are deleted before files: a kill in between leaves
     files without rows, which the next run deletes, and never rows without files.
 
     Args:

@@ -17,7 +17,7 @@ class Repo:
     Attributes:
         row: Its row number in the database, never reused.
         type: `model` or `dataset`.
-        gated: `auto`, `manual` or empty; stored and reported, but nobody is asked to accept terms.
+        gated: `auto`, `manual` or empty; stored and reported, but access is not restricted.
     """
 
     row: int

@@ -5,7 +5,7 @@ order, as huggingface_hub sends them, are hashed on arrival; the rest (after a r
 again at the end.
 
 There is one writer at a time: a newer one fences the older (a client that retries has given up the first try, though
-its bytes may still arrive), and finishing fences all, so that nobody can write into a file that has become a blob.
+its bytes may still arrive), and finishing fences all, so that no writer can change a file that has become a blob.
 """
 
 from __future__ import annotations

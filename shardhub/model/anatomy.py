@@ -1,4 +1,4 @@
-"""Examining upstream's forward by one lazy run: layers, cache slots, and what each layer hands on."""
+"""Examining upstream's forward by one lazy run: layers, cache slots, and what each layer passes on."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Anatomy:
     Attributes:
         num_layers: Decoder layers.
         slots: Cache slots that each layer receives, by layer.
-        trees: Structure of what each layer hands on, by layer.
-        leaves: Dtype and symbolic shape of each array or number handed on, by crossing name; None if no symbols
+        trees: Structure of what each layer passes on, by layer.
+        leaves: Dtype and symbolic shape of each array or number passed on, by crossing name; None if no symbols
             describe it. K and V that a layer hands its cache are included.
         seen: The value of each leaf in each chunk: a number, or a shape with None for the batch; None if it was absent.
         chunks: Lengths L of the chunks that show every branch, see `probing`.
@@ -81,7 +81,7 @@ def examine(blueprint: Blueprint, chunks: Sequence[int] | None = None) -> Anatom
             number the model's caches hold.
 
     Raises:
-        UnsupportedModel: The model has no layers, does not call each exactly once in order, or a layer hands on what
+        UnsupportedModel: The model has no layers, does not call each exactly once in order, or a layer passes on what
             cannot cross a cut.
     """
     model = blueprint.build()
@@ -165,7 +165,7 @@ def _not_in_order(blueprint: Blueprint, calls: list[int], num_layers: int) -> Un
 
 
 def _one_tree(index: int, records: list[taps.Record]) -> Any:
-    """The tree that describes what a layer hands on in all steps."""
+    """The tree that describes what a layer passes on in all steps."""
     tree = records[0].tree
     for other in records[1:]:
         try:

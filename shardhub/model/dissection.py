@@ -129,7 +129,7 @@ class Dissection:
         crossings = [self.anatomy.leaves[name] for cut in cuts for name in cut.crossings_out]
         if all(crossing is not None and crossing.shape for crossing in crossings):
             return prove_apart(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
-        # A value per sequence becomes one per row here, which only stages in one process hand on.
+        # A value per sequence becomes one per row here, which only stages in one process pass on.
         prove_chain(self.blueprint, self.anatomy, cuts, Scenario.MERGED)
         return [trace_chain(self.blueprint, self.anatomy, [cut], Scenario.MERGED).hash() for cut in cuts]
 

@@ -62,7 +62,7 @@ def release_unused() -> None:
 
 
 def settle() -> None:
-    """Have the allocator sort what a step freed, while nobody waits for this thread.
+    """Have the allocator sort what a step freed, while no caller waits for this thread.
 
     glibc does so at the next allocation that is not small. For the thousands of pieces that a step's graph leaves, this
     took 1.5 ms of the next step.
@@ -118,7 +118,7 @@ def quantized_kv_cost(stage: Stage, trial: Trial) -> Callable[[int], int]:
     try:
         return kv_cost(stage, trial)
     except Exception as error:  # upstream's forwards may raise anything
-        why = f"mlx-lm's forward does not take it: {str(error).partition(chr(10))[0][:200]}"
+        why = f"mlx-lm's forward does not accept it: {str(error).partition(chr(10))[0][:200]}"
         raise UnsupportedModel(refused, why=why, hint=_PLAIN) from error
 
 

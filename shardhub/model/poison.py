@@ -94,7 +94,7 @@ def parameter(spec: TensorSpec) -> mx.array:
 
 
 def leaf(name: str, crossing: Crossing | None, *, batch: int, length: int, total: int) -> Any:
-    """The stand-in for what a foreign layer hands on, if nothing came over the wire.
+    """The stand-in for what a foreign layer passes on, if nothing came over the wire.
 
     Args:
         name: Its crossing name.

@@ -349,7 +349,7 @@ class _Explorer:
 
 
 class _Layers:
-    """A tap that records the form of what each layer hands on."""
+    """A tap that records the form of what each layer passes on."""
 
     def __init__(self, audit: Audit) -> None:
         self._audit = audit

@@ -132,7 +132,7 @@ def _layer(name: str) -> int:
 
 
 class _Cutter:
-    """A tap that runs each layer, records its output, and hands on new inputs in its place.
+    """A tap that runs each layer, records its output, and passes on new inputs in its place.
 
     What a layer put into its cache is cut off too: afterwards the cache holds the replay of new K and V inputs.
     """

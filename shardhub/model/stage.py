@@ -73,7 +73,7 @@ class Stage:
         self.stop = stop
         self.crossings_in = frozenset(crossings_in)
         self.crossings_out = frozenset(crossings_out)
-        # Layers whose outputs leave the stage; all that they hand on is checked against the proof.
+        # Layers whose outputs leave the stage; all that they pass on is checked against the proof.
         self._guarded = {int(name.split(".")[1]) for name in crossings_out} - set(range(start))
         self._owned_slots = {slot for index in range(start, stop) for slot in anatomy.slots[index]}
         self._layer_slots = {slot for used in anatomy.slots for slot in used}
@@ -138,7 +138,7 @@ class Stage:
 
         Raises:
             WireError: `incoming` lacks a crossing.
-            ProofExceeded: A layer handed on something that the proof did not cover, or used what does not cross.
+            ProofExceeded: A layer passed on something that the proof did not cover, or used what does not cross.
         """
         if missing := {name for name in self.crossings_in - incoming.keys() if not self._may_be_left_out(name)}:
             raise WireError(f"Stage [{self.start}, {self.stop}) did not receive the crossing {min(missing)}.")
@@ -217,7 +217,7 @@ class Stage:
         return out
 
     def _guard(self, index: int, record: taps.Record) -> None:
-        """Check the form of what a layer hands on against the proof.
+        """Check the form of what a layer passes on against the proof.
 
         Raises:
             ProofExceeded: The proof did not cover this form.
@@ -259,7 +259,7 @@ class Stage:
 def _watched(
     anatomy: Anatomy, start: int, stop: int, shares: Mapping[int, tuple[str, ...]]
 ) -> dict[int, tuple[str, ...]]:
-    """Places, by layer, whose updates are recorded: those whose K and V cross, or appear in what a layer hands on."""
+    """Places, by layer, whose updates are recorded: those whose K and V cross, or appear in what a layer passes on."""
     known = {name for tree in anatomy.trees for name in taps.slots(tree)}
     watched = dict(shares)
     for layer in range(start, stop):

@@ -123,7 +123,7 @@ class Maybe:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a layer hands on: its output, and the dict arguments it may have changed.
+    """What a layer passes on: its output, and the dict arguments it may have changed.
 
     Attributes:
         tree: Nested tuples, lists, dicts and `Instance`s with `Slot`s and `Constant`s as leaves.
@@ -135,7 +135,7 @@ class Record:
 
 
 class Recorder:
-    """Flattens what layers hand on in one step of a forward.
+    """Flattens what layers pass on in one step of a forward.
 
     Arrays that a cache returned are recognised wherever they appear later, under their name in that cache.
     """
@@ -156,7 +156,7 @@ class Recorder:
         kwargs: Mapping[str, Any],
         updates: Mapping[str, Update] | None = None,
     ) -> Record:
-        """Flatten what layer `index` hands on.
+        """Flatten what layer `index` passes on.
 
         Args:
             index: The layer.
@@ -165,7 +165,7 @@ class Recorder:
             updates: What it handed its caches, by place.
 
         Raises:
-            UnsupportedModel: The layer hands on something that cannot be flattened.
+            UnsupportedModel: The layer passes on something that cannot be flattened.
         """
         leaves: dict[str, Leaf] = {}
         for place, update in (updates or {}).items():

@@ -1,7 +1,7 @@
 """Made-up inputs of a stage, for trial steps before real ones arrive.
 
 Floats are random. Values that steer the forward (numbers, integers, flags, and anything shared by all rows) are those
-that upstream's layers before the stage hand on: these layers run lazily, without weights, beside the stage.
+that upstream's layers before the stage pass on: these layers run lazily, without weights, beside the stage.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ class Authority:
         with self._locked():
             ledger = self.ledger()
             if not any(one.name == name for one in ledger.issued):
-                names = ", ".join(sorted({one.name for one in ledger.issued})) or "nobody"
+                names = ", ".join(sorted({one.name for one in ledger.issued})) or "no machine"
                 raise UsageError(
                     f"No certificate was issued to {name[:80]}.", why=f"Certificates were issued to: {names}."
                 )

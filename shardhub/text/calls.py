@@ -72,7 +72,7 @@ def named_ids(messages: Sequence[Message]) -> list[Message]:
 
 
 def paired(messages: Sequence[Message]) -> list[Message]:
-    """Move each call's result right behind it, in the order of the calls.
+    """Move each call's result directly after it, in the order of the calls.
 
     A result without a call becomes a user message; a call without a result gets `NO_RESULT`.
     """

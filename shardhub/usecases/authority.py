@@ -260,7 +260,7 @@ class ServedAuthority:
 
 @contextmanager
 def serve_authority(authority: Path | None = None) -> Iterator[ServedAuthority]:
-    """Answer machines that renew and that ask what was revoked, while the block runs; nobody can join here.
+    """Answer machines that renew and that ask what was revoked, while the block runs; no machine can join here.
 
     Args:
         authority: Folder of the authority; None takes this user's.

@@ -32,7 +32,7 @@ def join(line: str, folder: Path | None = None) -> Joined:
     Raises:
         UsageError: The line is not an invitation.
         CertificateRefused: The authority is not the one the line names, or does not accept it.
-        NodeUnreachable: Nobody answers.
+        NodeUnreachable: The authority does not answer.
         IdentityError: The folder is another cluster's, or cannot be written.
     """
     return asyncio.run(joining.join(parse_invite(line), folder or default_folder()))
@@ -46,7 +46,7 @@ def renew(folder: Path | None = None, *, on_renewed: Callable[[Peer], None] = la
         on_renewed: Told of each as it is renewed.
 
     Raises:
-        UsageError: There is no certificate, or nobody renews it.
+        UsageError: There is no certificate, or no authority can renew it.
         CertificateRefused, NodeUnreachable, IdentityError: As `join`.
     """
     place = folder or default_folder()

@@ -45,7 +45,7 @@ class Watcher(Protocol):
         """Show progress; called a few times a second."""
 
     def ask(self, question: str) -> bool | None:
-        """Ask a question; None if nobody can answer, which the use case takes as a no or an error."""
+        """Ask a question; None if it cannot be answered, which the use case takes as a no or an error."""
 
 
 class Silent:
@@ -61,7 +61,7 @@ class Silent:
         """Do nothing."""
 
     def ask(self, question: str) -> bool | None:
-        """Return None: nobody can answer."""
+        """Return None: the question cannot be answered."""
         return None
 
 

@@ -13,7 +13,7 @@ from shardhub.errors import ChainError, NodeLost, NodeUnreachable, ShardhubError
 ERROR_KEY = "shardhub-error"
 _MAX_TEXT = 1000
 # Hint for an address where nothing answers.
-NOBODY_HINT = (
+NO_NODE_HINT = (
     "Check the address, and that `shardhub serve` runs there. Without `host` it listens on 127.0.0.1, which only its "
     "own machine can reach."
 )
@@ -71,7 +71,7 @@ def from_rpc(error: grpc.RpcError, *, peer: str, doing: str) -> ShardhubError:
         return NodeUnreachable(
             f"No node answers at {peer}.",
             why=f"Tried to {doing}: {network_words(details)}.",
-            hint=NOBODY_HINT,
+            hint=NO_NODE_HINT,
         )
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return StepTimeout(

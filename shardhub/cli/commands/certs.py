@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shardhub.usecases.authority import CertificateFolders
     from shardhub.usecases.membership import Certificates, OwnAuthority, OwnCertificate
 
-# Exit code of an invitation that nobody used.
+# Exit code of an invitation that was not used.
 _NOBODY_CAME = 1
 # An invitation is shorter.
 _MAX_LINE = 1024
