@@ -314,15 +314,15 @@ class Head:
         with TextStream(self.scheduler, request, self.tokenizer.detokenizer()) as stream:
             async for decoded in stream:
                 _note_time(timing, stream, self.chain.clock.now())
-                text = matcher.feed(decoded.text) if matcher.found is None else ""
+                text = matcher.feed(decoded.text) if matcher.stop is None else ""
                 if decoded.token is not None:
-                    if matcher.found is not None:
+                    if matcher.stop is not None:
                         stream.end()
                     yield Piece(text=text, token=decoded.token.id)
                     continue
-                if matcher.found is None:
+                if matcher.stop is None:
                     text += matcher.finish()
-                yield Piece(text=text, finish=stream.finish if matcher.found is None else "stop")
+                yield Piece(text=text, finish=stream.finish if matcher.stop is None else "stop")
 
 
 def _note_time(timing: Timing, answer: TextStream, now: float) -> None:
@@ -361,15 +361,15 @@ async def _load_local(
     )
 
 
-def _check_shard(found: str, expected: str, folder: Path) -> None:
+def _check_shard(actual: str, expected: str, folder: Path) -> None:
     """Check that a shard folder is the one the manifest names.
 
     Raises:
         DigestMismatch: It holds another stage.
     """
-    if found != expected:
+    if actual != expected:
         raise DigestMismatch(
-            f"{folder} is not the shard the manifest names.",
-            why=f"Its stage digest is {found[:16]}..., the manifest says {expected[:16]}....",
-            hint="Split the model again, or get the pipeline and its shards from one publisher.",
+            f"{folder} is not the shard that the manifest names.",
+            why=f"Its stage digest is {actual[:16]}..., but the manifest says {expected[:16]}....",
+            hint="Split the model again, or download the pipeline and its shards from one publisher.",
         )

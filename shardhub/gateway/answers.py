@@ -97,7 +97,7 @@ class Answer:
     @property
     def stop(self) -> str | None:
         """The stop string that ended the answer, or None."""
-        return self._matcher.found
+        return self._matcher.stop
 
     def cancel(self) -> None:
         """Abandon the answer: it takes no further step."""
@@ -111,14 +111,14 @@ class Answer:
                     rest = decoded.text
                     continue
                 deltas = self._take(decoded.token, decoded.text)
-                if self._matcher.found is not None or self._is_full:
+                if self._matcher.stop is not None or self._is_full:
                     self._text.end()
                 for delta in deltas:
                     yield delta
         self.finish = self._text.finish
         last = self._end(rest)
-        if self.ask.keeps_stop and self._matcher.found is not None:
-            last.say(self._matcher.found)
+        if self.ask.keeps_stop and self._matcher.stop is not None:
+            last.say(self._matcher.stop)
         if self._num_calls and self.finish == "stop":
             self.finish = "tool_calls"
         for delta in last:
@@ -135,12 +135,12 @@ class Answer:
     def _end(self, rest: str) -> Deltas:
         segmenter = self.ask.segmenter
         deltas = Deltas()
-        if self._matcher.found is None:
+        if self._matcher.stop is None:
             self._add(deltas, _plain(rest) if segmenter is None else segmenter.feed(rest))
             if segmenter is not None:
                 self._add(deltas, segmenter.finish(is_whole=self.finish == "stop"))
             self._show(deltas, self._matcher.finish())
-        if self._matcher.found is not None:
+        if self._matcher.stop is not None:
             self.finish = "stop"
         else:
             if self.finish == "stop":
@@ -155,7 +155,7 @@ class Answer:
     def _add(self, deltas: Deltas, segments: Sequence[Segment]) -> None:
         """Process segments of the model's output, up to a stop string."""
         for segment in segments:
-            if self._matcher.found is not None or self._is_full:
+            if self._matcher.stop is not None or self._is_full:
                 return
             is_shown = segment.kind in ("text", "call") and not segment.hidden
             if self._last is not None and (segment.kind != self._last.kind or segment.begins):
@@ -245,7 +245,7 @@ class Answer:
     def _end_calls(self, deltas: Deltas) -> None:
         """End the calls at the end of the answer."""
         if self._calls is not None:
-            is_cut = self.finish == "length" or self._matcher.found is not None
+            is_cut = self.finish == "length" or self._matcher.stop is not None
             self._take_calls(deltas, self._calls.finish(cut=is_cut))
         if not self._call_text:
             return

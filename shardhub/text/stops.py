@@ -21,7 +21,7 @@ class StopMatcher:
         stops: At most `MAX_STOPS` strings of 1 to `MAX_STOP_CHARS` characters.
 
     Attributes:
-        found: The stop string that was found, or None.
+        stop: The stop string that was found, or None.
 
     Raises:
         PromptError: There are too many stops, or one is empty or too long.
@@ -38,7 +38,7 @@ class StopMatcher:
                     "A stop string is empty." if not stop else f"A stop string is too long: {stop[:20]!r}...",
                     why=f"It has {len(stop)} characters instead of 1 to {MAX_STOP_CHARS}.",
                 )
-        self.found: str | None = None
+        self.stop: str | None = None
         self._stops = tuple(dict.fromkeys(stops))
         self._borders = [_borders(stop) for stop in self._stops]
         # For each stop, how many of its first characters match the end of the text.
@@ -47,13 +47,13 @@ class StopMatcher:
 
     def feed(self, piece: str) -> str:
         """Take the next piece of text and return what may be shown now; nothing once a stop was found."""
-        if self.found is not None:
+        if self.stop is not None:
             return ""
         text = self._held + piece
         for end, char in enumerate(piece, start=len(self._held) + 1):
             complete = self._advance(char)
             if complete is not None:
-                self.found, self._held = complete, ""
+                self.stop, self._held = complete, ""
                 return text[: end - len(complete)]
         certain = len(text) - max(self._matched, default=0)
         self._held = text[certain:]

@@ -93,7 +93,7 @@ class OpenGateway(Block[RunningGateway]):
         settings, watcher = self._settings, self._watcher
         check_host(settings)
         if settings.insecure_lan and not settings.keys:
-            watcher.note("warning: `insecure_lan` without a key: everyone who reaches this port can use the model")
+            watcher.note("warning: `insecure_lan` without a key: anyone who reaches this port can use the model")
         stack.enter_context(awake(allow_sleep=self._allow_sleep, watcher=watcher))
         listener = stack.enter_context(listening(settings))
         loop = stack.enter_context(LoopThread())
@@ -125,7 +125,7 @@ class OpenGateway(Block[RunningGateway]):
         Raises:
             ChainError: No nodes are named, or may be later, and a stage has no server.
         """
-        waiting, said = Waiting(), ""
+        waiting, reported = Waiting(), ""
         loop.wait(waiting.start(listener))
         try:
             while True:
@@ -135,9 +135,9 @@ class OpenGateway(Block[RunningGateway]):
                     if not starting.names_nodes:
                         raise
                     waiting.wait_for(error)
-                if waiting.reason != said:
-                    said = waiting.reason
-                    self._watcher.note(f"waiting, and answering 503: {said}")
+                if waiting.reason != reported:
+                    reported = waiting.reason
+                    self._watcher.note(f"waiting for the chain, answering 503: {reported}")
                 time.sleep(_BETWEEN_STARTS_S)
         finally:
             loop.wait(waiting.stop())

@@ -159,5 +159,5 @@ def test_levels_are_read() -> None:
     assert parse_levels("1, 2,16") == (1, 2, 16)
     assert parse_levels(None) == ()
     for text in ("", "0", "1,,2", "-1", "1.5"):
-        with pytest.raises(UsageError, match="no list of numbers"):
+        with pytest.raises(UsageError, match="not a list of numbers"):
             parse_levels(text)

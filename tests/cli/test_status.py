@@ -153,10 +153,10 @@ def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> N
 
 
 def test_status_without_nodes_says_what_is_missing(pipeline, shown) -> None:
-    """Every stage is a row that nobody serves."""
+    """Every stage is a row without a node."""
     code, printed = shown(pipeline, [], as_json=False)
     assert code == 5
-    assert printed.count("nobody serves it") == 3
+    assert printed.count("no node serves it") == 3
 
 
 def test_status_of_another_pipelines_node(pipeline, served, shown, tmp_path) -> None:

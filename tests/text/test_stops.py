@@ -29,7 +29,7 @@ def test_matcher_equals_a_search_of_the_whole_text(stops: list[str], pieces: lis
     """What is shown, and which stop is found, is what a search of the whole text gives."""
     matcher = StopMatcher(stops)
     shown = "".join(matcher.feed(piece) for piece in pieces) + matcher.finish()
-    assert (shown, matcher.found) == first_stop("".join(pieces), stops)
+    assert (shown, matcher.stop) == first_stop("".join(pieces), stops)
 
 
 @given(STOPS, PIECES)
@@ -39,7 +39,7 @@ def test_matcher_holds_back_only_what_may_become_a_stop(stops: list[str], pieces
     for piece in pieces:
         shown += matcher.feed(piece)
         fed += piece
-        if matcher.found is not None:
+        if matcher.stop is not None:
             return
         possible = [fed[i:] for i in range(len(fed)) if any(stop.startswith(fed[i:]) for stop in stops)]
         assert shown == fed.removesuffix(possible[0] if possible else "")
@@ -50,7 +50,7 @@ def test_matcher_shows_nothing_after_a_stop(stops: list[str], text: str) -> None
     """Text that comes after a stop was found is dropped."""
     matcher = StopMatcher([*stops, "END"])
     before = matcher.feed(f"{text}END")
-    assert matcher.found is not None
+    assert matcher.stop is not None
     assert matcher.feed("more") + matcher.finish() == ""
     assert text.startswith(before)
 

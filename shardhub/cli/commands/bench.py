@@ -24,7 +24,10 @@ class BenchFlags:
 
     concurrency: Annotated[
         str | None,
-        typer.Option(help="Levels of concurrent requests; 1,2,4,... up to what the nodes take.", metavar="N,N,..."),
+        typer.Option(
+            help="Levels of concurrent requests; by default 1, 2, 4 and so on up to what the nodes allow.",
+            metavar="N,N,...",
+        ),
     ] = None
     prompt_tokens: Annotated[int, typer.Option(help="Ids of a prompt.", min=1)] = 128
     tokens: Annotated[int, typer.Option(help="Tokens of an answer.", min=2)] = 64
@@ -67,7 +70,7 @@ def bench(pipeline: PipelineFlags, measured: BenchFlags, nodes: NodeFlags, local
         print(json.dumps(report.record()))
     if measured.plot is not None and may_plot:
         plot_levels([asdict(level) for level in report.levels], measured.plot, title=_title(report))
-        note(f"drawn: {measured.plot}")
+        note(f"plot written to {measured.plot}")
     return 0
 
 
@@ -81,7 +84,7 @@ def parse_levels(text: str | None) -> tuple[int, ...]:
         return ()
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--concurrency {text} is no list of numbers.", hint="Write it like 1,2,4,8.")
+        raise UsageError(f"--concurrency {text} is not a list of numbers.", hint="Write it like 1,2,4,8.")
     return tuple(int(part) for part in parts)
 
 

@@ -89,7 +89,9 @@ class AnswerFlags:
     strict_content: Annotated[
         bool, typer.Option("--strict-content", help="Refuse images and other non-text parts.")
     ] = False
-    shutdown_timeout: Annotated[float, typer.Option(help="Seconds a drain waits for answers.", min=0)] = 30.0
+    shutdown_timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for answers to end when the gateway is stopped.", min=0)
+    ] = 30.0
     allow_sleep: AllowSleep = False
 
 
@@ -137,7 +139,7 @@ def gateway(
         insecure_flag="`insecure_nodes`",
     )
     if showing.demo and (head.pipeline or head.nodes):
-        raise UsageError("--demo brings a pipeline and nodes of its own.", hint="Give either, not both.")
+        raise UsageError("--demo starts its own pipeline and nodes.", hint="Give either --demo or a pipeline.")
     settings = GatewaySettings(
         host=clients.host,
         port=clients.port,
@@ -191,6 +193,6 @@ def _serve(head: HeadSettings, *, settings: GatewaySettings, allow_sleep: bool, 
         else:
             announce(f"{facts.model_name}: {facts.url}/v1")
             key = ", with a key as the password," if facts.num_keys else ""
-            note(f"open {facts.url}/ in a browser{key} to chat and to watch the chain; Ctrl+C ends it")
+            note(f"open {facts.url}/ in a browser{key} to chat and to watch the chain; Ctrl+C stops the gateway")
         running.wait()
     return _CUT_SHORT if running.was_cut_short else 0

@@ -35,8 +35,8 @@ _PIPE_WIDTH = 400
 _LOADING = "loading"
 
 _LEGEND = (
-    "sessions: running+parked/most; KV: promised/budget; queue: steps that wait; rows: sessions in a decode step; "
-    "compute, wait: of one"
+    "sessions: running+parked/limit; KV: reserved/budget; queue: waiting steps; rows: sessions per decode step; "
+    "compute, wait: time per step"
 )
 
 _SHOWN_FACTS = ("shardhub", "mlx", "mlx_lm", "python", "os", "cpu", "blas", "backend")
@@ -116,7 +116,7 @@ def render(seen: ChainStatus) -> Group:
         table.add_row(*map(Text, row), style="bold" if index == seen.slowest else "red" if node.reading.error else "")
     for index in seen.nobody:
         stage = seen.manifest.stages[index]
-        cells = [str(index), f"{stage.start}-{stage.stop - 1}", "-", "nobody serves it"]
+        cells = [str(index), f"{stage.start}-{stage.stop - 1}", "-", "no node serves it"]
         table.add_row(*cells, style="red")
     lines: list[Any] = [table, Text(_LEGEND, style="dim"), Text(""), Text(seen.limit)]
     if seen.problem is not None and (hint := _hint(seen, seen.problem)):
@@ -210,9 +210,9 @@ def _alone(seen: ChainStatus) -> str | None:
     if seen.alone_s is None or not seen.chain_s:
         return None
     return (
-        f"One such machine alone, had it room, would take about {seen.alone_s * 1000:.1f} ms a decode step, the "
-        f"stages' sum; this chain, kept busy, {seen.chain_s * 1000:.1f} ms, its slowest stage: "
-        f"{seen.alone_s / seen.chain_s:.1f} times as many tokens in all, none of them sooner."
+        f"One such machine alone, if it had enough memory, would take about {seen.alone_s * 1000:.1f} ms a decode "
+        f"step (the sum of the stages); this chain, kept busy, takes {seen.chain_s * 1000:.1f} ms (its slowest "
+        f"stage): {seen.alone_s / seen.chain_s:.1f} times as many tokens in all, but no token sooner."
     )
 
 
@@ -221,7 +221,7 @@ def _slept(load: Mapping[str, float]) -> str:
     if not load.get("slept_s"):
         return ""
     ago_s = max(0.0, time.time() - load["slept_at"])
-    return f"its machine slept for {load['slept_s']:.0f} s, {ago_s / 60:.0f} min ago"
+    return f"its machine was asleep for {load['slept_s']:.0f} s, {ago_s / 60:.0f} min ago"
 
 
 def _node_record(node: NodeStatus, *, is_slowest: bool) -> dict[str, Any]:
