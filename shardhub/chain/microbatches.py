@@ -52,7 +52,8 @@ class Microbatches:
             same.stop()
 
     def _fitting(self, stream: Stream) -> Microbatch | None:
-        """The smallest microbatch that a stream fits into; None while stages could stay idle."""
+        """The smallest microbatch that a stream fits into; None if a new one should be made, so that no stage stays "
+        "idle."""
         same = self._by_path.get(stream.session.path)
         if same is None or len(same) < self._number or stream.request.drafter is not None:
             return None

@@ -30,7 +30,7 @@ class ChainObserver:
         """A step of `num_ids` ids took these times on the stages."""
 
     def went_round(self, lane: Lane, num_rows: int, seconds: float) -> None:
-        """A step came round."""
+        """A step has passed through all stages."""
 
     def slept(self, seconds: float) -> None:
         """This machine slept for `seconds`."""

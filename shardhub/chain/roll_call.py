@@ -1,4 +1,4 @@
-"""The roll call: which named nodes a chain starts with, namely those that answer, once they serve every stage."""
+"""The roll call: finds which of the given nodes answer, and waits until those that load can complete the chain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals of a command that serves until one comes."""
+"""Signals that end a command that serves until it is told to stop."""
 
 from __future__ import annotations
 

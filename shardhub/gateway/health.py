@@ -40,7 +40,7 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ok", "model": service.model_names[0], "answers": service.admission.num})
 
 
-@router.get("/health", summary="Whether requests are answered (same as /readyz)")
+@router.get("/health", summary="Whether requests are answered (same as /health/ready)")
 async def health(request: Request) -> JSONResponse:
     """The same as /health/ready."""
     return await ready(request)

@@ -39,7 +39,7 @@ _COMPILING = Program(
 # llguidance's messages in words for the author of the schema.
 _REASONS = (
     ("NoExtensionBias", "no answer can fit: the schema refers to itself without end, or its parts exclude each other"),
-    ("not JSON serializable", "a number in the schema is beyond 64 bits"),
+    ("not JSON serializable", "a number in the schema does not fit in 64 bits"),
     ("recursion limit", "the schema nests too deeply"),
     ("maximum recursion depth", "the schema nests too deeply"),
     ("oneOf constraints", "the options of a oneOf must exclude each other in type or in a constant; use anyOf"),

@@ -245,7 +245,8 @@ def random_prompts(rng: np.random.Generator, *, num_prompts: int, length: int, v
 
 
 def default_levels(head: Head) -> list[int]:
-    """Levels 1, 2, 4 and so on, up to what keeps every stage busy with full steps and all nodes can hold."""
+    """Levels 1, 2, 4 and so on, up to the number of requests that keeps every stage busy, as far as nodes can hold "
+    "them."""
     most = head.capacity.busy_rows
     return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
 

@@ -177,7 +177,7 @@ def test_live_chain_chooses_the_record_s_tokens(made: Path, served: list[str]) -
     result = shardhub("verify", made / "m-pipeline", "--run", *served)
     assert result.exit_code == 0, result.stderr
     assert "the same tokens are promised" in result.stdout
-    assert "64 of 64 tokens are the record's" in result.stdout.splitlines()
+    assert "64 of 64 tokens equal the record's" in result.stdout.splitlines()
     said = json.loads(shardhub("verify", made / "m-pipeline", "--run", *served, "--json").stdout)
     assert (said["tokens_equal"], said["first_difference"], len(said["nodes"])) == (64, None, 2)
 
@@ -191,7 +191,7 @@ def test_live_chain_that_differs_is_told(out: Path, served: list[str]) -> None:
     replace_record(out, record.model_copy(update={"prompts": (record.prompts[0], changed)}))
     result = shardhub("verify", out / "m-pipeline", "--run", *served)
     assert result.exit_code == 3, result.stdout + result.stderr
-    assert "63 of 64 tokens are the record's" in result.stdout
+    assert "63 of 64 tokens equal the record's" in result.stdout
     expected = f"prompt 1, token {len(tokens) - 1}: the record has {other}, the chain chose {tokens[-1]}"
     assert result.stdout.splitlines()[-1] == f"first difference: {expected}"
 
@@ -208,7 +208,7 @@ def test_other_class_reports_agreement_only(out: Path, served: list[str]) -> Non
     assert result.exit_code == 0, result.stderr
     assert "the same tokens are likely but not promised" in result.stdout
     assert "first difference: prompt 0, token 0" in result.stdout
-    assert "how far the machines agree" in result.stderr
+    assert "how far these machines agree" in result.stderr
 
 
 def test_stages_run_here_where_nobody_serves(made: Path) -> None:
