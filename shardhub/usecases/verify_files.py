@@ -235,7 +235,7 @@ def _check_documents(index: int, folder: Path, target: Target, report: Report) -
         if (stage.start, stage.stop, stage.num_layers, stage.size_bytes, stage.config_digest) != promised:
             raise FormatError(
                 f"{folder / STAGE_FILE} and the manifest disagree.",
-                why=f"It states layers [{stage.start}, {stage.stop}) of {stage.num_layers} and {stage.size_bytes} "
+                why=f"It says layers [{stage.start}, {stage.stop}) of {stage.num_layers} and {stage.size_bytes} "
                 f"bytes, and the manifest [{entry.start}, {entry.stop}) of {manifest.num_layers} and "
                 f"{entry.size_bytes}.",
             )
@@ -255,7 +255,7 @@ def _check_index(path: Path, shard: Shard) -> None:
         wrong = sorted(name for name in expected if not isinstance(listed, dict) or listed.get(name) != expected[name])
         raise FormatError(
             f"{path} is not the index of this shard's weight files.",
-            why=f"According to {STAGE_FILE}, {wrong[0]!r} is in {expected[wrong[0]]}."
+            why=f"{STAGE_FILE} says that {wrong[0]!r} is in {expected[wrong[0]]}."
             if wrong
             else "It names tensors that the shard does not have.",
         )
@@ -308,7 +308,7 @@ def _check_graph(target: Target, shards: dict[int, Shard], report: Report) -> No
         what = f"stage {index}: {PROOF_FILE}"
         if not graph.agrees:
             wrong = next(pair for pair in zip(graph.published, graph.hashes, strict=True) if pair[0] != pair[1])
-            why = f"It states {wrong[0][:16]}..., but tracing here gives {wrong[1][:16]}..."
+            why = f"It says {wrong[0][:16]}..., but tracing here gives {wrong[1][:16]}..."
             report.add(what, MISMATCH, why)
         elif graph.is_comparable:
             report.add(what, OK, f"graph hash {graph.hashes[0][:16]}... confirmed")
