@@ -133,7 +133,7 @@ def test_full_stage_limits_before_a_slow_one(manifest, read) -> None:
     calm = [read(0), read(2)]
     full = chain_status(manifest, [*calm, read(1, sessions=4.0)])
     assert full.limit.startswith("Stage 1 at node1:1 has all its 4 sessions in use")
-    assert "KV memory" in chain_status(manifest, [*calm, read(1, kv_reserved_bytes=990.0)]).limit
+    assert "KV cache" in chain_status(manifest, [*calm, read(1, kv_reserved_bytes=990.0)]).limit
     parked = chain_status(manifest, [*calm, read(1, kv_reserved_bytes=990.0, kv_parked_bytes=900.0)])
     assert parked.limit == "Not every stage has decoded anything yet."
 
@@ -145,7 +145,7 @@ def test_nobody_and_unreachable_are_told(manifest, read) -> None:
     assert [node.reading.address for node in status.nodes] == ["node0:1", "node2:1", "a:1"]
     assert status.nobody == (1,)
     assert isinstance(status.problem, RouteError)
-    assert status.limit.startswith("The chain cannot run: Nobody serves stage 1")
+    assert status.limit.startswith("The chain cannot run: No node serves stage 1")
     assert status.slowest is status.alone_s is status.chain_s is None
 
 
