@@ -365,7 +365,7 @@ def test_route_says_what_is_missing_and_what_is_there_twice(models, served) -> N
 
     async def run():
         described = [(address, await served.dialer.describe(address)) for address in served.addresses]
-        with pytest.raises(RouteError, match=r"Nobody serves stage 3 \(layers 4 to 5\)"):
+        with pytest.raises(RouteError, match=r"No node serves stage 3 \(layers 4 to 5\)"):
             assign_stages(pipeline.manifest, described[:2])
         with pytest.raises(RouteError, match="the same node"):
             assign_stages(pipeline.manifest, [*described, ("other:1", described[1][1])])
