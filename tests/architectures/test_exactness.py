@@ -68,7 +68,7 @@ def test_configuration_is_of_the_module_it_is_named_for(module) -> None:
 @pytest.mark.parametrize("module", LOOPED)
 def test_looped_model_is_refused_with_the_reason(module) -> None:
     """A model that runs its layers twice is no chain of stages, and the error says so."""
-    with pytest.raises(UnsupportedModel, match="not each run exactly once in order") as refused:
+    with pytest.raises(UnsupportedModel, match="does not run each layer exactly once, in order") as refused:
         Specimen(CONFIGS[module])
     assert module in refused.value.what
     assert refused.value.why

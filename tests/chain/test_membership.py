@@ -86,12 +86,12 @@ def test_nodes_that_help_nobody_are_refused(pipeline, served, tmp_path) -> None:
             membership = Membership(pipeline.manifest, scheduler, dialer=served.dialer)
             with pytest.raises(HandshakeError, match="another pipeline"):
                 await membership.join(stranger.address)
-            with pytest.raises(HandshakeError, match="less than the chain has promised"):
+            with pytest.raises(HandshakeError, match="less than the chain uses"):
                 await membership.join(short)
             with pytest.raises(ChainError):
                 await membership.join(DEAD)
             link = served.dialer.link(short, await served.dialer.describe(short))
-            with pytest.raises(HandshakeError, match="less than the chain has promised"):
+            with pytest.raises(HandshakeError, match="less than the chain uses"):
                 await scheduler.chain.replace(scheduler.chain.places[0], link)
             assert len(scheduler.chain.links) == 2
 

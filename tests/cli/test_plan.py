@@ -113,7 +113,7 @@ def refused(folder: Path, *texts: str) -> None:
     assert result.exit_code == 1, result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout.splitlines()[0].split()[:2] == ["stage", "layers"]
-    assert "not proven, so that it would not be split" in result.stdout.splitlines()[-1]
+    assert "not proven, so it would not be split" in result.stdout.splitlines()[-1]
     for text in texts:
         assert text in result.stderr, result.stderr
     as_json = shardhub("plan", folder, "--stages", 2, "--json")

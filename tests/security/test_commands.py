@@ -207,7 +207,7 @@ def test_a_certificate_that_is_kept_is_for_other_machines(home, tmp_path, monkey
     assert head_security(None, insecure_lan=False).trust is None
     listener = Listener()
     assert head_security(None, insecure_lan=True, watcher=listener).insecure_lan
-    assert "everyone on the way" in listener.notes[0]
+    assert "anyone on the network path" in listener.notes[0]
 
 
 def test_files_beside_a_signed_manifest_change_nothing(home, pipeline, tmp_path):

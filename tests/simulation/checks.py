@@ -60,7 +60,7 @@ class Watch:
                     self._fail(f"{node.name} holds a session {now - entry.lease_ends:.1f} s after its lease")
             budget = engine.kv_budget_bytes
             if engine.reserved_bytes > budget:
-                self._fail(f"{node.name} has promised {engine.reserved_bytes} bytes of KV of {budget}")
+                self._fail(f"{node.name} has reserved {engine.reserved_bytes} bytes of KV of {budget}")
             if len(engine._sessions) > engine.limits.max_sessions:
                 self._fail(f"{node.name} holds {len(engine._sessions)} sessions of {engine.limits.max_sessions}")
         world.later(_LOOK_S, self._look)

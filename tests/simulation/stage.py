@@ -269,7 +269,7 @@ class Processor:
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise Overloaded("The node is going away.", hint="Try another node.")
+            raise Overloaded("The node is shutting down.", hint="Try another node.")
 
     def _tick(self) -> None:
         if not self._is_closed:
@@ -324,4 +324,4 @@ class Processor:
 
 def broken() -> NodeFailure:
     """What a step that a fault breaks ends with."""
-    return NodeFailure("A stage broke while it ran a step.", why="A fault of the simulation.")
+    return NodeFailure("A stage failed while it ran a step.", why="A fault of the simulation.")

@@ -30,7 +30,7 @@ def test_addresses_in_one_option_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "It has no line `nodes = [...]`."),
+        ("", "It does not contain a line `nodes = [...]`."),
         ('nodes = "studio"', "`nodes` is not a list."),
         ("nodes = [", "Invalid"),
     ],

@@ -81,7 +81,7 @@ def test_a_name_that_has_a_certificate_is_noted(folders: CertificateFolders, tmp
     watcher = Listener()
     settings = InviteSettings(authority=folders.authority, port=0, life_s=0.01)
     assert not invite("mini", Role.NODE, settings, watcher, on_line=lambda _: None)
-    assert "has a certificate already" in watcher.notes[0]
+    assert "already has a certificate" in watcher.notes[0]
 
 
 def test_a_cluster_is_not_left_by_accident(folders: CertificateFolders, tmp_path: Path) -> None:
