@@ -168,8 +168,9 @@ def draw(seed: int, *, most_faults: int = 4) -> Scenario:
     ]
     # What is drawn last leaves the rest of a seed's history as it was before.
     queue_steps = dice.choice((2, 4, 32, 32))
-    if dice.random() < 0.1:  # long prompts take turns
-        scenario = replace(scenario, requests=tuple(replace(one, prompt=90) for one in scenario.requests))
+    scenario = replace(scenario, requests=_of_a_kind(scenario.requests, dice.random()))
+    if not is_exact and dice.random() < 0.2:
+        scenario = replace(scenario, requests=(*scenario.requests, *_draw_alike(dice)))
     return _with(scenario, faults=tuple(sorted(drawn, key=lambda fault: fault.at_s)), queue_steps=queue_steps)
 
 
@@ -233,6 +234,37 @@ def _draw_request(dice: random.Random, num_heads: int, *, is_exact: bool) -> Req
         leaves_s=dice.uniform(0.0, 1.0) if 0.1 < leaves < 0.2 else None,
         read_s=dice.choice((0.0, 0.0, 0.0, 0.05)),
     )
+
+
+def _of_a_kind(requests: tuple[RequestSpec, ...], kind: float) -> tuple[RequestSpec, ...]:
+    """Now and then all requests have long prompts, which take turns, or masks, or want the likelihoods of prompts."""
+    if kind < 0.1:
+        return tuple(replace(one, prompt=90) for one in requests)
+    plain = tuple(replace(one, right_drafts=None, masked=False, score=False) for one in requests)
+    if kind < 0.2:
+        return tuple(replace(one, masked=True) for one in plain)
+    if kind < 0.3:
+        return tuple(replace(one, score=True, prompt=90) for one in plain)
+    return requests
+
+
+def _draw_alike(dice: random.Random) -> list[RequestSpec]:
+    """Requests that come one after the other and begin alike, as those of a chat do."""
+    at_s = dice.uniform(0.0, SPAN_S)
+    requests = []
+    for _ in range(dice.choice((2, 3, 4))):
+        requests.append(
+            RequestSpec(
+                at_s=at_s,
+                prompt=dice.choice((12, 12, 30)),
+                own=dice.choice((0, 1, 3)),
+                max_tokens=dice.choice((3, 8, 16)),
+                tenant=dice.choice(("", "", "a")),
+                right_drafts=dice.choice((None, 0.5)),
+            )
+        )
+        at_s += dice.uniform(0.2, 2.0)
+    return requests
 
 
 def _draw_fault(dice: random.Random, scenario: Scenario) -> Fault:
