@@ -111,13 +111,6 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # A session's own bookkeeping on a stage.
     Mutant(
-        name="fork-shares-ids",
-        what="A fork of a whole session shares its list of ids.",
-        path="shardhub/model/stage_session.py",
-        old="other.ids = self.ids[:position]",
-        new="other.ids = self.ids if position == self.position else self.ids[:position]",
-    ),
-    Mutant(
         name="fork-takes-all",
         what="A fork of a part of a session takes all of its KV.",
         path="shardhub/model/stage_session.py",
@@ -159,13 +152,6 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/engine.py",
         old="                    session.rewind(row.position)\n",
         new="                    pass\n",
-    ),
-    Mutant(
-        name="broken-step-keeps-its-session",
-        what="A node keeps a session whose step broke half-way.",
-        path=f"{_ENGINE}/engine.py",
-        old="self._sessions.drop(row.session)",
-        new="pass",
     ),
     Mutant(
         name="masks-left-over",
