@@ -171,6 +171,14 @@ def draw(seed: int, *, most_faults: int = 4) -> Scenario:
     scenario = replace(scenario, requests=_of_a_kind(scenario.requests, dice.random()))
     if not is_exact and dice.random() < 0.2:
         scenario = replace(scenario, requests=(*scenario.requests, *_draw_alike(dice)))
+    if dice.random() < 0.1:
+        drawn += _draw_flapping(dice, scenario)
+    one, other = dice.randrange(len(nodes)), dice.randrange(len(nodes))
+    if dice.random() < 0.1 and one != other:  # their steps go through the head from then on
+        drawn.append(faults.Partition(at_s=dice.uniform(0.0, SPAN_S), sender=one, receiver=other, for_s=120.0))
+    if dice.random() < 0.06:  # a node that comes back with another version while streams wait for it
+        at_s = dice.choice(scenario.requests).at_s + dice.uniform(0.01, 0.1)
+        drawn.append(faults.Kill(at_s=at_s, node=one, back_s=1.0, as_old=True))
     return _with(scenario, faults=tuple(sorted(drawn, key=lambda fault: fault.at_s)), queue_steps=queue_steps)
 
 
@@ -265,6 +273,17 @@ def _draw_alike(dice: random.Random) -> list[RequestSpec]:
         )
         at_s += dice.uniform(0.2, 2.0)
     return requests
+
+
+def _draw_flapping(dice: random.Random, scenario: Scenario) -> list[Fault]:
+    """Connections that break again and again, also while they are being opened."""
+    node, head = dice.randrange(len(scenario.nodes)), -1 - dice.randrange(len(scenario.heads))
+    at_s = dice.choice((0.0, dice.uniform(0.0, SPAN_S)))
+    resets: list[Fault] = []
+    for _ in range(8):
+        resets.append(faults.Reset(at_s=at_s, one=head, other=node))
+        at_s += dice.uniform(0.01, 0.4)
+    return resets
 
 
 def _draw_fault(dice: random.Random, scenario: Scenario) -> Fault:
