@@ -509,20 +509,6 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     # Streams, drafts and microbatches.
     Mutant(
-        name="growth-keeps-the-discard",
-        what="A stream in a larger session drops positions that were not copied.",
-        path=f"{_CHAIN}/stream.py",
-        old="        self._session = session\n        self._discard = 0\n",
-        new="        self._session = session\n",
-    ),
-    Mutant(
-        name="growth-copies-wrong-drafts",
-        what="A larger session begins with the wrong drafts of the full one.",
-        path=f"{_CHAIN}/growth.py",
-        old="full, context, kept = stream.session, stream.next_context, stream.kept_ids()",
-        new="full, context, kept = stream.session, stream.next_context, stream.session.position",
-    ),
-    Mutant(
         name="growth-in-other-shapes",
         what="An answer that outgrew its session is recomputed as after a failure.",
         path=f"{_CHAIN}/growth.py",
