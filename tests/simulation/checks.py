@@ -10,7 +10,7 @@ from shardhub.chain.scheduler import Scheduler
 from shardhub.chain.settings import Recovery
 from shardhub.errors import ShardhubError
 from tests.simulation import remains
-from tests.simulation.faults import Kill
+from tests.simulation.faults import Kill, Partition
 from tests.simulation.head import Client, whole_answer, whole_likelihoods
 from tests.simulation.scenario import RequestSpec
 from tests.simulation.upkeep import Upkeep
@@ -135,9 +135,18 @@ def _must_be_exact(world: World, client: Client) -> bool:
 
 
 def _all_heals(world: World) -> bool:
-    """Whether every fault ends before a head stops waiting, with the nodes that were there before."""
-    return world.last_fault_s + _MENDED_S < world.scenario.recover_wait_s and not any(
-        isinstance(fault, Kill) and (fault.back_s is None or fault.as_old) for fault in world.scenario.faults
+    """Whether every fault ends before a head stops waiting, with the nodes that were there before.
+
+    Nodes that cannot reach each other fail no request: their steps go through the head.
+    """
+    harmful = [
+        fault
+        for fault in world.scenario.faults
+        if not isinstance(fault, Partition) or fault.sender < 0 or fault.receiver < 0
+    ]
+    last_s = max((fault.ends_s for fault in harmful), default=0.0)
+    return last_s + _MENDED_S < world.scenario.recover_wait_s and not any(
+        isinstance(fault, Kill) and (fault.back_s is None or fault.as_old) for fault in harmful
     )
 
 

@@ -24,6 +24,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="if row.epoch != entry.epoch:",
         new="if row.epoch > entry.epoch:",
+        seed=51,
     ),
     Mutant(
         name="open-does-not-rewind",
@@ -31,6 +32,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="entry.session.rewind(call.position)",
         new="pass",
+        seed=3,
     ),
     Mutant(
         name="open-keeps-the-hop",
@@ -38,6 +40,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="entry.next_hop = call.next_hop",
         new="pass",
+        seed=51,
     ),
     Mutant(
         name="room-is-promised-twice",
@@ -45,6 +48,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="free = self._kv_budget_bytes - sum(entry.reserved_bytes for entry in live)",
         new="free = self._kv_budget_bytes",
+        seed=51,
     ),
     Mutant(
         name="parked-make-no-room",
@@ -52,6 +56,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="if needed <= free:\n                break",
         new="if needed:\n                break",
+        seed=24,
     ),
     Mutant(
         name="parked-block-live",
@@ -59,6 +64,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="free = self._kv_budget_bytes - sum(entry.reserved_bytes for entry in live)",
         new="free = self._kv_budget_bytes - self.reserved_bytes",
+        seed=13,
     ),
     Mutant(
         name="lease-never-ends",
@@ -66,6 +72,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="if entry.lease_ends < now]",
         new="if entry.lease_ends < now - 1e6]",
+        seed=5,
     ),
     Mutant(
         name="lease-of-parked-never-ends",
@@ -73,6 +80,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="if entry.lease_ends < now]",
         new="if entry.lease_ends < now and entry.parked_at is None]",
+        seed=5,
     ),
     Mutant(
         name="renewal-renews-nothing",
@@ -80,6 +88,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="gone.append(session)\n            else:\n                self.touch(entry)",
         new="gone.append(session)",
+        seed=4,
     ),
     Mutant(
         name="close-frees-nothing",
@@ -87,13 +96,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="if not park or not entry.session.position:\n            del self._entries[session]",
         new="if not park or not entry.session.position:\n            pass",
-    ),
-    Mutant(
-        name="claims-are-ignored",
-        what="A node gives room to the head that asks most often, whoever waited before.",
-        path=f"{_ENGINE}/sessions.py",
-        old="if len(live) + kept.num_sessions >= self._limits.max_sessions or needed + kept.kv_bytes > free:",
-        new="if False:",
+        seed=0,
     ),
     Mutant(
         name="claim-never-ends",
@@ -101,22 +104,9 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/claims.py",
         old="if claim.ends < now]",
         new="if claim.ends < now - 1e6]",
-    ),
-    Mutant(
-        name="claim-never-served",
-        what="A head that got its session keeps its claim on the next one.",
-        path=f"{_ENGINE}/sessions.py",
-        old="self._claims.served(call.head)",
-        new="pass",
+        seed=23,
     ),
     # A session's own bookkeeping on a stage.
-    Mutant(
-        name="fork-shares-ids",
-        what="A fork of a whole session shares its list of ids.",
-        path="shardhub/model/stage_session.py",
-        old="other.ids = self.ids[:position]",
-        new="other.ids = self.ids if position == self.position else self.ids[:position]",
-    ),
     Mutant(
         name="fork-takes-all",
         what="A fork of a part of a session takes all of its KV.",
@@ -130,6 +120,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path="shardhub/model/stage_session.py",
         old="        del self.ids[position:]\n",
         new="",
+        seed=1,
     ),
     Mutant(
         name="rewind-keeps-kv",
@@ -137,6 +128,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path="shardhub/model/stage_session.py",
         old="self._trim(self.position - position)",
         new="self._trim(max(1, self.position - position - 1))",
+        seed=1,
     ),
     Mutant(
         name="reset-keeps-kv",
@@ -144,13 +136,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path="shardhub/model/stage_session.py",
         old="        self._clear()\n",
         new="",
-    ),
-    Mutant(
-        name="positions-repeat",
-        what="A stage takes a step for positions that it already holds.",
-        path="shardhub/model/stage_session.py",
-        old="if position + discard != self.position:",
-        new="if position + discard > self.position:",
+        seed=3,
     ),
     # Steps on a node.
     Mutant(
@@ -159,13 +145,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/engine.py",
         old="                    session.rewind(row.position)\n",
         new="                    pass\n",
-    ),
-    Mutant(
-        name="broken-step-keeps-its-session",
-        what="A node keeps a session whose step broke half-way.",
-        path=f"{_ENGINE}/engine.py",
-        old="self._sessions.drop(row.session)",
-        new="pass",
+        seed=36,
     ),
     Mutant(
         name="masks-left-over",
@@ -180,6 +160,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/steps.py",
         old="at = sent.position + step.length",
         new="at = sent.position",
+        seed=11,
     ),
     Mutant(
         name="late-masks-hold-steps",
@@ -194,6 +175,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/jobs.py",
         old="        if self._control:\n",
         new="        if self._control and not len(self):\n",
+        seed=0,
     ),
     Mutant(
         name="queue-turns-round",
@@ -201,6 +183,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/jobs.py",
         old="return self.queues[self._turn].popleft()",
         new="return self.queues[self._turn].pop()",
+        seed=7,
     ),
     # What a node sends on.
     Mutant(
@@ -223,6 +206,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_NODE}/peers.py",
         old="self._links.pop(key).stop()",
         new="pass",
+        seed=0,
     ),
     Mutant(
         name="link-for-a-head-that-is-gone",
@@ -244,6 +228,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path="shardhub/wire/codec.py",
         old="        discard=row.discard,\n        masked=row.masked,\n        targets=row.targets,\n",
         new="        masked=row.masked,\n        targets=row.targets,\n",
+        seed=36,
     ),
     Mutant(
         name="position-0-lost-on-the-wire",
@@ -251,35 +236,16 @@ MUTANTS: tuple[Mutant, ...] = (
         path="shardhub/wire/codec.py",
         old='position=message.position if message.HasField("position") else None,',
         new="position=message.position or None,",
+        seed=3,
     ),
     # A head's sessions.
-    Mutant(
-        name="no-fence-at-the-head",
-        what="The next epoch of a session does not fail the steps in flight.",
-        path=f"{_CHAIN}/session.py",
-        old='self.on_failure(self.epoch, StaleEpoch("A newer epoch of the session fences this step."))',
-        new="pass",
-    ),
-    Mutant(
-        name="old-result-accepted",
-        what="A result of an older epoch is taken for that of the step in flight.",
-        path=f"{_CHAIN}/session.py",
-        old="if row.epoch != self.epoch or (future := self._pending.pop(row.position, None)) is None:",
-        new="if (future := self._pending.pop(row.position, None)) is None:",
-    ),
-    Mutant(
-        name="old-failure-accepted",
-        what="A failure of an older epoch fails the steps of the newer one.",
-        path=f"{_CHAIN}/session.py",
-        old="        if epoch != self.epoch:\n            return\n",
-        new="",
-    ),
     Mutant(
         name="stages-at-different-positions",
         what="A session is resumed without moving all stages to one position.",
         path=f"{_CHAIN}/session.py",
         old="if any(o.position != target for o in opened):\n            try:",
         new="if any(o.position < target for o in opened):\n            try:",
+        seed=3,
     ),
     Mutant(
         name="discard-forgotten-by-the-head",
@@ -287,6 +253,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/session.py",
         old="            del self.ids[-row.discard :]\n",
         new="",
+        seed=1,
     ),
     Mutant(
         name="shapes-not-cut",
@@ -301,13 +268,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/session.py",
         old="self.shapes = list(fork_of.shapes)",
         new="self.shapes = []",
-    ),
-    Mutant(
-        name="fork-shares-shapes",
-        what="A session and its fork share their list of shapes.",
-        path=f"{_CHAIN}/session.py",
-        old="self.shapes = list(fork_of.shapes)",
-        new="self.shapes = fork_of.shapes",
+        seed=3,
     ),
     Mutant(
         name="left-open-is-forgotten",
@@ -322,6 +283,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/session.py",
         old="                self._chain.left_open(link, self.id, self.epoch)\n        self.path",
         new="                pass\n        self.path",
+        seed=51,
     ),
     Mutant(
         name="heads-block-each-other",
@@ -337,6 +299,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/steps.py",
         old="        except BaseException:\n            self.credit.give(credit)\n            raise",
         new="        except BaseException:\n            raise",
+        seed=3,
     ),
     Mutant(
         name="credit-given-twice",
@@ -344,13 +307,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/steps.py",
         old="            self._num_ids_out -= num_ids\n",
         new="            self._num_ids_out -= num_ids\n            self.credit.give(credit)\n",
-    ),
-    Mutant(
-        name="failed-session-sends",
-        what="A session that failed while its step waited for credit sends it all the same.",
-        path=f"{_CHAIN}/steps.py",
-        old="            for row in rows:\n                row.session.check(row)\n            now",
-        new="            now",
+        seed=0,
     ),
     Mutant(
         name="deadline-never-cancelled",
@@ -366,6 +323,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/leases.py",
         old="_RENEWALS_A_LEASE = 3\n",
         new="_RENEWALS_A_LEASE = 0.5\n",
+        seed=4,
     ),
     Mutant(
         name="lease-of-parked-not-renewed",
@@ -373,6 +331,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/leases.py",
         old="if link in session.path.links]\n        try:",
         new="if link in session.path.links and not session.is_parked]\n        try:",
+        seed=4,
     ),
     Mutant(
         name="left-open-at-the-new-link",
@@ -388,6 +347,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/chain.py",
         old="        self._fail_over(place.link, error)\n",
         new="",
+        seed=3,
     ),
     Mutant(
         name="failure-ignored",
@@ -409,6 +369,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/chain.py",
         old="            await self.leases.close_left_open(link)\n",
         new="",
+        seed=51,
     ),
     Mutant(
         name="broken-link-is-used",
@@ -430,6 +391,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/chain.py",
         old="            await self.paths.find_missing_hops(place)\n",
         new="",
+        seed=33,
     ),
     Mutant(
         name="hops-not-found-anew",
@@ -444,6 +406,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/paths.py",
         old="        self._lost.pop(place, None)\n        self._update_settled()\n",
         new="        self._lost.pop(place, None)\n",
+        seed=4,
     ),
     Mutant(
         name="lost-at-the-start-stays-lost",
@@ -460,18 +423,12 @@ MUTANTS: tuple[Mutant, ...] = (
         new="",
     ),
     Mutant(
-        name="silent-node-stays",
-        what="A node that does not answer is not counted as lost.",
-        path=f"{_CHAIN}/reconnect.py",
-        old="        except ShardhubError as error:\n            self._chain.lose(place, error)\n",
-        new="        except ShardhubError:\n            pass\n",
-    ),
-    Mutant(
         name="stand-in-never-relieved",
         what="A stand-in goes on once its stage is served by a node again.",
         path=f"{_CHAIN}/reconnect.py",
         old="                    self._relieve(place.stage)\n",
         new="",
+        seed=9,
     ),
     Mutant(
         name="stand-in-not-released",
@@ -479,6 +436,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/reconnect.py",
         old="await self._chain.release(stand_in)",
         new="pass",
+        seed=9,
     ),
     Mutant(
         name="other-pipeline-is-used",
@@ -491,8 +449,8 @@ MUTANTS: tuple[Mutant, ...] = (
         name="broken-link-not-told",
         what="A link that breaks tells nobody.",
         path=f"{_CHAIN}/links.py",
-        old="            self._lost(known)\n",
-        new="            pass\n",
+        old="        self._lost(lost)\n",
+        new="        pass\n",
     ),
     # Recovery.
     Mutant(
@@ -501,20 +459,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/recovery.py",
         old="    if mode is Recovery.FAST:\n",
         new="    if mode:\n",
-    ),
-    Mutant(
-        name="replay-of-shifted-shapes",
-        what="A sequence is recomputed from a later position in the shapes of its beginning.",
-        path=f"{_CHAIN}/recovery.py",
-        old="    else:\n        at = 0\n",
-        new="    else:\n        at = start\n        shapes = [*shapes, *[1] * start]\n",
-    ),
-    Mutant(
-        name="replay-too-early",
-        what="A replay begins with an id that the stages hold already.",
-        path=f"{_CHAIN}/recovery.py",
-        old="        at = num_kept\n",
-        new="        at = max(0, num_kept - 1)\n",
+        seed=3,
     ),
     Mutant(
         name="replay-too-far",
@@ -522,13 +467,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/stream.py",
         old="return len(self.request.prompt) + self.num_generated - 1",
         new="return len(self.request.prompt) + self.num_generated",
-    ),
-    Mutant(
-        name="replay-not-awaited",
-        what="The next step overtakes a replay, on another lane.",
-        path=f"{_CHAIN}/recovery.py",
-        old="        for future in waiting:\n            await future\n",
-        new="",
+        seed=3,
     ),
     Mutant(
         name="recovers-on-the-old-path",
@@ -536,6 +475,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/recovery.py",
         old="        session.move_to(self._chain.choose_path(session.path))\n",
         new="",
+        seed=3,
     ),
     Mutant(
         name="inexact-not-told",
@@ -550,6 +490,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/recovery.py",
         old="        del stream.prompt_logprobs[session.position :]\n",
         new="",
+        seed=173,
     ),
     Mutant(
         name="likelihoods-lost",
@@ -564,22 +505,9 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/stream.py",
         old="        self._discard = 0\n        self.interruption = None\n",
         new="        self.interruption = None\n",
+        seed=118,
     ),
     # Streams, drafts and microbatches.
-    Mutant(
-        name="growth-keeps-the-discard",
-        what="A stream in a larger session drops positions that were not copied.",
-        path=f"{_CHAIN}/stream.py",
-        old="        self._session = session\n        self._discard = 0\n",
-        new="        self._session = session\n",
-    ),
-    Mutant(
-        name="growth-copies-wrong-drafts",
-        what="A larger session begins with the wrong drafts of the full one.",
-        path=f"{_CHAIN}/growth.py",
-        old="full, context, kept = stream.session, stream.next_context, stream.kept_ids()",
-        new="full, context, kept = stream.session, stream.next_context, stream.session.position",
-    ),
     Mutant(
         name="growth-in-other-shapes",
         what="An answer that outgrew its session is recomputed as after a failure.",

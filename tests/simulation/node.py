@@ -154,6 +154,7 @@ class Node:
         if self.engine is not None and self.is_up:
             for entry in self.engine._sessions._all():
                 entry.lease_ends = self.engine._clock.now() - 1e-3
+            self.engine.expire()  # a step that comes first would extend them
 
     def _spend(self, clock: HostClock, num_ids: int) -> None:
         self.num_run += 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from shardhub.chain.place import PlaceState
 from shardhub.chain.prefixes import common_length
 from shardhub.chain.scheduler import Scheduler
+from shardhub.chain.steps import Steps
 from tests.simulation.head import Client, Head
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def of_heads(world: World) -> Iterator[str]:
     """What heads without requests hold for nobody."""
     for head in world.heads:
         if head.is_up and not head.has_ended and head.scheduler is not None:
+            yield from _deadlines(world, head)
             yield from _parked(head, head.scheduler)
             yield from _stand_ins(world, head, head.scheduler)
 
@@ -49,6 +51,14 @@ def reused_too_much(world: World, client: Client) -> str | None:
     if client.stream.num_reused > max(same, default=0):
         return f"reused {client.stream.num_reused} positions of another tenant"
     return None
+
+
+def _deadlines(world: World, head: Head) -> Iterator[str]:
+    """Deadlines of steps, none of which is in flight any more."""
+    timers = [handle for _, _, handle in world.loop._timers if handle.host is head.host and not handle.cancelled()]
+    num = sum(getattr(handle._call, "__qualname__", "").startswith(Steps.__name__) for handle in timers)
+    if num:
+        yield f"{head.name} still has deadlines of {num} steps"
 
 
 def _parked(head: Head, scheduler: Scheduler) -> Iterator[str]:

@@ -168,8 +168,11 @@ def draw(seed: int, *, most_faults: int = 4) -> Scenario:
     ]
     # What is drawn last leaves the rest of a seed's history as it was before.
     queue_steps = dice.choice((2, 4, 32, 32))
-    if dice.random() < 0.1:  # long prompts take turns
-        scenario = replace(scenario, requests=tuple(replace(one, prompt=90) for one in scenario.requests))
+    kind = dice.random()
+    scenario = replace(scenario, requests=_of_a_kind(scenario.requests, kind))
+    if not is_exact and dice.random() < 0.2:
+        scenario = replace(scenario, requests=(*scenario.requests, *_draw_alike(dice)))
+    drawn += _draw_aimed(dice, scenario, kind)
     return _with(scenario, faults=tuple(sorted(drawn, key=lambda fault: fault.at_s)), queue_steps=queue_steps)
 
 
@@ -233,6 +236,65 @@ def _draw_request(dice: random.Random, num_heads: int, *, is_exact: bool) -> Req
         leaves_s=dice.uniform(0.0, 1.0) if 0.1 < leaves < 0.2 else None,
         read_s=dice.choice((0.0, 0.0, 0.0, 0.05)),
     )
+
+
+def _of_a_kind(requests: tuple[RequestSpec, ...], kind: float) -> tuple[RequestSpec, ...]:
+    """Now and then all requests have long prompts, which take turns, or masks, or want the likelihoods of prompts."""
+    if kind < 0.1:
+        return tuple(replace(one, prompt=90) for one in requests)
+    plain = tuple(replace(one, right_drafts=None, masked=False, score=False) for one in requests)
+    if kind < 0.2:
+        return tuple(replace(one, masked=True) for one in plain)
+    if kind < 0.3:
+        return tuple(replace(one, score=True, prompt=90) for one in plain)
+    return requests
+
+
+def _draw_alike(dice: random.Random) -> list[RequestSpec]:
+    """Requests that come one after the other and begin alike, as those of a chat do."""
+    at_s = dice.uniform(0.0, SPAN_S)
+    requests = []
+    for _ in range(dice.choice((2, 3, 4))):
+        requests.append(
+            RequestSpec(
+                at_s=at_s,
+                prompt=dice.choice((12, 12, 30)),
+                own=dice.choice((0, 1, 3)),
+                max_tokens=dice.choice((3, 8, 16)),
+                tenant=dice.choice(("", "", "a")),
+                right_drafts=dice.choice((None, 0.5)),
+            )
+        )
+        at_s += dice.uniform(0.2, 2.0)
+    return requests
+
+
+def _draw_aimed(dice: random.Random, scenario: Scenario, kind: float) -> list[Fault]:
+    """Faults at moments when they do most."""
+    drawn: list[Fault] = []
+    if dice.random() < 0.1 or 0.2 <= kind < 0.3:
+        drawn += _draw_flapping(dice, scenario)
+    one, other = dice.randrange(len(scenario.nodes)), dice.randrange(len(scenario.nodes))
+    if dice.random() < 0.1 and one != other:  # their steps go through the head from then on
+        drawn.append(faults.Partition(at_s=dice.uniform(0.0, SPAN_S), sender=one, receiver=other, for_s=120.0))
+    if dice.random() < 0.06:  # a node that comes back with another version while streams wait for it
+        at_s = dice.choice(scenario.requests).at_s + dice.uniform(0.01, 0.1)
+        drawn.append(faults.Kill(at_s=at_s, node=one, back_s=1.0, as_old=True))
+    if dice.random() < 0.15:  # a node that is lost while a stream runs
+        at_s = dice.choice(scenario.requests).at_s + dice.uniform(0.02, 0.4)
+        drawn.append(faults.Kill(at_s=at_s, node=other, back_s=0.2))
+    return drawn
+
+
+def _draw_flapping(dice: random.Random, scenario: Scenario) -> list[Fault]:
+    """Connections that break again and again, also while they are being opened."""
+    node, head = dice.randrange(len(scenario.nodes)), -1 - dice.randrange(len(scenario.heads))
+    at_s = dice.choice((0.0, dice.uniform(0.0, SPAN_S)))
+    resets: list[Fault] = []
+    for _ in range(8):
+        resets.append(faults.Reset(at_s=at_s, one=head, other=node))
+        at_s += dice.uniform(0.01, 0.4)
+    return resets
 
 
 def _draw_fault(dice: random.Random, scenario: Scenario) -> Fault:

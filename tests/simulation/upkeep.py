@@ -15,9 +15,10 @@ from tests.simulation.node import Node
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-# Virtual seconds without progress, though nothing is wrong, after which a stream is taken to wait for ever. A head
-# waits up to five seconds for sessions that are being parked; a node keeps room as long for a head that it refused.
-_STALLED_S = 12.0
+# Virtual seconds without progress, though nothing is wrong, after which a stream is taken to wait for what never comes:
+# less than the shortest deadline of a step, which would end its wait. A request waits up to five seconds for sessions
+# that are being parked, and a node keeps room as long for a head that it refused.
+_STALLED_S, _KEPT_WAITING_S = 4.0, 8.0
 # Beyond these a line is slow.
 _SLOW_S, _SLOW_BYTES_PER_S = 0.03, 1e6
 
@@ -68,9 +69,10 @@ class Upkeep:
             if progress != before or not is_served:
                 self._progress[stream] = progress, now
                 continue
+            allowed_s = _KEPT_WAITING_S if stream.status is Status.WAITING else _STALLED_S
             if stream.status is Status.WAITING and not _has_room(self._world):
                 self._progress[stream] = progress, now
-            elif not stream.is_done and now - max(since, quiet_since) > _STALLED_S:
+            elif not stream.is_done and now - max(since, quiet_since) > allowed_s:
                 yield f"a {stream.status.value} stream of {head.name} waits though nothing is wrong"
 
     def _late_leases(self, node: Node, now: float) -> Iterator[str]:

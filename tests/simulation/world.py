@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from shardhub.chain import stream
 from shardhub.chain.local_link import LocalLink
@@ -190,9 +191,13 @@ class World:
         outcome.failures += checks.answers(self)
         outcome.failures += checks.works_again(self)
         outcome.failures += checks.heads_hold_nothing(self)
+        breaks = self.dice.random() < 0.25  # connections, while heads stop
         for head in self.heads:
             if head.is_up:
                 loop.spawn(head.host, head.stop())
+                if breaks:
+                    node = self.dice.choice(self.nodes)
+                    self.later(self.dice.uniform(0.0, 0.03), partial(self.network.reset, head.host, node.host))
         loop.run_until(lambda: all(head.has_ended or not head.is_up for head in self.heads), most_s=200.0)
         self._pass(scenario.lease_s + _FREED_WITHIN_S)
         outcome.failures += checks.nodes_hold_nothing(self)
