@@ -44,6 +44,7 @@ class Line:
         bytes_per_s: Its rate.
         is_blocked: It holds what is sent.
         is_cut: No connection can be made over it: its host is in another network.
+        num_messages, size_bytes: What it has delivered.
     """
 
     latency_s: float = 0.0005
@@ -51,6 +52,8 @@ class Line:
     is_blocked: bool = False
     is_cut: bool = False
     free_at: float = 0.0
+    num_messages: int = 0
+    size_bytes: int = 0
 
 
 class Network:
@@ -85,6 +88,14 @@ class Network:
         if (line := self._lines.get(key)) is None:
             line = self._lines[key] = Line(self._latency_s)
         return line
+
+    def sent(self, host: Host) -> int:
+        """Messages that a machine has sent and others have received."""
+        return sum(line.num_messages for (sender, _), line in self._lines.items() if sender == host.name)
+
+    def received(self, host: Host) -> int:
+        """Messages that a machine has received."""
+        return sum(line.num_messages for (_, receiver), line in self._lines.items() if receiver == host.name)
 
     def listen(self, host: Host, address: str, server: MemoryServer) -> None:
         """Answer at an address, in place of whoever did before."""
@@ -423,7 +434,8 @@ class Side:
     def _deliver(self) -> None:
         self._is_flowing = False
         network = self._call.network
-        if not self._sending or network.line(self.host, self.other.host).is_blocked:
+        line = network.line(self.host, self.other.host)
+        if not self._sending or line.is_blocked:
             return
         data, status = self._sending.popleft()
         other = self.other
@@ -431,6 +443,8 @@ class Side:
             assert status is not None
             other.end(status)
         elif other.status is None:
+            line.num_messages += 1
+            line.size_bytes += len(data)
             network.note(self.host, other.host, data, self._call.path)
             other._arrived.append(data)
             other._wake()

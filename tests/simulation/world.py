@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from shardhub.engine.engine import Engine
 from tests.simulation.head import Client, Head, whole_answer
+from tests.simulation.light import LightNode
 from tests.simulation.loop import Host, Stuck, VirtualLoop, current_host
 from tests.simulation.network import Network
 from tests.simulation.node import Node
@@ -105,7 +106,7 @@ class World:
         """Addresses of nodes, as a head is told them."""
         return list(self._addresses.values())
 
-    def node_started(self, node: Node) -> None:
+    def node_started(self, node: Node | LightNode) -> None:
         """A node has started: heads that follow names hear of its address."""
         self._addresses[node.index] = node.address
 
