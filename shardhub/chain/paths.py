@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from itertools import pairwise, product
+from weakref import WeakValueDictionary
 
 from shardhub.chain.gather import all_of
 from shardhub.chain.place import Place, PlaceState
@@ -21,6 +22,7 @@ from shardhub.protocol import HopKind, HopSpeed, NextHop
 log = logging.getLogger(__name__)
 
 _PROBE_TIMEOUT_S = 5.0
+_END = NextHop(kind=HopKind.END)
 
 
 class Paths:
@@ -44,6 +46,8 @@ class Paths:
         self._hops: dict[tuple[Place, Place], NextHop] = {}
         # The links between which each hop was found.
         self._found_between: dict[tuple[Place, Place], tuple[StageLink, StageLink]] = {}
+        # Paths in use: however long a chain is, its sessions share them, and comparing two is quick.
+        self._made: WeakValueDictionary[tuple[StageLink, ...], Path] = WeakValueDictionary()
         self._lost: dict[Place, None] = {}
         # Set when there is nothing to wait for: every stage is served, or one never will be.
         self._settled = asyncio.Event()
@@ -56,7 +60,7 @@ class Paths:
     @property
     def hops(self) -> list[NextHop]:
         """How each place's output reaches the first place of the next stage."""
-        following = dict.fromkeys(self.stages[-1], NextHop(kind=HopKind.END))
+        following = dict.fromkeys(self.stages[-1], _END)
         for stage, after in pairwise(self.stages):
             following |= {here: self._hops.get((here, after[0]), NextHop(kind=HopKind.OPENER)) for here in stage}
         return [following[place] for place in self.places]
@@ -106,8 +110,16 @@ class Paths:
             kept = [place for place in there if before is not None and place.link in before.links]
             there = [place for place in there if place.is_wanted] or there
             chosen.append(kept[0] if kept else min(there, key=partial(rank, at=at)))
-        hops = [self._hops[here, after] for here, after in pairwise(chosen)]
-        return Path(tuple(place.link for place in chosen), (*hops, NextHop(kind=HopKind.END)))
+        return self._path(
+            tuple(place.link for place in chosen),
+            (*(self._hops[here, after] for here, after in pairwise(chosen)), _END),
+        )
+
+    def _path(self, links: tuple[StageLink, ...], hops: tuple[NextHop, ...]) -> Path:
+        path = self._made.get(links)
+        if path is None or path.hops != hops:
+            path = self._made[links] = Path(links, hops)
+        return path
 
     def check(self, path: Path) -> None:
         """Raise the error that broke a link of the path, if one is broken."""

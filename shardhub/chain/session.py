@@ -23,9 +23,12 @@ from shardhub.parameters import SamplingParameters
 from shardhub.protocol import Lane, NextHop, Opened, OpenSession, RowResult
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Path:
-    """The links of a session's steps, in stage order, and how each link's output goes on."""
+    """The links of a session's steps, in stage order, and how each link's output goes on.
+
+    `Paths` makes each only once: two sessions go the same path if it is the same object.
+    """
 
     links: tuple[StageLink, ...]
     hops: tuple[NextHop, ...]

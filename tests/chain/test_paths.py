@@ -12,6 +12,7 @@ import pytest
 from shardhub.chain.paths import Paths
 from shardhub.chain.place import PlaceState
 from shardhub.errors import NodeLost, NodeUnreachable
+from shardhub.protocol import HopKind, NextHop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,3 +104,18 @@ def test_nobody_waits_where_all_who_served_a_stage_refuse() -> None:
         await paths.until_usable(0.0)
 
     asyncio.run(run())
+
+
+def test_sessions_on_the_same_links_share_a_path() -> None:
+    first, second = Link("first:1", 0), Link("second:1", 2)
+    paths = paths_of(first, second)
+    pair = paths.places[0], paths.places[1]
+    paths._hops[pair] = NextHop(kind=HopKind.OPENER)
+    path = paths.choose(num_carried=lambda link: 0)
+    paths._hops[pair] = NextHop(kind=HopKind.OPENER)
+    assert paths.choose(num_carried=lambda link: 0) is path
+    paths._hops[pair] = NextHop(kind=HopKind.DIAL, address="second:1")
+    assert paths.choose(num_carried=lambda link: 0) is not path
+    del path
+    paths.choose(num_carried=lambda link: 0)
+    assert not paths._made
