@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,6 +15,7 @@ from shardhub.chain.observers import ChainObserver
 from shardhub.chain.paths import Paths
 from shardhub.chain.place import Place, PlaceState
 from shardhub.chain.session import ChainSession, Path, RowToSend
+from shardhub.chain.sessions import Sessions
 from shardhub.chain.stage_link import Arrival, StageLink
 from shardhub.chain.step_sizes import StepSizes
 from shardhub.chain.steps import Steps
@@ -60,7 +60,7 @@ class Chain:
         self._observers: tuple[ChainObserver, ...] = ()
         self.received_bytes = 0
         self.is_full = False
-        self._sessions: dict[bytes, ChainSession] = {}
+        self._sessions = Sessions()
         self._tasks = Tasks()
         self.sizes = StepSizes(self.places)
         limits = [link.limits for link in links]
@@ -176,7 +176,7 @@ class Chain:
             raise SessionUnknown("A stage of the session takes no new ones any more.")
         path = fork_of.path if fork_of else self.choose_path()
         session = ChainSession(self, path, context=context, parameters=parameters)
-        self._sessions[session.id] = session
+        self._sessions.add(session)
         try:
             await session.open_everywhere(position=position, fork_of=fork_of)
         except BaseException:
@@ -186,7 +186,19 @@ class Chain:
 
     def forget(self, session: ChainSession) -> None:
         """Remove a session from the chain's table."""
-        self._sessions.pop(session.id, None)
+        self._sessions.remove(session)
+
+    def parked(self, session: ChainSession) -> None:
+        """Mark a session as parked."""
+        self._sessions.park(session)
+
+    def move(self, session: ChainSession) -> None:
+        """Put a session on a path of live links, on as many of its own as possible.
+
+        Raises:
+            ChainError: As `choose_path`.
+        """
+        self._sessions.move(session, self.choose_path(session.path))
 
     def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:
         """Record a session that could not be closed on a link."""
@@ -207,10 +219,7 @@ class Chain:
         Raises:
             ChainError: A stage has no live link; the error is the one that broke its last.
         """
-        carried = Counter(
-            link for session in self._sessions.values() if not session.is_parked for link in session.path.links
-        )
-        return self.paths.choose(lambda link: carried[link], before)
+        return self.paths.choose(self._sessions.num_running, before)
 
     def check(self, path: Path) -> None:
         """Raise the error that broke a link of the path, if one is broken."""
@@ -270,8 +279,7 @@ class Chain:
 
     def is_carrying(self, place: Place) -> bool:
         """Whether sessions that are not parked use a place."""
-        link = place.link
-        return any(link in session.path.links and not session.is_parked for session in self._sessions.values())
+        return self._sessions.num_running(place.link) > 0
 
     async def release(self, place: Place) -> None:
         """End a relieved stand-in and free its memory; the sessions it carried go on elsewhere."""
@@ -282,9 +290,8 @@ class Chain:
         await link.stop()
 
     def _fail_over(self, link: StageLink, error: ShardhubError) -> None:
-        for session in list(self._sessions.values()):
-            if link in session.path.links:
-                session.on_failure(session.epoch, error)
+        for session in self._sessions.on(link):
+            session.on_failure(session.epoch, error)
 
     def _check_limits(self, link: StageLink) -> None:
         limits = link.limits

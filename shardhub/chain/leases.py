@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from shardhub.chain.place import Place
-from shardhub.chain.session import ChainSession
+from shardhub.chain.sessions import Sessions
 from shardhub.chain.stage_link import StageLink
 from shardhub.chain.tasks import Tasks
 from shardhub.clock import Clock
@@ -26,7 +26,7 @@ class Leases:
     Args:
         head: The head's id.
         places: The chain's places.
-        sessions: The chain's open sessions, by id.
+        sessions: The chain's sessions.
         lease_s: Length of the shortest lease.
         clock, tasks: The chain's.
         slept: Called with the seconds for which this machine slept.
@@ -36,7 +36,7 @@ class Leases:
         self,
         head: bytes,
         places: Sequence[Place],
-        sessions: Mapping[bytes, ChainSession],
+        sessions: Sessions,
         lease_s: float,
         *,
         clock: Clock,
@@ -106,7 +106,7 @@ class Leases:
                 waiting[place] = self._tasks.begin(self._renew_at(place.link))
 
     async def _renew_at(self, link: StageLink) -> None:
-        ids = [key for key, session in self._sessions.items() if link in session.path.links]
+        ids = [session.id for session in self._sessions.on(link)]
         try:
             gone = await link.renew(self._head, ids)
         except ShardhubError as error:

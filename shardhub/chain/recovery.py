@@ -118,7 +118,7 @@ class Recoverer:
         """Make one attempt: choose a path of live links, open a new epoch on it, and send the missing ids."""
         session = stream.session
         await self._chain.paths.until_usable(deadline - self._clock.now())
-        session.path = self._chain.choose_path(session.path)
+        self._chain.move(session)
         # Not beyond the ids before the next step's, though stages may hold more: the results of those were lost.
         at = min(session.position, len(ids))
         if not stream.num_generated and stream.request.score:

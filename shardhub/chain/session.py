@@ -72,6 +72,9 @@ class Carrier(Protocol):
     def forget(self, session: ChainSession) -> None:
         """Remove a session from the chain's table."""
 
+    def parked(self, session: ChainSession) -> None:
+        """Mark a session as parked."""
+
     def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:
         """Record a session that could not be closed on a link."""
 
@@ -270,10 +273,11 @@ class ChainSession:
         self.is_open = False
         self._lost = lost
         done = await asyncio.gather(*(self._close_at(link, park=True) for link in self.path.links))
-        self.is_parked = all(done)
-        if not self.is_parked:
+        if not all(done):
             await self.close()
-        return self.is_parked
+            return False
+        self._chain.parked(self)
+        return True
 
     async def close(self) -> None:
         """Free the session on every stage, whatever its state."""
