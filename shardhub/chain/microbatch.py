@@ -43,6 +43,7 @@ class Microbatch:
         *,
         give_away: Callable[[Microbatch], Stream | None],
         come_back: Callable[[Stream], None],
+        resized: Callable[[Microbatch], None],
         ended: Callable[[Microbatch], None],
     ) -> None:
         self.path = path
@@ -51,6 +52,7 @@ class Microbatch:
         self._joining: list[Stream] = []
         self._give_away = give_away
         self._come_back = come_back
+        self._resized = resized
         self._ended = ended
         self._task: asyncio.Task[None] | None = None
 
@@ -60,6 +62,7 @@ class Microbatch:
     def join(self, stream: Stream) -> None:
         """Add a stream, from the next step on."""
         self._joining.append(stream)
+        self._resized(self)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
@@ -120,7 +123,10 @@ class Microbatch:
                 stream.pause(partial(self._come_back, stream))  # this microbatch may have ended when it resumes
             else:
                 stay.append(stream)
-        self.rows, self._joining = stay, []
+        if self._joining or len(stay) < len(self.rows):
+            self.rows, self._joining = stay, []
+            self._resized(self)
         if len(self.rows) > 1 and (given := self._give_away(self)) is not None:
             self.rows.remove(given)
+            self._resized(self)
         return bool(self.rows)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from shardhub.chain.chain import Chain
 from shardhub.chain.microbatch import Microbatch
 from shardhub.chain.session import Path
 from shardhub.chain.stream import Stream
+
+# Microbatches that are tried between two steps for a stream that could move: there are many where lengths differ.
+_MOST_TRIES = 4
 
 
 class Microbatches:
@@ -21,12 +26,17 @@ class Microbatches:
         self._chain = chain
         self._max_rows = max_rows
         self._number = number
-        self._microbatches: list[Microbatch] = []
+        self._by_path: dict[Path, _BySize] = {}
 
     @property
     def sizes(self) -> list[int]:
         """Number of streams in each microbatch."""
-        return [len(microbatch) for microbatch in self._microbatches]
+        return [size for same in self._by_path.values() for size in same.sizes]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no stream is in a microbatch."""
+        return not self._by_path
 
     def join(self, stream: Stream) -> None:
         """Put a stream into an existing microbatch, or into a new one while stages could stay idle."""
@@ -38,36 +48,96 @@ class Microbatches:
 
     def stop(self) -> None:
         """End all microbatches; the caller ends their streams."""
-        for microbatch in self._microbatches:
-            microbatch.stop()
+        for same in self._by_path.values():
+            same.stop()
 
     def _fitting(self, stream: Stream) -> Microbatch | None:
         """The smallest microbatch that a stream fits into; None while stages could stay idle."""
-        same = [microbatch for microbatch in self._microbatches if microbatch.path == stream.session.path]
-        fitting = [m for m in same if len(m) < self._max_rows and m.fits(stream)]
-        return min(fitting, key=len) if fitting and len(same) >= self._number else None
+        same = self._by_path.get(stream.session.path)
+        if same is None or len(same) < self._number or stream.request.drafter is not None:
+            return None
+        return same.smallest(stream, less_than=self._max_rows)
 
     def _new(self, path: Path) -> Microbatch:
+        same = self._by_path.setdefault(path, _BySize())
         microbatch = Microbatch(
             self._chain,
             path,
             give_away=self._give_away,
             come_back=self.join,
-            ended=self._microbatches.remove,
+            resized=same.put,
+            ended=self._ended,
         )
-        self._microbatches.append(microbatch)
+        same.put(microbatch)
         return microbatch
+
+    def _ended(self, microbatch: Microbatch) -> None:
+        same = self._by_path[microbatch.path]
+        same.remove(microbatch)
+        if not len(same):
+            del self._by_path[microbatch.path]
 
     def _give_away(self, microbatch: Microbatch) -> Stream | None:
         """Move a stream of a microbatch to a smaller one, to balance the load of the stages; None if none can move."""
-        same = [other for other in self._microbatches if other.path == microbatch.path and other is not microbatch]
+        same = self._by_path[microbatch.path]
         stream = microbatch.rows[-1]
-        if len(same) + 1 < self._number:
-            target = self._new(microbatch.path)
+        if len(same) < self._number:
+            target: Microbatch | None = self._new(microbatch.path)
         else:
-            smaller = [other for other in same if len(other) + 1 < len(microbatch) and other.fits(stream)]
-            if not smaller:
-                return None
-            target = min(smaller, key=len)
+            target = same.smallest(stream, less_than=len(microbatch) - 1, most_tries=_MOST_TRIES)
+        if target is None:
+            return None
         target.join(stream)
         return stream
+
+
+class _BySize:
+    """Microbatches of one path by their size, so that one with room is at hand however many are full."""
+
+    def __init__(self) -> None:
+        self._size: dict[Microbatch, int] = {}
+        self._of_size: dict[int, dict[Microbatch, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._size)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of streams in each."""
+        return list(self._size.values())
+
+    def put(self, microbatch: Microbatch) -> None:
+        """Add a microbatch, or note its new size."""
+        self._forget(microbatch)
+        size = self._size[microbatch] = len(microbatch)
+        self._of_size.setdefault(size, {})[microbatch] = None
+
+    def remove(self, microbatch: Microbatch) -> None:
+        """Remove a microbatch."""
+        self._forget(microbatch)
+        del self._size[microbatch]
+
+    def smallest(self, stream: Stream, *, less_than: int, most_tries: int | None = None) -> Microbatch | None:
+        """The smallest microbatch with fewer than `less_than` streams into which a stream fits.
+
+        Args:
+            most_tries: Most microbatches to try, other ones the next time; None tries all.
+
+        Returns:
+            None if it fits into none of them.
+        """
+        smaller = [each for size in range(less_than) for each in islice(self._of_size.get(size, ()), most_tries)]
+        for microbatch in smaller[:most_tries]:
+            if microbatch.fits(stream):
+                return microbatch
+            self.put(microbatch)  # behind the others of its size
+        return None
+
+    def stop(self) -> None:
+        """End all."""
+        for microbatch in self._size:
+            microbatch.stop()
+
+    def _forget(self, microbatch: Microbatch) -> None:
+        if (size := self._size.get(microbatch)) is not None:
+            del self._of_size[size][microbatch]

@@ -75,7 +75,7 @@ class Scheduler:
         self._prefill = Prefill(
             chain,
             self.pace,
-            is_awaited=lambda: self.num_decoding > 0,
+            is_awaited=lambda: not self._microbatches.is_empty,
             may_join=self._may_join,
             at_mark=self._reuse.snapshot,
         )
