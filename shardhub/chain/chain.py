@@ -245,7 +245,9 @@ class Chain:
         """
         check_one_model([*self.links, link])
         self._check_limits(link)
-        return self.paths.add(link, NodeUnreachable(f"{link.name} is being taken in."), state)
+        place = self.paths.add(link, NodeUnreachable(f"{link.name} is being taken in."), state)
+        self.sizes.changed()
+        return place
 
     async def replace(self, place: Place, link: StageLink, state: PlaceState = PlaceState.LIVE) -> None:
         """Replace a place's broken link with another to the same stage.
@@ -268,6 +270,7 @@ class Chain:
             self._check_limits(link)
             await link.start(self.head, partial(self._arrived, place), lost)
             await self.paths.put(place, link)
+            self.sizes.changed()
             await self.leases.close_left_open(link)
             await self.paths.find_missing_hops(place)
             if broken:
