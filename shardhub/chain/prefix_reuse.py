@@ -26,13 +26,13 @@ class PrefixReuse:
     Args:
         chain: The chain that runs the sessions.
         prefixes: Finished sequences.
-        streams: All running streams, as one may be about to finish.
+        finishing: Streams whose answers have ended, but whose sessions are not yet parked or freed.
     """
 
-    def __init__(self, chain: Chain, prefixes: Prefixes, streams: Collection[Stream]) -> None:
+    def __init__(self, chain: Chain, prefixes: Prefixes, finishing: Collection[Stream]) -> None:
         self._chain = chain
         self._prefixes = prefixes
-        self._streams = streams
+        self._finishing = finishing
 
     async def open(self, request: Request, positions: int) -> tuple[ChainSession, Prefix | None]:
         """Open a session that holds as much of the prompt as an earlier one left on the nodes."""
@@ -58,7 +58,7 @@ class PrefixReuse:
 
     async def _until_kept(self, tenant: str) -> None:
         """Wait for streams that are just ending: a prompt may begin with one, as a chat's turn does."""
-        ending = [other for other in self._streams if other.will_be_kept and other.request.tenant == tenant]
+        ending = [other for other in self._finishing if other.will_be_kept and other.request.tenant == tenant]
         with contextlib.suppress(TimeoutError):
             async with self._chain.clock.timeout(_PARKING_S):
                 for other in ending:

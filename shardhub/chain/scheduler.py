@@ -56,7 +56,8 @@ class Scheduler:
         self.settings = settings or SchedulerSettings()
         self.prefixes = Prefixes(clock=chain.clock)
         self.streams: dict[Stream, None] = {}
-        self._reuse = PrefixReuse(chain, self.prefixes, self.streams)
+        self._finishing: dict[Stream, None] = {}
+        self._reuse = PrefixReuse(chain, self.prefixes, self._finishing)
         self.events = Events(clock=chain.clock)
         self._observers: tuple[StreamObserver, ...] = ()
         num_stages = chain.num_stages
@@ -115,7 +116,7 @@ class Scheduler:
             for observer in self._observers:
                 observer.refused(error)
             raise
-        stream = Stream(request, drew=self._drew, clock=self.chain.clock)
+        stream = Stream(request, drew=self._drew, finished=self._finished, clock=self.chain.clock)
         self.streams[stream] = None
         self._serving.begin(self._serve(stream, positions))
         return stream
@@ -127,6 +128,9 @@ class Scheduler:
     def _drew(self, stream: Stream, num_tokens: int, seconds: float) -> None:
         for observer in self._observers:
             observer.drew(stream, num_tokens, seconds)
+
+    def _finished(self, stream: Stream) -> None:
+        self._finishing[stream] = None
 
     async def stop(self) -> None:
         """End all streams; the caller stops the chain."""
@@ -212,6 +216,7 @@ class Scheduler:
         finally:
             self._admission.next()
             self.streams.pop(stream, None)
+            self._finishing.pop(stream, None)
             for observer in self._observers:
                 observer.ended(stream)
             stream.ended.set()

@@ -47,6 +47,7 @@ class Stream:
     Args:
         request: The request.
         drew: Called with the number of new tokens, and the seconds since the previous ones or since the request.
+        finished: Called when its answer has ended well.
         clock: The chain's.
 
     Attributes:
@@ -68,11 +69,13 @@ class Stream:
         request: Request,
         *,
         drew: Callable[[Stream, int, float], None] = lambda stream, num_tokens, seconds: None,
+        finished: Callable[[Stream], None] = lambda stream: None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._clock = clock
         self.request = request
         self._drew = drew
+        self._finished = finished
         self.num_reused = 0
         self.num_generated = 0
         self.num_drafted = 0
@@ -238,6 +241,7 @@ class Stream:
         if not self.is_done:
             self.finish = finish
             self._become(Status.FINISHED)
+            self._finished(self)
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, once the tokens drawn before have been read."""
