@@ -38,7 +38,7 @@ def stream_of(length: int) -> Stream:
     return stream
 
 
-@pytest.fixture()
+@pytest.fixture
 def num_looks(monkeypatch):
     """How often it was looked whether a stream fits into a microbatch."""
     looks = []

@@ -50,7 +50,9 @@ def test_counts_are_those_of_all_sessions_after_any_change() -> None:
             assert table.num_running(link) == sum(not one.is_parked for one in on_it)
     for session in sessions:
         table.remove(session)
-    assert not len(table) and not table._on_path and not table._running_on
+    assert not len(table)
+    assert not table._on_path
+    assert not table._running_on
 
 
 def test_no_question_goes_through_all_sessions() -> None:

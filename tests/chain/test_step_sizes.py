@@ -31,12 +31,15 @@ def test_a_size_is_computed_once_until_a_link_changes() -> None:
     places = [SimpleNamespace(link=link) for link in links]
     sizes = StepSizes(places)
     for _ in range(100):
-        assert sizes.fit(4, 100) and not sizes.fit(5, 100)
+        assert sizes.fit(4, 100)
+        assert not sizes.fit(5, 100)
         assert sizes.largest(4, 1, 100) == 4 * ROW_BYTES
     assert links[0].num_asked == 2
     places[1].link = Link(3)
     sizes.changed()
-    assert not sizes.fit(4, 100) and sizes.fit(3, 100)
+    assert not sizes.fit(4, 100)
+    assert sizes.fit(3, 100)
     places.append(SimpleNamespace(link=Link(2)))
     sizes.changed()
-    assert not sizes.fit(3, 100) and sizes.fit(1, 100)
+    assert not sizes.fit(3, 100)
+    assert sizes.fit(1, 100)
