@@ -50,9 +50,7 @@ class LightChain:
         self.nodes = [LightNode(self, world, index, lease_s) for index in range(len(manifest.stages))]
         self._world = world
         self._free_at = 0.0
-        self._times = [
-            pb.StageTime(wait_us=0, compute_us=round(_DECODE_S * 1e6)) for _ in self.nodes
-        ]
+        self._times = [pb.StageTime(wait_us=0, compute_us=round(_DECODE_S * 1e6)) for _ in self.nodes]
 
     def start(self) -> None:
         """Let all nodes answer."""
@@ -140,22 +138,22 @@ class LightNode(NodeServicer):
         self._world.network.listen(self.host, self.address, server)
         self._world.node_started(self)
 
-    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:  # noqa: ARG002
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeReply:
         return codec.description_message(self._description)
 
-    async def Open(self, request: pb.OpenRequest, context: Any) -> pb.OpenReply:  # noqa: ARG002
+    async def Open(self, request: pb.OpenRequest, context: Any) -> pb.OpenReply:
         return pb.OpenReply(position=request.position, rewind_floor=0, boot_id=self.boot_id)
 
-    async def Close(self, request: pb.CloseRequest, context: Any) -> pb.CloseReply:  # noqa: ARG002
+    async def Close(self, request: pb.CloseRequest, context: Any) -> pb.CloseReply:
         return pb.CloseReply()
 
-    async def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewReply:  # noqa: ARG002
+    async def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewReply:
         return pb.RenewReply(boot_id=self.boot_id)
 
-    async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeReply:  # noqa: ARG002
+    async def Probe(self, request: pb.ProbeRequest, context: Any) -> pb.ProbeReply:
         return pb.ProbeReply(round_trip_s=1e-3, bytes_per_s=1e9)
 
-    async def Link(self, request: Any, context: Any) -> None:  # noqa: ARG002
+    async def Link(self, request: Any, context: Any) -> None:
         hello = (await context.read()).hello
         lane = codec.hello_lane(hello)
         outbox = Outbox(context.write, limit=4 * QUEUE_STEPS, on_broken=lambda _: None, clock=self._clock)

@@ -89,13 +89,9 @@ class Network:
             line = self._lines[key] = Line(self._latency_s)
         return line
 
-    def sent(self, host: Host) -> int:
-        """Messages that a machine has sent and others have received."""
-        return sum(line.num_messages for (sender, _), line in self._lines.items() if sender == host.name)
-
-    def received(self, host: Host) -> int:
-        """Messages that a machine has received."""
-        return sum(line.num_messages for (_, receiver), line in self._lines.items() if receiver == host.name)
+    def num_messages(self, host: Host) -> int:
+        """Messages that a machine has sent to others and received from them."""
+        return sum(line.num_messages for ends, line in self._lines.items() if host.name in ends)
 
     def listen(self, host: Host, address: str, server: MemoryServer) -> None:
         """Answer at an address, in place of whoever did before."""
