@@ -76,9 +76,9 @@ class Account:
         profile: Profiles these callbacks, if there is one.
     """
 
-    def __init__(self, host: Host, profile: cProfile.Profile | None = None) -> None:
+    def __init__(self, host: Host) -> None:
         self.seconds = 0.0
-        self.profile = profile
+        self.profile: cProfile.Profile | None = None
         self._host = host
 
     def run(self, handle: Handle) -> None:
@@ -101,13 +101,14 @@ class Cell:
 
     Args:
         num_stages, num_sessions: Its size.
+        num_tokens: Length of the answers.
         is_light: Whether its nodes are light.
-        profile: Profiles the head.
     """
 
     def __init__(
-        self, num_stages: int, num_sessions: int, *, is_light: bool = True, profile: cProfile.Profile | None = None
+        self, num_stages: int, num_sessions: int, *, num_tokens: int = NUM_TOKENS, is_light: bool = True
     ) -> None:
+        self.length = num_tokens
         self.num_sessions = num_sessions
         self.num_tokens = self.num_begun = self.num_ended = 0
         spec = {"max_sessions": num_sessions + 64, "kv_positions": 1 << 24, "id_s": 1e-4}
@@ -125,7 +126,7 @@ class Cell:
             )
         )
         self.head = self.world.heads[0]
-        self.account = Account(self.head.host, profile)
+        self.account = Account(self.head.host)
         self.world.loop.around = self.account.run
         if is_light:
             LightChain(self.world, lease_s=LEASE_S).start()
@@ -170,7 +171,7 @@ class Cell:
     async def _read(self, scheduler: Scheduler, index: int) -> None:
         dice = random.Random(index)
         prompt = [dice.randrange(len(END_IDS), VOCAB_SIZE) for _ in range(NUM_PROMPT)]
-        request = Request(prompt=prompt, parameters=SamplingParameters(), max_tokens=NUM_TOKENS)
+        request = Request(prompt=prompt, parameters=SamplingParameters(), max_tokens=self.length)
         is_first = True
         async for _ in scheduler.submit(request):
             self.num_tokens += 1
