@@ -63,7 +63,7 @@ ANSWER = 256
 LEASE_S = 30.0
 # Virtual seconds between two requests: less than a prompt keeps the first stage, so that all begin before one ends.
 _EVERY_S = 0.0005
-_FRAMES = 12
+_FRAMES = 8
 _DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 _BEGIN, _END = "<!-- written by benchmarks/scale.py -->", "<!-- end -->"
 
