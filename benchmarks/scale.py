@@ -55,15 +55,15 @@ GOAL_RATIO = 2.0
 # Stages on which a curve runs over all sessions, and sessions with which one runs over all stages.
 _STAGES_OF_CURVES, _SESSIONS_OF_CURVE = (2, 64), 64
 # Stages times sessions beyond which a cell is left out of the curves, or its memory is not traced: it takes too long.
-_MOST_OPENED, _MOST_TRACED = 64_000, 20_000
+_MOST_OPENED, _MOST_TRACED = 64_000, 5_000
 NUM_PROMPT = 16
 NUM_TOKENS = 32
 # Length of the answers for which the cost of a token is stated.
 ANSWER = 256
 LEASE_S = 30.0
-# Virtual seconds between two requests: about as long as a prompt keeps the first stage.
-_EVERY_S = 0.002
-_FRAMES = 12
+# Virtual seconds between two requests: less than a prompt keeps the first stage, so that all begin before one ends.
+_EVERY_S = 0.0005
+_FRAMES = 8
 _DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 _BEGIN, _END = "<!-- written by benchmarks/scale.py -->", "<!-- end -->"
 
@@ -76,9 +76,9 @@ class Account:
         profile: Profiles these callbacks, if there is one.
     """
 
-    def __init__(self, host: Host, profile: cProfile.Profile | None = None) -> None:
+    def __init__(self, host: Host) -> None:
         self.seconds = 0.0
-        self.profile = profile
+        self.profile: cProfile.Profile | None = None
         self._host = host
 
     def run(self, handle: Handle) -> None:
@@ -101,13 +101,14 @@ class Cell:
 
     Args:
         num_stages, num_sessions: Its size.
+        num_tokens: Length of the answers.
         is_light: Whether its nodes are light.
-        profile: Profiles the head.
     """
 
     def __init__(
-        self, num_stages: int, num_sessions: int, *, is_light: bool = True, profile: cProfile.Profile | None = None
+        self, num_stages: int, num_sessions: int, *, num_tokens: int = NUM_TOKENS, is_light: bool = True
     ) -> None:
+        self.length = num_tokens
         self.num_sessions = num_sessions
         self.num_tokens = self.num_begun = self.num_ended = 0
         spec = {"max_sessions": num_sessions + 64, "kv_positions": 1 << 24, "id_s": 1e-4}
@@ -125,7 +126,7 @@ class Cell:
             )
         )
         self.head = self.world.heads[0]
-        self.account = Account(self.head.host, profile)
+        self.account = Account(self.head.host)
         self.world.loop.around = self.account.run
         if is_light:
             LightChain(self.world, lease_s=LEASE_S).start()
@@ -170,7 +171,7 @@ class Cell:
     async def _read(self, scheduler: Scheduler, index: int) -> None:
         dice = random.Random(index)
         prompt = [dice.randrange(len(END_IDS), VOCAB_SIZE) for _ in range(NUM_PROMPT)]
-        request = Request(prompt=prompt, parameters=SamplingParameters(), max_tokens=NUM_TOKENS)
+        request = Request(prompt=prompt, parameters=SamplingParameters(), max_tokens=self.length)
         is_first = True
         async for _ in scheduler.submit(request):
             self.num_tokens += 1
@@ -211,23 +212,23 @@ class Figures:
         )
 
 
-def measure(num_stages: int, num_sessions: int, *, is_light: bool = True) -> Figures:
+def measure(num_stages: int, num_sessions: int, *, num_tokens: int = NUM_TOKENS, is_light: bool = True) -> Figures:
     """Run a cell for its processor time and its messages."""
-    cell = Cell(num_stages, num_sessions, is_light=is_light)
+    cell = Cell(num_stages, num_sessions, num_tokens=num_tokens, is_light=is_light)
     marks = [cell.figures()]
     for phase in (cell.open_all, cell.decode, cell.end_all):
         phase()
         marks.append(cell.figures())
     cell.close()
-    (began_s, _, began), (begun_s, begun, opened), (decoded_s, decoded, ending), (ended_s, num_tokens, ended) = marks
+    (began_s, _, began), (begun_s, begun, opened), (decoded_s, decoded, ending), (ended_s, num_all, ended) = marks
     decode_s, decode = (decoded_s - begun_s) / (decoded - begun), (ending - opened) / (decoded - begun)
     return Figures(
         stages=num_stages,
         sessions=num_sessions,
         decode_us=decode_s * 1e6,
         decode_messages=decode,
-        session_us=(ended_s - began_s - decode_s * num_tokens) / num_sessions * 1e6,
-        session_messages=(ended - began - decode * num_tokens) / num_sessions,
+        session_us=(ended_s - began_s - decode_s * num_all) / num_sessions * 1e6,
+        session_messages=(ended - began - decode * num_all) / num_sessions,
     )
 
 
@@ -271,14 +272,16 @@ def curves() -> list[tuple[int, int]]:
     return [cell for cell in dict.fromkeys(cells) if cell[0] * cell[1] <= _MOST_OPENED]
 
 
-def run(cells: Sequence[tuple[int, int]], *, rounds: int, is_light: bool = True) -> dict[tuple[int, int], Figures]:
+def run(
+    cells: Sequence[tuple[int, int]], *, rounds: int, num_tokens: int = NUM_TOKENS, is_light: bool = True
+) -> dict[tuple[int, int], Figures]:
     """Measure cells, by turns."""
     gc.disable()
     measure(*BASE, is_light=is_light)  # warm up
     results: dict[tuple[int, int], Figures] = {}
     for _ in range(rounds):
         for cell in cells:
-            figures = measure(*cell, is_light=is_light)
+            figures = measure(*cell, num_tokens=num_tokens, is_light=is_light)
             results[cell] = figures.least(results.get(cell, figures))
             print(f"{cell}: {results[cell].token_us:.0f} us a token", file=sys.stderr)
             gc.collect()
@@ -328,6 +331,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", type=int, nargs="+", help="cells of these stages instead of the curves")
     parser.add_argument("--sessions", type=int, nargs="+", default=[_SESSIONS_OF_CURVE])
+    parser.add_argument("--tokens", type=int, default=NUM_TOKENS, help="length of the answers")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--nodes", choices=("light", "real"), default="light")
     parser.add_argument("--profile", action="store_true", help="show where the head's time goes instead")
@@ -342,7 +346,7 @@ def main() -> int:
         for cell in cells:
             show_profile(*cell, is_light=is_light)
         return 0
-    results = run(cells, rounds=options.rounds, is_light=is_light)
+    results = run(cells, rounds=options.rounds, num_tokens=options.tokens, is_light=is_light)
     if options.json:
         print(json.dumps([asdict(one) for one in results.values()]))
     else:

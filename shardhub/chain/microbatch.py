@@ -99,7 +99,7 @@ class Microbatch:
     async def _step(self) -> None:
         rows = [stream.next_row() for stream in self.rows]
         length = min(len(row.ids) for row in rows)  # a step with drafts has one stream only
-        rows = [replace(row, ids=row.ids[:length]) for row in rows]
+        rows = [row if len(row.ids) == length else replace(row, ids=row.ids[:length]) for row in rows]
         try:
             futures = await self._chain.send(rows, lane=Lane.DECODE, verify=length > 1)
         except ShardhubError as error:

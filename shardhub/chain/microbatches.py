@@ -52,8 +52,7 @@ class Microbatches:
             same.stop()
 
     def _fitting(self, stream: Stream) -> Microbatch | None:
-        """The smallest microbatch that a stream fits into; None if a new one should be made, so that no stage stays "
-        "idle."""
+        """The smallest microbatch that a stream fits into; None if a stage could take another."""
         same = self._by_path.get(stream.session.path)
         if same is None or len(same) < self._number or stream.request.drafter is not None:
             return None
