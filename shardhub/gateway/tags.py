@@ -138,7 +138,9 @@ class TagSegmenter:
             return False
         at, tag = place
         after = self._held[at + len(tag) : at + len(tag) + 1]
-        is_awaited = self._held[:at].endswith(_BLANKS) or (tag in self._tags.starts and not self._opens_after(at))
+        is_awaited = (self._line + self._held[:at]).endswith(_BLANKS) or (
+            tag in self._tags.starts and not self._opens_after(at)
+        )
         if not after and not self._is_ended and is_awaited:
             # The next character shows whether a sentence continues after the tag.
             if not self._is_patient:

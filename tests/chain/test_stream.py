@@ -70,7 +70,7 @@ def test_a_stream_without_a_session_cannot_be_interrupted() -> None:
     """A status that cannot follow is refused: a mistake of ours is seen where it is made."""
 
     async def run():
-        with pytest.raises(ValueError, match="waiting does not become interrupted"):
+        with pytest.raises(ValueError, match="cannot go from waiting to interrupted"):
             Stream(REQUEST).interrupt(NodeLost("The node is gone."))
 
     asyncio.run(run())

@@ -6,7 +6,7 @@ import json
 from itertools import groupby
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shardhub.gateway.reasoning import Reasoning, find_reasoning
@@ -31,6 +31,7 @@ def cut(*texts: str, is_whole: bool = True, reasoning: Reasoning = THINK, **opti
     return [(kind, "".join(text for _, text in run)) for kind, run in groupby(shown, key=lambda each: each[0])]
 
 
+@example(["a", " ", "</think>", " "], False, False)
 @given(pieces, st.booleans(), st.booleans())
 def test_pieces_do_not_matter(texts, inside, is_whole) -> None:
     """However an answer is cut into pieces, its segments are those of the whole, and hold all of it."""
