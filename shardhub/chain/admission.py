@@ -81,9 +81,9 @@ class Admission:
                 if goes_on:
                     self._queue.next()  # the room it gave up may be enough for another
             except ShardhubError as error:
-                stream.num_recoveries += 1
                 if not self._recoverer.may_recover(stream, error):
                     raise
+                stream.num_recoveries += 1
                 await self._reconnector.look_at(self._chain.links)
                 await self._chain.paths.until_usable(self._settings.recover_wait_s - stream.since_lost())
                 continue
