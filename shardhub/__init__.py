@@ -131,8 +131,7 @@ if TYPE_CHECKING:
         Progress,
         Watcher,
     )
-
-__version__ = "0.1.0"
+    from shardhub.version import __version__
 
 __all__ = [
     "AccessError",
@@ -329,6 +328,10 @@ def __getattr__(name: str) -> object:
     """Import a name of the library on first use."""
     from importlib import import_module
 
+    if name == "__version__":
+        from shardhub.version import __version__
+
+        return __version__
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = next((module for module, names in _HOMES.items() if name in names), "errors")

@@ -30,6 +30,7 @@ LAYERS = {
     "shortage": 0,
     "sizes": 0,
     "threads": 0,
+    "version": 0,
     "whole_files": 0,
     # Decisions: pure, no files, no network, no MLX.
     "address": 1,
