@@ -30,5 +30,5 @@ def test_lack_of_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", limited)
     with pytest.raises(ResourceError) as caught:
         check_threads(5)
-    assert "5 more threads are needed, 2 could be started" in caught.value.why
+    assert "5 more threads are needed, but only 2 could be started" in caught.value.why
     assert threading.active_count() == before

@@ -24,7 +24,7 @@ def test_addresses_in_one_option_are_told_apart() -> None:
     """--node takes one address; several with commas get the way to write them."""
     with pytest.raises(UsageError, match="HOST:PORT") as caught:
         node_addresses(["10.77.0.1,10.77.0.2"], None)
-    assert "Name each node with a `node` of its own" in caught.value.hint
+    assert "Give each node in a `node` of its own" in caught.value.hint
 
 
 @pytest.mark.parametrize(
