@@ -344,6 +344,7 @@ def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
             row_bytes = 4 + 4 * scheduler.chain.links[1].facts.crossings_in[0].shape[-1]  # its id, and float32
             for engine in engines:
                 engine.limits = replace(engine.limits, message_bytes=MESSAGE_OVERHEAD_BYTES + 2 * row_bytes)
+            scheduler.chain.sizes.changed()  # as when a link is replaced, whose limits may be others
             assert await asyncio.gather(*(tokens_of(scheduler, each) for each in requests)) == free
             assert max(widths[Lane.DECODE]) == 2
 
