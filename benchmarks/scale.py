@@ -240,6 +240,7 @@ def measure_memory(num_stages: int, num_sessions: int, *, is_light: bool = True)
     try:
         before = _head_bytes()
         cell.open_all()
+        cell.world.loop.drop_ended_tasks()
         gc.collect()
         return (_head_bytes() - before) / num_sessions
     finally:

@@ -304,10 +304,14 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_task(self, coro: Any, *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:
         task = asyncio.Task(coro, loop=self, name=name, context=context)
         if len(self._tasks) >= self._prune_at:
-            self._tasks = [each for each in self._tasks if not each.done()]
-            self._prune_at = max(_FEW_TASKS, 2 * len(self._tasks))
+            self.drop_ended_tasks()
         self._tasks.append(task)
         return task
+
+    def drop_ended_tasks(self) -> None:
+        """Free the tasks that have ended."""
+        self._tasks = [each for each in self._tasks if not each.done()]
+        self._prune_at = max(_FEW_TASKS, 2 * len(self._tasks))
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Run a function soon, on the loop: there are no threads here."""
