@@ -7,6 +7,8 @@ and brings no MLX.
 
 from __future__ import annotations
 
+from shardhub.version import __version__
+
 # Importing `typing` would take most of the time that this module takes; type checkers know the name.
 TYPE_CHECKING = False
 
@@ -131,8 +133,6 @@ if TYPE_CHECKING:
         Progress,
         Watcher,
     )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AccessError",

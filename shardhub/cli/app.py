@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from shardhub import __version__
 from shardhub.cli.commands.bench import bench
 from shardhub.cli.commands.certs import certs_app
 from shardhub.cli.commands.chat import chat
@@ -35,6 +34,7 @@ from shardhub.cli.run import print_error
 from shardhub.cli.streams import OutputFailed, drop_output, output_error, prepare_streams
 from shardhub.errors import ShardhubError, outcome
 from shardhub.shortage import shortage
+from shardhub.version import __version__
 
 app = make_group(
     "shardhub",

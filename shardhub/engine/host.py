@@ -9,9 +9,9 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from shardhub import __version__
 from shardhub.blas import describe_blas
 from shardhub.memory_limits import installed_memory
+from shardhub.version import __version__
 
 _MAX_NAME = 100
 # It answers in milliseconds.

@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from shardhub import __version__
 from shardhub.errors import ShardhubError
 from shardhub.gateway import (
     chat,
@@ -34,6 +33,7 @@ from shardhub.gateway.refusals import Refusal, refusal_of, refusal_of_fields
 from shardhub.gateway.request_check import RequestCheck
 from shardhub.gateway.schema import ErrorBody, OllamaErrorBody
 from shardhub.gateway.service import Service
+from shardhub.version import __version__
 
 log = logging.getLogger(__name__)
 

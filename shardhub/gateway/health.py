@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from shardhub import __version__
 from shardhub.chain.failures import describe_error
 from shardhub.gateway.refusals import RETRY_AFTER_S, Refusal
 from shardhub.gateway.service import service_of
+from shardhub.version import __version__
 
 router = APIRouter(tags=["health"])
 

@@ -9,12 +9,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from shardhub import __version__
 from shardhub.gateway.ollama_lines import line
 from shardhub.gateway.ollama_schema import OllamaName
 from shardhub.gateway.refusals import Refusal
 from shardhub.gateway.service import Service, service_of
 from shardhub.gateway.strict import StrictRoute
+from shardhub.version import __version__
 
 router = APIRouter(tags=["ollama"], route_class=StrictRoute)
 

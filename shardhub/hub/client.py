@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from shardhub import __version__
 from shardhub.errors import UsageError
 from shardhub.hub.proxies import make_transport
 from shardhub.upstream.hub_client import request_hook
+from shardhub.version import __version__
 
 if TYPE_CHECKING:
     import httpx2

@@ -10,7 +10,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from shardhub import __version__
 from shardhub.errors import ProofFailed, UnsupportedModel
 from shardhub.manifest import MAX_REMARK, MAX_REMARKS
 from shardhub.model.anatomy import Anatomy, examine
@@ -25,6 +24,7 @@ from shardhub.model.twin import Twin, run_twin
 from shardhub.planning.borders import CutFacts
 from shardhub.splitting.contents import ModelContents, StageContents, Versions
 from shardhub.tensors import TensorSpec
+from shardhub.version import __version__
 
 
 class Dissection:

@@ -8,13 +8,13 @@ from importlib.metadata import version
 
 import mlx.core as mx
 
-from shardhub import __version__
 from shardhub.manifest import Proof
 from shardhub.model.anatomy import Anatomy, examine
 from shardhub.model.build import Blueprint
 from shardhub.model.load import chain_around, stage_cut_of, telling_versions
 from shardhub.model.proof import Scenario, prove_chain, trace_chain
 from shardhub.shard import Shard
+from shardhub.version import __version__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

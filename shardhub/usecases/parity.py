@@ -195,9 +195,9 @@ def record(
 
     import mlx.core as mx
 
-    from shardhub import __version__
     from shardhub.engine.host import host_facts
     from shardhub.model.parity import compare
+    from shardhub.version import __version__
 
     start = time.monotonic()
     try:

@@ -17,7 +17,7 @@ def test_version_stands_in_one_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" not in project["project"]
     assert project["project"]["dynamic"] == ["version"]
-    assert project["tool"]["hatch"]["version"]["path"] == "shardhub/__init__.py"
+    assert project["tool"]["hatch"]["version"]["path"] == "shardhub/version.py"
 
 
 def test_changelog_tells_of_this_version() -> None:
