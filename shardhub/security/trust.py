@@ -153,7 +153,7 @@ class Security:
                 why="It is another machine, and this one has no certificate: anyone on the network path could read "
                 "prompts.",
                 hint="Join the cluster with `shardhub certs join`, or, if you trust the network, add "
-                "{self.insecure_flag}.",
+                f"{self.insecure_flag}.",
             )
         return self.trust
 
