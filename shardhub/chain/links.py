@@ -63,7 +63,7 @@ async def describe(
     try:
         opened = await opener(address, security, client_options(_DESCRIBE_BYTES, liveness))
     except grpc.aio.UsageError as error:
-        raise NodeUnreachable(f"{address} is not the address of a node.", why=f"{error}.") from error
+        raise NodeUnreachable(f"{address} cannot be used as a node's address.", why=f"{error}.") from error
     async with opened.channel as channel:
         try:
             reply = await NodeStub(channel).Describe(pb.DescribeRequest(), timeout=CONNECT_TIMEOUT_S)
@@ -71,7 +71,7 @@ async def describe(
             refusal = from_rpc(error, peer=address, doing="describe it")
             raise await opened.explain(refusal) from error
         except grpc.aio.UsageError as error:
-            raise NodeUnreachable(f"{address} is not the address of a node.", why=f"{error}.") from error
+            raise NodeUnreachable(f"{address} cannot be used as a node's address.", why=f"{error}.") from error
     return codec.description_value(reply)
 
 
@@ -122,8 +122,8 @@ class NodeLink:
     async def start(
         self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
     ) -> None:
-        self._arrived = arrived
-        self._lost = lost
+        self._arrived = arrived  # `Chain._arrived`
+        self._lost = lost  # `Chain.lose`
         opened = await self._opener(
             self.name, self._security, client_options(self.limits.message_bytes, self._liveness)
         )

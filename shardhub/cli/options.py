@@ -195,7 +195,7 @@ class CheckFlags:
 
 @flags("Pipeline")
 class PipelineFlags:
-    """The pipeline, given as an argument or by name."""
+    """The pipeline, given as an argument or with --manifest."""
 
     pipeline: Annotated[
         str | None, typer.Argument(metavar="PIPELINE", help="Pipeline: a Hub id ORG/NAME[@REVISION], or a folder.")

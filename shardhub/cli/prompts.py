@@ -21,7 +21,7 @@ def typed_text(text: str) -> str:
     try:
         return os.fsencode(text).decode("utf-8") if any(map(_is_surrogate, text)) else text
     except UnicodeError as error:
-        raise PromptError("An option's text is not UTF-8.", why=f"{error}.") from error
+        raise PromptError("The prompt or system prompt is not valid UTF-8.", why=f"{error}.") from error
 
 
 def _is_surrogate(character: str) -> bool:

@@ -250,7 +250,7 @@ def _kept(
 
 @contextmanager
 def _writes(on_write: Callable[[mx.array], None]) -> Iterator[None]:
-    """Call back for each array that this thread modifies in place inside the block."""
+    """Call `on_write` for each array that this thread modifies in place inside the block."""
     here = threading.get_ident()
 
     def noted(original: Callable[..., Any]) -> Callable[..., Any]:

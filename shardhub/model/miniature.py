@@ -212,7 +212,7 @@ def miniature_widths() -> Mapping[str, Mapping[str, int]]:
 
 
 def _narrowed(config: dict[str, Any], module: str, widths: Mapping[str, int]) -> dict[str, Any]:
-    """A configuration with small widths: all known ones, or all but one family that is incompatible with the rest.
+    """The configuration with all known widths made small, or all but one family where the model does not run otherwise.
 
     Raises:
         UnsupportedModel: No widths are known, or the model runs with none of these choices.

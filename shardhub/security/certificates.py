@@ -141,7 +141,7 @@ def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
         csr = x509.load_pem_x509_csr(request)
         key = csr.public_key()
     except ValueError as error:
-        raise CertificateRefused("This is not a signing request.") from error
+        raise CertificateRefused("The machine did not send a certificate signing request.") from error
     if not csr.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != _CURVE.name:
         raise CertificateRefused("The signing request is not signed with its own key, or the key has another type.")
     return key

@@ -128,8 +128,8 @@ def check_signature(folder: Path, key: str) -> None:
     if not path.is_file():
         raise SignatureError(
             f"The pipeline in {folder} is not signed.",
-            why=f"It has no {SIGNATURE_FILE}, and a signature of {_short(key)} is required.",
-            hint="Ask its publisher, or leave out `require_signature`.",
+            why=f"It has no {SIGNATURE_FILE}, and a signature by the key {_short(key)} is required.",
+            hint="Ask its publisher to sign it, or leave out `require_signature`.",
         )
     signature = _read(path)
     if signature.key != key:

@@ -57,7 +57,7 @@ def read_nodes_file(path: Path) -> list[str]:
         raise UsageError(f"{path} cannot be read.", why=f"{error}.", hint=hint) from error
     if not isinstance(addresses, list):
         why = "It does not contain a line `nodes = [...]`." if addresses is None else "`nodes` is not a list."
-        raise UsageError(f"{path} names no nodes.", why=why, hint=hint)
+        raise UsageError(f"{path} does not list any nodes.", why=why, hint=hint)
     return _checked(addresses, str(path))
 
 

@@ -58,7 +58,7 @@ class RunningGateway:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """URL of the gateway."""
         return self.facts.url
 
     @property

@@ -286,7 +286,7 @@ def description_value(message: pb.DescribeReply) -> Description:
             for c in stage.crossings_in
         )
     except (ValidationError, ValueError) as error:
-        raise WireError("A node describes invalid crossings.") from error
+        raise WireError("A node's description lists invalid crossings.") from error
     return Description(
         protocol_versions=tuple(message.protocol_versions),
         stage=StageFacts(
@@ -395,7 +395,10 @@ def _tensor_value(tensor: pb.Tensor) -> RawTensor:
     if tensor.dtype not in pb.DType.values() or tensor.dtype == pb.DTYPE_UNSPECIFIED:
         raise WireError(f"The crossing {tensor.name[:64]!r} has the unknown dtype {tensor.dtype}.")
     if len(tensor.shape) > MAX_DIMS:
-        raise WireError(f"The crossing {tensor.name[:64]!r} has {len(tensor.shape)} dimensions.")
+        raise WireError(
+            f"The crossing {tensor.name[:64]!r} has {len(tensor.shape)} dimensions.",
+            why=f"At most {MAX_DIMS} are allowed.",
+        )
     dtype = pb.DType.Name(tensor.dtype)
     expected = DTYPE_SIZES[dtype]
     for dimension in tensor.shape:
