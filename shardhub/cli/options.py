@@ -222,7 +222,7 @@ class PipelineFlags:
 
 @flags("Cache")
 class CacheFlags:
-    """The cache."""
+    """The folder of the cache."""
 
     cache_dir: CacheDir = None
 

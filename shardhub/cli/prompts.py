@@ -16,7 +16,7 @@ def typed_text(text: str) -> str:
     """Decode an option's text as it was typed: terminals send UTF-8 even if the locale names another encoding.
 
     Raises:
-        PromptError: It is not UTF-8.
+        PromptError: The text is not UTF-8.
     """
     try:
         return os.fsencode(text).decode("utf-8") if any(map(_is_surrogate, text)) else text

@@ -93,7 +93,7 @@ class SessionTable:
             WireError: Malformed ids.
             StaleEpoch: The session already has this epoch or a later one, or belongs to another head.
             ContextExceeded, Overloaded: No room.
-            SessionNotRewindable: It cannot be moved to the requested position.
+            SessionNotRewindable: The session cannot be moved to the requested position.
         """
         if len(call.session) != SESSION_ID_BYTES or len(call.head) != SESSION_ID_BYTES:
             raise WireError(f"The id of a session must have {SESSION_ID_BYTES} bytes.")
@@ -240,7 +240,7 @@ class SessionTable:
         """Return the session from which a new one is forked.
 
         Raises:
-            SessionUnknown: It is not here, or belongs to another head.
+            SessionUnknown: The session is not here, or belongs to another head.
         """
         if not call.fork_of:
             return None

@@ -94,7 +94,7 @@ class Cache:
         return self.root / "partials" / (name if is_locked else f"{name}.{secrets.token_hex(4)}")
 
     def lock_file(self, *names: str) -> Path:
-        """The lock file with this name."""
+        """Path of the lock file for these names."""
         return self.root / "locks" / hashlib.sha256("/".join(names).encode()).hexdigest()[:32]
 
     @property

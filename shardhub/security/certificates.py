@@ -64,7 +64,7 @@ def check_name(name: str) -> str:
     """Check that a certificate may carry a name, and return it.
 
     Raises:
-        UsageError: It is not a valid label of a host name.
+        UsageError: The name is not a valid label of a host name.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(
@@ -135,7 +135,7 @@ def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
     """Return the public key of a signing request, after checking that its sender has the private key.
 
     Raises:
-        CertificateRefused: It is not a valid request.
+        CertificateRefused: The bytes are not a valid request.
     """
     try:
         csr = x509.load_pem_x509_csr(request)
@@ -151,7 +151,7 @@ def load_certificate(pem: bytes) -> x509.Certificate:
     """Read a certificate from PEM.
 
     Raises:
-        CertificateRefused: It is not a certificate.
+        CertificateRefused: The text is not a certificate.
     """
     try:
         return x509.load_pem_x509_certificate(pem)
@@ -163,7 +163,7 @@ def peer_of(certificate: x509.Certificate) -> Peer:
     """Return the owner of a certificate, without checking that the authority signed it.
 
     Raises:
-        CertificateRefused: It does not carry a role and name of ours.
+        CertificateRefused: The certificate does not carry a role and name of ours.
     """
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

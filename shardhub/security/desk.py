@@ -59,7 +59,7 @@ class Desk:
         """Start to listen, and return the port.
 
         Raises:
-            OSError: It cannot listen there.
+            OSError: The desk cannot listen there.
         """
         context = self._context
         context.minimum_version = ssl.TLSVersion.TLSv1_3

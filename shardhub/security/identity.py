@@ -69,7 +69,7 @@ def check_folder(folder: Path, authority_pem: bytes) -> None:
     """Check that a folder does not belong to another authority.
 
     Raises:
-        IdentityError: It does.
+        IdentityError: The folder belongs to another authority.
     """
     path = folder / AUTHORITY_FILE
     if path.exists() and read_file(path, private=False) != authority_pem:

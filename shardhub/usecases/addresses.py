@@ -48,7 +48,7 @@ def read_nodes_file(path: Path) -> list[str]:
     """Read the addresses in a nodes.toml.
 
     Raises:
-        UsageError: It is not `nodes = ["host:port", ...]`, or cannot be read.
+        UsageError: The file is not `nodes = ["host:port", ...]`, or cannot be read.
     """
     hint = f'Write: nodes = ["192.168.1.7", "studio.local:{NODE_PORT}"]'
     try:
@@ -71,7 +71,7 @@ def _checked(texts: Sequence[Any], where: str) -> list[str]:
                 raise UsageError(
                     f"{where}: {error.what}",
                     why="It contains a comma.",
-                    hint=f"Give each node in a {where} of its own.",
+                    hint=f"Give each node with a separate {where}.",
                 ) from error
             raise UsageError(
                 f"{where}: {text!r} is not HOST:PORT.",

@@ -153,7 +153,7 @@ def verify_files(
         All checks; faults are part of the result, and are not raised.
 
     Raises:
-        UsageError: It is not a pipeline.
+        UsageError: The name is not a pipeline's.
         FormatError: Its manifest breaks the specification.
     """
     target = open_target(pipeline, settings.cache_dir, watcher)

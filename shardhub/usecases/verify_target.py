@@ -70,7 +70,7 @@ def open_target(pipeline: str, cache_dir: Path | None, watcher: Watcher = SILENT
     """Find a pipeline by folder or Hub id, and check its manifest.
 
     Raises:
-        UsageError: It is not a pipeline.
+        UsageError: The name is not a pipeline's.
         FormatError: Its manifest breaks the specification.
     """
     places = Places(cache_dir, watcher=watcher)

@@ -266,14 +266,14 @@ def description_value(message: pb.DescribeReply) -> Description:
     """Convert a message to a node's description.
 
     Raises:
-        WireError: It breaks the protocol.
+        WireError: The message breaks the protocol.
     """
     stage = message.stage
     if len(stage.boundaries) != len(stage.stage_digests) + 1 or list(stage.boundaries) != sorted(set(stage.boundaries)):
         raise WireError("A node describes invalid layer ranges.")
     if stage.kv_bits and (stage.kv_bits not in KV_BITS or stage.kv_group_size not in KV_GROUP_SIZES):
         raise WireError(
-            f"A node describes an invalid quantisation of K and V: {stage.kv_bits} bits in groups of "
+            f"A node's description states an invalid quantisation of K and V: {stage.kv_bits} bits in groups of "
             f"{stage.kv_group_size}."
         )
     try:
