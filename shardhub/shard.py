@@ -194,10 +194,7 @@ def read_bytes(path: Path, limit_bytes: int = MAX_DOCUMENT_BYTES) -> bytes:
             f"{path} cannot be read.", why=f"{error.strerror}.", hint="Download the folder again from its publisher."
         ) from error
     if len(data) > limit_bytes:
-        raise FormatError(
-            f"{path} is larger than {limit_bytes} bytes.",
-            hint="It was not written by shardhub.",
-        )
+        raise FormatError(f"{path} is larger than {limit_bytes} bytes.", hint="It was not written by shardhub.")
     return data
 
 

@@ -57,10 +57,7 @@ def read_file(path: Path, *, private: bool) -> bytes:
     except OSError as error:
         raise _unusable(path, error) from error
     if len(data) > MAX_FILE_BYTES:
-        raise IdentityError(
-            f"{path} is larger than {MAX_FILE_BYTES} bytes.",
-            hint="It was not written by shardhub.",
-        )
+        raise IdentityError(f"{path} is larger than {MAX_FILE_BYTES} bytes.", hint="It was not written by shardhub.")
     return data
 
 
