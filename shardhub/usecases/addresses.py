@@ -71,7 +71,7 @@ def _checked(texts: Sequence[Any], where: str) -> list[str]:
                 raise UsageError(
                     f"{where}: {error.what}",
                     why="It contains a comma.",
-                    hint=f"Give each node with a separate {where}.",
+                    hint=f"Name each node with a {where} of its own.",
                 ) from error
             raise UsageError(
                 f"{where}: {text!r} is not HOST:PORT.",
