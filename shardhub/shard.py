@@ -225,7 +225,16 @@ def inexact_of(shards: Sequence[Shard]) -> str | None:
     return next((shard.hint.inexact for shard in shards if shard.hint is not None and shard.hint.inexact), None)
 
 
-def join_adjacent(shards: Sequence[Shard]) -> list[Shard]:
+def other_stage(where: str, actual: str, expected: str) -> DigestMismatch:
+    """The error for a shard with another stage digest than the manifest names."""
+    return DigestMismatch(
+        f"{where} is not the shard that the manifest names.",
+        why=f"Its stage digest is {actual[:16]}..., but the manifest says {expected[:16]}....",
+        hint="Split the model again, or download the pipeline and its shards from one publisher.",
+    )
+
+
+def check_adjacent(shards: Sequence[Shard]) -> list[Shard]:
     """Sort shards by layer and check that they can run as one stage.
 
     Raises:

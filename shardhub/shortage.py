@@ -24,7 +24,7 @@ _MAX_TEXT = 200
 
 
 def shortage(error: BaseException) -> ShardhubError | None:
-    """Our error for an exception that says, itself or by its cause, that a resource ran out; None for others.
+    """Our error for an exception that says, or whose cause says, that a resource ran out; None for others.
 
     If several of its causes say so, the earliest one counts: later ones are packages' advice about installing them.
     """

@@ -62,7 +62,8 @@ def assign_stages(
                 )
             if other is not None and other.description.boot_id == assigned.description.boot_id:
                 raise RouteError(
-                    f"{other.address} and {assigned.address} are the same node.", hint="Give it once with `node`."
+                    f"{other.address} and {assigned.address} are the same node.",
+                    hint="Name it only once with `node`.",
                 )
             served[index] = assigned
     missing = [index for index in range(len(manifest.stages)) if index not in served]

@@ -257,7 +257,7 @@ class Chain:
 
         Raises:
             HandshakeError: Its limits are below the chain's, or it computes a part of another model.
-            ShardhubError: It cannot be opened, or broke before it could be used.
+            ShardhubError: The link cannot be opened, or broke before it could be used.
         """
         broken: list[ShardhubError] = []
 

@@ -25,13 +25,13 @@ from shardhub.chain.stream import Finish
 from shardhub.chain.text_stream import TextStream
 from shardhub.clock import SYSTEM_CLOCK, SYSTEM_DICE, Clock, Dice
 from shardhub.engine.settings import EngineSettings
-from shardhub.errors import DigestMismatch, ShardhubError
+from shardhub.errors import ShardhubError
 from shardhub.parameters import SamplingParameters
 from shardhub.parity import inexactness
 from shardhub.protocol import INEXACT
 from shardhub.security.keeper import keep
 from shardhub.security.trust import PLAIN, Security
-from shardhub.shard import Pipeline, read_shard
+from shardhub.shard import Pipeline, other_stage, read_shard
 from shardhub.text.stops import StopMatcher
 from shardhub.text.tokenizer import Tokenizer
 from shardhub.wire.options import DEFAULT_LIVENESS, Liveness
@@ -134,7 +134,7 @@ class Head:
         clock: Clock = SYSTEM_CLOCK,
         dice: Dice = SYSTEM_DICE,
     ) -> Head:
-        """Connect to the nodes, load the stages that no node serves, and check all against the manifest.
+        """Connect to the nodes, load the stages that no node serves, and check each stage against the manifest.
 
         Args:
             nodes: Addresses, in any order.
@@ -353,23 +353,10 @@ async def _load_local(
         + " runs in this process"
     )
     for shard, entry in zip(shards, stages, strict=True):
-        _check_shard(shard.digest, entry.digest, shard.folder)
+        if shard.digest != entry.digest:
+            raise other_stage(str(shard.folder), shard.digest, entry.digest)
     from shardhub.engine.engine import Engine  # loads MLX, which a head without stages of its own does not need
 
     return await asyncio.get_running_loop().run_in_executor(
         None, lambda: Engine.start(shards, settings, progress=progress)
     )
-
-
-def _check_shard(actual: str, expected: str, folder: Path) -> None:
-    """Check that a shard folder is the one the manifest names.
-
-    Raises:
-        DigestMismatch: It holds another stage.
-    """
-    if actual != expected:
-        raise DigestMismatch(
-            f"{folder} is not the shard that the manifest names.",
-            why=f"Its stage digest is {actual[:16]}..., but the manifest says {expected[:16]}....",
-            hint="Split the model again, or download the pipeline and its shards from one publisher.",
-        )

@@ -57,13 +57,13 @@ async def describe(
         liveness, security, opener: How it is reached.
 
     Raises:
-        NodeUnreachable, ChainError: It does not answer, or is not a node.
+        NodeUnreachable, ChainError: The node does not answer, or is not a node.
         AddressError, CertificateRefused: As `open_channel`.
     """
     try:
         opened = await opener(address, security, client_options(_DESCRIBE_BYTES, liveness))
     except grpc.aio.UsageError as error:
-        raise NodeUnreachable(f"{address} is not the address of a node.", why=f"{error}.") from error
+        raise NodeUnreachable(f"{address} cannot be used as a node's address.", why=f"{error}.") from error
     async with opened.channel as channel:
         try:
             reply = await NodeStub(channel).Describe(pb.DescribeRequest(), timeout=CONNECT_TIMEOUT_S)
@@ -71,7 +71,7 @@ async def describe(
             refusal = from_rpc(error, peer=address, doing="describe it")
             raise await opened.explain(refusal) from error
         except grpc.aio.UsageError as error:
-            raise NodeUnreachable(f"{address} is not the address of a node.", why=f"{error}.") from error
+            raise NodeUnreachable(f"{address} cannot be used as a node's address.", why=f"{error}.") from error
     return codec.description_value(reply)
 
 
@@ -122,8 +122,8 @@ class NodeLink:
     async def start(
         self, head: bytes, arrived: Callable[[Arrival], None], lost: Callable[[ShardhubError], None]
     ) -> None:
-        self._arrived = arrived
-        self._lost = lost
+        self._arrived = arrived  # `Chain._arrived`
+        self._lost = lost  # `Chain.lose`
         opened = await self._opener(
             self.name, self._security, client_options(self.limits.message_bytes, self._liveness)
         )
@@ -159,7 +159,7 @@ class NodeLink:
         """Ask the node what it serves, and its load.
 
         Raises:
-            ChainError: It does not answer.
+            ChainError: The node does not answer.
         """
         return await describe(self.name, liveness=self._liveness, security=self._security, opener=self._opener)
 
@@ -170,8 +170,8 @@ class NodeLink:
         """Make a new link to the node, not yet started, if it answers and serves what it served before.
 
         Raises:
-            ChainError: It does not answer.
-            HandshakeError: It serves something else now, or speaks another protocol.
+            ChainError: The node does not answer.
+            HandshakeError: The node serves something else now, or speaks another protocol.
         """
         description = await self.describe()
         if not set(PROTOCOL_VERSIONS) & set(description.protocol_versions):
@@ -215,7 +215,7 @@ class NodeLink:
         """Have the node measure its hop to another node.
 
         Raises:
-            ShardhubError: It cannot reach the other node.
+            ShardhubError: The node cannot reach the other node.
         """
         message = pb.ProbeRequest(address=address, timeout_ms=int(timeout_s * 1000), boot_id=boot_id)
         reply = await self._unary(self._stub.Probe, message, f"probe the connection to {address}")
@@ -264,7 +264,7 @@ class NodeLink:
                 elif kind == "failure":
                     self._arrived(codec.failure_value(message.failure))
                 else:
-                    raise WireError(f"{self.name} sent a {kind}, which is not allowed on this link.")
+                    raise WireError(f"{self.name} sent a message of kind {kind}, which is not allowed on this link.")
             self._break(await self._call_error(call, None))
         except (grpc.aio.AioRpcError, ShardhubError) as error:
             self._break(error)
@@ -302,7 +302,8 @@ class NodeLink:
             task = asyncio.ensure_future(self._tell_lost(error))
             self._readers.append(task)
         else:
-            known = error if isinstance(error, ShardhubError) else NodeLost(f"The link to {self.name} broke.")
+            why = "A message caused an unexpected error: see the log of this process."
+            known = error if isinstance(error, ShardhubError) else NodeLost(f"The link to {self.name} broke.", why=why)
             self._lost(known)
 
     async def _tell_lost(self, error: grpc.aio.AioRpcError) -> None:

@@ -39,8 +39,8 @@ class Membership:
         """Use one more node for new work; if it is lost, it is brought back like any other.
 
         Raises:
-            NodeUnreachable, ChainError: It does not answer.
-            HandshakeError: It serves another pipeline, or its limits are below the chain's.
+            NodeUnreachable, ChainError: The node does not answer.
+            HandshakeError: The node serves another pipeline, or its limits are below the chain's.
             RouteError: No node of the chain serves the same layers, or it is already in the chain.
         """
         chain, manifest = self._scheduler.chain, self._manifest

@@ -59,7 +59,8 @@ class Recoverer:
         """Restore the session of an interrupted stream on live nodes.
 
         Raises:
-            ShardhubError: It could not be restored in time, or failed too often: the interruption, or the last error.
+            ShardhubError: The session could not be restored in time, or failed too often. The error is the
+                interruption, or the last one.
         """
         session, error = stream.session, stream.interruption
         assert error is not None

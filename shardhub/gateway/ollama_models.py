@@ -114,7 +114,7 @@ def check_name(service: Service, name: str) -> None:
     """Check that a name, with or without a tag, is the model's.
 
     Raises:
-        Refusal: It is another model's name. The message is Ollama's, which clients look for.
+        Refusal: The request names another model. The message is Ollama's, which clients look for.
     """
     for each in (name, name.removesuffix(_LATEST)):
         try:

@@ -29,7 +29,7 @@ class Prompt:
 
 
 async def prompts_of(service: Service, body: CompletionRequest) -> list[Prompt]:
-    """The prompts of a request. They are tokenized one by one, and no further once the client has disconnected.
+    """The prompts of a request. They are tokenized one by one, until the client disconnects.
 
     Raises:
         Refusal: There are no prompts or too many; or one is empty, too long, or has an invalid token id.

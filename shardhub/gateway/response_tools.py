@@ -144,7 +144,7 @@ class Toolbox:
         """Convert `tool_choice` to a chat request's. Tools that it does not allow are removed.
 
         Raises:
-            Refusal: It names a tool that cannot be called here.
+            Refusal: `tool_choice` names a tool that cannot be called here.
         """
         if not isinstance(chosen, dict):
             return chosen

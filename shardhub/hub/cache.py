@@ -89,12 +89,12 @@ class Cache:
         return digest != sha256
 
     def partial(self, sha256: str, *, is_locked: bool) -> Path:
-        """Path to which a file is fetched; only the holder of the lock may resume what an earlier fetch left."""
+        """Path to which a file is fetched; only the holder of the lock may resume what an earlier fetch left behind."""
         name = self.blob(sha256).name
         return self.root / "partials" / (name if is_locked else f"{name}.{secrets.token_hex(4)}")
 
     def lock_file(self, *names: str) -> Path:
-        """The lock file with this name."""
+        """Path of the lock file for these names."""
         return self.root / "locks" / hashlib.sha256("/".join(names).encode()).hexdigest()[:32]
 
     @property
@@ -248,7 +248,7 @@ class Cache:
         if error.errno in _FULL:
             return DiskFull(
                 f"The disk is full: {where} could not be written.",
-                why=f"{error.strerror}; {size_text(self.free_bytes())} are free.",
+                why=f"{error.strerror}; {size_text(self.free_bytes())} is free.",
                 hint="Free some space with `shardhub rm REPO` or `shardhub prune`, or use another disk: `cache_dir` "
                 "DIR.",
             )

@@ -60,7 +60,7 @@ def fetch_blob(
                 f"The Hub's copy of {what} is corrupt.",
                 why=f"{NUM_CONTENT_TRIES} downloads had the right size, but the last one had the sha256 "
                 f"{digest[:16]}... instead of {sha256[:16]}....",
-                hint="All copies were deleted. Tell its publisher, or run the same command again later.",
+                hint="The downloads were deleted. Tell the repo's publisher, or run the same command again later.",
             )
         try:
             check(partial)

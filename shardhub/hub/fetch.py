@@ -22,7 +22,7 @@ from shardhub.hub.pinned_repo import PinnedRepo, find_commit
 from shardhub.hub.published_commit import pinned_by_pipeline
 from shardhub.hub.ranges import Patience
 from shardhub.hub.reference import Reference
-from shardhub.hub.snapshot import FetchProgress, Snapshot, other_stage
+from shardhub.hub.snapshot import FetchProgress, Snapshot
 from shardhub.locks import locked, locked_at_once
 from shardhub.manifest import (
     MAX_DOCUMENT_BYTES,
@@ -30,15 +30,13 @@ from shardhub.manifest import (
     decode_identified,
 )
 from shardhub.naming import MANIFEST_FILE, SHORT_COMMIT_PATTERN, STAGE_FILE
-from shardhub.shard import Pipeline, Shard, read_pipeline, read_shard
+from shardhub.shard import Pipeline, Shard, other_stage, read_pipeline, read_shard
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 # The cache's ref for a repo that was named without a revision.
 DEFAULT_REF = "@default"
-# Share kept free beyond the computed size.
-_SPARE_SHARE = (5, 100)
 _NAMES_SHOWN = 5
 
 
@@ -163,7 +161,10 @@ class Fetcher:
                 locked(cache.lock_file(reference.repo, commit), what=reference.repo, notice=self._patience.notice) as _,
             ):
                 if not is_free:
-                    raise Conflict(f"Another process is deleting from the cache {cache.root}.", hint="Try again.")
+                    raise Conflict(
+                        f"Another process is deleting files from the cache {cache.root}.",
+                        hint="Try again once it has finished.",
+                    )
                 if (folder := cache.snapshot(reference.repo, commit)) is None:
                     Snapshot(repo, cache, notice=self._patience.notice, progress=self._progress).bring(digest)
                     folder = cache.finish(reference.repo, commit)

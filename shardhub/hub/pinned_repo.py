@@ -106,9 +106,8 @@ class PinnedRepo:
         """
         if name not in self.files:
             raise NotFound(
-                f"{self.repo} does not contain {name}.",
-                why=f"This is so at the commit {self.commit[:12]}.",
-                hint="It was not published by shardhub, or publishing was interrupted.",
+                f"{self.repo} at commit {self.commit[:12]} does not contain {name}.",
+                why="The repo was not published by shardhub, or publishing was interrupted.",
             )
         return self.files[name]
 

@@ -82,7 +82,7 @@ def scratch_folder(folder: Path, need_bytes: int) -> Iterator[Path]:
         if need > free:
             raise DiskFull(
                 f"{folder} does not have enough free space.",
-                why=f"The largest weight file needs {size_text(need)}, and {size_text(free)} are free.",
+                why=f"The largest weight file needs {size_text(need)}, and {size_text(free)} is free.",
                 hint="Free some space, or give another folder with `cache_dir`.",
             )
         with lock_held(folder):  # so that no other run sweeps the new folder before it is locked

@@ -190,7 +190,7 @@ class WeightFiles:
         known = self._journal.digests.get(key, sha256)
         if known != sha256:
             raise WeightFileError(
-                f"The source changed since an earlier run read {layout.name}.",
+                f"The source has changed since an earlier run made {layout.name} from it.",
                 why=f"It had the sha256 {known[:16]}... then, and has {sha256[:16]}... now, although sizes and times "
                 "of the source's files are the same.",
                 hint=f"Check the source. To start over, delete {self._journal.path}",

@@ -22,7 +22,7 @@ from shardhub.manifest import (
 )
 from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, SIGNATURE_FILE, STAGE_FILE
 from shardhub.regular_files import read_file
-from shardhub.shard import read_shard
+from shardhub.shard import other_stage, read_shard
 from shardhub.sizes import size_text
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 
@@ -180,7 +180,7 @@ class Snapshot:
         if need > free:
             raise DiskFull(
                 f"{self._cache.root} does not have enough free space for {self._repo.repo}.",
-                why=f"{size_text(need)} are needed, and {size_text(free)} are free.",
+                why=f"{size_text(need)} is needed, and {size_text(free)} is free.",
                 hint="Free some space with `shardhub rm REPO` or `shardhub prune`, or use another disk: `cache_dir` "
                 "DIR.",
             )
@@ -202,12 +202,3 @@ def _check_listed(repo: PinnedRepo, file: WeightFile) -> None:
             f"{file.size_bytes} and {file.sha256[:16]}....",
             hint="The shard was changed after it was published: tell its publisher.",
         )
-
-
-def other_stage(where: str, actual: str, expected: str) -> DigestMismatch:
-    """The error for a shard with another stage digest than the manifest names."""
-    return DigestMismatch(
-        f"{where} is not the shard that the manifest names.",
-        why=f"Its stage digest is {actual[:16]}..., but the manifest says {expected[:16]}....",
-        hint="Tell the pipeline's publisher that shard and manifest do not match.",
-    )

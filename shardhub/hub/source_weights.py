@@ -92,7 +92,7 @@ class SourceWeights:
         if missing > (free := self._cache.free_bytes()):
             raise DiskFull(
                 f"{self._cache.root} does not have enough free space for the weight files of {self._repo.repo}.",
-                why=f"They need {size_text(missing)}, and {size_text(free)} are free.",
+                why=f"They need {size_text(missing)}, and {size_text(free)} is free.",
                 hint="Set SHARDHUB_CACHE to a folder on a larger disk, or split a conversion of the model in MLX's "
                 "layout, which is read by ranges without being fetched.",
             )

@@ -63,7 +63,7 @@ async def known_caller(request: Request) -> Caller:
     """The sender of a request that requires a token.
 
     Raises:
-        Refusal: 401.
+        Refusal: 401, the token is absent or wrong.
     """
     caller = await caller_of(request)
     if caller.user is None:

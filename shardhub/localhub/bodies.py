@@ -123,7 +123,7 @@ def check_length(request: Request, limit_bytes: int) -> None:
     """Refuse a body whose announced length is too large, before any of it is read.
 
     Raises:
-        Refusal: 413.
+        Refusal: 413, the body is too large.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limit_bytes:

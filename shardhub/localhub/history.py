@@ -46,7 +46,7 @@ def resolve(connection: sqlite3.Connection, repo: Repo, revision: str) -> str:
     """Resolve a branch, tag, `refs/...` or commit id to a commit id.
 
     Raises:
-        Refusal: 404.
+        Refusal: 404, there is nothing of that name.
     """
     if is_commit(revision):
         query = "SELECT id FROM commits WHERE repo = ? AND id = ?"

@@ -33,7 +33,7 @@ class Signer:
         """Refuse a URL that this Hub did not make or that has expired.
 
         Raises:
-            Refusal: 403.
+            Refusal: 403, the URL is forged or has expired.
         """
         expected = self._sign(path, expires)
         # Bytes, because compare_digest refuses non-ASCII text.

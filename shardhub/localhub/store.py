@@ -78,7 +78,7 @@ class BlobStore:
         """Refuse bytes for which the disk has no room.
 
         Raises:
-            Refusal: 507.
+            Refusal: 507, the disk is too full.
         """
         free = shutil.disk_usage(self.blobs).free - RESERVE_BYTES
         if num_bytes > free:

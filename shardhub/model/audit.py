@@ -81,7 +81,8 @@ class Audit:
             left: Steps left in its run after this one; None for a run that is not examined closely.
 
         Raises:
-            UnsupportedModel: The forward keeps state outside its caches, or calls what is not a function of its inputs.
+            UnsupportedModel: The forward keeps state outside its caches, or calls a function whose result depends
+                on more than its inputs.
         """
         self._looks_after = _LOOKS[left] if left is not None and left < len(_LOOKS) else ()
         with ExitStack() as stack:
@@ -105,7 +106,7 @@ class Audit:
             self._look_at_caches()
 
     def on_layer(self, index: int) -> None:
-        """Check the state within a step: one layer may store something that a later one uses and drops."""
+        """Check the model's state between two layers: one may store something that a later one uses and drops."""
         if index in (int(share * (self._num_layers - 1)) for share in self._looks_after):
             tracing, profiling = sys.gettrace(), sys.getprofile()
             sys.settrace(None)  # so that the check itself is not traced
@@ -250,7 +251,7 @@ def _kept(
 
 @contextmanager
 def _writes(on_write: Callable[[mx.array], None]) -> Iterator[None]:
-    """Call back for each array that this thread modifies in place inside the block."""
+    """Call `on_write` for each array that this thread modifies in place inside the block."""
     here = threading.get_ident()
 
     def noted(original: Callable[..., Any]) -> Callable[..., Any]:

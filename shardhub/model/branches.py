@@ -1,4 +1,4 @@
-"""Recording the outcome of each condition in upstream's code, and what was compared there.
+"""Records the outcome of each condition in upstream's code, and the operands it compared.
 
 This uses Python's own tracing by bytecode instruction: a line may hold several conditions, and a module may come
 without its source. It slows the watched code greatly, and is for split time only.

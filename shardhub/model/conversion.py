@@ -64,7 +64,7 @@ class Conversion:
 
     @property
     def computed(self) -> frozenset[str]:
-        """Final names of the tensors that are computed and whose bytes are not in the checkpoint."""
+        """Names, after conversion, of the tensors that must be computed: their bytes are not in the checkpoint."""
         return frozenset(self.specs)
 
     def read(self, checkpoint: Checkpoint, names: Sequence[str]) -> Iterator[memoryview]:

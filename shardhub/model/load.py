@@ -25,7 +25,7 @@ from shardhub.model.selfcheck import batch_refusal
 from shardhub.model.stage import Stage
 from shardhub.model.trial import Trial
 from shardhub.protocol import KvQuantization, StageFacts
-from shardhub.shard import Shard, join_adjacent
+from shardhub.shard import Shard, check_adjacent
 from shardhub.sizes import size_text
 from shardhub.splitting.contents import StageContents
 
@@ -97,7 +97,7 @@ def load_stage(
         ProofFailed: Under the installed mlx and mlx-lm the stage would compute something else.
         UnsupportedModel: mlx-lm cannot build the model, or cannot run it with quantised K and V.
     """
-    ordered = join_adjacent(shards)
+    ordered = check_adjacent(shards)
     first, last = ordered[0].stage, ordered[-1].stage
     names = f"{ordered[0].name}" + (f" to {ordered[-1].name}" if len(ordered) > 1 else "")
     blueprint = Blueprint({k: v for k, v in ordered[0].config.items() if k != "shardhub"}, ordered[0].tensors)

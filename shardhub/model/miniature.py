@@ -114,11 +114,13 @@ def make_miniature(blueprint: Blueprint, lengths: Sequence[int], cuts: Sequence[
     _tie(model, blueprint)
     tensors = {name: spec_of(array) for name, array in tree_flatten(model.parameters())}
     if strange := sorted(tensors.keys() - blueprint.tensors.keys()):
-        raise UnsupportedModel("The narrowed model has tensors that the model does not have.", why=f"{strange[0]}.")
+        raise UnsupportedModel(
+            "The small model made for a test run has a tensor that the full model lacks.", why=f"{strange[0]}."
+        )
     if (narrow := sum(_elements(spec) for spec in tensors.values())) > _LARGEST:
         raise UnsupportedModel(
-            "The model cannot be narrowed enough for a test run.",
-            why=f"Narrowed, it has {narrow / 1e6:.0f} million parameters, and the limit is {_LARGEST / 1e6:.0f} "
+            "The model cannot be made small enough for a test run.",
+            why=f"Its smallest form has {narrow / 1e6:.0f} million parameters, and the limit is {_LARGEST / 1e6:.0f} "
             "million.",
         )
     return Miniature(blueprint=Blueprint(config, tensors), cuts=positions, length_divisor=divisor)
@@ -212,7 +214,7 @@ def miniature_widths() -> Mapping[str, Mapping[str, int]]:
 
 
 def _narrowed(config: dict[str, Any], module: str, widths: Mapping[str, int]) -> dict[str, Any]:
-    """A configuration with small widths: all known ones, or all but one family that is incompatible with the rest.
+    """The configuration with all known widths made small, or all but one family where the model does not run otherwise.
 
     Raises:
         UnsupportedModel: No widths are known, or the model runs with none of these choices.

@@ -303,7 +303,7 @@ def _kind(entry: Any) -> Any:
 
 
 def _advance(entry: Any, batch: int, length: int) -> None:
-    """Advance a ghost by an empty chunk, so that its offset equals that of a real cache."""
+    """Advance a ghost cache by `length` positions of NaN, so that its offset matches a real cache's."""
     if isinstance(entry, caches.CacheList):
         for part in entry.caches:
             _advance(part, batch, length)

@@ -91,7 +91,7 @@ async def run_node(
         The exit code: 0 after a drain, or 128 plus the signal after a second request to stop.
 
     Raises:
-        AddressError: It cannot or must not listen there.
+        AddressError: The node cannot or must not listen there.
         ShardhubError: As `load_stage`.
     """
     check_host(settings.host, insecure_lan=settings.insecure_lan, has_tls=settings.trust is not None)

@@ -25,7 +25,7 @@ class MetricsEndpoint:
 
     Raises:
         UsageError: `listen` is not an address.
-        AddressError: It cannot listen there.
+        AddressError: The endpoint cannot listen there.
     """
 
     def __init__(self, listen: str) -> None:

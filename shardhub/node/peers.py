@@ -105,7 +105,7 @@ class Peers:
         """Check that this node may dial an address, and find out who answers there unless that is known.
 
         Raises:
-            AccessError: It is outside the allowed networks, or is not trusted.
+            AccessError: The address is outside the allowed networks, or is not trusted.
             ChainError: The name has no address, or nothing answers.
         """
         await self._check_network(address)
@@ -130,7 +130,7 @@ class Peers:
         """Measure round trip and rate to another node.
 
         Raises:
-            AccessError, ChainError: It must not or cannot be reached, or does not answer in time.
+            AccessError, ChainError: The node must not or cannot be reached, or does not answer in time.
             HandshakeError: A different node answers at that address.
         """
         try:

@@ -167,7 +167,7 @@ def _does_not_fit(
         for machine, budget in zip(machines[:8], budgets[:8], strict=True)
     )
     each += f" and {len(machines) - 8} more" if len(machines) > 8 else ""
-    lacking = f"{size_text(need - have)} more are needed"
+    lacking = f"{size_text(need - have)} more is needed"
     if have >= need:
         lacking = f"together that is enough, but it does not fit with any cut at the {num_cuts} possible layer borders"
     return DoesNotFit(

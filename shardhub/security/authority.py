@@ -129,14 +129,14 @@ class Authority:
 
     @property
     def pem(self) -> bytes:
-        """Its certificate as PEM."""
+        """The authority's certificate as PEM."""
         return pem(self.certificate)
 
     def ledger(self) -> Ledger:
         """Read the ledger of issued certificates.
 
         Raises:
-            IdentityError, FormatError: It cannot be read.
+            IdentityError, FormatError: The ledger cannot be read.
         """
         path = self.folder / LEDGER_FILE
         return decode(Ledger, read_file(path, private=True), where=str(path))
@@ -183,7 +183,7 @@ class Authority:
         """Check that a name was not revoked; a revoked name is never reused, so that it stands for one owner for ever.
 
         Raises:
-            CertificateRefused: It was revoked.
+            CertificateRefused: The name was revoked.
         """
         if any(one.name == name and one.revoked_at for one in (ledger or self.ledger()).issued):
             raise CertificateRefused(

@@ -64,7 +64,7 @@ def check_name(name: str) -> str:
     """Check that a certificate may carry a name, and return it.
 
     Raises:
-        UsageError: It is not a valid label of a host name.
+        UsageError: The name is not a valid label of a host name.
     """
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(
@@ -135,13 +135,13 @@ def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
     """Return the public key of a signing request, after checking that its sender has the private key.
 
     Raises:
-        CertificateRefused: It is not a valid request.
+        CertificateRefused: The bytes are not a valid request.
     """
     try:
         csr = x509.load_pem_x509_csr(request)
         key = csr.public_key()
     except ValueError as error:
-        raise CertificateRefused("This is not a signing request.") from error
+        raise CertificateRefused("The machine did not send a certificate signing request.") from error
     if not csr.is_signature_valid or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != _CURVE.name:
         raise CertificateRefused("The signing request is not signed with its own key, or the key has another type.")
     return key
@@ -151,7 +151,7 @@ def load_certificate(pem: bytes) -> x509.Certificate:
     """Read a certificate from PEM.
 
     Raises:
-        CertificateRefused: It is not a certificate.
+        CertificateRefused: The text is not a certificate.
     """
     try:
         return x509.load_pem_x509_certificate(pem)
@@ -163,7 +163,7 @@ def peer_of(certificate: x509.Certificate) -> Peer:
     """Return the owner of a certificate, without checking that the authority signed it.
 
     Raises:
-        CertificateRefused: It does not carry a role and name of ours.
+        CertificateRefused: The certificate does not carry a role and name of ours.
     """
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -59,7 +59,7 @@ class Desk:
         """Start to listen, and return the port.
 
         Raises:
-            OSError: It cannot listen there.
+            OSError: The desk cannot listen there.
         """
         context = self._context
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -174,5 +174,5 @@ def _parse(line: bytes) -> dict[str, Any]:
 def _text(request: dict[str, Any], key: str) -> str:
     value = request.get(key)
     if not isinstance(value, str):
-        raise WireError(f"{key} is missing.")
+        raise WireError(f"The request to the authority lacks `{key}`.")
     return value

@@ -18,7 +18,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder that only its owner can access.
 
     Raises:
-        IdentityError: It cannot be made.
+        IdentityError: The folder cannot be made.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def write_file(path: Path, data: bytes, *, private: bool) -> None:
     """Write a file atomically: readers see the old one or the new one, and only the owner ever sees a private one.
 
     Raises:
-        IdentityError: It cannot be written.
+        IdentityError: The file cannot be written.
     """
     try:
         write_whole(path, data, mode=PRIVATE_MODE if private else PUBLIC_MODE)
@@ -42,7 +42,7 @@ def read_file(path: Path, *, private: bool) -> bytes:
     """Read a file; a private one must be readable by its owner only.
 
     Raises:
-        IdentityError: It is missing or too large, or others can read a private file.
+        IdentityError: The file is missing or too large, or others can read a private file.
     """
     try:
         with path.open("rb") as file:

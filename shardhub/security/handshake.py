@@ -28,7 +28,8 @@ async def meet(address: str, trust: Trust, *, timeout_s: float = MEET_TIMEOUT_S)
     """Return who answers at HOST:PORT, by its certificate.
 
     Raises:
-        CertificateRefused: It is not a node of this cluster, is revoked, speaks no TLS, or refuses our certificate.
+        CertificateRefused: The other side is not a node of this cluster, is revoked, does not speak TLS, or refuses our
+            certificate.
         NodeUnreachable: Nothing answers.
     """
     at = Address.parse(address)

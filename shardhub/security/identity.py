@@ -26,7 +26,7 @@ DESK_FILE = "desk.json"
 _RENEW_SHARE = 3
 
 
-class Desk(Document):
+class DeskAddress(Document):
     """Where the authority renews certificates."""
 
     kind: Literal["shardhub-desk"] = "shardhub-desk"
@@ -69,7 +69,7 @@ def check_folder(folder: Path, authority_pem: bytes) -> None:
     """Check that a folder does not belong to another authority.
 
     Raises:
-        IdentityError: It does.
+        IdentityError: The folder belongs to another authority.
     """
     path = folder / AUTHORITY_FILE
     if path.exists() and read_file(path, private=False) != authority_pem:
@@ -101,7 +101,7 @@ def store_identity(
     if revoked:
         write_file(folder / REVOKED_FILE, revoked, private=False)
     if desk is not None:
-        write_file(folder / DESK_FILE, encode(Desk(address=desk)), private=False)
+        write_file(folder / DESK_FILE, encode(DeskAddress(address=desk)), private=False)
     target = identity_file(folder, role)
     write_file(target, key_pem(key) + pem(certificate), private=True)
     return target
@@ -173,4 +173,4 @@ def load_revocations(folder: Path, authority: Certificate) -> Revocations:
 def load_desk(folder: Path) -> str | None:
     """HOST:PORT where the authority renews certificates; None if unknown."""
     path = folder / DESK_FILE
-    return decode(Desk, read_file(path, private=False), where=str(path)).address if path.exists() else None
+    return decode(DeskAddress, read_file(path, private=False), where=str(path)).address if path.exists() else None

@@ -42,7 +42,7 @@ def parse_invite(text: str) -> InviteLine:
     """Parse an invitation line.
 
     Raises:
-        UsageError: It is not an invitation line; the message does not repeat it.
+        UsageError: The text is not an invitation line; the message does not repeat it.
     """
     match = _LINE.fullmatch(text.strip())
     if match is None:

@@ -64,7 +64,7 @@ def read_revocations(data: bytes, authority: x509.Certificate) -> Revocations:
     """Read a list from PEM and check that the authority signed it.
 
     Raises:
-        CertificateRefused: It is malformed, or another authority's.
+        CertificateRefused: The list is malformed, or another authority's.
     """
     key = authority.public_key()
     try:

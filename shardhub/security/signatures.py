@@ -28,7 +28,7 @@ class Signature(Document):
     """The contents of shardhub.json.sig.
 
     Attributes:
-        key: The signer's public key: who claims to have signed, which is no reason to trust it.
+        key: The signer's public key: who claims to have signed. That claim alone proves nothing.
         signature: The signature in base64.
     """
 
@@ -60,7 +60,7 @@ def make_signing_key(path: Path) -> Signer:
 
     Raises:
         UsageError: A file of that name exists.
-        IdentityError: It cannot be written.
+        IdentityError: A file cannot be written.
     """
     public = path.with_name(f"{path.name}.pub")
     for one in (path, public):
@@ -80,7 +80,7 @@ def load_signer(path: Path) -> Signer:
     """Load the private key in a file.
 
     Raises:
-        IdentityError: It is missing, not such a key, or readable by others.
+        IdentityError: The file is missing, does not hold such a key, or is readable by others.
     """
     try:
         key = serialization.load_pem_private_key(read_file(path, private=True), password=None)
@@ -97,7 +97,7 @@ def parse_public_key(text: str) -> str:
     """Read a public key given as text (`ed25519:...`) or as the path of a file that holds it.
 
     Raises:
-        UsageError: It is neither.
+        UsageError: The text is neither.
     """
     key = text
     if not re.fullmatch(_KEY_PATTERN, text):
@@ -128,8 +128,8 @@ def check_signature(folder: Path, key: str) -> None:
     if not path.is_file():
         raise SignatureError(
             f"The pipeline in {folder} is not signed.",
-            why=f"It has no {SIGNATURE_FILE}, and a signature of {_short(key)} is required.",
-            hint="Ask its publisher, or leave out `require_signature`.",
+            why=f"It has no {SIGNATURE_FILE}, and a signature by the key {_short(key)} is required.",
+            hint="Ask its publisher to sign it, or leave out `require_signature`.",
         )
     signature = _read(path)
     if signature.key != key:

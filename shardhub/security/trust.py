@@ -52,7 +52,7 @@ class Trust:
         """Check that a peer's certificate is still valid.
 
         Raises:
-            CertificateRefused: It was revoked, or it has expired.
+            CertificateRefused: The certificate was revoked, or has expired.
         """
         if self.is_revoked(peer):
             raise CertificateRefused(f"The certificate of {peer} was revoked.")
@@ -140,7 +140,7 @@ class Security:
         """Return the trust for a channel to HOST:PORT; None for a plain channel.
 
         Raises:
-            AddressError: It is on another machine, and this one has no certificates.
+            AddressError: The address is on another machine, and this one has no certificates.
             ChainError: The name has no address.
         """
         if self.insecure_lan or (self.trust is not None and self.everywhere):
@@ -153,7 +153,7 @@ class Security:
                 why="It is another machine, and this one has no certificate: anyone on the network path could read "
                 "prompts.",
                 hint="Join the cluster with `shardhub certs join`, or, if you trust the network, add "
-                "{self.insecure_flag}.",
+                f"{self.insecure_flag}.",
             )
         return self.trust
 

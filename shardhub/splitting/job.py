@@ -242,7 +242,7 @@ class SplitJob:
         """Check early that the pipeline's folder, if it exists, can hold this pipeline.
 
         Raises:
-            UsageError: It holds something else.
+            UsageError: The folder holds something else.
         """
         expected = self.manifest([f"{index:064x}" for index in range(len(self.shards))])
         pipeline_in_place(self.pipeline_folder, expected, compare_digests=False)

@@ -154,7 +154,7 @@ def split(
             if estimate.write_bytes and estimate.need_bytes > estimate.free_bytes:
                 raise DiskFull(
                     f"{out} does not have enough free space.",
-                    why=f"{size_text(estimate.need_bytes)} are needed, and {size_text(estimate.free_bytes)} are free.",
+                    why=f"{size_text(estimate.need_bytes)} is needed, and {size_text(estimate.free_bytes)} is free.",
                     hint="Free some space, give another folder, or write one shard at a time: `only` K",
                 )
             return _Splitter(job, journal, copier, estimate.read_bytes, progress).run(selected)

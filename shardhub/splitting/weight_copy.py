@@ -225,9 +225,9 @@ def _disk_full(folder: Path, layout: FileLayout, cause: OSError) -> DiskFull:
     return DiskFull(
         f"The disk is full: {layout.name} could not be written.",
         why=f"{cause.strerror}; the file needs {size_text(layout.size_bytes)}, and "
-        f"{size_text(status.f_bavail * status.f_frsize)} are free at {folder.parent}.",
+        f"{size_text(status.f_bavail * status.f_frsize)} is free at {folder.parent}.",
         hint="Free some space and run the same command again: it continues where it stopped. Finished files are kept "
-        "in {folder.name}, which is not used as a shard until it is complete.",
+        f"in {folder.name}, which is not used as a shard until it is complete.",
     )
 
 

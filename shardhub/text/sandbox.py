@@ -77,7 +77,7 @@ class Sandbox:
         """Start the worker and wait until it is ready.
 
         Raises:
-            ShardhubError: It does not start.
+            ShardhubError: The worker does not start.
         """
         with self._lock:
             self._started()
@@ -177,7 +177,7 @@ class Sandboxes:
         """Start one worker now.
 
         Raises:
-            ShardhubError: It does not start.
+            ShardhubError: The worker does not start.
         """
         self._all[-1].start()
 

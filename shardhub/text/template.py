@@ -90,7 +90,9 @@ class ChatTemplate:
         return _opened_of(self._exchanged("history", [messages], variables, self._max_output_chars)).text
 
     def open(self, forms: Sequence[Sequence[Message]], *, ending: Ending, variables: Mapping[str, Any]) -> Opened:
-        """Render a conversation and find its opening; see `shardhub.text.openings`.
+        """Render a conversation, and find the text with which the template opens the model's turn.
+
+        See `shardhub.text.openings`.
 
         Args:
             forms: The conversation, followed by alternatives to try in this order if the template refuses it.

@@ -105,7 +105,7 @@ def read_json(path: Path, *, max_bytes: int) -> dict[str, Any]:
     """Read a file that holds a JSON object.
 
     Raises:
-        FormatError: It is missing, too big, or holds something else.
+        FormatError: The file is missing, too big, or holds something else.
     """
     try:
         size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""The use cases of the toolkit, for commands, programs and residents; none needs a terminal."""
+"""The use cases of the toolkit, for commands, programs and services; none needs a terminal."""
 
 import logging
 

@@ -48,7 +48,7 @@ def read_nodes_file(path: Path) -> list[str]:
     """Read the addresses in a nodes.toml.
 
     Raises:
-        UsageError: It is not `nodes = ["host:port", ...]`, or cannot be read.
+        UsageError: The file is not `nodes = ["host:port", ...]`, or cannot be read.
     """
     hint = f'Write: nodes = ["192.168.1.7", "studio.local:{NODE_PORT}"]'
     try:
@@ -57,7 +57,7 @@ def read_nodes_file(path: Path) -> list[str]:
         raise UsageError(f"{path} cannot be read.", why=f"{error}.", hint=hint) from error
     if not isinstance(addresses, list):
         why = "It does not contain a line `nodes = [...]`." if addresses is None else "`nodes` is not a list."
-        raise UsageError(f"{path} names no nodes.", why=why, hint=hint)
+        raise UsageError(f"{path} does not list any nodes.", why=why, hint=hint)
     return _checked(addresses, str(path))
 
 
@@ -71,7 +71,7 @@ def _checked(texts: Sequence[Any], where: str) -> list[str]:
                 raise UsageError(
                     f"{where}: {error.what}",
                     why="It contains a comma.",
-                    hint=f"Give each node in a {where} of its own.",
+                    hint=f"Name each node with a {where} of its own.",
                 ) from error
             raise UsageError(
                 f"{where}: {text!r} is not HOST:PORT.",

@@ -165,7 +165,7 @@ def invite(
     Raises:
         UsageError: There is no authority, or the name cannot be used.
         CertificateRefused: The name was revoked.
-        AddressError: It cannot listen there.
+        AddressError: The authority cannot listen there.
     """
     opened = Authority.open(settings.authority or default_authority())
     opened.check_not_revoked(check_name(name))
@@ -267,12 +267,15 @@ def serve_authority(authority: Path | None = None) -> Iterator[ServedAuthority]:
 
     Raises:
         UsageError: There is no authority, or it was made without an address.
-        AddressError: It cannot listen there.
+        AddressError: The authority cannot listen there.
     """
     opened = Authority.open(authority or default_authority())
     address = opened.ledger().desk
     if address is None:
-        raise UsageError("This authority has no address.", hint="Create it with: shardhub certs init")
+        raise UsageError(
+            "This authority has no address.",
+            hint="Create an authority with an address: shardhub certs init --address HOST:PORT",
+        )
     at = _desk(address)
     with LoopThread() as loop:
         desk = Desk(opened, clock=utc_now)

@@ -131,8 +131,8 @@ def remove(repo: str, cache_dir: Path | None = None) -> int:
         Bytes freed.
 
     Raises:
-        UsageError: It is not a repo, or several commits begin with that prefix.
-        NotFound: It is not in the cache.
+        UsageError: `repo` is not the name of a repo, or several commits begin with that prefix.
+        NotFound: The repo is not in the cache.
     """
     name, at, commit = repo.partition("@")
     is_commit = re.fullmatch(COMMIT_PATTERN, commit) or re.fullmatch(SHORT_COMMIT_PATTERN, commit)

@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 
 from shardhub.errors import DoesNotFit, UsageError
-from shardhub.hub.snapshot import other_stage
 from shardhub.model.memory import memory_budget
 from shardhub.naming import MANIFEST_FILE
 from shardhub.parity import inexactness
-from shardhub.shard import Pipeline, Shard, inexact_of, read_pipeline, read_shard
+from shardhub.shard import Pipeline, Shard, inexact_of, other_stage, read_pipeline, read_shard
 from shardhub.sizes import size_text
 from shardhub.usecases.parity import warn_inexact
 from shardhub.usecases.places import Places

@@ -12,7 +12,7 @@ def new_hub_folder(folder: Path | None) -> Path:
     """The folder in which a Hub is made: the given one, or by default one of this user's.
 
     Raises:
-        UsageError: It already holds a Hub.
+        UsageError: The folder already holds a Hub.
     """
     place = folder or _default_folder()
     if holds_hub(place):
@@ -24,7 +24,7 @@ def hub_folder(folder: Path | None) -> Path:
     """The folder of a Hub: the given one, or by default one of this user's.
 
     Raises:
-        UsageError: It does not hold a Hub.
+        UsageError: The folder does not hold a Hub.
     """
     place = folder or _default_folder()
     if not holds_hub(place):

@@ -58,7 +58,7 @@ class RunningGateway:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """URL of the gateway."""
         return self.facts.url
 
     @property
@@ -67,14 +67,14 @@ class RunningGateway:
         return self._gateway.was_cut_short
 
     def stop(self) -> None:
-        """Ask it to finish its answers and end; returns at once. A second call ends it without waiting for them."""
+        """Ask the gateway to finish its answers and end; returns at once. A second call ends it without finishing."""
         self._loop.call(self._gateway.stop)
 
     def wait(self) -> None:
         """Wait until it has ended.
 
         Raises:
-            ShardhubError: It failed.
+            ShardhubError: The gateway failed.
         """
         LoopThread.result_of(self._running)
 

@@ -308,7 +308,7 @@ def _ids(head: ChainHead, prompt: Prompt, *, raw: bool) -> list[int]:
     """Convert a prompt to token ids.
 
     Raises:
-        PromptError: It is empty, or mixes messages and ids.
+        PromptError: The prompt is empty, or mixes messages and ids.
     """
     if isinstance(prompt, str):
         if raw:

@@ -256,7 +256,7 @@ def known_numbers(folder: Path) -> tuple[Numbers, str | None]:
     """Read what an existing pipeline's folder records of its numbers, and what its manifest states as inexact.
 
     Raises:
-        UsageError, IntegrityError: It is not a pipeline, or not what was published.
+        UsageError, IntegrityError: The folder is not a pipeline, or not what was published.
     """
     manifest = read_pipeline(folder).manifest
     parity = newest_record(folder, manifest.pipeline_id)

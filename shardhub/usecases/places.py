@@ -65,8 +65,8 @@ def open_model(
         watcher: Notified of facts a reader of a plan should know, and of waits.
 
     Raises:
-        UsageError: It is neither a model folder nor a Hub model.
-        UnsupportedModel: It has code of its own, or fields that mlx-lm never reads.
+        UsageError: The name is neither a model folder nor a Hub model.
+        UnsupportedModel: The model has code of its own, or fields that mlx-lm never reads.
         As `open_checkpoint` and `open_remote_checkpoint`.
     """
     place = parse_reference(text)

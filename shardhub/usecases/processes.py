@@ -31,7 +31,7 @@ def run_command(*words: str, log: Path, failure: str, **settings: object) -> dic
         settings: Its settings; True is an option without a value.
 
     Raises:
-        ChainError: It failed; the end of its log says why.
+        ChainError: The command failed; the end of its log says why.
     """
     with log.open("w") as errors:
         done = subprocess.run(_command(words, settings), stdout=subprocess.PIPE, stderr=errors, text=True, check=False)
@@ -88,7 +88,7 @@ class Processes:
         """Wait until a process is ready; returns the JSON that it prints.
 
         Raises:
-            ChainError: It ended instead, or took too long; the end of its log says why.
+            ChainError: The process ended instead, or took too long; the end of its log says why.
         """
         process = self._running[number]
         timer = threading.Timer(_START_TIMEOUT_S, process.kill)

@@ -223,7 +223,7 @@ def publish(
 
     Raises:
         PlanError, UnsupportedModel, ProofFailed, ParityFailed: As `split`.
-        UsageError: It would become public, and that was not confirmed.
+        UsageError: The pipeline would become public, and that was not confirmed.
         AccessError: The token may not write there.
         Conflict: The name is taken by another cut, or a repo was changed meanwhile.
         WeightFileError: The source changed, or its bytes are not what they were.
@@ -241,7 +241,7 @@ class Unpublish:
         endpoint: URL of the Hub.
 
     Raises:
-        UsageError: It is not a pipeline's repo.
+        UsageError: The repo is not a pipeline's.
         AccessError: The token may not delete it.
     """
 

@@ -20,7 +20,7 @@ from shardhub.node.lifecycle import NodeSettings, Stopping, check_host, run_node
 from shardhub.node.metrics import MetricsEndpoint, check_metrics
 from shardhub.node.peers import DEFAULT_PEERS
 from shardhub.protocol import KvQuantization
-from shardhub.shard import Shard, inexact_of, join_adjacent
+from shardhub.shard import Shard, check_adjacent, inexact_of
 from shardhub.toolchain import check_compiler
 from shardhub.usecases.awake import awake
 from shardhub.usecases.block import Block
@@ -198,7 +198,7 @@ class Serving(Block[Node]):
             endpoint = stack.enter_context(MetricsEndpoint(settings.metrics))
         kv = settings.kv
         places = Places(settings.cache_dir, settings.cache_limit, watcher=watcher)
-        shards = join_adjacent(
+        shards = check_adjacent(
             choose_shards(places, self._named, settings.stages, budget, settings.require_signature, watcher=watcher)
         )
         context = served_context(shards[0].config, settings.context)

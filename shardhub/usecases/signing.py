@@ -14,7 +14,7 @@ def signer_of(path: Path | None) -> Signer | None:
     """Load the key that `--sign-key` names, before anything else is done.
 
     Raises:
-        IdentityError: It is not a signing key, or others can read it.
+        IdentityError: The file does not hold a signing key, or others can read it.
     """
     return None if path is None else load_signer(path)
 

@@ -19,7 +19,7 @@ def parse_memory(text: str | None) -> int | None:
     """Parse `12GB`, `512MiB` or a plain number of GB to bytes; None stays None.
 
     Raises:
-        UsageError: It is not a size.
+        UsageError: The text is not a size.
     """
     return None if text is None else parse_size(text)
 

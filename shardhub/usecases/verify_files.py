@@ -14,7 +14,7 @@ from shardhub.manifest import Parity, check_digest, parse_json
 from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, SIGNATURE_FILE, STAGE_FILE
 from shardhub.parity import PARITY_FOLDER, describe, newest, parse_record, said_inexact
 from shardhub.security.signatures import check_signature, check_unchanged, parse_public_key
-from shardhub.shard import Shard, join_adjacent, read_bytes, read_config, read_shard
+from shardhub.shard import Shard, check_adjacent, read_bytes, read_config, read_shard
 from shardhub.sizes import size_text
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
 from shardhub.usecases.parity import warn_inexact
@@ -153,7 +153,7 @@ def verify_files(
         All checks; faults are part of the result, and are not raised.
 
     Raises:
-        UsageError: It is not a pipeline.
+        UsageError: The name is not a pipeline's.
         FormatError: Its manifest breaks the specification.
     """
     target = open_target(pipeline, settings.cache_dir, watcher)
@@ -290,7 +290,7 @@ def _check_graph(target: Target, shards: dict[int, Shard], report: Report) -> No
 
     def prove() -> list[ShardGraph]:
         if is_whole:
-            join_adjacent(ordered)
+            check_adjacent(ordered)
         return prove_again(ordered, is_whole=is_whole)
 
     watcher = target.places.watcher

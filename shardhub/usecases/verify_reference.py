@@ -16,7 +16,7 @@ from shardhub.hub.parity_records import push_record
 from shardhub.manifest import Parity, config_digest, encode
 from shardhub.naming import CARD_FILE
 from shardhub.parity import Numbers, file_name, mismatch
-from shardhub.shard import Shard, join_adjacent
+from shardhub.shard import Shard, check_adjacent
 from shardhub.sizes import size_text
 from shardhub.splitting.cards import with_parity_line
 from shardhub.splitting.job import prepare
@@ -142,7 +142,7 @@ def _from_shards(target: Target, settings: ReferenceSettings, watcher: Watcher) 
             why="The reference needs the whole model.",
             hint=hint,
         )
-    shards: list[Shard] = join_adjacent([by_stage[index] for index in sorted(by_stage)])
+    shards: list[Shard] = check_adjacent([by_stage[index] for index in sorted(by_stage)])
     blueprint = open_blueprint(shards[0])
     _check_fits(blueprint, settings)
     chain = [

@@ -213,7 +213,7 @@ class _Memory:
 
 
 class _Opened:
-    """Keeps the file read last open, as tensors come in the order of their files."""
+    """Keeps the last file open, because tensors come in the order of their files."""
 
     def __init__(self, opened: Callable[[str], ByteSource]) -> None:
         self._open = opened

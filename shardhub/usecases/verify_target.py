@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardhub.errors import DigestMismatch, UsageError
+from shardhub.errors import UsageError
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.parity_records import read_remote_records
 from shardhub.hub.reference import parse_reference
 from shardhub.manifest import Manifest, Parity, decode_identified
 from shardhub.naming import MANIFEST_FILE
 from shardhub.parity import PARITY_FOLDER, parse_record, read_record_files
-from shardhub.shard import Pipeline, Shard, read_bytes, read_shard
+from shardhub.shard import Pipeline, Shard, other_stage, read_bytes, read_shard
 from shardhub.usecases.places import Places, hub
 from shardhub.usecases.watcher import SILENT, Watcher
 
@@ -61,12 +61,7 @@ class Target:
                 shard = self.places.shard(self.pipeline, index)
             if shard is not None:
                 if shard.digest != entry.digest:
-                    raise DigestMismatch(
-                        f"{shard.folder} is not the shard that the manifest names.",
-                        why=f"Its stage digest is {shard.digest[:16]}..., but the manifest says "
-                        f"{entry.digest[:16]}....",
-                        hint="Download the pipeline and its shards from one publisher.",
-                    )
+                    raise other_stage(str(shard.folder), shard.digest, entry.digest)
                 by_index[index] = shard
         return by_index
 
@@ -75,7 +70,7 @@ def open_target(pipeline: str, cache_dir: Path | None, watcher: Watcher = SILENT
     """Find a pipeline by folder or Hub id, and check its manifest.
 
     Raises:
-        UsageError: It is not a pipeline.
+        UsageError: The name is not a pipeline's.
         FormatError: Its manifest breaks the specification.
     """
     places = Places(cache_dir, watcher=watcher)

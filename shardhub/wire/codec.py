@@ -266,14 +266,14 @@ def description_value(message: pb.DescribeReply) -> Description:
     """Convert a message to a node's description.
 
     Raises:
-        WireError: It breaks the protocol.
+        WireError: The message breaks the protocol.
     """
     stage = message.stage
     if len(stage.boundaries) != len(stage.stage_digests) + 1 or list(stage.boundaries) != sorted(set(stage.boundaries)):
         raise WireError("A node describes invalid layer ranges.")
     if stage.kv_bits and (stage.kv_bits not in KV_BITS or stage.kv_group_size not in KV_GROUP_SIZES):
         raise WireError(
-            f"A node describes an invalid quantisation of K and V: {stage.kv_bits} bits in groups of "
+            f"A node's description states an invalid quantisation of K and V: {stage.kv_bits} bits in groups of "
             f"{stage.kv_group_size}."
         )
     try:
@@ -286,7 +286,7 @@ def description_value(message: pb.DescribeReply) -> Description:
             for c in stage.crossings_in
         )
     except (ValidationError, ValueError) as error:
-        raise WireError("A node describes invalid crossings.") from error
+        raise WireError("A node's description lists invalid crossings.") from error
     return Description(
         protocol_versions=tuple(message.protocol_versions),
         stage=StageFacts(
@@ -395,7 +395,10 @@ def _tensor_value(tensor: pb.Tensor) -> RawTensor:
     if tensor.dtype not in pb.DType.values() or tensor.dtype == pb.DTYPE_UNSPECIFIED:
         raise WireError(f"The crossing {tensor.name[:64]!r} has the unknown dtype {tensor.dtype}.")
     if len(tensor.shape) > MAX_DIMS:
-        raise WireError(f"The crossing {tensor.name[:64]!r} has {len(tensor.shape)} dimensions.")
+        raise WireError(
+            f"The crossing {tensor.name[:64]!r} has {len(tensor.shape)} dimensions.",
+            why=f"At most {MAX_DIMS} are allowed.",
+        )
     dtype = pb.DType.Name(tensor.dtype)
     expected = DTYPE_SIZES[dtype]
     for dimension in tensor.shape:

@@ -89,7 +89,7 @@ async def exchange_revocations(channel: grpc.aio.Channel, trust: Trust, address:
 
     Raises:
         CertificateRefused: Its list revokes this machine's certificate, or is forged.
-        ChainError: It does not answer.
+        ChainError: The node does not answer.
     """
     call: Any = channel.unary_unary(f"/{TRUST_SERVICE}/{_REVOCATIONS}")
     try:

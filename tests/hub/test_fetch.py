@@ -435,7 +435,7 @@ def test_no_room_is_told_before(fetcher: Fetcher, published: Published, net, mon
     net.forget()
     with pytest.raises(DiskFull, match="not have enough free space") as caught:
         fetcher.fetch(shard_of(published))
-    assert "MB are needed" in caught.value.why
+    assert "MB is needed" in caught.value.why
     assert net.fetched(".safetensors") == 0
 
 

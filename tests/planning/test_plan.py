@@ -168,7 +168,7 @@ def test_does_not_fit_names_what_is_missing() -> None:
     assert "10.00 GB of weights" in text
     assert "1.00 GB of KV" in text
     assert "mini 5.40 GB of 8.00 GB" in text
-    assert "5.60 GB more are needed" in text
+    assert "5.60 GB more is needed" in text
 
 
 def test_context_counts_against_the_budget() -> None:
