@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -137,3 +140,55 @@ def test_an_async_head_refuses_another_loop(pipeline: str) -> None:
             assert (await head.answer(HI, SHORT)).finish == "length"
 
     asyncio.run(scenario())
+
+
+# A program that ends its gateway while a whole answer and a stream are in progress, and prints what the clients got.
+CUT_SHORT = """
+import json, sys, threading, urllib.error, urllib.request
+import shardhub
+
+def ask(stream):
+    body = {"model": "m", "prompt": [1, 2, 3], "max_tokens": 900, "ignore_eos": True, "stream": stream}
+    request = urllib.request.Request(
+        gateway.url + "/v1/completions", data=json.dumps(body).encode(), headers={"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request) as response:
+            first = response.readline()
+            began.release()
+            results[stream] = response.status, first.decode() + response.read().decode()
+    except urllib.error.HTTPError as error:
+        results[stream] = error.code, error.read().decode()
+
+def num_answers():
+    with urllib.request.urlopen(gateway.url + "/health") as response:
+        return json.load(response)["answers"]
+
+results, began = {}, threading.Semaphore(0)
+settings = shardhub.GatewaySettings(port=0, shutdown_timeout_s=0)
+with shardhub.open_gateway(sys.argv[1], settings) as gateway:
+    clients = [threading.Thread(target=ask, args=(stream,)) for stream in (True, False)]
+    for client in clients:
+        client.start()
+    began.acquire()
+    while num_answers() < 2:
+        pass
+for client in clients:
+    client.join()
+print(json.dumps([results[False], results[True]]))
+"""
+
+
+def test_answers_that_outlast_a_gateway_end_with_503(pipeline: str) -> None:
+    """Or, once streamed, with an error event and without [DONE]; and the library prints nothing."""
+    done = subprocess.run(
+        [sys.executable, "-c", CUT_SHORT, pipeline], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (status, whole), (streamed_status, streamed) = json.loads(done.stdout)
+    assert status == 503
+    assert json.loads(whole)["error"]["code"] == "head_closed"
+    assert streamed_status == 200
+    *_, last = streamed.strip().split("\n\n")
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "head_closed"
+    assert "[DONE]" not in streamed
