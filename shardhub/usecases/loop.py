@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError, Future
@@ -122,6 +123,8 @@ class LoopThread:
 
     def _settle(self, future: Future[Any]) -> None:
         """Give cancelled work a moment to clean up, such as freeing sessions on the nodes."""
+        if sys.is_finalizing():  # the interpreter ends, and has stopped the loop's thread already
+            return
 
         async def others() -> None:
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task() and task.cancelling()]
