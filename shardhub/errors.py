@@ -31,6 +31,7 @@
     │   │   └── NodeLoading         a node that answers but has not loaded its stage yet
     │   ├── NodeLost                the connection broke while it was used
     │   ├── StepTimeout             a step passed its deadline
+    │   ├── HeadClosed              the head was closed before the answer was complete
     │   └── NodeFailure             a node reports a fault of its own
     ├── SessionError                the session's state forbids the call; nothing was changed
     │   ├── SessionUnknown          no such session here (ended, expired, or never opened)
@@ -203,6 +204,10 @@ class StepTimeout(ChainError):
     """A step passed its deadline."""
 
 
+class HeadClosed(ChainError):
+    """The head was closed before the answer was complete."""
+
+
 class NodeFailure(ChainError):
     """A node reports a fault of its own."""
 
@@ -293,6 +298,7 @@ OUTCOMES: dict[type[ShardhubError], Outcome] = {
     NodeUnreachable: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     NodeLost: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     StepTimeout: Outcome(grpc="DEADLINE_EXCEEDED", http=504, exit=5),
+    HeadClosed: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     NodeFailure: Outcome(grpc="INTERNAL", http=502, exit=5),
     ChainError: Outcome(grpc="UNAVAILABLE", http=503, exit=5),
     SessionUnknown: Outcome(grpc="NOT_FOUND", http=500, exit=5),

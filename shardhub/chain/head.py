@@ -251,6 +251,11 @@ class Head:
         links = (place.link for place in self.chain.paths.in_use)
         return [link.engine.load() for link in links if isinstance(link, LocalLink)]
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it takes no more requests, as it was stopped."""
+        return self.scheduler.is_closed
+
     async def stop(self) -> None:
         """End all requests and close the chain."""
         for task in self._tasks:

@@ -29,7 +29,7 @@ from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.status import Status
 from shardhub.chain.stream import Stream
 from shardhub.chain.tasks import Tasks
-from shardhub.errors import Overloaded, ShardhubError
+from shardhub.errors import HeadClosed, Overloaded, ShardhubError
 
 # Long prompts prefilled at once: the second fills the stages while the first one's last chunks come round.
 _PREFILLS = 2
@@ -83,6 +83,7 @@ class Scheduler:
         self._prefilling = asyncio.Semaphore(_PREFILLS)
         self._serving = Tasks()
         self._ending = Tasks()
+        self._is_closed = False
         self.reconnector = Reconnector(chain, self.events, stand_in=stand_in)
         self.recoverer = Recoverer(chain, self.settings, self.reconnector, self.events)
         self._admission = Admission(chain, self.settings, self.reconnector, self.recoverer)
@@ -99,14 +100,22 @@ class Scheduler:
         """Number of requests that wait for room."""
         return len(self._admission)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it refuses requests, as it was closed or stopped."""
+        return self._is_closed
+
     def submit(self, request: Request) -> Stream:
         """Run a request; its stream yields the tokens, and must be read to its end or cancelled.
 
         Raises:
             PromptError, ContextExceeded: The prompt cannot be run.
             Overloaded: Too many requests are waiting.
+            HeadClosed: The scheduler is closed.
         """
         try:
+            if self._is_closed:
+                raise _closed()
             positions = request.positions(self.chain.max_context)
             if (vocab_size := self.chain.vocab_size) is not None:
                 request.check_ids(vocab_size)
@@ -134,8 +143,15 @@ class Scheduler:
     def _finished(self, stream: Stream) -> None:
         self._finishing[stream] = None
 
+    def close(self) -> None:
+        """Refuse further requests, and fail those in progress with `HeadClosed`."""
+        self._is_closed = True
+        for stream in tuple(self.streams):
+            stream.fail(_closed())
+
     async def stop(self) -> None:
-        """End all streams; the caller stops the chain."""
+        """Close, and wait until all sessions have ended; the caller stops the chain."""
+        self.close()
         self._serving.cancel()
         await self._serving.wait()
         await self._ending.wait()
@@ -165,7 +181,7 @@ class Scheduler:
         except ShardhubError as error:
             stream.fail(error)
         except asyncio.CancelledError:
-            stream.cancel()
+            stream.fail(_closed())
             raise
         except Exception as error:
             stream.fail(error)  # whatever the error, no reader may wait for ever for tokens that never come
@@ -228,3 +244,10 @@ class Scheduler:
         request, session = stream.request, stream.session
         is_short = len(request.prompt) - stream.num_reused <= _SHORT_PROMPT
         return is_short and session.position > 0 and not request.score and self._microbatches.has_room(stream)
+
+
+def _closed() -> HeadClosed:
+    return HeadClosed(
+        "The head was closed before the answer was complete.",
+        hint="Keep it open until its answers have ended, or ask again once it is back.",
+    )

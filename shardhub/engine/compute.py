@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
 import threading
 import time
@@ -49,6 +50,8 @@ class ComputeThread:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._thread = threading.Thread(target=self._run, name="shardhub-compute", daemon=True)
         self._thread.start()
+        # If nobody closes it: a thread that holds MLX's state aborts an interpreter that ends (SIGABRT).
+        atexit.register(self.close)
 
     @property
     def num_done(self) -> int:
@@ -99,6 +102,7 @@ class ComputeThread:
         if threading.current_thread() is not self._thread:
             self._thread.join()
             _until_gone(self._thread)
+        atexit.unregister(self.close)
 
     def _submit(self, job: Job, put: Callable[[], None]) -> Future[Any]:
         with self._wake:

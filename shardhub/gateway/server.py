@@ -42,7 +42,7 @@ class Gateway:
         self._stop_now = asyncio.Event()
 
     def stop(self) -> None:
-        """Finish the answers in progress, then end. A second call ends at once."""
+        """Finish the answers in progress, then end. A second call ends at once: they fail with `HeadClosed`."""
         if self._stop.is_set():
             self._stop_now.set()
         self._stop.set()
@@ -95,6 +95,8 @@ class Gateway:
             service.admission.is_draining = True
             await app.state.feed.close()
             await self._drained(service)
+            # What is still unfinished is answered with 503 before uvicorn cancels it.
+            self._head.scheduler.close()
         finally:
             server.should_exit = True
             stopping.cancel()

@@ -3,4 +3,6 @@
 import logging
 
 # A program that does not configure logging gets no log lines of ours on stderr.
-logging.getLogger("shardhub").addHandler(logging.NullHandler())
+# uvicorn serves the gateway, and would report the requests that it cancels at the end.
+for name in ("shardhub", "uvicorn"):
+    logging.getLogger(name).addHandler(logging.NullHandler())

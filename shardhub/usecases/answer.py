@@ -105,13 +105,13 @@ class Answer:
 
     Attributes:
         tokens: Ids of its tokens.
-        finish: `stop` at its end or at a stop text, `length` if it was cut.
+        finish: `stop` at its end or at a stop text, `length` if it was cut; None if it was closed before its end.
         seed: Seed of its draws.
     """
 
     text: str
     tokens: tuple[int, ...]
-    finish: Finish
+    finish: Finish | None
     seed: int
     usage: Usage
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -16,7 +18,14 @@ _POLL_S = 0.2  # how quickly the main thread sees a signal while it waits
 
 
 class LoopThread:
-    """Runs coroutines for the main thread; Ctrl-C cancels the one it waits for."""
+    """Runs coroutines for other threads; Ctrl-C cancels the one that the main thread waits for.
+
+    At its end everything that still runs is cancelled; a thread that waits for it gets a `CancelledError`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_ended = False
 
     def __enter__(self) -> LoopThread:
         self._loop = asyncio.new_event_loop()
@@ -34,7 +43,10 @@ class LoopThread:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._loop.shutdown_asyncgens()
 
-        self.wait(finish())
+        with self._lock:  # whatever was submitted before is among the tasks to cancel
+            self._is_ended = True
+            finished = asyncio.run_coroutine_threadsafe(finish(), self._loop)
+        self.result_of(finished)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -44,12 +56,20 @@ class LoopThread:
         return self._result(self.submit(coroutine))
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine without waiting for it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Start a coroutine without waiting for it; after the end it is never started, and its future is cancelled."""
+        with self._lock:
+            if not self._is_ended:
+                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        coroutine.close()
+        future = Future[T]()
+        future.cancel()
+        return future
 
     def call(self, work: Callable[[], None]) -> None:
-        """Have the loop call a function soon."""
-        self._loop.call_soon_threadsafe(work)
+        """Have the loop call a function soon; after the end it does nothing."""
+        with self._lock:
+            if not self._is_ended:
+                self._loop.call_soon_threadsafe(work)
 
     def iterate(self, source: AsyncIterator[T]) -> Generator[T, None, None]:
         """Iterate over an asynchronous iterator. Ctrl-C, or leaving the loop, closes it and waits for its clean-up."""
@@ -65,12 +85,14 @@ class LoopThread:
                     await close()
                 items.put(None)
 
-        future = asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        future = self.submit(pump())
         try:
             while True:
                 try:
                     item = items.get(timeout=_POLL_S)
                 except queue.Empty:
+                    if future.done() and items.empty():  # it was cancelled before it began
+                        break
                     continue
                 if item is None:
                     break
@@ -101,7 +123,7 @@ class LoopThread:
 
     def _settle(self, future: Future[Any]) -> None:
         """Give cancelled work a moment to clean up, such as freeing sessions on the nodes."""
-        if self._loop.is_closed():  # its work was cancelled at the end of the block, and has cleaned up
+        if sys.is_finalizing():  # the interpreter ends, and has stopped the loop's thread already
             return
 
         async def others() -> None:
@@ -109,7 +131,9 @@ class LoopThread:
             if tasks:
                 await asyncio.wait(tasks, timeout=_SETTLE_S)
 
-        asyncio.run_coroutine_threadsafe(others(), self._loop).result()
+        # At the end of the loop everything is cancelled and cleaned up anyway.
+        with contextlib.suppress(CancelledError):
+            self.submit(others()).result()
 
 
 _SETTLE_S = 5.0

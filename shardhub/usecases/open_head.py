@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from shardhub.chain.drafts import prompt_lookup, why_limited
 from shardhub.chain.head import Head as ChainHead
 from shardhub.chain.head import Piece, Timing
 from shardhub.chain.request import Request
-from shardhub.errors import PromptError, RouteError
+from shardhub.errors import HeadClosed, PromptError, RouteError, UsageError
 from shardhub.parameters import SamplingParameters
 from shardhub.usecases.answer import GREEDY, Answer, HeadStatus, Prompt, Sampling, ScoredToken, StagesAt, Usage
+from shardhub.usecases.block import Block
 from shardhub.usecases.forwarding import prompt_of
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.start_head import HeadSettings, Starting
 from shardhub.usecases.watcher import SILENT, Watcher
+
+T = TypeVar("T")
 
 
 class AnswerStream:
@@ -73,6 +77,7 @@ class AsyncHead:
     def __init__(self, head: ChainHead, watcher: Watcher) -> None:
         self._head = head
         self._watcher = watcher
+        self._loop = asyncio.get_running_loop()
 
     async def answer(self, prompt: Prompt, sampling: Sampling = GREEDY, *, raw: bool = False) -> Answer:
         """Answer a prompt.
@@ -84,7 +89,8 @@ class AsyncHead:
 
         Raises:
             PromptError: The prompt cannot be run; `ContextExceeded`: it is too long.
-            ChainError: A stage failed and could not be recovered.
+            ChainError: A stage failed and could not be recovered; `HeadClosed`: the head was closed meanwhile.
+            UsageError: The head is closed, or belongs to another loop.
         """
         stream = self.stream(prompt, sampling, raw=raw)
         async for _ in stream:
@@ -106,7 +112,7 @@ class AsyncHead:
     def stream(self, prompt: Prompt, sampling: Sampling = GREEDY, *, raw: bool = False) -> AsyncAnswerStream:
         """Answer a prompt piece by piece; arguments and errors as for `answer`."""
         collected = _Collected(sampling.with_seed())
-        return AsyncAnswerStream(collected.run(self._head, prompt, self._watcher, raw=raw), collected)
+        return AsyncAnswerStream(self._pieces(collected, prompt, raw=raw), collected)
 
     async def score(self, prompt: str | Sequence[int]) -> tuple[ScoredToken, ...]:
         """Return the log probability of each token of a text, given those before it.
@@ -117,7 +123,9 @@ class AsyncHead:
         Raises:
             PromptError: The prompt cannot be run.
             ChainError: A stage failed.
+            UsageError: The head is closed, or belongs to another loop.
         """
+        self._check()
         tokenizer = self._head.tokenizer
         ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         stream = self._head.scheduler.submit(
@@ -135,7 +143,12 @@ class AsyncHead:
         )
 
     def status(self) -> HeadStatus:
-        """Where each stage runs now."""
+        """Where each stage runs now.
+
+        Raises:
+            UsageError: The head is closed.
+        """
+        self._check_open()
         head = self._head
         return HeadStatus(
             pipeline=head.pipeline.manifest.name,
@@ -144,6 +157,29 @@ class AsyncHead:
             stages=tuple(_stages_at(row) for row in head.describe_stages()),
             inexact=head.inexact,
         )
+
+    async def _pieces(self, collected: _Collected, prompt: Prompt, *, raw: bool) -> AsyncGenerator[Piece, None]:
+        self._check()
+        async with aclosing(collected.run(self._head, prompt, self._watcher, raw=raw)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def _check(self) -> None:
+        self._check_open()
+        if asyncio.get_running_loop() is not self._loop:
+            raise UsageError(
+                "This head belongs to another event loop.",
+                why="Only coroutines of the loop that opened it can use it.",
+                hint="Open a head in each loop, or one with `with` instead of `async with`, which any thread can use.",
+            )
+
+    def _check_open(self) -> None:
+        if self._head.is_stopped:
+            raise UsageError(
+                "This head is closed.",
+                why="The block that opened it has ended.",
+                hint="Use it inside its block, or open another one with `open_head`.",
+            )
 
 
 class Head:
@@ -155,83 +191,99 @@ class Head:
 
     def answer(self, prompt: Prompt, sampling: Sampling = GREEDY, *, raw: bool = False) -> Answer:
         """Answer a prompt; see `AsyncHead.answer`."""
-        return self._loop.wait(self._head.answer(prompt, sampling, raw=raw))
+        return self._wait(lambda: self._head.answer(prompt, sampling, raw=raw))
 
     def chat(self, messages: Sequence[Mapping[str, str]], sampling: Sampling = GREEDY) -> Answer:
         """Answer a chat with its next message; see `AsyncHead.chat`."""
-        return self._loop.wait(self._head.chat(messages, sampling))
+        return self._wait(lambda: self._head.chat(messages, sampling))
 
     def stream(self, prompt: Prompt, sampling: Sampling = GREEDY, *, raw: bool = False) -> AnswerStream:
         """Answer a prompt piece by piece; see `AsyncHead.answer`."""
+        self._head._check_open()
         collected = _Collected(sampling.with_seed())
-        pieces = collected.run(self._head._head, prompt, self._head._watcher, raw=raw)
-        return AnswerStream(self._loop.iterate(pieces), collected)
+        pieces = self._loop.iterate(self._head._pieces(collected, prompt, raw=raw))
+        return AnswerStream(_until_closed(pieces), collected)
 
     def score(self, prompt: str | Sequence[int]) -> tuple[ScoredToken, ...]:
         """Return the log probability of each token of a text; see `AsyncHead.score`."""
-        return self._loop.wait(self._head.score(prompt))
+        return self._wait(lambda: self._head.score(prompt))
 
     def status(self) -> HeadStatus:
-        """Where each stage runs now."""
+        """Where each stage runs now; see `AsyncHead.status`."""
 
         async def read() -> HeadStatus:
             return self._head.status()
 
-        return self._loop.wait(read())
+        return self._wait(read)
+
+    def _wait(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        self._head._check_open()
+        with _naming_the_end():
+            return self._loop.wait(call())
 
 
-class OpenHead:
+def _until_closed(pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
+    with _naming_the_end():
+        yield from pieces
+
+
+@contextmanager
+def _naming_the_end() -> Iterator[None]:
+    """Turn the cancellation of everything at the end of a head's block into an error."""
+    try:
+        yield
+    except CancelledError:
+        raise HeadClosed(
+            "The head was closed before the call was complete.",
+            hint="Wait for the calls of other threads in its block.",
+        ) from None
+
+
+class OpenHead(Block[Head]):
     """A head as a context manager, for `with` and for `async with`; see `open_head`."""
 
     def __init__(self, settings: HeadSettings, watcher: Watcher) -> None:
+        super().__init__()
         self._settings = settings
         self._watcher = watcher
-        self._loop: LoopThread | None = None
-        self._head: ChainHead | None = None
+        self._async_stack = AsyncExitStack()
 
-    def __enter__(self) -> Head:
-        loop = self._loop = LoopThread()
-        loop.__enter__()
+    def _start(self, stack: ExitStack) -> Head:
+        loop = stack.enter_context(LoopThread())
+        starting = Starting(self._settings, self._watcher)
         try:
-            starting = Starting(self._settings, self._watcher)
-            try:
-                head = self._head = loop.wait(starting.start())
-            except RouteError as error:
-                starting.fetch_lacking(error)
-                head = self._head = loop.wait(starting.start())
-        except BaseException:
-            loop.__exit__(None, None, None)
-            raise
-        return Head(AsyncHead(head, self._watcher), loop)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        assert self._loop is not None
-        assert self._head is not None
-        try:
-            self._loop.wait(self._head.stop())
-        finally:
-            self._head.tokenizer.close()
-            self._loop.__exit__(kind, error, traceback)
+            head = loop.wait(starting.start())
+        except RouteError as error:
+            starting.fetch_lacking(error)
+            head = loop.wait(starting.start())
+        stack.callback(head.tokenizer.close)
+        stack.callback(lambda: loop.wait(head.stop()))
+        return Head(loop.wait(_bound(head, self._watcher)), loop)
 
     async def __aenter__(self) -> AsyncHead:
-        starting = await asyncio.to_thread(Starting, self._settings, self._watcher)
-        try:
-            self._head = await starting.start()
-        except RouteError as error:
-            await asyncio.to_thread(starting.fetch_lacking, error)
-            self._head = await starting.start()
-        return AsyncHead(self._head, self._watcher)
+        with self._entering():
+            starting = await asyncio.to_thread(Starting, self._settings, self._watcher)
+            try:
+                head = await starting.start()
+            except RouteError as error:
+                await asyncio.to_thread(starting.fetch_lacking, error)
+                head = await starting.start()
+        self._async_stack.callback(head.tokenizer.close)
+        self._async_stack.push_async_callback(head.stop)
+        return AsyncHead(head, self._watcher)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        assert self._head is not None
         try:
-            await self._head.stop()
+            await self._async_stack.aclose()
         finally:
-            self._head.tokenizer.close()
+            self._is_entered = False
+
+
+async def _bound(head: ChainHead, watcher: Watcher) -> AsyncHead:
+    """A head that belongs to the running loop."""
+    return AsyncHead(head, watcher)
 
 
 def open_head(settings: HeadSettings | str, watcher: Watcher = SILENT) -> OpenHead:
@@ -287,7 +339,7 @@ class _Collected:
         return Answer(
             text="".join(piece.text for piece in self._pieces),
             tokens=tuple(piece.token for piece in self._pieces if piece.token is not None),
-            finish=next((piece.finish for piece in reversed(self._pieces) if piece.finish is not None), "length"),
+            finish=self._pieces[-1].finish if self._pieces else None,
             seed=self._sampling.seed or 0,
             usage=Usage(
                 num_prompt=timing.num_prompt,

@@ -20,7 +20,7 @@ from shardhub.chain.settings import SchedulerSettings
 from shardhub.chain.status import Status
 from shardhub.chain.stream import MAX_UNREAD
 from shardhub.engine.engine import Engine, EngineSettings
-from shardhub.errors import ContextExceeded, Overloaded, PromptError
+from shardhub.errors import ContextExceeded, HeadClosed, Overloaded, PromptError
 from shardhub.limits import MESSAGE_OVERHEAD_BYTES
 from shardhub.parameters import SamplingParameters
 from shardhub.protocol import Lane
@@ -400,6 +400,35 @@ def test_a_stop_waits_for_sessions_that_are_being_closed(llama) -> None:
             assert [engine.num_sessions for engine in engines] == [0, 0]
 
     asyncio.run(run())
+
+
+def test_readers_of_a_stopped_scheduler_get_an_error(llama) -> None:
+    """Whether the request runs or waits for room: what was read so far does not look like a whole answer."""
+
+    async def scenario() -> None:
+        async with scheduler_of(llama, max_sessions=1) as (scheduler, _):
+            streams = [scheduler.submit(request(index, max_tokens=400)) for index in range(2)]
+            await anext(aiter(streams[0]))
+            readings = [asyncio.ensure_future(_read(stream)) for stream in streams]
+
+            async def is_waiting() -> bool:
+                return scheduler.num_waiting == 1
+
+            await until(is_waiting)
+            await scheduler.stop()
+            for reading in readings:
+                with pytest.raises(HeadClosed, match="before the answer was complete"):
+                    await reading
+            assert [stream.status for stream in streams] == [Status.FAILED, Status.FAILED]
+            with pytest.raises(HeadClosed):
+                scheduler.submit(request(0))
+
+    asyncio.run(scenario())
+
+
+async def _read(stream) -> None:
+    async for _ in stream:
+        pass
 
 
 def test_impossible_requests_are_refused_at_once(llama) -> None:

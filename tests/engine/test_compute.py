@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
 import time
+import weakref
 
 import psutil
 import pytest
@@ -108,6 +112,31 @@ def test_close_waits_until_the_system_has_ended_the_thread() -> None:
         ended = compute.control(threading.get_native_id).result(WAIT_S)
         compute.close()
         assert ended not in {thread.id for thread in psutil.Process().threads()}
+
+
+def test_process_ends_well_though_nobody_closed_the_thread() -> None:
+    """As at the end of an interactive session: MLX's state is freed before the interpreter ends."""
+    code = """
+import mlx.core as mx
+from shardhub.engine.compute import ComputeThread
+
+compute = ComputeThread()
+arrays = compute.control(lambda: mx.ones((64, 64)) @ mx.ones((64, 64))).result()
+compute.control(lambda: mx.eval(arrays)).result()
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_closed_thread_is_not_kept_for_the_end_of_the_process() -> None:
+    """A program may open and close many."""
+    compute = ComputeThread()
+    compute.close()
+    kept = weakref.ref(compute)
+    del compute
+    gc.collect()
+    assert kept() is None
 
 
 def test_idle_work_is_done_between_jobs() -> None:
