@@ -523,13 +523,6 @@ MUTANTS: tuple[Mutant, ...] = (
         new="zip(self.rows, reversed(results), strict=True)",
         seed=27,
     ),
-    Mutant(
-        name="given-away-and-lost",
-        what="A microbatch gives a stream away that no other takes.",
-        path=f"{_CHAIN}/microbatches.py",
-        old="        target.join(stream)\n        return stream",
-        new="        return stream",
-    ),
     # Admission, prompts and prefixes.
     Mutant(
         name="turn-kept-in-the-queue",
