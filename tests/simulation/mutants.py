@@ -24,7 +24,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="if row.epoch != entry.epoch:",
         new="if row.epoch > entry.epoch:",
-        seed=51,
+        seed=29,
     ),
     Mutant(
         name="open-does-not-rewind",
@@ -40,7 +40,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="entry.next_hop = call.next_hop",
         new="pass",
-        seed=51,
+        seed=12,
     ),
     Mutant(
         name="room-is-promised-twice",
@@ -48,7 +48,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="free = self._kv_budget_bytes - sum(entry.reserved_bytes for entry in live)",
         new="free = self._kv_budget_bytes",
-        seed=51,
+        seed=84,
     ),
     Mutant(
         name="parked-make-no-room",
@@ -88,7 +88,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/sessions.py",
         old="gone.append(session)\n            else:\n                self.touch(entry)",
         new="gone.append(session)",
-        seed=4,
+        seed=9,
     ),
     Mutant(
         name="close-frees-nothing",
@@ -113,6 +113,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path="shardhub/model/stage_session.py",
         old="other._copy(self, position)",
         new="other._copy(self, self.position)",
+        seed=22,
     ),
     Mutant(
         name="rewind-keeps-ids",
@@ -153,6 +154,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/masks.py",
         old="                del self._masks[key]\n            late",
         new="                pass\n            late",
+        seed=19,
     ),
     Mutant(
         name="mask-of-another-position",
@@ -168,6 +170,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_ENGINE}/engine.py",
         old="self._masks.expire(self._sessions)",
         new="pass",
+        seed=19,
     ),
     Mutant(
         name="fence-waits-its-turn",
@@ -192,13 +195,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_NODE}/servicer.py",
         old="self._tell_failure(head, outcome)",
         new="pass",
-    ),
-    Mutant(
-        name="loss-between-nodes-not-told",
-        what="A node does not tell the head of steps lost with the link to the next node.",
-        path=f"{_NODE}/peers.py",
-        old="self._on_failure(key[0], StepFailure(rows=tuple(rows), error=error))",
-        new="pass",
+        seed=95,
     ),
     Mutant(
         name="links-of-a-head-stay",
@@ -207,20 +204,6 @@ MUTANTS: tuple[Mutant, ...] = (
         old="self._links.pop(key).stop()",
         new="pass",
         seed=0,
-    ),
-    Mutant(
-        name="link-for-a-head-that-is-gone",
-        what="A node opens a link to the next node for a head that left while the step ran.",
-        path=f"{_NODE}/servicer.py",
-        old="if not any(key[0] == head for key in self._heads):\n            return",
-        new="if False:\n            return",
-    ),
-    Mutant(
-        name="old-stream-ends-the-new",
-        what="The end of a head's old stream takes away its new one.",
-        path=f"{_NODE}/servicer.py",
-        old="if is_head and self._heads.get((head, lane)) is outbox:",
-        new="if is_head and (head, lane) in self._heads:",
     ),
     Mutant(
         name="discard-lost-on-the-wire",
@@ -256,13 +239,6 @@ MUTANTS: tuple[Mutant, ...] = (
         seed=1,
     ),
     Mutant(
-        name="shapes-not-cut",
-        what="A session that is resumed keeps the shapes of steps beyond its position.",
-        path=f"{_CHAIN}/session.py",
-        old="        del self.ids[target:]\n        self._cut_shapes()\n",
-        new="        del self.ids[target:]\n",
-    ),
-    Mutant(
         name="growth-forgets-shapes",
         what="A session that is forked does not know the shapes of the steps before.",
         path=f"{_CHAIN}/session.py",
@@ -276,6 +252,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/session.py",
         old="self._chain.left_open(link, self.id, self.epoch)\n            return False",
         new="pass\n            return False",
+        seed=262,
     ),
     Mutant(
         name="moved-and-left-open",
@@ -283,7 +260,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/session.py",
         old="                self._chain.left_open(link, self.id, self.epoch)\n        self.path",
         new="                pass\n        self.path",
-        seed=51,
+        seed=84,
     ),
     Mutant(
         name="heads-block-each-other",
@@ -291,6 +268,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/session.py",
         old="await (one_by_one if self._chain.is_full else all_of)(calls)",
         new="await all_of(calls)",
+        seed=196,
     ),
     # Steps and credit.
     Mutant(
@@ -315,6 +293,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/steps.py",
         old="            timer.cancel()\n",
         new="",
+        seed=0,
     ),
     # Leases at the head.
     Mutant(
@@ -323,7 +302,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/leases.py",
         old="_RENEWALS_A_LEASE = 3\n",
         new="_RENEWALS_A_LEASE = 0.5\n",
-        seed=4,
+        seed=9,
     ),
     Mutant(
         name="lease-of-parked-not-renewed",
@@ -331,14 +310,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/leases.py",
         old="if link in session.path.links]\n        try:",
         new="if link in session.path.links and not session.is_parked]\n        try:",
-        seed=4,
-    ),
-    Mutant(
-        name="left-open-at-the-new-link",
-        what="A session that could not be closed on a link that was replaced is not closed on the new one.",
-        path=f"{_CHAIN}/leases.py",
-        old="        elif again is not link:\n",
-        new="        elif False:\n",
+        seed=9,
     ),
     # Nodes that come and go.
     Mutant(
@@ -355,13 +327,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/chain.py",
         old="session.on_failure(failed.epoch, arrival.error)",
         new="pass",
-    ),
-    Mutant(
-        name="relay-fails-silently",
-        what="A step that the head could not pass on to the next node is not failed.",
-        path=f"{_CHAIN}/chain.py",
-        old="self._arrived(place, StepFailure(rows=arrival.rows, error=error))",
-        new="pass",
+        seed=95,
     ),
     Mutant(
         name="left-open-when-back",
@@ -369,7 +335,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/chain.py",
         old="            await self.leases.close_left_open(link)\n",
         new="",
-        seed=51,
+        seed=84,
     ),
     Mutant(
         name="broken-link-is-used",
@@ -377,13 +343,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/chain.py",
         old="            if broken:\n                raise broken[0]\n",
         new="",
-    ),
-    Mutant(
-        name="failed-link-stays-open",
-        what="A link that could not be taken into use is not closed.",
-        path=f"{_CHAIN}/chain.py",
-        old="            await link.stop()\n            raise\n        self.paths.revive",
-        new="            raise\n        self.paths.revive",
+        seed=19,
     ),
     Mutant(
         name="no-hop-between-newcomers",
@@ -399,6 +359,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/reconnect.py",
         old="await self._chain.paths.find_hops(there)",
         new="pass",
+        seed=12,
     ),
     Mutant(
         name="recovery-not-announced",
@@ -406,7 +367,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/paths.py",
         old="        self._lost.pop(place, None)\n        self._update_settled()\n",
         new="        self._lost.pop(place, None)\n",
-        seed=4,
+        seed=15,
     ),
     Mutant(
         name="lost-at-the-start-stays-lost",
@@ -414,6 +375,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/reconnect.py",
         old="for place in chain.paths.lost:",
         new="for place in ():",
+        seed=59,
     ),
     Mutant(
         name="reconnects-after-the-end",
@@ -421,6 +383,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/reconnect.py",
         old="        if self._is_stopped:\n            return\n",
         new="",
+        seed=46,
     ),
     Mutant(
         name="stand-in-never-relieved",
@@ -444,6 +407,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/links.py",
         old="if (now.digests, now.boundaries, now.config_digest) != (",
         new="if (before.digests, before.boundaries, before.config_digest) != (",
+        seed=39,
     ),
     Mutant(
         name="broken-link-not-told",
@@ -451,6 +415,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/links.py",
         old="        self._lost(lost)\n",
         new="        pass\n",
+        seed=3,
     ),
     # Recovery.
     Mutant(
@@ -478,26 +443,12 @@ MUTANTS: tuple[Mutant, ...] = (
         seed=3,
     ),
     Mutant(
-        name="inexact-not-told",
-        what="A stream that was recomputed in other shapes is said to be exact.",
-        path=f"{_CHAIN}/recovery.py",
-        old="stream.is_exact = False",
-        new="pass",
-    ),
-    Mutant(
         name="likelihoods-doubled",
         what="After a recovery the likelihoods of a prompt's chunks that are sent again stand twice.",
         path=f"{_CHAIN}/recovery.py",
         old="        del stream.prompt_logprobs[session.position :]\n",
         new="",
         seed=173,
-    ),
-    Mutant(
-        name="likelihoods-lost",
-        what="After a recovery the likelihoods are missing of chunks whose results were lost.",
-        path=f"{_CHAIN}/recovery.py",
-        old="if not stream.num_generated and stream.request.score:",
-        new="if False:",
     ),
     Mutant(
         name="recovery-keeps-the-discard",
@@ -514,6 +465,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/growth.py",
         old="mode=Recovery.EXACT",
         new="mode=self._recoverer._settings.recovery",
+        seed=261,
     ),
     Mutant(
         name="full-session-stays",
@@ -521,6 +473,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/growth.py",
         old="        stream.move_to(larger)\n        await full.close()\n        return larger\n",
         new="        stream.move_to(larger)\n        return larger\n",
+        seed=3,
     ),
     Mutant(
         name="full-session-stays-parked",
@@ -528,6 +481,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/growth.py",
         old="        finally:\n            await full.close()\n",
         new="        finally:\n            pass\n",
+        seed=0,
     ),
     Mutant(
         name="one-draft-too-many",
@@ -535,6 +489,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/stream.py",
         old="min(session.context, self._rewind_limit) - kept) - 1\n",
         new="min(session.context, self._rewind_limit) - kept)\n",
+        seed=1,
     ),
     Mutant(
         name="wrong-draft-accepted",
@@ -542,6 +497,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/stream.py",
         old="self._discard = num_sent - len(row.tokens)",
         new="self._discard = max(0, num_sent - len(row.tokens) - 1)",
+        seed=1,
     ),
     Mutant(
         name="paused-for-ever",
@@ -549,6 +505,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/stream.py",
         old="                    self._drained()\n",
         new="                    pass\n",
+        seed=7,
     ),
     Mutant(
         name="paused-stream-not-ended",
@@ -556,6 +513,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/stream.py",
         old="        self._news.set()\n        self._drained()\n",
         new="        self._news.set()\n",
+        seed=174,
     ),
     Mutant(
         name="results-mixed-up",
@@ -563,20 +521,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/microbatch.py",
         old="zip(self.rows, results, strict=True)",
         new="zip(self.rows, reversed(results), strict=True)",
-    ),
-    Mutant(
-        name="given-away-and-lost",
-        what="A microbatch gives a stream away that no other takes.",
-        path=f"{_CHAIN}/microbatches.py",
-        old="        target.join(stream)\n        return stream",
-        new="        return stream",
-    ),
-    Mutant(
-        name="given-away-and-kept",
-        what="A microbatch keeps a stream that it gave to another.",
-        path=f"{_CHAIN}/microbatch.py",
-        old="            self.rows.remove(given)\n",
-        new="            pass\n",
+        seed=27,
     ),
     # Admission, prompts and prefixes.
     Mutant(
@@ -585,6 +530,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/admission_queue.py",
         old="            if turn in queue:\n                queue.remove(turn)\n",
         new="            pass\n",
+        seed=103,
     ),
     Mutant(
         name="full-nodes-not-asked-again",
@@ -592,13 +538,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/admission.py",
         old="if self._asking is None or self._asking.done():",
         new="if False:",
-    ),
-    Mutant(
-        name="decode-overtakes-the-prompt",
-        what="A prompt's last id travels with other streams' steps before the stages hold the rest.",
-        path=f"{_CHAIN}/prefill.py",
-        old="while waiting:  # decode",
-        new="while False:  # decode",
+        seed=15,
     ),
     Mutant(
         name="prefix-of-another-tenant",
@@ -606,6 +546,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/prefixes.py",
         old="if parked.tenant != tenant:",
         new="if False:",
+        seed=25,
     ),
     Mutant(
         name="prefix-of-a-whole-prompt",
@@ -613,6 +554,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/prefixes.py",
         old="best: Prefix | None = None\n        known = list(ids[:-1])",
         new="best: Prefix | None = None\n        known = list(ids)",
+        seed=22,
     ),
     Mutant(
         name="prefix-let-go-and-kept",
@@ -620,6 +562,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/prefixes.py",
         old="        self.drop(session)\n        await session.close()\n",
         new="        self.drop(session)\n",
+        seed=193,
     ),
     Mutant(
         name="parked-loss-not-told",
@@ -627,6 +570,7 @@ MUTANTS: tuple[Mutant, ...] = (
         path=f"{_CHAIN}/prefixes.py",
         old="lost=lambda: self.drop(session)",
         new="lost=lambda: None",
+        seed=5,
     ),
 )
 

@@ -9,6 +9,9 @@ from tests.simulation.mutants import DOCUMENT, MUTANTS, written
 from tests.simulation.scenario import draw
 from tests.simulation.world import run
 
+# The first test waits for all mutants, on a machine that may be busy.
+pytestmark = pytest.mark.timeout(900)
+
 Outcomes = dict[str, tuple[int | None, list[str]]]
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # less than the shortest deadline of a step, which would end its wait. A request waits up to five seconds for sessions
 # that are being parked, and a node keeps room as long for a head that it refused.
 _STALLED_S, _KEPT_WAITING_S = 4.0, 8.0
+# Virtual seconds in which a head closes what it has given up.
+_CLOSED_WITHIN_S = 3.0
 # Beyond these a line is slow.
 _SLOW_S, _SLOW_BYTES_PER_S = 0.03, 1e6
 
@@ -31,6 +33,7 @@ class Upkeep:
         self._fine_since = world.loop.now
         self._idle_since = world.loop.now
         self._progress: dict[Stream, tuple[object, float]] = {}
+        self._given_up_since: dict[tuple[Node, bytes], float] = {}
 
     def look(self) -> Iterator[str]:
         """What is wrong now."""
@@ -45,6 +48,7 @@ class Upkeep:
                 yield from self._stalled(head, now)
         for node in self._world.nodes:
             yield from self._late_leases(node, now)
+            yield from self._given_up(node, now)
 
     def _lost_steps(self, head: Head) -> Iterator[str]:
         """Steps that are waited for though their path is broken."""
@@ -84,6 +88,28 @@ class Upkeep:
             left_s = entry.lease_ends - node.engine._clock.now()
             if left_s < lease_s / 3 and (head := holder(self._world, key)) is not None:
                 yield f"{head.name} has not renewed the lease of a session on {node.name}"
+
+    def _given_up(self, node: Node, now: float) -> Iterator[str]:
+        """Sessions on a node whose head has given them up, and could have said so."""
+        if node.engine is None or not node.is_up:
+            return
+        before, self._given_up_since = (
+            self._given_up_since,
+            {key: since for key, since in self._given_up_since.items() if key[0] is not node},
+        )
+        for head in self._world.heads:
+            if not head.is_up or head.has_ended or head.scheduler is None:
+                continue
+            chain = head.scheduler.chain
+            if not any(place.link.name == node.address and place.is_there for place in chain.places):
+                continue
+            for session, entry in node.engine._sessions._entries.items():
+                known = chain._sessions.get(session)
+                if entry.head != chain.head or entry.parked_at is not None or (known and not known.is_parked):
+                    continue
+                since = self._given_up_since[node, session] = before.get((node, session), now)
+                if now - max(since, self._fine_since) > _CLOSED_WITHIN_S:
+                    yield f"{node.name} holds a session that {head.name} has given up"
 
 
 def holder(world: World, session: bytes) -> Head | None:
