@@ -7,8 +7,6 @@ and brings no MLX.
 
 from __future__ import annotations
 
-from shardhub.version import __version__
-
 # Importing `typing` would take most of the time that this module takes; type checkers know the name.
 TYPE_CHECKING = False
 
