@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -134,9 +135,10 @@ class NodeLink:
             call = self._stub.Link()
             self._calls.append(call)
             try:
-                await call.write(codec.hello_message(head=head, lane=lane, version=version, is_head=True))
-                async with self._clock.timeout(CONNECT_TIMEOUT_S):
-                    hello = await call.read()
+                with self._ended_calls():
+                    await call.write(codec.hello_message(head=head, lane=lane, version=version, is_head=True))
+                    async with self._clock.timeout(CONNECT_TIMEOUT_S):
+                        hello = await call.read()
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
                 raise await self._call_error(call, error) from error
             except TimeoutError as error:
@@ -249,9 +251,21 @@ class NodeLink:
         if self._is_lost:
             raise NodeLost(f"The link to {self.name} is broken.")
         try:
-            return await method(message, timeout=CONTROL_TIMEOUT_S)
+            with self._ended_calls():
+                return await method(message, timeout=CONTROL_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, peer=self.name, doing=doing) from error
+
+    @contextmanager
+    def _ended_calls(self) -> Iterator[None]:
+        """Raise `NodeLost` where gRPC ends the calls of a closed channel by cancelling whoever awaits them."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._is_lost and task is not None and not task.cancelling():
+                raise NodeLost(f"The link to {self.name} was closed.") from None
+            raise
 
     async def _read(self, call: Any, lane: Lane) -> None:
         try:
