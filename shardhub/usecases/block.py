@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -26,10 +27,12 @@ class Block(ABC, Generic[T]):
     def __enter__(self) -> T:
         with self._entering():
             try:
-                return self._start(self._stack)
+                started = self._start(self._stack)
             except BaseException:
                 self._stack.close()
                 raise
+        atexit.register(self._stack.close)  # if nobody leaves it, as at the end of an interactive session
+        return started
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -37,6 +40,7 @@ class Block(ABC, Generic[T]):
         try:
             self._stack.close()
         finally:
+            atexit.unregister(self._stack.close)
             self._is_entered = False
 
     @contextlib.contextmanager

@@ -114,16 +114,22 @@ def test_close_waits_until_the_system_has_ended_the_thread() -> None:
         assert ended not in {thread.id for thread in psutil.Process().threads()}
 
 
-def test_process_ends_well_though_nobody_closed_the_thread() -> None:
-    """As at the end of an interactive session: MLX's state is freed before the interpreter ends."""
+def test_process_waits_for_a_job_of_a_thread_that_nobody_closed() -> None:
+    """In the middle of MLX's code it would abort."""
     code = """
-import mlx.core as mx
+import threading
 from shardhub.engine.compute import ComputeThread
 
-compute = ComputeThread()
-arrays = compute.control(lambda: mx.ones((64, 64)) @ mx.ones((64, 64))).result()
-compute.control(lambda: mx.eval(arrays)).result()
-print("done")
+def run():
+    began.set()
+    threading.main_thread().join()
+    for _ in range(10**6):
+        pass
+    print("done")
+
+began = threading.Event()
+ComputeThread().control(run)
+began.wait()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 import shardhub
+from shardhub.shard import read_pipeline
 from tests import cut
 from tests.waiting import until, wait_until
 
@@ -140,6 +142,28 @@ def test_an_async_head_refuses_another_loop(pipeline: str) -> None:
             assert (await head.answer(HI, SHORT)).finish == "length"
 
     asyncio.run(scenario())
+
+
+# A program that leaves neither the blocks nor the stream that it entered, as an interactive session does.
+LEFT_OPEN = """
+import sys
+import shardhub
+
+nodes = [shardhub.serve(folder).__enter__() for folder in sys.argv[2:]]
+settings = shardhub.HeadSettings(pipeline=sys.argv[1], nodes=tuple(node.address for node in nodes), allow_local=False)
+head = shardhub.open_head(settings).__enter__()
+stream = head.stream([1, 2, 3], shardhub.Sampling(max_tokens=900))
+next(stream)
+"""
+
+
+def test_process_ends_well_though_its_blocks_were_never_left(pipeline: str) -> None:
+    """With 0 and in silence: MLX's state is freed before the interpreter ends, which it would abort otherwise."""
+    shards = [str(cut.shard_folder(read_pipeline(Path(pipeline)), index)) for index in range(2)]
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_OPEN, pipeline, *shards], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # A program that ends its gateway while a whole answer and a stream are in progress, and prints what the clients got.
