@@ -58,12 +58,11 @@ def assign_stages(
                     f"{other.address} and {assigned.address} both serve stage {index}, but not the same layers.",
                     why=f"They serve layers {_layers(other)} and {_layers(assigned)}; replicas must serve the same "
                     "layers.",
-                    hint="Give only one of them with `node`.",
+                    hint="Give only one of them with `nodes`.",
                 )
             if other is not None and other.description.boot_id == assigned.description.boot_id:
                 raise RouteError(
-                    f"{other.address} and {assigned.address} are the same node.",
-                    hint="Name it only once with `node`.",
+                    f"{other.address} and {assigned.address} are the same node.", hint="Name it only once with `nodes`."
                 )
             served[index] = assigned
     missing = [index for index in range(len(manifest.stages)) if index not in served]
@@ -75,7 +74,7 @@ def assign_stages(
             why=f"The pipeline has {num} stages; {serve}."
             if nodes
             else f"The pipeline has {num} stages, and no node serves any of them.",
-            hint="Start a node for it with `shardhub serve`, and give the node's address with `node`.",
+            hint="Start a node for it with `shardhub serve`, and give the node's address with `nodes`.",
         )
     for index in missing:
         before = assignments[-1] if assignments else None

@@ -115,7 +115,7 @@ def _unserved(
     return RouteError(
         f"No node serves stage {stages_text(manifest, unserved)}.",
         why=f"{why}{more}" if why else f"Nodes of {num_nodes} of the {len(manifest.stages)} stages answer.",
-        hint="Start a node for it with `shardhub serve`, and give the node's address with `node`.",
+        hint="Start a node for it with `shardhub serve`, and give the node's address with `nodes`.",
     )
 
 

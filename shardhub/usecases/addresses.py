@@ -13,7 +13,7 @@ from shardhub.errors import AddressError, UsageError
 from shardhub.naming import NODE_PORT
 from shardhub.shard import Pipeline
 
-NODE_OPTION = "`node`"
+NODE_OPTION = "`nodes`"
 NODES_VARIABLE = "SHARDHUB_NODES"
 NODES_FILE = "nodes.toml"
 
@@ -56,7 +56,11 @@ def read_nodes_file(path: Path) -> list[str]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{path} cannot be read.", why=f"{error}.", hint=hint) from error
     if not isinstance(addresses, list):
-        why = "It does not contain a line `nodes = [...]`." if addresses is None else "`nodes` is not a list."
+        why = (
+            "It does not contain a line `nodes = [...]`."
+            if addresses is None
+            else "What `nodes = ` names is not a list."
+        )
         raise UsageError(f"{path} does not list any nodes.", why=why, hint=hint)
     return _checked(addresses, str(path))
 
@@ -71,7 +75,7 @@ def _checked(texts: Sequence[Any], where: str) -> list[str]:
                 raise UsageError(
                     f"{where}: {error.what}",
                     why="It contains a comma.",
-                    hint=f"Name each node with a {where} of its own.",
+                    hint=f"Give each node on its own: {where} HOST:PORT {where} HOST:PORT",
                 ) from error
             raise UsageError(
                 f"{where}: {text!r} is not HOST:PORT.",

@@ -261,7 +261,7 @@ def check_room(head: Head, settings: BenchSettings) -> None:
         raise UsageError(
             f"A prompt of {settings.num_prompt} ids and an answer of {settings.num_tokens} tokens do not fit.",
             why=f"The chain's context is {head.capacity.max_context} positions.",
-            hint="Lower `prompt_tokens` or `tokens`, or serve with a larger `context`.",
+            hint="Lower `num_prompt` or `num_tokens`, or serve with a larger `context`.",
         )
 
 

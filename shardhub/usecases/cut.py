@@ -52,7 +52,7 @@ class Cut:
     @property
     def given(self) -> list[str]:
         """The settings given that specify the cut; exactly one is allowed."""
-        options = {"`stages`": self.stages, "`cuts`": self.cuts, "`machine`": self.machines, "`plan`": self.plan}
+        options = {"`stages`": self.stages, "`cuts`": self.cuts, "`machines`": self.machines, "`plan`": self.plan}
         return [option for option, value in options.items() if value is not None and value != ()]
 
 
@@ -98,7 +98,7 @@ def decide(checkpoint: Checkpoint, cut: Cut, cuts: Sequence[CutFacts] | None = N
     if len(cut.given) != 1:
         raise PlanError(
             "No cut was given." if not cut.given else f"{' and '.join(cut.given)} cannot be combined.",
-            hint="Give one of `stages` N, `cuts` 10,20, `machine` NAME=RAM ..., `plan` plan.json.",
+            hint="Give one of `stages` N, `cuts` 10,20, `machines` NAME=RAM ..., `plan` plan.json.",
         )
     context = default_context(checkpoint.config, cut.context)
     costs = model_costs(checkpoint, context)

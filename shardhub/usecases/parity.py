@@ -136,7 +136,7 @@ def _measured(
 ) -> Numbers:
     budget_bytes = parse_memory(options.memory)
     if options.skip:
-        return Numbers(not_run="`no_parity` was given")
+        return Numbers(not_run="skipped, as requested")
     if source.repo is not None:
         return Numbers(not_run=f"the weights ({size_text(checkpoint.size_bytes)}) were read from the Hub in ranges")
     from shardhub.model.anatomy import examine

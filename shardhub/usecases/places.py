@@ -241,7 +241,7 @@ def _translated(
         field for field in ignore_fields if not any(is_named(path, [field]) for path in checkpoint.ignored_fields)
     ]
     notes += [
-        f"`ignore_field` {field} has no effect: mlx-lm reads the field, or it changes nothing" for field in unknown
+        f"`ignore_fields` {field} has no effect: mlx-lm reads the field, or it changes nothing" for field in unknown
     ]
     for text in notes:
         watcher.note(f"note: {text}")

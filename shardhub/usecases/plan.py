@@ -106,7 +106,7 @@ def plan(
     if not is_cut:
         cut = replace(cut, stages=1)
     planned = decide(opened.checkpoint, cut)
-    verdict = Verdict(state="unchecked", line="cuts and proof were not checked: `no_proof` was given")
+    verdict = Verdict(state="unchecked", line="cuts and proof were not checked, as requested")
     if settings.proof:
         planned, verdict = _looked_into(opened.checkpoint, cut, planned, prove_it=is_cut)
     return ModelPlan(model=opened, planned=planned, verdict=verdict)

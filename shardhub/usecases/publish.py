@@ -202,7 +202,7 @@ class Push:
             raise UsageError(
                 "Publishing this model to everyone needs a confirmation.",
                 why=f"{self.reasons[0][:1].upper()}{self.reasons[0][1:]}.",
-                hint="Add `private`, or `yes` if you are allowed to publish it.",
+                hint="Add `private`, or `assume_yes` if you are allowed to publish it.",
             )
         if not answer:
             raise UsageError(

@@ -151,7 +151,7 @@ class Starting:
         if answer is None:
             repos = " ".join(self._places.published(self.pipeline, index) for index in missing)
             hint = (
-                f"Serve it on a machine and give its address with `node`. To run {text} here instead: shardhub pull "
+                f"Serve it on a machine and give its address with `nodes`. To run {text} here instead: shardhub pull "
                 f"{repos}"
             )
             raise RouteError(error.what, why=error.why, hint=hint) from error

@@ -195,7 +195,7 @@ def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watc
                     f"Stage {shard.index} of {target.text} was not made from {folder}.",
                     why=f"Made from it, its stage digest would be {actual[:16]}..., but the manifest says "
                     f"{entry.digest[:16]}....",
-                    hint="Give the folder that it was split from; `source` shows which tensors differ.",
+                    hint="Give the folder that it was split from; `shardhub verify --source` shows which tensors differ.",
                 )
     chain = [
         StageTensors(
