@@ -13,6 +13,7 @@ from shardhub.chain.settings import Recovery
 from shardhub.cli.flags import flags
 from shardhub.cli.run import print_error
 from shardhub.errors import ShardhubError, UsageError, outcome
+from shardhub.limits import MAX_DRAFT
 from shardhub.parameters import REPETITION_CONTEXT
 from shardhub.threads import check_threads
 
@@ -289,7 +290,7 @@ class SamplingFlags:
             "--draft",
             help="Number of tokens to guess at once from earlier text and verify in one pass; for slow networks.",
             min=0,
-            max=32,
+            max=MAX_DRAFT,
         ),
     ] = 0
 

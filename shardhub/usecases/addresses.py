@@ -18,21 +18,21 @@ NODES_VARIABLE = "SHARDHUB_NODES"
 NODES_FILE = "nodes.toml"
 
 
-def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[str]:
+def node_addresses(options: Sequence[str] | str | None, pipeline: Pipeline) -> list[str]:
     """Addresses of nodes: --node, or SHARDHUB_NODES (separated by commas), or nodes.toml here or at the pipeline.
 
     Raises:
         UsageError: An address is not valid, or nodes.toml is not `nodes = ["host:port", ...]`.
     """
     if options:
-        return _checked(options, NODE_OPTION)
+        return _checked([options] if isinstance(options, str) else options, NODE_OPTION)
     if text := os.environ.get(NODES_VARIABLE, "").strip():
         return _checked([part.strip() for part in text.split(",") if part.strip()], NODES_VARIABLE)
     file = nodes_file(options, pipeline)
     return read_nodes_file(file) if file is not None else []
 
 
-def nodes_file(options: Sequence[str] | None, pipeline: Pipeline) -> Path | None:
+def nodes_file(options: Sequence[str] | str | None, pipeline: Pipeline) -> Path | None:
     """The nodes.toml that names the nodes; None if --node or SHARDHUB_NODES does, or if no such file exists.
 
     If only files that the manifest names may be read, the one in the pipeline's folder is ignored: it is never named.

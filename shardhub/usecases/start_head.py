@@ -13,6 +13,7 @@ from shardhub.chain.settings import Recovery, SchedulerSettings
 from shardhub.checkpoint.unread_fields import warning
 from shardhub.errors import RouteError
 from shardhub.naming import CONFIG_FILE
+from shardhub.setting_checks import check_settings
 from shardhub.shard import copy_named, read_config, read_pipeline
 from shardhub.sizes import size_text
 from shardhub.usecases.addresses import node_addresses, nodes_file, read_nodes_file
@@ -31,7 +32,7 @@ class HeadSettings:
 
     Attributes:
         pipeline: Its folder or Hub id.
-        nodes: Addresses of nodes, in any order; if empty, SHARDHUB_NODES or nodes.toml name them.
+        nodes: Addresses of nodes, in any order, or one of them; if empty, SHARDHUB_NODES or nodes.toml name them.
         allow_local: Whether a stage that no node serves may run in this process.
         context: Positions of a session, prompt and answer; None takes the model's limit, as memory allows.
         memory: Memory budget for stages of this process, such as `12GB`; None derives it from the machine.
@@ -45,19 +46,27 @@ class HeadSettings:
         prefill_chunk: Ids of a prompt's chunks; None sizes them by time and bytes.
     """
 
-    pipeline: str
-    nodes: tuple[str, ...] = ()
+    pipeline: str | Path
+    nodes: tuple[str, ...] | str = ()
     allow_local: bool = True
     context: int | None = None
     memory: str | None = None
-    cache_dir: Path | None = None
-    tls: Path | None = None
+    cache_dir: str | Path | None = None
+    tls: str | Path | None = None
     insecure_lan: bool = False
     insecure_flag: str = "`insecure_lan`"
     require_signature: str | None = None
     recovery: Recovery = Recovery.EXACT
     recover_wait_s: float = 60.0
     prefill_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, recover_wait_s=(0, None), prefill_chunk=(1, None))
+
+    @staticmethod
+    def of(given: HeadSettings | str | Path) -> HeadSettings:
+        """Settings of a head from a pipeline alone, or those that are given."""
+        return given if isinstance(given, HeadSettings) else HeadSettings(pipeline=given)
 
 
 class Starting:

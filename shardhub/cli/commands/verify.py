@@ -26,6 +26,7 @@ from shardhub.cli.options import (
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import UsageError
+from shardhub.limits import MAX_REFERENCE_TOKENS
 from shardhub.sizes import size_text
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class ReferenceFlags:
         False
     )
     num_tokens: Annotated[
-        int, typer.Option("--tokens", help="With --reference: tokens to decode.", min=1, max=4096)
+        int, typer.Option("--tokens", help="With --reference: tokens to decode.", min=1, max=MAX_REFERENCE_TOKENS)
     ] = 64
     memory: Memory = None
 
