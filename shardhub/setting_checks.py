@@ -34,7 +34,7 @@ def check_settings(settings: Any, **ranges: tuple[float, float | None]) -> None:
     Raises:
         UsageError: A value has another type, or is out of range.
     """
-    own: type[object] = type(settings)
+    own: Any = type(settings)
     kinds = _kinds(own)
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)

@@ -70,7 +70,7 @@ def assign_stages(
         num = len(manifest.stages)
         serve = "one node serves others" if len(nodes) == 1 else f"{len(nodes)} nodes serve others"
         raise RouteError(
-            f"No node serves stage {stages_text(manifest, unserved)}.",
+            f"No node serves {stages_text(manifest, unserved)}.",
             why=f"The pipeline has {num} stages; {serve}."
             if nodes
             else f"The pipeline has {num} stages, and no node serves any of them.",
@@ -138,9 +138,10 @@ def _node_stages(manifest: Manifest, address: str, description: Description) -> 
 
 def stages_text(manifest: Manifest, indices: Sequence[int]) -> str:
     """Name stages and their layers, for messages."""
-    return ", ".join(
+    texts = [
         f"{index} (layers {manifest.stages[index].start} to {manifest.stages[index].stop - 1})" for index in indices
-    )
+    ]
+    return f"{'stage' if len(texts) == 1 else 'stages'} {', '.join(texts)}"
 
 
 def is_same_model(manifest: Manifest, description: Description) -> bool:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class AnswerStream:
-    """Iterator over the pieces of an answer; cancel it by leaving the loop, or by `close`."""
+    """Iterator over the pieces of an answer; cancel it by `close`, as leaving the loop does not end it."""
 
     def __init__(self, pieces: Generator[Piece, None, None], collected: _Collected) -> None:
         self._pieces = pieces

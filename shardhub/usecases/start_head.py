@@ -155,13 +155,14 @@ class Starting:
         if not self._settings.allow_local or not missing or missing != self._lacking:
             raise error
         size = sum(manifest.stages[index].size_bytes for index in missing)
-        text = f"stage {', '.join(map(str, missing))} ({size_text(size)})"
-        answer = self._watcher.ask(f"No node serves {text}. Fetch it and run it here?")
+        stages, them = ("stage", "it") if len(missing) == 1 else ("stages", "them")
+        text = f"{stages} {', '.join(map(str, missing))} ({size_text(size)})"
+        answer = self._watcher.ask(f"No node serves {text}. Fetch {them} and run {them} here?")
         if answer is None:
             repos = " ".join(self._places.published(self.pipeline, index) for index in missing)
             hint = (
-                f"Serve it on a machine and give its address with `nodes`. To run {text} here instead: shardhub pull "
-                f"{repos}"
+                f"Serve {them} on a machine and give its address with `nodes`. To run {text} here instead: "
+                f"shardhub pull {repos}"
             )
             raise RouteError(error.what, why=error.why, hint=hint) from error
         if not answer:

@@ -74,7 +74,8 @@ def _named(tls: str | Path | None, *, insecure_lan: bool) -> Path | None:
         raise UsageError("`tls` and `insecure_lan` cannot be combined.", hint="Leave out `insecure_lan`.")
     if insecure_lan:
         return None
-    return tls or (Path(text) if (text := os.environ.get(TLS_VARIABLE)) else None)
+    named = tls or os.environ.get(TLS_VARIABLE)
+    return Path(named) if named else None
 
 
 def _trust(named: Path | None, role: Role, *, insecure_lan: bool) -> Trust | None:

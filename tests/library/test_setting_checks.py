@@ -47,6 +47,11 @@ def test_every_setting_of_a_wrong_type_is_refused_by_name(settings: Any) -> None
             lambda: shardhub.Sampling(stop="end"),  # type: ignore[arg-type]
             "`stop` is 'end', of type str. It must be a tuple, each of its values a text.",
         ),
+        (
+            lambda: shardhub.Sampling(temperature=101.0),
+            "temperature is 101.0. It must be from 0.0 to 100.0. Give another value, or leave it out.",
+        ),
+        (lambda: shardhub.Sampling(top_p=0.0), "top_p is 0.0. It must be above 0.0, and at most 1.0."),
         (lambda: shardhub.BenchSettings(levels=(1, 0)), "`levels` is 0. It must be 1 or more."),
         (lambda: shardhub.StatusSettings(pipeline="a", interval_s=float("nan")), "`interval_s` is nan. It must be"),
     ],
@@ -85,12 +90,25 @@ def test_folders_are_texts_or_paths(kind: type, tmp_path: Path, tiny_tokenizer: 
     made = shardhub.split(kind(model), kind(tmp_path / "out"), shardhub.Cut(stages=1), skipped)
     assert made.pipeline is not None
     assert shardhub.verify(kind(made.pipeline), shardhub.VerifySettings(cache_dir=kind(tmp_path / "cache"))).ok
+    with (
+        pytest.raises(shardhub.UsageError, match="made by `shardhub split MODEL DIR`, or a Hub id such as ORG/NAME"),
+        shardhub.serve(kind(tmp_path)),
+    ):
+        pass
     with shardhub.serve(kind(made.shards[0].folder)) as node:
+        taken = shardhub.ServeSettings(port=int(node.address.rpartition(":")[2]))
+        with (
+            pytest.raises(shardhub.AddressError, match="this process is using it"),
+            shardhub.serve(kind(made.shards[0].folder), taken),
+        ):
+            pass
         settings = shardhub.HeadSettings(pipeline=kind(made.pipeline), nodes=node.address, allow_local=False)
         with shardhub.open_head(settings) as head:
             assert len(head.answer([5, 6], shardhub.Sampling(max_tokens=1)).tokens) <= 1
             for prompt in (None, b"ab", [True], [], [{"role": "user"}], [{"content": "a"}], 5):
                 with pytest.raises(shardhub.PromptError, match=r"^The prompt cannot be read\. (It is|Message 0 has)"):
                     head.answer(prompt)  # type: ignore[arg-type]
+            with pytest.raises(shardhub.PromptError, match=r"token id 1000000, .* Give ids of the model\."):
+                head.answer([1_000_000])
             with pytest.raises(shardhub.UsageError, match="`sampling` is 4"):
                 head.answer("hi", 4)  # type: ignore[arg-type]
