@@ -48,7 +48,7 @@ class FileFlags:
 
     fetch: Annotated[bool, typer.Option("--fetch", help="Fetch missing shards.")] = False
     key: Annotated[
-        str | None, typer.Option("--key", help="Public key that must have signed the manifest.", metavar="KEY|FILE.pub")
+        str | None, typer.Option("--key", help="Public key that must have signed the manifest.", metavar="KEY|FILE")
     ] = None
     cache_dir: CacheDir = None
 
