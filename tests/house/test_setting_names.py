@@ -34,6 +34,8 @@ _NOT_OF_THE_LIBRARY = {
     "dir": "of `shardhub hub` and `shardhub certs`, which the library does not offer",
     "false": "a JSON schema",
     "public_url": "of `shardhub hub serve`, which the library does not offer",
+    "open_head": "a function of the library",
+    "with": "a statement of Python",
 }
 
 
