@@ -10,3 +10,7 @@ MAX_PADDING = 0.25
 # Positions whose logits are computed at once when the likelihood of a prompt's ids is asked for: a long chunk with a
 # large vocabulary would take gigabytes.
 MAX_SCORED = 128
+# Tokens that one pass may guess and verify.
+MAX_DRAFT = 32
+# Tokens of each answer in a parity record.
+MAX_REFERENCE_TOKENS = 4096

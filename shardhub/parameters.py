@@ -84,5 +84,7 @@ class SamplingParameters:
 def _within(name: str, value: float, low: float, high: float, *, above_low: bool = False) -> None:
     inside = not math.isnan(value) and (low < value if above_low else low <= value) and value <= high
     if not inside:
-        bracket = "(" if above_low else "["
-        raise UsageError(f"{name} is {value}.", why=f"It must be in {bracket}{low}, {high}].")
+        allowed = f"above {low}, and at most {high}" if above_low else f"from {low} to {high}"
+        raise UsageError(
+            f"{name} is {value}.", why=f"It must be {allowed}.", hint="Give another value, or leave it out."
+        )

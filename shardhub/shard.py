@@ -111,7 +111,7 @@ def read_shard(folder: Path) -> Shard:
         raise UsageError(
             f"{folder} is not a shard.",
             why=f"It has no {STAGE_FILE}." if folder.is_dir() else "There is no such folder.",
-            hint="Give a folder made by: shardhub split MODEL DIR",
+            hint="Give a folder made by `shardhub split MODEL DIR`, or a Hub id such as ORG/NAME.",
         )
     stage_bytes = read_bytes(stage_path)
     stage = decode_identified(Stage, stage_bytes, where=str(stage_path))

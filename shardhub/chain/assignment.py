@@ -58,12 +58,11 @@ def assign_stages(
                     f"{other.address} and {assigned.address} both serve stage {index}, but not the same layers.",
                     why=f"They serve layers {_layers(other)} and {_layers(assigned)}; replicas must serve the same "
                     "layers.",
-                    hint="Give only one of them with `node`.",
+                    hint="Give only one of them with `nodes`.",
                 )
             if other is not None and other.description.boot_id == assigned.description.boot_id:
                 raise RouteError(
-                    f"{other.address} and {assigned.address} are the same node.",
-                    hint="Name it only once with `node`.",
+                    f"{other.address} and {assigned.address} are the same node.", hint="Name it only once with `nodes`."
                 )
             served[index] = assigned
     missing = [index for index in range(len(manifest.stages)) if index not in served]
@@ -71,11 +70,11 @@ def assign_stages(
         num = len(manifest.stages)
         serve = "one node serves others" if len(nodes) == 1 else f"{len(nodes)} nodes serve others"
         raise RouteError(
-            f"No node serves stage {stages_text(manifest, unserved)}.",
+            f"No node serves {stages_text(manifest, unserved)}.",
             why=f"The pipeline has {num} stages; {serve}."
             if nodes
             else f"The pipeline has {num} stages, and no node serves any of them.",
-            hint="Start a node for it with `shardhub serve`, and give the node's address with `node`.",
+            hint="Start a node for it with `shardhub serve`, and give the node's address with `nodes`.",
         )
     for index in missing:
         before = assignments[-1] if assignments else None
@@ -139,9 +138,10 @@ def _node_stages(manifest: Manifest, address: str, description: Description) -> 
 
 def stages_text(manifest: Manifest, indices: Sequence[int]) -> str:
     """Name stages and their layers, for messages."""
-    return ", ".join(
+    texts = [
         f"{index} (layers {manifest.stages[index].start} to {manifest.stages[index].stop - 1})" for index in indices
-    )
+    ]
+    return f"{'stage' if len(texts) == 1 else 'stages'} {', '.join(texts)}"
 
 
 def is_same_model(manifest: Manifest, description: Description) -> bool:

@@ -62,7 +62,7 @@ class Request:
             raise PromptError(
                 f"The prompt contains the token id {most}, which the model does not have.",
                 why=f"Its ids are 0 to {num_rows - 1}; the tokenizer has more.",
-                hint="Remove the name of that special token from the prompt.",
+                hint="Give ids of the model. If the prompt is a text, remove the name of that special token from it.",
             )
 
     def positions(self, max_context: int) -> int:

@@ -113,9 +113,9 @@ def _unserved(
     why = "; ".join(f"{error.what} {error.why}".strip() for error in list(absent.values())[:_SHOWN])
     more = f"; {len(absent) - _SHOWN} more do not answer" if len(absent) > _SHOWN else ""
     return RouteError(
-        f"No node serves stage {stages_text(manifest, unserved)}.",
+        f"No node serves {stages_text(manifest, unserved)}.",
         why=f"{why}{more}" if why else f"Nodes of {num_nodes} of the {len(manifest.stages)} stages answer.",
-        hint="Start a node for it with `shardhub serve`, and give the node's address with `node`.",
+        hint="Start a node for it with `shardhub serve`, and give the node's address with `nodes`.",
     )
 
 

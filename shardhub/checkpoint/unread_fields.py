@@ -62,7 +62,7 @@ class Reading:
         left = [field for field in self.unread if _matters(field, context) and not is_named(field.name, ignored)]
         if not left:
             return
-        names = " ".join(f"`ignore_field` {field.name}" for field in left)
+        names = " ".join(f"`ignore_fields` {field.name}" for field in left)
         raise UnsupportedModel(
             f"mlx-lm would not compute the numbers of {where}: it never reads {_listed(left)}.",
             why=" ".join(f"{field.name}: {field.why}." for field in left),

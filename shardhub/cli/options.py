@@ -13,6 +13,7 @@ from shardhub.chain.settings import Recovery
 from shardhub.cli.flags import flags
 from shardhub.cli.run import print_error
 from shardhub.errors import ShardhubError, UsageError, outcome
+from shardhub.limits import MAX_DRAFT
 from shardhub.parameters import REPETITION_CONTEXT
 from shardhub.threads import check_threads
 
@@ -44,15 +45,22 @@ BlasOption = Annotated[
 ]
 # Without loading the BLAS, for a command that checks whether it can be loaded.
 BlasChoice = Annotated[Blas, typer.Option("--blas", envvar=BLAS_VARIABLE, show_envvar=True, help=_BLAS_HELP)]
-Model = Annotated[str, typer.Argument(help="Model: a Hub id ORG/NAME[@REVISION], or a folder.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model: a Hub id ORG/NAME[@REVISION], or a folder.")]
 CacheDir = Annotated[
     Path | None, typer.Option("--cache-dir", help="The cache's folder; also SHARDHUB_CACHE.", metavar="DIR")
 ]
 CacheLimit = Annotated[
     str | None,
-    typer.Option("--cache-limit", help="Size beyond which the shards used longest ago are deleted.", metavar="SIZE"),
+    typer.Option(
+        "--cache-limit",
+        help="Size beyond which the shards used longest ago are deleted; unlimited by default.",
+        metavar="SIZE",
+    ),
 ]
-Memory = Annotated[str | None, typer.Option(help="Memory budget, such as 12GB.", metavar="SIZE")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Memory budget, such as 12GB; by default what this machine has for it.", metavar="SIZE"),
+]
 RunContext = Annotated[
     int | None,
     typer.Option(
@@ -72,14 +80,14 @@ Tls = Annotated[
 ]
 RequireSignature = Annotated[
     str | None,
-    typer.Option(
-        "--require-signature", help="Refuse a pipeline not signed with this public key.", metavar="KEY|FILE.pub"
-    ),
+    typer.Option("--require-signature", help="Refuse a pipeline not signed with this public key.", metavar="KEY|FILE"),
 ]
 AllowSleep = Annotated[bool, typer.Option("--allow-sleep", help="Let a Mac on mains power sleep while this runs.")]
 Node = Annotated[
     list[str] | None,
-    typer.Option(help="Address of a node, in any order; also SHARDHUB_NODES and nodes.toml.", metavar="HOST:PORT"),
+    typer.Option(
+        help="Address of a node, in any order; repeatable; also SHARDHUB_NODES and nodes.toml.", metavar="HOST:PORT"
+    ),
 ]
 InsecureLan = Annotated[
     bool, typer.Option("--insecure-lan", help="Reach nodes on other machines without TLS, on a network you trust.")
@@ -94,7 +102,7 @@ PrefillChunk = Annotated[
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of the draws; random by default.", min=0)]
-System = Annotated[str | None, typer.Option(help="System prompt.")]
+System = Annotated[str | None, typer.Option(help="System prompt; none by default.")]
 
 
 @flags("Where to cut (one of the first four)")
@@ -108,14 +116,15 @@ class CutFlags:
     machine: Annotated[
         list[str] | None,
         typer.Option(
-            help="A machine and its memory: mac=64GB, or mini=here for this one. Repeat for each machine, in order.",
+            help="A machine and its memory: mac=64GB, or mini=here for this one; repeatable, in order.",
             metavar="NAME=RAM",
         ),
     ] = None
     plan: Annotated[Path | None, typer.Option("--plan", help="A plan written by `shardhub plan --json`.")] = None
-    context: Annotated[int | None, typer.Option(help="Positions of a session, prompt and answer, to keep KV for.")] = (
-        None
-    )
+    context: Annotated[
+        int | None,
+        typer.Option(help="Positions to keep KV for, prompt and answer; by default 8192, or the model's own if less."),
+    ] = None
 
     def cut(self) -> Cut:
         """Where to cut.
@@ -280,16 +289,14 @@ class SamplingFlags:
         typer.Option("--repetition-penalty", help=f"Penalty on the last {REPETITION_CONTEXT} tokens; 1 turns it off."),
     ] = 1.0
     seed: Seed = None
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")] = (
-        None
-    )
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; repeatable.")] = None
     draft: Annotated[
         int,
         typer.Option(
             "--draft",
             help="Number of tokens to guess at once from earlier text and verify in one pass; for slow networks.",
             min=0,
-            max=32,
+            max=MAX_DRAFT,
         ),
     ] = 0
 

@@ -12,13 +12,19 @@ import re
 FLAGS = {
     name: f"--{name.replace('_', '-')}"
     for name in (
-        *("allow_inexact", "api_key_file", "blas", "cache_dir", "context", "cuts", "dir", "fetch", "host"),
-        *("ignore_code", "ignore_field", "insecure_lan", "insecure_metrics", "json", "key", "kv_bits"),
-        *("kv_group_size", "machine", "max_tokens", "memory", "metrics", "name", "namespace", "new_key", "no_parity"),
-        *("node", "only", "peers", "plan", "port", "private", "prompt_tokens", "public_url", "push", "raw"),
-        *("reference", "replace", "require_signature", "role", "run", "seed", "source", "source_folder", "stages"),
-        *("tls", "tokens", "yes", "no_proof", "insecure_nodes"),
+        *("allow_inexact", "blas", "cache_dir", "context", "cuts", "dir", "fetch", "host", "ignore_code"),
+        *("insecure_lan", "insecure_metrics", "insecure_nodes", "key", "kv_bits", "kv_group_size", "max_tokens"),
+        *("memory", "metrics", "name", "namespace", "only", "peers", "plan", "port", "private", "public_url", "push"),
+        *("raw", "reference", "replace", "require_signature", "role", "run", "seed", "source_folder", "stages", "tls"),
     )
+} | {
+    "assume_yes": "--yes",
+    "ignore_fields": "--ignore-field",
+    "keys": "--api-key-file",
+    "machines": "--machine",
+    "nodes": "--node",
+    "num_prompt": "--prompt-tokens",
+    "num_tokens": "--tokens",
 }
 _SETTING = re.compile(r"`([a-z_]+)`")
 

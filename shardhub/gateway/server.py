@@ -144,8 +144,8 @@ def check_host(settings: GatewaySettings) -> None:
         settings.host,
         is_safe=bool(settings.keys) or settings.insecure_lan,
         why="Without an API key, anyone who reaches the port beyond loopback could use the model.",
-        hint="Create a key (`new_key` FILE) and add `api_key_file` FILE or, if you trust the network, add "
-        "`insecure_lan`.",
+        hint="Create a key (shardhub gateway --new-key FILE) and give it with `keys` or, if you trust the network, "
+        "add `insecure_lan`.",
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from shardhub.address import MAX_PORT
 from shardhub.gateway.keys import Keys
+from shardhub.setting_checks import check_settings
 
 
 class ReasoningField(StrEnum):
@@ -59,3 +61,14 @@ class GatewaySettings:
     keepalive_s: float = 5.0
     stall_s: float = 30.0
     shutdown_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            port=(0, MAX_PORT),
+            max_queue=(0, None),
+            max_tokens=(1, None),
+            keepalive_s=(0, None),
+            stall_s=(0, None),
+            shutdown_timeout_s=(0, None),
+        )

@@ -53,8 +53,8 @@ class Cache:
         root: The folder; `default_cache()` if None.
     """
 
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = (root or default_cache()).absolute()
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = Path(root or default_cache()).absolute()
         self._held: list[int] = []
 
     @property

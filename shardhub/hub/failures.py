@@ -249,4 +249,6 @@ def _said(error: Exception) -> str:
         )
     words = [word for word in " ".join(str(text).split()).split(" ") if "://" not in word]
     line = " ".join(words)
-    return line if len(line) <= _MAX_TEXT else f"{line[:_MAX_TEXT]}..."
+    if len(line) > _MAX_TEXT:
+        return f"{line[:_MAX_TEXT]}..."
+    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shardhub.errors import UsageError
 from shardhub.naming import COMMIT_PATTERN, REPO_PATTERN
+from shardhub.setting_checks import check_argument
 
 # Names of branches and tags that git allows, except those with another meaning in a URL or a file name.
 _REVISION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,198}[A-Za-z0-9])?")
@@ -49,19 +50,22 @@ def _plain(text: str) -> str:
     return address[1] if address[2] is None else f"{address[1]}@{address[2]}"
 
 
-def parse_reference(text: str) -> Reference | Path:
+def parse_reference(text: str | Path) -> Reference | Path:
     """Parse `org/name[@revision]` or a folder. An existing folder takes precedence; `./org/name` is always a folder.
 
+    A `Path` is a folder too.
+
     Raises:
-        UsageError: The revision is malformed.
+        UsageError: The revision is malformed, or the name is not a text.
     """
+    check_argument("name", text, str | Path)
     try:
         path = Path(text).expanduser()
         is_there = path.exists()
     except OSError as error:  # the name is too long
-        what = f"{text[:120]!r} is neither a folder nor the name of a repo."
+        what = f"{str(text)[:120]!r} is neither a folder nor the name of a repo."
         raise UsageError(what, why=f"{error.strerror}.", hint="Give a folder, or a Hub id such as ORG/NAME.") from error
-    if not text or is_there or text.startswith((".", "/", "~")):
+    if not isinstance(text, str) or not text or is_there or text.startswith((".", "/", "~")):
         return path
     repo, at, revision = _plain(text).partition("@")
     if not re.fullmatch(REPO_PATTERN, repo):

@@ -212,6 +212,8 @@ def _owner(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                if connection.pid == os.getpid():
+                    return ": this process is using it"
                 return f": process {connection.pid} is using it" if connection.pid else ""
     except (psutil.Error, OSError):
         return ""

@@ -49,10 +49,10 @@ def parse_machine(text: str) -> Machine:
     """
     name, equals, ram = text.partition("=")
     refused = PlanError(
-        f"`machine` {text[:80]!r} is not NAME=RAM.",
+        f"`machines` {text[:80]!r} is not NAME=RAM.",
         why="RAM is a positive number with GB, GiB, MB, MiB, TB, TiB or nothing (GB); "
         "a name has letters, digits, '.', '_' and '-'.",
-        hint="Write for instance: `machine` studio=64GB `machine` mini=16GB",
+        hint="Write for instance: `machines` studio=64GB `machines` mini=16GB",
     )
     if not equals or not _NAME.fullmatch(name.strip()):
         raise refused
@@ -146,7 +146,7 @@ def _budget(machine: Machine, costs: ModelCosts) -> int:
 
 def _check_names(machines: Sequence[Machine]) -> None:
     if not machines:
-        raise PlanError("No machine was given to plan for.", hint="Give at least one, such as `machine` studio=64GB")
+        raise PlanError("No machine was given to plan for.", hint="Give at least one, such as `machines` studio=64GB")
     if len(machines) > MAX_STAGES:
         raise PlanError(f"{len(machines)} machines are too many.", why=f"A plan has at most {MAX_STAGES} stages.")
     names = [machine.name for machine in machines]

@@ -13,26 +13,26 @@ from shardhub.errors import AddressError, UsageError
 from shardhub.naming import NODE_PORT
 from shardhub.shard import Pipeline
 
-NODE_OPTION = "`node`"
+NODE_OPTION = "`nodes`"
 NODES_VARIABLE = "SHARDHUB_NODES"
 NODES_FILE = "nodes.toml"
 
 
-def node_addresses(options: Sequence[str] | None, pipeline: Pipeline) -> list[str]:
+def node_addresses(options: Sequence[str] | str | None, pipeline: Pipeline) -> list[str]:
     """Addresses of nodes: --node, or SHARDHUB_NODES (separated by commas), or nodes.toml here or at the pipeline.
 
     Raises:
         UsageError: An address is not valid, or nodes.toml is not `nodes = ["host:port", ...]`.
     """
     if options:
-        return _checked(options, NODE_OPTION)
+        return _checked([options] if isinstance(options, str) else options, NODE_OPTION)
     if text := os.environ.get(NODES_VARIABLE, "").strip():
         return _checked([part.strip() for part in text.split(",") if part.strip()], NODES_VARIABLE)
     file = nodes_file(options, pipeline)
     return read_nodes_file(file) if file is not None else []
 
 
-def nodes_file(options: Sequence[str] | None, pipeline: Pipeline) -> Path | None:
+def nodes_file(options: Sequence[str] | str | None, pipeline: Pipeline) -> Path | None:
     """The nodes.toml that names the nodes; None if --node or SHARDHUB_NODES does, or if no such file exists.
 
     If only files that the manifest names may be read, the one in the pipeline's folder is ignored: it is never named.
@@ -56,7 +56,11 @@ def read_nodes_file(path: Path) -> list[str]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise UsageError(f"{path} cannot be read.", why=f"{error}.", hint=hint) from error
     if not isinstance(addresses, list):
-        why = "It does not contain a line `nodes = [...]`." if addresses is None else "`nodes` is not a list."
+        why = (
+            "It does not contain a line `nodes = [...]`."
+            if addresses is None
+            else "What `nodes = ` names is not a list."
+        )
         raise UsageError(f"{path} does not list any nodes.", why=why, hint=hint)
     return _checked(addresses, str(path))
 
@@ -71,7 +75,7 @@ def _checked(texts: Sequence[Any], where: str) -> list[str]:
                 raise UsageError(
                     f"{where}: {error.what}",
                     why="It contains a comma.",
-                    hint=f"Name each node with a {where} of its own.",
+                    hint=f"Give each node on its own: {where} HOST:PORT {where} HOST:PORT",
                 ) from error
             raise UsageError(
                 f"{where}: {text!r} is not HOST:PORT.",

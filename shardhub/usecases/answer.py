@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shardhub.chain.stream import Finish
+from shardhub.limits import MAX_DRAFT
 from shardhub.parameters import MAX_SEED, SamplingParameters
+from shardhub.setting_checks import check_settings
 
 # A prompt: text, which is one user message; the messages of a chat; or token ids.
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
@@ -38,6 +40,10 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     draft: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(self, max_tokens=(1, None), draft=(0, MAX_DRAFT), seed=(0, MAX_SEED))
+        self.parameters()
 
     def with_seed(self) -> Sampling:
         """Return the same settings with a seed, drawn at random if there is none."""

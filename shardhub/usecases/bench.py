@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from shardhub.chain.request import Request
 from shardhub.engine.host import host_facts
 from shardhub.errors import UsageError
 from shardhub.parameters import SamplingParameters
+from shardhub.setting_checks import check_settings
 from shardhub.usecases.loop import LoopThread
 from shardhub.usecases.start_head import HeadSettings, start_head
 from shardhub.usecases.watcher import SILENT, Watcher
@@ -42,6 +44,11 @@ class BenchSettings:
     num_tokens: int = 64
     num_rounds: int = 2
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self, levels=(1, None), num_prompt=(1, None), num_tokens=(2, None), num_rounds=(1, None), seed=(0, None)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +125,7 @@ class BenchReport:
 
 
 def bench(
-    head: HeadSettings | str,
+    head: HeadSettings | str | Path,
     settings: BenchSettings = BenchSettings(),
     watcher: Watcher = SILENT,
     *,
@@ -140,7 +147,7 @@ def bench(
     """
     done: list[BenchLevel] = []
     with LoopThread() as loop:
-        running = start_head(loop, HeadSettings(pipeline=head) if isinstance(head, str) else head, watcher)
+        running = start_head(loop, HeadSettings.of(head), watcher)
         try:
             check_room(running, settings)
             hosts = hosts_of(running)
@@ -261,7 +268,7 @@ def check_room(head: Head, settings: BenchSettings) -> None:
         raise UsageError(
             f"A prompt of {settings.num_prompt} ids and an answer of {settings.num_tokens} tokens do not fit.",
             why=f"The chain's context is {head.capacity.max_context} positions.",
-            hint="Lower `prompt_tokens` or `tokens`, or serve with a larger `context`.",
+            hint="Lower `num_prompt` or `num_tokens`, or serve with a larger `context`.",
         )
 
 

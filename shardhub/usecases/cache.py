@@ -14,6 +14,7 @@ from shardhub.hub.evict import prune as delete_unneeded
 from shardhub.hub.evict import remove as delete
 from shardhub.hub.reference import Reference, parse_reference
 from shardhub.naming import COMMIT_PATTERN, MANIFEST_FILE, REPO_PATTERN, SHORT_COMMIT_PATTERN
+from shardhub.setting_checks import check_settings
 from shardhub.shard import read_pipeline
 from shardhub.usecases.places import Places
 from shardhub.usecases.watcher import SILENT, Watcher
@@ -29,8 +30,11 @@ class PullSettings:
     """
 
     shards: bool = False
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
     cache_limit: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

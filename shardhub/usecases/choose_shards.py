@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from shardhub.errors import DoesNotFit, UsageError
 from shardhub.model.memory import memory_budget
@@ -19,7 +20,7 @@ from shardhub.usecases.watcher import SILENT, Watcher
 
 def choose_shards(
     places: Places,
-    named: Sequence[str],
+    named: Sequence[str | Path],
     stages: str | None,
     budget_bytes: int | None,
     require_signature: str | None = None,

@@ -19,6 +19,7 @@ from shardhub.planning.machine import cut_for_machines, parse_machine
 from shardhub.planning.plan import ModelCosts, Plan
 from shardhub.planning.plan_file import parse_plan
 from shardhub.planning.table import format_table, plan_table
+from shardhub.setting_checks import check_settings
 from shardhub.splitting.contents import ModelContents, StageContents
 from shardhub.tensors import TensorSpec
 from shardhub.usecases.sizes import default_context
@@ -46,13 +47,16 @@ class Cut:
     stages: int | None = None
     cuts: tuple[int, ...] | None = None
     machines: tuple[str, ...] = ()
-    plan: Path | None = None
+    plan: str | Path | None = None
     context: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def given(self) -> list[str]:
         """The settings given that specify the cut; exactly one is allowed."""
-        options = {"`stages`": self.stages, "`cuts`": self.cuts, "`machine`": self.machines, "`plan`": self.plan}
+        options = {"`stages`": self.stages, "`cuts`": self.cuts, "`machines`": self.machines, "`plan`": self.plan}
         return [option for option, value in options.items() if value is not None and value != ()]
 
 
@@ -98,7 +102,7 @@ def decide(checkpoint: Checkpoint, cut: Cut, cuts: Sequence[CutFacts] | None = N
     if len(cut.given) != 1:
         raise PlanError(
             "No cut was given." if not cut.given else f"{' and '.join(cut.given)} cannot be combined.",
-            hint="Give one of `stages` N, `cuts` 10,20, `machine` NAME=RAM ..., `plan` plan.json.",
+            hint="Give one of `stages` N, `cuts` 10,20, `machines` NAME=RAM ..., `plan` plan.json.",
         )
     context = default_context(checkpoint.config, cut.context)
     costs = model_costs(checkpoint, context)
@@ -195,7 +199,7 @@ def _plan(cut: Cut, costs: ModelCosts, context: int, borders: Borders | None) ->
         return cut_at(costs, cut.cuts, borders=borders)
     if cut.plan is not None:
         try:
-            data = cut.plan.read_bytes()
+            data = Path(cut.plan).read_bytes()
         except OSError as error:
             raise PlanError(f"{cut.plan} cannot be read.", why=f"{error.strerror}.") from error
         return parse_plan(data, costs, where=str(cut.plan), borders=borders)

@@ -13,6 +13,7 @@ from pathlib import Path
 from shardhub.chain.chain_status import ChainStatus, Reading, chain_status, read_nodes
 from shardhub.chain.links import NodeDialer
 from shardhub.parity import inexactness
+from shardhub.setting_checks import check_settings
 from shardhub.shard import Pipeline, read_pipeline
 from shardhub.usecases.addresses import node_addresses
 from shardhub.usecases.loop import LoopThread
@@ -28,19 +29,22 @@ class StatusSettings:
 
     Attributes:
         pipeline: Its folder or Hub id.
-        nodes: Addresses of nodes, in any order; if empty, SHARDHUB_NODES or nodes.toml name them.
+        nodes: Addresses of nodes, in any order, or one of them; if empty, SHARDHUB_NODES or nodes.toml name them.
         interval_s: Seconds between readings.
         tls: Folder of this machine's certificates, for loopback too.
         insecure_lan: Reach nodes on other machines without TLS.
         cache_dir: The cache's folder; None takes the user's.
     """
 
-    pipeline: str
-    nodes: tuple[str, ...] = ()
+    pipeline: str | Path
+    nodes: tuple[str, ...] | str = ()
     interval_s: float = 1.0
-    tls: Path | None = None
+    tls: str | Path | None = None
     insecure_lan: bool = False
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, interval_s=(0, None))
 
 
 class LiveStatus:
@@ -96,7 +100,7 @@ class LiveStatus:
         return NodeDialer(security=security)
 
 
-def live_status(settings: StatusSettings | str, watcher: Watcher = SILENT) -> LiveStatus:
+def live_status(settings: StatusSettings | str | Path, watcher: Watcher = SILENT) -> LiveStatus:
     """Read who serves each stage of a pipeline, its load, and what limits the chain.
 
     Args:
@@ -111,4 +115,4 @@ def live_status(settings: StatusSettings | str, watcher: Watcher = SILENT) -> Li
         CertificateRefused, IdentityError: This machine's certificates cannot be used.
         NotFound, AccessError, HubUnreachable: The pipeline cannot be fetched.
     """
-    return LiveStatus(StatusSettings(pipeline=settings) if isinstance(settings, str) else settings, watcher)
+    return LiveStatus(settings if isinstance(settings, StatusSettings) else StatusSettings(pipeline=settings), watcher)

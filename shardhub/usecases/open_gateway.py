@@ -7,6 +7,7 @@ import time
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from shardhub.chain.head import Head
 from shardhub.errors import ChainError
@@ -151,7 +152,7 @@ def _end(running: Future[None], gateway: Gateway, loop: LoopThread) -> None:
 
 
 def open_gateway(
-    head: HeadSettings | str,
+    head: HeadSettings | str | Path,
     settings: GatewaySettings = _DEFAULTS,
     watcher: Watcher = SILENT,
     *,
@@ -175,5 +176,4 @@ def open_gateway(
         AddressError: The gateway cannot, or must not, listen there.
         ShardhubError: As `open_head`.
     """
-    settings_of_head = HeadSettings(pipeline=head) if isinstance(head, str) else head
-    return OpenGateway(settings_of_head, settings, watcher, allow_sleep=allow_sleep)
+    return OpenGateway(HeadSettings.of(head), settings, watcher, allow_sleep=allow_sleep)

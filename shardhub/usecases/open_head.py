@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from shardhub.chain.head import Piece, Timing
 from shardhub.chain.request import Request
 from shardhub.errors import HeadClosed, PromptError, RouteError, UsageError
 from shardhub.parameters import SamplingParameters
+from shardhub.setting_checks import check_argument
 from shardhub.usecases.answer import GREEDY, Answer, HeadStatus, Prompt, Sampling, ScoredToken, StagesAt, Usage
 from shardhub.usecases.block import Block
 from shardhub.usecases.forwarding import prompt_of
@@ -26,7 +28,7 @@ T = TypeVar("T")
 
 
 class AnswerStream:
-    """Iterator over the pieces of an answer; cancel it by `close`."""
+    """Iterator over the pieces of an answer; cancel it by `close`, as leaving the loop does not end it."""
 
     def __init__(self, pieces: Generator[Piece, None, None], collected: _Collected) -> None:
         self._pieces = pieces
@@ -111,7 +113,7 @@ class AsyncHead:
 
     def stream(self, prompt: Prompt, sampling: Sampling = GREEDY, *, raw: bool = False) -> AsyncAnswerStream:
         """Answer a prompt piece by piece; arguments and errors as for `answer`."""
-        collected = _Collected(sampling.with_seed())
+        collected = _Collected(sampling)
         return AsyncAnswerStream(self._pieces(collected, prompt, raw=raw), collected)
 
     async def score(self, prompt: str | Sequence[int]) -> tuple[ScoredToken, ...]:
@@ -200,7 +202,7 @@ class Head:
     def stream(self, prompt: Prompt, sampling: Sampling = GREEDY, *, raw: bool = False) -> AnswerStream:
         """Answer a prompt piece by piece; see `AsyncHead.answer`."""
         self._head._check_open()
-        collected = _Collected(sampling.with_seed())
+        collected = _Collected(sampling)
         pieces = self._loop.iterate(self._head._pieces(collected, prompt, raw=raw))
         return AnswerStream(_until_closed(pieces), collected)
 
@@ -286,7 +288,7 @@ async def _bound(head: ChainHead, watcher: Watcher) -> AsyncHead:
     return AsyncHead(head, watcher)
 
 
-def open_head(settings: HeadSettings | str, watcher: Watcher = SILENT) -> OpenHead:
+def open_head(settings: HeadSettings | str | Path, watcher: Watcher = SILENT) -> OpenHead:
     """Connect to the nodes of a pipeline, for as long as a `with` or `async with` block runs.
 
     Stages that no node serves run in this process if their shards are on this machine.
@@ -305,14 +307,15 @@ def open_head(settings: HeadSettings | str, watcher: Watcher = SILENT) -> OpenHe
         SignatureError: The pipeline is not signed with the required key.
         NotFound, AccessError, HubUnreachable: The pipeline cannot be fetched.
     """
-    return OpenHead(HeadSettings(pipeline=settings) if isinstance(settings, str) else settings, watcher)
+    return OpenHead(HeadSettings.of(settings), watcher)
 
 
 class _Collected:
     """Collects an answer as it comes."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
+        check_argument("sampling", sampling, Sampling)
+        self._sampling = sampling.with_seed()
         self._timing = Timing()
         self._pieces: list[Piece] = []
 
@@ -360,20 +363,29 @@ def _ids(head: ChainHead, prompt: Prompt, *, raw: bool) -> list[int]:
     """Convert a prompt to token ids.
 
     Raises:
-        PromptError: The prompt is empty, or mixes messages and ids.
+        PromptError: The prompt is empty, mixes messages and ids, or a message lacks its role or content.
     """
     if isinstance(prompt, str):
         if raw:
             return head.tokenizer.encode(prompt)
         return head.tokenizer.render_chat([{"role": "user", "content": prompt}]).ids
-    ids = [part for part in prompt if isinstance(part, int)]
-    messages = [dict(part) for part in prompt if isinstance(part, Mapping)]
-    if len(ids) + len(messages) != len(prompt) or (ids and messages) or not prompt:
+    hint = 'Give text, or messages such as {"role": "user", "content": "Hello"}.'
+    parts = prompt if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray) else None
+    ids = [part for part in parts or () if isinstance(part, int) and not isinstance(part, bool)]
+    messages = [dict(part) for part in parts or () if isinstance(part, Mapping)]
+    if not parts or len(ids) + len(messages) != len(parts) or (ids and messages):
         raise PromptError(
             "The prompt cannot be read.",
-            why="It is empty." if not prompt else "It is neither text, nor messages of a chat, nor token ids.",
-            hint='Give text, or messages such as {"role": "user", "content": "Hello"}.',
+            why="It is neither text, nor messages of a chat, nor token ids."
+            if parts is None or parts
+            else "It is empty.",
+            hint=hint,
         )
+    for index, message in enumerate(messages):
+        for field in ("role", "content"):
+            # A message that calls tools may have nothing else to say.
+            if message.get(field) is None and not (field == "content" and message.get("tool_calls")):
+                raise PromptError("The prompt cannot be read.", why=f"Message {index} has no {field}.", hint=hint)
     return ids or head.tokenizer.render_chat(messages).ids
 
 

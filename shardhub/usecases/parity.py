@@ -22,6 +22,7 @@ from shardhub.parity import (
     numeric_class,
     settle,
 )
+from shardhub.setting_checks import check_settings
 from shardhub.shard import read_pipeline
 from shardhub.sizes import size_text
 from shardhub.splitting.contents import ModelContents, StageContents
@@ -49,6 +50,9 @@ class ParitySettings:
     skip: bool = False
     memory: str | None = None
     allow_inexact: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def measure_split(
@@ -136,7 +140,7 @@ def _measured(
 ) -> Numbers:
     budget_bytes = parse_memory(options.memory)
     if options.skip:
-        return Numbers(not_run="`no_parity` was given")
+        return Numbers(not_run="skipped, as requested")
     if source.repo is not None:
         return Numbers(not_run=f"the weights ({size_text(checkpoint.size_bytes)}) were read from the Hub in ranges")
     from shardhub.model.anatomy import examine

@@ -48,7 +48,7 @@ class Model:
 
 
 def open_model(
-    text: str,
+    text: str | Path,
     *,
     ignore_code: bool = False,
     ignore_fields: Collection[str] | None = (),
@@ -118,7 +118,9 @@ class Places:
         watcher: Notified of waits and of fetches.
     """
 
-    def __init__(self, cache_dir: Path | None = None, limit: str | None = None, *, watcher: Watcher = SILENT) -> None:
+    def __init__(
+        self, cache_dir: str | Path | None = None, limit: str | None = None, *, watcher: Watcher = SILENT
+    ) -> None:
         self.watcher = watcher
         self.cache = Cache(cache_dir)
         self.fetcher = Fetcher(
@@ -129,7 +131,7 @@ class Places:
             limit_bytes=parse_memory(limit),
         )
 
-    def folder(self, text: str) -> Path:
+    def folder(self, text: str | Path) -> Path:
         """Return the folder of a shard or pipeline, fetching it if it is a repo."""
         place = parse_reference(text)
         if isinstance(place, Path):
@@ -137,7 +139,7 @@ class Places:
         with _no_folder(place):
             return self.fetcher.fetch(place)
 
-    def pipeline_folder(self, text: str) -> Path:
+    def pipeline_folder(self, text: str | Path) -> Path:
         """Return the folder of a pipeline, fetching it if it is a repo; a shard's repo is not fetched.
 
         Raises:
@@ -241,7 +243,7 @@ def _translated(
         field for field in ignore_fields if not any(is_named(path, [field]) for path in checkpoint.ignored_fields)
     ]
     notes += [
-        f"`ignore_field` {field} has no effect: mlx-lm reads the field, or it changes nothing" for field in unknown
+        f"`ignore_fields` {field} has no effect: mlx-lm reads the field, or it changes nothing" for field in unknown
     ]
     for text in notes:
         watcher.note(f"note: {text}")

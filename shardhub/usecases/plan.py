@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 from shardhub.checkpoint.checkpoint import Checkpoint
 from shardhub.errors import ShardhubError, UnsupportedModel, UsageError
 from shardhub.planning.plan import StagePlan
 from shardhub.planning.table import StageRow, plan_table
+from shardhub.setting_checks import check_argument, check_settings
 from shardhub.usecases.cut import Cut, Planned, batch_text, decide, load_dissection, proven_text, specs
 from shardhub.usecases.places import Model, open_model
 from shardhub.usecases.tokenizer import with_tokenizer
@@ -29,6 +31,9 @@ class PlanSettings:
     proof: bool = True
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +79,7 @@ class ModelPlan:
 
 
 def plan(
-    model: str, cut: Cut | None = None, settings: PlanSettings = PlanSettings(), watcher: Watcher = SILENT
+    model: str | Path, cut: Cut | None = None, settings: PlanSettings = PlanSettings(), watcher: Watcher = SILENT
 ) -> ModelPlan:
     """Plan where to cut a model, without writing anything or reading weights.
 
@@ -94,6 +99,7 @@ def plan(
         NotFound, AccessError, HubUnreachable: The model cannot be read.
     """
     cut = cut or Cut()
+    check_argument("cut", cut, Cut | None)
     opened = open_model(
         model,
         ignore_code=settings.ignore_code,
@@ -106,7 +112,7 @@ def plan(
     if not is_cut:
         cut = replace(cut, stages=1)
     planned = decide(opened.checkpoint, cut)
-    verdict = Verdict(state="unchecked", line="cuts and proof were not checked: `no_proof` was given")
+    verdict = Verdict(state="unchecked", line="cuts and proof were not checked, as requested")
     if settings.proof:
         planned, verdict = _looked_into(opened.checkpoint, cut, planned, prove_it=is_cut)
     return ModelPlan(model=opened, planned=planned, verdict=verdict)

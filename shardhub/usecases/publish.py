@@ -22,6 +22,7 @@ from shardhub.hub.reference import parse_reference
 from shardhub.hub.unpublish import Removal, find_removal, remove
 from shardhub.naming import check_model_name, check_namespace
 from shardhub.parity import Numbers
+from shardhub.setting_checks import check_argument, check_settings
 from shardhub.splitting.job import prepare
 from shardhub.splitting.source_card import Value, reservations, source_fields
 from shardhub.usecases.cut import Cut, decide_and_prove
@@ -62,12 +63,15 @@ class PublishSettings:
     replace: bool = False
     assume_yes: bool = False
     check_weights: bool = False
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
     parity: ParitySettings = field(default_factory=ParitySettings)
-    sign_key: Path | None = None
+    sign_key: str | Path | None = None
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
     client_bars: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +116,8 @@ class Push:
         fields: Fields of the source's model card.
     """
 
-    def __init__(self, model: str, cut: Cut, settings: PublishSettings, watcher: Watcher) -> None:
+    def __init__(self, model: str | Path, cut: Cut, settings: PublishSettings, watcher: Watcher) -> None:
+        check_argument("cut", cut, Cut)
         self._settings = settings
         self._watcher = watcher
         if settings.name is not None:
@@ -202,7 +207,7 @@ class Push:
             raise UsageError(
                 "Publishing this model to everyone needs a confirmation.",
                 why=f"{self.reasons[0][:1].upper()}{self.reasons[0][1:]}.",
-                hint="Add `private`, or `yes` if you are allowed to publish it.",
+                hint="Add `private`, or `assume_yes` if you are allowed to publish it.",
             )
         if not answer:
             raise UsageError(
@@ -211,7 +216,7 @@ class Push:
 
 
 def publish(
-    model: str, cut: Cut, settings: PublishSettings = PublishSettings(), watcher: Watcher = SILENT
+    model: str | Path, cut: Cut, settings: PublishSettings = PublishSettings(), watcher: Watcher = SILENT
 ) -> Publication:
     """Publish a model's stages, each to a repo of its own, and then the manifest; a killed run is resumed by another.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from shardhub.address import MAX_PORT
 from shardhub.checkpoint.unread_fields import warning
 from shardhub.engine.engine import Engine
 from shardhub.engine.metrics import StageMetrics
@@ -20,6 +21,7 @@ from shardhub.node.lifecycle import NodeSettings, Stopping, check_host, run_node
 from shardhub.node.metrics import MetricsEndpoint, check_metrics
 from shardhub.node.peers import DEFAULT_PEERS
 from shardhub.protocol import KvQuantization
+from shardhub.setting_checks import check_settings
 from shardhub.shard import Shard, check_adjacent, inexact_of
 from shardhub.toolchain import check_compiler
 from shardhub.usecases.awake import awake
@@ -60,7 +62,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 0
     insecure_lan: bool = False
-    tls: Path | None = None
+    tls: str | Path | None = None
     require_signature: str | None = None
     advertise: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()
@@ -73,8 +75,11 @@ class ServeSettings:
     metrics: str | None = None
     insecure_metrics: bool = False
     allow_sleep: bool = False
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
     cache_limit: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, port=(0, MAX_PORT), max_sessions=(1, None), shutdown_timeout_s=(0, None))
 
     @property
     def kv(self) -> KvQuantization | None:
@@ -158,7 +163,7 @@ class Serving(Block[Node]):
 
     def __init__(
         self,
-        shards: Sequence[str],
+        shards: Sequence[str | Path],
         settings: ServeSettings,
         watcher: Watcher,
         end: Callable[[int], None],
@@ -279,7 +284,7 @@ class Serving(Block[Node]):
 
 
 def serve(
-    shards: str | Sequence[str],
+    shards: str | Path | Sequence[str | Path],
     settings: ServeSettings = ServeSettings(),
     watcher: Watcher = SILENT,
     *,
@@ -305,7 +310,7 @@ def serve(
         IntegrityError: A shard is not what was published.
         NotFound, AccessError, HubUnreachable: A shard cannot be fetched.
     """
-    return Serving([shards] if isinstance(shards, str) else shards, settings, watcher, end)
+    return Serving([shards] if isinstance(shards, str | Path) else shards, settings, watcher, end)
 
 
 def _networks(texts: Sequence[str]) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:

@@ -10,13 +10,13 @@ from shardhub.security.signatures import Signer, check_signature, check_unchange
 from shardhub.usecases.watcher import SILENT, Watcher
 
 
-def signer_of(path: Path | None) -> Signer | None:
+def signer_of(path: str | Path | None) -> Signer | None:
     """Load the key that `--sign-key` names, before anything else is done.
 
     Raises:
         IdentityError: The file does not hold a signing key, or others can read it.
     """
-    return None if path is None else load_signer(path)
+    return None if path is None else load_signer(Path(path))
 
 
 def check_pipeline(folder: Path, required: str | None, watcher: Watcher = SILENT) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shardhub.naming import check_is_text, check_model_name
 from shardhub.parity import UNMEASURED, Numbers
+from shardhub.setting_checks import check_argument, check_settings
 from shardhub.sizes import size_text
 from shardhub.splitting.split import ShardResult, preview
 from shardhub.splitting.split import split as split_checkpoint
@@ -38,9 +39,12 @@ class SplitSettings:
     name: str | None = None
     check_weights: bool = False
     parity: ParitySettings = field(default_factory=ParitySettings)
-    sign_key: Path | None = None
+    sign_key: str | Path | None = None
     ignore_code: bool = False
     ignore_fields: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,7 @@ class Split:
 
 
 def split(
-    model: str, out: Path, cut: Cut, settings: SplitSettings = SplitSettings(), watcher: Watcher = SILENT
+    model: str | Path, out: str | Path, cut: Cut, settings: SplitSettings = SplitSettings(), watcher: Watcher = SILENT
 ) -> Split:
     """Write shard folders and, once all exist, the pipeline's folder; a killed run is resumed by another.
 
@@ -88,6 +92,9 @@ def split(
         DiskFull: The disk is full; finished files are kept for the next run.
         UsageError: Another shard or pipeline has the name.
     """
+    check_argument("cut", cut, Cut)
+    check_argument("out", out, str | Path)
+    out = Path(out)
     signer = signer_of(settings.sign_key)
     if settings.name is not None:
         check_model_name(settings.name)

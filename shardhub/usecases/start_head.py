@@ -13,6 +13,7 @@ from shardhub.chain.settings import Recovery, SchedulerSettings
 from shardhub.checkpoint.unread_fields import warning
 from shardhub.errors import RouteError
 from shardhub.naming import CONFIG_FILE
+from shardhub.setting_checks import check_settings
 from shardhub.shard import copy_named, read_config, read_pipeline
 from shardhub.sizes import size_text
 from shardhub.usecases.addresses import node_addresses, nodes_file, read_nodes_file
@@ -31,7 +32,7 @@ class HeadSettings:
 
     Attributes:
         pipeline: Its folder or Hub id.
-        nodes: Addresses of nodes, in any order; if empty, SHARDHUB_NODES or nodes.toml name them.
+        nodes: Addresses of nodes, in any order, or one of them; if empty, SHARDHUB_NODES or nodes.toml name them.
         allow_local: Whether a stage that no node serves may run in this process.
         context: Positions of a session, prompt and answer; None takes the model's limit, as memory allows.
         memory: Memory budget for stages of this process, such as `12GB`; None derives it from the machine.
@@ -45,19 +46,27 @@ class HeadSettings:
         prefill_chunk: Ids of a prompt's chunks; None sizes them by time and bytes.
     """
 
-    pipeline: str
-    nodes: tuple[str, ...] = ()
+    pipeline: str | Path
+    nodes: tuple[str, ...] | str = ()
     allow_local: bool = True
     context: int | None = None
     memory: str | None = None
-    cache_dir: Path | None = None
-    tls: Path | None = None
+    cache_dir: str | Path | None = None
+    tls: str | Path | None = None
     insecure_lan: bool = False
     insecure_flag: str = "`insecure_lan`"
     require_signature: str | None = None
     recovery: Recovery = Recovery.EXACT
     recover_wait_s: float = 60.0
     prefill_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, recover_wait_s=(0, None), prefill_chunk=(1, None))
+
+    @staticmethod
+    def of(given: HeadSettings | str | Path) -> HeadSettings:
+        """Settings of a head from a pipeline alone, or those that are given."""
+        return given if isinstance(given, HeadSettings) else HeadSettings(pipeline=given)
 
 
 class Starting:
@@ -146,13 +155,14 @@ class Starting:
         if not self._settings.allow_local or not missing or missing != self._lacking:
             raise error
         size = sum(manifest.stages[index].size_bytes for index in missing)
-        text = f"stage {', '.join(map(str, missing))} ({size_text(size)})"
-        answer = self._watcher.ask(f"No node serves {text}. Fetch it and run it here?")
+        stages, them = ("stage", "it") if len(missing) == 1 else ("stages", "them")
+        text = f"{stages} {', '.join(map(str, missing))} ({size_text(size)})"
+        answer = self._watcher.ask(f"No node serves {text}. Fetch {them} and run {them} here?")
         if answer is None:
             repos = " ".join(self._places.published(self.pipeline, index) for index in missing)
             hint = (
-                f"Serve it on a machine and give its address with `node`. To run {text} here instead: shardhub pull "
-                f"{repos}"
+                f"Serve {them} on a machine and give its address with `nodes`. To run {text} here instead: "
+                f"shardhub pull {repos}"
             )
             raise RouteError(error.what, why=error.why, hint=hint) from error
         if not answer:

@@ -29,7 +29,7 @@ def default_authority() -> Path:
 
 
 def head_security(
-    tls: Path | None, *, insecure_lan: bool, flag: str = "`insecure_lan`", watcher: Watcher = SILENT
+    tls: str | Path | None, *, insecure_lan: bool, flag: str = "`insecure_lan`", watcher: Watcher = SILENT
 ) -> Security:
     """Decide how a head reaches its nodes: loopback without TLS, other machines with its certificate.
 
@@ -53,7 +53,7 @@ def head_security(
     )
 
 
-def node_trust(tls: Path | None, *, insecure_lan: bool, is_loopback: bool) -> Trust | None:
+def node_trust(tls: str | Path | None, *, insecure_lan: bool, is_loopback: bool) -> Trust | None:
     """Decide the trust of a node; None serves without TLS.
 
     Args:
@@ -69,12 +69,13 @@ def node_trust(tls: Path | None, *, insecure_lan: bool, is_loopback: bool) -> Tr
     return _trust(named, Role.NODE, insecure_lan=insecure_lan)
 
 
-def _named(tls: Path | None, *, insecure_lan: bool) -> Path | None:
+def _named(tls: str | Path | None, *, insecure_lan: bool) -> Path | None:
     if tls is not None and insecure_lan:
         raise UsageError("`tls` and `insecure_lan` cannot be combined.", hint="Leave out `insecure_lan`.")
     if insecure_lan:
         return None
-    return tls or (Path(text) if (text := os.environ.get(TLS_VARIABLE)) else None)
+    named = tls or os.environ.get(TLS_VARIABLE)
+    return Path(named) if named else None
 
 
 def _trust(named: Path | None, role: Role, *, insecure_lan: bool) -> Trust | None:

@@ -14,6 +14,7 @@ from shardhub.manifest import Parity, check_digest, parse_json
 from shardhub.naming import CATALOGUE_FILE, CONFIG_FILE, MANIFEST_FILE, PROOF_FILE, SIGNATURE_FILE, STAGE_FILE
 from shardhub.parity import PARITY_FOLDER, describe, newest, parse_record, said_inexact
 from shardhub.security.signatures import check_signature, check_unchanged, parse_public_key
+from shardhub.setting_checks import check_settings
 from shardhub.shard import Shard, check_adjacent, read_bytes, read_config, read_shard
 from shardhub.sizes import size_text
 from shardhub.splitting.shard_folder import MAX_PIPELINE_FILE_BYTES, is_pipeline_file
@@ -131,11 +132,14 @@ class VerifySettings:
 
     fetch: bool = False
     key: str | None = None
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def verify_files(
-    pipeline: str,
+    pipeline: str | Path,
     settings: VerifySettings = VerifySettings(),
     watcher: Watcher = SILENT,
     *,

@@ -13,9 +13,11 @@ from shardhub.checkpoint.unread_fields import read_fields
 from shardhub.errors import DigestMismatch, DoesNotFit, UsageError
 from shardhub.hub.calls import HubCalls
 from shardhub.hub.parity_records import push_record
+from shardhub.limits import MAX_REFERENCE_TOKENS
 from shardhub.manifest import Parity, config_digest, encode
 from shardhub.naming import CARD_FILE
 from shardhub.parity import Numbers, file_name, mismatch
+from shardhub.setting_checks import check_settings
 from shardhub.shard import Shard, check_adjacent
 from shardhub.sizes import size_text
 from shardhub.splitting.cards import with_parity_line
@@ -49,12 +51,15 @@ class ReferenceSettings:
         cache_dir: The cache's folder; None takes the user's.
     """
 
-    source_folder: Path | None = None
+    source_folder: str | Path | None = None
     push: bool = False
     fetch: bool = False
     num_tokens: int = 64
     memory: str | None = None
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, num_tokens=(1, MAX_REFERENCE_TOKENS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,7 @@ class _Whole:
 
 
 def verify_reference(
-    pipeline: str, settings: ReferenceSettings = ReferenceSettings(), watcher: Watcher = SILENT
+    pipeline: str | Path, settings: ReferenceSettings = ReferenceSettings(), watcher: Watcher = SILENT
 ) -> ReferenceRecord:
     """Compare the published stages with the whole model, and keep the record beside the manifest.
 
@@ -99,7 +104,7 @@ def verify_reference(
 
     try:
         if settings.source_folder is not None:
-            whole = _from_source(target, settings.source_folder, settings, watcher)
+            whole = _from_source(target, Path(settings.source_folder), settings, watcher)
         else:
             whole = _from_shards(target, settings, watcher)
     finally:
@@ -195,7 +200,8 @@ def _from_source(target: Target, folder: Path, settings: ReferenceSettings, watc
                     f"Stage {shard.index} of {target.text} was not made from {folder}.",
                     why=f"Made from it, its stage digest would be {actual[:16]}..., but the manifest says "
                     f"{entry.digest[:16]}....",
-                    hint="Give the folder that it was split from; `source` shows which tensors differ.",
+                    hint="Give the folder that it was split from; `shardhub verify --source` shows which tensors "
+                    "differ.",
                 )
     chain = [
         StageTensors(

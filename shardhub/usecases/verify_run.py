@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from shardhub.chain.head import Head
 from shardhub.chain.teacher_forcing import greedy_choices
@@ -60,7 +61,7 @@ class RunVerification:
         return promise([self.record.numeric_class, *(known for _, known in self.nodes)], is_promised=self.is_promised)
 
 
-def verify_run(pipeline: str | HeadSettings, watcher: Watcher = SILENT) -> RunVerification:
+def verify_run(pipeline: str | Path | HeadSettings, watcher: Watcher = SILENT) -> RunVerification:
     """Feed a parity record's ids to the nodes and compare the tokens they choose.
 
     Args:
@@ -71,7 +72,7 @@ def verify_run(pipeline: str | HeadSettings, watcher: Watcher = SILENT) -> RunVe
         UsageError: The pipeline has no record.
         As `start_head`.
     """
-    settings = HeadSettings(pipeline=pipeline) if isinstance(pipeline, str) else pipeline
+    settings = HeadSettings.of(pipeline)
     target = open_target(settings.pipeline, settings.cache_dir, watcher)
     records = target.records()
     if not records:

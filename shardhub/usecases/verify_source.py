@@ -14,6 +14,7 @@ from shardhub.checkpoint.difference import Difference, find_difference
 from shardhub.checkpoint.header import ByteSource, FileSource, StoredTensor, read_header
 from shardhub.errors import UsageError
 from shardhub.parameters import MAX_SEED
+from shardhub.setting_checks import check_settings
 from shardhub.shard import Shard
 from shardhub.splitting.contents import ModelContents
 from shardhub.usecases.places import open_model
@@ -33,11 +34,14 @@ class SourceSettings:
         cache_dir: The cache's folder; None takes the user's.
     """
 
-    source_folder: Path | None = None
+    source_folder: str | Path | None = None
     num_tensors: int | None = None
     seed: int | None = None
     fetch: bool = False
-    cache_dir: Path | None = None
+    cache_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self, num_tensors=(1, None), seed=(0, None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +85,7 @@ class _Own:
 
 
 def verify_source(
-    pipeline: str, settings: SourceSettings = SourceSettings(), watcher: Watcher = SILENT
+    pipeline: str | Path, settings: SourceSettings = SourceSettings(), watcher: Watcher = SILENT
 ) -> SourceVerification:
     """Compare tensors with the source byte by byte: all of them, or some drawn at random.
 
@@ -134,7 +138,7 @@ def _open_source(target: Target, settings: SourceSettings, watcher: Watcher) -> 
     source = target.pipeline.manifest.source
     if settings.source_folder is not None:
         return open_model(
-            str(settings.source_folder.absolute()), ignore_code=True, ignore_fields=None, watcher=watcher
+            str(Path(settings.source_folder).absolute()), ignore_code=True, ignore_fields=None, watcher=watcher
         ).checkpoint
     if source.repo is None:
         raise UsageError(

@@ -66,7 +66,7 @@ class Target:
         return by_index
 
 
-def open_target(pipeline: str, cache_dir: Path | None, watcher: Watcher = SILENT) -> Target:
+def open_target(pipeline: str | Path, cache_dir: str | Path | None, watcher: Watcher = SILENT) -> Target:
     """Find a pipeline by folder or Hub id, and check its manifest.
 
     Raises:
@@ -86,7 +86,7 @@ def open_target(pipeline: str, cache_dir: Path | None, watcher: Watcher = SILENT
     manifest = decode_identified(Manifest, read_bytes(path), where=str(path))
     is_folder = isinstance(place, Path)
     return Target(
-        text=pipeline,
+        text=str(pipeline),
         repo=None if isinstance(place, Path) else place.repo,
         commit=None if is_folder else folder.name,
         pipeline=Pipeline(folder=folder, manifest=manifest),

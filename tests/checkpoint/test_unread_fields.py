@@ -272,7 +272,7 @@ def test_refusal_names_field_value_reason_and_the_way_on() -> None:
         'mlx-lm would not compute the numbers of ORG/MODEL: it never reads hidden_act ("relu"), sliding_window (3).'
     )
     assert "hidden_act: activation of the feed-forward layers; this module computes" in error.why
-    assert error.hint.endswith("`ignore_field` hidden_act `ignore_field` sliding_window")
+    assert error.hint.endswith("`ignore_fields` hidden_act `ignore_fields` sliding_window")
     read_fields(config).check("ORG/MODEL", context=64, ignored=("hidden_act", "sliding_window"))
     assert read_fields(config).ignored(("sliding_window", "nothing")) == ("sliding_window",)
 

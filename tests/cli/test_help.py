@@ -56,6 +56,31 @@ def test_every_option_is_described_under_a_heading(call: tuple[str, ...]) -> Non
             assert parameter.rich_help_panel, parameter.name
 
 
+@pytest.mark.parametrize("call", CALLS, ids=" ".join)
+def test_values_are_named_one_way(call: tuple[str, ...]) -> None:
+    """In upper case, or by the words to choose from; without braces or names of types."""
+    text = help_of(*call)
+    usage = " ".join(text.partition("\n\n")[0].split())
+    assert re.fullmatch(r"Usage: [a-z -]+ \[OPTIONS\]( \[?[A-Z]+(\.\.\.)?\]?)*", usage), usage
+    assert not re.search(r"[{}<]", re.sub(r"\dx?<=|<=x?", "", text.replace("<=x<=", ""))), text
+    command: Any = typer.main.get_command(app)
+    for name in call:
+        command = command.commands[name]
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and not parameter.is_flag:
+            value = re.search(rf"{parameter.opts[-1]} (\S+)", text)
+            assert value is not None
+            assert re.fullmatch(r"[][A-Z:,.=|-]+|[a-z_]+(\|[a-z_]+)+", value[1]), value[0]
+            if parameter.multiple:
+                assert "repeatable" in parameter.help, parameter.name
+
+
+def test_defaults_are_shown_where_they_exist() -> None:
+    """Those that depend on the machine or the model, too."""
+    assert "by default 8192, or the model's own if less" in " ".join(help_of("split").split())
+    assert "by default what this machine has for it" in " ".join(help_of("serve").split())
+
+
 def test_options_of_a_chat_have_its_own_defaults() -> None:
     """What `chat` shares with `generate` is declared once; where its values differ, help shows them."""
     assert "default: 1024" in help_of("chat")

@@ -218,7 +218,7 @@ def test_terminal_is_asked_before_weights_are_fetched(
                 shown += data
     finally:
         os.close(ours)
-    asked = rb"No node serves stage 0, 1 \(\d+\.\d\d MB\)\. Fetch it and run it here\? \[y/N\]"
+    asked = rb"No node serves stages 0, 1 \(\d+\.\d\d MB\)\. Fetch them and run them here\? \[y/N\]"
     assert re.search(asked, shown)
     assert done.returncode == code
     assert bool(list(Path(env["SHARDHUB_CACHE"]).glob("repos/ann/m-shard-*/*/*.safetensors"))) == (code == 0)

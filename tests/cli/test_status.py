@@ -142,7 +142,7 @@ def test_status_shows_a_node_that_is_gone_as_a_row(pipeline, served, shown) -> N
     assert f"{served[0].address} ready" in result.stdout
     assert f"?      {gone}" in result.stdout
     assert "unreachable" in result.stdout
-    assert "No node serves stage 1 (layers 2 to 3), 2 (layers 4 to 5)" in result.stdout
+    assert "No node serves stages 1 (layers 2 to 3), 2 (layers 4 to 5)" in result.stdout
     assert "shardhub serve" in result.stdout
     code, report = shown(pipeline, [gone, served[0].address])
     assert code == 5

@@ -27,6 +27,7 @@ LAYERS = {
     "requirements": 0,
     "resources": 0,
     "seldom": 0,
+    "setting_checks": 1,
     "shortage": 0,
     "sizes": 0,
     "threads": 0,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,32 @@ LEFT_OUT = {"cli", "demo"}
 # Inside such a command an option is right for everybody who reads it.
 _COMMAND = re.compile(r"\b(shardhub [a-z]|pip |mlx_lm\.[a-z]|generate )[^.;`]*$")
 _OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+
+# Words in backticks that are not settings of the library.
+_NOT_OF_THE_LIBRARY = {
+    "blas": "only commands choose the BLAS: it is bound when MLX is imported",
+    "caffeinate": "a program of macOS",
+    "dir": "of `shardhub hub` and `shardhub certs`, which the library does not offer",
+    "false": "a JSON schema",
+    "public_url": "of `shardhub hub serve`, which the library does not offer",
+    "open_head": "a function of the library",
+    "with": "a statement of Python",
+}
+
+
+def settings_of_the_library() -> set[str]:
+    """Fields of the public settings, and parameters of the public functions and of the public classes' methods."""
+    names: set[str] = set()
+    for public in (getattr(shardhub, name) for name in shardhub.__all__):
+        if inspect.isfunction(public):
+            names |= set(inspect.signature(public).parameters)
+        elif inspect.isclass(public):
+            methods = (value for key, value in vars(public).items() if not key.startswith("_"))
+            for method in filter(inspect.isfunction, methods):
+                names |= set(inspect.signature(method).parameters)
+            if public.__name__.endswith("Settings") or public in (shardhub.Cut, shardhub.Sampling):
+                names |= {field.name for field in dataclasses.fields(public)}
+    return names
 
 
 def options() -> set[str]:
@@ -79,10 +107,18 @@ def test_every_setting_that_is_named_has_its_option() -> None:
             assert f"--{name.replace('_', '-')}" not in known or name in FLAGS, f"{path}: {text}"
 
 
+def test_every_setting_that_is_named_is_the_librarys() -> None:
+    """Who reads a message in a program finds the setting under that name; the few other words have their reasons."""
+    named = {name: path for path, text in below() for name in re.findall(r"`([a-z_]+)`", text)}
+    unknown = {name: path for name, path in named.items() if name not in settings_of_the_library()}
+    assert unknown.keys() == _NOT_OF_THE_LIBRARY.keys(), unknown
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("Raise `context` on every node.", "Raise --context on every node."),
+        ("Give it once with `nodes`, or `assume_yes`.", "Give it once with --node, or --yes."),
         ("Start it with `shardhub serve`, and `kv_bits` 4.", "Start it with `shardhub serve`, and --kv-bits 4."),
         ("`verify` and `nonsense` stay.", "`verify` and `nonsense` stay."),
     ],

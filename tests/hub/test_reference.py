@@ -218,3 +218,13 @@ def test_redirects(location: str, is_followed: bool) -> None:
             return
         client.get("https://hub.example/file", headers=headers)
     assert ("Authorization" in seen[1].headers) == (seen[1].url.host == "hub.example")
+
+
+@pytest.mark.parametrize("said", ["Too many repos", "Too many repos."])
+@pytest.mark.parametrize("code", [400, 403, 409, 429, 500])
+def test_what_the_hub_said_ends_with_one_full_stop(code: int, said: str) -> None:
+    """Its servers end their sentences or not; a reason is a sentence either way."""
+    error = answered(code, **{"X-Error-Message": said})
+    mapped = explain(error, Circumstances(what="making a repo", api=API, repo="a/b"))
+    assert mapped is not None
+    assert mapped.why.endswith("Too many repos.")

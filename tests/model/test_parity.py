@@ -180,7 +180,7 @@ def test_damaged_file_never_reaches_mlx(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "source", "texts"),
     [
-        (ParitySettings(skip=True), FOLDER, ("`no_parity`",)),
+        (ParitySettings(skip=True), FOLDER, ("skipped, as requested",)),
         (ParitySettings(memory="1MB"), FOLDER, ("weights 1.4", "budget is 1.00 MB")),
         (ParitySettings(), Source(repo="a/b", commit="c" * 40), ("read from the Hub", "1.4")),
     ],

@@ -16,7 +16,7 @@ def test_nodes_are_named_with_or_without_a_port() -> None:
 @pytest.mark.parametrize("text", ["", "studio:0", "http://studio:1", "[::1"])
 def test_what_is_not_an_address_is_told(text: str) -> None:
     """What no node can be reached by is not guessed at; the option is named."""
-    with pytest.raises(UsageError, match=r"`node`: .* is not HOST:PORT"):
+    with pytest.raises(UsageError, match=r"`nodes`: .* is not HOST:PORT"):
         node_addresses([text], None)
 
 
@@ -24,14 +24,14 @@ def test_addresses_in_one_option_are_told_apart() -> None:
     """--node takes one address; several with commas get the way to write them."""
     with pytest.raises(UsageError, match="HOST:PORT") as caught:
         node_addresses(["10.77.0.1,10.77.0.2"], None)
-    assert "Give each node in a `node` of its own" in caught.value.hint
+    assert "`nodes` HOST:PORT `nodes` HOST:PORT" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
         ("", "It does not contain a line `nodes = [...]`."),
-        ('nodes = "studio"', "`nodes` is not a list."),
+        ('nodes = "studio"', "What `nodes = ` names is not a list."),
         ("nodes = [", "Invalid"),
     ],
 )

@@ -171,7 +171,7 @@ def join(
     places: OwnFlags,
     output: Output,
     line: Annotated[
-        str | None, typer.Argument(metavar="[LINE]", help="Line from `certs invite`; by default asked for; - is stdin.")
+        str | None, typer.Argument(metavar="LINE", help="Line from `certs invite`; by default asked for; - is stdin.")
     ] = None,
 ) -> int:
     """Join a cluster by an invitation: create a key on this machine and have it certified."""
@@ -212,7 +212,8 @@ class TellFlags:
     """Which nodes are told."""
 
     node: Annotated[
-        list[str] | None, typer.Option(help="Node to inform at once; also SHARDHUB_NODES.", metavar="HOST:PORT")
+        list[str] | None,
+        typer.Option(help="Node to inform at once; repeatable; also SHARDHUB_NODES.", metavar="HOST:PORT"),
     ] = None
 
 

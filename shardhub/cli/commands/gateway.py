@@ -60,10 +60,11 @@ class ClientFlags:
         bool, typer.Option("--insecure-lan", help="Listen off loopback without a key, on a network you trust.")
     ] = False
     allow_host: Annotated[
-        list[str] | None, typer.Option(help="Further host name under which clients may call.", metavar="NAME")
+        list[str] | None,
+        typer.Option(help="Further host name under which clients may call; repeatable.", metavar="NAME"),
     ] = None
     cors_origin: Annotated[
-        list[str] | None, typer.Option(help="Web origin that may call from a browser.", metavar="https://HOST[:PORT]")
+        list[str] | None, typer.Option(help="Web origin that may call from a browser; repeatable.", metavar="ORIGIN")
     ] = None
 
 
@@ -73,7 +74,7 @@ class AnswerFlags:
 
     model_name: Annotated[
         list[str] | None,
-        typer.Option(help="Name of the model for clients; may be given several times; * takes any name."),
+        typer.Option(help="Name of the model for clients; repeatable; * takes any name."),
     ] = None
     reasoning_field: Annotated[
         ReasoningField, typer.Option(help="Field of a chat message that holds the model's reasoning.")

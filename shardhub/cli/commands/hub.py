@@ -91,9 +91,7 @@ class TokenFlags:
     """What a token opens, or which one is revoked."""
 
     role: Annotated[str, typer.Option(help="read or write.")] = "write"
-    group: Annotated[
-        list[str] | None, typer.Option(help="Further namespace it gives access to; may be given several times.")
-    ] = None
+    group: Annotated[list[str] | None, typer.Option(help="Further namespace it gives access to; repeatable.")] = None
     revoke: Annotated[str | None, typer.Option(help="Revoke the token with this id.", metavar="ID")] = None
 
 
@@ -101,7 +99,7 @@ def token(
     hub: FolderFlags,
     access: TokenFlags,
     output: Output,
-    user: Annotated[str | None, typer.Argument(help="User whose token is created.")] = None,
+    user: Annotated[str | None, typer.Argument(metavar="USER", help="User whose token is created.")] = None,
 ) -> int:
     """Create a token and show it only once; without USER, list the existing tokens."""
     from shardhub.localhub.catalog import Catalog

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 class StageFlags:
     """Which stage a node serves, and from which cache."""
 
-    stages: Annotated[str | None, typer.Option(help="Stages of a pipeline to serve.", metavar="K[-L]")] = None
+    stages: Annotated[
+        str | None, typer.Option(help="Stages of a pipeline to serve; by default those that fit.", metavar="K[-L]")
+    ] = None
     require_signature: RequireSignature = None
     cache_dir: CacheDir = None
     cache_limit: CacheLimit = None
@@ -40,9 +42,13 @@ class ListenFlags:
     insecure_lan: Annotated[
         bool, typer.Option("--insecure-lan", help="Listen off loopback without TLS, on a network you trust.")
     ] = False
-    advertise: Annotated[list[str] | None, typer.Option(help="Address for other nodes.", metavar="HOST:PORT")] = None
+    advertise: Annotated[
+        list[str] | None,
+        typer.Option(help="Address for other nodes, by default of each interface; repeatable.", metavar="HOST:PORT"),
+    ] = None
     peers: Annotated[
-        list[str] | None, typer.Option(help="Network this node may dial; private ones by default.", metavar="CIDR")
+        list[str] | None,
+        typer.Option(help="Network this node may dial; private ones by default; repeatable.", metavar="CIDR"),
     ] = None
     metrics: Annotated[
         str | None,
@@ -62,7 +68,9 @@ class CapacityFlags:
     memory: Memory = None
     kv_bits: Annotated[
         int | None,
-        typer.Option(help="Keep K and V in 4 or 8 bits: more positions, but other numbers and one row per step."),
+        typer.Option(
+            help="Keep K and V in 4 or 8 bits, by default as they are: more positions, other numbers, one row per step."
+        ),
     ] = None
     kv_group_size: Annotated[int, typer.Option(help="Elements that share a scale: 32, 64 or 128.")] = 64
     blas: BlasOption = Blas.AUTO

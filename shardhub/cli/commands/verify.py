@@ -26,6 +26,7 @@ from shardhub.cli.options import (
 from shardhub.cli.setting_names import with_flags
 from shardhub.cli.terminal import Terminal, note
 from shardhub.errors import UsageError
+from shardhub.limits import MAX_REFERENCE_TOKENS
 from shardhub.sizes import size_text
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class FileFlags:
 
     fetch: Annotated[bool, typer.Option("--fetch", help="Fetch missing shards.")] = False
     key: Annotated[
-        str | None, typer.Option("--key", help="Public key that must have signed the manifest.", metavar="KEY|FILE.pub")
+        str | None, typer.Option("--key", help="Public key that must have signed the manifest.", metavar="KEY|FILE")
     ] = None
     cache_dir: CacheDir = None
 
@@ -77,7 +78,7 @@ class ReferenceFlags:
         False
     )
     num_tokens: Annotated[
-        int, typer.Option("--tokens", help="With --reference: tokens to decode.", min=1, max=4096)
+        int, typer.Option("--tokens", help="With --reference: tokens to decode.", min=1, max=MAX_REFERENCE_TOKENS)
     ] = 64
     memory: Memory = None
 
