@@ -46,7 +46,7 @@ class Mutant:
         what: What the product does wrong, in a sentence.
         path: The module's file, from the root of the project.
         old, new: Text that stands once in the file, and what is put in its place.
-        seed: The first seed that finds it.
+        seed: A seed that finds it.
     """
 
     name: str

@@ -620,8 +620,8 @@ def _record(mutant: Mutant, seed: int) -> None:
 
 def table() -> str:
     """The table of the document."""
-    lines = [f"| {mutant.what} | `{mutant.path}` | {mutant.seed + 1:,} |" for mutant in MUTANTS]
-    return "\n".join(["| defect | module | seeds until it is found |", "|---|---|---|", *lines])
+    lines = [f"| {mutant.what} | `{mutant.path}` | {mutant.seed} |" for mutant in MUTANTS]
+    return "\n".join(["| defect | module | found by seed |", "|---|---|---|", *lines])
 
 
 def written(text: str) -> str:
