@@ -106,7 +106,7 @@ class Leases:
                 waiting[place] = self._tasks.begin(self._renew_at(place.link))
 
     async def _renew_at(self, link: StageLink) -> None:
-        ids = [session.id for session in self._sessions.on(link)]
+        ids = [session.id for session in self._sessions.held_at(link)]
         try:
             gone = await link.renew(self._head, ids)
         except ShardhubError as error:
@@ -114,6 +114,6 @@ class Leases:
             return
         for session_id in gone:
             session = self._sessions.get(session_id)
-            if session is not None and (session.is_open or session.is_parked):
+            if session is not None and link in session.path.links and (session.is_open or session.is_parked):
                 lost = SessionUnknown(f"{link.name} no longer holds the session.")
                 session.on_failure(session.epoch, lost)

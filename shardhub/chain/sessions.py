@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from shardhub.chain.session import ChainSession, Path
-from shardhub.chain.stage_link import StageLink
+from shardhub.chain.stage_link import RemoteLink, StageLink
 
 K = TypeVar("K")
 
@@ -43,6 +43,16 @@ class Sessions:
     def on(self, link: StageLink) -> list[ChainSession]:
         """The sessions on a link, in the order in which they were opened."""
         paths = {path for path in self._on_path if link in path.links}
+        return [session for session in self._by_id.values() if session.path in paths]
+
+    def held_at(self, link: StageLink) -> list[ChainSession]:
+        """The sessions that a link's node may hold: on this link, or on one to the same node that broke before it.
+
+        A stream that waits for another node keeps the links it had, until it is recovered.
+        """
+        if not isinstance(link, RemoteLink):
+            return self.on(link)
+        paths = {path for path in self._on_path if any(each.name == link.name for each in path.links)}
         return [session for session in self._by_id.values() if session.path in paths]
 
     def add(self, session: ChainSession) -> None:

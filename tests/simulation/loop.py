@@ -127,7 +127,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._numbers = itertools.count()
         self._is_running = False
         self._is_closed = False
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks: list[tuple[asyncio.Task[Any], Host | None]] = []
         self._prune_at = _FEW_TASKS
 
     # Hosts.
@@ -282,7 +282,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def close(self) -> None:
         """End, and close what is left of tasks: those of dead hosts, whose code must not run."""
         asyncio._set_running_loop(self)  # what is closed may still begin tasks, which are closed too
-        for task in self._tasks:
+        for task, _ in self._tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 with contextlib.suppress(BaseException):
@@ -305,12 +305,13 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         task = asyncio.Task(coro, loop=self, name=name, context=context)
         if len(self._tasks) >= self._prune_at:
             self.drop_ended_tasks()
-        self._tasks.append(task)
+        host = current_host.get() if context is None else context.get(current_host)
+        self._tasks.append((task, host))
         return task
 
     def drop_ended_tasks(self) -> None:
-        """Free the tasks that have ended."""
-        self._tasks = [each for each in self._tasks if not each.done()]
+        """Free the tasks that have ended, but those with an error that nobody has asked for yet."""
+        self._tasks = [(task, host) for task, host in self._tasks if not task.done() or _is_unasked(task)]
         self._prune_at = max(_FEW_TASKS, 2 * len(self._tasks))
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
@@ -334,12 +335,14 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def unhandled(self) -> list[tuple[str, str, BaseException | None]]:
         """Errors that nobody handled so far, with those of tasks that ended and that nobody has asked for."""
-        asked = []
-        for task in self._tasks:
-            if task.done() and not task.cancelled() and task._log_traceback:  # type: ignore[attr-defined]
-                host = task.get_context().get(current_host) if hasattr(task, "get_context") else None
-                asked.append((host.name if host else "", "a task ended", task.exception()))
-        return [*self.errors, *asked]
+        ended = []
+        for task, host in self._tasks:
+            if task.done() and _is_unasked(task):
+                error = task.exception()
+                # A dead host's tasks have nobody left who could ask.
+                if host is None or host.state is not HostState.DEAD:
+                    ended.append((host.name if host else "", "a task ended", error))
+        return [*self.errors, *ended]
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         host = current_host.get()
@@ -347,6 +350,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         self.call_exception_handler(context)
+
+
+def _is_unasked(task: asyncio.Task[Any]) -> bool:
+    return not task.cancelled() and task._log_traceback  # type: ignore[attr-defined]
 
 
 async def all_of(*work: Awaitable[Any]) -> list[Any]:
