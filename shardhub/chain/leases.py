@@ -70,17 +70,18 @@ class Leases:
         """
         there = [place.link for place in self._places if place.is_there]
         again = next((other for other in there if other.name == link.name), None)
-        if again is None:
+        if again is None or again is link:  # a link that a call just failed on is found broken soon
             self._left_open.setdefault(link.name, []).append((session, epoch))
-        elif again is not link:
+        else:
             self._tasks.begin(self._close(again, [(session, epoch)]))
 
     async def _close(self, link: StageLink, sessions: Sequence[tuple[bytes, int]]) -> None:
-        """Close sessions that the chain has given up; a node that cannot be told frees them when their leases end."""
-        for session, epoch in sessions:
+        """Close sessions that the chain has given up; if the link breaks meanwhile, the rest waits for the next one."""
+        for at, (session, epoch) in enumerate(sessions):
             try:
                 await link.close_session(self._head, session, epoch)
             except ChainError:
+                self._left_open.setdefault(link.name, []).extend(sessions[at:])
                 return
             except ShardhubError:
                 continue  # this one has already ended; the others have not

@@ -11,6 +11,7 @@ from shardhub.chain.gather import all_of, one_by_one
 from shardhub.chain.stage_link import StageLink
 from shardhub.clock import Dice
 from shardhub.errors import (
+    ChainError,
     ContextExceeded,
     NodeLost,
     Overloaded,
@@ -298,8 +299,8 @@ class ChainSession:
     async def _close_at(self, link: StageLink, *, park: bool = False) -> bool:
         try:
             await link.close_session(self._chain.head, self.id, self.epoch, park=park)
-        except ShardhubError:
-            if not park:
+        except ShardhubError as error:
+            if not park and isinstance(error, ChainError):  # any other error is the node's answer
                 self._chain.left_open(link, self.id, self.epoch)
             return False
         return True
