@@ -12,7 +12,9 @@ from shardhub.parameters import SamplingParameters
 
 
 class Link:
-    """A link that is only compared."""
+    """A link that is only compared and named."""
+
+    name = "a node"
 
 
 class CountedLinks(tuple[Link, ...]):
@@ -30,7 +32,7 @@ class CountedLinks(tuple[Link, ...]):
 
 
 def session_on(path: Path) -> ChainSession:
-    return ChainSession(SimpleNamespace(dice=SYSTEM_DICE), path, context=8, parameters=SamplingParameters())
+    return ChainSession(SimpleNamespace(dice=SYSTEM_DICE, left_open=lambda *_: None), path, context=8, parameters=SamplingParameters())
 
 
 def test_counts_are_those_of_all_sessions_after_any_change() -> None:
