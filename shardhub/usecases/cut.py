@@ -160,7 +160,7 @@ def load_dissection() -> type[Dissection]:
         raise UsageError(
             "MLX cannot be imported here, so cuts cannot be checked or proven.",
             why=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}.",
-            hint="Run: shardhub doctor",
+            hint="Run `shardhub doctor`.",
         ) from error
     return Dissection
 

@@ -104,7 +104,7 @@ def test_a_late_step_names_the_stage_that_keeps_it(pipeline) -> None:
                 with pytest.raises(StepTimeout, match="did not pass through all stages") as late:
                     async for _ in reader:
                         pass
-                assert "the slow one, which serves layers 2 to 3, has been at one step" in late.value.why
+                assert "the slow one, which serves layers 2 to 3, has been computing one step" in late.value.why
             finally:
                 goes_on.set()
             await stream.ended.wait()

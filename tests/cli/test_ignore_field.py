@@ -77,7 +77,7 @@ def test_unread_field_is_refused_and_ignored_on_record(model: Path, tmp_path: Pa
     arguments = ("--stages", 2, "--ignore-field", "hidden_act")
     report = json.loads(shardhub("plan", model, *arguments, "--json").stdout)["report"]["config"]
     assert report["ignored_fields"] == ["hidden_act"]
-    assert report["notes"][-1] == "ignored, so that numbers are not the published model's: hidden_act"
+    assert report["notes"][-1] == "ignored, so its numbers are not the published model's: hidden_act"
     result = shardhub("split", model, tmp_path / "out", *arguments, "--name", "m", "--no-parity")
     assert result.exit_code == 0, result.stderr
     pipeline = read_pipeline(tmp_path / "out" / "m-pipeline")
@@ -87,7 +87,7 @@ def test_unread_field_is_refused_and_ignored_on_record(model: Path, tmp_path: Pa
     assert "hidden\\_act" in card
     generated = shardhub("generate", pipeline.folder, "--prompt", "a", "--max-tokens", 2)
     assert generated.exit_code == 0, generated.stderr
-    assert generated.stderr.count("warning: other numbers than the published model's") == 1
+    assert generated.stderr.count("warning: its numbers are not the published model's") == 1
     checked = shardhub("verify", pipeline.folder, "--source", "--source-folder", model)
     assert checked.exit_code == 0, checked.stderr
 
@@ -95,7 +95,7 @@ def test_unread_field_is_refused_and_ignored_on_record(model: Path, tmp_path: Pa
 def test_name_that_nothing_has_is_said(model: Path) -> None:
     result = shardhub("plan", model, "--stages", 2, "--no-proof", "--ignore-field", "hidden_size")
     assert result.exit_code == 0
-    assert "note: --ignore-field hidden_size: mlx-lm reads it, or it changes nothing" in result.stderr
+    assert "note: --ignore-field hidden_size has no effect: mlx-lm reads the field, or it changes nothing" in result.stderr
 
 
 def test_window_is_refused_for_sessions_longer_than_it(model: Path) -> None:

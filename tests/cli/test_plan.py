@@ -77,7 +77,7 @@ def test_table_is_shown_without_mlx(model: Path, tmp_path: Path) -> None:
     assert "libmlx.so" in result.stdout
     failed = nodes.shardhub("split", model, tmp_path / "out", "--stages", 2, env={"PYTHONPATH": path})
     assert failed.returncode == 2
-    assert "Try: shardhub doctor" in failed.stderr
+    assert "Try: Run `shardhub doctor`." in failed.stderr
     assert not (tmp_path / "out").exists()
 
 
