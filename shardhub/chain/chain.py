@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
+from typing import Any
 
 from shardhub.chain.agreement import check_one_model
 from shardhub.chain.credit import Credit
@@ -62,6 +63,7 @@ class Chain:
         self.is_full = False
         self._sessions = Sessions()
         self._tasks = Tasks()
+        self._closing = Tasks()
         self.sizes = StepSizes(self.places)
         limits = [link.limits for link in links]
         self.max_chunk = min(limit.max_chunk for limit in limits)
@@ -139,6 +141,7 @@ class Chain:
         self._tasks.cancel()
         for session in list(self._sessions.values()):
             await session.close()
+        await self._closing.wait()
         for link in self.links:
             await link.stop()
 
@@ -199,6 +202,10 @@ class Chain:
             ChainError: As `choose_path`.
         """
         self._sessions.move(session, self.choose_path(session.path))
+
+    def begin_closing(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Close sessions in a task of the chain, which goes on if whoever waits for it is cancelled."""
+        return self._closing.begin(work)
 
     def left_open(self, link: StageLink, session: bytes, epoch: int) -> None:
         """Record a session that could not be closed on a link."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from shardhub.chain.gather import all_of, one_by_one
 from shardhub.chain.stage_link import StageLink
@@ -72,6 +72,9 @@ class Carrier(Protocol):
 
     def forget(self, session: ChainSession) -> None:
         """Remove a session from the chain's table."""
+
+    def begin_closing(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Close sessions in a task of the chain, which goes on if whoever waits for it is cancelled."""
 
     def parked(self, session: ChainSession) -> None:
         """Mark a session as parked."""
@@ -289,12 +292,15 @@ class ChainSession:
         return True
 
     async def close(self) -> None:
-        """Free the session on every stage, whatever its state."""
+        """Free the session on every stage, whatever its state, and also if whoever waits for that is cancelled."""
         self._chain.forget(self)
         self.is_open = self.is_parked = False
         self.on_failure(self.epoch, NodeLost("The session was closed."))
         if self.epoch:
-            await asyncio.gather(*(self._close_at(link) for link in self.path.links))
+            await asyncio.shield(self._chain.begin_closing(self._close_everywhere()))
+
+    async def _close_everywhere(self) -> None:
+        await asyncio.gather(*(self._close_at(link) for link in self.path.links))
 
     async def _close_at(self, link: StageLink, *, park: bool = False) -> bool:
         try:

@@ -32,7 +32,8 @@ class CountedLinks(tuple[Link, ...]):
 
 
 def session_on(path: Path) -> ChainSession:
-    return ChainSession(SimpleNamespace(dice=SYSTEM_DICE, left_open=lambda *_: None), path, context=8, parameters=SamplingParameters())
+    chain = SimpleNamespace(dice=SYSTEM_DICE, left_open=lambda *_: None)
+    return ChainSession(chain, path, context=8, parameters=SamplingParameters())
 
 
 def test_counts_are_those_of_all_sessions_after_any_change() -> None:
