@@ -156,7 +156,7 @@ def test_stages_nobody_serves_run_here_and_that_is_said(pipeline, served) -> Non
     assert result.returncode == 0, result.stderr
     assert "stage 1 to 2 runs in this process" in result.stderr
     assert [stage["at"] for stage in json.loads(result.stdout)["stages"]] == [served[0].address, "this process"]
-    fails(here(*command, "--no-local"), 5, "No node serves stage 1", "shardhub serve")
+    fails(here(*command, "--no-local"), 5, "No node serves stages 1 (layers 2 to 3), 2", "shardhub serve")
 
 
 def test_stop_strings_end_the_answer_and_do_not_show(pipeline, served) -> None:

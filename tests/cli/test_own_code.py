@@ -54,7 +54,7 @@ def test_code_is_refused_by_name(model: Path, mark: Path, tmp_path: Path) -> Non
     for arguments in (("plan", model), ("split", model, tmp_path / "out")):
         result = shardhub(*arguments, "--stages", 2)
         assert result.exit_code == 1
-        assert "has code of its own: auto_map in config.json, modeling_own.py." in result.stderr
+        assert "contains code: auto_map in config.json, modeling_own.py." in result.stderr
         assert "--ignore-code" in result.stderr
     assert not (tmp_path / "out").exists()
     assert not mark.exists()

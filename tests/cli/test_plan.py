@@ -100,7 +100,7 @@ def test_growing_cut_is_avoided_and_taken_when_asked_for(growing: Path) -> None:
     assert asked.exit_code == 0, asked.stderr
     assert "note: What crosses before layer 4 grows with the context:" in asked.stdout
     assert "with each token at 1,000 positions" in asked.stdout
-    assert "cuts allowed before layers 1, 2; before 3-7 something that grows" in asked.stdout
+    assert "cuts allowed before layers 1, 2; before 3-7 what crosses grows" in asked.stdout
     assert "layer.3.kwargs.shared.compress_kv F32[B, N, 32]" in asked.stdout
     verdict, batch = asked.stdout.splitlines()[-2:]
     assert verdict.startswith("proven by graph: 2 stages")

@@ -203,5 +203,7 @@ def test_a_node_that_slept_is_named(pipeline, served) -> None:
     first, *others = asyncio.run(read_nodes(pipeline.manifest, addresses))
     slept = {**first.load, "slept_s": 90.0, "slept_at": time.time() - 600}
     readings = [replace(first, description=replace(first.description, load=slept)), *others]
-    assert f"{addresses[0]}: its machine slept for 90 s, 10 min ago" in text(chain_status(pipeline.manifest, readings))
-    assert "slept" not in text(chain_status(pipeline.manifest, others))
+    assert f"{addresses[0]}: its machine was asleep for 90 s, 10 min ago" in text(
+        chain_status(pipeline.manifest, readings)
+    )
+    assert "asleep" not in text(chain_status(pipeline.manifest, others))
