@@ -12,7 +12,7 @@ from shardhub.protocol import Mask, Row, Step
 _Key = tuple[bytes, bytes, int, int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Held:
     step: Step
     missing: set[_Key]
@@ -78,7 +78,7 @@ class MaskTable:
         return masks
 
     def expire(self, sessions: Container[bytes]) -> None:
-        """Fail steps whose deadline has passed, and drop the masks of sessions that have ended.
+        """Fail steps whose deadline has passed or whose sessions have ended, and drop the masks of such sessions.
 
         Args:
             sessions: Ids of those that have not.
@@ -87,10 +87,14 @@ class MaskTable:
         with self._lock:
             for key in [key for key in self._masks if key[1] not in sessions]:
                 del self._masks[key]
-            late = [held for held in self._held if held.step.deadline < now]
-            self._held = [held for held in self._held if held.step.deadline >= now]
+            late = [held for held in self._held if held.step.deadline < now or not _has_all(sessions, held.step)]
+            self._held = [held for held in self._held if held not in late]
         for held in late:
             held.ready(StepTimeout("The mask of a step did not arrive in time.", why="The head did not send it."))
+
+
+def _has_all(sessions: Container[bytes], step: Step) -> bool:
+    return all(row.session in sessions for row in step.rows)
 
 
 def _key(head: bytes, row: Row, length: int) -> _Key:
