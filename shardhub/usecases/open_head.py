@@ -374,13 +374,9 @@ def _ids(head: ChainHead, prompt: Prompt, *, raw: bool) -> list[int]:
     ids = [part for part in parts or () if isinstance(part, int) and not isinstance(part, bool)]
     messages = [dict(part) for part in parts or () if isinstance(part, Mapping)]
     if not parts or len(ids) + len(messages) != len(parts) or (ids and messages):
-        raise PromptError(
-            "The prompt cannot be read.",
-            why="It is neither text, nor messages of a chat, nor token ids."
-            if parts is None or parts
-            else "It is empty.",
-            hint=hint,
-        )
+        is_empty = parts is not None and not parts
+        why = "It is empty." if is_empty else "It is neither text, nor messages of a chat, nor token ids."
+        raise PromptError("The prompt cannot be read.", why=why, hint=hint)
     for index, message in enumerate(messages):
         for field in ("role", "content"):
             # A message that calls tools may have nothing else to say.

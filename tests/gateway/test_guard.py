@@ -183,7 +183,7 @@ def test_keys_are_kept_as_digests(tmp_path, monkeypatch) -> None:
     with pytest.raises(FormatError, match="line 3"):
         read_keys(file)
     file.write_text("# none\n")
-    with pytest.raises(FormatError, match="no key"):
+    with pytest.raises(FormatError, match="does not contain a key"):
         read_keys(file)
     with pytest.raises(UsageError):
         read_keys(tmp_path / "absent")

@@ -93,7 +93,7 @@ REFUSED = {
         UnsupportedModel,
         "in order",
     ),
-    "the layers have another name": ({"LAYERS": "blocks"}, UnsupportedModel, "no list of layers"),
+    "the layers have another name": ({"LAYERS": "blocks"}, UnsupportedModel, "does not have a list of layers"),
     "a size changes late": (
         {
             "OUT": "(x, x[:, :, :16] if cache.offset - L >= 12 else x[:, :, :24])",
