@@ -635,8 +635,10 @@ def public() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_folder_without_permission_is_refused(public: Path) -> None:
+def test_folder_without_permission_is_refused(public: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that may not be written to is an access error with its path."""
+    # Commands that ran in this process before have set it to a folder of their own user.
+    monkeypatch.setattr(tempfile, "tempdir", None)
     write_checkpoint(public / "model")
     for path in (public / "model").iterdir():
         path.chmod(0o644)
