@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, ValuesView
+from collections.abc import Iterator, Set, ValuesView
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -42,8 +42,7 @@ class Sessions:
 
     def on(self, link: StageLink) -> list[ChainSession]:
         """The sessions on a link, in the order in which they were opened."""
-        paths = {path for path in self._on_path if link in path.links}
-        return [session for session in self._by_id.values() if session.path in paths]
+        return self._over({path for path in self._on_path if link in path.links})
 
     def held_at(self, link: StageLink) -> list[ChainSession]:
         """The sessions that a link's node may hold: on this link, or on one to the same node that broke before it.
@@ -52,8 +51,7 @@ class Sessions:
         """
         if not isinstance(link, RemoteLink):
             return self.on(link)
-        paths = {path for path in self._on_path if any(each.name == link.name for each in path.links)}
-        return [session for session in self._by_id.values() if session.path in paths]
+        return self._over({path for path in self._on_path if any(each.name == link.name for each in path.links)})
 
     def add(self, session: ChainSession) -> None:
         """Add a session that is about to be opened."""
@@ -74,6 +72,9 @@ class Sessions:
         """Mark a session as parked."""
         with self._changing(session):
             session.is_parked = True
+
+    def _over(self, paths: Set[Path]) -> list[ChainSession]:
+        return [session for session in self._by_id.values() if session.path in paths]
 
     @contextmanager
     def _changing(self, session: ChainSession) -> Iterator[None]:

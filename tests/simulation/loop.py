@@ -16,7 +16,7 @@ import itertools
 import socket
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeVar
@@ -354,8 +354,3 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
 def _is_unasked(task: asyncio.Task[Any]) -> bool:
     return not task.cancelled() and task._log_traceback  # type: ignore[attr-defined]
-
-
-async def all_of(*work: Awaitable[Any]) -> list[Any]:
-    """Wait for all; the first error is raised."""
-    return list(await asyncio.gather(*work))
