@@ -230,7 +230,7 @@ class StageServicer(NodeServicer):
             await outbox.finish()
             if is_head and self._heads.get((head, lane)) is outbox:
                 del self._heads[head, lane]
-                if not any(key[0] == head for key in self._heads):
+                if not self._has_stream(head):
                     await self._peers.close_head(head)
 
     def _accept(self, engine: Engine, head: bytes, step: Step) -> None:
@@ -247,13 +247,13 @@ class StageServicer(NodeServicer):
             self._tell_failure(head, outcome)
             return
         output, hop = outcome.output, outcome.next_hop
-        if not any(key[0] == head for key in self._heads):
-            return  # it ended while the step ran: a link to the next node would be left over
         try:
             if isinstance(output, StepResult):
                 message = codec.result_message(output, self._ready().boot_id)
                 self._tell(head, output.lane, message, written=functools.partial(self._note_sent, output.lane, 0))
             elif hop.kind is HopKind.DIAL:
+                if not self._has_stream(head):  # it ended while the step ran: a link for it would be left over
+                    raise _no_stream()
                 self._peers.send(head, hop.address, output)
             else:
                 written = functools.partial(self._note_sent, output.lane, output.size_bytes)
@@ -290,13 +290,20 @@ class StageServicer(NodeServicer):
     ) -> None:
         outbox = self._heads.get((head, lane))
         if outbox is None:
-            raise NodeUnreachable("The head's stream has ended.")
+            raise _no_stream()
         outbox.put(message, written=written)
+
+    def _has_stream(self, head: bytes) -> bool:
+        return any((head, lane) in self._heads for lane in Lane)
 
     def _ready(self) -> Engine:
         if self._engine is None:
             raise NodeLoading("The node is still loading its stage.", hint="Try again in a moment.")
         return self._engine
+
+
+def _no_stream() -> NodeUnreachable:
+    return NodeUnreachable("The head's stream has ended.")
 
 
 async def _result(future: Future[M]) -> M:
