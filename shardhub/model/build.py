@@ -10,7 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from shardhub.checkpoint.config import mlx_quantization
+from shardhub.checkpoint.config import mlx_quantization, text_config
 from shardhub.errors import UnsupportedModel
 from shardhub.model.arrays import dtype_name, placeholder
 from shardhub.tensors import TensorSpec
@@ -20,6 +20,8 @@ from shardhub.upstream.mlx_lm_code import decode_infinities, model_classes, take
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 # Source: Python's message for a call without fields that have no default.
 _ABSENT = re.compile(r"missing \d+ required (?:positional|keyword-only) arguments?: (.*)")
+# Most token ids that a trial draws from.
+_MAX_TRIAL_IDS = 64
 # Hint for a model that cannot be cut.
 RUN_WHOLE = "Run it unsplit on one machine: mlx_lm.generate --model MODEL"
 # Hint for a checkpoint that disagrees with its own config.json, and so was not published that way.
@@ -37,6 +39,24 @@ class Blueprint:
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> None:
         self.config = dict(config)
         self.tensors = dict(tensors)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids that the model has rows for, as its configuration states; 0 if it states none."""
+        return self.number("vocab_size", "padded_vocab_size", "num_vocab")
+
+    @property
+    def num_trial_ids(self) -> int:
+        """Token ids below this number may be made up for a trial: a row past the last is whatever memory holds."""
+        return min(_MAX_TRIAL_IDS, self.vocab_size or _MAX_TRIAL_IDS)
+
+    def number(self, *fields: str) -> int:
+        """The first of the fields that the configuration or its text part has; 0 without one."""
+        for block in (self.config, text_config(self.config)):
+            for field in fields:
+                if isinstance(block.get(field), int):
+                    return int(block[field])
+        return 0
 
     def build(self, *, stand_in: Callable[[TensorSpec], mx.array] = placeholder) -> nn.Module:
         """Build a new model object whose parameters are placeholders of one element each.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -165,8 +164,8 @@ def load_stage(
         config_digest=first.config_digest,
         graph_hash=graph_hash,
         dtype=first.dtype,
-        hidden_size=_config_int(blueprint.config, "hidden_size", "d_model", "n_embd", "model_dim"),
-        vocab_size=_config_int(blueprint.config, "vocab_size", "padded_vocab_size", "num_vocab"),
+        hidden_size=blueprint.number("hidden_size", "d_model", "n_embd", "model_dim"),
+        vocab_size=blueprint.vocab_size,
         crossings_in=first.crossings_in,
         kv_bits=kv.bits if kv else 0,
         kv_group_size=kv.group_size if kv else 0,
@@ -336,12 +335,3 @@ def _check_documents(ordered: Sequence[Shard], anatomy: Anatomy) -> None:
 
 def _own_tensors(ordered: Sequence[Shard]) -> list[str]:
     return sorted({name for shard in ordered for file in shard.stage.weight_files for name in file.tensors})
-
-
-def _config_int(config: dict[str, Any], *fields: str) -> int:
-    """The first of the fields that the config or its text part has; 0 without one."""
-    for block in (config, config.get("text_config") or {}):
-        for field in fields:
-            if isinstance(block.get(field), int):
-                return int(block[field])
-    return 0

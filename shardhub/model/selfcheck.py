@@ -72,15 +72,6 @@ def batch_refusal(stage: Stage, trial: Trial, crossings_in: Sequence[Crossing], 
     return _compared(alone, together, dtype)
 
 
-def batches_alike(stage: Stage, crossings_in: Sequence[Crossing], dtype: str) -> bool:
-    """Whether sequences side by side give on this stage what each gives alone, judged by the stage itself.
-
-    Without the whole model's blueprint, numbers that steer the forward are unknown; if there are any, the result is
-    False.
-    """
-    return batch_refusal(stage, Trial(None, stage.anatomy, stage.start, crossings_in), crossings_in, dtype) is None
-
-
 _Values = dict[str, taps.Leaf]
 
 

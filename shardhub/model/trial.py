@@ -24,8 +24,6 @@ from shardhub.model.tracing import unevaluated
 from shardhub.tensors import TensorSpec
 
 _FLOATS = ("F32", "F16", "BF16", "F64")
-# Upper bound of made-up ids, below the size of every vocabulary.
-_MAX_ID = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,24 +43,21 @@ class Trial:
     """Makes up a stage's inputs.
 
     Args:
-        blueprint: The whole model; without it, values that steer the forward are unknown.
+        blueprint: The whole model.
         anatomy: The whole model's anatomy.
         start: The stage's first layer.
         crossings_in: Crossings that the stage receives.
     """
 
-    def __init__(
-        self, blueprint: Blueprint | None, anatomy: Anatomy, start: int, crossings_in: Sequence[Crossing]
-    ) -> None:
+    def __init__(self, blueprint: Blueprint, anatomy: Anatomy, start: int, crossings_in: Sequence[Crossing]) -> None:
         self._random = np.random.default_rng(0)
+        self._num_ids = blueprint.num_trial_ids
         sent = [crossing for crossing in crossings_in if not crossing.may_be_left_out]
         self._floats = [crossing for crossing in sent if crossing.dtype in _FLOATS and "B" in crossing.shape]
         self._steering = {crossing.name: crossing for crossing in sent if crossing not in self._floats}
         self._before: Stage | None = None
         self.unknown: tuple[str, ...] = ()
-        if blueprint is None:
-            self.unknown = tuple(self._steering)
-        elif self._steering:
+        if self._steering:
             names = tuple(self._steering)
             self._before = Stage(blueprint.build(), anatomy, 0, start, (), names)
             self.unknown = _made_of_weights(blueprint, anatomy, start, self._steering)
@@ -82,7 +77,7 @@ class Trial:
         if lazily:
             arrays = {crossing.name: placeholder(_spec(crossing, length, total)) for crossing in self._floats}
             return Chunk(ids=mx.zeros((1, length), mx.int32), arrays=arrays)
-        ids = mx.array(self._random.integers(0, _MAX_ID, (1, length)), mx.int32)
+        ids = mx.array(self._random.integers(0, self._num_ids, (1, length)), mx.int32)
         return Chunk(
             ids=ids, arrays={crossing.name: self._made_up(crossing, length, total) for crossing in self._floats}
         )

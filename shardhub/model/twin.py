@@ -39,7 +39,6 @@ _TOLERANCE = 1e-3
 _SEEDS = (1, 2, 3)
 # Errors of an upstream forward that cannot run; our own errors are not among them.
 _FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
-_MAX_ID = 90
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +139,7 @@ class _Pair:
         ends = (0, *miniature.cuts, anatomy.num_layers)
         cuts = [stage_cut(start, stop, anatomy, needs) for start, stop in pairwise(ends)]
         self._own = [stage_tensors(cut.start, cut.stop, anatomy, needs) for cut in cuts]
+        self._num_ids = blueprint.num_trial_ids
         self._whole = blueprint.build()
         self._stages = [
             Stage(blueprint.build(stand_in=poison.parameter), anatomy, c.start, c.stop, c.crossings_in, c.crossings_out)
@@ -163,7 +163,7 @@ class _Pair:
         """Run one sequence through both; returns where they differ, or None."""
         whole = make_cache(self._whole)
         states = [stage.new_cache() for stage in self._stages]
-        ids = _ids(1, sum(chunks), seed=11)
+        ids = self._ids(sum(chunks), seed=11)
         for position, length in zip([0, *accumulate(chunks)], chunks, strict=False):
             chunk = ids[:, position : position + length]
             need_logits = length <= _MAX_LOGITS
@@ -183,7 +183,7 @@ class _Pair:
         """Run sequences side by side, three as long as the one alone; returns why they cannot run so, or None."""
         # Rows past all lengths side by side, padded by numbers that are multiples of few block sizes, and short ones.
         prompts = [self._prefill(seed, more) for seed, more in enumerate((8, 3, -4, 1, -7))]
-        rows = [_ids(1, _BATCH_STEPS, seed=20 + at) for at in range(len(prompts))]
+        rows = [self._ids(_BATCH_STEPS, seed=20 + at) for at in range(len(prompts))]
         singles: list[list[mx.array]] = []
         for ids, prompt in zip(rows, prompts, strict=True):
             cache = batching.snapshot(prompt.whole).view
@@ -202,7 +202,7 @@ class _Pair:
 
     def _prefill(self, seed: int, more: int) -> _Prefilled:
         """Run a prompt: that of the sequence run alone and `more` further ids, or `-more` ids if `more` is negative."""
-        ids = _ids(1, abs(more), seed=30 + seed)
+        ids = self._ids(abs(more), seed=30 + seed)
         if more > 0 and self._far is not None:
             stages = [batching.snapshot(state) for state in self._far.stages]
             made = _Prefilled(batching.snapshot(self._far.whole), stages, self._far.length)
@@ -252,6 +252,10 @@ class _Pair:
             mx.eval([leaf for leaf in leaves if isinstance(leaf, mx.array)], cache_arrays(state.view))
         return crossing if isinstance(crossing, mx.array) else None
 
+    def _ids(self, length: int, *, seed: int) -> mx.array:
+        """Random token ids (1, L) int32."""
+        return mx.array(np.random.default_rng(seed).integers(0, self._num_ids, (1, length)), mx.int32)
+
     def _apart(
         self,
         logits: mx.array | None,
@@ -294,11 +298,6 @@ def _said(error: Exception) -> str:
 
 def _may_be_nan(array: mx.array) -> bool:
     return bool(mx.issubdtype(array.dtype, mx.floating))
-
-
-def _ids(batch: int, length: int, *, seed: int) -> mx.array:
-    """Random token ids (B, L), below every vocabulary."""
-    return mx.array(np.random.default_rng(seed).integers(1, _MAX_ID, (batch, length)), mx.int32)
 
 
 def _within(chunks: Sequence[int], limit: int) -> tuple[int, ...]:

@@ -25,9 +25,10 @@ from shardhub.model.build import Blueprint, spec_of
 from shardhub.model.dissection import Dissection
 from shardhub.model.lazily import forward
 from shardhub.model.microbatch import advance
-from shardhub.model.selfcheck import batches_alike
+from shardhub.model.selfcheck import batch_refusal
 from shardhub.model.session import Session
 from shardhub.model.stage import Stage, cache_arrays
+from shardhub.model.trial import Trial
 from shardhub.parameters import SamplingParameters
 from shardhub.splitting.contents import StageContents
 from shardhub.tensors import TensorSpec
@@ -189,13 +190,15 @@ class Chain:
         self.can_batch = all(content.batched_graph_hash is not None for content in contents)
         for content in contents:
             module.load()
-            model = Blueprint(config, headers).build(stand_in=poison.parameter)
+            blueprint = Blueprint(config, headers)
+            model = blueprint.build(stand_in=poison.parameter)
             names = [
                 tuple(crossing.name for crossing in each) for each in (content.crossings_in, content.crossings_out)
             ]
             stage = Stage(model, dissection.anatomy, content.start, content.stop, *names)
             model.load_weights([(name, weights[name]) for name in content.tensors], strict=False)
-            self.can_batch = self.can_batch and batches_alike(stage, content.crossings_in, "F32")
+            trial = Trial(blueprint, dissection.anatomy, content.start, content.crossings_in)
+            self.can_batch = self.can_batch and batch_refusal(stage, trial, content.crossings_in, "F32") is None
             self.stages.append(stage)
         run = self.stages[-1].run
 

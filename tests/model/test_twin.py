@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from mlx.utils import tree_flatten
 
+from shardhub.model.anatomy import examine
 from shardhub.model.build import Blueprint, spec_of
 from shardhub.model.miniature import make_miniature, miniature_widths
 from shardhub.model.probing import find_chunks
+from shardhub.model.trial import Trial
 from shardhub.model.twin import Twin, run_twin
 from tests import public
 from tests.architectures import matrix, widths
@@ -28,6 +30,18 @@ def opened(config: dict[str, Any]) -> Blueprint:
 def twin(config: dict[str, Any], cuts: tuple[int, ...] = (2, 4)) -> Twin:
     blueprint = opened(config)
     return run_twin(blueprint, find_chunks(blueprint), cuts)
+
+
+def test_small_vocabulary_is_not_read_past_its_last_row() -> None:
+    """Rows past a vocabulary are whatever memory holds: what a trial makes up stays below."""
+    config = {**matrix.CONFIGS["llama"], "vocab_size": 7}
+    blueprint = opened(config)
+    assert blueprint.num_trial_ids == 7
+    trial = Trial(blueprint, examine(blueprint), 0, ())
+    ids = trial.chunk(400, 400).ids
+    assert (ids.min().item(), ids.max().item()) == (0, 6)
+    result = twin(config, (2,))
+    assert (result.not_run, result.finding, result.batch_refusal) == ("", None, None)
 
 
 @pytest.mark.parametrize("module", variants(["gemma3_text", "qwen3_next", "kimi_k3", "gemma4_text"]))
