@@ -6,11 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from pathlib import Path
 from typing import Any
+
+from tests import forks
 
 START_TIMEOUT_S = 120
 END_TIMEOUT_S = 60
@@ -26,8 +27,8 @@ class Node:
 
     def __init__(self, *folders: Path, options: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
         self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed when the node has ended
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "shardhub", "serve", *map(str, folders), "--port", "0", "--json", *options],
+        self.process = forks.popen(
+            ["serve", *map(str, folders), "--port", "0", "--json", *options],
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
@@ -106,12 +107,4 @@ def shardhub(
     *arguments: object, stdin: str = "", env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "shardhub", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, **(env or {})},
-    )
+    return forks.run([*map(str, arguments)], stdin=stdin, timeout=300, env={**os.environ, **(env or {})})

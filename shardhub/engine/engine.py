@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -44,6 +45,8 @@ from shardhub.shard import Shard
 from shardhub.tensors import DTYPE_SIZES
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Most steps and bytes queued for one head.
 QUEUE_STEPS = 32
@@ -108,6 +111,7 @@ class Engine:
         self.kv_budget_bytes = stage.kv_budget_bytes
         self.boot_id = dice.new_id()
         self._id_s: dict[Lane, float] = {}
+        self._queued: dict[Future[Ran | StepFailure], tuple[bytes, Step]] = {}
         self.meter = Meter()
         self._broken = Seldom(log, clock=clock.now)
         self.limits = Limits(
@@ -222,11 +226,11 @@ class Engine:
 
     def open(self, call: OpenSession) -> Future[Opened]:
         """Open a session or fence an older epoch of it, after the running step and before the queued ones."""
-        return self._compute.control(lambda: self._sessions.open(call))
+        return self._fence(call.head, lambda: self._sessions.open(call))
 
     def close_session(self, head: bytes, session: bytes, epoch: int, *, park: bool = False) -> Future[None]:
         """End a session and free its KV, or park it for forks until its memory is needed."""
-        return self._compute.control(lambda: self._sessions.close(head, session, epoch, park=park))
+        return self._fence(head, lambda: self._sessions.close(head, session, epoch, park=park))
 
     def renew(self, head: bytes, sessions: Sequence[bytes]) -> Future[list[bytes]]:
         """Extend leases; the result names the sessions that are no longer here."""
@@ -236,16 +240,20 @@ class Engine:
         """Queue a step.
 
         The future never raises: an error becomes a `StepFailure` for the head. A refused step has changed nothing; a
-        step that failed while it ran has ended its sessions.
+        step that failed while it ran has ended its sessions. A step whose future is cancelled before it runs is
+        dropped.
         """
         if self._is_last and any(row.masked for row in step.rows):
             done: Future[Ran | StepFailure] = Future()
 
             def ready(error: ShardhubError | None) -> None:
                 if error is not None:
-                    done.set_result(self._failure(step, error))
-                else:
-                    self._submit(head, step).add_done_callback(lambda ran: _hand_on(ran, done))
+                    if done.set_running_or_notify_cancel():
+                        done.set_result(self._failure(step, error))
+                    return
+                queued = self._submit(head, step)
+                queued.add_done_callback(lambda ran: _hand_on(ran, done))
+                done.add_done_callback(lambda ended: queued.cancel() if ended.cancelled() else None)
 
             self._masks.hold(head, step, ready)
             return done
@@ -269,16 +277,36 @@ class Engine:
         # Vocabularies are padded on both sides of the wire; the largest known has 262,144 entries.
         return (self.facts.vocab_size or _MAX_VOCAB) // 8 + _MASK_ROOM_BYTES
 
+    def _fence(self, head: bytes, run: Callable[[], T]) -> Future[T]:
+        """Run a control job that may end sessions, and fail the head's queued steps that can run no more.
+
+        They would fail when their turn comes, and until then take room from the steps that replace them.
+        """
+
+        def fence() -> T:
+            result = run()
+            for queued, (owner, step) in list(self._queued.items()):
+                is_over = owner == head and any(self._sessions.is_over(head, row) for row in step.rows)
+                if is_over and queued.set_running_or_notify_cancel():
+                    queued.set_result(self._run(head, step, 0.0))
+            return result
+
+        return self._compute.control(fence)
+
     def _submit(self, head: bytes, step: Step) -> Future[Ran | StepFailure]:
         queued_at = self._clock.now()
         try:
-            return self._compute.submit(
+            queued = self._compute.submit(
                 head,
                 lambda: self._run(head, step, self._clock.now() - queued_at),
                 cost=self._expected_s(step),
-                limit=self.limits.queue_steps,
+                # A head gives up its steps when it loses a node, sends others, and may yet have to fence the first.
+                limit=2 * self.limits.queue_steps,
                 queue=step.lane,
             )
+            self._queued[queued] = head, step
+            queued.add_done_callback(lambda ended: self._queued.pop(ended, None))
+            return queued
         except ShardhubError as error:
             failed: Future[Ran | StepFailure] = Future()
             failed.set_result(self._failure(step, error))
@@ -457,7 +485,7 @@ class Engine:
 def _hand_on(ran: Future[Ran | StepFailure], done: Future[Ran | StepFailure]) -> None:
     if ran.cancelled():
         done.cancel()
-    else:
+    elif done.set_running_or_notify_cancel():
         done.set_result(ran.result())
 
 

@@ -77,6 +77,10 @@ class _Owner:
     def __len__(self) -> int:
         return sum(len(queue) for queue in self.queues.values())
 
+    def forget_ended(self) -> None:
+        for key, queue in self.queues.items():
+            self.queues[key] = deque(job for job in queue if not job.future.done())
+
     def pop(self) -> Job:
         waiting = [key for key, queue in self.queues.items() if queue]
         self._turn = next((key for key in waiting if key != self._turn), waiting[0])
@@ -112,13 +116,15 @@ class JobQueues:
         """Queue a job of `owner`.
 
         Args:
-            limit: Most queued jobs of the owner.
+            limit: Most queued jobs of the owner; those whose future is done do not count.
             queue: Which of the owner's queues; jobs keep their order within a queue.
 
         Raises:
             Overloaded: The owner's queue is full, as it exceeded its credit.
         """
         own = self._owners.setdefault(owner, _Owner())
+        if len(own) >= limit:
+            own.forget_ended()
         if len(own) >= limit:
             raise Overloaded(f"{len(own)} steps are queued for this head.", why=f"Its credit is {limit}.")
         # An owner that was idle starts level with the others: idle time earns no priority.
@@ -127,7 +133,21 @@ class JobQueues:
         own.queues.setdefault(queue, deque()).append(job)
 
     def pop(self) -> Job | None:
-        """Take the job that runs next; None if none waits."""
+        """Take the job that runs next; None if none waits. Those whose future is done by now are dropped."""
+        job = self._next()
+        while job is not None and job.future.done():
+            job = self._next()
+        return job
+
+    def clear(self) -> list[Job]:
+        """Take all waiting jobs out."""
+        queues = [queue for owner in self._owners.values() for queue in owner.queues.values()]
+        jobs = [*self._control, *(job for queue in queues for job in queue)]
+        self._control.clear()
+        self._owners.clear()
+        return jobs
+
+    def _next(self) -> Job | None:
         if self._control:
             return self._control.popleft()
         waiting = [owner for owner, own in self._owners.items() if len(own)]
@@ -140,11 +160,3 @@ class JobQueues:
             del self._owners[owner]
             self._spent.pop(owner, None)
         return job
-
-    def clear(self) -> list[Job]:
-        """Take all waiting jobs out."""
-        queues = [queue for owner in self._owners.values() for queue in owner.queues.values()]
-        jobs = [*self._control, *(job for queue in queues for job in queue)]
-        self._control.clear()
-        self._owners.clear()
-        return jobs

@@ -153,6 +153,11 @@ class SessionTable:
                 self.touch(entry)
         return gone
 
+    def is_over(self, head: bytes, row: Row) -> bool:
+        """Whether a row's session has ended, was parked, or is at a later epoch."""
+        entry = self._entries.get(row.session)
+        return entry is None or entry.head != head or entry.parked_at is not None or row.epoch < entry.epoch
+
     def find(self, head: bytes, row: Row, length: int) -> Entry:
         """Return the entry for a row of a step, checked against epoch, position and context.
 

@@ -213,6 +213,7 @@ class StageServicer(NodeServicer):
             if (before := self._heads.get((head, lane))) is not None:
                 before.stop()
             self._heads[head, lane] = outbox
+        queued: dict[Future[Ran | StepFailure], None] = {}
         try:
             outbox.put(
                 codec.hello_message(
@@ -225,22 +226,29 @@ class StageServicer(NodeServicer):
                     continue
                 if message.WhichOneof("kind") != "step":
                     raise WireError(f"A {message.WhichOneof('kind')} was sent on a link for steps only.")
-                self._accept(engine, head, codec.step_value(message.step, lane, now=self._clock.now()))
+                step = engine.step(head, codec.step_value(message.step, lane, now=self._clock.now()))
+                queued[step] = None
+                step.add_done_callback(functools.partial(self._after_step, head, queued))
         finally:
+            # Its sender reports them as lost, and they would take room from those that replace them.
+            for step in list(queued):
+                step.cancel()
             await outbox.finish()
             if is_head and self._heads.get((head, lane)) is outbox:
                 del self._heads[head, lane]
                 if not self._has_stream(head):
                     await self._peers.close_head(head)
 
-    def _accept(self, engine: Engine, head: bytes, step: Step) -> None:
-        """Queue a step; the event loop sends on the outputs, in order."""
-
-        def done(future: Future[Ran | StepFailure]) -> None:
-            if not future.cancelled():
-                self._loop.call_soon_threadsafe(self._send_on, head, future.result())
-
-        engine.step(head, step).add_done_callback(done)
+    def _after_step(
+        self,
+        head: bytes,
+        queued: dict[Future[Ran | StepFailure], None],
+        step: Future[Ran | StepFailure],
+    ) -> None:
+        """Have the event loop send on what a step gave, in order; called in the thread that ran it."""
+        if not step.cancelled():
+            self._loop.call_soon_threadsafe(self._send_on, head, step.result())
+        queued.pop(step, None)
 
     def _send_on(self, head: bytes, outcome: Ran | StepFailure) -> None:
         if isinstance(outcome, StepFailure):

@@ -81,6 +81,17 @@ def test_an_owner_beyond_its_credit_is_refused(compute) -> None:
     assert other.result(WAIT_S) == "ran"
 
 
+def test_a_job_that_was_cancelled_takes_no_room(compute) -> None:
+    """Neither does it run."""
+    gate, done = Gate(compute), []
+    jobs = [compute.submit("a", lambda i=i: done.append(i), cost=1, limit=3) for i in range(3)]
+    assert jobs[1].cancel()
+    last = compute.submit("a", lambda: done.append(3), cost=1, limit=3)
+    gate.go.set()
+    last.result(WAIT_S)
+    assert done == [0, 2, 3]
+
+
 def test_an_error_belongs_to_its_job(compute) -> None:
     """The thread goes on after a job that raised."""
     with pytest.raises(ZeroDivisionError):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from functools import partial
 from pathlib import Path
 from resource import RLIMIT_NOFILE, setrlimit
 from typing import Any
+
+from tests import forks
 
 START_TIMEOUT_S = 120
 END_TIMEOUT_S = 60
@@ -37,13 +38,14 @@ class GatewayProcess:
     ) -> None:
         nodes = [part for address in addresses for part in ("--node", address)]
         self.log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - closed when the process has ended
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "shardhub", "gateway", str(pipeline), *nodes, "--port", "0", "--json", *options],
+        limits = {} if num_files is None else {"preexec_fn": partial(setrlimit, RLIMIT_NOFILE, (num_files, num_files))}
+        self.process = forks.popen(
+            ["gateway", str(pipeline), *nodes, "--port", "0", "--json", *options],
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
             env={**os.environ, **(env or {})},
-            preexec_fn=None if num_files is None else partial(setrlimit, RLIMIT_NOFILE, (num_files, num_files)),
+            **limits,
         )
         timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
         timer.start()

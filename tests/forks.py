@@ -1,0 +1,217 @@
+"""Processes of `shardhub` that are forked from one which has imported what takes long: transformers needs two seconds.
+
+A forked process is a child of the test's process like any other, with its own arguments, environment, folder and
+streams, and ends as Python ends. Where a fork could differ from a new process, a new one is started: on systems without
+subreapers, and with an environment in which packages might be imported otherwise.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+# Imported before any fork; neither reads a variable of ours, and neither starts a thread.
+_PRELOADED = ("transformers.models.auto.tokenization_auto", "transformers", "huggingface_hub.file_download", "jinja2")
+# Variables that may differ between the server and a fork: only shardhub and pytest read them.
+_OURS = ("SHARDHUB_", "PYTEST_")
+_SET_CHILD_SUBREAPER = 36
+# More files than the server ever has open.
+_MOST_FDS = 1024
+_COMMAND = (sys.executable, "-m", "shardhub")
+
+
+def popen(arguments: list[str], *, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[Any]:
+    """Start `shardhub` with these arguments; takes what `subprocess.Popen` takes.
+
+    Args:
+        arguments: Of the command.
+        env: Its whole environment; this process's without it.
+        options: More for `Popen`.
+    """
+    env = dict(os.environ) if env is None else env
+    server = _server() if "preexec_fn" not in options else None
+    if server is None or not server.is_like(env):
+        return subprocess.Popen([*_COMMAND, *arguments], env=env, **options)
+    return _Forked([*_COMMAND, *arguments], env=env, **options)
+
+
+def run(arguments: list[str], *, stdin: str, timeout: float, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run `shardhub` with these arguments to its end, as `subprocess.run` does with `capture_output`."""
+    pipe = subprocess.PIPE
+    with popen(arguments, env=env, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            out, errors = process.communicate(stdin, timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+        return subprocess.CompletedProcess(process.args, process.wait(), out, errors)
+
+
+class _Forked(subprocess.Popen[Any]):
+    """A process that the server forks instead of the system starting it."""
+
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *rest: Any) -> None:
+        close_fds, pass_fds, cwd, env, _, _, shell, *pipes = rest[:13]
+        assert close_fds
+        assert not any((executable, preexec_fn, pass_fds, shell))
+        p2cread, _, _, c2pwrite, _, errwrite = pipes
+        server = _server()
+        assert server is not None
+        streams = [theirs if theirs != -1 else own for own, theirs in enumerate((p2cread, c2pwrite, errwrite))]
+        try:
+            self.pid = server.fork(list(args[len(_COMMAND) :]), cwd=os.fspath(cwd or os.getcwd()), env=env, fds=streams)
+            self._child_created = True
+        finally:
+            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+class _Server:
+    """The process that is forked, one for each process of tests."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._env = _comparable(dict(os.environ))
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.forks", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                cwd=ROOT,
+                start_new_session=True,
+            )
+        atexit.register(self.close)
+
+    def is_like(self, env: dict[str, str]) -> bool:
+        """Whether packages are imported with this environment as they were in the server."""
+        return _comparable(env) == self._env
+
+    def fork(self, arguments: list[str], *, cwd: str, env: dict[str, str], fds: list[int]) -> int:
+        """Fork a process; returns its id, as a child of this process."""
+        request = json.dumps({"arguments": arguments, "cwd": cwd, "env": env}).encode()
+        with self._lock:
+            _adopt_orphans(True)
+            try:
+                socket.send_fds(self._socket, [len(request).to_bytes(4, "big")], fds)
+                self._socket.sendall(request)
+                return int.from_bytes(_read(self._socket, 4), "big")
+            finally:
+                _adopt_orphans(False)
+
+    def close(self) -> None:
+        """End the server; its forks go on."""
+        self._socket.close()
+        self._process.wait()
+
+
+_known: dict[int, _Server] = {}
+
+
+def _server() -> _Server | None:
+    """This process's server, started when it is first needed; None where there cannot be one."""
+    if not sys.platform.startswith("linux"):
+        return None
+    if os.getpid() not in _known:
+        _known[os.getpid()] = _Server()
+    return _known[os.getpid()]
+
+
+def _adopt_orphans(is_adopting: bool) -> None:
+    """Have processes whose parent ends become children of this one, or of the system's first process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_SET_CHILD_SUBREAPER, ctypes.c_ulong(is_adopting), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _comparable(env: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if not name.startswith(_OURS)}
+
+
+def _read(connection: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        more = connection.recv(length - len(data))
+        if not more:
+            raise ConnectionError("the process that is forked has ended")
+        data += more
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """What a fork runs."""
+
+    arguments: list[str]
+    cwd: str
+    env: dict[str, str]
+    fds: list[int]
+
+    def run(self) -> None:
+        """Become it."""
+        for own, theirs in enumerate(self.fds):
+            os.dup2(theirs, own)
+        os.closerange(len(self.fds), _MOST_FDS)
+        os.chdir(self.cwd)
+        os.environ.clear()
+        os.environ.update(self.env)
+        random.seed()
+        sys.argv = ["shardhub", *self.arguments]
+        sys.path[0] = self.cwd
+        runpy.run_module("shardhub", run_name="__main__", alter_sys=True)
+
+
+def _serve(connection: socket.socket) -> _Program | None:
+    """Fork for each request until the tests end; returns None then, and what is to be run in each fork."""
+    while True:
+        header, fds, _, _ = socket.recv_fds(connection, 4, 3)
+        if not header:
+            return None
+        request = json.loads(_read(connection, int.from_bytes(header, "big")))
+        ours, theirs = os.pipe()
+        parent = os.fork()
+        if parent == 0:
+            pid = os.fork()
+            if pid == 0:
+                return _Program(request["arguments"], request["cwd"], request["env"], fds)
+            # With the end of its parent the process becomes the tests' child.
+            os.write(theirs, pid.to_bytes(4, "big"))
+            os._exit(0)
+        os.waitpid(parent, 0)
+        connection.sendall(os.read(ours, 4))
+        for fd in (ours, theirs, *fds):
+            os.close(fd)
+
+
+def main() -> None:
+    """Serve forks, or be one."""
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # as shardhub itself does
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401 - transformers imports lazily
+
+    gc.collect()
+    gc.freeze()
+    program = _serve(connection)
+    connection.detach()  # in a fork its number may be another's by now
+    if program is not None:
+        program.run()
+
+
+if __name__ == "__main__":
+    main()
