@@ -37,6 +37,19 @@ def pytest_collection_modifyitems(items):
     selection.mark(items)
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Measure the coverage of the fast tests alone: others follow code themselves, or would take half as long again."""
+    plugin = item.config.pluginmanager.getplugin("_cov")
+    if plugin is None or item.get_closest_marker("fast"):
+        return (yield)
+    plugin.cov_controller.pause()
+    try:
+        return (yield)
+    finally:
+        plugin.cov_controller.resume()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frozen_heap():
     """Keep what lives before a module's tests out of garbage collections: an engine starts with two, of 0.1 s each."""
