@@ -8,13 +8,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 # Marks that the default leaves out, as in pyproject.toml.
-HEAVY = ("architectures", "variants", "soak", "clients", "browser", "registry")
+HEAVY = ("architectures", "variants", "soak", "clients", "browser", "registry", "slow")
 # Marks by what a test uses: its own module or those of its fixtures import one of these modules.
 _USES = {
     "process": ("subprocess", "multiprocessing", "tests.nodes", "tests.soak.nemesis"),
@@ -42,7 +43,10 @@ def variants(cases: Sequence[Any], *, num_default: int = 1) -> list[Any]:
 
 def mark(items: Sequence[pytest.Item]) -> None:
     """Mark each test by what it uses: `process`, `model`, or `fast` if it needs neither and has no heavy mark."""
+    slow = frozenset((Path(__file__).parent / "slow.txt").read_text().splitlines())
     for item in items:
+        if item.nodeid in slow:
+            item.add_marker("slow")
         reached = frozenset[str]().union(*(_reached(module.__name__, module) for module in _modules(item)))
         for name, modules in _USES.items():
             if not reached.isdisjoint(modules):
