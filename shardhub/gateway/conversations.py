@@ -51,7 +51,7 @@ def messages_of(messages: Sequence[Message], *, strict: bool = False) -> list[di
     for index, message in enumerate(messages):
         plain = message.model_dump(exclude_none=True)
         content = message.content if isinstance(message.content, list) else [message.content or ""]
-        parts = [_told(part, f"messages[{index}].content[{at}]") for at, part in enumerate(content)]
+        parts = [_read(part, f"messages[{index}].content[{at}]") for at, part in enumerate(content)]
         plain["content"] = joined(parts)
         for at, part in enumerate(parts):
             if part.kind == "unseen" and strict:
@@ -83,7 +83,7 @@ def switches_of(given: dict[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
 
 
-def _told(part: Any, where: str) -> ReadPart:
+def _read(part: Any, where: str) -> ReadPart:
     try:
         return read_part(part)
     except ValueError as error:

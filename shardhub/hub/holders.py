@@ -36,13 +36,13 @@ class Holders:
         self._namespace = namespace
         self._tag = tag
         self._own = own
-        self._found: dict[str, tuple[str, ListedFile]] | None = None
+        self._by_sha256: dict[str, tuple[str, ListedFile]] | None = None  # listed on first use
 
     def find(self, sha256: str) -> tuple[str, ListedFile] | None:
         """A repo and its file with this sha256, or None."""
-        if self._found is None:
-            self._found = self._look()
-        return self._found.get(sha256)
+        if self._by_sha256 is None:
+            self._by_sha256 = self._look()
+        return self._by_sha256.get(sha256)
 
     def _look(self) -> dict[str, tuple[str, ListedFile]]:
         api = self._calls.api

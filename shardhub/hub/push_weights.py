@@ -62,7 +62,7 @@ def check_weights(job: SplitJob, journal: PushJournal, progress: Callable[[PushP
     with Copier(job.checkpoint, job.contents.computed, check_weights=True) as copier:
         for key, (shard, layout) in unchecked.items():
 
-            def told(count: int, repo: str = job.shard_label(shard), file: str = layout.name) -> None:
+            def add_bytes(count: int, repo: str = job.shard_label(shard), file: str = layout.name) -> None:
                 nonlocal done_bytes
                 done_bytes += count
                 progress(
@@ -71,7 +71,7 @@ def check_weights(job: SplitJob, journal: PushJournal, progress: Callable[[PushP
                     )
                 )
 
-            copier.write(layout, [], told, partial(journal.add, key))
+            copier.write(layout, [], add_bytes, partial(journal.add, key))
             copier.wait()
 
 
@@ -167,13 +167,13 @@ class WeightFiles:
         digests: list[str] = []
         read_bytes = 0
 
-        def told(count: int) -> None:
+        def add_bytes(count: int) -> None:
             nonlocal read_bytes
             read_bytes += count
             self._tell("reading", remote.repo, layout.name, half=read_bytes // 2)
 
         try:
-            self._copier.write(layout, [path], told, digests.append)
+            self._copier.write(layout, [path], add_bytes, digests.append)
             self._copier.wait()
             sha256 = digests[0]
             self._check_same(key, layout, sha256)

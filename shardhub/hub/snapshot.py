@@ -134,7 +134,7 @@ class Snapshot:
         for file in stage.weight_files:
             if file.name in names:
 
-                def told(count: int, file: WeightFile = file) -> None:
+                def add_bytes(count: int, file: WeightFile = file) -> None:
                     nonlocal done
                     done += count
                     self._progress(FetchProgress(repo=repo.repo, file=file.name, done_bytes=done, total_bytes=total))
@@ -146,7 +146,7 @@ class Snapshot:
                     cache=self._cache,
                     check=lambda path, file=file: check_weight_header(path, file, tensors),  # type: ignore[misc]
                     notice=self._notice,
-                    progress=told,
+                    progress=add_bytes,
                 )
             else:
                 # From another shard: the bytes are the same, but may not match this catalogue.

@@ -68,7 +68,7 @@ def open_remote_checkpoint(
     num_weights = sum(map(is_loaded, repo.files))
     num_read = 0
 
-    def read_header(name: str) -> Header:
+    def read_remote_header(name: str) -> Header:
         nonlocal num_read
         progress(f"reading headers of {reference.repo}: {num_read} of {num_weights}")
         num_read += 1
@@ -82,7 +82,7 @@ def open_remote_checkpoint(
         folder,
         list(repo.files),
         where=reference.repo,
-        read_header=read_header,
+        read_header=read_remote_header,
         open_file=open_file,
         local_file=SourceWeights(repo, cache, notice=patience.notice, progress=progress).path,
     )

@@ -60,7 +60,7 @@ class SourceWeights:
                 return path
             done_bytes = 0
 
-            def told(count: int) -> None:
+            def add_bytes(count: int) -> None:
                 nonlocal done_bytes
                 done_bytes += count
                 self._progress(f"fetching {name}: {size_text(done_bytes)} of {size_text(listed.size_bytes)}")
@@ -72,7 +72,7 @@ class SourceWeights:
                 cache=cache,
                 check=lambda path: _check(path, header),
                 notice=self._notice,
-                progress=told,
+                progress=add_bytes,
             )
 
     def _tell(self) -> None:

@@ -103,7 +103,7 @@ class Catalog:
         with ExitStack() as opened:
             self._writer, self._reader = (_Side(path) for _ in range(2))
             opened.callback(self.close)
-            with _told(path):
+            with _mapped_errors(path):
                 for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                     self._writer.connection.execute(f"PRAGMA {pragma}")
                 self._make(path)
@@ -178,7 +178,7 @@ class _Side:
     connection: sqlite3.Connection = field(init=False)
 
     def __post_init__(self) -> None:
-        with _told(self.path):
+        with _mapped_errors(self.path):
             self.connection = sqlite3.connect(
                 self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
@@ -191,7 +191,7 @@ class _Side:
         if not self.lock.acquire(timeout=BUSY_TIMEOUT_S):
             raise _busy()
         try:
-            with _told(self.path):
+            with _mapped_errors(self.path):
                 left_ms = max(0, int(1000 * (deadline - time.monotonic())))
                 self.connection.execute(f"PRAGMA busy_timeout={left_ms}")
                 self.connection.execute(begin)
@@ -207,7 +207,7 @@ class _Side:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _mapped_errors(path: Path) -> Iterator[None]:
     """Map SQLite's errors that come from the environment to ours."""
     try:
         yield

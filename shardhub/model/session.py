@@ -64,8 +64,8 @@ class Session(StageSession):
 class Group:
     """Sessions whose caches are merged, so that one forward runs a step of all.
 
-    A group keeps no session alive: the row of a dropped session counts as left, and the last session's end frees the
-        caches.
+    A group only refers to its sessions weakly: the row of a dropped session counts as left, and the end of the last
+    session frees the caches.
 
     Attributes:
         cache: Caches with a row for each session.

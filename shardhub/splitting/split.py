@@ -206,7 +206,7 @@ class _Splitter:
     def _copy(self, key: str, layout: FileLayout, index: int, targets: Sequence[tuple[ShardJob, FileLayout]]) -> None:
         """Copy one weight file into every hidden folder that needs it; without targets, only compute its sha256."""
 
-        def told(count: int) -> None:
+        def add_bytes(count: int) -> None:
             self._done_bytes += count
             if self._progress is not None:
                 self._progress(
@@ -232,7 +232,7 @@ class _Splitter:
             for temporary, path in zip(temporaries, paths, strict=True):
                 os.replace(temporary, path)
 
-        self._copier.write(layout, temporaries, told, synced)
+        self._copier.write(layout, temporaries, add_bytes, synced)
 
     def _result(self, shard: ShardJob, *, already_there: bool) -> ShardResult:
         """Result for a shard in place; sha256 of its files that are unknown are computed from the source.

@@ -71,7 +71,7 @@ def open_model(
     """
     place = parse_reference(text)
     if isinstance(place, Path):
-        checkpoint = _without_code(_told(open_checkpoint(place), watcher), ignore_code=ignore_code)
+        checkpoint = _without_code(_reported(open_checkpoint(place), watcher), ignore_code=ignore_code)
         source = Source(repo=None, commit=None)
         return _translated(checkpoint, source, model_name(str(place.resolve())), ignore_fields, context, watcher)
     try:
@@ -81,7 +81,7 @@ def open_model(
             )
     finally:
         watcher.doing("")
-    checkpoint = _without_code(_told(remote.checkpoint, watcher), ignore_code=ignore_code)
+    checkpoint = _without_code(_reported(remote.checkpoint, watcher), ignore_code=ignore_code)
     return _translated(checkpoint, remote.source, model_name(place.repo), ignore_fields, context, watcher)
 
 
@@ -195,7 +195,8 @@ class Places:
         return None
 
 
-def _told(checkpoint: Checkpoint, watcher: Watcher) -> Checkpoint:
+def _reported(checkpoint: Checkpoint, watcher: Watcher) -> Checkpoint:
+    """Report a checkpoint's notes, and return it."""
     for text in checkpoint.notes:
         watcher.note(f"note: {text}")
     return checkpoint

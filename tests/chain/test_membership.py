@@ -43,10 +43,10 @@ def request(num_tokens=20) -> Request:
 
 
 async def is_served(scheduler, address) -> None:
-    async def told() -> bool:
+    async def is_reported() -> bool:
         return any(event.kind in ("back", "joined") and address in event.text for event in scheduler.events)
 
-    await until(told)
+    await until(is_reported)
 
 
 def test_a_node_that_joins_is_used_for_new_work(pipeline, served) -> None:

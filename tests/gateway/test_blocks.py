@@ -16,7 +16,7 @@ CALL = [
 OTHER = [CallPiece(index=1, id="call_2", name="g"), CallPiece(index=1, arguments="{}")]
 
 
-def told(deltas):
+def blocks_of(deltas):
     """The steps of an answer, and its blocks as they are in the end."""
     blocks = Blocks()
     steps = [step for delta in deltas for step in blocks.take(delta)] + list(blocks.finish())
@@ -39,7 +39,7 @@ def told(deltas):
 )  # fmt: skip
 def test_blocks_are_what_the_deltas_say(deltas, expected) -> None:
     """One of each kind where the kind changes, blanks before a call in none, and no call in another."""
-    steps, blocks = told(deltas)
+    steps, blocks = blocks_of(deltas)
     assert [(block.kind, block.text) for block in blocks] == expected
     assert [block.index for block in blocks] == list(range(len(expected)))
     for block in blocks:
@@ -50,7 +50,7 @@ def test_blocks_are_what_the_deltas_say(deltas, expected) -> None:
 
 def test_blocks_do_not_overlap() -> None:
     """Each ends before the next one starts: streams of other APIs know no other order."""
-    steps, _ = told([Delta(reasoning="R", text="A", calls=CALL), Delta(calls=OTHER)])
+    steps, _ = blocks_of([Delta(reasoning="R", text="A", calls=CALL), Delta(calls=OTHER)])
     assert [what for what, _, _ in steps if what != "more"] == ["start", "end"] * 4
 
 
@@ -61,5 +61,5 @@ def test_text_behind_a_call_stays_behind_it() -> None:
     deltas.call(CALL)
     deltas.say("B")
     deltas.think("R")
-    _, blocks = told(deltas)
+    _, blocks = blocks_of(deltas)
     assert [block.kind for block in blocks] == ["text", "call", "text", "reasoning"]

@@ -1,4 +1,4 @@
-"""docs/architecture.md says what the code is: its files and names exist, its layers are those, long files are told."""
+"""docs/architecture.md is true of the code: files and names exist, layers are as stated, long files are explained."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_named_file_exists(path: str) -> None:
 
 @pytest.mark.parametrize(("path", "name"), sorted(set(NAMED.findall(TEXT))))
 def test_named_thing_is_in_its_file(path: str, name: str) -> None:
-    """And in the file what the page names."""
+    """The file defines the name that the page gives for it."""
     assert name in names(ROOT / path)
 
 
@@ -73,7 +73,7 @@ def test_layers_are_those_that_imports_are_held_to() -> None:
 
 
 def test_long_files_are_explained() -> None:
-    """Every file of the package over 400 lines stands in the table with its reason, and no shorter one does."""
+    """Every file of the package over 400 lines is in the table with its reason, and no shorter file is."""
     explained = set(re.findall(r"^\| `([^`]+)` \|", section("Long files"), re.MULTILINE))
     sources = [path for path in (ROOT / "shardhub").rglob("*.py*") if path.suffix in {".py", ".pyi"}]
     long_files = {

@@ -66,7 +66,7 @@ LAYERS = {
     "demo": 6,
     "gateway": 6,
     "selftest": 6,
-    # What a command, a program or a resident does with all that.
+    # The operations that commands, programs and services call.
     "usecases": 7,
     "cli": 8,
     "__main__": 9,

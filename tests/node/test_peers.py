@@ -65,10 +65,10 @@ class Sender:
         return session
 
     async def is_told(self, session) -> None:
-        async def told() -> bool:
+        async def is_lost() -> bool:
             return session in self.lost
 
-        await until(told)
+        await until(is_lost)
 
 
 def test_a_failed_probe_silences_no_link(folder) -> None:
