@@ -15,6 +15,8 @@ TEXT = (ROOT / "docs" / "architecture.md").read_text()
 PATH = re.compile(r"`((?:shardhub|tests|docs|templates|protos)/[\w./-]+)`")
 # A file and a name in it: `path` (`name`), or `path`, `name` within brackets.
 NAMED = re.compile(r"`(shardhub/[\w/]+\.py)`\s*(?:\(|,\s)`(\w+)`")
+# A method or another attribute of a class: `Class.name`.
+MEMBER = re.compile(r"`([A-Z]\w+)\.(\w+)`")
 # Lines beyond which a file holds two nouns, or is explained.
 LONG = 400
 GENERATED = ("_pb2.py", "_pb2_grpc.py", "_pb2.pyi")
@@ -28,13 +30,18 @@ def section(title: str) -> str:
 
 def names(path: Path) -> set[str]:
     """Functions, classes, methods and constants that a file defines."""
-    defined: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return defined(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def defined(tree: ast.AST) -> set[str]:
+    """Functions, classes, methods and variables that a syntax tree defines."""
+    members: set[str] = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            defined.add(node.name)
+            members.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            defined.add(node.id)
-    return defined
+            members.add(node.id)
+    return members
 
 
 @pytest.mark.parametrize("path", sorted(set(PATH.findall(TEXT))))
@@ -47,6 +54,19 @@ def test_named_file_exists(path: str) -> None:
 def test_named_thing_is_in_its_file(path: str, name: str) -> None:
     """The file defines the name that the page gives for it."""
     assert name in names(ROOT / path)
+
+
+@pytest.fixture(scope="module")
+def classes() -> list[ast.ClassDef]:
+    """Every class of the package."""
+    sources = (path.read_text(encoding="utf-8") for path in (ROOT / "shardhub").rglob("*.py"))
+    return [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+
+
+@pytest.mark.parametrize(("name", "member"), sorted(set(MEMBER.findall(TEXT))))
+def test_named_member_is_in_its_class(name: str, member: str, classes: list[ast.ClassDef]) -> None:
+    """A class of that name has the method or attribute that the page gives for it."""
+    assert any(member in defined(node) for node in classes if node.name == name)
 
 
 def test_six_routes_name_their_steps() -> None:
