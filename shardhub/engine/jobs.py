@@ -126,7 +126,9 @@ class JobQueues:
         if len(own) >= limit:
             own.forget_ended()
         if len(own) >= limit:
-            raise Overloaded(f"{len(own)} steps are queued for this head.", why=f"The node queues at most {limit} for a head.")
+            raise Overloaded(
+                f"{len(own)} steps are queued for this head.", why=f"The node queues at most {limit} for a head."
+            )
         # An owner that was idle starts level with the others: idle time earns no priority.
         floor = min((self._spent[o] for o, q in self._owners.items() if len(q) and o in self._spent), default=0.0)
         self._spent[owner] = max(self._spent.get(owner, 0.0), floor)
