@@ -151,7 +151,9 @@ class Desk:
         if shown is None:
             raise CertificateRefused("Renewing a certificate requires the present one.")
         peer = peer_of(x509.load_der_x509_certificate(shown))
-        if peer.role is Role.AUTHORITY or peer.serial in self._authority.revocations().serials:
+        if peer.role is Role.AUTHORITY:
+            raise CertificateRefused("The authority's own certificate cannot be renewed by a caller.")
+        if peer.serial in self._authority.revocations().serials:
             raise CertificateRefused(f"The certificate of {peer} was revoked, so it cannot be renewed.")
         key = requested_key(request)
         log.info("renewing the certificate of %s", peer)
