@@ -27,7 +27,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ability:
-    """An answer: whether the chain did as the unsplit model did, and what is to be said about it.
+    """A verdict: whether the chain did as the unsplit model did, and a remark to print beside it.
 
     Attributes:
         supported: Upstream can do it, rightly.
@@ -41,7 +41,7 @@ class Ability:
 
 
 def batch(whole: Whole, chain: Chain) -> Ability:
-    """Merge two sequences of different lengths, decode, extend by a third, drop one, and take one out again."""
+    """Merge two sequences of different lengths, decode, add a third, drop one, and extract one again."""
     try:
         expected = _together(whole)
     except UnsupportedModel as error:
@@ -61,7 +61,7 @@ def batch(whole: Whole, chain: Chain) -> Ability:
 
 
 def trim(whole: Whole, chain: Chain) -> Ability:
-    """Go back, and on as if nothing had happened: past every window first, within it otherwise."""
+    """Trim the caches and go on: first from beyond every window, then from within it."""
     for lengths, num, note in ((LENGTHS[:2], 2, ""), ((2,), 1, "until a window is full")):
         try:
             actual, expected = _gone_back(whole, lengths, num)
@@ -77,7 +77,7 @@ def trim(whole: Whole, chain: Chain) -> Ability:
 
 
 def trim_rows(whole: Whole, chain: Chain) -> Ability:
-    """Go back by a number of positions of its own in each of two merged rows."""
+    """Trim each of two merged rows by its own number of positions."""
     for prompts, ahead, note in (((9, 6), 2, ""), ((2, 1), 1, "until a window is full")):
         try:
             expected = _rows_gone_back(whole, prompts, ahead)
@@ -97,7 +97,7 @@ def trim_rows(whole: Whole, chain: Chain) -> Ability:
 
 
 def snapshot(whole: Whole, chain: Chain) -> Ability:
-    """Copy the caches, go on, and go on again from the copy: both as the unsplit model does."""
+    """Copy the caches, go on, then go on again from the copy: both give the unsplit model's logits."""
     ids = token_ids(1)
     expected = _run_from(whole, whole.new_caches(), ids, 0, LENGTHS)
     for runner in (whole, chain):
@@ -112,7 +112,7 @@ def snapshot(whole: Whole, chain: Chain) -> Ability:
 
 
 def held_bytes(whole: Whole) -> tuple[int, float]:
-    """Bytes that the caches of one sequence hold past every window: a fixed part, and what each position adds."""
+    """Bytes that the caches of one sequence hold beyond every window: a fixed part, and an amount for each position."""
     start, more = sum(LENGTHS), 6
     ids = token_ids(1, start + more)
     caches = whole.new_caches()
@@ -189,7 +189,7 @@ def _alone(runner: Whole, row: int) -> dict[int, mx.array]:
 
 
 def _gone_back(runner: Chain | Whole, lengths: Sequence[int], num: int) -> tuple[list[mx.array], list[mx.array]]:
-    """Logits of steps after having gone ahead by `num` positions and back, and of the same without."""
+    """Logits of the steps after running `num` positions ahead and trimming them, and of the same steps without."""
     ids = token_ids(1)
     other = token_ids(1, seed=40)
     start = sum(lengths)
@@ -205,7 +205,8 @@ def _gone_back(runner: Chain | Whole, lengths: Sequence[int], num: int) -> tuple
 
 
 def _rows_gone_back(runner: Chain | Whole, prompts: Sequence[int], ahead: int) -> list[mx.array]:
-    """Logits (B, V) of steps after two merged rows went ahead by `ahead` and each back by a number of its own."""
+    """Logits (B, V) of steps after two merged rows ran `ahead` positions ahead and each was trimmed by its own number.
+    """
     prefilled = []
     for row, length in enumerate(prompts):
         caches = runner.new_caches()

@@ -36,7 +36,7 @@ _READ_FOR_ALL = ("sliding_window", "layer_types", "attention_chunk_size", "rope_
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What transformers' configuration class for a model type says of its text model.
+    """What transformers' configuration class for a model type declares about its text model.
 
     Attributes:
         reads: Fields that the decoder's code reads.
@@ -73,7 +73,7 @@ def module_reads(module: str, config: Mapping[str, Any]) -> list[str]:
 
 
 def known(model_type: str) -> Known | None:
-    """What the installed transformers says of a model type; None where it has no class of its own for it."""
+    """What the installed transformers declares about a model type; None if it has no class for the type."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if model_type not in CONFIG_MAPPING:
@@ -94,7 +94,7 @@ def known(model_type: str) -> Known | None:
 
 
 def _imported(module: str, seen: set[str] | None = None) -> set[str]:
-    """The module, and the other model modules it is made of."""
+    """The module and the other model modules that it imports."""
     seen = set() if seen is None else seen
     if module in seen:
         return seen
@@ -109,7 +109,7 @@ def _imported(module: str, seen: set[str] | None = None) -> set[str]:
 
 @contextmanager
 def _made(modules: list[Any]) -> Iterator[set[type]]:
-    """The dataclasses of these modules of which objects are made meanwhile."""
+    """The dataclasses of these modules that are instantiated inside the block."""
     made: set[type] = set()
     own = [
         cls
@@ -137,7 +137,7 @@ def _noting(original: Any, made: set[type]) -> Any:
 
 
 def _loaded(tree: ast.Module) -> set[str]:
-    """Names of attributes that are read, those of layers and models themselves aside."""
+    """Names of attributes that are read, except those of layers and of the model itself."""
     arguments = [
         node
         for node in ast.walk(tree)

@@ -1,4 +1,4 @@
-"""Models drawn at random: configurations, dtypes and quantisation that nobody chose, through the product.
+"""Models drawn at random (configurations, dtypes, quantisation), taken through the product.
 
     python -m tests.architectures.drawn --count 300 --seed 0 [--modules llama,gemma2]
 
@@ -118,12 +118,12 @@ _MX = {"F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16}
 
 
 class Rejected(Exception):
-    """Upstream itself cannot build or run what was drawn."""
+    """Upstream itself cannot build or run the drawn model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """A model as it was drawn.
+    """A model drawn at random.
 
     Attributes:
         config: Its config.json, before quantisation is noted in it.
@@ -144,12 +144,12 @@ class Drawn:
     has_kv_bits: bool
 
     def cut(self, num_layers: int) -> tuple[int, ...]:
-        """Positions of the cut."""
+        """Cut positions."""
         return tuple(sorted({min(num_layers - 1, max(1, round(share * num_layers))) for share in self.positions}))
 
 
 def draw(module: str, seed: int) -> Drawn:
-    """A model of a module, by seed. Not all can be built: see `build`."""
+    """Draw a model of a module from a seed. Some draws cannot be built: see `build`."""
     random = Random(f"{module}:{seed}")
     config = json.loads(json.dumps(CONFIGS[module]))
     block = config.get("text_config") or config.get("language_config") or config
@@ -191,7 +191,7 @@ def build(drawn: Drawn) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def drawn_and_built(module: str, seed: int) -> tuple[Drawn, nn.Module, dict[str, Any]]:
-    """The first draw from a seed that upstream can run; the module's own configuration if none is."""
+    """The first draw from a seed that upstream can run, or else the module's own configuration."""
     for attempt in range(_TRIES):
         drawn = draw(module, seed * 1000 + attempt)
         try:
@@ -202,7 +202,7 @@ def drawn_and_built(module: str, seed: int) -> tuple[Drawn, nn.Module, dict[str,
 
 
 def check(drawn: Drawn, model: nn.Module, config: dict[str, Any], folder: Path) -> dict[str, product.Verdict]:
-    """Take a drawn model through the product."""
+    """Take a drawn model through the product and check every use."""
     tiny.save(model, config, folder / "model")
     try:
         pipeline, dtype = product.split_to_disk(folder / "model", folder / "out", drawn.cut)

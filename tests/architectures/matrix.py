@@ -1,4 +1,4 @@
-"""A model module's tiny instance taken apart, cut, and held against the unsplit model: by graph, and bit for bit."""
+"""A model module's tiny instance, cut into stages and compared with the unsplit model: by graph and bit for bit."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def upstream_modules() -> list[str]:
 
 
 def random_model(config: Mapping[str, Any], *, seed: int = 1) -> nn.Module:
-    """Upstream's model with random weights: norms are no identity, nothing is zero, packed integers are any bits."""
+    """Upstream's model with random weights: no norm is an identity, no weight is zero, packed integers have arbitrary
+    bits.
+    """
     mx.random.seed(seed)
     model_class, args_class = _get_classes(config=dict(config))
     model: nn.Module = model_class(args_class.from_dict(json.loads(json.dumps(config))))
@@ -90,14 +92,14 @@ _known_chunks: dict[str, tuple[int, ...]] = {}
 
 
 def _chunks(config: str, blueprint: Blueprint) -> tuple[int, ...]:
-    """The chunks that show every branch of a configuration's model, looked for once."""
+    """The chunks that reach every branch of a configuration's model, computed once."""
     if config not in _known_chunks:
         _known_chunks[config] = find_chunks(blueprint).chunks
     return _known_chunks[config]
 
 
 class Specimen:
-    """A model taken apart, ready to be cut.
+    """A model whose parts are known, ready to be cut.
 
     Args:
         config: Its config.json.
@@ -120,7 +122,7 @@ class Specimen:
 
     @property
     def thirds(self) -> tuple[int, int]:
-        """The positions of a cut in three."""
+        """The positions that cut a model into three."""
         return max(1, self.num_layers // 3), max(2, 2 * self.num_layers // 3)
 
     def cuts(self, positions: Sequence[int]) -> list[StageCut]:
@@ -159,7 +161,7 @@ class Specimen:
 
 
 class Whole:
-    """The unsplit model, with the methods of a chain: one part that owns all caches."""
+    """The unsplit model with the interface of a chain: one part that owns all caches."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -178,7 +180,7 @@ class Whole:
 
 
 class Chain:
-    """Stages in order; what passes between two of them goes through bytes, as over a wire."""
+    """Stages in order; what passes between two of them is serialised to bytes, as over a wire."""
 
     def __init__(self, specimen: Specimen, cuts: Sequence[StageCut], stages: Sequence[Stage]) -> None:
         self._specimen = specimen
@@ -203,7 +205,7 @@ class Chain:
         raise AssertionError("the last stage gave no logits")
 
     def _check(self, cut: StageCut, out: Mapping[str, taps.Leaf], shape: tuple[int, ...], total: int) -> None:
-        """Every crossing has the dtype and shape that its description in the shard promises."""
+        """Check that every crossing has the dtype and shape that its description in the shard promises."""
         described = {crossing.name: crossing for crossing in describe(cut.crossings_out, self._specimen.anatomy)}
         assert out.keys() <= described.keys()
         for name, crossing in described.items():
@@ -218,7 +220,7 @@ class Chain:
 
 
 def reference(specimen: Specimen, batch: int) -> list[mx.array]:
-    """Logits of the unsplit model for each chunk, which are numbers and tell tokens apart."""
+    """Logits of the unsplit model for each chunk, checked to be finite and to differ between tokens."""
     logits = run(Whole(specimen.model), token_ids(batch))
     for out in logits:
         last = np.array(out[0, -1].astype(mx.float32))
@@ -257,7 +259,7 @@ def _poison(array: mx.array) -> mx.array:
 
 
 def _sent(leaf: taps.Leaf) -> RawTensor:
-    """What goes over the wire: an array's bytes, or a number as a tensor without dimensions."""
+    """What arrives over the wire: an array's bytes, or a number as a tensor without dimensions."""
     if isinstance(leaf, mx.array):
         return to_raw(leaf)
     dtype, kind = ("F64", np.float64) if isinstance(leaf, float) else ("I64", np.int64)

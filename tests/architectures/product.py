@@ -1,4 +1,4 @@
-"""A model through the product: split to disk, loaded by engines, served by real steps, held against upstream alone.
+"""A model taken through the product: split to disk, loaded by engines, run by real steps, compared with upstream.
 
 Upstream is mlx_lm on the same folder, loaded as mlx_lm loads it. Of one session, log probabilities must be identical
 bit for bit; side by side, within what another order of summing explains. What a chain cannot do it must refuse.
@@ -73,7 +73,7 @@ _MAX_ID = 90
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """How one use of a chain came out.
+    """The result of one use of a chain.
 
     Attributes:
         outcome: `exact`, bit for bit; `right`, but for the order of summing; `refused`, with an error; `wrong`; or
@@ -91,7 +91,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """The likeliest token after a position, its log probability, and the likeliest twenty."""
+    """The likeliest token after a position, its log probability, and the twenty likeliest tokens."""
 
     token: int
     logprob: float
@@ -126,7 +126,7 @@ class Upstream:
 
 
 def picks(logits: mx.array) -> list[Pick]:
-    """What the last stage draws after each position of logits (L, V)."""
+    """The tokens that the last stage draws after each position of logits (L, V)."""
     chosen = []
     for row in range(logits.shape[0]):
         token, logprobs = sample(logits[row, :], (), _PARAMETERS, None, draw_key(0, 0, 0))
@@ -212,7 +212,7 @@ class Product:
         raise AssertionError("the last engine gave no result")
 
     def run(self, session: bytes, chunks: Sequence[Sequence[int]], *, position: int = 0, epoch: int = 1) -> list[Pick]:
-        """What is drawn after each chunk of a session."""
+        """The tokens drawn after each chunk of a session."""
         results = []
         for chunk in chunks:
             row = Row(session=session, epoch=epoch, position=position, sample=True)
@@ -228,7 +228,7 @@ def _drawn(result: RowResult) -> list[Pick]:
 def split_to_disk(
     model: Path, out: Path, choose: Callable[[int], Sequence[int]] = lambda count: thirds(count)
 ) -> tuple[Pipeline, str]:
-    """Split a model folder as `shardhub split` does; with the dtype most of its weights have.
+    """Split a model folder as `shardhub split` does, in the dtype that most of its weights have.
 
     Raises:
         ShardhubError: It cannot be split.
@@ -243,14 +243,14 @@ def split_to_disk(
 
 
 def thirds(num_layers: int) -> tuple[int, ...]:
-    """Positions of a cut in three; in two where there are two layers."""
+    """Positions of a cut in three, or in two if the model has two layers."""
     return tuple(sorted({max(1, num_layers // 3), min(num_layers - 1, max(2, 2 * num_layers // 3))}))
 
 
 def check(
     pipeline: Pipeline, folder: Path, dtype: str, *, joined: int = 1, with_kv_bits: bool = True
 ) -> dict[str, Verdict]:
-    """Use a chain in every way and hold it against upstream; K and V as they are, then quantised."""
+    """Use a chain in every way and compare it with upstream: first with plain, then with quantised K and V."""
     verdicts: dict[str, Verdict] = {}
     try:
         with _started(pipeline, joined=joined) as product:
@@ -307,7 +307,7 @@ def said(error: BaseException) -> str:
 
 
 def _quantised(pipeline: Pipeline, folder: Path) -> Verdict:
-    """Sessions with K and V in 8 bits, or why there are none."""
+    """Run sessions with K and V in 8 bits, or give the reason why the model has no such sessions."""
     try:
         product = Product(pipeline, kv=KV)
     except UnsupportedModel as error:
@@ -319,7 +319,7 @@ def _quantised(pipeline: Pipeline, folder: Path) -> Verdict:
 
 
 class _Uses:
-    """The uses of a chain, each held against upstream."""
+    """The uses of a chain, each compared with upstream."""
 
     def __init__(self, product: Product, upstream: Upstream, dtype: str) -> None:
         self._product = product
@@ -329,7 +329,7 @@ class _Uses:
         self._known: dict[Any, list[mx.array]] = {}
 
     def all(self) -> Mapping[str, Callable[[], Verdict]]:
-        """Them all, by name."""
+        """All uses, by name."""
         return {
             "alone": self.alone,
             "batched": self.batched,
@@ -342,7 +342,7 @@ class _Uses:
         }
 
     def alone(self) -> Verdict:
-        """Prompts short and long, in one chunk and in several, and of one id."""
+        """Short and long prompts, in one chunk, in several, and of a single id."""
         for lengths in ((*_PROMPT, *[1] * 6), (*_LONG_PROMPT, *[1] * 3), (1, 1, 1), (*_SHORT_PROMPT, 3, 1)):
             chunks = _chunks(lengths)
             session = self._product.open()
@@ -353,7 +353,7 @@ class _Uses:
         return Verdict(outcome="exact")
 
     def batched(self) -> Verdict:
-        """Rows of different lengths side by side, which join and leave; or a refusal of two."""
+        """Rows of different lengths side by side that join and leave, or a refusal of two rows."""
         if self._product.max_rows == 1:
             return self._one_at_a_time()
         texts = [
@@ -403,7 +403,8 @@ class _Uses:
         return Verdict(outcome="failed", note="two rows were taken where the limit is one")
 
     def forked(self) -> Verdict:
-        """A session that begins with another's positions: all of them, and fewer where caches go back."""
+        """A session that begins with another's positions: with all of them, and with fewer where caches can be trimmed.
+        """
         chunks = _chunks((*_PROMPT, 1, 1))
         parent = self._product.open()
         picked = self._product.run(parent, chunks[:2])
@@ -416,11 +417,13 @@ class _Uses:
         return self._back(lambda session, position: self._product.open(fork_of=session, position=position))
 
     def rewound(self) -> Verdict:
-        """A session that goes back under a new epoch, and on with other ids."""
+        """A session that is rewound under a new epoch and goes on with other ids."""
         return self._back(lambda session, position: self._product.open(session, epoch=2, position=position))
 
     def _back(self, go: Callable[[bytes, int], bytes]) -> Verdict:
-        """Go back from the end of a prompt's second chunk to its first, long and short; within the limit it must."""
+        """Rewind from the end of a prompt's second chunk to its first, far and near; within the limit this must
+        succeed.
+        """
         notes = []
         for lengths in (_PROMPT, _SHORT_PROMPT):
             chunks, other = _chunks((*lengths, 1)), _chunks((lengths[0], 3, 1), seed=8)
@@ -445,7 +448,7 @@ class _Uses:
         return Verdict(outcome="refused" if len(notes) == 2 else "exact", note="; ".join(notes))
 
     def parked(self) -> Verdict:
-        """A session that was parked and forked from."""
+        """A session that was parked, and one forked from it."""
         chunks = _chunks((*_PROMPT, 1, 1))
         parent = self._product.open()
         picked = self._product.run(parent, chunks[:2])
@@ -456,7 +459,7 @@ class _Uses:
         return _same(picked, self._expected(chunks))
 
     def drafted(self) -> Verdict:
-        """Drafts verified in one step: right ones are kept, wrong ones dropped where caches go back."""
+        """Drafts verified in one step: right ones are kept, wrong ones dropped where caches can be trimmed."""
         prompt = _chunks((2,))
         upstream = self._upstream.new_cache()
         first = picks(self._upstream.step(prompt[0], upstream)[-1:])[0].token
@@ -489,7 +492,7 @@ class _Uses:
         return _same(_drawn(result[0]), picks(self._upstream.step([picked[-1].token], upstream)[-1:]))
 
     def replayed(self) -> Verdict:
-        """A session that starts anew under another epoch, as after a failure."""
+        """A session that starts again under another epoch, as after a failure."""
         chunks = _chunks((*_PROMPT, 1, 1))
         session = self._product.open()
         self._product.run(session, _chunks((4, 1), seed=9))
@@ -499,7 +502,7 @@ class _Uses:
         return _same(picked, self._expected(chunks))
 
     def scored(self) -> Verdict:
-        """How likely the ids of a prompt were."""
+        """Log probabilities of a prompt's ids."""
         text = _text(sum(_PROMPT) + 1, 5)
         cache, position, session = self._upstream.new_cache(), 0, self._product.open()
         for length in _PROMPT:
@@ -514,11 +517,11 @@ class _Uses:
         return Verdict(outcome="exact")
 
     def _expected(self, chunks: Sequence[Sequence[int]]) -> list[Pick]:
-        """What upstream alone draws after each chunk."""
+        """The tokens that upstream alone draws after each chunk."""
         return [picks(logits[-1:])[0] for logits in self._upstream_run(chunks)]
 
     def _scores(self, text: Sequence[int], row: int, start: int, length: int) -> list[float]:
-        """Log probabilities of the ids after each of `length` positions of a sequence alone, in the same chunks."""
+        """Log probabilities of the ids after each of `length` positions of a sequence run alone, in the same chunks."""
         lengths = (_ROWS[row], *(steps for rows, steps in _TOGETHER if row in rows))
         ends = [0, *accumulate(lengths)]
         logits = mx.concatenate(self._upstream_run([text[at:stop] for at, stop in pairwise(ends)]))

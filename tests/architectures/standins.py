@@ -1,4 +1,4 @@
-"""Stand-ins for what three model modules need and a CPU on Linux has not.
+"""Stand-ins for what three model modules need and a CPU on Linux lacks.
 
 Only the parts named here are replaced, and only while the module they belong to is tested; the forwards are upstream's
 own. The table of architectures says for which modules this holds (`REASONS`).
@@ -30,7 +30,7 @@ REASONS = {
 
 @contextmanager
 def standing_in(module: str) -> Iterator[None]:
-    """Put the stand-ins for a model module in place; nothing happens for a module that needs none."""
+    """Put the stand-ins for a model module in place; does nothing for a module that needs none."""
     with ExitStack() as stack:
         if module == "bitnet":
             layers = importlib.import_module("mlx_lm.models.bitlinear_layers")

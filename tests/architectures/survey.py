@@ -1,4 +1,4 @@
-"""Everything the table of architectures says about one model module, found by running it."""
+"""Everything that the table of architectures says about one model module, found by running it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def survey(module: str) -> dict[str, Any]:
 
 
 def serve(module: str) -> dict[str, Any]:
-    """How a module's tiny model comes out of the product, by use; nothing of one that is refused."""
+    """How a module's tiny model does in the product, by use; empty for a module that is refused."""
     facts: dict[str, Any] = {"module": module}
     if module in LOOPED:
         return facts
@@ -118,7 +118,7 @@ def _crossings(specimen: Specimen) -> list[dict[str, Any]]:
 
 
 def _label(name: str, last: int) -> str | None:
-    """What a crossing is, whatever its layer; None for the hidden states of the layer before the cut."""
+    """The label of a crossing, without its layer; None for the hidden states of the layer before the cut."""
     _, layer, *rest = name.split(".")
     if rest[:1] == ["cache"]:
         return "new K and V for a later layer"

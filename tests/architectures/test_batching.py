@@ -1,4 +1,4 @@
-"""Sequences side by side, taken apart, taken back and copied: chains do what the unsplit model does."""
+"""Sequences side by side, extracted, trimmed and copied: chains do what the unsplit model does."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_batch_that_sequences_join_and_leave_is_exact(module) -> None:
 
 @pytest.mark.parametrize("module", ["qwen2", "llama", "deepseek_v32"])
 def test_trimmed_caches_go_on_as_if_nothing_had_happened(module) -> None:
-    """Going ahead and back leaves no trace in the logits, for all rows alike and for each by its own number."""
+    """Running ahead and trimming leaves no trace in the logits, with one number for all rows and with one for each."""
     for ability in (abilities.trim, abilities.trim_rows):
         answer = ability(*made(module))
         assert answer.supported, answer.note
@@ -73,13 +73,13 @@ def test_merged_ghosts_have_an_offset_for_each_row() -> None:
 
 
 def held(caches: Sequence[StageCache]) -> str:
-    """All that caches hold, as text: ghosts hold NaN, which equals nothing."""
+    """All that caches hold, as text: ghosts hold NaN, which never compares equal."""
     return repr([[array.tolist() for array in cache_arrays(cache.view)] for cache in caches])
 
 
 @pytest.mark.parametrize("module", ["llama", "qwen3_next"])
 def test_operations_leave_the_caches_they_are_given_as_they_were(module) -> None:
-    """What was merged, extended or filtered can still be run, and gives what it would have given."""
+    """Caches that were merged, extended or filtered can still be run, and give what they would have given."""
     specimen = Specimen(CONFIGS[module])
     chain = specimen.chain(specimen.thirds)
     (state,) = prefilled(chain, 6)
@@ -107,7 +107,7 @@ def test_rows_are_kept_in_the_order_asked_for() -> None:
 
 @pytest.mark.parametrize(("module", "cache_class"), [("llama4", "ChunkedKVCache"), ("deepseek_v41", "LayerCache")])
 def test_caches_without_a_batched_form_are_refused_by_name(module, cache_class) -> None:
-    """A class that upstream cannot merge is named, and nothing is merged."""
+    """A cache class that upstream cannot merge is named in the refusal, and nothing is merged."""
     _, chain = made(module)
     stages = list(zip(*prefilled(chain, 6, 9), strict=True))
     with pytest.raises(UnsupportedModel, match=cache_class):
@@ -124,7 +124,7 @@ def test_window_that_keeps_its_first_positions_is_not_merged() -> None:
 
 
 def test_single_sequence_is_not_taken_apart() -> None:
-    """Rows are asked of merged caches only."""
+    """Extracting a row needs merged caches: a single sequence is refused."""
     _, chain = made("qwen2")
     (state,) = prefilled(chain, 6)
     for operation in (lambda cache: batching.keep(cache, [0]), lambda cache: batching.extract(cache, 0)):
@@ -133,7 +133,7 @@ def test_single_sequence_is_not_taken_apart() -> None:
 
 
 def test_recurrent_state_is_not_trimmed() -> None:
-    """A state that holds no positions cannot go back, and the error names it."""
+    """A recurrent state cannot be trimmed, and the error names it."""
     _, chain = made("qwen3_next")
     (state,) = prefilled(chain, 6)
     assert not batching.is_trimmable(state[0])
@@ -143,7 +143,7 @@ def test_recurrent_state_is_not_trimmed() -> None:
 
 @pytest.mark.parametrize(("module", "length"), [("llama", 7), ("llama4", 18)])
 def test_window_that_moved_on_is_not_trimmed(module, length) -> None:
-    """What a window has dropped would be missing, so going back is refused."""
+    """A window has dropped the positions that trimming would need, so trimming is refused."""
     _, chain = made(module)
     state = chain.new_caches()
     ids = token_ids(1, length)
@@ -159,7 +159,7 @@ def test_window_that_moved_on_is_not_trimmed(module, length) -> None:
 
 
 def test_trim_past_the_start_is_refused() -> None:
-    """No row goes below position 0: the shortest one decides."""
+    """No row can be trimmed below position 0: the shortest row sets the limit."""
     _, chain = made("qwen2")
     merged = batching.merge([state[0] for state in prefilled(chain, 9, 3)])
     with pytest.raises(SessionNotRewindable, match="It holds 3"):
@@ -185,7 +185,7 @@ def test_snapshot_shares_memory_until_it_is_written_to() -> None:
 
 
 def test_chunks_of_a_batch_prefill_are_exact() -> None:
-    """Merged rows take in several positions at once, too."""
+    """Merged rows can take several positions in one step, too."""
     specimen = Specimen(CONFIGS["llama"])
     chain, whole = specimen.chain(specimen.thirds), Whole(specimen.model)
     per_chunk = []

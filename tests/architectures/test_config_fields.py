@@ -58,7 +58,7 @@ def test_table_is_of_the_installed_mlx_lm() -> None:
 
 
 def test_modules_read_what_the_table_was_made_of() -> None:
-    """No module reads another field than when the table was made, and none that stands there as never read."""
+    """Each module reads the fields it read when the table was made, and none that the table lists as never read."""
     changed: dict[str, Any] = {}
     for module in upstream_modules():
         with standing_in(module):
@@ -71,7 +71,8 @@ def test_modules_read_what_the_table_was_made_of() -> None:
 
 @pytest.mark.parametrize("name", ROTARY)
 def test_translated_rotary_embedding_gives_the_same_numbers(name: str) -> None:
-    """A base, and a scaling where the module has one, in `rope_parameters` give bit for bit what the old names give."""
+    """A base, and a scaling where the module has one, give the same bits from `rope_parameters` as from the old names.
+    """
     with standing_in(name):
         weights = random_model(CONFIGS[name])
         old, new = copy.deepcopy(CONFIGS[name]), copy.deepcopy(CONFIGS[name])
@@ -92,7 +93,7 @@ def test_translated_rotary_embedding_gives_the_same_numbers(name: str) -> None:
 
 
 def test_untranslated_rotary_embedding_is_another_models() -> None:
-    """What the translation is for: without it a llama silently runs with its own default base."""
+    """Without the translation a llama silently runs with its own default base."""
     weights = random_model(CONFIGS["llama"])
     config = {key: value for key, value in CONFIGS["llama"].items() if key != "rope_theta"}
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": 333.0}

@@ -1,4 +1,4 @@
-"""docs/architectures.md says what its data say, and the data say it of every module."""
+"""docs/architectures.md agrees with its data, and the data cover every module."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_document_is_what_the_data_give(benchmark, table) -> None:
 
 
 def test_every_module_is_in_the_table(table) -> None:
-    """All modules of the mlx-lm they were recorded with, which is the installed one."""
+    """The table lists all modules of the mlx-lm it was recorded with, which is the installed one."""
     assert {facts["mlx_lm"] for facts in table.values()} == {version("mlx-lm")}
     assert sorted(table) == upstream_modules()
 
@@ -67,7 +67,9 @@ def test_what_is_exact_is_served_by_engines(table) -> None:
 
 
 def test_engines_batch_wherever_it_is_right(benchmark, table) -> None:
-    """Where caches can be merged rightly engines do so, but for what a test of two sequences does not show."""
+    """Engines batch wherever caches can be merged rightly, except for faults that a test of two sequences does not
+    show.
+    """
     together = {
         module for module in table if table[module].get("product", {}).get("batched", {}).get("outcome") == "right"
     }
@@ -79,7 +81,7 @@ def test_engines_batch_wherever_it_is_right(benchmark, table) -> None:
 
 
 def test_headline_names_what_is_refused_and_why(benchmark, table) -> None:
-    """A reader sees the exceptions first."""
+    """The headline names the exceptions and their reasons first."""
     headline = benchmark.headline(table)
     assert headline.startswith(f"{len(table) - len(LOOPED)} of {len(table)} ")
     for module in LOOPED:
@@ -87,7 +89,7 @@ def test_headline_names_what_is_refused_and_why(benchmark, table) -> None:
 
 
 def test_a_cut_that_is_not_exact_shows(benchmark, table) -> None:
-    """One wrong boundary is counted, and named in the headline."""
+    """A boundary that is not exact is counted, and named in the headline."""
     facts = json.loads(json.dumps(table["llama"]))
     facts["cuts"]["3"] = {"proven": True, "exact": False, "reason": "off by 0.5"}
     facts["status"] = "not exact"
@@ -97,7 +99,7 @@ def test_a_cut_that_is_not_exact_shows(benchmark, table) -> None:
 
 
 def test_readme_says_what_the_table_says(benchmark, table) -> None:
-    """The numbers at the top of the README are the table's."""
+    """The numbers at the top of the README are those of the table."""
     text = " ".join((ROOT / "README.md").read_text().split())
     for claim in benchmark.headline(table).split("; ")[:2]:
         assert claim in text, claim

@@ -53,13 +53,13 @@ CUT = sorted(CONFIGS.keys() - set(LOOPED))
 
 
 def test_every_upstream_module_has_a_configuration() -> None:
-    """A module that a new mlx-lm brings is noticed here."""
+    """Every module of the installed mlx-lm has a configuration here, so that a new module is noticed."""
     assert sorted(CONFIGS) == upstream_modules()
 
 
 @pytest.mark.parametrize("module", sorted(CONFIGS))
 def test_configuration_is_of_the_module_it_is_named_for(module) -> None:
-    """Upstream's registry takes each configuration to the module under whose name it is tested."""
+    """Upstream's registry resolves each configuration to the module that it is tested for."""
     with standing_in(module):
         model_class, _ = _get_classes(config=dict(CONFIGS[module]))
         assert model_class is importlib.import_module(f"mlx_lm.models.{module}").Model
@@ -67,7 +67,7 @@ def test_configuration_is_of_the_module_it_is_named_for(module) -> None:
 
 @pytest.mark.parametrize("module", LOOPED)
 def test_looped_model_is_refused_with_the_reason(module) -> None:
-    """A model that runs its layers twice is no chain of stages, and the error says so."""
+    """A model that runs its layers twice cannot be a chain of stages, and the error says so."""
     with pytest.raises(UnsupportedModel, match="does not run each layer exactly once, in order") as refused:
         Specimen(CONFIGS[module])
     assert module in refused.value.what
@@ -100,7 +100,7 @@ def test_every_boundary_is_proven_and_exact(module) -> None:
 
 @pytest.mark.parametrize("module", ["llama", "qwen3_next", "deepseek_v41"])
 def test_comparison_tells_one_changed_weight(module) -> None:
-    """The comparison can fail: one tensor of a middle layer that is another gives other logits."""
+    """The comparison can fail: changing one tensor of a middle layer changes the logits."""
     specimen = Specimen(CONFIGS[module])
     other = random_model(CONFIGS[module], seed=1)
     layer = other.layers[specimen.num_layers // 2]

@@ -1,4 +1,4 @@
-"""The proof by graph refuses chains that compute something else, whatever makes them wrong."""
+"""The proof by graph refuses chains that compute something else, whatever the cause."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ GHOSTS_MATTER = (
 
 
 class FrozenGhosts(Stage):
-    """A stage whose stand-ins for foreign caches never advance."""
+    """A stage whose ghosts (the stand-ins for other stages' caches) never advance."""
 
     def run(self, ids, cache, incoming, **kwargs):
         return super().run(ids, replace(cache, ghosts=[]), incoming, **kwargs)
 
 
 def frozen(stages: Sequence[Stage]) -> list[Stage]:
-    """The same stages, their ghosts frozen."""
+    """The same stages with frozen ghosts."""
     return [FrozenGhosts(s.model, s.anatomy, s.start, s.stop, s.crossings_in, s.crossings_out) for s in stages]
 
 
 class SwappedLayers(Stage):
-    """A stage of which the first two layers, alike in all their shapes, have each other's weights."""
+    """A stage whose first two layers, of equal shapes, have swapped weights."""
 
     def __init__(self, model, anatomy, start, *rest) -> None:
         if start == 0:
@@ -73,7 +73,7 @@ def configured(blueprint: Blueprint, **changes: Any) -> type[Stage]:
 
 
 def refuse(specimen: Specimen, stage_class: type[Stage], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The chain is proven; the same chain of altered stages is refused: its graph differs, or cannot be traced."""
+    """The chain is proven, and the same chain of altered stages is refused: its graph differs or cannot be traced."""
     specimen.prove(specimen.thirds)
     monkeypatch.setattr(proof, "Stage", stage_class)
     with pytest.raises(ProofFailed if stage_class is not FrozenGhosts else UnsupportedModel):
@@ -82,7 +82,7 @@ def refuse(specimen: Specimen, stage_class: type[Stage], monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("module", GHOSTS_MATTER)
 def test_frozen_ghosts_are_refused_where_they_matter(module, monkeypatch) -> None:
-    """Without the ghosts' advance the logits differ, and the proof refuses the chain before any is computed."""
+    """If ghosts do not advance the logits differ, and the proof refuses the chain before anything is computed."""
     with standing_in(module):
         specimen = Specimen(CONFIGS[module])
         chain = specimen.chain(specimen.thirds)
@@ -95,7 +95,7 @@ def test_frozen_ghosts_are_refused_where_they_matter(module, monkeypatch) -> Non
 
 @pytest.mark.parametrize("module", ["deepseek_v3", "kimi_linear", "llama4"])
 def test_frozen_ghosts_that_break_the_forward_are_refused(module, monkeypatch) -> None:
-    """Where the masks no longer fit, the chain cannot be traced at all."""
+    """If frozen ghosts make masks of the wrong size, the chain cannot be traced at all."""
     specimen = Specimen(CONFIGS[module])
     specimen.prove(specimen.thirds)
     monkeypatch.setattr(proof, "Stage", FrozenGhosts)
@@ -105,7 +105,7 @@ def test_frozen_ghosts_that_break_the_forward_are_refused(module, monkeypatch) -
 
 @pytest.mark.parametrize("module", ["qwen2", "mamba2"])
 def test_frozen_ghosts_are_proven_where_nothing_depends_on_them(module, monkeypatch) -> None:
-    """The proof is about the computation: where no mask is made from a ghost, its advance is none of it."""
+    """The proof covers the computation only: where no mask is made from a ghost, a frozen ghost changes nothing."""
     specimen = Specimen(CONFIGS[module])
     monkeypatch.setattr(proof, "Stage", FrozenGhosts)
     specimen.prove(specimen.thirds)
@@ -116,7 +116,7 @@ def test_frozen_ghosts_are_proven_where_nothing_depends_on_them(module, monkeypa
 
 @pytest.mark.parametrize("module", ["llama", "recurrent_gemma", "gemma3", "mixtral", "mamba2"])
 def test_layer_swapped_with_another_is_refused(module, monkeypatch) -> None:
-    """Two layers in the other order are another computation, even where nothing but their weights differs."""
+    """Two swapped layers are refused, even where nothing but their weights differs."""
     refuse(Specimen(CONFIGS[module]), SwappedLayers, monkeypatch)
 
 
@@ -130,14 +130,14 @@ def test_layer_swapped_with_another_is_refused(module, monkeypatch) -> None:
     ],
 )
 def test_other_window_in_one_stage_is_refused(module, changes, monkeypatch) -> None:
-    """A stage that looks back further, or less far, than the model does."""
+    """A stage with a longer or shorter window than the model's is refused."""
     specimen = Specimen(CONFIGS[module])
     refuse(specimen, configured(specimen.blueprint, **changes), monkeypatch)
 
 
 @pytest.mark.parametrize("module", ["llama", "qwen2", "gemma", "gpt_oss", "deepseek_v3"])
 def test_other_rope_base_in_one_stage_is_refused(module, monkeypatch) -> None:
-    """A stage that rotates by another base; nothing else shows in its shapes."""
+    """A stage with another rope base is refused, although all its shapes are right."""
     specimen = Specimen(CONFIGS[module])
     changes = {"rope_theta": CONFIGS[module].get("rope_theta", 10000.0) * 2}
     refuse(specimen, configured(specimen.blueprint, **changes), monkeypatch)
@@ -147,7 +147,7 @@ def test_other_rope_base_in_one_stage_is_refused(module, monkeypatch) -> None:
     "module", ["llama", "rwkv7", "muse_spark", "kimi_k3", "hunyuan", "gemma4_text", "deepseek_v41"]
 )
 def test_crossing_left_out_is_refused(module) -> None:
-    """Each array that crosses a cut is needed: without any one of them the chain is refused."""
+    """Each array that crosses a cut is needed: a chain without any one of them is refused."""
     with standing_in(module):
         specimen = Specimen(CONFIGS[module])
         cuts = specimen.cuts((3,))
@@ -163,6 +163,6 @@ def test_crossing_left_out_is_refused(module) -> None:
 
 
 def without(name: str, before: StageCut, after: StageCut) -> list[StageCut]:
-    """Two stages between which this crossing is left out."""
+    """Two stages that do not pass this crossing."""
     kept = tuple(other for other in after.crossings_in if other != name)
     return [replace(before, crossings_out=kept), replace(after, crossings_in=kept)]

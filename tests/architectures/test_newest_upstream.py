@@ -1,4 +1,4 @@
-"""The newest mlx-lm that pip finds: what it brings, drops, and no longer lets us prove. It is never installed."""
+"""The newest mlx-lm that pip offers: which modules it adds, drops or breaks the proof of. It is never installed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def download(folder: Path) -> Path:
-    """The newest wheel of mlx-lm, without what it depends on; skips where no registry gives one."""
+    """The newest wheel of mlx-lm, without its dependencies; skips if no registry offers one."""
     command = [
         sys.executable,
         "-m",
@@ -49,7 +49,7 @@ def download(folder: Path) -> Path:
 
 
 def unmet(wheel: zipfile.ZipFile) -> list[str]:
-    """Requirements of a wheel on mlx and transformers that the installed ones do not meet."""
+    """A wheel's requirements on mlx and transformers that the installed versions do not meet."""
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = Parser().parsestr(wheel.read(name).decode())
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
@@ -62,7 +62,9 @@ def unmet(wheel: zipfile.ZipFile) -> list[str]:
 
 
 def report(unpacked: Path) -> tuple[set[str], dict[str, tuple[str, str]], dict[str, list[str] | None]]:
-    """Modules of the mlx-lm in a folder, and for each that has a configuration the verdict and the fields it reads."""
+    """The model modules of an mlx-lm in a folder, with the verdict and the fields read for each that has a
+    configuration.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(unpacked), str(ROOT)])}
     command = [sys.executable, "-m", "tests.architectures.upstream_report"]
     out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=environment).stdout
@@ -73,7 +75,7 @@ def report(unpacked: Path) -> tuple[set[str], dict[str, tuple[str, str]], dict[s
 
 
 def changes(now: dict[str, list[str] | None]) -> list[str]:
-    """Modules that read other fields of config.json than the table of unread fields was made of, a line each."""
+    """One line for each module that reads other config.json fields than the table of unread fields says."""
     before: dict[str, list[str]] = json.loads(Path(__file__).with_name("config_reads.json").read_text())
     lines = []
     for module, fields in sorted(now.items()):
@@ -86,7 +88,7 @@ def changes(now: dict[str, list[str] | None]) -> list[str]:
 
 @pytest.mark.timeout(900)
 def test_newest_upstream_is_proven_or_cleanly_refused(tmp_path, capsys) -> None:
-    """A module that is proven with the installed mlx-lm is, with the newest, proven or refused with a reason."""
+    """A module that is proven with the installed mlx-lm is proven with the newest, or refused with a reason."""
     wheel = download(tmp_path)
     newest = wheel.name.split("-")[1]
     before = version("mlx-lm")
@@ -117,7 +119,7 @@ def test_newest_upstream_is_proven_or_cleanly_refused(tmp_path, capsys) -> None:
 
 
 def test_changed_reads_are_reported() -> None:
-    """A module that begins or ceases to read a field stands in the report, one that is the same does not."""
+    """The report lists modules that begin or cease to read a field, and no others."""
     before: dict[str, list[str] | None] = json.loads(Path(__file__).with_name("config_reads.json").read_text())
     assert changes(before) == []
     assert before["llama"] is not None

@@ -1,4 +1,4 @@
-"""Models through the product: what engines over split folders give is what mlx_lm gives of the unsplit one.
+"""Models taken through the product: engines over split folders give what mlx_lm gives for the unsplit model.
 
 `benchmarks/architectures.py --product` takes every module there is, and `python -m tests.architectures.drawn` any
 number of models drawn at random.
@@ -47,20 +47,20 @@ def test_engines_give_what_upstream_alone_gives(module, tmp_path) -> None:
 
 @pytest.mark.parametrize(("module", "seed"), DRAWS)
 def test_models_drawn_at_random_are_exact_or_refused(module, seed, tmp_path) -> None:
-    """Odd heads, windows, ropes, dtypes and quantisation, cut anywhere: nothing is wrong without a word."""
+    """Odd heads, windows, ropes, dtypes and quantisation, cut anywhere: each model is exact or refused."""
     with standing_in(module):
         verdicts = drawn.check(*drawn.drawn_and_built(module, seed), tmp_path)
     assert {use: verdict for use, verdict in verdicts.items() if not verdict.is_good} == {}
 
 
 def test_a_draw_is_the_same_for_the_same_seed() -> None:
-    """What was found by hand can be drawn again, and seeds differ."""
+    """The same seed draws the same model, so that a failure can be repeated; other seeds draw other models."""
     assert drawn.draw("gpt_oss", 4) == drawn.draw("gpt_oss", 4)
     assert len({str(drawn.draw("gpt_oss", seed).config) for seed in range(10)}) > 5
 
 
 def test_comparison_tells_another_models_weights(tmp_path) -> None:
-    """The comparison can fail: engines over one model are held against another."""
+    """The comparison can fail: engines over one model differ from another model."""
     config = CONFIGS["qwen2"]
     pipeline, dtype = product.split_to_disk(
         tiny.save(random_model(config, seed=1), config, tmp_path / "model"), tmp_path / "out", lambda _: (3,)

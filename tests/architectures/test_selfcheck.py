@@ -1,4 +1,4 @@
-"""What a node tries before it runs sessions side by side tells right batching from wrong, upstream's included."""
+"""The trial that a node makes before it batches sessions tells right batching from wrong, upstream's included."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.architectures
 
 
 def refusals(config: dict[str, Any], position: int | None = None) -> list[str | None]:
-    """Why each half of a tiny model is not to run sequences side by side."""
+    """The reasons why each half of a tiny model must not batch sequences."""
     specimen = matrix.Specimen(config)
     reasons = []
     for cut in specimen.cuts((position or specimen.num_layers // 2,)):
@@ -31,7 +31,9 @@ def refusals(config: dict[str, Any], position: int | None = None) -> list[str | 
     "module", ["llama", "gemma3_text", "gemma3n", "gemma4_text", "qwen3_next", "deepseek_v3", "rwkv7", "kimi_k3"]
 )
 def test_right_batching_is_accepted(module) -> None:
-    """Plain, sliding, shared, hybrid, latent and recurrent caches; values that steer, and batches on another axis."""
+    """Plain, sliding, shared, hybrid, latent and recurrent caches, values that affect masks, and other batch axes are
+    accepted.
+    """
     assert refusals(matrix.CONFIGS[module]) == [None, None]
 
 
@@ -52,21 +54,23 @@ def test_batch_is_found_on_whatever_axis_it_is(position) -> None:
     ],
 )
 def test_wrong_batching_is_refused_with_the_reason(module, reason) -> None:
-    """Wrong upstream, broken upstream, or no batched cache: at least one half says so, and why."""
+    """Wrong upstream, broken upstream, or no batched cache: at least one half refuses, with the reason."""
     reasons = [refusal for refusal in refusals(matrix.CONFIGS[module]) if refusal is not None]
     assert reasons
     assert any(part in reasons[0] for part in reason.split("|")), reasons
 
 
 def test_batching_that_is_wrong_past_a_block_is_refused() -> None:
-    """minimax_m3_vl chooses among blocks once there are more than it may choose: 16 positions here."""
+    """A fault that appears only past a length is seen: minimax_m3_vl selects blocks from 16 positions on here."""
     config = copy.deepcopy(matrix.CONFIGS["minimax_m3_vl"])
     config["text_config"]["sparse_attention_config"].update(sparse_block_size=4, sparse_topk_blocks=4)
     assert any(refusals(config))
 
 
 def test_mask_that_lies_on_another_axis_than_the_rows_is_refused() -> None:
-    """gemma2 with grouped queries lays a batch's mask over its heads: silently wrong for as many rows as heads."""
+    """gemma2 with grouped queries puts a batch's mask on the axis of its heads: silently wrong for as many rows as
+    heads.
+    """
     config = matrix.CONFIGS["gemma2"]
     assert config["num_attention_heads"] > config["num_key_value_heads"] > 1
     assert all(refusals(config))
@@ -74,7 +78,7 @@ def test_mask_that_lies_on_another_axis_than_the_rows_is_refused() -> None:
 
 
 def test_a_fault_in_the_third_row_alone_is_seen(monkeypatch) -> None:
-    """Batches are of 2, 3 and 5 rows, and every row is compared."""
+    """A fault in the third row alone is seen: batches of 2, 3 and 5 rows are run, and every row is compared."""
     specimen = matrix.Specimen(matrix.CONFIGS["qwen2"])
     (cut,) = specimen.cuts(())
     stage = specimen.stage(cut)
@@ -94,7 +98,7 @@ def test_a_fault_in_the_third_row_alone_is_seen(monkeypatch) -> None:
 
 
 def test_values_that_are_not_numbers_are_no_agreement() -> None:
-    """NaN alone and NaN side by side are not alike: the stage is refused for batches, with that reason."""
+    """NaN alone and NaN side by side do not count as equal: the stage is refused for batches, with that reason."""
     specimen = matrix.Specimen(matrix.CONFIGS["qwen2"])
     (cut,) = specimen.cuts(())
     stage = specimen.stage(cut)

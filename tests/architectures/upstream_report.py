@@ -1,4 +1,4 @@
-"""What the mlx-lm that is first on the path makes of every configuration: one JSON line a module on stdout.
+"""The verdict on every configuration under the first mlx-lm on the path: one JSON line for each module on stdout.
 
 PYTHONPATH=FOLDER:. python -m tests.architectures.upstream_report
 """
@@ -31,7 +31,7 @@ def verdict(module: str) -> tuple[str, str]:
 
 
 def reads(module: str) -> list[str] | None:
-    """Fields of its configuration that the module reads; None where that is not to be found out."""
+    """Fields of its configuration that the module reads; None if that cannot be determined."""
     try:
         with standing_in(module):
             return module_reads(module, CONFIGS[module])

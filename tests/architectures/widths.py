@@ -26,7 +26,7 @@ _TOGETHER = {
 
 
 def widths(module: str) -> dict[str, int]:
-    """Fields of a tiny configuration that are widths: they change the shapes of tensors, not which there are."""
+    """Fields of a tiny configuration that are widths: they change tensors' shapes but not which tensors exist."""
     config = CONFIGS[module]
     with standing_in(module):
         before = _shapes(config)

@@ -1,4 +1,4 @@
-"""Whose turn it is among requests that wait."""
+"""The order in which waiting requests are admitted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def stream_of(tenant: str) -> Stream:
 
 
 def test_a_turn_without_room_is_no_turn() -> None:
-    """Whoever had one in vain has the next, and tenants take turns by what they got, not by how often they looked."""
+    """A request whose turn came without room has the next turn, and tenants take turns by admissions, not by attempts.
+    """
 
     async def run():
         turns, got = AdmissionQueue(), []

@@ -1,4 +1,4 @@
-"""Chains over nodes in memory against the unsplit model, and what the head does when something is wrong."""
+"""Chains of nodes in memory against the unsplit model, and what the head does when something goes wrong."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(models):
-    """Its four shards on three nodes: the first, the middle two as one, the last."""
+    """The model's four shards on three nodes: the first, the middle two as one, the last."""
     with cluster_of(*groups(models[1]), context=CONTEXT, max_sessions=3) as cluster:
         yield cluster
 
@@ -129,7 +129,7 @@ class Leases:
         await until(renewed)
 
     async def num_expired(self, engine) -> int:
-        """Look at an engine's leases as it does between jobs; how many ran out."""
+        """Check an engine's leases as it does between jobs; returns how many expired."""
         return await asyncio.wrap_future(engine._compute.control(engine._sessions.expire))
 
 
@@ -151,7 +151,9 @@ async def assigned_tokens(pipeline, addresses, dialer):
 
 @pytest.mark.parametrize("local", variants([((0,),), ((1, 2),), ((3,),)]))
 def test_a_stage_in_the_caller_is_as_exact(models, served, local) -> None:
-    """First, middle or last stage in this process, the others on nodes: output goes through the head."""
+    """First, middle or last stage in this process and the others on nodes: the tokens are the same, passing through the
+    head.
+    """
     model, pipeline = models
 
     async def run():
@@ -170,7 +172,7 @@ def test_a_stage_in_the_caller_is_as_exact(models, served, local) -> None:
 
 
 def test_all_stages_in_the_caller(models) -> None:
-    """One machine alone works too."""
+    """A chain whose stages are all in this process gives the same tokens."""
     model, pipeline = models
 
     async def run():
@@ -184,7 +186,7 @@ def test_all_stages_in_the_caller(models) -> None:
 
 
 def test_heads_and_sessions_side_by_side_do_not_touch_each_other(models, served) -> None:
-    """Two heads with sessions at once: each gets the tokens of a run alone."""
+    """Two heads with concurrent sessions: each session gets the tokens of a run alone."""
     model, _ = models
     prompts = [PROMPT, PROMPT[::-1], PROMPT[3:]]
 
@@ -223,7 +225,7 @@ def test_sampled_tokens_depend_on_the_seed_alone(served) -> None:
 
 
 def test_cancel_frees_the_session_on_every_node(served) -> None:
-    """A reader that goes away in mid-answer leaves nothing behind."""
+    """Cancelling an answer midway frees its session on every node."""
 
     async def run():
         async with chain_of(await links_of(served)) as chain:
@@ -241,7 +243,7 @@ def test_cancel_frees_the_session_on_every_node(served) -> None:
 
 
 def test_resume_trims_and_replays_exactly(models, served) -> None:
-    """A session taken back to an earlier position goes on as if it had never been further."""
+    """A session rewound to an earlier position continues as if it had never been further."""
     model, _ = models
 
     async def run():
@@ -265,7 +267,7 @@ def test_resume_trims_and_replays_exactly(models, served) -> None:
 
 
 def test_context_and_admission_are_refused_clearly(served) -> None:
-    """Too long a context, and one session too many; those that are open go on."""
+    """A context that is too long and a session too many are refused; open sessions go on."""
 
     async def run():
         async with chain_of(await links_of(served)) as chain:
@@ -297,7 +299,7 @@ def test_bad_token_id_ends_the_step_not_the_node(served) -> None:
 
 
 def test_a_head_that_is_gone_frees_its_sessions(models) -> None:
-    """Sessions end with their lease when nobody renews it."""
+    """The sessions of a head that has gone end when their lease expires."""
     _, pipeline = models
 
     async def run():
@@ -326,7 +328,7 @@ def test_a_head_that_is_gone_frees_its_sessions(models) -> None:
 
 
 def test_a_step_longer_than_a_lease_ends_no_session(models) -> None:
-    """While one stage is busy for two leases its renewals wait, and those of the others do not wait for them."""
+    """While one stage is busy for two leases its renewals wait, the other stages' do not, and the session survives."""
     _, pipeline = models
 
     async def run():
@@ -360,7 +362,7 @@ def test_a_step_longer_than_a_lease_ends_no_session(models) -> None:
 
 
 def test_route_says_what_is_missing_and_what_is_there_twice(models, served) -> None:
-    """Gaps, doubles and strangers each have their message."""
+    """Missing stages, doubled stages and nodes of other pipelines each have their own message."""
     _, pipeline = models
 
     async def run():
@@ -375,7 +377,7 @@ def test_route_says_what_is_missing_and_what_is_there_twice(models, served) -> N
 
 
 def test_node_of_another_pipeline_is_refused(models, served, tmp_path) -> None:
-    """The same shapes, other weights: the digests differ, and the head says which."""
+    """A node with the same shapes and other weights is refused by its digest, which the head names."""
     other = cut.tiny_pipeline(tmp_path, (3,), "qwen2")
 
     async def run():

@@ -1,4 +1,4 @@
-"""Chains over real gRPC, with nodes in processes of their own: as exact, and told when a node is killed."""
+"""Chains over real gRPC with nodes in their own processes: exact, and a killed node is reported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_chain_over_grpc_equals_mlx_lm(models) -> None:
 
 @pytest.mark.parametrize("victim", variants([1, 0, 2]))
 def test_killed_node_ends_the_answer_with_its_name(models, victim) -> None:
-    """`kill -9` of the first, middle or last node in mid-answer: an error that names it, soon."""
+    """`kill -9` of the first, middle or last node in mid-answer soon gives an error that names the node."""
     _, pipeline = models
     started = nodes.start(*groups(pipeline))
 
@@ -75,7 +75,7 @@ def test_killed_node_ends_the_answer_with_its_name(models, victim) -> None:
 
 
 def test_address_where_nobody_listens(tmp_path) -> None:
-    """A clear error, soon."""
+    """An address without a listener soon gives a clear error."""
 
     async def run():
         with pytest.raises(NodeUnreachable, match=r"127\.0\.0\.1:9"):

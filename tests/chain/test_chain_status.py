@@ -1,4 +1,4 @@
-"""What a survey makes of what nodes say: rates, the slowest stage, and what limits the chain."""
+"""What a survey computes from the nodes' readings: rates, the slowest stage, and what limits the chain."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIMITS = Limits(
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    """Of a tiny model in three stages."""
+    """The manifest of a tiny model in three stages."""
     folder = tmp_path_factory.mktemp("survey")
     return cut.tiny_pipeline(folder, (2, 4)).manifest
 
@@ -75,7 +75,7 @@ def decoded(steps: float, compute_s: float, **more: float) -> dict[str, float]:
 
 
 def test_rates_are_of_what_was_done_between_two_readings(manifest, read) -> None:
-    """Means over the steps since, tokens and busy share over the time since."""
+    """Means are over the steps between two readings; tokens and the busy share are over the time between them."""
     before = [read(i, at=1.0, **decoded(100, 50.0)) for i in range(3)]
     now = [
         read(i, at=5.0, **decoded(110, 50.0 + (i + 1) * 0.5, decode_wait_s=0.2, prefill_compute_s=1.0))
@@ -95,7 +95,7 @@ def test_rates_are_of_what_was_done_between_two_readings(manifest, read) -> None
 
 
 def test_busy_stage_limits_the_chain(manifest, read) -> None:
-    """The slowest, once it computes nearly always."""
+    """The slowest stage limits the chain once it computes nearly all the time."""
     before = [read(i) for i in range(3)]
     now = [read(i, at=10.0, **decoded(10, 9.5 if i == 1 else 2.0)) for i in range(3)]
     status = chain_status(manifest, now, before)
@@ -104,7 +104,7 @@ def test_busy_stage_limits_the_chain(manifest, read) -> None:
 
 
 def test_replicas_share_a_stages_steps(manifest, read) -> None:
-    """A stage on two nodes takes half as long; another one is the slowest then."""
+    """A stage on two nodes takes half as long, so that another one is the slowest."""
     now = [
         read(0, **decoded(10, 3.0)),
         read(1, address="a:1", **decoded(10, 4.0)),
@@ -119,7 +119,7 @@ def test_replicas_share_a_stages_steps(manifest, read) -> None:
 
 
 def test_node_that_was_started_again_counts_from_its_start(manifest, read) -> None:
-    """Counters that fell are no rates: means are since the start, and nothing is said of the time before."""
+    """Counters that fell give no rates: means are since the node's start, and the time before is left out."""
     before = [read(i, **decoded(100, 50.0)) for i in range(3)]
     now = [read(i, at=1.0, boot=b"again", **decoded(10, 1.0)) for i in range(3)]
     for node in chain_status(manifest, now, before).nodes:
@@ -129,7 +129,7 @@ def test_node_that_was_started_again_counts_from_its_start(manifest, read) -> No
 
 
 def test_full_stage_limits_before_a_slow_one(manifest, read) -> None:
-    """All sessions in use, or the KV memory promised; what is parked does not count: it is given up."""
+    """A stage whose sessions or KV memory are all in use limits the chain; parked sessions do not count."""
     calm = [read(0), read(2)]
     full = chain_status(manifest, [*calm, read(1, sessions=4.0)])
     assert full.limit.startswith("Stage 1 at node1:1 has all its 4 sessions in use")
@@ -139,7 +139,7 @@ def test_full_stage_limits_before_a_slow_one(manifest, read) -> None:
 
 
 def test_nobody_and_unreachable_are_told(manifest, read) -> None:
-    """A node that does not answer is last, its stage has nobody, and the chain cannot run."""
+    """A node that does not answer is listed last, its stage is unserved, and the chain cannot run."""
     gone = Reading(address="a:1", at=0.0, error=NodeUnreachable("No node answers at a:1."))
     status = chain_status(manifest, [gone, read(2), read(0)])
     assert [node.reading.address for node in status.nodes] == ["node0:1", "node2:1", "a:1"]
@@ -150,7 +150,7 @@ def test_nobody_and_unreachable_are_told(manifest, read) -> None:
 
 
 def test_one_node_named_by_two_addresses_is_told(manifest, read) -> None:
-    """All stages are served, and yet no head could start: the reason is given."""
+    """One node under two addresses: all stages are served, yet no head could start, and the reason is given."""
     twice = replace(read(1, address="b:1"), description=read(1).description)
     status = chain_status(manifest, [read(0), read(1), read(2), twice])
     assert status.nobody == ()
@@ -158,7 +158,7 @@ def test_one_node_named_by_two_addresses_is_told(manifest, read) -> None:
 
 
 def test_nodes_that_keep_kv_in_different_forms_are_told(manifest, read) -> None:
-    """No head could start: the two and what to do are named."""
+    """Nodes with different KV forms: no head could start, and the message names both nodes and the remedy."""
     plain = read(1)
     assert plain.description is not None
     quantised = replace(plain.description.stage, kv_bits=8, kv_group_size=64)

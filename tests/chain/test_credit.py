@@ -1,4 +1,4 @@
-"""Credit: nobody waits for ever, whatever little may be on its way, and a step that is late names who keeps it."""
+"""Credit: no step waits for ever, however small the window, and a late step names the stage that holds it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pipeline(tmp_path_factory):
 
 @pytest.mark.parametrize(("steps", "size_bytes"), variants([(1, 1 << 30), (32, 1)]))
 def test_a_window_of_one_step_or_byte_ends_in_no_deadlock(pipeline, steps, size_bytes) -> None:
-    """Long prompts, four streams and a reader who comes late, with one step on its way at a time."""
+    """Long prompts, four streams and a slow reader finish with one step in flight at a time."""
 
     async def run():
         async with scheduler_of(pipeline, settings=SchedulerSettings(prefill_chunk=8)) as (scheduler, _):
@@ -43,7 +43,7 @@ def test_a_window_of_one_step_or_byte_ends_in_no_deadlock(pipeline, steps, size_
 
 
 def test_credit_that_is_given_up_is_given_back() -> None:
-    """Whoever stops waiting, before or just after it was his turn, keeps nothing."""
+    """A waiter that gives up, before or just after its turn came, keeps no credit."""
 
     async def run():
         credit = Credit(steps=1, size_bytes=100)
@@ -63,7 +63,7 @@ def test_credit_that_is_given_up_is_given_back() -> None:
 
 
 def test_a_prompt_given_up_while_others_are_prefilled_is_freed_at_once(pipeline) -> None:
-    """Its session does not wait for the turn that nobody wants any more; the turn is there for the next."""
+    """A prompt given up while others are prefilled frees its session at once, and its turn passes to the next."""
 
     async def run():
         async with scheduler_of(pipeline) as (scheduler, engines):
@@ -87,7 +87,7 @@ def test_a_prompt_given_up_while_others_are_prefilled_is_freed_at_once(pipeline)
 
 
 def test_a_late_step_names_the_stage_that_keeps_it(pipeline) -> None:
-    """Which of three stages is at one step for so long, and how long, is in the error."""
+    """The error for a late step names which of three stages holds it, and for how long."""
 
     async def run():
         settings = SchedulerSettings(recovery=Recovery.OFF)

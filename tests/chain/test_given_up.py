@@ -1,4 +1,4 @@
-"""Requests that nobody wants any more: nothing goes on for them, and nobody waits for them."""
+"""Requests that their reader has given up: all work for them stops, and other requests do not wait for them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pipeline(tmp_path_factory):
 
 
 class Line:
-    """The last node's line, which can be cut."""
+    """The line to the last node, which can be cut."""
 
     def __init__(self, cluster) -> None:
         self._network = cluster.network
@@ -52,7 +52,7 @@ def served(pipeline):
 
 @asynccontextmanager
 async def running(pipeline, served, **settings):
-    """A scheduler over the nodes, and the line, which is whole again afterwards."""
+    """A scheduler over the nodes, and the line, which is restored afterwards."""
     cluster, line = served
     addresses = [cluster.addresses[0], line.address]
     try:
@@ -84,7 +84,9 @@ async def is_back(scheduler) -> None:
 
 @pytest.mark.parametrize("num", [1, 2])
 def test_a_request_given_up_while_a_node_is_away_holds_up_nobody(pipeline, served, num) -> None:
-    """It ends while the node is still away, and once the node is back the tenant's next request is answered."""
+    """A request given up while a node is away ends at once; once the node is back the tenant's next request is
+    answered.
+    """
 
     async def run():
         async with running(pipeline, served) as (scheduler, line):
@@ -109,7 +111,7 @@ def test_a_request_given_up_while_a_node_is_away_holds_up_nobody(pipeline, serve
 
 
 def test_a_request_given_up_just_when_the_node_is_back_holds_up_nobody(pipeline, served) -> None:
-    """Its wait is over and it has not gone on yet: it opens no session, and waits for no other request like it."""
+    """A request given up after its wait ended and before it went on opens no session and delays no other request."""
 
     async def run():
         async with running(pipeline, served) as (scheduler, line):
@@ -137,7 +139,9 @@ def test_a_request_given_up_just_when_the_node_is_back_holds_up_nobody(pipeline,
 
 
 def test_an_answer_given_up_in_recovery_frees_its_sessions(pipeline, served) -> None:
-    """A node is lost in mid-answer and the readers leave: others are free at once, the node as soon as it is back."""
+    """A node is lost in mid-answer and the readers leave: other nodes free their sessions at once, it does when it is
+    back.
+    """
     cluster, _ = served
 
     async def run():
@@ -163,7 +167,7 @@ def test_an_answer_given_up_in_recovery_frees_its_sessions(pipeline, served) -> 
 
 
 def test_nobody_waits_long_for_a_session_that_is_being_parked(pipeline, served, monkeypatch) -> None:
-    """A node of another path hangs while it parks one: the tenant's next request goes on without it."""
+    """A node of another path hangs while it parks a session: the tenant's next request goes on without it."""
     monkeypatch.setattr("shardhub.chain.prefix_reuse._PARKING_S", 0.1)
 
     async def run():
@@ -192,7 +196,7 @@ def test_nobody_waits_long_for_a_session_that_is_being_parked(pipeline, served, 
 
 
 def test_work_for_a_stream_ends_with_it() -> None:
-    """Work that is under way is cancelled and cleaned up, work that has not begun never begins, done work counts."""
+    """A stream's end cancels and cleans up running work, and drops queued work; finished work counts."""
 
     async def run():
         stream = Stream(request())
@@ -223,7 +227,8 @@ def test_work_for_a_stream_ends_with_it() -> None:
 
 
 def test_losses_without_progress_share_one_wait() -> None:
-    """A second failure gets the rest of the first one's time; after progress the next one has all of it."""
+    """A second failure gets the rest of the first one's waiting time; after progress the next failure gets all of it.
+    """
 
     async def run():
         stream = Stream(request())

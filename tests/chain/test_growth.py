@@ -1,4 +1,4 @@
-"""Sessions that are opened for the beginning of an answer, and moved to larger ones as it goes on."""
+"""Sessions that are opened for the beginning of an answer, and moved to larger ones as the answer grows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SMALL = SchedulerSettings(first_answer=3)
 
 @pytest.fixture(scope="module", params=variants(["llama", "gemma3", "gpt_oss"]))
 def pipeline(request, tmp_path_factory):
-    """A tiny model cut in two, of caches that grow and of windows."""
+    """A tiny model cut in two, with caches that grow and with windows."""
     folder = tmp_path_factory.mktemp("growth")
     return cut.tiny_pipeline(folder, (2,), request.param)
 
 
 def test_an_answer_is_the_same_however_often_its_session_was_moved(pipeline) -> None:
-    """Alone and side by side, greedy and sampled: moving changes no token and leaves no session behind."""
+    """Alone and side by side, greedy and sampled: moving a session changes no token and leaves no session behind."""
 
     async def run():
         async with scheduler_of(pipeline) as (scheduler, _):
@@ -37,7 +37,7 @@ def test_an_answer_is_the_same_however_often_its_session_was_moved(pipeline) -> 
 
 
 def test_a_stream_without_room_to_grow_waits_for_another_to_end(pipeline) -> None:
-    """Memory for one whole answer is enough for two that begin side by side: both end with all their tokens."""
+    """Two answers start side by side in memory that holds only one whole answer: both end with all their tokens."""
 
     async def run():
         async with scheduler_of(pipeline) as (scheduler, _):

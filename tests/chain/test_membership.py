@@ -1,4 +1,4 @@
-"""Nodes come and go while a head runs: newcomers are used for new work, strangers are refused, and it is told."""
+"""Nodes come and go while a head runs: new nodes are used for new work, unfit ones are refused, and both are logged."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def is_served(scheduler, address) -> None:
 
 
 def test_a_node_that_joins_is_used_for_new_work(pipeline, served) -> None:
-    """What runs stays where it is; the next request goes to the newcomer, and draws the same."""
+    """Running streams stay where they are; the next request goes to the new node and draws the same tokens."""
 
     async def run():
         first, another, last, _ = served.addresses
@@ -76,7 +76,7 @@ def test_a_node_that_joins_is_used_for_new_work(pipeline, served) -> None:
 
 
 def test_nodes_that_help_nobody_are_refused(pipeline, served, tmp_path) -> None:
-    """One of another pipeline, one that takes less than was promised, one that is not there."""
+    """A node of another pipeline, one that takes shorter sessions than promised and one that is absent are refused."""
     other = cut.tiny_pipeline(tmp_path, (2,), num_hidden_layers=4)
     first, _, last, short = served.addresses
     stranger = MemoryNode(served.network, (cut.shard_folder(other, 0),), EngineSettings(context=CONTEXT))
@@ -102,7 +102,7 @@ def test_nodes_that_help_nobody_are_refused(pipeline, served, tmp_path) -> None:
 
 
 def test_a_head_follows_the_list_of_its_nodes(pipeline, served, tmp_path, tiny_tokenizer) -> None:
-    """An address that is written down later is taken in once somebody answers there; what is wrong is told once."""
+    """An address added to the list is used once a node answers there; a mistake in the list is reported once."""
     tiny_tokenizer(pipeline.folder)
     first, another, last, short = served.addresses
     named = [first, last]

@@ -1,4 +1,4 @@
-"""Which microbatch a stream joins, and that this takes as many looks however many microbatches there are."""
+"""Which microbatch a stream joins, and that the choice costs the same however many microbatches there are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StillChain:
 
 
 def stream_of(length: int) -> Stream:
-    """A stream whose session holds so many ids."""
+    """A stream whose session holds this many ids."""
     stream = Stream(Request(prompt=[1], parameters=SamplingParameters(), max_tokens=8))
     session = ChainSession(StillChain(), PATH, context=1 << 16, parameters=SamplingParameters())
     session.ids = [1] * length
@@ -40,7 +40,7 @@ def stream_of(length: int) -> Stream:
 
 @pytest.fixture
 def num_looks(monkeypatch):
-    """How often it was looked whether a stream fits into a microbatch."""
+    """How often a stream was checked against a microbatch."""
     looks = []
     fits = Microbatch.fits
 
@@ -83,7 +83,7 @@ def test_a_stream_joins_without_a_look_at_full_microbatches(num_looks) -> None:
 
 
 def test_a_step_tries_few_microbatches_for_a_stream_that_could_move(num_looks) -> None:
-    """Where lengths differ, hardly any stream fits elsewhere: that must not be found out anew at every step."""
+    """Where lengths differ and hardly any stream fits elsewhere, a step does not try them all anew."""
 
     async def run() -> None:
         microbatches = Microbatches(StillChain(), max_rows=MAX_ROWS, number=1)

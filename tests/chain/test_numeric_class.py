@@ -1,4 +1,5 @@
-"""Streams that move to another machine say whether its numbers are the same, and prefer one whose are."""
+"""Streams that move to another machine report whether its numbers are the same, and prefer a machine whose numbers are.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ PROMPT = [int(v) % tiny.VOCAB for v in range(7, 7 + 40 * 29, 29)]
 
 
 def test_a_move_to_another_numeric_class_is_told(tmp_path) -> None:
-    """First to the replica that computes alike: exact. Then to one with another BLAS: no longer bit-exact."""
+    """A move to a replica of the same numeric class is exact; a move to one with another BLAS is reported as inexact.
+    """
     pipeline = cut.tiny_pipeline(tmp_path, (3,))
     folders = [cut.shard_folder(pipeline, index) for index in (0, 1, 1)]
     started = [nodes.Node(folder) for folder in folders]

@@ -1,4 +1,5 @@
-"""Nodes whose mlx-lm is not the one the model was split with: served where that is proven, refused by both versions."""
+"""Nodes with another mlx-lm than the model was split with: used where that is proven, else refused with both versions.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ Upstream = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def upstream(tmp_path: Path) -> Upstream:
-    """Makes an environment in which mlx-lm has another version, and the llama module these changes or none."""
+    """Makes an environment in which mlx-lm has another version and its llama module these changes, if any."""
 
     def make(*changes: tuple[str, str], is_there: bool = True) -> dict[str, str]:
         folder = tmp_path / f"upstream-{len(list(tmp_path.glob('upstream-*')))}"
@@ -64,7 +65,7 @@ def upstream(tmp_path: Path) -> Upstream:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny llama, split in two with the installed versions; nobody changes it."""
+    """A tiny llama, split in two with the installed versions; treat it as read-only."""
     folder = tmp_path_factory.mktemp("made")
     return cut.cut(cut.tiny_model(folder / "model"), folder, (3,)).folder.parent
 
@@ -77,7 +78,9 @@ async def try_chain(*addresses: str) -> None:
 
 
 def test_stages_of_one_computation_make_a_chain(made: Path, upstream: Upstream) -> None:
-    """The published graph under any version, or one version on all nodes; never a new graph beside other versions."""
+    """A chain needs the published graph under any version, or one version on all nodes; never a new graph beside
+    others.
+    """
     first, second, same, changed = made / "m-shard-0", made / "m-shard-1", upstream(), upstream(EPSILON)
     started = [
         nodes.Node(first),
@@ -99,7 +102,7 @@ def test_stages_of_one_computation_make_a_chain(made: Path, upstream: Upstream) 
 
 @pytest.mark.parametrize("case", list(REFUSED))
 def test_stage_that_is_another_under_this_version_is_refused(case: str, made: Path, upstream: Upstream) -> None:
-    """Before a weight is loaded, with the versions it was split with, those that are here, and the way out."""
+    """A stage whose graph differs is refused before a weight is loaded, with both versions and what to do."""
     changes, what = REFUSED[case]
     env = upstream(is_there=False) if changes is None else upstream(*changes)
     served = nodes.shardhub("serve", made / "m-shard-1", "--port", 0, env=env)
@@ -113,7 +116,7 @@ def test_stage_that_is_another_under_this_version_is_refused(case: str, made: Pa
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_verify_tells_unproven_from_wrong(is_there: bool, made: Path, upstream: Upstream) -> None:
-    """Under a version in which the split does not hold, bytes are still found to be the published ones."""
+    """Under a version in which the split does not hold, verify still confirms the published bytes."""
     env = upstream(RESIDUAL) if is_there else upstream(is_there=False)
     verified = nodes.shardhub("verify", made / "m-pipeline", env=env)
     assert verified.returncode == 1

@@ -1,4 +1,4 @@
-"""Chunks are as large as their time and bytes allow, and never so small that a prompt stands still."""
+"""Chunks are as large as their limits of time and bytes allow, yet large enough that a prompt makes progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMPT = 100_000
 
 
 def paced(**changes) -> Pace:
-    """A pace that has seen chunks and decode steps of such a stage."""
+    """A pace that has measured chunks and decode steps of such a stage."""
     pace = Pace(**({"num_stages": 2, "max_chunk": 4096} | changes))
     for num_ids in (64, 128, 64, 256):
         pace.took(Lane.PREFILL, num_ids, (took(num_ids / 2), took(num_ids)))
@@ -38,7 +38,7 @@ def test_a_chunk_holds_others_up_for_a_step_and_a_half() -> None:
 
 
 def test_a_slow_network_makes_smaller_chunks() -> None:
-    """8 kB an id over 1 MB/s: a second of it is 125 ids, however fast they are computed."""
+    """With 8 kB an id over 1 MB/s, a chunk of one second is 125 ids, however fast the stages compute."""
     pace = paced(id_bytes=8000, bytes_per_s=lambda: 1e6)
     assert pace.chunk(PROMPT, PROMPT, others=False) == 125
     assert pace.chunk(PROMPT, PROMPT, others=True) == 8, "the least there is"
@@ -59,6 +59,6 @@ def test_a_size_that_was_asked_for_is_kept() -> None:
 
 
 def test_a_prompt_is_cut_for_every_stage() -> None:
-    """A later stage waits for the first chunk: a prompt of 1,600 ids goes in 8 at least, over two stages."""
+    """A prompt of 1,600 ids over two stages goes in at least 8 chunks, as a later stage waits for the first chunk."""
     assert paced().chunk(1600, 1600, others=False) == 200
     assert paced(num_stages=1).chunk(1600, 1600, others=False) > 900

@@ -1,4 +1,4 @@
-"""The network breaks while nodes live: partitions one way and both, resets, slow lines; in every phase of a request."""
+"""The network breaks while nodes live: partitions in one and both directions, resets, slow lines, in every phase."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pipeline(tmp_path_factory):
 
 
 class Net:
-    """Two nodes for each of two stages, each behind a proxy that everybody reaches it by."""
+    """Two nodes for each of two stages, each reached through its own proxy."""
 
     def __init__(self, pipeline) -> None:
         self.proxies = [Proxy() for _ in range(4)]
@@ -109,7 +109,7 @@ async def rest_of(stream, reader, tokens) -> list[int]:
     ("how", "place"), [(how, place) for how in BREAKS for place in (0, 1) if (how, place) != ("mute", 0)]
 )
 def test_a_node_cut_off_in_decode_changes_no_token(pipeline, net, expected, how, place) -> None:
-    """However its network breaks, first or last, the stream goes on elsewhere with the same tokens."""
+    """A node cut off in decode, first or last stage, in any way: the stream goes on elsewhere with the same tokens."""
 
     async def run():
         async with scheduler_of(pipeline, net.addresses) as scheduler:
@@ -125,7 +125,7 @@ def test_a_node_cut_off_in_decode_changes_no_token(pipeline, net, expected, how,
 
 @pytest.mark.parametrize("place", variants([0, 1]))
 def test_a_node_cut_off_in_prefill_changes_no_token(pipeline, net, expected, place) -> None:
-    """A partition after the prompt's first chunk."""
+    """A partition after the prompt's first chunk changes no token."""
 
     async def run():
         async with scheduler_of(pipeline, net.addresses) as scheduler:
@@ -142,7 +142,7 @@ def test_a_node_cut_off_in_prefill_changes_no_token(pipeline, net, expected, pla
 
 
 def test_a_node_cut_off_at_admission_changes_no_token(pipeline, net, expected) -> None:
-    """A partition before the session is open: the request is let in on the other nodes."""
+    """A partition before the session is open: the request is admitted on the other nodes."""
 
     async def run():
         async with scheduler_of(pipeline, net.addresses) as scheduler:
@@ -156,7 +156,7 @@ def test_a_node_cut_off_at_admission_changes_no_token(pipeline, net, expected) -
 
 
 class Anything:
-    """A grammar that allows every token, and tells when a draw's mask is asked for."""
+    """A grammar that allows every token, and records when the mask of a draw is requested."""
 
     def __init__(self, asked) -> None:
         self._asked = asked
@@ -171,7 +171,7 @@ class Anything:
 
 @pytest.mark.parametrize("draw", variants([0, 4]))
 def test_a_draw_that_is_lost_on_its_way_back_is_drawn_again(pipeline, net, expected, draw) -> None:
-    """The last stage has drawn, its answer is lost, and the same node is back with all it holds: nothing runs twice."""
+    """The last stage draws, its result is lost, and the same node returns with all it holds: nothing is run twice."""
 
     async def run():
         async with scheduler_of(pipeline, net.addresses[:2]) as scheduler:
@@ -196,7 +196,7 @@ def test_a_draw_that_is_lost_on_its_way_back_is_drawn_again(pipeline, net, expec
 
 
 def test_a_node_cut_off_at_the_end_holds_nobody_up(pipeline, net, expected) -> None:
-    """A request that is given up while a node is cut off ends soon, and is gone from the others."""
+    """A request given up while a node is cut off ends soon, and the other nodes free its session."""
 
     async def run():
         async with scheduler_of(pipeline, net.addresses[:2], liveness=PATIENT) as scheduler:
@@ -215,7 +215,7 @@ def test_a_node_cut_off_at_the_end_holds_nobody_up(pipeline, net, expected) -> N
 
 
 def test_a_node_cut_off_at_connect_is_named_in_time(net) -> None:
-    """A head does not wait for ever for a node that takes connections and says nothing."""
+    """A head gives up a node that accepts connections and does not answer, and names it."""
 
     async def run():
         described = [(address, await describe(address)) for address in net.addresses[:2]]
@@ -230,7 +230,7 @@ def test_a_node_cut_off_at_connect_is_named_in_time(net) -> None:
 
 
 def test_an_idle_link_is_missed_by_keepalive(pipeline, net) -> None:
-    """Nothing is on its way, so no deadline tells: pings that are not answered do, long before gRPC's own minute."""
+    """On an idle link no deadline applies: unanswered pings end it long before gRPC's own minute."""
 
     async def run():
         async with scheduler_of(pipeline, net.addresses[:2]) as scheduler:
@@ -245,7 +245,7 @@ def test_an_idle_link_is_missed_by_keepalive(pipeline, net) -> None:
 
 
 def test_a_flapping_node_changes_no_token(pipeline, net, expected) -> None:
-    """Down and up again at once, several times over, with and without another node to go to."""
+    """A node that goes down and up several times at once changes no token, with and without another node."""
 
     async def run(num_nodes):
         async with scheduler_of(pipeline, net.addresses[:num_nodes]) as scheduler:
@@ -262,7 +262,7 @@ def test_a_flapping_node_changes_no_token(pipeline, net, expected) -> None:
 
 
 def test_a_slow_network_is_no_fault(pipeline, net, expected) -> None:
-    """Every piece held back, and cut into small ones: slower, with the same tokens and no node given up."""
+    """A line that delays and splits every piece slows the stream; the tokens are the same and no node is given up."""
 
     async def run():
         async with scheduler_of(pipeline, net.addresses[:2], liveness=PATIENT) as scheduler:
@@ -278,7 +278,7 @@ def test_a_slow_network_is_no_fault(pipeline, net, expected) -> None:
 
 
 def test_neighbours_that_cannot_reach_each_other_go_by_the_head(pipeline, net, expected) -> None:
-    """Only the way from one node to the next breaks, in mid-answer: the stream goes on through this process."""
+    """Only the line between two nodes breaks in mid-answer: the stream goes on through the head's process."""
 
     async def run():
         # The head reaches the nodes straight; they reach each other by their proxies.

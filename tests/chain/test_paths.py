@@ -17,7 +17,7 @@ from shardhub.protocol import HopKind, NextHop
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a link's stage is."""
+    """The facts about a link's stage."""
 
     start: int
     stop: int
@@ -25,7 +25,7 @@ class Facts:
 
 
 class Link:
-    """A link that carries nothing."""
+    """A link that carries no steps."""
 
     host: Mapping[str, str] = {}
 
@@ -40,7 +40,7 @@ def paths_of(*links: Link) -> Paths:
 
 
 def test_what_is_missing_is_told_by_the_link_that_served_it_last() -> None:
-    """An address that another has replaced long before is not named, nor is a stage that is served."""
+    """A missing stage is reported by the link that served it last, not by an address that was replaced before."""
     paths = paths_of(Link("first:1", 0), Link("second:1", 2))
     assert paths.gaps == []
     first, second = paths.places
@@ -63,7 +63,7 @@ def test_what_is_missing_is_told_by_the_link_that_served_it_last() -> None:
 
 
 def test_a_relieved_stand_in_gets_no_new_sessions_and_is_not_missed() -> None:
-    """It carries what it has while a node serves its stage, serves again where the node is lost, and ends for good."""
+    """A relieved stand-in finishes its sessions, serves again if the node is lost, and otherwise ends for good."""
     paths = paths_of(Link("first:1", 0))
     (node,) = paths.places
     paths.lose(node, NodeLost("first:1 is gone."))
@@ -86,7 +86,9 @@ def test_a_relieved_stand_in_gets_no_new_sessions_and_is_not_missed() -> None:
 
 
 def test_nobody_waits_where_all_who_served_a_stage_refuse() -> None:
-    """One that is lost may come back; once each answers and serves something else, waiting ends with what it said."""
+    """A lost node may come back; once every node of the stage answers and serves something else, waiting ends in its
+    error.
+    """
 
     async def run():
         paths = paths_of(Link("first:1", 0), Link("first:2", 0))

@@ -1,4 +1,6 @@
-"""Prompts that begin alike, where caches cannot go back: snapshots are kept, forked as a whole, and change no token."""
+"""Prompts with a common beginning where caches cannot be trimmed: snapshots are kept, forked whole, and change no
+token.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ MAMBA = {
 
 @pytest.fixture(scope="module", params=variants(["gemma3", "mamba"]))
 def pipeline(request, tmp_path_factory):
-    """A model whose whole state moves on with each step, and one with sliding windows; cut in three."""
+    """A model with a recurrent state and one with sliding windows; cut in three."""
     folder = tmp_path_factory.mktemp("prefixes")
     is_mamba = request.param == "mamba"
     model = cut.tiny_model(folder / "model", "llama" if is_mamba else request.param, **(MAMBA if is_mamba else {}))
@@ -40,7 +42,7 @@ def pipeline(request, tmp_path_factory):
 
 
 async def answer(scheduler, prompt, **changes):
-    """A stream that has ended, and its tokens."""
+    """A finished stream and its tokens."""
     fields = {"parameters": SamplingParameters(), "max_tokens": NUM_TOKENS, "reuse": True} | changes
     stream = scheduler.submit(Request(prompt=prompt, **fields))
     tokens = [token.id async for token in stream]
@@ -49,7 +51,7 @@ async def answer(scheduler, prompt, **changes):
 
 
 def test_a_long_prompts_snapshots_are_forked(pipeline) -> None:
-    """The second prompt takes over the last snapshot within what it shares; the tokens are those of a fresh run."""
+    """The second prompt forks the last snapshot within the shared beginning; the tokens are those of a fresh run."""
 
     async def run():
         settings = SchedulerSettings(prefill_chunk=64)
@@ -65,7 +67,7 @@ def test_a_long_prompts_snapshots_are_forked(pipeline) -> None:
 
 
 def test_where_prompts_part_a_snapshot_is_kept(pipeline) -> None:
-    """A system prompt shorter than the snapshots' distance is taken over from the third prompt on."""
+    """A system prompt shorter than the distance between snapshots is reused from the third prompt on."""
 
     async def run():
         system = SHARED[:90]
@@ -84,7 +86,7 @@ def test_where_prompts_part_a_snapshot_is_kept(pipeline) -> None:
 
 
 def test_a_chats_next_turn_takes_over_all_of_the_turn_before(pipeline) -> None:
-    """What was parked at the end of an answer is a beginning as a whole."""
+    """A chat's next turn reuses the whole session that was parked at the end of the turn before."""
 
     async def run():
         async with scheduler_of(pipeline, context=CONTEXT) as (scheduler, _):
@@ -97,7 +99,7 @@ def test_a_chats_next_turn_takes_over_all_of_the_turn_before(pipeline) -> None:
 
 
 def test_drafts_are_off_where_a_wrong_one_stays(pipeline) -> None:
-    """Beyond what caches can take back nothing is guessed, and the reason is to be had."""
+    """Where caches cannot be trimmed drafts are off, and the reason can be read."""
 
     async def run():
         async with scheduler_of(pipeline, context=CONTEXT) as (scheduler, _):
@@ -112,7 +114,7 @@ def test_drafts_are_off_where_a_wrong_one_stays(pipeline) -> None:
 
 
 def test_drafts_end_where_a_window_is_full(tmp_path) -> None:
-    """Up to there they are verified and taken back; the tokens are those of one by one."""
+    """Drafts are verified and trimmed until the window is full; the tokens are those of single steps."""
     model = cut.tiny_model(tmp_path / "model", "llama_sliding", sliding_window=40)
     pipeline = cut.cut(model, tmp_path / "out", (3,))
 
@@ -132,7 +134,7 @@ def test_drafts_end_where_a_window_is_full(tmp_path) -> None:
 
 
 def test_a_draft_goes_with_nobody(tmp_path) -> None:
-    """A stream that drafts shares no step: those beside it would cut its drafts to one id."""
+    """A stream that drafts shares no step, since its neighbours would cut its drafts to one id."""
     pipeline = cut.tiny_pipeline(tmp_path, (3,))
 
     async def run():

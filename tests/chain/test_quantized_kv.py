@@ -1,4 +1,4 @@
-"""Quantised KV: chosen when nodes start, one form for a whole chain, and the numbers of mlx_lm with the same caches."""
+"""Quantised KV: set when nodes start, in one form for a whole chain, with the numbers of mlx_lm's same caches."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def tokens_of(scheduler: Scheduler, submitted: Request) -> list[int]:
 
 @pytest.mark.parametrize("bits", variants([4, 8]))
 def test_tokens_are_those_of_mlx_lm_with_the_same_caches(models, bits) -> None:
-    """Alone, side by side, drafted, and forked from a parked session."""
+    """Alone, side by side, with drafts, and forked from a parked session, the tokens are mlx_lm's."""
     folder, pipeline = models
     model, _ = load_model(folder)
     caches = [QuantizedKVCache(group_size=32, bits=bits) for _ in model.layers]
@@ -97,7 +97,7 @@ def test_tokens_are_those_of_mlx_lm_with_the_same_caches(models, bits) -> None:
 
 
 def test_sessions_take_less_of_the_budget(llama) -> None:
-    """What a session is counted for follows the caches' true shapes: packed elements, a scale and a bias a group."""
+    """A session is charged by the caches' true shapes: packed elements, and a scale and a bias for each group."""
     sizes = []
     for kv in (None, KvQuantization(bits=8, group_size=32), KvQuantization(bits=4, group_size=32)):
         started = engine(llama, 0, kv)
@@ -109,7 +109,7 @@ def test_sessions_take_less_of_the_budget(llama) -> None:
 
 
 def test_nodes_that_keep_kv_otherwise_are_refused(llama) -> None:
-    """A chain has one form; the two nodes and their forms are named."""
+    """A chain has one KV form: nodes with different forms are refused, and both are named."""
     kv = KvQuantization(bits=8, group_size=32)
 
     async def run(cluster):
@@ -134,7 +134,9 @@ def test_nodes_that_keep_kv_otherwise_are_refused(llama) -> None:
     [("llama", MAMBA, 32, "no quantised form"), ("gpt_oss", {}, 32, "attention sinks"), ("llama", {}, 64, "size 64")],
 )
 def test_models_that_cannot_quantise_kv_are_refused_before_they_load(tmp_path, name, changes, group_size, why) -> None:
-    """A state that is no K and V, attention sinks, heads that are no whole groups: refused with the reason."""
+    """Recurrent states, attention sinks and heads that groups do not divide are refused with the reason, before
+    loading.
+    """
     pipeline = cut.tiny_pipeline(tmp_path, (3,), name, **changes)
     with pytest.raises(UnsupportedModel, match="cannot be quantised") as refused:
         engine(pipeline, 0, KvQuantization(bits=8, group_size=group_size))
@@ -142,7 +144,7 @@ def test_models_that_cannot_quantise_kv_are_refused_before_they_load(tmp_path, n
 
 
 def test_a_stage_of_windows_goes_along(tmp_path) -> None:
-    """What has a quantised form is kept in it; a stage that has nothing of that kind serves the same pipeline."""
+    """Caches with a quantised form use it; a stage without such caches serves the same pipeline."""
     pipeline = cut.tiny_pipeline(tmp_path, (2, 4), "gemma3")
 
     async def run():
@@ -161,6 +163,6 @@ def test_a_stage_of_windows_goes_along(tmp_path) -> None:
 
 @pytest.mark.parametrize("form", [{"bits": 5}, {"bits": 0}, {"bits": 8, "group_size": 48}])
 def test_forms_that_do_not_exist_are_usage_errors(form) -> None:
-    """mlx-lm's cache packs whole words only."""
+    """A form that mlx-lm's cache cannot pack into whole words is a usage error."""
     with pytest.raises(UsageError, match=r"`kv_(bits|group_size)`"):
         KvQuantization(**form)

@@ -1,4 +1,4 @@
-"""A node is lost in the middle of an answer: the stream goes on with the tokens of a run without faults."""
+"""A node is lost in mid-answer: the stream goes on with the tokens of a run without faults."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_node_that_comes_back_empty_goes_on(pipeline) -> None:
 
 
 def test_frozen_node_is_noticed_and_replaced(pipeline) -> None:
-    """SIGSTOP: the link's keepalive says that nobody is there, and the replica goes on."""
+    """A node frozen by SIGSTOP is noticed by the link's keepalive, and the replica goes on."""
     started = nodes.start(*(folder_of(pipeline, index) for index in (0, 1, 2, 1)))
 
     async def run():
@@ -121,7 +121,7 @@ def test_frozen_node_is_noticed_and_replaced(pipeline) -> None:
 
 
 def test_without_another_node_the_error_comes_in_time(pipeline) -> None:
-    """Nothing comes within the wait: what was drawn is there, then an error that names the node."""
+    """If no node comes within the wait, the tokens drawn so far are kept and the error names the node."""
     started = nodes.start(*(folder_of(pipeline, index) for index in range(3)))
     settings = {"liveness": PATIENT, "recover_wait_s": 1.0}
 
@@ -147,7 +147,7 @@ def test_without_another_node_the_error_comes_in_time(pipeline) -> None:
 
 @pytest.mark.parametrize("mode", [Recovery.EXACT, Recovery.FAST])
 def test_replay_covers_every_position_once(mode) -> None:
-    """Whatever was kept, the steps of a replay fill the gap; exact ones end where the first ones did."""
+    """Whatever was kept, a replay fills exactly the gap; exact replays end where the original steps did."""
     shapes = [16, 16, 7, 1, 1, 1, 1]
     for start in range(sum(shapes) + 1):
         for stop in range(start, sum(shapes) + 1):

@@ -1,4 +1,4 @@
-"""Which nodes a chain begins with, of those that were named."""
+"""Which of the named nodes a chain begins with."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def call(pipeline, cluster, addresses, **options):
 
 
 def test_dead_address_is_left_out_where_the_others_serve_all(pipeline, served) -> None:
-    """A chain begins with the nodes that answer, and says who does not and why."""
+    """A chain begins with the nodes that answer, and reports who does not and why."""
     first, second = served.addresses
     present = call(pipeline, served, [DEAD, second, first])
     assert [address for address, _ in present.nodes] == [second, first]
@@ -46,7 +46,7 @@ def test_dead_address_is_left_out_where_the_others_serve_all(pipeline, served) -
 
 
 def test_missing_stage_names_who_does_not_answer(pipeline, served) -> None:
-    """Where a stage has nobody the error names the stage, and the addresses that gave no answer."""
+    """The error for an unserved stage names the stage and the addresses that did not answer."""
     with pytest.raises(RouteError, match=r"stage 1 \(layers 3 to 5\)") as caught:
         call(pipeline, served, [served.addresses[0], DEAD])
     assert DEAD in caught.value.why
@@ -55,7 +55,7 @@ def test_missing_stage_names_who_does_not_answer(pipeline, served) -> None:
 
 
 def test_nobody_answers_where_nobody_listens(pipeline) -> None:
-    """Over gRPC it is the same error, in the words of people."""
+    """Over gRPC an address without a listener gives the same error, in plain words."""
     with pytest.raises(NodeUnreachable, match="No node answers") as caught:
         asyncio.run(roll_call(pipeline.manifest, [DEAD]))
     assert "the connection was refused" in caught.value.why
@@ -69,7 +69,8 @@ def test_stage_that_can_run_here_needs_no_node(pipeline, served) -> None:
 
 
 def test_other_version_is_said_to_be_one(pipeline, served, tmp_path) -> None:
-    """A node of the same model in another cut or version is told from one of another pipeline, with the way out."""
+    """A node with another cut or version of the same model is distinguished from one of another pipeline, with a hint.
+    """
     other = cut.tiny_pipeline(tmp_path, (2,))
     with pytest.raises(HandshakeError, match="another version") as caught:
         call(other, served, [served.addresses[0]])
@@ -78,7 +79,7 @@ def test_other_version_is_said_to_be_one(pipeline, served, tmp_path) -> None:
 
 
 def test_node_that_loads_is_waited_for(pipeline, served) -> None:
-    """A node that answers and has not loaded yet is asked again until it has, and who waits is told."""
+    """A node that is still loading is asked again until it is ready, and the wait is reported."""
     notes: list[str] = []
 
     async def run() -> None:

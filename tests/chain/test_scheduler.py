@@ -69,7 +69,7 @@ async def scheduler_of(pipeline, *, max_sessions=16, context=CONTEXT, settings=N
 
 
 class Rounds(ChainObserver):
-    """Tells of each step that came round: its lane, and its streams."""
+    """Records the lane and the streams of each completed step."""
 
     def __init__(self, note) -> None:
         self._note = note
@@ -91,7 +91,7 @@ async def tokens_of(scheduler, submitted: Request) -> list[int]:
 
 
 def test_every_observer_hears_every_stream(pipeline) -> None:
-    """Metrics, a gateway and a test may all watch one head: whoever comes later silences nobody."""
+    """Metrics, a gateway and a test may all observe one head: a later observer does not replace an earlier one."""
 
     class Ears(StreamObserver):
         def __init__(self) -> None:
@@ -165,7 +165,7 @@ def test_every_stage_has_a_microbatch(pipeline) -> None:
 
 
 def test_a_short_prompt_joins_a_step_of_others(pipeline) -> None:
-    """Its last id is no step of its own where a microbatch can take it in; the tokens are those of a run alone."""
+    """A short prompt's last id joins another microbatch's step where it fits; the tokens are those of a run alone."""
 
     async def run():
         async with scheduler_of(pipeline, settings=SchedulerSettings(num_microbatches=1)) as (scheduler, _):
@@ -221,7 +221,7 @@ def test_a_prompt_that_begins_like_another_is_forked(llama) -> None:
 
 
 def test_parked_sessions_make_room(llama) -> None:
-    """KV that is only kept for later goes when a request needs the memory."""
+    """A parked session is evicted when a request needs its memory."""
 
     async def run():
         async with scheduler_of(llama) as (scheduler, engines):
@@ -239,7 +239,7 @@ def test_parked_sessions_make_room(llama) -> None:
 
 
 def test_drafts_change_no_token(llama) -> None:
-    """Whatever a drafter guesses, right or wrong, the tokens are those of one by one."""
+    """Whatever a drafter guesses, right or wrong, the tokens are those of single steps."""
 
     async def run():
         async with scheduler_of(llama) as (scheduler, _):
@@ -248,7 +248,7 @@ def test_drafts_change_no_token(llama) -> None:
                 full = [*PROMPTS[2], *plain]
 
                 def oracle(ids, full=full):
-                    """Right at first, then wrong by one."""
+                    """Guess right at first, then wrong by one."""
                     return [*full[len(ids) : len(ids) + 3], 1, 2]
 
                 for drafter in (oracle, prompt_lookup(num_drafts=4), lambda ids: [7, 7, 7]):
@@ -285,7 +285,7 @@ def test_requests_wait_for_room_and_tenants_take_turns(llama) -> None:
 
 
 def test_room_that_does_not_come_is_said(llama) -> None:
-    """A request waits for a time, then is refused; the one that runs goes on."""
+    """A request that finds no room waits, then is refused; the running one goes on."""
 
     async def run():
         settings = SchedulerSettings(wait_s=5.0, max_waiting=1)
@@ -305,7 +305,7 @@ def test_room_that_does_not_come_is_said(llama) -> None:
 
 
 def test_a_request_given_up_in_the_queue_is_gone_from_it(llama) -> None:
-    """Whether it had begun to wait or not, it ends while others hold the chain, and those behind it have their turn."""
+    """A request given up before or during its wait leaves the queue at once, and those behind it have their turn."""
 
     async def run():
         async with scheduler_of(llama, max_sessions=1) as (scheduler, _):
@@ -331,7 +331,8 @@ def test_a_request_given_up_in_the_queue_is_gone_from_it(llama) -> None:
 
 
 def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
-    """Where nodes take small messages, steps are narrower, and nobody's link breaks at one that is too large."""
+    """Where nodes accept small messages only, steps have fewer rows, and no link breaks at a message that is too large.
+    """
 
     async def run():
         async with scheduler_of(llama, settings=SchedulerSettings(num_microbatches=1)) as (scheduler, engines):
@@ -352,7 +353,7 @@ def test_no_more_streams_go_together_than_a_message_holds(llama) -> None:
 
 
 def test_a_reader_who_does_not_read_holds_nobody_up(llama) -> None:
-    """A stream nobody reads stops taking steps; others and, once it is read, it go on; no task breaks over it."""
+    """A stream whose text is not read stops taking steps; the others go on, and so does it once it is read."""
     broken = []
 
     async def run():
@@ -377,7 +378,7 @@ def test_a_reader_who_does_not_read_holds_nobody_up(llama) -> None:
 
 
 def test_a_stop_waits_for_sessions_that_are_being_closed(llama) -> None:
-    """A request that was given up just before is gone from every node when the scheduler has stopped."""
+    """When the scheduler has stopped, a request given up just before is gone from every node."""
 
     async def run():
         async with scheduler_of(llama) as (scheduler, engines):
@@ -403,7 +404,7 @@ def test_a_stop_waits_for_sessions_that_are_being_closed(llama) -> None:
 
 
 def test_readers_of_a_stopped_scheduler_get_an_error(llama) -> None:
-    """Whether the request runs or waits for room: what was read so far does not look like a whole answer."""
+    """Readers of a stopped scheduler get an error, so that no partial answer looks whole."""
 
     async def scenario() -> None:
         async with scheduler_of(llama, max_sessions=1) as (scheduler, _):
@@ -432,7 +433,7 @@ async def _read(stream) -> None:
 
 
 def test_impossible_requests_are_refused_at_once(llama) -> None:
-    """An empty prompt, and one beyond the context; nothing was opened."""
+    """An empty prompt and one beyond the context are refused at once, and nothing is opened."""
 
     async def run():
         async with scheduler_of(llama, context=64) as (scheduler, engines):

@@ -1,4 +1,4 @@
-"""The table of a head's sessions: what it counts, and that this costs the same however many there are."""
+"""The table of a head's sessions: its counts, and that counting costs the same however many sessions there are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Link:
 
 
 class CountedLinks(tuple[Link, ...]):
-    """Links of a path that count how often they are gone through."""
+    """Links of a path that count how often they are iterated."""
 
     num_looks = 0
 

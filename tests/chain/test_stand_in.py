@@ -32,7 +32,7 @@ def request(num_tokens=20) -> Request:
 
 
 def test_the_calling_process_stands_in_for_a_node(pipeline, tiny_tokenizer) -> None:
-    """Both nodes of a stage are killed, nobody comes, and its shard is here: the stream goes on here, loaded once.
+    """Both nodes of a stage are killed and its shard is here: the stage runs in this process, loaded once.
 
     When a node comes back, new work goes to it, what runs here goes on, and then the memory is given back.
     """

@@ -1,4 +1,4 @@
-"""A stream's life: from waiting to one end, by the ways that are allowed only."""
+"""A stream's life: from waiting to one end, by the allowed transitions only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDS = {
 
 
 def test_every_status_leads_to_every_end_and_none_leads_on_from_there() -> None:
-    """Whatever a stream does, its reader may go and a failure may come; an end is the last status."""
+    """Any status can lead to each end, and an end is final."""
     ends = [status for status in Status if status.is_end]
     for status in Status:
         if status.is_end:
@@ -35,7 +35,7 @@ def test_every_status_leads_to_every_end_and_none_leads_on_from_there() -> None:
 
 @given(st.lists(st.sampled_from(sorted(ENDS)), min_size=1, max_size=4))
 def test_the_first_end_stays(ends) -> None:
-    """A stream that ended once is not ended otherwise by what comes later."""
+    """The first end of a stream stays: later events do not change it."""
 
     async def run():
         stream = Stream(REQUEST)
@@ -52,7 +52,7 @@ def test_the_first_end_stays(ends) -> None:
 
 
 def test_whatever_ends_a_stream_ends_the_work_for_it() -> None:
-    """Who waits on behalf of a stream is not left waiting once it has ended, however it did."""
+    """Tasks that wait on behalf of a stream are released when it ends, however it ends."""
 
     async def run():
         for end, _ in ENDS.values():
@@ -67,7 +67,7 @@ def test_whatever_ends_a_stream_ends_the_work_for_it() -> None:
 
 
 def test_a_stream_without_a_session_cannot_be_interrupted() -> None:
-    """A status that cannot follow is refused: a mistake of ours is seen where it is made."""
+    """A status that cannot follow is refused, so that a mistake in our code shows where it is made."""
 
     async def run():
         with pytest.raises(ValueError, match="cannot go from waiting to interrupted"):

@@ -1,4 +1,4 @@
-"""Two heads on the same nodes: one alone has all of them, and neither shuts the other out."""
+"""Two heads on the same nodes: a single one may use all of them, and neither shuts the other out."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ def request(number: int, max_tokens: int) -> Request:
 
 
 async def keep_busy(scheduler) -> None:
-    """One request after the other, for as long as this runs."""
+    """Send one request after the other for as long as this runs."""
     while True:
         with contextlib.suppress(ShardhubError):
             await tokens_of(scheduler, request(1, 40))
 
 
 async def some_wait(scheduler) -> bool:
-    """Whether as many requests wait as a node takes."""
+    """Whether as many requests wait as a node takes sessions."""
     return scheduler.num_waiting >= MAX_SESSIONS
 
 
 def test_a_head_that_keeps_nodes_full_does_not_shut_another_out(served) -> None:
-    """A request of a second head waits for a place and is answered, though the first head asks without pause."""
+    """A second head's request waits for a place and is answered, although the first head sends requests without pause.
+    """
     pipeline, cluster = served
 
     async def run():
@@ -71,7 +72,7 @@ def test_a_head_that_keeps_nodes_full_does_not_shut_another_out(served) -> None:
 
 
 def test_a_head_has_the_whole_node_again_once_the_other_is_done(served) -> None:
-    """Requests that waited for another head's sessions run side by side when these have ended."""
+    """A head's waiting requests run side by side once another head's sessions have ended."""
     pipeline, cluster = served
 
     async def run():

@@ -1,4 +1,4 @@
-"""Head logic takes time and chance from outside: hours pass in a moment, and ids are the same in every run."""
+"""Head logic takes time and randomness from outside: hours pass in a moment, and ids are the same in every run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pipeline(tmp_path_factory):
 
 
 def test_a_request_waits_for_its_time_on_the_chains_clock() -> None:
-    """A turn that does not come in an hour is refused after an hour of the clock, in no time of ours."""
+    """A request whose turn does not come is refused after an hour of the chain's clock, and no real time."""
 
     async def run():
         clock = VirtualClock()
@@ -49,14 +49,16 @@ def test_a_request_waits_for_its_time_on_the_chains_clock() -> None:
 
 
 async def tick(clock: VirtualClock) -> None:
-    """Let the clock go on while something waits for it: a head asks a node that was full again after half a second."""
+    """Advance the clock while something waits for it: a head asks a full node again after half a second."""
     while True:
         await clock.advance(0.1)
         await asyncio.sleep(0.01)
 
 
 def test_a_full_chain_and_its_leases_run_on_their_own_clock(pipeline) -> None:
-    """A request that waits for room is refused when the clock says so; sessions have the ids that the dice give."""
+    """A request waiting for room is refused by the clock's time, and sessions have the ids that the seeded source
+    gives.
+    """
 
     async def run():
         loop = asyncio.get_running_loop()
