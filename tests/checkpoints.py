@@ -1,4 +1,4 @@
-"""Small checkpoints on disk, made of random bytes: enough for everything that moves bytes and runs no model."""
+"""Small checkpoints of random bytes on disk, for code that moves bytes and runs no model."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def write_checkpoint(
 
 
 def contents_of(checkpoint: Checkpoint) -> ModelContents:
-    """What the model layer would say of a made checkpoint."""
+    """The model layer's account of a generated checkpoint."""
     num_layers = int(checkpoint.config["num_hidden_layers"])
     return ModelContents(
         num_layers=num_layers,
@@ -94,7 +94,7 @@ def contents_of(checkpoint: Checkpoint) -> ModelContents:
 
 
 def stages_of(checkpoint: Checkpoint, cuts: Sequence[int], *, next_norm: bool = False) -> list[StageContents]:
-    """Stages between these cuts; with `next_norm` a stage also needs the norm of the layer after it."""
+    """Stages between these cuts; with `next_norm` a stage also needs the norm of the following layer."""
     contents = contents_of(checkpoint)
     num, tied = contents.num_layers, "lm_head.weight" not in checkpoint.tensors
     borders = [0, *cuts, num]

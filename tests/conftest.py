@@ -1,4 +1,4 @@
-"""Fixtures that several packages' tests share."""
+"""Fixtures shared by several packages' tests."""
 
 from __future__ import annotations
 
@@ -52,18 +52,20 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_heap():
-    """Keep what lives before a module's tests out of garbage collections: an engine starts with two, of 0.1 s each."""
+    """Exempt the objects alive before a module's tests from garbage collection: each engine start collects twice, 0.1 s
+    each.
+    """
     gc.collect()
     gc.freeze()
 
 
 def pytest_deselected(items):
-    """Count what a run leaves out."""
+    """Count the tests that a run leaves out."""
     selection.note_left_out(items)
 
 
 def pytest_sessionfinish(session):
-    """Hand the counts of a worker to the process that prints."""
+    """Pass a worker's counts on to the process that prints."""
     selection.hand_on(session.config)
 
 
@@ -74,14 +76,14 @@ def pytest_testnodedown(node):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Say what was left out."""
+    """Print which tests were left out."""
     if (line := selection.summary(config)) is not None:
         terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Turn the skip of a test that must run into a failure."""
+    """Turn the skip of a mandatory test into a failure."""
     report = yield
     if report.skipped and any(item.get_closest_marker(name) for name in REQUIRED):
         report.outcome = "failed"

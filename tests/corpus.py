@@ -1,4 +1,4 @@
-"""Malformed safetensors files, each wrong in one way, and well-formed ones beside them."""
+"""Malformed safetensors files, each with one defect, and well-formed ones beside them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def build(header: Any, data: bytes = b"", *, length: int | None = None, raw: byt
 
 
 def entry(shape: Any = (2, 2), offsets: Any = (0, 16), dtype: Any = "F32") -> dict[str, Any]:
-    """One tensor's entry."""
+    """The header entry of one tensor."""
     return {
         "dtype": dtype,
         "shape": list(shape) if isinstance(shape, tuple) else shape,

@@ -1,4 +1,4 @@
-"""Cutting model folders for tests, by the code that `shardhub split` runs."""
+"""Cut model folders for tests, with the code that `shardhub split` runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _contents: dict[tuple[str, tuple[int, ...]], tuple[Any, ...]] = {}
 
 
 def dissected(model: Path, positions: tuple[int, ...]) -> tuple[Any, ...]:
-    """A model folder's checkpoint, and what a split before the given layers needs; proven once in a process."""
+    """A model folder's checkpoint, and what a split before the given layers needs; proven once per process."""
     checkpoint = open_checkpoint(model)
     specs = {key: tensor.spec for key, tensor in checkpoint.tensors.items()}
     key = repr((checkpoint.config, specs))
@@ -47,23 +47,23 @@ def cut(model: Path, out: Path, positions: tuple[int, ...], *, name: str = NAME)
 
 
 def shard_folder(pipeline: Pipeline, index: int) -> Path:
-    """Folder of a shard of a pipeline that `cut` made."""
+    """The folder of a shard of a pipeline that `cut` made."""
     return pipeline.folder.parent / shard_name(pipeline.manifest.name, index)
 
 
 def shards(pipeline: Pipeline, *indices: int) -> list[Shard]:
-    """Shards of a pipeline that `cut` made."""
+    """The shards of a pipeline that `cut` made."""
     return [read_shard(shard_folder(pipeline, index)) for index in indices]
 
 
 def tiny_model(folder: Path, name: str = "llama", **changes) -> Path:
-    """A tiny model's folder."""
+    """The folder of a tiny model."""
     config = {**tiny.config(name), **changes}
     return tiny.save(tiny.build(config), config, folder)
 
 
 def tiny_pipeline(folder: Path, positions: tuple[int, ...], name: str = "llama", **changes) -> Pipeline:
-    """A tiny model in `folder`/model and its pipeline in `folder`/out; cut once in a process, then copied.
+    """A tiny model in `folder`/model and its pipeline in `folder`/out; cut once per process, then copied.
 
     What is proven before a cut takes most of the time of a test that only needs the shards.
     """

@@ -1,4 +1,4 @@
-"""Faults, what must happen, and the test that shows it: the table of docs/reliability.md is written from here.
+"""Faults, the required behaviour and the tests that show it: the source of the table in docs/reliability.md.
 
 python -m tests.faults
 """
@@ -659,7 +659,7 @@ def tables() -> str:
 
 
 def written(text: str) -> str:
-    """A document with the tables between its two marks as they are now."""
+    """The document with its tables replaced by the current ones."""
     pattern = re.compile(f"{re.escape(_BEGIN)}.*{re.escape(_END)}", re.DOTALL)
     assert pattern.search(text), "the document has no place for the tables"
     return pattern.sub(lambda _: f"{_BEGIN}\n\n{tables()}\n\n{_END}", text)

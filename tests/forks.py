@@ -1,4 +1,4 @@
-"""Processes of `shardhub` that are forked from one which has imported what takes long: transformers needs two seconds.
+"""`shardhub` processes forked from one that has done the slow imports: transformers takes two seconds.
 
 A forked process is a child of the test's process like any other, with its own arguments, environment, folder and
 streams, and ends as Python ends. Where a fork could differ from a new process, a new one is started: on systems without
@@ -62,7 +62,7 @@ def run(arguments: list[str], *, stdin: str, timeout: float, env: dict[str, str]
 
 
 class _Forked(subprocess.Popen[Any]):
-    """A process that the server forks instead of the system starting it."""
+    """A process forked by the server."""
 
     def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *rest: Any) -> None:
         close_fds, pass_fds, cwd, env, _, _, shell, *pipes = rest[:13]
@@ -80,7 +80,7 @@ class _Forked(subprocess.Popen[Any]):
 
 
 class _Server:
-    """The process that is forked, one for each process of tests."""
+    """The process that forks, one for each test process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -98,7 +98,7 @@ class _Server:
         atexit.register(self.close)
 
     def is_like(self, env: dict[str, str]) -> bool:
-        """Whether packages are imported with this environment as they were in the server."""
+        """Whether this environment imports packages as the server's does."""
         return _comparable(env) == self._env
 
     def fork(self, arguments: list[str], *, cwd: str, env: dict[str, str], fds: list[int]) -> int:
@@ -114,7 +114,7 @@ class _Server:
                 _adopt_orphans(False)
 
     def close(self) -> None:
-        """End the server; its forks go on."""
+        """End the server; its forked processes go on."""
         self._socket.close()
         self._process.wait()
 
@@ -123,7 +123,7 @@ _known: dict[int, _Server] = {}
 
 
 def _server() -> _Server | None:
-    """This process's server, started when it is first needed; None where there cannot be one."""
+    """This process's server, started on first use; None where the platform does not allow one."""
     if not sys.platform.startswith("linux"):
         return None
     if os.getpid() not in _known:
@@ -132,7 +132,7 @@ def _server() -> _Server | None:
 
 
 def _adopt_orphans(is_adopting: bool) -> None:
-    """Have processes whose parent ends become children of this one, or of the system's first process."""
+    """Make processes whose parent ends children of this one, or of the system's first process."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_SET_CHILD_SUBREAPER, ctypes.c_ulong(is_adopting), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl")
@@ -154,7 +154,7 @@ def _read(connection: socket.socket, length: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Program:
-    """What a fork runs."""
+    """The program that a fork runs."""
 
     arguments: list[str]
     cwd: str
@@ -162,7 +162,7 @@ class _Program:
     fds: list[int]
 
     def run(self) -> None:
-        """Become it."""
+        """Become the program."""
         for own, theirs in enumerate(self.fds):
             os.dup2(theirs, own)
         os.closerange(len(self.fds), _MOST_FDS)
@@ -176,7 +176,7 @@ class _Program:
 
 
 def _serve(connection: socket.socket) -> _Program | None:
-    """Fork for each request until the tests end; returns None then, and what is to be run in each fork."""
+    """Fork for each request until the tests end; returns None in the server, and the program in each fork."""
     while True:
         header, fds, _, _ = socket.recv_fds(connection, 4, 3)
         if not header:
@@ -198,7 +198,7 @@ def _serve(connection: socket.socket) -> _Program | None:
 
 
 def main() -> None:
-    """Serve forks, or be one."""
+    """Run the server, or a forked program."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # as shardhub itself does
     for name in _PRELOADED:

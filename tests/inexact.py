@@ -1,4 +1,4 @@
-"""Model modules that pass the proof by graph and are wrong when cut: what they do shows only in values.
+"""Model modules that pass the proof by graph and are wrong when cut: their fault shows only in values.
 
 While a computation is traced nothing can be evaluated. A module that has somebody else look at values where that can be
 done, and does something else where it cannot, is traced as one model and runs as another.
@@ -72,7 +72,7 @@ class Model(nn.Module):
 
 
 def is_run(array: mx.array) -> bool:
-    """Whether arrays can be evaluated: not in a trace."""
+    """Whether arrays can be evaluated, that is, outside a trace."""
     try:
         mx.eval(array.sum())
     except (RuntimeError, ValueError):
@@ -81,7 +81,7 @@ def is_run(array: mx.array) -> bool:
 
 
 def register(patch: pytest.MonkeyPatch) -> None:
-    """Put the module where mlx-lm's registry looks."""
+    """Put the module where mlx-lm's registry looks for it."""
     module = ModuleType(f"mlx_lm.models.{NAME}")
     patch.setitem(sys.modules, module.__name__, module)
     exec(compile(SOURCE, f"{NAME}.py", "exec"), vars(module))

@@ -34,7 +34,7 @@ class Status:
     trailing: tuple[tuple[str, str], ...] = ()
 
     def error(self) -> grpc.aio.AioRpcError:
-        """What the caller is told, unless all went well."""
+        """The error that the caller gets, or None if the call succeeded."""
         trailing = grpc.aio.Metadata(*self.trailing)
         return grpc.aio.AioRpcError(self.code, grpc.aio.Metadata(), trailing, self.details)
 
@@ -47,7 +47,7 @@ RESET = Status(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
 
 
 class MemoryServer:
-    """What `add_NodeServicer_to_server` adds a servicer to.
+    """The server object that `add_NodeServicer_to_server` takes.
 
     Attributes:
         handlers: By the path of their method.
@@ -59,7 +59,7 @@ class MemoryServer:
         self.message_bytes = message_bytes
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """Nothing: each method is registered below as well."""
+        """Do nothing: each method is registered below as well."""
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, grpc.RpcMethodHandler]) -> None:
         self.handlers |= {f"/{service}/{name}": handler for name, handler in handlers.items()}
@@ -74,7 +74,7 @@ class MemoryNetwork:
         self._calls: dict[MemoryCall, str] = {}
 
     def listen(self, server: Callable[[], MemoryServer]) -> str:
-        """A new address.
+        """Serve at a new address, and return it.
 
         Args:
             server: Gives the server that answers in the event loop that runs.
@@ -84,7 +84,7 @@ class MemoryNetwork:
         return address
 
     def line(self, address: str) -> str:
-        """Another address of a server, for a line of its own."""
+        """Return a further address of a server, whose line can be cut separately."""
         return self.listen(self._servers[address])
 
     def down(self, address: str) -> None:
@@ -94,15 +94,15 @@ class MemoryNetwork:
             call.end(RESET)
 
     def heal(self, address: str) -> None:
-        """Take calls again."""
+        """Accept calls to an address again."""
         self._is_down.discard(address)
 
     async def open(self, address: str, security: Security, options: Options) -> OpenChannel:
-        """See `shardhub.wire.secure.open_channel`."""
+        """Open a channel; see `shardhub.wire.secure.open_channel`."""
         return OpenChannel(channel=MemoryChannel(self, address, dict(options)[_SEND_LIMIT]))
 
     def server_at(self, address: str) -> MemoryServer | None:
-        """Who answers; None if nobody does."""
+        """The server at an address, or None."""
         server = self._servers.get(address)
         return None if server is None or address in self._is_down else server()
 
@@ -117,7 +117,7 @@ class MemoryNetwork:
 
 
 class MemoryChannel:
-    """What a `NodeStub` takes for a channel."""
+    """The channel that a `NodeStub` takes."""
 
     def __init__(self, network: MemoryNetwork, address: str, message_bytes: int) -> None:
         self._network = network
@@ -182,7 +182,7 @@ class _Stream:
         await self.write_if_open(message)
 
     async def write_if_open(self, message: Any) -> None:
-        """Write, unless the call has ended: whoever reads is told why."""
+        """Write, unless the call has ended: the reader gets the reason."""
         await self._call.there.put(self._serialize(message))
 
     async def read(self) -> Any:
@@ -210,7 +210,7 @@ class _Stream:
 
 
 class MemoryCall:
-    """A call that runs: its two directions, and the task of the method.
+    """A running call: its two directions, and the task of its method.
 
     Args:
         handler: The method; None ends the call, as nobody answers.
@@ -233,7 +233,7 @@ class MemoryCall:
             self._task = asyncio.create_task(self._serve(handler))
 
     def end(self, status: Status) -> bool:
-        """End it from outside: what is on its way is lost, and the method is cancelled."""
+        """End the call from outside: messages in flight are lost, and the method is cancelled."""
         if self.ended.done():
             return False
         self.back.drop()
@@ -292,7 +292,7 @@ class _Context:
 
 
 class _Pipe:
-    """One direction of a call: who writes waits while it is full, who reads while it is empty.
+    """One direction of a call: writers wait while it is full, readers while it is empty.
 
     Args:
         limit: Bytes of the longest message.
@@ -323,11 +323,11 @@ class _Pipe:
         return self._messages.popleft() if self._messages else None
 
     def drop(self) -> None:
-        """Lose what is on its way."""
+        """Drop the messages in flight."""
         self._messages.clear()
 
     def close(self) -> None:
-        """Let nothing more be written."""
+        """Refuse further writes."""
         self._is_closed = True
         self._changed.set()
 

@@ -1,4 +1,4 @@
-"""Nodes in the test's own process: real servicers and engines on a network in memory, for logic that needs no more.
+"""Nodes in the test's own process: real servicers and engines on a network in memory.
 
 Kills, silence, TLS and whatever else is a process's or a connection's own is for `tests.nodes`.
 """
@@ -42,11 +42,11 @@ class MemoryNode:
         self.address = network.listen(self._server)
 
     def stop(self) -> None:
-        """End its engine."""
+        """Stop its engine."""
         self.engine.stop()
 
     def _server(self) -> MemoryServer:
-        """The servicer in the loop that runs: a node outlives the loops of tests, its streams do not."""
+        """The servicer in the running loop: a node outlives the loops of tests, its streams do not."""
         loop = asyncio.get_running_loop()
         if self._serving is None or self._serving[0] is not loop:
             servicer = StageServicer(
@@ -87,13 +87,13 @@ class Cluster:
         return node
 
     async def num_sessions(self) -> list[int]:
-        """Of each node, as it says itself."""
+        """The number of sessions that each node reports."""
         return [(await self.dialer.describe(address)).num_sessions for address in self.addresses]
 
 
 @contextmanager
 def cluster_of(*groups: tuple[Path, ...], **settings) -> Iterator[Cluster]:
-    """Nodes, one for each group of shard folders."""
+    """A cluster with a node for each group of shard folders."""
     cluster = Cluster()
     try:
         for folders in groups:

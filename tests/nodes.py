@@ -37,7 +37,7 @@ class Node:
         self.ready: dict[str, Any] = {}
 
     def wait_ready(self) -> Node:
-        """Wait for the line that says where it listens."""
+        """Wait for the line that states the listening address."""
         timer = threading.Timer(START_TIMEOUT_S, self.process.kill)
         timer.start()
         try:
@@ -53,28 +53,28 @@ class Node:
         return str(self.ready["address"])
 
     def errors(self) -> str:
-        """What it wrote on stderr so far."""
+        """What the process has written on stderr so far."""
         self.log.flush()
         self.log.seek(0)
         return self.log.read()
 
     def stop(self) -> int:
-        """SIGTERM; returns the exit code."""
+        """Send SIGTERM; returns the exit code."""
         self.process.terminate()
         return self.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP; returns once no thread of it runs any more. SIGCONT lets it go on."""
+        """Send SIGSTOP; returns once every thread has stopped. SIGCONT resumes it."""
         self.process.send_signal(signal.SIGSTOP)
         os.waitpid(self.process.pid, os.WUNTRACED)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self.process.kill()
         self.wait()
 
     def wait(self) -> int:
-        """Exit code once it has ended."""
+        """Wait for the end; returns the exit code."""
         try:
             return self.process.wait(END_TIMEOUT_S)
         finally:

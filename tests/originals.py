@@ -1,4 +1,4 @@
-"""Tiny checkpoints as publishers write them, before any conversion: upstream's sanitize undone by hand.
+"""Tiny checkpoints in publishers' formats, before conversion: upstream's sanitize undone by hand.
 
 Whether that was done right is not for these functions to say: `mlx_lm.utils.load_model` reads the folders.
 """
@@ -66,7 +66,7 @@ _NORMS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Original:
-    """A publisher's format.
+    """The format of a publisher.
 
     Attributes:
         config: config.json.
@@ -80,7 +80,7 @@ class Original:
 
 
 def write(name: str, folder: Path, *, num_files: int = 3, dtype: mx.Dtype = mx.float32) -> Path:
-    """Write a checkpoint of this format: tensors spread over the files without order, with an index and a tokenizer."""
+    """Write a checkpoint of this format: tensors spread over the files at random, with an index and a tokenizer."""
     original = ORIGINALS[name]
     return write_config(original.config, original.undo, folder, num_files=num_files, dtype=dtype)
 
@@ -127,7 +127,7 @@ def _noise(*shape: int, dtype: mx.Dtype = mx.float32) -> mx.array:
 
 
 def _tower(*prefixes: str) -> Weights:
-    """A vision tower nobody asked for, with names of all kinds."""
+    """A vision tower that no text model needs, with names of all kinds."""
     names = (
         "patch_embed.proj.weight",
         "blocks.0.attn.qkv.bias",
@@ -138,7 +138,7 @@ def _tower(*prefixes: str) -> Weights:
 
 
 def _rotary(weights: Weights) -> Weights:
-    """As old llama checkpoints: with a buffer of frequencies in every layer."""
+    """As in old llama checkpoints: with a buffer of frequencies in every layer."""
     return {
         **weights,
         **{f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": _noise(16) for layer in range(NUM_LAYERS)},
@@ -155,7 +155,7 @@ def _renamed(weights: Weights, *pairs: tuple[str, str]) -> Weights:
 
 
 def _unstacked(weights: Weights, stacked: str, single: str, names: dict[str, str]) -> Weights:
-    """Every expert as a tensor of its own."""
+    """Each expert as a separate tensor."""
     result = dict(weights)
     for name in weights:
         head, separator, tail = name.partition(f".{stacked}.")
@@ -179,7 +179,7 @@ def _mixtral(weights: Weights) -> Weights:
 
 
 def _zero_centred(weights: Weights) -> Weights:
-    """Norms without their one, convolutions as torch has them, a layer for multi-token prediction."""
+    """Norms without their one, convolutions in torch's layout, a layer for multi-token prediction."""
     result = {"mtp.layers.0.mlp.up_proj.weight": _noise(8, 8), "mtp.norm.weight": _noise(8)}
     for name, array in weights.items():
         if "conv1d.weight" in name:
@@ -253,7 +253,7 @@ def _llama4(weights: Weights) -> Weights:
 
 
 def _gpt_oss(weights: Weights) -> Weights:
-    """Experts in mxfp4 as blocks and scales, rows of gate and up projection by turns."""
+    """Experts in mxfp4 as blocks and scales, with rows of gate and up projection alternating."""
     result = {}
     for name, array in weights.items():
         head, separator, tail = name.partition(".experts.")

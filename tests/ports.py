@@ -1,4 +1,4 @@
-"""Ports that wait for their owner."""
+"""Reserved ports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def kept(port: int = 0) -> Iterator[int]:
-    """Keep a port, or a free one, from being given to anybody who takes any; who asks for it by number gets it.
+    """Reserve a port, or any free one: only a process that asks for it by number gets it.
 
     Linux lets others listen where somebody is bound and does not listen, if both allow it; elsewhere nothing is kept.
     """

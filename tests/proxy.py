@@ -1,4 +1,4 @@
-"""A TCP proxy that breaks what passes: a partition, a reset, a slow line, a line that trickles."""
+"""A TCP proxy that injects faults: a partition, a reset, a slow line, a line that trickles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Direction = Literal["there", "back"]
 
 
 class Proxy:
-    """Forwards a port of its own to an address; what it does may be changed while it runs.
+    """Forwards a port of its own to an address; its behaviour can be changed while it runs.
 
     Attributes:
         address: Where it listens.
@@ -39,15 +39,15 @@ class Proxy:
         return self.address.rpartition(":")[2]
 
     def silence(self, *directions: Direction) -> None:
-        """A partition: connections stay, and nothing passes; one way or, by default, both."""
+        """Partition the line: connections stay, and nothing passes, in one direction or, by default, both."""
         self._silent = set(directions or ("there", "back"))
 
     def slow(self, delay_s: float) -> None:
-        """Hold back each piece for so long."""
+        """Hold back each piece for this long."""
         self._delay_s = delay_s
 
     def slice(self, num_bytes: int) -> None:
-        """Pass so many bytes at once, with pauses."""
+        """Pass this many bytes at once, with pauses."""
         self._bytes_at_once = num_bytes
 
     def reset(self) -> None:
@@ -60,7 +60,7 @@ class Proxy:
         self.reset()
 
     def heal(self) -> None:
-        """Pass everything again, on new connections where bytes were lost on old ones."""
+        """Pass everything again; connections that lost bytes are reset."""
         if self._silent:
             self.reset()
         self._silent, self._is_down, self._delay_s, self._bytes_at_once = set(), False, 0.0, _READ_BYTES

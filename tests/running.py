@@ -1,4 +1,4 @@
-"""Running requests over real nodes, for tests that break them meanwhile."""
+"""Requests over real nodes, for tests that inject faults meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENT = Liveness(ping_s=1.0, timeout_s=6.0)
 
 @asynccontextmanager
 async def scheduler_of(pipeline, addresses, *, liveness=QUICK, dialer=None, **settings):
-    """A scheduler over nodes that are noticed soon when they are gone.
+    """A scheduler that notices lost nodes quickly.
 
     Args:
         liveness: How soon, over gRPC.
@@ -38,7 +38,7 @@ async def scheduler_of(pipeline, addresses, *, liveness=QUICK, dialer=None, **se
 
 
 async def tokens_of(scheduler, submitted) -> list[int]:
-    """Tokens of a request, once nothing of it is left on any node."""
+    """Tokens of a request, returned once every node has freed its session."""
     stream = scheduler.submit(submitted)
     tokens = [token.id async for token in stream]
     await stream.ended.wait()

@@ -1,4 +1,4 @@
-"""Tiny models that say what a test wants: the next token is a function of the present one alone.
+"""Tiny models that write a given text: the next token is a function of the present one alone.
 
 Every layer's weights are zero, so a hidden state is the one-hot embedding of its token, and row `b` of the head has an
 entry for the token that `b` follows. A prompt chooses what is said by its last token.
@@ -43,7 +43,7 @@ def save(
     tokenizer_config: Mapping[str, Any] | None = None,
     chars_per_token: int = 1,
 ) -> Path:
-    """Save a model that says a script after the token the script is named for, and then ends.
+    """Save a model that writes a script after the token named for the script, and then ends.
 
     Args:
         scripts: Texts, or the pieces that are to be tokens, by the special token they follow, such as `GO`.
@@ -76,7 +76,7 @@ def save(
 
 
 def choosing(template: str, scripts: Mapping[str, Any]) -> str:
-    """A template whose prompt ends in the script that a conversation named last, as `next_NAME_end`; else in `GO`.
+    """A template whose prompt ends in the script last named by a conversation, as `next_NAME_end`, or else in `GO`.
 
     What a tool returns may name the next one, so a session of several turns follows from its first words.
 
@@ -103,7 +103,7 @@ def go(name: str) -> str:
 
 
 def _pieces(script: str | Sequence[str], used: set[str]) -> Iterator[str]:
-    """Cut a text so that no piece comes twice in a model."""
+    """Cut a text into pieces that are unique within a model."""
     if not isinstance(script, str):
         for piece in script:
             assert _letters(piece) not in used, f"two tokens would be {piece!r}"

@@ -1,4 +1,4 @@
-"""Which tests a run takes: marks from what a test uses, and what a run left out.
+"""The tests of a run: marks derived from what a test uses, and a summary of what was left out.
 
 The default (pyproject.toml, `addopts`) leaves out what takes long; `pytest -m ""` runs everything.
 """
@@ -30,7 +30,7 @@ _WORKER_KEY = "left_out"
 
 
 def variants(cases: Sequence[Any], *, num_default: int = 1) -> list[Any]:
-    """Cases of a parametrised test, of which the default takes the first ones; the others are marked `variants`.
+    """Cases of a parametrised test: the default run takes the first ones, the others are marked `variants`.
 
     Args:
         cases: A value each, or a tuple of values, one for each name.
@@ -56,7 +56,7 @@ def mark(items: Sequence[pytest.Item]) -> None:
 
 
 def note_left_out(items: Sequence[pytest.Item]) -> None:
-    """Count tests that are left out, by the mark that keeps them out of the default."""
+    """Count left-out tests by the mark that excludes them from the default run."""
     for item in items:
         name = next((name for name in HEAVY if item.get_closest_marker(name)), None)
         if name is not None:
@@ -64,20 +64,20 @@ def note_left_out(items: Sequence[pytest.Item]) -> None:
 
 
 def hand_on(config: pytest.Config) -> None:
-    """In a worker: hand the counts to the process that prints the summary."""
+    """In a worker: pass the counts on to the process that prints the summary."""
     if hasattr(config, "workeroutput"):
         config.workeroutput[_WORKER_KEY] = dict(config.stash.get(_LEFT_OUT, Counter()))
 
 
 def take_over(config: pytest.Config, output: dict[str, object]) -> None:
-    """In the process that prints the summary: take a worker's counts; each worker collects every test."""
+    """In the process that prints the summary: adopt a worker's counts, since each worker collects every test."""
     counts = output.get(_WORKER_KEY)
     if isinstance(counts, dict):
         config.stash[_LEFT_OUT] = Counter(counts)
 
 
 def summary(config: pytest.Config) -> str | None:
-    """What was left out and how to run it, in a line; None if nothing was."""
+    """One line on what was left out and how to run it; None if nothing was."""
     counts = config.stash.get(_LEFT_OUT, Counter())
     if not counts:
         return None

@@ -1,4 +1,4 @@
-"""HOST:PORT as people and machines write it."""
+"""HOST:PORT as users and machines write it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shardhub.errors import AddressError
     ],
 )
 def test_port_may_be_left_out(text, host, port) -> None:
-    """A port that is left out is the default one, in every family, and what is printed reads the same again."""
+    """A missing port is the default one, in every address family, and the printed form reads the same again."""
     address = Address.parse(text, port=50051)
     assert address == Address(host, port)
     assert Address.parse(str(address)) == address
@@ -51,25 +51,25 @@ def test_port_may_be_left_out(text, host, port) -> None:
     ],
 )
 def test_what_is_not_an_address_is_refused(text) -> None:
-    """Nothing is guessed: not a URL, a port beyond 65535, a name in brackets, or digits of another script."""
+    """URLs, ports beyond 65535, names in brackets and digits of other scripts are refused."""
     with pytest.raises(AddressError, match="is not HOST:PORT"):
         Address.parse(text, port=50051)
 
 
 @pytest.mark.parametrize("text", ["studio", "::1", "[::1]", ":7", "studio:0"])
 def test_what_is_left_out_needs_a_default(text) -> None:
-    """Without a default an address is whole, and port 0 is for what listens."""
+    """Without a default an address must be complete, and port 0 is for listening only."""
     with pytest.raises(AddressError):
         Address.parse(text)
 
 
 def test_what_listens_may_leave_out_its_host_and_ask_for_any_port() -> None:
-    """`:0` is a free port on the default host."""
+    """`:0` means a free port on the default host."""
     assert Address.parse(":0", host="127.0.0.1", may_be_zero=True) == Address("127.0.0.1", 0)
 
 
 def test_ip_is_read_without_its_interface() -> None:
-    """A link-local address may name an interface, which does not say whether it is loopback."""
+    """A link-local address may name an interface, which does not affect whether the address is loopback."""
     assert ip_of("fe80::1%en0").is_link_local
     assert ip_of("127.0.0.1").is_loopback
     with pytest.raises(ValueError, match="studio"):

@@ -1,4 +1,4 @@
-"""stage.json and shardhub.json: one byte string for each, and nothing else is accepted."""
+"""stage.json and shardhub.json: each document has one byte form, and any other form is refused."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def _with(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 @given(stages())
 def test_stage_survives_its_bytes(stage: Stage) -> None:
-    """Decoding the bytes of a stage gives the stage, and its digest."""
+    """Decoding a stage's bytes gives the stage and its digest."""
     again = decode_identified(Stage, encode(stage), where="stage.json")
     assert again == stage
     assert again.digest == sha256_hex(encode(stage))
@@ -190,7 +190,7 @@ def test_stage_survives_its_bytes(stage: Stage) -> None:
 
 @given(manifests())
 def test_manifest_survives_its_bytes(manifest: Manifest) -> None:
-    """Decoding the bytes of a manifest gives the manifest, and its pipeline id."""
+    """Decoding a manifest's bytes gives the manifest and its pipeline id."""
     again = decode_identified(Manifest, encode(manifest), where="shardhub.json")
     assert again == manifest
     assert again.pipeline_id == manifest.pipeline_id
@@ -199,7 +199,7 @@ def test_manifest_survives_its_bytes(manifest: Manifest) -> None:
 @settings(max_examples=300)
 @given(st.one_of(stages(), manifests()), st.data())
 def test_changed_bytes_are_refused_or_another_document(document: Document, data: st.DataObject) -> None:
-    """No change of bytes goes by unseen: the document is refused, or its digest is another."""
+    """A change of bytes is always detected: the document is refused, or its digest differs."""
     original = encode(document)
     at = data.draw(st.integers(0, len(original) - 1))
     noise = data.draw(st.binary(max_size=3))
@@ -214,7 +214,7 @@ def test_changed_bytes_are_refused_or_another_document(document: Document, data:
 
 
 def test_canonical_bytes_are_golden() -> None:
-    """The digests of two fixed documents never change: every shard published depends on it."""
+    """The digests of two fixed documents never change: every published shard depends on them."""
     stage = decode(Stage, json.dumps(_stage()).encode(), where="stage.json")
     manifest = decode(Manifest, json.dumps(_manifest()).encode(), where="shardhub.json")
     assert encode(stage).startswith(b'{"catalogue_digest":"cccc')
@@ -225,7 +225,7 @@ def test_canonical_bytes_are_golden() -> None:
 
 
 def test_pipeline_id_depends_on_order_and_configuration_only() -> None:
-    """Names, locations and files are outside the pipeline id; order and configuration are inside."""
+    """The pipeline id depends on order and configuration, not on names, locations and files."""
     manifest = decode(Manifest, json.dumps(_manifest()).encode(), where="shardhub.json")
     other = _with(_with(_manifest(), "name", "other"), "files", {})
     assert decode(Manifest, json.dumps(other).encode(), where="x").pipeline_id == manifest.pipeline_id
@@ -235,7 +235,7 @@ def test_pipeline_id_depends_on_order_and_configuration_only() -> None:
 
 
 def test_ignored_fields_are_left_out_where_there_are_none() -> None:
-    """A manifest without ignored fields has the bytes it had before there were any; an empty list is not canonical."""
+    """A manifest without ignored fields has the bytes of earlier versions; an empty list is not canonical."""
     plain = decode(Manifest, json.dumps(_manifest()).encode(), where="x")
     assert b"ignored_fields" not in encode(plain)
     named = _with(_manifest(), "ignored_fields", ["text_config.hidden_act"])
@@ -248,7 +248,7 @@ def test_ignored_fields_are_left_out_where_there_are_none() -> None:
 
 
 def test_config_digest_is_of_the_content() -> None:
-    """Layout, key order and our own block do not matter; a value does, infinite ones too."""
+    """The digest ignores layout, key order and our own block, and depends on each value, infinite ones too."""
     config = {"b": 1, "a": [float("inf"), 0.1], "text": "ü"}
     same = {"text": "ü", "a": [float("inf"), 0.1], "b": 1, "shardhub": {"index": 0}}
     assert config_digest(config) == config_digest(same)
@@ -342,21 +342,21 @@ BAD_MANIFESTS: dict[str, tuple[str, Any]] = {
 
 @pytest.mark.parametrize("name", BAD_STAGES)
 def test_bad_stage_is_refused(name: str) -> None:
-    """Each rule of stage.json has an example that breaks it alone."""
+    """Each rule of stage.json has an example that breaks only this rule."""
     with pytest.raises(FormatError, match=r"plain file name|specification"):
         decode(Stage, json.dumps(_with(_stage(), *BAD_STAGES[name])).encode(), where="stage.json")
 
 
 @pytest.mark.parametrize("name", BAD_MANIFESTS)
 def test_bad_manifest_is_refused(name: str) -> None:
-    """Each rule of shardhub.json has an example that breaks it alone."""
+    """Each rule of shardhub.json has an example that breaks only this rule."""
     with pytest.raises(FormatError, match=r"plain file name|specification"):
         decode(Manifest, json.dumps(_with(_manifest(), *BAD_MANIFESTS[name])).encode(), where="shardhub.json")
 
 
 @pytest.mark.parametrize(("path", "start"), [("crossings_in", 0), ("crossings_out", 10)])
 def test_ends_of_the_model_have_no_crossings(path: str, start: int) -> None:
-    """The first stage receives nothing but token ids, the last sends no hidden states."""
+    """The first stage receives only token ids, and the last one sends no hidden states."""
     document = _with(_with(_stage(), "start", start), "stop", 20 if start == 0 else 30)
     with pytest.raises(FormatError, match=path):
         decode(Stage, json.dumps(document).encode(), where="stage.json")
@@ -371,7 +371,7 @@ def test_gap_and_overlap_name_the_layer(name: str, layer: str) -> None:
 
 @pytest.mark.parametrize("kind", [Stage, Manifest])
 def test_newer_version_names_what_reads_it(kind: type[Document]) -> None:
-    """A later format is told apart from a broken one, whatever else it holds."""
+    """A later format version is not called broken, whatever else the document contains."""
     with pytest.raises(NewerFormat, match=r"version 2.*pip install --upgrade"):
         decode(kind, b'{"format_version": 2, "whatever": [1, 2]}', where="document")
 
@@ -401,7 +401,7 @@ HOSTILE: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_bytes_are_refused_soon(name: str) -> None:
-    """Whatever a stranger sends as stage.json is a `FormatError`, soon and in little memory."""
+    """Any bytes given as stage.json raise `FormatError`, quickly and in little memory."""
     tracemalloc.start()
     start = time.monotonic()
     with pytest.raises(FormatError) as caught:
@@ -414,7 +414,7 @@ def test_hostile_bytes_are_refused_soon(name: str) -> None:
 
 @pytest.mark.parametrize("change", [b"\n", b" "])
 def test_identity_is_the_very_bytes(change: bytes) -> None:
-    """A document that is named by its bytes is refused in any other form."""
+    """A document whose digest is its identity is refused in any other form."""
     stage = decode(Stage, json.dumps(_stage()).encode(), where="stage.json")
     with pytest.raises(FormatError, match="canonical"):
         decode_identified(Stage, encode(stage) + change, where="stage.json")
@@ -423,7 +423,7 @@ def test_identity_is_the_very_bytes(change: bytes) -> None:
 
 
 def test_empty_field_that_may_be_left_out_is_left_out() -> None:
-    """A manifest that is not inexact has the bytes it had before the field was known, and no others are taken."""
+    """A manifest that is not inexact has the bytes of earlier versions, and no other form is accepted."""
     manifest = decode(Manifest, json.dumps(_manifest()).encode(), where="shardhub.json")
     assert b"inexact" not in encode(manifest)
     with_null = canonical({**json.loads(encode(manifest)), "inexact": None})
@@ -440,7 +440,7 @@ def test_empty_field_that_may_be_left_out_is_left_out() -> None:
     )
 )
 def test_catalogue_survives_its_bytes(tensors: dict[str, TensorSpec]) -> None:
-    """tensors.json gives back the tensors, and only under its digest."""
+    """tensors.json gives back the tensors, and is accepted only under its digest."""
     data = encode_catalogue(tensors)
     assert decode_catalogue(data, digest=sha256_hex(data), where="tensors.json") == tensors
     with pytest.raises(DigestMismatch):
@@ -448,7 +448,7 @@ def test_catalogue_survives_its_bytes(tensors: dict[str, TensorSpec]) -> None:
 
 
 def test_digest_mismatch_shows_both() -> None:
-    """A file that is not the published one is named with both digests."""
+    """A file that is not the published one is reported with both digests."""
     with pytest.raises(DigestMismatch, match=f"{sha256_hex(b'x')[:16]}.*{'0' * 16}"):
         check_digest(b"x", "0" * 64, where="config.json")
 
@@ -460,7 +460,7 @@ def test_crossing_has_a_shape_for_every_step() -> None:
 
 
 def test_small_documents_survive_their_bytes() -> None:
-    """Proof and hint are documents like the others."""
+    """Proof and hint are encoded and decoded like the other documents."""
     proof = Proof(
         stage_digest="a" * 64,
         method="graph",
@@ -477,5 +477,5 @@ def test_small_documents_survive_their_bytes() -> None:
 
 
 def test_canonical_json_is_one_string_for_one_value() -> None:
-    """Key order and layout do not matter, text is UTF-8."""
+    """Equal values have one encoding, whatever their key order and layout; text is UTF-8."""
     assert canonical({"b": [1, 2.5], "a": "ü"}) == '{"a":"ü","b":[1,2.5]}'.encode()

@@ -1,4 +1,4 @@
-"""Calls in memory end as calls over gRPC do: what tests over the one show holds over the other."""
+"""Calls over the channel in memory end as calls over gRPC do, so that tests over the one hold for the other."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Line:
 
 
 class Scripted(NodeServicer):
-    """Answers in each of the ways in which a call can end."""
+    """A servicer whose calls end in every possible way."""
 
     def __init__(self) -> None:
         self.link_ended = asyncio.Event()
@@ -56,7 +56,7 @@ class Scripted(NodeServicer):
         await asyncio.Event().wait()
 
     async def Link(self, request, context):
-        """Say everything again up to a failure; end at a message that holds nothing."""
+        """Repeat each message up to a failure; end at an empty message."""
         try:
             while (message := await context.read()) not in (grpc.aio.EOF, pb.LinkMessage()):
                 await context.write(message)
@@ -67,7 +67,7 @@ class Scripted(NodeServicer):
 
 
 async def exchange(stub, message):
-    """Write a message to a new stream, and read what comes."""
+    """Write a message to a new stream, and read the reply."""
     stream = stub.Link()
     await stream.write(message)
     return await stream.read()
@@ -112,7 +112,7 @@ def call(request):
 
 
 def test_unary_calls_end_alike(call) -> None:
-    """An answer, an error with its texts, a defect, and a time that is over."""
+    """An answer, an error with its texts, an exception in the method, and a passed deadline end alike."""
 
     async def scenario(stub, servicer, line):
         assert list((await stub.Renew(pb.RenewRequest(sessions=[b"a", b"b"]))).gone) == [b"a", b"b"]
@@ -132,7 +132,7 @@ def test_unary_calls_end_alike(call) -> None:
 
 
 def test_streams_end_alike(call) -> None:
-    """Everything that was written comes before the end; nothing can be written after it."""
+    """All written messages arrive before the end; after it nothing can be written."""
 
     async def scenario(stub, servicer, line):
         stream = stub.Link()
@@ -158,7 +158,7 @@ def test_streams_end_alike(call) -> None:
 
 
 def test_a_stream_that_is_cancelled_ends_the_method(call) -> None:
-    """Both sides are done: the caller's reads, and the method in the midst of one."""
+    """Cancelling ends the caller's reads and a method that is reading."""
 
     async def scenario(stub, servicer, line):
         stream = stub.Link()
@@ -175,7 +175,7 @@ def test_a_stream_that_is_cancelled_ends_the_method(call) -> None:
 
 @pytest.mark.parametrize("limit", [MESSAGE_BYTES, 2 * MESSAGE_BYTES])
 def test_a_message_beyond_the_limit_ends_its_stream(call, limit) -> None:
-    """Whichever of the two sides does not take it."""
+    """The limit is enforced on the sending and on the receiving side."""
 
     async def scenario(stub, servicer, line):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -186,7 +186,7 @@ def test_a_message_beyond_the_limit_ends_its_stream(call, limit) -> None:
 
 
 def test_nobody_answers_alike(call) -> None:
-    """A call to an address without a server, in the words of people."""
+    """A call to an address without a server gives the same plain message."""
 
     async def scenario(stub, servicer, line):
         with pytest.raises(grpc.aio.AioRpcError) as nobody:
@@ -201,7 +201,8 @@ def test_nobody_answers_alike(call) -> None:
 
 
 def test_a_line_that_is_cut_ends_its_calls_and_heals(call) -> None:
-    """A stream breaks, new calls fail, the method ends; the same channel works again when the line does."""
+    """When a line is cut its streams break, new calls fail and methods end; once it heals the same channel works again.
+    """
 
     async def scenario(stub, servicer, line):
         stream = stub.Link()

@@ -1,4 +1,4 @@
-"""Names that shards and pipelines get, and names that are refused."""
+"""Names of shards and pipelines: derived, accepted or refused."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from shardhub.naming import (
     ],
 )
 def test_name_is_made_of_a_models_own(source: str, name: str) -> None:
-    """A folder's or a repo's name becomes the nearest one that repos can have."""
+    """A folder's or repo's name becomes the nearest valid repo name."""
     assert model_name(source) == name
 
 
 @given(st.text(max_size=120))
 def test_every_name_that_is_made_is_taken_by_a_hub(text: str) -> None:
-    """Whatever a model is called: the names of its repos are valid, or a name is asked for."""
+    """A derived name is always valid on a Hub; where none can be derived, the user must give one."""
     try:
         name = model_name(text)
     except UsageError:
@@ -59,7 +59,7 @@ def test_every_name_that_is_made_is_taken_by_a_hub(text: str) -> None:
 
 @pytest.mark.parametrize("name", ["a--b", "a..b", "-a", "a.", "me/x", "a b", "x" * 81, "\u6a21\u578b", "", "nul"])
 def test_name_that_is_given_is_taken_or_refused(name: str) -> None:
-    """A name that a Hub would refuse is refused before the work, with one that it takes."""
+    """A name that a Hub would refuse is refused before the work, with a valid suggestion."""
     with pytest.raises(UsageError, match="cannot be the name of a repo") as caught:
         check_model_name(name)
     proposed = caught.value.hint.rsplit(" ", 1)[-1]
@@ -67,7 +67,7 @@ def test_name_that_is_given_is_taken_or_refused(name: str) -> None:
 
 
 def test_namespaces_are_checked() -> None:
-    """What is not the name of a user is refused; a usual one passes."""
+    """A namespace must be a valid user name."""
     assert check_namespace("some-org_1") == "some-org_1"
     for name in ("a b", "a/b", "-a", "a--b", "", "a."):
         with pytest.raises(UsageError, match="user or an organisation"):
@@ -75,7 +75,7 @@ def test_namespaces_are_checked() -> None:
 
 
 def test_path_that_is_not_text_is_refused(tmp_path: Path) -> None:
-    """A folder whose name is not UTF-8 is refused with what to do."""
+    """A folder whose name is not UTF-8 is refused, with what to do."""
     check_is_text(tmp_path / "ünï 模型")
     with pytest.raises(UsageError, match="not text in UTF-8"):
         check_is_text(Path(os.fsdecode(bytes(tmp_path) + b"/\xff")))

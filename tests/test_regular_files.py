@@ -1,4 +1,4 @@
-"""Opening files that others laid out."""
+"""Opening files in folders that others prepared."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ IN_ITS_PLACE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("kind", IN_ITS_PLACE)
 def test_only_files_are_opened(kind: str, tmp_path: Path) -> None:
-    """What stands in a file's place is named at once, and nothing is waited for or left open."""
+    """Anything but a regular file is refused by its kind at once, without blocking or leaving it open."""
     path = tmp_path / "file"
     IN_ITS_PLACE[kind](path)
     for use in (open_descriptor, read_file, check_regular):
@@ -54,7 +54,7 @@ def test_only_files_are_opened(kind: str, tmp_path: Path) -> None:
 
 
 def test_file_is_read_and_bounded(tmp_path: Path) -> None:
-    """A file's bytes come whole, or as many as are wanted; one that is missing is an error of the system's."""
+    """A file is read whole or up to a limit; a missing one raises the system's error."""
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     assert (read_file(path), read_file(path, 2)) == (b"abc", b"ab")
@@ -74,7 +74,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer.model"])
 def test_pipe_in_a_models_folder_is_an_error(name: str, model: Path, tmp_path: Path) -> None:
-    """A named pipe in the place of a model's file ends in an error, and never in waiting."""
+    """A named pipe in a model's folder ends in an error, and does not block."""
     folder = tmp_path / "model"
     folder.mkdir()
     for path in model.iterdir():

@@ -1,4 +1,4 @@
-"""Log lines that strangers can bring about."""
+"""Log lines that remote parties can trigger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shardhub.seldom import QUIET_S, Seldom
 
 
 def test_a_line_comes_once_in_a_while_and_counts_the_others(caplog: pytest.LogCaptureFixture) -> None:
-    """However often it happens, the log grows by a line in ten seconds, and no happening is lost from the count."""
+    """At most one line is logged in ten seconds, and it counts the events in between."""
     now = 0.0
     seldom = Seldom(logging.getLogger("strangers"), clock=lambda: now)
     for _ in range(1000):

@@ -1,4 +1,4 @@
-"""What a machine ran out of, told from what Python, MLX and the system raise."""
+"""Shortages of a machine, recognised in the errors of Python, MLX and the system."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from shardhub.shortage import shortage
     ],
 )
 def test_lack_of_memory_is_told(error: Exception) -> None:
-    """Whoever refuses memory, the exit code is that of memory."""
+    """A failed allocation has the exit code for memory, whatever raised it."""
     assert type(shortage(error)) is DoesNotFit
 
 
@@ -37,14 +37,14 @@ def test_lack_of_memory_is_told(error: Exception) -> None:
     ],
 )
 def test_lack_of_processes_is_told(error: Exception) -> None:
-    """A thread or process that cannot be started names the limit and how to raise it."""
+    """A thread or process that cannot be started is reported with the limit and how to raise it."""
     lack = shortage(error)
     assert type(lack) is ResourceError
     assert "ulimit -u" in lack.hint
 
 
 def test_lack_of_files_and_room_is_told() -> None:
-    """So are files that cannot be opened, and a disk that is full."""
+    """Exhausted file descriptors and a full disk are reported likewise."""
     files, disk = shortage(OSError(errno.EMFILE, "Too many open files")), shortage(OSError(errno.ENOSPC, "No space"))
     assert type(files) is ResourceError
     assert "ulimit -n" in files.hint
@@ -53,7 +53,7 @@ def test_lack_of_files_and_room_is_told() -> None:
 
 
 def test_cause_behind_an_error_counts() -> None:
-    """What ran out is found behind what was raised because of it; other errors, and our own, are left alone."""
+    """A shortage is recognised in the cause of another error; other errors, and our own, are left alone."""
     wrapped = ValueError("loading failed")
     wrapped.__cause__ = MemoryError()
     assert type(shortage(wrapped)) is DoesNotFit
@@ -72,14 +72,14 @@ main()
 
 
 def test_little_address_space_is_no_fault() -> None:
-    """Where MLX cannot even be loaded the command ends with the exit code of memory, and the limit is named."""
+    """Where MLX cannot be loaded the command ends with the exit code for memory, and names the limit."""
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 6, done.stderr
     assert "address space is limited to 0.63 GB" in done.stderr
 
 
 def test_first_cause_is_told_and_on_one_line() -> None:
-    """A package that wraps the loader's error in advice of many lines does not hide it."""
+    """The first cause is reported on one line, even if a package wraps it in long advice."""
     try:
         try:
             raise ImportError("libz.so: failed to map segment from shared object")

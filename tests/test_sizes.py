@@ -1,4 +1,4 @@
-"""Amounts of bytes, as people read and write them."""
+"""Byte sizes as users read and write them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shardhub.sizes import parse_size, size_text, traffic_text
     [(0, "0.00 MB"), (1_234_567, "1.23 MB"), (99_990_000, "99.99 MB"), (10**8, "0.10 GB"), (404 * 10**9, "404.00 GB")],
 )
 def test_files_and_memory_are_shown_in_two_units(size: int, text: str) -> None:
-    """GB, or MB where GB would hide it; what is missing may be negative."""
+    """Sizes are in GB, or in MB where GB would round too much; a negative rest is shown as such."""
     assert size_text(size) == text
     assert size_text(-size) == (f"-{text}" if size else text)
 
@@ -22,7 +22,7 @@ def test_files_and_memory_are_shown_in_two_units(size: int, text: str) -> None:
     ("size", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 kB"), (10**6, "1.0 MB"), (25 * 10**8, "2.5 GB")]
 )
 def test_traffic_is_shown_with_the_unit_it_needs(size: int, text: str) -> None:
-    """A token's bytes are few, a header's are many."""
+    """Traffic is shown in the unit that it needs, from bytes to gigabytes."""
     assert traffic_text(size) == text
 
 
@@ -34,12 +34,12 @@ def test_traffic_is_shown_with_the_unit_it_needs(size: int, text: str) -> None:
     ],
 )
 def test_sizes_are_read(text: str, size: int) -> None:
-    """Decimal and binary units; a plain number is in GB."""
+    """Decimal and binary units are read; a plain number is in GB."""
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "0", "0GB", "-1GB", "64XB", "1e9", "nan", "1 2", "1" * 20, "GB"])
 def test_what_is_not_a_size_is_refused(text: str) -> None:
-    """Nothing, zero, and units that nobody sells."""
+    """An empty text, zero and unknown units are refused."""
     with pytest.raises(UsageError, match="is not an amount of memory"):
         parse_size(text)

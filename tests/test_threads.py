@@ -1,4 +1,4 @@
-"""Threads that cannot be started, seen before a library needs them."""
+"""Thread limits, detected before a library needs its threads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from shardhub.threads import check_threads
 
 
 def test_threads_are_tried_and_end() -> None:
-    """Where all can be started nothing is left of them."""
+    """Where all threads can be started, all of them have ended afterwards."""
     before = threading.active_count()
     check_threads(8)
     assert threading.active_count() == before
 
 
 def test_lack_of_threads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message says how many are needed and how many there were; those that were started have ended."""
+    """The message says how many are needed and how many could be started; those have ended."""
     start, before = threading.Thread.start, threading.active_count()
     allowed = iter([True, True])
 

@@ -1,4 +1,4 @@
-"""Small files appear whole or not at all, and locks between processes hold."""
+"""Small files are written whole or not at all, and locks exclude other processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shardhub.whole_files import write_synced, write_whole
 
 
 def test_file_is_replaced_at_once(tmp_path) -> None:
-    """Who has the old one open reads on; nothing else is left in the folder."""
+    """A reader of the old file is undisturbed, and no temporary file is left in the folder."""
     path = tmp_path / "file"
     write_whole(path, b"old")
     with path.open("rb") as reader:
@@ -23,7 +23,7 @@ def test_file_is_replaced_at_once(tmp_path) -> None:
 
 
 def test_file_that_cannot_be_put_in_place_leaves_nothing(tmp_path) -> None:
-    """A folder in the way stays, and what was written beside it goes."""
+    """If a folder is in the way, it stays, and the temporary file is removed."""
     (tmp_path / "file" / "inner").mkdir(parents=True)
     with pytest.raises(OSError, match="file"):
         write_whole(tmp_path / "file", b"data")
@@ -31,7 +31,7 @@ def test_file_that_cannot_be_put_in_place_leaves_nothing(tmp_path) -> None:
 
 
 def test_private_file_is_private_from_its_first_byte(tmp_path) -> None:
-    """Its mode is given when it is made, and nobody else's file takes its name."""
+    """The file is created with its private mode, and is never written through a link."""
     write_whole(tmp_path / "key", b"secret", mode=0o600)
     assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
     (tmp_path / "link").symlink_to(tmp_path / "key")
@@ -42,7 +42,7 @@ def test_private_file_is_private_from_its_first_byte(tmp_path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_lock_is_held_by_one_at_a_time(tmp_path, kind) -> None:
-    """Who comes later waits, or hears that it is taken; a holder that ends gives it back."""
+    """A second process waits, or is told that the lock is held; the end of the holder releases it."""
     path = tmp_path / "lock"
     path.mkdir() if kind == "folder" else path.touch()
     entered = threading.Event()

@@ -1,4 +1,4 @@
-"""Tiny models with the architectures' own branches: sliding windows, dense and sparse layers, tied and untied heads.
+"""Tiny models that cover the architectures' branches: sliding windows, dense and sparse layers, tied and untied heads.
 
 Configurations only: the models are upstream's own, with random weights.
 """
@@ -124,7 +124,7 @@ def config(name: str, *, tied: bool | None = None) -> dict[str, Any]:
 
 
 def build(config: dict[str, Any], *, seed: int = 0, dtype: mx.Dtype = mx.float32) -> nn.Module:
-    """Upstream's model with random weights; norms are no identity."""
+    """Upstream's model with random weights, norms included."""
     mx.random.seed(seed)
     model_class, args_class = _get_classes(config=config)
     model = model_class(args_class.from_dict(dict(config)))
@@ -140,7 +140,7 @@ def build(config: dict[str, Any], *, seed: int = 0, dtype: mx.Dtype = mx.float32
 
 
 def quantize(model: nn.Module, config: dict[str, Any], *, bits: int = 4, mixed: bool = False) -> dict[str, Any]:
-    """Quantise a model in place as mlx_lm.convert does, and return its config with the record of it."""
+    """Quantise a model in place as mlx_lm.convert does; returns its config with the quantisation recorded."""
     per_layer: dict[str, Any] = {}
 
     def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
@@ -187,7 +187,7 @@ def run_whole(model: nn.Module, chunks: list[list[int]]) -> list[mx.array]:
 
 
 def chunks(seed: int = 3, lengths: tuple[int, ...] = (7, 5, 1, 1, 1, 1, 1, 1)) -> list[list[int]]:
-    """Token ids: a prompt in uneven chunks longer than the window, then single steps past it."""
+    """Token ids: a prompt in uneven chunks longer than the window, then single steps beyond it."""
     key = mx.random.key(seed)
     ids: list[int] = mx.random.randint(1, VOCAB, (sum(lengths),), key=key).tolist()
     at = 0

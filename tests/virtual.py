@@ -1,4 +1,4 @@
-"""A clock that goes on only when a test says so, and dice that fall alike in every run."""
+"""A clock that advances only on a test's request, and ids that are the same in every run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ROUNDS = 20
 
 
 class VirtualTimer:
-    """A call at a time of a virtual clock."""
+    """A call scheduled on a virtual clock."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.call: Callable[[], object] | None = call
 
     def cancel(self) -> None:
-        """Do not call it."""
+        """Cancel the call."""
         self.call = None
 
 
@@ -64,7 +64,7 @@ class VirtualClock:
                 timer.cancel()
 
     async def advance(self, seconds: float) -> None:
-        """Let so long pass: whatever is due is called in order, and what follows from it is done."""
+        """Advance the clock by this much: due calls are made in order, and what follows from them is done."""
         end = self._now + seconds
         await self._settle()
         while self._timers and self._timers[0][0] <= end:
@@ -81,7 +81,7 @@ class VirtualClock:
 
 
 class CountingDice:
-    """Ids that count up."""
+    """A source of ids that count up."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)

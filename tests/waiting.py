@@ -11,7 +11,7 @@ _LOOK_S = 0.01
 
 
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 60) -> None:
-    """Wait until a condition holds; fail if it does not in time."""
+    """Wait until a condition holds, in an event loop; fail if it does not hold in time."""
     deadline = time.monotonic() + timeout_s
     while not await condition():
         assert time.monotonic() < deadline, "the condition did not come true"
@@ -19,7 +19,7 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 60)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 60) -> None:
-    """The same outside an event loop."""
+    """Wait until a condition holds, outside an event loop."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"

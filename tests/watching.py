@@ -1,4 +1,4 @@
-"""A watcher that keeps what it is told, and gives the answers it was made with."""
+"""A watcher that records reports and gives prepared answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from shardhub.usecases.watcher import Progress
 
 
 class Listener:
-    """Keeps notes, activities, progress and questions.
+    """Records notes, activities, progress and questions.
 
     Args:
         answer: To every question; None is nobody.

@@ -1,4 +1,4 @@
-"""Model folders whose weight files, index and numbers disagree, and what a reader of checkpoints says of each."""
+"""Model folders whose weight files, index and numbers disagree, and the expected reading of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class Odd:
-    """A way a folder can be odd.
+    """A way in which a folder can be irregular.
 
     Attributes:
         change: Makes it so, of a proper folder of two files and an index.
@@ -71,7 +71,7 @@ def _one_file(folder: Path, file: str = "model.safetensors") -> None:
 
 
 def _plain(folder: Path) -> None:
-    """Nothing is odd."""
+    """A regular folder."""
 
 
 def _stale_index(folder: Path) -> None:

@@ -139,8 +139,8 @@ def test_a_request_given_up_just_when_the_node_is_back_holds_up_nobody(pipeline,
 
 
 def test_an_answer_given_up_in_recovery_frees_its_sessions(pipeline, served) -> None:
-    """A node is lost in mid-answer and the readers leave: other nodes free their sessions at once, it does when it is
-    back.
+    """A node is lost in mid-answer and the readers leave: the other node frees their sessions at once,
+    the lost one later.
     """
     cluster, _ = served
 

@@ -1,4 +1,4 @@
-"""Reading model folders, and the gate every weight file passes before MLX sees a byte of it."""
+"""Reading model folders, and the checks that every weight file passes before MLX reads it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.corpus import MALFORMED, WELL_FORMED, build, entry
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_file_is_refused(name: str, tmp_path: Path) -> None:
-    """Every file of the corpus is refused with its name, soon and in little memory."""
+    """Every malformed file of the corpus is refused by name, quickly and in little memory."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(MALFORMED[name])
     tracemalloc.start()
@@ -54,7 +54,9 @@ def test_malformed_file_is_refused(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_file_is_refused_where_it_is_read_by_ranges(name: str, tmp_path: Path) -> None:
-    """Our own rules refuse all that the reference reader refuses: a file on the Hub is seen by them alone."""
+    """Our own rules refuse all that the reference reader refuses, since files on the Hub are checked by our rules
+    alone.
+    """
     path = tmp_path / "model.safetensors"
     path.write_bytes(MALFORMED[name])
     with FileSource(path) as source, pytest.raises(WeightFileError, match="not a valid safetensors file"):
@@ -62,14 +64,14 @@ def test_malformed_file_is_refused_where_it_is_read_by_ranges(name: str, tmp_pat
 
 
 def test_corpus_is_large_enough() -> None:
-    """The corpus keeps at least the thirty ways to be wrong that were measured, and three controls."""
+    """The corpus keeps at least the thirty measured defects, and three controls."""
     assert len(MALFORMED) >= 60
     assert len(WELL_FORMED) >= 3
 
 
 @pytest.mark.parametrize("name", WELL_FORMED)
 def test_well_formed_file_is_read(name: str, tmp_path: Path) -> None:
-    """The controls are read: the corpus is not refused for a reason they share."""
+    """The well-formed control files are read, so that the others are refused for their own defects."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(WELL_FORMED[name])
     header = read_header(path)
@@ -88,7 +90,7 @@ def test_message_names_tensor_and_both_values(tmp_path: Path) -> None:
 
 
 def test_ranges_are_those_of_the_bytes(tmp_path: Path) -> None:
-    """The half-open ranges of a header cut out the very bytes of each tensor."""
+    """The half-open ranges of a header select exactly the bytes of each tensor."""
     tensors = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.arange(5, dtype=np.uint8)}
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
@@ -106,7 +108,7 @@ def test_ranges_are_those_of_the_bytes(tmp_path: Path) -> None:
     )
 )
 def test_written_header_is_read_again(tmp_path_factory: pytest.TempPathFactory, specs: dict) -> None:
-    """What `encode_header` writes, our reader and the safetensors library both read back, aligned to eight bytes."""
+    """Our reader and the safetensors library both read back what `encode_header` writes, aligned to eight bytes."""
     tensors = [(name, TensorSpec(dtype=dtype, shape=tuple(shape))) for name, (dtype, shape) in specs.items()]
     tensors.sort(key=lambda item: -DTYPE_SIZES[item[1].dtype])
     header = encode_header(tensors)
@@ -164,7 +166,7 @@ def test_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_weight_file_is_named(tmp_path: Path) -> None:
-    """A broken download is told apart from a broken file."""
+    """A weight file that the index names and the folder lacks is reported as missing, not as damaged."""
     write_checkpoint(tmp_path, num_files=2)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(WeightFileError, match="model-00002-of-00002"):
@@ -172,7 +174,7 @@ def test_missing_weight_file_is_named(tmp_path: Path) -> None:
 
 
 def test_tensor_the_index_promises_is_missed(tmp_path: Path) -> None:
-    """A head that the index names and no file holds is missed: mlx-lm would take it for one that is tied."""
+    """A head that the index names and no file holds is reported: mlx-lm would take the head for a tied one."""
     write_checkpoint(tmp_path, num_files=1)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     index["weight_map"]["lm_head.scales"] = "model-00001-of-00001.safetensors"
@@ -194,7 +196,7 @@ def test_index_cannot_leave_the_folder(file: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 5}}', "{", '{"a":1,"a":2}'])
 def test_broken_index_is_refused(index: str, tmp_path: Path) -> None:
-    """An index that is none is not passed over."""
+    """An index that cannot be parsed is refused, not skipped."""
     write_checkpoint(tmp_path, num_files=1)
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(FormatError):
@@ -202,7 +204,7 @@ def test_broken_index_is_refused(index: str, tmp_path: Path) -> None:
 
 
 def test_other_formats_are_told_how_to_convert(tmp_path: Path) -> None:
-    """A folder of pickles or GGUF is answered with the command that converts it."""
+    """A folder of pickles or GGUF is refused with the command that converts it."""
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UnsupportedModel, match=r"mlx_lm\.convert"):
@@ -211,14 +213,14 @@ def test_other_formats_are_told_how_to_convert(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("marker", "noun"), [("stage.json", "shard"), ("shardhub.json", "pipeline")])
 def test_our_own_folders_are_no_models(marker: str, noun: str, tmp_path: Path) -> None:
-    """A shard or a pipeline given as a model is called by its name."""
+    """A shard or a pipeline given as a model is named as what it is."""
     (tmp_path / marker).write_text("{}")
     with pytest.raises(UsageError, match=noun):
         open_checkpoint(tmp_path)
 
 
 def test_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
-    """No folder, and a folder without config.json, are usage errors."""
+    """A missing folder, and a folder without config.json, are usage errors."""
     with pytest.raises(UsageError, match="not a folder"):
         open_checkpoint(tmp_path / "none")
     with pytest.raises(UsageError, match=r"config\.json"):
@@ -243,7 +245,7 @@ def test_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_config_out_of_bounds_is_refused(config: dict) -> None:
-    """Numbers no model has are refused with the field's name, before anything is sized by them."""
+    """Impossibly large numbers are refused with the field's name, before anything is sized by them."""
     field = next(iter(config))
     with pytest.raises(FormatError, match="hidden_size" if field == "text_config" else field):
         parse_config(json.dumps(config).encode(), where="config.json")
@@ -253,7 +255,7 @@ def test_config_out_of_bounds_is_refused(config: dict) -> None:
     "data", [b"", b"[]", b"{", b'{"a":1,"a":2}', b"\xff", b'{"a":"\\ud800"}', b'{"a":' + b"[" * 100_000, b"5"]
 )
 def test_broken_config_is_refused(data: bytes) -> None:
-    """config.json is one JSON object in UTF-8 without a key twice."""
+    """A config.json that is not one JSON object in UTF-8, or has a key twice, is refused."""
     with pytest.raises(FormatError):
         parse_config(data, where="config.json")
 
@@ -271,19 +273,19 @@ def test_broken_config_is_refused(data: bytes) -> None:
     ],
 )
 def test_number_of_layers_is_found(config: dict) -> None:
-    """The spellings of mlx-lm's modules are known, and the text model's count is the one that matters."""
+    """The field names of mlx-lm's modules are known, and the text model's count is taken."""
     assert num_layers(config) == 7
 
 
 def test_number_of_layers_is_asked_for() -> None:
-    """A configuration without one is not guessed at."""
+    """A configuration without a number of layers is refused, not guessed at."""
     with pytest.raises(UnsupportedModel, match="num_hidden_layers"):
         num_layers({"model_type": "x"})
     assert text_config({"a": 1}) == {"a": 1}
 
 
 def test_quantization_is_found() -> None:
-    """mlx-lm's quantisation is read; other methods are none of ours."""
+    """mlx-lm's quantisation is read; other methods are refused."""
     read = quantization({"quantization": {"bits": 4, "group_size": 64, "model.embed": {"bits": 8}}})
     assert read is not None
     assert (read.bits, read.group_size, read.mode) == (4, 64, "affine")
@@ -310,12 +312,12 @@ def test_quantization_is_found() -> None:
     ],
 )
 def test_layer_of_a_tensor(name: str, layer: int | None) -> None:
-    """A decoder layer's tensors are told from those of towers, experts and draft heads."""
+    """Tensors of decoder layers are distinguished from those of towers, experts and draft heads."""
     assert layer_index(name, 20) == layer
 
 
 def test_place_of_a_tensor() -> None:
-    """Embedding, head and what no text model holds are told apart."""
+    """Embedding, head and tensors outside the text model are distinguished."""
     places = {
         "model.embed_tokens.weight": "embedding",
         "transformer.wte.weight": "embedding",
@@ -350,7 +352,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_gate_passes_the_promised_file(weights: Path) -> None:
-    """The file that was published is accepted."""
+    """The published file is accepted."""
     file, catalogue = _shipped(weights)
     verify_weight_file(weights, file, catalogue)
 
@@ -367,7 +369,7 @@ def test_gate_sees_a_flipped_bit(weights: Path) -> None:
 
 @pytest.mark.parametrize("cut", [1, 16, 100])
 def test_gate_sees_a_truncated_file(weights: Path, cut: int) -> None:
-    """A file that ends early is refused whatever is missing."""
+    """A file that ends early is refused, whichever part is missing."""
     file, catalogue = _shipped(weights)
     weights.write_bytes(weights.read_bytes()[:-cut])
     with pytest.raises(IntegrityError):
@@ -383,7 +385,7 @@ def test_gate_lists_missing_and_extra_tensors(weights: Path) -> None:
 
 
 def test_gate_sees_another_order(weights: Path) -> None:
-    """The order of tensors is part of the promise."""
+    """A file with its tensors in another order is refused."""
     file, catalogue = _shipped(weights)
     changed = file.model_copy(update={"tensors": tuple(reversed(file.tensors))})
     with pytest.raises(WeightFileError, match="differ from the stage's \\(their order\\)"):
@@ -400,7 +402,7 @@ def test_gate_sees_wrong_shape_and_dtype(weights: Path, spec: TensorSpec | None)
 
 
 def test_gate_sees_a_wrong_size_and_a_missing_file(weights: Path) -> None:
-    """Size is checked before content, and absence has its own words."""
+    """Size is checked before content, and a missing file has its own message."""
     file, catalogue = _shipped(weights)
     with pytest.raises(WeightFileError, match="bytes, but the stage says"):
         verify_weight_file(weights, file.model_copy(update={"size_bytes": file.size_bytes + 1}), catalogue)
@@ -409,7 +411,7 @@ def test_gate_sees_a_wrong_size_and_a_missing_file(weights: Path) -> None:
 
 
 def test_costs_count_embedding_and_head_where_they_live(tmp_path: Path) -> None:
-    """Tied or not, the stages' bytes are those of their tensors; one stage holds a tied table once."""
+    """Tied or not, the stages' bytes are those of their tensors; a single stage counts a tied table once."""
     for tied in (True, False):
         tensors = write_checkpoint(tmp_path / str(tied), num_layers=4, tied=tied)
         costs = model_costs(open_checkpoint(tmp_path / str(tied)), 100)
@@ -453,7 +455,7 @@ def test_kv_follows_the_configuration(config: dict, expected: int, tmp_path: Pat
 
 
 def test_experts_count_as_often_as_they_are_read(tmp_path: Path) -> None:
-    """Of routed experts a token reads its share, of everything else all."""
+    """Of routed experts a token reads its share; of everything else, all."""
     names = ["model.layers.0.mlp.switch_mlp.up_proj.weight", "model.layers.0.mlp.shared_experts.up_proj.weight"]
     save_file({name: np.zeros((8, 10), np.float16) for name in names}, tmp_path / "model.safetensors")
     config = {"num_hidden_layers": 1, "num_experts": 8, "num_experts_per_tok": 2, "num_attention_heads": 1}
@@ -463,7 +465,7 @@ def test_experts_count_as_often_as_they_are_read(tmp_path: Path) -> None:
 
 
 def test_estimates_are_said(tmp_path: Path) -> None:
-    """Where the configuration is silent, the plan's notes say what was assumed."""
+    """Where the configuration leaves something out, the plan's notes state the assumption."""
     write_checkpoint(
         tmp_path, config={"num_attention_heads": None, "num_key_value_heads": None, "layer_types": ["x"] * 4}
     )

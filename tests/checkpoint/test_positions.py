@@ -1,4 +1,4 @@
-"""Positions a model takes, by its configuration."""
+"""The number of positions that a model takes, by its configuration."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
     ],
 )  # fmt: skip
 def test_scaled_positions_count(config, positions) -> None:
-    """What the configuration states, and what its scaling makes of what the model was first trained for."""
+    """The limit is what the configuration states, or what its scaling makes of the original training length."""
     assert own_positions(config) == positions

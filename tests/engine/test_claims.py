@@ -1,4 +1,4 @@
-"""Heads that share a node: who is served next where it is full."""
+"""Heads that share a node: who is served next when the node is full."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LIMITS = Limits(
 
 
 class KeptSession:
-    """What the table asks of a session that runs nothing."""
+    """The session interface that the table needs, of a session that runs nothing."""
 
     def __init__(self, call: OpenSession) -> None:
         self.context, self.position, self.rewind_floor = call.context, 0, 0
 
 
 class Node:
-    """A table whose clock stands still unless it is moved; a position takes a byte."""
+    """A table with a manual clock; each position takes one byte."""
 
     def __init__(self, *, kv_budget_bytes: int = 1000) -> None:
         self.now = 0.0
@@ -47,7 +47,7 @@ class Node:
         )
 
     def open(self, head: bytes, *, context: int = 10) -> bytes | None:
-        """A session's id, or None where the node refuses it."""
+        """A session's id, or None if the node refuses it."""
         session = new_id()
         call = OpenSession(
             head=head,
@@ -69,7 +69,7 @@ class Node:
 
 
 def test_one_head_alone_has_the_whole_node() -> None:
-    """As often as it asks in vain, and whatever it has."""
+    """A single head may use the whole node, however often it was refused and whatever it holds."""
     node = Node()
     sessions = [node.open(MANY) for _ in range(MAX_SESSIONS)]
     assert None not in sessions
@@ -81,7 +81,7 @@ def test_one_head_alone_has_the_whole_node() -> None:
 
 
 def test_a_head_that_has_more_waits_until_the_other_has_its_share() -> None:
-    """Places that become free go to the head that was refused, up to half of the node; then turns are free."""
+    """Freed places go to the head that was refused, up to half of the node; beyond that, first come first served."""
     node = Node()
     many = [node.open(MANY) for _ in range(MAX_SESSIONS)]
     few = []
@@ -112,7 +112,7 @@ def test_of_heads_below_their_share_the_one_that_asked_first_is_served() -> None
 
 
 def test_a_place_is_kept_for_a_moment_only() -> None:
-    """A head that asks no more, or is gone, keeps nothing from others."""
+    """A head that stops asking, or is gone, keeps no place from others."""
     node = Node()
     many = [node.open(MANY) for _ in range(MAX_SESSIONS)]
     assert node.open(FEW) is None
@@ -123,7 +123,7 @@ def test_a_place_is_kept_for_a_moment_only() -> None:
 
 
 def test_memory_is_shared_as_sessions_are() -> None:
-    """KV memory that becomes free is kept for the head that found none, as far as that has not its share."""
+    """Freed KV memory is kept for the head that was refused, up to its share."""
     node = Node(kv_budget_bytes=100)
     large = [node.open(MANY, context=50) for _ in range(2)]
     assert node.open(FEW, context=50) is None
@@ -133,7 +133,7 @@ def test_memory_is_shared_as_sessions_are() -> None:
 
 
 def test_what_never_fits_is_told_as_too_long() -> None:
-    """A session beyond the node's whole memory is refused at once, and keeps nothing from others."""
+    """A session larger than the node's whole memory is refused at once, and keeps nothing from others."""
     node = Node(kv_budget_bytes=60)
     with pytest.raises(ContextExceeded, match="positions"):
         node.open(FEW, context=61)
@@ -141,7 +141,7 @@ def test_what_never_fits_is_told_as_too_long() -> None:
 
 
 def test_ids_of_heads_that_cost_nothing_keep_little() -> None:
-    """Made-up heads that ask and never come again are forgotten, and only so many are known at once."""
+    """Invented heads that ask once are forgotten, and only a bounded number is remembered at once."""
     now = 0.0
     claims = Claims(max_sessions=MAX_SESSIONS, kv_budget_bytes=1000, clock=lambda: now)
     for _ in range(10_000):

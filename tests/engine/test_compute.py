@@ -1,4 +1,4 @@
-"""The compute thread: order, fairness, credit, end."""
+"""The compute thread: order, fairness, credit and shutdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compute():
 
 
 class Gate:
-    """A job that holds the thread until it is let go."""
+    """A job that blocks the thread until it is released."""
 
     def __init__(self, compute: ComputeThread) -> None:
         self.running, self.go = threading.Event(), threading.Event()
@@ -39,7 +39,7 @@ class Gate:
 
 
 def test_jobs_of_one_owner_keep_their_order(compute) -> None:
-    """First in, first out."""
+    """Jobs of one owner run first in, first out."""
     done: list[int] = []
     futures = [compute.submit("a", lambda i=i: done.append(i), cost=1, limit=100) for i in range(50)]
     for future in futures:
@@ -48,7 +48,7 @@ def test_jobs_of_one_owner_keep_their_order(compute) -> None:
 
 
 def test_control_goes_before_what_is_queued(compute) -> None:
-    """An open or close does not wait for queued steps."""
+    """Opening or closing a session does not wait for queued steps."""
     gate, done = Gate(compute), []
     step = compute.submit("a", lambda: done.append("step"), cost=1, limit=10)
     control = compute.control(lambda: done.append("control"))
@@ -58,7 +58,7 @@ def test_control_goes_before_what_is_queued(compute) -> None:
 
 
 def test_owners_share_by_cost(compute) -> None:
-    """An owner of large chunks does not stand before one of single steps."""
+    """Owners share the thread by cost, so that large chunks do not delay another owner's single steps."""
     gate, done = Gate(compute), []
     futures = [compute.submit("large", lambda: done.append("large"), cost=100, limit=100) for _ in range(10)]
     futures += [compute.submit("small", lambda: done.append("small"), cost=1, limit=100) for _ in range(10)]
@@ -70,7 +70,7 @@ def test_owners_share_by_cost(compute) -> None:
 
 
 def test_an_owner_beyond_its_credit_is_refused(compute) -> None:
-    """The queue is bounded, and the refusal leaves others alone."""
+    """The queue is bounded, and a refusal does not affect other owners."""
     gate = Gate(compute)
     for _ in range(3):
         compute.submit("a", lambda: None, cost=1, limit=3)
@@ -82,7 +82,7 @@ def test_an_owner_beyond_its_credit_is_refused(compute) -> None:
 
 
 def test_a_job_that_was_cancelled_takes_no_room(compute) -> None:
-    """Neither does it run."""
+    """A cancelled job is not run and frees its place in the queue."""
     gate, done = Gate(compute), []
     jobs = [compute.submit("a", lambda i=i: done.append(i), cost=1, limit=3) for i in range(3)]
     assert jobs[1].cancel()
@@ -93,14 +93,14 @@ def test_a_job_that_was_cancelled_takes_no_room(compute) -> None:
 
 
 def test_an_error_belongs_to_its_job(compute) -> None:
-    """The thread goes on after a job that raised."""
+    """The thread goes on after a job that raised an exception."""
     with pytest.raises(ZeroDivisionError):
         compute.control(lambda: 1 // 0).result(WAIT_S)
     assert compute.control(lambda: 7).result(WAIT_S) == 7
 
 
 def test_close_cancels_what_waits_and_refuses_what_comes() -> None:
-    """Nobody waits for ever on a thread that ended."""
+    """Closing the thread cancels queued jobs and refuses new ones, so that no caller waits for ever."""
     compute = ComputeThread()
     gate = Gate(compute)
     waiting = compute.submit("a", lambda: None, cost=1, limit=3)
@@ -117,7 +117,9 @@ def test_close_cancels_what_waits_and_refuses_what_comes() -> None:
 
 
 def test_close_waits_until_the_system_has_ended_the_thread() -> None:
-    """Not only Python: what MLX frees at a thread's end would abort an interpreter that is ending."""
+    """Closing waits for the system thread too: memory that MLX frees at a thread's end would abort a finishing
+    interpreter.
+    """
     for _ in range(50):
         compute = ComputeThread()
         ended = compute.control(threading.get_native_id).result(WAIT_S)
@@ -126,7 +128,7 @@ def test_close_waits_until_the_system_has_ended_the_thread() -> None:
 
 
 def test_process_waits_for_a_job_of_a_thread_that_nobody_closed() -> None:
-    """In the middle of MLX's code it would abort."""
+    """A process waits for a running job at its end: ending within MLX's code would abort it."""
     code = """
 import threading
 from shardhub.engine.compute import ComputeThread
@@ -147,7 +149,7 @@ began.wait()
 
 
 def test_closed_thread_is_not_kept_for_the_end_of_the_process() -> None:
-    """A program may open and close many."""
+    """A closed thread is released at once, so that a program may open and close many."""
     compute = ComputeThread()
     compute.close()
     kept = weakref.ref(compute)
@@ -157,7 +159,7 @@ def test_closed_thread_is_not_kept_for_the_end_of_the_process() -> None:
 
 
 def test_idle_work_is_done_between_jobs() -> None:
-    """Leases are looked at although jobs come without a pause."""
+    """Leases are checked even while jobs arrive without a pause."""
     seen = threading.Event()
     compute = ComputeThread(idle=seen.set, idle_s=0.05)
     deadline = time.monotonic() + WAIT_S
@@ -168,7 +170,7 @@ def test_idle_work_is_done_between_jobs() -> None:
 
 
 def test_busy_time_is_that_of_the_present_job(compute) -> None:
-    """A watchdog sees how long a job has run."""
+    """A watchdog can see how long the present job has run."""
     gate = Gate(compute)
     before = compute.busy_s
     assert threading.Event().wait(0.05) is False
@@ -180,7 +182,7 @@ def test_busy_time_is_that_of_the_present_job(compute) -> None:
 
 
 def test_control_is_heard_before_idle_work() -> None:
-    """A renewal that waited behind a long step counts before leases are looked at."""
+    """A renewal that waited behind a long step is applied before leases are checked."""
     order: list[str] = []
     compute = ComputeThread(idle=lambda: order.append("idle"), idle_s=0.05)
     gate = Gate(compute)
@@ -198,7 +200,7 @@ def test_control_is_heard_before_idle_work() -> None:
 
 
 def test_work_after_a_job_waits_until_nobody_does() -> None:
-    """It is done once the result is out, and not between jobs that are queued."""
+    """Deferred work runs once the result is out and no job is queued."""
     done: list[str] = []
     tidied = threading.Event()
 

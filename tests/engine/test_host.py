@@ -1,4 +1,4 @@
-"""How a machine is named: by its chip, not by its architecture."""
+"""A machine's name: its chip, not its architecture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ARM_LINUX = "processor\t: 0\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU p
     ],
 )
 def test_chip_is_named(reading: Reading, chip: Chip) -> None:
-    """An M1 and an M4 have different names, as have processors under Linux."""
+    """An M1 and an M4 have different names, as have different processors under Linux."""
     assert name_chip(reading) == chip
 
 
@@ -50,7 +50,7 @@ def mac(chip: str, cpu: str) -> NumericClass:
 
 
 def test_macs_of_two_chips_are_two_classes() -> None:
-    """Only Macs of one chip promise the same numbers."""
+    """Only Macs with the same chip promise the same numbers."""
     old, new = mac("Apple M1", "Apple M1"), mac("Apple M4", "Apple M4")
     assert one_class([old, mac("Apple M1", "Apple M1")])
     assert not one_class([old, new])
@@ -58,7 +58,7 @@ def test_macs_of_two_chips_are_two_classes() -> None:
 
 
 def test_old_record_of_a_mac_has_an_unknown_chip() -> None:
-    """Records that name the architecture alone promise nothing, and say that the chip is unknown."""
+    """A record that names only the architecture promises nothing, and says that the chip is unknown."""
     record = mac("arm", "arm")
     assert not names_chip(record)
     assert not one_class([record, record])
@@ -67,6 +67,6 @@ def test_old_record_of_a_mac_has_an_unknown_chip() -> None:
 
 
 def test_this_machine_names_its_processor() -> None:
-    """What a node says of itself holds a class that equals itself."""
+    """A node reports a numeric class that equals itself."""
     own = numeric_class(host_facts())
     assert one_class([own, own])

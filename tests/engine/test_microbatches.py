@@ -1,4 +1,4 @@
-"""Steps of several sessions on one engine: what each gets, what is refused, and what parking and forking leave."""
+"""Steps of several sessions on one engine: their results, refusals, parking and forking."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def run(engine, rows, ids, *, verify=False):
 
 
 def alone(engine, ids) -> list[int]:
-    """Tokens a session of its own draws after each id."""
+    """Tokens that a session run alone draws after each id."""
     session = opened(engine)
     tokens = [run(engine, [(session, at)], [[token]])[0][0] for at, token in enumerate(ids)]
     engine.close_session(HEAD, session, 1).result()
@@ -85,7 +85,7 @@ def alone(engine, ids) -> list[int]:
 
 
 def test_rows_leave_and_join_between_steps(engine) -> None:
-    """Any set of sessions in any order, of different positions: each row draws what it draws alone."""
+    """Sessions in any combination, order and position: each row draws what it draws alone."""
     texts = [[(7 * i + 3 * k) % tiny.VOCAB for k in range(12)] for i in range(4)]
     expected = [alone(engine, text) for text in texts]
     sessions = [opened(engine) for _ in texts]
@@ -104,7 +104,7 @@ def test_rows_leave_and_join_between_steps(engine) -> None:
 
 
 def test_steps_that_cannot_go_together_change_nothing(engine) -> None:
-    """One session twice, different ways, very different lengths, one row out of place: refused as a whole."""
+    """A session twice, different paths, very different lengths, or a wrong position: the step is refused as a whole."""
     first, second = opened(engine), opened(engine)
     short, long = opened(engine, context=4), opened(engine)
     run(engine, [(long, 0)], [[1] * 60])
@@ -124,7 +124,7 @@ def test_steps_that_cannot_go_together_change_nothing(engine) -> None:
 
 
 def test_engine_that_takes_one_row_says_why(tmp_path, engine) -> None:
-    """The reason is among the facts that Describe gives; a step of two rows is refused."""
+    """Describe gives the reason, and a step of two rows is refused."""
     assert ONE_AT_A_TIME not in engine.host_facts
     pipeline = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", ())
     settings = EngineSettings(context=CONTEXT, kv=KvQuantization(bits=8, group_size=32))
@@ -140,7 +140,7 @@ def test_engine_that_takes_one_row_says_why(tmp_path, engine) -> None:
 
 
 def test_several_positions_of_several_rows_are_right_in_a_full_window(tmp_path) -> None:
-    """Rows of very different lengths whose window has turned over draw after two ids each what they draw alone."""
+    """Rows of very different lengths with full windows draw after two ids each what they draw alone."""
     pipeline = cut.cut(cut.tiny_model(tmp_path / "model", "llama_sliding"), tmp_path / "out", ())
     sliding = Engine.start(cut.shards(pipeline, 0), EngineSettings(context=CONTEXT, max_sessions=8))
     try:
@@ -160,7 +160,7 @@ def test_several_positions_of_several_rows_are_right_in_a_full_window(tmp_path) 
 
 
 def test_drafts_are_verified_and_discarded(engine) -> None:
-    """Right drafts are kept up to the first wrong one; what is discarded leaves no trace."""
+    """Right drafts are kept up to the first wrong one; discarded ones leave no trace."""
     text = [3, 1, 4]
     session = opened(engine)
     run(engine, [(session, 0)], [text[:-1]])
@@ -178,7 +178,7 @@ def test_drafts_are_verified_and_discarded(engine) -> None:
 
 
 def test_parked_sessions_are_forked_and_take_no_steps(engine) -> None:
-    """A fork holds the first positions of its parent, which stays as it is, parked or not."""
+    """A fork has the first positions of its parent, which stays unchanged, parked or not."""
     text = [9, 8, 7, 6, 5]
     parent = opened(engine)
     run(engine, [(parent, 0)], [text])
@@ -201,7 +201,7 @@ def test_parked_sessions_are_forked_and_take_no_steps(engine) -> None:
 
 
 def test_sessions_that_end_free_their_caches_at_once(engine) -> None:
-    """Alone or side by side: no cycle keeps a KV cache until the interpreter looks for garbage."""
+    """Alone or side by side, an ended session's KV cache is freed at once, without a garbage collection."""
 
     def read() -> int:
         mx.synchronize()  # the last step's temporaries go once its results are out

@@ -1,4 +1,4 @@
-"""The session machine of a stage, driven at random through the real engine: epochs, positions, rewinds, leases.
+"""A stage's sessions, driven at random through the real engine: epochs, positions, rewinds, leases.
 
 A step that is refused changes nothing; a step that runs gives what a fresh replay of the same ids gives.
 """
@@ -43,7 +43,7 @@ END = NextHop(kind=HopKind.END)
 
 @pytest.fixture(scope="module", params=["llama", "llama_sliding"])
 def engine(request, tmp_path_factory):
-    """A node's engine that holds a whole tiny model, so that what it answers can be checked."""
+    """An engine that holds a whole tiny model, so that its answers can be checked."""
     folder = tmp_path_factory.mktemp(request.param)
     pipeline = cut.cut(cut.tiny_model(folder / "model", request.param), folder / "out", ())
     started = Engine.start(
@@ -77,7 +77,7 @@ def step_of(session, epoch, position, ids, *, sample=True):
 
 
 class Known:
-    """What the model of the machine knows of one session."""
+    """The reference state of one session."""
 
     def __init__(self, head: bytes) -> None:
         self.id, self.head, self.epoch, self.ids, self.is_open = new_id(), head, 0, [], False
@@ -87,7 +87,7 @@ def machine_for(engine: Engine) -> type[RuleBasedStateMachine]:
     replays: dict[tuple[int, ...], int] = {}
 
     def replay(ids: tuple[int, ...]) -> int:
-        """The token a fresh session draws after these ids, one by one as the machine sent them."""
+        """The token that a fresh session draws after these ids, one by one as they were sent."""
         if ids not in replays:
             session = new_id()
             engine.open(open_call(b"r" * 16, session, 1)).result()
@@ -230,7 +230,7 @@ def machine_for(engine: Engine) -> type[RuleBasedStateMachine]:
 
 
 def test_session_machine(engine) -> None:
-    """Whatever the order of calls, sessions stand where the model of the machine says, and compute exactly."""
+    """Whatever the order of calls, each session has the reference state's position and computes exactly."""
     run_state_machine_as_test(
         machine_for(engine),
         settings=settings(

@@ -23,7 +23,7 @@ GENERATED = ("_pb2.py", "_pb2_grpc.py", "_pb2.pyi")
 
 
 def section(title: str) -> str:
-    """The text under a heading, up to the next of its rank or above."""
+    """The text under a heading, up to the next heading of its rank or above."""
     rank = TEXT[: TEXT.index(f" {title}\n")].rpartition("\n")[2]
     return re.split(rf"^#{{1,{len(rank)}}} ", TEXT.partition(f"{rank} {title}\n")[2], flags=re.MULTILINE)[0]
 
@@ -46,7 +46,7 @@ def defined(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(set(PATH.findall(TEXT))))
 def test_named_file_exists(path: str) -> None:
-    """A reader who follows the page finds the file."""
+    """Every file that the page names exists."""
     assert (ROOT / path).is_file()
 
 
@@ -70,7 +70,7 @@ def test_named_member_is_in_its_class(name: str, member: str, classes: list[ast.
 
 
 def test_six_routes_name_their_steps() -> None:
-    """Each route is a list of files in order, most of them with the name to look for."""
+    """Each of the six routes is a list of files in order, most of them with the name to look for."""
     routes = re.findall(r"^### (.+)$", section("Six routes of data"), re.MULTILINE)
     assert routes == [
         "Checkpoint to pushed shard",

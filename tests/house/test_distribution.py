@@ -1,4 +1,4 @@
-"""What is installed is what is in the checkout: wheel, sdist and editable install."""
+"""Wheel, sdist and editable install contain what the checkout contains."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(folder: str) -> set[str]:
-    """Files of a folder of the checkout, without what Python and editors leave behind."""
+    """Files of a folder of the checkout, without those that Python and editors generate."""
     paths = (path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return {path.relative_to(ROOT).as_posix() for path in paths if not path.name.startswith(".")}
 
@@ -57,6 +57,7 @@ def test_sdist_can_be_tested(built: Path) -> None:
 
 @pytest.mark.parametrize("folder", RESOURCES)
 def test_checkout_has_one_copy_of_resources(folder: str) -> None:
-    """In a checkout, resources come from its root: an editable install leaves no copy in the package to go stale."""
+    """In a checkout, resources come from its root: an editable install puts no copy in the package that could go stale.
+    """
     assert resource(folder) == ROOT / folder
     assert not (ROOT / "shardhub" / folder).exists()

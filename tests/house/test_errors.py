@@ -19,19 +19,21 @@ KINDS = sorted((kind for kind in below(ShardhubError) if kind.__module__ == erro
 
 
 def test_every_error_has_an_outcome() -> None:
-    """Each class of the tree has a row of its own, and no row is for anything else."""
+    """Each class of the tree has a row of its own, and every row belongs to a class."""
     assert set(OUTCOMES) == set(KINDS)
     assert len(KINDS) > 25
 
 
 def test_every_error_of_the_package_is_in_the_tree() -> None:
-    """No class below ShardhubError is defined outside errors.py, where the table would miss it."""
+    """No subclass of ShardhubError is defined outside errors.py, where the table would miss it."""
     assert below(ShardhubError) == set(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_outcome_is_possible_and_documented(kind: type[ShardhubError]) -> None:
-    """The gRPC status exists, the HTTP status is an error, the exit code is documented, the class is drawn."""
+    """Each outcome has a real gRPC status, an HTTP error status and a documented exit code, and its class is in the
+    tree.
+    """
     row = outcome(kind("what"))
     assert row.grpc in grpc.StatusCode.__members__
     assert row.grpc != "OK"
@@ -44,7 +46,7 @@ def test_outcome_is_possible_and_documented(kind: type[ShardhubError]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_error_is_rebuilt_by_name(kind: type[ShardhubError]) -> None:
-    """What a peer reports by class name becomes the same class with the same three parts."""
+    """A class name reported by a peer becomes the same class with the same three texts."""
     rebuilt = by_name(kind.__name__, "what", why="why", hint="hint")
     assert type(rebuilt) is kind
     assert (rebuilt.what, rebuilt.why, rebuilt.hint) == ("what", "why", "hint")
@@ -52,13 +54,13 @@ def test_error_is_rebuilt_by_name(kind: type[ShardhubError]) -> None:
 
 
 def test_unknown_name_becomes_a_node_failure() -> None:
-    """A peer cannot choose any class but those of the tree."""
+    """A peer can choose only classes of the tree."""
     for name in ("KeyboardInterrupt", "object", "", "ShardhubError.__init__"):
         assert type(by_name(name, "what")) is NodeFailure
 
 
 def test_children_keep_their_parents_exit_code() -> None:
-    """Who handles an exit code by its family is right for every member, except proof, which is about integrity."""
+    """A member of a family has the family's exit code, except proof errors, which count as integrity."""
     for kind in KINDS:
         if kind not in (ShardhubError, errors.ProofFailed) and kind.__base__ is not ShardhubError:
             assert issubclass(kind.__base__, ShardhubError)

@@ -1,4 +1,4 @@
-"""docs/gateway.md names what `shardhub gateway` takes."""
+"""docs/gateway.md names the options of `shardhub gateway`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
 def test_each_option_of_the_gateway_is_described() -> None:
-    """An option that `gateway --help` lists stands in the document, too."""
+    """Every option that `gateway --help` lists is in the document."""
     options = set(OPTION.findall(shardhub("gateway", "--help", env={"COLUMNS": "200"}).stdout)) - {"--help"}
     assert options - set(OPTION.findall(TEXT)) == set()
 
 
 def test_description_of_the_routes_is_made_without_a_warning() -> None:
-    """Each operation of /openapi.json has an id of its own: FastAPI warns of others into the gateway's log."""
+    """Each operation of /openapi.json has a unique id: FastAPI would otherwise write a warning to the gateway's log."""
     app = FastAPI()
     app.include_router(messages.router)
     assert "/v1/messages" in app.openapi()["paths"]

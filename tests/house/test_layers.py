@@ -1,4 +1,4 @@
-"""Imports point down the layers below, and heavy packages are imported only where they are used."""
+"""Imports point down the layers, and heavy packages are imported only where they are used."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def imported(tree: ast.AST, path: Path) -> Iterator[str]:
 
 
 def at_import(tree: ast.Module) -> ast.Module:
-    """The tree without what runs later (functions) or never (type checking)."""
+    """The tree without code that runs later (functions) or never (type checking)."""
 
     class Pruned(ast.NodeTransformer):
         def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
@@ -126,7 +126,7 @@ def parsed(path: Path) -> ast.Module:
 
 
 def layer_faults(name: str, target: str) -> str | None:
-    """Why one unit must not import another, or None."""
+    """The reason why one unit must not import another, or None."""
     if target == name:
         return None
     if LAYERS[target] > LAYERS[name]:
@@ -151,14 +151,14 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_heavy_packages_are_imported_late(path: Path) -> None:
-    """MLX, transformers, tokenizers and the Hub client are not imported when a module is, except MLX where it runs."""
+    """Importing a module does not import MLX, transformers, tokenizers or the Hub client, except MLX where it runs."""
     for target in imported(at_import(parsed(path)), path):
         package = target.split(".")[0]
         assert unit(path) in HEAVY.get(package, (unit(path),)), f"{path} imports {target} at module level"
 
 
 def test_layer_check_finds_what_it_looks_for() -> None:
-    """The checks above see upward, sibling, relative and type-checking imports for what they are."""
+    """The checks above recognise upward, sibling, relative and type-checking imports."""
     tree = ast.parse("from ..node import servicer\nif TYPE_CHECKING:\n import mlx\ndef f():\n import transformers\n")
     assert "shardhub.node.servicer" in set(imported(tree, PACKAGE / "chain" / "route.py"))
     assert not {"mlx", "transformers"} & set(imported(at_import(tree), PACKAGE / "chain" / "route.py"))
@@ -178,7 +178,7 @@ def loaded_by(*arguments: str) -> set[str]:
 
 
 def test_import_log_is_read_right() -> None:
-    """The log names a package that is imported, and not one that is not."""
+    """The import log names an imported package, and no other."""
     assert "decimal" in loaded_by("-c", "import decimal")
     assert "decimal" not in loaded_by("-c", "pass")
 
@@ -192,7 +192,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_forbidden_modules_and_calls_are_absent() -> None:
-    """No code of ours unpickles, evaluates or runs data (`mx.eval` and a module's `eval()` are another thing)."""
+    """None of our code unpickles, evaluates or runs data (`mx.eval` and a module's `eval()` are unrelated)."""
     forbidden_modules = {"pickle", "marshal", "dill", "cloudpickle", "shelve", "joblib", "cPickle"}
     forbidden_calls = {"eval", "exec", "compile", "__import__"}
     for path in PACKAGE.rglob("*.py"):
@@ -204,7 +204,8 @@ def test_forbidden_modules_and_calls_are_absent() -> None:
 
 
 def test_use_cases_know_no_terminal() -> None:
-    """Use cases print nothing, read no keys, end no process and look at no stream: a watcher is told, and asked."""
+    """Use cases do not print, read keys, end the process or use standard streams: they report to a watcher, and ask it.
+    """
     for path in (PACKAGE / "usecases").glob("*.py"):
         tree = parsed(path)
         packages = {target.split(".")[0] for target in imported(tree, path)}

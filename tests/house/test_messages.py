@@ -1,4 +1,4 @@
-"""A text that names a value in braces holds the value: no literal lacks its `f`."""
+"""Every string with a field in braces is an f-string or a known template."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEMPLATES = {
 
 
 def suspects(source: str) -> Iterator[ast.Constant]:
-    """Literals with a field but without `f`, apart from docstrings and the paths of routes."""
+    """Literals with a field but without `f`, except docstrings and the paths of routes."""
     tree = ast.parse(source)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
@@ -39,7 +39,7 @@ def suspects(source: str) -> Iterator[ast.Constant]:
 
 
 def test_every_text_with_a_field_is_an_f_string() -> None:
-    """A field in a literal without `f` would be printed as it is; templates are listed, and each is still there."""
+    """A field in a literal without `f` would be printed as it is; the list of known templates is up to date."""
     listed: set[tuple[str, str]] = set()
     for path in SOURCES:
         name = path.relative_to(PACKAGE).as_posix()
@@ -53,7 +53,7 @@ def test_every_text_with_a_field_is_an_f_string() -> None:
 
 
 def test_a_missing_f_is_seen_beside_an_f_string() -> None:
-    """Also in the second of two joined literals, where the first has its `f`; a correct error and a route pass."""
+    """A missing `f` is seen in the second of two joined literals, too; a correct message and a route pass."""
     source = textwrap.dedent(
         '''
         """A docstring may say {name}."""

@@ -1,4 +1,4 @@
-"""What the package does in one place is not done by hand elsewhere."""
+"""Functions that have a module of their own are not reimplemented elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ PACKAGE = Path(shardhub.__file__).parent
     ],
 )
 def test_it_is_done_in_one_place(what: str, pattern: str, places: set[str]) -> None:
-    """Locks, sizes, addresses and whole files have one module; large files are moved by what copied them."""
+    """Locks, sizes, addresses and whole-file writes each have one module; large files are moved by the code that copied
+    them.
+    """
     elsewhere = {
         str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if re.search(pattern, path.read_text())
     }
@@ -37,7 +39,7 @@ def test_it_is_done_in_one_place(what: str, pattern: str, places: set[str]) -> N
 
 
 def private_imports(tree: ast.AST) -> list[str]:
-    """Names that other packages keep for themselves, of those that a module imports; Python's own are left out."""
+    """Private names of other packages that a module imports; Python's own are left out."""
     names: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -53,14 +55,14 @@ def private_imports(tree: ast.AST) -> list[str]:
 
 
 def test_private_names_are_found() -> None:
-    """The check below sees private modules and private names, and leaves Python's and our own alone."""
+    """The check below recognises private modules and private names, and ignores Python's and our own."""
     text = "import a.b._c\nfrom d import _e, f\nfrom g._h import i\nfrom functools import _lru_cache_wrapper\n"
     assert private_imports(ast.parse(text)) == ["a.b._c", "d._e", "g._h.i"]
     assert not private_imports(ast.parse("from shardhub.model import _a\nfrom b import __version__\n"))
 
 
 def test_private_names_of_other_packages_are_used_in_one_place() -> None:
-    """They are in `upstream/`, a module for each package; so are the attributes of its objects that it reaches for."""
+    """Private names and attributes of other packages are used in `upstream/` only, one module for each package."""
     attributes: set[str] = set()
     for path in (PACKAGE / "upstream").glob("*.py"):
         tree = ast.parse(path.read_text())

@@ -1,4 +1,4 @@
-"""The version stands in one place, and the changelog's newest release is it."""
+"""The version is defined in one place, and is the changelog's newest release."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_version_stands_in_one_place() -> None:
-    """The metadata take the package's own `__version__`."""
+    """The package metadata read the package's own `__version__`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert "version" not in project["project"]
     assert project["project"]["dynamic"] == ["version"]
@@ -21,7 +21,7 @@ def test_version_stands_in_one_place() -> None:
 
 
 def test_changelog_tells_of_this_version() -> None:
-    """Unreleased comes first, then the releases with their days, newest first; the newest is this version."""
+    """Unreleased comes first, then the releases with their dates, newest first; the newest is this version."""
     headings = re.findall(r"^## \[([^\]]+)\](?: - (\d{4}-\d{2}-\d{2}))?$", CHANGELOG, re.MULTILINE)
     assert headings[0] == ("Unreleased", "")
     assert headings[1][0] == __version__

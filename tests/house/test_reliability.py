@@ -1,4 +1,4 @@
-"""docs/reliability.md shows the faults that are tested, and every test in it is there and runs."""
+"""docs/reliability.md lists the tested faults, and every test in it exists and runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ ROWS = [row for rows in FAULTS.values() for row in rows]
 
 
 def test_the_table_is_as_written() -> None:
-    """`python -m tests.faults` would change nothing."""
+    """The document is up to date: `python -m tests.faults` would change nothing."""
     text = DOCUMENT.read_text()
     assert text == written(text)
 
 
 @pytest.mark.parametrize("test", sorted({test for _, _, test in ROWS}))
 def test_every_fault_has_a_test_that_runs(test) -> None:
-    """A row whose test is gone, or is skipped, promises what nobody holds."""
+    """No row's test is missing or skipped, as the row would then promise something untested."""
     file, _, name = test.partition("::")
     functions = {
         node.name: node
@@ -34,6 +34,6 @@ def test_every_fault_has_a_test_that_runs(test) -> None:
 
 
 def test_no_fault_stands_twice() -> None:
-    """One row for each fault."""
+    """Each fault has one row."""
     faults = [fault for fault, _, _ in ROWS]
     assert len(faults) == len(set(faults)) >= 100

@@ -1,4 +1,4 @@
-"""What a machine must be: what README says of it, what the registry has for it, and what another one is told."""
+"""The requirements on a machine: README's text, the registry's wheels, and the message on an unfit machine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LINUX = Machine(system="Linux", architecture="x86_64", macos="", glibc="2.36", p
 
 
 def resolve(platform: str, python: str, macos: tuple[int, int] = OLDEST_MACOS) -> subprocess.CompletedProcess[str]:
-    """Ask uv which wheels a machine would get, with what is required and nothing that is to be compiled."""
+    """The wheels that uv would install on a machine, without compiling anything."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--only-binary", ":all:"]
     command += ["--python-platform", platform, "--python-version", python, str(ROOT / "pyproject.toml")]
     environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": ".".join(map(str, macos))}
@@ -45,7 +45,7 @@ def resolve(platform: str, python: str, macos: tuple[int, int] = OLDEST_MACOS) -
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_dependencies_resolve_to_wheels(platform: str, python: str) -> None:
-    """On each system and Python that README names, everything installs from wheels, with MLX's own among them."""
+    """On each system and Python that README names, everything installs from wheels, MLX's own among them."""
     done = resolve(platform, python)
     assert done.returncode == 0, done.stderr
     names = {line.partition("==")[0] for line in done.stdout.splitlines() if "==" in line}
@@ -58,14 +58,14 @@ def test_dependencies_resolve_to_wheels(platform: str, python: str) -> None:
     [("aarch64-apple-darwin", (13, 0)), ("x86_64-manylinux_2_34", OLDEST_MACOS), ("x86_64-apple-darwin", OLDEST_MACOS)],
 )
 def test_older_systems_have_no_wheels(platform: str, macos: tuple[int, int]) -> None:
-    """What README rules out is out: no older macOS, no older glibc, no Intel Mac."""
+    """Systems that README excludes have no wheels: older macOS, older glibc, Intel Macs."""
     done = resolve(platform, PYTHONS[0], macos)
     assert done.returncode != 0
     assert "mlx" in done.stderr
 
 
 def test_readme_says_what_is_needed() -> None:
-    """The numbers that an unfit machine is told stand in README, in the metadata and in the classifiers."""
+    """The numbers in the message for an unfit machine are those of README, the metadata and the classifiers."""
     for text in (f"macOS {OLDEST_MACOS[0]}", f"glibc {'.'.join(map(str, OLDEST_GLIBC))}", "g++", "Apple silicon"):
         assert text in README
     assert f"Python {PYTHONS[0]} to {PYTHONS[-1]}" in README
@@ -91,7 +91,7 @@ def test_readme_says_what_is_needed() -> None:
     ],
 )
 def test_unfit_machine_is_told_in_a_sentence(machine: Machine, text: str) -> None:
-    """A machine is fit, or is told what MLX needs and what it has."""
+    """A machine is fit, or the message names what MLX needs and what the machine has."""
     assert text in unfitness(machine)
     assert bool(unfitness(machine)) == bool(text)
 
@@ -102,7 +102,7 @@ def test_this_machine_is_fit() -> None:
 
 
 def test_import_of_mlx_that_fails_is_a_sentence() -> None:
-    """An ImportError of MLX says what the machine lacks, or else to install again; any other error is left alone."""
+    """An ImportError of MLX gets a message about what the machine lacks, or about reinstalling; other errors pass."""
     broken = ImportError("dlopen(core.so): Symbol not found", name="mlx.core")
     unfit = mlx_missing(broken, MAC._replace(macos="13.1"))
     assert isinstance(unfit, ShardhubError)
@@ -117,7 +117,7 @@ def test_import_of_mlx_that_fails_is_a_sentence() -> None:
 
 
 def test_command_without_mlx_ends_with_a_sentence(tmp_path: Path) -> None:
-    """Where MLX is not installed, a command that computes says so on one screen, without a traceback."""
+    """Where MLX is not installed, a command that computes reports it on one screen, without a traceback."""
     blocker = "import sys; sys.modules['mlx'] = sys.modules['mlx.core'] = None\n"
     program = f"{blocker}sys.argv = ['shardhub', 'selftest']; from shardhub.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -127,7 +127,7 @@ def test_command_without_mlx_ends_with_a_sentence(tmp_path: Path) -> None:
 
 
 def test_build_on_an_unfit_machine_ends_with_the_sentence(tmp_path: Path) -> None:
-    """The build reads the requirements before anything is installed, and pip shows what they say."""
+    """The build checks the requirements before anything is installed, and pip shows their message."""
     program = (
         "import sys, platform; platform.system = lambda: 'Windows'; sys.path.insert(0, '.')\n"
         "from hatch_build import MachineCheck; MachineCheck('.', {}).update({})"

@@ -1,4 +1,4 @@
-"""The logic of heads and nodes takes time, chance and links from outside: a simulation gives it others."""
+"""The logic of heads and nodes takes time, randomness and links from outside, so that a simulation can replace them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ LOGIC = [path for path in [*ALL, *ON_THE_WIRE] if relative(path) not in OWN]
 
 @pytest.mark.parametrize("path", LOGIC, ids=relative)
 def test_logic_takes_time_chance_and_links_from_outside(path: Path) -> None:
-    """Each module imports no source of time or chance, waits on its clock, begins no thread, knows no class of link."""
+    """No such module imports time or randomness, starts a thread or knows a class of link, and each waits on its clock.
+    """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             assert not REFUSED_MODULES & {name.name for name in node.names}, f"line {node.lineno}"
@@ -54,7 +55,7 @@ def test_logic_takes_time_chance_and_links_from_outside(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in ALL if path.parent.name != "engine"], ids=relative)
 def test_objects_are_kept_in_the_order_they_came(path: Path) -> None:
-    """No set of tasks, streams, links or places, whose order would come from their addresses."""
+    """No set holds tasks, streams, links or places, as its order would depend on their addresses."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.AnnAssign) and isinstance(node.annotation, ast.Subscript):
             name = node.annotation.value
@@ -65,7 +66,7 @@ def test_objects_are_kept_in_the_order_they_came(path: Path) -> None:
 
 @pytest.mark.parametrize("path", LOGIC, ids=relative)
 def test_no_order_comes_from_a_set(path: Path) -> None:
-    """No loop or comprehension goes through a set, whose order of ids and names is another in each process."""
+    """No loop or comprehension iterates a set, whose order of ids and names differs between processes."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, (ast.For, ast.comprehension)):
             through = node.iter
@@ -76,7 +77,7 @@ def test_no_order_comes_from_a_set(path: Path) -> None:
 
 
 def loaded_by(module: str, packages: tuple[str, ...]) -> str:
-    """Which of these packages a process has loaded that imports a module."""
+    """Which of these packages are loaded in a process that imports a module."""
     code = f"import sys, {module}\nprint([name for name in {packages} if name in sys.modules])"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 

@@ -1,4 +1,4 @@
-"""The unit and the property list in docs/services.md are well formed, and run a command that exists."""
+"""The systemd unit and the launchd property list in docs/services.md are well formed and run an existing command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "services.md").read_text(
 
 
 def block(kind: str) -> str:
-    """The document's one block of a kind."""
+    """The document's only code block in a language."""
     (only,) = re.findall(rf"```{kind}\n(.*?)```", TEXT, re.DOTALL)
     return only
 
@@ -29,7 +29,7 @@ def commands() -> list[list[str]]:
 
 
 def test_services_run_options_that_exist() -> None:
-    """Every option they give is one that `serve --help` knows; both run the same."""
+    """Every option they use is listed by `serve --help`, and both run the same command."""
     unit, plist = commands()
     assert unit == plist
     known = shardhub("serve", "--help", env={"COLUMNS": "200"}).stdout
@@ -37,7 +37,7 @@ def test_services_run_options_that_exist() -> None:
 
 
 def test_stuck_nodes_are_started_again() -> None:
-    """Both supervisors start a node again that ended with 70, and wait longer than its drain."""
+    """Both supervisors restart a node that ended with 70, and wait longer than its drain before they kill it."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str
     unit.read_string(block("ini"))
@@ -51,7 +51,7 @@ def test_stuck_nodes_are_started_again() -> None:
 
 
 def test_systemd_takes_the_unit(tmp_path) -> None:
-    """Where systemd is installed, its own check finds no fault in the unit but that nothing is installed here."""
+    """Where systemd is installed, its own check accepts the unit, apart from the command that is not installed here."""
     program = shutil.which("systemd-analyze")
     if program is None:
         return

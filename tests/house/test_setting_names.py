@@ -1,4 +1,4 @@
-"""Below the command line messages name settings, not options; the command line puts options in their place."""
+"""Messages below the command line name settings; the command line replaces them with options."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _NOT_OF_THE_LIBRARY = {
 
 
 def settings_of_the_library() -> set[str]:
-    """Fields of the public settings, and parameters of the public functions and of the public classes' methods."""
+    """Fields of the public settings, and parameters of the public functions and methods."""
     names: set[str] = set()
     for public in (getattr(shardhub, name) for name in shardhub.__all__):
         if inspect.isfunction(public):
@@ -67,7 +67,7 @@ def options() -> set[str]:
 
 
 def messages(tree: ast.Module) -> Iterator[str]:
-    """Every text of a module that is not a docstring, its placeholders as X."""
+    """Every string of a module that is not a docstring, with X for its placeholders."""
     docstrings = {
         id(node.body[0].value)
         for node in ast.walk(tree)
@@ -91,7 +91,7 @@ def below() -> Iterator[tuple[Path, str]]:
 
 
 def test_no_message_below_the_command_line_names_an_option() -> None:
-    """Except inside a command that can be run as it stands."""
+    """No message below the command line names an option, except within a command that can be run as it is."""
     known = options()
     for path, text in below():
         for match in _OPTION.finditer(text):
@@ -99,7 +99,7 @@ def test_no_message_below_the_command_line_names_an_option() -> None:
 
 
 def test_every_setting_that_is_named_has_its_option() -> None:
-    """The table holds options that exist, and each setting that a message names in backticks and that is one."""
+    """The table holds existing options, and an entry for each setting that a message names in backticks."""
     known = options()
     assert set(FLAGS.values()) <= known
     for path, text in below():
@@ -108,7 +108,8 @@ def test_every_setting_that_is_named_has_its_option() -> None:
 
 
 def test_every_setting_that_is_named_is_the_librarys() -> None:
-    """Who reads a message in a program finds the setting under that name; the few other words have their reasons."""
+    """A setting that a message names exists in the library under that name; the few other words have a stated reason.
+    """
     named = {name: path for path, text in below() for name in re.findall(r"`([a-z_]+)`", text)}
     unknown = {name: path for name, path in named.items() if name not in settings_of_the_library()}
     assert unknown.keys() == _NOT_OF_THE_LIBRARY.keys(), unknown
@@ -124,12 +125,12 @@ def test_every_setting_that_is_named_is_the_librarys() -> None:
     ],
 )
 def test_settings_are_shown_as_options(text: str, shown: str) -> None:
-    """Commands and other words in backticks stay what they are."""
+    """Settings are replaced by options; commands and other words in backticks are unchanged."""
     assert with_flags(text) == shown
 
 
 def test_errors_are_shown_with_options(capsys: pytest.CaptureFixture[str]) -> None:
-    """On stderr and as JSON, in each of their parts; a program reads the setting's name."""
+    """Errors show options on stderr and as JSON, in each part; a program reads the setting's name."""
     error = UsageError("`cuts` is wrong.", why="`stages` was given.", hint="Leave out `cuts`.")
     assert "`cuts`" in str(error)
     print_error(error)

@@ -12,7 +12,7 @@ STUBS = {"shardhub_pb2.py", "shardhub_pb2.pyi", "shardhub_pb2_grpc.py"}
 
 
 def test_stubs_are_fresh(tmp_path: Path) -> None:
-    """Generating again, with the pinned grpcio-tools, gives the committed bytes."""
+    """Generating again with the pinned grpcio-tools gives the committed bytes."""
     assert version("grpcio-tools") == "1.76.0", "stubs are generated with the version pinned in the dev extra"
     command = [sys.executable, "-m", "grpc_tools.protoc", "-Ishardhub/wire=protos"]
     command += [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]

@@ -1,4 +1,4 @@
-"""A Hub on loopback, the real client for it, and the network between them."""
+"""A Hub on loopback, the real client for it, and a faulty network between them."""
 
 from __future__ import annotations
 
@@ -49,45 +49,45 @@ def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningHub]
 
 @pytest.fixture(scope="module")
 def published(shared_hub: RunningHub, cut_in_two: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """Both shards and the pipeline on the Hub; nobody changes them."""
+    """Both shards and the pipeline on the Hub; treat them as read-only."""
     api = hub_api(shared_hub.endpoint, shared_hub.token("ann"))
     return publish(api, "ann", cut_in_two, tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
 def user() -> str:
-    """Somebody who has nothing on the Hub yet."""
+    """The name of a user who has no repo yet."""
     return f"user{next(_numbers)}"
 
 
 @pytest.fixture
 def api(shared_hub: RunningHub, user: str) -> HfApi:
-    """Their client."""
+    """The client of `user`."""
     return hub_api(shared_hub.endpoint, shared_hub.token(user))
 
 
 @pytest.fixture
 def fresh(api: HfApi, user: str, cut_in_two: Pipeline, tmp_path: Path) -> Published:
-    """Both shards and the pipeline in their namespace, for tests that change them."""
+    """Both shards and the pipeline in the namespace of `user`, for tests that change them."""
     return publish(api, user, cut_in_two, tmp_path)
 
 
 @pytest.fixture
 def token(shared_hub: RunningHub, user: str) -> str:
-    """Opens all namespaces that tests use."""
+    """A token for all namespaces that tests use."""
     return shared_hub.hub.token(user, groups=["ann"])
 
 
 @pytest.fixture
 def net(shared_hub: RunningHub) -> Iterator[faulty.Network]:
-    """The way to the Hub, where faults happen."""
+    """The network to the Hub, where faults are injected."""
     with faulty.network(shared_hub.endpoint) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def reader(net: faulty.Network, token: str) -> HfApi:
-    """A client on the other side of that way."""
+    """A client that reaches the Hub through `net`."""
     return hub_api(net.endpoint, token)
 
 
@@ -101,37 +101,37 @@ def whole_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Callab
 
 @pytest.fixture(scope="session")
 def cut_in_two(whole_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
-    """It, cut in two."""
+    """The model of `whole_model`, cut in two."""
     return cut.cut(whole_model, tmp_path_factory.mktemp("two"), (3,))
 
 
 @pytest.fixture
 def said() -> list[str]:
-    """What the fetcher told its user."""
+    """The messages that the fetcher reported."""
     return []
 
 
 @pytest.fixture
 def waited() -> list[float]:
-    """Seconds the fetcher waited for the Hub, one entry a wait."""
+    """The fetcher's waits for the Hub, in seconds."""
     return []
 
 
 @pytest.fixture
 def stall_timeout_s() -> float:
-    """How long a silent Hub is waited for; tests of one that is silent give less."""
+    """How long to wait for a silent Hub; tests of a silent Hub set less."""
     return 60
 
 
 @pytest.fixture
 def patience(said: list[str], waited: list[float], stall_timeout_s: float) -> Patience:
-    """Waits nothing before it tries again."""
+    """A retry policy that does not wait."""
     return Patience(stall_timeout_s=stall_timeout_s, sleep=waited.append, notice=said.append)
 
 
 @pytest.fixture
 def fetcher(reader: HfApi, tmp_path: Path, patience: Patience) -> Iterator[Fetcher]:
-    """Fetches into an empty cache."""
+    """A fetcher with an empty cache."""
     cache = Cache(tmp_path / "cache")
     yield Fetcher(lambda: reader, cache, patience=patience)
     cache.release()

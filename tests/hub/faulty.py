@@ -1,4 +1,4 @@
-"""A Hub's network: a proxy in front of it that answers late, short, wrong or not at all where a test says so."""
+"""A proxy in front of a Hub that answers late, short, wrong or not at all, as a test asks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PASSED_ON = {"content-length", "content-type", "etag", "location", "link", "con
 
 @dataclass(kw_only=True)
 class Answer:
-    """An answer on its way to the client; a fault changes it.
+    """A response on its way to the client; a fault changes it.
 
     Attributes:
         cut_at: Bytes of the body after which the connection breaks.
@@ -33,7 +33,7 @@ Fault = Callable[[Answer], None]
 
 
 def status(code: int, **headers: str) -> Fault:
-    """The Hub refuses."""
+    """The Hub refuses with this status."""
 
     def change(answer: Answer) -> None:
         answer.status, answer.body = code, b'{"error": "no"}'
@@ -52,7 +52,7 @@ def cut(share: float) -> Fault:
 
 
 def stall(share: float) -> Fault:
-    """Nothing comes any more after this share of the body."""
+    """Nothing more arrives after this share of the body."""
 
     def change(answer: Answer) -> None:
         answer.stall_at = int(len(answer.body) * share)
@@ -61,20 +61,20 @@ def stall(share: float) -> Fault:
 
 
 def flip(answer: Answer) -> None:
-    """A bit in the middle of the body is the other one."""
+    """Flip a bit in the middle of the body."""
     body = bytearray(answer.body)
     body[len(body) // 2] ^= 1
     answer.body = bytes(body)
 
 
 def login_page(answer: Answer) -> None:
-    """A network that wants a login first answers for the Hub."""
+    """A captive portal answers in the place of the Hub."""
     answer.status, answer.body = 200, b"<!DOCTYPE html><title>Welcome to our hotel</title>"
     answer.headers = {"Content-Type": "text/html"}
 
 
 def unchanged(answer: Answer) -> None:
-    """No fault."""
+    """Change nothing."""
 
 
 _COUNT_TIMEOUT_S = 60
@@ -83,7 +83,7 @@ _STALL_S = 200
 
 @dataclass(kw_only=True)
 class Rule:
-    """A fault for requests whose path has `part`, for the next `times` of them."""
+    """A fault for the next `times` requests whose path contains `part`."""
 
     part: str
     fault: Fault
@@ -94,7 +94,7 @@ class Rule:
 
 @dataclass(kw_only=True)
 class Network:
-    """What happens between client and Hub.
+    """The network between client and Hub.
 
     Attributes:
         endpoint: Where the client finds the Hub behind the proxy.
@@ -115,18 +115,20 @@ class Network:
     def when(
         self, part: str, fault: Fault = unchanged, *, times: int = 1, method: str = "GET", ignore_range: bool = False
     ) -> None:
-        """Let a fault happen to the next requests for paths that have `part`."""
+        """Apply a fault to the next requests whose path contains `part`."""
         self.rules.append(Rule(part=part, fault=fault, times=times, method=method, ignore_range=ignore_range))
 
     def fetched(self, suffix: str) -> int:
-        """Bytes sent for paths that end so, once what is being written has been counted."""
+        """Bytes sent for paths with this end, including bodies that are being written."""
         with self._counted:
             assert self._counted.wait_for(lambda: self._num_writing == 0, _COUNT_TIMEOUT_S)
         return sum(count for path, count in self.sent_bytes.items() if path.endswith(suffix))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """While a body is written and counted: a client that has read it all may ask for the count before that."""
+        """Hold the count while a body is written: a client that has read it all may ask for the count before it is
+        updated.
+        """
         with self._counted:
             self._num_writing += 1
         try:
@@ -137,7 +139,7 @@ class Network:
                 self._counted.notify_all()
 
     def forget(self) -> None:
-        """Count from here."""
+        """Reset the count."""
         self.requests.clear()
         self.sent_bytes.clear()
 
@@ -203,7 +205,7 @@ def network(upstream: str) -> Iterator[Network]:
         do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server.RequestHandlerClass = Handler
     server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""Shards and a pipeline on a local Hub, as a publisher leaves them there."""
+"""Shards and a pipeline on a local Hub, as after a push."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OVER_LFS = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What is on the Hub.
+    """The repos on the Hub.
 
     Attributes:
         pipeline: Its repo.

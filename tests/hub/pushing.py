@@ -1,4 +1,4 @@
-"""A Hub that counts and misbehaves, and pushes of made checkpoints to it."""
+"""A Hub that counts requests and misbehaves on demand, and pushes of generated checkpoints to it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Answer = Callable[[int], Response | None]
 
 @dataclass
 class Wire:
-    """What stands before a Hub: it counts, and answers in the Hub's place where told to.
+    """A layer in front of a Hub that counts requests, and answers in the Hub's place where a fault is set.
 
     Attributes:
         calls: Method and path of every request.
@@ -55,15 +55,15 @@ class Wire:
     after: Callable[[str, str], None] = lambda method, path: None
 
     def fault(self, method: str, part: str, answer: Answer) -> None:
-        """Answer requests with this method and this part in their path."""
+        """Answer requests with this method whose path contains this part."""
         self._faults.append((method, part, answer, [0]))
 
     def count(self, method: str, part: str) -> int:
-        """How many requests there were."""
+        """The number of requests so far."""
         return sum(called == method and part in path for called, path in self.calls)
 
     def reset(self) -> None:
-        """Count from nothing again, without faults."""
+        """Reset the count and the faults."""
         self.calls.clear()
         self.put_bytes = 0
         self._faults.clear()
@@ -94,7 +94,7 @@ class Wire:
 
 @contextmanager
 def pushing_hub(folder: Path) -> Iterator[tuple[RunningHub, Wire]]:
-    """Serve a Hub with a wire before it, to the client over LFS."""
+    """Serve a Hub behind a `Wire`, with the client uploading over LFS."""
     wire, patch = Wire(), pytest.MonkeyPatch()
     build = server.build_app
 
@@ -119,7 +119,7 @@ def pushing_hub(folder: Path) -> Iterator[tuple[RunningHub, Wire]]:
 
 
 class Pusher:
-    """A user who pushes: a token, and a cache folder of their own.
+    """A user who pushes, with a token and a cache folder of their own.
 
     Attributes:
         waits: Seconds of all waits, which are not made.
@@ -134,7 +134,7 @@ class Pusher:
         self.api = self.calls.api
 
     def job(self, model: Path, cuts: Sequence[int], *, name: str = "m", source: Source = FOLDER, **more) -> SplitJob:
-        """What a push of a model folder cut there would publish."""
+        """The job of a push of a model folder with these cuts."""
         checkpoint = open_checkpoint(model)
         return prepare(
             checkpoint,

@@ -1,4 +1,4 @@
-"""What the cache holds, and what is deleted from it: never what is in use, never what others need."""
+"""The cache's content, and deletion: never of files that are in use or that others need."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def size(cache: Cache) -> int:
 
 
 def test_held(fetcher: Fetcher, published: Published) -> None:
-    """Shards with their layers, pipelines, size, and what is in use."""
+    """The cache lists shards with their layers, pipelines, sizes, and what is in use."""
     assert held(fetcher.cache) == []
     for index in range(2):
         fetcher.fetch(shard_of(published, index))
@@ -49,14 +49,14 @@ def test_held(fetcher: Fetcher, published: Published) -> None:
 
 
 def test_damaged_snapshot_is_told(fetcher: Fetcher, published: Published) -> None:
-    """One that lost a file is listed as damaged, not as a shard."""
+    """A snapshot that lost a file is listed as damaged, not as a shard."""
     folder = fetcher.fetch(shard_of(published, 0))
     next(folder.glob("*.safetensors")).resolve().unlink()
     assert [one.kind for one in held(fetcher.cache)] == ["damaged"]
 
 
 def test_removed_shard_leaves_what_others_need(fetcher: Fetcher, published: Published) -> None:
-    """Files that another shard has stay; the rest goes."""
+    """Removing a shard keeps the files that another shard has."""
     second = fetcher.fetch(shard_of(published, 1))
     before = size(fetcher.cache)
     fetcher.fetch(shard_of(published, 0))
@@ -79,7 +79,7 @@ sys.stdin.read()
 
 
 def test_shard_in_use_is_not_removed(fetcher: Fetcher, published: Published, said: list[str]) -> None:
-    """What a process serves is neither removed nor evicted; when it ends, both work."""
+    """A shard that a process serves is neither removed nor evicted; once the process ends, both work."""
     folder = fetcher.fetch(shard_of(published, 0))
     fetcher.cache.release()
     arguments = [sys.executable, "-c", HOLD, str(fetcher.cache.root), str(folder)]
@@ -99,7 +99,7 @@ def test_shard_in_use_is_not_removed(fetcher: Fetcher, published: Published, sai
 def test_limit_evicts_what_was_used_longest_ago(
     reader: HfApi, published: Published, tmp_path: Path, patience: Patience, said: list[str]
 ) -> None:
-    """With a limit of one shard and a half, the second pushes the first out, and says so."""
+    """With room for one shard and a half, the second shard evicts the first and reports it."""
     cache = Cache(tmp_path / "c")
     limit = published.manifest.stages[0].size_bytes * 3 // 2
     fetcher = Fetcher(lambda: reader, cache, patience=patience, limit_bytes=limit)
@@ -112,7 +112,7 @@ def test_limit_evicts_what_was_used_longest_ago(
 
 
 def test_limit_keeps_files_that_are_about_to_be_needed(fetcher: Fetcher, published: Published, said: list[str]) -> None:
-    """Files of the shard to come stay when the shard that brought them goes."""
+    """Files that the next shard needs stay when the shard that fetched them is evicted."""
     folder = fetcher.fetch(shard_of(published, 0))
     fetcher.cache.release()
     keep = {path.resolve().name for path in folder.glob("*.safetensors")}
@@ -122,7 +122,7 @@ def test_limit_keeps_files_that_are_about_to_be_needed(fetcher: Fetcher, publish
 
 
 def test_prune(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """Half fetches and files nobody needs go, whole shards stay."""
+    """Pruning removes partial fetches and unreferenced files, and keeps whole shards."""
     folder = fetcher.fetch(shard_of(published, 0))
     cache = fetcher.cache
     (cache.blobs / ("e" * 64)).write_bytes(b"x" * 100)
@@ -135,7 +135,7 @@ def test_prune(fetcher: Fetcher, published: Published, net: faulty.Network) -> N
 
 
 def test_nothing_is_deleted_during_a_fetch(fetcher: Fetcher, published: Published) -> None:
-    """Deleting and fetching keep each other out."""
+    """Deleting and fetching exclude each other."""
     fetcher.cache.prepare()
     with locked_at_once(fetcher.cache.use_lock, shared=True), pytest.raises(Conflict, match="fetching"):
         prune(fetcher.cache)
@@ -144,7 +144,7 @@ def test_nothing_is_deleted_during_a_fetch(fetcher: Fetcher, published: Publishe
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """SHARDHUB_CACHE is obeyed, else it is this user's cache folder."""
+    """The cache folder is SHARDHUB_CACHE, or else this user's cache folder."""
     monkeypatch.delenv("SHARDHUB_CACHE", raising=False)
     assert default_cache().name == "shardhub"
     monkeypatch.setenv("SHARDHUB_CACHE", str(tmp_path / "c"))
@@ -152,7 +152,8 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_names_cannot_leave_the_cache(tmp_path: Path) -> None:
-    """A digest that is none is refused before it is a path; a revision is one name, whatever is in it."""
+    """A malformed digest is refused before it becomes a path; a revision is one path component, whatever it contains.
+    """
     cache = Cache(tmp_path / "c")
     with pytest.raises(IntegrityError):
         cache.blob("../x")

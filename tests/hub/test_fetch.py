@@ -59,7 +59,7 @@ def same_weights(folder: Path, original: Path) -> bool:
 
 
 def test_shard_is_fetched_and_nothing_else(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """The folder reads as the published one; the cache holds documents and weights, no card, no index."""
+    """The folder has the published content; the cache holds documents and weights, but no card and no index."""
     folder = fetcher.fetch(shard_of(published))
     original = cut.shard_folder(published.local, 0)
     assert same_weights(folder, original)
@@ -71,7 +71,7 @@ def test_shard_is_fetched_and_nothing_else(fetcher: Fetcher, published: Publishe
 
 
 def test_second_fetch_asks_nothing(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """A commit that is here is not asked for again."""
+    """A cached commit is not requested again."""
     first = fetcher.fetch(shard_of(published))
     net.forget()
     assert fetcher.fetch(shard_of(published)) == first
@@ -79,7 +79,7 @@ def test_second_fetch_asks_nothing(fetcher: Fetcher, published: Published, net: 
 
 
 def test_pipeline_is_fetched(fetcher: Fetcher, published: Published) -> None:
-    """Manifest, configuration and tokenizer, checked against the manifest's digests."""
+    """Manifest, configuration and tokenizer are fetched and checked against the manifest's digests."""
     pipeline = fetcher.pipeline(Reference(repo=published.pipeline))
     assert pipeline.manifest == published.manifest
     assert {path.name for path in pipeline.folder.iterdir()} == {MANIFEST_FILE, *published.manifest.files}
@@ -94,7 +94,7 @@ def test_other_cut_fetches_only_what_is_new(
     tmp_path: Path,
     net: faulty.Network,
 ) -> None:
-    """The layers of another cut are here already, from another shard: no weight file of theirs is sent again."""
+    """Layers that another shard brought are in the cache: their weight files are not sent again."""
     for index in range(2):
         fetcher.fetch(shard_of(published, index))
     other = publish(api, user, cut.cut(whole_model, tmp_path / "other", (2, 4), name="o"), tmp_path)
@@ -106,7 +106,7 @@ def test_other_cut_fetches_only_what_is_new(
 
 
 def test_progress_counts_bytes(reader: HfApi, published: Published, tmp_path: Path) -> None:
-    """Progress grows to the bytes of the weight files."""
+    """Progress counts up to the bytes of the weight files."""
     seen: list[FetchProgress] = []
     Fetcher(lambda: reader, Cache(tmp_path / "c"), progress=seen.append).fetch(shard_of(published))
     done = [state.done_bytes for state in seen]
@@ -118,7 +118,7 @@ def test_progress_counts_bytes(reader: HfApi, published: Published, tmp_path: Pa
 
 
 def test_commit_is_the_one_the_pipeline_pins(fetcher: Fetcher, fresh: Published, api: HfApi, said: list[str]) -> None:
-    """Without a revision, a shard is taken at the commit of its pipeline's manifest, however far main has moved."""
+    """Without a revision, a shard is taken at the commit in its pipeline's manifest, even if main has moved."""
     moved = api.upload_file(path_or_fileobj=b"new", path_in_repo="README.md", repo_id=fresh.shards[0]).oid
     folder = fetcher.fetch(Reference(repo=fresh.shards[0]))
     assert folder.name == fresh.commits[0] != moved
@@ -128,7 +128,7 @@ def test_commit_is_the_one_the_pipeline_pins(fetcher: Fetcher, fresh: Published,
 def test_main_is_taken_and_told_where_no_pipeline_says(
     fetcher: Fetcher, fresh: Published, api: HfApi, said: list[str]
 ) -> None:
-    """A shard whose pipeline is gone is taken from main, and that is said."""
+    """A shard whose pipeline is gone is taken from main, with a note."""
     api.delete_repo(fresh.pipeline)
     assert fetcher.fetch(Reference(repo=fresh.shards[0])).name == fresh.commits[0]
     assert len(said) == 1
@@ -138,7 +138,7 @@ def test_main_is_taken_and_told_where_no_pipeline_says(
 def test_main_that_moves_during_a_fetch_mixes_nothing(
     fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network
 ) -> None:
-    """What is pushed while files are fetched is not in the snapshot."""
+    """A commit pushed while files are fetched is not in the snapshot."""
     reference = Reference(repo=fresh.shards[0], revision="main")
     moves = []
 
@@ -165,7 +165,7 @@ def test_shard_that_is_not_the_manifests_is_refused(fetcher: Fetcher, published:
 
 
 def test_unknown_repo_and_revision(fetcher: Fetcher, published: Published, said: list[str]) -> None:
-    """Both are named; the token's source is, the token is not."""
+    """An unknown repo or revision is named, with the source of the token but not the token."""
     with pytest.raises(NotFound, match="The repo ann/nothing does not exist") as caught:
         fetcher.fetch(Reference(repo="ann/nothing"))
     assert "the token given" in caught.value.why
@@ -175,7 +175,7 @@ def test_unknown_repo_and_revision(fetcher: Fetcher, published: Published, said:
 
 
 def test_private_repo_without_token(net: faulty.Network, api: HfApi, fresh: Published, tmp_path: Path) -> None:
-    """It looks as if it were not there, and the message says that a token is missing."""
+    """A private repo looks absent without a token, and the message says that a token is missing."""
     api.update_repo_settings(fresh.shards[0], visibility="private")
     stranger = Fetcher(lambda: hub_api(net.endpoint), Cache(tmp_path / "c"))
     with pytest.raises((NotFound, AccessError), match="or it is private") as caught:
@@ -187,7 +187,7 @@ def test_private_repo_without_token(net: faulty.Network, api: HfApi, fresh: Publ
 def test_refused_access(
     fetcher: Fetcher, published: Published, net: faulty.Network, code: int, headers: dict[str, str]
 ) -> None:
-    """401, 403 and gated are permission's fault."""
+    """401, 403 and gated repos are access errors."""
     net.when("/api/models", faulty.status(code, **headers))
     with pytest.raises(AccessError) as caught:
         fetcher.fetch(Reference(repo=published.shards[0]))
@@ -195,7 +195,7 @@ def test_refused_access(
 
 
 def test_repo_that_is_no_shard(fetcher: Fetcher, api: HfApi, user: str, whole_model: Path) -> None:
-    """A model's repo is refused with the command for it."""
+    """A model's repo is refused with the command for models."""
     repo = api.create_repo(f"{user}/model").repo_id
     api.upload_file(path_or_fileobj=whole_model / "config.json", path_in_repo="config.json", repo_id=repo)
     with pytest.raises(UsageError, match="neither a shard nor a pipeline"):
@@ -210,7 +210,7 @@ def test_repo_that_is_no_shard(fetcher: Fetcher, api: HfApi, user: str, whole_mo
 def test_busy_hub_is_asked_again(
     fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float], part: str, code: int
 ) -> None:
-    """A burst of refusals is waited out."""
+    """After a burst of refusals the request is repeated and succeeds."""
     net.when(part, faulty.status(code), times=3)
     folder = fetcher.fetch(Reference(repo=published.shards[0], revision="main"))
     assert same_weights(folder, cut.shard_folder(published.local, 0))
@@ -221,7 +221,7 @@ def test_busy_hub_is_asked_again(
 def test_retry_after_is_honoured_within_a_minute(
     fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float]
 ) -> None:
-    """The Hub's own word on when to come back counts, up to 60 s."""
+    """Retry-After is honoured, up to 60 s."""
     net.when(LAYER, faulty.status(429, Retry_After="17"))
     net.when(LAYER, faulty.status(503, Retry_After="4000"))
     fetcher.fetch(shard_of(published))
@@ -230,7 +230,7 @@ def test_retry_after_is_honoured_within_a_minute(
 
 
 def test_hub_that_stays_busy(fetcher: Fetcher, published: Published, net: faulty.Network, waited: list[float]) -> None:
-    """After five tries the error says so. What came stays for the next run, and nothing looks whole."""
+    """After five tries an error says so; fetched bytes stay for the next run, and nothing looks whole."""
     net.when(LAYER, faulty.status(503), times=5)
     with pytest.raises(HubUnreachable, match="not completely cached") as caught:
         fetcher.fetch(shard_of(published))
@@ -243,7 +243,7 @@ def test_hub_that_stays_busy(fetcher: Fetcher, published: Published, net: faulty
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_cut_connection_is_resumed(fetcher: Fetcher, published: Published, net: faulty.Network, share: float) -> None:
-    """A connection that breaks goes on at the byte where it broke: none is sent twice."""
+    """A broken connection is resumed at the byte where it broke: no byte is sent twice."""
     net.when(LAYER, faulty.cut(share))
     folder = fetcher.fetch(shard_of(published))
     assert same_weights(folder, cut.shard_folder(published.local, 0))
@@ -252,7 +252,7 @@ def test_cut_connection_is_resumed(fetcher: Fetcher, published: Published, net: 
 
 @pytest.mark.parametrize("stall_timeout_s", [1])
 def test_stalled_body_is_cut_and_resumed(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """A body of which nothing comes any more is given up after the timeout, and asked for again."""
+    """A body that stalls is given up after the timeout, and resumed."""
     net.when(LAYER, faulty.stall(0.5))
     start = time.monotonic()
     folder = fetcher.fetch(shard_of(published))
@@ -261,7 +261,7 @@ def test_stalled_body_is_cut_and_resumed(fetcher: Fetcher, published: Published,
 
 
 def test_ignored_range_restarts_right(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """A server that sends the whole file for a range is read from the file's start."""
+    """If a server ignores the range and sends the whole file, it is read from the file's start."""
     net.when(LAYER, faulty.cut(0.5))
     net.when(LAYER, ignore_range=True)
     folder = fetcher.fetch(shard_of(published))
@@ -271,7 +271,7 @@ def test_ignored_range_restarts_right(fetcher: Fetcher, published: Published, ne
 
 @pytest.mark.parametrize("change", [-5, 5])
 def test_wrong_length_is_no_file(fetcher: Fetcher, published: Published, net: faulty.Network, change: int) -> None:
-    """A body shorter or longer than announced is refused each time, and nothing of it is kept as whole."""
+    """A body shorter or longer than announced is refused each time, and no part of it is kept as whole."""
 
     def wrong(answer: faulty.Answer) -> None:
         answer.body = answer.body[:change] if change < 0 else answer.body + b"\0" * change
@@ -285,14 +285,14 @@ def test_wrong_length_is_no_file(fetcher: Fetcher, published: Published, net: fa
 def test_flipped_bit_is_fetched_again(
     fetcher: Fetcher, published: Published, net: faulty.Network, said: list[str]
 ) -> None:
-    """Other bytes of the right size are thrown away and fetched once more."""
+    """A body of the right size with wrong bytes is discarded and fetched once more."""
     net.when(LAYER, faulty.flip)
     assert same_weights(fetcher.fetch(shard_of(published)), cut.shard_folder(published.local, 0))
     assert [text for text in said if "sha256" in text]
 
 
 def test_flipped_bit_twice_is_corrupt(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """The second time it is an error, and no byte of it stays."""
+    """A second body with wrong bytes is an error, and none of it is kept."""
     net.when(LAYER, faulty.flip, times=2)
     with pytest.raises(DigestMismatch, match="is corrupt"):
         fetcher.fetch(shard_of(published))
@@ -302,14 +302,14 @@ def test_flipped_bit_twice_is_corrupt(fetcher: Fetcher, published: Published, ne
 
 
 def test_flipped_bit_in_a_document(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """Small files are checked against the listing's digests in the same way."""
+    """Small files are checked against the listing's digests, too."""
     net.when("stage.json", faulty.flip, times=2)
     with pytest.raises(DigestMismatch, match="arrived damaged twice"):
         fetcher.fetch(shard_of(published))
 
 
 def test_flipped_bit_in_a_document_that_is_looked_at(reader: HfApi, published: Published, net: faulty.Network) -> None:
-    """What a push or a removal decides by is checked too: read again, then refused."""
+    """Documents that a push or a removal relies on are checked too: read again, then refused."""
     calls = HubCalls(api=reader)
     repo = shard_of(published).repo
     stage = read_shard(cut.shard_folder(published.local, 0)).stage
@@ -326,7 +326,7 @@ def test_flipped_bit_in_a_document_that_is_looked_at(reader: HfApi, published: P
 def test_login_page_instead_of_an_answer(
     fetcher: Fetcher, published: Published, net: faulty.Network, part: str
 ) -> None:
-    """A captive portal's page is told from a Hub."""
+    """A captive portal's login page is recognised as such."""
     net.when(part, faulty.login_page, times=100)
     with pytest.raises(HubUnreachable) as caught:
         fetcher.fetch(Reference(repo=published.shards[0], revision="main"))
@@ -336,7 +336,7 @@ def test_login_page_instead_of_an_answer(
 def test_token_stays_with_the_hub(
     fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network, shared_hub: RunningHub
 ) -> None:
-    """A redirect to another host gets no token."""
+    """The token is not sent to another host after a redirect."""
     api.update_repo_settings(fresh.shards[0], visibility="public")
     seen: list[str | None] = []
     with faulty.network(shared_hub.endpoint) as elsewhere:
@@ -358,7 +358,7 @@ def test_token_stays_with_the_hub(
 def test_offline_start_from_the_cache(
     published: Published, fetcher: Fetcher, tmp_path: Path, patience: Patience, said: list[str]
 ) -> None:
-    """What is here starts without the Hub, with one line."""
+    """A cached shard starts without the Hub, with one line of log."""
     first = fetcher.fetch(Reference(repo=published.shards[0]))
     offline = Fetcher(lambda: hub_api("http://127.0.0.1:9"), fetcher.cache, patience=patience)
     said.clear()
@@ -368,7 +368,7 @@ def test_offline_start_from_the_cache(
 
 
 def test_offline_without_the_files(published: Published, fetcher: Fetcher, patience: Patience) -> None:
-    """What is not here is named, with the command for when there is a network."""
+    """A shard that is not cached is named, with the command to run once online."""
     offline = Fetcher(lambda: hub_api("http://127.0.0.1:9"), fetcher.cache, patience=patience)
     with pytest.raises(HubUnreachable, match="not completely cached") as caught:
         offline.fetch(Reference(repo=published.shards[0]))
@@ -388,7 +388,7 @@ def test_offline_variable(fetcher: Fetcher, published: Published, monkeypatch: p
 
 
 def test_code_is_never_fetched(fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network) -> None:
-    """Python, pickles and cards in a shard's repo are not asked for."""
+    """Python, pickles and cards in a shard's repo are never requested."""
     commit = ""
     for name in ("modeling.py", "pytorch_model.bin", "weights.pkl", "extra.safetensors", "sub/stage.json"):
         commit = api.upload_file(path_or_fileobj=b"x", path_in_repo=name, repo_id=fresh.shards[0]).oid
@@ -403,7 +403,7 @@ def test_code_is_never_fetched(fetcher: Fetcher, fresh: Published, api: HfApi, n
 def test_manifest_that_names_code_is_refused(
     fetcher: Fetcher, fresh: Published, api: HfApi, net: faulty.Network, name: str
 ) -> None:
-    """A manifest cannot have a client fetch what no pipeline carries."""
+    """A manifest cannot make a client fetch files that pipelines never carry."""
     manifest = fresh.manifest.model_copy(update={"files": {**fresh.manifest.files, name: "0" * 64}})
     api.upload_file(path_or_fileobj=encode(manifest), path_in_repo=MANIFEST_FILE, repo_id=fresh.pipeline)
     with pytest.raises(FormatError, match="a pipeline may not have"):
@@ -411,7 +411,7 @@ def test_manifest_that_names_code_is_refused(
 
 
 def test_weight_file_that_was_replaced(fetcher: Fetcher, fresh: Published, api: HfApi, net) -> None:
-    """A weight file that is not stage.json's is seen in the listing, before a byte of it is fetched."""
+    """A weight file that differs from stage.json is recognised from the listing, before a byte of it is fetched."""
     commit = api.upload_file(path_or_fileobj=b"x" * 100, path_in_repo=LAYER, repo_id=fresh.shards[0]).oid
     net.forget()
     with pytest.raises(DigestMismatch, match="differs from the file that stage"):
@@ -420,7 +420,7 @@ def test_weight_file_that_was_replaced(fetcher: Fetcher, fresh: Published, api: 
 
 
 def test_changed_config_is_refused(fetcher: Fetcher, fresh: Published, api: HfApi) -> None:
-    """config.json with another number than the stage's is another model's."""
+    """A config.json that differs from the stage's by one number is refused as another model's."""
     commit = change_json(api, fresh.shards[0], "config.json", {"rope_theta": 1.0})
     with pytest.raises(DigestMismatch, match="configuration"):
         fetcher.fetch(Reference(repo=fresh.shards[0], revision=commit))
@@ -430,7 +430,7 @@ def test_changed_config_is_refused(fetcher: Fetcher, fresh: Published, api: HfAp
 
 
 def test_no_room_is_told_before(fetcher: Fetcher, published: Published, net, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too small a disk is refused before a weight is fetched."""
+    """A disk without enough room is refused before a weight is fetched."""
     monkeypatch.setattr(Cache, "free_bytes", lambda self: 10_000)
     net.forget()
     with pytest.raises(DiskFull, match="not have enough free space") as caught:
@@ -440,7 +440,7 @@ def test_no_room_is_told_before(fetcher: Fetcher, published: Published, net, mon
 
 
 def test_disk_that_fills_up(published: Published, net: faulty.Network, token: str, tmp_path: Path) -> None:
-    """A write the system refuses is told with what is free, and takes its partial file away."""
+    """A failed write reports the free space and removes the partial file."""
     program = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -453,14 +453,14 @@ def test_disk_that_fills_up(published: Published, net: faulty.Network, token: st
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that not even root may write")
 def test_read_only_cache(reader: HfApi, published: Published) -> None:
-    """A cache that cannot be written is named, with the option for another."""
+    """A read-only cache is named, with the option for another one."""
     with pytest.raises(AccessError, match="cache /sys/shardhub cannot be written") as caught:
         Fetcher(lambda: reader, Cache(Path("/sys/shardhub"))).fetch(shard_of(published))
     assert "`cache_dir`" in caught.value.hint
 
 
 def test_cache_that_is_a_file(reader: HfApi, published: Published, tmp_path: Path) -> None:
-    """A path that is no folder is refused."""
+    """A cache path that is a file is refused."""
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UsageError, match="not a folder"):
         Fetcher(lambda: reader, Cache(tmp_path / "file")).fetch(shard_of(published))
@@ -506,7 +506,7 @@ def run_fetch(
 def test_kill_in_the_middle_is_finished_by_the_next_run(
     published: Published, net: faulty.Network, token: str, tmp_path: Path, fetcher: Fetcher
 ) -> None:
-    """After SIGKILL nothing looks whole; the next run takes the half file on and brings the right bytes."""
+    """After SIGKILL nothing looks whole; the next run resumes the partial file and ends with the right bytes."""
     cache = fetcher.cache
     buffer_bytes = 1 << 12  # so that a part of a small file is written
     files = read_shard(cut.shard_folder(published.local, 0)).stage.weight_files
@@ -528,7 +528,7 @@ def test_kill_in_the_middle_is_finished_by_the_next_run(
 
 
 def test_partial_file_with_other_bytes(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """A half file that is not the beginning of the right one is found out by the sha256, and fetched anew."""
+    """A partial file with wrong bytes fails its sha256 and is fetched anew."""
     stage = read_shard(cut.shard_folder(published.local, 0)).stage
     digest = next(file.sha256 for file in stage.weight_files if file.name == LAYER)
     fetcher.cache.prepare()
@@ -537,7 +537,7 @@ def test_partial_file_with_other_bytes(fetcher: Fetcher, published: Published, n
 
 
 def test_stale_partial_files_are_swept(fetcher: Fetcher, published: Published) -> None:
-    """What a fetch left a day ago goes; what it left an hour ago stays."""
+    """A partial file a day old is removed; one an hour old stays."""
     fetcher.cache.prepare()
     old, young = (fetcher.cache.root / "partials" / name for name in ("a" * 64, "b" * 64))
     for path, age_s in ((old, 25 * 3600), (young, 3600)):
@@ -549,7 +549,7 @@ def test_stale_partial_files_are_swept(fetcher: Fetcher, published: Published) -
 
 
 def test_two_processes_fetch_once(published: Published, net: faulty.Network, token: str, tmp_path: Path) -> None:
-    """One fetches, the other waits and says so; both have it."""
+    """Of two processes one fetches, the other reports that it waits; both get the shard."""
     is_waited = threading.Event()
     net.on_request = lambda path: path.endswith(LAYER) and is_waited.wait(120)
     arguments = command(FETCH, net.endpoint, token, shard_of(published), tmp_path / "c")
@@ -574,7 +574,7 @@ def test_two_processes_fetch_once(published: Published, net: faulty.Network, tok
 
 
 def test_waiting_has_an_end(tmp_path: Path) -> None:
-    """A holder that never finishes is named in the end."""
+    """The wait for another process ends after a time, and the error names that process."""
     said: list[str] = []
     with (
         locked(tmp_path / "lock", what="a/b"),
@@ -588,7 +588,7 @@ def test_waiting_has_an_end(tmp_path: Path) -> None:
 
 
 def test_link_out_of_the_cache_is_refused(fetcher: Fetcher, published: Published, tmp_path: Path) -> None:
-    """A link somebody changed to lead elsewhere is not followed."""
+    """A link that was changed to lead out of the cache is not followed."""
     folder = fetcher.fetch(shard_of(published))
     (tmp_path / "elsewhere").write_bytes((folder / LAYER).read_bytes())
     (folder / LAYER).unlink()
@@ -598,7 +598,7 @@ def test_link_out_of_the_cache_is_refused(fetcher: Fetcher, published: Published
 
 
 def test_lost_blob_is_fetched_again(fetcher: Fetcher, published: Published, net: faulty.Network) -> None:
-    """A snapshot that lost a file is not whole any more: that file is fetched, and no other."""
+    """A snapshot that lost a file is no longer whole: that file alone is fetched again."""
     folder = fetcher.fetch(shard_of(published))
     (folder / LAYER).resolve().unlink()
     net.forget()
@@ -609,7 +609,7 @@ def test_lost_blob_is_fetched_again(fetcher: Fetcher, published: Published, net:
 def test_pull_finds_damage_on_the_disk(
     fetcher: Fetcher, published: Published, net: faulty.Network, said: list[str]
 ) -> None:
-    """Bytes the disk has changed are found by reading all of them again, and replaced."""
+    """`pull` reads all bytes again, and replaces those that the disk has changed."""
     folder = fetcher.fetch(shard_of(published))
     blob = (folder / LAYER).resolve()
     data = bytearray(blob.read_bytes())
@@ -620,6 +620,6 @@ def test_pull_finds_damage_on_the_disk(
 
 
 def test_pipeline_reads_from_the_cache(fetcher: Fetcher, published: Published, cut_in_two: Pipeline) -> None:
-    """The cached folder is a pipeline as any other."""
+    """The cached folder is read like any other pipeline."""
     folder = fetcher.fetch(Reference(repo=published.pipeline))
     assert read_pipeline(folder).manifest.pipeline_id == cut_in_two.manifest.pipeline_id

@@ -1,4 +1,4 @@
-"""Proxies of the environment: for the Hub's requests, and never between a user's own machines."""
+"""Proxies of the environment: used for the Hub's requests, and never between a user's own machines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    """A server that answers with the target of the request line, as a proxy sees it whole."""
+    """A server that answers with the target of the request line, which is a whole URL if a proxy was meant."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -70,14 +70,14 @@ def server() -> Iterator[ThreadingHTTPServer]:
     ],
 )
 def test_own_network_is_never_behind_a_proxy(host: str) -> None:
-    """Loopback, private addresses and names of a machine's own network are asked straight, whatever is set."""
+    """Loopback, private addresses and local names are reached directly, whatever the environment says."""
     assert is_own_network(host)
     assert proxy_for("http", host, 8090, {"http": PROXY, "https": PROXY, "all": PROXY}) is None
 
 
 @pytest.mark.parametrize("host", ["huggingface.co", "8.8.8.8", "2606:4700::1111", "hub.corp.example", "local.example"])
 def test_other_hosts_go_through_the_proxy(host: str) -> None:
-    """The proxy of the URL's scheme is taken, else the one for all, else none."""
+    """The proxy for the URL's scheme is used, else the one for all schemes, else none."""
     assert proxy_for("https", host, 443, {"https": PROXY, "all": "socks5://other"}) == PROXY
     assert proxy_for("https", host, 443, {"http": PROXY, "all": "socks5://other"}) == "socks5://other"
     assert proxy_for("https", host, 443, {"http": PROXY, "https": "", "all": " "}) is None
@@ -101,12 +101,12 @@ def test_other_hosts_go_through_the_proxy(host: str) -> None:
     ],
 )
 def test_no_proxy_names_hosts(exceptions: str, is_named: bool) -> None:
-    """NO_PROXY names hosts, and all below them, with or without a port."""
+    """NO_PROXY names hosts and their subdomains, with or without a port."""
     assert is_excepted("huggingface.co", 443, exceptions) is is_named
 
 
 def test_no_proxy_names_networks() -> None:
-    """NO_PROXY takes addresses and networks of both families."""
+    """NO_PROXY takes addresses and networks, IPv4 and IPv6."""
     assert is_excepted("8.8.8.8", 80, "8.8.0.0/16")
     assert is_excepted("2606:4700::1", 80, "2606:4700::/32")
     assert is_excepted("[2606:4700::1]", 80, "[2606:4700::1]")
@@ -117,7 +117,7 @@ def test_no_proxy_names_networks() -> None:
 def test_loopback_is_reached_whatever_the_environment_says(
     server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    """A Hub on loopback answers with dead, foreign and malformed proxies set, in small and capital letters."""
+    """A Hub on loopback is reached with dead, foreign and malformed proxies set, in upper and lower case."""
     for name in VARIABLES[:3]:
         monkeypatch.setenv(name, value)
         monkeypatch.setenv(name.upper(), value)
@@ -126,14 +126,14 @@ def test_loopback_is_reached_whatever_the_environment_says(
 
 
 def test_public_hub_goes_through_the_proxy(server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host of another network is asked by the proxy that is set when the request is sent."""
+    """A public host is reached through the proxy that is set when the request is sent."""
     monkeypatch.setenv("http_proxy", f"127.0.0.1:{server.server_port}")
     with make_http_client() as client:
         assert client.get("http://hub.example/api/models").text == "http://hub.example/api/models"
 
 
 def test_socks_without_its_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where SOCKS would be needed and its package is missing, the message names both, and no password."""
+    """Where a SOCKS proxy needs a missing package, the message names both, without the password."""
     monkeypatch.setitem(__import__("sys").modules, "socksio", None)
     monkeypatch.setenv("ALL_PROXY", "socks5h://user:secret@127.0.0.1:9")
     with make_http_client() as client, pytest.raises(UsageError, match="speaks SOCKS") as caught:
@@ -144,14 +144,14 @@ def test_socks_without_its_package_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("value", ["foo://proxy:1", "http://[", "http://", "ftp://a"])
 def test_malformed_proxy_is_said(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A proxy that cannot be used is a mistake of the environment's, and named."""
+    """A malformed proxy is reported as a mistake in the environment."""
     monkeypatch.setenv("https_proxy", value)
     with make_http_client() as client, pytest.raises(UsageError, match=r"The proxy .* cannot be used"):
         client.get("https://hub.example/")
 
 
 def test_unreachable_hub_names_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who cannot reach a Hub through a proxy is told that there is one."""
+    """The error for an unreachable Hub names the proxy in use."""
     monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:9")
     api = hub_api("https://hub.example")
     with pytest.raises(HubUnreachable) as caught, hub_failures("asking", api=api), make_http_client() as client:

@@ -1,4 +1,4 @@
-"""Pushes by the real client to a local Hub, read back as anybody would read them."""
+"""Pushes by the real client to a local Hub, read back as a user would read them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def read_back(pusher: Pusher, published: Published, into: Path) -> Manifest:
-    """Download everything that a manifest names, and check it against what names it."""
+    """Download everything that a manifest names, and check it against the manifest."""
     folder = Path(
         pusher.api.snapshot_download(
             published.pipeline.repo, revision=published.pipeline.commit, local_dir=into / "pipeline"
@@ -90,7 +90,7 @@ def test_push_is_read_back_whole(ann: Pusher, model: Path, tmp_path: Path) -> No
 
 
 def test_push_needs_room_for_one_weight_file(ann: Pusher, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At no time is more than one weight file in the cache folder."""
+    """The cache folder never holds more than one weight file during a push."""
     from shardhub.splitting.weight_copy import Copier
 
     seen: list[int] = []
@@ -108,7 +108,7 @@ def test_push_needs_room_for_one_weight_file(ann: Pusher, model: Path, monkeypat
 
 
 def test_plan_writes_nothing(ann: Pusher, model: Path, wire: Wire) -> None:
-    """A plan changes neither Hub nor cache, and says what a push would do."""
+    """A plan changes neither Hub nor cache, and describes what a push would do."""
     job = ann.job(model, [4])
     plan = ann.plan(job)
     assert [at.action for at in plan.decisions] == [Action.CREATE] * 3
@@ -119,7 +119,7 @@ def test_plan_writes_nothing(ann: Pusher, model: Path, wire: Wire) -> None:
 
 
 def test_push_again_changes_nothing(ann: Pusher, model: Path, wire: Wire) -> None:
-    """The same push sends no byte of weights and makes no commit."""
+    """Repeating a push sends no weights and makes no commit."""
     first = ann.push(model, [4])
     wire.reset()
     second = ann.push(model, [4])
@@ -131,7 +131,7 @@ def test_push_again_changes_nothing(ann: Pusher, model: Path, wire: Wire) -> Non
 
 
 def test_push_from_another_machine_uploads_nothing(ann: Pusher, model: Path, wire: Wire, tmp_path: Path) -> None:
-    """Without the journal the source is read again, but no byte is sent, and no commit made."""
+    """Without the journal the source is read again, but no byte is sent and no commit made."""
     first = ann.push(model, [4])
     wire.reset()
     ann.cache = tmp_path / "other-cache"
@@ -141,7 +141,7 @@ def test_push_from_another_machine_uploads_nothing(ann: Pusher, model: Path, wir
 
 
 def test_push_of_a_commit_takes_digests_from_the_hub(ann: Pusher, model: Path, wire: Wire, tmp_path: Path) -> None:
-    """For a source at a commit, another machine need not even read what its own stage.json vouches for."""
+    """For a source at a commit, another machine does not read files whose digests its own stage.json records."""
     source = Source(repo="org/model", commit="e" * 40)
     first = ann.push(model, [4], source=source)
     ann.cache = tmp_path / "other-cache"
@@ -155,7 +155,7 @@ def test_push_of_a_commit_takes_digests_from_the_hub(ann: Pusher, model: Path, w
 def test_another_cut_uploads_under_a_hundredth(
     ann: Pusher, model: Path, wire: Wire, tmp_path: Path, replace: bool
 ) -> None:
-    """Cut in two, then in four under another name or in place: the Hub gives what it has, from whatever repo."""
+    """Cut in two, then in four under another name or in place: the Hub reuses its own files, from any repo."""
     two = ann.push(model, [4])
     total = wire.put_bytes
     old = read_back(ann, two, tmp_path / "two")
@@ -173,7 +173,7 @@ def test_another_cut_uploads_under_a_hundredth(
 
 
 def test_another_cut_without_a_journal_uploads_nothing(ann: Pusher, model: Path, wire: Wire, tmp_path: Path) -> None:
-    """What other repos hold is found by asking the Hub, not by remembering."""
+    """Files that other repos hold are located by asking the Hub, without a journal."""
     ann.push(model, [4])
     wire.reset()
     ann.cache = tmp_path / "other-cache"
@@ -185,7 +185,7 @@ def test_another_cut_without_a_journal_uploads_nothing(ann: Pusher, model: Path,
 def test_a_hub_that_gives_nothing_is_sent_everything(
     ann: Pusher, model: Path, wire: Wire, tmp_path: Path, status: int
 ) -> None:
-    """Where the Hub does not copy between repos, the bytes are uploaded."""
+    """Where the Hub cannot copy between repos, the bytes are uploaded."""
     from starlette.responses import JSONResponse
 
     ann.push(model, [4])
@@ -222,7 +222,7 @@ def test_a_repo_that_is_something_else_is_refused(ann: Pusher, model: Path, wire
 
 
 def test_another_model_of_the_same_size_is_refused(ann: Pusher, model: Path, tmp_path: Path) -> None:
-    """Same name, same cuts, other tensors: not an update."""
+    """A model with the same name and cuts and other tensors is refused as an update."""
     ann.push(model, [4])
     write_checkpoint(tmp_path / "other", 8, rows=ROWS + 8, tied=False)
     with pytest.raises(Conflict) as refused:
@@ -231,7 +231,7 @@ def test_another_model_of_the_same_size_is_refused(ann: Pusher, model: Path, tmp
 
 
 def test_new_weights_are_an_update(ann: Pusher, model: Path, tmp_path: Path) -> None:
-    """Same name, same cuts, other bytes: a commit on top, and the old manifest still leads to the old bytes."""
+    """With the same name and cuts, other bytes make a new commit; the old manifest still leads to the old bytes."""
     first = ann.push(model, [4])
     write_checkpoint(tmp_path / "finetuned", 8, rows=ROWS, tied=False, seed=1)
     second = ann.push(tmp_path / "finetuned", [4])
@@ -264,7 +264,7 @@ def test_token_that_only_reads_is_refused_at_once(served: tuple[RunningHub, Wire
 
 
 def test_cards_on_the_hub_are_parsed_and_link(ann: Pusher, model: Path, tmp_path: Path) -> None:
-    """Cards carry what the client's own parser finds; the shards stay out of the model tree."""
+    """The client's own parser reads the cards; the shards stay out of the model tree."""
     done = ann.push(model, [4], source=Source(repo="org/model", commit="e" * 40))
     read_back(ann, done, tmp_path / "back")
     pipeline = ModelCard.load(tmp_path / "back" / "pipeline" / "README.md")
@@ -283,7 +283,7 @@ def test_cards_on_the_hub_are_parsed_and_link(ann: Pusher, model: Path, tmp_path
 
 
 def test_hub_without_xet_is_sent_lfs(ann: Pusher, model: Path, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's default is Xet; a Hub that has none is found out before the first upload."""
+    """The client's default is Xet; a Hub without it is detected before the first upload."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
@@ -304,7 +304,7 @@ def test_licence_texts_go_along(ann: Pusher, model: Path) -> None:
 
 
 def test_stage_digest_is_that_of_a_split_into_folders(ann: Pusher, model: Path, tmp_path: Path) -> None:
-    """A shard is the same shard, published or on disk."""
+    """A shard has the same digest, published or on disk."""
     from shardhub.checkpoint.checkpoint import open_checkpoint
     from shardhub.splitting.split import split
     from tests.checkpoints import FOLDER, contents_of, stages_of

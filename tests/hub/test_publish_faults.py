@@ -1,4 +1,4 @@
-"""Pushes that are killed, raced, throttled and lied to."""
+"""Pushes that are killed, raced, throttled or given wrong answers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ pusher.push(Path(model), [4])
 def test_push_is_finished_after_a_kill(
     ann: Pusher, model: Path, wire: Wire, method: str, part: str, number: int
 ) -> None:
-    """kill -9 at any point: no pipeline is to be seen, and the next run finishes and sends no byte twice."""
+    """After kill -9 at any point no pipeline is visible, and the next run finishes without sending a byte twice."""
     running: list[subprocess.Popen[bytes]] = []
     seen = 0
 
@@ -120,7 +120,7 @@ def test_push_is_finished_after_a_kill(
 def test_push_waits_as_long_as_the_hub_asks(
     ann: Pusher, model: Path, wire: Wire, method: str, part: str, status: int
 ) -> None:
-    """Calls that the client does not retry itself are made again after Retry-After."""
+    """Calls that the client itself does not retry are repeated after Retry-After."""
     if "duplicate" in part:
         ann.push(model, [4], name="first")
         wire.reset()
@@ -143,7 +143,7 @@ def test_push_gives_up_on_a_hub_that_stays_busy(ann: Pusher, model: Path, wire: 
 
 
 def test_commit_whose_answer_was_lost_is_found(ann: Pusher, model: Path, wire: Wire) -> None:
-    """The Hub made the commit and the answer says 502: the same commit is taken, not made twice."""
+    """If the Hub makes a commit but answers 502, the commit is recognised and not made twice."""
     state = {"committed": False}
     app = wire.app
     assert app is not None
@@ -171,7 +171,7 @@ def test_commit_whose_answer_was_lost_is_found(ann: Pusher, model: Path, wire: W
 def test_of_two_pushers_the_later_is_told_to_run_again(
     served: tuple[RunningHub, Wire], ann: Pusher, model: Path, tmp_path: Path
 ) -> None:
-    """Both looked at the same state; one commits first, the other changes nothing and says so."""
+    """Of two pushers with the same view of the Hub, the later one changes nothing and is told to run again."""
     write_checkpoint(tmp_path / "second", 8, rows=ROWS, tied=False, seed=1)
     other = Pusher(served[0], tmp_path / "other-cache")
     other.push(model, [4])
@@ -200,7 +200,7 @@ def test_of_two_pushers_of_a_new_name_one_gives_way(
 
 @pytest.mark.parametrize("part", ["/repos/create", "/validate-yaml", "/commit/"])
 def test_page_of_a_captive_portal_is_no_hub(ann: Pusher, model: Path, wire: Wire, part: str) -> None:
-    """HTML with status 200 where JSON belongs: a readable error, and no traceback."""
+    """HTML with status 200 in the place of JSON gives a readable error without a traceback."""
     wire.fault("POST", part, lambda _: HTMLResponse("<html>please log in</html>"))
     with pytest.raises(HubUnreachable, match="not a Hub"):
         ann.push(model, [4])
@@ -215,7 +215,7 @@ def test_card_the_hub_does_not_take_is_an_error_of_ours(ann: Pusher, model: Path
 
 
 def test_refused_upload_says_why(ann: Pusher, model: Path, wire: Wire) -> None:
-    """What the client wraps in a general error is told by its cause."""
+    """An error that the client wraps in a general one is reported by its cause."""
     wire.fault("PUT", "/_lfs/", lambda _: JSONResponse({"error": "no"}, 403, {"X-Error-Message": "quota"}))
     with pytest.raises(AccessError) as refused:
         ann.push(model, [4])
@@ -224,7 +224,7 @@ def test_refused_upload_says_why(ann: Pusher, model: Path, wire: Wire) -> None:
 
 
 def test_journal_survives_half_a_line(tmp_path: Path) -> None:
-    """What a kill left of a line is passed over, and the next line stands on its own."""
+    """A half-written line of the journal is skipped, and the next line starts afresh."""
     journal = PushJournal(tmp_path)
     journal.add("a", "1" * 64)
     with (tmp_path / "push.journal").open("ab") as file:
@@ -234,7 +234,7 @@ def test_journal_survives_half_a_line(tmp_path: Path) -> None:
 
 
 def test_source_that_changed_unseen_is_refused(ann: Pusher, model: Path) -> None:
-    """Bytes that are not those an earlier run read, though sizes and times are the same: nothing is mixed."""
+    """Changed bytes with unchanged size and time are refused, so that no push mixes them with an earlier run's."""
     job = ann.job(model, [4])
     PushJournal(ann.cache).add(job.shards[0].keys[0], "0" * 64)
     with pytest.raises(WeightFileError, match="changed since an earlier run"):

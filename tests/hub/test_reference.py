@@ -1,4 +1,4 @@
-"""Names on the command line, errors of the client, and when to come back."""
+"""Names on the command line, the client's errors, and retries."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def answered(code: int, **headers: str) -> hub_errors.HfHubHTTPError:
     ],
 )
 def test_reference_or_folder(text: str, expected: Reference | Path) -> None:
-    """Two plain words with a slash are a repo, unless they are a folder here; everything else is a folder."""
+    """Two plain words with a slash are a repo, unless such a folder exists; everything else is a folder."""
     assert parse_reference(text) == expected
 
 
 def test_folder_that_is_there_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with a repo's name is the folder; a commit is known as one."""
+    """An existing folder wins over a repo of the same name; a commit is recognised as one."""
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert parse_reference("org/name") == Path("org/name")
@@ -57,13 +57,13 @@ def test_folder_that_is_there_comes_first(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("revision", ["", "..", "a..b", "-x", "a b", "a\0", "x" * 300, "a@b", "%2e"])
 def test_strange_revisions_are_refused(revision: str) -> None:
-    """What would mean something else in a URL or a path is no revision."""
+    """A revision that has another meaning in a URL or a path is refused."""
     with pytest.raises(UsageError, match="not the name of a revision"):
         parse_reference(f"org/name@{revision}")
 
 
 def test_every_http_error_of_the_client_has_a_row() -> None:
-    """The table names each class below HfHubHTTPError, so that a new one is seen when the client is upgraded."""
+    """The table has a row for each subclass of HfHubHTTPError, so that an upgrade of the client shows new ones."""
     kinds = {
         kind
         for _, kind in inspect.getmembers(hub_errors, inspect.isclass)
@@ -98,7 +98,7 @@ def test_every_http_error_of_the_client_has_a_row() -> None:
     ],
 )
 def test_errors_become_ours(error: Exception, expected: type[ShardhubError]) -> None:
-    """Each by its row; what happened is said, no URL and no token is."""
+    """Each error becomes ours by its row; the message says what happened, without URL or token."""
     explained = explain(error, Circumstances(what="reading a/b", repo="a/b", api=API))
     assert type(explained) is expected
     assert explained.what.endswith((".", "?"))
@@ -106,7 +106,7 @@ def test_errors_become_ours(error: Exception, expected: type[ShardhubError]) -> 
 
 
 def test_other_errors_pass() -> None:
-    """A fault of ours is not taken for the Hub's."""
+    """Our own errors are not attributed to the Hub."""
     with pytest.raises(KeyError), hub_failures("x", api=API):
         raise KeyError
     with pytest.raises(Conflict), hub_failures("x", api=API):
@@ -114,7 +114,7 @@ def test_other_errors_pass() -> None:
 
 
 def test_token_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where a token comes from is told, in the order the client looks."""
+    """The source of a token is reported, in the client's own order."""
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     assert token_source(API) == "the token given to this command"
     assert token_source(hub_api("http://h")) == "no token"
@@ -125,7 +125,7 @@ def test_token_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """HF_ENDPOINT is obeyed whenever it is set; nonsense is refused."""
+    """HF_ENDPOINT is obeyed whenever it is set; malformed values are refused."""
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.lan:8090/")
     assert hub_api().endpoint == "http://hub.lan:8090"
     monkeypatch.setenv("HF_ENDPOINT", "hub.lan")
@@ -134,7 +134,7 @@ def test_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Calls:
-    """Fails so often, then answers."""
+    """A call that fails a number of times, then succeeds."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
@@ -149,7 +149,7 @@ class Calls:
 
 
 def test_retries_until_it_works() -> None:
-    """Busy answers and broken connections are tried again; each wait is told."""
+    """Busy answers and broken connections are retried; each wait is reported."""
     calls, said = Calls(answered(503), httpx2.ReadTimeout("x"), answered(429)), []
     assert with_retries(calls, what="reading a/b", sleep=calls.waited.append, notice=said.append) == "done"
     assert len(calls.waited) == len(said) == 3
@@ -157,7 +157,7 @@ def test_retries_until_it_works() -> None:
 
 
 def test_retries_end() -> None:
-    """Five tries at most, four waits; what is not passing is not tried again at all."""
+    """At most five tries and four waits; permanent errors are not retried."""
     calls = Calls(*[answered(500)] * 9)
     with pytest.raises(hub_errors.HfHubHTTPError):
         with_retries(calls, what="x", sleep=calls.waited.append)
@@ -170,7 +170,7 @@ def test_retries_end() -> None:
 
 
 def test_what_may_have_been_done_is_not_done_twice() -> None:
-    """A commit whose answer was lost is not sent again; one that the Hub says it refused is."""
+    """A commit whose answer was lost is not sent again; one that the Hub refused is."""
     assert is_passing(answered(503), repeatable=False)
     assert is_passing(httpx2.ConnectError("refused"), repeatable=False)
     for error in (answered(502), httpx2.ReadTimeout("x"), httpx2.RemoteProtocolError("x")):
@@ -179,7 +179,7 @@ def test_what_may_have_been_done_is_not_done_twice() -> None:
 
 
 def test_waits() -> None:
-    """As long as the Hub asks, at most a minute; else longer each time, with a part drawn."""
+    """Waits last as long as the Hub asks, up to a minute; otherwise they grow, with a random part."""
     assert 7 <= wait_before(1, {"retry-after": "7"}) <= 8
     assert wait_before(1, {"retry-after": "3600"}) == 60
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
@@ -202,7 +202,7 @@ def test_waits() -> None:
     ],
 )
 def test_redirects(location: str, is_followed: bool) -> None:
-    """A redirect keeps the token only on its own host, and is not followed out of encryption."""
+    """A redirect keeps the token only on the same host, and never leads from HTTPS to HTTP."""
     seen: list[httpx2.Request] = []
 
     def hub(request: httpx2.Request) -> httpx2.Response:
@@ -223,7 +223,7 @@ def test_redirects(location: str, is_followed: bool) -> None:
 @pytest.mark.parametrize("said", ["Too many repos", "Too many repos."])
 @pytest.mark.parametrize("code", [400, 403, 409, 429, 500])
 def test_what_the_hub_said_ends_with_one_full_stop(code: int, said: str) -> None:
-    """Its servers end their sentences or not; a reason is a sentence either way."""
+    """A reason from the Hub ends with one full stop, whether its servers wrote one or not."""
     error = answered(code, **{"X-Error-Message": said})
     mapped = explain(error, Circumstances(what="making a repo", api=API, repo="a/b"))
     assert mapped is not None

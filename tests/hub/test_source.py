@@ -1,4 +1,4 @@
-"""A model on the Hub as a checkpoint: read by ranges, pinned, right whatever the network does."""
+"""A model on the Hub as a checkpoint: read by ranges, pinned to a commit, right whatever the network does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def repo(api: HfApi, user: str, whole_model: Path) -> str:
-    """The model's repo, with things in it that are nobody's business."""
+    """The model's repo, with unrelated files in it."""
     name = api.create_repo(f"{user}/model").repo_id
     api.upload_folder(repo_id=name, folder_path=whole_model)
     for extra in ("modeling_x.py", "pytorch_model.bin", "LICENSE"):
@@ -37,13 +37,13 @@ def repo(api: HfApi, user: str, whole_model: Path) -> str:
 
 @pytest.fixture
 def opened(repo: str, reader: HfApi, patience: Patience, tmp_path: Path, net: faulty.Network) -> RemoteModel:
-    """It, opened."""
+    """The repo, opened as a checkpoint."""
     return open_remote_checkpoint(reader, Reference(repo=repo), Cache(tmp_path / "cache"), patience=patience)
 
 
 @pytest.fixture(scope="module")
 def dissection(whole_model: Path) -> tuple[ModelContents, tuple[StageContents, ...]]:
-    """What the model and its two stages are made of; the same wherever the model lies."""
+    """The parts of the model and its two stages; the same wherever the model is stored."""
     checkpoint = open_checkpoint(whole_model)
     dissected = Dissection(checkpoint.config, {key: stored.spec for key, stored in checkpoint.tensors.items()})
     return dissected.model(), tuple(dissected.stages([(0, 3), (3, 6)]))
@@ -51,7 +51,7 @@ def dissection(whole_model: Path) -> tuple[ModelContents, tuple[StageContents, .
 
 @pytest.fixture
 def cut_remote(dissection, tmp_path: Path) -> Callable[[RemoteModel], SplitResult]:
-    """Cuts a model from the Hub in two."""
+    """Cuts a model on the Hub in two."""
     contents, stages = dissection
     return lambda model: split(model.checkpoint, contents, stages, tmp_path / "out", name="m", source=model.source)
 
@@ -67,7 +67,7 @@ def same_as_local(result: SplitResult, original: Path) -> bool:
 def test_headers_are_those_of_the_folder(
     opened: RemoteModel, whole_model: Path, net: faulty.Network, api: HfApi, repo: str
 ) -> None:
-    """Tensors, configuration, repo and commit; of the weight file only its header was sent."""
+    """Tensors, configuration, repo and commit are known; only the header of the weight file was sent."""
     local = open_checkpoint(whole_model)
     assert dict(opened.checkpoint.tensors) == dict(local.tensors)
     assert opened.checkpoint.config == local.config
@@ -77,7 +77,7 @@ def test_headers_are_those_of_the_folder(
 
 
 def test_only_small_known_files_are_fetched(opened: RemoteModel, net: faulty.Network) -> None:
-    """Configuration, tokenizer, terms; no code, no pickle."""
+    """Configuration, tokenizer and licence are fetched; code and pickles are not."""
     names = {path.name for path in opened.checkpoint.folder.iterdir()}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "LICENSE"} <= names
     assert not names & {"modeling_x.py", "pytorch_model.bin", WEIGHTS}
@@ -85,7 +85,7 @@ def test_only_small_known_files_are_fetched(opened: RemoteModel, net: faulty.Net
 
 
 def test_split_is_that_of_the_folder(opened: RemoteModel, cut_in_two, net: faulty.Network, cut_remote) -> None:
-    """The shards are byte for byte those of the folder; every byte is sent once."""
+    """The shards equal those cut from the folder byte for byte; every byte is sent once."""
     net.forget()
     result = cut_remote(opened)
     assert same_as_local(result, cut_in_two.folder)
@@ -108,19 +108,19 @@ def test_split_is_that_of_the_folder(opened: RemoteModel, cut_in_two, net: fault
 def test_split_over_a_bad_line(
     opened: RemoteModel, cut_in_two, net: faulty.Network, fault: faulty.Fault, cut_remote
 ) -> None:
-    """Connections that break or stall and refusals change no byte."""
+    """Broken connections, stalls and refusals change no byte."""
     net.when(WEIGHTS, fault, times=2)
     assert same_as_local(cut_remote(opened), cut_in_two.folder)
 
 
 def test_split_from_a_server_without_ranges(opened: RemoteModel, cut_in_two, net: faulty.Network, cut_remote) -> None:
-    """A server that sends the whole file each time is read from the start each time."""
+    """A server that ignores ranges is read from the file's start each time."""
     net.when(WEIGHTS, ignore_range=True, times=1000)
     assert same_as_local(cut_remote(opened), cut_in_two.folder)
 
 
 def test_wrong_range_is_not_taken(opened: RemoteModel, cut_in_two, net: faulty.Network, cut_remote) -> None:
-    """Bytes from elsewhere in the file are seen by their Content-Range."""
+    """A response with another range is recognised by its Content-Range."""
 
     def elsewhere(answer: faulty.Answer) -> None:
         answer.headers = {key: value for key, value in answer.headers.items() if key.lower() != "content-range"}
@@ -133,7 +133,7 @@ def test_wrong_range_is_not_taken(opened: RemoteModel, cut_in_two, net: faulty.N
 def test_split_goes_on_where_the_network_ended(
     opened: RemoteModel, cut_in_two, net: faulty.Network, tmp_path: Path, cut_remote
 ) -> None:
-    """What an earlier run copied is not sent again, though the Hub's files have no times."""
+    """Bytes that an earlier run copied are not sent again, though the Hub's files have no times."""
     seen = 0
 
     def half(answer: faulty.Answer) -> None:
@@ -154,7 +154,7 @@ def test_split_goes_on_where_the_network_ended(
 
 
 def test_commit_is_pinned(opened: RemoteModel, api: HfApi, repo: str, cut_in_two, cut_remote) -> None:
-    """Weights that are replaced after the headers were read are not seen."""
+    """Weights that are replaced after the headers were read are not used."""
     api.upload_file(path_or_fileobj=b"\0" * 100_000, path_in_repo=WEIGHTS, repo_id=repo)
     assert same_as_local(cut_remote(opened), cut_in_two.folder)
 
@@ -163,7 +163,7 @@ def test_commit_is_pinned(opened: RemoteModel, api: HfApi, repo: str, cut_in_two
 def test_hostile_header_length(
     api: HfApi, user: str, reader: HfApi, whole_model: Path, tmp_path: Path, net: faulty.Network, length: int
 ) -> None:
-    """A header that claims more than any has, or more than the file, is refused after 8 bytes."""
+    """A header length beyond the limit or the file's size is refused after 8 bytes."""
     repo = api.create_repo(f"{user}/bad").repo_id
     api.upload_file(path_or_fileobj=whole_model / "config.json", path_in_repo="config.json", repo_id=repo)
     api.upload_file(path_or_fileobj=length.to_bytes(8, "little") + b"{" * 20_000, path_in_repo=WEIGHTS, repo_id=repo)
@@ -173,7 +173,7 @@ def test_hostile_header_length(
 
 
 def test_repos_that_are_no_models(api: HfApi, user: str, published, reader: HfApi, tmp_path: Path) -> None:
-    """A shard, a repo without weights, and none at all are told apart."""
+    """A shard, a repo without weights and a missing repo have different messages."""
     cache = Cache(tmp_path / "c")
     with pytest.raises(UsageError, match="is a shard, not a model"):
         open_remote_checkpoint(reader, Reference(repo=published.shards[0]), cache)
@@ -190,7 +190,7 @@ def test_repos_that_are_no_models(api: HfApi, user: str, published, reader: HfAp
 def test_odd_weight_files_are_read_as_in_a_folder(
     name: str, api: HfApi, user: str, patience: Patience, tmp_path: Path
 ) -> None:
-    """A repo whose index and weight files disagree is read or refused by the rule for folders."""
+    """A repo whose index and weight files disagree is treated as such a folder is."""
     odd = ODD[name]
     folder = weight_folders.proper(tmp_path / "model")
     odd.change(folder)

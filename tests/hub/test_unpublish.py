@@ -50,7 +50,7 @@ def test_unpublish_deletes_manifest_then_shards(ann: Pusher, model: Path, served
 
 
 def test_unpublish_keeps_shards_that_others_name(ann: Pusher, model: Path) -> None:
-    """A manifest that borrows a shard keeps that shard's repo alive."""
+    """A shard's repo that another manifest names is kept."""
     first = ann.push(model, [4])
     second = ann.push(model, [4, 6], name="n")
     manifest = ann.job(model, [4, 6], name="n").manifest(
@@ -73,7 +73,7 @@ def test_unpublish_after_a_replacement_takes_the_old_shards_too(ann: Pusher, mod
 
 
 def test_unpublish_goes_on_after_a_kill(ann: Pusher, model: Path) -> None:
-    """The manifest is gone, shards are left: the same command finds them."""
+    """If a killed run removed only the manifest, running the command again removes the shards."""
     ann.push(model, [4])
     ann.api.delete_repo("ann/m-pipeline")
     ann.api.delete_repo("ann/m-shard-0")

@@ -1,4 +1,4 @@
-"""Heads before, in and after their `with` blocks, and what other threads and loops get of them."""
+"""Heads before, in and after their `with` blocks, and calls from other threads and loops."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _num_answers(head: shardhub.Head) -> int:
 
 
 def test_a_call_of_another_thread_fails_as_the_block_ends(pipeline: str) -> None:
-    """An answer and a stream that were cut off raise `HeadClosed`."""
+    """An answer and a stream in other threads raise `HeadClosed` when the block ends."""
     has_piece = threading.Event()
 
     def read(head: shardhub.Head) -> None:
@@ -52,7 +52,7 @@ def test_a_call_of_another_thread_fails_as_the_block_ends(pipeline: str) -> None
 
 
 def test_a_task_fails_as_the_block_of_its_head_ends(pipeline: str) -> None:
-    """An answer and a stream, as in threads."""
+    """An answer and a stream in other tasks fail when the block ends, as in threads."""
 
     async def scenario() -> None:
         async with shardhub.open_head(pipeline) as head:
@@ -78,7 +78,7 @@ async def _read(stream: shardhub.AsyncAnswerStream) -> None:
 
 
 def test_an_answer_closed_before_its_end_has_no_finish(pipeline: str) -> None:
-    """`length` is only for an answer with as many tokens as it may have."""
+    """`length` is reported only for an answer with the maximal number of tokens."""
     with shardhub.open_head(pipeline) as head:
         stream = head.stream(HI, LONG)
         next(stream)
@@ -89,7 +89,7 @@ def test_an_answer_closed_before_its_end_has_no_finish(pipeline: str) -> None:
 
 
 def test_a_head_outside_its_block_refuses_calls(pipeline: str) -> None:
-    """With words; and the block may be left twice, or before it was entered."""
+    """The error says why; and a block may be left twice, or before it was entered."""
     block = shardhub.open_head(pipeline)
     block.__exit__(None, None, None)
     with block as head:
@@ -109,7 +109,7 @@ def test_a_head_outside_its_block_refuses_calls(pipeline: str) -> None:
 
 
 def test_an_async_head_outside_its_block_refuses_calls(pipeline: str) -> None:
-    """At once, and without starting workers for its tokenizer again."""
+    """The call is refused at once, and no tokenizer workers are started for it."""
 
     async def scenario() -> None:
         block = shardhub.open_head(pipeline)
@@ -129,7 +129,7 @@ def test_an_async_head_outside_its_block_refuses_calls(pipeline: str) -> None:
 
 
 def test_an_async_head_refuses_another_loop(pipeline: str) -> None:
-    """The call names the reason, and the head goes on in its own loop."""
+    """A call from another loop is refused with the reason, and the head goes on in its own loop."""
 
     async def scenario() -> None:
         async with shardhub.open_head(pipeline) as head:
@@ -158,7 +158,8 @@ next(stream)
 
 
 def test_process_ends_well_though_its_blocks_were_never_left(pipeline: str) -> None:
-    """With 0 and in silence: MLX's state is freed before the interpreter ends, which it would abort otherwise."""
+    """The process exits silently with 0: MLX's state is freed before the interpreter ends, which would otherwise abort.
+    """
     shards = [str(cut.shard_folder(read_pipeline(Path(pipeline)), index)) for index in range(2)]
     done = subprocess.run(
         [sys.executable, "-c", LEFT_OPEN, pipeline, *shards], capture_output=True, text=True, check=False, timeout=240
@@ -204,7 +205,7 @@ print(json.dumps([results[False], results[True]]))
 
 
 def test_answers_that_outlast_a_gateway_end_with_503(pipeline: str) -> None:
-    """Or, once streamed, with an error event and without [DONE]; and the library prints nothing."""
+    """Answers get 503 or, once streamed, an error event without [DONE]; and the library prints nothing."""
     done = subprocess.run(
         [sys.executable, "-c", CUT_SHORT, pipeline], capture_output=True, text=True, check=False, timeout=240
     )

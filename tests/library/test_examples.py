@@ -1,4 +1,4 @@
-"""The examples of docs/library.md, run as they stand, in their order."""
+"""The examples of docs/library.md, run unchanged and in order."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ EXAMPLES = re.findall(r"^```python( hub)?\n(.*?)^```$", PAGE.read_text(encoding=
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
-    """A folder with a tiny model in it, where the examples run."""
+    """A folder with a tiny model, where the examples run."""
     work = tmp_path_factory.mktemp("library")
     tiny_tokenizer(cut.tiny_model(work / "model"))
     return work
 
 
 def run(code: str, folder: Path, **environment: str) -> str:
-    """What an example prints; it must write nothing on stderr, and fail in nothing."""
+    """Run an example, which must succeed and write nothing on stderr; returns what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -43,7 +43,7 @@ def run(code: str, folder: Path, **environment: str) -> str:
 
 @pytest.mark.timeout(600)  # eight programs, each of which imports MLX
 def test_examples_of_the_page_run_as_they_stand(folder: Path) -> None:
-    """Each block is a program of its own; together they take a model to an answer, and leave its folders behind."""
+    """Each block is a program of its own; together they take a model to an answer and leave its folders behind."""
     outputs = [run(code, folder) for needs_hub, code in EXAMPLES if not needs_hub]
     assert "tokens/s" in outputs[1]
     assert "checks passed" in outputs[1]
@@ -57,7 +57,7 @@ def test_examples_of_the_page_run_as_they_stand(folder: Path) -> None:
 
 
 def test_examples_with_a_hub_run_as_they_stand(folder: Path, tmp_path: Path) -> None:
-    """They publish to a local Hub and fetch from it."""
+    """The examples with a Hub publish to a local one and fetch from it."""
     codes = [code for needs_hub, code in EXAMPLES if needs_hub]
     with running_hub(tmp_path / "hub") as hub:
         environment = {

@@ -1,4 +1,4 @@
-"""What `import shardhub` gives: its names, how quickly, and what it is typed as."""
+"""What `import shardhub` provides: its names, how quickly, and its types."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def error_names() -> set[str]:
 
 
 def test_all_names_are_the_promised_ones() -> None:
-    """`__all__` holds the functions, their settings and values, and every error; each is there."""
+    """`__all__` holds the functions, their settings and values, and every error; each of them exists."""
     assert set(shardhub.__all__) == {"__version__", *error_names(), *set().union(*NAMES.values())}
     assert len(set(shardhub.__all__)) == len(shardhub.__all__)
     for name in shardhub.__all__:
@@ -103,7 +103,7 @@ def test_all_names_are_the_promised_ones() -> None:
 
 
 def test_other_names_are_refused() -> None:
-    """A name that is not promised is an AttributeError, also where a module of ours has it."""
+    """A name outside `__all__` raises AttributeError, even if one of our modules defines it."""
     assert not hasattr(shardhub, "preview")
     assert not hasattr(shardhub, "verify_files")
 
@@ -125,7 +125,7 @@ def test_import_is_quick_and_brings_nothing() -> None:
 
 
 def test_everything_is_typed() -> None:
-    """mypy --strict takes a program that uses all of it."""
+    """mypy --strict accepts a program that uses the whole library."""
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", str(EXAMPLE)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=EXAMPLE.parents[2])
     assert done.returncode == 0, done.stdout

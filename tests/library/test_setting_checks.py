@@ -1,4 +1,5 @@
-"""A wrong type or number is refused where it is given, with the setting's name; a folder may be a text or a `Path`."""
+"""A value of a wrong type or range is refused at once, with the setting's name; a folder may be a string or a `Path`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: settings.__name__)
 def test_every_setting_of_a_wrong_type_is_refused_by_name(settings: Any) -> None:
-    """No field of any settings takes an object of a type that it cannot have."""
+    """Every field of every settings class refuses an object of a foreign type."""
     needed = {"pipeline": "a"} if "pipeline" in {field.name for field in dataclasses.fields(settings)} else {}
     settings(**needed)
     for field in dataclasses.fields(settings):
@@ -64,7 +65,7 @@ def test_message_names_the_setting_and_what_it_may_be(make: Callable[[], Any], m
 
 
 def test_arguments_of_a_wrong_type_are_refused_by_name() -> None:
-    """A function checks what it is given besides settings, before it reads anything."""
+    """A function checks its other arguments before it reads anything."""
     for call, name in (
         (lambda: shardhub.split("model", "out", 2), "cut"),  # type: ignore[arg-type]
         (lambda: shardhub.plan("model", 2), "cut"),  # type: ignore[arg-type]
@@ -76,14 +77,14 @@ def test_arguments_of_a_wrong_type_are_refused_by_name() -> None:
 
 
 def test_one_address_is_a_text() -> None:
-    """A text for `nodes` is one address, not one for each of its letters."""
+    """A string for `nodes` is one address, not one for each of its letters."""
     settings = shardhub.HeadSettings(pipeline="a", nodes="127.0.0.1:50051")
     assert node_addresses(settings.nodes, None) == ["127.0.0.1:50051"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_folders_are_texts_or_paths(kind: type, tmp_path: Path, tiny_tokenizer: Callable[[Path], Any]) -> None:
-    """From the model to an answer; prompts that cannot be run are refused in words."""
+    """Folders may be strings or paths everywhere, and prompts that cannot be run give a readable error."""
     model = cut.tiny_model(tmp_path / "model")
     tiny_tokenizer(model)
     skipped = shardhub.SplitSettings(parity=shardhub.ParitySettings(skip=True))

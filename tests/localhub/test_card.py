@@ -1,4 +1,4 @@
-"""Cards as strangers write them: each is shown as far as JSON can carry it, and costs nobody else a listing."""
+"""Cards with arbitrary content: each is shown as far as JSON can represent it, and breaks no listing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def card(block: str) -> str:
 
 @pytest.mark.parametrize(("block", "expected"), ODD)
 def test_what_json_cannot_carry_stays_text(block: str, expected: dict[str, Any]) -> None:
-    """Every value becomes JSON that is valid UTF-8, and no value costs another one."""
+    """Every value becomes JSON in valid UTF-8, and no value affects another one."""
     metadata = front_matter(card(block))
     assert metadata == expected
     json.dumps([metadata, tags(metadata)], ensure_ascii=False, allow_nan=False).encode()
@@ -55,14 +55,14 @@ def test_what_json_cannot_carry_stays_text(block: str, expected: dict[str, Any])
 
 @pytest.mark.parametrize("block", REFUSED, ids=lambda block: block[:12])
 def test_what_is_no_metadata_or_would_grow_is_refused(block: str) -> None:
-    """Aliases, depth, length and what is not YAML are told, in words that JSON can carry."""
+    """Aliases, deep nesting, excessive length and invalid YAML are refused, in a message that JSON can represent."""
     with pytest.raises(CardError) as refused:
         front_matter(card(block))
     str(refused.value).encode()
 
 
 def test_no_card_ends_a_listing(hub: RunningHub, api: HfApi) -> None:
-    """The real client lists all repos and describes each, whatever a push without its checks put into their cards."""
+    """The real client lists and describes all repos, whatever an unchecked push put into their cards."""
     blocks = [*(block for block, _ in ODD), *REFUSED, "self: 1\nignore_metadata_errors: no\nlicense: mit", "tags: 1"]
     ids = [api.create_repo(f"ann/m{number}").repo_id for number in range(len(blocks))]
     for repo_id, block in zip(ids, blocks, strict=True):

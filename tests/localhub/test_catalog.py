@@ -1,4 +1,4 @@
-"""The database beside other processes, on a disk that others fill, and in a folder that others can look into."""
+"""The Hub's database beside other processes, on a full disk, and in a folder that other users can enter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ sys.stdin.read()
 
 @contextmanager
 def locked_by_another_process(folder: Path) -> Iterator[None]:
-    """The database's lock for writing is another process's."""
+    """Another process holds the database's write lock."""
     command = [sys.executable, "-c", LOCK, str(folder / FILE)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -48,7 +48,7 @@ def create(hub: RunningHub, token: str, name: str) -> httpx2.Response:
 
 
 def full(connection: sqlite3.Connection) -> None:
-    """The disk has no page more than the database has."""
+    """Fill the disk: the database gets no page beyond those it has."""
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count={pages}")
 
@@ -56,7 +56,7 @@ def full(connection: sqlite3.Connection) -> None:
 def test_reads_go_on_and_writes_are_told_later_while_another_process_writes(
     hub: RunningHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lock of another process costs writers 503 and readers nothing; afterwards all is as before."""
+    """While another process holds the lock writers get 503 and readers go on; afterwards all is as before."""
     token = hub.token("ann")
     assert create(hub, token, "before").status_code == 200
     with monkeypatch.context() as patch, locked_by_another_process(hub.hub.folder):
@@ -76,7 +76,7 @@ def test_reads_go_on_and_writes_are_told_later_while_another_process_writes(
 
 
 def test_a_full_disk_is_told_and_takes_writes_again_once_there_is_room(tmp_path: Path) -> None:
-    """What did not fit has changed nothing, and leaves no transaction open."""
+    """A write that does not fit changes nothing, and leaves no transaction open."""
     with closing(Catalog(tmp_path)) as catalog:
         with catalog.writing() as connection:
             full(connection)
@@ -90,7 +90,7 @@ def test_a_full_disk_is_told_and_takes_writes_again_once_there_is_room(tmp_path:
 
 
 def test_a_full_disk_is_507_for_a_route_that_writes_rows(hub: RunningHub) -> None:
-    """A client learns that the Hub's disk is full, and may read on."""
+    """A full disk is status 507, and reading goes on."""
     token = hub.token("ann")
     assert create(hub, token, "m").status_code == 200
     with hub.hub.catalog.writing() as connection:
@@ -106,7 +106,8 @@ def test_a_full_disk_is_507_for_a_route_that_writes_rows(hub: RunningHub) -> Non
 
 
 def test_files_of_the_database_are_its_owners_alone(tmp_path: Path) -> None:
-    """From the beginning, and once again where an earlier version or a restored backup left them open."""
+    """The files are private when they are made, and made private where an earlier version or a backup left them open.
+    """
     folder = tmp_path / "hub"
     with running_hub(folder) as hub:
         assert {path.stat().st_mode & 0o077 for path in folder.glob(f"{FILE}*")} == {0}
@@ -119,7 +120,7 @@ def test_files_of_the_database_are_its_owners_alone(tmp_path: Path) -> None:
 
 
 def test_a_signing_key_that_others_could_read_is_replaced(tmp_path: Path) -> None:
-    """In a folder that others may enter, an open database has given its key away."""
+    """A key that other users could read counts as disclosed, and is replaced."""
     with closing(Catalog(tmp_path)) as catalog:
         secret = catalog.secret()
     tmp_path.chmod(0o755)

@@ -1,4 +1,4 @@
-"""`shardhub hub` as a person runs it."""
+"""`shardhub hub` as a user runs it."""
 
 from __future__ import annotations
 

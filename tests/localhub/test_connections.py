@@ -1,4 +1,4 @@
-"""Clients of the own Hub that hold connections and send or read nothing: they get in nobody's way."""
+"""Clients that hold connections to the Hub and send or read nothing do not block others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def connected(hub: RunningHub) -> socket.socket:
 
 @pytest.mark.parametrize("sent", [b"", HALF, BODILESS], ids=["silent", "half a header", "no body"])
 def test_idle_connections_lock_nobody_out(tmp_path, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    """More than there may be, each kept by its client: others list and create repos as before."""
+    """With more idle connections than the limit, other clients list and create repos as before."""
     monkeypatch.setattr(server, "_MAX_CONNECTIONS", 40)
     with running_hub(tmp_path / "hub") as hub, ExitStack() as stack:
         for _ in range(100):
@@ -43,7 +43,7 @@ def test_idle_connections_lock_nobody_out(tmp_path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_header_that_does_not_come_ends_its_connection(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Hub lets go of it by itself."""
+    """The Hub closes a connection whose request headers do not arrive."""
     monkeypatch.setattr(server, "_STALL_S", 0.2)
     with running_hub(tmp_path / "hub") as hub, connected(hub) as connection:
         connection.sendall(HALF)
@@ -53,7 +53,7 @@ def test_a_header_that_does_not_come_ends_its_connection(tmp_path, monkeypatch: 
 def test_an_upload_over_a_slow_line_goes_on_as_long_as_it_comes(
     hub: RunningHub, api: HfApi, repo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bytes at the least rate are waited for, however long the whole takes; a byte now and then is not."""
+    """An upload at the minimum rate is never cut off, however long it takes; one below it is."""
     monkeypatch.setattr(bodies, "STALL_TIMEOUT_S", 0.5)
     raw = Raw(hub.endpoint, str(api.token))
     content = bytes(6000)
@@ -62,7 +62,7 @@ def test_an_upload_over_a_slow_line_goes_on_as_long_as_it_comes(
     head = f"PUT {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
 
     def put(piece_bytes: int) -> bytes:
-        """The status line, where a piece is sent ten times a second."""
+        """The status line of an upload whose body is sent in pieces of this size, ten a second."""
         ended = threading.Event()
         with connected(hub) as connection:
             connection.sendall(head)
@@ -88,7 +88,7 @@ def test_an_upload_over_a_slow_line_goes_on_as_long_as_it_comes(
 
 
 def test_what_is_not_http_fills_no_log(hub: RunningHub, caplog: pytest.LogCaptureFixture) -> None:
-    """A line for the first of many, whatever strangers send."""
+    """Of many malformed requests, only the first is logged."""
     for _ in range(20):
         with connected(hub) as connection:
             connection.sendall(b"\x16\x03\x01 what is this\r\n\r\n")

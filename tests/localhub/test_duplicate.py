@@ -1,4 +1,4 @@
-"""Objects that one repo gives another: only what the caller may read, only to where the caller may write."""
+"""Copying objects between repos: only what the caller may read, only to repos the caller may write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
 
 @pytest.fixture
 def source(api: HfApi, repo: str) -> str:
-    """A private repo of ann's that holds one LFS file, and one more that was deleted."""
+    """A private repo of ann's with one LFS file, and another one that was deleted."""
     api.upload_file(path_or_fileobj=WEIGHTS[1:], path_in_repo="old.safetensors", repo_id=repo)
     api.delete_file("old.safetensors", repo)
     api.upload_file(path_or_fileobj=WEIGHTS, path_in_repo="w.safetensors", repo_id=repo)
@@ -51,7 +51,7 @@ def test_given_objects_can_be_committed(api: HfApi, source: str) -> None:
 
 
 def test_what_no_branch_or_tag_holds_is_not_given(api: HfApi, source: str) -> None:
-    """An object that was uploaded and deleted again is nobody's to read any more; a tag keeps it."""
+    """An object that was deleted from its branch cannot be copied; one that a tag holds can be."""
     api.create_repo("ann/target")
     gone = hashlib.sha256(WEIGHTS[1:]).hexdigest()
     assert [item["sha256"] for item in ask(api, source, "ann/target", gone).json()["failed"]] == [gone]
@@ -62,7 +62,7 @@ def test_what_no_branch_or_tag_holds_is_not_given(api: HfApi, source: str) -> No
 
 
 def test_private_objects_are_not_given_to_others(hub: RunningHub, api: HfApi, source: str) -> None:
-    """Who cannot see the source cannot take from it, nor put into a repo of somebody else."""
+    """Copying needs read access to the source and write access to the target."""
     bob = HfApi(endpoint=hub.endpoint, token=hub.token("bob"))
     bob.create_repo("bob/target")
     assert ask(bob, source, "bob/target").status_code == 404

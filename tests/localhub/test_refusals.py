@@ -1,4 +1,4 @@
-"""What the Hub must not do, asked for without the client's manners."""
+"""Requests that the Hub must refuse, sent without the client library."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WEB = httpx2.Client(timeout=60, limits=httpx2.Limits(max_keepalive_connections=0
 
 
 class Raw:
-    """A caller that sends what it likes."""
+    """A client that sends arbitrary requests."""
 
     def __init__(self, endpoint: str, token: str | None) -> None:
         self.endpoint = endpoint
@@ -66,7 +66,7 @@ def lfs_file(path: str, oid: str = SHA256, **fields: Any) -> tuple[str, dict[str
 
 @pytest.fixture
 def raw(hub: RunningHub, api: HfApi) -> Raw:
-    """`ann`, without the client library."""
+    """A raw client with the token of `ann`."""
     return Raw(hub.endpoint, str(api.token))
 
 

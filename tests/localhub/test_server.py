@@ -1,4 +1,4 @@
-"""A Hub's life: served, killed, served again, collected."""
+"""The Hub's server: started, killed, started again, garbage collected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of a file, in whatever order and from whomever they come."""
+"""Multipart uploads: parts in any order and from several clients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UPLOAD = Upload(repo=1, sha256=SHA256, size_bytes=len(CONTENT), nonce="n")
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content has three parts."""
+    """Set a part size at which the content has three parts."""
     monkeypatch.setattr(uploads, "PART_BYTES", PART)
 
 

@@ -1,4 +1,4 @@
-"""Model modules with a fault put in on purpose: each does something else from some step on, or in some batches.
+"""Model modules with an injected fault: each computes something else from some step on, or in some batches.
 
 A defect is an effect (what is handed on, or used, that was not before) and a trigger (how a step decides that it is
 time). Effects marked healthy are what real models do: they must be split, and be exact.
@@ -105,7 +105,7 @@ _PLAIN = {
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """How a step decides that it is time.
+    """The condition under which a defect takes effect.
 
     Attributes:
         condition: An expression of `at` (positions before the step) and `L`.
@@ -118,7 +118,7 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What is different when it is time.
+    """What a defect changes once its condition holds.
 
     Attributes:
         changes: Parts of the module's text; {WHEN} stands for the condition.
@@ -135,7 +135,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """A module with numbers drawn for it."""
+    """A defective module with its random numbers filled in."""
 
     effect: str
     trigger: str
@@ -164,7 +164,7 @@ class Defect:
 
     @property
     def schedules(self) -> list[list[int]]:
-        """Chunks that come to the position in different ways."""
+        """Chunk lengths that reach the position in different ways."""
         at = self.numbers["P"]
         return [
             [max(1, at - 3), *[1] * (9 + self.numbers["W"])],
@@ -175,7 +175,7 @@ class Defect:
 
     @property
     def batches(self) -> list[list[int]]:
-        """Prompt lengths of sequences that go on side by side."""
+        """Prompt lengths of sequences that are decoded side by side."""
         at = self.numbers["P"]
         return [[9, 5, 12], [max(4, at - 2), at + 3], [11, 7, 7, 4, 9], [4] * 4]
 
@@ -197,7 +197,7 @@ _FIRST = """for i, (layer, c) in enumerate(zip(layers, cache)):
 
 
 def _loop(use: str) -> dict[str, str]:
-    """A model whose loop does something before each layer i; `first` is the first layer's output."""
+    """A model that runs code before each layer i; `first` is the first layer's output."""
     return {"LOOP": _FIRST.replace("{USE}", use)}
 
 
@@ -705,7 +705,7 @@ UNSEEN = ("by a set", "by bits", "by a product", "by an exact length", "in every
 
 
 def draw(rng: random.Random, *, effect: str | None = None, trigger: str | None = None) -> Defect:
-    """A defect with numbers drawn at random."""
+    """A defect with random numbers."""
     effect = effect or rng.choice(list(EFFECTS))
     trigger = trigger or ("compared" if EFFECTS[effect].own else rng.choice(list(TRIGGERS)))
     modulus = rng.randint(5, 40)
@@ -733,7 +733,7 @@ def tried(defect: Defect, folder: Path | None = None) -> Judged:
 
 
 def is_right(defect: Defect, judged: Judged) -> bool:
-    """Whether a verdict is as it should be: nothing wrong, and nothing healthy refused."""
+    """Whether a verdict is right: no wrong result passes, and no healthy module is refused."""
     if EFFECTS[defect.effect].healthy:
         return judged.verdict is Verdict.EXACT or (defect.trigger in UNSEEN and judged.verdict is Verdict.ENDED)
     return judged.verdict is not Verdict.WRONG
@@ -746,7 +746,7 @@ def _every() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Try many, and tell what became of them."""
+    """Try many defects, and print the verdicts."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)

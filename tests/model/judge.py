@@ -42,7 +42,7 @@ _TOLERANCE = 1e-3
 
 
 class Verdict(Enum):
-    """What became of a split."""
+    """The verdict on a split."""
 
     REFUSED = "refused at split"
     ENDED = "ended by the guard"
@@ -61,7 +61,7 @@ class Judged:
 
 
 class Module:
-    """A module's text, which is run anew for every process that would import it.
+    """A module's source, executed anew for every process that would import it.
 
     Args:
         text: Its source.
@@ -76,7 +76,7 @@ class Module:
             (folder / f"{NAME}.py").write_text(text)
 
     def load(self) -> None:
-        """Put a new module object where mlx-lm's registry looks: nothing that the one before noted is left."""
+        """Put a new module object where mlx-lm's registry looks, without any state of an earlier one."""
         name = f"mlx_lm.models.{NAME}"
         sys.modules.pop(name, None)
         vars(mlx_lm.models).pop(NAME, None)
@@ -91,20 +91,20 @@ class Module:
         exec(compile(self.text, f"{NAME}.py", "exec"), vars(module))
 
     def unload(self) -> None:
-        """Leave nothing behind."""
+        """Remove the module from the registry again."""
         sys.modules.pop(f"mlx_lm.models.{NAME}", None)
         if self._folder is not None and str(self._folder) in mlx_lm.models.__path__:
             mlx_lm.models.__path__.remove(str(self._folder))
 
 
 class Unchanged:
-    """A module of upstream's, which keeps nothing that a process of its own would not have."""
+    """A module of upstream's, which keeps no state between processes."""
 
     def load(self) -> None:
-        """It is there."""
+        """Do nothing: the module is there."""
 
     def unload(self) -> None:
-        """It stays."""
+        """Do nothing: the module stays."""
 
 
 def judge(
@@ -116,7 +116,7 @@ def judge(
     batches: Sequence[Sequence[int]] = (),
     seed: int = 1,
 ) -> Judged:
-    """Split, and if that is allowed run the chain against the whole model.
+    """Split a model and, if the split is allowed, compare the chain with the whole model.
 
     Args:
         module: The module.
@@ -157,7 +157,7 @@ def judge(
 
 
 class Whole:
-    """The unsplit model, as mlx-lm runs it in a process of its own."""
+    """The unsplit model, run as mlx-lm runs it in a process of its own."""
 
     def __init__(self, module: Module | Unchanged, config: Mapping[str, Any], weights: Mapping[str, mx.array]) -> None:
         module.load()
@@ -223,7 +223,7 @@ class Chain:
 
 
 def _pieces(schedule: Sequence[int]) -> list[int]:
-    """Chunks no longer than an engine takes."""
+    """Split the chunks into pieces that an engine takes."""
     return [
         piece
         for length in schedule

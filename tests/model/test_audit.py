@@ -1,4 +1,4 @@
-"""What a model's forward keeps or asks beside its inputs, weights and caches is refused, and nothing else is."""
+"""A forward may depend only on its inputs, weights and caches: anything else that it keeps or reads is refused."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ HEALTHY = {
 
 @pytest.fixture
 def put(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Blueprint]:
-    """Puts a module with these changes where mlx-lm's registry looks, and answers with its model's blueprint."""
+    """Puts a module with these changes where mlx-lm's registry looks, and returns its model's blueprint."""
 
     def put(top: str = "", **changes: str) -> Blueprint:
         put_module(monkeypatch, changes, top=f"{top}\ndef L_(x): return x.shape[1]\n")
@@ -138,7 +138,7 @@ def put(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Blueprint]:
 
 @pytest.mark.parametrize("case", list(KEPT))
 def test_state_beside_the_caches_is_refused_by_its_path(case: str, put: Callable[..., Blueprint]) -> None:
-    """Nothing reads it here: that it is written is enough, as a step that was not tried may read it."""
+    """State that is written is refused even if no tried step reads it, as a later step may."""
     top, before, path = KEPT[case]
     with pytest.raises(UnsupportedModel, match="keeps state") as refused:
         find_chunks(put(top, BEFORE=before))
@@ -147,7 +147,7 @@ def test_state_beside_the_caches_is_refused_by_its_path(case: str, put: Callable
 
 
 def test_count_in_the_tail_is_refused(put: Callable[..., Blueprint]) -> None:
-    """The code behind the layers runs on the last stage only."""
+    """A counter in the code behind the layers is refused: that code runs on the last stage only."""
     blueprint = put(LOOP=f"{PLAIN['LOOP']}\n        self.count = getattr(self, 'count', 0) + 1")
     with pytest.raises(UnsupportedModel, match=r"model\.count, which was 2 and became 3"):
         find_chunks(blueprint)
@@ -155,7 +155,7 @@ def test_count_in_the_tail_is_refused(put: Callable[..., Blueprint]) -> None:
 
 @pytest.mark.parametrize("case", list(ASKED))
 def test_question_beside_the_inputs_is_refused_by_its_name(case: str, put: Callable[..., Blueprint]) -> None:
-    """A clock, chance, the process: another answer in each stage."""
+    """Reading the clock, randomness or the process is refused: each stage would get another answer."""
     top, before, called = ASKED[case]
     with pytest.raises(UnsupportedModel, match="differ between processes") as refused:
         find_chunks(put(top, BEFORE=before))
@@ -164,13 +164,15 @@ def test_question_beside_the_inputs_is_refused_by_its_name(case: str, put: Calla
 
 @pytest.mark.parametrize("case", list(HEALTHY))
 def test_what_derives_from_weights_alone_is_not_refused(case: str, put: Callable[..., Blueprint]) -> None:
-    """Values kept from the first step on, or made anew and equal in each, are the same in every process."""
+    """Values that are kept from the first step, or made anew each time, are accepted if they are equal in every
+    process.
+    """
     top, before = HEALTHY[case]
     find_chunks(put(top, BEFORE=before))
 
 
 def test_what_derives_from_quantised_weights_is_not_refused(put: Callable[..., Blueprint]) -> None:
-    """Weights that are packed integers stay integers where what is made of them is looked at."""
+    """Packed integer weights are treated as integers when values derived from them are checked."""
     packed = "self.qkv.weight, self.qkv.scales, self.qkv.biases, group_size=32, bits=4"
     put(BEFORE=f"object.__setattr__(self.norm, 'kept', mx.dequantize({packed}))")
     quantization = {"group_size": 32, "bits": 4}
@@ -183,7 +185,7 @@ def test_what_derives_from_quantised_weights_is_not_refused(put: Callable[..., B
 
 @pytest.mark.parametrize("case", list(ON_THE_HOST))
 def test_values_on_the_host_are_refused_where_they_decide(case: str, put: Callable[..., Blueprint]) -> None:
-    """Also where the forward catches that there are none, and goes on."""
+    """Values that are read on the host and decide are refused, also if the forward catches the error and goes on."""
     top, before, place = ON_THE_HOST[case]
     blueprint = put(top, BEFORE=before)
     with pytest.raises(UnsupportedModel, match="reads values on the host") as refused:
@@ -195,14 +197,14 @@ def test_values_on_the_host_are_refused_where_they_decide(case: str, put: Callab
     "asked", ["inputs.tolist()[0][-1] % 2", "7 in inputs.tolist()[0]", "bytes(inputs.tolist()[0])"]
 )
 def test_token_ids_on_the_host_are_refused(asked: str, put: Callable[..., Blueprint]) -> None:
-    """A rare id may decide what no trace shows."""
+    """Token ids read on the host are refused: a rare id may decide something that no trace shows."""
     blueprint = put(LOOP=f"h = h * 2 if {asked} else h\n        {PLAIN['LOOP']}")
     with pytest.raises(UnsupportedModel, match="on the host"):
         Dissection(blueprint.config, blueprint.tensors)
 
 
 def test_experts_that_are_chosen_on_the_host_are_not_refused(put: Callable[..., Blueprint]) -> None:
-    """An index into a list is all that is made of the answer."""
+    """A value that is read on the host only to index a list of experts is accepted."""
     blueprint = put(
         BEFORE="chosen = mx.argmax(x[..., :2], -1).tolist()[0]; experts = [self.norm, self.norm]; "
         "x = mx.stack([experts[e](y) for y, e in zip(x[0], chosen)])[None]"
@@ -212,7 +214,9 @@ def test_experts_that_are_chosen_on_the_host_are_not_refused(put: Callable[..., 
 
 @pytest.mark.parametrize("size", ["k.shape[2]", "(getattr(cache, '_idx', None) or cache.offset)"])
 def test_condition_on_a_padded_length_keeps_sequences_apart(size: str, put: Callable[..., Blueprint]) -> None:
-    """A row of a batch would be computed as its longest neighbour: the split is right, for one sequence at a time."""
+    """A condition on a padded length would treat a short row as its longest neighbour: no batches, but the split is
+    right.
+    """
     blueprint = put(OUT=f"x * (2 if {size} > 40 else 1)")
     dissection = Dissection(blueprint.config, blueprint.tensors)
     refusal = dissection.batch_refusal(dissection.prove([(0, 2), (2, 6)]))
@@ -222,7 +226,7 @@ def test_condition_on_a_padded_length_keeps_sequences_apart(size: str, put: Call
 
 
 def test_condition_beyond_the_twin_keeps_sequences_apart(put: Callable[..., Blueprint]) -> None:
-    """Numbers decide as far as they were run; past that the conditions do."""
+    """A condition on a length beyond those that were compared by numbers rules out batches."""
     blueprint = put(OUT="x * (2 if k.shape[2] > 3000 else 1)")
     dissection = Dissection({**blueprint.config, "max_position_embeddings": 8192}, blueprint.tensors)
     stages = dissection.stages([(0, 2), (2, 6)])
@@ -232,13 +236,13 @@ def test_condition_beyond_the_twin_keeps_sequences_apart(put: Callable[..., Blue
 
 
 def test_plain_module_runs_side_by_side(put: Callable[..., Blueprint]) -> None:
-    """No condition in it depends on the other row."""
+    """A plain module has no condition that depends on another row."""
     dissection = Dissection(CONFIG, put().tensors)
     assert dissection.batch_refusal(dissection.prove([(0, 2), (2, 6)])) is None
 
 
 def test_audit_leaves_arrays_as_they_were() -> None:
-    """What it puts in the place of MLX's methods is gone after it."""
+    """The audit restores MLX's methods when it ends."""
     before = {name: getattr(mx.array, name) for name in ("__setitem__", "__iadd__", "tolist")}
     config = public.config("phi-4")
     find_chunks(Blueprint(config, public.headers(config)))

@@ -1,4 +1,4 @@
-"""Conditions of upstream's code are seen with what decided them, whether its source is there or not."""
+"""Conditions in upstream's code are recorded with their operands, whether or not its source is available."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def module(request: pytest.FixtureRequest, tmp_path: Any) -> ModuleType:
 
 
 def record(module: ModuleType, name: str, positions: range = range(40)) -> Record:
-    """What is seen of a function that is called at each of these positions."""
+    """The record of a function that is called at each of these positions."""
     recorded, cache = Record(), module.Cache()
     for at in positions:
         recorded.begin()
@@ -77,7 +77,7 @@ def record(module: ModuleType, name: str, positions: range = range(40)) -> Recor
     ],
 )
 def test_number_that_positions_are_compared_with_is_seen(module: ModuleType, name: str, number: int) -> None:
-    """By whatever form of condition, both outcomes are noted, and the number stands among the operands or moduli."""
+    """For any form of condition both outcomes are recorded, with the number among the operands or moduli."""
     recorded = record(module, name)
     turning = [place for place in recorded.places() if recorded.depends_on_step(place)]
     assert turning
@@ -87,7 +87,7 @@ def test_number_that_positions_are_compared_with_is_seen(module: ModuleType, nam
 
 
 def test_condition_that_is_the_same_in_every_step_depends_on_none(module: ModuleType) -> None:
-    """What the configuration or the kind of a cache decides is told apart from what positions decide."""
+    """Conditions decided by the configuration or the kind of cache are not taken for conditions on positions."""
     recorded = record(module, "none")
     (place,) = recorded.places()
     assert not recorded.depends_on_step(place)
@@ -95,7 +95,7 @@ def test_condition_that_is_the_same_in_every_step_depends_on_none(module: Module
 
 
 def test_one_sided_condition_shows(module: ModuleType) -> None:
-    """A condition that no step turned has one outcome, and depends on the step all the same."""
+    """A condition that always has the same outcome is recorded as such, and as depending on the step."""
     recorded = record(module, "ternary", range(5))
     (place,) = recorded.places()
     assert recorded.outcomes(place) == {False}
@@ -104,7 +104,8 @@ def test_one_sided_condition_shows(module: ModuleType) -> None:
 
 
 def test_conditions_are_seen_from_the_first_step_of_a_process(tmp_path: Path) -> None:
-    """Python 3.12 and later trace the instructions of later calls only, unless they are asked in time."""
+    """The first step of a process is recorded: Python 3.12 and later must be asked for it before the code is first run.
+    """
     script = tmp_path / "first.py"
     script.write_text(
         "from types import ModuleType\nfrom shardhub.model.branches import Record, watching\n"
@@ -117,7 +118,7 @@ def test_conditions_are_seen_from_the_first_step_of_a_process(tmp_path: Path) ->
 
 
 def test_code_outside_upstream_is_not_watched() -> None:
-    """Conditions of anybody else's code are none of the model's."""
+    """Conditions outside upstream's code are not recorded."""
     other = ModuleType("somebody.elses")
     exec(compile(SOURCE, "x.py", "exec"), vars(other))
     assert not record(other, "ternary").places()

@@ -1,4 +1,5 @@
-"""Checkpoints as publishers and mlx_lm.convert write them, split as they are: upstream's own load, bit for bit."""
+"""Checkpoints in the formats of publishers and mlx_lm.convert, split directly, equal upstream's own load bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def by_upstream(folder: Path) -> list[mx.array]:
 
 
 def by_stages(pipeline: Pipeline) -> list[mx.array]:
-    """Logits of the chain of stages, each loaded from its shard; what crosses goes through bytes."""
+    """Logits of the chain of stages, each loaded from its shard; what crosses is serialised to bytes."""
     stages = [
         load_stage(shards(pipeline, index), context=32, budget_bytes=BUDGET_BYTES).stage
         for index in range(len(pipeline.manifest.stages))
@@ -83,7 +84,7 @@ def conversion_of(folder: Path) -> Conversion:
 
 @pytest.mark.parametrize("name", list(originals.ORIGINALS))
 def test_original_checkpoint_is_split_as_it_is(name, original, tmp_path: Path) -> None:
-    """Experts one by one, fused and centred tensors, fp8, other towers: three stages give upstream's logits."""
+    """Single experts, fused and centred tensors, fp8 and other towers: three stages give upstream's logits."""
     folder = original(name)
     assert bool(conversion_of(folder).computed) == originals.ORIGINALS[name].is_computed
     assert same(by_stages(cut(folder, tmp_path / "out", CUTS)), by_upstream(folder))
@@ -92,7 +93,7 @@ def test_original_checkpoint_is_split_as_it_is(name, original, tmp_path: Path) -
 @pytest.mark.parametrize("style", list(QUANTISED))
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_converted_checkpoint_is_split_as_it_is(name, style, original, tmp_path: Path) -> None:
-    """What mlx_lm.convert quantised is copied byte for byte, and gives upstream's logits."""
+    """Tensors that mlx_lm.convert quantised are copied byte for byte, and give upstream's logits."""
     folder = tmp_path / "converted"
     convert(str(original(name)), str(folder), quantize=True, **QUANTISED[style])
     assert not conversion_of(folder).computed
@@ -101,7 +102,7 @@ def test_converted_checkpoint_is_split_as_it_is(name, style, original, tmp_path:
 
 @pytest.mark.parametrize("name", ["phi3", "qwen2_moe", "qwen3_next", "qwen3_5", "deepseek_v3", "gemma3", "llama4"])
 def test_converted_architectures_in_4_bit(name, original, tmp_path: Path) -> None:
-    """The same for architectures whose tensors sanitize would compute if they were not converted."""
+    """Converted checkpoints of architectures whose originals sanitize would change are split the same way."""
     folder = tmp_path / "converted"
     convert(str(original(name)), str(folder), quantize=True, q_bits=4, q_group_size=32)
     assert not conversion_of(folder).computed
@@ -110,7 +111,7 @@ def test_converted_architectures_in_4_bit(name, original, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["qwen3_5", "mixtral", "deepseek_v3"])
 def test_original_and_converted_give_one_model(name, original, tmp_path: Path) -> None:
-    """A conversion without quantisation holds the very tensors that a split of the original computes."""
+    """A conversion without quantisation has the same tensors as a split of the original computes."""
     folder = tmp_path / "converted"
     source = original(name)
     convert(str(source), str(folder))

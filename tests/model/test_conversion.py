@@ -1,4 +1,4 @@
-"""What upstream's sanitize makes of a checkpoint: copied or computed, decided from headers, and what is refused."""
+"""Tensors that upstream's sanitize changes: copied, computed or refused, as decided from headers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def converted(config: dict[str, Any]) -> dict[str, TensorSpec]:
 
 
 def test_tensors_that_sanitize_drops_are_left_out() -> None:
-    """A checkpoint's buffers that mlx-lm does not load never reach a shard."""
+    """Buffers of a checkpoint that mlx-lm does not load never reach a shard."""
     config = tiny.config("llama")
     stored = converted(config)
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": TensorSpec(dtype="F32", shape=(8,))}
@@ -46,7 +46,8 @@ def test_tensors_that_sanitize_drops_are_left_out() -> None:
 
 
 def test_tensor_changed_in_place_is_computed(tmp_path: Path) -> None:
-    """falcon_h1 multiplies weights with `*=`, which gives another array in the same Python object."""
+    """falcon_h1 multiplies weights with `*=`, which makes another array in the same Python object: they are computed.
+    """
     checkpoint, conversion = opened("falcon_h1", tmp_path / "m")
     name = "model.layers.0.self_attn.q_proj.weight"
     assert conversion.tensors[name] == checkpoint.tensors[name].spec
@@ -56,7 +57,7 @@ def test_tensor_changed_in_place_is_computed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name, original in originals.ORIGINALS.items() if original.is_computed])
 def test_computed_tensors_are_those_upstream_loads(name: str, tmp_path: Path) -> None:
-    """Each by its bytes, asked for one by one in any order and again; nothing is sanitised twice."""
+    """Computed tensors have the right bytes, in any order and repeatedly; nothing is sanitised twice."""
     checkpoint, conversion = opened(name, tmp_path / "m")
     model, _ = load_model(tmp_path / "m")
     expected = dict(tree_flatten(model.parameters()))
@@ -68,7 +69,7 @@ def test_computed_tensors_are_those_upstream_loads(name: str, tmp_path: Path) ->
 
 
 def test_reading_is_lazy(tmp_path: Path) -> None:
-    """Only what is asked for is computed."""
+    """Only requested tensors are computed."""
     checkpoint, conversion = opened("mixtral", tmp_path / "m")
     held = mx.get_active_memory()  # of tests before this one
     mx.reset_peak_memory()
@@ -80,7 +81,7 @@ def test_reading_is_lazy(tmp_path: Path) -> None:
 
 
 def test_recipe_tells_configurations_apart(tmp_path: Path) -> None:
-    """sanitize may use any field, so that none of them may change unseen."""
+    """sanitize may use any field of the configuration, so that a change of any field changes the recipe."""
     checkpoint, conversion = opened("falcon_h1", tmp_path / "m")
     other = Conversion({**checkpoint.config, "embedding_multiplier": 2.0}, specs_of(checkpoint))
     assert conversion.recipe == Conversion(checkpoint.config, specs_of(checkpoint)).recipe
@@ -88,7 +89,7 @@ def test_recipe_tells_configurations_apart(tmp_path: Path) -> None:
 
 
 def test_sanitize_that_looks_at_values_is_refused() -> None:
-    """prism checks its signs: what becomes of a checkpoint cannot be known from headers then."""
+    """prism's sanitize looks at signs, which headers do not show: the checkpoint is refused."""
     config = json.loads(json.dumps(CONFIGS["prism_hadamard_qwen35"]))
     config["text_config"]["hidden_size"] = 512
     config["modules"] = [{"block": 512, "dtype": "float16", "embedding": True, "path": "model.embed_tokens"}]
@@ -98,7 +99,7 @@ def test_sanitize_that_looks_at_values_is_refused() -> None:
 
 
 def test_source_that_changes_before_it_is_computed_is_refused(tmp_path: Path) -> None:
-    """No tensor is made of a file whose header was not the one that was read."""
+    """A file whose header has changed since it was read is refused, and no tensor is computed from it."""
     checkpoint, conversion = opened("mixtral", tmp_path / "m")
     path = tmp_path / "m" / "model-00002-of-00003.safetensors"
     path.write_bytes(path.read_bytes())
@@ -107,7 +108,7 @@ def test_source_that_changes_before_it_is_computed_is_refused(tmp_path: Path) ->
 
 
 def test_missing_expert_is_named(tmp_path: Path) -> None:
-    """A checkpoint that lacks one of the tensors to be joined is refused, with its name."""
+    """A checkpoint that lacks one of the expert tensors to be joined is refused, with the tensor's name."""
     checkpoint = open_checkpoint(originals.write("mixtral", tmp_path / "m"))
     name = "model.layers.3.block_sparse_moe.experts.2.w3.weight"
     stored = {key: spec for key, spec in specs_of(checkpoint).items() if key != name}
@@ -132,7 +133,7 @@ def test_missing_expert_is_named(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("nested", [False, True])
 def test_foreign_quantisation_is_refused_by_name(field: dict[str, Any], command: str, nested: bool) -> None:
-    """What mlx-lm repacks when it loads, or cannot read at all, is refused with the command that helps."""
+    """A format that mlx-lm repacks or cannot read is refused with the command that converts it."""
     config = tiny.config("llama")
     stored = converted(config)
     config |= {"text_config": {"quantization_config": field}} if nested else {"quantization_config": field}
@@ -143,7 +144,7 @@ def test_foreign_quantisation_is_refused_by_name(field: dict[str, Any], command:
 
 
 def test_quantised_activations_are_refused() -> None:
-    """QQLinear is another computation than the stages prove."""
+    """QQLinear quantises activations, which the proof does not cover: it is refused."""
     config = tiny.config("llama")
     stored = converted(config)
     with pytest.raises(UnsupportedModel, match="quantize_activations") as caught:
@@ -152,7 +153,7 @@ def test_quantised_activations_are_refused() -> None:
 
 
 def test_quantisation_beside_the_configuration_is_refused(tmp_path: Path) -> None:
-    """A shard carries config.json alone, so that a node would not know of it."""
+    """Quantisation stated outside config.json is refused: a shard carries config.json alone."""
     folder = originals.write("llama", tmp_path / "m")
     (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
     with pytest.raises(UnsupportedModel, match=r"mlx_lm\.convert"):
@@ -161,7 +162,7 @@ def test_quantisation_beside_the_configuration_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("dtype", ["F64", "F8_E5M2"])
 def test_dtype_that_mlx_does_not_read_is_refused(dtype: str) -> None:
-    """A node could not load such a shard."""
+    """A shard with such a dtype could not be loaded by a node."""
     config = tiny.config("llama")
     name = "model.norm.weight"
     with pytest.raises(UnsupportedModel, match=name):

@@ -1,4 +1,4 @@
-"""What the model's own graph says about each cut: what crosses, whether it grows, and how a refusal reads."""
+"""What the model's graph says about each cut: what crosses, whether it grows, and the message of a refusal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def positions(cuts: tuple[CutFacts, ...]) -> list[int]:
 
 
 def test_plain_model_can_be_cut_before_any_layer() -> None:
-    """Hidden states alone cross, in the model's dtype, as many bytes at every cut."""
+    """Only hidden states cross, in the model's dtype and as many bytes at every cut."""
     cuts = dissection(tiny.config("llama")).cuts()
     assert positions(cuts) == list(range(1, tiny.NUM_LAYERS))
     for cut in cuts:
@@ -38,7 +38,7 @@ def test_plain_model_can_be_cut_before_any_layer() -> None:
 
 
 def test_cut_between_layers_that_share_keys_and_values_is_dearer() -> None:
-    """hunyuan's odd cuts hand on keys and values beside the hidden states; even ones do not."""
+    """hunyuan's odd cuts pass keys and values beside the hidden states; even ones do not."""
     cuts = dissection(CONFIGS["hunyuan"]).cuts()
     cheap = [cut.position for cut in cuts if not cut.extras]
     assert cheap == [2, 4, 6]
@@ -58,7 +58,7 @@ def test_cut_where_what_crosses_grows_is_known() -> None:
 
 
 def test_cut_that_cannot_be_described_is_refused() -> None:
-    """A leaf without a description refuses the cuts it would cross, and only these."""
+    """A crossing array without a description makes the cuts refused that it would cross, and only these."""
     known = dissection(tiny.config("llama"))
     anatomy = replace(known.anatomy, leaves={**known.anatomy.leaves, "layer.2": None})
     cuts = cut_facts(anatomy, known._needs)
@@ -68,7 +68,7 @@ def test_cut_that_cannot_be_described_is_refused() -> None:
 
 
 def test_refusal_says_what_is_right_with_the_model() -> None:
-    """A model whose layers run twice has the right tensors, can be run whole, and cannot be cut."""
+    """The refusal of a model whose layers run twice says that its tensors are right and that it can be run whole."""
     with pytest.raises(UnsupportedModel) as caught:
         dissection(CONFIGS["nanbeige"])
     assert "its tensors match config.json" in caught.value.why
@@ -77,7 +77,7 @@ def test_refusal_says_what_is_right_with_the_model() -> None:
 
 
 def test_missing_tensor_beside_its_scales_is_named() -> None:
-    """Where a quantised tensor is missing, its name is told, not how upstream stumbled over it."""
+    """A missing quantised tensor is named in the message, whatever error upstream raises."""
     config = {**tiny.config("llama"), "quantization": {"group_size": 32, "bits": 4}}
     headers = public.headers(config)
     del headers["model.layers.1.mlp.up_proj.weight"]
@@ -88,7 +88,7 @@ def test_missing_tensor_beside_its_scales_is_named() -> None:
 
 
 def test_tensors_that_disagree_are_refused_before_anything_is_said_to_be_right() -> None:
-    """A missing tensor is named, and no fact is claimed."""
+    """A missing tensor is named before anything is stated about the model."""
     config = tiny.config("llama")
     headers = public.headers(config)
     del headers["model.layers.1.mlp.up_proj.weight"]

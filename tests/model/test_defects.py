@@ -1,4 +1,4 @@
-"""Model modules with a fault put in on purpose: refused, or ended before a wrong token; healthy ones are exact."""
+"""Model modules with an injected fault: refused, or ended before a wrong token; healthy ones are exact."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HEALTHY = (
 
 
 def right(defect: Defect, folder: Path | None = None) -> Judged:
-    """Try a defect, and show its text if the verdict is not what it should be."""
+    """Judge a defect, and show its source if the verdict is wrong."""
     judged = tried(defect, folder)
     assert is_right(defect, judged), f"{defect}: {judged.verdict.value}: {judged.why}\n{defect.text}"
     return judged
@@ -48,7 +48,7 @@ def right(defect: Defect, folder: Path | None = None) -> Judged:
 
 @pytest.mark.parametrize("effect", list(ASIDE))
 def test_what_is_kept_aside_is_refused_though_no_probe_comes_to_its_use(effect: str, tmp_path: Path) -> None:
-    """That something is noted or asked shows in every step, where it is used in one only."""
+    """Keeping or reading state shows in every step, even if its value is used in a single one."""
     rng = random.Random(effect)
     own = EFFECTS[effect].own
     trigger = None if own else "by a product"
@@ -59,7 +59,7 @@ def test_what_is_kept_aside_is_refused_though_no_probe_comes_to_its_use(effect: 
 
 @pytest.mark.parametrize("effect", HEALTHY)
 def test_what_comes_later_is_split_and_exact(effect: str) -> None:
-    """What a layer hands on only from some position on is found, described, and exact before and after."""
+    """An array that a layer passes on only from some position on is known, described, and exact before and after."""
     rng = random.Random(effect)
     triggers = [
         name for name in TRIGGERS if name in ("compared", "in arithmetic", "by a helper", "by min", "in a table")
@@ -69,14 +69,14 @@ def test_what_comes_later_is_split_and_exact(effect: str) -> None:
 
 @pytest.mark.parametrize("number", range(COUNT))
 def test_defects_drawn_at_random_are_never_silently_wrong(number: int, tmp_path: Path) -> None:
-    """Whatever changes and however a step decides that it is time."""
+    """Whatever the effect and its condition, no chain of random defects gives a wrong result silently."""
     rng = random.Random(SEED * 1000 + number)
     right(draw(rng), tmp_path if rng.random() < 0.5 else None)
 
 
 @pytest.fixture
 def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A probe that was cut short: nothing after its tenth position was looked at."""
+    """A probe that stops after the tenth position."""
     short = Probing(chunks=(3, 5, 1, 1), lengths=(), num_conditions=0, num_positional=0, unreached=())
     monkeypatch.setattr(dissection, "find_chunks", lambda _: short)
 
@@ -84,7 +84,7 @@ def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short_probe")
 @pytest.mark.parametrize("positions", [(2,), (1, 3)])
 def test_probe_cut_short_ends_the_session_where_an_array_comes_up(positions: tuple[int, ...]) -> None:
-    """Exact up to position 36; at 37 a layer hands on what was not proven, and the session ends."""
+    """The session is exact up to position 36 and ends at 37, where a layer passes on an unproven array."""
     defect = Defect("none becomes an array", "compared", {"P": 37, "M": 5, "R": 1, "W": 3}, positions, 5)
     judged = tried(defect)
     assert judged.verdict is Verdict.ENDED
@@ -96,7 +96,9 @@ def test_probe_cut_short_ends_the_session_where_an_array_comes_up(positions: tup
 def test_probe_cut_short_ends_deepseek_v41_where_its_positions_are_compressed(
     schedule: tuple[int, ...], at: int
 ) -> None:
-    """A group of 128 positions closes, and the layer before the cut hands on what was not proven."""
+    """The session ends where a group of 128 positions closes, since the layer before the cut then passes on an unproven
+    array.
+    """
     config = copy.deepcopy(CONFIGS["deepseek_v41"])
     config |= {"compress_ratios": [0, 0] + [128] * 6, "sliding_window": 128, "max_position_embeddings": 4096}
     judged = judge(Unchanged(), config, (4,), [schedule])

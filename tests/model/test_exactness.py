@@ -20,7 +20,7 @@ pytestmark = pytest.mark.architectures
 
 
 class Taken:
-    """A model taken apart, ready to be run in stages."""
+    """A model whose parts are known, ready to be run in stages."""
 
     def __init__(self, model, config) -> None:
         self.weights = dict(tree_flatten(model.parameters()))
@@ -33,7 +33,7 @@ class Taken:
         return [stage_cut(start, stop, self.anatomy, self.needs) for start, stop in pairwise(ends)]
 
     def stage(self, cut):
-        """A stage whose weights outside its own set are NaN, so that a leak cannot pass."""
+        """A stage whose weights outside its own set are NaN, so that any use of them shows."""
         model = self.blueprint.build()
         own = stage_tensors(cut.start, cut.stop, self.anatomy, self.needs)
         values = {name: array if name in own else _poison(array) for name, array in self.weights.items()}
@@ -41,7 +41,7 @@ class Taken:
         return Stage(model, self.anatomy, cut.start, cut.stop, cut.crossings_in, cut.crossings_out)
 
     def run(self, positions, chunks):
-        """Logits of the last position of each chunk; everything that crosses goes through bytes."""
+        """Logits of the last position of each chunk; everything that crosses is serialised to bytes."""
         stages = [self.stage(cut) for cut in self.cuts(positions)]
         states = [stage.new_cache() for stage in stages]
         position = 0
@@ -81,7 +81,7 @@ def make(name, *, tied=None, dtype=mx.float32, bits=None, mixed=False):
 
 @pytest.mark.parametrize("name", list(tiny.CONFIGS))
 def test_chain_equals_the_unsplit_model_at_every_boundary(name) -> None:
-    """Two stages at each boundary, and three, give the very logits of the whole model."""
+    """Two stages at each boundary, and three stages, give the logits of the whole model bit for bit."""
     model, config = make(name)
     chunks = tiny.chunks()
     expected = tiny.run_whole(model, chunks)
@@ -94,7 +94,7 @@ def test_chain_equals_the_unsplit_model_at_every_boundary(name) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", tiny.TIEABLE)
 def test_tied_and_untied_heads_are_exact(name, tied) -> None:
-    """The last stage gets the embedding when, and only when, the head is tied to it."""
+    """The last stage has the embedding if and only if the head is tied to it."""
     model, config = make(name, tied=tied)
     taken = Taken(model, config)
     assert same(taken.run((2, 4), tiny.chunks()), tiny.run_whole(model, tiny.chunks()))
@@ -107,7 +107,7 @@ def test_tied_and_untied_heads_are_exact(name, tied) -> None:
 @pytest.mark.parametrize(("bits", "mixed"), [(4, False), (8, False), (4, True)])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "gemma3", "phi3", "deepseek_v2", "gpt_oss"])
 def test_quantised_chain_is_exact(name, bits, mixed) -> None:
-    """4-bit, 8-bit and mixed quantisation: the same logits."""
+    """4-bit, 8-bit and mixed quantisation give the same logits, split and unsplit."""
     model, config = make(name, bits=bits, mixed=mixed)
     taken = Taken(model, config)
     assert same(taken.run((1, 4), tiny.chunks()), tiny.run_whole(model, tiny.chunks()))
@@ -124,7 +124,7 @@ def test_half_precision_chain_is_exact(name, dtype) -> None:
 
 @pytest.mark.parametrize("name", list(tiny.CONFIGS))
 def test_graph_proves_every_boundary(name) -> None:
-    """The chained stages' graph hashes to the whole model's."""
+    """At every boundary the chained stages' graph has the hash of the whole model's."""
     model, config = make(name)
     taken = Taken(model, config)
     for cut in range(1, tiny.NUM_LAYERS):

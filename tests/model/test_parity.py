@@ -1,4 +1,4 @@
-"""Parity by numbers: what a record says, and that it sees a chain that is not the whole model."""
+"""Parity records: their content, and that they expose a chain that differs from the whole model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ID = "a" * 64
 
 
 class Opened:
-    """A tiny model's folder, taken apart and cut in two."""
+    """A tiny model's folder, its parts and its cut in two."""
 
     def __init__(self, folder: Path, name: str = "llama") -> None:
         self.folder = cut.tiny_model(folder, name)
@@ -97,7 +97,7 @@ def made(opened: Opened) -> Parity:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_chain_of_stages_gives_the_very_numbers(name: str, tmp_path: Path) -> None:
-    """Full attention, and windows shorter than a chunk: 64 of 64 tokens, and no logit differs at all."""
+    """With full attention and with windows shorter than a chunk, 64 of 64 tokens agree, and no logit differs."""
     model = Opened(tmp_path / "m", name)
     numbers = measure_split(model.checkpoint, model.contents, model.stages, FOLDER, ParitySettings())
     record = numbers.parity
@@ -112,7 +112,7 @@ def test_chain_of_stages_gives_the_very_numbers(name: str, tmp_path: Path) -> No
 
 
 def test_stage_that_lacks_a_tensor_is_refused(opened: Opened) -> None:
-    """What stands in the place of a missing tensor cannot be evaluated, so that no number comes of it."""
+    """The placeholder of a missing tensor cannot be evaluated, so that no number is computed from it."""
     poor = [name for name in opened.chain[1].tensors if "layers.4.mlp.down_proj" not in name]
     assert len(poor) < len(opened.chain[1].tensors)
     with pytest.raises(ProofExceeded, match="used after a cut"):
@@ -129,7 +129,7 @@ def test_nan_is_counted(opened: Opened) -> None:
 
 
 def test_nan_of_the_stages_alone_is_a_difference(opened: Opened) -> None:
-    """NaN where the whole model has a number counts as the largest number; NaN on both sides is the model's own."""
+    """NaN where the whole model has a number counts as the largest difference; NaN on both sides is the model's own."""
     name = next(name for name in opened.weights if name.endswith("layers.3.mlp.up_proj.weight"))
     pair = _Pair(opened.dissection.blueprint, opened.dissection.anatomy, opened.chain, opened.weights)
     broken = {**opened.weights, name: mx.full(opened.weights[name].shape, float("nan"))}
@@ -158,7 +158,7 @@ def test_reference_is_what_mlx_lm_says(opened: Opened) -> None:
 
 
 def test_fixed_prompts_stay_the_same() -> None:
-    """The rule of format version 1, by its bytes."""
+    """The fixed prompts of format version 1 have known bytes."""
     assert fixed_prompt(0, 4, 49152) == [36904, 32859, 26950, 9022]
     assert fixed_prompt(1, 3, 512) == fixed_prompt(1, 75, 512)[:3]
     assert fixed_prompt(0, 3, 512) != fixed_prompt(1, 3, 512)
@@ -166,7 +166,7 @@ def test_fixed_prompts_stay_the_same() -> None:
 
 
 def test_damaged_file_never_reaches_mlx(tmp_path: Path) -> None:
-    """A weight file that changed since its header was read is refused."""
+    """A weight file that changed after its header was read is refused."""
     folder = cut.tiny_model(tmp_path / "m")
     checkpoint = open_checkpoint(folder)
     path = folder / "model.safetensors"
@@ -202,7 +202,7 @@ def test_record_is_read_back(made: Parity, tmp_path: Path) -> None:
 
 
 def test_changed_record_is_refused(made: Parity) -> None:
-    """Other bytes than its name tells, another pipeline's, another name, other fields, impossible counts."""
+    """A record with another name than its digest, another pipeline, other fields or impossible counts is refused."""
     name, data = file_name(made).rpartition("/")[2], encode(made)
     with pytest.raises(DigestMismatch, match="its name says"):
         parse_record(name, data.replace(b'"tokens_equal":2', b'"tokens_equal":1'), pipeline_id=ID, where="x")
@@ -217,7 +217,7 @@ def test_changed_record_is_refused(made: Parity) -> None:
 
 
 def named(value: dict) -> tuple[str, bytes]:
-    """A record with any content, under the name its bytes ask for."""
+    """A record with any content, under the name that its bytes require."""
     from shardhub.manifest import canonical, sha256_hex
 
     data = canonical(value)
@@ -225,7 +225,7 @@ def named(value: dict) -> tuple[str, bytes]:
 
 
 def test_class_is_what_decides_numbers() -> None:
-    """Kernel releases of Linux do not count; BLAS, processor, MLX do; what is unknown equals nothing."""
+    """A class ignores Linux kernel releases and depends on BLAS, processor and MLX; unknown parts equal nothing."""
     own = numeric_class(HOST)
     assert one_class([own, numeric_class({**HOST, "os": "Linux 6.9", "memory_bytes": "1"})])
     for change in ({"blas": "libopenblas.so"}, {"cpu": "B"}, {"mlx": "0.2"}, {"backend": "metal"}, {"os": "Darwin 24"}):
@@ -234,7 +234,7 @@ def test_class_is_what_decides_numbers() -> None:
 
 
 def test_card_line_is_replaced_in_place(made: Parity) -> None:
-    """The line of a card changes, and nothing around it; a card without one, or with two, is left alone."""
+    """The line of a card changes, and nothing around it; a card with no such line, or two, is left alone."""
     before = f"# Card\n\n{parity_line(Numbers(not_run='weights 404 GB'))}\n\nmore\n"
     after = with_parity_line(before, Numbers(parity=made))
     assert after.startswith("# Card\n\n<!-- parity -->2 of 2 tokens")

@@ -1,4 +1,4 @@
-"""What does not cross a cut cannot be used unseen, whatever is made of it."""
+"""An array that does not cross a cut cannot be used unnoticed, whatever is computed from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _written(array: mx.array) -> mx.array:
 @pytest.mark.parametrize("dtype", ["F32", "BF16", "I32", "U32", "BOOL"])
 @pytest.mark.parametrize("use", list(USES))
 def test_array_that_does_not_cross_is_refused_when_it_is_used(use: str, dtype: str) -> None:
-    """Every dtype, every way to swallow a NaN: evaluating what depends on it is an error of ours."""
+    """For every dtype, and every operation that could hide a NaN, evaluating what depends on it is an error of ours."""
     array = poison.parameter(TensorSpec(dtype=dtype, shape=(2, 3)))
     result = USES[use](array)
     with pytest.raises(ProofExceeded, match="used after a cut"), poison.watching():
@@ -43,7 +43,7 @@ def test_array_that_does_not_cross_is_refused_when_it_is_used(use: str, dtype: s
 
 
 def test_array_that_is_not_used_costs_nothing() -> None:
-    """It may stand beside what is evaluated, with the shape and dtype of what it stands for."""
+    """An unused array may stand beside what is evaluated, with the shape and dtype of the one it replaces."""
     array = poison.parameter(TensorSpec(dtype="BF16", shape=(1 << 20, 1 << 20)))
     assert array.shape == (1 << 20, 1 << 20)
     assert array.dtype == mx.bfloat16
@@ -55,7 +55,7 @@ def test_array_that_is_not_used_costs_nothing() -> None:
     "use", [lambda x: mx.eval(x + 1), lambda x: bool(x < 2), bool, int, lambda x: [1, 2][x], lambda x: 5 in [x], range]
 )
 def test_number_that_does_not_cross_decides_nothing(use: Callable[[Any], Any]) -> None:
-    """A number on the host may scale what does not cross either, and cannot be asked for its value."""
+    """A number on the host may scale arrays that do not cross either; reading its value is refused."""
     number = poison.leaf("layer.3.2", Crossing(name="layer.3.2", dtype="I64", shape=()), batch=1, length=1, total=1)
     with pytest.raises(ProofExceeded), poison.watching():
         use(number)
@@ -65,13 +65,13 @@ def test_number_that_does_not_cross_decides_nothing(use: Callable[[Any], Any]) -
     "use", [lambda x: x + 1, lambda x: x.sum(-1), lambda x: x.shape, bool, lambda x: mx.ones(2) * x]
 )
 def test_what_nothing_describes_refuses_everything(use: Callable[[Any], Any]) -> None:
-    """Not even its shape is known."""
+    """A crossing without a description has no known shape, so that any use is refused."""
     with pytest.raises(ProofExceeded) as refused, poison.watching():
         use(poison.leaf("layer.3.2", None, batch=1, length=1, total=1))
     assert "depends on neither L nor T" in refused.value.why
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    """Only the use of what does not cross is told apart."""
+    """Other errors pass unchanged."""
     with pytest.raises(ValueError, match="broadcast"), poison.watching():
         mx.eval(mx.ones((2,)) + mx.ones((3,)))

@@ -1,4 +1,4 @@
-"""The chunks of a proof reach every branch of a forward, wherever the number that decides stands."""
+"""The chunks of a proof reach every branch of a forward, wherever its number is written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def probe(config: dict[str, Any]) -> Probing:
 
 
 def reached(probing: Probing) -> list[tuple[int, int]]:
-    """Half-open ranges of positions of the chunks."""
+    """Half-open ranges of positions that the chunks cover."""
     ends = list(accumulate(probing.chunks))
     return list(zip([0, *ends], ends, strict=False))
 
@@ -44,7 +44,7 @@ def reached(probing: Probing) -> list[tuple[int, int]]:
     ],
 )
 def test_position_that_the_code_speaks_of_is_probed(condition: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The branch is taken by some chunk, though the number stands in the code and nowhere else."""
+    """The branch is taken by some chunk, even if its number is written only in the code."""
     put_module(monkeypatch, {"BEFORE": f"x = x * (2 if ({condition}) else 1)"})
     probing = probe(CONFIG)
     assert any(stop > 37 for _, stop in reached(probing)), probing.chunks
@@ -52,7 +52,7 @@ def test_position_that_the_code_speaks_of_is_probed(condition: str, monkeypatch:
 
 
 def test_two_groups_of_a_ratio_are_probed() -> None:
-    """deepseek_v41 closes a group of positions each 128: the first step that closes one, and one behind it, are run."""
+    """deepseek_v41 compresses every 128 positions: a step that closes a group, and one behind it, are run."""
     config = copy.deepcopy(matrix.CONFIGS["deepseek_v41"])
     config["compress_ratios"] = [0, 0] + [128] * 6
     config["sliding_window"] = 128
@@ -60,7 +60,7 @@ def test_two_groups_of_a_ratio_are_probed() -> None:
 
 
 def test_window_is_met_by_single_ids_and_passed_by_chunks() -> None:
-    """A sliding window has code of its own for either; both are among the chunks."""
+    """A sliding window has separate code for single ids and for chunks; both are among the chunks."""
     probing = probe(matrix.CONFIGS["gemma3_text"])
     window = matrix.CONFIGS["gemma3_text"]["sliding_window"]
     beyond = [stop - start for start, stop in reached(probing) if start >= window]
@@ -69,12 +69,12 @@ def test_window_is_met_by_single_ids_and_passed_by_chunks() -> None:
 
 
 def test_plain_model_takes_few_chunks() -> None:
-    """Where positions decide nothing, no time is spent on many."""
+    """Where positions decide nothing, few chunks are run."""
     assert len(probe(matrix.CONFIGS["qwen2"]).chunks) <= 4
 
 
 def test_condition_that_no_step_turns_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What decides changes from step to step, comes nearer and never turns: no proof without that branch."""
+    """A condition whose operand approaches its limit but never reaches it leaves a branch unproven, and is refused."""
     put_module(monkeypatch, {"BEFORE": "x = x * (2 if cache.offset * 31 % 97 > 98 else 1)"})
     model = matrix.random_model(CONFIG)
     headers = {name: spec_of(array) for name, array in tree_flatten(model.parameters())}

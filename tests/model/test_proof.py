@@ -1,4 +1,4 @@
-"""The proof refuses what is wrong, and the parts it stands on."""
+"""The proof refuses wrong stages, and its parts do what they promise."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cuts_of(plan: Blueprint, *positions: int):
 
 @pytest.mark.parametrize("name", ["gpt_oss", "llama_sliding"])
 def test_frozen_ghosts_are_refused(name, monkeypatch) -> None:
-    """A stage whose foreign caches do not advance makes wrong masks: its graph differs, or cannot be traced."""
+    """Ghosts that do not advance make wrong masks: the graph differs or cannot be traced."""
     plan = blueprint(name)
     anatomy, cuts = cuts_of(plan, 3)
     prove_chain(plan, anatomy, cuts)
@@ -43,7 +43,7 @@ def test_frozen_ghosts_are_refused(name, monkeypatch) -> None:
 
 
 def test_a_skipped_layer_is_refused() -> None:
-    """A chain that leaves a layer out is not the model."""
+    """A chain that leaves out a layer is refused."""
     plan = blueprint("llama")
     anatomy, (first, second) = cuts_of(plan, 3)
     short = StageCut(start=0, stop=2, crossings_in=(), crossings_out=("layer.1",))
@@ -54,7 +54,7 @@ def test_a_skipped_layer_is_refused() -> None:
 
 
 def test_another_configuration_has_another_stage_hash() -> None:
-    """Constants are part of the hash: a changed rope base or norm epsilon is another computation."""
+    """Constants are part of the hash: another rope base or norm epsilon gives another hash."""
     hashes = set()
     for changes in ({}, {"rope_theta": 20000.0}, {"rms_norm_eps": 1e-6}):
         plan = blueprint("llama", **changes)
@@ -71,7 +71,7 @@ def test_stage_hash_is_the_same_in_every_run() -> None:
 
 
 def test_joined_stages_compute_what_the_single_ones_do() -> None:
-    """A union of adjacent stages has the hash of the chain of them."""
+    """A union of adjacent stages has the hash of their chain."""
     plan = blueprint("gemma3")
     anatomy, (first, middle, last) = cuts_of(plan, 2, 4)
     joined = StageCut(start=2, stop=6, crossings_in=middle.crossings_in, crossings_out=())
@@ -80,7 +80,7 @@ def test_joined_stages_compute_what_the_single_ones_do() -> None:
 
 
 def test_every_tensor_is_needed_by_some_stage() -> None:
-    """The stages' tensors together are the whole model's."""
+    """The stages' tensors together are those of the whole model."""
     plan = blueprint("qwen3_moe")
     anatomy = examine(plan)
     needs = find_needs(plan, anatomy)
@@ -90,20 +90,20 @@ def test_every_tensor_is_needed_by_some_stage() -> None:
 
 @pytest.mark.parametrize("field", ["model_file", "auto_map"])
 def test_code_in_a_config_is_refused(field) -> None:
-    """A config that names code of its own is never built."""
+    """A config that names its own code is refused."""
     plan = blueprint("llama")
     with pytest.raises(UnsupportedModel, match=field):
         Blueprint({**plan.config, field: "evil.py"}, plan.tensors).build()
 
 
 def test_unknown_architecture_is_refused_by_name() -> None:
-    """An architecture mlx-lm does not have."""
+    """An architecture that mlx-lm lacks is refused by name."""
     with pytest.raises(UnsupportedModel, match="no_such_model"):
         Blueprint({"model_type": "no_such_model"}, {}).build()
 
 
 def test_config_and_headers_that_disagree_are_refused() -> None:
-    """A missing tensor, an extra one and another shape, each named."""
+    """A missing tensor, an extra one and another shape are each named."""
     plan = blueprint("llama")
     name = "model.layers.1.mlp.up_proj.weight"
     missing = {key: spec for key, spec in plan.tensors.items() if key != name}

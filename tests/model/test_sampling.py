@@ -43,7 +43,7 @@ def reference(logits: mx.array, parameters: SamplingParameters, key: mx.array) -
 )
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.7])
 def test_draws_equal_mlx_lm(options, temperature) -> None:
-    """The same key and parameters draw the token mlx-lm's sampler draws."""
+    """With the same key and parameters both samplers draw the same token."""
     parameters = SamplingParameters(temperature=temperature, **options)
     for seed in range(8):
         logits, key = logits_of(seed), draw_key(seed, 0, 17)
@@ -52,7 +52,7 @@ def test_draws_equal_mlx_lm(options, temperature) -> None:
 
 
 def test_greedy_takes_what_mlx_lm_takes() -> None:
-    """Temperature 0 is the argmax of the log probabilities, and reports its own."""
+    """Temperature 0 takes the argmax of the log probabilities, and reports its log probability."""
     logits = logits_of(1)
     token, logprobs = sample(logits, [], SamplingParameters(), None, draw_key(0, 0, 0))
     expected = logits - mx.logsumexp(logits, keepdims=True)
@@ -62,7 +62,7 @@ def test_greedy_takes_what_mlx_lm_takes() -> None:
 
 @pytest.mark.parametrize("penalty", [1.3, 0.5])
 def test_repetition_penalty_equals_mlx_lm(penalty) -> None:
-    """Only the recent tokens count, each once, whatever their sign."""
+    """Only recent tokens are penalised, each once, whatever the sign of its logit."""
     history = [int(v) for v in mx.random.randint(0, VOCAB, (50,), key=mx.random.key(5)).tolist()]
     history += history[-3:]
     parameters = SamplingParameters(repetition_penalty=penalty)
@@ -83,7 +83,7 @@ def test_a_mask_forbids_tokens() -> None:
 
 
 def test_draw_depends_on_seed_choice_and_position_alone() -> None:
-    """The key is a function of these three."""
+    """The sampling key is a function of seed, choice and position."""
     keys = {tuple(draw_key(s, c, p).tolist()) for s in (0, 1, 2**63 - 1) for c in (0, 1) for p in (0, 1, 2)}
     assert len(keys) == 18
     assert draw_key(7, 1, 3).tolist() == draw_key(7, 1, 3).tolist()
@@ -105,14 +105,14 @@ def test_draw_depends_on_seed_choice_and_position_alone() -> None:
     ],
 )
 def test_parameters_out_of_range_are_refused_by_name(field, value) -> None:
-    """Each limit has its own message."""
+    """Each parameter has its own message when it is out of range."""
     with pytest.raises(UsageError, match=field):
         SamplingParameters(**{field: value})
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
 def test_greedy_rows_together_are_bit_for_bit_those_alone(dtype) -> None:
-    """Tokens and log probabilities of a batch, its last one with two likeliest tokens, are those of each row."""
+    """Each row of a batch has the same token and log probability as alone, also one with two likeliest tokens."""
     logits = mx.random.normal((7, 49_152), key=mx.random.key(3)).astype(dtype) * 4
     logits[6, 100] = logits[6, 40_000] = 60.0
     tokens, logprobs, are_numbers = sample_greedy(logits)
@@ -125,7 +125,7 @@ def test_greedy_rows_together_are_bit_for_bit_those_alone(dtype) -> None:
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_greedy_tells_rows_that_are_no_numbers(broken) -> None:
-    """One logit is enough; a forbidden token's minus infinity is a number."""
+    """One NaN logit is enough; minus infinity of a forbidden token is a number."""
     logits = mx.zeros((3, VOCAB))
     logits[1, 17] = broken
     logits[2, 17] = float("-inf")
@@ -145,6 +145,6 @@ def test_greedy_tells_rows_that_are_no_numbers(broken) -> None:
     ],
 )
 def test_what_asks_for_more_is_not_plain_greedy(changes) -> None:
-    """Whatever changes the logits, or tells more of them, is drawn row by row."""
+    """Parameters that change the logits, or ask for more than the token, are handled row by row."""
     assert SamplingParameters().is_plain_greedy
     assert not SamplingParameters(**changes).is_plain_greedy

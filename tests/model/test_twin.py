@@ -1,4 +1,4 @@
-"""A small model of the same configuration, run by numbers, tells right stages and batches from wrong ones."""
+"""A small model of the same configuration, compared by numbers, tells right stages and batches from wrong ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def twin(config: dict[str, Any], cuts: tuple[int, ...] = (2, 4)) -> Twin:
 
 
 def test_small_vocabulary_is_not_read_past_its_last_row() -> None:
-    """Rows past a vocabulary are whatever memory holds: what a trial makes up stays below."""
+    """Ids that a trial invents stay below the vocabulary, as memory behind its last row is undefined."""
     config = {**matrix.CONFIGS["llama"], "vocab_size": 7}
     blueprint = opened(config)
     assert blueprint.num_trial_ids == 7
@@ -46,7 +46,7 @@ def test_small_vocabulary_is_not_read_past_its_last_row() -> None:
 
 @pytest.mark.parametrize("module", variants(["gemma3_text", "qwen3_next", "kimi_k3", "gemma4_text"]))
 def test_healthy_model_is_equal_alone_and_side_by_side(module: str) -> None:
-    """Windows, recurrent states, shared K and V, sparse attention: stages and whole agree past every length."""
+    """Windows, recurrent states, shared K and V, sparse attention: stages and whole agree beyond every length."""
     result = twin(matrix.CONFIGS[module])
     assert not result.not_run
     assert result.finding is None
@@ -67,7 +67,9 @@ def test_healthy_model_is_equal_alone_and_side_by_side(module: str) -> None:
     ),
 )
 def test_wrong_batches_of_upstream_are_refused(module: str, change: dict[str, int]) -> None:
-    """Wrong at once, wrong past a length only, broken, or without batched caches: alone they are right."""
+    """Batches that are wrong at once or past a length, that fail, or have no batched caches; alone the sequences are
+    right.
+    """
     config = copy.deepcopy(matrix.CONFIGS[module])
     if change:
         config["text_config"]["sparse_attention_config"].update(change)
@@ -78,7 +80,7 @@ def test_wrong_batches_of_upstream_are_refused(module: str, change: dict[str, in
 
 @pytest.mark.parametrize("row", [1, 3, 4])
 def test_batch_whose_later_rows_differ_is_refused(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five rows are run, not two: a fault from row 3 on shows."""
+    """Five rows are run, not two, so that a fault in later rows shows."""
     put_module(
         monkeypatch, {"BEFORE": f"x = mx.concatenate([x[:{row}], x[{row}:] * 1.5]) if x.shape[0] > {row} else x"}
     )
@@ -89,7 +91,7 @@ def test_batch_whose_later_rows_differ_is_refused(row: int, monkeypatch: pytest.
 
 
 def test_stages_that_fail_where_the_whole_runs_are_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not a small model that cannot be run: a stage's layers are of another class than the whole model's."""
+    """Stages that fail where the whole model runs are reported as wrong, not as a model that cannot be tried."""
     top = "from tests.inexact import is_run\ndef fail(): raise ValueError('broadcast')\n"
     is_stage = "type(self).__name__.startswith('Tapped') and x.shape[1] == 9 and is_run(x)"
     put_module(monkeypatch, {"BEFORE": f"if {is_stage}: fail()"}, top=top)
@@ -99,7 +101,7 @@ def test_stages_that_fail_where_the_whole_runs_are_a_finding(monkeypatch: pytest
 
 
 def test_length_of_the_code_itself_is_not_said_to_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A number that no field has stays as it is; what is run says how far it went, and single steps are part of it."""
+    """A number in the code stays as it is; the report says how far the run went, single steps included."""
     put_module(monkeypatch, {"OUT": "x * (2 if k.shape[2] > 3000 else 1)"})
     result = twin(CONFIG)
     assert result.finding is None
@@ -122,7 +124,7 @@ def test_long_lengths_are_divided_and_few_layers_show_all_kinds() -> None:
 
 @pytest.mark.parametrize("name", ["DeepSeek-R1-4bit", "Falcon-H1-34B-Instruct", "Nemotron-H-8B-Base-8K", "phi-4"])
 def test_public_model_has_a_twin(name: str) -> None:
-    """Quantised, hybrid, or with constraints between its widths: a small model of it is made."""
+    """A small model is made of quantised and hybrid models, and of those whose widths depend on each other."""
     config = public.config(name)
     miniature = make_miniature(Blueprint(config, public.headers(config)), (64,), (3,))
     assert sum(spec.size_bytes for spec in miniature.blueprint.tensors.values()) < 512 << 20
@@ -137,5 +139,5 @@ def test_table_of_widths_is_what_upstream_shows(module: str) -> None:
 
 
 def test_every_module_has_widths() -> None:
-    """No architecture is left without a twin for want of a row."""
+    """Every architecture has a row in the table of widths."""
     assert json.loads(widths.TABLE.read_text()).keys() == matrix.CONFIGS.keys()

@@ -1,4 +1,4 @@
-"""Model modules that nobody has seen: cut by the same mechanism, or refused with a reason; never wrong."""
+"""Model modules unknown to us: cut by the same mechanism, or refused with a reason; never wrong."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def unseen(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
 
 @pytest.mark.parametrize("case", list(EXACT))
 def test_unseen_module_is_exact_at_every_boundary(case: str, unseen: Callable[[dict[str, str]], None]) -> None:
-    """Nothing in the mechanism knows an architecture: what these hand on is found, proven, and exact."""
+    """Nothing in the mechanism knows an architecture: what these modules pass on is detected, proven, and exact."""
     unseen(EXACT[case])
     specimen = Specimen({**CONFIG, "case": case})  # chunks are looked for once for each configuration
     expected = {batch: reference(specimen, batch) for batch in BATCHES}
@@ -136,7 +136,7 @@ def test_unseen_module_is_exact_at_every_boundary(case: str, unseen: Callable[[d
 
 @pytest.mark.parametrize("case", list(REFUSED))
 def test_unseen_module_that_is_no_chain_is_refused(case: str, unseen: Callable[[dict[str, str]], None]) -> None:
-    """With an error of our own, a reason and a way out; no stage is described."""
+    """The refusal is an error of ours with a reason and a remedy; no stage is described."""
     changes, error, said = REFUSED[case]
     unseen(changes)
     headers = {name: spec_of(array) for name, array in tree_flatten(random_model(CONFIG).parameters())}

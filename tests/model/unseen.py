@@ -1,4 +1,4 @@
-"""A model module that nobody has seen, in mlx-lm's style, with changes put into it."""
+"""A model module in mlx-lm's style that the mechanism has never met, with changes inserted."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ PLAIN = {
 
 
 def put_module(monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], *, top: str = "") -> None:
-    """Put a module with these differences from the plain one, and this on top, where mlx-lm's registry looks."""
+    """Put a module with these differences from the plain one, and this code at its top, where mlx-lm's registry looks.
+    """
     text = SOURCE.replace("@dataclass", f"{top}\n@dataclass", 1)
     for place, code in {**PLAIN, **changes}.items():
         text = text.replace(f"{{{place}}}", code)

@@ -1,4 +1,4 @@
-"""A node's beginning and end."""
+"""A node's start and end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests import cut
 
 
 def test_sigterm_while_loading_ends_at_once(tmp_path) -> None:
-    """Whatever is being loaded is not waited for: a large stage takes minutes."""
+    """SIGTERM does not wait for a stage to load, which may take minutes."""
     pipeline = cut.cut(cut.tiny_model(tmp_path / "model"), tmp_path / "out", ())
     release, is_loading = threading.Event(), threading.Event()
     codes: list[int] = []

@@ -1,4 +1,4 @@
-"""A node's process holds its own stage's tensors, and nothing of the other stages'."""
+"""A node's process holds the tensors of its own stage, and none of the other stages'."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_stage_takes_the_memory_of_its_own_tensors(made: Path) -> None:
-    """Both stages of a model in two, beside a node that serves a model of a few hundred kilobytes."""
+    """Each of two stages takes its own tensors' memory more than a node with a model of a few hundred kilobytes."""
     started = nodes.start(*((made / name,) for name in ("t-shard-1", "m-shard-0", "m-shard-1")))
     try:
         idle, *taken = [psutil.Process(node.process.pid).memory_info().rss for node in started]

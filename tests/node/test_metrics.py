@@ -1,4 +1,4 @@
-"""Metrics of real nodes and of a head, counted against what was run."""
+"""Metrics of real nodes and of a head agree with what was run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(pipeline):
-    """Its two stages on nodes of their own."""
+    """The model's two stages on nodes of their own."""
     groups = [(cut.shard_folder(pipeline, index),) for index in range(2)]
     started = nodes.start(*groups, options=("--context", str(CONTEXT), "--metrics", "0"))
     yield started
@@ -95,7 +95,7 @@ def scrape(node) -> str:
 
 
 async def risen(node, before, name, value):
-    """What has risen since `before`, once one of it has by a value: a head may have a result before it is counted."""
+    """The increases since `before`, once one of them has this value: a head may have a result before it is counted."""
     deadline = time.monotonic() + 30
     while True:
         after = samples(await asyncio.to_thread(scrape, node))
@@ -107,7 +107,7 @@ async def risen(node, before, name, value):
 
 
 def test_node_counts_steps_ids_and_bytes_exactly(served) -> None:
-    """One answer: so many chunks and steps, ids, and bytes of ids and hidden states on each stage."""
+    """One answer raises chunks, steps, ids, and bytes of ids and hidden states on each stage by exact numbers."""
 
     async def run():
         before = [samples(scrape(node)) for node in served]
@@ -137,7 +137,7 @@ def test_node_counts_steps_ids_and_bytes_exactly(served) -> None:
 
 
 def test_node_tells_its_sessions_kv_and_failures(served) -> None:
-    """Open and parked sessions, the KV promised to them, and each refusal by its class."""
+    """Open and parked sessions, their reserved KV, and refusals by error class are exported."""
 
     async def run():
         async with scheduler_over(*await links_to(served)) as scheduler:
@@ -168,7 +168,8 @@ def test_node_tells_its_sessions_kv_and_failures(served) -> None:
 
 
 def test_head_counts_requests_by_how_they_end(pipeline) -> None:
-    """Answers, one cancelled, one refused, drafts and reused prompts; the stage that runs here counts beside them."""
+    """Finished, cancelled and refused requests, drafts and reused prompts are counted, and the stage run here as well.
+    """
 
     async def run():
         engine = await asyncio.to_thread(Engine.start, cut.shards(pipeline, 0, 1), EngineSettings(context=CONTEXT))
@@ -212,7 +213,7 @@ def test_head_counts_requests_by_how_they_end(pipeline) -> None:
 
 
 def test_heads_of_one_process_count_apart(pipeline) -> None:
-    """Each has a registry of its own."""
+    """Each head of a process has a registry of its own."""
 
     async def run():
         engine = await asyncio.to_thread(Engine.start, cut.shards(pipeline, 0, 1), EngineSettings(context=CONTEXT))
@@ -226,7 +227,7 @@ def test_heads_of_one_process_count_apart(pipeline) -> None:
 
 
 def test_labels_and_names_are_as_prometheus_advises(served, pipeline) -> None:
-    """Base units in names, no label that could hold a prompt, an id or an address, and help for everything."""
+    """Names have base units, no label can hold a prompt, an id or an address, and every metric has a help text."""
 
     async def run():
         engine = await asyncio.to_thread(Engine.start, cut.shards(pipeline, 0, 1), EngineSettings(context=CONTEXT))
@@ -252,7 +253,7 @@ def test_labels_and_names_are_as_prometheus_advises(served, pipeline) -> None:
 
 
 def test_metrics_port_in_use_is_told_before_anything_is_loaded(pipeline) -> None:
-    """One screen, exit code 2, and no stage was loaded."""
+    """A metrics port in use ends with one screen and exit code 2, before a stage is loaded."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = nodes.shardhub("serve", cut.shard_folder(pipeline, 0), "--port", 0, "--metrics", port)
@@ -272,12 +273,12 @@ def test_metrics_port_in_use_is_told_before_anything_is_loaded(pipeline) -> None
     ],
 )
 def test_metrics_address_is_read(text, expected) -> None:
-    """Host and port, or a port alone."""
+    """The address is HOST:PORT, or a port alone."""
     assert parse_listen(text) == Address(*expected)
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", "127.0.0.1:65536", "::1:9400", "host:9x", "host:-1"])
 def test_metrics_address_that_is_none_is_refused(text) -> None:
-    """With the form it should have."""
+    """A malformed address is refused with the right form."""
     with pytest.raises(UsageError, match=r"127\.0\.0\.1:9400"):
         parse_listen(text)

@@ -1,4 +1,4 @@
-"""Links between neighbours: whatever breaks one, the steps on their way are told as lost, and the next one works."""
+"""Links between neighbours: when one breaks, its steps in flight are reported as lost, and the next link works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 
 
 class Sender:
-    """A node's side of its links, and what it was told of them."""
+    """A node's side of its links, and what they reported to it."""
 
     def __init__(self) -> None:
         self.lost: list[bytes] = []
@@ -72,7 +72,7 @@ class Sender:
 
 
 def test_a_failed_probe_silences_no_link(folder) -> None:
-    """A probe that ends without an answer leaves links as they are: when one breaks later, its steps are told."""
+    """A failed probe leaves links as they are: when one breaks later, its steps are still reported."""
     (node,) = nodes.start((folder,))
 
     async def run():
@@ -99,7 +99,8 @@ def test_a_failed_probe_silences_no_link(folder) -> None:
 
 @pytest.mark.parametrize("ask", ["check", "probe"])
 def test_a_node_that_came_back_is_reached_at_once(folder, ask) -> None:
-    """After a restart the next check makes a new channel: no step waits for the old one's backoff, none is lost."""
+    """After a restart the next check makes a new channel, so that no step waits for the old one's backoff or is lost.
+    """
     (node,) = nodes.start((folder,))
     port = node.address.rsplit(":", 1)[1]
     again: list[nodes.Node] = []
@@ -131,7 +132,7 @@ def test_a_node_that_came_back_is_reached_at_once(folder, ask) -> None:
 
 
 def test_who_answers_at_an_address_is_asked_by_probe(folder) -> None:
-    """A probe that meets another node than the one meant is refused."""
+    """A probe that meets another node than the intended one is refused."""
     (node,) = nodes.start((folder,))
 
     async def run():

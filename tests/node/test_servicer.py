@@ -1,4 +1,4 @@
-"""A node under wrong and hostile calls: refused, and the next good call is served."""
+"""A node under wrong and hostile calls: they are refused, and the next good call is served."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Head:
 
 
 async def works(address) -> None:
-    """A good session runs from open to close."""
+    """Run a good session from open to close."""
     async with Head(address) as head:
         session = new_id()
         await head.link.open(call(head.id, session))
@@ -96,7 +96,7 @@ async def works(address) -> None:
 
 
 def test_messages_that_cannot_be_parsed_are_refused_and_fill_no_log(node) -> None:
-    """Each is answered in words without Python's classes; the log has a line for many, and the node goes on."""
+    """Each gets an answer without names of Python classes; many make one line of log, and the node goes on."""
 
     async def run():
         async with grpc.aio.insecure_channel(node.address) as channel:
@@ -142,7 +142,7 @@ def zeros(*shape, dtype="F32", extra=0):
     ],
 )
 def test_malformed_steps_are_refused_and_change_nothing(node, bad) -> None:
-    """Names, shapes, dtypes, ids and rows are checked before an array exists; the session stays where it was."""
+    """Names, shapes, dtypes, ids and rows are checked before an array exists; the session keeps its position."""
 
     async def run():
         async with Head(node.address) as head:
@@ -159,7 +159,7 @@ def test_malformed_steps_are_refused_and_change_nothing(node, bad) -> None:
 
 
 def test_steps_out_of_place_are_refused(node) -> None:
-    """Unknown session, another head's, gap, replay, old epoch, beyond the context."""
+    """Unknown session, another head's session, gap, replay, old epoch and a position beyond the context are refused."""
 
     async def run():
         async with Head(node.address) as head, Head(node.address) as other:
@@ -186,7 +186,7 @@ def test_steps_out_of_place_are_refused(node) -> None:
 
 
 def test_nan_hidden_states_end_the_session_and_not_the_node(node) -> None:
-    """What comes of NaN is an error, never a token."""
+    """NaN hidden states give an error, never a token."""
 
     async def run():
         async with Head(node.address) as head:
@@ -203,7 +203,7 @@ def test_nan_hidden_states_end_the_session_and_not_the_node(node) -> None:
 
 
 def test_opens_that_cannot_be_are_refused(node) -> None:
-    """Ids of another size, too long a context, a hop that does not fit the stage, an old epoch, a far peer."""
+    """Malformed ids, too long a context, a hop that does not fit the stage, an old epoch and a far peer are refused."""
 
     async def run():
         async with Head(node.address) as head:
@@ -226,7 +226,7 @@ def test_opens_that_cannot_be_are_refused(node) -> None:
 
 
 def test_garbage_on_the_port_does_not_disturb(node) -> None:
-    """Random bytes, HTTP/1.1 and connections left open; then a good session."""
+    """After random bytes, HTTP/1.1 and idle connections, a good session still runs."""
     host, port = node.address.rsplit(":", 1)
     with contextlib.ExitStack() as stack:
         for data in (os.urandom(4096), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
@@ -237,7 +237,9 @@ def test_garbage_on_the_port_does_not_disturb(node) -> None:
 
 
 def test_links_that_begin_wrongly_are_refused(node) -> None:
-    """No hello, another protocol version, no head id, no lane, a result where only steps may come."""
+    """Links without hello, with another protocol version, without head id or lane, or starting with a result are
+    refused.
+    """
     hello = codec.hello_message(head=b"h" * 16, lane=Lane.DECODE, version=1, is_head=True)
     later = codec.hello_message(head=b"h" * 16, lane=Lane.DECODE, version=99, is_head=True)
     anonymous = codec.hello_message(head=b"", lane=Lane.DECODE, version=1, is_head=True)
@@ -259,7 +261,7 @@ def test_links_that_begin_wrongly_are_refused(node) -> None:
 
 
 def test_message_beyond_the_limit_is_refused(node) -> None:
-    """The link ends; the node goes on."""
+    """A message beyond the limit ends its link; the node goes on."""
 
     async def run():
         description = await describe(node.address)
@@ -278,7 +280,7 @@ def test_message_beyond_the_limit_is_refused(node) -> None:
 
 
 def test_errors_tell_a_peer_nothing_but_their_own_texts(node) -> None:
-    """No path of the node in anything it answers."""
+    """No answer contains a path of the node."""
 
     async def run():
         async with grpc.aio.insecure_channel(node.address) as channel:

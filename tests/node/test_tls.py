@@ -1,4 +1,4 @@
-"""Mutual TLS between heads and nodes, over loopback: who is refused, when, and with what error."""
+"""Mutual TLS between heads and nodes over loopback: what is refused, when, and with which error."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def engine(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def nobody_asks_again(monkeypatch):
-    """Whatever is heard of a revocation was told at once."""
+    """Disable the periodic requests: revocations are passed on when they are received, or not at all."""
     monkeypatch.setattr(secure, "EXCHANGE_EVERY_S", 3600)
 
 
@@ -91,7 +91,7 @@ class Counting(StageServicer):
 
 @contextlib.asynccontextmanager
 async def serving(engine, trust: Trust | None):
-    """A node's service at an address, wired as a node wires it; without TLS if it trusts nobody."""
+    """A node's service at an address, set up as by a node; without TLS if it has no trust."""
     callers = CallerCheck(trust) if trust else None
     server = grpc.aio.server(interceptors=[callers] if callers else [], options=server_options(4 << 20))
     security = Security(trust=trust, everywhere=True)
@@ -118,7 +118,7 @@ def over_tls(trust: Trust) -> Security:
 
 
 async def refusal(address, trust) -> ShardhubError:
-    """The error that describing a node ends with; no call comes through to it."""
+    """The error that describing a node ends with, after a check that no call reached it."""
     before = Counting.num_calls
     with pytest.raises(ShardhubError) as caught:
         await describe(address, security=over_tls(trust) if trust else PLAIN)
@@ -128,7 +128,7 @@ async def refusal(address, trust) -> ShardhubError:
 
 @contextlib.asynccontextmanager
 async def linked(address, trust):
-    """A head's link, and a queue that is told when it is lost."""
+    """A head's link, and a queue that records its loss."""
     link = NodeLink(address, await describe(address, security=over_tls(trust)), security=over_tls(trust))
     lost: asyncio.Queue[ShardhubError] = asyncio.Queue()
     arrived: asyncio.Queue = asyncio.Queue()
@@ -142,7 +142,7 @@ async def linked(address, trust):
 
 
 async def runs_a_step(link) -> None:
-    """A session runs on a link from open to close."""
+    """Run a session on a link from open to close."""
     session = new_id()
     hop = NextHop(kind=HopKind.END, address="")
     await link.open(
@@ -167,7 +167,7 @@ async def runs_a_step(link) -> None:
 
 @in_loop
 async def test_a_head_runs_a_session_over_tls(engine, node, head):
-    """Everything a head does works with mutual TLS, and the other side is known by name."""
+    """All that a head does works with mutual TLS, and the other side is known by name."""
     async with serving(engine, node) as address:
         assert (await meet(address, head)).name == "mini"
         async with linked(address, head) as (link, lost):
@@ -177,7 +177,7 @@ async def test_a_head_runs_a_session_over_tls(engine, node, head):
 
 @in_loop
 async def test_a_foreign_head_is_refused(engine, cluster, node, tmp_path):
-    """A head of another cluster gets nowhere, and a node of another cluster is told nothing."""
+    """A head of another cluster is refused, and gets no data from the node."""
     other = Cluster(tmp_path / "two").trust("laptop", Role.HEAD)
     async with serving(engine, node) as address:
         error = await refusal(address, other)
@@ -208,7 +208,7 @@ async def test_a_foreign_certificate_is_refused_by_the_node_too(engine, cluster,
 
 @in_loop
 async def test_an_expired_head_is_refused(engine, cluster, node):
-    """A head whose clock stands still, so that it uses what has ended, is refused by the node."""
+    """A head whose clock stands still and that uses an expired certificate is refused by the node."""
     long_ago = NOW - 2 * LIFE
     head = cluster.trust("laptop", Role.HEAD, now=long_ago, clock=long_ago)
     async with serving(engine, node) as address:
@@ -218,14 +218,14 @@ async def test_an_expired_head_is_refused(engine, cluster, node):
 
 
 def test_an_expired_certificate_is_refused_where_it_is(cluster):
-    """With a right clock, a machine does not even begin with a certificate that has ended."""
+    """With a right clock, a machine refuses to start with its own expired certificate."""
     with pytest.raises(IdentityError, match="expired"):
         cluster.trust("laptop", Role.HEAD, now=NOW - 2 * LIFE)
 
 
 @in_loop
 async def test_an_expired_node_is_refused(engine, cluster, head):
-    """A node whose certificate has ended is told nothing."""
+    """A head sends nothing to a node whose certificate has expired."""
     long_ago = NOW - 2 * LIFE
     node = cluster.trust("mini", Role.NODE, now=long_ago, clock=long_ago)
     async with serving(engine, node) as address:
@@ -236,7 +236,7 @@ async def test_an_expired_node_is_refused(engine, cluster, head):
 
 @in_loop
 async def test_a_head_is_no_node(engine, cluster, head):
-    """A head's certificate cannot serve: who dials it is not taken in."""
+    """A head's certificate cannot serve: heads refuse a node that shows one."""
     async with serving(engine, cluster.trust("other", Role.HEAD)) as address:
         error = await refusal(address, head)
     assert isinstance(error, CertificateRefused)
@@ -245,7 +245,7 @@ async def test_a_head_is_no_node(engine, cluster, head):
 
 @in_loop
 async def test_no_certificate_is_refused(engine, cluster, node):
-    """TLS without a certificate of its own does not get past the handshake."""
+    """A TLS client without a certificate fails the handshake."""
     before = Counting.num_calls
     async with serving(engine, node) as address:
         credentials = grpc.ssl_channel_credentials(cluster.authority.pem)
@@ -259,7 +259,7 @@ async def test_no_certificate_is_refused(engine, cluster, node):
 
 @in_loop
 async def test_a_plain_head_is_told_that_the_node_speaks_tls(engine, node):
-    """Calling a TLS node without TLS reaches nothing, and the error says what to do."""
+    """A call without TLS to a TLS node fails, and the error says what to do."""
     async with serving(engine, node) as address:
         error = await refusal(address, None)
     assert isinstance(error, NodeUnreachable)
@@ -269,7 +269,7 @@ async def test_a_plain_head_is_told_that_the_node_speaks_tls(engine, node):
 
 @in_loop
 async def test_a_plain_node_is_told_nothing_by_a_tls_head(engine, head):
-    """Calling a node without TLS by TLS sends it nothing."""
+    """A TLS head sends nothing to a node without TLS."""
     async with serving(engine, None) as address:
         error = await refusal(address, head)
     assert isinstance(error, CertificateRefused)
@@ -278,7 +278,7 @@ async def test_a_plain_node_is_told_nothing_by_a_tls_head(engine, head):
 
 @in_loop
 async def test_nobody_there_is_no_refusal(head):
-    """An address where nobody listens is unreachable, not untrusted."""
+    """An address without a listener is unreachable, not untrusted."""
     with pytest.raises(NodeUnreachable):
         await describe("127.0.0.1:9", security=over_tls(head))
 
@@ -286,7 +286,7 @@ async def test_nobody_there_is_no_refusal(head):
 @pytest.mark.parametrize("call", ["Open", "Close", "Renew"])
 @in_loop
 async def test_a_node_gives_no_orders(engine, cluster, node, call):
-    """A node's certificate opens no control call; what the call brings is not even parsed."""
+    """A control call with a node's certificate is refused before its content is parsed."""
     async with serving(engine, node) as address:
         for trust, expected in (
             (cluster.trust("other", Role.NODE), "PERMISSION_DENIED"),
@@ -303,7 +303,7 @@ async def test_a_node_gives_no_orders(engine, cluster, node, call):
 
 @in_loop
 async def test_a_node_sends_no_other_node_anywhere(engine, cluster, node):
-    """A probe to a third machine is a head's order; a probe of the way here is a neighbour's."""
+    """Only a head may order a probe to a third machine; a neighbour may only probe its own link to this node."""
     async with serving(engine, node) as address:
         other = cluster.trust("other", Role.NODE)
         async with (await open_channel(address, over_tls(other), OPTIONS)).channel as channel:
@@ -327,7 +327,7 @@ async def test_a_link_is_for_its_role(engine, cluster, node, role, is_head):
 
 @in_loop
 async def test_a_revoked_head_is_cut_off_and_stays_out(engine, cluster, node, head):
-    """A head that is revoked loses its live link at once and cannot come back; another one's link goes on."""
+    """A revoked head loses its live link at once and cannot come back; another head's link goes on."""
     good = cluster.trust("studio", Role.HEAD)
     async with (
         serving(engine, node) as address,
@@ -348,7 +348,7 @@ async def test_a_revoked_head_is_cut_off_and_stays_out(engine, cluster, node, he
 
 @in_loop
 async def test_a_revoked_head_gets_unauthenticated_for_each_call(engine, cluster, node, head):
-    """The status of a refusal is the one of the error table, on every method, and nothing is parsed."""
+    """Every method refuses with the status of the error table, before anything is parsed."""
     async with serving(engine, node) as address:
         peer = await meet(address, head)
         node.learn(cluster.authority.revoke("laptop", now=NOW).pem)
@@ -361,7 +361,7 @@ async def test_a_revoked_head_gets_unauthenticated_for_each_call(engine, cluster
 
 @in_loop
 async def test_a_revoked_node_is_left(engine, cluster, node, head):
-    """A head that hears that a node was revoked cuts its link to it and does not dial it again."""
+    """A head that hears of a node's revocation cuts its link to the node and does not dial it again."""
     async with serving(engine, node) as address, linked(address, head) as (_, lost):
         head.learn(cluster.authority.revoke("mini", now=NOW).pem)
         error = await asyncio.wait_for(lost.get(), HEARD_S)
@@ -374,7 +374,7 @@ async def test_a_revoked_node_is_left(engine, cluster, node, head):
 
 @in_loop
 async def test_whoever_knows_of_a_revocation_tells(engine, cluster, node, head):
-    """One head brings the news to a node, which cuts off another head: nobody has to tell each machine."""
+    """One head brings a revocation to a node, which cuts off another head: machines need not be told one by one."""
     messenger = cluster.trust("studio", Role.HEAD)
     async with serving(engine, node) as address, linked(address, head) as (_, lost):
         messenger.learn(cluster.authority.revoke("laptop", now=NOW).pem)
@@ -385,7 +385,7 @@ async def test_whoever_knows_of_a_revocation_tells(engine, cluster, node, head):
 
 @in_loop
 async def test_a_node_tells_heads_what_it_knows(engine, cluster, node, head):
-    """A head that comes to a node hears what the node knows."""
+    """A head that connects to a node receives the revocations that the node knows."""
     peer = cluster.trust("bad", Role.NODE).identity.peer
     node.learn(cluster.authority.revoke("bad", now=NOW).pem)
     async with serving(engine, node) as address:
@@ -395,7 +395,7 @@ async def test_a_node_tells_heads_what_it_knows(engine, cluster, node, head):
 
 @in_loop
 async def test_a_neighbour_that_is_revoked_loses_its_link(engine, cluster, node):
-    """A node that sent steps to another one stops when that one is revoked, and says which sessions are lost."""
+    """When a neighbour is revoked, the node that sent it steps stops and reports the lost sessions."""
     neighbour = cluster.trust("next", Role.NODE)
     failures: asyncio.Queue = asyncio.Queue()
     async with serving(engine, neighbour) as address:
@@ -422,7 +422,7 @@ async def test_a_neighbour_that_is_revoked_loses_its_link(engine, cluster, node)
 
 @in_loop
 async def test_another_node_cannot_take_the_place_of_one_that_was_met(engine, cluster, node, head):
-    """A channel is for the node that was met: another good node at the address is not taken for it."""
+    """A channel is bound to one node: another valid node at the address is refused."""
     async with serving(engine, node) as first, serving(engine, cluster.trust("other", Role.NODE)) as second:
         peer = await meet(first, head)
         async with channel_to(second, head, peer, OPTIONS) as channel:
@@ -433,7 +433,7 @@ async def test_another_node_cannot_take_the_place_of_one_that_was_met(engine, cl
 
 @in_loop
 async def test_a_renewed_certificate_is_used_without_a_restart(engine, cluster, node, head):
-    """A running node shows its new certificate from then on; links that stand go on."""
+    """New links show a running node's new certificate; existing links go on."""
     async with serving(engine, node) as address, linked(address, head) as (link, lost):
         before = await meet(address, head)
         cluster.issue("mini", Role.NODE, now=NOW + DAY / 48)
@@ -448,7 +448,7 @@ async def test_a_renewed_certificate_is_used_without_a_restart(engine, cluster, 
 @pytest.mark.parametrize("address", ["192.168.7.7:50051", "[2001:db8::1]:50051", "8.8.8.8:1"])
 @in_loop
 async def test_nothing_is_sent_off_loopback_without_tls(address):
-    """Without a certificate another machine is not dialled, unless that was asked for."""
+    """Without a certificate another machine is not dialled, unless explicitly allowed."""
     with pytest.raises(AddressError, match="without TLS"):
         await describe(address)
     assert await Security(insecure_lan=True).for_address(address) is None
@@ -456,7 +456,8 @@ async def test_nothing_is_sent_off_loopback_without_tls(address):
 
 @in_loop
 async def test_loopback_needs_no_certificate(engine, head):
-    """On loopback the default is plain, also on a machine that has certificates, unless they were named."""
+    """On loopback the default is plaintext, also on a machine with certificates, unless they were given as an option.
+    """
     assert await Security(trust=head).for_address("127.0.0.1:1") is None
     assert await Security(trust=head).for_address("[::1]:1") is None
     assert await Security(trust=head).for_address("localhost:1") is None
@@ -468,7 +469,7 @@ async def test_loopback_needs_no_certificate(engine, head):
 
 @in_loop
 async def test_a_forged_list_does_not_pass_the_wire(engine, cluster, node, head, tmp_path):
-    """A head that brings a list of another authority is refused, and nothing is taken over."""
+    """A head that brings a revocation list of another authority is refused, and the list is not adopted."""
     other = Cluster(tmp_path / "two")
     other.trust("laptop", Role.HEAD)
     forged = other.authority.revoke("laptop", now=NOW).pem

@@ -1,4 +1,4 @@
-"""A stuck compute thread turns a node unready and ends it; a slow step does not."""
+"""A stuck compute thread makes a node unready and ends it; a slow step does not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def engine(tmp_path_factory):
 
 @pytest.mark.parametrize(("stuck_s", "ends"), [(0.4, True), (60.0, False)])
 def test_stuck_thread_ends_the_node_with_its_own_code(engine, stuck_s, ends) -> None:
-    """Unready from half the time on, then the end; ready again where the step was only slow."""
+    """The node is unready from half the time on, then ends; it is ready again if the step was only slow."""
     reports: list[bool] = []
     codes: list[int] = []
     release = threading.Event()
@@ -54,7 +54,7 @@ def test_stuck_thread_ends_the_node_with_its_own_code(engine, stuck_s, ends) -> 
 
 
 def test_a_machine_that_slept_says_so(engine) -> None:
-    """The clock that counts sleep went further than the other: reported_s once, with how long."""
+    """Where the clock that counts sleep went further than the other, reported_s has the duration, once."""
     reported_s: list[float] = []
     slept = 0.0
 

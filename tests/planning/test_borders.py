@@ -1,4 +1,4 @@
-"""Where a model can be cut: what is avoided, what is refused, what is said about it."""
+"""Where a model can be cut: cuts that are avoided or refused, and the notes on them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def uniform(num_layers: int, size: int = GB) -> ModelCosts:
 
 
 def test_bytes_per_token_are_those_of_one_decoded_token() -> None:
-    """Batch and chunk are one, what grows is counted for the whole context, a number is eight bytes."""
+    """Batch and chunk are one, a growing array is counted for the whole context, a number has eight bytes."""
     assert steady(1).bytes_per_token(CONTEXT) == 128
     number = Crossing(name="layer.0.2", dtype="I64", shape=())
     assert CutFacts(position=1, crossings=(*steady(1).crossings, number)).bytes_per_token(CONTEXT) == 136
@@ -55,7 +55,7 @@ def test_bytes_per_token_are_those_of_one_decoded_token() -> None:
 
 
 def test_growing_cuts_are_avoided() -> None:
-    """Even where the plan is less even for it; a note says what it costs."""
+    """A growing cut is avoided even if the plan is less even for it; a note says what it costs."""
     around = borders(steady(1), steady(2), steady(3), growing(4), growing(5), steady(6), steady(7))
     plan = cut_evenly(uniform(8), 2, borders=around)
     assert plan.cuts == (3,)
@@ -68,7 +68,7 @@ def test_growing_cuts_are_avoided() -> None:
 
 
 def test_growing_cuts_are_taken_when_there_is_no_other_way() -> None:
-    """The cheapest of them, and each is named with its bytes."""
+    """Where every cut grows the cheapest one is taken, and each is named with its bytes."""
     around = borders(steady(1), growing(2, 640), growing(3, 32), refused(4), growing(5, 640))
     plan = cut_evenly(uniform(6), 3, borders=around)
     assert plan.cuts == (1, 3)
@@ -79,7 +79,7 @@ def test_growing_cuts_are_taken_when_there_is_no_other_way() -> None:
 
 
 def test_machines_avoid_growing_cuts() -> None:
-    """Machines that need one get it, with a note; those that do not are cut elsewhere."""
+    """Machines that need a growing cut get it, with a note; others are cut elsewhere."""
     around = borders(*(steady(2) if position == 2 else growing(position) for position in range(1, 8)))
     large = [parse_machine("a=12GB"), parse_machine("b=12GB")]
     plan = cut_for_machines(uniform(8), large, context=1, borders=around)
@@ -99,7 +99,7 @@ def test_growing_cut_that_is_asked_for_is_taken_with_a_note() -> None:
 
 
 def test_impossible_cut_is_refused_with_the_nearest() -> None:
-    """The reason, and cuts where nothing grows before those where something does."""
+    """The refusal has the reason and nearby cuts, those where nothing grows first."""
     around = borders(steady(1), growing(2), refused(3), growing(4), steady(5), steady(6), steady(7))
     with pytest.raises(PlanError, match=r"layer 3\. layer\.0 has a shape that varies\. .*1, 5, 6\."):
         cut_at(uniform(8), (3,), borders=around)
@@ -108,7 +108,7 @@ def test_impossible_cut_is_refused_with_the_nearest() -> None:
 
 
 def test_cheaper_cuts_are_preferred_when_the_plan_is_nearly_as_good() -> None:
-    """Within a few percent of the best balance the cheaper cut wins, beyond that the balance does."""
+    """Within a few percent of the best balance the cheaper cut wins; beyond that the balance does."""
     odd = borders(*(steady(position, extra=256 * (position % 2)) for position in range(1, 102)))
     assert cut_evenly(uniform(102), 2, borders=odd).cuts == (52,)
     short = borders(*(steady(position, extra=256 * (position % 2)) for position in range(1, 6)))
@@ -117,7 +117,7 @@ def test_cheaper_cuts_are_preferred_when_the_plan_is_nearly_as_good() -> None:
 
 @given(st.data())
 def test_no_plan_within_the_slack_has_a_smaller_toll(data: st.DataObject) -> None:
-    """Against every plan there is: least tolls among those whose slowest stage is at most 3 % slower than the best."""
+    """Among all plans whose slowest stage is at most 3 % slower than the best, the chosen one has the smallest toll."""
     reads = data.draw(st.lists(st.integers(0, 200), min_size=2, max_size=8))
     tolls = data.draw(st.lists(st.integers(0, 3), min_size=len(reads) - 1, max_size=len(reads) - 1))
     num_stages = data.draw(st.integers(2, len(reads)))
@@ -166,7 +166,7 @@ def test_allowed_cuts_in_a_line(cuts: tuple[CutFacts, ...], text: str) -> None:
 
 
 def test_what_crosses_beside_the_hidden_states_is_named() -> None:
-    """Nothing to say where there is nothing; the hidden states themselves are not counted."""
+    """Crossings beside the hidden states are named; if there are none, nothing is said."""
     assert crossing_text(steady(3), CONTEXT) is None
     assert crossing_text(steady(3, extra=32), CONTEXT) == (
         "before layer 3, beside the hidden states: layer.2.1 BF16[B, L, 32], 64 B a token"

@@ -1,4 +1,4 @@
-"""Plans: every layer once, the slowest stage as fast as can be, every machine within its memory."""
+"""Plans: each layer once, the slowest stage as fast as possible, each machine within its memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _plans(num_layers: int, num_stages: int, allowed: set[int] | None = None) ->
 
 
 def _allowing(num_layers: int, allowed: set[int] | None) -> Borders | None:
-    """Borders that can be cut at `allowed` only, with nothing that crosses."""
+    """Borders that can be cut at `allowed` only, with no crossings."""
     if allowed is None:
         return None
     return Borders(
@@ -78,7 +78,7 @@ def test_plan_covers_every_layer_once(costs: ModelCosts, data: st.DataObject) ->
 
 @given(models(), st.data())
 def test_no_plan_has_a_faster_slowest_stage(costs: ModelCosts, data: st.DataObject) -> None:
-    """The slowest stage is as fast as that of the best of all plans, and of those the most even one is taken."""
+    """No plan has a faster slowest stage, and the most even of the fastest plans is taken."""
     num_stages = data.draw(st.integers(1, costs.num_layers))
     allowed = data.draw(st.none() | st.sets(st.integers(1, 8)))
     every = _plans(costs.num_layers, num_stages, allowed)
@@ -125,7 +125,7 @@ def test_machines_are_never_overfull(costs: ModelCosts, sizes: list[int], contex
 
 
 def test_unequal_machines_get_unequal_stages() -> None:
-    """64, 32 and 16 GB share a model none of them holds by what each can take."""
+    """64, 32 and 16 GB share a model that none of them holds, each as much as it can take."""
     plan = cut_for_machines(
         _uniform(60, GB), [parse_machine(text) for text in ("a=64GB", "b=32GB", "c=16GB")], context=4096
     )
@@ -159,7 +159,7 @@ def test_machine_without_layers_is_left_out_and_named() -> None:
 
 
 def test_does_not_fit_names_what_is_missing() -> None:
-    """The refusal has weights, KV, every machine's room, and the difference."""
+    """The refusal states weights, KV, each machine's room, and the difference."""
     costs = ModelCosts(layers=(LayerCosts(size_bytes=GB, read_bytes=GB, kv_bytes_per_token=1000),) * 10)
     with pytest.raises(DoesNotFit) as caught:
         cut_for_machines(costs, [parse_machine("mini=8GB")], context=100_000)
@@ -172,7 +172,7 @@ def test_does_not_fit_names_what_is_missing() -> None:
 
 
 def test_context_counts_against_the_budget() -> None:
-    """The same machines hold fewer layers with a longer context, until they do not fit."""
+    """With a longer context the same machines hold fewer layers, until the model does not fit."""
     costs = ModelCosts(layers=(LayerCosts(size_bytes=GB, read_bytes=GB, kv_bytes_per_token=10_000),) * 8)
     machines = [parse_machine("a=12GB"), parse_machine("b=6GB")]
     assert cut_for_machines(costs, machines, context=1000)
@@ -187,27 +187,27 @@ def test_window_caps_the_cache() -> None:
 
 
 def test_head_moves_the_cut() -> None:
-    """A head as dear as five layers leaves the last stage five layers fewer."""
+    """A head that costs as much as five layers leaves the last stage five layers fewer."""
     plan = cut_evenly(_uniform(15, 10, embedding_bytes=50, head_bytes=50, tied_bytes=50), 2)
     assert _ranges(plan) == [(0, 10), (10, 15)]
 
 
 def test_equal_plans_are_chosen_the_same_way() -> None:
-    """Ties fall to the plan whose first stages are longer, always."""
+    """Of equal plans the one with longer first stages is chosen, always."""
     assert _ranges(cut_evenly(_uniform(5, 1), 2)) == [(0, 3), (3, 5)]
     assert _ranges(cut_evenly(_uniform(30, 7), 4)) == [(0, 8), (8, 16), (16, 23), (23, 30)]
 
 
 @pytest.mark.timeout(60)
 def test_largest_plan_is_made_in_time() -> None:
-    """A model of a thousand layers on a hundred stages is planned soon."""
+    """A plan for a thousand layers on a hundred stages is made quickly."""
     plan = cut_evenly(_uniform(1000, 3), 100)
     assert max(stage.stop - stage.start for stage in plan.stages) == 10
 
 
 @pytest.mark.parametrize("num_stages", [-1, 0, 5, 10**9])
 def test_impossible_number_of_stages_is_refused(num_stages: int) -> None:
-    """None, or more stages than layers, with the numbers that are possible."""
+    """Zero stages, or more stages than layers, are refused with the possible numbers."""
     with pytest.raises(PlanError, match="1 to 4"):
         cut_evenly(_uniform(4, 1), num_stages)
 
@@ -224,7 +224,7 @@ def test_impossible_number_of_stages_is_refused(num_stages: int) -> None:
     ],
 )
 def test_impossible_cuts_are_refused(cuts: tuple[int, ...], message: str) -> None:
-    """Cuts out of order, twice, or outside the model."""
+    """Cuts that are out of order, repeated or outside the model are refused."""
     with pytest.raises(PlanError, match=message):
         cut_at(_uniform(4, 1), cuts)
 
@@ -236,7 +236,7 @@ def test_cuts_are_taken_as_given() -> None:
 
 
 def test_forbidden_cut_is_refused_everywhere() -> None:
-    """Every method keeps to the cuts a model allows, and a given one is answered with its neighbours."""
+    """Every method uses only cuts that the model allows, and a forbidden one is refused with its neighbours."""
     costs = _uniform(10, GB)
     borders = _allowing(10, {2, 6, 8})
     with pytest.raises(PlanError, match=r"layer 5.*2, 6, 8"):
@@ -255,7 +255,7 @@ def test_forbidden_cut_is_refused_everywhere() -> None:
 
 @pytest.mark.parametrize("text", ["", ",", "1,", "a", "1;2", "1.5", "-1", "1 2", "9" * 50, "\u0661"])
 def test_broken_cuts_are_refused(text: str) -> None:
-    """--cuts takes whole numbers with commas between them."""
+    """--cuts takes whole numbers separated by commas."""
     with pytest.raises(PlanError):
         parse_cuts(text)
     assert parse_cuts(" 10, 20 ") == (10, 20)
@@ -272,7 +272,7 @@ def test_broken_cuts_are_refused(text: str) -> None:
     ],
 )
 def test_ram_is_read(text: str, ram_bytes: int) -> None:
-    """Decimal and binary units, none is GB."""
+    """Decimal and binary units are read; a number without unit is in GB."""
     assert parse_machine(text) == Machine(name="a", ram_bytes=ram_bytes)
 
 
@@ -280,13 +280,13 @@ def test_ram_is_read(text: str, ram_bytes: int) -> None:
     "text", ["", "a", "=64GB", "a=", "a=0", "a=-1GB", "a=64XB", "a=1e9", "a b=1", "a=nan", "a=1=2"]
 )
 def test_broken_machine_is_refused(text: str) -> None:
-    """What is not NAME=RAM is answered with an example."""
+    """A machine that is not NAME=RAM is refused with an example."""
     with pytest.raises(PlanError, match="NAME=RAM"):
         parse_machine(text)
 
 
 def test_machines_need_names_of_their_own() -> None:
-    """No machines, and two of one name, are refused."""
+    """No machines, and two machines with one name, are refused."""
     with pytest.raises(PlanError, match="No machine"):
         cut_for_machines(_uniform(2, 1), [], context=1)
     with pytest.raises(PlanError, match="named twice"):
@@ -297,7 +297,7 @@ def test_machines_need_names_of_their_own() -> None:
 
 @given(models(), st.data())
 def test_written_plan_is_read_again(costs: ModelCosts, data: st.DataObject) -> None:
-    """`plan --json` and `--plan` are inverse, whatever figures the report carries."""
+    """`--plan` reads what `plan --json` writes, whatever figures the report contains."""
     plan = cut_evenly(costs, data.draw(st.integers(1, costs.num_layers)))
     document = plan_to_json(plan, report={"stages": [{"size_bytes": 5}], "context": 4096})
     assert parse_plan(json.dumps(document).encode(), costs) == plan
@@ -327,7 +327,7 @@ def test_machines_of_a_plan_are_read_again() -> None:
     ],
 )
 def test_broken_plan_names_the_layer(stages: list[list[object]], message: str) -> None:
-    """Gaps, overlaps and wrong order in a plan file are refused by the layer they are at."""
+    """Gaps, overlaps and wrong order in a plan file are refused with their layer."""
     entries = [{"start": own[0], "stop": own[1]} for own in stages]
     document = {"kind": "shardhub-plan", "format_version": 1, "num_layers": 4, "stages": entries}
     with pytest.raises(PlanError, match=message):
@@ -342,14 +342,14 @@ def test_file_that_is_no_plan_is_refused(data: bytes) -> None:
 
 
 def test_plan_of_another_model_is_refused() -> None:
-    """A plan for another number of layers names both."""
+    """A plan for another number of layers is refused with both numbers."""
     written = json.dumps(plan_to_json(cut_evenly(_uniform(5, 1), 2))).encode()
     with pytest.raises(PlanError, match="5 layers, and this model has 4"):
         parse_plan(written, _uniform(4, 1))
 
 
 def test_plan_object_cannot_be_wrong() -> None:
-    """A plan that does not cover its layers cannot be made at all."""
+    """A plan that does not cover its layers cannot be constructed."""
     with pytest.raises(PlanError):
         Plan(num_layers=4, stages=(StagePlan(start=0, stop=2),))
 

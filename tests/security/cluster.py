@@ -23,7 +23,7 @@ class Cluster:
     def issue(
         self, name: str, role: Role, *, now: dt.datetime = NOW, life: dt.timedelta = LIFE, place: str | None = None
     ) -> Path:
-        """A folder with a certificate."""
+        """Issue a certificate into a folder."""
         key = new_key()
         folder = self.folder / (place or f"{name}-{role.value}")
         store_identity(
@@ -40,5 +40,5 @@ class Cluster:
     def trust(
         self, name: str, role: Role, *, now: dt.datetime = NOW, life: dt.timedelta = LIFE, clock: dt.datetime = NOW
     ) -> Trust:
-        """What a process of that machine goes by; its clock stands at `clock`."""
+        """The trust of a process on that machine, whose clock stands at `clock`."""
         return Trust(self.issue(name, role, now=now, life=life), role, clock=lambda: clock)

@@ -1,4 +1,4 @@
-"""Running a coroutine test in a loop of its own."""
+"""Coroutine tests, each in a loop of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that runs a coroutine to its end; fixtures as the coroutine names them."""
+    """Turn a coroutine into a test; its parameters are the fixtures."""
 
     @functools.wraps(test)
     def run(*arguments: Any, **named: Any) -> None:

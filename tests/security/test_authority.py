@@ -40,7 +40,7 @@ def cluster(tmp_path):
 
 
 def test_certificate_says_who_and_not_where(cluster):
-    """A certificate carries role and name and is the authority's; it names no address."""
+    """A certificate has role and name and is signed by the authority; it has no address."""
     identity = load_identity(cluster.issue("mini", Role.NODE), Role.NODE, now=NOW)
     assert (identity.peer.name, identity.peer.role) == ("mini", Role.NODE)
     assert identity.peer.not_after == NOW + LIFE
@@ -48,7 +48,7 @@ def test_certificate_says_who_and_not_where(cluster):
 
 
 def test_another_authoritys_certificate_is_refused(cluster, tmp_path):
-    """A certificate of another cluster is not this authority's, though both call themselves alike."""
+    """A certificate of another cluster is refused, even if both clusters have the same name."""
     other = Cluster(tmp_path / "two")
     identity = load_identity(other.issue("mini", Role.NODE), Role.NODE, now=NOW)
     with pytest.raises(CertificateRefused, match="another authority"):
@@ -57,7 +57,7 @@ def test_another_authoritys_certificate_is_refused(cluster, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "Mini", "a.b", "-a", "a-", "a" * 64, "a/b", "a:b", "ä", "a\nb", "authority"])
 def test_a_name_that_is_no_label_is_refused(cluster, name):
-    """What stands in a certificate is a plain name, and never the authority's own."""
+    """Names in certificates are plain labels, and never the authority's own."""
     with pytest.raises(UsageError):
         cluster.issue(name, Role.NODE, place="x")
 
@@ -78,7 +78,7 @@ def test_keys_are_private_from_the_start(cluster):
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
 def test_a_key_that_is_open_to_others_is_refused(cluster, mode):
-    """A key that a group or everybody may read is not used: an authority's and a machine's."""
+    """An authority's or machine's key that a group or all users may read is refused."""
     folder = cluster.issue("mini", Role.NODE)
     identity_file(folder, Role.NODE).chmod(mode)
     with pytest.raises(IdentityError, match="other users can read it"):
@@ -89,7 +89,7 @@ def test_a_key_that_is_open_to_others_is_refused(cluster, mode):
 
 
 def test_an_expired_certificate_is_not_used(cluster):
-    """A certificate ends with its life, and begins with it, by the machine's own clock."""
+    """A certificate is valid from its start to its end by the machine's own clock."""
     folder = cluster.issue("mini", Role.NODE)
     with pytest.raises(IdentityError, match="expired"):
         load_identity(folder, Role.NODE, now=NOW + LIFE)
@@ -98,7 +98,7 @@ def test_an_expired_certificate_is_not_used(cluster):
 
 
 def test_a_role_is_not_taken_for_the_other(cluster):
-    """A head's certificate put in the place of a node's is refused."""
+    """A head's certificate is refused in the place of a node's."""
     folder = cluster.issue("laptop", Role.HEAD)
     with pytest.raises(IdentityError, match="for a head"):
         load_identity(folder, Role.NODE, now=NOW)
@@ -121,7 +121,7 @@ def test_a_damaged_key_file_tells_nothing_of_its_content(cluster):
 
 
 def test_a_revoked_name_never_comes_back(cluster):
-    """Revoking takes back all certificates of a name, and the name with them."""
+    """Revoking a name revokes all its certificates, and the name cannot be issued again."""
     first, second = (cluster.trust("mini", Role.NODE).identity.peer for _ in range(2))
     other = cluster.trust("studio", Role.NODE).identity.peer
     made = cluster.authority.revoke("mini", now=NOW)
@@ -134,7 +134,7 @@ def test_a_revoked_name_never_comes_back(cluster):
 
 
 def test_lists_count_up_and_keep_what_was_revoked(cluster):
-    """Each list has a higher number and all serials of the one before."""
+    """Each list has a higher number and all serials of its predecessor."""
     one, two = (cluster.trust(name, Role.NODE).identity.peer for name in ("one", "two"))
     first = cluster.authority.revoke("one", now=NOW)
     second = cluster.authority.revoke("two", now=NOW)
@@ -144,7 +144,7 @@ def test_lists_count_up_and_keep_what_was_revoked(cluster):
 
 
 def test_a_forged_list_is_refused(cluster, tmp_path):
-    """A list of another authority, a changed one and rubbish are not believed, and change nothing."""
+    """A list of another authority, a modified one and random bytes are refused and change nothing."""
     trust = cluster.trust("mini", Role.NODE)
     other = Cluster(tmp_path / "two")
     other.trust("mini", Role.NODE)
@@ -160,7 +160,7 @@ def test_a_forged_list_is_refused(cluster, tmp_path):
 
 
 def test_an_older_list_is_not_taken(cluster):
-    """Who has heard of a revocation cannot be made to forget it, not by a list and not by the file."""
+    """A machine never replaces its revocation list with an older one, from the network or from a file."""
     trust = cluster.trust("mini", Role.NODE)
     old = cluster.authority.revocations().pem
     peer = cluster.trust("laptop", Role.HEAD).identity.peer
@@ -174,7 +174,7 @@ def test_an_older_list_is_not_taken(cluster):
 
 
 def test_a_list_is_kept_for_the_next_start(cluster):
-    """What a process heard, the next one on the machine knows; watchers are told once."""
+    """A list that a process received is loaded by the next one on the machine; watchers are notified once."""
     trust, changes = cluster.trust("mini", Role.NODE), []
     unwatch = trust.watch(lambda: changes.append(1))
     peer = cluster.trust("laptop", Role.HEAD).identity.peer
@@ -189,7 +189,7 @@ def test_a_list_is_kept_for_the_next_start(cluster):
 
 
 def test_a_list_put_into_the_folder_is_heard(cluster):
-    """A list that was copied by hand counts as if it had been told."""
+    """A list copied into the folder by hand counts like a received one."""
     trust, changes = cluster.trust("mini", Role.NODE), []
     trust.watch(lambda: changes.append(1))
     cluster.trust("laptop", Role.HEAD)
@@ -209,7 +209,7 @@ def test_the_ledger_forgets_what_ended_long_ago(cluster):
 
 
 def test_a_signing_request_proves_the_key(cluster):
-    """Rubbish and a request that was changed are no requests; a good one carries no private key."""
+    """A changed request and random bytes are refused; a good request contains no private key."""
     key = new_key()
     request = make_request(key)
     assert requested_key(request) == key.public_key()
@@ -223,7 +223,7 @@ def test_a_signing_request_proves_the_key(cluster):
 
 
 def test_a_certificate_without_our_names_stands_for_nobody(cluster):
-    """The authority's own certificate is no machine's."""
+    """A certificate without our name, such as the authority's own, is refused as a machine's."""
     with pytest.raises(CertificateRefused):
         peer_of(cluster.authority.certificate)
     assert read_revocations(cluster.authority.revocations().pem, cluster.authority.certificate).serials == frozenset()

@@ -1,4 +1,4 @@
-"""The commands, in processes of their own: invite and join, revoke, serve and generate with TLS, signatures."""
+"""The certificate and signature commands, in processes of their own."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CERTS = (sys.executable, "-m", "shardhub", "certs")
 
 @pytest.fixture
 def home(tmp_path):
-    """A user's configuration of its own, and the environment that leads there."""
+    """A user's own configuration folder, and the environment that selects it."""
     return {"XDG_CONFIG_HOME": str(tmp_path / "config"), "SHARDHUB_TLS": "", "SHARDHUB_NODES": ""}
 
 
@@ -48,7 +48,7 @@ def pipeline(tmp_path_factory):
 
 @contextlib.contextmanager
 def started(*arguments: str, env):
-    """A `certs` command that runs on; yields the process and the first line it printed."""
+    """A long-running `certs` command; yields the process and the first line that it printed."""
     process = subprocess.Popen(
         [*CERTS, *arguments],
         stdout=subprocess.PIPE,
@@ -68,7 +68,7 @@ def certs(*arguments: object, env, stdin: str = ""):
 
 
 def test_machines_join_run_and_are_revoked(home, pipeline, tmp_path):
-    """The whole way: an authority, a node that joins over the network, an answer over TLS, and the end of a head."""
+    """An authority is made, a node joins over the network, a head is answered over TLS, then revoked."""
     made = certs("init", "--name", "laptop", "--address", "127.0.0.1:1", "--json", env=home)
     assert made.returncode == 0, made.stderr
     tls = tmp_path / "config" / "shardhub" / "tls"
@@ -127,7 +127,7 @@ def test_machines_join_run_and_are_revoked(home, pipeline, tmp_path):
 
 
 def test_the_secret_leaves_the_argument_list(home):
-    """A line given as an argument is out of every other user's sight before anything is asked."""
+    """A secret given as an argument is removed from the process list before the network is used."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         secret = "S" * 27
         line = f"127.0.0.1:{server.getsockname()[1]}/{'ab' * 32}/{secret}"
@@ -147,7 +147,7 @@ def test_the_secret_leaves_the_argument_list(home):
 
 
 def test_an_invitation_that_nobody_uses_ends(home):
-    """Without a guest the command ends by itself, with exit code 1."""
+    """An unused invitation ends by itself, with exit code 1."""
     assert certs("init", "--name", "laptop", "--address", "127.0.0.1:1", env=home).returncode == 0
     start = time.monotonic()
     done = certs("invite", "mini", "--minutes", "0.02", env=home)
@@ -159,7 +159,7 @@ def test_an_invitation_that_nobody_uses_ends(home):
 
 
 def test_certificates_are_renewed_where_the_authority_serves(home):
-    """`certs serve` renews what `certs renew` asks for, and ends well on SIGTERM."""
+    """`certs serve` renews on request of `certs renew`, and ends with 0 on SIGTERM."""
     with kept() as port:
         certs("init", "--name", "laptop", "--address", f"127.0.0.1:{port}", env=home)
         with started("serve", env=home) as (process, address):
@@ -174,7 +174,7 @@ def test_certificates_are_renewed_where_the_authority_serves(home):
 
 
 def test_a_node_without_certificate_listens_on_loopback_alone(home, pipeline, monkeypatch):
-    """Off loopback a node wants a certificate or a clear word, and says both ways."""
+    """Off loopback a node needs a certificate or the explicit option, and the error names both."""
     done = shardhub("serve", cut.shard_folder(pipeline, 0), "--host", "0.0.0.0", "--port", "0", env=home)
     assert done.returncode == 2
     assert "certs join" in done.stderr
@@ -194,7 +194,7 @@ def test_a_node_without_certificate_listens_on_loopback_alone(home, pipeline, mo
 
 
 def test_a_certificate_that_is_kept_is_for_other_machines(home, tmp_path, monkeypatch):
-    """Without an option, the certificate `certs join` put down is used off loopback, and not on loopback."""
+    """The certificate from `certs join` is used off loopback without an option, and not on loopback."""
     for name, value in home.items():
         monkeypatch.setenv(name, value)
     cluster = Cluster(tmp_path / "one")
@@ -211,7 +211,7 @@ def test_a_certificate_that_is_kept_is_for_other_machines(home, tmp_path, monkey
 
 
 def test_files_beside_a_signed_manifest_change_nothing(home, pipeline, tmp_path):
-    """Under a required signature only what the manifest names is read; `verify --key` names what else there is."""
+    """With a required signature only files that the manifest names are read; `verify --key` lists the others."""
     signer = make_signing_key(tmp_path / "key")
     folder = shutil.copytree(pipeline.folder.parent, tmp_path / "out") / pipeline.folder.name
     (folder / "shardhub.json.sig").write_bytes(signer.sign((folder / "shardhub.json").read_bytes()))
@@ -232,7 +232,7 @@ def test_files_beside_a_signed_manifest_change_nothing(home, pipeline, tmp_path)
 
 
 def test_a_signature_is_made_and_required(home, pipeline, tmp_path):
-    """`split --sign-key` signs; `generate`, `serve` and `verify` tell right from wrong, by exit code 3."""
+    """`split --sign-key` signs; `generate`, `serve` and `verify` refuse a wrong signature with exit code 3."""
     model, out = pipeline.folder.parent.parent / "model", tmp_path / "out"
     public = make_signing_key(tmp_path / "key").public
     other = make_signing_key(tmp_path / "other").public

@@ -1,4 +1,4 @@
-"""Joining a cluster by an invitation, and renewing certificates: both sides real, the clock given."""
+"""Joining a cluster by an invitation, and renewing certificates: both sides real, on a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.waiting import until
 
 
 class Clock:
-    """Seconds and dates that move when told."""
+    """Seconds and dates that advance on demand."""
 
     def __init__(self) -> None:
         self.passed = 0.0
@@ -56,7 +56,7 @@ def cluster(tmp_path):
 
 @in_loop
 async def test_a_machine_joins_once(cluster, tmp_path):
-    """An invitation makes one certificate of the role and name it was for; used up, it makes no other."""
+    """An invitation issues one certificate with its role and name; a used one issues no more."""
     async with open_desk(cluster, Clock()) as (desk, invite, line):
         joined = await join(line, tmp_path / "tls")
         assert desk.is_closed.is_set()
@@ -72,7 +72,7 @@ async def test_a_machine_joins_once(cluster, tmp_path):
 
 @in_loop
 async def test_the_key_never_leaves_the_machine(cluster, tmp_path):
-    """What the authority keeps of a machine that joined does not hold the machine's private key."""
+    """What the authority keeps of a machine that joined does not contain the machine's private key."""
     async with open_desk(cluster, Clock()) as (_, _, line):
         joined = await join(line, tmp_path / "tls")
     key = joined.path.read_text().split("-----")[2].strip().encode()
@@ -83,7 +83,7 @@ async def test_the_key_never_leaves_the_machine(cluster, tmp_path):
 
 @in_loop
 async def test_a_wrong_fingerprint_is_refused_before_the_secret_is_said(cluster, tmp_path):
-    """Whoever answers in the authority's place learns nothing: the invitation is still whole afterwards."""
+    """A server with another fingerprint does not learn the secret, and the invitation stays valid."""
     async with open_desk(cluster, Clock()) as (_, invite, line):
         wrong = InviteLine(address=line.address, fingerprint="0" * 64, secret="A" * 27)
         for _ in range(6):  # more often than a wrong secret may come
@@ -95,7 +95,7 @@ async def test_a_wrong_fingerprint_is_refused_before_the_secret_is_said(cluster,
 
 @in_loop
 async def test_a_stand_in_with_the_authoritys_certificate_hears_no_secret(cluster, tmp_path):
-    """Who shows the true authority's certificate, but has not its key, is refused in the handshake."""
+    """A server that shows the authority's certificate without having its key fails the handshake."""
     other = Cluster(tmp_path / "two")
     heard: list[bytes] = []
     node = other.issue("authority-2", Role.NODE)
@@ -121,7 +121,7 @@ async def test_a_stand_in_with_the_authoritys_certificate_hears_no_secret(cluste
 
 @in_loop
 async def test_an_invitation_ends_with_its_time(cluster, tmp_path):
-    """After ten minutes the line is worth nothing."""
+    """An invitation expires after ten minutes."""
     clock = Clock()
     async with open_desk(cluster, clock) as (_, invite, line):
         clock.passed = INVITE_LIFE_S
@@ -133,7 +133,7 @@ async def test_an_invitation_ends_with_its_time(cluster, tmp_path):
 
 @in_loop
 async def test_wrong_secrets_close_an_invitation(cluster, tmp_path):
-    """A few wrong secrets, and the right one is refused too."""
+    """After a few wrong secrets the right one is refused too."""
     async with open_desk(cluster, Clock()) as (desk, _, line):
         wrong = InviteLine(address=line.address, fingerprint=line.fingerprint, secret="A" * 27)
         for _ in range(5):
@@ -147,7 +147,7 @@ async def test_wrong_secrets_close_an_invitation(cluster, tmp_path):
 
 @in_loop
 async def test_a_folder_of_another_cluster_keeps_its_certificates(cluster, tmp_path):
-    """Joining does not overwrite another cluster's folder, and does not use the invitation up for that."""
+    """Joining does not overwrite the folder of another cluster, and leaves the invitation valid."""
     other = Cluster(tmp_path / "two")
     folder = other.issue("mini", Role.NODE)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -160,7 +160,7 @@ async def test_a_folder_of_another_cluster_keeps_its_certificates(cluster, tmp_p
 
 @in_loop
 async def test_a_revoked_name_cannot_join(cluster, tmp_path):
-    """An invitation that was open when its name was revoked makes no certificate."""
+    """An open invitation whose name is revoked meanwhile issues no certificate."""
     cluster.issue("mini", Role.NODE)
     async with open_desk(cluster, Clock()) as (_, _, line):
         cluster.authority.revoke("mini", now=NOW)
@@ -170,7 +170,7 @@ async def test_a_revoked_name_cannot_join(cluster, tmp_path):
 
 @in_loop
 async def test_nobody_joins_at_a_desk_without_invitation(cluster, tmp_path):
-    """The desk that renews lets nobody in."""
+    """The desk that renews certificates admits no new machine."""
     async with open_desk(cluster, Clock(), None) as (_, _, address):
         line = InviteLine(address=address, fingerprint=cluster.authority.fingerprint, secret="A" * 27)
         with pytest.raises(CertificateRefused, match="no open invitation"):
@@ -179,7 +179,7 @@ async def test_nobody_joins_at_a_desk_without_invitation(cluster, tmp_path):
 
 @in_loop
 async def test_a_certificate_is_renewed_when_it_is_due(cluster):
-    """With a third of its life left a certificate is replaced, key and all, under the same name; not sooner."""
+    """A certificate with a third of its life left is replaced with a new key under the same name; not sooner."""
     clock = Clock()
     async with open_desk(cluster, clock, None) as (_, _, address):
         folder = cluster.issue("mini", Role.NODE)
@@ -202,7 +202,7 @@ async def test_a_certificate_is_renewed_when_it_is_due(cluster):
 
 @in_loop
 async def test_a_revoked_certificate_is_not_renewed(cluster):
-    """The authority renews nobody whom it has revoked, and tells why."""
+    """A revoked machine's renewal is refused with the reason."""
     async with open_desk(cluster, Clock(), None) as (_, _, address):
         trust = cluster.trust("mini", Role.NODE)
         cluster.authority.revoke("mini", now=NOW)
@@ -212,7 +212,7 @@ async def test_a_revoked_certificate_is_not_renewed(cluster):
 
 @in_loop
 async def test_a_foreign_certificate_is_not_renewed(cluster, tmp_path):
-    """Somebody of another cluster gets nothing: neither side takes the other's certificate."""
+    """A renewal across clusters fails: neither side accepts the other's certificate."""
     other = Cluster(tmp_path / "two")
     async with open_desk(cluster, Clock(), None) as (_, _, address):
         with pytest.raises(CertificateRefused):
@@ -222,7 +222,7 @@ async def test_a_foreign_certificate_is_not_renewed(cluster, tmp_path):
 
 @in_loop
 async def test_the_desk_tells_what_was_revoked(cluster):
-    """A running process hears of a revocation by asking, with no other link."""
+    """A running process that asks the desk hears of a revocation, without any other link."""
     async with open_desk(cluster, Clock(), None) as (_, _, address):
         trust = cluster.trust("studio", Role.NODE)
         peer = cluster.trust("mini", Role.NODE).identity.peer
@@ -234,7 +234,7 @@ async def test_the_desk_tells_what_was_revoked(cluster):
 
 @in_loop
 async def test_the_keeper_hears_and_renews_by_itself(cluster):
-    """What runs in every node and head renews its certificate and hears of a revocation, unasked."""
+    """The task that runs in every node and head renews its certificate and fetches revocations periodically."""
     clock = Clock()
     async with open_desk(cluster, clock, None) as (_, _, address):
         folder = cluster.issue("mini", Role.NODE)
@@ -264,7 +264,7 @@ async def test_the_keeper_hears_and_renews_by_itself(cluster):
 )
 @in_loop
 async def test_rubbish_at_the_desk_changes_nothing(cluster, line, tmp_path):
-    """A desk answers rubbish with an error or not at all, and goes on."""
+    """Random bytes get an error or no answer, and the desk goes on."""
     async with open_desk(cluster, Clock()) as (_, _, invite):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -280,7 +280,7 @@ async def test_rubbish_at_the_desk_changes_nothing(cluster, line, tmp_path):
 
 @in_loop
 async def test_an_answer_that_is_none_is_refused(cluster, tmp_path):
-    """Something else that listens there is named as such."""
+    """Another service at the address is reported as such."""
 
     async def serve(reader, writer):
         await reader.readline()
@@ -302,7 +302,7 @@ async def test_an_answer_that_is_none_is_refused(cluster, tmp_path):
 
 
 def test_a_line_is_read_as_it_was_written():
-    """A line survives its way; anything else is refused without being repeated."""
+    """A line is read back unchanged; malformed ones are refused without being quoted."""
     line = InviteLine(address="192.168.1.7:50049", fingerprint="ab" * 32, secret="x" * 27)
     assert parse_invite(f" {line.text()}\n") == line
     for text in ("", "a/b/c", line.text() + "x", line.text().replace("ab", "AB"), line.text().replace(":50049", "")):
@@ -313,7 +313,7 @@ def test_a_line_is_read_as_it_was_written():
 
 @in_loop
 async def test_no_secret_is_logged_or_shown(cluster, tmp_path, caplog):
-    """Neither the secret nor a key stands in a log, an error or a representation."""
+    """No log, error or repr contains the secret or a key."""
     caplog.set_level(logging.DEBUG)
     texts = []
     async with open_desk(cluster, Clock()) as (_, invite, line):

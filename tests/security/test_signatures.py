@@ -1,4 +1,4 @@
-"""Signed manifests: made by split and push, required by who reads them."""
+"""Signed manifests: made by split and push, required by readers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def signed(made):
 
 
 def test_a_signed_pipeline_is_let_through(signed):
-    """The key that signed is the key that is required; the pipeline and its id are what they were."""
+    """A pipeline passes if the required key signed it; its content and id are unchanged."""
     folder, signer, _ = signed
     check_signature(folder, signer.public)
     check_unchanged(folder)
@@ -48,7 +48,7 @@ def test_a_signed_pipeline_is_let_through(signed):
 
 
 def test_a_changed_manifest_is_refused(signed):
-    """Any changed byte of the manifest, even one that leaves it valid, is found."""
+    """A change of any byte of the manifest is detected, even if the manifest stays valid."""
     folder, signer, _ = signed
     data = (folder / MANIFEST_FILE).read_bytes()
     (folder / MANIFEST_FILE).write_bytes(data.replace(b'"name":"m"', b'"name":"n"'))
@@ -60,14 +60,14 @@ def test_a_changed_manifest_is_refused(signed):
 
 
 def test_another_key_is_refused(signed):
-    """A good signature of somebody else is none."""
+    """A valid signature by another key is refused."""
     folder, _, other = signed
     with pytest.raises(SignatureError, match="another key"):
         check_signature(folder, other.public)
 
 
 def test_a_borrowed_name_is_refused(signed):
-    """A signature that names the required key, but was made with another, is found."""
+    """A signature that names the required key but was made with another is refused."""
     folder, signer, other = signed
     forged = decode(Signature, other.sign((folder / MANIFEST_FILE).read_bytes()), where="x")
     (folder / SIGNATURE_FILE).write_bytes(encode(forged.model_copy(update={"key": signer.public})))
@@ -76,7 +76,7 @@ def test_a_borrowed_name_is_refused(signed):
 
 
 def test_a_missing_signature_is_refused(signed):
-    """Where a signature is required, none is not enough."""
+    """Where a signature is required, an unsigned pipeline is refused."""
     folder, signer, _ = signed
     (folder / SIGNATURE_FILE).unlink()
     with pytest.raises(SignatureError, match="not signed"):
@@ -85,7 +85,7 @@ def test_a_missing_signature_is_refused(signed):
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[" * 5000, b'{"kind":"shardhub-signature"}', bytes(5000)])
 def test_a_broken_signature_is_refused(signed, data):
-    """A file that is not a signature is refused as such."""
+    """A malformed signature file is refused as malformed."""
     folder, signer, _ = signed
     (folder / SIGNATURE_FILE).write_bytes(data)
     with pytest.raises(SignatureError, match="not a signature"):
@@ -93,7 +93,9 @@ def test_a_broken_signature_is_refused(signed, data):
 
 
 def test_a_signature_is_over_a_manifest_and_nothing_else(signed):
-    """The same key over the same bytes without our context is not a signature: keys cannot be made to sign for us."""
+    """A signature by the same key over the same bytes without our context is refused, so that no other use of the key
+    counts.
+    """
     folder, signer, _ = signed
     import base64
 
@@ -104,7 +106,7 @@ def test_a_signature_is_over_a_manifest_and_nothing_else(signed):
 
 
 def test_keys_are_kept_private_and_are_not_replaced(tmp_path):
-    """A private key is its owner's alone, is refused when other users can read it, and is not overwritten."""
+    """A private key is created private, is refused if other users can read it, and is not overwritten."""
     signer = make_signing_key(tmp_path / "key")
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
     assert load_signer(tmp_path / "key").public == signer.public
@@ -118,13 +120,13 @@ def test_keys_are_kept_private_and_are_not_replaced(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "ed25519:", "ed25519:" + "A" * 44, "rsa:x", "nowhere.pub", "\0"])
 def test_what_is_no_public_key_is_refused(text):
-    """A wrong key is an error of use, not a signature that never fits."""
+    """A malformed public key is a usage error, not a failed signature."""
     with pytest.raises(UsageError, match="not a public key"):
         parse_public_key(text)
 
 
 def test_a_private_key_in_the_wrong_place_is_not_shown(tmp_path):
-    """Giving the private key where the public one is asked for, or a wrong file as private key, quotes nothing."""
+    """A private key given as the public one, or a wrong file as private key, is not quoted in the error."""
     make_signing_key(tmp_path / "key")
     secret = (tmp_path / "key").read_text().splitlines()[1]
     with pytest.raises(UsageError) as caught:

@@ -1,4 +1,4 @@
-"""A pushed pipeline's signature: with the manifest, never an old one's, and fetched with it."""
+"""The signature of a pushed pipeline: pushed with its manifest, replaced with it, and fetched with it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ pytestmark = OVER_LFS
 
 
 def test_a_push_signs_what_it_publishes(tmp_path):
-    """A signature comes with the manifest, is added to an unsigned one, and goes with the manifest it is of."""
+    """A push publishes a signature with the manifest, adds one to an unsigned manifest, and drops an
+    outdated one."""
     write_checkpoint(tmp_path / "model", 4, rows=64, tied=False)
     signer, other = (make_signing_key(tmp_path / name) for name in ("key", "other"))
     with pushing_hub(tmp_path / "hub") as (running, _):

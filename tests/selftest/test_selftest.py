@@ -1,4 +1,4 @@
-"""`shardhub selftest`: what it runs, how it judges, and what its report says."""
+"""`shardhub selftest`: what it runs, its verdicts, and its report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def report(*chains: ChainResult, kernels: tuple[KernelResult, ...] = ()) -> Repo
 
 @pytest.mark.parametrize("family", variants(list(FAMILIES), num_default=3))
 def test_each_family_runs_exactly_on_this_device(family: str) -> None:
-    """The chain of three stages is proven, gives the unsplit model's logits, and its sequences run side by side."""
+    """Three stages are proven and give the unsplit model's logits, and sequences run side by side."""
     result = run_family(family, FAMILIES[family], Form.DENSE)
     assert result.is_exact, result
     assert result.num_tokens > 0
@@ -43,18 +43,18 @@ def test_each_family_runs_exactly_on_this_device(family: str) -> None:
 
 @pytest.mark.parametrize("family", variants(["llama", "gpt-oss", "falcon-h1"]))
 def test_quantised_families_run_exactly(family: str) -> None:
-    """4-bit weights, experts and state-space layers among them: the same logits as the unsplit model."""
+    """With 4-bit weights, experts and state-space layers among them, logits equal the unsplit model's."""
     assert run_family(family, FAMILIES[family], Form.FOUR_BITS).is_exact
 
 
 def test_ten_families_are_of_ten_architectures() -> None:
-    """Ten models, none like another, each of as many layers as the cuts are made for."""
+    """Ten models of ten architectures, each with the number of layers that the cuts assume."""
     assert len({config["model_type"] for config in FAMILIES.values()}) == len(FAMILIES) == 10
     assert {config["num_hidden_layers"] for config in FAMILIES.values()} == {NUM_LAYERS}
 
 
 def test_chain_that_is_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stage that adds a little to what it hands on is not exact, though the unsplit model repeats itself."""
+    """A stage that adds a little to its output is reported as inexact, though the unsplit model repeats itself."""
     run = Stage.run
 
     def off(self, ids, cache, incoming, *, position, need_logits=True):
@@ -73,21 +73,21 @@ def test_chain_that_is_off_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_model_that_mlx_cannot_run_is_told_and_is_no_crash() -> None:
-    """What upstream raises stands in the result; the exit code is that of a failure, not of wrong numbers."""
+    """The result has upstream's error; the exit code is that of a failure, not of wrong numbers."""
     result = run_family("odd", {**FAMILIES["llama"], "model_type": "of-no-module"}, Form.DENSE)
     assert "of-no-module" in result.failure
     assert report(RIGHT, result).exit_code == 1
 
 
 def test_kernels_are_right_on_this_device() -> None:
-    """Each kernel is within rounding of float64 here, and a seed draws what it draws elsewhere."""
+    """Each kernel is within rounding of float64 on this device, and a seed draws the same as elsewhere."""
     results = run_kernels()
     assert len(results) > 30
     assert [result for result in results if not result.is_right] == []
 
 
 def test_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that forgets its last row, one that gives NaN and one that fails: each by its name."""
+    """A kernel that drops its last row, one that gives NaN and one that fails are each named."""
     monkeypatch.setattr(mx.fast, "rms_norm", lambda x, *_: mx.zeros_like(x))
     monkeypatch.setattr(mx, "softmax", lambda x, **_: x * float("nan"))
     monkeypatch.setattr(kernels, "_DRAWN", (1, 2, 3))
@@ -103,7 +103,7 @@ def test_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_report_is_to_be_pasted() -> None:
-    """It says backend, class, budget, each family and the verdict, fenced, without the home folder."""
+    """The report has backend, class, budget, each family and the verdict, in a code block, without the home folder."""
     wrong = replace(RIGHT, family="gemma3", tokens_equal=5, max_abs_logit_difference=0.25, is_repeatable=False)
     text = report(RIGHT, wrong, kernels=(KernelResult(name="rope"),)).text()
     lines = text.splitlines()
@@ -115,7 +115,7 @@ def test_report_is_to_be_pasted() -> None:
 
 
 def test_selftest_prints_one_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--json`: one document on stdout, what is being done on stderr, exit code 0."""
+    """`--json` prints one document on stdout and progress on stderr, and exits with 0."""
     monkeypatch.setitem(run_selftest.__kwdefaults__, "families", ("llama",))
     monkeypatch.setitem(run_selftest.__kwdefaults__, "forms", (Form.DENSE,))
     result = CliRunner().invoke(app, ["selftest", "--json"])

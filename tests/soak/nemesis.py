@@ -1,4 +1,4 @@
-"""Random traffic and random faults on a real chain, and a checker of what must hold whatever happens.
+"""Random traffic and random faults on a real chain, and checks of its invariants.
 
 A run is made from its seed: which requests come, which are given up, which node is killed, frozen, cut off or restarted
 when.
@@ -41,7 +41,7 @@ _AT_ONCE = 4
 
 @dataclass(slots=True)
 class Report:
-    """What a run saw.
+    """The results of a run.
 
     Attributes:
         outcomes: Requests by how they ended.
@@ -86,7 +86,7 @@ class Cluster:
         self.proxies[index].onward = self.nodes[index].wait_ready().address
 
     def kill(self, index: int) -> None:
-        """`kill -9`."""
+        """Kill a node with SIGKILL."""
         self.nodes[index].process.kill()
         self.nodes[index].process.wait()
 
@@ -95,7 +95,7 @@ class Cluster:
         return (index + len(self.nodes) // 2) % len(self.nodes)
 
     def restart(self, index: int) -> None:
-        """A new process at the same address, without any KV."""
+        """Start a new process at the same address, without any KV."""
         nodes.stop_all([self.nodes[index]])
         self.nodes[index] = self._node(index)
         self._wait_ready(index)
@@ -110,7 +110,7 @@ class Cluster:
 
 
 async def soak(cluster: Cluster, *, seed: int, seconds: float) -> Report:
-    """Run traffic and faults for so long, then let everything end and look for what is left.
+    """Run traffic and faults for this long, then let all requests end and check what is left.
 
     Invariants: no wrong token (a stream's tokens are those of a run without faults, or a beginning of them and an
     error); no hang; no session left on any node and none of the head's descriptors; nodes that live answer; a request
@@ -164,7 +164,7 @@ async def _user(
     ends_at: float,
     report: Report,
 ) -> None:
-    """Ask, read, now and then give up, and compare what came."""
+    """Send requests, now and then give one up, and compare the answers."""
     while time.monotonic() < ends_at:
         index = dice.randrange(len(requests))
         gives_up_at = dice.randrange(1, 40) if dice.random() < 0.2 else None
@@ -195,7 +195,7 @@ async def _user(
 
 
 async def _faults(cluster: Cluster, dice: random.Random, ends_at: float, report: Report) -> None:
-    """One fault after the other, never to both nodes of a stage at once."""
+    """Inject one fault after the other, never on both nodes of a stage at once."""
     loop = asyncio.get_running_loop()
     while time.monotonic() < ends_at:
         index = dice.randrange(len(cluster.nodes))
@@ -223,7 +223,7 @@ async def _faults(cluster: Cluster, dice: random.Random, ends_at: float, report:
 
 
 async def _settled(cluster: Cluster, report: Report, num_descriptors: int) -> None:
-    """Every node answers and holds no session that takes steps, and links that were lost left no descriptor."""
+    """Every node answers and has no open session, and lost links left no file descriptor."""
     unanswered: list[ShardhubError] = []
 
     async def none_left() -> bool:

@@ -1,4 +1,4 @@
-"""Tenants of a gateway whose clients leave at random while nodes come and go, and a look at what is left of them."""
+"""Tenants of a gateway whose clients leave at random while nodes come and go, and checks of what is left."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MOST_TASKS_MORE = 4
 
 
 async def tenants_soak(cluster: Cluster, *, seed: int, seconds: float) -> Report:
-    """Run clients and faults for so long; then every tenant is answered, and nothing of all that is left.
+    """Run clients and faults for this long; afterwards every tenant is answered, and nothing is left.
 
     Invariants: no stream stands still for long, and each client that stays is answered; afterwards all tenants are
     answered, no answer is on its way, no stream, task or session is left, and no descriptor.
@@ -103,7 +103,7 @@ async def _is_answered(client: httpx.AsyncClient, key: str) -> bool:
 
 
 async def _client(url: str, key: str, dice: random.Random, ends_at: float, report: Report) -> None:
-    """Ask by one API or the other, and read to the end, or leave after a while: before, or in mid-answer."""
+    """Send requests by either API, and read to the end or leave before or during the answer."""
     while time.monotonic() < ends_at:
         leaves_s = dice.uniform(0.0, 3.0) if dice.random() < 0.5 else None
         body = {"max_tokens": dice.randrange(1, 150), "stream": dice.random() < 0.5}
@@ -135,7 +135,7 @@ async def _client(url: str, key: str, dice: random.Random, ends_at: float, repor
 
 
 async def _watch_progress(head: Head, report: Report) -> None:
-    """Note each stream that neither computes nor draws anything for so long that it hangs."""
+    """Record each stream that has neither computed nor drawn anything for too long."""
     last: dict[Stream, tuple[tuple[int, int], float]] = {}
     while True:
         now = time.monotonic()
@@ -151,7 +151,7 @@ async def _watch_progress(head: Head, report: Report) -> None:
 
 
 async def _come_and_go(cluster: Cluster, dice: random.Random, ends_at: float, report: Report) -> None:
-    """One fault after the other: a node, or both of a stage, end and come again, or are not reached for a while."""
+    """Inject one fault after the other: one or both nodes of a stage end and return, or are unreachable for a while."""
     loop = asyncio.get_running_loop()
     while time.monotonic() < ends_at:
         index = dice.randrange(len(cluster.nodes))
@@ -173,7 +173,7 @@ async def _come_and_go(cluster: Cluster, dice: random.Random, ends_at: float, re
 
 
 async def _settled(cluster: Cluster, head: Head, client: httpx.AsyncClient, report: Report) -> None:
-    """The gateway is ready again and has no answer on its way, and no node a session that takes steps."""
+    """The gateway is ready with no answer in progress, and no node has an open session."""
     scheduler = head.scheduler
     seen: Counter[str] = Counter()
 

@@ -1,4 +1,4 @@
-"""Cards and configurations: whatever a value holds, it comes out as data."""
+"""Cards and configurations: any value is written as data."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _manifest(repo: str | None = None) -> Manifest:
 
 
 def _parsed(card: str) -> tuple[dict[str, object], str]:
-    """Front matter and body, taken apart as the Hub does."""
+    """Front matter and body, separated as the Hub does."""
     match = re.match(r"^(\s*---[\r\n]+)([\S\s]*?)([\r\n]+---(\r\n|\n|$))", card)
     assert match is not None
     return yaml.safe_load(match.group(2)), card[match.end() :]
@@ -97,7 +97,7 @@ VALUES = st.recursive(TEXTS | st.booleans(), lambda inner: st.lists(inner) | st.
 
 @given(st.dictionaries(st.sampled_from(["license", "language", "extra_gated_fields"]), VALUES))
 def test_front_matter_is_read_back_equal(fields: dict) -> None:
-    """YAML gives back the very texts, whatever characters they hold."""
+    """YAML reads back the same strings, whatever characters they contain."""
     text = front_matter(fields)
     text.encode()
     assert (yaml.safe_load(text) or {}) == fields
@@ -124,7 +124,7 @@ def test_hostile_values_are_data_in_a_shard_card(value: str) -> None:
 
 @pytest.mark.parametrize("value", HOSTILE)
 def test_hostile_values_are_data_in_a_pipeline_card(value: str) -> None:
-    """The same for a pipeline's card."""
+    """A hostile model name or licence changes neither front matter nor structure of a pipeline's card."""
     card = pipeline_card(_manifest(), name="model-pipeline", source=value, fields={"base_model": value}, stages=STAGES)
     fields, body = _parsed(card)
     assert fields == {
@@ -140,7 +140,7 @@ def test_hostile_values_are_data_in_a_pipeline_card(value: str) -> None:
 
 @given(st.text())
 def test_one_line_is_one_line_without_markup(value: str) -> None:
-    """Text for a card has no line break, no tag, no live Markdown, and an end."""
+    """Text for a card has no line break, no tag, no live Markdown, and bounded length."""
     line = one_line(value)
     assert len(line.splitlines()) <= 1
     assert "<" not in line
@@ -163,7 +163,7 @@ def test_shard_card_says_what_it_is() -> None:
 
 
 def test_pipeline_card_joins_the_model_tree() -> None:
-    """The base model is the source's repo where there is one, else what the source's card names."""
+    """The base model is the source's repo if there is one, else what the source's card names."""
     card = pipeline_card(
         _manifest("org/model"), name="model-pipeline", source="org/model", fields={"base_model": "x/y"}, stages=STAGES
     )
@@ -175,7 +175,7 @@ def test_pipeline_card_joins_the_model_tree() -> None:
 
 
 def test_configuration_keeps_every_value() -> None:
-    """A shard's config.json is the source's and our block, infinite numbers and markup included."""
+    """A shard's config.json is the source's plus our block, infinite numbers and markup included."""
     config = {"a": [float("inf"), 1e-5], "text": "<b> & {{ 7*7 }} 漢", "shardhub": "old"}
     again = json.loads(shard_config(config, HINT))
     assert again.pop("shardhub") == HINT.model_dump(mode="json")
@@ -184,7 +184,7 @@ def test_configuration_keeps_every_value() -> None:
 
 @given(TEXTS, TEXTS, VALUES)
 def test_the_clients_own_parser_reads_cards_back(name: str, licence: str, prompt: object) -> None:
-    """Whatever a source's card says, huggingface_hub finds those very values, and ours beside them."""
+    """Whatever a source's card says, huggingface_hub reads back its values, and ours beside them."""
     fields = {"license": licence, "license_name": name, "extra_gated_prompt": prompt}
     proof = Proof(
         stage_digest="a" * 64,
@@ -213,7 +213,7 @@ def test_the_clients_own_parser_reads_cards_back(name: str, licence: str, prompt
 
 
 def test_shards_of_one_model_share_a_tag() -> None:
-    """Whatever the cut; it is how a push finds weight files that are at the Hub already."""
+    """All cuts of a model share a tag, by which a push finds weight files that are on the Hub already."""
     card = shard_card(STAGE, HINT, source="m", fields={}, stages=STAGES, on_hub=True)
     assert model_tag("c" * 64) in _parsed(card)[0]["tags"]
     assert "[`model-shard-0`](/model-shard-0)" in card
@@ -283,7 +283,7 @@ def test_shard_says_nothing_that_only_a_model_says() -> None:
     ],
 )
 def test_source_card_is_read_as_advice(readme: str | None, expected: dict, tmp_path: Path) -> None:
-    """Known fields of the source's card are taken, broken or hostile ones left out."""
+    """Known fields of the source's card are adopted; broken or hostile ones are left out."""
     if readme is not None:
         (tmp_path / "README.md").write_text(readme)
     assert source_fields(tmp_path) == expected

@@ -1,4 +1,4 @@
-"""--check-weights: NaN and infinity in any float tensor are found while its bytes are copied, and nothing else is."""
+"""--check-weights finds NaN and infinity in float tensors while their bytes are copied, and reports nothing else."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _split(checkpoint: Checkpoint, out: Path, *, check_weights: bool) -> SplitRe
 
 
 def _holding(dtype: str, value: bytes, index: int, shape: tuple[int, ...]) -> dict[str, tuple[TensorSpec, bytes]]:
-    """Zeros but for one element."""
+    """Zeros except for one element."""
     spec = TensorSpec(dtype=dtype, shape=shape)
     data = bytearray(spec.size_bytes)
     data[index * len(value) : (index + 1) * len(value)] = value
@@ -67,7 +67,7 @@ def _holding(dtype: str, value: bytes, index: int, shape: tuple[int, ...]) -> di
 
 
 def test_every_half_and_fp8_pattern_is_told_right() -> None:
-    """For every 16 and 8 bits: not finite exactly where numpy or MLX says so."""
+    """Of all 16-bit and 8-bit patterns, exactly those that numpy or MLX calls not finite are reported."""
     all16 = np.arange(1 << 16, dtype=np.uint16)
     all8 = np.arange(1 << 8, dtype=np.uint8)
     floats = {
@@ -82,7 +82,7 @@ def test_every_half_and_fp8_pattern_is_told_right() -> None:
 
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
 def test_extremes_are_finite(dtype: str) -> None:
-    """The largest, the smallest and minus zero are numbers."""
+    """The largest and smallest values and minus zero count as finite."""
     kind = {"F32": np.float32, "F64": np.float64}[dtype]
     info = np.finfo(kind)
     values = np.array([info.max, info.min, info.tiny, -0.0, info.smallest_subnormal], kind)
@@ -93,7 +93,7 @@ def test_extremes_are_finite(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", [name for name in DTYPE_SIZES if name[0] in "UIB" and name != "BF16"])
 def test_integers_may_be_anything(dtype: str) -> None:
-    """Packed weights have all bits set now and then."""
+    """Integer tensors are not checked: packed weights may have all bits set."""
     assert first_nonfinite(dtype, memoryview(b"\xff" * 64)) is None
 
 
@@ -103,7 +103,8 @@ def test_integers_may_be_anything(dtype: str) -> None:
     ids=[f"{kind}-{dtype}" for kind, table in (("nan", NAN), ("inf", INFINITY)) for dtype in table],
 )
 def test_split_is_refused(dtype: str, value: bytes, tmp_path: Path) -> None:
-    """Tensor, index and file are named; no pipeline is made, nor the shard; without the check it is copied."""
+    """Tensor, index and file are named, and neither pipeline nor shard is made; without the check the file is copied.
+    """
     checkpoint = _write(tmp_path / "model", _holding(dtype, value, 3 * 5 + 4, (7, 5)))
     with pytest.raises(NonFiniteWeights, match=NAME) as caught:
         _split(checkpoint, tmp_path / "out", check_weights=True)
@@ -118,7 +119,7 @@ def test_split_is_refused(dtype: str, value: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("index", [0, (1 << 19) - 100, (1 << 19) + 7, 3 * (1 << 18) * 4 - 1])
 def test_first_one_is_found_in_a_large_tensor(index: int, tmp_path: Path) -> None:
-    """Wherever it is among the pieces the copy goes in, and though there is another after it."""
+    """The first element is reported, in whatever piece of the copy it is, even if others follow."""
     shape = (3, 1 << 18, 4)
     holding = _holding("F16", NAN["F16"], index, shape)
     spec, data = holding[NAME]
@@ -129,7 +130,7 @@ def test_first_one_is_found_in_a_large_tensor(index: int, tmp_path: Path) -> Non
 
 
 def test_checked_shards_are_the_same(tmp_path: Path) -> None:
-    """Looking changes no byte."""
+    """Checking changes no byte of the shards."""
     checkpoint = _write(tmp_path / "model", _holding("BF16", b"\x80\x3f", 3, (7, 5)))
     for name, check in (("a", False), ("b", True)):
         _split(checkpoint, tmp_path / name, check_weights=check)
@@ -141,7 +142,7 @@ def test_checked_shards_are_the_same(tmp_path: Path) -> None:
 
 
 def test_files_of_an_unchecked_run_are_checked(tmp_path: Path) -> None:
-    """What an earlier run copied without looking is looked at; what was looked at is not read again."""
+    """Files that an earlier run copied unchecked are checked; checked ones are not read again."""
     checkpoint = _write(tmp_path / "model", _holding("F16", NAN["F16"], 0, (4,)))
     assert _split(checkpoint, tmp_path / "out", check_weights=False).pipeline is not None
     with pytest.raises(NonFiniteWeights):
@@ -156,7 +157,7 @@ def test_files_of_an_unchecked_run_are_checked(tmp_path: Path) -> None:
 
 
 def test_computed_tensors_are_checked(tmp_path: Path) -> None:
-    """A NaN in one expert is found in the tensor that the experts become."""
+    """A NaN in one expert is reported in the tensor that the experts are joined into."""
     model = originals.write("mixtral", tmp_path / "model")
     checkpoint = open_checkpoint(model)
     expert = checkpoint.tensors["model.layers.3.block_sparse_moe.experts.2.w3.weight"]

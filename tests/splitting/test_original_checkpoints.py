@@ -1,4 +1,4 @@
-"""Splitting checkpoints as publishers write them: computed files are made, kept and found again as copied ones are."""
+"""Splitting checkpoints in publishers' formats: computed files are made, kept and recognised like copied ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _split(model: Path, out: Path, cuts: tuple[int, ...] = (2, 4), **more: Any) 
 
 
 def _tree(out: Path) -> dict[str, bytes]:
-    """Every file in sight below a folder."""
+    """Every visible file below a folder."""
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
@@ -39,7 +39,7 @@ def _tree(out: Path) -> dict[str, bytes]:
 
 
 def _inodes(out: Path) -> dict[str, int]:
-    """Weight files that are finished, in sight or not."""
+    """Finished weight files, visible or hidden."""
     return {
         f"{path.parent.name}/{path.name}": path.stat().st_ino
         for path in out.rglob("*.safetensors")
@@ -49,7 +49,7 @@ def _inodes(out: Path) -> dict[str, int]:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Experts as single tensors, spread over three files."""
+    """A model with single expert tensors, spread over three files."""
     return originals.write("mixtral", tmp_path / "model")
 
 
@@ -64,7 +64,7 @@ def model(tmp_path: Path) -> Path:
     ),
 )
 def test_only_needed_tensors_are_in_shards(name: str, tmp_path: Path) -> None:
-    """No vision tower, no prediction layer, no buffer: the shards' bytes are those of the model's own tensors."""
+    """The shards have the model's own tensors only: no vision tower, no prediction layer, no buffer."""
     checkpoint, contents, stages = dissected(originals.write(name, tmp_path / "model"), (2, 4))
     stored_in: dict[str, int] = {}
     for shard in split(checkpoint, contents, stages, tmp_path / "out", name="m", source=FOLDER).shards:
@@ -78,7 +78,7 @@ def test_only_needed_tensors_are_in_shards(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", variants(["mixtral", "qwen3_5", "deepseek_v3_fp8"]))
 def test_weight_files_are_the_same_in_every_cut(name: str, tmp_path: Path) -> None:
-    """Computed or copied, a weight file of a name has one content, whatever the cut."""
+    """Computed or copied, a weight file has the same content in every cut."""
     model = originals.write(name, tmp_path / "model")
     seen: dict[str, bytes] = {}
     for cuts in ((), (1,), (2, 4)):
@@ -89,7 +89,7 @@ def test_weight_files_are_the_same_in_every_cut(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
 def test_cards_tell_copied_tensors_from_computed_ones(name: str, tmp_path: Path) -> None:
-    """A card claims the source's very bytes only of what was copied."""
+    """A card claims the source's bytes only for copied tensors."""
     result = _split(originals.write(name, tmp_path / "model"), tmp_path / "out")
     num_computed = 0
     for folder in (*(shard.folder for shard in result.shards), result.pipeline):
@@ -104,7 +104,7 @@ def test_cards_tell_copied_tensors_from_computed_ones(name: str, tmp_path: Path)
 
 
 def test_shards_one_by_one_make_the_same_pipeline(model: Path, tmp_path: Path) -> None:
-    """--only K, in any order, computes what the whole run computes."""
+    """`--only K` for each shard, in any order, gives the pipeline of one whole run."""
     _split(model, tmp_path / "whole")
     for index in (2, 0, 1):
         result = _split(model, tmp_path / "single", only=index)
@@ -113,7 +113,7 @@ def test_shards_one_by_one_make_the_same_pipeline(model: Path, tmp_path: Path) -
 
 
 def test_second_run_computes_nothing(model: Path, tmp_path: Path) -> None:
-    """What is in place is left alone, and known by its key; without the journal it is computed to be compared."""
+    """Finished files are recognised by their key; without the journal they are computed again and compared."""
     out = tmp_path / "out"
     _split(model, out)
     before = _inodes(out)
@@ -125,7 +125,7 @@ def test_second_run_computes_nothing(model: Path, tmp_path: Path) -> None:
 
 
 def test_other_experts_are_seen(model: Path, tmp_path: Path) -> None:
-    """A shard in place that was computed of other weights is refused, even where nothing else changed."""
+    """A shard computed from other weights is refused, even if nothing else changed."""
     out = tmp_path / "out"
     _split(model, out)
     path = model / "model-00001-of-00003.safetensors"
@@ -137,7 +137,7 @@ def test_other_experts_are_seen(model: Path, tmp_path: Path) -> None:
 
 
 def test_source_that_changes_meanwhile_is_refused(model: Path, tmp_path: Path) -> None:
-    """A source file replaced after its header was read gives no shard."""
+    """A source file that is replaced after its header was read makes no shard."""
     checkpoint, contents, stages = dissected(model, (2,))
     path = model / "model-00003-of-00003.safetensors"
     path.write_bytes(path.read_bytes())
@@ -188,7 +188,7 @@ def _child(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_kill_loses_nothing(model: Path, tmp_path: Path) -> None:
-    """Killed among computed files, a split leaves no half shard; the next run takes finished ones, and ends right."""
+    """A split killed among computed files leaves no half shard; the next run keeps finished files and ends right."""
     whole = tmp_path / "whole"
     done = _child(_KILLED, str(model), str(whole), "0")
     assert done.returncode == 0, done.stderr
@@ -208,7 +208,7 @@ def test_kill_loses_nothing(model: Path, tmp_path: Path) -> None:
 
 
 def test_memory_is_flat(tmp_path: Path) -> None:
-    """A model four times as large takes no more memory: one tensor and what it is made of."""
+    """A model four times as large takes no more memory: one tensor and its sources."""
     peaks = []
     for num_layers in (2, 8):
         config = {

@@ -1,4 +1,4 @@
-"""Splitting: the very bytes, the same files in every cut, nothing half done in sight, nothing lost to a kill."""
+"""Splitting: exact bytes, the same files in every cut, no visible half-done shard, nothing lost to a kill."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _weights(folder: Path) -> dict[str, bytes]:
 
 
 def _tree(out: Path) -> dict[str, bytes]:
-    """Every file in sight below a folder."""
+    """Every visible file below a folder."""
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
@@ -83,7 +83,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("cuts", [(), (1,), (3,), (1, 2, 3)])
 def test_tensors_are_copied_byte_for_byte(tmp_path: Path, cuts: tuple[int, ...], tied: bool) -> None:
-    """Every tensor is in a shard with the very bytes it had, and the shards together hold all of them."""
+    """Every tensor is in a shard with its original bytes, and the shards together hold all tensors."""
     tensors = write_checkpoint(tmp_path / "model", tied=tied, num_files=3)
     result = _split(tmp_path / "model", tmp_path / "out", cuts)
     names: set[str] = set()
@@ -100,7 +100,7 @@ def test_tensors_are_copied_byte_for_byte(tmp_path: Path, cuts: tuple[int, ...],
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_weight_files_are_the_same_in_every_cut(tmp_path: Path, tied: bool) -> None:
-    """A weight file of a name has one content, whatever the cut: another cut uploads nothing twice."""
+    """A weight file has the same content in every cut, so that another cut uploads nothing twice."""
     write_checkpoint(tmp_path / "model", tied=tied)
     seen: dict[str, bytes] = {}
     for count in range(4):
@@ -128,7 +128,7 @@ def test_source_layout_does_not_show(tmp_path: Path) -> None:
 
 
 def test_tied_table_is_in_the_first_and_the_last_shard(model: Path, tmp_path: Path) -> None:
-    """The embedding file of first and last shard is one file, and a middle stage has none."""
+    """The first and the last shard have the same embedding file, and a middle shard has none."""
     first, middle, last = _split(model, tmp_path / "out", (1, 3)).shards
     name = "model.embed_tokens.safetensors"
     assert (first.folder / name).read_bytes() == (last.folder / name).read_bytes()
@@ -137,7 +137,7 @@ def test_tied_table_is_in_the_first_and_the_last_shard(model: Path, tmp_path: Pa
 
 
 def test_foreign_tensor_comes_alone(model: Path, tmp_path: Path) -> None:
-    """Of another stage's layer only what is needed is taken, in a file of its own."""
+    """A tensor of another stage's layer is copied alone, into a file of its own."""
     first = _split(model, tmp_path / "out", next_norm=True).shards[0]
     header = read_header(first.folder / "layer-00002-part.safetensors")
     assert list(header.tensors) == ["model.layers.2.input_layernorm.weight"]
@@ -145,7 +145,7 @@ def test_foreign_tensor_comes_alone(model: Path, tmp_path: Path) -> None:
 
 
 def test_large_group_takes_several_files(model: Path, tmp_path: Path) -> None:
-    """A group beyond the limit is cut between tensors, in order; a tensor larger than the limit is not cut."""
+    """A group beyond the limit is divided between tensors, in order; a tensor larger than the limit is not divided."""
     checkpoint = open_checkpoint(model)
     limit = 40
     result = _split(model, tmp_path / "out", max_file_bytes=limit)
@@ -159,7 +159,7 @@ def test_large_group_takes_several_files(model: Path, tmp_path: Path) -> None:
 
 
 def test_names_that_differ_in_case_only_are_refused(tmp_path: Path) -> None:
-    """Two files that one name could stand for on a Mac are refused when the model is split."""
+    """Two tensor names that differ in letter case only are refused, as macOS would take their files for one."""
     write_checkpoint(tmp_path)
     stored = dict(open_checkpoint(tmp_path).tensors)
     stored["model.NORM.weight"] = stored["model.norm.weight"]
@@ -205,7 +205,7 @@ def test_shard_is_complete_and_consistent(model: Path, tmp_path: Path) -> None:
 
 
 def test_pipeline_carries_known_files_only(model: Path, tmp_path: Path) -> None:
-    """Configuration, tokenizer and template lie beside the manifest; code and anything else does not."""
+    """Configuration, tokenizer and template are copied beside the manifest; code and anything else is not."""
     for name in ("secrets.txt", "tokenizer.py", "optimizer.bin", "merges.txt", "qwen.tiktoken", ".hidden.tiktoken"):
         (model / name).write_text("x")
     pipeline = _split(model, tmp_path / "out").pipeline
@@ -224,7 +224,7 @@ def test_pipeline_carries_known_files_only(model: Path, tmp_path: Path) -> None:
 
 
 def test_oversized_tokenizer_is_refused(model: Path, tmp_path: Path) -> None:
-    """A tokenizer file no model has is refused before anything is written."""
+    """A tokenizer file larger than any model's is refused before anything is written."""
     with (model / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 30)
     with pytest.raises(FormatError, match=r"tokenizer\.json"):
@@ -233,7 +233,7 @@ def test_oversized_tokenizer_is_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_second_run_leaves_everything_alone(model: Path, tmp_path: Path) -> None:
-    """The same split again writes nothing and says that all is there, with or without the journal."""
+    """The same split again writes nothing and reports that everything is there, with or without the journal."""
     out = tmp_path / "out"
     first = _split(model, out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != JOURNAL_FILE}
@@ -264,7 +264,7 @@ def _other_config(model: Path) -> None:
 def test_another_shard_is_never_overwritten(
     model: Path, tmp_path: Path, change: Callable[[Path], None], cuts: tuple[int, ...]
 ) -> None:
-    """Other weights, another configuration or another cut under the same name are refused with the ways to go on."""
+    """Other weights, another configuration or another cut under the same name are refused, with what to do."""
     out = tmp_path / "out"
     _split(model, out)
     before = _tree(out)
@@ -276,7 +276,7 @@ def test_another_shard_is_never_overwritten(
 
 
 def test_other_weights_are_seen_without_the_pipeline(model: Path, tmp_path: Path) -> None:
-    """A shard of other weights with the same shapes is told from this model's by its bytes alone."""
+    """A shard of other weights with the same shapes is recognised by its bytes."""
     out = tmp_path / "out"
     _split(model, out, only=0)
     (out / JOURNAL_FILE).unlink()
@@ -298,7 +298,7 @@ def test_damaged_shard_is_named(model: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["m-shard-0", "m-pipeline"])
 def test_folder_of_something_else_is_not_touched(model: Path, tmp_path: Path, folder: str) -> None:
-    """A folder that happens to have a shard's name keeps its content."""
+    """A folder that has a shard's name by chance keeps its content."""
     own = tmp_path / "out" / folder
     own.mkdir(parents=True)
     (own / "thesis.txt").write_text("precious")
@@ -309,7 +309,7 @@ def test_folder_of_something_else_is_not_touched(model: Path, tmp_path: Path, fo
 
 
 def test_shards_one_by_one_make_the_same_pipeline(model: Path, tmp_path: Path) -> None:
-    """`only` writes one shard; the pipeline appears with the last one and equals that of one run."""
+    """`only` writes one shard; the pipeline appears with the last one and equals that of a whole run."""
     whole = _split(model, tmp_path / "whole", (1, 2))
     out = tmp_path / "out"
     assert _split(model, out, (1, 2), only=2).missing == (0, 1)
@@ -323,7 +323,7 @@ def test_shards_one_by_one_make_the_same_pipeline(model: Path, tmp_path: Path) -
 
 
 def test_shards_of_another_cut_do_not_complete_a_pipeline(model: Path, tmp_path: Path) -> None:
-    """A shard of another cut under the name counts as missing and is left alone."""
+    """A shard of another cut with the same name counts as missing and is left alone."""
     out = tmp_path / "out"
     _split(model, out, (1,), only=0)
     before = _tree(out)
@@ -335,14 +335,14 @@ def test_shards_of_another_cut_do_not_complete_a_pipeline(model: Path, tmp_path:
 
 @pytest.mark.parametrize("only", [-1, 2, 99])
 def test_shard_that_does_not_exist_is_refused(model: Path, tmp_path: Path, only: int) -> None:
-    """--only counts from 0 to the last shard."""
+    """--only takes numbers from 0 to the last shard."""
     with pytest.raises(UsageError, match="0 to 1"):
         _split(model, tmp_path / "out", only=only)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "../x", "a" * 200, "nul\0"])
 def test_unsafe_name_is_refused(model: Path, tmp_path: Path, name: str) -> None:
-    """The name of a pipeline cannot leave the folder."""
+    """A pipeline's name cannot lead out of the folder."""
     with pytest.raises(FormatError):
         _split(model, tmp_path / "out", name=name)
 
@@ -357,7 +357,9 @@ def test_stages_that_do_not_cover_are_refused(model: Path, tmp_path: Path) -> No
 
 
 def test_preview_tells_what_the_split_does(model: Path, tmp_path: Path) -> None:
-    """Before: all bytes, read once and written as often as needed. Nothing is written. After: nothing to do."""
+    """Before: every byte is read once and written as often as needed, and the preview writes nothing. After: nothing to
+    do.
+    """
     out = tmp_path / "out"
     checkpoint = open_checkpoint(model)
     arguments: Any = (checkpoint, contents_of(checkpoint), stages_of(checkpoint, (2,)), out)
@@ -406,7 +408,7 @@ print(count)
 
 
 def test_kill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
-    """Killed before any step that changes the disk, a split leaves no half shard; the next run finishes, right."""
+    """A split killed before any step that changes the disk leaves no half shard; the next run ends right."""
     write_checkpoint(tmp_path / "model", num_layers=4, num_files=1)
     whole = tmp_path / "whole"
     done = _child(_KILLED, str(tmp_path / "model"), str(whole), "0")
@@ -429,7 +431,7 @@ def test_kill_at_any_moment_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_second_kill_is_survived(tmp_path: Path) -> None:
-    """Runs that are killed again and again get further each time, until one finishes with the right bytes."""
+    """Repeatedly killed runs get further each time, until one finishes with the right bytes."""
     write_checkpoint(tmp_path / "model", num_files=1)
     _split(tmp_path / "model", tmp_path / "whole", (1, 3))
     out, codes = tmp_path / "out", []
@@ -441,7 +443,7 @@ def test_second_kill_is_survived(tmp_path: Path) -> None:
 
 
 def test_finished_files_are_not_copied_again(model: Path, tmp_path: Path) -> None:
-    """After a kill only the files that were not finished are read again."""
+    """After a kill only unfinished files are read again."""
     out = tmp_path / "out"
 
     class Stop(Exception):
@@ -462,7 +464,9 @@ def test_finished_files_are_not_copied_again(model: Path, tmp_path: Path) -> Non
 
 
 def test_finished_files_of_other_weights_are_not_taken(model: Path, tmp_path: Path) -> None:
-    """If the model changed after a kill, nothing of the broken run gets into the shards, even if it changes back."""
+    """If the model changed after a kill, no file of the broken run gets into the shards, even if the model changes
+    back.
+    """
     out = tmp_path / "out"
     originals = {path: (path.read_bytes(), path.stat()) for path in model.glob("*.safetensors")}
 
@@ -487,7 +491,7 @@ def test_finished_files_of_other_weights_are_not_taken(model: Path, tmp_path: Pa
 
 
 def test_source_that_changes_meanwhile_is_refused(model: Path, tmp_path: Path) -> None:
-    """A weight file that is replaced after its header was read is not copied by stale ranges."""
+    """A weight file that is replaced after its header was read is not copied by outdated ranges."""
     checkpoint = open_checkpoint(model)
     stages = stages_of(checkpoint, (2,))
     write_checkpoint(model, seed=1, rows=32)
@@ -504,7 +508,7 @@ def test_two_splits_do_not_share_a_folder(model: Path, tmp_path: Path) -> None:
 
 
 def test_missing_tensor_is_refused(model: Path, tmp_path: Path) -> None:
-    """A tensor that the model needs and the checkpoint lacks is named before anything is written."""
+    """A tensor that the checkpoint lacks is named before anything is written."""
     checkpoint = open_checkpoint(model)
     tensors = {name: own for name, own in checkpoint.tensors.items() if name != "model.norm.weight"}
     poorer = replace(checkpoint, tensors=tensors)
@@ -532,7 +536,7 @@ def test_renamed_tensors_get_their_final_names(model: Path, tmp_path: Path) -> N
 
 
 def test_disk_full_before_the_start(tmp_path: Path) -> None:
-    """A model larger than the room there is, if only by holes in its file, is not begun; both figures are said."""
+    """A split of a model larger than the free space does not begin, sparse files included; both figures are named."""
     model = tmp_path / "model"
     write_checkpoint(model, num_layers=2, num_files=1)
     (model / "model.safetensors.index.json").unlink()
@@ -557,7 +561,7 @@ except ShardhubError as error:
 
 
 def test_disk_full_in_the_middle(tmp_path: Path) -> None:
-    """When a file cannot be written to its end the split stops, leaves no shard in sight, and can be finished."""
+    """When a file cannot be written the split stops, leaves no visible shard, and can be finished later."""
     write_checkpoint(tmp_path / "model", rows=4000)
     out = tmp_path / "out"
     done = _child(_FULL_DISK, str(tmp_path / "model"), str(out), "20000")
@@ -604,7 +608,7 @@ def _can_mount() -> bool:
 
 @pytest.mark.skipif(not _can_mount(), reason="a file system of its own needs Linux namespaces")
 def test_real_disk_runs_full_and_gets_room_again(tmp_path: Path) -> None:
-    """On a file system that another process fills meanwhile the split stops, and with room again finishes."""
+    """On a file system that another process fills up the split stops; with room again the next run finishes."""
     write_checkpoint(tmp_path / "model", rows=4000)
     expected = _split(tmp_path / "model", tmp_path / "whole").pipeline_id
     disk = tmp_path / "disk"
@@ -654,7 +658,7 @@ def test_folder_without_permission_is_refused(public: Path) -> None:
 
 
 def test_output_that_is_a_file_is_refused(model: Path, tmp_path: Path) -> None:
-    """A file where the folder should be is a usage error."""
+    """A file where the output folder should be is a usage error."""
     (tmp_path / "out").write_text("x")
     with pytest.raises(UsageError, match="not a folder"):
         _split(model, tmp_path / "out")
@@ -673,7 +677,7 @@ else:
 
 
 def test_memory_is_flat(tmp_path: Path) -> None:
-    """A process that splits a model of some size takes less than 120 MB, most of it the interpreter's."""
+    """A process that splits a large model takes less than 120 MB, most of it the interpreter's."""
     write_checkpoint(tmp_path / "model", num_layers=20, num_files=1, rows=1 << 20)
     size = (tmp_path / "model" / "model-00001-of-00001.safetensors").stat().st_size
     assert size > 150 << 20
@@ -683,7 +687,7 @@ def test_memory_is_flat(tmp_path: Path) -> None:
 
 
 def test_manifest_names_the_files_it_was_made_with(model: Path, tmp_path: Path) -> None:
-    """A changed chat template is another pipeline, and the refusal names the file."""
+    """A changed chat template makes another pipeline, and the refusal names the file."""
     result = _split(model, tmp_path / "out")
     assert result.pipeline is not None
     manifest = decode_identified(Manifest, (result.pipeline / "shardhub.json").read_bytes(), where="shardhub.json")

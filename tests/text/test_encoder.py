@@ -1,4 +1,4 @@
-"""Tokenizers that strangers made and texts that strangers send: what fails or runs without end is ended."""
+"""Untrusted tokenizers and texts: an encoding that fails or never ends is stopped."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def fast(**parts) -> FastTokenizer:
 
 
 def panicking() -> FastTokenizer:
-    """One whose expression makes the library panic for some texts."""
+    """A tokenizer whose expression makes the library panic for some texts."""
     return fast(pre_tokenizer=pre_tokenizers.Split(Regex(r"(a|aa)+$"), "isolated"))
 
 
 def doubling() -> FastTokenizer:
-    """One whose rules make a letter four thousand million."""
+    """A tokenizer whose rules turn a letter into four thousand million."""
     return fast(normalizer=normalizers.Sequence([normalizers.Replace("a", "aa")] * 32))
 
 
@@ -51,7 +51,7 @@ def encoder(request):
     ("encoder", "text"), [(panicking, "a" * 200 + "b"), (doubling, "a")], indirect=["encoder"], ids=["panic", "endless"]
 )
 def test_a_tokenizer_that_goes_wrong_is_a_prompt_error(encoder, text) -> None:
-    """It panics, or takes all memory and time; the next text is encoded."""
+    """A panic, or a lack of memory or time, is a prompt error; the next text is encoded."""
     with pytest.raises(PromptError, match="tokenizer"):
         encoder.encode(text, add_special_tokens=True)
     assert encoder.encode("bb", add_special_tokens=True) == [1, 1]
@@ -59,7 +59,7 @@ def test_a_tokenizer_that_goes_wrong_is_a_prompt_error(encoder, text) -> None:
 
 @pytest.mark.parametrize("encoder", [fast], indirect=True)
 def test_ids_are_those_of_the_library(encoder) -> None:
-    """Of texts of any length, with and without a limit."""
+    """The ids equal the library's, for texts of any length, with and without a limit."""
     library = fast()
     for text in ("", "ab", "ab " * _FIRST_CHARS):
         ids = library.encode(text).ids
@@ -69,7 +69,7 @@ def test_ids_are_those_of_the_library(encoder) -> None:
 
 @pytest.mark.parametrize("encoder", [fast], indirect=True)
 def test_a_text_that_cannot_fit_is_not_cut_to_its_end(encoder) -> None:
-    """Its beginning has more ids than are of use; a text of few ids passes, however long it is."""
+    """A text with too many ids is not encoded to its end; a long text with few ids passes."""
     began_at = time.monotonic()
     with pytest.raises(ContextExceeded, match="more than"):
         encoder.encode(LONG, add_special_tokens=True, max_ids=1000)
@@ -83,7 +83,7 @@ def test_a_text_that_cannot_fit_is_not_cut_to_its_end(encoder) -> None:
 
 @pytest.mark.parametrize("encoder", [doubling], indirect=True)
 def test_closing_does_not_wait_for_an_answer(encoder) -> None:
-    """A process that is at work is ended, and who waits for it is told."""
+    """Closing ends a busy process, and the waiting caller gets an error."""
     encoder.start()
     errors: list[BaseException] = []
 
@@ -104,7 +104,7 @@ def test_closing_does_not_wait_for_an_answer(encoder) -> None:
 
 @pytest.mark.parametrize("part", ["normalizer", "decoder"])
 def test_rules_that_build_on_each_other_are_refused(tmp_path: Path, part) -> None:
-    """Before anything runs them: what loads a tokenizer, or decodes a token, cannot be ended."""
+    """Such rules are refused before they run: loading a tokenizer and decoding a token cannot be stopped."""
     kind = normalizers if part == "normalizer" else decoders
     made = fast(**{part: kind.Sequence([kind.Replace("a", "aa")] * 32)})
     made.save(str(tmp_path / "tokenizer.json"))
@@ -113,7 +113,7 @@ def test_rules_that_build_on_each_other_are_refused(tmp_path: Path, part) -> Non
 
 
 def test_a_tokenizer_that_panics_ends_in_an_error_of_ours(tmp_path: Path) -> None:
-    """Whether a prompt is encoded or a conversation rendered."""
+    """The error is ours, whether a prompt is encoded or a conversation rendered."""
     panicking().save(str(tmp_path / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{{ messages[0].content }}"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))

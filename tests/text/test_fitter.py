@@ -1,4 +1,4 @@
-"""Any history under templates of many habits: rendered, with all that was said, and untouched where it is taken."""
+"""Any history under any template: rendered with all its content, and unchanged if the template takes it."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def texts(history: list[dict[str, Any]]) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_history_is_rendered_with_all_that_was_said(name: str, sandbox: Sandbox) -> None:
-    """Whatever a template refuses or leaves out, each history has a form in which it is rendered whole."""
+    """Whatever a template refuses or omits, each history has a form in which all its content is rendered."""
     under = fitter(TEMPLATES[name], sandbox)
     for what, history in HISTORIES.items():
         text = under.open(history, ending="turn").text
@@ -158,7 +158,7 @@ def test_every_history_is_rendered_with_all_that_was_said(name: str, sandbox: Sa
 
 
 def test_what_a_template_takes_is_not_touched(sandbox: Sandbox) -> None:
-    """Under a template that takes anything, each history is rendered message by message as it came."""
+    """A template that takes anything gets each history unchanged, message by message."""
     under = fitter(TEMPLATES["anything"], sandbox)
     for history in HISTORIES.values():
         if any(message["role"] == "developer" or "odd" in str(message) for message in history):
@@ -186,19 +186,19 @@ def test_what_a_template_takes_is_not_touched(sandbox: Sandbox) -> None:
     ],
 )
 def test_history_takes_the_form_of_the_template(name: str, history: str, text: str, sandbox: Sandbox) -> None:
-    """What is moved goes where a reader would put it, and nothing else is moved."""
+    """Content that must move goes where a reader would expect it, and nothing else moves."""
     assert fitter(TEMPLATES[name], sandbox).open(HISTORIES[history], ending="turn").text == text
 
 
 def test_calls_and_results_stay_in_pairs(sandbox: Sandbox) -> None:
-    """Where a message may have one call, several become one each, before its own result."""
+    """Where a message may have one call, several calls become one message each, before their results."""
     text = fitter(TEMPLATES["one call, null"], sandbox).open(HISTORIES["several calls"], ending="turn").text
     call = '<call look {"q": "asked"}>'
     assert text == f"[user:u1]{call}[tool:r1]{call}[tool:r2][assistant:a1][user:u2]<go>"
 
 
 def test_short_ids_are_the_same_for_call_and_result(sandbox: Sandbox) -> None:
-    """An id that is too long becomes one of nine characters, the same wherever it stood."""
+    """An id that is too long becomes the same nine characters wherever it occurs."""
     source = (
         LOOP + "{% for c in m.tool_calls or [] %}<{{ c.function.name }}{{ c.function.arguments|tojson }}{{ c.id }}>"
     )
@@ -211,20 +211,20 @@ def test_short_ids_are_the_same_for_call_and_result(sandbox: Sandbox) -> None:
 
 
 def test_template_that_always_reads_tools_gets_an_empty_list(sandbox: Sandbox) -> None:
-    """A template that goes through tools without asking is rendered without any, too."""
+    """A template that iterates tools without a check is rendered with an empty list."""
     source = "{% for t in tools %}{{ t.function.name }}{% endfor %}" + TEMPLATES["anything"]
     assert fitter(source, sandbox).open([user("u1")], ending="turn").text == "[user:u1]<go>"
 
 
 def test_tools_get_what_a_template_reads_of_them(sandbox: Sandbox) -> None:
-    """A tool without description and parameters is rendered by a template that wants both."""
+    """A tool without description and parameters is rendered by a template that needs both."""
     source = "{% for t in tools or [] %}{{ t.function.description + t.function.parameters.type }}{% endfor %}"
     tools = [{"type": "function", "function": {"name": "f"}}]
     assert fitter(source, sandbox).open([user("u1")], ending="turn", tools=tools).text == "object"
 
 
 def test_tools_that_a_template_leaves_out_are_told_in_words(sandbox: Sandbox) -> None:
-    """A model hears what it may call, and how, in its system message, or where such a template puts one."""
+    """Tools that the template omits are described in the system message, or where such a template has one."""
     tools = [{"type": "function", "function": {"name": "look_up", "description": "Looks.", "parameters": {}}}]
     for name in ("anything", "no system", "turns, no tools"):
         for history in ([user("u1")], [system("s1"), user("u1")]):
@@ -236,7 +236,7 @@ def test_tools_that_a_template_leaves_out_are_told_in_words(sandbox: Sandbox) ->
 
 
 def test_tools_that_a_template_writes_are_told_once(sandbox: Sandbox) -> None:
-    """Also where it writes them beside a system message only."""
+    """Tools are not described twice, also where a template writes them only beside a system message."""
     source = (
         "{% if messages[0].role == 'system' %}{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% endif %}"
         + TEMPLATES["anything"]
@@ -247,7 +247,7 @@ def test_tools_that_a_template_writes_are_told_once(sandbox: Sandbox) -> None:
 
 
 def test_refusal_has_the_words_of_the_template(sandbox: Sandbox) -> None:
-    """Where no form is taken, what is told is why the template refuses the history as it is."""
+    """If no form is accepted, the error is the template's refusal of the original history."""
     source = (
         LOOP
         + ONE_SYSTEM
@@ -260,7 +260,7 @@ def test_refusal_has_the_words_of_the_template(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_continued_answer_stays_last(name: str, sandbox: Sandbox) -> None:
-    """Whatever is joined or moved, the prompt ends with the answer's own beginning."""
+    """Whatever is joined or moved, the prompt ends with the beginning of the answer."""
     for history in ([user("u1"), user("u2"), says("Sure: {")], [system("s1"), system("s2"), says("Sure: {")]):
         opened = fitter(TEMPLATES[name], sandbox).open(history, ending="prefix")
         assert opened.text.endswith("Sure: {")

@@ -36,12 +36,12 @@ def opened(source: str, messages: list[dict[str, Any]], *, continues: bool = Fal
     ],
 )
 def test_opening_is_what_the_template_writes_for_the_answer(name: str, opening: str) -> None:
-    """The opening is the template's own, whatever the user wrote, also where the template knows no flag for it."""
+    """The opening is the template's own, whatever the user wrote, also for a template without the flag."""
     assert opened(TEMPLATES[name], HISTORY).opening == opening
 
 
 def test_opening_holds_the_reasoning_that_the_template_closes() -> None:
-    """A switch that turns reasoning off shows in the opening."""
+    """The opening of a template that turns reasoning off contains the closed reasoning."""
     assert opened(TEMPLATES["qwen3_thinking"], HISTORY, enable_thinking=False).opening.endswith("</think>\n\n")
 
 
@@ -64,14 +64,14 @@ def test_opening_holds_the_reasoning_that_the_template_closes() -> None:
     ],
 )
 def test_opening_holds_no_word_of_the_user(source: str, opening: str) -> None:
-    """Where the flag tells nothing, the opening is what stands behind the last message's text."""
+    """Where the flag changes nothing, the opening is the text after the last message."""
     assert opened(source, HISTORY).opening == opening
 
 
 @pytest.mark.parametrize("prefix", ["Sure: {", "  Sure: ", "Sure:\n\n", "<think>\nhm", "a"])
 @pytest.mark.parametrize("name", ["chatml", "gemma", "mistral", "qwen3_thinking"])
 def test_prefix_is_cut_as_in_transformers(name: str, prefix: str) -> None:
-    """A last message that is continued ends the prompt where transformers ends it."""
+    """A prompt that continues the last message ends where it does in transformers."""
     messages = [*HISTORY, {"role": "assistant", "content": prefix}]
     texts, _ = render_jinja_template([messages], chat_template=TEMPLATES[name], continue_final_message=True, **PLAIN)
     turn = opened(TEMPLATES[name], messages, continues=True)
@@ -82,7 +82,7 @@ def test_prefix_is_cut_as_in_transformers(name: str, prefix: str) -> None:
 
 
 def test_prefix_of_blanks_takes_nothing_of_the_template_away() -> None:
-    """A template that trims its messages leaves its own line end where the prefix is blank."""
+    """Where a template trims messages, a blank prefix removes none of the template's own text."""
     messages = [*HISTORY, {"role": "assistant", "content": " \n"}]
     assert opened(TEMPLATES["gemma"], messages, continues=True).text.endswith("<start_of_turn>model\n")
 
@@ -95,7 +95,7 @@ def test_prefix_of_blanks_takes_nothing_of_the_template_away() -> None:
     ],
 )
 def test_prefix_that_a_template_does_not_write_follows_its_prompt(source: str) -> None:
-    """A template that drops or refuses a last answer still gets the prefix, behind its generation prompt."""
+    """If a template drops or refuses a final answer, the prefix follows its generation prompt."""
     messages = [*HISTORY, {"role": "assistant", "content": "Sure: {"}]
     turn = opened(source, messages, continues=True)
     assert turn.text.endswith("]<go>Sure: {")
@@ -103,7 +103,7 @@ def test_prefix_that_a_template_does_not_write_follows_its_prompt(source: str) -
 
 
 def test_prefix_may_be_the_last_part_of_a_list() -> None:
-    """The last text of a list of parts is continued."""
+    """The last text part of a list of parts can be continued."""
     source = "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %};{% endfor %}"
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": parts}]

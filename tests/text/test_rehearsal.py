@@ -1,4 +1,4 @@
-"""What a model's tokenizer is seen to do before a weight is copied."""
+"""Trying out a model's tokenizer before a weight is copied."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SETTINGS = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The small files of a model that is as it should be."""
+    """The small files of a proper model."""
     folder = tmp_path_factory.mktemp("whole")
     tiny.save_tokenizer(folder)
     return {"config.json": CONFIG, **{path.name: path.read_bytes() for path in folder.iterdir()}}
@@ -46,19 +46,19 @@ def sentences() -> bytes:
 
 
 def changed(files: dict[str, bytes], **settings: Any) -> dict[str, bytes]:
-    """The same files with other fields in tokenizer_config.json."""
+    """The same files with changed fields in tokenizer_config.json."""
     own = json.loads(files["tokenizer_config.json"])
     return {**files, "tokenizer_config.json": json.dumps({**own, **settings}).encode()}
 
 
 def test_proper_tokenizer_is_left_as_it_is(files: dict[str, bytes]) -> None:
-    """Nothing is made and nothing is said of a tokenizer that works."""
+    """A working tokenizer is left as it is, without a note."""
     rehearsal = rehearse(files, where="model", num_rows=tiny.VOCAB)
     assert (rehearsal.files, rehearsal.left_out, rehearsal.notes) == ({}, frozenset(), ())
 
 
 def test_sentencepiece_model_becomes_a_fast_tokenizer(sentences: bytes, tmp_path: Path) -> None:
-    """tokenizer.model alone is converted: the pieces it would give are those that the made file gives."""
+    """A lone tokenizer.model is converted to a fast tokenizer with the same pieces."""
     source = {
         "config.json": CONFIG,
         "tokenizer.model": sentences,
@@ -76,13 +76,13 @@ def test_sentencepiece_model_becomes_a_fast_tokenizer(sentences: bytes, tmp_path
 
 
 def test_special_tokens_of_a_sentencepiece_model_are_kept(sentences: bytes) -> None:
-    """Without tokenizer_config.json the ends of texts are the ones that the SentencePiece model names."""
+    """Without tokenizer_config.json the special tokens of the SentencePiece model are kept."""
     rehearsal = rehearse({"config.json": CONFIG, "tokenizer.model": sentences}, where="model")
     assert json.loads(rehearsal.files["tokenizer_config.json"])["eos_token"] == "</s>"
 
 
 def test_vocabulary_with_merges_becomes_a_fast_tokenizer(files: dict[str, bytes]) -> None:
-    """vocab.json with merges.txt is converted, as GPT-2's."""
+    """vocab.json with merges.txt, as GPT-2 has, is converted."""
     model = json.loads(files["tokenizer.json"])["model"]
     merges = "\n".join(" ".join(merge) for merge in model["merges"])
     source = {
@@ -123,13 +123,13 @@ def test_tokenizer_that_cannot_be_used_is_refused(
 
 @pytest.mark.parametrize("template", ["{% for %}", "{{ messages[0].a.b.c }}", 7, ["x"], {"a": 1}])
 def test_chat_template_that_cannot_be_used_is_refused(template: object, files: dict[str, bytes]) -> None:
-    """A template that no conversation can pass, or that is not text, is refused before anything is copied."""
+    """A template that refuses every conversation, or is not text, is refused before anything is copied."""
     with pytest.raises((UnsupportedModel, FormatError)):
         rehearse(changed(files, chat_template=template), where="model")
 
 
 def test_template_that_refuses_one_message_is_told(files: dict[str, bytes]) -> None:
-    """A template that wants another conversation, in its own words, is no fault of the model's."""
+    """A template that refuses the trial message is noted with its words, and the model is accepted."""
     notes = rehearse(
         changed(files, chat_template="{{ raise_exception('give a system message') }}"), where="model"
     ).notes
@@ -137,7 +137,7 @@ def test_template_that_refuses_one_message_is_told(files: dict[str, bytes]) -> N
 
 
 def test_templates_of_a_folder_go_with_the_tokenizer(files: dict[str, bytes]) -> None:
-    """Chat templates beside the default one are put in tokenizer_config.json, which a pipeline carries."""
+    """Further chat templates of a folder are put in tokenizer_config.json, which a pipeline carries."""
     source = {
         **files,
         "chat_template.jinja": b"default {{ messages }}",
@@ -153,7 +153,7 @@ def test_templates_of_a_folder_go_with_the_tokenizer(files: dict[str, bytes]) ->
 
 
 def test_code_of_a_tokenizer_is_left_out_only_if_asked(files: dict[str, bytes]) -> None:
-    """`auto_map` of tokenizer_config.json is refused, and taken out where code is to be ignored."""
+    """`auto_map` in tokenizer_config.json is refused, or removed if code is to be ignored."""
     own = changed(files, tokenizer_class="OwnTokenizer", auto_map={"AutoTokenizer": ["own.OwnTokenizer", None]})
     with pytest.raises(UnsupportedModel):
         rehearse(own, where="model")
@@ -161,5 +161,5 @@ def test_code_of_a_tokenizer_is_left_out_only_if_asked(files: dict[str, bytes]) 
 
 
 def test_tokens_beyond_the_models_rows_are_told(files: dict[str, bytes]) -> None:
-    """A tokenizer with more ids than the model has rows is said to have them."""
+    """A tokenizer with more ids than the model has rows gets a note."""
     assert "but the model has 500 embedding rows" in rehearse(files, where="model", num_rows=500).notes[0]

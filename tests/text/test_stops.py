@@ -1,4 +1,4 @@
-"""Stop strings end a text at the same place however it arrives, and never show."""
+"""Stop strings end a text at the same place however it arrives, and are never shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PIECES = st.lists(st.text(alphabet="ab€", max_size=4), max_size=12)
 
 
 def first_stop(text: str, stops: list[str]) -> tuple[str, str | None]:
-    """The naive model: search the whole text; return what stands before the first complete stop, and that stop."""
+    """A naive reference: the text before the first complete stop string, and that stop string."""
     matches = [(text.find(stop) + len(stop), text.find(stop), stop) for stop in stops if stop in text]
     if not matches:
         return text, None
@@ -26,7 +26,7 @@ def first_stop(text: str, stops: list[str]) -> tuple[str, str | None]:
 
 @given(STOPS, PIECES)
 def test_matcher_equals_a_search_of_the_whole_text(stops: list[str], pieces: list[str]) -> None:
-    """What is shown, and which stop is found, is what a search of the whole text gives."""
+    """Shown text and matched stop equal those of a search in the whole text."""
     matcher = StopMatcher(stops)
     shown = "".join(matcher.feed(piece) for piece in pieces) + matcher.finish()
     assert (shown, matcher.stop) == first_stop("".join(pieces), stops)
@@ -34,7 +34,7 @@ def test_matcher_equals_a_search_of_the_whole_text(stops: list[str], pieces: lis
 
 @given(STOPS, PIECES)
 def test_matcher_holds_back_only_what_may_become_a_stop(stops: list[str], pieces: list[str]) -> None:
-    """After every piece, what is not yet shown is the beginning of some stop string, and as short as can be."""
+    """The text held back is always the shortest beginning of a stop string that could still be completed."""
     matcher, shown, fed = StopMatcher(stops), "", ""
     for piece in pieces:
         shown += matcher.feed(piece)
@@ -47,7 +47,7 @@ def test_matcher_holds_back_only_what_may_become_a_stop(stops: list[str], pieces
 
 @given(STOPS, LETTERS)
 def test_matcher_shows_nothing_after_a_stop(stops: list[str], text: str) -> None:
-    """Text that comes after a stop was found is dropped."""
+    """Text after a stop string is dropped."""
     matcher = StopMatcher([*stops, "END"])
     before = matcher.feed(f"{text}END")
     assert matcher.stop is not None
@@ -64,6 +64,6 @@ def test_matcher_shows_nothing_after_a_stop(stops: list[str], text: str) -> None
     ],
 )
 def test_stops_out_of_bounds_are_refused(stops: list[str], disagreement: str) -> None:
-    """Too many, empty and too long stop strings are refused with the two values that disagree."""
+    """Too many, empty and too long stop strings are refused with both values."""
     with pytest.raises(PromptError, match=disagreement):
         StopMatcher(stops)

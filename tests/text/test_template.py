@@ -1,4 +1,4 @@
-"""Chat templates: equal to transformers for honest ones, harmless for the others."""
+"""Chat templates: rendered as in transformers, and harmless if hostile."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def template(source: str, sandbox: Sandbox, max_output_chars: int = CONTEXT_CHAR
 
 
 def rendered_by_transformers(source: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
-    """As `apply_chat_template(tokenize=False, add_generation_prompt=True)` does; the message where it refuses."""
+    """The text of `apply_chat_template(tokenize=False, add_generation_prompt=True)`, or its refusal."""
     plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
     try:
         texts, _ = render_jinja_template([plain], chat_template=source, add_generation_prompt=True, **variables)
@@ -73,7 +73,7 @@ def rendered_by_transformers(source: str, messages: list[dict[str, Any]], variab
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_template_renders_as_in_transformers(name: str, conversation: str, sandbox: Sandbox) -> None:
-    """Text and refusals are those of transformers, for templates like those of well-known models."""
+    """Texts and refusals equal those of transformers, for templates like those of well-known models."""
     messages, variables = CONVERSATIONS[conversation]
     try:
         text = template(TEMPLATES[name], sandbox).render(messages, **SPECIAL, **variables)
@@ -109,7 +109,7 @@ def test_template_refuses_in_its_own_words(sandbox: Sandbox) -> None:
     ],
 )
 def test_template_that_attempts_code_is_refused(payload: str, sandbox: Sandbox, tmp_path: Path) -> None:
-    """A template that reaches for Python's internals is refused and leaves no trace."""
+    """A template that accesses Python's internals is refused and leaves no trace."""
     mark = tmp_path / "mark"
     with pytest.raises(PromptError):
         template(payload.replace("MARK", str(mark)), sandbox).render([USER])
@@ -143,7 +143,7 @@ def test_template_without_bounds_is_ended(source: str, sandbox: Sandbox) -> None
 
 
 def test_template_that_is_too_slow_says_so(sandbox: Sandbox) -> None:
-    """The error of a killed template names the limit."""
+    """The error for a template that takes too long names the limit."""
     slow = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(PromptError, match="too slow") as caught:
         template(slow, sandbox).render([USER])
@@ -151,7 +151,7 @@ def test_template_that_is_too_slow_says_so(sandbox: Sandbox) -> None:
 
 
 def test_worker_that_is_not_run_is_not_too_slow(sandbox: Sandbox) -> None:
-    """A machine that stalls for longer than a template may take is no fault of the template's."""
+    """If the machine stalls for longer than the limit, the template is not blamed."""
     chat = template("fine", sandbox)
     chat.start()
     process = sandbox._process
@@ -165,7 +165,7 @@ def test_worker_that_is_not_run_is_not_too_slow(sandbox: Sandbox) -> None:
 
 
 def test_template_output_is_capped_exactly(sandbox: Sandbox) -> None:
-    """A text of the longest length passes, whatever its characters; one character more is refused."""
+    """A text of the maximal length passes, whatever its characters; one character more is refused."""
     for char in ("x", "\x01", "🙂", '"'):
         text = {"role": "user", "content": char * 1000}
         longest = template("{{ messages[0].content }}", sandbox, max_output_chars=1000)
@@ -175,7 +175,7 @@ def test_template_output_is_capped_exactly(sandbox: Sandbox) -> None:
 
 
 def test_long_conversation_passes_the_pipes(sandbox: Sandbox) -> None:
-    """A request and an answer far beyond a pipe's buffer come through whole."""
+    """Requests and answers far larger than a pipe's buffer arrive whole."""
     text = "lorem ipsum €\n" * 100_000
     long = template("{{ messages[0].content }}", sandbox, max_output_chars=len(text))
     assert long.render([{"role": "user", "content": text}]) == text
@@ -198,14 +198,14 @@ def test_message_of_a_template_cannot_steer_the_terminal(sandbox: Sandbox) -> No
     ],
 )
 def test_broken_template_is_a_prompt_error(source: str, why: str, sandbox: Sandbox) -> None:
-    """A template's mistake is told in its own terms."""
+    """A template's mistake is reported in Jinja's own terms."""
     with pytest.raises(PromptError) as caught:
         template(source, sandbox).render([USER])
     assert why in caught.value.why
 
 
 def test_messages_that_are_no_json_are_refused(sandbox: Sandbox) -> None:
-    """Only plain data goes to a template."""
+    """Values that JSON cannot hold are refused."""
     for content in (object(), {1, 2}):
         with pytest.raises(PromptError, match="plain JSON"):
             template("x", sandbox).render([{"role": "user", "content": content}])
@@ -216,7 +216,7 @@ def test_messages_that_are_no_json_are_refused(sandbox: Sandbox) -> None:
 
 
 def test_worker_sees_nothing_of_the_environment(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process that renders is given import folders and the time zone, no other variable."""
+    """The rendering process gets import folders and the time zone, and no other variable."""
     monkeypatch.setenv("HF_TOKEN", "secret")
     worker = Sandbox()
     worker.start()
@@ -243,7 +243,7 @@ def test_worker_ends_with_its_sandbox() -> None:
 
 
 def test_worker_killed_between_renders_is_replaced() -> None:
-    """A worker that died while idle is not noticed by the next render."""
+    """A worker that died while idle is replaced unnoticed by the next render."""
     chat = ChatTemplate("fine", max_output_chars=100)
     chat.start()
     try:
@@ -257,7 +257,7 @@ def test_worker_killed_between_renders_is_replaced() -> None:
 
 
 def worker_process() -> subprocess.Popen[bytes]:
-    """A worker that is up, without anybody who would kill it."""
+    """A running worker that no sandbox would end."""
     command = [sys.executable, "-m", "shardhub.text.template_worker"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -266,7 +266,7 @@ def worker_process() -> subprocess.Popen[bytes]:
 
 
 def test_worker_ends_with_its_input() -> None:
-    """When the process that asks is gone, the pipe ends, and the worker with it."""
+    """When the parent process ends, the pipe closes, and the worker ends with it."""
     with worker_process() as process:
         assert process.stdin is not None
         process.stdin.close()
@@ -274,7 +274,7 @@ def test_worker_ends_with_its_input() -> None:
 
 
 def test_abandoned_render_ends_by_itself() -> None:
-    """A worker whose caller died in mid-render is ended by its own limit on CPU time."""
+    """A worker whose parent died in mid-render is ended by its CPU limit."""
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     request = {"template": endless, "variables": {}, "conversations": [[]], "max_chars": 100, "mode": "history"}
     with worker_process() as process:
@@ -285,13 +285,13 @@ def test_abandoned_render_ends_by_itself() -> None:
 
 
 def test_worker_can_open_nothing(sandbox: Sandbox) -> None:
-    """A codec that Python would have to load from a file cannot be had: the worker opens no file any more."""
+    """The worker can open no file: even a codec that Python would load from a file is unavailable."""
     with pytest.raises(PromptError, match="Too many open files"):
         template("{{ 'x'.encode('rot13') }}", sandbox).render([USER])
 
 
 def test_worker_that_cannot_be_started_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system refuses another process there is an error of our own, with its reason."""
+    """If the system refuses another process, an error of ours has its reason."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(ShardhubError, match="could not be started") as refused:
         Sandbox().start()

@@ -1,4 +1,4 @@
-"""Prompts to token ids and answers to text, held against transformers and mlx_lm on real and on made tokenizers."""
+"""Prompts to ids and answers to text, compared with transformers and mlx_lm on real and generated tokenizers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STAND_IN = "\u0100"
 
 @pytest.fixture(scope="module")
 def folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a pipeline's folder holds for a head: SmolLM2's files without weights."""
+    """The files that a pipeline gives a head: SmolLM2's without weights."""
     made = tmp_path_factory.mktemp("pipeline")
     for name in SMALL_FILES:
         shutil.copy(smollm2 / name, made)
@@ -53,7 +53,7 @@ def wrapper(folder: Path) -> Any:
 
 
 def streamed(detokenizer: Detokenizer, ids: Sequence[int]) -> str:
-    """All text of an answer; fails if a piece ends inside a character."""
+    """All text of an answer; fails if a piece ends within a character."""
     pieces = [detokenizer.add(token) for token in ids]
     for piece in pieces:
         piece.encode()
@@ -61,7 +61,7 @@ def streamed(detokenizer: Detokenizer, ids: Sequence[int]) -> str:
 
 
 def shown_by_mlx_lm(wrapper: Any, ids: Sequence[int]) -> str:
-    """The text of mlx_lm's detokenizer, asked after each token as `stream_generate` does."""
+    """The text of mlx_lm's detokenizer, read after each token as `stream_generate` does."""
     detokenizer = wrapper.detokenizer
     for token in ids:
         detokenizer.add_token(token)
@@ -71,7 +71,7 @@ def shown_by_mlx_lm(wrapper: Any, ids: Sequence[int]) -> str:
 
 
 def copy_with(folder: Path, target: Path, name: str, **changes: Any) -> Path:
-    """A copy of the folder with entries of one JSON file set, or removed where None."""
+    """A copy of the folder with entries of one JSON file set, or removed if None."""
     shutil.copytree(folder, target)
     content = json.loads((target / name).read_text(encoding="utf-8")) | changes
     kept = {key: value for key, value in content.items() if value is not None}
@@ -80,7 +80,7 @@ def copy_with(folder: Path, target: Path, name: str, **changes: Any) -> Path:
 
 
 def test_encoding_equals_mlx_lm(tokenizer: Tokenizer, wrapper: Any) -> None:
-    """Prompts get the ids that mlx_lm gives them, with and without special tokens."""
+    """Prompts have mlx_lm's ids, with and without special tokens."""
     for add in (True, False):
         assert tokenizer.encode(TEXT, add_special_tokens=add) == wrapper.encode(TEXT, add_special_tokens=add)
     assert tokenizer.vocab_size == len(wrapper) == 49152
@@ -98,7 +98,7 @@ def test_chat_ids_equal_transformers(tokenizer: Tokenizer, folder: Path) -> None
 
 
 def test_words_of_calls_are_told_where_a_template_has_none(folder: Path, tmp_path: Path) -> None:
-    """A template that leaves tools out is helped out with words; one that writes them is not."""
+    """A template that omits tools gets a description of them; one that writes them does not."""
     for template, is_helped in (("{{ messages }}", True), ("{{ tools }}{{ messages }}", False), ("{{", False)):
         model = shutil.copytree(folder, tmp_path / str(len(template)))
         configuration = json.loads((model / "tokenizer_config.json").read_text())
@@ -112,7 +112,7 @@ def test_words_of_calls_are_told_where_a_template_has_none(folder: Path, tmp_pat
 
 
 def test_chat_gets_no_second_first_token(folder: Path, tmp_path: Path) -> None:
-    """A template that writes the first token itself, and a tokenizer that adds one, make one together."""
+    """If the template writes the first token and the tokenizer adds one, the prompt has it once."""
     made = copy_with(
         folder, tmp_path / "m", "tokenizer_config.json", chat_template="{{ bos_token }}{{ messages[0].content }}"
     )
@@ -136,7 +136,7 @@ def test_chat_gets_no_second_first_token(folder: Path, tmp_path: Path) -> None:
     variants([([0, 2], None), (2, [5, 7]), (2, None), (None, 9), (None, None), (3, 0), ([], 4)], num_default=2),
 )
 def test_eos_ids_equal_mlx_lm(config: Any, generation: Any, folder: Path, tmp_path: Path) -> None:
-    """The ids that end an answer are those of `mlx_lm.load`, wherever they are written."""
+    """The ids that end an answer are those of `mlx_lm.load`, wherever they are defined."""
     made = copy_with(folder, tmp_path / "a", "config.json", eos_token_id=config)
     made = copy_with(made, tmp_path / "b", "generation_config.json", eos_token_id=generation)
     theirs = mlx_lm.utils.load_tokenizer(made, eos_token_ids=mlx_lm.utils.load_config(made).get("eos_token_id"))
@@ -146,18 +146,18 @@ def test_eos_ids_equal_mlx_lm(config: Any, generation: Any, folder: Path, tmp_pa
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(st.integers(0, 49300), max_size=30))
 def test_byte_level_text_equals_mlx_lm(tokenizer: Tokenizer, wrapper: Any, ids: list[int]) -> None:
-    """Any ids give mlx_lm's text: cut characters, special tokens, spaces, ids beyond the vocabulary."""
+    """Any ids give mlx_lm's text: partial characters, special tokens, spaces, ids beyond the vocabulary."""
     assume(not any(STAND_IN in wrapper.convert_ids_to_tokens(each) for each in ids if each < len(wrapper)))
     assert streamed(tokenizer.detokenizer(), ids) == shown_by_mlx_lm(wrapper, ids)
 
 
 def test_byte_level_text_is_the_prompt_again(tokenizer: Tokenizer) -> None:
-    """Encoding and streaming back is the identity on text without a leading space, byte 0 included."""
+    """Encoding and streaming back returns the text, byte 0 included, if it has no leading space."""
     assert streamed(tokenizer.detokenizer(), tokenizer.encode(TEXT)) == TEXT
 
 
 def test_character_is_held_back_until_it_is_whole(tokenizer: Tokenizer) -> None:
-    """No piece shows a part of a character, and each character comes with the token that completes it."""
+    """No piece shows part of a character, and each character comes with the token that completes it."""
     ids = tokenizer.encode("🙂")
     assert len(ids) > 1
     detokenizer = tokenizer.detokenizer()
@@ -201,7 +201,7 @@ def word_piece() -> FastTokenizer:
 
 
 def metaspace() -> FastTokenizer:
-    """A tokenizer with the plain Metaspace decoder, as T5 has."""
+    """A tokenizer with the plain Metaspace decoder, like T5's."""
     pieces = [("<unk>", 0.0), ("▁", -1.0), ("a", -2.0), ("▁a", -3.0), ("b", -4.0), ("\n", -5.0), ("▁é", -6.0)]
     fast = FastTokenizer(models.Unigram(pieces, unk_id=0))
     fast.decoder = decoders.Metaspace()
@@ -209,7 +209,7 @@ def metaspace() -> FastTokenizer:
 
 
 def end_of_word() -> FastTokenizer:
-    """A tokenizer whose tokens say where words end, as XLM and OpenAI's first GPT have."""
+    """A tokenizer whose tokens mark the ends of words, like XLM's and the first GPT's."""
     pieces = ["<unk>", "a", "b</w>", "ab</w>", "c", "\n</w>", ".</w>", "é</w>"]
     fast = FastTokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], end_of_word_suffix="</w>"))
     fast.decoder = decoders.BPEDecoder(suffix="</w>")
@@ -217,7 +217,7 @@ def end_of_word() -> FastTokenizer:
 
 
 def metaspace_with_bytes() -> FastTokenizer:
-    """A tokenizer with Metaspace and byte tokens, as conversions of SentencePiece models have."""
+    """A tokenizer with Metaspace and byte tokens, as in conversions of SentencePiece models."""
     pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a", "b", "\n", "▁é"]
     fast = FastTokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], byte_fallback=True))
     fast.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
@@ -225,7 +225,7 @@ def metaspace_with_bytes() -> FastTokenizer:
 
 
 def inner_byte_level() -> FastTokenizer:
-    """A byte-level tokenizer whose decoder is a sequence of one."""
+    """A byte-level tokenizer whose decoder is a sequence with one element."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     fast = FastTokenizer(models.BPE({piece: i for i, piece in enumerate([*letters, "Ġhi", "Ċ"])}, []))
     fast.decoder = decoders.Sequence([decoders.ByteLevel()])
@@ -244,7 +244,7 @@ MADE = SENTENCE_PIECES | BY_LINES
 
 
 def save(made: FastTokenizer, folder: Path) -> Path:
-    """Write a made tokenizer into a folder."""
+    """Write a generated tokenizer into a folder."""
     folder.mkdir(exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
@@ -254,7 +254,7 @@ def save(made: FastTokenizer, folder: Path) -> Path:
 
 @pytest.fixture(scope="module", params=MADE)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Any]:
-    """A made tokenizer, ours and mlx_lm's."""
+    """Our tokenizer and mlx_lm's over one generated tokenizer."""
     made = save(MADE[request.param], tmp_path_factory.mktemp("made"))
     return Tokenizer(made), mlx_lm.utils.load_tokenizer(made)
 
@@ -262,7 +262,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @settings(suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_text_of_other_decoders_equals_mlx_lm(pair: tuple[Tokenizer, Any], data: st.DataObject) -> None:
-    """An answer is mlx_lm's text for any ids, and that of its whole decoding where it goes by lines."""
+    """An answer has mlx_lm's text for any ids; where the decoder works by lines, the text of the whole decoding."""
     ours, theirs = pair
     ids = data.draw(st.lists(st.integers(0, ours.vocab_size - 1), max_size=12))
     by_lines = theirs.detokenizer.__class__.__name__.startswith("Naive")
@@ -273,7 +273,7 @@ def test_text_of_other_decoders_equals_mlx_lm(pair: tuple[Tokenizer, Any], data:
 
 @pytest.mark.parametrize("name", ["metaspace, bytes", "byte level", "strip", "keep"])
 def test_characters_of_several_tokens_come_whole(name: str, tmp_path: Path) -> None:
-    """A character that is spread over tokens is shown with its last, and its tokens have its bytes one by one."""
+    """A character of several tokens is shown with the last one, and each token has its bytes."""
     made = save(MADE[name], tmp_path)
     tokenizer = Tokenizer(made)
     text = "🙂é👩\u200d👧"
@@ -288,14 +288,14 @@ def test_characters_of_several_tokens_come_whole(name: str, tmp_path: Path) -> N
 
 
 def test_tokens_keep_the_space_they_begin_with(tmp_path: Path) -> None:
-    """A token's own text is the one it has within a text, whatever joins tokens to their neighbours."""
+    """A token's text is the one it has within a text, including its leading space."""
     spaced, words = Tokenizer(save(MADE["metaspace"], tmp_path / "a")), Tokenizer(save(MADE["words"], tmp_path / "b"))
     assert [spaced.token_bytes(token) for token in (3, 4, 5)] == [b" a", b"b", b"\n"]
     assert [words.token_bytes(token) for token in (1, 2, 3)] == [b" a", b"b", b" c"]
 
 
 def whole_tokens(tokenizer: Any) -> st.SearchStrategy[list[int]]:
-    """Lists of ids whose tokens are whole characters."""
+    """Lists of ids that are whole characters each."""
     ids = [token for token in range(len(tokenizer)) if "\ufffd" not in tokenizer.decode([token])]
     return st.lists(st.sampled_from(ids), min_size=1, max_size=8)
 
@@ -303,7 +303,7 @@ def whole_tokens(tokenizer: Any) -> st.SearchStrategy[list[int]]:
 @settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=50)
 @given(data=st.data())
 def test_whole_text_is_what_transformers_decodes(pair: tuple[Tokenizer, Any], data: st.DataObject) -> None:
-    """Ids that are a whole text give transformers' text, token by token, where their bytes are characters."""
+    """Ids that decode to a whole text give transformers' text, token by token, if their bytes are characters."""
     ours, theirs = pair
     ids = data.draw(whole_tokens(theirs))
     assert streamed(ours.text_detokenizer(), ids) == theirs.decode(ids)
@@ -312,7 +312,7 @@ def test_whole_text_is_what_transformers_decodes(pair: tuple[Tokenizer, Any], da
 @settings(suppress_health_check=list(HealthCheck), deadline=None, max_examples=50)
 @given(data=st.data())
 def test_continuation_joins_its_prompt(pair: tuple[Tokenizer, Any], data: st.DataObject) -> None:
-    """A prompt's text and its continuation's are the text of both, also where a first token would lose its space."""
+    """A prompt's text and its continuation's join to the whole text, also where a first token would lose its space."""
     ours, theirs = pair
     prompt, ids = data.draw(whole_tokens(theirs)), data.draw(whole_tokens(theirs))
     before, whole = theirs.decode(prompt), theirs.decode([*prompt, *ids])
@@ -321,7 +321,7 @@ def test_continuation_joins_its_prompt(pair: tuple[Tokenizer, Any], data: st.Dat
 
 
 def test_loading_opens_no_connection(folder: Path) -> None:
-    """A tokenizer comes from its folder alone: a process that may not connect or look up a name loads it too."""
+    """A tokenizer loads from its folder alone, also in a process that may not connect or look up a name."""
     program = (
         "import sys\n"
         "def refuse(event, args):\n"
@@ -336,7 +336,7 @@ def test_loading_opens_no_connection(folder: Path) -> None:
 
 
 def test_code_of_a_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
-    """A tokenizer that brings its own Python is refused, and the Python not imported."""
+    """A tokenizer that brings its own Python is refused, and its code is not imported."""
     made = copy_with(
         folder,
         tmp_path / "m",
@@ -352,7 +352,7 @@ def test_code_of_a_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b"\xff", b"[" * 100_000, b"{}"])
 def test_broken_tokenizer_is_refused(content: bytes | None, folder: Path, tmp_path: Path) -> None:
-    """A folder without a whole tokenizer.json is refused in our own terms."""
+    """A folder without a complete tokenizer.json is refused with an error of ours."""
     made = shutil.copytree(folder, tmp_path / "m")
     (made / "tokenizer.json").unlink()
     if content is not None:
@@ -363,7 +363,7 @@ def test_broken_tokenizer_is_refused(content: bytes | None, folder: Path, tmp_pa
 
 
 def test_model_without_template_says_so(folder: Path, tmp_path: Path) -> None:
-    """A base model has no chat; the error names the way to go on."""
+    """A base model without a chat template is refused, with what to do instead."""
     base = Tokenizer(copy_with(folder, tmp_path / "m", "tokenizer_config.json", chat_template=None))
     assert not base.has_chat_template
     with pytest.raises(PromptError, match="`raw`"):
@@ -371,7 +371,7 @@ def test_model_without_template_says_so(folder: Path, tmp_path: Path) -> None:
 
 
 def test_template_may_be_a_file_or_several(folder: Path, tmp_path: Path) -> None:
-    """chat_template.jinja replaces the config's; of several, tools choose `tool_use`."""
+    """chat_template.jinja replaces the config's template; of several, `tool_use` is used with tools."""
     made = shutil.copytree(folder, tmp_path / "a")
     (made / "chat_template.jinja").write_text("from the file")
     single = Tokenizer(made)
@@ -387,7 +387,7 @@ def test_template_may_be_a_file_or_several(folder: Path, tmp_path: Path) -> None
 
 
 def test_text_that_is_no_unicode_is_refused(tokenizer: Tokenizer) -> None:
-    """A lone surrogate, as a terminal can deliver, is refused and does not reach the tokenizer."""
+    """A lone surrogate, as a terminal can deliver, is refused before the tokenizer sees it."""
     for call in (
         lambda: tokenizer.encode("a\udcff"),
         lambda: tokenizer.render_chat([{"role": "user", "content": "\udcff"}]),

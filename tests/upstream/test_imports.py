@@ -1,4 +1,4 @@
-"""Importing MLX and mlx_lm leaves a process as it should be, whatever it is allowed."""
+"""Importing MLX and mlx_lm leaves a process's limits and folders as they should be."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(code: str, **options) -> str:
     ],
 )
 def test_mlx_lm_changes_no_limit_of_files(package, soft, hard) -> None:
-    """Its import works below its own limits, lowers none, and the soft limit rises as far as it needs."""
+    """mlx_lm's import works with low limits and lowers none; the soft limit is raised as far as needed."""
     code = f"""{AS_NOBODY}
 before = resource.setrlimit
 drop({soft}, {hard})
@@ -75,7 +75,9 @@ print(tempfile.gettempdir())
     ("first", "second"), [("shardhub.engine", "mlx.core"), ("shardhub.cli", "mlx_lm"), ("mlx.core", "shardhub.gateway")]
 )
 def test_compiled_kernels_lie_in_a_private_folder(tmp_path, first, second) -> None:
-    """Whatever TMPDIR says, and in whatever order things are imported; Python's temporary files stay where it says."""
+    """Kernels go to a private folder, whatever TMPDIR and the order of imports; Python's temporary files stay in
+    TMPDIR.
+    """
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "mlx").write_text("another user's, in MLX's way")
@@ -89,7 +91,7 @@ def test_compiled_kernels_lie_in_a_private_folder(tmp_path, first, second) -> No
 
 
 def test_a_folder_of_kernels_is_kept_and_used_again(tmp_path) -> None:
-    """The first of the places that is safe; one that its owner let others read is made private."""
+    """The first safe folder is used; if other users may read a folder of this user's, it is made private."""
     folder = private_folder([tmp_path / "cache"], [])
     assert folder == tmp_path.resolve() / "cache" / "kernels"
     folder.chmod(0o755)
@@ -99,7 +101,7 @@ def test_a_folder_of_kernels_is_kept_and_used_again(tmp_path) -> None:
 
 @pytest.mark.parametrize("what", ["a file", "a link", "open", "above open", "above a file", "absent"])
 def test_a_folder_that_others_may_change_is_not_used(tmp_path, what) -> None:
-    """One for this process alone takes its place; where that is not safe, either, the error names both."""
+    """An unsafe folder is replaced by one for this process; if that is unsafe too, the error names both."""
     place = tmp_path / "cache"
     place.mkdir()
     folder = place / "kernels"
@@ -131,7 +133,7 @@ def test_a_folder_that_others_may_change_is_not_used(tmp_path, what) -> None:
 
 
 def test_a_kernel_that_was_not_written_is_compiled_again(tmp_path) -> None:
-    """A machine that went down while it was written leaves an empty file, which MLX would load."""
+    """A kernel file that a crash left empty is compiled again, as MLX would load the empty file."""
     env = {**os.environ, "HOME": str(tmp_path)}
     env.pop("XDG_CACHE_HOME", None)
     code = COMPILE.format(first="shardhub.engine", second="mlx.core")

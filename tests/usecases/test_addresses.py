@@ -1,4 +1,4 @@
-"""Addresses of nodes as people write them."""
+"""Addresses of nodes as users write them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from shardhub.usecases.addresses import node_addresses, read_nodes_file
 
 
 def test_nodes_are_named_with_or_without_a_port() -> None:
-    """An address without a port has the one that `serve` listens on."""
+    """An address without a port gets the port that `serve` listens on by default."""
     assert node_addresses(["studio", "::1", "10.77.0.1:7"], None) == ["studio:50051", "[::1]:50051", "10.77.0.1:7"]
 
 
 @pytest.mark.parametrize("text", ["", "studio:0", "http://studio:1", "[::1"])
 def test_what_is_not_an_address_is_told(text: str) -> None:
-    """What no node can be reached by is not guessed at; the option is named."""
+    """An address that no node can have is refused, and the option is named."""
     with pytest.raises(UsageError, match=r"`nodes`: .* is not HOST:PORT"):
         node_addresses([text], None)
 
 
 def test_addresses_in_one_option_are_told_apart() -> None:
-    """--node takes one address; several with commas get the way to write them."""
+    """--node takes one address; several with commas are refused with the right form."""
     with pytest.raises(UsageError, match="HOST:PORT") as caught:
         node_addresses(["10.77.0.1,10.77.0.2"], None)
     assert "`nodes` HOST:PORT `nodes` HOST:PORT" in caught.value.hint
@@ -36,7 +36,7 @@ def test_addresses_in_one_option_are_told_apart() -> None:
     ],
 )
 def test_nodes_file_that_names_nothing_says_what_it_lacks(tmp_path, text, why) -> None:
-    """The reason is in words, and the hint is a line that can be copied."""
+    """A nodes file without nodes is refused with the reason and a line that can be copied."""
     file = tmp_path / "nodes.toml"
     file.write_text(text)
     with pytest.raises(UsageError) as caught:

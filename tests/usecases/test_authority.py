@@ -1,4 +1,4 @@
-"""A cluster's authority as a program uses it: made, invited by, renewed at, revoked with; nothing is printed."""
+"""A cluster's authority as a program uses it: init, invite, renew and revoke; nothing is printed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tests.watching import Listener
 
 @pytest.fixture
 def folders(tmp_path: Path) -> CertificateFolders:
-    """Folders of an authority and of a head."""
+    """The folders of an authority and of a head."""
     return CertificateFolders(authority=tmp_path / "authority", own=tmp_path / "tls")
 
 
 def test_a_machine_joins_renews_and_is_revoked(
     folders: CertificateFolders, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Each step returns what came of it; the line is given to whoever asked for it, and nobody else is told."""
+    """Each step returns its result; only the caller gets the invitation."""
     other = tmp_path / "other"
     with kept() as port:
         made = make_authority(folders, name="laptop", address=f"127.0.0.1:{port}")
@@ -66,7 +66,7 @@ def test_a_machine_joins_renews_and_is_revoked(
 
 
 def test_a_certificate_that_is_damaged_is_listed(folders: CertificateFolders) -> None:
-    """A list of certificates names the one that cannot be used, with the reason."""
+    """The list of certificates names a damaged one, with the reason."""
     made = make_authority(folders, name="laptop", address="127.0.0.1:1")
     made.certificate.write_text("nothing")
     (own,) = certificates(folders).own
@@ -75,7 +75,7 @@ def test_a_certificate_that_is_damaged_is_listed(folders: CertificateFolders) ->
 
 
 def test_a_name_that_has_a_certificate_is_noted(folders: CertificateFolders, tmp_path: Path) -> None:
-    """A second machine may take the place of the first, and whoever invites it is told so."""
+    """If a second machine takes the name of a first one, the inviter gets a note."""
     make_authority(folders, name="laptop", address="127.0.0.1:1")
     issue_certificate("mini", Role.NODE, CertificateFolders(authority=folders.authority, own=tmp_path / "mini"))
     watcher = Listener()
@@ -85,7 +85,7 @@ def test_a_name_that_has_a_certificate_is_noted(folders: CertificateFolders, tmp
 
 
 def test_a_cluster_is_not_left_by_accident(folders: CertificateFolders, tmp_path: Path) -> None:
-    """A machine that belongs to a cluster does not begin another in the same folder."""
+    """A machine that belongs to a cluster cannot start another one in the same folder."""
     make_authority(folders, name="laptop", address="127.0.0.1:1")
     with pytest.raises(UsageError, match="already holds certificates of a cluster"):
         make_authority(CertificateFolders(authority=tmp_path / "second", own=folders.own), name="laptop")

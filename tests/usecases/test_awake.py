@@ -1,4 +1,4 @@
-"""A Mac that serves stays awake on mains power, for as long as the process lives, unless it is told not to."""
+"""A Mac that serves stays awake on mains power while the process lives, unless that is turned off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.watching import Listener
 
 @pytest.fixture
 def caffeinate(tmp_path, monkeypatch):
-    """A program of that name, as macOS has, which writes down how it was called, and holds."""
+    """A stand-in for macOS's program that records its arguments and keeps running."""
     program = tmp_path / "bin" / "caffeinate"
     program.parent.mkdir()
     written, called = tmp_path / "written", tmp_path / "called"
@@ -25,7 +25,7 @@ def caffeinate(tmp_path, monkeypatch):
 
 
 def test_a_mac_is_held_awake_while_it_serves(caffeinate) -> None:
-    """On mains power only, bound to this process, and ended with it."""
+    """The program runs on mains power only, bound to this process, and ends with it."""
     with awake(allow_sleep=False, platform="darwin"):
         wait_until(caffeinate.exists)
     assert caffeinate.read_text().split() == ["-s", "-w", str(os.getpid())]
@@ -33,14 +33,14 @@ def test_a_mac_is_held_awake_while_it_serves(caffeinate) -> None:
 
 @pytest.mark.parametrize(("allow_sleep", "platform"), [(True, "darwin"), (False, "linux")])
 def test_nobody_else_is_kept_awake(caffeinate, allow_sleep, platform) -> None:
-    """Where it was allowed to sleep, and where sleep is set elsewhere."""
+    """The program does not run if the user allows sleep, or on another system."""
     with awake(allow_sleep=allow_sleep, platform=platform):
         pass
     assert not caffeinate.exists()
 
 
 def test_a_mac_without_the_program_says_so(tmp_path, monkeypatch) -> None:
-    """It serves all the same."""
+    """A Mac without the program serves, with a note."""
     monkeypatch.setenv("PATH", str(tmp_path))
     listener = Listener()
     with awake(allow_sleep=False, platform="darwin", watcher=listener):

@@ -1,4 +1,4 @@
-"""A loop in a thread of its own, and what it runs for the main thread."""
+"""An event loop in a thread of its own, and what it runs for the main thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shardhub.usecases.loop import LoopThread
 
 
 def test_iteration_may_be_closed_after_its_loop() -> None:
-    """Ctrl-C between two items leaves the block first: the source has cleaned up then, and closing raises nothing."""
+    """After Ctrl-C between two items leaves the block, the source has cleaned up, and closing raises nothing."""
     ended: list[bool] = []
 
     async def numbers() -> AsyncIterator[int]:

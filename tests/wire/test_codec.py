@@ -1,4 +1,4 @@
-"""Messages of the wire: what goes in comes out, golden bytes, and what is refused before an array exists."""
+"""Wire messages: round trips, golden bytes, and what is refused before an array exists."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def steps(draw):
 
 @given(steps())
 def test_steps_come_out_as_they_went_in(step) -> None:
-    """All but the deadline, which is carried as the time that is left."""
+    """All fields but the deadline come back, which is sent as the remaining time."""
     sent = pb.LinkMessage.FromString(codec.step_message(step, now=NOW).SerializeToString())
     received = codec.step_value(sent.step, step.lane, now=NOW + 5.0)
     assert received.deadline == step.deadline + 5.0
@@ -96,7 +96,7 @@ row_results = st.builds(
 
 @given(st.lists(row_results, max_size=4), st.sampled_from(Lane), stage_times)
 def test_results_come_out_as_they_went_in(rows, lane, times) -> None:
-    """A row without a token stays one, and every stage's time comes along."""
+    """A row without a token comes back as such, with every stage's time."""
     result = StepResult(rows=tuple(rows), lane=lane, times=times)
     sent = pb.LinkMessage.FromString(codec.result_message(result, b"boot").SerializeToString())
     assert codec.result_value(sent.result, lane) == result
@@ -115,7 +115,7 @@ def test_failures_keep_class_and_texts(kind, what, why, hint) -> None:
 
 
 def test_unknown_error_becomes_a_node_failure() -> None:
-    """A newer node's error is still an error."""
+    """An unknown error class, as from a newer node, becomes a node failure."""
     received = codec.failure_value(pb.Failure(error="SomethingNew", what="x"))
     assert type(received.error) is NodeFailure
     assert isinstance(received.error, ShardhubError)
@@ -136,7 +136,7 @@ parameters = st.builds(
 
 @given(ids, ids, st.integers(1, 2**40), parameters, st.sampled_from(HopKind), st.none() | st.integers(0, 2**31))
 def test_open_calls_come_out_as_they_went_in(head, session, epoch, sampling, kind, position) -> None:
-    """Sampling parameters too, to the last bit: the draw depends on them."""
+    """Sampling parameters come back to the last bit, since the draw depends on them."""
     call = OpenSession(
         head=head,
         session=session,
@@ -150,7 +150,7 @@ def test_open_calls_come_out_as_they_went_in(head, session, epoch, sampling, kin
 
 
 def test_step_golden_bytes() -> None:
-    """The bytes of a small step: a change of them is a change of the wire."""
+    """The bytes of a small step are fixed: another result is a change of the wire format."""
     message = pb.LinkMessage(
         step=pb.Step(
             rows=[pb.Row(session=b"0123456789abcdef", epoch=3, position=5, sample=True)],
@@ -183,7 +183,7 @@ def test_tensors_that_lie_are_refused(tensor, text) -> None:
 
 
 def test_unknown_dtype_number_is_refused() -> None:
-    """An enum value of a later protocol."""
+    """A dtype number of a later protocol is refused."""
     tensor = pb.Tensor.FromString(b"\x10\x63")  # dtype = 99
     step = pb.Step(rows=[pb.Row()], crossings=[tensor])
     with pytest.raises(WireError, match="dtype 99"):
@@ -191,7 +191,7 @@ def test_unknown_dtype_number_is_refused() -> None:
 
 
 def test_crossing_twice_and_rows_without_number_are_refused() -> None:
-    """Counts are bounded, names unique."""
+    """Crossings with one name, and rows whose number is out of bounds, are refused."""
     tensor = pb.Tensor(name="x", dtype="U8", shape=[0])
     with pytest.raises(WireError, match="twice"):
         codec.step_value(pb.Step(rows=[pb.Row()], crossings=[tensor, tensor]), Lane.DECODE, now=NOW)
@@ -203,7 +203,7 @@ def test_crossing_twice_and_rows_without_number_are_refused() -> None:
 
 @pytest.mark.parametrize("changes", [{"temperature": float("nan")}, {"top_p": 7.0}, {"repetition_penalty": 0.0}])
 def test_open_with_impossible_sampling_is_refused(changes) -> None:
-    """Bounds hold on the node too, whatever the head checked."""
+    """A node checks the bounds of sampling parameters itself."""
     sampling = pb.Sampling(top_p=1, repetition_penalty=1, repetition_context=20)
     for key, value in changes.items():
         setattr(sampling, key, value)
@@ -213,7 +213,7 @@ def test_open_with_impossible_sampling_is_refused(changes) -> None:
 
 @given(st.binary(max_size=200))
 def test_random_bytes_never_break_the_decoder(data) -> None:
-    """Whatever protobuf accepts is either a step or a WireError."""
+    """Any bytes that protobuf accepts decode to a step or raise WireError."""
     try:
         message = pb.Step.FromString(data)
     except Exception:  # noqa: BLE001 - protobuf's own refusal

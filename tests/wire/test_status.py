@@ -16,7 +16,7 @@ def rpc_error(code, details="", trailing=()):
 
 @pytest.mark.parametrize("kind", list(OUTCOMES))
 def test_every_error_survives_the_way_through_a_status(kind) -> None:
-    """Class and texts, umlauts and newlines included; the peer's address is put before."""
+    """Class and texts come back, umlauts and newlines included; the peer's address is put in front."""
     error = kind("what happened: ü\nline two", why="3 != 4", hint="do this")
     code, details, trailing = to_status(error)
     assert code.name == OUTCOMES[kind].grpc
@@ -38,7 +38,7 @@ def test_every_error_survives_the_way_through_a_status(kind) -> None:
     ],
 )
 def test_statuses_that_are_not_ours_become_ours(code, kind) -> None:
-    """gRPC's own failures, each named with the peer and what was tried."""
+    """Each of gRPC's own failures becomes an error of ours with the peer and what was tried."""
     rebuilt = from_rpc(rpc_error(code, "details"), peer="node:1", doing="describe it")
     assert type(rebuilt) is kind
     assert "node:1" in rebuilt.what
@@ -46,7 +46,7 @@ def test_statuses_that_are_not_ours_become_ours(code, kind) -> None:
 
 @pytest.mark.parametrize("value", ["", "{", "[]", '{"error": 3}'])
 def test_broken_metadata_is_no_reason_to_fail(value) -> None:
-    """A peer that lies in its metadata is still only an error."""
+    """Invalid metadata from a peer still gives an error."""
     error = rpc_error(grpc.StatusCode.UNAVAILABLE, "x", (("shardhub-error", value),))
     assert isinstance(from_rpc(error, peer="node:1", doing="x"), ChainError)
 
@@ -60,5 +60,5 @@ def test_broken_metadata_is_no_reason_to_fail(value) -> None:
     ],
 )
 def test_names_without_an_address_are_said_to_be_such(details) -> None:
-    """What gRPC's resolver says of a name becomes words for people, whichever resolver it is."""
+    """What gRPC's resolver says about an unknown name becomes plain words, whichever resolver is used."""
     assert network_words(details) == "the name cannot be resolved"
